@@ -1,0 +1,1 @@
+"""The artifact worker: the process that runs artifact jobs against object stores."""

@@ -1,0 +1,25 @@
+"""Stores and the backends behind them. Knows neither Celery nor the settings nor the catalogue."""
+
+from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.driver import Capabilities, Condition, Digest, ListedObject, Match, ObjectStat, Unfinished
+from worker.storage.registry import Stores, open_store
+from worker.storage.store import Store, Verdict, Verification, VerifiedReader
+
+__all__ = [
+    "Capabilities",
+    "Condition",
+    "Digest",
+    "FilesystemConfig",
+    "ListedObject",
+    "Match",
+    "ObjectStat",
+    "S3Config",
+    "Store",
+    "StoreConfig",
+    "Stores",
+    "Unfinished",
+    "Verdict",
+    "Verification",
+    "VerifiedReader",
+    "open_store",
+]

@@ -1,0 +1,228 @@
+"""What a backend implements: the small Protocol, its values, and the facts it states about itself.
+
+A driver never checks keys, never decides whether bytes are right and never retries beyond its SDK's own bounded
+request retries: `Store` does the first two for all of them, Celery the last. A driver translates every error of its
+SDK into `worker.storage.errors`, at one place.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The identity of some bytes: how many, and their SHA-256 as 64 lower-case hex digits."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteInfo:
+    """What is known of an object before its first byte is written.
+
+    `size` and `sha256` are None where nobody knows them; a driver that states `needs_digest_first` always gets both.
+    """
+
+    size: int | None = None
+    sha256: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Write or delete only if the object still has this version tag (`ObjectStat.version`)."""
+
+    version: str
+
+
+# None: over whatever is there. "create_only": only where nothing is. Match: only over that version.
+Condition = Literal["create_only"] | Match | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What a store says of an object without its bytes being read. None of it proves content.
+
+    `version` is the store's own tag, which changes with every write of the key (ETag, generation, inode and time).
+    `sha256` is the digest that was stored beside the object, lower-case, or None; it is a claim, not evidence.
+    `storage_tags` is weaker evidence under the name the store gives it, such as `{"etag": …}`.
+    """
+
+    bucket: str
+    key: str
+    size: int
+    version: str
+    modified: datetime
+    sha256: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    storage_tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One row of a listing: what every store can say without a request per object."""
+
+    key: str
+    size: int
+    version: str
+    modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Something that a writer began and did not finish: a temporary file, an open multipart upload.
+
+    `token` is for the driver's own use. `since` is when it was begun.
+    """
+
+    description: str
+    since: datetime
+    token: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Facts about a store, in place of optional methods.
+
+    Attributes:
+        needs_digest_first: size and SHA-256 must be known before the first byte is sent.
+        conditional_writes: `create_only` and `Match` are decided by the store itself, atomically.
+        implicit_buckets: writing an object makes its bucket; a bucket without objects may still have to be created.
+        prefix_keys: `a` and `a/b` can both be objects.
+        user_metadata: metadata given at the write comes back from `stat`.
+        max_object_size: bytes of the largest object, or None where only the disk sets a limit.
+        max_copy_size: bytes of the largest object that `copy` can copy inside the store.
+    """
+
+    needs_digest_first: bool
+    conditional_writes: bool
+    implicit_buckets: bool
+    prefix_keys: bool
+    user_metadata: bool
+    max_object_size: int | None
+    max_copy_size: int | None
+
+
+class Body(Protocol):
+    """The bytes to write, as a driver reads them. Reading to the end is the driver's duty.
+
+    `read` returns at most `size` bytes, and `b""` only at the end. It raises at the end when the bytes are not those
+    that were announced: a driver commits nothing before it has seen the `b""`.
+    """
+
+    def read(self, size: int, /) -> bytes: ...
+
+    @property
+    def digest(self) -> Digest:
+        """Return the digest of the bytes; only to be asked for after the end was read."""
+        ...
+
+
+class ObjectReader(Protocol):
+    """The bytes of one version of one object, as a context manager.
+
+    `read` returns at most `size` bytes and `b""` only at the end; it raises StorageErrors only. `stat` describes the very
+    version that is being read, also when the key is overwritten meanwhile.
+    """
+
+    @property
+    def stat(self) -> ObjectStat: ...
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class Driver(Protocol):
+    """One backend. Buckets and keys it is given have passed `worker.storage.keys`.
+
+    Every method raises NotFound for an absent object or bucket unless it says otherwise, and TransientError, AccessDenied
+    or PermanentError for what its store answers. One driver is used by one process and may be used by several threads.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the configured name of the store, for messages."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
+        """Write an object whole or not at all, durably, and return its stat.
+
+        If `body` raises, or the process dies at any point, nothing becomes visible under the key, what was there stays
+        as it was, and whatever can be cleaned up is.
+
+        Raises:
+            AlreadyExists: `condition` is "create_only" and an object is there.
+            PreconditionFailed: `condition` is a Match and another version, or nothing, is there.
+            OutOfSpace: the store is full.
+            NotFound: the bucket does not exist and the store does not make buckets implicitly.
+        """
+        ...
+
+    def open(
+        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
+    ) -> ObjectReader:
+        """Open an object for reading from `offset`, at most `length` bytes; a range past the end is empty.
+
+        `uncached` asks that the bytes come from the medium and not from a cache of this machine, where there is one.
+        """
+        ...
+
+    def stat(self, bucket: str, key: str) -> ObjectStat: ...
+
+    def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        """Delete an object; return whether anything was there. An absent object or bucket is no error.
+
+        Raises:
+            PreconditionFailed: `condition` names another version than the one that is there.
+        """
+        ...
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+        """Copy an object inside the store, without its bytes passing through us, replacing what is at the destination.
+
+        The caller guarantees that the object is at most `capabilities.max_copy_size` bytes. The copy may share its
+        blocks with the original: it protects from overwriting and deleting, not from rot.
+        """
+        ...
+
+    def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
+        """Yield the objects whose key starts with `prefix` and comes after `after`, by the UTF-8 bytes of their keys.
+
+        Pages are fetched as they are needed. An absent bucket is empty.
+        """
+        ...
+
+    def create_bucket(self, bucket: str) -> bool:
+        """Make a bucket; return False if it was there already."""
+        ...
+
+    def delete_bucket(self, bucket: str) -> bool:
+        """Delete an empty bucket; return False if it was not there.
+
+        Raises:
+            BucketNotEmpty: it holds objects.
+        """
+        ...
+
+    def bucket_exists(self, bucket: str) -> bool: ...
+
+    def iter_unfinished(self) -> Iterator[Unfinished]:
+        """Yield what writers left behind or are still writing, in all buckets."""
+        ...
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        """Remove one left-over; return False if it has ended by itself or its writer is known to be alive."""
+        ...
+
+    def check(self) -> None:
+        """Return if the store can be reached with these credentials; raise what is wrong otherwise."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,102 @@
+"""Say what went wrong at a store, in one closed vocabulary.
+
+StorageError
+├── TransientError            trying again later may help
+│   ├── Unavailable           the store cannot be reached, or says it is broken
+│   ├── Throttled             the store asks for fewer requests
+│   └── Timeout               the store did not answer in time
+└── PermanentError            trying again changes nothing
+    ├── NotFound              the object or bucket is not there (also a FileNotFoundError)
+    ├── AlreadyExists         a create-only write found an object
+    ├── PreconditionFailed    the object is not the version the caller named
+    ├── AccessDenied          the credentials do not allow it, or are wrong
+    ├── InvalidKey            no store may hold this bucket name or key
+    ├── BucketNotEmpty        a bucket that holds objects cannot be deleted
+    ├── OutOfSpace            the store, or the disk under it, is full
+    └── IntegrityError        the bytes are not the bytes that were announced
+        ├── DigestMismatch
+        └── SizeMismatch
+
+Arguments are positional, so that every error survives pickling between worker processes. The message names the store
+and the object and is meant for a person; nothing in it is secret.
+"""
+
+
+class StorageError(Exception):
+    """Something went wrong at a store."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    @property
+    def message(self) -> str:
+        """Return the one line that says what happened, where, and what to do."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class TransientError(StorageError):
+    """Trying again later may help."""
+
+
+class Unavailable(TransientError):
+    """The store cannot be reached, or answers that it is broken."""
+
+
+class Throttled(TransientError):
+    """The store asks for fewer requests; `retry_after` is its wish in seconds, or None."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, retry_after)
+        self.retry_after = retry_after
+
+
+class Timeout(TransientError):
+    """The store did not answer in time."""
+
+
+class PermanentError(StorageError):
+    """Trying again changes nothing."""
+
+
+class NotFound(PermanentError, FileNotFoundError):
+    """The object or the bucket is not there."""
+
+
+class AlreadyExists(PermanentError):
+    """A create-only write found an object under its key."""
+
+
+class PreconditionFailed(PermanentError):
+    """The object is no longer the version that the caller named."""
+
+
+class AccessDenied(PermanentError):
+    """The credentials are wrong, or do not allow this."""
+
+
+class InvalidKey(PermanentError):
+    """The bucket name or key is one that the stores cannot all hold."""
+
+
+class BucketNotEmpty(PermanentError):
+    """The bucket still holds objects."""
+
+
+class OutOfSpace(PermanentError):
+    """The store, or the disk it lies on, is full."""
+
+
+class IntegrityError(PermanentError):
+    """The bytes are not the bytes that were announced."""
+
+
+class DigestMismatch(IntegrityError):
+    """The bytes have another SHA-256 than announced."""
+
+
+class SizeMismatch(IntegrityError):
+    """There are more or fewer bytes than announced."""

@@ -1,0 +1,88 @@
+"""The one grammar of bucket names and keys.
+
+A key that passes here can be held, byte for byte, by every store we know, so that an artifact can always be
+replicated. The rules are the union of what the stores cannot do:
+
+- a bucket is 1 to 63 ASCII letters, digits, `.`, `_` and `-`, and starts with a letter or a digit;
+- a key is UTF-8, and bucket and key with the slash between them are at most 1,024 bytes (S3, GCS and Azure);
+- a key consists of segments between single slashes: none is empty, `.` or `..` (filesystems, URLs);
+- a segment is at most 247 bytes (255 of a filesystem, less the longest sidecar suffix) and ends neither in a dot nor
+  in a space (Azure drops the former, Windows tools both);
+- no control characters (XML listings cannot carry them) and no backslash (Azure turns it into a slash);
+- segments starting with `.zot-` and buckets starting with `zot-` are ours: temporary files, markers, quarantine.
+"""
+
+import re
+import unicodedata
+
+from worker.storage.errors import InvalidKey
+
+MAX_PATH_BYTES = 1024
+MAX_SEGMENT_BYTES = 247
+RESERVED_SEGMENT = ".zot-"
+RESERVED_BUCKET = "zot-"
+QUARANTINE_BUCKET = "zot-quarantine"
+PROBE_BUCKET = "zot-probe"
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def check_bucket(bucket: str) -> str:
+    """Return `bucket` if it may name a bucket that users write to.
+
+    Raises:
+        InvalidKey: naming the bucket and the rule it breaks.
+    """
+    if bucket.startswith(RESERVED_BUCKET):
+        raise InvalidKey(f"bucket {bucket!r} is not allowed: names starting with {RESERVED_BUCKET!r} are reserved")
+    return check_any_bucket(bucket)
+
+
+def check_any_bucket(bucket: str) -> str:
+    """Return `bucket` if a store can hold it, our own reserved buckets included."""
+    if not _BUCKET.fullmatch(bucket) or ".." in bucket or bucket.endswith("."):
+        raise InvalidKey(
+            f"bucket {bucket!r} is not allowed: use 1 to 63 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit, without '..' or a dot at the end"
+        )
+    return bucket
+
+
+def check_key(bucket: str, key: str) -> str:
+    """Return `key` if every store can hold it, in this bucket, exactly as it is.
+
+    Raises:
+        InvalidKey: naming the key and the rule it breaks.
+    """
+    rule = _broken_rule(bucket, key)
+    if rule:
+        raise InvalidKey(f"key {key!r} is not allowed: {rule}")
+    return key
+
+
+def _broken_rule(bucket: str, key: str) -> str | None:
+    try:
+        length = len(f"{bucket}/{key}".encode())
+    except UnicodeEncodeError:
+        return "it is not valid Unicode (lone surrogate)"
+    if length > MAX_PATH_BYTES:
+        return f"bucket and key are {length} bytes long, at most {MAX_PATH_BYTES} are possible"
+    if "\\" in key:
+        return "a backslash cannot be stored by every store"
+    if any(unicodedata.category(char) == "Cc" or char in "\ufffe\uffff" for char in key):
+        return "control characters cannot be listed by every store"
+    return next((rule for segment in key.split("/") if (rule := _broken_segment_rule(segment))), None)
+
+
+def _broken_segment_rule(segment: str) -> str | None:
+    if segment == "":
+        return "it is empty, starts or ends with '/', or has '//' in it"
+    if segment in {".", ".."}:
+        return "'.' and '..' cannot be path segments"
+    if segment.endswith((".", " ")):
+        return f"segment {segment!r} ends in a dot or a space"
+    if segment.startswith(RESERVED_SEGMENT):
+        return f"segments starting with {RESERVED_SEGMENT!r} are reserved"
+    if len(segment.encode()) > MAX_SEGMENT_BYTES:
+        return f"a segment is longer than {MAX_SEGMENT_BYTES} bytes"
+    return None

@@ -1,0 +1,74 @@
+"""Find the backend of a configured store, and open the stores of one process."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.driver import Driver
+from worker.storage.errors import PermanentError
+from worker.storage.store import Store
+
+
+class UnknownStore(PermanentError, KeyError):
+    """No store of this name is configured."""
+
+
+def open_driver(name: str, config: StoreConfig) -> Driver:
+    """Return the driver for a configured store. Backends are imported only when one is used."""
+    match config:
+        case FilesystemConfig():
+            from worker.storage.filesystem import FilesystemDriver
+
+            return FilesystemDriver(name, config)
+        case S3Config():
+            from worker.storage.s3 import S3Driver
+
+            return S3Driver(name, config)
+
+
+def open_store(name: str, config: StoreConfig, *, spool_dir: Path | None = None) -> Store:
+    """Return the store that is configured under this name."""
+    return Store(open_driver(name, config), spool_dir=spool_dir)
+
+
+class Stores(Mapping[str, Store]):
+    """The configured stores by name, each opened at its first use and again after a fork."""
+
+    def __init__(self, configs: Mapping[str, StoreConfig], *, spool_dir: Path | None = None) -> None:
+        self._configs = configs
+        self._spool_dir = spool_dir
+        self._open: dict[str, Store] = {}
+        self._process = os.getpid()
+
+    def __getitem__(self, name: str) -> Store:
+        """Return a store.
+
+        Raises:
+            UnknownStore: naming the store that was asked for and those that there are.
+        """
+        if os.getpid() != self._process:  # SDK clients and their connections do not survive a fork
+            self._open, self._process = {}, os.getpid()
+        if name not in self._configs:
+            raise UnknownStore(self._unknown(name))
+        if name not in self._open:
+            self._open[name] = open_store(name, self._configs[name], spool_dir=self._spool_dir)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+    def close(self) -> None:
+        """Close the stores that were opened."""
+        for store in self._open.values():
+            store.close()
+        self._open.clear()
+
+    def _unknown(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self._configs, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return f"no store is named {name!r}{hint} Configured are: {', '.join(sorted(self._configs)) or 'none'}"

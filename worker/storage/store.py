@@ -1,0 +1,348 @@
+"""Store: what must not differ between backends, written once."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from worker.storage.driver import (
+    Capabilities,
+    Condition,
+    Digest,
+    Driver,
+    ListedObject,
+    Match,
+    ObjectReader,
+    ObjectStat,
+    Unfinished,
+    WriteInfo,
+)
+from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch, StorageError
+from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
+from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifyingReader, drain
+
+
+class Verdict(StrEnum):
+    """What a look at one copy has shown. Only `verified` is good news."""
+
+    VERIFIED = "verified"
+    """All bytes were read and match the recorded digest."""
+    CORRUPT = "corrupt"
+    """All bytes were read and have another SHA-256."""
+    MISSING = "missing"
+    """The store says that there is no such object."""
+    SIZE_MISMATCH = "size_mismatch"
+    """The object has another size than recorded."""
+    UNREADABLE = "unreadable"
+    """The object could not be read to its end: this says nothing about its bytes."""
+    UNVERIFIABLE = "unverifiable"
+    """There is no digest to hold the bytes against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome of one full read: the verdict, and what was seen on the way to it."""
+
+    verdict: Verdict
+    expected: Digest | None = None
+    size: int | None = None
+    sha256: str | None = None
+    version: str | None = None
+    detail: str | None = None
+
+
+class VerifiedReader:
+    """An object's bytes, which raise at their end when they are not what was recorded.
+
+    A context manager. `verified` tells whether a digest is known to hold the bytes against.
+    """
+
+    def __init__(self, reader: ObjectReader, body: VerifyingReader, *, verified: bool) -> None:
+        self._reader = reader
+        self._body = body
+        self.verified = verified
+
+    @property
+    def stat(self) -> ObjectStat:
+        """Return the stat of the version that is being read."""
+        return self._reader.stat
+
+    @property
+    def digest(self) -> Digest:
+        """Return the digest of all bytes, once they are read."""
+        return self._body.digest
+
+    def read(self, size: int = BUFFER_SIZE, /) -> bytes:
+        """Return at most `size` bytes, `b""` only at an end that was right; raise IntegrityError otherwise."""
+        return self._body.read(size)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.read():
+            yield data
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Store:
+    """One configured place that holds bytes, whatever backend is behind it.
+
+    Checks every bucket name and key before anything is sent, hashes every byte that passes, and compares. Names of
+    buckets may also be our own reserved ones: who lets users choose names uses `check_bucket` first.
+    """
+
+    def __init__(self, driver: Driver, *, spool_dir: Path | None = None) -> None:
+        """Wrap a driver.
+
+        Args:
+            driver: the backend.
+            spool_dir: where bodies of unknown digest wait on disk for stores that need it first; the system's
+                temporary directory by default.
+        """
+        self._driver = driver
+        self._spool_dir = spool_dir
+
+    @property
+    def name(self) -> str:
+        """Return the configured name, such as `primary`."""
+        return self._driver.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._driver.capabilities
+
+    # Objects
+
+    def write_object(
+        self,
+        bucket: str,
+        key: str,
+        source: Readable,
+        *,
+        size: int | None = None,
+        sha256: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        condition: Condition = None,
+        on_bytes: OnBytes | None = None,
+    ) -> tuple[ObjectStat, Digest]:
+        """Write an object whole or not at all and return its stat and the digest of the bytes that were sent.
+
+        Args:
+            bucket: the logical bucket.
+            key: the key in it.
+            source: the bytes, read once, in pieces.
+            size: how many bytes there must be, if known.
+            sha256: the SHA-256 they must have, if known.
+            metadata: kept by stores whose capabilities say so.
+            condition: see `Driver.put`.
+            on_bytes: told of every piece on its way to the store.
+
+        Raises:
+            SizeMismatch, DigestMismatch: the source is not what was announced; nothing was written.
+            InvalidKey: nothing was sent.
+            StorageError: see `Driver.put`.
+        """
+        self._check(bucket, key)
+        metadata = metadata or {}
+        if self.capabilities.needs_digest_first and (size is None or sha256 is None):
+            with self._spooled(source, size, sha256) as (spool, digest):
+                return self.write_object(
+                    bucket, key, spool, size=digest.size, sha256=digest.sha256,
+                    metadata=metadata, condition=condition, on_bytes=on_bytes,
+                )  # fmt: skip
+        self._check_size(bucket, key, size)
+        body = VerifyingReader(source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes)
+        info = WriteInfo(size=size, sha256=sha256, metadata=metadata)
+        stat = self._driver.put(bucket, key, body, info, condition=condition)
+        return stat, body.digest
+
+    def read_object(
+        self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None
+    ) -> VerifiedReader:
+        """Open an object; reading it to the end verifies it and raises IntegrityError when it is wrong.
+
+        Args:
+            bucket: the logical bucket.
+            key: the key in it.
+            expected: the recorded digest; without it, the digest that the store keeps beside the object.
+            on_bytes: told of every piece read.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageError: see `Driver.open`.
+        """
+        self._check(bucket, key)
+        reader = self._driver.open(bucket, key)
+        digest = expected or _claimed(reader.stat)
+        body = VerifyingReader(
+            reader,
+            size=digest.size if digest else reader.stat.size,
+            sha256=digest.sha256 if digest else None,
+            what=f"{self.name}: {bucket}/{key}",
+            on_bytes=on_bytes,
+        )
+        return VerifiedReader(reader, body, verified=digest is not None)
+
+    def read_object_range(self, bucket: str, key: str, offset: int, length: int) -> ObjectReader:
+        """Open `length` bytes from `offset`. A part is not verified: a whole digest cannot vouch for it."""
+        self._check(bucket, key)
+        if offset < 0 or length < 0:
+            msg = f"a range starts at 0 or later and is not negative: offset {offset}, length {length}"
+            raise ValueError(msg)
+        return self._driver.open(bucket, key, offset=offset, length=length)
+
+    def verify_object(
+        self, bucket: str, key: str, expected: Digest | None = None, *, on_bytes: OnBytes | None = None
+    ) -> Verification:
+        """Read all bytes of an object and say what they are; never raises for what it finds at the store.
+
+        Args:
+            bucket: the logical bucket.
+            key: the key in it.
+            expected: the recorded digest; without it, the digest that the store keeps beside the object.
+            on_bytes: told of every piece read; what it raises passes through.
+        """
+        self._check(bucket, key)
+        try:
+            with self._driver.open(bucket, key, uncached=True) as reader:
+                return _judge(reader, expected or _claimed(reader.stat), on_bytes)
+        except NotFound as error:
+            return Verification(Verdict.MISSING, expected, detail=error.message)
+        except StorageError as error:
+            return Verification(Verdict.UNREADABLE, expected, detail=error.message)
+
+    def stat_object(self, bucket: str, key: str) -> ObjectStat:
+        """Return what the store says of an object, without reading it. It proves nothing about the bytes."""
+        self._check(bucket, key)
+        return self._driver.stat(bucket, key)
+
+    def object_exists(self, bucket: str, key: str) -> bool:
+        """Return whether the store says that there is such an object."""
+        try:
+            self.stat_object(bucket, key)
+        except NotFound:
+            return False
+        return True
+
+    def get_object_size(self, bucket: str, key: str) -> int:
+        """Return the size in bytes that the store gives."""
+        return self.stat_object(bucket, key).size
+
+    def get_object_hash(self, bucket: str, key: str) -> str | None:
+        """Return the SHA-256 kept beside the object, or None. It is a claim; `verify_object` holds the bytes to it."""
+        return self.stat_object(bucket, key).sha256
+
+    def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        """Delete an object and return whether there was one; see `Driver.delete`."""
+        self._check(bucket, key)
+        return self._driver.delete(bucket, key, condition=condition)
+
+    def quarantine_object(self, bucket: str, key: str, label: str) -> str:
+        """Keep a second hold on an object's present bytes, and return the `bucket/key` under which they stay.
+
+        The object itself stays where it is, to be replaced afterwards: nothing is deleted first.
+
+        Args:
+            bucket: the logical bucket.
+            key: the key in it.
+            label: distinguishes this set of bytes from others of the same key, such as a job id.
+        """
+        self._check(bucket, key)
+        aside = f"{bucket}/{label}/{key}"
+        if len(f"{QUARANTINE_BUCKET}/{aside}".encode()) > MAX_PATH_BYTES:
+            aside = f"{bucket}/{label}/{hashlib.sha256(key.encode()).hexdigest()}"
+        stat = self._driver.stat(bucket, key)
+        limit = self.capabilities.max_copy_size
+        if limit is not None and stat.size <= limit:
+            self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
+        else:
+            with self._driver.open(bucket, key) as reader:
+                self.write_object(QUARANTINE_BUCKET, aside, reader)
+        return f"{QUARANTINE_BUCKET}/{aside}"
+
+    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
+        """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
+        check_any_bucket(bucket)
+        return self._driver.iter_objects(bucket, prefix, after)
+
+    # Buckets and the store itself
+
+    def create_bucket(self, bucket: str) -> bool:
+        """Make a bucket; return False if it was there already."""
+        return self._driver.create_bucket(check_any_bucket(bucket))
+
+    def delete_bucket(self, bucket: str) -> bool:
+        """Delete an empty bucket; return False if it was not there, raise BucketNotEmpty if it holds objects."""
+        return self._driver.delete_bucket(check_any_bucket(bucket))
+
+    def bucket_exists(self, bucket: str) -> bool:
+        return self._driver.bucket_exists(check_any_bucket(bucket))
+
+    def health_check(self) -> None:
+        """Return if the store can be reached with its credentials; raise a StorageError that says what is wrong."""
+        self._driver.check()
+
+    def iter_unfinished(self) -> Iterator[Unfinished]:
+        """Yield what writers left behind or are still writing."""
+        return self._driver.iter_unfinished()
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        """Remove one left-over; return False if it has ended by itself or its writer is alive."""
+        return self._driver.discard(unfinished)
+
+    def close(self) -> None:
+        self._driver.close()
+
+    # How
+
+    def _check(self, bucket: str, key: str) -> None:
+        check_any_bucket(bucket)
+        check_key(bucket, key)
+
+    def _check_size(self, bucket: str, key: str, size: int | None) -> None:
+        limit = self.capabilities.max_object_size
+        if size is not None and limit is not None and size > limit:
+            raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
+
+    @contextmanager
+    def _spooled(self, source: Readable, size: int | None, sha256: str | None) -> Iterator[tuple[Readable, Digest]]:
+        body = VerifyingReader(source, size=size, sha256=sha256)
+        with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-spool-") as spool:
+            try:
+                shutil.copyfileobj(body, spool, BUFFER_SIZE)
+                spool.seek(0)
+            except OSError as error:
+                raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error
+            yield spool, body.digest
+
+
+def _claimed(stat: ObjectStat) -> Digest | None:
+    return Digest(stat.size, stat.sha256) if stat.sha256 else None
+
+
+def _judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | None) -> Verification:
+    stat = reader.stat
+    if expected is None:
+        return Verification(Verdict.UNVERIFIABLE, size=stat.size, version=stat.version, detail="no digest is recorded")
+    if stat.size != expected.size:
+        detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
+        return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)
+    body = VerifyingReader(reader, on_bytes=on_bytes)
+    drain(body)
+    found = body.digest
+    if found == expected:
+        return Verification(Verdict.VERIFIED, expected, found.size, found.sha256, stat.version)
+    verdict = Verdict.SIZE_MISMATCH if found.size != expected.size else Verdict.CORRUPT
+    detail = f"the bytes have SHA-256 {found.sha256}, recorded is {expected.sha256}"
+    return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)

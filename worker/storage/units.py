@@ -1,0 +1,38 @@
+"""Durations and sizes with their units, for settings."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator, ByteSize
+
+_PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read a duration such as `30s`, `15m`, `1h30m` or `30d`.
+
+    Raises:
+        ValueError: it has no unit, or one that is not known.
+    """
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).replace(" ", "")
+    if text == "0":
+        return timedelta()
+    if not text or _PARTS.sub("", text):
+        msg = f"{value!r} is not a duration: write a number with a unit, such as 30s, 15m, 1h30m or 30d"
+        raise ValueError(msg)
+    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(text)))
+
+
+def _check_size(value: object) -> object:
+    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*[KMGTP]i?B", value)):
+        return value
+    msg = f"{value!r} is not a size: write a number with a unit, such as 64KiB, 8MiB or 5GiB"
+    raise ValueError(msg)
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+Size = Annotated[ByteSize, BeforeValidator(_check_size)]

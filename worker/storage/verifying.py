@@ -1,0 +1,92 @@
+"""Readers that hash what passes through them and refuse, at its end, what is not what was announced."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+from worker.storage.driver import Digest
+from worker.storage.errors import DigestMismatch, SizeMismatch
+
+BUFFER_SIZE = 1 << 20
+"""Bytes read at a time: large enough that hashing runs at full speed and without Python's global lock."""
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+OnBytes = Callable[[int], None]
+"""Told of every piece read, in bytes. What it raises ends the transfer; nothing becomes visible."""
+
+
+class VerifyingReader:
+    """Pass bytes on while hashing them; raise at the end unless they have the announced size and SHA-256.
+
+    Put in front of every commit: whoever reads to the end either saw the right bytes or an exception.
+    """
+
+    def __init__(
+        self,
+        source: Readable,
+        *,
+        size: int | None = None,
+        sha256: str | None = None,
+        what: str = "the source",
+        on_bytes: OnBytes | None = None,
+    ) -> None:
+        self._source = source
+        self._size = size
+        self._sha256 = sha256
+        self._what = what
+        self._on_bytes = on_bytes
+        self._hash = hashlib.sha256()
+        self._count = 0
+        self._digest: Digest | None = None
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; `b""` only at an end that was right.
+
+        Raises:
+            SizeMismatch: there are more bytes, or fewer, than announced.
+            DigestMismatch: the bytes have another SHA-256 than announced.
+        """
+        data = self._source.read(size)
+        if not data:
+            self._finish()
+            return b""
+        self._count += len(data)
+        if self._size is not None and self._count > self._size:
+            raise SizeMismatch(f"{self._what} has more than the announced {self._size} bytes")
+        self._hash.update(data)
+        if self._on_bytes:
+            self._on_bytes(len(data))
+        return data
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the end was reached and was right."""
+        return self._digest is not None
+
+    @property
+    def digest(self) -> Digest:
+        """Return size and SHA-256 of the bytes; only to be asked for after the end was read."""
+        if self._digest is None:
+            msg = f"{self._what} has not been read to its end"
+            raise RuntimeError(msg)
+        return self._digest
+
+    def _finish(self) -> None:
+        if self._digest is not None:
+            return
+        if self._size is not None and self._count != self._size:
+            raise SizeMismatch(f"{self._what} has {self._count} bytes, announced were {self._size}")
+        found = self._hash.hexdigest()
+        if self._sha256 is not None and found != self._sha256:
+            raise DigestMismatch(f"{self._what} has SHA-256 {found}, announced was {self._sha256}")
+        self._digest = Digest(self._count, found)
+
+
+def drain(reader: Readable) -> None:
+    """Read to the end and forget the bytes."""
+    while reader.read(BUFFER_SIZE):
+        pass
