@@ -1,0 +1,1 @@
+"""Enqueue artifact jobs from other services: upload, replicate, verify, delete."""

@@ -1,0 +1,270 @@
+"""The wire contract between services that enqueue artifact jobs and the worker that runs them.
+
+A job is one Celery message whose keyword arguments are the fields of a request model, as JSON; its result is a result
+model, as JSON. Nothing else is needed: any Celery client can send `artifact.verify.v1` with `{"bucket": …, "key": …}`.
+A new field is optional and left out of the message when it has its default, so that older workers still understand
+newer clients; what cannot be said that way becomes a new version of the task, `….v2`.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+CONTRACT_VERSION = 1
+PROGRESS_STATE = "PROGRESS"
+"""The Celery state of a running job that has reported progress; its info is a `Progress`."""
+CANCEL_KEY = "zot-artifacts:cancel:{job}"
+"""The Redis key, in the result backend, by which a client asks a running job to stop."""
+
+_SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
+
+
+class JobState(StrEnum):
+    """Where a job stands. The last five are terminal."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The job cannot succeed; its error says why."""
+    DEAD = "dead"
+    """The job could have succeeded, but every attempt met a passing fault."""
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+    """The message was not one the worker understands; nothing was done."""
+
+    @property
+    def terminal(self) -> bool:
+        """Return whether the job will not change any more."""
+        return self not in {JobState.QUEUED, JobState.RUNNING, JobState.RETRYING}
+
+
+class Queue(StrEnum):
+    """The queues, by who is waiting."""
+
+    INTERACTIVE = "interactive"
+    TRANSFER = "transfer"
+    SWEEP = "sweep"
+
+
+def _without_secrets(source: str) -> str:
+    if "://" not in source:
+        return source
+    url = urlsplit(source)
+    if url.username or url.password:
+        msg = "a URL with a user or password in it is not accepted: messages carry no secrets"
+        raise ValueError(msg)
+    for name, _ in parse_qsl(url.query, keep_blank_values=True):
+        if _SIGNATURES.search(name):
+            msg = f"a URL with the parameter {name!r} is not accepted: messages carry no secrets"
+            raise ValueError(msg)
+    return source
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        msg = "a store is named twice"
+        raise ValueError(msg)
+    return names
+
+
+Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", to_lower=True)]
+Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
+StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def read(cls, payload: object) -> Self:
+        """Return the message that this JSON object is; raise pydantic's ValidationError if it is none."""
+        return cls.model_validate(payload, strict=False)
+
+    def payload(self) -> dict[str, object]:
+        """Return the JSON object to send: without what has its default, so that older workers understand it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Request(_Message):
+    """What every request names: one artifact."""
+
+    bucket: Bucket
+    key: Key
+
+
+class UploadRequest(Request):
+    """Bring the bytes of a source under a key, to the stores that are named or that placement names."""
+
+    source: Source
+    """A file under one of the worker's configured roots, or an http(s) URL of a configured host."""
+    sha256: Sha256 | None = None
+    """The SHA-256 the bytes must have; anything else is refused."""
+    stores: StoreNames | None = None
+    metadata: Metadata = {}
+    staged: bool = False
+    """The source was laid into the worker's staging directory for this job and goes away with it."""
+
+
+class ReplicateRequest(Request):
+    """Bring copies of an artifact to the named stores, from any copy that is right."""
+
+    to: StoreNames
+
+
+class VerifyRequest(Request):
+    """Read all bytes of the copies in the named stores, or of all copies."""
+
+    stores: StoreNames | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+    """The artifact version to verify; the current one by default."""
+
+
+class DeleteRequest(Request):
+    """Delete the copies in the named stores, or the artifact everywhere."""
+
+    stores: StoreNames | None = None
+    allow_last: bool = False
+    """Delete from the named stores even if no good copy remains elsewhere."""
+
+
+class SweepVerifyRequest(_Message):
+    """Verify the copies that are due, oldest attempt first; of one store, or of all."""
+
+    store: StoreName | None = None
+
+
+class _Result(_Message):
+    model_config = ConfigDict(frozen=True, extra="ignore")  # an older client understands a newer worker
+
+
+class PlacedCopy(_Result):
+    """What was done to have a copy in a store."""
+
+    store: str
+    outcome: Literal["stored", "already_there", "repaired"]
+    source: str | None = None
+    """The store it was copied from, where it came from a store."""
+    quarantined: str | None = None
+    """Where the bytes that were found in its place are kept, as `bucket/key` in the same store."""
+
+
+class ArtifactResult(_Result):
+    """The artifact version that a job was about."""
+
+    bucket: str
+    key: str
+    version: int
+    size: int
+    sha256: str
+
+
+class UploadResult(ArtifactResult):
+    """The version that now holds the bytes. `unchanged`: every copy was there already, nothing was written."""
+
+    unchanged: bool
+    copies: tuple[PlacedCopy, ...]
+
+
+class ReplicateResult(ArtifactResult):
+    """The copies that are now in the stores that were named."""
+
+    unchanged: bool
+    copies: tuple[PlacedCopy, ...]
+
+
+class CopyVerdict(_Result):
+    """What reading one copy has shown: `verified`, `corrupt`, `missing`, `size_mismatch`, `unreadable`, `unverifiable`.
+
+    `sha256` is the digest of the bytes that were read, or None where they were not all read.
+    """
+
+    store: str
+    verdict: str
+    sha256: str | None = None
+    detail: str | None = None
+
+
+class VerifyResult(ArtifactResult):
+    """One verdict for every copy that was looked at."""
+
+    copies: tuple[CopyVerdict, ...]
+
+    @property
+    def good(self) -> bool:
+        """Return whether every copy was read in full and matched."""
+        return all(copy.verdict == "verified" for copy in self.copies)
+
+
+class DeletedCopy(_Result):
+    """What was done to have no copy in a store."""
+
+    store: str
+    outcome: Literal["deleted", "already_gone"]
+
+
+class DeleteResult(_Result):
+    """The copies that are gone. `everywhere`: the artifact was deleted, not only some copies."""
+
+    bucket: str
+    key: str
+    everywhere: bool
+    unchanged: bool
+    copies: tuple[DeletedCopy, ...]
+
+
+class SweepVerifyResult(_Result):
+    """How many due copies were claimed, by store; each is verified by a job of its own."""
+
+    claimed: dict[str, int]
+
+
+class Progress(_Result):
+    """How far a running job is, in bytes. `bytes_total` is None while it is not known."""
+
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    step: str = ""
+
+
+class JobError(_Result):
+    """Why a job did not succeed: the name of the error, and its one line."""
+
+    type: str
+    message: str
+
+
+RequestT = TypeVar("RequestT", bound=_Message)
+ResultT = TypeVar("ResultT", bound=_Message)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec(Generic[RequestT, ResultT]):
+    """One task as it stands in messages: its name, its models, and the queue it waits in."""
+
+    name: str
+    kind: str
+    request: type[RequestT]
+    result: type[ResultT]
+    queue: Queue
+
+
+UPLOAD = TaskSpec("artifact.upload.v1", "upload", UploadRequest, UploadResult, Queue.TRANSFER)
+REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, ReplicateResult, Queue.TRANSFER)
+VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
+DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
+SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, SweepVerifyResult, Queue.SWEEP)
+
+TASKS: dict[str, TaskSpec[Any, Any]] = {spec.name: spec for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, SWEEP_VERIFY)}
