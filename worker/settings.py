@@ -1,0 +1,293 @@
+"""Every setting of the worker, in one frozen model that is built once and passed down.
+
+Sources, the later winning: defaults, the YAML file named by `ZOT_CONFIG`, environment variables (`ZOT_HOME`,
+`ZOT_BROKER`, …; nested ones with two underscores, `ZOT_RETRY__MAX_ATTEMPTS`).
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.units import Duration, Size
+
+ENV_PREFIX = "ZOT_"
+_OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message has one line for each thing that is wrong with them."""
+
+
+class NoBroker(SettingsError):
+    """Nobody said where the broker is, and none was started here."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class RetrySettings(_Section):
+    """How Celery retries a job that met a passing fault."""
+
+    max_attempts: Annotated[int, Field(ge=1)] = 8
+    """Attempts in all, the first included; then the job is dead."""
+    backoff: Duration = timedelta(seconds=2)
+    """The delay before the second attempt; it doubles with each further one. At least 1s."""
+    backoff_max: Duration = timedelta(minutes=5)
+    jitter: bool = True
+    """Draw each delay from between 0 and its value, so that jobs that failed together do not return together."""
+
+
+class SourceSettings(_Section):
+    """Where uploads may come from. Everything else is refused."""
+
+    roots: tuple[Path, ...] = ()
+    """Directories; files below them can be uploaded, symbolic links out of them cannot."""
+    hosts: tuple[str, ...] = ()
+    """`host` for https, or `http://host:port` and the like for a whole origin."""
+    timeout: Duration = timedelta(seconds=60)
+    max_size: Size | None = None
+    """Largest download from a host."""
+
+
+class VerifySweepSettings(_Section):
+    """How often every copy is read again."""
+
+    enabled: bool = True
+    every: Duration = timedelta(minutes=5)
+    """How often the sweep looks for copies that are due."""
+    period: Duration = timedelta(days=30)
+    """Every copy of a store is fully read within this time."""
+    periods: dict[str, Duration] = {}
+    """Other periods for single stores, by name."""
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Most copies of one store that one sweep claims."""
+    claim: Duration = timedelta(hours=6)
+    """How long a claimed copy is left alone before another sweep may claim it."""
+
+    def period_of(self, store: str) -> timedelta:
+        """Return the time within which every copy of this store is read again."""
+        return self.periods.get(store, self.period)
+
+
+class SweepSettings(_Section):
+    """The periodic tasks."""
+
+    verify: VerifySweepSettings = VerifySweepSettings()
+
+
+class JobSettings(_Section):
+    """Limits on a single job."""
+
+    time_limit: Duration = timedelta(hours=6)
+    """An attempt that takes longer is ended. It has a minute to stop by itself before it is killed."""
+    lease: Duration = timedelta(seconds=30)
+    """How long a job belongs to its worker after the last sign of life; renewed while it works."""
+    result_expires: Duration = timedelta(days=1)
+    """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
+
+
+class Settings(BaseSettings):
+    """All settings. See `docs/settings.md` for an example file."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
+    )
+
+    home: Path = Path("var")
+    """The data directory: the embedded catalogue, broker and stores, staged and spooled files."""
+    broker: SecretStr | None = None
+    """URL of the broker; without it, the one that `zot-artifacts up` runs on this data directory."""
+    results: SecretStr | None = None
+    """URL of Celery's result backend; the broker's by default."""
+    catalogue: SecretStr | None = None
+    """SQLAlchemy URL of the catalogue; SQLite in the data directory by default."""
+    stores: dict[str, StoreConfig] = {}
+    """The stores by name; without any, `primary` and `dr` in the data directory."""
+    placement: tuple[str, ...] | None = None
+    """The stores that an upload goes to when it names none; all of them by default."""
+    sources: SourceSettings = SourceSettings()
+    retry: RetrySettings = RetrySettings()
+    sweep: SweepSettings = SweepSettings()
+    jobs: JobSettings = JobSettings()
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_stores(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if not data.get("stores"):
+            stores = Path(data.get("home", "var")).expanduser().absolute() / "stores"
+            data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
+        return data
+
+    @model_validator(mode="after")
+    def _stores_exist(self) -> "Settings":
+        named = {"placement": self.placement or (), "sweep.verify.periods": self.sweep.verify.periods}
+        for setting, names in named.items():
+            for name in names:
+                if name not in self.stores:
+                    hint = _did_you_mean(name, self.stores)
+                    msg = f"{setting} names the store {name!r}, which is not configured{hint}"
+                    raise ValueError(msg)
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names the arguments
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment, then the file named by ZOT_CONFIG."""
+        file = InitSettingsSource(settings_cls, init_kwargs=_read_file(os.environ.get("ZOT_CONFIG")))
+        return init_settings, env_settings, file
+
+    # What follows from the settings
+
+    @property
+    def placement_stores(self) -> tuple[str, ...]:
+        """Return the stores that an upload goes to when it names none."""
+        return self.placement or tuple(self.stores)
+
+    @property
+    def broker_url(self) -> str:
+        """Return the broker's URL, with its password.
+
+        Raises:
+            NoBroker: none is configured, and none runs on this data directory.
+        """
+        if self.broker:
+            return self.broker.get_secret_value()
+        try:
+            return self.broker_file.read_text().strip()
+        except FileNotFoundError:
+            raise NoBroker(
+                f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
+            ) from None
+
+    @property
+    def results_url(self) -> str:
+        """Return the result backend's URL, with its password."""
+        return self.results.get_secret_value() if self.results else self.broker_url
+
+    @property
+    def catalogue_url(self) -> str:
+        """Return the catalogue's SQLAlchemy URL, with its password."""
+        return self.catalogue.get_secret_value() if self.catalogue else f"sqlite:///{self.home / 'catalogue.sqlite3'}"
+
+    @property
+    def broker_file(self) -> Path:
+        """Return the file in which the embedded broker's URL stands while it runs."""
+        return self.home / "run" / "broker-url"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Return the directory in which the command line lays files that are outside the roots."""
+        return self.home / "staging"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Return the directory in which downloads and streams wait on disk."""
+        return self.home / "spool"
+
+    @property
+    def visibility_timeout(self) -> timedelta:
+        """Return when Redis may hand out a message again: never while a job may run or wait for its next attempt."""
+        return self.jobs.time_limit + self.retry.backoff_max + timedelta(minutes=10)
+
+    def prepare(self) -> None:
+        """Make the data directory and what the program itself keeps there. Stores elsewhere must exist already.
+
+        Raises:
+            SettingsError: the directory cannot be made.
+        """
+        ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
+        ours += [s.root for s in self.stores.values() if isinstance(s, FilesystemConfig) and self.home in s.root.parents]
+        try:
+            for directory in ours:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"the data directory {self.home} cannot be used: {error.strerror}; set ZOT_HOME to one that can"
+            ) from error
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Build the settings from the environment and the configuration file.
+
+    Raises:
+        SettingsError: something is misspelt, missing or impossible; each is named, none with its value.
+    """
+    problems = list(_unknown_variables(os.environ))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
+    except ValidationError as error:
+        raise SettingsError("\n".join(_problems(error))) from None
+
+
+def _read_file(name: str | None) -> dict[str, Any]:
+    if not name:
+        return {}
+    try:
+        data = yaml.safe_load(Path(name).read_text())
+    except OSError as error:
+        raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise SettingsError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{name}: a mapping of settings is expected, this is a {type(data).__name__}")
+    return data
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
+    known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for variable in sorted(environ):
+        if variable.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES):
+            if variable.split("__")[0] not in known:
+                yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors(include_url=False, include_input=False):
+        tags = {"filesystem", "s3"}  # pydantic puts the discriminator's value into the path
+        path = [str(part) for part in problem["loc"] if part not in tags]
+        where = ".".join(path) or "settings"
+        if problem["type"] == "extra_forbidden":
+            yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(path))}"
+        else:
+            yield f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _names_near(path: list[str]) -> list[str]:
+    """Return the names that could stand where an unknown one was found."""
+    if path[0] == "stores":
+        return [*FilesystemConfig.model_fields, *S3Config.model_fields]
+    model: Any = Settings
+    for part in path[:-1]:
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), Settings)
+    return list(model.model_fields)
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
