@@ -1,0 +1,59 @@
+"""The servers that tests talk to: one of each per test process, started when the first test asks for it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.servers import Ministack, RcloneS3, Server, ServerMissing, Valkey
+
+_AMBIENT = ("AWS_", "ZOT_", "BOTO_", "CELERY_")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_ambient_settings() -> None:
+    """Take what the developer's shell says about stores and the worker out of the tests' way."""
+    for name in [name for name in os.environ if name.startswith(_AMBIENT) and name != "ZOT_SERVERS_VENV"]:
+        del os.environ[name]
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # asking it for credentials takes seconds where there is none
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Run a server for a fixture. One that is not installed fails the test in CI and skips it elsewhere."""
+    try:
+        server.start()
+    except ServerMissing as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """Return a running Valkey; who kills it restarts it."""
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ministack]:
+    """Return a running ministack: S3 as Amazon documents it."""
+    server = Ministack(tmp_path_factory.mktemp("ministack"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RcloneS3]:
+    """Return a running `rclone serve s3`: S3 with real signatures over real files."""
+    server = RcloneS3(tmp_path_factory.mktemp("rclone"))
+    with running(server):
+        yield server

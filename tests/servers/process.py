@@ -1,0 +1,189 @@
+"""Start a server on a free loopback port, know when it answers, and end it whatever happens to us."""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+REPOSITORY = Path(__file__).parents[2]
+READY_WITHIN = 30.0
+"""Seconds: the slowest of them answers after about two on an idle machine."""
+POLL = 0.02
+PORTS_TRIED = 3
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerMissing(Exception):
+    """The server's program is not installed here."""
+
+
+class ServerFailed(Exception):
+    """The server ended, or did not answer in time; carries the end of its log."""
+
+
+def find_server(name: str) -> str:
+    """Return the path of a program in the servers' virtual environment.
+
+    Raises:
+        ServerMissing: naming where it was looked for.
+    """
+    environment = Path(os.environ.get("ZOT_SERVERS_VENV", REPOSITORY / ".venv-servers"))
+    program = shutil.which(name, path=str(environment / "bin"))
+    if program is None:
+        raise ServerMissing(f"{name} is not in {environment / 'bin'}: run `make setup`, or set ZOT_SERVERS_VENV")
+    return program
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """One server process, a context manager. Subclasses say how it is started and when it is ready.
+
+    Attributes:
+        directory: where it keeps its data and its log; made if needed, left in place.
+        port: the loopback port, the same after a restart.
+    """
+
+    name = "server"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def environment(self) -> Mapping[str, str]:
+        return {}
+
+    def probe(self) -> None:
+        """Return when the server answers; raise OSError while it does not."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            pass
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Start on a free port and return when the server answers.
+
+        Raises:
+            ServerMissing: it is not installed.
+            ServerFailed: it does not come up.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for attempt in range(PORTS_TRIED):
+            self.port = free_port()
+            try:
+                self._spawn()
+            except ServerFailed:  # somebody else may have taken the port since it was found free
+                if attempt + 1 == PORTS_TRIED:
+                    raise
+            else:
+                return self
+        raise AssertionError
+
+    def kill(self) -> None:
+        """End the server as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End the server in order, or by force when it takes longer than ten seconds."""
+        self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """Start again on the same port and the same data; a server that still runs is killed first."""
+        self.kill()
+        self._spawn()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _spawn(self) -> None:
+        with self._log_path.open("ab") as log:
+            self._process = (
+                subprocess.Popen(  # own session: a Ctrl-C in the terminal ends the tests, they end the server
+                    self.command(),
+                    cwd=self.directory,
+                    env={**os.environ, **self.environment()},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent(),  # noqa: PLW1509 - there is no other way to ask for it on behalf of a child
+                )
+            )
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + READY_WITHIN
+        while self.running and time.monotonic() < deadline:
+            try:
+                self.probe()
+            except OSError:
+                time.sleep(POLL)  # nobody announces a listening socket, so it has to be asked for again and again
+            else:
+                if self.running:
+                    return
+        self.kill()
+        raise ServerFailed(f"{self.name} did not answer on port {self.port}; its log ends with:\n{self._log_tail()}")
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, how)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    @property
+    def _log_path(self) -> Path:
+        return self.directory / f"{self.name}.log"
+
+    def _log_tail(self) -> str:
+        return self._log_path.read_text(errors="replace")[-2000:]
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """Return what a child runs before its program so that the kernel kills it when our thread ends, even by SIGKILL.
+
+    Linux only; None elsewhere. The setting survives exec. It is tied to the thread that starts the child, which for
+    us is the main one.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after a fork only what is already loaded is safe to call
+    parent = os.getpid()
+
+    def ask_kernel() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the kernel was asked
+            os._exit(1)
+
+    return ask_kernel

@@ -1,0 +1,70 @@
+"""Two servers that speak S3: one right in its semantics, one with real signatures and real files."""
+
+import http.client
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.servers.process import Server, find_server
+
+
+class S3Server(Server):
+    """What both have in common: an endpoint, and the credentials that it was started with."""
+
+    access_key_id = "test"
+    secret_access_key = "test"
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def probe(self) -> None:
+        """Return when it answers HTTP, whatever it answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            connection.getresponse().read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from error
+        finally:
+            connection.close()
+
+
+class Ministack(S3Server):
+    """Right about conditions, multipart and errors; accepts any credentials; keeps everything in memory."""
+
+    name = "ministack"
+
+    def command(self) -> Sequence[str]:
+        return (find_server("ministack"),)
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "SERVICES": "s3",
+            "BIND_HOST": "127.0.0.1",
+            "MINISTACK_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(self.port),
+            "S3_PERSIST": "0",
+        }
+
+
+class RcloneS3(S3Server):
+    """Checks signatures and keeps each object as the file `files/bucket/key`; knows no conditions."""
+
+    name = "rclone"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.files = directory / "files"
+        self.access_key_id = secrets.token_hex(8)
+        self.secret_access_key = secrets.token_hex(16)
+
+    def command(self) -> Sequence[str]:
+        self.files.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{self.port}"
+        return (find_server("rclone"), "serve", "s3", "--addr", address, str(self.files))
+
+    def environment(self) -> Mapping[str, str]:
+        # Not as an argument, which every process can see. In quotes, because rclone reads this one as a list.
+        keys = f'"{self.access_key_id},{self.secret_access_key}"'
+        return {"RCLONE_CONFIG": "/dev/null", "RCLONE_AUTH_KEY": keys}
