@@ -60,10 +60,10 @@ bench: $(WORKER) $(SERVERS) ## Measure, and print the table that benchmarks/READ
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked. The order of the two
 # pip-compile runs does not matter; UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
 lock: $(WORKER) ## Write both locks again; keeps versions unless UPGRADE=--upgrade
-	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null
+	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null 2>&1
 	$(COMPILE) --unsafe-package zot-artifact-client --find-links .venv/client --extra dev \
 		--output-file requirements.lock pyproject.toml api_client/pyproject.toml 2>/dev/null
-	sed -i.orig -e '/^# WARNING/,$$d' requirements.lock && rm requirements.lock.orig
+	sed -i.orig -e '/^# WARNING/,$$d' -e '/^$$/d' requirements.lock && rm requirements.lock.orig
 	$(COMPILE) --allow-unsafe --output-file tests/servers/requirements.lock tests/servers/requirements.in
 	@! grep -nE '://' requirements.lock tests/servers/requirements.lock || { echo 'a lock names an address' >&2; exit 1; }
 
