@@ -1,0 +1,231 @@
+"""Artifacts and their copies: what there should be, and what was last seen of it."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from worker.catalogue.database import Database
+from worker.catalogue.records import Artifact, Copy, CopyState
+from worker.catalogue.tables import artifacts, copies
+from worker.storage import Digest
+
+
+class Artifacts:
+    """The artifact versions and their copies."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Artifacts
+
+    def current(self, bucket: str, key: str) -> Artifact | None:
+        """Return the newest version of which a copy was ever whole, unless it was deleted."""
+        with self._database.read() as connection:
+            return _current(connection, bucket, key)
+
+    def version(self, bucket: str, key: str, version: int) -> Artifact | None:
+        """Return one version, also one that was deleted or replaced."""
+        query = sa.select(artifacts).where(
+            artifacts.c.bucket == bucket, artifacts.c.key == key, artifacts.c.version == version
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return _artifact(row) if row else None
+
+    def of_copy(self, copy: Copy) -> Artifact:
+        """Return the version that this is a copy of."""
+        with self._database.read() as connection:
+            return _artifact(connection.execute(sa.select(artifacts).where(artifacts.c.id == copy.artifact_id)).one())
+
+    def record(self, bucket: str, key: str, digest: Digest, metadata: Mapping[str, str], now: datetime) -> Artifact:
+        """Return the current version if it has this digest, else a new version with it.
+
+        A version that was recorded and never got a whole copy is used again, so that a retried upload makes one version.
+        """
+        with self._database.write() as connection:
+            newest = connection.execute(_versions(bucket, key).limit(1)).one_or_none()
+            if newest and _artifact(newest).digest == digest and newest.tombstoned_at is None:
+                return _artifact(newest)
+            row = connection.execute(
+                sa.insert(artifacts).returning(artifacts),
+                {
+                    "bucket": bucket, "key": key, "version": newest.version + 1 if newest else 1,
+                    "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
+                },
+            ).one()  # fmt: skip
+            return _artifact(row)
+
+    def tombstone(self, artifact: Artifact, now: datetime) -> None:
+        """Record that the artifact was deleted, all its versions with it."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(artifacts)
+                .where(artifacts.c.bucket == artifact.bucket, artifacts.c.key == artifact.key)
+                .where(artifacts.c.version <= artifact.version, artifacts.c.tombstoned_at.is_(None))
+                .values(tombstoned_at=now)
+            )
+
+    def page(self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[Artifact]:
+        """Return current artifacts by bucket and key, starting after the one given."""
+        newer = artifacts.alias("newer")
+        superseded = sa.exists().where(
+            newer.c.bucket == artifacts.c.bucket, newer.c.key == artifacts.c.key,
+            newer.c.version > artifacts.c.version, newer.c.committed_at.is_not(None),
+        )  # fmt: skip
+        query = (
+            sa.select(artifacts)
+            .where(artifacts.c.committed_at.is_not(None), artifacts.c.tombstoned_at.is_(None), ~superseded)
+            .where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
+            .where(artifacts.c.key.startswith(prefix, autoescape=True))
+            .order_by(artifacts.c.bucket, artifacts.c.key)
+            .limit(limit)
+        )
+        if bucket is not None:
+            query = query.where(artifacts.c.bucket == bucket)
+        with self._database.read() as connection:
+            return [_artifact(row) for row in connection.execute(query)]
+
+    # Copies
+
+    def copies(self, artifact: Artifact) -> dict[str, Copy]:
+        """Return the copies of a version by store, by name."""
+        query = sa.select(copies).where(copies.c.artifact_id == artifact.id).order_by(copies.c.store)
+        with self._database.read() as connection:
+            return {row.store: _copy(row) for row in connection.execute(query)}
+
+    def held_by(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
+        """Return the version whose bytes should lie under this key in this store now, whichever version it is."""
+        query = (
+            sa.select(artifacts, copies.c.id.label("copy_id"))
+            .join(copies, copies.c.artifact_id == artifacts.c.id)
+            .where(artifacts.c.bucket == bucket, artifacts.c.key == key, copies.c.store == store)
+            .where(copies.c.state.not_in([CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED]))
+            .order_by(artifacts.c.version.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            copy = connection.execute(sa.select(copies).where(copies.c.id == row.copy_id)).one()
+            return _artifact(row), _copy(copy)
+
+    def begin_copy(self, artifact: Artifact, store: str) -> Copy:
+        """Record that a job is about to write a copy; a copy that was there keeps what is known of it."""
+        with self._database.write() as connection:
+            found = connection.execute(_copy_of(artifact, store)).one_or_none()
+            if found is None:
+                values = {"artifact_id": artifact.id, "store": store, "state": CopyState.WRITING, "evidence": {}}
+                found = connection.execute(sa.insert(copies).returning(copies), values).one()
+            elif not _copy(found).state.present:
+                query = sa.update(copies).where(copies.c.id == found.id).values(state=CopyState.WRITING)
+                found = connection.execute(query.returning(copies)).one()
+            return _copy(found)
+
+    def finish_copy(
+        self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], due: datetime, now: datetime
+    ) -> None:
+        """Record that a copy was written whole: the version is committed, other versions in the store are superseded."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(copies)
+                .where(copies.c.artifact_id == artifact.id, copies.c.store == store)
+                .values(
+                    state=CopyState.STORED, tag=tag, evidence=dict(evidence), next_due_at=due,
+                    last_verified_at=None, last_attempt_at=None, last_verdict=None, claimed_until=None,
+                )
+            )  # fmt: skip
+            connection.execute(
+                sa.update(artifacts)
+                .where(artifacts.c.id == artifact.id, artifacts.c.committed_at.is_(None))
+                .values(committed_at=now)
+            )
+            others = sa.select(artifacts.c.id).where(
+                artifacts.c.bucket == artifact.bucket, artifacts.c.key == artifact.key, artifacts.c.id != artifact.id
+            )
+            connection.execute(
+                sa.update(copies)
+                .where(copies.c.store == store, copies.c.artifact_id.in_(others))
+                .where(copies.c.state != CopyState.DELETED)
+                .values(state=CopyState.SUPERSEDED, next_due_at=None)
+            )
+
+    def delete_copy(self, copy: Copy) -> None:
+        """Record that a copy was deleted because somebody asked for it."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(copies)
+                .where(copies.c.id == copy.id)
+                .values(state=CopyState.DELETED, next_due_at=None, claimed_until=None)
+            )
+
+    def claim_due(self, store: str, *, now: datetime, until: datetime, limit: int) -> list[tuple[Artifact, Copy]]:
+        """Claim copies that are due to be read again, the oldest attempt first, and those never attempted before all.
+
+        A claim keeps other sweeps away until it is settled by a verification, or until `until`.
+        """
+        due = (
+            sa.select(copies.c.id)
+            .where(copies.c.store == store, copies.c.next_due_at <= now)
+            .where(sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now))
+            .order_by(copies.c.last_attempt_at.asc().nulls_first(), copies.c.next_due_at)
+            .limit(limit)
+        )
+        with self._database.write() as connection:
+            ids = list(connection.execute(due).scalars())
+            connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
+            rows = connection.execute(sa.select(copies).where(copies.c.id.in_(ids))).all()
+            found = {row.id: _copy(row) for row in rows}
+            wanted = {copy.artifact_id for copy in found.values()}
+            versions = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(wanted))).all()
+            by_id = {row.id: _artifact(row) for row in versions}
+        return [(by_id[found[id_].artifact_id], found[id_]) for id_ in ids]
+
+    def count_by_state(self) -> dict[str, dict[str, int]]:
+        """Return how many copies of each state each store holds."""
+        query = sa.select(copies.c.store, copies.c.state, sa.func.count()).group_by(copies.c.store, copies.c.state)
+        counts: dict[str, dict[str, int]] = {}
+        with self._database.read() as connection:
+            for store, state, count in connection.execute(query):
+                counts.setdefault(store, {})[state] = count
+        return counts
+
+    def oldest_verified(self, store: str) -> datetime | None:
+        """Return the oldest moment of a last full read among the good copies of a store, None if one was never read."""
+        good = sa.and_(copies.c.store == store, copies.c.state.in_([CopyState.STORED, CopyState.VERIFIED]))
+        with self._database.read() as connection:
+            row = connection.execute(
+                sa.select(sa.func.count(), sa.func.count(copies.c.last_verified_at), sa.func.min(copies.c.last_verified_at)).where(good)
+            ).one()
+        return row[2] if row[0] == row[1] else None
+
+
+def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
+    row = connection.execute(_versions(bucket, key).where(artifacts.c.committed_at.is_not(None)).limit(1)).one_or_none()
+    return _artifact(row) if row and row.tombstoned_at is None else None
+
+
+def _versions(bucket: str, key: str) -> sa.Select[Any]:
+    query = sa.select(artifacts).where(artifacts.c.bucket == bucket, artifacts.c.key == key)
+    return query.order_by(artifacts.c.version.desc())
+
+
+def _copy_of(artifact: Artifact, store: str) -> sa.Select[Any]:
+    return sa.select(copies).where(copies.c.artifact_id == artifact.id, copies.c.store == store)
+
+
+def _artifact(row: Row[Any]) -> Artifact:
+    return Artifact(
+        row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
+        row.created_at, row.committed_at, row.tombstoned_at,
+    )  # fmt: skip
+
+
+def _copy(row: Row[Any]) -> Copy:
+    return Copy(
+        row.id, row.artifact_id, row.store, CopyState(row.state), row.tag, row.attempts, row.last_verdict,
+        row.last_attempt_at, row.last_verified_at, row.next_due_at, row.evidence,
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""What the catalogue knows, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from worker.storage import Digest
+
+
+class CopyState(StrEnum):
+    """What the catalogue believes of one copy, from what was last seen of its bytes."""
+
+    WRITING = "writing"
+    """A job began to write it and has not said that it is whole."""
+    STORED = "stored"
+    """Written whole, its bytes hashed on the way in; not read back yet."""
+    VERIFIED = "verified"
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+    SIZE_MISMATCH = "size_mismatch"
+    SUPERSEDED = "superseded"
+    """Another version has been written over it."""
+    DELETED = "deleted"
+
+    @property
+    def good(self) -> bool:
+        """Return whether its bytes may be relied on, as far as is known."""
+        return self in {CopyState.STORED, CopyState.VERIFIED}
+
+    @property
+    def present(self) -> bool:
+        """Return whether there should be bytes of it in its store."""
+        return self not in {CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED}
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One version of the bytes under a bucket and key."""
+
+    id: int
+    bucket: str
+    key: str
+    version: int
+    digest: Digest
+    metadata: Mapping[str, str]
+    created_at: datetime
+    committed_at: datetime | None = None
+    tombstoned_at: datetime | None = None
+
+    @property
+    def path(self) -> str:
+        """Return `bucket/key`, as people name it."""
+        return f"{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One artifact version in one store."""
+
+    id: int
+    artifact_id: int
+    store: str
+    state: CopyState
+    tag: str | None = None
+    attempts: int = 0
+    last_verdict: str | None = None
+    last_attempt_at: datetime | None = None
+    last_verified_at: datetime | None = None
+    next_due_at: datetime | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as the ledger has it."""
+
+    id: str
+    kind: str
+    request: Mapping[str, Any]
+    state: str
+    attempts: int
+    fence: int
+    created_at: datetime
+    lease_owner: str | None = None
+    lease_until: datetime | None = None
+    progress: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+    parent: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row of the verification log, before it is chained to the one before it."""
+
+    job: str
+    store: str
+    artifact: Artifact
+    verdict: str
+    found_sha256: str | None = None
+    found_size: int | None = None
+    detail: str | None = None

@@ -1,0 +1,97 @@
+"""The verification log: append-only, each row chained to the one before it."""
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from worker.catalogue.database import Database
+from worker.catalogue.records import Copy, CopyState, Finding
+from worker.catalogue.tables import copies, verifications
+from worker.storage import Verdict
+
+_FIRST = "0" * 64
+_CHAINED = [c.name for c in verifications.c if c.name not in {"id", "hash"}]
+
+
+class Verifications:
+    """What every look at a copy has shown."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, finding: Finding, copy: Copy, *, now: datetime, due: datetime) -> None:
+        """Append a verdict to the log and bring what is known of the copy up to date, both or neither.
+
+        Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. What could not be read, or not
+        be judged, leaves the state as it was: it says nothing about the bytes.
+        """
+        values: dict[str, Any] = {
+            "last_attempt_at": now,
+            "last_verdict": finding.verdict,
+            "next_due_at": due,
+            "claimed_until": None,
+            "attempts": copies.c.attempts + 1,
+        }
+        if finding.verdict == Verdict.VERIFIED:
+            values["last_verified_at"] = now
+        if finding.verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
+            values["state"] = CopyState(finding.verdict)
+        with self._database.write() as connection:
+            _append(connection, finding, now)
+            connection.execute(sa.update(copies).where(copies.c.id == copy.id).values(values))
+
+    def of(self, bucket: str, key: str, limit: int = 100) -> list[dict[str, Any]]:
+        """Return what was found of an artifact's copies, the latest first."""
+        query = (
+            sa.select(verifications)
+            .where(verifications.c.bucket == bucket, verifications.c.key == key)
+            .order_by(verifications.c.id.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
+
+    def first_broken(self) -> int | None:
+        """Walk the chain and return the id of the first row that does not fit the one before it, or None."""
+        previous = _FIRST
+        with self._database.read() as connection:
+            rows = connection.execution_options(yield_per=1000).execute(
+                sa.select(verifications).order_by(verifications.c.id)
+            )
+            for row in rows:
+                if row.previous != previous or row.hash != _hash(row):
+                    return int(row.id)
+                previous = row.hash
+        return None
+
+
+def _append(connection: Connection, finding: Finding, now: datetime) -> None:
+    last = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
+    row = {
+        "at": now,
+        "job": finding.job,
+        "store": finding.store,
+        "bucket": finding.artifact.bucket,
+        "key": finding.artifact.key,
+        "version": finding.artifact.version,
+        "verdict": finding.verdict,
+        "expected_sha256": finding.artifact.digest.sha256,
+        "found_sha256": finding.found_sha256,
+        "found_size": finding.found_size,
+        "detail": finding.detail[:2000] if finding.detail else None,
+        "previous": connection.execute(last).scalar() or _FIRST,
+    }
+    connection.execute(sa.insert(verifications).values(**row, hash=_hash_of(row)))
+
+
+def _hash(row: Row[Any]) -> str:
+    return _hash_of({name: getattr(row, name) for name in _CHAINED})
+
+
+def _hash_of(row: dict[str, Any]) -> str:
+    canonical = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
