@@ -1,1 +1,42 @@
 """Enqueue artifact jobs from other services: upload, replicate, verify, delete."""
+
+from zot_artifact_client.client import ArtifactClient, Artifacts
+from zot_artifact_client.contract import (
+    DeleteResult,
+    JobState,
+    Progress,
+    ReplicateResult,
+    SweepVerifyResult,
+    UploadResult,
+    VerifyResult,
+)
+from zot_artifact_client.errors import (
+    BrokerUnavailable,
+    ClientError,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    JobNotDone,
+    WaitTimeout,
+)
+from zot_artifact_client.job import Job
+
+__all__ = [
+    "ArtifactClient",
+    "Artifacts",
+    "BrokerUnavailable",
+    "ClientError",
+    "DeleteResult",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "JobNotDone",
+    "JobState",
+    "Progress",
+    "ReplicateResult",
+    "SweepVerifyResult",
+    "UploadResult",
+    "VerifyResult",
+    "WaitTimeout",
+]

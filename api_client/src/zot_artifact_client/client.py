@@ -1,0 +1,252 @@
+"""The client: four verbs and a sweep, each a job."""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, overload
+from uuid import UUID, uuid4, uuid5
+
+from pydantic import ValidationError
+
+from zot_artifact_client.connecting import is_redis, without_credentials
+from zot_artifact_client.contract import (
+    DELETE,
+    REPLICATE,
+    SWEEP_VERIFY,
+    TASKS,
+    UPLOAD,
+    VERIFY,
+    DeleteResult,
+    ReplicateResult,
+    RequestT,
+    ResultT,
+    SweepVerifyResult,
+    TaskSpec,
+    UploadResult,
+    VerifyResult,
+)
+from zot_artifact_client.errors import ClientError, InvalidRequest
+from zot_artifact_client.job import Job
+from zot_artifact_client.publishing import Publisher
+from zot_artifact_client.results import CeleryOutcomes
+
+JOBS = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
+"""The namespace of ids that are made from idempotency keys; another one would be another job for the same key."""
+
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Artifacts(ABC):
+    """What a service can ask of the worker; the type to annotate with where a test puts the in-memory twin.
+
+    Every verb returns at once with a Job. With an `idempotency_key`, sending again gives the same job and does nothing
+    twice; the first request sent under a key is the one that counts. Stores are named by one name or by several.
+    All raise InvalidRequest, naming the field and the rule, and BrokerUnavailable.
+    """
+
+    def upload(
+        self,
+        source: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job[UploadResult]:
+        """Bring the bytes of a file below one of the worker's roots, or of a URL, under a key.
+
+        The source is as the worker sees it: an absolute path, or an http(s) URL of a host that it is configured for.
+        With `sha256`, any other bytes fail the job and leave the key as it was. Without `stores`, placement decides.
+        """
+        request = _request(
+            UPLOAD,
+            source=os.fspath(source),
+            bucket=bucket,
+            key=key,
+            sha256=sha256,
+            stores=_names(stores),
+            metadata=None if metadata is None else dict(metadata),
+        )
+        return self.submit(UPLOAD, request, idempotency_key=idempotency_key)
+
+    def replicate(
+        self, bucket: str, key: str, *, to: str | Iterable[str], idempotency_key: str | None = None
+    ) -> Job[ReplicateResult]:
+        """Bring copies to the stores named, from any copy that is right."""
+        request = _request(REPLICATE, bucket=bucket, key=key, to=_names(to))
+        return self.submit(REPLICATE, request, idempotency_key=idempotency_key)
+
+    def verify(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        stores: str | Iterable[str] | None = None,
+        version: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job[VerifyResult]:
+        """Read all bytes of the copies in the stores named, or of all copies, and say what they are.
+
+        A bad copy is a verdict in the result, not a failed job: ask `result.good`.
+        """
+        request = _request(VERIFY, bucket=bucket, key=key, stores=_names(stores), version=version)
+        return self.submit(VERIFY, request, idempotency_key=idempotency_key)
+
+    def delete(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        stores: str | Iterable[str] | None = None,
+        allow_last: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Job[DeleteResult]:
+        """Delete the copies in the stores named, or the artifact everywhere.
+
+        A job that would leave no good copy in the stores not named fails and deletes nothing, unless `allow_last`.
+        """
+        request = _request(DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last)
+        return self.submit(DELETE, request, idempotency_key=idempotency_key)
+
+    def sweep_verify(self, store: str | None = None, *, idempotency_key: str | None = None) -> Job[SweepVerifyResult]:
+        """Verify the copies of one store, or of all, that are due; the worker also does it on its own schedule."""
+        return self.submit(SWEEP_VERIFY, _request(SWEEP_VERIFY, store=store), idempotency_key=idempotency_key)
+
+    @abstractmethod
+    def submit(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> Job[ResultT]:
+        """Send a request of any kind, under an id of the caller's if it has one."""
+
+    @overload
+    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
+    @overload
+    def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
+    @abstractmethod
+    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
+        """Return the job of an id that was kept. Without its kind, its result may be plain JSON."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the connections."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class ArtifactClient(Artifacts):
+    """Sends jobs to the worker over its broker; thread-safe, so one for a process is enough.
+
+    Nothing is connected before the first job. A broker that is away is BrokerUnavailable within seconds.
+
+    Args:
+        broker_url: as the worker has it: redis://, rediss://, redis+socket://, sentinel://, amqp://, …
+        result_url: where the worker keeps results; by default the broker, if that is Redis or Valkey.
+    """
+
+    def __init__(self, broker_url: str, result_url: str | None = None) -> None:
+        if result_url is None and not is_redis(broker_url):
+            msg = f"{without_credentials(broker_url)} cannot keep results: give result_url as well"
+            raise ClientError(msg)
+        self._broker = broker_url
+        self._publisher = Publisher(broker_url)
+        self._outcomes = CeleryOutcomes(result_url or broker_url, self._publisher.revoke)
+        self._closed = False
+
+    def submit(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> Job[ResultT]:
+        if self._closed:
+            msg = f"the client of {without_credentials(self._broker)} is closed: make another one"
+            raise ClientError(msg)
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
+        self._publisher.send(spec, chosen, request.payload())
+        return Job(chosen, spec, outcomes=self._outcomes)
+
+    @overload
+    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
+    @overload
+    def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
+    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
+        return Job(check_id(job_id), spec_of(kind), outcomes=self._outcomes)
+
+    def close(self) -> None:
+        self._closed = True
+        self._publisher.close()
+        self._outcomes.close()
+
+
+def choose_id(spec: TaskSpec[Any, Any], *, idempotency_key: str | None = None, job_id: str | None = None) -> str:
+    """Return the id to send a job under: the caller's, or one of kind and key, or a new one.
+
+    Raises:
+        InvalidRequest: the caller gave both, or an id that is none.
+    """
+    if job_id is not None:
+        if idempotency_key is not None:
+            msg = f"{spec.kind}: give job_id or idempotency_key, not both"
+            raise InvalidRequest(msg)
+        return check_id(job_id)
+    if idempotency_key is None:
+        return str(uuid4())
+    if not idempotency_key:
+        msg = f"{spec.kind}: idempotency_key is empty"
+        raise InvalidRequest(msg)
+    return str(uuid5(JOBS, f"{spec.kind}:{idempotency_key}"))
+
+
+def check_id(job_id: str) -> str:
+    """Return a job's id. Raise InvalidRequest if it is none."""
+    if not _JOB_ID.fullmatch(job_id):
+        msg = "job_id: a letter or digit, then letters, digits, '.', '_' and '-', 128 characters at most"
+        raise InvalidRequest(msg)
+    return job_id
+
+
+def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | None:
+    """Return the task of a kind, `upload`, or of a task's name, `artifact.upload.v1`. Raise InvalidRequest."""
+    if kind is None or isinstance(kind, TaskSpec):
+        return kind
+    for spec in TASKS.values():
+        if kind in {spec.kind, spec.name}:
+            return spec
+    msg = f"kind: there are {', '.join(spec.kind for spec in TASKS.values())}"
+    raise InvalidRequest(msg)
+
+
+def _names(stores: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if stores is None:
+        return None
+    return (stores,) if isinstance(stores, str) else tuple(stores)
+
+
+def _request(spec: TaskSpec[RequestT, Any], **fields: object) -> RequestT:
+    """Return the request with the fields that are given. Raise InvalidRequest, which never carries a value."""
+    try:
+        return spec.request.read({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        faults = dict.fromkeys(_fault(each["loc"], each["msg"]) for each in error.errors(include_input=False))
+        raise InvalidRequest(f"{spec.kind}: {'; '.join(faults)}") from None
+
+
+def _fault(location: tuple[int | str, ...], rule: str) -> str:
+    field = str(location[0]) if location else "request"
+    # Deeper names are values of the caller's: keys of metadata. Only places in a list are told.
+    place = f"[{location[1]}]" if len(location) > 1 and isinstance(location[1], int) else ""
+    return f"{field}{place}: {rule.removeprefix('Value error, ')}"

@@ -1,0 +1,70 @@
+"""Send the messages: requests into their queues, and the wish to cancel to all workers."""
+
+from typing import Any
+
+from kombu.pools import ProducerPool
+
+from zot_artifact_client.connecting import (
+    CONNECT_TIMEOUT,
+    RETRY_POLICY,
+    SOCKET_TIMEOUT,
+    application,
+    is_redis,
+    reaching,
+)
+from zot_artifact_client.contract import TaskSpec
+from zot_artifact_client.routing import queues
+
+POOL_SIZE = 10
+"""Threads that can send at the same moment; the next one waits."""
+
+
+class Publisher:
+    """The way to the broker. Its application has no result backend.
+
+    With one, Celery would subscribe to the result before it sends, and hang for as long as the backend is away.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._app = application(
+            "disabled",
+            task_queues=queues(),
+            task_create_missing_queues=False,
+            task_publish_retry_policy=RETRY_POLICY,
+            broker_connection_timeout=CONNECT_TIMEOUT,
+            broker_transport_options=_transport_options(url),
+        )
+        # The URL goes in here and not as a setting, because CELERY_BROKER_URL of a service wins over settings.
+        self._connections = self._app.connection_for_write(url).Pool(limit=POOL_SIZE)
+        self._producers = ProducerPool(self._connections, limit=POOL_SIZE)
+
+    def send(self, spec: TaskSpec[Any, Any], job_id: str, payload: dict[str, object]) -> None:
+        """Send a request under an id. Raise BrokerUnavailable."""
+        with reaching("broker", self._url), self._producers.acquire(block=True) as producer:
+            self._app.send_task(
+                spec.name,
+                kwargs=payload,
+                task_id=job_id,
+                queue=spec.queue.value,
+                producer=producer,
+                ignore_result=False,  # said, because this application has no backend, but the worker's has
+                add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
+            )
+
+    def revoke(self, job_id: str) -> None:
+        """Tell the workers that are up to drop a job that they have not begun. Raise BrokerUnavailable."""
+        with reaching("broker", self._url), self._connections.acquire(block=True) as connection:
+            self._app.control.revoke(job_id, connection=connection)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._producers.force_close_all()
+        self._connections.force_close_all()
+        self._app.close()
+
+
+def _transport_options(url: str) -> dict[str, object]:
+    if not is_redis(url):
+        return {}
+    return {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}

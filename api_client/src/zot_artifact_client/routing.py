@@ -1,0 +1,22 @@
+"""The queues as the broker sees them; whoever sends and whoever consumes declare the same ones."""
+
+from kombu.entity import Exchange
+from kombu.entity import Queue as BrokerQueue
+
+from zot_artifact_client.contract import Queue
+
+UNROUTED = "celery"
+"""Celery's own default queue: where `send_task` leaves a message that names no queue."""
+
+
+def queues(*, unrouted: bool = False) -> tuple[BrokerQueue, ...]:
+    """Return the contract's queues, each with a direct exchange and a routing key of its own name.
+
+    That is also what Celery makes up for `send_task(..., queue="transfer")`, so a sender without this library agrees.
+    With `unrouted`, Celery's default queue comes along: only for a broker that nobody else uses, because the messages
+    of a neighbour would be taken from it as well.
+    """
+    names = [queue.value for queue in Queue]
+    if unrouted:
+        names.append(UNROUTED)
+    return tuple(BrokerQueue(name, Exchange(name, type="direct"), routing_key=name) for name in names)
