@@ -1,0 +1,323 @@
+"""Objects in Amazon S3, and in everything else that speaks S3."""
+
+import io
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from worker.storage.config import S3Config
+from worker.storage.driver import Body, Capabilities, Condition, ListedObject, Match, ObjectStat, Unfinished, WriteInfo
+from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, PreconditionFailed, StorageError
+from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, is_missing, missing_bucket, translate
+from worker.storage.s3_objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
+from worker.storage.s3_profiles import COMMIT_TIMEOUT, GIB, READ_TIMEOUT, endpoint_of, make_client, profile_of
+from worker.storage.s3_upload import MIN_PART, Upload, Where, Write
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
+
+MARKER = f"{RESERVED_SEGMENT}bucket"
+"""The key of the empty object that keeps an empty logical bucket in existence."""
+MAX_COPY = 5 * GIB
+
+
+class S3Driver:
+    """A store that speaks S3; see `Driver`.
+
+    In the layout `prefixed` one real bucket holds everything under `bucket/key`; in `native` logical buckets are real.
+    The digest is the metadata `sha256`. Memory: one part, whatever the size of the object.
+    """
+
+    def __init__(self, name: str, config: S3Config) -> None:
+        self._name = name
+        self._config = config
+        self._prefixed = config.layout == "prefixed"
+        self._profile = profile_of(config)
+        self._origin = Origin(name, endpoint_of(config), config.bucket if self._prefixed else None)
+        self._part_size = max(MIN_PART, int(config.part_size))
+        self._clients: dict[float, S3Client] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            needs_digest_first=True,
+            conditional_writes=self._profile.conditional_writes,
+            implicit_buckets=self._prefixed,
+            prefix_keys=True,
+            user_metadata=True,
+            max_object_size=self._profile.max_object_size,
+            max_copy_size=MAX_COPY,
+        )
+
+    # Objects
+
+    def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
+        assert info.size is not None
+        write = Write(
+            bucket=bucket,
+            key=key,
+            where=self._where(bucket, key),
+            size=info.size,
+            metadata=to_metadata(info, uuid.uuid4().hex),
+            condition=condition,
+            conditional=self._profile.conditional_writes,
+            checksums=self._profile.checksums == "when_supported",
+        )
+        upload = Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
+        in_parts = info.size > self._part_size
+        if condition and (in_parts or not write.conditional):
+            upload.check_condition()
+        return upload.in_parts(body, self._part_size) if in_parts else upload.whole(body)
+
+    def open(
+        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
+    ) -> S3Reader:
+        del uncached  # nothing of the store is cached on this machine
+        if length == 0:
+            return self._nothing_of(bucket, key)
+        reply = self._get(bucket, key, _range(offset, length))
+        if reply is None:
+            return self._nothing_of(bucket, key)
+        if offset and not reply.get("ContentRange"):
+            reply["Body"].close()
+            raise PermanentError(f"{self._name}: {bucket}/{key}: the store ignores that a range was asked for")
+        held = int(reply["ContentLength"])
+        return S3Reader(
+            to_stat(bucket, key, reply), reply["Body"], held if length is None else min(held, length), self._origin
+        )
+
+    def stat(self, bucket: str, key: str) -> ObjectStat:
+        return to_stat(bucket, key, self._head(bucket, key))
+
+    def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        try:
+            found = self.stat(bucket, key)
+        except NotFound:
+            return False
+        if condition and found.version != condition.version:
+            raise PreconditionFailed(
+                f"{self._name}: {bucket}/{key} was expected in version {condition.version}, {found.version} is there"
+            )
+        atomic: dict[str, Any] = {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
+        with self._errors(f"{bucket}/{key}"):
+            try:
+                self._client().delete_object(**self._where(bucket, key), **atomic)
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                return False  # somebody else was faster
+        return True
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+        source = self._head(bucket, key)
+        metadata = {**stored_metadata(source), WRITER: uuid.uuid4().hex}
+        place = self._where(bucket, key)
+        with self._errors(f"{bucket}/{key} to {to_bucket}/{to_key}"):
+            reply = self._client(COMMIT_TIMEOUT).copy_object(
+                **self._where(to_bucket, to_key),
+                CopySource={"Bucket": place["Bucket"], "Key": place["Key"]},
+                CopySourceIfMatch=source["ETag"],  # or the digest would be that of other bytes
+                MetadataDirective="REPLACE",
+                Metadata=metadata,
+            )
+        answer = {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
+        return written_stat(to_bucket, to_key, source["ContentLength"], metadata, answer)
+
+    def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
+        real, start = self._place(bucket)
+        begin = {"StartAfter": start + after} if after else {}
+        for page in self._pages("list_objects_v2", bucket, Bucket=real, Prefix=start + prefix, **begin):
+            for row in page.get("Contents", []):
+                key = row["Key"].removeprefix(start)
+                if key > after and f"/{RESERVED_SEGMENT}" not in f"/{key}":
+                    yield ListedObject(key, row["Size"], row["ETag"].strip('"'), row["LastModified"])
+
+    # Buckets
+
+    def create_bucket(self, bucket: str) -> bool:
+        existed = self.bucket_exists(bucket)
+        if self._prefixed:  # also beside objects, so that the bucket outlives the last of them
+            with self._errors(bucket):
+                self._client().put_object(**self._where(bucket, MARKER), Body=b"")
+        elif not existed:
+            return self._make_real_bucket(bucket)
+        return not existed
+
+    def delete_bucket(self, bucket: str) -> bool:
+        if not self._prefixed:
+            return self._delete_real_bucket(bucket)
+        marker = self._where(bucket, MARKER)
+        keys = self._first_keys(bucket, f"{bucket}/")
+        if keys - {marker["Key"]}:
+            raise BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects")
+        with self._errors(bucket):
+            self._client().delete_object(**marker)
+        return bool(keys)
+
+    def bucket_exists(self, bucket: str) -> bool:
+        return bool(self._first_keys(bucket, f"{bucket}/")) if self._prefixed else self._real_bucket_exists(bucket)
+
+    # The store
+
+    def iter_unfinished(self) -> Iterator[Unfinished]:
+        for real in self._real_buckets():
+            for page in self._pages("list_multipart_uploads", real, Bucket=real):
+                for upload in page.get("Uploads", []):
+                    token = (real, upload["Key"], upload["UploadId"])
+                    yield Unfinished(f"multipart upload of {real}/{upload['Key']}", upload["Initiated"], token)
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        real, key, upload_id = unfinished.token
+        with self._errors(f"{real}/{key}"):
+            try:
+                self._client().abort_multipart_upload(Bucket=real, Key=key, UploadId=upload_id)
+            except ClientError as error:
+                if code_of(error) not in {"NoSuchUpload", "404"}:
+                    raise
+                return False
+        return True
+
+    def check(self) -> None:
+        if (
+            self._prefixed
+        ):  # a listing and no HEAD: its answer has a body, which says what is wrong with the credentials
+            self._first_keys(str(self._config.bucket), "")
+        else:
+            self._real_buckets()
+
+    def close(self) -> None:
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()
+
+    # Where things are
+
+    def _place(self, bucket: str) -> tuple[str, str]:
+        """Return the real bucket, and what stands before every key in it."""
+        return (str(self._config.bucket), f"{bucket}/") if self._prefixed else (bucket, "")
+
+    def _where(self, bucket: str, key: str) -> Where:
+        real, start = self._place(bucket)
+        return {"Bucket": real, "Key": start + key}
+
+    def _real_buckets(self) -> list[str]:
+        if self._prefixed:
+            return [str(self._config.bucket)]
+        with self._errors("its buckets"):
+            return [bucket["Name"] for bucket in self._client().list_buckets()["Buckets"]]
+
+    def _first_keys(self, what: str, prefix: str) -> set[str]:
+        """Return the first two real keys of the one real bucket that start with `prefix`."""
+        with self._errors(what):
+            page = self._client().list_objects_v2(Bucket=str(self._config.bucket), Prefix=prefix, MaxKeys=2)
+        return {row["Key"] for row in page.get("Contents", [])}
+
+    def _pages(self, operation: Any, what: str, **request: str) -> Iterator[Any]:
+        """Yield the pages of a listing as they are needed; none for a logical bucket that does not exist."""
+        try:
+            with self._errors(what):
+                yield from self._client().get_paginator(operation).paginate(**request)
+        except NotFound:
+            return
+
+    # Real buckets
+
+    def _real_bucket_exists(self, real: str) -> bool:
+        with self._errors(real):
+            try:
+                self._client().head_bucket(Bucket=real)
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                return False
+        return True
+
+    def _make_real_bucket(self, real: str) -> bool:
+        client = self._client()
+        region = client.meta.region_name
+        elsewhere = self._config.endpoint is None and region not in {"us-east-1", "aws-global"}
+        place: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": region}} if elsewhere else {}
+        with self._errors(real):
+            try:
+                client.create_bucket(Bucket=real, **place)
+            except ClientError as error:
+                if code_of(error) != "BucketAlreadyOwnedByYou":
+                    raise
+                return False
+        return True
+
+    def _delete_real_bucket(self, real: str) -> bool:
+        with self._errors(real):
+            try:
+                self._client().delete_bucket(Bucket=real)
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                return False
+        return True
+
+    # Requests
+
+    def _client(self, read_timeout: float = READ_TIMEOUT) -> "S3Client":
+        """Return this process's client with this timeout, made when it is first needed."""
+        with self._lock:
+            if read_timeout not in self._clients:
+                with self._errors("the SDK"):
+                    self._clients[read_timeout] = make_client(self._name, self._config, read_timeout=read_timeout)
+            return self._clients[read_timeout]
+
+    def _head(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
+        try:
+            with self._errors(f"{bucket}/{key}"):
+                return self._client().head_object(**self._where(bucket, key))
+        except NotFound:
+            raise self._missing(bucket, key) from None
+
+    def _get(self, bucket: str, key: str, wanted: str | None) -> "GetObjectOutputTypeDef | None":
+        """Ask for an object, or for a range of it; return None where the range is past its end."""
+        part: dict[str, Any] = {"Range": wanted} if wanted else {}
+        try:
+            with self._errors(f"{bucket}/{key}"):
+                return self._client().get_object(**self._where(bucket, key), **part)
+        except NotFound:
+            raise self._missing(bucket, key) from None
+        except PermanentError as error:
+            if code_of(error.__cause__) not in {"InvalidRange", "416"}:
+                raise
+            return None
+
+    def _nothing_of(self, bucket: str, key: str) -> S3Reader:
+        return S3Reader(self.stat(bucket, key), io.BytesIO(), 0, self._origin)
+
+    def _missing(self, bucket: str, key: str) -> StorageError:
+        """Return what is missing: a HEAD does not tell an object from its bucket, and some stores' GET neither."""
+        real, _ = self._place(bucket)
+        if not self._real_bucket_exists(real):
+            return missing_bucket(self._origin, real)
+        return NotFound(f"{self._name}: {bucket}/{key} does not exist")
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except SDK_ERRORS as error:
+            raise translate(error, self._origin, what) from error
+
+
+def _range(offset: int, length: int | None) -> str | None:
+    """Return the header that asks for a range, or None for the whole."""
+    if length is None:
+        return f"bytes={offset}-" if offset else None
+    return f"bytes={offset}-{offset + length - 1}"

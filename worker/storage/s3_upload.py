@@ -1,0 +1,214 @@
+"""Write one object to S3: the bytes in one request or in parts, and what an unclear answer to the last one means."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from worker.storage.driver import Body, Condition, Match, ObjectStat
+from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, TransientError, Unavailable
+from worker.storage.parts import MIB, next_part, plan_parts
+from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, translate
+from worker.storage.s3_objects import SHA256, WRITER, stored_metadata, to_stat, written_stat
+from worker.storage.s3_profiles import GIB
+from worker.storage.verifying import drain
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+MIN_PART = 5 * MIB
+MAX_PART = 5 * GIB
+MAX_PARTS = 10_000
+
+log = logging.getLogger(__name__)
+
+
+class Where(TypedDict):
+    """An object as the SDK names it in every request."""
+
+    Bucket: str
+    Key: str
+
+
+class _Conditions(TypedDict, total=False):
+    IfNoneMatch: str
+    IfMatch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write.
+
+    Attributes:
+        bucket: the logical bucket, for messages and the stat.
+        key: the key in it.
+        where: the real place.
+        size: how many bytes there will be.
+        metadata: what is stored beside them, with the writer's token.
+        condition: see `Driver.put`.
+        conditional: whether the store decides conditions itself.
+        checksums: whether the SDK adds its CRC32 to every part.
+    """
+
+    bucket: str
+    key: str
+    where: Where
+    size: int
+    metadata: Mapping[str, str]
+    condition: Condition
+    conditional: bool
+    checksums: bool
+
+    @property
+    def what(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+
+class Upload:
+    """Carries out one write.
+
+    `client` is for the bytes, `patient` for the request that may take minutes to be answered.
+    """
+
+    def __init__(self, client: "S3Client", patient: "S3Client", origin: Origin, write: Write) -> None:
+        self._client = client
+        self._patient = patient
+        self._origin = origin
+        self._write = write
+
+    def whole(self, body: Body) -> ObjectStat:
+        """Send an object that fits into one request."""
+        data: Any = next_part(body, self._write.size)  # its stubs do not know that the SDK takes a bytearray as it is
+        drain(body)  # the end is where a body says that it was wrong
+        return self._commit(
+            lambda: self._client.put_object(
+                **self._write.where, **self._conditions(), Body=data, Metadata=self._write.metadata
+            )
+        )
+
+    def in_parts(self, body: Body, min_part: int) -> ObjectStat:
+        """Send an object part after part, holding one of them in memory; end the upload whatever goes wrong."""
+        part_size = plan_parts(self._write.size, min_part=min_part, max_part=MAX_PART, max_parts=MAX_PARTS)
+        with self._begun() as upload_id:
+            parts = self._send_parts(body, upload_id, part_size)
+            stat = self._commit(
+                lambda: self._patient.complete_multipart_upload(
+                    **self._write.where, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": parts}
+                )
+            )
+        with suppress(StorageError):  # not every store's answer has the ETag that it keeps; asking costs little here
+            found = self._found()
+            return found[0] if found and self._is_ours(*found) else stat
+        return stat
+
+    def check_condition(self) -> None:
+        """Refuse before anything is sent what the store would refuse at the end, or would not refuse at all."""
+        condition = self._write.condition
+        found = self._found()
+        stat = found and found[0]
+        if condition == "create_only" and stat:
+            raise self._refusal(stat)
+        if isinstance(condition, Match) and (stat is None or stat.version != condition.version):
+            raise self._refusal(stat)
+
+    # Parts
+
+    @contextmanager
+    def _begun(self) -> Iterator[str]:
+        algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._write.checksums else {}
+        with self._errors():
+            begun = self._client.create_multipart_upload(
+                **self._write.where, Metadata=self._write.metadata, **algorithm
+            )
+        try:
+            yield begun["UploadId"]
+        except BaseException:  # a shutdown too: what is left open is paid for and seen by nobody
+            self._abort(begun["UploadId"])
+            raise
+
+    def _abort(self, upload_id: str) -> None:
+        try:
+            self._client.abort_multipart_upload(**self._write.where, UploadId=upload_id)
+        except SDK_ERRORS as error:  # never in place of the error that led here
+            if code_of(error) != "NoSuchUpload":
+                log.warning("left open: %s", translate(error, self._origin, f"multipart upload of {self._write.what}"))
+
+    def _send_parts(self, body: Body, upload_id: str, part_size: int) -> "list[CompletedPartTypeDef]":
+        sent: list[CompletedPartTypeDef] = []
+        while data := next_part(body, part_size):
+            sent.append(self._send_part(upload_id, len(sent) + 1, data))
+            del data  # before the next one is filled: two parts are one too many
+        return sent
+
+    def _send_part(self, upload_id: str, number: int, data: Any) -> "CompletedPartTypeDef":
+        with self._errors():
+            reply = self._client.upload_part(**self._write.where, UploadId=upload_id, PartNumber=number, Body=data)
+        part: CompletedPartTypeDef = {"ETag": reply["ETag"], "PartNumber": number}
+        if "ChecksumCRC32" in reply:
+            part["ChecksumCRC32"] = reply["ChecksumCRC32"]
+        return part
+
+    # The request that makes it visible
+
+    def _conditions(self) -> _Conditions:
+        condition = self._write.condition
+        if condition is None or not self._write.conditional:
+            return {}
+        return {"IfMatch": f'"{condition.version}"'} if isinstance(condition, Match) else {"IfNoneMatch": "*"}
+
+    def _commit(self, send: Callable[[], Any]) -> ObjectStat:
+        write = self._write
+        try:
+            reply = send()
+        except SDK_ERRORS as error:
+            return self._settle(error)
+        return written_stat(write.bucket, write.key, write.size, write.metadata, reply)
+
+    def _settle(self, error: Exception) -> ObjectStat:
+        """Find out what became of a write whose answer was an error.
+
+        The SDK sends a request again whose answer got lost. The second one then meets our own object and is refused,
+        or finds the upload completed and gone: so whoever's object lies there decides, not the answer.
+        """
+        failure = translate(error, self._origin, self._write.what)
+        refused = code_of(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+        refused = refused or (isinstance(failure, NotFound) and isinstance(self._write.condition, Match))
+        if not refused and not isinstance(failure, TransientError):
+            raise failure from error
+        with suppress(StorageError):
+            found = self._found()
+            if found and self._is_ours(*found):
+                return found[0]
+            if refused:
+                failure = self._refusal(found and found[0])
+        raise failure from error
+
+    def _is_ours(self, stat: ObjectStat, metadata: Mapping[str, str]) -> bool:
+        ours = self._write.metadata
+        return metadata.get(WRITER) == ours[WRITER] and stat.size == self._write.size and stat.sha256 == ours[SHA256]
+
+    def _refusal(self, found: ObjectStat | None) -> StorageError:
+        condition, where = self._write.condition, f"{self._origin.store}: {self._write.what}"
+        if condition == "create_only" and found:
+            return AlreadyExists(f"{where} exists already")
+        if isinstance(condition, Match) and (found is None or found.version != condition.version):
+            there = f"version {found.version}" if found else "nothing"
+            return PreconditionFailed(f"{where} was expected in version {condition.version}, {there} is there")
+        return Unavailable(f"{where}: another write was under way at the same time")
+
+    def _found(self) -> tuple[ObjectStat, Mapping[str, str]] | None:
+        try:
+            with self._errors():
+                facts = self._client.head_object(**self._write.where)
+        except NotFound:
+            return None
+        return to_stat(self._write.bucket, self._write.key, facts), stored_metadata(facts)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SDK_ERRORS as error:
+            raise translate(error, self._origin, self._write.what) from error
