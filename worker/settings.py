@@ -216,7 +216,9 @@ class Settings(BaseSettings):
             SettingsError: the directory cannot be made.
         """
         ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
-        ours += [s.root for s in self.stores.values() if isinstance(s, FilesystemConfig) and self.home in s.root.parents]
+        ours += [
+            s.root for s in self.stores.values() if isinstance(s, FilesystemConfig) and self.home in s.root.parents
+        ]
         try:
             for directory in ours:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -261,9 +263,9 @@ def _read_file(name: str | None) -> dict[str, Any]:
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
     for variable in sorted(environ):
-        if variable.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES):
-            if variable.split("__")[0] not in known:
-                yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
+        ours = variable.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES)
+        if ours and variable.split("__")[0] not in known:
+            yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
 
 
 def _problems(error: ValidationError) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from worker.catalogue.artifacts import Artifacts
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
-from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, LostLease
+from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, LostLease, OtherRequest
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
 from worker.catalogue.verifications import Verifications
 
@@ -18,7 +18,9 @@ __all__ = [
     "Ended",
     "Finding",
     "JobRecord",
+    "Jobs",
     "LostLease",
+    "OtherRequest",
 ]
 
 

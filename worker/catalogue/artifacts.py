@@ -12,6 +12,8 @@ from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies
 from worker.storage import Digest
 
+_ABSENT = [state for state in CopyState if not state.present]
+
 
 class Artifacts:
     """The artifact versions and their copies."""
@@ -41,9 +43,9 @@ class Artifacts:
             return _artifact(connection.execute(sa.select(artifacts).where(artifacts.c.id == copy.artifact_id)).one())
 
     def record(self, bucket: str, key: str, digest: Digest, metadata: Mapping[str, str], now: datetime) -> Artifact:
-        """Return the current version if it has this digest, else a new version with it.
+        """Return the newest version if it has this digest, else a new version with it.
 
-        A version that was recorded and never got a whole copy is used again, so that a retried upload makes one version.
+        A version that was recorded and never got a whole copy is used again, so that a retry makes no second one.
         """
         with self._database.write() as connection:
             newest = connection.execute(_versions(bucket, key).limit(1)).one_or_none()
@@ -68,7 +70,9 @@ class Artifacts:
                 .values(tombstoned_at=now)
             )
 
-    def page(self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000) -> Sequence[Artifact]:
+    def page(
+        self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000
+    ) -> Sequence[Artifact]:
         """Return current artifacts by bucket and key, starting after the one given."""
         newer = artifacts.alias("newer")
         superseded = sa.exists().where(
@@ -102,7 +106,7 @@ class Artifacts:
             sa.select(artifacts, copies.c.id.label("copy_id"))
             .join(copies, copies.c.artifact_id == artifacts.c.id)
             .where(artifacts.c.bucket == bucket, artifacts.c.key == key, copies.c.store == store)
-            .where(copies.c.state.not_in([CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED]))
+            .where(copies.c.state.not_in(_ABSENT))
             .order_by(artifacts.c.version.desc())
             .limit(1)
         )
@@ -112,6 +116,29 @@ class Artifacts:
                 return None
             copy = connection.execute(sa.select(copies).where(copies.c.id == row.copy_id)).one()
             return _artifact(row), _copy(copy)
+
+    def held_anywhere(self, bucket: str, key: str) -> Sequence[Copy]:
+        """Return every copy under this key of which there should be bytes in some store, whichever version it is."""
+        query = (
+            sa.select(copies)
+            .join(artifacts, artifacts.c.id == copies.c.artifact_id)
+            .where(artifacts.c.bucket == bucket, artifacts.c.key == key)
+            .where(copies.c.state.not_in(_ABSENT))
+            .order_by(copies.c.store)
+        )
+        with self._database.read() as connection:
+            return [_copy(row) for row in connection.execute(query)]
+
+    def being_written(self, store: str, bucket: str, key: str) -> Sequence[Artifact]:
+        """Return the versions that a job began to write under this key in this store and has not reported whole."""
+        query = (
+            sa.select(artifacts)
+            .join(copies, copies.c.artifact_id == artifacts.c.id)
+            .where(artifacts.c.bucket == bucket, artifacts.c.key == key)
+            .where(copies.c.store == store, copies.c.state == CopyState.WRITING)
+        )
+        with self._database.read() as connection:
+            return [_artifact(row) for row in connection.execute(query)]
 
     def begin_copy(self, artifact: Artifact, store: str) -> Copy:
         """Record that a job is about to write a copy; a copy that was there keeps what is known of it."""
@@ -128,7 +155,7 @@ class Artifacts:
     def finish_copy(
         self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], due: datetime, now: datetime
     ) -> None:
-        """Record that a copy was written whole: the version is committed, other versions in the store are superseded."""
+        """Record that a copy was written whole: its version is committed, and supersedes what the store had."""
         with self._database.write() as connection:
             connection.execute(
                 sa.update(copies)
@@ -198,7 +225,9 @@ class Artifacts:
         good = sa.and_(copies.c.store == store, copies.c.state.in_([CopyState.STORED, CopyState.VERIFIED]))
         with self._database.read() as connection:
             row = connection.execute(
-                sa.select(sa.func.count(), sa.func.count(copies.c.last_verified_at), sa.func.min(copies.c.last_verified_at)).where(good)
+                sa.select(
+                    sa.func.count(), sa.func.count(copies.c.last_verified_at), sa.func.min(copies.c.last_verified_at)
+                ).where(good)
             ).one()
         return row[2] if row[0] == row[1] else None
 

@@ -101,7 +101,7 @@ def _revision(engine: Engine) -> str | None:
         return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's own type
+def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin by itself: see _begin_immediate
     for pragma in (
         f"busy_timeout = {_BUSY_SECONDS * 1000}",  # first: switching to WAL already needs the lock

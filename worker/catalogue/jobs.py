@@ -18,6 +18,10 @@ class LostLease(CatalogueError):
     """The job has gone over to another worker; what this one still wants to record is void."""
 
 
+class OtherRequest(CatalogueError):
+    """The job's id has been given to another request before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Begun:
     """The job is this worker's now, under this fencing token."""
@@ -46,7 +50,7 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(  # noqa: PLR0913 - they are the row
+    def begin(
         self,
         id_: str,
         kind: str,
@@ -63,12 +67,15 @@ class Jobs:
         Only taking it counts as an attempt.
 
         Raises:
-            CatalogueError: the id belongs to another request.
+            OtherRequest: the id belongs to another request.
         """
+        row = {"id": id_, "kind": kind, "request": dict(request), "holds": holds, "parent": parent, "created_at": now}
         with self._database.write() as connection:
-            found = _find(connection, id_) or _accept(connection, id_, kind, request, holds, parent, now)
+            found = _find(connection, id_) or _accept(connection, row)
             if (found.kind, found.request) != (kind, dict(request)):
-                raise CatalogueError(f"job {id_} is another {found.kind} request; an id or idempotency key names one request")
+                raise OtherRequest(
+                    f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request"
+                )
             if JobState(found.state).terminal:
                 return Ended(found)
             busy = _busy(connection, found, holds, now)
@@ -128,7 +135,14 @@ class Jobs:
         with self._database.write() as connection:
             if _find(connection, id_) is None:
                 values = {"state": JobState.REFUSED, "error": dict(error), "finished_at": now}
-                row = {"id": id_, "kind": kind[:64], "request": dict(request), "created_at": now, "attempts": 0, "fence": 0}
+                row = {
+                    "id": id_,
+                    "kind": kind[:64],
+                    "request": dict(request),
+                    "created_at": now,
+                    "attempts": 0,
+                    "fence": 0,
+                }
                 connection.execute(sa.insert(jobs), row | values)
 
     def get(self, id_: str) -> JobRecord | None:
@@ -160,13 +174,8 @@ def _find(connection: Connection, id_: str) -> JobRecord | None:
     return _record(row) if row else None
 
 
-def _accept(  # noqa: PLR0913 - they are the row
-    connection: Connection, id_: str, kind: str, request: Mapping[str, Any], holds: str | None, parent: str | None, now: datetime
-) -> JobRecord:
-    row = {
-        "id": id_, "kind": kind, "request": dict(request), "state": JobState.QUEUED, "holds": holds, "parent": parent,
-        "created_at": now, "attempts": 0, "fence": 0,
-    }  # fmt: skip
+def _accept(connection: Connection, job: Mapping[str, Any]) -> JobRecord:
+    row = {**job, "state": JobState.QUEUED, "attempts": 0, "fence": 0}
     return _record(connection.execute(sa.insert(jobs).returning(jobs), row).one())
 
 

@@ -1,7 +1,6 @@
 """The catalogue's tables. Migrations make them; this is what they look like now."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -46,7 +45,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(msg)
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002, ANN401
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Say that it is UTC."""
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
@@ -66,7 +65,7 @@ artifacts = Table(
     Column("tombstoned_at", UtcDateTime),
     UniqueConstraint("bucket", "key", "version"),
 )
-"""One row a version. `committed_at`: its first copy was whole. Size and digest are never updated; a trigger sees to it."""
+"""One row a version. `committed_at`: its first copy was whole. Triggers keep its digest from being updated."""
 
 copies = Table(
     "copies",

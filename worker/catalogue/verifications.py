@@ -23,11 +23,12 @@ class Verifications:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def record(self, finding: Finding, copy: Copy, *, now: datetime, due: datetime) -> None:
+    def record(self, finding: Finding, copy: Copy, *, tag: str | None, now: datetime, due: datetime) -> None:
         """Append a verdict to the log and bring what is known of the copy up to date, both or neither.
 
         Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. What could not be read, or not
-        be judged, leaves the state as it was: it says nothing about the bytes.
+        be judged, leaves the state as it was: it says nothing about the bytes. `tag` is the store's version tag of what
+        was read.
         """
         values: dict[str, Any] = {
             "last_attempt_at": now,
@@ -37,7 +38,7 @@ class Verifications:
             "attempts": copies.c.attempts + 1,
         }
         if finding.verdict == Verdict.VERIFIED:
-            values["last_verified_at"] = now
+            values |= {"last_verified_at": now, "tag": tag}
         if finding.verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
             values["state"] = CopyState(finding.verdict)
         with self._database.write() as connection:

@@ -1,7 +1,6 @@
 """Store: what must not differ between backends, written once."""
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,7 +161,9 @@ class Store:
                     metadata=metadata, condition=condition, on_bytes=on_bytes,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
-        body = VerifyingReader(source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes)
+        body = VerifyingReader(
+            source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
+        )
         info = WriteInfo(size=size, sha256=sha256, metadata=metadata)
         stat = self._driver.put(bucket, key, body, info, condition=condition)
         return stat, body.digest
@@ -320,7 +321,8 @@ class Store:
         body = VerifyingReader(source, size=size, sha256=sha256)
         with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-spool-") as spool:
             try:
-                shutil.copyfileobj(body, spool, BUFFER_SIZE)
+                while piece := body.read(BUFFER_SIZE):
+                    spool.write(piece)
                 spool.seek(0)
             except OSError as error:
                 raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error

@@ -75,7 +75,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$", to_lower=True)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
@@ -85,7 +85,9 @@ Metadata = Annotated[
 ]
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """A request or a result, as one JSON object."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
@@ -98,7 +100,7 @@ class _Message(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-class Request(_Message):
+class Request(Message):
     """What every request names: one artifact."""
 
     bucket: Bucket
@@ -140,17 +142,19 @@ class DeleteRequest(Request):
     """Delete from the named stores even if no good copy remains elsewhere."""
 
 
-class SweepVerifyRequest(_Message):
+class SweepVerifyRequest(Message):
     """Verify the copies that are due, oldest attempt first; of one store, or of all."""
 
     store: StoreName | None = None
 
 
-class _Result(_Message):
+class Result(Message):
+    """What a worker answers."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")  # an older client understands a newer worker
 
 
-class PlacedCopy(_Result):
+class PlacedCopy(Result):
     """What was done to have a copy in a store."""
 
     store: str
@@ -161,7 +165,7 @@ class PlacedCopy(_Result):
     """Where the bytes that were found in its place are kept, as `bucket/key` in the same store."""
 
 
-class ArtifactResult(_Result):
+class ArtifactResult(Result):
     """The artifact version that a job was about."""
 
     bucket: str
@@ -185,7 +189,7 @@ class ReplicateResult(ArtifactResult):
     copies: tuple[PlacedCopy, ...]
 
 
-class CopyVerdict(_Result):
+class CopyVerdict(Result):
     """What reading one copy has shown: `verified`, `corrupt`, `missing`, `size_mismatch`, `unreadable`, `unverifiable`.
 
     `sha256` is the digest of the bytes that were read, or None where they were not all read.
@@ -208,14 +212,14 @@ class VerifyResult(ArtifactResult):
         return all(copy.verdict == "verified" for copy in self.copies)
 
 
-class DeletedCopy(_Result):
+class DeletedCopy(Result):
     """What was done to have no copy in a store."""
 
     store: str
     outcome: Literal["deleted", "already_gone"]
 
 
-class DeleteResult(_Result):
+class DeleteResult(Result):
     """The copies that are gone. `everywhere`: the artifact was deleted, not only some copies."""
 
     bucket: str
@@ -225,13 +229,13 @@ class DeleteResult(_Result):
     copies: tuple[DeletedCopy, ...]
 
 
-class SweepVerifyResult(_Result):
+class SweepVerifyResult(Result):
     """How many due copies were claimed, by store; each is verified by a job of its own."""
 
     claimed: dict[str, int]
 
 
-class Progress(_Result):
+class Progress(Result):
     """How far a running job is, in bytes. `bytes_total` is None while it is not known."""
 
     bytes_done: int = 0
@@ -239,15 +243,15 @@ class Progress(_Result):
     step: str = ""
 
 
-class JobError(_Result):
+class JobError(Result):
     """Why a job did not succeed: the name of the error, and its one line."""
 
     type: str
     message: str
 
 
-RequestT = TypeVar("RequestT", bound=_Message)
-ResultT = TypeVar("ResultT", bound=_Message)
+RequestT = TypeVar("RequestT", bound=Message)
+ResultT = TypeVar("ResultT", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,113 @@
+"""Replicate: bring copies of an artifact to more stores, from any copy whose bytes are right."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from worker import copies
+from worker.catalogue import Artifact, Copy
+from worker.context import Context
+from worker.jobs.running import RunningJob
+from worker.jobs.task import artifact_task
+from worker.storage import Store
+from worker.storage.errors import IntegrityError, StorageError, TransientError
+from worker.storage.verifying import Readable
+from worker.together import each
+from zot_artifact_client.contract import REPLICATE, PlacedCopy, ReplicateRequest, ReplicateResult
+
+
+class NoGoodSource(IntegrityError):
+    """No copy has the bytes that were recorded."""
+
+
+def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> ReplicateResult:
+    """Read a copy that matches the recorded digest and write it to each store that was named, hashed all the way.
+
+    A source that turns out rotten is recorded as such, nothing of it becomes visible, and the next one is tried.
+
+    Raises:
+        NotFound: the artifact is not in the catalogue.
+        NoGoodSource: naming what is wrong with each copy there is.
+        StorageError: a store did not take its copy; the other stores have theirs.
+    """
+    artifact = context.artifact(request.bucket, request.key)
+    targets = [context.stores[name] for name in request.to]
+    job.expect(artifact.digest.size * len(targets), "replicating")
+    placed = each(targets, lambda target: _place(context, job, artifact, target))
+    return ReplicateResult(
+        bucket=artifact.bucket,
+        key=artifact.key,
+        version=artifact.version,
+        size=artifact.digest.size,
+        sha256=artifact.digest.sha256,
+        unchanged=all(copy.outcome == "already_there" for copy in placed),
+        copies=tuple(placed),
+    )
+
+
+def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store) -> PlacedCopy:
+    sources = _sources(context, artifact, target)
+    place = copies.look(context, job, artifact, target)
+    if place is None:
+        job.moved(artifact.digest.size)
+        return PlacedCopy(store=target.name, outcome="already_there")
+    unfit: list[StorageError] = []
+    for copy in sources:
+        job.step(f"copying from {copy.store} to {target.name}")
+        try:
+            with _open(context, artifact, copy) as source:
+                placed = copies.fill(context, job, place, source)
+                return placed.model_copy(update={"source": copy.store})
+        except _SourceError as error:
+            unfit.append(error.cause)
+            if not isinstance(error.cause, TransientError):
+                copies.verify(context, job, artifact, copy)
+    raise _no_source(artifact, unfit)
+
+
+def _sources(context: Context, artifact: Artifact, target: Store) -> list[Copy]:
+    """Return the copies that may be read from, those first that were proved by a full read."""
+    known = context.catalogue.artifacts.copies(artifact).values()
+    good = [copy for copy in known if copy.state.good and copy.store != target.name]
+    return sorted(good, key=lambda copy: copy.last_verified_at is None)
+
+
+def _no_source(artifact: Artifact, unfit: list[StorageError]) -> StorageError:
+    passing = next((error for error in unfit if isinstance(error, TransientError)), None)
+    if passing:
+        return passing
+    causes = "; ".join(error.message for error in unfit) or "the catalogue knows of no good copy in another store"
+    return NoGoodSource(f"{artifact.path} cannot be replicated, no copy is right: {causes}")
+
+
+class _SourceError(Exception):
+    """It was the source that failed, not the target."""
+
+    def __init__(self, cause: StorageError) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class _Source:
+    """A copy that is being read, telling its own failures from those of the store that is written to."""
+
+    def __init__(self, reader: Readable) -> None:
+        self._reader = reader
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._reader.read(size)
+        except StorageError as error:
+            raise _SourceError(error) from error
+
+
+@contextmanager
+def _open(context: Context, artifact: Artifact, copy: Copy) -> Iterator[_Source]:
+    try:
+        reader = context.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
+    except StorageError as error:
+        raise _SourceError(error) from error
+    with reader:
+        yield _Source(reader)
+
+
+replicate_task = artifact_task(REPLICATE, writes=True)(replicate)

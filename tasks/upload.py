@@ -1,0 +1,55 @@
+"""Upload: bring the bytes of a source under a key, to every store that should have them."""
+
+from worker import clock, copies
+from worker.catalogue import Artifact
+from worker.context import Context
+from worker.jobs.running import RunningJob
+from worker.jobs.task import artifact_task
+from worker.sources import Source, open_source
+from worker.storage import Store
+from worker.storage.keys import check_bucket, check_key
+from worker.together import each
+from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
+
+
+def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadResult:
+    """Hash the source, record it as a version of the artifact, and write it to each store, hashed again on the way.
+
+    The same bytes again are no new version, and what is already in place is not written again.
+
+    Raises:
+        SourceRefused, NotFound: the source is not to be had.
+        DigestMismatch: the source is not what the request announced.
+        InvalidKey, UnknownStore: nothing was read.
+        StorageError: a store did not take its copy; the other stores have theirs.
+    """
+    check_key(check_bucket(request.bucket), request.key)
+    stores = [context.stores[name] for name in request.stores or context.settings.placement_stores]
+    with open_source(request.source, context.settings) as source:
+        job.expect(source.size * (1 + len(stores)), "hashing the source")
+        digest = source.digest(request.sha256, job.moved)
+        artifact = context.catalogue.artifacts.record(
+            request.bucket, request.key, digest, request.metadata, clock.now()
+        )
+        placed = each(stores, lambda store: _place(context, job, artifact, store, source))
+    return UploadResult(
+        bucket=artifact.bucket,
+        key=artifact.key,
+        version=artifact.version,
+        size=digest.size,
+        sha256=digest.sha256,
+        unchanged=all(copy.outcome == "already_there" for copy in placed),
+        copies=tuple(placed),
+    )
+
+
+def _place(context: Context, job: RunningJob, artifact: Artifact, store: Store, source: Source) -> PlacedCopy:
+    job.step(f"writing to {store.name}")
+    place = copies.look(context, job, artifact, store)
+    if place is None:
+        job.moved(source.size)
+        return PlacedCopy(store=store.name, outcome="already_there")
+    return copies.fill(context, job, place, source.rewind())
+
+
+upload_task = artifact_task(UPLOAD, writes=True)(upload)

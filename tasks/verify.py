@@ -1,0 +1,62 @@
+"""Verify: read all bytes of an artifact's copies and hold them against the recorded digest."""
+
+from worker import copies
+from worker.catalogue import Artifact, Copy
+from worker.context import Context
+from worker.jobs.running import RunningJob
+from worker.jobs.task import artifact_task
+from worker.storage.errors import NotFound
+from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, VerifyResult
+
+
+def verify(request: VerifyRequest, context: Context, job: RunningJob) -> VerifyResult:
+    """Read every copy that was asked for to its end, and record one verdict for each.
+
+    A copy that cannot be read has the verdict `unreadable`, and the others are read all the same.
+
+    Raises:
+        NotFound: the artifact is not in the catalogue, or has no copy in a store that was named.
+        UnknownStore: naming the stores there are.
+    """
+    artifact = _artifact(request, context)
+    wanted = _copies(request, context, artifact)
+    job.expect(artifact.digest.size * len(wanted), "verifying")
+    verdicts = []
+    for copy in wanted:
+        job.step(f"reading from {copy.store}")
+        seen = copies.verify(context, job, artifact, copy)
+        if seen is not None:
+            verdicts.append(CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail))
+    return VerifyResult(
+        bucket=artifact.bucket,
+        key=artifact.key,
+        version=artifact.version,
+        size=artifact.digest.size,
+        sha256=artifact.digest.sha256,
+        copies=tuple(verdicts),
+    )
+
+
+def _artifact(request: VerifyRequest, context: Context) -> Artifact:
+    if request.version is None:
+        return context.artifact(request.bucket, request.key)
+    found = context.catalogue.artifacts.version(request.bucket, request.key, request.version)
+    if found is None:
+        raise NotFound(f"{request.bucket}/{request.key} has no version {request.version} in the catalogue")
+    return found
+
+
+def _copies(request: VerifyRequest, context: Context, artifact: Artifact) -> list[Copy]:
+    present = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.present}
+    if request.stores is None:
+        return list(present.values())
+    stores = [context.stores[name].name for name in request.stores]  # a misspelt name is told from an absent copy
+    if request.version is None:
+        for name in stores:
+            if name not in present:
+                where = ", ".join(present) or "no store"
+                raise NotFound(f"{artifact.path} has no copy in {name!r}; it has one in: {where}")
+    return [present[name] for name in stores if name in present]
+
+
+verify_task = artifact_task(VERIFY, writes=False)(verify)

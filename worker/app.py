@@ -1,0 +1,112 @@
+"""The Celery application: `celery -A worker.app worker`, `… beat`, `… flower`.
+
+Run workers with `REMAP_SIGTERM=SIGQUIT` in the environment (Celery reads it while it is imported): SIGTERM then waits
+`worker_soft_shutdown_timeout` seconds and hands back what still runs, where it would otherwise wait without end.
+"""
+
+import logging
+from typing import Any
+
+from celery import Celery, signals
+
+from worker import clock, context
+from worker.lifeline import die_with_parent
+from worker.schedule import beat_schedule
+from worker.settings import Settings, SettingsError, load_settings
+from zot_artifact_client.contract import TASKS
+from zot_artifact_client.routing import queues
+
+logger = logging.getLogger(__name__)
+
+TASK_MODULES = ("tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.sweep")
+"""Named as strings: the arrows run from the tasks to the worker, never back."""
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return the application for these settings. Every option that is not Celery's default has its reason here."""
+    app = Celery("zot-artifacts", broker=settings.broker_url, backend=settings.results_url, include=TASK_MODULES)
+    limit = settings.jobs.time_limit.total_seconds()
+    visibility = settings.visibility_timeout.total_seconds()
+    redis = {
+        "visibility_timeout": visibility,  # longer than any job or wait: else Redis hands out a running job again
+        "socket_timeout": 20,  # the default waits for ever on a connection that has silently died
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
+    }
+    app.conf.update(
+        # Messages
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],  # anything else could carry code
+        task_queues=queues(),
+        task_default_queue=TASKS["artifact.verify.v1"].queue.value,
+        task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
+        task_create_missing_queues=False,  # a misspelt queue is an error, not a queue that nobody reads
+        # Delivery: a message is gone only when its job has ended
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
+        task_retry_on_worker_lost=True,  # a killed child gets another try, counted in the ledger
+        task_default_retry_delay=5,  # which is how long that try waits; our own retries name their delay
+        worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
+        broker_transport_options=redis,
+        visibility_timeout=visibility,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a worker outlives any outage of its broker
+        # Limits and shutdown
+        task_soft_time_limit=limit,
+        task_time_limit=limit + 60,
+        worker_soft_shutdown_timeout=20,  # then running jobs are handed back
+        worker_enable_soft_shutdown_on_idle=True,  # waiting retries are handed back too
+        # Results, for the clients; the ledger is the record
+        result_expires=settings.jobs.result_expires,
+        result_extended=True,  # name and arguments beside the result, for Flower and other readers
+        result_backend_transport_options={
+            "visibility_timeout": visibility,
+            "retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+        },
+        redis_socket_timeout=10,
+        redis_socket_connect_timeout=5,
+        redis_socket_keepalive=True,
+        redis_backend_health_check_interval=25,
+        # What Flower sees
+        task_track_started=True,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        # Beat
+        beat_schedule=beat_schedule(settings),
+        beat_schedule_filename=str(settings.home / "run" / "beat-schedule"),
+        timezone="UTC",
+        worker_hijack_root_logger=True,
+    )
+    return app
+
+
+@signals.worker_process_init.connect
+def _die_with_the_worker(**_: Any) -> None:
+    """Let no child outlive a worker that was killed: its job would go on without anybody to answer to."""
+    die_with_parent()
+
+
+@signals.task_unknown.connect
+def _refuse_unknown(name: str, id: str, **_: Any) -> None:  # noqa: A002 - the signal's own signature
+    """Record a message for a task, or a version of one, that this worker does not have."""
+    known = ", ".join(sorted(TASKS))
+    message = f"no task is named {str(name)[:100]!r}; this worker has {known}"
+    logger.error("job %s: refused: %s", id, message)
+    error = {"type": "UnknownTask", "message": message}
+    context.current().catalogue.jobs.refuse(str(id)[:64], str(name), {}, error, clock.now())
+
+
+def _configured_app() -> Celery:
+    try:
+        settings = load_settings()
+        settings.prepare()
+        context.configure(settings)
+        return make_app(settings)
+    except SettingsError as error:
+        raise SystemExit(f"zot-artifacts: {error}") from None
+
+
+app = _configured_app()

@@ -1,0 +1,150 @@
+"""One copy of one artifact: put it in place, prove it, know what is in its place."""
+
+import logging
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+from worker import clock
+from worker.catalogue import Artifact, Copy, Finding
+from worker.context import Context
+from worker.jobs.running import RunningJob
+from worker.storage import Condition, Match, ObjectStat, Store, Verdict, Verification
+from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, Unavailable
+from worker.storage.verifying import Readable
+from zot_artifact_client.contract import PlacedCopy
+
+logger = logging.getLogger(__name__)
+
+BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
+"""Verdicts that say that the copy is not there as it should be."""
+_SOON = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place for a copy that is not there as it should be, and what lies in it now."""
+
+    artifact: Artifact
+    store: Store
+    copy: Copy
+    found: ObjectStat | None
+    keep_found: bool
+    """The bytes in the place are nobody's to lose: they go into quarantine before they are replaced."""
+
+
+def look(context: Context, job: RunningJob, artifact: Artifact, store: Store) -> Place | None:
+    """Look at where a copy should be; return None if it is there already.
+
+    Bytes are trusted without reading them only if the store says they are untouched since we wrote or read them;
+    anything else in the place is read: it may be a copy that a killed job had finished.
+    """
+    copy = context.catalogue.artifacts.begin_copy(artifact, store.name)
+    found = _stat(store, artifact)
+    if found is None:
+        return Place(artifact, store, copy, None, keep_found=False)
+    if copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size):
+        return None
+    held = context.catalogue.artifacts.held_by(store.name, artifact.bucket, artifact.key)
+    if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
+        return Place(artifact, store, copy, found, keep_found=False)  # the version that this upload replaces
+    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)
+    if seen.verdict == Verdict.VERIFIED:
+        _record(context, artifact, store, found)
+        return None
+    return Place(artifact, store, copy, found, keep_found=True)
+
+
+def fill(context: Context, job: RunningJob, place: Place, source: Readable) -> PlacedCopy:
+    """Write the artifact's bytes into a place: what is there is set aside first, and replaced only by bytes that match.
+
+    Raises:
+        IntegrityError: the source is not what was recorded; the place is as it was.
+        Unavailable: somebody else wrote to the place at the same time.
+        StorageError: see `Store.write_object`.
+    """
+    artifact, store, quarantined = place.artifact, place.store, None
+    if place.found and place.keep_found:
+        quarantined = store.quarantine_object(artifact.bucket, artifact.key, job.id)
+        logger.warning("%s: what was found at %s is kept at %s", store.name, artifact.path, quarantined)
+    condition: Condition = Match(place.found.version) if place.found else "create_only"
+    try:
+        stat, _ = store.write_object(
+            artifact.bucket,
+            artifact.key,
+            source,
+            size=artifact.digest.size,
+            sha256=artifact.digest.sha256,
+            metadata=artifact.metadata,
+            condition=condition,
+            on_bytes=job.moved,
+        )
+    except (AlreadyExists, PreconditionFailed) as error:
+        raise Unavailable(f"{store.name}: somebody else wrote {artifact.path} at the same time") from error
+    _record(context, artifact, store, stat)
+    return PlacedCopy(
+        store=store.name, outcome="repaired" if place.copy.state.present else "stored", quarantined=quarantined
+    )
+
+
+def verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> Verification | None:
+    """Read all bytes of a copy, record what they are, and return it; None if the copy has been replaced meanwhile.
+
+    A bad read is only a suspicion: the verdict is bad when a second read, on its own, says so too.
+    """
+    store = context.stores[copy.store]
+    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.moved)
+    if seen.verdict in BAD:
+        logger.warning("%s: %s looks %s, reading it again", store.name, artifact.path, seen.verdict)
+        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)
+    if seen.verdict in BAD and _replaced(context, job, artifact, copy):
+        return None
+    period = context.settings.sweep.verify.period_of(copy.store)
+    finding = Finding(job.id, copy.store, artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
+    context.catalogue.verifications.record(
+        finding, copy, now=clock.now(), tag=seen.version, due=clock.now() + _next_look(seen.verdict, period)
+    )
+    if seen.verdict != Verdict.VERIFIED:
+        logger.error("%s: %s is %s: %s", copy.store, artifact.path, seen.verdict, seen.detail)
+    return seen
+
+
+def first_look(context: Context, store: str) -> timedelta:
+    """Return when a copy that was just written is read for the first time: spread, so that nothing bunches."""
+    return context.settings.sweep.verify.period_of(store) * random.uniform(0.05, 0.95)  # noqa: S311 - no secret
+
+
+def _next_look(verdict: Verdict, period: timedelta) -> timedelta:
+    if verdict == Verdict.UNREADABLE:
+        return min(_SOON, period / 10)
+    return period * random.uniform(0.75, 0.95)  # noqa: S311 - no secret
+
+
+def _stat(store: Store, artifact: Artifact) -> ObjectStat | None:
+    try:
+        return store.stat_object(artifact.bucket, artifact.key)
+    except NotFound:
+        return None
+
+
+def _record(context: Context, artifact: Artifact, store: Store, stat: ObjectStat) -> None:
+    context.catalogue.artifacts.finish_copy(
+        artifact,
+        store.name,
+        tag=stat.version,
+        evidence=stat.storage_tags,
+        due=clock.now() + first_look(context, store.name),
+        now=clock.now(),
+    )
+
+
+def _replaced(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> bool:
+    """Return whether another version has been written over the copy, by a job that is not over or did not say so."""
+    known = context.catalogue.artifacts.copies(artifact).get(copy.store)
+    if known is None or not known.state.present:
+        return True
+    store = context.stores[copy.store]
+    for other in context.catalogue.artifacts.being_written(copy.store, artifact.bucket, artifact.key):
+        if store.verify_object(other.bucket, other.key, other.digest, on_bytes=job.tick).verdict == Verdict.VERIFIED:
+            return True
+    return False

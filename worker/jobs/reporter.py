@@ -1,0 +1,35 @@
+"""Show a running job through Celery, and learn through Redis that it should stop."""
+
+import logging
+
+import redis
+from celery import Task
+
+from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
+
+logger = logging.getLogger(__name__)
+
+
+class CeleryReporter:
+    """The outside of a running job, as Celery's result backend shows it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._id: str = task.request.id
+
+    def report(self, progress: Progress) -> None:
+        """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""
+        try:
+            self._task.update_state(state=PROGRESS_STATE, meta=progress.model_dump(mode="json"))
+        except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
+            logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
+
+    def cancelled(self) -> bool:
+        """Return whether a client asked for the job to stop; False if the result backend cannot tell."""
+        client = getattr(self._task.backend, "client", None)
+        if client is None:
+            return False
+        try:
+            return bool(client.exists(CANCEL_KEY.format(job=self._id)))
+        except redis.RedisError:
+            return False

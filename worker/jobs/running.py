@@ -1,0 +1,108 @@
+"""A job while it runs: how far it is, whether it is still ours, and whether somebody wants it to stop."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from worker import clock
+from worker.catalogue import CatalogueUnavailable, JobRecord, Jobs, LostLease
+from worker.settings import JobSettings
+from zot_artifact_client.contract import Progress
+
+REPORT_SECONDS = 1.0
+"""Progress is reported at most this often."""
+
+
+class Cancelled(Exception):
+    """Somebody asked for the job to stop."""
+
+
+class Reporter(Protocol):
+    """The outside of a running job: Celery, in a worker."""
+
+    def report(self, progress: Progress) -> None:
+        """Make the progress visible."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Return whether somebody asked for the job to stop; False if that cannot be told."""
+        ...
+
+
+class RunningJob:
+    """A job that this process has taken. Tasks tell it what they move; it raises when they are to stop.
+
+    While it is entered as a context manager, a thread keeps the lease in the ledger alive.
+    """
+
+    def __init__(self, record: JobRecord, jobs: Jobs, settings: JobSettings, reporter: Reporter) -> None:
+        self.id = record.id
+        self.attempt = record.attempts
+        self.fence = record.fence
+        self._jobs = jobs
+        self._lease = settings.lease
+        self._reporter = reporter
+        self._progress = Progress()
+        self._reported = time.monotonic()
+        self._lost = False
+        self._done = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name=f"lease-{record.id}", daemon=True)
+
+    def expect(self, total: int | None, step: str) -> None:
+        """Say what is being done now and how many bytes the job moves in all."""
+        self._progress = Progress(bytes_done=self._progress.bytes_done, bytes_total=total, step=step)
+
+    def step(self, name: str) -> None:
+        """Say what is being done now."""
+        self._progress = self._progress.model_copy(update={"step": name})
+
+    def moved(self, count: int) -> None:
+        """Say that so many bytes more are done; this is where a job is stopped.
+
+        Raises:
+            Cancelled: somebody asked for the job to stop.
+            LostLease: the job has gone over to another worker.
+        """
+        done = self._progress.bytes_done + count
+        self._progress = self._progress.model_copy(update={"bytes_done": done})
+        if self._lost:
+            raise LostLease(f"job {self.id} has gone over to another worker")
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._reported = time.monotonic()
+            self._reporter.report(self._progress)
+            self.check()
+
+    def tick(self, _count: int) -> None:
+        """Be told of bytes that are read once more and count for no progress; a job can be stopped here too."""
+        self.moved(0)
+
+    def check(self) -> None:
+        """Raise Cancelled if somebody asked for the job to stop."""
+        if self._reporter.cancelled():
+            raise Cancelled(f"job {self.id} was cancelled")
+
+    def __enter__(self) -> Self:
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._heart.join()
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._lease.total_seconds() / 3):
+            try:
+                self._jobs.renew(
+                    self.id,
+                    self.fence,
+                    until=clock.now() + self._lease,
+                    progress=self._progress.model_dump(mode="json"),
+                )
+            except LostLease:
+                self._lost = True
+                return
+            except CatalogueUnavailable:
+                continue  # the lease lasts three beats; the next one may get through

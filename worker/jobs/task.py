@@ -1,0 +1,222 @@
+"""Turn a plain function into a durable Celery task.
+
+Every task runs the same way: the message is read as its request, the ledger accepts and hands out the job, the function
+does the work, and whatever comes of it is in the ledger before Celery hears of it.
+"""
+
+import logging
+import os
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NoReturn, TypeVar
+from uuid import uuid4
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
+from celery.utils.time import get_exponential_backoff_interval
+from pydantic import ValidationError
+
+from worker import clock
+from worker.catalogue import (
+    Begun,
+    Busy,
+    CatalogueError,
+    CatalogueUnavailable,
+    Ended,
+    JobRecord,
+    LostLease,
+    OtherRequest,
+)
+from worker.context import Context, current
+from worker.jobs.reporter import CeleryReporter
+from worker.jobs.running import Cancelled, RunningJob
+from worker.storage.errors import StorageError, TransientError
+from zot_artifact_client.contract import JobError, JobState, Message, TaskSpec
+from zot_artifact_client.errors import JobFailed
+
+logger = logging.getLogger(__name__)
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResultT = TypeVar("ResultT", bound=Message)
+Work = Callable[[RequestT, Context, RunningJob], ResultT]
+
+_SHORTEST_WAIT = 1.0
+_LONGEST_WAIT = 5.0
+"""Seconds between looks at a job that another worker holds."""
+
+
+def artifact_task(spec: TaskSpec[RequestT, ResultT], *, writes: bool) -> Callable[[Work[RequestT, ResultT]], Task]:
+    """Register a plain function as the task that `spec` describes.
+
+    Celery accepts any misspelt option in silence; these two are all the options there are.
+
+    Args:
+        spec: the task's name, models and queue.
+        writes: the job changes its artifact's copies, so that only one such job may work on the artifact at a time.
+    """
+
+    def register(work: Work[RequestT, ResultT]) -> Task:
+        def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
+            return Delivery(task, spec, current(), writes=writes).handle(work, args, kwargs)
+
+        # max_retries=None: the ledger counts the attempts, because waiting for another worker's lease is none.
+        return shared_task(name=spec.name, bind=True, max_retries=None, throws=(JobFailed,))(run)
+
+    return register
+
+
+class Delivery(Generic[RequestT, ResultT]):
+    """One delivery of a job's message to this worker. There may be others, before, after and at the same time."""
+
+    def __init__(self, task: Task, spec: TaskSpec[RequestT, ResultT], context: Context, *, writes: bool) -> None:
+        self._task = task
+        self._spec = spec
+        self._context = context
+        self._writes = writes
+        self._id: str = task.request.id
+        self._jobs = context.catalogue.jobs
+
+    def handle(
+        self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> dict[str, Any]:
+        """Do the job unless it is done, busy or nonsense; return its result or raise what Celery is to make of it."""
+        request = self._read(args, kwargs)
+        try:
+            begun = self._begin(request)
+            if isinstance(begun, Begun):
+                return self._attempt(work, request, begun.record)
+        except (
+            CatalogueUnavailable
+        ) as error:  # not even the ledger can be told; if we hold a lease, it lapses by itself
+            logger.warning("job %s waits: %s", self._id, error)
+            raise self._again(self._backoff(self._task.request.retries), error) from error
+        except OtherRequest as error:
+            logger.error("job %s: refused: %s", self._id, error)  # noqa: TRY400 - its own line says it all
+            raise Ignore from error  # and leave the result of the first request alone
+        if isinstance(begun, Ended):
+            return self._answer(begun.record)
+        raise self._wait(begun)
+
+    def _read(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> RequestT:
+        try:
+            if args:
+                self._refuse(kwargs, "arguments are named, this message has positional ones")
+            return self._spec.request.model_validate(kwargs)
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, p['loc'])) or 'message'}: {p['msg']}"
+                for p in error.errors(include_url=False, include_input=False)
+            ]
+            self._refuse(kwargs, "; ".join(problems))
+
+    def _begin(self, request: RequestT) -> Begun | Busy | Ended:
+        return self._jobs.begin(
+            self._id,
+            self._spec.kind,
+            request.payload(),
+            owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+            holds=f"{request.bucket}/{request.key}" if self._writes else None,  # type: ignore[attr-defined]
+            parent=self._task.request.parent_id,
+            now=clock.now(),
+            lease=self._context.settings.jobs.lease,
+        )
+
+    def _attempt(self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord) -> dict[str, Any]:
+        reporter = CeleryReporter(self._task)
+        job = RunningJob(record, self._jobs, self._context.settings.jobs, reporter)
+        try:
+            with job:
+                job.check()
+                result = work(request, self._context, job)
+                return self._succeed(job, result)
+        except LostLease as error:
+            logger.warning("%s; this worker lets go of it", error)
+            raise Ignore from error
+        except Cancelled as error:
+            self._cancel(job, error)
+        except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
+            self._retry_or_bury(job, error)
+        except (StorageError, CatalogueError) as error:
+            self._end_badly(job, JobState.FAILED, error)
+        except Exception as error:
+            logger.exception("job %s: %s failed on a fault of ours", self._id, self._spec.kind)
+            self._end_badly(job, JobState.FAILED, error)
+
+    # How a delivery ends
+
+    def _succeed(self, job: RunningJob, result: ResultT) -> dict[str, Any]:
+        payload = result.model_dump(mode="json")
+        self._jobs.finish(job.id, job.fence, JobState.SUCCEEDED, now=clock.now(), result=payload)
+        logger.info("job %s: %s done at attempt %d", job.id, self._spec.kind, job.attempt)
+        return payload
+
+    def _retry_or_bury(self, job: RunningJob, error: Exception) -> NoReturn:
+        if job.attempt >= self._context.settings.retry.max_attempts:
+            self._end_badly(job, JobState.DEAD, error)
+        self._jobs.retrying(job.id, job.fence, _described(error).model_dump())
+        delay = max(self._backoff(job.attempt - 1), getattr(error, "retry_after", None) or 0)
+        logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
+        raise self._again(delay, error) from error
+
+    def _end_badly(self, job: RunningJob, state: JobState, error: Exception) -> NoReturn:
+        described = _described(error)
+        details = described.model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
+        self._jobs.finish(job.id, job.fence, state, now=clock.now(), error=details)
+        logger.error(
+            "job %s: %s is %s at attempt %d: %s", job.id, self._spec.kind, state, job.attempt, described.message
+        )
+        raise JobFailed(described.message, described.type, state, job.attempt) from error
+
+    def _cancel(self, job: RunningJob, error: Cancelled) -> NoReturn:
+        self._jobs.finish(job.id, job.fence, JobState.CANCELLED, now=clock.now(), error=_described(error).model_dump())
+        logger.info("%s", error)
+        self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
+        raise Ignore from error
+
+    def _refuse(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
+        error = JobError(type="InvalidMessage", message=f"{self._spec.name} does not accept this message: {reason}")
+        fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # what was sent may be anything, a secret too
+        self._jobs.refuse(self._id, self._spec.kind, fields, error.model_dump(), clock.now())
+        logger.error("job %s: refused: %s", self._id, error.message)
+        raise JobFailed(error.message, error.type, JobState.REFUSED, 0)
+
+    def _answer(self, record: JobRecord) -> dict[str, Any]:
+        """Say again how a job ended whose message was delivered once more."""
+        logger.info("job %s has ended before: %s", record.id, record.state)
+        if record.state == JobState.SUCCEEDED:
+            return dict(record.result or {})
+        error = JobError.model_validate(record.error or {"type": "JobFailed", "message": "no cause was recorded"})
+        if record.state == JobState.CANCELLED:
+            self._task.backend.mark_as_revoked(record.id, error.message, request=self._task.request)
+            raise Ignore
+        raise JobFailed(error.message, error.type, record.state, record.attempts)
+
+    # Celery's retry
+
+    def _wait(self, busy: Busy) -> Exception:
+        logger.info("job %s waits: %s", self._id, busy.reason)
+        left = (busy.until - clock.now()).total_seconds()
+        return self._again(min(max(left, _SHORTEST_WAIT), _LONGEST_WAIT))
+
+    def _again(self, seconds: float, error: Exception | None = None) -> Exception:
+        retry: Exception = self._task.retry(exc=error, countdown=seconds, throw=False)
+        return retry
+
+    def _backoff(self, retries: int) -> float:
+        retry = self._context.settings.retry
+        seconds: float = get_exponential_backoff_interval(
+            factor=max(1, int(retry.backoff.total_seconds())),
+            retries=retries,
+            maximum=int(retry.backoff_max.total_seconds()),
+            full_jitter=retry.jitter,
+        )
+        return seconds
+
+
+def _described(error: Exception) -> JobError:
+    if isinstance(error, SoftTimeLimitExceeded):
+        return JobError(type="TimeLimit", message="the attempt took longer than jobs.time_limit allows")
+    if isinstance(error, StorageError | CatalogueError | Cancelled):
+        return JobError(type=type(error).__name__, message=str(error))
+    return JobError(type=type(error).__name__, message="a fault of the worker's own; its log has the traceback")
