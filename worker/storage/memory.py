@@ -1,0 +1,170 @@
+"""Objects in the memory of this process: a real store for tests, with all that the Protocol promises but durability."""
+
+import itertools
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Self
+
+from worker.storage.driver import (
+    Body,
+    Capabilities,
+    Condition,
+    ListedObject,
+    Match,
+    ObjectReader,
+    ObjectStat,
+    Unfinished,
+    WriteInfo,
+)
+from worker.storage.errors import AlreadyExists, BucketNotEmpty, NotFound, PreconditionFailed
+from worker.storage.verifying import BUFFER_SIZE
+
+_CAPABILITIES = Capabilities(
+    needs_digest_first=False,
+    conditional_writes=True,
+    implicit_buckets=True,
+    prefix_keys=True,
+    user_metadata=True,
+    max_object_size=None,
+    max_copy_size=2**63 - 1,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    stat: ObjectStat
+    data: bytes
+
+
+class MemoryReader:
+    """The bytes of an object, or of a part of it."""
+
+    def __init__(self, held: _Held, offset: int, length: int | None) -> None:
+        self.stat = held.stat
+        end = len(held.data) if length is None else offset + length
+        self._rest = memoryview(held.data)[offset:end]
+
+    def read(self, size: int, /) -> bytes:
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(piece)
+
+    def close(self) -> None:
+        """Nothing is held that others wait for."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class MemoryDriver:
+    """A store that is gone with its process. May be used by several threads."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._buckets: dict[str, dict[str, _Held]] = {}
+        self._versions = itertools.count(1)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
+        data = b"".join(iter(lambda: body.read(BUFFER_SIZE), b""))
+        with self._lock:
+            self._check_condition(bucket, key, condition)
+            stat = ObjectStat(
+                bucket, key, len(data), self._version(), datetime.now(UTC), body.digest.sha256, dict(info.metadata)
+            )
+            self._buckets.setdefault(bucket, {})[key] = _Held(stat, data)
+        return stat
+
+    def open(
+        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
+    ) -> ObjectReader:
+        del uncached  # there is no other medium
+        return MemoryReader(self._held(bucket, key), offset, length)
+
+    def stat(self, bucket: str, key: str) -> ObjectStat:
+        return self._held(bucket, key).stat
+
+    def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        with self._lock:
+            if key not in self._buckets.get(bucket, {}):
+                return False
+            self._check_condition(bucket, key, condition)
+            del self._buckets[bucket][key]
+        return True
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+        held = self._held(bucket, key)
+        with self._lock:
+            stat = replace(held.stat, bucket=to_bucket, key=to_key, version=self._version(), modified=datetime.now(UTC))
+            self._buckets.setdefault(to_bucket, {})[to_key] = _Held(stat, held.data)
+        return stat
+
+    def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
+        with self._lock:
+            held = {key.encode(): held.stat for key, held in self._buckets.get(bucket, {}).items()}
+        keys = sorted(held)
+        for key in keys[bisect_right(keys, after.encode()) :]:
+            if key.startswith(prefix.encode()):
+                stat = held[key]
+                yield ListedObject(stat.key, stat.size, stat.version, stat.modified)
+
+    def create_bucket(self, bucket: str) -> bool:
+        with self._lock:
+            made = bucket not in self._buckets
+            self._buckets.setdefault(bucket, {})
+        return made
+
+    def delete_bucket(self, bucket: str) -> bool:
+        with self._lock:
+            if self._buckets.get(bucket):
+                raise BucketNotEmpty(f"{self._name}: bucket {bucket} still holds objects: delete them first")
+            return self._buckets.pop(bucket, None) is not None
+
+    def bucket_exists(self, bucket: str) -> bool:
+        return bucket in self._buckets
+
+    def iter_unfinished(self) -> Iterator[Unfinished]:
+        return iter(())
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        del unfinished  # nothing is ever left: what is being written is not in the store yet
+        return False
+
+    def check(self) -> None:
+        """Return: memory can always be reached."""
+
+    def close(self) -> None:
+        """Keep everything: a store is still there when somebody stops using it."""
+
+    # How
+
+    def _held(self, bucket: str, key: str) -> _Held:
+        with self._lock:
+            try:
+                return self._buckets[bucket][key]
+            except KeyError:
+                raise NotFound(f"{self._name}: {bucket}/{key} does not exist") from None
+
+    def _version(self) -> str:
+        return str(next(self._versions))
+
+    def _check_condition(self, bucket: str, key: str, condition: Condition) -> None:
+        held = self._buckets.get(bucket, {}).get(key)
+        if condition == "create_only" and held:
+            raise AlreadyExists(f"{self._name}: {bucket}/{key} exists already, and was only to be created")
+        if isinstance(condition, Match) and (held is None or held.stat.version != condition.version):
+            there = f"has the version {held.stat.version}" if held else "does not exist"
+            raise PreconditionFailed(f"{self._name}: {bucket}/{key} {there}, {condition.version} was expected")
