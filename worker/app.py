@@ -40,7 +40,7 @@ def make_app(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],  # anything else could carry code
-        task_queues=queues(),
+        task_queues=queues(unrouted=settings.broker is None),  # on our own broker, a plain `send_task` is ours too
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
         task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
         task_create_missing_queues=False,  # a misspelt queue is an error, not a queue that nobody reads

@@ -166,7 +166,7 @@ class Delivery(Generic[RequestT, ResultT]):
         logger.error(
             "job %s: %s is %s at attempt %d: %s", job.id, self._spec.kind, state, job.attempt, described.message
         )
-        raise JobFailed(described.message, described.type, state, job.attempt) from error
+        raise JobFailed(described.message, described.type, state.value, job.attempt) from error
 
     def _cancel(self, job: RunningJob, error: Cancelled) -> NoReturn:
         self._jobs.finish(job.id, job.fence, JobState.CANCELLED, now=clock.now(), error=_described(error).model_dump())
@@ -179,7 +179,7 @@ class Delivery(Generic[RequestT, ResultT]):
         fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # what was sent may be anything, a secret too
         self._jobs.refuse(self._id, self._spec.kind, fields, error.model_dump(), clock.now())
         logger.error("job %s: refused: %s", self._id, error.message)
-        raise JobFailed(error.message, error.type, JobState.REFUSED, 0)
+        raise JobFailed(error.message, error.type, JobState.REFUSED.value, 0)
 
     def _answer(self, record: JobRecord) -> dict[str, Any]:
         """Say again how a job ended whose message was delivered once more."""

@@ -1,0 +1,109 @@
+"""The four verbs as plain functions, on a real catalogue and real directories, without Celery between."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import pytest
+
+from worker import clock
+from worker.catalogue import Begun
+from worker.context import Context
+from worker.jobs.running import RunningJob
+from worker.settings import Settings, SourceSettings
+from worker.storage.config import FilesystemConfig
+from zot_artifact_client.contract import Progress
+
+STORES = ("primary", "dr", "cold")
+
+
+class Silent:
+    """The outside of a job that nobody watches."""
+
+    def __init__(self) -> None:
+        self.reports: list[Progress] = []
+        self.stop = False
+
+    def report(self, progress: Progress) -> None:
+        self.reports.append(progress)
+
+    def cancelled(self) -> bool:
+        return self.stop
+
+
+class Run(Protocol):
+    def __call__(
+        self, work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: Silent = ...
+    ) -> Any: ...
+
+
+@pytest.fixture
+def source_root(tmp_path: Path) -> Path:
+    root = tmp_path / "incoming"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def settings(tmp_path: Path, source_root: Path) -> Settings:
+    stores = {name: FilesystemConfig(root=tmp_path / "home" / "stores" / name) for name in STORES}
+    return Settings(
+        home=tmp_path / "home",
+        stores=stores,
+        placement=("primary", "dr"),
+        sources=SourceSettings(roots=(source_root,)),
+    )
+
+
+@pytest.fixture
+def context(settings: Settings) -> Iterator[Context]:
+    opened = Context.open(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(context: Context) -> Run:
+    """Run a verb as the ledger would hand it out."""
+
+    def run(work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: Silent | None = None) -> Any:
+        jobs, lease = context.catalogue.jobs, context.settings.jobs.lease
+        begun = jobs.begin(
+            str(uuid4()),
+            getattr(work, "__name__", "job"),
+            {},
+            owner="test",
+            holds=None,
+            parent=None,
+            now=clock.now(),
+            lease=lease,
+        )
+        assert isinstance(begun, Begun)
+        with RunningJob(begun.record, jobs, context.settings.jobs, outside or Silent()) as job:
+            return work(request, context, job)
+
+    return run
+
+
+@pytest.fixture
+def source(source_root: Path) -> Callable[..., str]:
+    """Lay a file into the source root and return its path."""
+
+    def lay(content: bytes, name: str = "app.tgz") -> str:
+        (source_root / name).write_bytes(content)
+        return str(source_root / name)
+
+    return lay
+
+
+@pytest.fixture
+def stored(settings: Settings) -> Callable[..., Path]:
+    """Return where a store keeps an object on disk."""
+
+    def path(store: str, key: str = "app.tgz", bucket: str = "releases") -> Path:
+        config = settings.stores[store]
+        assert isinstance(config, FilesystemConfig)
+        return config.root / bucket / key
+
+    return path

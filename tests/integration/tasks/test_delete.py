@@ -1,0 +1,104 @@
+"""Deleting takes what was asked for, and never the last good copy by accident."""
+
+import pytest
+
+from tasks.delete import LastCopy, delete
+from tasks.upload import upload
+from tasks.verify import verify
+from worker.storage.errors import NotFound, Unavailable
+from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
+
+
+@pytest.fixture(autouse=True)
+def uploaded(run, source):
+    return run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
+
+
+def request(*stores: str, allow_last: bool = False) -> DeleteRequest:
+    return DeleteRequest(bucket="releases", key="app.tgz", stores=stores or None, allow_last=allow_last)
+
+
+def test_one_copy_goes_and_the_others_stay(run, stored):
+    """Deleting from one store leaves the copies in the others."""
+    result = run(delete, request("dr"))
+    assert [(copy.store, copy.outcome) for copy in result.copies] == [("dr", "deleted")]
+    assert not stored("dr").exists()
+    assert not stored("dr", "app.tgz.sha256").exists()
+    assert stored("primary").read_bytes() == b"release one"
+
+
+def test_the_last_good_copy_is_refused_unless_it_was_meant(run, stored):
+    """The last copy stays when only its store was named, and goes when the request says that it may."""
+    run(delete, request("dr"))
+    with pytest.raises(LastCopy, match="no good copy would remain outside primary"):
+        run(delete, request("primary"))
+    assert stored("primary").exists()
+
+    run(delete, request("primary", allow_last=True))
+    assert not stored("primary").exists()
+
+
+def test_naming_every_store_is_not_a_way_around_it(run, stored):
+    """Naming all stores one by one is refused like naming the last one."""
+    with pytest.raises(LastCopy):
+        run(delete, request("primary", "dr"))
+    assert stored("dr").exists()
+
+
+def test_a_corrupt_copy_elsewhere_does_not_count(run, stored):
+    """A copy that is known to be bad is no reason to let the last good one go."""
+    stored("dr").write_bytes(b"release 1!!")
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    with pytest.raises(LastCopy):
+        run(delete, request("primary"))
+
+
+def test_a_copy_that_its_store_does_not_have_does_not_count(run, stored):
+    """A copy that only the catalogue believes in is no reason to let the last real one go."""
+    stored("dr").unlink()
+    with pytest.raises(LastCopy):
+        run(delete, request("primary"))
+
+
+def test_everywhere_is_everywhere(run, stored):
+    """Naming no store deletes every copy, and the artifact is not there any more."""
+    assert run(delete, request()).everywhere
+    assert not stored("primary").exists()
+    assert not stored("dr").exists()
+    with pytest.raises(NotFound):
+        run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+
+
+def test_everywhere_finds_old_versions_too(run, source, stored):
+    """An older version that still lies in a store the new one never went to is deleted with it."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release two"), stores=("primary",)))
+    assert stored("dr").read_bytes() == b"release one"
+    run(delete, request())
+    assert not stored("dr").exists()
+
+
+def test_deleting_what_is_gone_is_a_success_that_says_so(run):
+    """Deleting twice succeeds twice; the second time says that nothing was there."""
+    assert not run(delete, request()).unchanged
+    assert run(delete, request()).unchanged
+    assert run(delete, request("dr")).unchanged
+
+
+def test_a_store_that_is_down_keeps_the_artifact_on_record(run, settings, stored):
+    """While a copy cannot be deleted the artifact is not called deleted, and asking again finishes it."""
+    root = settings.stores["dr"].root
+    root.rename(root.with_name("unplugged"))
+    with pytest.raises(Unavailable, match="dr"):
+        run(delete, request())
+    assert not stored("primary").exists()
+
+    root.with_name("unplugged").rename(root)
+    result = run(delete, request())
+    assert [(copy.store, copy.outcome) for copy in result.copies] == [("dr", "deleted")]
+
+
+def test_after_a_deletion_the_same_bytes_are_a_new_version(run, source):
+    """An artifact that was deleted and comes back does not take up the old version."""
+    run(delete, request())
+    again = run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
+    assert (again.version, again.unchanged) == (2, False)

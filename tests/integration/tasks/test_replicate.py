@@ -1,0 +1,102 @@
+"""Replication copies only what is right, and says what is not."""
+
+import pytest
+
+from tasks.replicate import NoGoodSource, replicate
+from tasks.upload import upload
+from tasks.verify import verify
+from worker.context import Context
+from worker.storage.errors import NotFound
+from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
+
+
+@pytest.fixture
+def uploaded(run, source):
+    return run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
+
+
+def request(*to: str) -> ReplicateRequest:
+    return ReplicateRequest(bucket="releases", key="app.tgz", to=to)
+
+
+def rot(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 0x01
+    path.write_bytes(content)
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_is_brought_to_a_store_that_has_none(run, stored):
+    """After a replication the new store has the bytes and their digest, and the result names where they came from."""
+    result = run(replicate, request("cold"))
+    assert stored("cold").read_bytes() == b"release one"
+    assert [(copy.store, copy.outcome, copy.source) for copy in result.copies] == [("cold", "stored", "dr")]
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_what_is_there_already_is_not_written_again(run):
+    """Replicating to a store that has its copy changes nothing and says so."""
+    run(replicate, request("cold"))
+    assert run(replicate, request("cold")).unchanged
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_rotten_source_is_never_copied_and_the_next_one_is_tried(run, stored, context: Context):
+    """Rot at a source is found while it is read: the copy comes from the other store, and the rot is on record."""
+    rot(stored("dr"))
+
+    result = run(replicate, request("cold"))
+
+    assert stored("cold").read_bytes() == b"release one"
+    assert result.copies[0].source == "primary"
+    artifact = context.catalogue.artifacts.current("releases", "app.tgz")
+    assert context.catalogue.artifacts.copies(artifact)["dr"].state == "corrupt"
+    assert context.catalogue.verifications.of("releases", "app.tgz")[0]["verdict"] == "corrupt"
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_without_a_good_source_nothing_is_written_and_each_copy_is_named(run, stored):
+    """When every copy is bad the replication fails, says what is wrong with which, and leaves the target empty."""
+    rot(stored("dr"))
+    stored("primary").unlink()
+
+    with pytest.raises(NoGoodSource, match=r"dr: .*SHA-256.*primary: .*") as error:
+        run(replicate, request("cold"))
+    assert "\n" not in error.value.message
+    assert not stored("cold").exists()
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_repair_keeps_the_bad_bytes_and_replaces_them_with_right_ones(run, stored):
+    """Replicating over a corrupt copy puts its bytes aside first; then the place has the recorded bytes."""
+    rot(stored("dr"))
+    bad = stored("dr").read_bytes()
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+
+    result = run(replicate, request("dr"))
+
+    copy = result.copies[0]
+    bucket, _, key = copy.quarantined.partition("/")
+    assert copy.outcome == "repaired"
+    assert stored("dr").read_bytes() == b"release one"
+    assert stored("dr", key, bucket).read_bytes() == bad
+    assert run(verify, VerifyRequest(bucket="releases", key="app.tgz")).good
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_repair_that_finds_no_good_copy_leaves_the_bad_one_in_place(run, stored):
+    """A corrupt copy is never deleted to make room for one that cannot be had."""
+    rot(stored("dr"))
+    rot(stored("primary"))
+    bad = stored("dr").read_bytes()
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+
+    with pytest.raises(NoGoodSource):
+        run(replicate, request("dr"))
+    assert stored("dr").read_bytes() == bad
+
+
+def test_an_artifact_that_is_not_known_is_named_with_the_nearest_that_is(run, uploaded):
+    """A misspelt key fails with the key that was probably meant."""
+    with pytest.raises(NotFound, match=r"did you mean releases/app\.tgz"):
+        run(replicate, ReplicateRequest(bucket="releases", key="app.tzg", to=("cold",)))

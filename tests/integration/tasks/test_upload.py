@@ -1,0 +1,245 @@
+"""Uploads keep what they promise."""
+
+import hashlib
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tasks.upload import upload
+from tests.integration.tasks.conftest import Silent
+from worker.context import Context
+from worker.jobs.running import Cancelled
+from worker.settings import SourceSettings
+from worker.sources import SourceRefused
+from worker.storage.errors import DigestMismatch, InvalidKey, NotFound, TransientError, Unavailable
+from worker.storage.registry import UnknownStore
+from zot_artifact_client.contract import UploadRequest
+
+
+def request(source, key="app.tgz", **more):
+    return UploadRequest(bucket="releases", key=key, source=source, **more)
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_an_upload_lies_in_every_placed_store_with_its_digest_beside_it(run, source, stored):
+    """After an upload each placed store has the bytes and their SHA-256, and no other store has them."""
+    result = run(upload, request(source(b"release one")))
+
+    assert (result.version, result.sha256, result.unchanged) == (1, sha256(b"release one"), False)
+    for store in ("primary", "dr"):
+        assert stored(store).read_bytes() == b"release one"
+        assert stored(store, "app.tgz.sha256").read_text().strip() == sha256(b"release one")
+    assert not stored("cold").exists()
+
+
+def test_the_same_bytes_again_change_nothing_and_say_so(run, source, stored):
+    """The same upload again writes nothing, makes no version, and says that it was unchanged."""
+    run(upload, request(source(b"release one")))
+    inode = stored("primary").stat().st_ino
+
+    again = run(upload, request(source(b"release one")))
+
+    assert (again.version, again.unchanged) == (1, True)
+    assert {copy.outcome for copy in again.copies} == {"already_there"}
+    assert stored("primary").stat().st_ino == inode
+
+
+def test_other_bytes_make_a_new_version_and_the_old_digest_stays(run, source, stored, context: Context):
+    """Other bytes under a key are a new version; the record of the old one is what it was."""
+    run(upload, request(source(b"release one")))
+    second = run(upload, request(source(b"release two")))
+
+    assert second.version == 2
+    assert stored("dr").read_bytes() == b"release two"
+    first = context.catalogue.artifacts.version("releases", "app.tgz", 1)
+    assert first is not None
+    assert first.digest.sha256 == sha256(b"release one")
+    assert {copy.state for copy in context.catalogue.artifacts.copies(first).values()} == {"superseded"}
+
+
+def test_a_lost_copy_is_written_again_by_the_same_upload(run, source, stored):
+    """Uploading the same bytes again brings back a copy that has gone from its store."""
+    run(upload, request(source(b"release one")))
+    stored("dr").unlink()
+
+    again = run(upload, request(source(b"release one")))
+
+    assert stored("dr").read_bytes() == b"release one"
+    assert not again.unchanged
+
+
+def test_a_wrong_expected_digest_writes_nothing(run, source, stored, context: Context):
+    """An upload that announces another digest fails, naming both, and leaves nothing anywhere."""
+    with pytest.raises(DigestMismatch, match=sha256(b"release one")):
+        run(upload, request(source(b"release one"), sha256="0" * 64))
+
+    assert not stored("primary").exists()
+    assert context.catalogue.artifacts.current("releases", "app.tgz") is None
+
+
+@pytest.mark.parametrize(
+    "name,says",
+    [("/etc/passwd", "sources.roots"), ("app.tgz", "absolute"), ("ftp://host/app.tgz", "http")],
+)
+def test_a_source_outside_the_roots_is_refused(run, name, says):
+    """A source that the settings do not allow is refused with the setting that would allow it."""
+    with pytest.raises(SourceRefused, match=says):
+        run(upload, request(name))
+
+
+def test_a_link_out_of_the_roots_is_refused(run, source_root):
+    """A symbolic link in a root does not let anything outside it in."""
+    (source_root / "link").symlink_to("/etc/passwd")
+    with pytest.raises(SourceRefused):
+        run(upload, request(str(source_root / "link")))
+
+
+def test_a_fifo_is_refused_and_holds_nobody_up(run, source_root):
+    """Something that is no regular file is refused at once."""
+    os.mkfifo(source_root / "pipe")
+    with pytest.raises(SourceRefused, match="regular"):
+        run(upload, request(str(source_root / "pipe")))
+
+
+def test_what_cannot_be_stored_is_refused_before_anything_is_read(run, source_root):
+    """A bad key, a reserved bucket and an unknown store are refused even if the source does not exist."""
+    absent = str(source_root / "absent")
+    with pytest.raises(InvalidKey, match=r"'\.\.'"):
+        run(upload, request(absent, key="../etc"))
+    with pytest.raises(InvalidKey, match="reserved"):
+        run(upload, UploadRequest(bucket="zot-quarantine", key="a", source=absent))
+    with pytest.raises(UnknownStore, match="did you mean 'primary'"):
+        run(upload, request(absent, stores=("primray",)))
+    with pytest.raises(NotFound, match="absent"):
+        run(upload, request(absent))
+
+
+def test_a_store_that_is_down_does_not_keep_the_others_from_their_copies(run, source, stored, settings):
+    """With one store gone the other has its copy, and the failure is one that may pass."""
+    settings.stores["dr"].root.rmdir()
+
+    with pytest.raises(Unavailable, match="dr"):
+        run(upload, request(source(b"release one")))
+    assert stored("primary").read_bytes() == b"release one"
+
+    settings.stores["dr"].root.mkdir()
+    result = run(upload, request(source(b"release one")))
+    assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "already_there"), ("dr", "stored")]
+    assert result.version == 1
+
+
+def test_bytes_that_nobody_recorded_are_kept_before_they_are_replaced(run, source, stored):
+    """Foreign bytes under the key go into quarantine; the upload then takes their place."""
+    stored("primary").parent.mkdir(parents=True)
+    stored("primary").write_bytes(b"somebody's only copy")
+
+    result = run(upload, request(source(b"release one")))
+
+    primary = next(copy for copy in result.copies if copy.store == "primary")
+    bucket, _, key = primary.quarantined.partition("/")
+    assert stored("primary", key, bucket).read_bytes() == b"somebody's only copy"
+    assert stored("primary").read_bytes() == b"release one"
+
+
+def test_a_copy_that_a_killed_job_had_finished_is_found_and_kept(run, source, stored, context: Context):
+    """Bytes that are in place already, though nobody recorded them, are read and adopted, not written again."""
+    run(upload, request(source(b"release one")))
+    artifact = context.catalogue.artifacts.current("releases", "app.tgz")
+    for copy in context.catalogue.artifacts.copies(artifact).values():
+        context.catalogue.artifacts.delete_copy(copy)
+    inode = stored("primary").stat().st_ino
+
+    again = run(upload, request(source(b"release one")))
+
+    assert again.unchanged
+    assert stored("primary").stat().st_ino == inode
+
+
+def test_a_cancelled_upload_leaves_nothing_visible(run, source, stored, monkeypatch):
+    """A job that is cancelled in the middle leaves no object and no temporary file."""
+    monkeypatch.setattr("worker.jobs.running.REPORT_SECONDS", 0.0)
+    outside = Silent()
+    path = source(os.urandom(8 << 20))
+    outside.report = lambda progress: setattr(outside, "stop", progress.bytes_done > 12 << 20)
+
+    with pytest.raises(Cancelled):
+        run(upload, request(path), outside=outside)
+
+    assert not [path for path in stored("primary").parent.rglob("*") if path.is_file()]
+
+
+class Host(BaseHTTPRequestHandler):
+    """A host that serves one object, and all the ways in which one does not."""
+
+    body = b"from a host" * 100_000
+
+    def do_GET(self) -> None:
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.2:1/app.tgz")
+            self.end_headers()
+        elif self.path == "/busy":
+            self.send_response(503)
+            self.send_header("Retry-After", "17")
+            self.end_headers()
+        elif self.path == "/cut":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.body)))
+            self.end_headers()
+            self.wfile.write(self.body[:1000])
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.body)))
+            self.end_headers()
+            self.wfile.write(self.body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def host():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def with_host(context: Context, host: str) -> Context:
+    sources = SourceSettings(roots=context.settings.sources.roots, hosts=(host,))
+    return Context(context.settings.model_copy(update={"sources": sources}), context.catalogue, context.stores)
+
+
+def test_a_configured_host_can_be_uploaded_from(run, with_host, host, stored):
+    """The body of a URL of a configured host becomes the artifact, and no spool file stays."""
+    result = run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/app.tgz"))
+    assert result.sha256 == sha256(Host.body)
+    assert stored("dr").read_bytes() == Host.body
+    assert not list(with_host.settings.spool_dir.iterdir())
+
+
+def test_a_host_leads_only_to_configured_hosts(run, with_host, host):
+    """A redirect to a host that is not configured is refused, and so is a host that is not configured itself."""
+    with pytest.raises(SourceRefused, match=r"127\.0\.0\.2"):
+        run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/away"))
+    with pytest.raises(SourceRefused, match=r"sources\.hosts"):
+        run(upload, request(f"{host}/app.tgz"))
+
+
+def test_a_host_that_is_busy_or_breaks_off_may_be_asked_again(run, with_host, host, stored):
+    """A throttled answer carries its wish for a pause, a body that is cut off is a passing fault; nothing is stored."""
+    with pytest.raises(TransientError) as busy:
+        run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/busy"))
+    assert busy.value.retry_after == 17
+    with pytest.raises(Unavailable):
+        run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/cut"))
+    assert not stored("primary").exists()

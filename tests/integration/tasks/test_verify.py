@@ -1,0 +1,132 @@
+"""Only a full read that matched is good news, and each verdict says no more than was seen."""
+
+import pytest
+
+from tasks.upload import upload
+from tasks.verify import verify
+from worker import clock
+from worker.context import Context
+from worker.storage.errors import NotFound
+from zot_artifact_client.contract import UploadRequest, VerifyRequest
+
+ALL = VerifyRequest(bucket="releases", key="app.tgz")
+DR = VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",))
+
+
+@pytest.fixture(autouse=True)
+def uploaded(run, source):
+    return run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
+
+
+def copy_of(context: Context, store: str = "dr"):
+    return context.catalogue.artifacts.copies(context.catalogue.artifacts.current("releases", "app.tgz"))[store]
+
+
+def rot(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 0x01
+    path.write_bytes(content)
+
+
+def verdict(run, request=DR):
+    return run(verify, request).copies[0].verdict
+
+
+def test_a_full_read_that_matches_moves_the_last_verification(run, context):
+    """A copy that was read and matched is `verified`, and only then has a last verification."""
+    assert copy_of(context).last_verified_at is None
+    before = clock.now()
+
+    assert run(verify, ALL).good
+    assert copy_of(context).last_verified_at >= before
+    assert copy_of(context).state == "verified"
+
+
+def test_a_flipped_bit_is_corrupt_and_moves_only_the_attempt(run, stored, context):
+    """Rot that keeps the size is found; it moves `last_attempt_at` and not `last_verified_at`."""
+    run(verify, DR)
+    verified = copy_of(context)
+    rot(stored("dr"))
+
+    result = run(verify, DR).copies[0]
+
+    assert (result.verdict, copy_of(context).state) == ("corrupt", "corrupt")
+    assert result.sha256 != verified.evidence
+    assert copy_of(context).last_verified_at == verified.last_verified_at
+    assert copy_of(context).last_attempt_at > verified.last_attempt_at
+
+
+def test_zeros_of_the_right_size_are_corrupt(run, stored):
+    """A hole of the right length, as a crash leaves it, is not taken for the object."""
+    stored("dr").write_bytes(bytes(len(b"release one")))
+    assert verdict(run) == "corrupt"
+
+
+def test_a_copy_that_has_gone_is_missing(run, stored, context):
+    """A copy that its store no longer has is `missing`, not deleted."""
+    stored("dr").unlink()
+    assert verdict(run) == "missing"
+    assert copy_of(context).state == "missing"
+
+
+def test_a_copy_that_was_cut_off_is_a_size_mismatch(run, stored):
+    """A copy of another size is told from one of other bytes."""
+    stored("dr").write_bytes(b"release")
+    assert verdict(run) == "size_mismatch"
+
+
+def test_a_copy_that_cannot_be_read_says_nothing_about_its_bytes(run, settings, context):
+    """With its store away the copy is `unreadable`; what was known of it stays, and the other copy is read."""
+    root = settings.stores["dr"].root
+    root.rename(root.with_name("unplugged"))
+
+    result = run(verify, ALL)
+
+    assert {copy.store: copy.verdict for copy in result.copies} == {"dr": "unreadable", "primary": "verified"}
+    assert copy_of(context).state == "stored"
+    assert copy_of(context).last_attempt_at is not None
+    assert copy_of(context).last_verified_at is None
+    assert not result.good
+
+
+def test_a_single_bad_read_is_only_a_suspicion(run, context, monkeypatch):
+    """When the second, independent read matches, the copy is verified: the first read met a passing fault."""
+    store = context.stores["dr"]
+    reads = []
+    really = store._driver.open
+
+    def first_read_is_damaged(*args, **kwargs):
+        reader = really(*args, **kwargs)
+        reads.append(reader)
+        if len(reads) == 1:
+            read = reader.read
+            monkeypatch.setattr(reader, "read", lambda size: read(size)[::-1])
+        return reader
+
+    monkeypatch.setattr(store._driver, "open", first_read_is_damaged)
+    assert verdict(run) == "verified"
+    assert len(reads) == 2
+
+
+def test_every_verdict_is_in_the_log_and_the_log_holds_together(run, stored, context):
+    """Each look leaves a row; the rows are chained, so that a changed or missing one shows."""
+    run(verify, ALL)
+    rot(stored("dr"))
+    run(verify, ALL)
+
+    rows = context.catalogue.verifications.of("releases", "app.tgz")
+    assert [row["verdict"] for row in rows] == ["verified", "corrupt", "verified", "verified"]
+    assert context.catalogue.verifications.first_broken() is None
+
+
+def test_a_store_without_a_copy_is_not_called_missing(run):
+    """Asking for a copy that there was never meant to be fails, naming where there are copies."""
+    with pytest.raises(NotFound, match="it has one in: dr, primary"):
+        run(verify, VerifyRequest(bucket="releases", key="app.tgz", stores=("cold",)))
+
+
+def test_a_copy_that_was_replaced_is_not_called_corrupt(run, source):
+    """A job that was sent for the old version finds the new one in its place and says nothing of it."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release two")))
+    old = VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",), version=1)
+    assert run(verify, old).copies == ()

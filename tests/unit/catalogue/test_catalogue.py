@@ -1,0 +1,183 @@
+"""The catalogue never changes what it must not change, and gives each thing to one taker."""
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from worker import clock
+from worker.catalogue import Begun, Busy, Catalogue, CatalogueError, Ended, Finding, LostLease, OtherRequest
+from worker.catalogue.tables import metadata
+from worker.storage import Digest
+from zot_artifact_client.contract import JobState
+
+LEASE = timedelta(seconds=30)
+DIGEST = Digest(11, "a" * 64)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
+
+
+@pytest.fixture
+def catalogue(url):
+    opened = Catalogue(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def database(tmp_path, catalogue):
+    """The file itself, as somebody with a SQL shell would have it."""
+    connection = sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None)
+    yield connection
+    connection.close()
+
+
+def stored(catalogue, key="app.tgz", *, due=None):
+    artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now())
+    catalogue.artifacts.begin_copy(artifact, "dr")
+    due = due or clock.now()
+    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, due=due, now=clock.now())
+    return artifact
+
+
+def begin(catalogue, id_="job-1", **more):
+    arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
+    return catalogue.jobs.begin(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
+
+
+def test_the_tables_are_those_that_the_migrations_make(catalogue, database):
+    """The migrations and the tables that queries are written against do not drift apart."""
+    made = {
+        (table, column[1])
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for column in database.execute(f"PRAGMA table_info({table})")
+        if table not in {"alembic_version", "sqlite_sequence"}
+    }
+    assert made == {(table.name, column.name) for table in metadata.tables.values() for column in table.columns}
+
+
+def test_many_processes_may_open_a_new_catalogue_at_once(url):
+    """Whoever comes first makes the tables; nobody fails on the others doing so."""
+    script = f"from worker.catalogue import Catalogue; Catalogue({url!r})"
+    started = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(4)]
+    assert [process.wait(60) for process in started] == [0, 0, 0, 0]
+
+
+def test_a_catalogue_of_a_newer_version_is_refused(url, database):
+    """A catalogue that this program does not understand is not touched."""
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(CatalogueError, match="newer version"):
+        Catalogue(url)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE artifacts SET sha256 = 'b'",
+        "UPDATE artifacts SET size = 1",
+        "DELETE FROM artifacts",
+        "UPDATE verifications SET verdict = 'verified'",
+        "DELETE FROM verifications",
+    ],
+)
+def test_what_was_recorded_cannot_be_changed(catalogue, database, statement):
+    """Neither a recorded digest nor a verdict can be changed or taken away, not even with SQL."""
+    artifact = stored(catalogue)
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    catalogue.verifications.record(
+        Finding("job-1", "dr", artifact, "corrupt"), copy, tag=None, now=clock.now(), due=clock.now()
+    )
+    with pytest.raises(sqlite3.IntegrityError, match=r"never|append-only"):
+        database.execute(statement)
+
+
+def test_tampering_with_the_log_shows(catalogue, database):
+    """A row that was changed behind the triggers' back breaks the chain, and the first such row is named."""
+    artifact = stored(catalogue)
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    for verdict in ("verified", "corrupt", "verified"):
+        finding = Finding("job-1", "dr", artifact, verdict)
+        catalogue.verifications.record(finding, copy, tag=None, now=clock.now(), due=clock.now())
+    assert catalogue.verifications.first_broken() is None
+
+    database.execute("DROP TRIGGER verifications_are_never_updated")
+    database.execute("UPDATE verifications SET verdict = 'verified' WHERE id = 2")
+    assert catalogue.verifications.first_broken() == 2
+
+
+def test_a_job_is_given_to_one_delivery_only(catalogue):
+    """Of many simultaneous deliveries of one message, one gets the job and the others wait without an attempt."""
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda n: begin(catalogue, owner=f"worker-{n}"), range(8)))
+    assert sum(isinstance(outcome, Begun) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, Busy) for outcome in outcomes) == 7
+    assert catalogue.jobs.get("job-1").attempts == 1
+
+
+def test_a_lease_that_ran_out_goes_to_the_next_delivery_and_fences_the_first(catalogue):
+    """A worker that was stopped past its lease can record nothing any more."""
+    first = begin(catalogue, now=clock.now() - 2 * LEASE)
+    second = begin(catalogue)
+    assert (first.record.fence, second.record.fence) == (1, 2)
+
+    with pytest.raises(LostLease):
+        catalogue.jobs.finish("job-1", 1, JobState.FAILED, now=clock.now())
+    catalogue.jobs.finish("job-1", 2, JobState.SUCCEEDED, now=clock.now(), result={"ok": True})
+    assert catalogue.jobs.get("job-1").state == "succeeded"
+
+
+def test_a_job_that_has_ended_is_not_begun_again(catalogue):
+    """A message that is delivered after its job has ended gets what came of it."""
+    job = begin(catalogue)
+    catalogue.jobs.finish("job-1", job.record.fence, JobState.SUCCEEDED, now=clock.now(), result={"version": 1})
+    again = begin(catalogue)
+    assert isinstance(again, Ended)
+    assert again.record.result == {"version": 1}
+
+
+def test_two_writers_of_one_artifact_take_turns(catalogue):
+    """While one job writes to an artifact another one waits for it, and a reader does not."""
+    begin(catalogue, "writer", holds="releases/app.tgz")
+    assert isinstance(begin(catalogue, "other", holds="releases/app.tgz"), Busy)
+    assert isinstance(begin(catalogue, "reader"), Begun)
+    assert isinstance(begin(catalogue, "elsewhere", holds="releases/lib.tgz"), Begun)
+
+
+def test_an_id_stands_for_one_request(catalogue):
+    """A second request under the same id or idempotency key is refused; the first one stays."""
+    begin(catalogue)
+    with pytest.raises(OtherRequest, match="job-1"):
+        begin(catalogue, request={"key": "b"})
+
+
+def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
+    """Copies that were never read come before those that were, and a claimed copy is not claimed again."""
+    read, unread, later = (stored(catalogue, key) for key in ("read", "unread", "later"))
+    for artifact, due in ((read, timedelta(0)), (later, timedelta(days=1))):
+        copy = catalogue.artifacts.copies(artifact)["dr"]
+        finding = Finding("job-1", "dr", artifact, "verified")
+        catalogue.verifications.record(finding, copy, tag=None, now=clock.now(), due=clock.now() + due)
+
+    now = clock.now()
+    claim = {"now": now, "until": now + timedelta(hours=1)}
+    assert [a.key for a, _ in catalogue.artifacts.claim_due("dr", limit=1, **claim)] == ["unread"]
+    assert [a.key for a, _ in catalogue.artifacts.claim_due("dr", limit=9, **claim)] == ["read"]
+    lapsed = {"now": now + timedelta(hours=2), "until": now + timedelta(hours=3)}
+    assert [a.key for a, _ in catalogue.artifacts.claim_due("dr", limit=9, **lapsed)] == ["unread", "read"]
+    assert unread.key == "unread"
+
+
+def test_a_page_continues_after_the_last_key_of_the_one_before(catalogue):
+    """Artifacts are listed by bucket and key in pages, one bucket's prefix at a time if so wished."""
+    for key in ("a", "a%b", "a_b", "b"):
+        stored(catalogue, key)
+    first = catalogue.artifacts.page(limit=2)
+    rest = catalogue.artifacts.page(after=(first[-1].bucket, first[-1].key))
+    assert [a.key for a in (*first, *rest)] == ["a", "a%b", "a_b", "b"]
+    assert [a.key for a in catalogue.artifacts.page("releases", "a_")] == ["a_b"]
