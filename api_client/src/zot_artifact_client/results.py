@@ -85,7 +85,7 @@ class CeleryOutcomes:
             msg = f"job {job_id} cannot be cancelled: that takes Redis or Valkey as the result backend"
             raise ClientError(msg)
         with reaching("result backend", self._url):
-            backend.client.setex(CANCEL_KEY.format(job=job_id), CANCEL_FOR, "1")
+            backend.client.set(CANCEL_KEY.format(job=job_id), "1", ex=CANCEL_FOR)
         self._revoke(job_id)
 
     def close(self) -> None:
