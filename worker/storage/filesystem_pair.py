@@ -225,8 +225,9 @@ def _adopt(directory: int, name: str) -> None:
 
 def _name(directory: int, place: Place) -> str:
     """Return the name under which an object lies, if it is there: only the original's data has a sidecar's name."""
-    if place.plain.endswith(SIDECAR) and _is_regular(directory, place.plain + SIDECAR):
-        return place.plain
+    plain = place.plain
+    if plain.endswith(SIDECAR) and _is_regular(directory, plain + SIDECAR) and _is_regular(directory, plain):
+        return plain
     return place.leaf
 
 

@@ -1,0 +1,460 @@
+"""A filesystem store survives the death of its writers at every system call, a full disk, and many writers at once.
+
+The processes here are real: each is forked, dies by SIGKILL where it is told to, and what it leaves is judged by a
+driver that knows nothing of it.
+"""
+
+import errno
+import hashlib
+import io
+import itertools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.storage.config import FilesystemConfig
+from worker.storage.driver import Match
+from worker.storage.errors import NotFound, OutOfSpace, StorageError
+from worker.storage.filesystem import FilesystemDriver
+from worker.storage.filesystem_layout import Place
+from worker.storage.store import Store
+
+OLD, NEW, THIRD = b"old content", b"new content, which is longer", b"third"
+
+_CALLS = ["open", "mkdir", "write", "utime", "fsync", "rename", "link", "unlink", "rmdir"]
+"""All calls by which the driver changes the disk; a process dies before one of them. Dying before one that only looks
+is the same as dying after the change before it."""
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory in memory, if the machine has that: a process dies there as anywhere, and hundreds have to."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="zot-test-") as path:
+        yield Path(path)
+
+
+def store_at(root: Path) -> Store:
+    return Store(FilesystemDriver("main", FilesystemConfig(root=root)))
+
+
+def write(store: Store, key: str, content: bytes, **options: Any) -> None:
+    store.write_object("b", key, io.BytesIO(content), **options)
+
+
+def content_of(store: Store, key: str) -> bytes | None:
+    """Return an object's bytes after holding them to the digest beside them, or None if there is no object."""
+    try:
+        with store.read_object("b", key) as reader:
+            assert reader.verified, f"{key} has lost its digest"
+            return b"".join(reader)
+    except NotFound:
+        return None
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run something in a forked process; return its exit status, negative for the signal it died of."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001 - nothing of pytest may run on in the child
+        print(f"in the child: {error!r}", file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
+
+
+def die_at(count: int, *, only: Callable[[str, tuple[Any, ...]], bool] = lambda _name, _args: True) -> None:
+    """From now on, kill this process before its call number `count`, of all those that `only` counts."""
+    counter = itertools.count()
+
+    def dying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            if only(name, args) and next(counter) == count:
+                if name == "write":
+                    call(args[0], bytes(args[1])[: len(args[1]) // 2])  # a write may also die half way
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **options)
+
+        return called
+
+    for name in _CALLS:
+        setattr(os, name, dying(name, getattr(os, name)))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What was there, what is tried, and which contents a survivor may find under which key."""
+
+    before: Callable[[Path], None]
+    change: Callable[[Store], Any]
+    may_be: dict[str, set[bytes | None]]
+
+
+def _nothing(_root: Path) -> None:
+    pass
+
+
+def _old(root: Path) -> None:
+    write(store_at(root), "k", OLD)
+
+
+def _two(root: Path) -> None:
+    _old(root)
+    write(store_at(root), "other", NEW)
+
+
+def _half_replaced(root: Path) -> None:
+    """Leave a replacement by THIRD whose writer died between the data and the sidecar."""
+    _old(root)
+
+    def replace() -> None:
+        store = store_at(root)
+        is_data = lambda name, args: name == "rename" and args[1] == "k"  # noqa: E731
+        real = os.rename
+
+        def rename(*args: Any, **options: Any) -> None:
+            real(*args, **options)
+            if is_data("rename", args):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.rename = rename  # type: ignore[assignment]
+        write(store, "k", THIRD)
+
+    assert in_child(replace) == -signal.SIGKILL
+    assert content_of(store_at(root), "k") == THIRD
+    assert (root / "b" / "k.sha256").read_text() == hashlib.sha256(OLD).hexdigest()
+
+
+def _original(root: Path) -> None:
+    """Leave an object whose name is that of a sidecar, as the original store wrote it."""
+    (root / "b").mkdir()
+    (root / "b" / "k.sha256").write_bytes(OLD)
+    (root / "b" / "k.sha256.sha256").write_text(hashlib.sha256(OLD).hexdigest())
+
+
+def _match(store: Store) -> Match:
+    return Match(store.stat_object("b", "k").version)
+
+
+SCENES = {
+    "create": Scene(_nothing, lambda s: write(s, "k", NEW), {"k": {None, NEW}}),
+    "create in new directories": Scene(_nothing, lambda s: write(s, "d/e/k", NEW), {"d/e/k": {None, NEW}}),
+    "create only": Scene(_nothing, lambda s: write(s, "k", NEW, condition="create_only"), {"k": {None, NEW}}),
+    "replace": Scene(_old, lambda s: write(s, "k", NEW), {"k": {OLD, NEW}}),
+    "replace a version": Scene(_old, lambda s: write(s, "k", NEW, condition=_match(s)), {"k": {OLD, NEW}}),
+    "delete": Scene(_old, lambda s: s.delete_object("b", "k"), {"k": {OLD, None}}),
+    "copy": Scene(_two, lambda s: s._driver.copy("b", "other", "b", "k"), {"k": {OLD, NEW}, "other": {NEW}}),
+    "replace the half replaced": Scene(_half_replaced, lambda s: write(s, "k", NEW), {"k": {THIRD, NEW}}),
+    "delete the half replaced": Scene(_half_replaced, lambda s: s.delete_object("b", "k"), {"k": {THIRD, None}}),
+    "write beside the original's": Scene(
+        _original, lambda s: write(s, "k", NEW), {"k": {None, NEW}, "k.sha256": {OLD}}
+    ),
+    "replace the original's": Scene(_original, lambda s: write(s, "k.sha256", NEW), {"k.sha256": {OLD, NEW}}),
+}
+
+
+def crashes(root: Path, scene: Scene) -> Iterator[int]:
+    """Play a scene again and again, dying one call later each time, until it is played to its end."""
+    for count in itertools.count():
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        scene.before(root)
+
+        def play(count: int = count) -> None:
+            store = store_at(root)
+            die_at(count)
+            scene.change(store)
+
+        status = in_child(play)
+        yield count
+        if status != -signal.SIGKILL:
+            assert status == 0
+            return
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_death_at_any_call_leaves_one_of_the_two_whole(quick: Path, name: str) -> None:
+    """Wherever a writer dies, each key holds the old or the new content with its own digest; the next write heals."""
+    scene = SCENES[name]
+    seen: dict[str, set[bytes | None]] = {key: set() for key in scene.may_be}
+    count = 0
+    for count in crashes(quick / "root", scene):
+        store = store_at(quick / "root")
+        found = {key: content_of(store, key) for key in scene.may_be}
+        assert all(found[key] in scene.may_be[key] for key in found), (count, found)
+        assert [row.key for row in store.list_objects("b")] == sorted(key for key in found if found[key] is not None)
+        for key, content in found.items():
+            seen[key].add(content)
+        assert all(store.discard(left) for left in store.iter_unfinished()), "its writer is dead"
+        assert found == {key: content_of(store, key) for key in scene.may_be}
+        assert_heals(store, quick / "root", list(scene.may_be))
+    assert seen == scene.may_be
+    assert count > 10
+
+
+def assert_heals(store: Store, root: Path, keys: list[str]) -> None:
+    """Write and delete after a crash as if nothing had been, and leave nothing in the end."""
+    for key in keys:
+        write(store, key, THIRD)
+        place = Place("b", key)
+        parent = root.joinpath(*place.parents)
+        assert content_of(store, key) == THIRD
+        assert (parent / place.sidecar).read_text() == hashlib.sha256(THIRD).hexdigest()
+    assert list(store.iter_unfinished()) == []
+    for row in list(store.list_objects("b")):
+        assert store.delete_object("b", row.key)
+    assert store.delete_bucket("b") or not store.bucket_exists("b")
+    assert [path.name for path in root.iterdir()] == [".zot"]
+
+
+def test_a_bucket_that_a_dead_writer_left_can_be_deleted(quick: Path) -> None:
+    """What dead writers leave counts as no object: their bucket is empty, at whatever call they died."""
+    for _ in crashes(quick / "root", SCENES["create in new directories"]):
+        store = store_at(quick / "root")
+        for row in list(store.list_objects("b")):
+            store.delete_object("b", row.key)
+        store.delete_bucket("b")
+        assert not store.bucket_exists("b")
+
+
+def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(quick: Path) -> None:
+    """A directory that a dead writer made for `d/e/k` and never filled is not in the way of the key `d`."""
+    for _ in crashes(quick / "root", SCENES["create in new directories"]):
+        store = store_at(quick / "root")
+        if content_of(store, "d/e/k") is None:
+            write(store, "d", THIRD)
+            assert content_of(store, "d") == THIRD
+
+
+def calls_of(root: Path, change: Callable[[Store], Any]) -> list[str]:
+    """Return what a change asks of the disk, in order: its calls that change something, and on what."""
+    calls: list[str] = []
+    store = store_at(root)
+
+    def told(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            thing = str(Path(f"/proc/self/fd/{args[0]}").readlink()) if name == "fsync" else str(args[-1])
+            thing = thing.replace(f"{root}/", "")
+            result = call(*args, **options)
+            if name in {"rename", "fsync", "unlink"} and ".zot-tmp-" not in str(args[0]) + thing:
+                calls.append(f"{name} {thing}")
+            elif name == "rename":
+                calls.append(f"rename {thing}")
+            elif name == "fsync":
+                calls.append("fsync temp")
+            return result
+
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "rename", "unlink"):
+            patch.setattr(os, name, told(name, getattr(os, name)))
+        change(store)
+    return calls
+
+
+def test_every_step_is_on_the_disk_before_the_next_begins(tmp_path: Path) -> None:
+    """Power may fail as well as a process: contents are synced before they are placed, names before the next step."""
+    write(store_at(tmp_path), "other", OLD)
+    write(store_at(tmp_path), "other", OLD)  # so that our own directories are made
+    created = calls_of(tmp_path, lambda store: write(store, "k", OLD))
+    replaced = calls_of(tmp_path, lambda store: write(store, "k", NEW))
+    deleted = calls_of(tmp_path, lambda store: store.delete_object("b", "k"))
+    intent = Place("b", "k").intent
+
+    assert created == ["fsync temp", "fsync temp", "rename k.sha256", "rename k", "fsync b"]
+    assert replaced == [
+        "fsync temp", "fsync temp", f"rename {intent}", "fsync .zot/intents", "rename k", "fsync b",
+        "fsync temp", "rename k.sha256", "fsync b", f"unlink {intent}",
+    ]  # fmt: skip
+    assert deleted == ["unlink k", "fsync b", "unlink k.sha256"]
+
+
+def _hammer(root: Path, writer: int, rounds: int) -> None:
+    store = store_at(root)
+    for number in range(rounds):
+        content = bytes([writer]) * (1 + 7919 * (number % 13) * (writer + 1))
+        write(store, "k", content)
+        if writer == 0 and number % 5 == 0:
+            store.delete_object("b", "k")
+
+
+def _watch(root: Path, rounds: int) -> None:
+    store = store_at(root)
+    for _ in range(rounds):
+        content_of(store, "k")
+        assert {row.key for row in store.list_objects("b")} <= {"k"}
+
+
+def test_many_writers_and_readers_never_see_a_mixture(tmp_path: Path) -> None:
+    """Processes that write, delete and read one key see whole contents with their own digests only."""
+    children = []
+    for work in [*[lambda n=n: _hammer(tmp_path, n, 60) for n in range(4)], *[lambda: _watch(tmp_path, 1500)] * 2]:
+        child = os.fork()
+        if child == 0:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - nothing of pytest may run on in the child
+                print(f"in the child: {error!r}", file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(children)
+    store = store_at(tmp_path)
+    assert content_of(store, "k") is not None
+    assert list(store.iter_unfinished()) == []
+
+
+def test_only_one_of_many_creates(tmp_path: Path) -> None:
+    """Of many processes that create the same key only if it is absent, one succeeds in each round."""
+    for number in range(10):
+
+        def create(number: int = number) -> None:
+            try:
+                write(store_at(tmp_path), f"k{number}", str(os.getpid()).encode(), condition="create_only")
+            except StorageError:
+                os._exit(3)
+
+        children = []
+        start, go = os.pipe()
+        for _ in range(4):
+            child = os.fork()
+            if child == 0:
+                os.close(go)
+                os.read(start, 1)  # returns for all of them when the last writing end is closed
+                os._exit(0 if in_child(create) == 0 else 3)
+            children.append(child)
+        os.close(start)
+        os.close(go)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert sorted(ends) == [0, 3, 3, 3]
+        assert content_of(store_at(tmp_path), f"k{number}") is not None
+
+
+def test_writers_and_deleters_do_not_fall_over_empty_directories(tmp_path: Path) -> None:
+    """A directory that a delete finds empty and a write finds there: neither fails because of the other."""
+
+    def cycle(name: str) -> None:
+        store = store_at(tmp_path)
+        for _ in range(60):
+            write(store, f"d/e/{name}", NEW)
+            assert content_of(store, f"d/e/{name}") == NEW
+            assert store.delete_object("b", f"d/e/{name}")
+
+    children = []
+    for name in "abc":
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if in_child(lambda name=name: cycle(name)) == 0 else 1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+def assert_refused_for_space(root: Path, size: int) -> None:
+    """Fail to write, keep what was there, leave nothing, and go on writing what fits."""
+    store = store_at(root)
+    write(store, "k", OLD)
+    for key in ("k", "d/new"):
+        with pytest.raises(OutOfSpace, match=f"main: b/{key}: "):
+            write(store, key, bytes(size))
+    assert content_of(store, "k") == OLD
+    assert [row.key for row in store.list_objects("b")] == ["k"]
+    assert list(store.iter_unfinished()) == []
+    assert not (root / "b" / "d").exists()
+    write(store, "k", NEW)
+    assert content_of(store, "k") == NEW
+
+
+def test_a_file_limit_leaves_the_previous_content(tmp_path: Path) -> None:
+    """A write beyond what the system allows is OutOfSpace, and nothing is half-written."""
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        assert_refused_for_space(tmp_path, 3 << 20)
+
+    assert in_child(work) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory on a disk of 8 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"a small disk can only be mounted by root: {made.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_leaves_the_previous_content(small_disk: Path) -> None:
+    """A write to a disk that is full is OutOfSpace, and nothing is half-written."""
+    assert_refused_for_space(small_disk, 16 << 20)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_error_at_any_call_leaves_one_of_the_two_whole(quick: Path, error: int, there: bool) -> None:
+    """Whichever call of a write fails, once, the key holds the old or the new content; no success is a lie."""
+    for count in itertools.count():
+        root = quick / str(count)
+        root.mkdir()
+        store = store_at(root)
+        if there:
+            write(store, "k", OLD)
+        failed, reached = _write_with_error(store, count, error)
+        if not reached:
+            break
+        found = content_of(store, "k")
+        assert found in ({OLD, NEW} if there else {None, NEW}), count
+        assert failed or found == NEW, "a write that succeeds is there"
+        write(store, "k", THIRD)
+        assert content_of(store, "k") == THIRD
+        shutil.rmtree(root)
+    assert count > 10
+
+
+def _write_with_error(store: Store, count: int, error: int) -> tuple[bool, bool]:
+    """Write NEW while changing call number `count` fails; return whether the write failed and if it came so far."""
+    counter = itertools.count()
+    reached = False
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            nonlocal reached
+            if next(counter) == count:
+                reached = True
+                raise OSError(error, os.strerror(error))
+            return call(*args, **options)
+
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _CALLS:
+            patch.setattr(os, name, failing(getattr(os, name)))
+        try:
+            write(store, "k", NEW)
+        except StorageError:
+            return True, reached
+    return False, reached
