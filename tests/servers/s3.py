@@ -62,7 +62,8 @@ class RcloneS3(S3Server):
     def command(self) -> Sequence[str]:
         self.files.mkdir(parents=True, exist_ok=True)
         address = f"127.0.0.1:{self.port}"
-        return (find_server("rclone"), "serve", "s3", "--addr", address, str(self.files))
+        fresh = ("--dir-cache-time", "1ms")  # or it goes on answering from memory when a file changes behind its back
+        return (find_server("rclone"), "serve", "s3", "--addr", address, *fresh, str(self.files))
 
     def environment(self) -> Mapping[str, str]:
         # Not as an argument, which every process can see. In quotes, because rclone reads this one as a list.

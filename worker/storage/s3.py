@@ -109,7 +109,9 @@ class S3Driver:
             raise PreconditionFailed(
                 f"{self._name}: {bucket}/{key} was expected in version {condition.version}, {found.version} is there"
             )
-        atomic: dict[str, Any] = {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
+        atomic: dict[str, Any] = (
+            {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
+        )
         with self._errors(f"{bucket}/{key}"):
             try:
                 self._client().delete_object(**self._where(bucket, key), **atomic)
@@ -229,8 +231,9 @@ class S3Driver:
         try:
             with self._errors(what):
                 yield from self._client().get_paginator(operation).paginate(**request)
-        except NotFound:
-            return
+        except StorageError as error:  # some stores say of a bucket without open uploads that there is no such upload
+            if not isinstance(error, NotFound) and code_of(error.__cause__) != "NoSuchUpload":
+                raise
 
     # Real buckets
 

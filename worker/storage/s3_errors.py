@@ -10,7 +10,7 @@ from typing import Any
 
 import botocore.exceptions as sdk
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.storage.errors import (
     AccessDenied,
@@ -103,7 +103,11 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         301 307 308""",
     ),
     (PermanentError, "the store cannot do this; check `provider`", "NotImplemented MethodNotAllowed 405 501"),
-    (PermanentError, "the object is archived and has to be restored first", "InvalidObjectState"),
+    (
+        PermanentError,
+        "the object is archived and has to be restored first",
+        "InvalidObjectState ObjectNotInActiveTierError",
+    ),
     (PermanentError, "the metadata is larger than the store allows (S3: 2 KB)", "MetadataTooLarge"),
     # The answer to a HEAD has no body, so expired tokens and a wrong region look like this too.
     (PermanentError, "the store calls the request malformed; check `region`, `endpoint` and the keys' expiry", "400"),
@@ -118,7 +122,9 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         MaxPostPreDataLengthExceededError MissingContentLength MissingRequestBodyError NoLoggingStatusForKey
         NoSuchBucketPolicy NoSuchLifecycleConfiguration RequestIsNotMultiPartContent RequestTorrentOfBucketError
         RestoreAlreadyInProgress TooManyBuckets TooManyConfigurations UnexpectedContent
-        UnresolvableGrantByEmailAddress UserKeyMustBeSpecified 416""",
+        UnresolvableGrantByEmailAddress UserKeyMustBeSpecified AnnotationLimitExceeded AnnotationNameTooLong
+        EncryptionTypeMismatch IdempotencyParameterMismatch InvalidAnnotationName InvalidPrefix InvalidWriteOffset
+        NoSuchAnnotation ObjectAlreadyInActiveTierError TooManyParts UnsupportedMediaType 416""",
     ),
 )
 CODES: Mapping[str, tuple[Kind, str | None]] = {
@@ -128,7 +134,7 @@ CODES: Mapping[str, tuple[Kind, str | None]] = {
 # fmt: off
 # The first row with a class that the error is an instance of decides, so the narrower stand before the wider.
 CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
-    (Timeout, "did not answer in time", (sdk.ReadTimeoutError,)),
+    (Timeout, "did not answer in time", (sdk.ReadTimeoutError, ReadTimeoutError)),
     (Timeout, "did not take the connection in time; check `endpoint` and the network", (sdk.ConnectTimeoutError,)),
     (Unavailable, "TLS failed; check `endpoint` and its certificate", (sdk.SSLError,)),
     (Unavailable, "the proxy cannot be reached", (sdk.ProxyConnectionError,)),

@@ -1,0 +1,50 @@
+"""A real Celery worker of ours, with its beat beside it if asked for."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from celery import Celery
+
+from tests.servers.process import REPOSITORY, Server
+
+
+class Worker(Server):
+    """`celery -A worker.app worker` on its own data directory."""
+
+    name = "worker"
+
+    def __init__(
+        self, directory: Path, broker: str, *, concurrency: int = 2, beat: bool = False, **settings: str
+    ) -> None:
+        super().__init__(directory)
+        self._broker = broker
+        self._concurrency = concurrency
+        self._beat = beat
+        self._settings = {f"ZOT_{name.upper()}": value for name, value in settings.items()}
+
+    @property
+    def home(self) -> Path:
+        return self.directory / "home"
+
+    def command(self) -> Sequence[str]:
+        beat = ("--beat",) if self._beat else ()
+        concurrency = f"--concurrency={self._concurrency}"
+        return (sys.executable, "-m", "celery", "-A", "worker.app", "worker", concurrency, "-l", "INFO", *beat)
+
+    def environment(self) -> Mapping[str, str]:
+        ours = {"ZOT_HOME": str(self.home), "ZOT_BROKER": self._broker, "REMAP_SIGTERM": "SIGQUIT"}
+        return ours | {"PYTHONPATH": str(REPOSITORY)} | self._settings
+
+    def probe(self) -> None:
+        with Celery(broker=self._broker, set_as_current=False) as app:
+            if not app.control.ping(timeout=0.5):
+                raise ConnectionError("no worker answers")
+
+    def children(self) -> list[int]:
+        """Return the process ids of the pool's children."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=True
+        ).stdout
+        return [int(pid) for pid in listed.split()]
