@@ -47,8 +47,7 @@ def make_app(settings: Settings) -> Celery:
         # Delivery: a message is gone only when its job has ended
         task_acks_late=True,
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
-        task_retry_on_worker_lost=True,  # a killed child gets another try, counted in the ledger
-        task_default_retry_delay=5,  # which is how long that try waits; our own retries name their delay
+        task_retry_on_worker_lost=True,  # a killed child's job gets another try, after the task's default_retry_delay
         worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
         broker_transport_options=redis,
         visibility_timeout=visibility,
@@ -57,8 +56,7 @@ def make_app(settings: Settings) -> Celery:
         # Limits and shutdown
         task_soft_time_limit=limit,
         task_time_limit=limit + 60,
-        worker_soft_shutdown_timeout=20,  # then running jobs are handed back
-        worker_enable_soft_shutdown_on_idle=True,  # waiting retries are handed back too
+        worker_soft_shutdown_timeout=10,  # seconds that running jobs have to end by themselves; then they are handed back
         # Results, for the clients; the ledger is the record
         result_expires=settings.jobs.result_expires,
         result_extended=True,  # name and arguments beside the result, for Flower and other readers

@@ -216,16 +216,23 @@ class Settings(BaseSettings):
             SettingsError: the directory cannot be made.
         """
         ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
-        ours += [
-            s.root for s in self.stores.values() if isinstance(s, FilesystemConfig) and self.home in s.root.parents
-        ]
         try:
             for directory in ours:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, store in self.stores.items():
+                if isinstance(store, FilesystemConfig) and self.home in store.root.parents:
+                    _make_once(store.root, self.broker_file.parent / f"store-{name}")
         except OSError as error:
             raise SettingsError(
                 f"the data directory {self.home} cannot be used: {error.strerror}; set ZOT_HOME to one that can"
             ) from error
+
+
+def _make_once(root: Path, made: Path) -> None:
+    """Make a store's root, but never again: one that has gone is a lost disk, not a store that is empty."""
+    if not made.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        made.touch()
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -60,8 +60,13 @@ def artifact_task(spec: TaskSpec[RequestT, ResultT], *, writes: bool) -> Callabl
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
             return Delivery(task, spec, current(), writes=writes).handle(work, args, kwargs)
 
-        # max_retries=None: the ledger counts the attempts, because waiting for another worker's lease is none.
-        return shared_task(name=spec.name, bind=True, max_retries=None, throws=(JobFailed,))(run)
+        return shared_task(
+            name=spec.name,
+            bind=True,
+            max_retries=None,  # the ledger counts the attempts: waiting for another worker's lease is none
+            default_retry_delay=_LONGEST_WAIT,  # after a child was killed; our own retries name their delay
+            throws=(JobFailed,),  # a job that fails is no fault of the worker's: no traceback in its log
+        )(run)
 
     return register
 

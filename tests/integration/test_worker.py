@@ -1,0 +1,214 @@
+"""Real worker processes over a real Valkey: what Celery and the ledger promise together."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.servers.worker import Worker
+from worker.catalogue import Catalogue
+from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
+from zot_artifact_client.contract import TASKS, VERIFY, JobState, Progress, Queue
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("incoming")
+
+
+@pytest.fixture(scope="module")
+def worker(valkey, tmp_path_factory, incoming) -> Iterator[Worker]:
+    settings = {
+        "sources__roots": json.dumps([str(incoming)]),
+        "retry__max_attempts": "2",
+        "retry__backoff": "1s",
+        "jobs__lease": "3s",
+        "sweep__verify__every": "1s",
+        "sweep__verify__period": "2s",
+    }
+    with Worker(tmp_path_factory.mktemp("worker"), valkey.url, beat=True, **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(valkey) -> Iterator[ArtifactClient]:
+    with ArtifactClient(valkey.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def catalogue(worker) -> Iterator[Catalogue]:
+    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def source(incoming, request) -> Callable[..., str]:
+    def lay(content: bytes = b"release one") -> str:
+        path = incoming / request.node.name
+        path.write_bytes(content)
+        return str(path)
+
+    return lay
+
+
+def until(true: Callable[[], Any], within: float = 30.0) -> Any:
+    """Wait until something that announces itself to nobody is so."""
+    deadline = time.monotonic() + within
+    while not (found := true()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+    return found
+
+
+def test_a_job_is_in_the_ledger_under_its_celery_id(client, catalogue, source):
+    """What the client waited for is what the ledger says, under the same id."""
+    job = client.upload(source(), "releases", "ledger.tgz")
+    result = job.wait(30)
+    record = catalogue.jobs.get(job.id)
+    assert record is not None
+    assert (record.state, record.attempts, record.kind) == ("succeeded", 1, "upload")
+    assert record.result == result.model_dump(mode="json")
+
+
+def test_a_fault_that_stays_ends_as_dead_with_its_cause_and_attempts(client, worker, catalogue, source):
+    """A store that does not come back uses up the attempts; the job is dead, and says why and after how many."""
+    away = worker.home / "stores" / "dr"
+    away.rename(away.with_name("unplugged"))
+    try:
+        job = client.upload(source(), "releases", "dead.tgz")
+        with pytest.raises(JobFailed, match="dr") as failed:
+            job.wait(60)
+    finally:
+        away.with_name("unplugged").rename(away)
+    assert (failed.value.state, failed.value.attempts, job.state) == ("dead", 2, JobState.DEAD)
+    record = catalogue.jobs.get(job.id)
+    assert (record.state, record.attempts, record.error["type"]) == ("dead", 2, "Unavailable")
+
+
+def test_a_fault_that_passes_costs_an_attempt_and_not_the_job(client, worker, catalogue, source):
+    """A store that comes back before the attempts are used up gets its copy."""
+    away = worker.home / "stores" / "dr"
+    away.rename(away.with_name("unplugged"))
+    job = client.upload(source(), "releases", "passes.tgz")
+    until(lambda: (record := catalogue.jobs.get(job.id)) and record.state == "retrying")
+    away.with_name("unplugged").rename(away)
+    assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
+    assert catalogue.jobs.get(job.id).attempts == 2
+
+
+def test_a_permanent_failure_is_told_at_once(client, catalogue):
+    """What cannot succeed is not tried again."""
+    job = client.verify("releases", "absent.tgz")
+    with pytest.raises(JobFailed, match="not in the catalogue"):
+        job.wait(30)
+    assert catalogue.jobs.get(job.id).attempts == 1
+
+
+def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue, source):
+    """Two messages with one id are one job with one attempt."""
+    path = source()
+    first = client.upload(path, "releases", "twice.tgz", idempotency_key="twice")
+    second = client.upload(path, "releases", "twice.tgz", idempotency_key="twice")
+    assert first.id == second.id
+    assert first.wait(30) == second.wait(30)
+    until(lambda: catalogue.jobs.get(first.id).state == "succeeded")
+    assert catalogue.jobs.get(first.id).attempts == 1
+
+
+def test_progress_is_seen_in_bytes_at_most_once_a_second(client, valkey, source):
+    """A long upload shows how far it is, and not more often than promised."""
+    path = source(os.urandom(MIB) * 1500)
+    seen: list[tuple[float, Progress]] = []
+    job = client.upload(path, "releases", "progress.bin", stores=["primary"])
+    job.wait(100, on_progress=lambda progress: seen.append((time.monotonic(), progress)))
+    Path(path).unlink()
+    distinct = [at for n, (at, progress) in enumerate(seen) if n == 0 or progress != seen[n - 1][1]]
+    assert seen
+    assert all(0 < progress.bytes_done <= progress.bytes_total == 3000 * MIB for _, progress in seen)
+    assert all(later - earlier > 0.5 for earlier, later in pairwise(distinct))
+
+
+def test_a_running_job_can_be_cancelled_and_leaves_nothing(client, worker, catalogue, source):
+    """Cancelling a running upload ends it as cancelled, with no object and no temporary file."""
+    path = source(os.urandom(MIB) * 1500)
+    job = client.upload(path, "releases", "cancelled.bin", stores=["primary"])
+    until(lambda: job.progress)
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        job.wait(60)
+    Path(path).unlink()
+    assert catalogue.jobs.get(job.id).state == "cancelled"
+    assert not list((worker.home / "stores" / "primary" / "releases").glob("*cancelled*"))
+    assert not list((worker.home / "stores" / "primary" / "releases").glob(".zot-tmp-*"))
+
+
+def test_a_killed_child_does_not_take_its_job_with_it(client, worker, catalogue, source):
+    """The child that runs a job is killed; the job is taken up by another one and ends well."""
+    path = source(os.urandom(MIB) * 1500)
+    job = client.upload(path, "releases", "killed.bin", stores=["primary"])
+    until(lambda: job.progress)
+    owner = catalogue.jobs.get(job.id).lease_owner.split(":")
+    os.kill(int(owner[1]), signal.SIGKILL)
+    assert job.wait(100).size == 1500 * MIB
+    Path(path).unlink()
+    assert catalogue.jobs.get(job.id).attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "says"),
+    [
+        (VERIFY.name, {"bucket": "releases", "kye": "a"}, "kye"),
+        (VERIFY.name, {"bucket": "releases", "key": 7}, "key"),
+        ("artifact.verify.v9", {"bucket": "releases", "key": "a"}, "artifact.verify.v9"),
+    ],
+)
+def test_a_message_that_is_no_request_is_refused_by_name_and_recorded(valkey, worker, catalogue, name, fields, says):
+    """A malformed message and an unknown version get an error that names them, a record, and nothing happens."""
+    with Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as anybody:
+        sent = anybody.send_task(name, kwargs=fields, queue=Queue.INTERACTIVE.value)
+        with pytest.raises(Exception, match=says):
+            sent.get(timeout=30)
+    record = until(lambda: catalogue.jobs.get(sent.id))
+    assert record.state == "refused"
+    assert says in record.error["message"]
+
+
+def test_the_sweep_reads_every_copy_by_itself(client, catalogue, source):
+    """Nobody asks for it, and a copy is read in full again and again, within the period that is configured."""
+    client.upload(source(), "releases", "swept.tgz").wait(30)
+
+    def verdicts() -> list[str]:
+        return [
+            row["store"] for row in catalogue.verifications.of("releases", "swept.tgz") if row["verdict"] == "verified"
+        ]
+
+    until(lambda: verdicts().count("primary") >= 2 and verdicts().count("dr") >= 2)
+
+
+def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):
+    """A bit that flips on disk is found by the sweep, recorded as corrupt, and logged as an error."""
+    client.upload(source(b"release one"), "releases", "rotten.tgz").wait(30)
+    path = worker.home / "stores" / "dr" / "releases" / "rotten.tgz"
+    path.write_bytes(b"release 0ne")
+    until(lambda: "corrupt" in {row["verdict"] for row in catalogue.verifications.of("releases", "rotten.tgz")})
+    assert "ERROR" in next(
+        line for line in (worker.directory / "worker.log").read_text().splitlines() if "rotten.tgz is corrupt" in line
+    )
+
+
+def test_every_task_of_the_contract_is_registered(valkey, worker):
+    """The worker has each task that the contract names, and no other one of ours."""
+    with Celery(broker=valkey.url, set_as_current=False) as anybody:
+        registered = next(iter(anybody.control.inspect(timeout=5).registered().values()))
+    assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == set(TASKS)
