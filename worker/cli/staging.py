@@ -1,0 +1,102 @@
+"""Bring a file that is outside the worker's roots to where the worker may read it."""
+
+import hashlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.cli.failure import Failure
+from worker.settings import Settings
+from worker.storage.verifying import BUFFER_SIZE, OnBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A file that was copied for one job; it goes away with the job."""
+
+    path: Path
+    sha256: str
+
+    def drop(self) -> None:
+        """Remove it: its job was not sent."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+def check_file(name: str) -> Path:
+    """Return the absolute path of a file that can be read.
+
+    Raises:
+        Failure: there is no such file, or it cannot be uploaded; says why.
+    """
+    path = Path(name).expanduser().absolute()
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise Failure(f"source {path}: is a directory; upload takes one file", type_="SourceRefused")
+        if not stat.S_ISREG(mode):
+            raise Failure(f"source {path}: is no regular file; copy it into one first", type_="SourceRefused")
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise Failure(f"source {path}: there is no such file", type_="NotFound") from None
+    except OSError as error:
+        raise Failure(f"source {path}: {error.strerror}", type_="SourceUnreadable") from None
+    return path
+
+
+def within_roots(path: Path, settings: Settings) -> bool:
+    """Return whether the worker reads this file where it is. Names that are no text cannot stand in a message."""
+    real = Path(os.path.realpath(path))
+    inside = any(root.resolve() in real.parents for root in settings.sources.roots)
+    return inside and str(path).isprintable()
+
+
+def stage(path: Path, settings: Settings, job_id: str, sha256: str | None, on_bytes: OnBytes) -> Staged:
+    """Copy a file into the staging directory of a job, hashing it on the way.
+
+    Raises:
+        Failure: it cannot be read, there is no room, or its SHA-256 is not the one given; nothing is left behind.
+    """
+    directory = settings.staging_dir / job_id
+    staged = None
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        staged = _stage(path, directory, on_bytes)
+    except OSError as error:
+        raise Failure(
+            f"source {path}: it cannot be staged in {settings.staging_dir}: {error.strerror}; make room there, or add "
+            "the file's directory to sources.roots",
+            type_="StagingFailed",
+        ) from error
+    finally:
+        if staged is None:  # also when Ctrl-C ends it
+            shutil.rmtree(directory, ignore_errors=True)
+    if sha256 is not None and sha256 != staged.sha256:
+        staged.drop()
+        raise Failure(
+            f"source {path}: its SHA-256 is {staged.sha256}, announced was {sha256}; nothing was sent",
+            type_="DigestMismatch",
+        )
+    return staged
+
+
+def _stage(path: Path, directory: Path, on_bytes: OnBytes) -> Staged:
+    partial = directory / ".zot-partial"
+    with path.open("rb", buffering=0) as source, partial.open("wb", buffering=0) as copy:
+        sha256 = _copy(source, copy, on_bytes)
+        os.fsync(copy.fileno())
+    target = directory / (path.name if path.name.isprintable() else "source")
+    return Staged(partial.replace(target), sha256)
+
+
+def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes) -> str:
+    digest = hashlib.sha256()
+    while piece := source.read(BUFFER_SIZE):
+        digest.update(piece)
+        left = memoryview(piece)
+        while left:
+            left = left[copy.write(left) :]
+        on_bytes(len(piece))
+    return digest.hexdigest()

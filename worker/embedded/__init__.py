@@ -1,0 +1,1 @@
+"""What `zot-artifacts up` runs: broker, worker, beat and Flower, as child processes on loopback."""

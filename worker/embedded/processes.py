@@ -1,0 +1,174 @@
+"""Child processes that never outlive us, and that are started again when they end by themselves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from worker.lifeline import die_with_parent
+
+_STOP = frozenset({signal.SIGINT, signal.SIGTERM})
+_AWAITED = _STOP | {signal.SIGCHLD}
+_FIRST_DELAY = 1.0
+_LONGEST_DELAY = 60.0
+_SETTLED = 60.0
+"""Seconds after which a program counts as having started well."""
+
+
+class StopRequested(Exception):
+    """Somebody asked us to end, by Ctrl-C or SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run.
+
+    Attributes:
+        name: for people, and for its log.
+        command: program and arguments; nothing secret.
+        environment: added to ours.
+        orphaned: the signal that the kernel sends it when we die.
+        grace: seconds that it has after SIGTERM.
+        keep: file descriptors that stay open in it.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    orphaned: signal.Signals = signal.SIGKILL
+    grace: float = 10.0
+    keep: tuple[int, ...] = ()
+
+
+class _Child:
+    """One program as it runs: its present process, and how often it has failed in a row."""
+
+    def __init__(self, program: Program, log: Path) -> None:
+        self.program = program
+        self.log = log
+        self.failures = 0
+        self.due: float | None = None
+        """When it is to be started again, if it has ended."""
+        self.start()
+
+    def start(self) -> None:
+        self.due = None
+        self.started = time.monotonic()
+        with self.log.open("ab") as log:
+            # A session of its own: a Ctrl-C in the terminal reaches only us, who end the programs in order.
+            self.process = subprocess.Popen(
+                self.program.command,
+                env={**os.environ, **self.program.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=self.program.keep,
+                preexec_fn=_bound_to(os.getpid(), self.program.orphaned),  # noqa: PLW1509 - we have no other thread
+            )
+
+    def fail(self) -> float:
+        """Note that it has ended, and return the seconds until it is started again."""
+        lived = time.monotonic() - self.started
+        self.failures = 1 if lived > _SETTLED else self.failures + 1
+        delay = min(_FIRST_DELAY * float(2 ** min(self.failures - 1, 10)), _LONGEST_DELAY)
+        self.due = time.monotonic() + delay
+        return delay
+
+
+class Children:
+    """The programs that run beside each other, a context manager: at its end they have ended, the last one first.
+
+    To be used by the main thread alone: the kernel ties the children's lives to the thread that started them, and the
+    signals that it waits for are blocked meanwhile.
+    """
+
+    def __init__(self, logs: Path, say: Callable[[str], None]) -> None:
+        self._logs = logs
+        self._say = say
+        self._children: dict[str, _Child] = {}
+
+    def __enter__(self) -> Self:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for name in reversed(list(self._children)):
+            self.stop(name)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def start(self, program: Program) -> None:
+        """Start a program; its output goes to the end of its log."""
+        self._children[program.name] = _Child(program, self._logs / f"{program.name}.log")
+
+    def wait(self, seconds: float) -> None:
+        """Let this time pass; a program that ends meanwhile is started again, after a delay that grows.
+
+        Raises:
+            StopRequested: somebody asked us to end.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            self._start_again()
+            due = [child.due for child in self._children.values() if child.due is not None]
+            left = min([deadline, *due]) - time.monotonic()
+            got = signal.sigtimedwait(_AWAITED, max(left, 0))
+            if got is not None and got.si_signo in _STOP:
+                raise StopRequested
+            if time.monotonic() >= deadline:
+                return
+
+    def stop(self, *names: str) -> None:
+        """End programs in order, all of these at once, and by force those that take longer than their grace."""
+        ending = [child for name in names if (child := self._children.pop(name, None))]
+        for child in ending:
+            _signal(child, signal.SIGTERM)
+        deadline = time.monotonic() + max((child.program.grace for child in ending), default=0)
+        while any(_alive(ending)) and (left := deadline - time.monotonic()) > 0:
+            got = signal.sigtimedwait(_AWAITED, left)
+            if got is not None and got.si_signo in _STOP:
+                self._say("asked again to end: not waiting any longer")
+                break
+        for child in _alive(ending):
+            self._say(f"{child.program.name} did not end by itself and is killed")
+            _signal(child, signal.SIGKILL)
+        for child in ending:
+            child.process.wait()
+
+    def _start_again(self) -> None:
+        for child in self._children.values():
+            status = child.process.poll()
+            if status is not None and child.due is None:
+                how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+                delay = child.fail()
+                self._say(
+                    f"{child.program.name} ended by itself ({how}) and starts again in {delay:.0f} s; see {child.log}"
+                )
+            elif child.due is not None and time.monotonic() >= child.due:
+                child.start()
+
+
+def _alive(children: Iterable[_Child]) -> list[_Child]:
+    return [child for child in children if child.process.poll() is None]
+
+
+def _signal(child: _Child, signum: signal.Signals) -> None:
+    if child.process.poll() is None:
+        child.process.send_signal(signum)
+
+
+def _bound_to(parent: int, signum: signal.Signals) -> Callable[[], None] | None:
+    """Return what a child runs before its program: it dies with us, and gets the signals that we wait for."""
+
+    def prepare() -> None:
+        die_with_parent(signum)
+        if os.getppid() != parent:  # we were gone before the kernel could be asked
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    return prepare if sys.platform == "linux" else None

