@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker.consumer import consumer
 
 from worker import clock, context
 from worker.lifeline import die_with_parent
@@ -56,7 +57,7 @@ def make_app(settings: Settings) -> Celery:
         # Limits and shutdown
         task_soft_time_limit=limit,
         task_time_limit=limit + 60,
-        worker_soft_shutdown_timeout=10,  # seconds that running jobs have to end by themselves; then they are handed back
+        worker_soft_shutdown_timeout=10,  # seconds for running jobs to end by themselves; then they are handed back
         # Results, for the clients; the ledger is the record
         result_expires=settings.jobs.result_expires,
         result_extended=True,  # name and arguments beside the result, for Flower and other readers
@@ -85,6 +86,19 @@ def make_app(settings: Settings) -> Celery:
 def _die_with_the_worker(**_: Any) -> None:
     """Let no child outlive a worker that was killed: its job would go on without anybody to answer to."""
     die_with_parent()
+
+
+def _is_not_a_dump(record: logging.LogRecord) -> bool:
+    """Keep Celery from logging messages whole: whoever sent nonsense may have sent a secret. Ours say what matters."""
+    return record.msg not in {consumer.UNKNOWN_TASK_ERROR, consumer.INVALID_TASK_ERROR}
+
+
+consumer.logger.addFilter(_is_not_a_dump)
+
+
+@signals.task_rejected.connect
+def _log_rejected(exc: Exception, **_: Any) -> None:
+    logger.error("a message was dropped, it is none of Celery's: %s", type(exc).__name__)
 
 
 @signals.task_unknown.connect

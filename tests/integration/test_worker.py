@@ -212,3 +212,18 @@ def test_every_task_of_the_contract_is_registered(valkey, worker):
     with Celery(broker=valkey.url, set_as_current=False) as anybody:
         registered = next(iter(anybody.control.inspect(timeout=5).registered().values()))
     assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == set(TASKS)
+
+
+def test_a_refused_message_is_one_line_in_the_log_and_its_content_none(valkey, worker, catalogue):
+    """Nonsense that carries a secret is logged by name only, without a traceback."""
+    with Celery(broker=valkey.url, set_as_current=False) as anybody:
+        names = ("artifact.verify.v9", VERIFY.name)
+        sent = [anybody.send_task(name, kwargs={"token": "hunter2"}, queue=Queue.INTERACTIVE.value) for name in names]
+    for message in sent:
+        until(lambda id_=message.id: catalogue.jobs.get(id_))
+    log = (worker.directory / "worker.log").read_text()
+    assert "Traceback" not in log
+    assert "hunter2" not in log
+    for message in sent:
+        assert sum(message.id in line and "ERROR" in line for line in log.splitlines()) == 1
+    assert "hunter2" not in json.dumps([dict(catalogue.jobs.get(message.id).request) for message in sent])

@@ -1,5 +1,6 @@
 """Open the catalogue's database and bring its tables up to date."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def migrate(engine: Engine) -> None:
         from alembic.config import Config
         from alembic.util import CommandError
 
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it would tell of each plugin it has
         with engine.begin() as connection:  # in SQLite this is the lock: only one gets to migrate
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS))
