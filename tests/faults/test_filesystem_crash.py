@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import pytest
 
 from worker.storage.config import FilesystemConfig
 from worker.storage.driver import Match
-from worker.storage.errors import NotFound, OutOfSpace, StorageError
+from worker.storage.errors import AlreadyExists, NotFound, OutOfSpace, StorageError
 from worker.storage.filesystem import FilesystemDriver
 from worker.storage.filesystem_layout import Place
 from worker.storage.store import Store
@@ -65,17 +66,27 @@ def content_of(store: Store, key: str) -> bytes | None:
         return None
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run something in a forked process; return its exit status, negative for the signal it died of."""
+def start(work: Callable[[], None]) -> int:
+    """Run something in a forked process; return its process id."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     try:
         work()
     except BaseException as error:  # noqa: BLE001 - nothing of pytest may run on in the child
         print(f"in the child: {error!r}", file=sys.stderr)
         os._exit(1)
     os._exit(0)
+
+
+def end(child: int) -> int:
+    """Wait for a process; return its exit status, negative for the signal it died of."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run something in a forked process to its end; return its exit status."""
+    return end(start(work))
 
 
 def die_at(count: int, *, only: Callable[[str, tuple[Any, ...]], bool] = lambda _name, _args: True) -> None:
@@ -123,17 +134,15 @@ def _half_replaced(root: Path) -> None:
     _old(root)
 
     def replace() -> None:
-        store = store_at(root)
-        is_data = lambda name, args: name == "rename" and args[1] == "k"  # noqa: E731
         real = os.rename
 
-        def rename(*args: Any, **options: Any) -> None:
-            real(*args, **options)
-            if is_data("rename", args):
+        def rename(source: str, target: str, **options: Any) -> None:
+            real(source, target, **options)
+            if target == "k":
                 os.kill(os.getpid(), signal.SIGKILL)
 
         os.rename = rename  # type: ignore[assignment]
-        write(store, "k", THIRD)
+        write(store_at(root), "k", THIRD)
 
     assert in_child(replace) == -signal.SIGKILL
     assert content_of(store_at(root), "k") == THIRD
@@ -303,18 +312,9 @@ def _watch(root: Path, rounds: int) -> None:
 
 def test_many_writers_and_readers_never_see_a_mixture(tmp_path: Path) -> None:
     """Processes that write, delete and read one key see whole contents with their own digests only."""
-    children = []
-    for work in [*[lambda n=n: _hammer(tmp_path, n, 60) for n in range(4)], *[lambda: _watch(tmp_path, 1500)] * 2]:
-        child = os.fork()
-        if child == 0:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - nothing of pytest may run on in the child
-                print(f"in the child: {error!r}", file=sys.stderr)
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(children)
+    works = [*(partial(_hammer, tmp_path, writer, 60) for writer in range(4)), *[partial(_watch, tmp_path, 1500)] * 2]
+    children = [start(work) for work in works]
+    assert [end(child) for child in children] == [0] * len(children)
     store = store_at(tmp_path)
     assert content_of(store, "k") is not None
     assert list(store.iter_unfinished()) == []
@@ -323,25 +323,20 @@ def test_many_writers_and_readers_never_see_a_mixture(tmp_path: Path) -> None:
 def test_only_one_of_many_creates(tmp_path: Path) -> None:
     """Of many processes that create the same key only if it is absent, one succeeds in each round."""
     for number in range(10):
+        closed, go = os.pipe()
 
-        def create(number: int = number) -> None:
+        def create(key: str = f"k{number}", closed: int = closed, go: int = go) -> None:
+            os.close(go)
+            os.read(closed, 1)  # returns for all of them at once, when the last writing end is closed
             try:
-                write(store_at(tmp_path), f"k{number}", str(os.getpid()).encode(), condition="create_only")
-            except StorageError:
+                write(store_at(tmp_path), key, str(os.getpid()).encode(), condition="create_only")
+            except AlreadyExists:
                 os._exit(3)
 
-        children = []
-        start, go = os.pipe()
-        for _ in range(4):
-            child = os.fork()
-            if child == 0:
-                os.close(go)
-                os.read(start, 1)  # returns for all of them when the last writing end is closed
-                os._exit(0 if in_child(create) == 0 else 3)
-            children.append(child)
-        os.close(start)
+        children = [start(create) for _ in range(4)]
+        os.close(closed)
         os.close(go)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        ends = [end(child) for child in children]
         assert sorted(ends) == [0, 3, 3, 3]
         assert content_of(store_at(tmp_path), f"k{number}") is not None
 
@@ -356,13 +351,8 @@ def test_writers_and_deleters_do_not_fall_over_empty_directories(tmp_path: Path)
             assert content_of(store, f"d/e/{name}") == NEW
             assert store.delete_object("b", f"d/e/{name}")
 
-    children = []
-    for name in "abc":
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if in_child(lambda name=name: cycle(name)) == 0 else 1)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    children = [start(partial(cycle, name)) for name in "abc"]
+    assert [end(child) for child in children] == [0, 0, 0]
     assert list((tmp_path / "b").iterdir()) == []
 
 
@@ -429,6 +419,7 @@ def test_an_error_at_any_call_leaves_one_of_the_two_whole(quick: Path, error: in
         found = content_of(store, "k")
         assert found in ({OLD, NEW} if there else {None, NEW}), count
         assert failed or found == NEW, "a write that succeeds is there"
+        assert found is not None or not store.bucket_exists("b"), f"call {count} failed and left something"
         write(store, "k", THIRD)
         assert content_of(store, "k") == THIRD
         shutil.rmtree(root)

@@ -120,9 +120,10 @@ class Tree:
     def make(self, path: tuple[str, ...]) -> bool:
         """Make a directory whose parents exist; return False if it was there already."""
         with self.directory(path[:-1]) as parent:
-            made = _make(parent, path[-1])
-            os.close(_step(parent, path, create=True))
-        return made
+            if _make(parent, path[-1]):
+                return True
+            os.close(_step(parent, path, create=True))  # raises where it is no directory
+        return False
 
     def prune(self, path: tuple[str, ...], *, keep: int) -> None:
         """Remove a directory and its parents while they are empty, but not the first `keep` of them."""
@@ -261,7 +262,12 @@ def _make(parent: int, name: str) -> bool:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         return False
-    os.fsync(parent)
+    try:
+        os.fsync(parent)
+    except OSError:
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=parent)
+        raise
     return True
 
 

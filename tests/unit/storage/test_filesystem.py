@@ -244,7 +244,18 @@ def test_a_store_holds_what_was_put_and_nothing_else(
     assert {key: store.get_object_hash("b", key) for key in ordered} == {k: sha256(held[k]) for k in ordered}
     assert keys(store, prefix=prefix) == [key for key in ordered if key.startswith(prefix)]
     assert keys(store, prefix=prefix[:1]) == [key for key in ordered if key.startswith(prefix[:1])]
+    assert [keys(store, after=key) for key in ordered] == [ordered[at + 1 :] for at in range(len(ordered))]
     assert keys(store, after=after) == [key for key in ordered if key.encode() > after.encode()]
+
+
+def test_a_listing_goes_on_after_any_key(store: Store) -> None:
+    """By the UTF-8 order of whole keys, `a.b` comes before `a/b`, and a listing resumes inside a directory."""
+    ordered = ["a.b", "a/b", "a/c/d", "a/c/e", "a0", "\uffee", "\U00010000"]
+    for key in ordered:
+        write(store, key, b"")
+    assert keys(store) == ordered
+    assert [keys(store, after=key) for key in ordered] == [ordered[at + 1 :] for at in range(len(ordered))]
+    assert keys(store, prefix="a/", after="a/b") == ["a/c/d", "a/c/e"]
 
 
 # Keys that exclude each other
