@@ -35,7 +35,7 @@ def answer(code: str, status: int = 400, message: str = "", headers: dict[str, s
 
 def documented_codes() -> set[str]:
     """Return the error codes that the SDK's own model of S3 documents, and those that it models as exceptions."""
-    model = botocore.session.get_session().get_service_model("s3")
+    model: Any = botocore.session.get_session().get_service_model("s3")
     listed = model.shape_for("Error").members["Code"].documentation
     return set(re.findall(r"<i>Code:</i>\s*([A-Za-z]{2,})", listed)) | {
         shape.error_code for shape in model.error_shapes if not shape.error_code.isdecimal()
@@ -137,7 +137,7 @@ def test_missing_real_bucket_is_no_missing_copy() -> None:
         (sdk.EndpointConnectionError(endpoint_url="https://s3.example.com"), errors.Unavailable),
         (sdk.ConnectTimeoutError(endpoint_url="https://s3.example.com"), errors.Timeout),
         (sdk.ReadTimeoutError(endpoint_url="https://s3.example.com"), errors.Timeout),
-        (sdk.SSLError(endpoint_url="https://s3.example.com", error="bad"), errors.Unavailable),
+        (sdk.SSLError(endpoint_url="https://s3.example.com", error=OSError("bad")), errors.Unavailable),
         (sdk.ResponseStreamingError(error="gone"), errors.Unavailable),
         (sdk.IncompleteReadError(actual_bytes=1, expected_bytes=2), errors.Unavailable),
         (sdk.NoCredentialsError(), errors.AccessDenied),

@@ -11,7 +11,14 @@ from botocore.exceptions import ClientError
 
 from worker.storage.config import S3Config
 from worker.storage.driver import Body, Capabilities, Condition, ListedObject, Match, ObjectStat, Unfinished, WriteInfo
-from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, PreconditionFailed, StorageError
+from worker.storage.errors import (
+    BucketNotEmpty,
+    NotFound,
+    PermanentError,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
 from worker.storage.keys import RESERVED_SEGMENT
 from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, is_missing, missing_bucket, translate
 from worker.storage.s3_objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
@@ -222,8 +229,12 @@ class S3Driver:
 
     def _first_keys(self, what: str, prefix: str) -> set[str]:
         """Return the first two real keys of the one real bucket that start with `prefix`."""
-        with self._errors(what):
-            page = self._client().list_objects_v2(Bucket=str(self._config.bucket), Prefix=prefix, MaxKeys=2)
+        real = str(self._config.bucket)
+        try:
+            with self._errors(what):
+                page = self._client().list_objects_v2(Bucket=real, Prefix=prefix, MaxKeys=2)
+        except NotFound as error:
+            raise missing_bucket(self._origin, real) from error
         return {row["Key"] for row in page.get("Contents", [])}
 
     def _pages(self, operation: Any, what: str, **request: str) -> Iterator[Any]:
@@ -231,8 +242,11 @@ class S3Driver:
         try:
             with self._errors(what):
                 yield from self._client().get_paginator(operation).paginate(**request)
-        except StorageError as error:  # some stores say of a bucket without open uploads that there is no such upload
-            if not isinstance(error, NotFound) and code_of(error.__cause__) != "NoSuchUpload":
+        except NotFound as error:
+            if self._prefixed:
+                raise missing_bucket(self._origin, request["Bucket"]) from error
+        except Unavailable as error:  # some stores say of a bucket without open uploads that there is no such upload
+            if code_of(error.__cause__) != "NoSuchUpload":
                 raise
 
     # Real buckets

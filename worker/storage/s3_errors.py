@@ -67,7 +67,8 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         TooManyRequestsException BandwidthLimitExceeded PriorRequestNotComplete 429 503""",
     ),
     (Timeout, _QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
-    (Unavailable, _QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect 500 502"),
+    (Unavailable, _QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
+    (Unavailable, "the store fails, or is not one that speaks S3; check `endpoint`", "500 502"),
     (Unavailable, "somebody else has ended the multipart upload; it has to start again", "NoSuchUpload"),
     (Unavailable, _DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
     (

@@ -1,0 +1,120 @@
+"""The servers of the tests themselves: ready when they say so, and never left behind."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Ministack, RcloneS3, Server, ServerFailed, ServerMissing, Valkey
+from tests.servers.process import REPOSITORY, die_with_parent
+
+FOREVER = "from tests.servers import Valkey; from pathlib import Path; import sys, time\n"
+FOREVER += "print(Valkey(Path(sys.argv[1])).start().pid, flush=True); time.sleep(600)"
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def wait_for_end(pid: int) -> bool:
+    """Return whether a process that is not our child ends within ten seconds; the kernel says when."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    with os.fdopen(descriptor) as process:
+        readable, _, _ = select.select([process], [], [], 10)
+    return bool(readable)
+
+
+def test_a_server_that_was_killed_goes_on_with_its_data(valkey: Valkey, tmp_path: Path) -> None:
+    """After `kill` nobody answers, after `restart` the same port answers with what was acknowledged."""
+    import redis
+
+    with Valkey(tmp_path) as server:
+        port = server.port
+        with redis.Redis.from_url(server.url) as client:
+            client.set("kept", "yes")
+        os.sync()
+        server.stop()
+        assert not server.running
+        with pytest.raises(OSError, match="refused"):
+            server.probe()
+        server.restart()
+        with redis.Redis.from_url(server.url) as client:
+            assert (server.port, client.get("kept")) == (port, b"yes")
+    assert valkey.running
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the children of a killed process")
+def test_a_server_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """A test run that is killed with -9 leaves no server behind."""
+    with subprocess.Popen(python("-c", FOREVER, str(tmp_path)), stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    assert wait_for_end(pid)
+
+
+def test_a_missing_server_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is not installed is said with the way out."""
+    monkeypatch.setenv("ZOT_SERVERS_VENV", str(tmp_path))
+    for server in (Ministack(tmp_path), RcloneS3(tmp_path)):
+        with pytest.raises(ServerMissing, match="make setup"):
+            server.start()
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None:
+    """A server that does not come up fails quickly, and says what it said."""
+
+    class Broken(Server):
+        name = "broken"
+
+        def command(self) -> list[str]:
+            return python("-c", "raise SystemExit('no licence')")
+
+    with pytest.raises(ServerFailed, match="no licence"):
+        Broken(tmp_path).start()
+
+
+def test_die_with_parent_knows_its_platform() -> None:
+    """Where the kernel offers it, it is asked for."""
+    assert (die_with_parent() is not None) == (sys.platform == "linux")
+
+
+class TestCommand:
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            python("-m", "tests.servers", *command), cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+
+    def test_runs_beside_a_server(self) -> None:
+        """The command finds a bucket `artifacts` behind the endpoint, its objects as files, and its status is kept."""
+        code = (
+            "import os, boto3, sys\n"
+            "client = boto3.client('s3', endpoint_url=os.environ['ZOT_DEMO_S3_ENDPOINT'], region_name='us-east-1')\n"
+            "client.put_object(Bucket=os.environ['ZOT_DEMO_S3_BUCKET'], Key='a/b', Body=b'hello')\n"
+            "print(open(os.environ['ZOT_DEMO_S3_DIR'] + '/artifacts/a/b').read()); client.close(); sys.exit(7)"
+        )
+        ended = self.run("s3", "--", *python("-c", code))
+        assert (ended.returncode, ended.stdout.strip(), ended.stderr) == (7, "hello", "")
+
+    def test_usage(self) -> None:
+        """Anything else is a usage error."""
+        assert self.run("nothing").returncode == 2
+
+    def test_terminated(self, tmp_path: Path) -> None:
+        """Ended from outside it ends its command and its server, and leaves no directory behind."""
+        code = "import os, time; print(os.environ['ZOT_DEMO_S3_DIR'], os.getpid(), flush=True); time.sleep(600)"
+        command = python("-m", "tests.servers", "s3", "--", *python("-c", code))
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as beside:
+            assert beside.stdout
+            directory, pid = beside.stdout.readline().split()
+            beside.send_signal(signal.SIGTERM)
+            assert beside.wait(20) == 128 + signal.SIGTERM
+        assert wait_for_end(int(pid))
+        assert not Path(directory).exists()

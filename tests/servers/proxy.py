@@ -1,0 +1,120 @@
+"""A proxy that stands between a client and a server and does to their talk what networks do."""
+
+import http.client
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lose:
+    """Let the server do its work, and lose its answer."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Change the first byte of the request's body."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Pass on this many bytes of the answer's body, and no more."""
+
+    after: int
+
+
+@dataclass(frozen=True)
+class Say:
+    """Answer in the server's place."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Fault = Lose | Damage | Cut | Say | None
+
+
+class FaultyProxy:
+    """Pass requests on to a loopback port; `fault` decides for each, by what it returns, how it goes wrong."""
+
+    def __init__(self, upstream: int, fault: Callable[[Request], Fault]) -> None:
+        self.requests: list[Request] = []
+        self._upstream = upstream
+        self._fault = fault
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def decide(self, request: Request) -> Fault:
+        with self._lock:
+            self.requests.append(request)
+            return self._fault(request)
+
+    def forward(self, request: Request, body: bytes) -> Say:
+        connection = http.client.HTTPConnection("127.0.0.1", self._upstream, timeout=30)
+        try:
+            connection.request(request.method, request.path, body, request.headers)
+            answer = connection.getresponse()
+            headers = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP}
+            return Say(answer.status, answer.read(), headers)
+        finally:
+            connection.close()
+
+    def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+                request = Request(self.command, self.path, headers)
+                fault = proxy.decide(request)
+                if isinstance(fault, Say):
+                    self.say(fault, len(fault.body))
+                    return
+                answer = proxy.forward(request, b"!" + body[1:] if isinstance(fault, Damage) else body)
+                if isinstance(fault, Lose):
+                    self.close_connection = True
+                    return
+                self.say(answer, fault.after if isinstance(fault, Cut) else len(answer.body))
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 - http.server's names
+
+            def say(self, answer: Say, length: int) -> None:
+                self.send_response(answer.status)
+                for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(answer.body[:length])
+                self.close_connection = length < len(answer.body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+                pass
+
+        return Handler
