@@ -84,6 +84,27 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a write in parts, as the store has it: its number from 1, its bytes, and the store's own tag of it.
+
+    The tag changes when other bytes are put under the same number.
+    """
+
+    number: int
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartLimits:
+    """What a store says of the parts it takes, in bytes. The last part may be smaller than `min_size`."""
+
+    min_size: int
+    max_size: int
+    max_parts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """Facts about a store, in place of optional methods.
 
@@ -95,6 +116,8 @@ class Capabilities:
         user_metadata: metadata given at the write comes back from `stat`.
         max_object_size: bytes of the largest object, or None where only the disk sets a limit.
         max_copy_size: bytes of the largest object that `copy` can copy inside the store.
+        parts: how large and how many the parts of a resumable write are, or None where there is none.
+        parallel_reads: reading several ranges of one object at once is faster than reading it in one go.
     """
 
     needs_digest_first: bool
@@ -104,6 +127,8 @@ class Capabilities:
     user_metadata: bool
     max_object_size: int | None
     max_copy_size: int | None
+    parts: PartLimits | None = None
+    parallel_reads: bool = False
 
 
 class Body(Protocol):
@@ -226,3 +251,44 @@ class Driver(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class PartDriver(Driver, Protocol):
+    """A backend whose `capabilities.parts` is not None: a write can be made in parts, by several threads, and gone on with.
+
+    A token names one write in parts to every process, for as long as the store keeps it, and holds no secret. Until
+    `complete_parts` nothing is visible under the key. Other writes of the same key, in parts or not, do not disturb it.
+    """
+
+    def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
+        """Begin a write in parts and return its token. `info` has size and digest."""
+        ...
+
+    def put_part(self, bucket: str, key: str, token: str, number: int, data: bytes | bytearray) -> Part:
+        """Send one part; numbers start at 1, come in any order and from several threads, and may be sent again.
+
+        Raises:
+            NotFound: the write is not open any more.
+        """
+        ...
+
+    def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
+        """Return the parts that the store has, by number.
+
+        Raises:
+            NotFound: the write is not open any more: completed, aborted, or forgotten by the store.
+        """
+        ...
+
+    def complete_parts(
+        self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
+    ) -> ObjectStat:
+        """Make an object of exactly these parts, in their order, with the metadata of `info`: atomically, like `put`.
+
+        An answer that got lost is settled by looking whose object is there, as for `put`.
+        """
+        ...
+
+    def abort_parts(self, bucket: str, key: str, token: str) -> None:
+        """End a write in parts and remove what it has left; one that is not open any more is no error."""
+        ...
