@@ -149,8 +149,8 @@ class Body(Protocol):
 class ObjectReader(Protocol):
     """The bytes of one version of one object, as a context manager.
 
-    `read` returns at most `size` bytes and `b""` only at the end; it raises StorageErrors only. `stat` describes the very
-    version that is being read, also when the key is overwritten meanwhile.
+    `read` returns at most `size` bytes and `b""` only at the end; it raises StorageErrors only. `stat` describes the
+    very version that is being read, also when the key is overwritten meanwhile.
     """
 
     @property
@@ -164,8 +164,8 @@ class ObjectReader(Protocol):
 class Driver(Protocol):
     """One backend. Buckets and keys it is given have passed `worker.storage.keys`.
 
-    Every method raises NotFound for an absent object or bucket unless it says otherwise, and TransientError, AccessDenied
-    or PermanentError for what its store answers. One driver is used by one process and may be used by several threads.
+    Every method raises NotFound for an absent object or bucket unless it says otherwise, and TransientError,
+    AccessDenied or PermanentError for what its store answers. One driver is used by one process and may be used by several threads.
     """
 
     @property
@@ -254,7 +254,7 @@ class Driver(Protocol):
 
 
 class PartDriver(Driver, Protocol):
-    """A backend whose `capabilities.parts` is not None: a write can be made in parts, by several threads, and gone on with.
+    """A backend whose `capabilities.parts` is not None: it writes in parts, from several threads, and goes on later.
 
     A token names one write in parts to every process, for as long as the store keeps it, and holds no secret. Until
     `complete_parts` nothing is visible under the key. Other writes of the same key, in parts or not, do not disturb it.

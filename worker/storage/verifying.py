@@ -12,6 +12,8 @@ BUFFER_SIZE = 1 << 20
 
 
 class Readable(Protocol):
+    """Bytes that are read in pieces, once."""
+
     def read(self, size: int, /) -> bytes: ...
 
 
