@@ -5,7 +5,7 @@ from worker.catalogue import Artifact
 from worker.context import Context
 from worker.jobs.running import RunningJob
 from worker.jobs.task import artifact_task
-from worker.sources import Source, open_source
+from worker.sources import Source, drop_staged, open_source
 from worker.storage import Store
 from worker.storage.keys import check_bucket, check_key
 from worker.together import each
@@ -52,4 +52,10 @@ def _place(context: Context, job: RunningJob, artifact: Artifact, store: Store, 
     return copies.fill(context, job, place, source.rewind())
 
 
-upload_task = artifact_task(UPLOAD, writes=True)(upload)
+def drop_source(request: UploadRequest, context: Context) -> None:
+    """Remove the source of an upload that has ended, if it was staged for it."""
+    if request.staged:
+        drop_staged(request.source, context.settings)
+
+
+upload_task = artifact_task(UPLOAD, writes=True, at_end=drop_source)(upload)

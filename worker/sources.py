@@ -1,5 +1,6 @@
 """Where uploads come from: files under configured roots, and URLs of configured hosts. Everything else is refused."""
 
+import logging
 import os
 import stat
 import tempfile
@@ -25,6 +26,8 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.verifying import BUFFER_SIZE, OnBytes, VerifyingReader, drain
+
+logger = logging.getLogger(__name__)
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -82,6 +85,20 @@ def open_source(name: str, settings: Settings) -> Iterator[Source]:
     else:
         with _open_file(name, settings) as file:
             yield Source(name, file, os.fstat(file.fileno()).st_size)
+
+
+def drop_staged(name: str, settings: Settings) -> None:
+    """Remove a file that was staged for one job, and the job's own directory; whatever the name, nothing else."""
+    path = Path(os.path.realpath(name))
+    if path.parent.parent != settings.staging_dir.resolve():
+        return
+    try:
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+    except FileNotFoundError:
+        return  # an earlier delivery of the job has done it
+    except OSError as error:
+        logger.warning("the staged file %s stays behind: %s", path, error.strerror)
 
 
 # Files

@@ -9,6 +9,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import uuid4
 
@@ -40,25 +41,29 @@ logger = logging.getLogger(__name__)
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
 Work = Callable[[RequestT, Context, RunningJob], ResultT]
+AtEnd = Callable[[RequestT, Context], None]
 
 _SHORTEST_WAIT = 1.0
 _LONGEST_WAIT = 5.0
 """Seconds between looks at a job that another worker holds."""
 
 
-def artifact_task(spec: TaskSpec[RequestT, ResultT], *, writes: bool) -> Callable[[Work[RequestT, ResultT]], Task]:
+def artifact_task(
+    spec: TaskSpec[RequestT, ResultT], *, writes: bool, at_end: AtEnd[RequestT] | None = None
+) -> Callable[[Work[RequestT, ResultT]], Task]:
     """Register a plain function as the task that `spec` describes.
 
-    Celery accepts any misspelt option in silence; these two are all the options there are.
+    Celery accepts any misspelt option in silence; these are all the options there are.
 
     Args:
         spec: the task's name, models and queue.
         writes: the job changes its artifact's copies, so that only one such job may work on the artifact at a time.
+        at_end: is called once the ledger has the job's end, whatever it is, and again for every later delivery.
     """
 
     def register(work: Work[RequestT, ResultT]) -> Task:
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
-            return Delivery(task, spec, current(), writes=writes).handle(work, args, kwargs)
+            return Delivery(task, spec, current(), writes=writes, at_end=at_end).handle(work, args, kwargs)
 
         return shared_task(
             name=spec.name,
@@ -74,19 +79,31 @@ def artifact_task(spec: TaskSpec[RequestT, ResultT], *, writes: bool) -> Callabl
 class Delivery(Generic[RequestT, ResultT]):
     """One delivery of a job's message to this worker. There may be others, before, after and at the same time."""
 
-    def __init__(self, task: Task, spec: TaskSpec[RequestT, ResultT], context: Context, *, writes: bool) -> None:
+    def __init__(
+        self,
+        task: Task,
+        spec: TaskSpec[RequestT, ResultT],
+        context: Context,
+        *,
+        writes: bool,
+        at_end: AtEnd[RequestT] | None = None,
+    ) -> None:
         self._task = task
         self._spec = spec
         self._context = context
         self._writes = writes
+        self._at_end = at_end
         self._id: str = task.request.id
         self._jobs = context.catalogue.jobs
+        self._clean_up: Callable[[], None] = lambda: None
 
     def handle(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
         """Do the job unless it is done, busy or nonsense; return its result or raise what Celery is to make of it."""
         request = self._read(args, kwargs)
+        if self._at_end is not None:
+            self._clean_up = partial(self._at_end, request, self._context)
         try:
             begun = self._begin(request)
             if isinstance(begun, Begun):
@@ -100,6 +117,7 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.error("job %s: refused: %s", self._id, error)  # noqa: TRY400 - its own line says it all
             raise Ignore from error  # and leave the result of the first request alone
         if isinstance(begun, Ended):
+            self._clean_up()  # whoever ended it may have been killed before
             return self._answer(begun.record)
         raise self._wait(begun)
 
@@ -150,9 +168,20 @@ class Delivery(Generic[RequestT, ResultT]):
 
     # How a delivery ends
 
+    def _end(
+        self,
+        job: RunningJob,
+        state: JobState,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._jobs.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error)
+        self._clean_up()
+
     def _succeed(self, job: RunningJob, result: ResultT) -> dict[str, Any]:
         payload = result.model_dump(mode="json")
-        self._jobs.finish(job.id, job.fence, JobState.SUCCEEDED, now=clock.now(), result=payload)
+        self._end(job, JobState.SUCCEEDED, result=payload)
         logger.info("job %s: %s done at attempt %d", job.id, self._spec.kind, job.attempt)
         return payload
 
@@ -167,14 +196,14 @@ class Delivery(Generic[RequestT, ResultT]):
     def _end_badly(self, job: RunningJob, state: JobState, error: Exception) -> NoReturn:
         described = _described(error)
         details = described.model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
-        self._jobs.finish(job.id, job.fence, state, now=clock.now(), error=details)
+        self._end(job, state, error=details)
         logger.error(
             "job %s: %s is %s at attempt %d: %s", job.id, self._spec.kind, state, job.attempt, described.message
         )
         raise JobFailed(described.message, described.type, state.value, job.attempt) from error
 
     def _cancel(self, job: RunningJob, error: Cancelled) -> NoReturn:
-        self._jobs.finish(job.id, job.fence, JobState.CANCELLED, now=clock.now(), error=_described(error).model_dump())
+        self._end(job, JobState.CANCELLED, error=_described(error).model_dump())
         logger.info("%s", error)
         self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
         raise Ignore from error
