@@ -15,12 +15,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 _GOOD = {"verified", "stored", "succeeded", "reachable"}
 _BAD = {"corrupt", "missing", "size_mismatch", "failed", "dead", "refused", "unreachable"}
+_WIDE = 2000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def out() -> Console:
-    """Return the console of results."""
-    return Console(soft_wrap=True, highlight=False)
+    """Return the console of results. In a pipe its tables are as wide as they need to be."""
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    return console
 
 
 def err() -> Console:
