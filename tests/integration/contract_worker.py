@@ -48,9 +48,9 @@ def upload(self: Any, **payload: Any) -> dict[str, object]:
         os.kill(os.getpid(), signal.SIGKILL)
     sha256 = request.sha256 or "0" * 64
     version = {"version": 1, "size": 7, "sha256": sha256}
-    return UploadResult(
-        bucket=request.bucket, key=request.key, **version, unchanged=False, copies=()
-    ).model_dump(mode="json") | {"a_field_of_tomorrow": True}
+    return UploadResult(bucket=request.bucket, key=request.key, **version, unchanged=False, copies=()).model_dump(
+        mode="json"
+    ) | {"a_field_of_tomorrow": True}
 
 
 def hold(job_id: str) -> None:
@@ -67,6 +67,6 @@ def verify(**payload: Any) -> dict[str, object]:
     request = VERIFY.request.read(payload)
     copies = tuple({"store": store, "verdict": "verified"} for store in request.stores or ("primary",))
     version = {"version": 1, "size": 7, "sha256": "0" * 64}
-    return VerifyResult.read(
-        {"bucket": request.bucket, "key": request.key, **version, "copies": copies}
-    ).model_dump(mode="json")
+    return VerifyResult.read({"bucket": request.bucket, "key": request.key, **version, "copies": copies}).model_dump(
+        mode="json"
+    )

@@ -140,6 +140,18 @@ def test_progress_and_states_are_seen(client: ArtifactClient, worker: None) -> N
     assert job.wait(WITHIN).key == "hold/progress"
 
 
+def test_progress_of_before_is_told(client: ArtifactClient, broker: str, worker: None) -> None:
+    """Who begins to wait after the last word of a running job is told that word at once."""
+    job = client.upload("/in", "releases", "hold/quiet")
+    until_running(client, job.id)
+    with ArtifactClient(broker) as late:
+        started = time.monotonic()
+        assert until_running(late, job.id).bytes_done == 3
+        assert time.monotonic() - started < 5
+    release(client, job.id)
+    job.wait(WITHIN)
+
+
 def test_a_wait_ends_in_time(client: ArtifactClient, worker: None) -> None:
     """A job that takes longer than the caller waits is WaitTimeout, and can be waited for again."""
     job = client.upload("/in", "releases", "hold/timeout")
@@ -194,7 +206,7 @@ def test_a_queued_job_is_cancelled(client: ArtifactClient, broker: str, worker: 
     release(client, running.id)
     with pytest.raises(JobCancelled, match=queued.id):
         queued.wait(WITHIN)
-    assert queued.state is JobState.CANCELLED
+    assert client.job(queued.id).state is JobState.CANCELLED
 
 
 def test_a_running_job_is_cancelled(client: ArtifactClient, worker: None) -> None:

@@ -101,6 +101,9 @@ class CeleryOutcomes:
         """Return whether the job has ended, after at most this many seconds of waiting for the word of it."""
         try:
             with reaching("result backend", self._url):
+                if relay is not None:  # Celery passes on only what comes later, and a job may have nothing more to say
+                    result.backend.add_pending_result(result)  # listens from here on, so nothing falls in between
+                    relay(result.backend.get_task_meta(result.id))
                 # Asks once, then listens. disable_sync_subtasks: Celery would refuse this inside of a task, because
                 # a pool can wait for itself; this job runs in another service's pool.
                 result.get(seconds, propagate=False, disable_sync_subtasks=False, on_message=relay)
@@ -123,7 +126,7 @@ class _ProgressRelay:
 
     def __call__(self, meta: dict[str, Any]) -> None:
         now = time.monotonic()
-        if meta["task_id"] != self._job_id or now - self._last < PROGRESS_EVERY:
+        if meta.get("task_id") != self._job_id or now - self._last < PROGRESS_EVERY:
             return
         progress = _progress(meta)
         if progress is None:

@@ -1,0 +1,175 @@
+"""What the worker does, in small and in memory: the other half of `testing`."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zot_artifact_client.contract import (
+    CopyVerdict,
+    DeletedCopy,
+    DeleteRequest,
+    DeleteResult,
+    PlacedCopy,
+    ReplicateRequest,
+    ReplicateResult,
+    Request,
+    SweepVerifyRequest,
+    SweepVerifyResult,
+    TaskSpec,
+    UploadRequest,
+    UploadResult,
+    VerifyRequest,
+    VerifyResult,
+)
+from zot_artifact_client.errors import JobFailed
+
+
+@dataclass(slots=True)
+class _Artifact:
+    """The digests and sizes of all versions, the last one being current, and the copies there should be of that."""
+
+    versions: list[tuple[str, int]] = field(default_factory=list)
+    copies: set[str] = field(default_factory=set)
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        sha256, size = self.versions[-1]
+        version = len(self.versions)
+        return {"bucket": request.bucket, "key": request.key, "version": version, "size": size, "sha256": sha256}
+
+
+class InMemoryWorker:
+    """Stores that are dictionaries, the versions of what is in them, and the verbs."""
+
+    def __init__(self, stores: Iterable[str], sources: Mapping[str, bytes]) -> None:
+        self.stores: dict[str, dict[tuple[str, str], bytes]] = {name: {} for name in stores}
+        self._sources = dict(sources)
+        self._artifacts: dict[tuple[str, str], _Artifact] = {}
+
+    def run(self, spec: TaskSpec[Any, Any], request: Any) -> object:
+        """Do a request and return its result as JSON. Raise JobFailed."""
+        verbs: dict[str, Callable[[Any], Any]] = {
+            "upload": self._upload,
+            "replicate": self._replicate,
+            "verify": self._verify,
+            "delete": self._delete,
+            "sweep.verify": self._sweep_verify,
+        }
+        return verbs[spec.kind](request).model_dump(mode="json")
+
+    def _upload(self, request: UploadRequest) -> UploadResult:
+        body = self._read(request.source)
+        sha256 = hashlib.sha256(body).hexdigest()
+        if request.sha256 not in {None, sha256}:
+            msg = f"{request.source} has the SHA-256 {sha256}, expected {request.sha256}"
+            raise JobFailed(msg, "DigestMismatch")
+        targets = self._known(request.stores or tuple(self.stores))
+        artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
+        if not artifact.versions or artifact.versions[-1][0] != sha256 or not artifact.copies:
+            self._drop(request, artifact.copies)
+            artifact.versions.append((sha256, len(body)))
+            artifact.copies.clear()
+        copies = tuple(self._place(request, artifact, store, body, None) for store in targets)
+        return UploadResult(**artifact.facts(request), unchanged=_nothing_done(copies), copies=copies)
+
+    def _replicate(self, request: ReplicateRequest) -> ReplicateResult:
+        artifact = self._artifact(request)
+        targets = self._known(request.to)
+        good = [store for store in sorted(artifact.copies) if self._verdict(request, artifact, store) == "verified"]
+        if not good:
+            msg = f"no copy of {request.bucket}/{request.key} matches its SHA-256: {', '.join(sorted(artifact.copies))}"
+            raise JobFailed(msg, "DigestMismatch")
+        body = self.stores[good[0]][request.bucket, request.key]
+        copies = tuple(self._place(request, artifact, store, body, good[0]) for store in targets)
+        return ReplicateResult(**artifact.facts(request), unchanged=_nothing_done(copies), copies=copies)
+
+    def _verify(self, request: VerifyRequest) -> VerifyResult:
+        artifact = self._artifact(request)
+        if request.version not in {None, len(artifact.versions)}:
+            msg = f"{request.bucket}/{request.key} has no version {request.version} here: only the current one is kept"
+            raise JobFailed(msg, "NotFound")
+        stores = self._known(request.stores or tuple(sorted(artifact.copies)))
+        copies = tuple(self._read_copy(request, artifact, store) for store in stores)
+        return VerifyResult(**artifact.facts(request), copies=copies)
+
+    def _delete(self, request: DeleteRequest) -> DeleteResult:
+        artifact = self._artifacts.get((request.bucket, request.key), _Artifact())
+        everywhere = request.stores is None
+        targets = self._known(request.stores or tuple(sorted(artifact.copies)))
+        rest = artifact.copies - set(targets)
+        if not (everywhere or request.allow_last or not artifact.copies & set(targets)) and not any(
+            self._verdict(request, artifact, store) == "verified" for store in rest
+        ):
+            msg = f"this would delete the last good copy of {request.bucket}/{request.key}: say allow_last to do it"
+            raise JobFailed(msg, "LastCopy")
+        gone = tuple(
+            DeletedCopy(store=store, outcome="deleted" if store in artifact.copies else "already_gone")
+            for store in targets
+        )
+        self._drop(request, targets)
+        artifact.copies -= set(targets)
+        return DeleteResult(
+            bucket=request.bucket,
+            key=request.key,
+            everywhere=everywhere,
+            unchanged=all(copy.outcome == "already_gone" for copy in gone),
+            copies=gone,
+        )
+
+    def _sweep_verify(self, request: SweepVerifyRequest) -> SweepVerifyResult:
+        stores = self._known((request.store,) if request.store else tuple(self.stores))
+        copies = [store for artifact in self._artifacts.values() for store in artifact.copies]
+        return SweepVerifyResult(claimed={store: copies.count(store) for store in stores})
+
+    def _read(self, source: str) -> bytes:
+        if source in self._sources:
+            return self._sources[source]
+        try:
+            return Path(source).read_bytes()
+        except OSError as error:
+            raise JobFailed(f"{source} cannot be read: {error.strerror}", "NotFound") from None
+
+    def _known(self, stores: tuple[str, ...]) -> tuple[str, ...]:
+        for store in stores:
+            if store not in self.stores:
+                raise JobFailed(f"no store {store!r}; there are {', '.join(self.stores)}", "UnknownStore")
+        return stores
+
+    def _artifact(self, request: Request) -> _Artifact:
+        artifact = self._artifacts.get((request.bucket, request.key))
+        if artifact is None or not artifact.copies:
+            raise JobFailed(f"no artifact {request.bucket}/{request.key}", "NotFound")
+        return artifact
+
+    def _drop(self, request: Request, stores: Iterable[str]) -> None:
+        for store in stores:
+            self.stores[store].pop((request.bucket, request.key), None)
+
+    def _place(self, request: Request, artifact: _Artifact, store: str, body: bytes, source: str | None) -> PlacedCopy:
+        verdict = self._verdict(request, artifact, store)
+        if verdict == "verified":
+            artifact.copies.add(store)
+            return PlacedCopy(store=store, outcome="already_there")
+        self.stores[store][request.bucket, request.key] = body
+        known = store in artifact.copies
+        artifact.copies.add(store)
+        return PlacedCopy(store=store, outcome="repaired" if known else "stored", source=source)
+
+    def _read_copy(self, request: Request, artifact: _Artifact, store: str) -> CopyVerdict:
+        body = self.stores[store].get((request.bucket, request.key))
+        read = None if body is None else hashlib.sha256(body).hexdigest()
+        return CopyVerdict(store=store, verdict=self._verdict(request, artifact, store), sha256=read)
+
+    def _verdict(self, request: Request, artifact: _Artifact, store: str) -> str:
+        body = self.stores[store].get((request.bucket, request.key))
+        sha256, size = artifact.versions[-1]
+        if body is None:
+            return "missing"
+        if len(body) != size:
+            return "size_mismatch"
+        return "verified" if hashlib.sha256(body).hexdigest() == sha256 else "corrupt"
+
+
+def _nothing_done(copies: tuple[PlacedCopy, ...]) -> bool:
+    return all(copy.outcome == "already_there" for copy in copies)

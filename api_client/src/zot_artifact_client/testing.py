@@ -1,0 +1,123 @@
+"""An in-memory twin of the client, for the tests of services that use it: no broker, no worker, real bytes.
+
+    client = InMemoryArtifactClient(sources={"/srv/in/app.tgz": b"..."})
+    client.upload("/srv/in/app.tgz", "releases", "app.tgz")
+    client.corrupt("releases", "app.tgz", "dr")
+    assert not client.verify("releases", "app.tgz").wait().good
+
+Simpler than the worker: one good copy is enough evidence, old versions keep no bytes, and nothing takes time.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, overload
+
+from zot_artifact_client.client import Artifacts, check_id, choose_id, spec_of
+from zot_artifact_client.contract import JobState, RequestT, ResultT, TaskSpec
+from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, WaitTimeout
+from zot_artifact_client.in_memory import InMemoryWorker
+from zot_artifact_client.job import Job, OnProgress, Snapshot
+
+
+class InMemoryArtifactClient(Artifacts):
+    """Does every job at once, on stores that are dictionaries, with the worker's semantics in small.
+
+    Args:
+        stores: the names of the stores; an upload that names none goes to all of them.
+        sources: the bytes behind sources that are no files of this machine.
+
+    Attributes:
+        submitted: every request that was sent, in order, with repetitions of an idempotency key left out.
+        paused: while True, jobs stay queued: waiting for one times out and cancelling one works. `resume` does them.
+    """
+
+    def __init__(self, stores: Iterable[str] = ("primary", "dr"), sources: Mapping[str, bytes] | None = None) -> None:
+        self.submitted: list[Any] = []
+        self.paused = False
+        self._worker = InMemoryWorker(stores, sources or {})
+        self._snapshots: dict[str, Snapshot] = {}
+        self._queued: dict[str, tuple[TaskSpec[Any, Any], Any]] = {}
+        self._next_end: JobNotDone | None = None
+
+    def submit(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> Job[ResultT]:
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
+        if chosen not in self._snapshots:
+            self.submitted.append(request)
+            self._snapshots[chosen] = Snapshot(JobState.QUEUED)
+            self._queued[chosen] = (spec, request)
+            if not self.paused:
+                self.resume()
+        return Job(chosen, spec, outcomes=self)
+
+    @overload
+    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
+    @overload
+    def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
+    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
+        return Job(check_id(job_id), spec_of(kind), outcomes=self)
+
+    def close(self) -> None:
+        """Keep everything: there is nothing to let go of."""
+
+    # What a test says and asks, beyond what a service does.
+
+    def end_next(self, error: JobNotDone) -> None:
+        """Let the next job end with this error instead of being done."""
+        self._next_end = error
+
+    def resume(self) -> None:
+        """Do the jobs that are queued, and from now on every job at once."""
+        self.paused = False
+        while self._queued:
+            job_id = next(iter(self._queued))
+            self._snapshots[job_id] = self._run(*self._queued.pop(job_id))
+
+    def content(self, bucket: str, key: str, store: str) -> bytes | None:
+        """Return the bytes in a store, or None."""
+        return self._worker.stores[store].get((bucket, key))
+
+    def corrupt(self, bucket: str, key: str, store: str) -> None:
+        """Flip a bit of a copy, as a disk does, behind everybody's back."""
+        body = self._worker.stores[store][bucket, key]
+        self._worker.stores[store][bucket, key] = bytes([body[0] ^ 1]) + body[1:] if body else b"\0"
+
+    def lose(self, bucket: str, key: str, store: str) -> None:
+        """Make a copy disappear behind everybody's back."""
+        del self._worker.stores[store][bucket, key]
+
+    # Outcomes, for Job.
+
+    def look(self, job_id: str) -> Snapshot:
+        return self._snapshots.get(job_id, Snapshot(JobState.QUEUED))
+
+    def await_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:  # noqa: ARG002
+        snapshot = self.look(job_id)
+        if not snapshot.state.terminal:  # nobody else could end it, so waiting any longer would be for ever
+            msg = f"job {job_id} has not ended within {timeout} s; it goes on"
+            raise WaitTimeout(msg)
+        return snapshot
+
+    def cancel(self, job_id: str) -> None:
+        if self._queued.pop(job_id, None):
+            self._snapshots[job_id] = _ended_by(JobCancelled(f"job {job_id} was cancelled"))
+
+    def _run(self, spec: TaskSpec[Any, Any], request: Any) -> Snapshot:
+        error, self._next_end = self._next_end, None
+        if error is not None:
+            return _ended_by(error)
+        try:
+            return Snapshot(JobState.SUCCEEDED, value=self._worker.run(spec, request), task=spec.name)
+        except JobFailed as failure:
+            return _ended_by(failure)
+
+
+def _ended_by(error: JobNotDone) -> Snapshot:
+    if isinstance(error, JobCancelled):
+        return Snapshot(JobState.CANCELLED, error=error)
+    return Snapshot(JobState(getattr(error, "state", JobState.FAILED)), error=error)

@@ -1,0 +1,167 @@
+"""What a client refuses before anything is sent, and what it sends."""
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import zot_artifact_client
+from zot_artifact_client import ArtifactClient, Artifacts, ClientError, InvalidRequest
+from zot_artifact_client.connecting import without_credentials
+from zot_artifact_client.contract import TASKS, Queue
+from zot_artifact_client.routing import UNROUTED, queues
+from zot_artifact_client.testing import InMemoryArtifactClient
+
+Send = Callable[[Artifacts], object]
+
+
+@pytest.fixture
+def client() -> InMemoryArtifactClient:
+    client = InMemoryArtifactClient()
+    client.paused = True
+    return client
+
+
+@pytest.mark.parametrize(
+    ("send", "said"),
+    [
+        (lambda c: c.upload("", "b", "k"), "upload: source: "),
+        (lambda c: c.upload("/in", "", "k"), "upload: bucket: "),
+        (lambda c: c.upload("/in", "b", "k" * 1025), "upload: key: "),
+        (lambda c: c.upload("/in", "b", "k", sha256="zz-hunter2"), "upload: sha256: "),
+        (lambda c: c.upload("/in", "b", "k", metadata={"Hunter2": "v"}), "upload: metadata: "),
+        (lambda c: c.upload("https://u:hunter2@host/f", "b", "k"), "upload: source: a URL with a user or password"),
+        (lambda c: c.upload("https://host/f?X-Amz-Signature=hunter2", "b", "k"), "upload: source: a URL with"),
+        (lambda c: c.replicate("b", "k", to=[]), "replicate: to: "),
+        (lambda c: c.replicate("b", "k", to=["dr", "dr"]), "replicate: to: a store is named twice"),
+        (lambda c: c.replicate("b", "k", to=["dr", ""]), "replicate: to[1]: "),
+        (lambda c: c.verify("b", "k", version=0), "verify: version: "),
+        (lambda c: c.verify("b", "k", idempotency_key=""), "verify: idempotency_key is empty"),
+        (lambda c: c.sweep_verify(""), "sweep.verify: store: "),
+        (lambda c: c.job("../hunter2"), "job_id: "),
+        (lambda c: c.job("id", "upl0ad-hunter2"), "kind: there are upload, "),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_line(client: InMemoryArtifactClient, send: Send, said: str) -> None:
+    """What the worker would not accept is InvalidRequest, which names the field and the rule and never the value."""
+    with pytest.raises(InvalidRequest) as caught:
+        send(client)
+    message = str(caught.value)
+    assert message.startswith(said)
+    assert "\n" not in message
+    assert "hunter2" not in message.lower()
+    assert not client.submitted
+
+
+def test_every_fault_is_named_at_once(client: InMemoryArtifactClient) -> None:
+    """Two wrong fields are one error that names both."""
+    with pytest.raises(InvalidRequest, match=r"bucket: .*; key: "):
+        client.verify("", "")
+
+
+def test_one_store_may_be_a_bare_name(client: InMemoryArtifactClient) -> None:
+    """A single store is one name, not its letters."""
+    client.replicate("b", "k", to="dr")
+    client.verify("b", "k", stores=iter(["primary"]))
+    assert [request.payload() for request in client.submitted] == [
+        {"bucket": "b", "key": "k", "to": ["dr"]},
+        {"bucket": "b", "key": "k", "stores": ["primary"]},
+    ]
+
+
+def test_what_is_not_said_is_not_sent(client: InMemoryArtifactClient) -> None:
+    """A request leaves its defaults out, so that an older worker understands it."""
+    client.upload(Path("/in"), "b", "k")
+    client.delete("b", "k")
+    client.sweep_verify()
+    assert [request.payload() for request in client.submitted] == [
+        {"bucket": "b", "key": "k", "source": "/in"},
+        {"bucket": "b", "key": "k"},
+        {},
+    ]
+
+
+def test_an_upper_case_digest_is_accepted(client: InMemoryArtifactClient) -> None:
+    """A SHA-256 in upper case is the same digest, and is sent in lower case."""
+    client.upload("/in", "b", "k", sha256="A" * 64)
+    assert client.submitted[0].sha256 == "a" * 64
+
+
+def test_ids_come_from_the_caller_or_from_the_key(client: InMemoryArtifactClient) -> None:
+    """A job's id is a new UUID, or the same for the same kind and key, or the caller's."""
+    spec, request = TASKS["artifact.verify.v1"], TASKS["artifact.verify.v1"].request(bucket="b", key="k")
+    assert client.verify("b", "k") != client.verify("b", "k")
+    assert client.verify("b", "k", idempotency_key="x") == client.verify("b", "other", idempotency_key="x")
+    assert uuid.UUID(client.delete("b", "k", idempotency_key="x").id).version == 5
+    assert client.submit(spec, request, job_id="mine-1").id == "mine-1"
+    with pytest.raises(InvalidRequest, match="not both"):
+        client.submit(spec, request, job_id="mine-2", idempotency_key="x")
+
+
+def test_an_id_of_a_key_never_changes() -> None:
+    """A key sent by an older release of the client is still the same job."""
+    job = InMemoryArtifactClient(sources={"/in": b""}).upload("/in", "b", "k", idempotency_key="build-17")
+    assert job.id == "58e6706a-df41-547e-87f5-826151c30496"
+
+
+def test_a_closed_client_says_so() -> None:
+    """A client that was closed refuses to send, naming its broker without credentials."""
+    client = ArtifactClient("redis://:hunter2@127.0.0.1:1/0")
+    client.close()
+    with pytest.raises(ClientError, match=r"redis://127\.0\.0\.1:1/0 is closed"):
+        client.verify("b", "k")
+
+
+@pytest.mark.parametrize("arguments", [("amqp://u:hunter2@h//",), ("redis://h", "nonsense://u:hunter2@h/")])
+def test_a_place_that_keeps_no_results_is_told_at_once(arguments: tuple[str, ...]) -> None:
+    """A broker or backend that cannot keep results is refused where the client is made, with the way out."""
+    with pytest.raises(ClientError, match="result_url") as caught:
+        ArtifactClient(*arguments)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("rediss://u:p@h:1/0?ssl_cert_reqs=required", "rediss://h:1/0"),
+        ("redis://:a/b#c@d?e@h:1/0", "redis://h:1/0"),
+        ("redis+socket:///run/valkey.sock?virtual_host=0&password=p", "redis+socket:///run/valkey.sock"),
+        ("sentinel://:p@a:1;sentinel://:p@b:2", "sentinel://a:1;sentinel://b:2"),
+    ],
+)
+def test_an_address_is_shown_without_credentials(url: str, bare: str) -> None:
+    """An address in an error is scheme, host, port and path, however the password is written."""
+    assert without_credentials(url) == bare
+
+
+def test_every_task_has_its_queue() -> None:
+    """Each task waits in a declared queue whose exchange and routing key have its name, as Celery makes them up."""
+    declared = {queue.name: queue for queue in queues()}
+    assert set(declared) == set(Queue) == {spec.queue for spec in TASKS.values()}
+    for name, queue in declared.items():
+        assert (queue.exchange.name, queue.exchange.type, queue.routing_key) == (name, "direct", name)
+    assert [queue.name for queue in queues(unrouted=True)][-1] == UNROUTED
+
+
+def test_the_client_imports_nothing_of_the_worker() -> None:
+    """Importing all of the client loads none of the worker's packages, which other services do not have."""
+    source = Path(zot_artifact_client.__file__).parents[1]
+    program = (
+        "import sys, zot_artifact_client.testing, zot_artifact_client.routing as r;"
+        "print([m for m in sys.modules if m.partition('.')[0] in {'worker', 'tasks'}])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert run.stdout.strip() == "[]"
+    assert sorted(zot_artifact_client.__all__) == zot_artifact_client.__all__
+    assert all(hasattr(zot_artifact_client, name) for name in zot_artifact_client.__all__)

@@ -1,0 +1,174 @@
+"""The in-memory twin: the surface of the real client, and the worker's semantics in small."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, JobState, WaitTimeout
+from zot_artifact_client.job import Outcomes
+from zot_artifact_client.results import CeleryOutcomes
+from zot_artifact_client.testing import InMemoryArtifactClient
+
+APP = b"the bytes of app.tgz"
+
+
+@pytest.fixture
+def client() -> InMemoryArtifactClient:
+    return InMemoryArtifactClient(sources={"/in/app.tgz": APP, "/in/other.tgz": b"other bytes"})
+
+
+@pytest.fixture
+def uploaded(client: InMemoryArtifactClient) -> InMemoryArtifactClient:
+    client.upload("/in/app.tgz", "releases", "app.tgz").wait()
+    return client
+
+
+def verdicts(client: InMemoryArtifactClient) -> dict[str, str]:
+    return {copy.store: copy.verdict for copy in client.verify("releases", "app.tgz").wait().copies}
+
+
+def surface(of: type) -> dict[str, inspect.Signature]:
+    return {
+        name: inspect.signature(member)
+        for name, member in inspect.getmembers(of, callable)
+        if not name.startswith("_") or name in {"__enter__", "__exit__"}
+    }
+
+
+def test_it_has_the_surface_of_the_client() -> None:
+    """Every public method of the client is there with the same signature, and its jobs keep the same promises."""
+    real, twin = surface(ArtifactClient), surface(InMemoryArtifactClient)
+    assert {name: twin.get(name) for name in real} == real
+    outcomes = surface(Outcomes)
+    for kept in (CeleryOutcomes, InMemoryArtifactClient):
+        assert {name: surface(kept).get(name) for name in outcomes} == outcomes
+
+
+def test_an_upload_goes_to_all_stores(client: InMemoryArtifactClient) -> None:
+    """An upload that names no store puts the bytes into each, and says so with digest, size and version."""
+    job = client.upload("/in/app.tgz", "releases", "app.tgz", sha256=hashlib.sha256(APP).hexdigest())
+    result = job.wait(0)
+    assert (result.version, result.size, result.sha256) == (1, len(APP), hashlib.sha256(APP).hexdigest())
+    assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "stored"), ("dr", "stored")]
+    assert client.content("releases", "app.tgz", "dr") == APP
+    assert (job.state, job.result, job.progress) == (JobState.SUCCEEDED, result, None)
+
+
+def test_a_source_may_be_a_file(client: InMemoryArtifactClient, tmp_path: Path) -> None:
+    """A source that was not given as bytes is read from this machine."""
+    (tmp_path / "f").write_bytes(b"on disk")
+    assert client.upload(tmp_path / "f", "releases", "f").wait().size == 7
+
+
+def test_the_same_bytes_again_change_nothing(uploaded: InMemoryArtifactClient) -> None:
+    """The same bytes are the same version, unchanged; other bytes are the next version."""
+    again = uploaded.upload("/in/app.tgz", "releases", "app.tgz").wait()
+    other = uploaded.upload("/in/other.tgz", "releases", "app.tgz").wait()
+    assert (again.version, again.unchanged) == (1, True)
+    assert (other.version, other.unchanged) == (2, False)
+    assert verdicts(uploaded) == {"primary": "verified", "dr": "verified"}
+
+
+@pytest.mark.parametrize(
+    ("send", "kind"),
+    [
+        (lambda c: c.upload("/in/app.tgz", "releases", "app.tgz", sha256="0" * 64), "DigestMismatch"),
+        (lambda c: c.upload("/in/nowhere", "releases", "new"), "NotFound"),
+        (lambda c: c.upload("/in/app.tgz", "releases", "new", stores="tape"), "UnknownStore"),
+        (lambda c: c.replicate("releases", "nothing", to="dr"), "NotFound"),
+        (lambda c: c.verify("releases", "nothing"), "NotFound"),
+        (lambda c: c.verify("releases", "app.tgz", version=7), "NotFound"),
+        (lambda c: c.delete("releases", "app.tgz", stores=["primary", "dr"]), "LastCopy"),
+    ],
+)
+def test_what_the_worker_refuses_fails(
+    uploaded: InMemoryArtifactClient, send: Callable[[InMemoryArtifactClient], Any], kind: str
+) -> None:
+    """A job that the worker would fail is sent, fails with its type, and changes nothing."""
+    job = send(uploaded)
+    with pytest.raises(JobFailed) as caught:
+        job.wait()
+    assert caught.value.type == kind
+    assert job.state is JobState.FAILED
+    assert verdicts(uploaded) == {"primary": "verified", "dr": "verified"}
+
+
+def test_rot_is_found_and_mended(uploaded: InMemoryArtifactClient) -> None:
+    """A flipped bit is corrupt, a lost copy is missing, and replication mends both from the copy that is right."""
+    uploaded.corrupt("releases", "app.tgz", "dr")
+    assert verdicts(uploaded) == {"primary": "verified", "dr": "corrupt"}
+    mended = uploaded.replicate("releases", "app.tgz", to="dr").wait()
+    assert [(copy.outcome, copy.source) for copy in mended.copies] == [("repaired", "primary")]
+    uploaded.lose("releases", "app.tgz", "primary")
+    assert verdicts(uploaded) == {"primary": "missing", "dr": "verified"}
+    uploaded.replicate("releases", "app.tgz", to="primary").wait()
+    assert verdicts(uploaded) == {"primary": "verified", "dr": "verified"}
+
+
+def test_rot_is_never_copied(uploaded: InMemoryArtifactClient) -> None:
+    """With no copy right, replication fails and copies nothing."""
+    uploaded.corrupt("releases", "app.tgz", "primary")
+    uploaded.lose("releases", "app.tgz", "dr")
+    with pytest.raises(JobFailed, match="primary"):
+        uploaded.replicate("releases", "app.tgz", to="dr").wait()
+    assert uploaded.content("releases", "app.tgz", "dr") is None
+
+
+def test_the_last_good_copy_stays(uploaded: InMemoryArtifactClient) -> None:
+    """A copy beside a rotten one is the last good one: it goes only with `allow_last`, or with all of the artifact."""
+    uploaded.corrupt("releases", "app.tgz", "dr")
+    with pytest.raises(JobFailed, match="allow_last"):
+        uploaded.delete("releases", "app.tgz", stores="primary").wait()
+    assert uploaded.content("releases", "app.tgz", "primary") == APP
+    gone = uploaded.delete("releases", "app.tgz", stores="primary", allow_last=True).wait()
+    assert (gone.everywhere, gone.unchanged) == (False, False)
+    assert uploaded.delete("releases", "app.tgz").wait().everywhere
+    again = uploaded.delete("releases", "app.tgz", stores="dr").wait()
+    assert [(copy.store, copy.outcome) for copy in again.copies] == [("dr", "already_gone")]
+    assert again.unchanged
+
+
+def test_a_key_is_done_once(client: InMemoryArtifactClient) -> None:
+    """Sent twice under one idempotency key, a request is done and recorded once."""
+    first = client.upload("/in/app.tgz", "releases", "app.tgz", idempotency_key="build-17")
+    assert client.upload("/in/app.tgz", "releases", "app.tgz", idempotency_key="build-17") == first
+    assert [request.payload() for request in client.submitted] == [
+        {"bucket": "releases", "key": "app.tgz", "source": "/in/app.tgz"}
+    ]
+    assert client.job(first.id, "upload").wait() == first.wait()
+
+
+def test_a_test_decides_how_a_job_ends(client: InMemoryArtifactClient) -> None:
+    """The next job ends as the test says, and only that one."""
+    client.end_next(JobFailed("dr did not answer", "Unavailable", "dead", 5))
+    job = client.upload("/in/app.tgz", "releases", "app.tgz")
+    assert job.state is JobState.DEAD
+    with pytest.raises(JobFailed, match="dr did not answer"):
+        job.result  # noqa: B018 - asking is the test
+    assert client.upload("/in/app.tgz", "releases", "app.tgz").wait().version == 1
+
+
+def test_a_paused_worker_leaves_jobs_queued(client: InMemoryArtifactClient) -> None:
+    """While it is paused, jobs wait, can be waited for in vain, and can be cancelled; resuming does the others."""
+    client.paused = True
+    kept = client.upload("/in/app.tgz", "releases", "app.tgz")
+    dropped = client.upload("/in/other.tgz", "releases", "other.tgz")
+    assert (kept.state, kept.result) == (JobState.QUEUED, None)
+    with pytest.raises(WaitTimeout):
+        kept.wait(0.01)
+    dropped.cancel()
+    client.resume()
+    assert kept.wait().version == 1
+    with pytest.raises(JobCancelled):
+        dropped.wait()
+    assert client.content("releases", "other.tgz", "dr") is None
+
+
+def test_a_sweep_counts_what_it_would_read(uploaded: InMemoryArtifactClient) -> None:
+    """A sweep claims the copies of the store named, or of all."""
+    assert uploaded.sweep_verify().wait().claimed == {"primary": 1, "dr": 1}
+    assert uploaded.sweep_verify("dr").wait().claimed == {"dr": 1}
