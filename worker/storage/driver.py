@@ -165,7 +165,8 @@ class Driver(Protocol):
     """One backend. Buckets and keys it is given have passed `worker.storage.keys`.
 
     Every method raises NotFound for an absent object or bucket unless it says otherwise, and TransientError,
-    AccessDenied or PermanentError for what its store answers. One driver is used by one process and may be used by several threads.
+    AccessDenied or PermanentError for what its store answers. One driver is used by one process, and may be used by
+    several of its threads.
     """
 
     @property
