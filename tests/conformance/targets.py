@@ -11,7 +11,6 @@ from botocore.config import Config
 from tests.servers import Ministack, RcloneS3
 from tests.servers.s3 import S3Server
 from worker.storage import FilesystemConfig, S3Config, Store
-from worker.storage.keys import QUARANTINE_BUCKET
 from worker.storage.registry import open_driver
 
 PART = 5 * 1024 * 1024
@@ -74,9 +73,7 @@ def s3_aws(server: Ministack, spool: Path) -> Target:
 
 
 def s3_native(server: Ministack, spool: Path) -> Target:
-    target = _s3("s3-native", server, spool, quirks=SAME, layout="native", bucket=None)
-    target.store.create_bucket(QUARANTINE_BUCKET)
-    return target
+    return _s3("s3-native", server, spool, quirks=SAME, layout="native", bucket=None)
 
 
 def s3_rclone(server: RcloneS3, spool: Path) -> Target:

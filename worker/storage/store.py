@@ -264,6 +264,8 @@ class Store:
         if len(f"{QUARANTINE_BUCKET}/{aside}".encode()) > MAX_PATH_BYTES:
             aside = f"{bucket}/{label}/{hashlib.sha256(key.encode()).hexdigest()}"
         stat = self._driver.stat(bucket, key)
+        if not self.capabilities.implicit_buckets:
+            self._driver.create_bucket(QUARANTINE_BUCKET)
         limit = self.capabilities.max_copy_size
         if limit is not None and stat.size <= limit:
             self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
