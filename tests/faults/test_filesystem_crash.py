@@ -1,4 +1,4 @@
-"""A filesystem store survives the death of its writers at every system call, a full disk, and many writers at once.
+"""A filesystem store survives the death of its writers at any system call, a full disk, and many writers at once.
 
 The processes here are real: each is forked, dies by SIGKILL where it is told to, and what it leaves is judged by a
 driver that knows nothing of it.
@@ -248,6 +248,65 @@ def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(quick: Path) 
         if content_of(store, "d/e/k") is None:
             write(store, "d", THIRD)
             assert content_of(store, "d") == THIRD
+
+
+def _twice(store: Store) -> None:
+    write(store, "k", NEW)
+    write(store, "k", THIRD)
+
+
+def _anew(store: Store) -> None:
+    store.delete_object("b", "k")
+    write(store, "k", NEW)
+
+
+READS: dict[str, tuple[Callable[[Path], None], Callable[[Store], Any], str, set[bytes | None]]] = {
+    "replaced": (_old, lambda s: write(s, "k", NEW), "k", {OLD, NEW}),
+    "replaced twice": (_old, _twice, "k", {OLD, THIRD}),
+    "deleted": (_old, lambda s: s.delete_object("b", "k"), "k", {OLD, None}),
+    "written anew": (_old, _anew, "k", {OLD, NEW}),
+    "copied over": (_two, lambda s: s._driver.copy("b", "other", "b", "k"), "k", {OLD, NEW}),
+    "healed": (_half_replaced, _anew, "k", {THIRD, NEW}),
+    "moved from the original's place": (_original, lambda s: write(s, "k", NEW), "k.sha256", {OLD}),
+    "replaced at the original's place": (_original, lambda s: write(s, "k.sha256", NEW), "k.sha256", {OLD, NEW}),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_change_between_any_two_calls_of_a_reader_shows_it_one_of_the_two(quick: Path, name: str) -> None:
+    """A reader takes no lock: whenever a whole change comes between, it sees one content with its own digest."""
+    before, change, key, may_be = READS[name]
+    for count in itertools.count():
+        root = quick / str(count)
+        root.mkdir()
+        before(root)
+        found, reached = _read_with_change(store_at(root), key, count, change)
+        if not reached:
+            break
+        assert found in may_be, count
+        shutil.rmtree(root)
+    assert count > 10
+
+
+def _read_with_change(store: Store, key: str, count: int, change: Callable[[Store], Any]) -> tuple[bytes | None, bool]:
+    """Read while somebody else changes the key before call number `count`; return the bytes, and if it came so far."""
+    counter = itertools.count()
+    reached = False
+
+    def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            nonlocal reached
+            if not reached and next(counter) == count:
+                reached = True
+                change(store)
+            return call(*args, **options)
+
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open", "stat", "fstat", "read", "pread"):
+            patch.setattr(os, name, interrupted(getattr(os, name)))
+        return content_of(store, key), reached
 
 
 def calls_of(root: Path, change: Callable[[Store], Any]) -> list[str]:
