@@ -1,0 +1,147 @@
+"""Read an object whatever happens on the way: go on after a break, and read ahead of the hash in parallel.
+
+Every piece is of one version: an object that is overwritten while it is read is an error, never a mixture.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+from worker.storage.driver import Driver, ObjectReader, ObjectStat
+from worker.storage.errors import TransientError, Unavailable
+from worker.storage.verifying import BUFFER_SIZE
+
+TRIES = 4
+"""How often a read is taken up again where it broke, as long as no further byte comes."""
+WINDOW = 8 * 1024 * 1024
+AHEAD = 4
+"""Ranges in flight: at most `AHEAD + 1` windows are in memory, 40 MiB."""
+
+
+class SteadyReader:
+    """Reads one version of an object, or a range of it, and takes it up again where the connection broke."""
+
+    def __init__(
+        self, driver: Driver, bucket: str, key: str, *, offset: int, length: int | None, uncached: bool
+    ) -> None:
+        self._driver = driver
+        self._place = (bucket, key)
+        self._offset = offset
+        self._left = length
+        self._uncached = uncached
+        self._reader = driver.open(bucket, key, offset=offset, length=length, uncached=uncached)
+        self._stat = self._reader.stat
+        self._broken = 0
+
+    @property
+    def stat(self) -> ObjectStat:
+        return self._stat
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes.
+
+        Raises:
+            Unavailable: the object was overwritten, or the connection breaks again and again.
+        """
+        while True:
+            try:
+                data = self._reader.read(size)
+            except TransientError:
+                self._broken += 1
+                if self._broken >= TRIES:
+                    raise
+                self._reopen()
+                continue
+            self._broken = 0
+            self._offset += len(data)
+            if self._left is not None:
+                self._left -= len(data)
+            return data
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _reopen(self) -> None:
+        self._reader.close()
+        self._reader = self._driver.open(*self._place, offset=self._offset, length=self._left, uncached=self._uncached)
+        check_same(self._stat, self._reader.stat, self._driver.name)
+
+
+class ParallelReader:
+    """Reads a whole object as parallel ranges, and gives the bytes out in their order."""
+
+    def __init__(self, driver: Driver, stat: ObjectStat) -> None:
+        self._driver = driver
+        self._stat = stat
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
+        self._offsets: Iterator[int] = iter(range(0, stat.size, WINDOW))
+        self._ahead: deque[Future[bytes]] = deque()
+        self._window = memoryview(b"")
+        for _ in range(AHEAD):
+            self._fetch_next()
+
+    @property
+    def stat(self) -> ObjectStat:
+        return self._stat
+
+    def read(self, size: int, /) -> bytes:
+        if not self._window and self._ahead:
+            self._window = memoryview(self._ahead.popleft().result())
+            self._fetch_next()
+        data, self._window = self._window[:size], self._window[size:]
+        return bytes(data)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _fetch_next(self) -> None:
+        offset = next(self._offsets, None)
+        if offset is not None:
+            self._ahead.append(self._pool.submit(self._fetch, offset))
+
+    def _fetch(self, offset: int) -> bytes:
+        return read_range(self._driver, self._stat, offset, min(WINDOW, self._stat.size - offset))
+
+
+def open_steadily(driver: Driver, bucket: str, key: str, *, uncached: bool = False) -> ObjectReader:
+    """Open a whole object: in parallel where that is faster, and in one go otherwise."""
+    if driver.capabilities.parallel_reads:
+        stat = driver.stat(bucket, key)
+        if stat.size > 2 * WINDOW:
+            return ParallelReader(driver, stat)
+    return SteadyReader(driver, bucket, key, offset=0, length=None, uncached=uncached)
+
+
+def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:
+    """Return `length` bytes of exactly this version, held in memory.
+
+    Raises:
+        Unavailable: the object was overwritten, or has fewer bytes than its store says.
+    """
+    data = bytearray()
+    with SteadyReader(driver, stat.bucket, stat.key, offset=offset, length=length, uncached=uncached) as reader:
+        check_same(stat, reader.stat, driver.name)
+        while piece := reader.read(BUFFER_SIZE):
+            data += piece
+    if len(data) != length:
+        raise Unavailable(f"{driver.name}: {stat.bucket}/{stat.key} ended {length - len(data)} bytes too early")
+    return bytes(data)
+
+
+def check_same(known: ObjectStat, found: ObjectStat, store: str) -> None:
+    """Raise Unavailable if this is not the version that was being read."""
+    if found.version != known.version:
+        raise Unavailable(f"{store}: {known.bucket}/{known.key} was overwritten while it was read")

@@ -1,0 +1,165 @@
+"""Write a large object in parts: several at once, within a fixed memory, and gone on with after a kill."""
+
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from worker.storage.driver import Body, Condition, ObjectStat, Part, PartDriver, WriteInfo
+from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.parts import next_part, plan_parts
+
+MEMORY = 96 * 1024 * 1024
+"""Bytes of parts that one transfer holds at most, the one that is being read included."""
+AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """A part that the store has confirmed, and the SHA-256 of the bytes that were sent for it."""
+
+    part: Part
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A write in parts that was begun before: its token, the size of its parts, and those that were confirmed."""
+
+    token: str
+    part_size: int
+    sent: Mapping[int, SentPart]
+
+
+class Checkpoint(Protocol):
+    """Remembers how far a write in parts has come, so that another process can go on with it."""
+
+    def resume(self) -> Begun | None:
+        """Return the write that was begun before and not ended."""
+        ...
+
+    def begun(self, token: str, part_size: int) -> None:
+        """Remember a write that has just been begun."""
+        ...
+
+    def sent(self, part: SentPart) -> None:
+        """Remember a part that the store has confirmed. Called from several threads."""
+        ...
+
+    def ended(self) -> None:
+        """Forget the write: it has been completed or aborted."""
+        ...
+
+    def worth_keeping(self, error: BaseException) -> bool:
+        """Return whether somebody will go on with the write after this failure."""
+        ...
+
+
+class Forgetful:
+    """The checkpoint of a write that nobody will go on with: it is aborted whatever goes wrong."""
+
+    def resume(self) -> Begun | None:
+        return None
+
+    def begun(self, token: str, part_size: int) -> None:
+        pass
+
+    def sent(self, part: SentPart) -> None:
+        pass
+
+    def ended(self) -> None:
+        pass
+
+    def worth_keeping(self, error: BaseException) -> bool:
+        del error
+        return False
+
+
+class PartedWrite:
+    """One write in parts. The caller guarantees that size and digest are known and that the store has parts."""
+
+    def __init__(self, driver: PartDriver, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint) -> None:
+        self._driver = driver
+        self._place = (bucket, key)
+        self._info = info
+        self._checkpoint = checkpoint
+
+    def run(self, body: Body, condition: Condition) -> ObjectStat:
+        """Send the parts that the store does not have yet, and make the object of them.
+
+        A part counts as sent only if the store still has it under the tag it confirmed, and the bytes that are read now
+        are those that were sent then. `body` is read to its end, and checked there, before the object is made.
+        """
+        begun = self._resumed() or self._begin()
+        try:
+            parts = self._send(body, begun)
+            stat = self._driver.complete_parts(*self._place, begun.token, parts, self._info, condition=condition)
+        except NotFound as error:
+            self._checkpoint.ended()
+            raise Unavailable(f"{self._driver.name}: the write in parts was ended by somebody else: {error}") from error
+        except BaseException as error:
+            if not self._checkpoint.worth_keeping(error):
+                self._abort(begun.token)
+            raise
+        self._checkpoint.ended()
+        return stat
+
+    def _resumed(self) -> Begun | None:
+        """Return the write that was begun before, with those of its parts that the store still has."""
+        begun = self._checkpoint.resume()
+        if begun is None:
+            return None
+        try:
+            there = {part.number: part for part in self._driver.list_parts(*self._place, begun.token)}
+        except NotFound:
+            self._checkpoint.ended()
+            return None
+        sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}
+        return Begun(begun.token, begun.part_size, sent)
+
+    def _begin(self) -> Begun:
+        limits = self._driver.capabilities.parts
+        assert limits is not None
+        assert self._info.size is not None
+        part_size = plan_parts(
+            self._info.size, min_part=limits.min_size, max_part=limits.max_size, max_parts=limits.max_parts
+        )
+        begun = Begun(self._driver.begin_parts(*self._place, self._info), part_size, {})
+        self._checkpoint.begun(begun.token, part_size)
+        return begun
+
+    def _send(self, body: Body, begun: Begun) -> list[Part]:
+        at_once = max(1, min(AT_ONCE, MEMORY // begun.part_size - 1))
+        parts: list[Part] = []
+        under_way: deque[Future[Part]] = deque()
+        with ThreadPoolExecutor(at_once, thread_name_prefix="part") as pool:
+            try:
+                number = 0
+                while data := next_part(body, begun.part_size):
+                    number += 1
+                    under_way.append(pool.submit(self._send_part, begun, number, data))
+                    del data  # the one under way holds it; before the next is read, one of those must be done
+                    if len(under_way) >= at_once:
+                        parts.append(under_way.popleft().result())
+                parts += [future.result() for future in under_way]
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return parts
+
+    def _send_part(self, begun: Begun, number: int, data: bytearray) -> Part:
+        digest = sha256(data).hexdigest()
+        known = begun.sent.get(number)
+        if known and known.sha256 == digest:
+            return known.part
+        part = self._driver.put_part(*self._place, begun.token, number, data)
+        self._checkpoint.sent(SentPart(part, digest))
+        return part
+
+    def _abort(self, token: str) -> None:
+        with suppress(StorageError):  # never in place of what led here; a sweep ends what is left over
+            self._driver.abort_parts(*self._place, token)
+        self._checkpoint.ended()
