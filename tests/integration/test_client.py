@@ -322,8 +322,9 @@ def test_a_backend_that_dies_ends_the_wait(doomed: Valkey) -> None:
         answer.join()
 
 
-def test_a_silent_backend_ends_the_wait(doomed: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait without a timeout ends when the result backend goes silent without closing its connections."""
+@pytest.mark.parametrize("timeout", [None, 20])
+def test_a_silent_backend_ends_the_wait(doomed: Valkey, monkeypatch: pytest.MonkeyPatch, timeout: float | None) -> None:
+    """A wait ends long before its timeout when the backend goes silent without closing its connections."""
     monkeypatch.setattr("zot_artifact_client.results.LISTEN_FOR", 0.5)
     with ArtifactClient(doomed.url) as client:
         job = client.upload("/in", "releases", "app.tgz")
@@ -331,7 +332,7 @@ def test_a_silent_backend_ends_the_wait(doomed: Valkey, monkeypatch: pytest.Monk
         silence.start()
         try:
             with pytest.raises(BrokerUnavailable, match=str(doomed.port)):
-                job.wait()
+                job.wait(timeout)
         finally:
             silence.join()
             os.kill(doomed.pid, signal.SIGCONT)

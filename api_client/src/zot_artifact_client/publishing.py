@@ -38,9 +38,8 @@ class Publisher:
         # The URL goes in here and not as a setting, because CELERY_BROKER_URL of a service wins over settings.
         self._connections = self._app.connection_for_write(url).Pool(limit=POOL_SIZE)
         self._producers = ProducerPool(self._connections, limit=POOL_SIZE)
-        self._app.control.mailbox.producer_pool = (
-            None  # it would come with connections of its own, to the settings' URL
-        )
+        # The mailbox's own pool would connect to the URL in the settings; without one it takes the connection given.
+        self._app.control.mailbox.producer_pool = None
 
     def send(self, spec: TaskSpec[Any, Any], job_id: str, payload: dict[str, object]) -> None:
         """Send a request under an id. Raise BrokerUnavailable."""
