@@ -156,7 +156,7 @@ def _store(context: Context, name: str) -> Check:
     except StorageError as error:
         return Check(title, "unknown", error.message, f"correct stores.{name}, or bring the store back")
     if fault:
-        return Check(title, "bad", fault, "do not rely on this store before that is mended")
+        return Check(title, "bad", fault, "do not rely on it before that is mended")
     return Check(title, "good", f"{context.settings.stores[name].type}: writes, reads, verifies, lists and deletes")
 
 
@@ -167,7 +167,7 @@ def _probe(store: Store) -> str | None:
     try:
         store.write_object(PROBE_BUCKET, key, io.BytesIO(_PROBE), condition="create_only")
         if store.capabilities.conditional_writes and not _refuses_second(store, key):
-            return f"{store.name}: a create-only write went over an object that was there"
+            return f"{store.name}: it ignores conditions; say so with stores.{store.name}.conditional_writes: false"
         with store.read_object(PROBE_BUCKET, key) as reader:
             if b"".join(reader) != _PROBE:
                 return f"{store.name}: what was written came back different"

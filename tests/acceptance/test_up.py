@@ -1,0 +1,206 @@
+"""`zot-artifacts up`: one per data directory, ends in order, leaves nobody behind, goes on with what was queued."""
+
+import json
+import os
+import signal
+import stat
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import redis
+import urllib3
+
+from tests.acceptance.commands import Zot
+from worker.embedded import valkey
+from worker.embedded.processes import Children, Program, StopRequested
+from worker.embedded.running import Up, UpFailed, running, still_there
+
+LEAN = ("--no-beat", "--no-flower")
+
+
+@pytest.fixture
+def zot(tmp_path: Path) -> Zot:
+    """Return the command line on a data directory of its own, where a killed job's lease ends soon."""
+    return Zot(tmp_path / "home", {"ZOT_JOBS__LEASE": "3s", "ZOT_RETRY__BACKOFF": "1s"})
+
+
+def up_of(zot: Zot, *options: str) -> AbstractContextManager[Up]:
+    return running(zot.home, *options, **zot.settings)
+
+
+def command_lines(pids: set[int]) -> str:
+    return "\n".join(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in pids)
+
+
+def environments(pids: set[int]) -> str:
+    return "\n".join(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") for pid in pids)
+
+
+@pytest.mark.slow
+def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(zot: Zot) -> None:
+    """Broker, worker, beat and Flower run; broker and Flower ask for passwords, kept for their owner's eyes alone."""
+    with up_of(zot) as up:
+        secrets = [zot.home / "run" / name for name in ("broker-password", "flower-password", "broker-url")]
+        assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
+        broker, flower, url = (path.read_text().strip() for path in secrets)
+        lines = command_lines(up.family())
+        assert not [secret for secret in (broker, flower) if secret in lines + json.dumps(up.document)]
+        for name in ("valkey-server", "worker --loglevel", " beat ", " flower "):
+            assert name in lines
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis.from_url(url.replace(broker, "wrong")).ping()
+        client = redis.Redis.from_url(url)
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+        client.close()
+        where = up.document["flower"]["url"]
+        assert where.startswith("http://127.0.0.1:")
+        headers = urllib3.make_headers(basic_auth=f"zot:{flower}")
+        assert urllib3.request("GET", f"{where}/workers").status == 401
+        assert urllib3.request("GET", f"{where}/workers", headers=headers).status == 200
+        family = up.family()
+        assert up.stop() == 0
+    assert still_there(family, 1) == set()
+    assert not (zot.home / "run" / "broker-url").exists()
+
+
+def test_a_second_up_is_refused(zot: Zot) -> None:
+    """One data directory has one `up`: a second one ends with 2 and names the process that holds it."""
+    with up_of(zot, *LEAN) as up:
+        second = zot("up")
+        assert second.status == 2
+        assert second.is_one_line()
+        assert str(up.process.pid) in second.stderr
+        assert zot("doctor").status == 0
+
+
+def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
+    """After kill -9 no process is left, commands say that the broker is gone, and the next `up` does the jobs."""
+    source = zot.home.parent / "app.tgz"
+    source.write_bytes(os.urandom(100_000))
+    with up_of(zot, *LEAN) as up:
+        ports = (zot.home / "run" / "broker-port").read_text()
+        assert zot("upload", source, "releases/app.tgz").status == 0
+        family = up.family()
+        assert len(family) > 4
+        worker = next(pid for pid in family if "celery" in command_lines({pid}))
+        os.kill(worker, signal.SIGSTOP)  # so that the next jobs stay queued
+        jobs = [zot("verify", "releases/app.tgz", "--no-wait").stdout.strip() for _ in range(3)]
+        os.kill(up.process.pid, signal.SIGKILL)
+        up.process.wait()
+        assert still_there(family, 10) == set()
+        told = zot("verify", "releases/app.tgz")
+        assert told.status == 3
+        assert told.is_one_line()
+        assert "start it again" in told.stderr
+    with up_of(zot, *LEAN) as again:
+        assert (zot.home / "run" / "broker-port").read_text() == ports
+        assert await_states(zot, jobs, 30) == {"succeeded"}
+        assert again.stop() == 0
+
+
+def test_a_job_at_work_when_up_was_killed_is_done_by_the_next_one(zot: Zot) -> None:
+    """A message that a killed worker held is given back at once, not after the broker's visibility timeout of hours."""
+    source = zot.home.parent / "big.bin"
+    with source.open("wb") as file:
+        file.truncate(3 * 1024**3)  # sparse: it takes a while to hash
+    root = {"ZOT_SOURCES__ROOTS": json.dumps([str(source.parent)])}
+    zot = Zot(zot.home, zot.settings | root)
+    with up_of(zot, *LEAN) as up:
+        job = zot("upload", source, "big/big.bin", "--store", "primary", "--no-wait").stdout.strip()
+        assert await_states(zot, [job], 20, wanted={"running"}) == {"running"}
+        os.kill(up.process.pid, signal.SIGKILL)
+        up.process.wait()
+    os.truncate(source, 1024)  # what it is now does not take long
+    with up_of(zot, *LEAN):
+        assert await_states(zot, [job], 40) == {"succeeded"}
+        assert zot("jobs", job, "--json").document["attempts"] == 2
+
+
+def test_sigterm_lets_running_jobs_end(zot: Zot) -> None:
+    """A job that runs when `up` is asked to end is not cut off, and `up` ends with 0."""
+    source = zot.home.parent / "app.bin"
+    with source.open("wb") as file:
+        file.truncate(500 * 1024**2)
+    root = {"ZOT_SOURCES__ROOTS": json.dumps([str(source.parent)])}
+    zot = Zot(zot.home, zot.settings | root)
+    with up_of(zot, *LEAN) as up:
+        job = zot("upload", source, "big/app.bin", "--store", "primary", "--no-wait").stdout.strip()
+        await_states(zot, [job], 20, wanted={"running"})
+        family = up.family()
+        assert up.stop() == 0
+        assert still_there(family, 1) == set()
+    assert zot("jobs", job, "--json").document["state"] == "succeeded"
+    assert zot("jobs", job, "--json").document["attempts"] == 1
+
+
+def test_a_child_that_ends_is_started_again(tmp_path: Path) -> None:
+    """A program that ends by itself is told and started again after a delay; at the end it is gone."""
+    said: list[str] = []
+    with Children(tmp_path, said.append) as children:
+        children.start(Program("short", ("sh", "-c", "echo started; exit 7")))
+        children.wait(2.5)
+        assert "short ended by itself (status 7) and starts again in 1 s" in said[0]
+    assert (tmp_path / "short.log").read_text().count("started") == 2
+
+
+def test_a_stubborn_child_is_killed_after_its_grace(tmp_path: Path) -> None:
+    """A program that ignores SIGTERM is killed when its grace is over, and told."""
+    said: list[str] = []
+    with Children(tmp_path, said.append) as children:
+        children.start(Program("deaf", ("sh", "-c", "trap '' TERM; echo up; sleep 60 & wait; sleep 60"), grace=0.5))
+        while not (tmp_path / "deaf.log").read_text():
+            children.wait(0.05)
+        before = time.monotonic()
+    assert time.monotonic() - before < 5
+    assert said == ["deaf did not end by itself and is killed"]
+
+
+def test_waiting_is_ended_by_a_signal(tmp_path: Path) -> None:
+    """SIGTERM ends the wait at once, as StopRequested."""
+    with Children(tmp_path, print) as children:
+        children.start(Program("killer", ("sh", "-c", f"kill -TERM {os.getpid()}")))
+        with pytest.raises(StopRequested):
+            children.wait(20)
+
+
+def test_a_port_that_is_taken_is_not_insisted_on(tmp_path: Path) -> None:
+    """The port of last time is taken again if it is free, else another one."""
+    import socket
+
+    path = tmp_path / "port"
+    port = valkey.remembered_port(path)
+    assert valkey.remembered_port(path) == port
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert valkey.remembered_port(path) != port
+
+
+def test_up_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """A setting that is wrong is told by `up` in one line, with 2."""
+    done = Zot(tmp_path / "home", {"ZOT_PLACEMENT": '["nowhere"]'})("up")
+    assert done.status == 2
+    assert done.is_one_line()
+    assert "nowhere" in done.stderr
+    with pytest.raises(UpFailed), running(tmp_path / "home", ZOT_PLACEMENT='["nowhere"]'):
+        pass
+
+
+def await_states(zot: Zot, jobs: list[str], within: float, wanted: set[str] | None = None) -> set[str]:
+    """Return the states of jobs once they are the wanted ones, or when the time is up."""
+    from worker.catalogue import Catalogue
+
+    wanted = wanted or {"succeeded", "failed", "dead", "cancelled", "refused"}
+    catalogue = Catalogue(f"sqlite:///{zot.home}/catalogue.sqlite3")
+    deadline = time.monotonic() + within
+    try:
+        while True:
+            states = {record.state if (record := catalogue.jobs.get(job)) else "queued" for job in jobs}
+            if states <= wanted or time.monotonic() > deadline:
+                return states
+            time.sleep(0.05)  # the ledger is asked; it tells nobody
+    finally:
+        catalogue.close()
