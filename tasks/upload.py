@@ -29,7 +29,7 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
         job.expect(source.size * (1 + len(stores)), "hashing the source")
         digest = source.digest(request.sha256, job.moved)
         artifact = context.catalogue.artifacts.record(
-            request.bucket, request.key, digest, request.metadata, clock.now()
+            request.bucket, request.key, digest, request.metadata, clock.now(), stores=[store.name for store in stores]
         )
         placed = each(stores, lambda store: _place(context, job, artifact, store, source))
     return UploadResult(

@@ -1,6 +1,6 @@
 """Artifacts and their copies: what there should be, and what was last seen of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,51 @@ from worker.catalogue.tables import artifacts, copies
 from worker.storage import Digest
 
 _ABSENT = [state for state in CopyState if not state.present]
+
+# What every upload asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
+_VERSIONS = (
+    sa.select(artifacts)
+    .where(artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"))
+    .order_by(artifacts.c.version.desc())
+)
+_NEWEST = _VERSIONS.limit(1)
+_CURRENT = _VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1)
+_COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
+_COPIES_BY_STORE = _COPIES.order_by(copies.c.store)
+_COPY = _COPIES.where(copies.c.store == sa.bindparam("at"))
+_INSERT_VERSION = sa.insert(artifacts).returning(artifacts)
+_INSERT_COPY = sa.insert(copies).returning(copies)
+_BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
+_BEGIN_AGAIN = (
+    sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(state=CopyState.WRITING).returning(copies)
+)
+_FINISH = (
+    sa.update(copies)
+    .where(copies.c.artifact_id == sa.bindparam("of"), copies.c.store == sa.bindparam("at"))
+    .values(
+        state=CopyState.STORED, tag=sa.bindparam("tag"), evidence=sa.bindparam("evidence"),
+        next_due_at=sa.bindparam("next_due_at"), last_verified_at=None, last_attempt_at=None, last_verdict=None,
+        claimed_until=None,
+    )
+)  # fmt: skip
+_COMMIT = (
+    sa.update(artifacts)
+    .where(artifacts.c.id == sa.bindparam("of"), artifacts.c.committed_at.is_(None))
+    .values(committed_at=sa.bindparam("committed_at"))
+)
+_SUPERSEDE = (
+    sa.update(copies)
+    .where(
+        copies.c.store == sa.bindparam("at"), copies.c.state != CopyState.DELETED,
+        copies.c.artifact_id.in_(
+            sa.select(artifacts.c.id).where(
+                artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"),
+                artifacts.c.id != sa.bindparam("of"),
+            )
+        ),
+    )
+    .values(state=CopyState.SUPERSEDED, next_due_at=None)
+)  # fmt: skip
 
 
 class Artifacts:
@@ -42,23 +87,32 @@ class Artifacts:
         with self._database.read() as connection:
             return _artifact(connection.execute(sa.select(artifacts).where(artifacts.c.id == copy.artifact_id)).one())
 
-    def record(self, bucket: str, key: str, digest: Digest, metadata: Mapping[str, str], now: datetime) -> Artifact:
-        """Return the newest version if it has this digest, else a new version with it.
+    def record(
+        self,
+        bucket: str,
+        key: str,
+        digest: Digest,
+        metadata: Mapping[str, str],
+        now: datetime,
+        *,
+        stores: Iterable[str] = (),
+    ) -> Artifact:
+        """Return the newest version if it has this digest, else a new version with it; begin its copies in `stores`.
 
         A version that was recorded and never got a whole copy is used again, so that a retry makes no second one.
         """
         with self._database.write() as connection:
-            newest = connection.execute(_versions(bucket, key).limit(1)).one_or_none()
-            if newest and _artifact(newest).digest == digest and newest.tombstoned_at is None:
-                return _artifact(newest)
-            row = connection.execute(
-                sa.insert(artifacts).returning(artifacts),
-                {
-                    "bucket": bucket, "key": key, "version": newest.version + 1 if newest else 1,
+            row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
+            if not row or _artifact(row).digest != digest or row.tombstoned_at is not None:
+                version = {
+                    "bucket": bucket, "key": key, "version": row.version + 1 if row else 1,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
-                },
-            ).one()  # fmt: skip
-            return _artifact(row)
+                }  # fmt: skip
+                row = connection.execute(_INSERT_VERSION, version).one()
+            artifact = _artifact(row)
+            for store in stores:
+                _begin_copy(connection, artifact, store)
+            return artifact
 
     def tombstone(self, artifact: Artifact, now: datetime) -> None:
         """Record that the artifact was deleted, all its versions with it."""
@@ -96,9 +150,9 @@ class Artifacts:
 
     def copies(self, artifact: Artifact) -> dict[str, Copy]:
         """Return the copies of a version by store, by name."""
-        query = sa.select(copies).where(copies.c.artifact_id == artifact.id).order_by(copies.c.store)
         with self._database.read() as connection:
-            return {row.store: _copy(row) for row in connection.execute(query)}
+            rows = connection.execute(_COPIES_BY_STORE, {"of": artifact.id})
+            return {row.store: _copy(row) for row in rows}
 
     def held_by(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
         """Return the version whose bytes should lie under this key in this store now, whichever version it is."""
@@ -142,15 +196,13 @@ class Artifacts:
 
     def begin_copy(self, artifact: Artifact, store: str) -> Copy:
         """Record that a job is about to write a copy; a copy that was there keeps what is known of it."""
+        # Most often it is begun already: then there is no lock to wait for, and no disk.
+        with self._database.read() as connection:
+            found = _find_copy(connection, artifact, store)
+        if found and found.state not in _BEGIN_AGAIN_FROM:
+            return found
         with self._database.write() as connection:
-            found = connection.execute(_copy_of(artifact, store)).one_or_none()
-            if found is None:
-                values = {"artifact_id": artifact.id, "store": store, "state": CopyState.WRITING, "evidence": {}}
-                found = connection.execute(sa.insert(copies).returning(copies), values).one()
-            elif not _copy(found).state.present:
-                query = sa.update(copies).where(copies.c.id == found.id).values(state=CopyState.WRITING)
-                found = connection.execute(query.returning(copies)).one()
-            return _copy(found)
+            return _begin_copy(connection, artifact, store)
 
     def finish_copy(
         self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], due: datetime, now: datetime
@@ -158,26 +210,12 @@ class Artifacts:
         """Record that a copy was written whole: its version is committed, and supersedes what the store had."""
         with self._database.write() as connection:
             connection.execute(
-                sa.update(copies)
-                .where(copies.c.artifact_id == artifact.id, copies.c.store == store)
-                .values(
-                    state=CopyState.STORED, tag=tag, evidence=dict(evidence), next_due_at=due,
-                    last_verified_at=None, last_attempt_at=None, last_verdict=None, claimed_until=None,
-                )
-            )  # fmt: skip
-            connection.execute(
-                sa.update(artifacts)
-                .where(artifacts.c.id == artifact.id, artifacts.c.committed_at.is_(None))
-                .values(committed_at=now)
+                _FINISH,
+                {"of": artifact.id, "at": store, "tag": tag, "evidence": dict(evidence), "next_due_at": due},
             )
-            others = sa.select(artifacts.c.id).where(
-                artifacts.c.bucket == artifact.bucket, artifacts.c.key == artifact.key, artifacts.c.id != artifact.id
-            )
+            connection.execute(_COMMIT, {"of": artifact.id, "committed_at": now})
             connection.execute(
-                sa.update(copies)
-                .where(copies.c.store == store, copies.c.artifact_id.in_(others))
-                .where(copies.c.state != CopyState.DELETED)
-                .values(state=CopyState.SUPERSEDED, next_due_at=None)
+                _SUPERSEDE, {"at": store, "bucket": artifact.bucket, "key": artifact.key, "of": artifact.id}
             )
 
     def delete_copy(self, copy: Copy) -> None:
@@ -233,17 +271,23 @@ class Artifacts:
 
 
 def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
-    row = connection.execute(_versions(bucket, key).where(artifacts.c.committed_at.is_not(None)).limit(1)).one_or_none()
+    row = connection.execute(_CURRENT, {"bucket": bucket, "key": key}).one_or_none()
     return _artifact(row) if row and row.tombstoned_at is None else None
 
 
-def _versions(bucket: str, key: str) -> sa.Select[Any]:
-    query = sa.select(artifacts).where(artifacts.c.bucket == bucket, artifacts.c.key == key)
-    return query.order_by(artifacts.c.version.desc())
+def _begin_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
+    found = _find_copy(connection, artifact, store)
+    if found is None:
+        row = {"artifact_id": artifact.id, "store": store, "state": CopyState.WRITING, "evidence": {}}
+        return _copy(connection.execute(_INSERT_COPY, row).one())
+    if found.state in _BEGIN_AGAIN_FROM:
+        return _copy(connection.execute(_BEGIN_AGAIN, {"copy": found.id}).one())
+    return found
 
 
-def _copy_of(artifact: Artifact, store: str) -> sa.Select[Any]:
-    return sa.select(copies).where(copies.c.artifact_id == artifact.id, copies.c.store == store)
+def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy | None:
+    row = connection.execute(_COPY, {"of": artifact.id, "at": store}).one_or_none()
+    return _copy(row) if row else None
 
 
 def _artifact(row: Row[Any]) -> Artifact:

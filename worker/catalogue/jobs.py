@@ -13,6 +13,31 @@ from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import JobState
 
+# What every job asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
+_FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
+_ACCEPT = sa.insert(jobs).returning(jobs)
+_TAKE = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("job"))
+    .values(
+        state=JobState.RUNNING, attempts=jobs.c.attempts + 1, fence=jobs.c.fence + 1,
+        lease_owner=sa.bindparam("lease_owner"), lease_until=sa.bindparam("lease_until"),
+        started_at=sa.func.coalesce(jobs.c.started_at, sa.bindparam("now")),
+    )
+    .returning(jobs)
+)  # fmt: skip
+_HOLDER = (
+    sa.select(jobs.c.id, jobs.c.lease_until)
+    .where(
+        jobs.c.holds == sa.bindparam("held"), jobs.c.lease_until > sa.bindparam("now"),
+        jobs.c.state == JobState.RUNNING, jobs.c.id != sa.bindparam("job"),
+    )
+    .limit(1)
+)  # fmt: skip
+_SETTLE = sa.update(jobs).where(
+    jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+)
+
 
 class LostLease(CatalogueError):
     """The job has gone over to another worker; what this one still wants to record is void."""
@@ -81,16 +106,8 @@ class Jobs:
             busy = _busy(connection, found, holds, now)
             if busy:
                 return busy
-            query = (
-                sa.update(jobs)
-                .where(jobs.c.id == id_)
-                .values(
-                    state=JobState.RUNNING, attempts=jobs.c.attempts + 1, fence=jobs.c.fence + 1,
-                    lease_owner=owner, lease_until=now + lease, started_at=sa.func.coalesce(jobs.c.started_at, now),
-                )
-                .returning(jobs)
-            )  # fmt: skip
-            return Begun(_record(connection.execute(query).one()))
+            taken = {"job": id_, "lease_owner": owner, "lease_until": now + lease, "now": now}
+            return Begun(_record(connection.execute(_TAKE, taken).one()))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
         """Show life: keep the job until `until`, and record how far it is.
@@ -160,23 +177,19 @@ class Jobs:
 
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:
-            changed = connection.execute(
-                sa.update(jobs)
-                .where(jobs.c.id == id_, jobs.c.fence == fence, jobs.c.state == JobState.RUNNING)
-                .values(**values)
-            )
+            changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})
             if changed.rowcount != 1:
                 raise LostLease(f"job {id_} has gone over to another worker")
 
 
 def _find(connection: Connection, id_: str) -> JobRecord | None:
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == id_)).one_or_none()
+    row = connection.execute(_FIND, {"job": id_}).one_or_none()
     return _record(row) if row else None
 
 
 def _accept(connection: Connection, job: Mapping[str, Any]) -> JobRecord:
     row = {**job, "state": JobState.QUEUED, "attempts": 0, "fence": 0}
-    return _record(connection.execute(sa.insert(jobs).returning(jobs), row).one())
+    return _record(connection.execute(_ACCEPT, row).one())
 
 
 def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime) -> Busy | None:
@@ -184,11 +197,7 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
         return Busy(job.lease_until, f"job {job.id} is being worked on already")
     if holds is None:
         return None
-    other = connection.execute(
-        sa.select(jobs.c.id, jobs.c.lease_until)
-        .where(jobs.c.holds == holds, jobs.c.lease_until > now, jobs.c.state == JobState.RUNNING, jobs.c.id != job.id)
-        .limit(1)
-    ).one_or_none()
+    other = connection.execute(_HOLDER, {"held": holds, "now": now, "job": job.id}).one_or_none()
     return Busy(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
 
 

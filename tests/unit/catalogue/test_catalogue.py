@@ -173,6 +173,28 @@ def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
     assert unread.key == "unread"
 
 
+def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue, database):
+    """A version and the copies it is to have are recorded at once; beginning one of them again waits for no writer."""
+    artifact = catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr", "cold"])
+    assert [(copy.store, copy.state) for copy in catalogue.artifacts.copies(artifact).values()] == [
+        ("cold", "writing"),
+        ("dr", "writing"),
+    ]
+    database.execute("BEGIN IMMEDIATE")
+    assert catalogue.artifacts.begin_copy(artifact, "dr").state == "writing"
+    database.execute("ROLLBACK")
+
+
+def test_recording_again_begins_only_the_copies_that_are_not_there(catalogue):
+    """The same bytes again keep what is known of a whole copy, and begin one that was deleted anew."""
+    artifact = stored(catalogue)
+    catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr"])
+    assert catalogue.artifacts.copies(artifact)["dr"].state == "stored"
+    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(artifact)["dr"])
+    catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr"])
+    assert catalogue.artifacts.copies(artifact)["dr"].state == "writing"
+
+
 def test_a_page_continues_after_the_last_key_of_the_one_before(catalogue):
     """Artifacts are listed by bucket and key in pages, one bucket's prefix at a time if so wished."""
     for key in ("a", "a%b", "a_b", "b"):
