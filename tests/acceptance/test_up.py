@@ -16,6 +16,7 @@ from tests.acceptance.commands import Zot
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
 from worker.embedded.running import Up, UpFailed, running, still_there
+from zot_artifact_client import ArtifactClient
 
 LEAN = ("--no-beat", "--no-flower")
 
@@ -111,8 +112,10 @@ def test_a_job_at_work_when_up_was_killed_is_done_by_the_next_one(zot: Zot) -> N
     with up_of(zot, *LEAN) as up:
         job = zot("upload", source, "big/big.bin", "--store", "primary", "--no-wait").stdout.strip()
         assert await_states(zot, [job], 20, wanted={"running"}) == {"running"}
+        family = up.family()
         os.kill(up.process.pid, signal.SIGKILL)
         up.process.wait()
+        assert still_there(family, 10) == set()
     os.truncate(source, 1024)  # what it is now does not take long
     with up_of(zot, *LEAN):
         assert await_states(zot, [job], 40) == {"succeeded"}
@@ -123,17 +126,18 @@ def test_sigterm_lets_running_jobs_end(zot: Zot) -> None:
     """A job that runs when `up` is asked to end is not cut off, and `up` ends with 0."""
     source = zot.home.parent / "app.bin"
     with source.open("wb") as file:
-        file.truncate(500 * 1024**2)
+        file.truncate(400 * 1024**2)
     root = {"ZOT_SOURCES__ROOTS": json.dumps([str(source.parent)])}
     zot = Zot(zot.home, zot.settings | root)
     with up_of(zot, *LEAN) as up:
-        job = zot("upload", source, "big/app.bin", "--store", "primary", "--no-wait").stdout.strip()
-        await_states(zot, [job], 20, wanted={"running"})
+        with ArtifactClient((zot.home / "run" / "broker-url").read_text().strip()) as client:
+            job = client.upload(source, "big", "app.bin", stores="primary").id
+        assert await_states(zot, [job], 20, wanted={"running"}) == {"running"}
         family = up.family()
         assert up.stop() == 0
         assert still_there(family, 1) == set()
-    assert zot("jobs", job, "--json").document["state"] == "succeeded"
-    assert zot("jobs", job, "--json").document["attempts"] == 1
+    document = zot("jobs", job, "--json").document
+    assert (document["state"], document["attempts"]) == ("succeeded", 1)
 
 
 def test_a_child_that_ends_is_started_again(tmp_path: Path) -> None:
