@@ -5,6 +5,7 @@ Run workers with `REMAP_SIGTERM=SIGQUIT` in the environment (Celery reads it whi
 """
 
 import logging
+import os
 from typing import Any
 
 from celery import Celery, signals
@@ -25,6 +26,8 @@ TASK_MODULES = ("tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete
 
 def make_app(settings: Settings) -> Celery:
     """Return the application for these settings. Every option that is not Celery's default has its reason here."""
+    for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
+        os.environ.pop(variable, None)  # Celery lets them win over what it is told here
     app = Celery("zot-artifacts", broker=settings.broker_url, backend=settings.results_url, include=TASK_MODULES)
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()

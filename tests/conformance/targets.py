@@ -21,6 +21,9 @@ RCLONE = {
     "claims": "rclone forgets the metadata of a file whose size has changed",
     "pages": "rclone takes a minute for 1,000 objects while it may remember no folder",
     "byte_order": "rclone lists folder by folder, not by the bytes of whole keys",
+    "part_again": "rclone streams parts as they come and cannot replace one",
+    "part_left_out": "rclone streams parts as they come and cannot leave one out",
+    "stale_part": "rclone streams parts as they come and cannot replace one",
 }
 """What rclone gets wrong about S3, by the name of the case that is not asked of it."""
 SAME = {"pages": "the requests are those of s3-ministack, which is asked"}

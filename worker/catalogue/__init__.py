@@ -4,6 +4,7 @@ from worker.catalogue.artifacts import Artifacts
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, LostLease, OtherRequest
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
+from worker.catalogue.transfers import Transfers
 from worker.catalogue.verifications import Verifications
 
 __all__ = [
@@ -38,6 +39,7 @@ class Catalogue:
         migrate(self._database.engine)
         self.artifacts = Artifacts(self._database)
         self.jobs = Jobs(self._database)
+        self.transfers = Transfers(self._database)
         self.verifications = Verifications(self._database)
 
     def close(self) -> None:

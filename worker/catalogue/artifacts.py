@@ -9,8 +9,9 @@ from sqlalchemy import Connection, Row
 
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
-from worker.catalogue.tables import artifacts, copies
+from worker.catalogue.tables import artifacts, copies, manifests
 from worker.storage import Digest
+from worker.storage.manifest import Manifest
 
 _ABSENT = [state for state in CopyState if not state.present]
 
@@ -95,9 +96,10 @@ class Artifacts:
         metadata: Mapping[str, str],
         now: datetime,
         *,
+        manifest: Manifest | None = None,
         stores: Iterable[str] = (),
     ) -> Artifact:
-        """Return the newest version if it has this digest, else a new version with it; begin its copies in `stores`.
+        """Return the newest version if it has this digest, else a new one with its manifest; begin copies in `stores`.
 
         A version that was recorded and never got a whole copy is used again, so that a retry makes no second one.
         """
@@ -109,10 +111,19 @@ class Artifacts:
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
                 }  # fmt: skip
                 row = connection.execute(_INSERT_VERSION, version).one()
+                if manifest:
+                    chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
+                    connection.execute(sa.insert(manifests), chunks)
             artifact = _artifact(row)
             for store in stores:
                 _begin_copy(connection, artifact, store)
             return artifact
+
+    def manifest(self, artifact: Artifact) -> Manifest | None:
+        """Return the digests of a version's chunks, or None if none were recorded."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(manifests).where(manifests.c.artifact_id == artifact.id)).one_or_none()
+        return Manifest.fits(artifact.digest, row.chunk_size, row.digests) if row else None
 
     def tombstone(self, artifact: Artifact, now: datetime) -> None:
         """Record that the artifact was deleted, all its versions with it."""

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0001"
+_HEAD = "0002"
 _BUSY_SECONDS = 30
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -132,3 +133,36 @@ verifications = Table(
     Index("ix_verifications_object", "bucket", "key", "store"),
 )
 """One row a verdict, append-only. `hash` is over the row and `previous`, the hash of the row before it."""
+
+manifests = Table(
+    "manifests",
+    metadata,
+    Column("artifact_id", ForeignKey("artifacts.id"), primary_key=True),
+    Column("chunk_size", Integer, nullable=False),
+    Column("digests", LargeBinary, nullable=False),
+)
+"""The SHA-256 of each chunk of a version, raw, one after the other. Never updated; a trigger sees to it."""
+
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
+    Column("store", String(128), nullable=False),
+    Column("token", String(2048), nullable=False),
+    Column("part_size", BigInteger, nullable=False),
+    Column("begun_at", UtcDateTime, nullable=False),
+    UniqueConstraint("artifact_id", "store"),
+)
+"""The open write in parts of a copy."""
+
+transfer_parts = Table(
+    "transfer_parts",
+    metadata,
+    Column("transfer_id", ForeignKey("transfers.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("tag", String(256), nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+"""Its parts that the store has confirmed, with the SHA-256 of what was sent."""

@@ -181,7 +181,8 @@ class Driver(Protocol):
         """Write an object whole or not at all, durably, and return its stat.
 
         If `body` raises, or the process dies at any point, nothing becomes visible under the key, what was there stays
-        as it was, and whatever can be cleaned up is.
+        as it was, and whatever can be cleaned up is. The caller guarantees that `info` has size and digest where the
+        store needs them first, and that where it has parts the object is no larger than the smallest of them.
 
         Raises:
             AlreadyExists: `condition` is "create_only" and an object is there.

@@ -13,7 +13,7 @@ from worker.storage.errors import TransientError, Unavailable
 from worker.storage.verifying import BUFFER_SIZE
 
 TRIES = 4
-"""How often a read is taken up again where it broke, as long as no further byte comes."""
+"""How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
 WINDOW = 8 * 1024 * 1024
 AHEAD = 4
 """Ranges in flight: at most `AHEAD + 1` windows are in memory, 40 MiB."""
@@ -23,7 +23,14 @@ class SteadyReader:
     """Reads one version of an object, or a range of it, and takes it up again where the connection broke."""
 
     def __init__(
-        self, driver: Driver, bucket: str, key: str, *, offset: int, length: int | None, uncached: bool
+        self,
+        driver: Driver,
+        bucket: str,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        uncached: bool = False,
     ) -> None:
         self._driver = driver
         self._place = (bucket, key)
@@ -33,6 +40,7 @@ class SteadyReader:
         self._reader = driver.open(bucket, key, offset=offset, length=length, uncached=uncached)
         self._stat = self._reader.stat
         self._broken = 0
+        self._since = 0
 
     @property
     def stat(self) -> ObjectStat:
@@ -48,12 +56,13 @@ class SteadyReader:
             try:
                 data = self._reader.read(size)
             except TransientError:
-                self._broken += 1
+                self._broken = self._broken + 1 if self._since < BUFFER_SIZE else 1
+                self._since = 0
                 if self._broken >= TRIES:
                     raise
                 self._reopen()
                 continue
-            self._broken = 0
+            self._since += len(data)
             self._offset += len(data)
             if self._left is not None:
                 self._left -= len(data)
@@ -122,7 +131,7 @@ def open_steadily(driver: Driver, bucket: str, key: str, *, uncached: bool = Fal
         stat = driver.stat(bucket, key)
         if stat.size > 2 * WINDOW:
             return ParallelReader(driver, stat)
-    return SteadyReader(driver, bucket, key, offset=0, length=None, uncached=uncached)
+    return SteadyReader(driver, bucket, key, uncached=uncached)
 
 
 def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:

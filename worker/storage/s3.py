@@ -10,20 +10,30 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from worker.storage.config import S3Config
-from worker.storage.driver import Body, Capabilities, Condition, ListedObject, Match, ObjectStat, Unfinished, WriteInfo
+from worker.storage.driver import (
+    Body,
+    Capabilities,
+    Condition,
+    ListedObject,
+    Match,
+    ObjectStat,
+    Part,
+    PartLimits,
+    Unfinished,
+    WriteInfo,
+)
 from worker.storage.errors import (
     BucketNotEmpty,
     NotFound,
     PermanentError,
     PreconditionFailed,
     StorageError,
-    Unavailable,
 )
 from worker.storage.keys import RESERVED_SEGMENT
 from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, is_missing, missing_bucket, translate
 from worker.storage.s3_objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import COMMIT_TIMEOUT, GIB, READ_TIMEOUT, endpoint_of, make_client, profile_of
-from worker.storage.s3_upload import MIN_PART, Upload, Where, Write
+from worker.storage.s3_upload import MAX_PART, MAX_PARTS, MIN_PART, Upload, Where, Write
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -65,27 +75,17 @@ class S3Driver:
             user_metadata=True,
             max_object_size=self._profile.max_object_size,
             max_copy_size=MAX_COPY,
+            parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
+            parallel_reads=True,
         )
 
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        assert info.size is not None
-        write = Write(
-            bucket=bucket,
-            key=key,
-            where=self._where(bucket, key),
-            size=info.size,
-            metadata=to_metadata(info, uuid.uuid4().hex),
-            condition=condition,
-            conditional=self._profile.conditional_writes,
-            checksums=self._profile.checksums == "when_supported",
-        )
-        upload = Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
-        in_parts = info.size > self._part_size
-        if condition and (in_parts or not write.conditional):
+        upload = self._upload(bucket, key, info, uuid.uuid4().hex, condition)
+        if condition and not self._profile.conditional_writes:
             upload.check_condition()
-        return upload.in_parts(body, self._part_size) if in_parts else upload.whole(body)
+        return upload.whole(body)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
@@ -151,6 +151,30 @@ class S3Driver:
                 key = row["Key"].removeprefix(start)
                 if key > after and f"/{RESERVED_SEGMENT}" not in f"/{key}":
                     yield ListedObject(key, row["Size"], row["ETag"].strip('"'), row["LastModified"])
+
+    # Writes in parts: a token is the writer's own token and the id of the multipart upload
+
+    def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
+        writer = uuid.uuid4().hex
+        return f"{writer}:{self._upload(bucket, key, info, writer).begin()}"
+
+    def put_part(self, bucket: str, key: str, token: str, number: int, data: bytes | bytearray) -> Part:
+        return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data)
+
+    def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
+        return self._upload(bucket, key, WriteInfo()).list_parts(_upload_id(token))
+
+    def complete_parts(
+        self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
+    ) -> ObjectStat:
+        writer = token.partition(":")[0]
+        upload = self._upload(bucket, key, info, writer, condition)
+        if condition and not self._profile.conditional_writes:
+            upload.check_condition()
+        return upload.complete(_upload_id(token), parts)
+
+    def abort_parts(self, bucket: str, key: str, token: str) -> None:
+        self._upload(bucket, key, WriteInfo()).abort(_upload_id(token))
 
     # Buckets
 
@@ -243,11 +267,9 @@ class S3Driver:
             with self._errors(what):
                 yield from self._client().get_paginator(operation).paginate(**request)
         except NotFound as error:
-            if self._prefixed:
+            # Some stores say of a bucket without open uploads that there is no such upload.
+            if self._prefixed and code_of(error.__cause__) != "NoSuchUpload":
                 raise missing_bucket(self._origin, request["Bucket"]) from error
-        except Unavailable as error:  # some stores say of a bucket without open uploads that there is no such upload
-            if code_of(error.__cause__) != "NoSuchUpload":
-                raise
 
     # Real buckets
 
@@ -286,6 +308,19 @@ class S3Driver:
         return True
 
     # Requests
+
+    def _upload(self, bucket: str, key: str, info: WriteInfo, writer: str = "", condition: Condition = None) -> Upload:
+        write = Write(
+            bucket=bucket,
+            key=key,
+            where=self._where(bucket, key),
+            size=info.size or 0,
+            metadata=to_metadata(info, writer),
+            condition=condition,
+            conditional=self._profile.conditional_writes,
+            checksums=self._profile.checksums == "when_supported",
+        )
+        return Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
 
     def _client(self, read_timeout: float = READ_TIMEOUT) -> "S3Client":
         """Return this process's client with this timeout, made when it is first needed."""
@@ -338,3 +373,7 @@ def _range(offset: int, length: int | None) -> str | None:
     if length is None:
         return f"bytes={offset}-" if offset else None
     return f"bytes={offset}-{offset + length - 1}"
+
+
+def _upload_id(token: str) -> str:
+    return token.partition(":")[2]

@@ -69,7 +69,7 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
     (Timeout, _QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
     (Unavailable, _QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
     (Unavailable, "the store fails, or is not one that speaks S3; check `endpoint`", "500 502"),
-    (Unavailable, "somebody else has ended the multipart upload; it has to start again", "NoSuchUpload"),
+    (NotFound, "the multipart upload is not open any more", "NoSuchUpload"),
     (Unavailable, _DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
     (
         OutOfSpace,

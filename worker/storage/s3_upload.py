@@ -1,14 +1,13 @@
 """Write one object to S3: the bytes in one request or in parts, and what an unclear answer to the last one means."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from worker.storage.driver import Body, Condition, Match, ObjectStat
+from worker.storage.driver import Body, Condition, Match, ObjectStat, Part
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, TransientError, Unavailable
-from worker.storage.parts import MIB, next_part, plan_parts
+from worker.storage.parts import MIB, next_part
 from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, translate
 from worker.storage.s3_objects import SHA256, WRITER, stored_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import GIB
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 MIN_PART = 5 * MIB
 MAX_PART = 5 * GIB
 MAX_PARTS = 10_000
-
-log = logging.getLogger(__name__)
 
 
 class Where(TypedDict):
@@ -79,7 +76,7 @@ class Upload:
         self._write = write
 
     def whole(self, body: Body) -> ObjectStat:
-        """Send an object that fits into one request."""
+        """Send an object in one request."""
         data: Any = next_part(body, self._write.size)  # its stubs do not know that the SDK takes a bytearray as it is
         drain(body)  # the end is where a body says that it was wrong
         return self._commit(
@@ -87,21 +84,6 @@ class Upload:
                 **self._write.where, **self._conditions(), Body=data, Metadata=self._write.metadata
             )
         )
-
-    def in_parts(self, body: Body, min_part: int) -> ObjectStat:
-        """Send an object part after part, holding one of them in memory; end the upload whatever goes wrong."""
-        part_size = plan_parts(self._write.size, min_part=min_part, max_part=MAX_PART, max_parts=MAX_PARTS)
-        with self._begun() as upload_id:
-            parts = self._send_parts(body, upload_id, part_size)
-            stat = self._commit(
-                lambda: self._patient.complete_multipart_upload(
-                    **self._write.where, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": parts}
-                )
-            )
-        with suppress(StorageError):  # not every store's answer has the ETag that it keeps; asking costs little here
-            found = self._found()
-            return found[0] if found and self._is_ours(*found) else stat
-        return stat
 
     def check_condition(self) -> None:
         """Refuse before anything is sent what the store would refuse at the end, or would not refuse at all."""
@@ -115,40 +97,44 @@ class Upload:
 
     # Parts
 
-    @contextmanager
-    def _begun(self) -> Iterator[str]:
+    def begin(self) -> str:
+        """Begin a multipart upload and return its id."""
         algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._write.checksums else {}
         with self._errors():
             begun = self._client.create_multipart_upload(
                 **self._write.where, Metadata=self._write.metadata, **algorithm
             )
-        try:
-            yield begun["UploadId"]
-        except BaseException:  # a shutdown too: what is left open is paid for and seen by nobody
-            self._abort(begun["UploadId"])
-            raise
+        return begun["UploadId"]
 
-    def _abort(self, upload_id: str) -> None:
-        try:
-            self._client.abort_multipart_upload(**self._write.where, UploadId=upload_id)
-        except SDK_ERRORS as error:  # never in place of the error that led here
-            if code_of(error) != "NoSuchUpload":
-                log.warning("left open: %s", translate(error, self._origin, f"multipart upload of {self._write.what}"))
-
-    def _send_parts(self, body: Body, upload_id: str, part_size: int) -> "list[CompletedPartTypeDef]":
-        sent: list[CompletedPartTypeDef] = []
-        while data := next_part(body, part_size):
-            sent.append(self._send_part(upload_id, len(sent) + 1, data))
-            del data  # before the next one is filled: two parts are one too many
-        return sent
-
-    def _send_part(self, upload_id: str, number: int, data: Any) -> "CompletedPartTypeDef":
+    def send_part(self, upload_id: str, number: int, data: Any) -> Part:
+        """Send one part; its tag is what `complete` has to say of it."""
         with self._errors():
             reply = self._client.upload_part(**self._write.where, UploadId=upload_id, PartNumber=number, Body=data)
-        part: CompletedPartTypeDef = {"ETag": reply["ETag"], "PartNumber": number}
-        if "ChecksumCRC32" in reply:
-            part["ChecksumCRC32"] = reply["ChecksumCRC32"]
-        return part
+        return Part(number, len(data), _tag(reply))
+
+    def list_parts(self, upload_id: str) -> list[Part]:
+        """Return the parts that the store has, by number."""
+        pages = self._client.get_paginator("list_parts").paginate(**self._write.where, UploadId=upload_id)
+        with self._errors():
+            return [Part(row["PartNumber"], row["Size"], _tag(row)) for page in pages for row in page.get("Parts", [])]
+
+    def complete(self, upload_id: str, parts: list[Part]) -> ObjectStat:
+        """Make the object of these parts."""
+        completed = [_completed(part) for part in parts]
+        stat = self._commit(
+            lambda: self._patient.complete_multipart_upload(
+                **self._write.where, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": completed}
+            )
+        )
+        with suppress(StorageError):  # not every store's answer has the ETag that it keeps; asking costs little here
+            found = self._found()
+            return found[0] if found and self._is_ours(*found) else stat
+        return stat
+
+    def abort(self, upload_id: str) -> None:
+        """End a multipart upload; one that is not open any more is no error."""
+        with suppress(NotFound), self._errors():
+            self._client.abort_multipart_upload(**self._write.where, UploadId=upload_id)
 
     # The request that makes it visible
 
@@ -174,8 +160,9 @@ class Upload:
         """
         failure = translate(error, self._origin, self._write.what)
         refused = code_of(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-        refused = refused or (isinstance(failure, NotFound) and isinstance(self._write.condition, Match))
-        if not refused and not isinstance(failure, TransientError):
+        gone = code_of(error) == "NoSuchUpload"
+        refused = refused or (isinstance(failure, NotFound) and not gone and isinstance(self._write.condition, Match))
+        if not refused and not gone and not isinstance(failure, TransientError):
             raise failure from error
         with suppress(StorageError):
             found = self._found()
@@ -212,3 +199,15 @@ class Upload:
             yield
         except SDK_ERRORS as error:
             raise translate(error, self._origin, self._write.what) from error
+
+
+def _tag(facts: Mapping[str, Any]) -> str:
+    return ":".join((str(facts["ETag"]).strip('"'), *filter(None, [facts.get("ChecksumCRC32")])))
+
+
+def _completed(part: Part) -> "CompletedPartTypeDef":
+    etag, _, crc32 = part.tag.partition(":")
+    completed: CompletedPartTypeDef = {"ETag": f'"{etag}"', "PartNumber": part.number}
+    if crc32:
+        completed["ChecksumCRC32"] = crc32
+    return completed

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
+from worker.storage.chunks import WORTH_IT, ProvedRange, first_bad_chunk
 from worker.storage.driver import (
     Capabilities,
     Condition,
@@ -18,11 +19,15 @@ from worker.storage.driver import (
     Match,
     ObjectReader,
     ObjectStat,
+    PartDriver,
     Unfinished,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch, StorageError
+from worker.storage.errors import AlreadyExists, NotFound, OutOfSpace, PreconditionFailed, SizeMismatch, StorageError
 from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
+from worker.storage.manifest import Manifest
+from worker.storage.readahead import SteadyReader, open_steadily
+from worker.storage.transfer import Checkpoint, Forgetful, PartedWrite
 from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifyingReader, drain
 
 
@@ -134,8 +139,11 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[ObjectStat, Digest]:
         """Write an object whole or not at all and return its stat and the digest of the bytes that were sent.
+
+        Large objects go in parts, several at once, where the store has parts and the digest is known.
 
         Args:
             bucket: the logical bucket.
@@ -146,6 +154,7 @@ class Store:
             metadata: kept by stores whose capabilities say so.
             condition: see `Driver.put`.
             on_bytes: told of every piece on its way to the store.
+            checkpoint: remembers confirmed parts, so that a write that was killed goes on with what is missing.
 
         Raises:
             SizeMismatch, DigestMismatch: the source is not what was announced; nothing was written.
@@ -154,18 +163,25 @@ class Store:
         """
         self._check(bucket, key)
         metadata = metadata or {}
-        if self.capabilities.needs_digest_first and (size is None or sha256 is None):
+        needs_digest = self.capabilities.needs_digest_first or self.capabilities.parts
+        if needs_digest and (size is None or sha256 is None):
             with self._spooled(source, size, sha256) as (spool, digest):
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
-                    metadata=metadata, condition=condition, on_bytes=on_bytes,
+                    metadata=metadata, condition=condition, on_bytes=on_bytes, checkpoint=checkpoint,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
         body = VerifyingReader(
             source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
         )
         info = WriteInfo(size=size, sha256=sha256, metadata=metadata)
-        stat = self._driver.put(bucket, key, body, info, condition=condition)
+        limits = self.capabilities.parts
+        if limits and size is not None and size > limits.min_size:
+            self._refuse_early(bucket, key, condition)
+            write = PartedWrite(cast("PartDriver", self._driver), bucket, key, info, checkpoint or Forgetful())
+            stat = write.run(body, condition)
+        else:
+            stat = self._driver.put(bucket, key, body, info, condition=condition)
         return stat, body.digest
 
     def read_object(
@@ -184,7 +200,7 @@ class Store:
             StorageError: see `Driver.open`.
         """
         self._check(bucket, key)
-        reader = self._driver.open(bucket, key)
+        reader = open_steadily(self._driver, bucket, key)
         digest = expected or _claimed(reader.stat)
         body = VerifyingReader(
             reader,
@@ -195,16 +211,33 @@ class Store:
         )
         return VerifiedReader(reader, body, verified=digest is not None)
 
-    def read_object_range(self, bucket: str, key: str, offset: int, length: int) -> ObjectReader:
-        """Open `length` bytes from `offset`. A part is not verified: a whole digest cannot vouch for it."""
+    def read_object_range(
+        self, bucket: str, key: str, offset: int, length: int, *, manifest: Manifest | None = None
+    ) -> VerifiedReader:
+        """Open `length` bytes from `offset`; a range past the end is empty.
+
+        With the object's manifest every byte is proved before it is given out, and what has rotted raises
+        DigestMismatch. Without it the reader says that the range is not `verified`: a whole digest cannot vouch for it.
+        """
         self._check(bucket, key)
         if offset < 0 or length < 0:
             msg = f"a range starts at 0 or later and is not negative: offset {offset}, length {length}"
             raise ValueError(msg)
-        return self._driver.open(bucket, key, offset=offset, length=length)
+        reader: ObjectReader
+        if manifest is None:
+            reader = SteadyReader(self._driver, bucket, key, offset=offset, length=length)
+        else:
+            reader = ProvedRange(self._driver, self._driver.stat(bucket, key), manifest, offset, length)
+        return VerifiedReader(reader, VerifyingReader(reader), verified=manifest is not None)
 
     def verify_object(
-        self, bucket: str, key: str, expected: Digest | None = None, *, on_bytes: OnBytes | None = None
+        self,
+        bucket: str,
+        key: str,
+        expected: Digest | None = None,
+        *,
+        manifest: Manifest | None = None,
+        on_bytes: OnBytes | None = None,
     ) -> Verification:
         """Read all bytes of an object and say what they are; never raises for what it finds at the store.
 
@@ -212,11 +245,15 @@ class Store:
             bucket: the logical bucket.
             key: the key in it.
             expected: the recorded digest; without it, the digest that the store keeps beside the object.
+            manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
+                cores, and a bad one is told by its first bad chunk.
             on_bytes: told of every piece read; what it raises passes through.
         """
         self._check(bucket, key)
         try:
-            with self._driver.open(bucket, key, uncached=True) as reader:
+            if expected and manifest and len(manifest) >= WORTH_IT:
+                return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
+            with open_steadily(self._driver, bucket, key, uncached=True) as reader:
                 return _judge(reader, expected or _claimed(reader.stat), on_bytes)
         except NotFound as error:
             return Verification(Verdict.MISSING, expected, detail=error.message)
@@ -318,6 +355,30 @@ class Store:
         if size is not None and limit is not None and size > limit:
             raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
 
+    def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
+        """Refuse before gigabytes are sent what the store would refuse after them."""
+        if condition is None:
+            return
+        found = self.stat_object(bucket, key) if self.object_exists(bucket, key) else None
+        if condition == "create_only" and found:
+            raise AlreadyExists(f"{self.name}: {bucket}/{key} exists already")
+        if isinstance(condition, Match) and (found is None or found.version != condition.version):
+            there = f"version {found.version}" if found else "nothing"
+            raise PreconditionFailed(
+                f"{self.name}: {bucket}/{key} was expected in version {condition.version}, {there} is there"
+            )
+
+    def _verify_chunks(
+        self, stat: ObjectStat, expected: Digest, manifest: Manifest, on_bytes: OnBytes | None
+    ) -> Verification:
+        if stat.size != expected.size:
+            return _other_size(stat, expected)
+        bad = first_bad_chunk(self._driver, stat, manifest, on_bytes)
+        if bad is None:
+            return Verification(Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version)
+        detail = f"bytes {bad.offset} to {bad.offset + bad.size} are not those that were recorded"
+        return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail)
+
     @contextmanager
     def _spooled(self, source: Readable, size: int | None, sha256: str | None) -> Iterator[tuple[Readable, Digest]]:
         body = VerifyingReader(source, size=size, sha256=sha256)
@@ -340,8 +401,7 @@ def _judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | No
     if expected is None:
         return Verification(Verdict.UNVERIFIABLE, size=stat.size, version=stat.version, detail="no digest is recorded")
     if stat.size != expected.size:
-        detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
-        return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)
+        return _other_size(stat, expected)
     body = VerifyingReader(reader, on_bytes=on_bytes)
     drain(body)
     found = body.digest
@@ -350,3 +410,8 @@ def _judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | No
     verdict = Verdict.SIZE_MISMATCH if found.size != expected.size else Verdict.CORRUPT
     detail = f"the bytes have SHA-256 {found.sha256}, recorded is {expected.sha256}"
     return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)
+
+
+def _other_size(stat: ObjectStat, expected: Digest) -> Verification:
+    detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
+    return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)

@@ -1,0 +1,73 @@
+"""Writes in parts that are under way: what another process needs to go on with them."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from worker.catalogue.database import Database
+from worker.catalogue.records import Artifact
+from worker.catalogue.tables import transfer_parts, transfers
+from worker.storage.driver import Part
+from worker.storage.transfer import Begun, SentPart
+
+
+class Transfers:
+    """The open write in parts of each copy; there is at most one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, artifact: Artifact, store: str) -> Begun | None:
+        """Return the write that was begun for this copy and has not ended."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(transfers).where(*_of(artifact, store))).one_or_none()
+            if row is None:
+                return None
+            parts = connection.execute(sa.select(transfer_parts).where(transfer_parts.c.transfer_id == row.id)).all()
+        sent = {part.number: SentPart(Part(part.number, part.size, part.tag), part.sha256) for part in parts}
+        return Begun(row.token, row.part_size, sent)
+
+    def begin(self, artifact: Artifact, store: str, *, token: str, part_size: int, now: datetime) -> None:
+        """Remember a write that was begun; one that was remembered before is forgotten."""
+        values = {
+            "artifact_id": artifact.id,
+            "store": store,
+            "token": token,
+            "part_size": part_size,
+            "begun_at": now,
+        }
+        with self._database.write() as connection:
+            connection.execute(sa.delete(transfers).where(*_of(artifact, store)))
+            connection.execute(sa.insert(transfers), values)
+
+    def add(self, artifact: Artifact, store: str, sent: SentPart) -> None:
+        """Remember a part that the store has confirmed, in place of one with the same number."""
+        with self._database.write() as connection:
+            id_ = connection.execute(sa.select(transfers.c.id).where(*_of(artifact, store))).scalar_one()
+            connection.execute(
+                sa.delete(transfer_parts).where(
+                    transfer_parts.c.transfer_id == id_, transfer_parts.c.number == sent.part.number
+                )
+            )
+            values = {
+                "transfer_id": id_,
+                "number": sent.part.number,
+                "size": sent.part.size,
+                "tag": sent.part.tag,
+                "sha256": sent.sha256,
+            }
+            connection.execute(sa.insert(transfer_parts), values)
+
+    def end(self, artifact: Artifact, store: str) -> None:
+        """Forget the write of this copy; none is no error."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(transfers).where(*_of(artifact, store)))
+
+    def tokens(self, store: str) -> set[str]:
+        """Return the tokens of all writes under way in a store: what no clean-up may touch."""
+        with self._database.read() as connection:
+            return set(connection.execute(sa.select(transfers.c.token).where(transfers.c.store == store)).scalars())
+
+
+def _of(artifact: Artifact, store: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return transfers.c.artifact_id == artifact.id, transfers.c.store == store
