@@ -1,0 +1,92 @@
+"""From enqueueing to done: a 1 KiB upload through our client, against a task that does nothing in a bare Celery app."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from celery import Celery
+
+from benchmarks import bare
+from benchmarks.measured import Row, Samples, Target
+from benchmarks.scene import KIB, WAIT, Scene
+from tests.servers.process import REPOSITORY, Server
+from zot_artifact_client import ArtifactClient
+
+POOL = 2
+WARMING = 8
+"""Runs before it counts: every child opens its catalogue and connects once."""
+TARGET = Target(4)
+NOOP, ONE, TWO = "noop", "to one store", "to the two default stores"
+
+
+class BareWorker(Server):
+    """`celery -A benchmarks.bare worker`, with the pool size of ours."""
+
+    name = "bare-worker"
+
+    def __init__(self, directory: Path, broker: str) -> None:
+        super().__init__(directory)
+        self._broker = broker
+
+    def command(self) -> Sequence[str]:
+        size = f"--concurrency={POOL}"
+        return (sys.executable, "-m", "celery", "-A", "benchmarks.bare", "worker", size, "-l", "INFO")
+
+    def environment(self) -> Mapping[str, str]:
+        return {bare.BROKER: self._broker, "PYTHONPATH": str(REPOSITORY)}
+
+    def probe(self) -> None:
+        with Celery(broker=self._broker, set_as_current=False) as app:
+            if not app.control.ping(timeout=0.5):
+                raise ConnectionError("no worker answers")
+
+
+def measure(scene: Scene) -> list[Row]:
+    """Run the three kinds in turn, one job at a time, and compare each upload with the task that ran beside it."""
+    rounds = 40 if scene.quick else 200
+    with _bare(scene) as noop, scene.worker("latency", POOL), scene.client() as client:
+        kinds = {NOOP: noop, ONE: _upload(scene, client, ["primary"]), TWO: _upload(scene, client, None)}
+        took: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(WARMING + rounds):
+            for kind, run in kinds.items():
+                took[kind].append(_milliseconds(run))
+    samples = {kind: Samples(values[WARMING:], " ms", 1) for kind, values in took.items()}
+    return [
+        Row(
+            f"1 KiB upload {kind}, enqueue to done, against a no-op of bare Celery",
+            samples[kind],
+            samples[NOOP],
+            TARGET,
+        )
+        for kind in (ONE, TWO)
+    ]
+
+
+@contextmanager
+def _bare(scene: Scene) -> Iterator[Callable[[], object]]:
+    broker = f"redis://127.0.0.1:{scene.valkey.port}/1"  # another database of the same server: queues do not meet
+    with BareWorker(scene.directory / "bare", broker), bare.make_app(broker) as app:
+        yield lambda: app.send_task(bare.NOOP).get(WAIT)
+
+
+def _upload(scene: Scene, client: ArtifactClient, stores: list[str] | None) -> Callable[[], object]:
+    """Return what uploads new bytes under a new key: none of it is there already."""
+    folder = "-".join(stores or ["default"])
+    source = scene.incoming / folder
+    numbers = count()
+
+    def run() -> object:
+        source.write_bytes(os.urandom(KIB))
+        return client.upload(source, "latency", f"{folder}/{next(numbers)}.bin", stores=stores).wait(WAIT)
+
+    return run
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return (time.perf_counter() - begun) * 1000

@@ -1,0 +1,87 @@
+"""Peak memory of a worker that uploads and verifies a large file, against the same for a small one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from tests.servers.s3 import RcloneS3
+
+SMALL = 64 * MIB
+MOST_TIMES = Target(1.2)
+MOST = Target(256, unit=" MiB")
+STORE = "measured"
+
+
+class Peak(NamedTuple):
+    """The most memory that the two kinds of process of one worker have held at once, in MiB."""
+
+    child: float
+    main: float
+
+
+def measure_filesystem(scene: Scene) -> list[Row]:
+    """Measure on a store in a directory."""
+    return _compare(scene, "filesystem", lambda: {"type": "filesystem", "root": str(_made(scene.directory / "disk"))})
+
+
+def measure_s3(scene: Scene) -> list[Row]:
+    """Measure on a store that an S3 server keeps in another process."""
+    with RcloneS3(scene.directory / "rclone") as server:
+        (server.files / "artifacts").mkdir()
+        config = {
+            "type": "s3", "bucket": "artifacts", "endpoint": server.endpoint,
+            "access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key,
+        }  # fmt: skip
+        return _compare(scene, "s3", lambda: config)
+
+
+def _compare(scene: Scene, kind: str, config: Callable[[], dict[str, str]]) -> list[Row]:
+    large, rounds = (2 * GIB, 1) if scene.quick else (8 * GIB, 2)
+    scene.need(2 * large + SMALL)
+    peaks: dict[int, list[Peak]] = {SMALL: [], large: []}
+    for _ in range(rounds):
+        for size, seen in peaks.items():
+            seen.append(_peak(scene, kind, config(), size))
+    child = {size: Samples([peak.child for peak in seen], " MiB") for size, seen in peaks.items()}
+    main = {size: Samples([peak.main for peak in seen], " MiB") for size, seen in peaks.items()}
+    what = f"{kind}: peak memory, upload and verify {shown(large)}"
+    return [
+        Row(f"{what}, worker child, against {shown(SMALL)}", child[large], child[SMALL], MOST_TIMES),
+        Row(f"{what}, worker child, in all", child[large], target=MOST),
+        Row(f"{what}, worker's main process, against {shown(SMALL)}", main[large], main[SMALL]),
+    ]
+
+
+def _peak(scene: Scene, kind: str, config: dict[str, str], size: int) -> Peak:
+    """Upload and verify one file in a worker that has done nothing before, and look at its processes."""
+    key = f"{size}.bin"
+    with (
+        scene.file(key, size) as source,
+        scene.worker(f"memory-{kind}", 1, stores=json.dumps({STORE: config})) as worker,
+        scene.client() as client,
+    ):
+        client.upload(source, "memory", key).wait(WAIT)
+        source.unlink()
+        if not client.verify("memory", key).wait(WAIT).good:
+            raise NotMeasured(f"the {kind} store does not hold what was uploaded to it")
+        children = worker.children()
+        if len(children) != 1:
+            raise NotMeasured(f"a worker with one child was expected, it has {len(children)}")
+        peak = Peak(_high_water(children[0]), _high_water(worker.pid))
+        client.delete("memory", key, allow_last=True).wait(WAIT)
+    return peak
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def _high_water(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise NotMeasured(f"the kernel does not tell the peak memory of process {pid}")

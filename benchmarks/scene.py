@@ -1,0 +1,84 @@
+"""The scene of every measurement: a directory on the disk that is measured, the real servers, files of known size."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measured import NotMeasured
+from tests.servers.valkey import Valkey
+from tests.servers.worker import Worker
+from zot_artifact_client import ArtifactClient
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+WAIT = 3600.0
+"""Seconds: longer than any job here takes, so that a run ends even when a job does not."""
+_BLOCK = 8 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where a measurement takes place, and whether it is only to be a quick look."""
+
+    directory: Path
+    valkey: Valkey
+    quick: bool
+
+    @property
+    def incoming(self) -> Path:
+        """Return the directory that workers may upload from."""
+        made = self.directory / "incoming"
+        made.mkdir(exist_ok=True)
+        return made
+
+    def need(self, size: int) -> None:
+        """Raise NotMeasured unless the disk has room for so many bytes and a little more."""
+        free = shutil.disk_usage(self.directory).free
+        if free < size + GIB:
+            raise NotMeasured(
+                f"it takes {size / GIB + 1:.0f} GiB of free disk in {self.directory.parent} and there are "
+                f"{free / GIB:.1f}: make room, name another directory with --dir, or measure less with --quick"
+            )
+
+    @contextmanager
+    def worker(self, name: str, concurrency: int, **settings: str) -> Iterator[Worker]:
+        """Run a worker of ours on a data directory of its own, with no sweep in between; remove what it has stored."""
+        ours = {"sources__roots": json.dumps([str(self.incoming)]), "sweep__verify__enabled": "false"}
+        directory = self.directory / name
+        try:
+            with Worker(directory, self.valkey.url, concurrency=concurrency, beat=False, **ours, **settings) as running:
+                yield running
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    @contextmanager
+    def client(self) -> Iterator[ArtifactClient]:
+        with ArtifactClient(self.valkey.url) as opened:
+            yield opened
+
+    @contextmanager
+    def file(self, name: str, size: int) -> Iterator[Path]:
+        """Lay a file of bytes that are not zero, no two blocks alike, onto the disk; remove it at the end."""
+        block = bytearray(os.urandom(min(size, _BLOCK)))
+        path = self.incoming / name
+        try:
+            with path.open("wb") as file:
+                for offset in range(0, size, _BLOCK):
+                    block[:8] = offset.to_bytes(8, "big")
+                    file.write(block[: size - offset])
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def shown(size: int) -> str:
+    """Return a size that is a whole number of units as people write it."""
+    for unit, text in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size / unit:g} {text}"
+    return f"{size} B"

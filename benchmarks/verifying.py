@@ -1,0 +1,96 @@
+"""Reading and hashing files: our verify jobs on two worker processes, against two processes of well-known tools."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from zot_artifact_client import ArtifactClient
+
+FILES = 4
+TARGET = Target(0.9, at_least=True)
+OURS = "ours"
+YARDSTICK = "sha256sum"
+TOOLS = {YARDSTICK: ("sha256sum",), "openssl dgst": ("openssl", "dgst", "-sha256")}
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads all files: from the page cache, or from a disk whose cache does not hold them."""
+
+    name: str
+    read: Callable[[], None]
+    cached: bool
+
+
+def measure(scene: Scene) -> list[Row]:
+    """Let each reader read the same files in turn, several times, and compare neighbours."""
+    size, rounds = (256 * MIB, 3) if scene.quick else (GIB, 5)
+    scene.need((FILES + 1) * size)
+    with scene.worker("verifying", 2) as worker, scene.client() as client:
+        keys = [_stored(scene, client, number, size) for number in range(FILES)]
+        files = [worker.home / "stores" / "primary" / "verifying" / key for key in keys]
+        readers = _readers(client, keys, files)
+        rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
+        for _ in range(rounds):
+            for reader in readers:
+                rates[reader.name].append(_rate(reader, files))
+    ours, *others = ((name, Samples(values, " MB/s")) for name, values in rates.items())
+    what = f"verify {FILES} files of {shown(size)} on two worker processes"
+    return [
+        Row(f"{what}, against two {name}", ours[1], theirs, TARGET if name == YARDSTICK else None)
+        for name, theirs in others
+    ]
+
+
+def _stored(scene: Scene, client: ArtifactClient, number: int, size: int) -> str:
+    key = f"{number}.bin"
+    with scene.file(key, size) as source:
+        client.upload(source, "verifying", key, stores=["primary"]).wait(WAIT)
+    return key
+
+
+def _readers(client: ArtifactClient, keys: Sequence[str], files: Sequence[Path]) -> list[Reader]:
+    """Return who reads, ours first. What is read from the page cache comes after what has filled it."""
+
+    def ours() -> None:
+        jobs = [client.verify("verifying", key, stores=["primary"]) for key in keys]
+        if not all(job.wait(WAIT).good for job in jobs):
+            raise NotMeasured("the store does not hold what was uploaded to it")
+
+    readers = [Reader(OURS, ours, cached=False)]
+    for name, command in TOOLS.items():
+        if shutil.which(command[0]):
+            read = partial(_two_at_a_time, command, files)
+            readers += [Reader(name, read, cached=False), Reader(f"{name} from the page cache", read, cached=True)]
+    if YARDSTICK not in {reader.name for reader in readers}:
+        raise NotMeasured(f"there is no {YARDSTICK} here to compare with")
+    return readers
+
+
+def _two_at_a_time(command: Sequence[str], files: Sequence[Path]) -> None:
+    names = "".join(f"{file}\0" for file in files)
+    run = ["xargs", "-0", "-n1", "-P2", *command]
+    subprocess.run(run, input=names, text=True, stdout=subprocess.DEVNULL, check=True)
+
+
+def _rate(reader: Reader, files: Sequence[Path]) -> float:
+    """Let somebody read all files, and return how many million bytes a second that were."""
+    if not reader.cached:
+        _forget(files)
+    size = sum(file.stat().st_size for file in files)
+    begun = time.perf_counter()
+    reader.read()
+    return size / (time.perf_counter() - begun) / 1e6
+
+
+def _forget(files: Sequence[Path]) -> None:
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
