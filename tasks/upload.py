@@ -27,9 +27,15 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
     stores = [context.stores[name] for name in request.stores or context.settings.placement_stores]
     with open_source(request.source, context.settings) as source:
         job.expect(source.size * (1 + len(stores)), "hashing the source")
-        digest = source.digest(request.sha256, job.moved)
+        digest, manifest = source.digests(request.sha256, job.moved)
         artifact = context.catalogue.artifacts.record(
-            request.bucket, request.key, digest, request.metadata, clock.now(), stores=[store.name for store in stores]
+            request.bucket,
+            request.key,
+            digest,
+            request.metadata,
+            clock.now(),
+            manifest=manifest,
+            stores=[store.name for store in stores],
         )
         placed = each(stores, lambda store: _place(context, job, artifact, store, source))
     return UploadResult(

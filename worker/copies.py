@@ -8,6 +8,7 @@ from datetime import timedelta
 from worker import clock
 from worker.catalogue import Artifact, Copy, Finding
 from worker.context import Context
+from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running import RunningJob
 from worker.storage import Condition, Match, ObjectStat, Store, Verdict, Verification
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, Unavailable
@@ -78,6 +79,7 @@ def fill(context: Context, job: RunningJob, place: Place, source: Readable) -> P
             metadata=artifact.metadata,
             condition=condition,
             on_bytes=job.moved,
+            checkpoint=CopyCheckpoint(context.catalogue, artifact, store.name),
         )
     except (AlreadyExists, PreconditionFailed) as error:
         raise Unavailable(f"{store.name}: somebody else wrote {artifact.path} at the same time") from error
@@ -93,7 +95,8 @@ def verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) ->
     A bad read is only a suspicion: the verdict is bad when a second read, on its own, says so too.
     """
     store = context.stores[copy.store]
-    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.moved)
+    manifest = context.catalogue.artifacts.manifest(artifact)
+    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest, on_bytes=job.moved)
     if seen.verdict in BAD:
         logger.warning("%s: %s looks %s, reading it again", store.name, artifact.path, seen.verdict)
         seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)

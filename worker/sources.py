@@ -17,6 +17,7 @@ from worker.settings import Settings
 from worker.storage.driver import Digest
 from worker.storage.errors import (
     AccessDenied,
+    DigestMismatch,
     NotFound,
     OutOfSpace,
     PermanentError,
@@ -25,7 +26,8 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
-from worker.storage.verifying import BUFFER_SIZE, OnBytes, VerifyingReader, drain
+from worker.storage.manifest import Manifest, take_digests
+from worker.storage.verifying import BUFFER_SIZE, OnBytes
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,6 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 class SourceRefused(PermanentError):
     """The source is not one that the settings allow."""
-
-
-class SourceChanged(PermanentError):
-    """The file was changed while it was being uploaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,16 @@ class Source:
         self.file.seek(0)
         return self.file
 
-    def digest(self, sha256: str | None, on_bytes: OnBytes) -> Digest:
-        """Read all bytes and return what they are.
+    def digests(self, sha256: str | None, on_bytes: OnBytes) -> tuple[Digest, Manifest]:
+        """Read all bytes and return what they are, as a whole and by chunks.
 
         Raises:
             DigestMismatch: they do not have the SHA-256 that was announced.
         """
-        reader = VerifyingReader(self.rewind(), size=self.size, sha256=sha256, what=self.name, on_bytes=on_bytes)
-        drain(reader)
-        return reader.digest
+        digest, manifest = take_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
+        if sha256 is not None and digest.sha256 != sha256:
+            raise DigestMismatch(f"{self.name} has SHA-256 {digest.sha256}, announced was {sha256}")
+        return digest, manifest
 
 
 @contextmanager

@@ -1,0 +1,188 @@
+"""A write in parts goes on where it was killed, and trusts only what it can hold against the source."""
+
+import io
+import threading
+import uuid
+
+import pytest
+
+from worker.storage.driver import Capabilities, ObjectStat, Part, PartLimits, WriteInfo
+from worker.storage.errors import DigestMismatch, NotFound, Unavailable
+from worker.storage.memory import MemoryDriver
+from worker.storage.transfer import Begun, PartedWrite, SentPart
+from worker.storage.verifying import VerifyingReader
+
+PART = 1024 * 1024
+LIMITS = PartLimits(PART, 1 << 30, 10_000)
+
+
+class PartsInMemory(MemoryDriver):
+    """The memory store, writing in parts; it tells what was sent and fails when it is told to."""
+
+    def __init__(self):
+        super().__init__("memory")
+        self.begun: dict[str, dict[int, bytes]] = {}
+        self.lock = threading.Lock()
+        self.sent: list[int] = []
+        self.fail_after: int | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            needs_digest_first=True, conditional_writes=True, implicit_buckets=True, prefix_keys=True,
+            user_metadata=True, max_object_size=None, max_copy_size=None, parts=LIMITS,
+        )  # fmt: skip
+
+    def begin_parts(self, bucket, key, info) -> str:
+        token = f"token-{uuid.uuid4()}"
+        self.begun[token] = {}
+        return token
+
+    def put_part(self, bucket, key, token, number, data) -> Part:
+        with self.lock:
+            if self.fail_after is not None and len(self.sent) >= self.fail_after:
+                raise Unavailable("memory: gone")
+            self.sent.append(number)
+        self._parts(token)[number] = bytes(data)
+        return self._part(number, bytes(data))
+
+    def list_parts(self, bucket, key, token) -> list[Part]:
+        return [self._part(number, data) for number, data in sorted(self._parts(token).items())]
+
+    def complete_parts(self, bucket, key, token, parts, info, *, condition=None) -> ObjectStat:
+        held = self._parts(token)
+        body = VerifyingReader(io.BytesIO(b"".join(held[part.number] for part in parts)))
+        del self.begun[token]
+        return self.put(bucket, key, body, info, condition=condition)
+
+    def abort_parts(self, bucket, key, token) -> None:
+        self.begun.pop(token, None)
+
+    def _parts(self, token) -> dict[int, bytes]:
+        if token not in self.begun:
+            raise NotFound(f"memory: {token} is not open")
+        return self.begun[token]
+
+    def _part(self, number, data) -> Part:
+        return Part(number, len(data), f"tag-{hash(data)}")
+
+
+class Notes:
+    """A checkpoint in memory."""
+
+    def __init__(self, *, keep=True):
+        self.kept: Begun | None = None
+        self.keep = keep
+
+    def resume(self) -> Begun | None:
+        return self.kept
+
+    def begun(self, token, part_size) -> None:
+        self.kept = Begun(token, part_size, {})
+
+    def sent(self, part: SentPart) -> None:
+        assert self.kept is not None
+        self.kept = Begun(self.kept.token, self.kept.part_size, {**self.kept.sent, part.part.number: part})
+
+    def ended(self) -> None:
+        self.kept = None
+
+    def worth_keeping(self, error) -> bool:
+        return self.keep and isinstance(error, Unavailable)
+
+
+CONTENT = b"".join(bytes([n]) * PART for n in range(8)) + b"the end"
+
+
+@pytest.fixture
+def driver():
+    return PartsInMemory()
+
+
+def write(driver, notes, content=CONTENT, *, sha256=None):
+    digest = VerifyingReader(io.BytesIO(CONTENT))
+    while digest.read(PART):
+        pass
+    info = WriteInfo(len(CONTENT), sha256 or digest.digest.sha256)
+    body = VerifyingReader(io.BytesIO(content), size=info.size, sha256=info.sha256)
+    return PartedWrite(driver, "releases", "app.tgz", info, notes).run(body, None)
+
+
+def stored(driver) -> bytes:
+    with driver.open("releases", "app.tgz") as reader:
+        return b"".join(iter(lambda: reader.read(PART), b""))
+
+
+def broken_off(driver, notes, after=5):
+    driver.fail_after = after
+    with pytest.raises(Unavailable):
+        write(driver, notes)
+    driver.fail_after = None
+    driver.sent.clear()
+
+
+def test_the_object_has_the_parts_in_their_order(driver):
+    """However the threads finish, the object is what was read, and nothing stays open."""
+    write(driver, Notes())
+    assert stored(driver) == CONTENT
+    assert not driver.begun
+
+
+def test_only_what_is_missing_is_sent_again(driver):
+    """After a break the parts that the store confirmed are not sent a second time."""
+    notes = Notes()
+    broken_off(driver, notes)
+    write(driver, notes)
+    assert len(driver.sent) == 9 - 5
+    assert stored(driver) == CONTENT
+    assert notes.kept is None
+
+
+def test_a_part_that_was_sent_from_rotten_bytes_is_sent_again(driver):
+    """A confirmed part is trusted only if the bytes that are read now are those that were sent then."""
+    notes = Notes()
+    driver.fail_after = 5
+    with pytest.raises(Unavailable):
+        write(driver, notes, b"\xff" + CONTENT[1:])
+    driver.fail_after = None
+    driver.sent.clear()
+    write(driver, notes)
+    assert 1 in driver.sent
+    assert stored(driver) == CONTENT
+
+
+def test_a_part_that_the_store_has_changed_is_sent_again(driver):
+    """A part that the store no longer has as it confirmed it is not trusted."""
+    notes = Notes()
+    broken_off(driver, notes)
+    next(iter(driver.begun.values()))[2] = b"something else"
+    write(driver, notes)
+    assert 2 in driver.sent
+    assert stored(driver) == CONTENT
+
+
+def test_a_write_that_the_store_has_forgotten_starts_afresh(driver):
+    """When the store has ended the write meanwhile, a new one is begun."""
+    notes = Notes()
+    broken_off(driver, notes)
+    driver.begun.clear()
+    write(driver, notes)
+    assert len(driver.sent) == 9
+    assert stored(driver) == CONTENT
+
+
+def test_a_failure_that_nobody_will_go_on_after_leaves_nothing(driver):
+    """Without somebody to go on, what was begun is aborted, whatever the failure."""
+    driver.fail_after = 3
+    with pytest.raises(Unavailable):
+        write(driver, Notes(keep=False))
+    assert not driver.begun
+
+
+def test_wrong_bytes_are_never_made_visible(driver):
+    """A source that turns out wrong at its very end makes no object and leaves nothing."""
+    with pytest.raises(DigestMismatch):
+        write(driver, Notes(), CONTENT[:-1] + b"!")
+    assert not driver.begun
+    with pytest.raises(NotFound):
+        driver.stat("releases", "app.tgz")
