@@ -68,13 +68,14 @@ def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(z
 
 
 def test_a_second_up_is_refused(zot: Zot) -> None:
-    """One data directory has one `up`: a second one ends with 2 and names the process that holds it."""
+    """One data directory has one `up`: a second one ends with 2 and names the process that holds it. Ctrl-C ends the first."""
     with up_of(zot, *LEAN) as up:
         second = zot("up")
         assert second.status == 2
         assert second.is_one_line()
         assert str(up.process.pid) in second.stderr
         assert zot("doctor").status == 0
+        assert up.stop(signal.SIGINT) == 0
 
 
 def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
