@@ -68,7 +68,7 @@ def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(z
 
 
 def test_a_second_up_is_refused(zot: Zot) -> None:
-    """One data directory has one `up`: a second one ends with 2 and names the process that holds it. Ctrl-C ends the first."""
+    """One data directory has one `up`: a second ends with 2 and names the holder, which Ctrl-C ends."""
     with up_of(zot, *LEAN) as up:
         second = zot("up")
         assert second.status == 2
