@@ -1,15 +1,23 @@
 """How a store is configured: one frozen model per backend, told apart by `type`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from worker.storage.units import Size
 
 
 class _StoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _readable_class(name: str) -> str:
+    if name in {"GLACIER", "DEEP_ARCHIVE"}:
+        msg = f"{name} keeps objects that cannot be read at once, hence not verified; GLACIER_IR can"
+        raise ValueError(msg)
+    return name
 
 
 class FilesystemConfig(_StoreConfig):
@@ -46,6 +54,12 @@ class S3Config(_StoreConfig):
     """Whether the SDK adds its own transport checksums; by provider if left out."""
     conditional_writes: bool | None = None
     """Whether If-None-Match and If-Match are sent with writes; by provider if left out."""
+    storage_class: Annotated[str, AfterValidator(_readable_class)] | None = None
+    """Such as STANDARD_IA or INTELLIGENT_TIERING; the bucket's own default if left out."""
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """Server-side encryption to ask for with each write; the bucket's own default if left out."""
+    kms_key_id: str | None = None
+    """The key for `aws:kms`; the account's default key if left out."""
     part_size: Size = Size(16 * 1024 * 1024)
     """Smallest part of a multipart upload; parts grow so that 10,000 of them hold the object."""
 
@@ -57,7 +71,103 @@ class S3Config(_StoreConfig):
         if (self.access_key_id is None) != (self.secret_access_key is None):
             msg = "access_key_id and secret_access_key come together, or not at all"
             raise ValueError(msg)
+        if self.kms_key_id and self.encryption not in {"aws:kms", "aws:kms:dsse"}:
+            msg = "kms_key_id needs `encryption: aws:kms`"
+            raise ValueError(msg)
         return self
 
 
-StoreConfig = Annotated[FilesystemConfig | S3Config, Field(discriminator="type")]
+class GcsConfig(_StoreConfig):
+    """A bucket of Google Cloud Storage.
+
+    Without a file or `anonymous`, the application default credentials are used: environment, gcloud, the machine's
+    service account, workload identity.
+    """
+
+    type: Literal["gcs"] = "gcs"
+    bucket: str | None = None
+    """The real bucket; logical buckets are the first path segment of the keys in it. Required for `prefixed`."""
+    layout: Literal["prefixed", "native"] = "prefixed"
+    """`native`: every logical bucket is a real bucket of the same name."""
+    project: str | None = None
+    """Who owns the buckets that are made and listed; the credentials' own project by default."""
+    endpoint: str | None = None
+    """URL of an emulator or a private endpoint; Google's own by default."""
+    credentials_file: Path | None = None
+    """A service account's key, or the configuration of workload identity federation, as JSON."""
+    anonymous: bool = False
+    """No credentials at all, as emulators want it; only with an explicit `endpoint`."""
+    kms_key: str | None = None
+    """Resource name of the Cloud KMS key that objects are encrypted with; the bucket's own by default."""
+    storage_class: Literal["STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"] | None = None
+    """The bucket's own by default."""
+    compose: bool | None = None
+    """Whether large objects are sent as part objects, several at once, that are composed and then deleted.
+
+    By default unless `storage_class` is colder than STANDARD, which charges for every early deletion. Switch it off for
+    buckets with a retention policy, or whose own class is a cold one: they are then sent in one resumable upload.
+    """
+    part_size: Size = Size(16 * 1024 * 1024)
+    """Smallest part of a large object; parts grow so that 10,000 of them hold it."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "GcsConfig":
+        if self.layout == "prefixed" and not self.bucket:
+            msg = "a gcs store with the layout 'prefixed' needs `bucket`"
+            raise ValueError(msg)
+        if self.anonymous and not self.endpoint:
+            msg = "`anonymous` is for emulators: it needs an explicit `endpoint`"
+            raise ValueError(msg)
+        if self.anonymous and self.credentials_file:
+            msg = "`anonymous` and `credentials_file` exclude each other"
+            raise ValueError(msg)
+        if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
+            msg = "`endpoint` is no URL of a store, such as https://storage.googleapis.com"
+            raise ValueError(msg)
+        return self
+
+
+class AzureConfig(_StoreConfig):
+    """A container of Azure Blob Storage.
+
+    Without a connection string, key or token, DefaultAzureCredential finds credentials: environment, workload identity,
+    managed identity, the tools a developer is signed in to.
+    """
+
+    type: Literal["azure"] = "azure"
+    container: str | None = None
+    """The real container; logical buckets are the first path segment of the names in it. Required for `prefixed`."""
+    layout: Literal["prefixed", "native"] = "prefixed"
+    """`native`: every logical bucket is a real container of the same name, and has to keep to Azure's stricter rule."""
+    account_url: str | None = None
+    """Such as https://ACCOUNT.blob.core.windows.net; this or a connection string."""
+    connection_string: SecretStr | None = None
+    account_key: SecretStr | None = None
+    sas_token: SecretStr | None = None
+    """A shared access signature, without the address that it is written behind."""
+    api_version: str = "2026-02-06"
+    """The version of the REST interface: from this one on, a listing goes on behind a key without reading up to it."""
+    encryption_scope: str | None = None
+    access_tier: Literal["hot", "cool", "cold"] | None = None
+    """The account's default tier if left out. Archived objects cannot be read, hence not verified."""
+    part_size: Size = Size(16 * 1024 * 1024)
+    """Smallest block of an object that is sent in blocks; they grow so that 50,000 of them hold the object."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "AzureConfig":
+        if self.layout == "prefixed" and not self.container:
+            msg = "an azure store with the layout 'prefixed' needs `container`"
+            raise ValueError(msg)
+        if (self.account_url is None) == (self.connection_string is None):
+            msg = "an azure store needs either `account_url` or `connection_string`"
+            raise ValueError(msg)
+        if sum(found is not None for found in (self.connection_string, self.account_key, self.sas_token)) > 1:
+            msg = "give one of `connection_string`, `account_key` and `sas_token`, or none of them"
+            raise ValueError(msg)
+        if "?" in (self.account_url or ""):
+            msg = "`account_url` ends before the '?': a shared access signature belongs into `sas_token`"
+            raise ValueError(msg)
+        return self
+
+
+StoreConfig = Annotated[FilesystemConfig | S3Config | GcsConfig | AzureConfig, Field(discriminator="type")]

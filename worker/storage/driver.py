@@ -24,11 +24,14 @@ class WriteInfo:
     """What is known of an object before its first byte is written.
 
     `size` and `sha256` are None where nobody knows them; a driver that states `needs_digest_first` always gets both.
+    `storage_class` is the store's own name of a class or tier, in place of the configured one; only a driver that
+    states `storage_classes` gets one.
     """
 
     size: int | None = None
     sha256: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    storage_class: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
-    """What a store says of the parts it takes, in bytes. The last part may be smaller than `min_size`."""
+    """What a store says of the parts it takes, in bytes. The last part may be smaller than `min_size`.
+
+    `exclusive`: any other write of the key that is completed meanwhile ends the write in parts. Who goes on with it
+    gets NotFound and starts afresh.
+    """
 
     min_size: int
     max_size: int
     max_parts: int
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,7 @@ class Capabilities:
         max_object_size: bytes of the largest object, or None where only the disk sets a limit.
         max_copy_size: bytes of the largest object that `copy` can copy inside the store.
         parts: how large and how many the parts of a resumable write are, or None where there is none.
+        storage_classes: a class or tier can be given with each write.
         parallel_reads: reading several ranges of one object at once is faster than reading it in one go.
     """
 
@@ -129,6 +138,7 @@ class Capabilities:
     max_copy_size: int | None
     parts: PartLimits | None = None
     parallel_reads: bool = False
+    storage_classes: bool = False
 
 
 class Body(Protocol):
@@ -259,7 +269,8 @@ class PartDriver(Driver, Protocol):
     """A backend whose `capabilities.parts` is not None: it writes in parts, from several threads, and goes on later.
 
     A token names one write in parts to every process, for as long as the store keeps it, and holds no secret. Until
-    `complete_parts` nothing is visible under the key. Other writes of the same key, in parts or not, do not disturb it.
+    `complete_parts` nothing is visible under the key. Other writes of the same key, in parts or not, do not disturb it,
+    unless its `PartLimits` are `exclusive`.
     """
 
     def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:

@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
 
@@ -77,6 +77,7 @@ class S3Driver:
             max_copy_size=MAX_COPY,
             parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
             parallel_reads=True,
+            storage_classes=True,
         )
 
     # Objects
@@ -139,6 +140,7 @@ class S3Driver:
                 CopySourceIfMatch=source["ETag"],  # or the digest would be that of other bytes
                 MetadataDirective="REPLACE",
                 Metadata=metadata,
+                **cast("Any", self._options()),
             )
         answer = {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
         return written_stat(to_bucket, to_key, source["ContentLength"], metadata, answer)
@@ -319,8 +321,18 @@ class S3Driver:
             condition=condition,
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
+            options=self._options(info.storage_class),
         )
         return Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
+
+    def _options(self, storage_class: str | None = None) -> dict[str, str]:
+        """Return what is asked for with every object that is made: its class and its encryption."""
+        options = {
+            "StorageClass": storage_class or self._config.storage_class,
+            "ServerSideEncryption": self._config.encryption,
+            "SSEKMSKeyId": self._config.kms_key_id,
+        }
+        return {name: value for name, value in options.items() if value}
 
     def _client(self, read_timeout: float = READ_TIMEOUT) -> "S3Client":
         """Return this process's client with this timeout, made when it is first needed."""

@@ -47,6 +47,7 @@ class Write:
         condition: see `Driver.put`.
         conditional: whether the store decides conditions itself.
         checksums: whether the SDK adds its CRC32 to every part.
+        options: storage class and encryption, as the SDK names them.
     """
 
     bucket: str
@@ -57,6 +58,7 @@ class Write:
     condition: Condition
     conditional: bool
     checksums: bool
+    options: Mapping[str, str]
 
     @property
     def what(self) -> str:
@@ -74,6 +76,7 @@ class Upload:
         self._patient = patient
         self._origin = origin
         self._write = write
+        self._options: Any = write.options  # its keys are the SDK's
 
     def whole(self, body: Body) -> ObjectStat:
         """Send an object in one request."""
@@ -81,7 +84,7 @@ class Upload:
         drain(body)  # the end is where a body says that it was wrong
         return self._commit(
             lambda: self._client.put_object(
-                **self._write.where, **self._conditions(), Body=data, Metadata=self._write.metadata
+                **self._write.where, **self._conditions(), Body=data, Metadata=self._write.metadata, **self._options
             )
         )
 
@@ -102,7 +105,7 @@ class Upload:
         algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._write.checksums else {}
         with self._errors():
             begun = self._client.create_multipart_upload(
-                **self._write.where, Metadata=self._write.metadata, **algorithm
+                **self._write.where, Metadata=self._write.metadata, **algorithm, **self._options
             )
         return begun["UploadId"]
 

@@ -23,7 +23,15 @@ from worker.storage.driver import (
     Unfinished,
     WriteInfo,
 )
-from worker.storage.errors import AlreadyExists, NotFound, OutOfSpace, PreconditionFailed, SizeMismatch, StorageError
+from worker.storage.errors import (
+    AlreadyExists,
+    NotFound,
+    OutOfSpace,
+    PermanentError,
+    PreconditionFailed,
+    SizeMismatch,
+    StorageError,
+)
 from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
 from worker.storage.manifest import Manifest
 from worker.storage.readahead import SteadyReader, open_steadily
@@ -137,6 +145,7 @@ class Store:
         size: int | None = None,
         sha256: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        storage_class: str | None = None,
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
         checkpoint: Checkpoint | None = None,
@@ -152,6 +161,7 @@ class Store:
             size: how many bytes there must be, if known.
             sha256: the SHA-256 they must have, if known.
             metadata: kept by stores whose capabilities say so.
+            storage_class: the store's name of a class or tier, in place of the configured one.
             condition: see `Driver.put`.
             on_bytes: told of every piece on its way to the store.
             checkpoint: remembers confirmed parts, so that a write that was killed goes on with what is missing.
@@ -162,19 +172,22 @@ class Store:
             StorageError: see `Driver.put`.
         """
         self._check(bucket, key)
+        if storage_class and not self.capabilities.storage_classes:
+            raise PermanentError(f"{self.name}: the store has no storage classes; {storage_class!r} was asked for")
         metadata = metadata or {}
         needs_digest = self.capabilities.needs_digest_first or self.capabilities.parts
         if needs_digest and (size is None or sha256 is None):
             with self._spooled(source, size, sha256) as (spool, digest):
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
-                    metadata=metadata, condition=condition, on_bytes=on_bytes, checkpoint=checkpoint,
+                    metadata=metadata, storage_class=storage_class, condition=condition, on_bytes=on_bytes,
+                    checkpoint=checkpoint,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
         body = VerifyingReader(
             source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
         )
-        info = WriteInfo(size=size, sha256=sha256, metadata=metadata)
+        info = WriteInfo(size, sha256, metadata, storage_class)
         limits = self.capabilities.parts
         if limits and size is not None and size > limits.min_size:
             self._refuse_early(bucket, key, condition)

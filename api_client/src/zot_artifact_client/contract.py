@@ -116,6 +116,8 @@ class UploadRequest(Request):
     """The SHA-256 the bytes must have; anything else is refused."""
     stores: StoreNames | None = None
     metadata: Metadata = {}
+    storage_classes: dict[StoreName, Annotated[str, Field(min_length=1, max_length=64)]] = {}
+    """The class or tier to use in single stores, by the name it has there, in place of the configured one."""
     staged: bool = False
     """The source was laid into the worker's staging directory for this job and goes away with it."""
 
