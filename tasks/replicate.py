@@ -8,7 +8,7 @@ from worker.catalogue import Artifact, Copy
 from worker.context import Context
 from worker.jobs.running import RunningJob
 from worker.jobs.task import artifact_task
-from worker.storage import Store
+from worker.storage import Store, Verdict
 from worker.storage.errors import IntegrityError, StorageError, TransientError
 from worker.storage.verifying import Readable
 from worker.together import each
@@ -19,6 +19,10 @@ class NoGoodSource(IntegrityError):
     """No copy has the bytes that were recorded."""
 
 
+class Unproved(IntegrityError):
+    """A store has taken the right bytes and does not give them back."""
+
+
 def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> ReplicateResult:
     """Read a copy that matches the recorded digest and write it to each store that was named, hashed all the way.
 
@@ -27,6 +31,7 @@ def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> R
     Raises:
         NotFound: the artifact is not in the catalogue.
         NoGoodSource: naming what is wrong with each copy there is.
+        Unproved: a store was asked for the copy back, as `replication.proof` wants it, and gave other bytes.
         StorageError: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
@@ -56,12 +61,28 @@ def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store)
         try:
             with _open(context, artifact, copy) as source:
                 placed = copies.fill(context, job, place, source)
-                return placed.model_copy(update={"source": copy.store})
+            _prove(context, job, artifact, target)
+            return placed.model_copy(update={"source": copy.store})
         except _SourceError as error:
             unfit.append(error.cause)
             if not isinstance(error.cause, TransientError):
                 copies.verify(context, job, artifact, copy)
     raise _no_source(artifact, unfit)
+
+
+def _prove(context: Context, job: RunningJob, artifact: Artifact, target: Store) -> None:
+    """Read the new copy back, where the settings ask for that proof.
+
+    Raises:
+        Unproved: the store has taken the bytes and does not give the same ones back.
+    """
+    if context.settings.replication.proof != "reread":
+        return
+    job.step(f"reading back from {target.name}")
+    copy = context.catalogue.artifacts.copies(artifact)[target.name]
+    seen = copies.verify(context, job, artifact, copy)
+    if seen is not None and seen.verdict != Verdict.VERIFIED:
+        raise Unproved(f"{target.name}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}")
 
 
 def _sources(context: Context, artifact: Artifact, target: Store) -> list[Copy]:

@@ -7,7 +7,9 @@ from worker.jobs.running import RunningJob
 from worker.jobs.task import artifact_task
 from worker.sources import Source, drop_staged, open_source
 from worker.storage import Store
+from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
+from worker.storage.registry import UnknownStore
 from worker.together import each
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
 
@@ -25,6 +27,7 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
     """
     check_key(check_bucket(request.bucket), request.key)
     stores = [context.stores[name] for name in request.stores or context.settings.placement_stores]
+    _check_classes(request, stores)
     with open_source(request.source, context.settings) as source:
         job.expect(source.size * (1 + len(stores)), "hashing the source")
         digest, manifest = source.digests(request.sha256, job.moved)
@@ -37,7 +40,10 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
             manifest=manifest,
             stores=[store.name for store in stores],
         )
-        placed = each(stores, lambda store: _place(context, job, artifact, store, source))
+        placed = each(
+            stores,
+            lambda store: _place(context, job, artifact, store, source, request.storage_classes.get(store.name)),
+        )
     return UploadResult(
         bucket=artifact.bucket,
         key=artifact.key,
@@ -49,13 +55,24 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
     )
 
 
-def _place(context: Context, job: RunningJob, artifact: Artifact, store: Store, source: Source) -> PlacedCopy:
+def _check_classes(request: UploadRequest, stores: list[Store]) -> None:
+    for name in request.storage_classes:
+        store = next((store for store in stores if store.name == name), None)
+        if store is None:
+            raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
+        if not store.capabilities.storage_classes:
+            raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
+
+
+def _place(  # noqa: PLR0917 - the last is the only one that is not always there
+    context: Context, job: RunningJob, artifact: Artifact, store: Store, source: Source, storage_class: str | None
+) -> PlacedCopy:
     job.step(f"writing to {store.name}")
     place = copies.look(context, job, artifact, store)
     if place is None:
         job.moved(source.size)
         return PlacedCopy(store=store.name, outcome="already_there")
-    return copies.fill(context, job, place, source.rewind())
+    return copies.fill(context, job, place, source.rewind(), storage_class=storage_class)
 
 
 def drop_source(request: UploadRequest, context: Context) -> None:

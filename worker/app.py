@@ -20,7 +20,7 @@ from zot_artifact_client.routing import queues
 
 logger = logging.getLogger(__name__)
 
-TASK_MODULES = ("tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.sweep")
+TASK_MODULES = ("tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.sweep", "tasks.leftovers")
 """Named as strings: the arrows run from the tasks to the worker, never back."""
 
 

@@ -56,7 +56,9 @@ def look(context: Context, job: RunningJob, artifact: Artifact, store: Store) ->
     return Place(artifact, store, copy, found, keep_found=True)
 
 
-def fill(context: Context, job: RunningJob, place: Place, source: Readable) -> PlacedCopy:
+def fill(
+    context: Context, job: RunningJob, place: Place, source: Readable, *, storage_class: str | None = None
+) -> PlacedCopy:
     """Write the artifact's bytes into a place: what is there is set aside first, and replaced only by bytes that match.
 
     Raises:
@@ -77,6 +79,7 @@ def fill(context: Context, job: RunningJob, place: Place, source: Readable) -> P
             size=artifact.digest.size,
             sha256=artifact.digest.sha256,
             metadata=artifact.metadata,
+            storage_class=storage_class,
             condition=condition,
             on_bytes=job.moved,
             checkpoint=CopyCheckpoint(context.catalogue, artifact, store.name),

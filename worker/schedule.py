@@ -1,16 +1,25 @@
 """What beat starts by the clock, made from the settings."""
 
+from datetime import timedelta
 from typing import Any
 
 from worker.settings import Settings
-from zot_artifact_client.contract import SWEEP_VERIFY
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_VERIFY, TaskSpec
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return Celery's schedule. A sweep that could not start before the next one is due is dropped, not piled up."""
-    sweep = settings.sweep.verify
-    if not sweep.enabled:
-        return {}
-    every = sweep.every.total_seconds()
-    options = {"queue": SWEEP_VERIFY.queue.value, "expires": every}
-    return {"verify": {"task": SWEEP_VERIFY.name, "schedule": sweep.every, "options": options}}
+    verify, leftovers = settings.sweep.verify, settings.sweep.leftovers
+    sweeps: list[tuple[TaskSpec[Any, Any], bool, timedelta]] = [
+        (SWEEP_VERIFY, verify.enabled, verify.every),
+        (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
+    ]
+    return {
+        spec.kind: {
+            "task": spec.name,
+            "schedule": every,
+            "options": {"queue": spec.queue.value, "expires": every.total_seconds()},
+        }
+        for spec, enabled, every in sweeps
+        if enabled
+    }

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from worker.settings_original import OriginalRefused, translate
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.units import Duration, Size
 
@@ -58,6 +59,13 @@ class SourceSettings(_Section):
     """Largest download from a host."""
 
 
+class ReplicationSettings(_Section):
+    """How a copy is proved that was brought to another store."""
+
+    proof: Literal["provider", "reread"] = "provider"
+    """`provider`: the bytes were hashed on the way, and the store confirmed the write. `reread`: they are read back."""
+
+
 class VerifySweepSettings(_Section):
     """How often every copy is read again."""
 
@@ -78,10 +86,20 @@ class VerifySweepSettings(_Section):
         return self.periods.get(store, self.period)
 
 
+class LeftoverSweepSettings(_Section):
+    """How long what killed writers left behind stays: temporary files, open uploads, staged sources."""
+
+    enabled: bool = True
+    every: Duration = timedelta(hours=1)
+    age: Duration = timedelta(days=1)
+    """What is younger is left alone, and so is what a job that has not ended will go on with."""
+
+
 class SweepSettings(_Section):
     """The periodic tasks."""
 
     verify: VerifySweepSettings = VerifySweepSettings()
+    leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
 
 
 class JobSettings(_Section):
@@ -115,6 +133,7 @@ class Settings(BaseSettings):
     placement: tuple[str, ...] | None = None
     """The stores that an upload goes to when it names none; all of them by default."""
     sources: SourceSettings = SourceSettings()
+    replication: ReplicationSettings = ReplicationSettings()
     retry: RetrySettings = RetrySettings()
     sweep: SweepSettings = SweepSettings()
     jobs: JobSettings = JobSettings()
@@ -264,7 +283,10 @@ def _read_file(name: str | None) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{name}: a mapping of settings is expected, this is a {type(data).__name__}")
-    return data
+    try:
+        return translate(data) if "storage" in data else data
+    except OriginalRefused as error:
+        raise SettingsError(str(error)) from None
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:

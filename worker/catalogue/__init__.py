@@ -4,7 +4,7 @@ from worker.catalogue.artifacts import Artifacts
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, LostLease, OtherRequest
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
-from worker.catalogue.transfers import Transfers
+from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import Verifications
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "JobRecord",
     "Jobs",
     "LostLease",
+    "OpenTransfer",
     "OtherRequest",
 ]
 

@@ -175,6 +175,13 @@ class Jobs:
         with self._database.read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
+    def sources_of_open_jobs(self) -> set[str]:
+        """Return the sources of all uploads that have still to end."""
+        states = [state for state in JobState if not state.terminal]
+        with self._database.read() as connection:
+            requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
+            return {request["source"] for request in requests if "source" in request}
+
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:
             changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})

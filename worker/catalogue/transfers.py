@@ -1,14 +1,29 @@
 """Writes in parts that are under way: what another process needs to go on with them."""
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
 
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact
-from worker.catalogue.tables import transfer_parts, transfers
+from worker.catalogue.tables import artifacts, jobs, transfer_parts, transfers
 from worker.storage.driver import Part
 from worker.storage.transfer import Begun, SentPart
+from zot_artifact_client.contract import JobState
+
+_OPEN = [state for state in JobState if not state.terminal]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransfer:
+    """A write in parts that was begun. `live`: a job that has still to end will go on with it."""
+
+    id: int
+    token: str
+    path: str
+    begun_at: datetime
+    live: bool
 
 
 class Transfers:
@@ -63,10 +78,22 @@ class Transfers:
         with self._database.write() as connection:
             connection.execute(sa.delete(transfers).where(*_of(artifact, store)))
 
-    def tokens(self, store: str) -> set[str]:
-        """Return the tokens of all writes under way in a store: what no clean-up may touch."""
+    def open_in(self, store: str) -> list[OpenTransfer]:
+        """Return all writes under way in a store: what no clean-up may touch as long as they are live."""
+        path = artifacts.c.bucket + "/" + artifacts.c.key
+        live = sa.exists().where(jobs.c.holds == path, jobs.c.state.in_(_OPEN))
+        query = (
+            sa.select(transfers.c.id, transfers.c.token, path.label("path"), transfers.c.begun_at, live.label("live"))
+            .join(artifacts, artifacts.c.id == transfers.c.artifact_id)
+            .where(transfers.c.store == store)
+        )
         with self._database.read() as connection:
-            return set(connection.execute(sa.select(transfers.c.token).where(transfers.c.store == store)).scalars())
+            return [OpenTransfer(*row) for row in connection.execute(query)]
+
+    def forget(self, transfer: OpenTransfer) -> None:
+        """Forget a write that has been ended because nobody goes on with it."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(transfers).where(transfers.c.id == transfer.id))
 
 
 def _of(artifact: Artifact, store: str) -> tuple[sa.ColumnElement[bool], ...]:

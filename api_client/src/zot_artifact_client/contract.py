@@ -150,6 +150,12 @@ class SweepVerifyRequest(Message):
     store: StoreName | None = None
 
 
+class SweepLeftoversRequest(Message):
+    """Remove what killed writers left behind, in one store or in all."""
+
+    store: StoreName | None = None
+
+
 class Result(Message):
     """What a worker answers."""
 
@@ -237,6 +243,13 @@ class SweepVerifyResult(Result):
     claimed: dict[str, int]
 
 
+class SweepLeftoversResult(Result):
+    """How many left-overs were removed, by store, and how many staged sources."""
+
+    removed: dict[str, int]
+    staged: int = 0
+
+
 class Progress(Result):
     """How far a running job is, in bytes. `bytes_total` is None while it is not known."""
 
@@ -272,5 +285,10 @@ REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, Rep
 VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
 DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
 SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, SweepVerifyResult, Queue.SWEEP)
+SWEEP_LEFTOVERS = TaskSpec(
+    "sweep.leftovers.v1", "sweep.leftovers", SweepLeftoversRequest, SweepLeftoversResult, Queue.SWEEP
+)
 
-TASKS: dict[str, TaskSpec[Any, Any]] = {spec.name: spec for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, SWEEP_VERIFY)}
+TASKS: dict[str, TaskSpec[Any, Any]] = {
+    spec.name: spec for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, SWEEP_VERIFY, SWEEP_LEFTOVERS)
+}
