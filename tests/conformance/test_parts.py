@@ -78,6 +78,11 @@ def left_in(room: Room) -> list[str]:
     return [unfinished.description for unfinished in room.store.iter_unfinished()]
 
 
+def exclusive(room: Room) -> bool:
+    limits = room.capabilities.parts
+    return limits is not None and limits.exclusive
+
+
 @pytest.fixture(autouse=True)
 def _has_parts(target: Target) -> None:
     """Ask only the stores that state that they write in parts."""
@@ -152,22 +157,39 @@ class TestPuttingParts:
             assert room.read(writing.key) == DATA
 
     def test_two_writes_of_one_key(self, room: Room) -> None:
-        """Two writes in parts of one key do not see each other's parts; the last to be completed stays."""
+        """Two writes in parts of one key do not see each other's parts; the last to be completed stays.
+
+        Where the store states that parts are exclusive, the first to be completed ends the other.
+        """
         with begun(room) as one, begun(room, DATA[::-1]) as two:
             parts = [writing.put_all() for writing in (one, two)]
             assert [one.parts(), two.parts()] == parts
-            for writing, sent in zip((one, two), parts, strict=True):
-                writing.complete(sent)
-                assert room.read(writing.key) == writing.data
+            one.complete(parts[0])
+            assert room.read(one.key) == one.data
+            if exclusive(room):
+                with pytest.raises(NotFound, match=two.key):
+                    two.complete(parts[1])
+                assert (room.read(one.key), left_in(room)) == (one.data, [])
+            else:
+                two.complete(parts[1])
+                assert room.read(two.key) == two.data
 
     def test_another_write_does_not_disturb(self, room: Room) -> None:
-        """A whole write of the key in between leaves the parts alone, and is replaced at the end."""
+        """A whole write of the key in between leaves the parts alone, and is replaced at the end.
+
+        Where the store states that parts are exclusive, it may end them instead, and stays.
+        """
         with begun(room) as writing:
             parts = writing.put_all()
             room.write(writing.key, OLD)
-            assert writing.parts() == parts
-            writing.complete(parts)
-            assert room.read(writing.key) == DATA
+            try:
+                assert writing.parts() == parts
+                writing.complete(parts)
+            except NotFound:
+                assert exclusive(room)
+                assert room.read(writing.key) == OLD
+            else:
+                assert room.read(writing.key) == DATA
 
 
 class TestCompleting:

@@ -28,13 +28,18 @@ class ServerFailed(Exception):
     """The server ended, or did not answer in time; carries the end of its log."""
 
 
+def servers_environment() -> Path:
+    """Return the virtual environment that the servers are installed in."""
+    return Path(os.environ.get("ZOT_SERVERS_VENV", REPOSITORY / ".venv-servers"))
+
+
 def find_server(name: str) -> str:
     """Return the path of a program in the servers' virtual environment.
 
     Raises:
         ServerMissing: naming where it was looked for.
     """
-    environment = Path(os.environ.get("ZOT_SERVERS_VENV", REPOSITORY / ".venv-servers"))
+    environment = servers_environment()
     program = shutil.which(name, path=str(environment / "bin"))
     if program is None:
         raise ServerMissing(f"{name} is not in {environment / 'bin'}: run `make setup`, or set ZOT_SERVERS_VENV")

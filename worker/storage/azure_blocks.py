@@ -1,0 +1,89 @@
+"""The blocks of unfinished writes: how they are named, and which of them belong together.
+
+Azure keeps what was staged for a blob under ids, in no order that is documented, and says nothing of a block but its
+id and size. So the id tells all: whose write it is, which part, when it was sent, and a digest of its bytes. The
+latest block of a number is the part. All ids of one blob have to be equally long, at most 64 bytes.
+
+A write is open while its part number 0, one byte, says so; the latest of those decides.
+"""
+
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+
+from azure.storage.blob import BlobBlock
+
+OPEN = b"o"
+CLOSED = b"x"
+MARK = 0
+_TOKEN, _NUMBER, _STAMP, _DIGEST = 22, 5, 13, 22  # characters; two more stand between
+_LENGTH = _TOKEN + _NUMBER + _STAMP + _DIGEST + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One staged block of ours.
+
+    Attributes:
+        id: as Azure knows it.
+        token: of the write.
+        number: of the part, or MARK.
+        sent: microseconds since 1970, by the clock of who sent it.
+        tag: digest of the bytes.
+        size: in bytes.
+    """
+
+    id: str
+    token: str
+    number: int
+    sent: int
+    tag: str
+    size: int
+
+    @property
+    def since(self) -> datetime:
+        return datetime.fromtimestamp(self.sent / 1_000_000, UTC)
+
+
+def new_token() -> str:
+    """Return the name of a new write."""
+    return secrets.token_urlsafe(16)
+
+
+def tag_of(data: bytes | bytearray) -> str:
+    """Return 128 bits of the SHA-256 of a part's bytes, as the block's id has room for."""
+    return urlsafe_b64encode(sha256(data).digest()[:16]).decode().rstrip("=")
+
+
+def new_block(token: str, number: int, data: bytes | bytearray) -> Block:
+    """Return the name under which a part is sent now."""
+    sent, tag = time.time_ns() // 1_000, tag_of(data)
+    return Block(f"{token}-{number:05d}{sent:013x}-{tag}", token, number, sent, tag, len(data))
+
+
+def ours(blocks: Iterable[BlobBlock]) -> list[Block]:
+    """Return the blocks whose ids we have made."""
+    return [block for found in blocks if (block := _parsed(str(found.id), found.size))]
+
+
+def parts_of(blocks: Iterable[Block], token: str) -> dict[int, Block] | None:
+    """Return the parts of a write by number, or None if it is not open."""
+    latest: dict[int, Block] = {}
+    for block in sorted((block for block in blocks if block.token == token), key=lambda block: block.sent):
+        latest[block.number] = block
+    mark = latest.pop(MARK, None)
+    return latest if mark and mark.tag == tag_of(OPEN) else None
+
+
+def _parsed(found: str, size: int) -> Block | None:
+    if len(found) != _LENGTH or found[_TOKEN] != "-" or found[-_DIGEST - 1] != "-":
+        return None
+    number, sent = found[_TOKEN + 1 : _TOKEN + 1 + _NUMBER], found[_TOKEN + 1 + _NUMBER : -_DIGEST - 1]
+    try:
+        return Block(found, found[:_TOKEN], int(number), int(sent, 16), found[-_DIGEST:], size)
+    except ValueError:
+        return None
