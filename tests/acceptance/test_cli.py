@@ -415,3 +415,15 @@ def test_get_leaves_no_partial_file(zot: Zot, key: str, source: Path, tmp_path: 
     missing = zot("get", key, tmp_path / "absent" / "file")
     assert missing.status == 1
     assert "absent" in missing.stderr
+
+
+def test_a_range_is_proved_and_exact(zot: Zot, key: str, source: Path, tmp_path: Path) -> None:
+    """`get --range` brings exactly the bytes that were asked for, and nothing when they have rotted everywhere."""
+    content = source.read_bytes()
+    zot("upload", source, key)
+    assert zot("get", key, tmp_path / "part", "--range", "2-4").status == 0
+    assert (tmp_path / "part").read_bytes() == content[2:5]
+    assert zot("get", key, tmp_path / "rest", "--range", "3-").status == 0
+    assert (tmp_path / "rest").read_bytes() == content[3:]
+    wrong = zot("get", key, tmp_path / "none", "--range", "9-2")
+    assert (wrong.status, "FIRST-LAST" in wrong.stderr) == (2, True)

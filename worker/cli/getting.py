@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from worker.cli.output import AsJson, note, out, print_json, size
 from worker.cli.place import Place, PlaceText, opened
 from worker.cli.waiting import bar
 from worker.context import Context
+from worker.storage import VerifiedReader
 from worker.storage.errors import AccessDenied, StorageError, TransientError
 from worker.storage.verifying import OnBytes
 
@@ -28,17 +30,32 @@ class Fetched:
     path: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an artifact, in bytes."""
+
+    offset: int
+    length: int
+
+
 def get(
     place: PlaceText,
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="A file, or a directory to put it into.")],
+    range_: Annotated[
+        str | None, typer.Option("--range", metavar="FIRST-LAST", help="Only these bytes, the last one included.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring an artifact's bytes into a file, proved to be those that were recorded."""
     at = Place.parse(place)
     with opened() as context, bar("reading") as shown:
         artifact = context.artifact(at.bucket, at.key)
-        shown.expect(artifact.digest.size, "reading")
-        fetched = fetch(context, artifact, _file(dest, artifact), shown.moved)
+        part = _part(range_, artifact) if range_ else None
+        shown.expect(part.length if part else artifact.digest.size, "reading")
+        fetched = fetch(context, artifact, _file(dest, artifact), shown.moved, part)
+    if part:
+        _tell_part(fetched, part, as_json=as_json)
+        return
     if as_json:
         digest = artifact.digest
         document = {"bucket": at.bucket, "key": at.key, "version": artifact.version, "size": digest.size}
@@ -48,8 +65,8 @@ def get(
     out().print(line, markup=False)
 
 
-def fetch(context: Context, artifact: Artifact, path: Path, on_bytes: OnBytes) -> Fetched:
-    """Write an artifact to a file, whole and right or not at all, from the first copy that proves right.
+def fetch(context: Context, artifact: Artifact, path: Path, on_bytes: OnBytes, part: Part | None = None) -> Fetched:
+    """Write an artifact, or a part of it, to a file, right or not at all, from the first copy that proves right.
 
     Raises:
         Failure: no copy does; what is wrong with each has been told.
@@ -61,7 +78,8 @@ def fetch(context: Context, artifact: Artifact, path: Path, on_bytes: OnBytes) -
             note(f"{copy.store}: holds a copy of {artifact.path}, but is no longer configured")
             continue
         try:
-            _write(context, artifact, copy.store, path, on_bytes)
+            with _open(context, artifact, copy.store, part) as reader:
+                _write(path, reader, on_bytes)
         except StorageError as error:
             note(f"{error.message}; trying the next copy")
             untold |= isinstance(error, TransientError | AccessDenied)
@@ -83,11 +101,60 @@ def _file(dest: Path, artifact: Artifact) -> Path:
     return path / artifact.key.rpartition("/")[2] if path.is_dir() else path
 
 
-def _write(context: Context, artifact: Artifact, store: str, path: Path, on_bytes: OnBytes) -> None:
+def _part(text: str, artifact: Artifact) -> Part:
+    found = re.fullmatch(r"(\d+)-(\d*)", text)
+    size_, first = artifact.digest.size, int(found[1]) if found else 0
+    last = min(int(found[2]), size_ - 1) if found and found[2] else size_ - 1
+    if not found or first > last:
+        raise Failure(
+            f"--range {text}: write it FIRST-LAST, such as 0-1023, or FIRST-; {artifact.path} has {size_} bytes",
+            Status.USAGE,
+            type_="BadRange",
+        )
+    return Part(first, last - first + 1)
+
+
+def _tell_part(fetched: Fetched, part: Part, *, as_json: bool) -> None:
+    if as_json:
+        artifact = fetched.artifact
+        document = {"bucket": artifact.bucket, "key": artifact.key, "version": artifact.version}
+        print_json(
+            {
+                **document,
+                "offset": part.offset,
+                "length": part.length,
+                "store": fetched.store,
+                "path": str(fetched.path),
+            }
+        )
+        return
+    last = part.offset + part.length - 1
+    out().print(f"{fetched.path} bytes {part.offset}-{last} from {fetched.store}, proved", markup=False)
+
+
+def _open(context: Context, artifact: Artifact, store: str, part: Part | None) -> VerifiedReader:
+    """Open a copy so that every byte that is given out is proved, at its end or before.
+
+    Raises:
+        Failure: only a part was asked for, and no digests of the artifact's chunks are on record.
+    """
+    opened_store = context.stores[store]
+    if part is None:
+        return opened_store.read_object(artifact.bucket, artifact.key, expected=artifact.digest)
+    manifest = context.catalogue.artifacts.manifest(artifact)
+    if manifest is None:
+        raise Failure(
+            f"{artifact.path}: no digests of its chunks are on record, so a part of it cannot be proved; get it whole",
+            type_="Unproved",
+        )
+    return opened_store.read_object_range(artifact.bucket, artifact.key, part.offset, part.length, manifest=manifest)
+
+
+def _write(path: Path, reader: VerifiedReader, on_bytes: OnBytes) -> None:
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("xb", buffering=0) as file:
-            _copy(context, artifact, store, file, on_bytes)
+            _copy(reader, file, on_bytes)
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_directory(path.parent)
@@ -100,19 +167,18 @@ def _write(context: Context, artifact: Artifact, store: str, path: Path, on_byte
         temporary.unlink(missing_ok=True)
 
 
-def _copy(context: Context, artifact: Artifact, store: str, file: BinaryIO, on_bytes: OnBytes) -> None:
+def _copy(reader: VerifiedReader, file: BinaryIO, on_bytes: OnBytes) -> None:
     seen = 0
-    with context.stores[store].read_object(artifact.bucket, artifact.key, expected=artifact.digest) as reader:
-        try:
-            for piece in reader:
-                left = memoryview(piece)
-                while left:
-                    left = left[file.write(left) :]
-                seen += len(piece)
-                on_bytes(len(piece))
-        except StorageError:
-            on_bytes(-seen)  # the next copy is read from its beginning
-            raise
+    try:
+        for piece in reader:
+            left = memoryview(piece)
+            while left:
+                left = left[file.write(left) :]
+            seen += len(piece)
+            on_bytes(len(piece))
+    except StorageError:
+        on_bytes(-seen)  # the next copy is read from its beginning
+        raise
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,11 +1,14 @@
 """Replication copies only what is right, and says what is not."""
 
+import dataclasses
+
 import pytest
 
-from tasks.replicate import NoGoodSource, replicate
+from tasks.replicate import NoGoodSource, Unproved, replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker.context import Context
+from worker.settings import ReplicationSettings
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
@@ -100,3 +103,36 @@ def test_an_artifact_that_is_not_known_is_named_with_the_nearest_that_is(run, up
     """A misspelt key fails with the key that was probably meant."""
     with pytest.raises(NotFound, match=r"did you mean releases/app\.tgz"):
         run(replicate, ReplicateRequest(bucket="releases", key="app.tzg", to=("cold",)))
+
+
+@pytest.fixture
+def reread(context: Context) -> Context:
+    """The same context, with replicas read back before they are believed in."""
+    proof = ReplicationSettings(proof="reread")
+    return dataclasses.replace(context, settings=context.settings.model_copy(update={"replication": proof}))
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_replica_is_read_back_where_the_settings_ask_for_it(run, reread):
+    """With `proof: reread` the new copy has been verified by the time its job is done."""
+    run(lambda r, _c, job: replicate(r, reread, job), request("cold"))
+    artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
+    assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "verified"
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_store_that_does_not_give_back_what_it_took_is_found_out(run, reread, stored, monkeypatch):
+    """With `proof: reread` a replica that rots as it is written fails its job, and is on record as corrupt."""
+    store = reread.stores["cold"]
+    write = store.write_object
+
+    def write_and_rot(*args, **kwargs):
+        written = write(*args, **kwargs)
+        rot(stored("cold"))
+        return written
+
+    monkeypatch.setattr(store, "write_object", write_and_rot)
+    with pytest.raises(Unproved, match=r"cold: releases/app\.tgz .* corrupt"):
+        run(lambda r, _c, job: replicate(r, reread, job), request("cold"))
+    artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
+    assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "corrupt"
