@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.servers import Ministack, RcloneS3, Server, ServerMissing, Valkey
+from tests.servers import Azurite, FakeGcs, GcpEmulator, Ministack, RcloneS3, Server, ServerMissing, StrictGcs, Valkey
 
-_AMBIENT = ("AWS_", "ZOT_", "BOTO_", "CELERY_")
+_AMBIENT = ("AWS_", "AZURE_", "ZOT_", "BOTO_", "CELERY_", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +17,7 @@ def _no_ambient_settings() -> None:
     for name in [name for name in os.environ if name.startswith(_AMBIENT) and name != "ZOT_SERVERS_VENV"]:
         del os.environ[name]
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # asking it for credentials takes seconds where there is none
+    os.environ["NO_GCE_CHECK"] = "true"  # the same of Google's
     os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
 
@@ -55,5 +56,44 @@ def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ministack]:
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RcloneS3]:
     """Return a running `rclone serve s3`: S3 with real signatures over real files."""
     server = RcloneS3(tmp_path_factory.mktemp("rclone"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
+    """Return a running fake-gcs-server: Cloud Storage as far as generations and composing go."""
+    server = FakeGcs(tmp_path_factory.mktemp("fake-gcs"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict_gcs(fake_gcs: FakeGcs) -> Iterator[StrictGcs]:
+    """Return the same one with what makes it hold to all generation conditions."""
+    with StrictGcs(fake_gcs.port) as strict:
+        yield strict
+
+
+@pytest.fixture(scope="session")
+def fake_gcs_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
+    """Return a running fake-gcs-server whose objects are files, to damage them."""
+    server = FakeGcs(tmp_path_factory.mktemp("fake-gcs-disk"), on_disk=True)
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcp_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcpEmulator]:
+    """Return a running gcp-storage-emulator: Cloud Storage as far as resuming goes."""
+    server = GcpEmulator(tmp_path_factory.mktemp("gcp-emulator"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Return a running azurite: Azure Blob Storage as Microsoft emulates it."""
+    server = Azurite(tmp_path_factory.mktemp("azurite"))
     with running(server):
         yield server

@@ -1,8 +1,10 @@
 """Each store in turn, a bucket for every case, and a look for leftovers after it."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,19 @@ from tests.conformance.bodies import source
 from tests.conformance.targets import Target
 from worker.storage import Capabilities, Condition, Digest, ObjectStat, Store
 
-TARGETS = ("memory", "filesystem", "s3-ministack", "s3-aws", "s3-native", "s3-rclone")
+SERVED: dict[str, tuple[Callable[[Any, Path], Target], str]] = {
+    "s3-ministack": (targets.s3_ministack, "ministack"),
+    "s3-aws": (targets.s3_aws, "ministack"),
+    "s3-native": (targets.s3_native, "ministack"),
+    "s3-rclone": (targets.s3_rclone, "rclone"),
+    "gcs": (targets.gcs, "strict_gcs"),
+    "gcs-native": (targets.gcs_native, "strict_gcs"),
+    "gcs-resumable": (targets.gcs_resumable, "strict_gcs"),
+    "azure": (targets.azure, "azurite"),
+    "azure-native": (targets.azure_native, "azurite"),
+}
+"""What makes each store that a server is asked for, and the fixture that is its server."""
+TARGETS = ("memory", "filesystem", *SERVED)
 
 
 @pytest.fixture(scope="session", params=TARGETS)
@@ -24,20 +38,13 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def make_target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
     directory = tmp_path_factory.mktemp("store")
-    match request.param:
-        case "memory":
-            return targets.memory()
-        case "filesystem":
-            (directory / "root").mkdir()
-            return targets.filesystem(directory / "root")
-        case "s3-rclone":
-            return targets.s3_rclone(request.getfixturevalue("rclone"), directory)
-        case "s3-ministack":
-            return targets.s3_ministack(request.getfixturevalue("ministack"), directory)
-        case "s3-aws":
-            return targets.s3_aws(request.getfixturevalue("ministack"), directory)
-        case _:
-            return targets.s3_native(request.getfixturevalue("ministack"), directory)
+    if request.param == "memory":
+        return targets.memory()
+    if request.param == "filesystem":
+        (directory / "root").mkdir()
+        return targets.filesystem(directory / "root")
+    make, server = SERVED[request.param]
+    return make(request.getfixturevalue(server), directory)
 
 
 @pytest.fixture

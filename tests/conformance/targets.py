@@ -2,15 +2,20 @@
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import boto3
+import httpx
+from azure.core.exceptions import ResourceNotFoundError
+from azure.storage.blob import BlobServiceClient
 from botocore.config import Config
 
-from tests.servers import Ministack, RcloneS3
+from tests.servers import Azurite, Ministack, RcloneS3
 from tests.servers.s3 import S3Server
-from worker.storage import FilesystemConfig, S3Config, Store
+from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store
 from worker.storage.registry import open_driver
 
 PART = 5 * 1024 * 1024
@@ -27,6 +32,7 @@ RCLONE = {
 }
 """What rclone gets wrong about S3, by the name of the case that is not asked of it."""
 SAME = {"pages": "the requests are those of s3-ministack, which is asked"}
+SAME_AZURE = {"pages": "the requests are those of azure, which is asked"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,101 @@ def s3_config(server: S3Server, **changes: object) -> S3Config:
             "endpoint": server.endpoint,
             "access_key_id": server.access_key_id,
             "secret_access_key": server.secret_access_key,
+            "part_size": PART,
+            **changes,
+        }
+    )
+
+
+SAME_GCS = {"pages": "the requests are those of gcs, which is asked"}
+
+
+class GcsEndpoint(Protocol):
+    """A server that speaks Cloud Storage, or what stands before one."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+
+def gcs(server: GcsEndpoint, spool: Path) -> Target:
+    return _gcs("gcs", server, spool, {})
+
+
+def gcs_native(server: GcsEndpoint, spool: Path) -> Target:
+    return _gcs("gcs-native", server, spool, SAME_GCS, layout="native", bucket=None)
+
+
+def gcs_resumable(server: GcsEndpoint, spool: Path) -> Target:
+    """Return the store for cold classes: large objects in one resumable upload, nothing composed."""
+    return _gcs("gcs-resumable", server, spool, SAME_GCS, compose=False)
+
+
+def _gcs(name: str, server: GcsEndpoint, spool: Path, quirks: Mapping[str, str], **changes: object) -> Target:
+    config = gcs_config(server, **changes)
+    if config.bucket:
+        make_gcs_bucket(server, config.bucket)
+    return Target(name, Store(open_driver(name, config), spool_dir=spool), quirks=quirks)
+
+
+def make_gcs_bucket(server: GcsEndpoint, real: str) -> None:
+    """Make a bucket beside the driver's back."""
+    httpx.post(f"{server.endpoint}/storage/v1/b", params={"project": "test"}, json={"name": real}).raise_for_status()
+
+
+def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
+    """Return the configuration for a server with small parts, and a real bucket of its own unless told otherwise."""
+    return GcsConfig.model_validate(
+        {
+            "bucket": f"real-{uuid.uuid4().hex[:8]}",
+            "endpoint": server.endpoint,
+            "project": "test",
+            "anonymous": True,
+            "part_size": PART,
+            **changes,
+        }
+    )
+
+
+def azure(server: Azurite, spool: Path) -> Target:
+    return _azure("azure", server, spool)
+
+
+def azure_native(server: Azurite, spool: Path) -> Target:
+    return _azure("azure-native", server, spool, SAME_AZURE, layout="native", container=None)
+
+
+def _azure(
+    name: str, server: Azurite, spool: Path, quirks: Mapping[str, str] | None = None, **changes: object
+) -> Target:
+    config = azure_config(server, **changes)
+    service = BlobServiceClient.from_connection_string(server.connection_string, api_version="2025-11-05")
+    if config.container:
+        service.create_container(config.container)
+
+    def named(bucket: str, key: str = "") -> tuple[str, str]:
+        return (config.container, f"{bucket}/{key}") if config.container else (bucket, key)
+
+    def debris(bucket: str) -> Iterable[str]:
+        container, prefix = named(bucket)
+        found = service.get_container_client(container)
+        with suppress(ResourceNotFoundError):
+            for blob in found.list_blobs(name_starts_with=prefix, include=["uncommittedblobs", "snapshots"]):
+                yield str(blob.name)
+
+    def open_upload(bucket: str, key: str) -> None:
+        service.get_blob_client(*named(bucket, key)).stage_block("somebody-elses", b"x")
+
+    store = Store(open_driver(name, config), spool_dir=spool)
+    return Target(name, store, debris=debris, quirks=quirks or {}, open_upload=open_upload)
+
+
+def azure_config(server: Azurite, **changes: object) -> AzureConfig:
+    """Return the configuration for a server with small blocks, and a container of its own unless told otherwise."""
+    return AzureConfig.model_validate(
+        {
+            "container": f"real-{uuid.uuid4().hex[:8]}",
+            "account_url": server.account_url,
+            "account_key": server.account_key,
             "part_size": PART,
             **changes,
         }

@@ -1,15 +1,17 @@
 """Stores and the backends behind them. Knows neither Celery nor the settings nor the catalogue."""
 
-from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import Capabilities, Condition, Digest, ListedObject, Match, ObjectStat, Unfinished
 from worker.storage.registry import Stores, open_store
 from worker.storage.store import Store, Verdict, Verification, VerifiedReader
 
 __all__ = [
+    "AzureConfig",
     "Capabilities",
     "Condition",
     "Digest",
     "FilesystemConfig",
+    "GcsConfig",
     "ListedObject",
     "Match",
     "ObjectStat",

