@@ -15,12 +15,15 @@ from worker import clock, context
 from worker.lifeline import die_with_parent
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
-from zot_artifact_client.contract import TASKS
+from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 from zot_artifact_client.routing import queues
 
 logger = logging.getLogger(__name__)
 
-TASK_MODULES = ("tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.sweep", "tasks.leftovers")
+TASK_MODULES = (
+    "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt",
+    "tasks.sweep", "tasks.leftovers", "tasks.probe",
+)  # fmt: skip
 """Named as strings: the arrows run from the tasks to the worker, never back."""
 
 
@@ -112,6 +115,12 @@ def _refuse_unknown(name: str, id: str, **_: Any) -> None:  # noqa: A002 - the s
     logger.error("job %s: refused: %s", id, message)
     error = {"type": "UnknownTask", "message": message}
     context.current().catalogue.jobs.refuse(str(id)[:64], str(name), {}, error, clock.now())
+
+
+@signals.worker_ready.connect
+def _probe_stores(sender: Any, **_: Any) -> None:
+    """Let a child try out the stores: the parent must hold no connection when it forks."""
+    sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
 
 
 def _configured_app() -> Celery:

@@ -95,11 +95,19 @@ class LeftoverSweepSettings(_Section):
     """What is younger is left alone, and so is what a job that has not ended will go on with."""
 
 
+class ProbeSweepSettings(_Section):
+    """How often every store is tried out with a small object of our own; also when a worker starts."""
+
+    enabled: bool = True
+    every: Duration = timedelta(hours=1)
+
+
 class SweepSettings(_Section):
     """The periodic tasks."""
 
     verify: VerifySweepSettings = VerifySweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
+    probe: ProbeSweepSettings = ProbeSweepSettings()
 
 
 class JobSettings(_Section):

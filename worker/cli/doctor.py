@@ -1,8 +1,6 @@
 """The command that looks whether everything that the worker needs is there: doctor."""
 
-import io
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,14 +14,12 @@ from worker.catalogue import CatalogueError
 from worker.cli.failure import Status
 from worker.cli.output import AsJson, out, print_json, size
 from worker.context import Context
+from worker.probing import PROBE, probe
 from worker.settings import NoBroker, Settings, load_settings
-from worker.storage import Store, Verdict
-from worker.storage.errors import AlreadyExists, StorageError
-from worker.storage.keys import PROBE_BUCKET
+from worker.storage.errors import StorageError
 from zot_artifact_client.connecting import is_redis, without_credentials
 
 _LITTLE = 1024**3
-_PROBE = b"zot-artifacts doctor wrote this and takes it away again\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +65,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
 
 def _home(settings: Settings) -> Check:
     try:
-        with tempfile.TemporaryFile(dir=settings.home) as probe:
-            probe.write(_PROBE)
+        with tempfile.TemporaryFile(dir=settings.home) as file:
+            file.write(PROBE)
     except OSError as error:
         return Check("data directory", "bad", f"{settings.home}: {error.strerror}", "set ZOT_HOME to one that works")
     free = shutil.disk_usage(settings.home).free
@@ -152,40 +148,12 @@ def _store(context: Context, name: str) -> Check:
     try:
         store = context.stores[name]
         store.health_check()
-        fault = _probe(store)
+        fault = probe(store)
     except StorageError as error:
         return Check(title, "unknown", error.message, f"correct stores.{name}, or bring the store back")
     if fault:
         return Check(title, "bad", fault, "do not rely on it before that is mended")
     return Check(title, "good", f"{context.settings.stores[name].type}: writes, reads, verifies, lists and deletes")
-
-
-def _probe(store: Store) -> str | None:
-    """Write, read, list and delete a small object of our own; return what did not go as it must."""
-    key = f"doctor-{secrets.token_hex(8)}"
-    store.create_bucket(PROBE_BUCKET)
-    try:
-        store.write_object(PROBE_BUCKET, key, io.BytesIO(_PROBE), condition="create_only")
-        if store.capabilities.conditional_writes and not _refuses_second(store, key):
-            return f"{store.name}: it ignores conditions; say so with stores.{store.name}.conditional_writes: false"
-        with store.read_object(PROBE_BUCKET, key) as reader:
-            if b"".join(reader) != _PROBE:
-                return f"{store.name}: what was written came back different"
-        if store.verify_object(PROBE_BUCKET, key).verdict != Verdict.VERIFIED:
-            return f"{store.name}: what was written does not verify"
-        if key not in {listed.key for listed in store.list_objects(PROBE_BUCKET, key)}:
-            return f"{store.name}: what was written is not listed"
-    finally:
-        store.delete_object(PROBE_BUCKET, key)
-    return f"{store.name}: what was deleted is still there" if store.object_exists(PROBE_BUCKET, key) else None
-
-
-def _refuses_second(store: Store, key: str) -> bool:
-    try:
-        store.write_object(PROBE_BUCKET, key, io.BytesIO(_PROBE), condition="create_only")
-    except AlreadyExists:
-        return True
-    return False
 
 
 def _status(checks: list[Check]) -> Status:

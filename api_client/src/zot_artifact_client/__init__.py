@@ -1,7 +1,8 @@
-"""Enqueue artifact jobs from other services: upload, replicate, verify, delete."""
+"""Enqueue artifact jobs from other services: upload, replicate, verify, delete, adopt."""
 
 from zot_artifact_client.client import ArtifactClient, Artifacts
 from zot_artifact_client.contract import (
+    AdoptResult,
     DeleteResult,
     JobState,
     Progress,
@@ -22,6 +23,7 @@ from zot_artifact_client.errors import (
 from zot_artifact_client.job import Job
 
 __all__ = [
+    "AdoptResult",
     "ArtifactClient",
     "Artifacts",
     "BrokerUnavailable",

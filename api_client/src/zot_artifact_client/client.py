@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from zot_artifact_client.connecting import is_redis, without_credentials
 from zot_artifact_client.contract import (
+    ADOPT,
     DELETE,
     REPLICATE,
     SWEEP_VERIFY,
     TASKS,
     UPLOAD,
     VERIFY,
+    AdoptResult,
     DeleteResult,
     ReplicateResult,
     RequestT,
@@ -110,6 +112,23 @@ class Artifacts(ABC):
         """
         request = _request(DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last)
         return self.submit(DELETE, request, idempotency_key=idempotency_key)
+
+    def adopt(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        store: str,
+        first_read: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Job[AdoptResult]:
+        """Make an object known that another program wrote into a store: it is read in full, and stays where it is.
+
+        Its bytes must match the digest that the store keeps beside it, and that of the artifact if it is known. With
+        no digest at all the job fails with Unverifiable, unless `first_read` lets the read itself become the record.
+        """
+        request = _request(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read)
+        return self.submit(ADOPT, request, idempotency_key=idempotency_key)
 
     def sweep_verify(self, store: str | None = None, *, idempotency_key: str | None = None) -> Job[SweepVerifyResult]:
         """Verify the copies of one store, or of all, that are due; the worker also does it on its own schedule."""

@@ -144,6 +144,14 @@ class DeleteRequest(Request):
     """Delete from the named stores even if no good copy remains elsewhere."""
 
 
+class AdoptRequest(Request):
+    """Make an object known that a store holds and another program wrote, as it stands, from one full read of it."""
+
+    store: StoreName
+    first_read: bool = False
+    """Where no digest is kept beside the object: make what is read this once the record. It proves nothing before."""
+
+
 class SweepVerifyRequest(Message):
     """Verify the copies that are due, oldest attempt first; of one store, or of all."""
 
@@ -152,6 +160,12 @@ class SweepVerifyRequest(Message):
 
 class SweepLeftoversRequest(Message):
     """Remove what killed writers left behind, in one store or in all."""
+
+    store: StoreName | None = None
+
+
+class SweepProbeRequest(Message):
+    """Try out one store, or all."""
 
     store: StoreName | None = None
 
@@ -237,6 +251,18 @@ class DeleteResult(Result):
     copies: tuple[DeletedCopy, ...]
 
 
+class AdoptResult(ArtifactResult):
+    """The version that the object in the store is now a copy of. `unchanged`: it was known already, and not read.
+
+    `evidence` says what its bytes were held against: `sha256 kept by the store`, `sha256 in the catalogue`, or nothing
+    but their own `first read`.
+    """
+
+    store: str
+    evidence: str
+    unchanged: bool = False
+
+
 class SweepVerifyResult(Result):
     """How many due copies were claimed, by store; each is verified by a job of its own."""
 
@@ -248,6 +274,13 @@ class SweepLeftoversResult(Result):
 
     removed: dict[str, int]
     staged: int = 0
+
+
+class SweepProbeResult(Result):
+    """The stores that were tried out, and what is wrong with those that cannot be relied on."""
+
+    probed: tuple[str, ...]
+    faults: dict[str, str]
 
 
 class Progress(Result):
@@ -284,11 +317,13 @@ UPLOAD = TaskSpec("artifact.upload.v1", "upload", UploadRequest, UploadResult, Q
 REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, ReplicateResult, Queue.TRANSFER)
 VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
 DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
+ADOPT = TaskSpec("artifact.adopt.v1", "adopt", AdoptRequest, AdoptResult, Queue.TRANSFER)
 SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, SweepVerifyResult, Queue.SWEEP)
 SWEEP_LEFTOVERS = TaskSpec(
     "sweep.leftovers.v1", "sweep.leftovers", SweepLeftoversRequest, SweepLeftoversResult, Queue.SWEEP
 )
+SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
-    spec.name: spec for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, SWEEP_VERIFY, SWEEP_LEFTOVERS)
+    spec.name: spec for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, SWEEP_VERIFY, SWEEP_LEFTOVERS, SWEEP_PROBE)
 }

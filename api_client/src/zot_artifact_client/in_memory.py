@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from zot_artifact_client.contract import (
+    AdoptRequest,
+    AdoptResult,
     CopyVerdict,
     DeletedCopy,
     DeleteRequest,
@@ -46,6 +48,13 @@ class InMemoryWorker:
         self.stores: dict[str, dict[tuple[str, str], bytes]] = {name: {} for name in stores}
         self._sources = dict(sources)
         self._artifacts: dict[tuple[str, str], _Artifact] = {}
+        self._kept: dict[tuple[str, str, str], str] = {}
+
+    def lay(self, store: str, bucket: str, key: str, body: bytes, sha256: str | None) -> None:
+        """Put an object into a store, with the digest that its writer kept beside it."""
+        self.stores[store][bucket, key] = body
+        if sha256 is not None:
+            self._kept[store, bucket, key] = sha256
 
     def run(self, spec: TaskSpec[Any, Any], request: Any) -> object:
         """Do a request and return its result as JSON. Raise JobFailed."""
@@ -54,6 +63,7 @@ class InMemoryWorker:
             "replicate": self._replicate,
             "verify": self._verify,
             "delete": self._delete,
+            "adopt": self._adopt,
             "sweep.verify": self._sweep_verify,
         }
         return verbs[spec.kind](request).model_dump(mode="json")
@@ -116,6 +126,28 @@ class InMemoryWorker:
             unchanged=all(copy.outcome == "already_gone" for copy in gone),
             copies=gone,
         )
+
+    def _adopt(self, request: AdoptRequest) -> AdoptResult:
+        [store] = self._known((request.store,))
+        path = f"{request.bucket}/{request.key}"
+        body = self.stores[store].get((request.bucket, request.key))
+        if body is None:
+            raise JobFailed(f"{store}: {path} is not there", "NotFound")
+        sha256, kept = hashlib.sha256(body).hexdigest(), self._kept.get((store, request.bucket, request.key))
+        artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
+        known = artifact.versions[-1][0] if artifact.copies else None
+        if kept not in {None, sha256}:
+            raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, kept beside it is {kept}", "DigestMismatch")
+        if known not in {None, sha256}:
+            raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, recorded is {known}", "OtherContent")
+        if kept is known is None and not request.first_read:
+            raise JobFailed(f"{store}: {path} has no digest to hold its bytes against", "Unverifiable")
+        if known is None:
+            artifact.versions.append((sha256, len(body)))
+        unchanged = store in artifact.copies
+        artifact.copies.add(store)
+        evidence = "sha256 kept by the store" if kept else "sha256 in the catalogue" if known else "first read"
+        return AdoptResult(**artifact.facts(request), store=store, evidence=evidence, unchanged=unchanged)
 
     def _sweep_verify(self, request: SweepVerifyRequest) -> SweepVerifyResult:
         stores = self._known((request.store,) if request.store else tuple(self.stores))

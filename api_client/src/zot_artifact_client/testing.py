@@ -82,6 +82,10 @@ class InMemoryArtifactClient(Artifacts):
         """Return the bytes in a store, or None."""
         return self._worker.stores[store].get((bucket, key))
 
+    def lay(self, bucket: str, key: str, store: str, body: bytes, *, sha256: str | None = None) -> None:
+        """Put an object into a store as another program does, with the digest that it keeps beside it, to adopt it."""
+        self._worker.lay(store, bucket, key, body, sha256)
+
     def corrupt(self, bucket: str, key: str, store: str) -> None:
         """Flip a bit of a copy, as a disk does, behind everybody's back."""
         body = self._worker.stores[store][bucket, key]

@@ -1,0 +1,42 @@
+"""Try out what a store must be able to do, on a small object of our own."""
+
+import io
+import secrets
+
+from worker.storage import Store, Verdict
+from worker.storage.errors import AlreadyExists
+from worker.storage.keys import PROBE_BUCKET
+
+PROBE = b"zot-artifacts wrote this and takes it away again\n"
+
+
+def probe(store: Store) -> str | None:
+    """Write, read, verify, list and delete a small object of our own; return what did not go as it must, or None.
+
+    Raises:
+        StorageError: the store cannot be reached, or does not allow one of these.
+    """
+    key = f"probe-{secrets.token_hex(8)}"
+    store.create_bucket(PROBE_BUCKET)
+    try:
+        store.write_object(PROBE_BUCKET, key, io.BytesIO(PROBE), condition="create_only")
+        if store.capabilities.conditional_writes and not _refuses_second(store, key):
+            return f"{store.name}: it ignores conditions; say so with stores.{store.name}.conditional_writes: false"
+        with store.read_object(PROBE_BUCKET, key) as reader:
+            if b"".join(reader) != PROBE:
+                return f"{store.name}: what was written came back different"
+        if store.verify_object(PROBE_BUCKET, key).verdict != Verdict.VERIFIED:
+            return f"{store.name}: what was written does not verify"
+        if key not in {listed.key for listed in store.list_objects(PROBE_BUCKET, key)}:
+            return f"{store.name}: what was written is not listed"
+    finally:
+        store.delete_object(PROBE_BUCKET, key)
+    return f"{store.name}: what was deleted is still there" if store.object_exists(PROBE_BUCKET, key) else None
+
+
+def _refuses_second(store: Store, key: str) -> bool:
+    try:
+        store.write_object(PROBE_BUCKET, key, io.BytesIO(PROBE), condition="create_only")
+    except AlreadyExists:
+        return True
+    return False
