@@ -70,3 +70,13 @@ def test_compose_opens_nothing_beyond_loopback() -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert published == {"flower": ["127.0.0.1:5555:5555"]}
     assert services["flower"]["environment"]["FLOWER_BASIC_AUTH"].startswith("${FLOWER_BASIC_AUTH:?")
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    """Each of the ten promises is followed by at least one test, and every test that is named is there."""
+    there = {name for name, _ in _tests()}
+    promises = re.split(r"^## ", (ROOT / "docs" / "promises.md").read_text(), flags=re.MULTILINE)[1:]
+    named = [re.findall(r"^- `(tests/\S+)`", promise, flags=re.MULTILINE) for promise in promises]
+    assert len(named) == 10
+    assert all(named)
+    assert [test for tests in named for test in tests if test not in there] == []
