@@ -146,6 +146,24 @@ class Settings(BaseSettings):
     sweep: SweepSettings = SweepSettings()
     jobs: JobSettings = JobSettings()
 
+    @field_validator("sources")
+    @classmethod
+    def _rooted(cls, sources: SourceSettings) -> SourceSettings:
+        for root in sources.roots:
+            if not root.is_absolute():
+                msg = f"roots: {str(root)!r} is not an absolute path"
+                raise ValueError(msg)
+        return sources
+
+    @field_validator("stores")
+    @classmethod
+    def _stores_rooted(cls, stores: dict[str, StoreConfig]) -> dict[str, StoreConfig]:
+        for name, store in stores.items():
+            if isinstance(store, FilesystemConfig) and not store.root.is_absolute():
+                msg = f"{name}.root: {str(store.root)!r} is not an absolute path"
+                raise ValueError(msg)
+        return stores
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
@@ -291,10 +309,23 @@ def _read_file(name: str | None) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{name}: a mapping of settings is expected, this is a {type(data).__name__}")
+    _make_absolute(data, Path(name).absolute().parent)
     try:
         return translate(data) if "storage" in data else data
     except OriginalRefused as error:
         raise SettingsError(str(error)) from None
+
+
+def _make_absolute(data: dict[str, Any], base: Path) -> None:
+    """Let relative paths in a file start at the file: its readers are started in different directories."""
+    stores, sources = data.get("stores"), data.get("sources")
+    for store in stores.values() if isinstance(stores, dict) else ():
+        if isinstance(store, dict) and isinstance(store.get("root"), str):
+            store["root"] = str(base / Path(store["root"]).expanduser())
+    if isinstance(sources, dict) and isinstance(sources.get("roots"), list):
+        sources["roots"] = [str(base / Path(str(root)).expanduser()) for root in sources["roots"]]
+    if isinstance(data.get("home"), str):
+        data["home"] = str(base / Path(data["home"]).expanduser())
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:

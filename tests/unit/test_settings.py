@@ -128,3 +128,19 @@ def test_a_store_root_that_has_gone_is_not_made_again(config):
     settings.prepare()
     assert settings.stores["primary"].root.is_dir()
     assert not settings.stores["dr"].root.exists()
+
+
+def test_a_relative_path_in_the_file_starts_at_the_file(config, tmp_path, monkeypatch):
+    """Whatever directory a worker is started in, a relative path means the same place."""
+    config("stores: {a: {type: filesystem, root: data}}\nsources: {roots: [in]}")
+    monkeypatch.chdir("/")
+    settings = load_settings()
+    assert settings.stores["a"].root == tmp_path / "data"
+    assert settings.sources.roots == (tmp_path / "in",)
+
+
+def test_a_relative_path_in_the_environment_is_refused(config, monkeypatch):
+    """A path that would depend on where a process was started is an error that names it."""
+    config("")
+    monkeypatch.setenv("ZOT_STORES", '{"a": {"type": "filesystem", "root": "data"}}')
+    assert problems() == ["stores: a.root: 'data' is not an absolute path"]

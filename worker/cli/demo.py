@@ -12,6 +12,7 @@ from rich.console import Console
 
 from worker.cli import demo_steps as steps
 from worker.cli.failure import Failure, Status
+from worker.cli.output import AsJson, print_json
 from worker.embedded.running import UpFailed, running, still_there
 from worker.settings import ENV_PREFIX, load_settings
 
@@ -34,9 +35,10 @@ def demo(
         str | None, typer.Option(envvar="ZOT_DEMO_S3_ENDPOINT", help="An S3 server; its keys come from AWS_*.")
     ] = None,
     s3_bucket: Annotated[str, typer.Option(envvar="ZOT_DEMO_S3_BUCKET", help="The bucket to use on it.")] = "artifacts",
+    as_json: AsJson = False,
 ) -> None:
     """Watch the main job: upload, replicate, verify, rot, repair, sweep, delete."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, stderr=as_json)
     console.width = min(console.width, 110)
     kept = nullcontext(str(home)) if home else tempfile.TemporaryDirectory(prefix="zot-demo-")
     with kept as directory:
@@ -46,6 +48,8 @@ def demo(
             raise Failure(f"demo: step {error.step!r} was not seen to work: {error}", type_="NotSeen") from error
         except UpFailed as error:
             raise Failure(f"demo: {error}", type_="UpFailed") from error
+    if as_json:
+        print_json({"good": True, "steps": [steps.title_of(step) for step in steps.STEPS]})
     raise typer.Exit(Status.GOOD)
 
 

@@ -84,7 +84,7 @@ class Stage:
 
     def play(self, number: int, step: Callable[["Stage"], None]) -> None:
         """Show one step; its docstring is its title."""
-        self.title = str(step.__doc__).strip(".")
+        self.title = title_of(step)
         self.console.print(f"\n[bold]{number}. {self.title}[/]")
         try:
             step(self)
@@ -305,6 +305,11 @@ def flower(stage: Stage) -> None:
     answer = pool.request("GET", f"{where['url']}/workers", headers=headers)
     stage.expect(shut == 401, f"{where['url']} without the password answers {shut}")  # noqa: PLR2004 - HTTP
     stage.expect(answer.status == 200 and b"worker@" in answer.data, "with it, Flower shows the worker")  # noqa: PLR2004
+
+
+def title_of(step: Callable[[Stage], None]) -> str:
+    """Return the line that a step is announced with."""
+    return str(step.__doc__).strip(".")
 
 
 STEPS = (upload, upload_again, replicate, verify, get_back, rot, repair, sweep, delete, flower)

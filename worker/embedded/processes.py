@@ -63,6 +63,7 @@ class _Child:
             # A session of its own: a Ctrl-C in the terminal reaches only us, who end the programs in order.
             self.process = subprocess.Popen(
                 self.program.command,
+                cwd=self.log.parent,  # not ours: Celery would import a package `worker` or `tasks` that lies there
                 env={**os.environ, **self.program.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

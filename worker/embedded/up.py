@@ -130,12 +130,14 @@ def _celery(command: str, *arguments: str, environment: dict[str, str], grace: f
 
 def _environment(settings: Settings) -> dict[str, str]:
     """Return what the programs need so that they see the settings that we see."""
-    environment = {"ZOT_HOME": str(settings.home), "PYTHONUNBUFFERED": "1"}
+    environment = {
+        "ZOT_HOME": str(settings.home),
+        "PYTHONUNBUFFERED": "1",
+        "REMAP_SIGTERM": "SIGQUIT",  # the worker hands back what does not end soon, instead of waiting without end
+        "MALLOC_ARENA_MAX": "2",  # threads that move parts must not each keep a heap of their own
+    }
     if config := os.environ.get("ZOT_CONFIG"):
         environment["ZOT_CONFIG"] = str(Path(config).absolute())
-    # No REMAP_SIGTERM here: with it the worker sleeps through worker_soft_shutdown_timeout even when it has nothing to
-    # do. A plain SIGTERM lets running jobs end; what takes longer than our grace is killed and queued again by the
-    # next `up`.
     return environment
 
 

@@ -12,9 +12,9 @@ from worker.storage.driver import Body, Condition, ObjectStat, Part, PartDriver,
 from worker.storage.errors import NotFound, StorageError, Unavailable
 from worker.storage.parts import next_part, plan_parts
 
-MEMORY = 96 * 1024 * 1024
+MEMORY = 64 * 1024 * 1024
 """Bytes of parts that one transfer holds at most, the one that is being read included."""
-AT_ONCE = 4
+AT_ONCE = 3
 
 
 @dataclass(frozen=True, slots=True)
