@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from worker.cli import demo, doctor, getting, jobs, reading, up
+from worker.cli import adopt, demo, doctor, getting, jobs, reading, up
 from worker.cli.failure import Failure, Status, failure_of
 from worker.cli.output import complain, print_json
 
@@ -27,6 +27,7 @@ for command in (
     jobs.replicate,
     jobs.verify,
     jobs.delete,
+    adopt.adopt,
     getting.get,
     reading.ls,
     reading.show,

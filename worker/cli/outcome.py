@@ -10,6 +10,8 @@ from zot_artifact_client.contract import VERIFY
 
 GOOD_VERDICT = "verified"
 _UNTOLD = {"unreadable", "unverifiable"}
+_UNVERIFIABLE = "Unverifiable"
+"""The error of an object that there is nothing to hold against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Outcome:
         if not self.ended:
             return Status.UNKNOWN
         if self.state != JobState.SUCCEEDED:
-            return Status.BAD
+            return Status.UNKNOWN if (self.error or {}).get("type") == _UNVERIFIABLE else Status.BAD
         return _status_of_verdicts(self.result or {}) if self.kind == VERIFY.kind else Status.GOOD
 
 

@@ -47,6 +47,11 @@ def _deleted(result: Mapping[str, Any]) -> None:
     out().print(f"{path} deleted from {gone}", markup=False)
 
 
+def _adopted(result: Mapping[str, Any]) -> None:
+    how = "known already" if result["unchanged"] else "adopted"
+    out().print(f"{_version(result)} {how} in {result['store']}, evidence: {result['evidence']}", markup=False)
+
+
 def _version(result: Mapping[str, Any]) -> str:
     path = f"{result['bucket']}/{result['key']}"
     return f"{path} version {result['version']} {size(result['size'])} sha256 {result['sha256']}"
@@ -57,4 +62,5 @@ _TELL: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "replicate": _placed,
     "verify": _verdicts,
     "delete": _deleted,
+    "adopt": _adopted,
 }

@@ -1,0 +1,205 @@
+"""An object that somebody else wrote becomes known by one full read, and only as what that read has shown."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.adopt import OtherContent, Unverifiable, adopt
+from tasks.delete import delete
+from tasks.replicate import replicate
+from tasks.upload import upload
+from tasks.verify import verify
+from worker.context import Context
+from worker.jobs.running import Cancelled
+from worker.storage.errors import DigestMismatch, InvalidKey, NotFound
+from worker.storage.manifest import CHUNK_SIZE
+from worker.storage.registry import UnknownStore
+from zot_artifact_client.contract import (
+    AdoptRequest,
+    DeleteRequest,
+    ReplicateRequest,
+    UploadRequest,
+    VerifyRequest,
+)
+
+BODY = b"written by somebody else"
+SHA256 = hashlib.sha256(BODY).hexdigest()
+PLAIN = AdoptRequest(bucket="releases", key="app.tgz", store="dr")
+FIRST_READ = PLAIN.model_copy(update={"first_read": True})
+
+
+@pytest.fixture
+def lay(stored: Callable[..., Path]) -> Callable[..., Path]:
+    """Lay a file into a store as the original does, with what its sidecar says."""
+
+    def lay(body: bytes = BODY, sidecar: str | None = SHA256, store: str = "dr") -> Path:
+        path = stored(store)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+        if sidecar is not None:
+            path.with_name(path.name + ".sha256").write_text(sidecar)
+        return path
+
+    return lay
+
+
+def copy_of(context: Context, store: str = "dr"):
+    return context.catalogue.artifacts.copies(context.catalogue.artifacts.current("releases", "app.tgz"))[store]
+
+
+def nothing_known(context: Context) -> bool:
+    return context.catalogue.artifacts.version("releases", "app.tgz", 1) is None
+
+
+def test_bytes_that_match_the_kept_digest_are_adopted(run, context, lay):
+    """The read that matched is the record, with its chunks, counts as a verification, and the evidence says why."""
+    body = b"x" * (CHUNK_SIZE + 1)
+    lay(body, hashlib.sha256(body).hexdigest())
+
+    result = run(adopt, PLAIN)
+
+    assert (result.version, result.size, result.evidence) == (1, len(body), "sha256 kept by the store")
+    assert result.sha256 == hashlib.sha256(body).hexdigest()
+    copy = copy_of(context)
+    assert (copy.state, copy.evidence) == ("verified", {"adopted": "sha256 kept by the store"})
+    assert copy.last_verified_at is not None
+    assert copy.next_due_at > copy.last_verified_at
+    manifest = context.catalogue.artifacts.manifest(context.catalogue.artifacts.current("releases", "app.tgz"))
+    assert [chunk.size for chunk in manifest] == [CHUNK_SIZE, 1]
+    assert manifest.chunk(1).sha256 == hashlib.sha256(b"x").hexdigest()
+    assert [row["verdict"] for row in context.catalogue.verifications.of("releases", "app.tgz")] == ["verified"]
+
+
+def test_bytes_that_do_not_match_the_kept_digest_are_refused(run, context, lay):
+    """Rot is not adopted: the error names what was read and what is kept, also where the first read would do."""
+    lay(b"rotten bytes, same key...")
+    for request in (PLAIN, FIRST_READ):
+        with pytest.raises(DigestMismatch, match=SHA256) as refused:
+            run(adopt, request)
+    assert hashlib.sha256(b"rotten bytes, same key...").hexdigest() in refused.value.message
+    assert nothing_known(context)
+
+
+def test_without_a_digest_nothing_is_adopted_unasked(run, context, lay):
+    """An object that nothing vouches for is unverifiable, and the error says what asking for it would mean."""
+    lay(sidecar=None)
+    with pytest.raises(Unverifiable, match="unverifiable.*first_read"):
+        run(adopt, PLAIN)
+    assert nothing_known(context)
+
+
+def test_a_first_read_becomes_the_record_and_no_verification(run, context, lay):
+    """On request the first read is the record from then on, which leaves it `stored`, and the evidence says so."""
+    path = lay(sidecar=None)
+
+    assert run(adopt, FIRST_READ).evidence == "first read"
+
+    copy = copy_of(context)
+    assert (copy.state, copy.last_verified_at, copy.evidence) == ("stored", None, {"adopted": "first read"})
+    assert context.catalogue.verifications.of("releases", "app.tgz") == []
+    assert run(verify, VerifyRequest(bucket="releases", key="app.tgz")).good
+    path.write_bytes(BODY.swapcase())
+    assert run(verify, VerifyRequest(bucket="releases", key="app.tgz")).copies[0].verdict == "corrupt"
+
+
+def test_a_first_read_is_not_needed_where_a_digest_is_kept(run, lay):
+    """Asking for the first read does not weaken what the store's digest proves."""
+    lay()
+    assert run(adopt, FIRST_READ).evidence == "sha256 kept by the store"
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "evidence"), [(SHA256, "sha256 kept by the store"), (None, "sha256 in the catalogue")]
+)
+def test_a_known_artifact_gets_a_further_copy(run, context, lay, source, sidecar, evidence):
+    """The same bytes in another store are a copy of the same version, by the catalogue's digest if by no other."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(BODY), stores=("primary",)))
+    lay(sidecar=sidecar)
+
+    result = run(adopt, PLAIN)
+
+    assert (result.version, result.evidence) == (1, evidence)
+    assert copy_of(context).state == "verified"
+    assert copy_of(context, "primary").state == "stored"
+
+
+@pytest.mark.parametrize("request_", [PLAIN, FIRST_READ])
+@pytest.mark.parametrize("kept", [True, False])
+def test_other_bytes_than_the_known_ones_are_a_conflict(run, context, lay, source, request_, kept):
+    """What has another digest than the artifact never becomes a version in silence: the error names both."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"ours"), stores=("primary",)))
+    lay(sidecar=SHA256 if kept else None)
+
+    with pytest.raises(OtherContent, match=f"{SHA256}.*{hashlib.sha256(b'ours').hexdigest()}"):
+        run(adopt, request_)
+
+    assert context.catalogue.artifacts.current("releases", "app.tgz").version == 1
+    assert context.catalogue.artifacts.version("releases", "app.tgz", 2) is None
+    assert "dr" not in context.catalogue.artifacts.copies(context.catalogue.artifacts.current("releases", "app.tgz"))
+
+
+def test_adopting_again_changes_nothing(run, context, lay):
+    """A copy that is known and untouched is not read again, and the answer says what its evidence was."""
+    lay(sidecar=None)
+    run(adopt, FIRST_READ)
+    before = copy_of(context)
+
+    again = run(adopt, PLAIN)
+
+    assert (again.unchanged, again.evidence, again.version) == (True, "first read", 1)
+    assert copy_of(context) == before
+
+
+def test_a_copy_that_was_touched_is_read_again(run, lay):
+    """A known copy that somebody wrote over is held against the record like any other object."""
+    path = lay()
+    run(adopt, PLAIN)
+    path.write_bytes(b"another writer's bytes..")
+    path.with_name("app.tgz.sha256").write_text(hashlib.sha256(b"another writer's bytes..").hexdigest())
+    with pytest.raises(OtherContent):
+        run(adopt, PLAIN)
+
+
+def test_an_adopted_copy_is_a_copy_like_any_other(run, context, lay, stored):
+    """It is a source of replication, and deleting it takes the object away."""
+    lay()
+    run(adopt, PLAIN)
+    run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",)))
+    assert stored("cold").read_bytes() == BODY
+    run(delete, DeleteRequest(bucket="releases", key="app.tgz", stores=("dr",)))
+    assert not stored("dr").exists()
+
+
+def test_what_was_deleted_can_be_adopted_again(run, context, lay):
+    """After a delete the object is a new version: the old one stays deleted."""
+    lay()
+    run(adopt, PLAIN)
+    run(delete, DeleteRequest(bucket="releases", key="app.tgz"))
+    lay()
+    assert run(adopt, PLAIN).version == 2
+
+
+def test_what_is_not_there_cannot_be_adopted(run, context, lay):
+    """A missing object, an unknown store and an unsafe key are told apart, and nothing is recorded."""
+    with pytest.raises(NotFound, match="releases/app.tgz"):
+        run(adopt, PLAIN)
+    with pytest.raises(UnknownStore, match="did you mean 'dr'"):
+        run(adopt, PLAIN.model_copy(update={"store": "drr"}))
+    with pytest.raises(InvalidKey):
+        run(adopt, PLAIN.model_copy(update={"key": "../app.tgz"}))
+    assert nothing_known(context)
+
+
+def test_a_job_that_is_cancelled_adopts_nothing(run, context, lay, monkeypatch):
+    """Somebody who cancels while the object is read finds nothing recorded."""
+    from tests.integration.tasks.conftest import Silent
+
+    monkeypatch.setattr("worker.jobs.running.REPORT_SECONDS", 0.0)
+    lay()
+    outside = Silent()
+    outside.stop = True
+    with pytest.raises(Cancelled):
+        run(adopt, PLAIN, outside=outside)
+    assert nothing_known(context)

@@ -1,0 +1,144 @@
+"""The command that makes known what another program wrote: adopt."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.failure import Failure, Status
+from worker.cli.jobs import IdempotencyKey, NoWait, Timeout, finish
+from worker.cli.outcome import Outcome
+from worker.cli.output import AsJson, complain, out, print_json
+from worker.cli.place import Place, opened, store_names
+from worker.cli.sending import Sender, request_of, sender
+from worker.context import Context
+from worker.storage.errors import InvalidKey
+from worker.storage.keys import check_bucket, check_key
+from zot_artifact_client import Job
+from zot_artifact_client.client import choose_id
+from zot_artifact_client.contract import ADOPT, AdoptRequest
+
+IN_FLIGHT = 32
+"""Jobs of one bucket that wait in the queue or run at a time: a listing may be longer than the broker has memory."""
+_NAMED = 1000
+
+
+def adopt(
+    place: Annotated[
+        str, typer.Argument(metavar="BUCKET/KEY", help="The object; with / at its end, all objects that begin so.")
+    ],
+    *,
+    store: Annotated[str, typer.Option("--store", metavar="STORE", help="The store that it lies in.")],
+    first_read: Annotated[
+        bool, typer.Option("--first-read", help="Where no digest is kept, let what is read now become the record.")
+    ] = False,
+    idempotency_key: IdempotencyKey = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make known, from one full read, what another program wrote into a store."""
+    bucket, slash, prefix = place.partition("/")
+    with opened() as context:
+        store_names(context, [store])
+        fields = {"store": store, "first_read": first_read or None}
+        if slash and (not prefix or prefix.endswith("/")):
+            if no_wait or idempotency_key:
+                option = "--no-wait" if no_wait else "--idempotency-key"
+                raise Failure(f"{option} is for one object, {place!r} names many", Status.USAGE, type_="UsageError")
+            tally = _adopt_all(context, Tally(check_bucket(bucket), prefix, store), fields, timeout)
+        else:
+            outcome = _adopt_one(context, Place.parse(place), fields, idempotency_key, wait=not no_wait, limit=timeout)
+            finish(outcome, waited=not no_wait, as_json=as_json)
+    _end(tally, as_json=as_json)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has come of the objects of a bucket. The first thousand that were not adopted are kept by name."""
+
+    bucket: str
+    prefix: str
+    store: str
+    adopted: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)
+    status: Status = Status.GOOD
+
+    def count(self, key: str, outcome: Outcome) -> None:
+        """Count one job, whatever came of it."""
+        if outcome.result is not None:
+            self.unchanged += bool(outcome.result["unchanged"])
+            self.adopted += not outcome.result["unchanged"]
+            return
+        told = outcome.error or {"type": "NotDone", "message": f"job {outcome.job} is still {outcome.state}"}
+        self.fail(key, told["type"], told["message"], outcome.status)
+
+    def fail(self, key: str, type_: str, message: str, status: Status) -> None:
+        """Count an object that was not adopted; a bad one weighs more than one that cannot be told."""
+        self.failed += 1
+        if len(self.failures) < _NAMED:
+            self.failures.append({"key": key, "type": type_, "message": message})
+        self.status = Status.BAD if Status.BAD in {status, self.status} else Status.UNKNOWN
+        complain(message)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as the JSON document."""
+        names = ("bucket", "prefix", "store", "adopted", "unchanged", "failed", "failures")
+        return {name: getattr(self, name) for name in names}
+
+
+def _adopt_one(
+    context: Context, at: Place, fields: dict[str, Any], key: str | None, *, wait: bool, limit: float | None
+) -> Outcome:
+    request = request_of(ADOPT, bucket=at.bucket, key=at.key, **fields)
+    job_id = choose_id(ADOPT, idempotency_key=key)
+    with sender(context, "adopt: waiting for a worker") as way:
+        job = way.client.job(job_id, ADOPT) if way.known(ADOPT, job_id, request) else way.send(ADOPT, job_id, request)
+        return way.stay(job, limit) if wait else Outcome(job_id, ADOPT.kind)
+
+
+def _adopt_all(context: Context, tally: Tally, fields: dict[str, Any], limit: float | None) -> Tally:
+    """Send a job for each object of a listing, some at a time, and count what comes of them."""
+    under_way: deque[tuple[str, Job[Any]]] = deque()
+    deadline = None if limit is None else time.monotonic() + limit
+    with sender(context, f"adopting {tally.bucket}/{tally.prefix}") as way:
+        for row in context.stores[tally.store].list_objects(tally.bucket, tally.prefix):
+            if len(under_way) == IN_FLIGHT:
+                _await_first(way, tally, under_way, deadline)
+            try:
+                check_key(tally.bucket, row.key)
+            except InvalidKey as error:
+                tally.fail(row.key, "InvalidKey", f"{tally.store}: {tally.bucket}: {error.message}", Status.BAD)
+                continue
+            request: AdoptRequest = request_of(ADOPT, bucket=tally.bucket, key=row.key, **fields)
+            under_way.append((row.key, way.send(ADOPT, choose_id(ADOPT), request)))
+        while under_way:
+            _await_first(way, tally, under_way, deadline)
+    return tally
+
+
+def _await_first(way: Sender, tally: Tally, under_way: deque[tuple[str, Job[Any]]], deadline: float | None) -> None:
+    key, job = under_way.popleft()
+    outcome = way.stay(job, None if deadline is None else max(0.0, deadline - time.monotonic()))
+    tally.count(key, outcome)
+    if not outcome.ended and deadline is not None and time.monotonic() >= deadline:
+        raise Failure(
+            f"the time is up: {tally.adopted} objects of {tally.bucket}/{tally.prefix} were adopted, {tally.unchanged} "
+            "were known; the same command again goes on",
+            Status.UNKNOWN,
+            type_="WaitTimeout",
+        )
+
+
+def _end(tally: Tally, *, as_json: bool) -> None:
+    if as_json:
+        print_json(tally.document())
+    else:
+        failed = f", {tally.failed} not" if tally.failed else ""
+        found = f"{tally.adopted} adopted, {tally.unchanged} known already{failed}"
+        out().print(f"{tally.store}: {tally.bucket}/{tally.prefix}: {found}", markup=False)
+    raise typer.Exit(tally.status)
