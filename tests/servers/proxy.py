@@ -108,8 +108,10 @@ class FaultyProxy:
 
             def say(self, answer: Say, length: int) -> None:
                 self.send_response(answer.status)
-                for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
+                for name, value in answer.headers.items():
                     self.send_header(name, value)
+                if "content-length" not in map(str.lower, answer.headers):
+                    self.send_header("Content-Length", str(len(answer.body)))
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(answer.body[:length])

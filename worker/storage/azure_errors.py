@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import azure.core.exceptions as sdk
-from azure.identity import CredentialUnavailableError
+from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
 from azure.storage.blob._shared.authentication import AzureSigningError  # it has no public name
 from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError
@@ -69,7 +69,7 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         "BlobAlreadyExists ContainerAlreadyExists ResourceAlreadyExists PathAlreadyExists FilesystemAlreadyExists",
     ),
     (BucketNotEmpty, _QUOTE, "DirectoryNotEmpty"),
-    (InvalidKey, f"the store does not allow the name; {_CONTAINER_RULE}", "InvalidResourceName"),
+    (InvalidKey, f"the store does not allow the name; {_CONTAINER_RULE}", "InvalidResourceName OutOfRangeInput"),
     (
         InvalidKey,
         "the store does not allow the name",
@@ -162,7 +162,7 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         LeaseNotPresentWithBlobOperation LeaseNotPresentWithContainerOperation LeaseNotPresentWithLeaseOperation
         MissingContentLengthHeader MissingRequiredHeader MissingRequiredQueryParameter MissingRequiredXmlNode
         MultipleConditionHeadersNotSupported NoPendingCopyOperation OperationNotAllowedOnIncrementalCopyBlob
-        OutOfRangeInput OutOfRangeQueryParameterValue PreviousSnapshotCannotBeNewer PreviousSnapshotNotFound
+        OutOfRangeQueryParameterValue PreviousSnapshotCannotBeNewer PreviousSnapshotNotFound
         PreviousSnapshotOperationNotSupported SequenceNumberIncrementTooLarge SnapshotCountExceeded
         SourcePathNotFound UnsupportedHeader UnsupportedQueryParameter UnsupportedXmlNode""",
     ),
@@ -193,7 +193,8 @@ CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
      (sdk.ServiceRequestTimeoutError,)),
     (Timeout, "did not answer in time", (sdk.ServiceResponseTimeoutError,)),
     (Unavailable, "cannot be reached; check `account_url` and the network", (sdk.ServiceRequestError,)),
-    (AccessDenied, f"there are no usable credentials; {_KEYS}", (CredentialUnavailableError,)),
+    (AccessDenied, f"there are no usable credentials; {_KEYS}",
+     (AuthenticationRequiredError, CredentialUnavailableError)),
     (AccessDenied, "the account key is no key; correct `account_key`", (AzureSigningError,)),
     (AccessDenied, f"the credentials are wrong; {_KEYS}", (sdk.ClientAuthenticationError,)),
     (
