@@ -309,11 +309,12 @@ def _read_file(name: str | None) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{name}: a mapping of settings is expected, this is a {type(data).__name__}")
-    _make_absolute(data, Path(name).absolute().parent)
     try:
-        return translate(data) if "storage" in data else data
+        settings = translate(data) if "storage" in data else data
     except OriginalRefused as error:
         raise SettingsError(str(error)) from None
+    _make_absolute(settings, Path(name).absolute().parent)
+    return settings
 
 
 def _make_absolute(data: dict[str, Any], base: Path) -> None:
