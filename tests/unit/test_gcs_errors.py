@@ -139,7 +139,7 @@ def test_throttling_carries_the_wish_of_the_store(header: str | None, seconds: f
         (http.SSLError("bad"), errors.Unavailable),
         (http.ChunkedEncodingError("cut"), errors.Unavailable),
         (api.RetryError("gave up", cause=http.ReadTimeout("late")), errors.Timeout),
-        (api.RetryError("gave up", cause=ConnectionResetError()), errors.Timeout),
+        (api.RetryError("gave up", cause=ConnectionResetError()), errors.Unavailable),
         (auth.DefaultCredentialsError("none"), errors.AccessDenied),
         (auth.RefreshError("expired"), errors.AccessDenied),
         (auth.InvalidOperation("anonymous"), errors.AccessDenied),

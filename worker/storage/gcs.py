@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
-from google.api_core.exceptions import from_http_response
 
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
@@ -31,7 +30,16 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
-from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, connect, endpoint_of, retry
+from worker.storage.gcs_client import (
+    COMMIT_TIMEOUT,
+    TIMEOUT,
+    Connection,
+    Place,
+    check_answer,
+    connect,
+    endpoint_of,
+    retry,
+)
 from worker.storage.gcs_errors import SDK_ERRORS, Origin, missing_bucket, status_of, translate
 from worker.storage.gcs_objects import WRITER, GcsReader, generation_of, stored_metadata, to_metadata, to_stat
 from worker.storage.gcs_parts import PartedWrite, iter_blobs, iter_unfinished
@@ -79,6 +87,7 @@ class GcsDriver:
             max_object_size=MAX_OBJECT,
             max_copy_size=MAX_OBJECT,
             parts=PartLimits(self._part_size, MAX_OBJECT, MAX_PARTS) if self._composes else None,
+            storage_classes=True,
             parallel_reads=True,
         )
 
@@ -135,12 +144,20 @@ class GcsDriver:
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         found = self._look(bucket, key)
         metadata = {**stored_metadata(found), WRITER: uuid.uuid4().hex}
-        write = Write(to_bucket, to_key, self._place(to_bucket, to_key), int(found.size), metadata, None)
+        write = Write(
+            to_bucket,
+            to_key,
+            self._place(to_bucket, to_key),
+            int(found.size),
+            metadata,
+            None,
+            self._config.storage_class,
+        )
         source = self._connected().blob(self._place(bucket, key), found.generation)
 
         def rewrite(pin: int) -> Any:
             blob = self._connected().blob(write.place)
-            describe(blob, self._connected(), metadata)
+            describe(blob, write)
             pins = {"if_generation_match": pin, "if_source_generation_match": found.generation}
             token = None
             while True:  # a copy to another place or class takes several requests, each going on where the last ended
@@ -259,7 +276,9 @@ class GcsDriver:
 
     def _write(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Write:
         assert info.size is not None
-        return Write(bucket, key, self._place(bucket, key), info.size, to_metadata(info, writer), condition)
+        storage_class = info.storage_class or self._config.storage_class
+        place, metadata = self._place(bucket, key), to_metadata(info, writer)
+        return Write(bucket, key, place, info.size, metadata, condition, storage_class)
 
     def _parted(self, bucket: str, key: str, token: str) -> PartedWrite:
         return PartedWrite(self._connected(), self._origin, self._real(bucket)[0], token, f"{bucket}/{key}")
@@ -353,8 +372,7 @@ class GcsDriver:
                 timeout=TIMEOUT,
                 stream=True,
             )
-            if not reply.ok:
-                raise from_http_response(reply)
+            check_answer(reply)
             return reply
 
         with self._errors(f"{bucket}/{key}"):

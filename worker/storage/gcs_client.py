@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 import google.auth
 import google.auth.credentials
 import requests
+from google.api_core.exceptions import from_http_response
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
@@ -57,6 +58,9 @@ class Connection:
     def upload_url(self, bucket: str) -> str:
         return f"{self.endpoint}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
 
+    def object_url(self, place: Place) -> str:
+        return f"{self.endpoint}/storage/v1/b/{quote(place.bucket, safe='')}/o/{quote(place.name, safe='')}"
+
     def download_url(self, place: Place) -> str:
         return f"{self.endpoint}/download/storage/v1/b/{quote(place.bucket, safe='')}/o/{quote(place.name, safe='')}"
 
@@ -67,6 +71,12 @@ class Connection:
 def retry() -> Any:
     """Return how the library repeats a request. Only for those that are the same when they are done twice."""
     return DEFAULT_RETRY.with_timeout(RETRY_FOR).with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
+
+
+def check_answer(reply: requests.Response) -> None:
+    """Raise what the library would raise, where it was not the library that asked."""
+    if not reply.ok:
+        raise from_http_response(reply)
 
 
 def endpoint_of(config: GcsConfig) -> str:

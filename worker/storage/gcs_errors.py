@@ -6,6 +6,7 @@ programs. What else the store says is quoted in one line, cut short.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -212,7 +213,7 @@ def without_address(error: Exception) -> Exception:
     """
     found = _innermost(error)
     if status := status_of(found):
-        options = {"errors": getattr(found, "errors", ()), "response": getattr(found, "response", None)}
+        options = {"errors": [dict(_first_error(found))], "response": getattr(found, "response", None)}
         return api.from_http_status(status, _said(found), **options)  # type: ignore[no-any-return]
     kind = next((kind for kind in _KEPT if isinstance(found, kind)), None)
     return kind("while sending an object") if kind else found
@@ -238,7 +239,7 @@ def _innermost(error: Exception) -> Exception:
         inner = error.cause
     elif isinstance(error, auth.TransportError) and error.args:
         inner = error.args[0]
-    return _innermost(inner) if isinstance(inner, api.GoogleAPIError | http.RequestException) else error
+    return _innermost(inner) if isinstance(inner, SDK_ERRORS) else error
 
 
 def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageError:
@@ -257,6 +258,9 @@ def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageErr
 def _first_error(error: Exception) -> Mapping[str, Any]:
     """Return the first of the errors that an answer lists, if it is one of the store's."""
     listed: Any = getattr(error, "errors", None)
+    if isinstance(error, storage.InvalidResponse | media.InvalidResponse):
+        with suppress(ValueError, KeyError, TypeError):  # not every answer is JSON
+            listed = error.response.json()["error"]["errors"]
     return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
 
 

@@ -42,6 +42,12 @@ def to_metadata(info: WriteInfo, writer: str) -> dict[str, str]:
     return {**info.metadata, SHA256: str(info.sha256), WRITER: writer}
 
 
+def described(metadata: Mapping[str, str], storage_class: str | None) -> dict[str, Any]:
+    """Return all that an object has beside its bytes, as the store wants it in a request."""
+    described = {"metadata": dict(metadata), "contentType": CONTENT_TYPE, "cacheControl": CACHE_CONTROL}
+    return described | ({"storageClass": storage_class} if storage_class else {})
+
+
 def generation_of(condition: Match) -> int:
     """Return the generation that a condition names; one that never was where it names another store's version."""
     return int(condition.version) if condition.version.isdecimal() else _NEVER

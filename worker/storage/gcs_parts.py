@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from operator import itemgetter
@@ -20,10 +20,10 @@ import google_crc32c
 
 from worker.storage.driver import ObjectStat, Part, Unfinished
 from worker.storage.errors import NotFound, PermanentError, SizeMismatch, StorageError, Unavailable
-from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, retry
+from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, check_answer, retry
 from worker.storage.gcs_errors import SDK_ERRORS, Origin, status_of, translate
-from worker.storage.gcs_objects import CONTENT_TYPE, to_stat
-from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, crc32c_of, delete, describe, look, send_bytes
+from worker.storage.gcs_objects import blob_of, described, to_stat
+from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, crc32c_of, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
 
 ROOT = f"{RESERVED_SEGMENT}parts/"
@@ -56,15 +56,13 @@ class PartedWrite:
         Raises:
             NotFound: the bucket does not exist.
         """
-        blob = self._blob(OPENING)
-        blob.metadata = {OF: self._what}
         with self._errors():
-            send_bytes(self._connection, blob, b"", 0)
+            self._send(OPENING, b"", {OF: self._what})
 
     def put(self, number: int, data: bytes) -> Part:
         """Send one part, and take it back if the write was ended meanwhile: nobody would find it otherwise."""
         with self._errors():
-            blob = self._send(f"{number:05}", data)
+            blob = self._send(f"{number:05}", data, {})
             if look(self._connection, self._place(OPENING)) is None:
                 delete(self._connection, self._place(blob.name.rpartition("/")[2]), blob.generation)
                 raise self._not_open()
@@ -112,8 +110,9 @@ class PartedWrite:
     def _place(self, name: str) -> Place:
         return Place(self._real, f"{ROOT}{self._token}/{name}")
 
-    def _blob(self, name: str) -> Any:
+    def _blob(self, name: str, metadata: Mapping[str, str]) -> Any:
         blob = self._connection.blob(self._place(name))
+        blob.metadata = dict(metadata)
         if self._connection.storage_class:  # composing takes objects of one class only
             blob.storage_class = self._connection.storage_class
         return blob
@@ -121,12 +120,12 @@ class PartedWrite:
     def _blobs(self) -> Iterator[Any]:
         return iter_blobs(self._connection, self._real, f"{ROOT}{self._token}/")
 
-    def _send(self, name: str, data: bytes) -> Any:
+    def _send(self, name: str, data: bytes, metadata: Mapping[str, str]) -> Any:
         """Send a part over nothing, or over exactly the one that is there if that has other bytes."""
         pin = 0
         for _ in range(TRIES):
             try:
-                return send_bytes(self._connection, self._blob(name), data, pin)
+                return send_bytes(self._connection, self._blob(name, metadata), data, pin)
             except SDK_ERRORS as error:
                 if status_of(error) not in REFUSED:
                     raise
@@ -154,9 +153,7 @@ class PartedWrite:
         def compose(pin: int) -> Any:
             if not joined:
                 joined.append(self._join(sources))
-            blob = self._connection.blob(write.place)
-            describe(blob, self._connection, write.metadata)
-            return self._compose(blob, joined[0], pin)
+            return self._compose(write.place, joined[0], pin, described(write.metadata, write.storage_class))
 
         return compose
 
@@ -169,19 +166,38 @@ class PartedWrite:
 
     def _join_group(self, group: Sequence[tuple[str, int]]) -> tuple[str, int]:
         name = f"join-{uuid.uuid4().hex}"
-        blob = self._blob(name)
-        blob.content_type = CONTENT_TYPE
-        return name, self._compose(blob, group, 0).generation
+        try:
+            blob = self._compose(self._place(name), group, 0, described({}, self._connection.storage_class))
+        except SDK_ERRORS as error:
+            blob = look(self._connection, self._place(name)) if status_of(error) in REFUSED else None
+            if blob is None:
+                raise
+        return name, blob.generation  # under a name like that it can only be ours, and the answer was lost
 
-    def _compose(self, blob: Any, sources: Sequence[tuple[str, int]], pin: int) -> Any:
-        blob.compose(
-            [self._connection.blob(self._place(name), generation) for name, generation in sources],
-            if_generation_match=pin,
-            if_source_generation_match=[generation for _, generation in sources],
-            retry=retry(),
-            timeout=COMMIT_TIMEOUT,
-        )
-        return blob
+    def _compose(self, place: Place, sources: Sequence[tuple[str, int]], pin: int, destination: Any) -> Any:
+        """Compose an object of exactly these generations. The library's own call does not pass the encryption key."""
+        pinned: Any = [
+            {
+                "name": self._place(name).name,
+                "generation": str(generation),
+                "objectPreconditions": {"ifGenerationMatch": str(generation)},
+            }
+            for name, generation in sources
+        ]
+        kms_key = self._connection.kms_key
+
+        def ask() -> Any:
+            reply = self._connection.session.request(
+                "POST",
+                f"{self._connection.object_url(place)}/compose",
+                params={"ifGenerationMatch": str(pin)} | ({"kmsKeyName": kms_key} if kms_key else {}),
+                json={"sourceObjects": pinned, "destination": destination},
+                timeout=COMMIT_TIMEOUT,
+            )
+            check_answer(reply)
+            return blob_of(reply.json())
+
+        return retry()(ask)()
 
     def _not_open(self) -> StorageError:
         return NotFound(f"{self._origin.store}: the write in parts of {self._what} is not open any more")

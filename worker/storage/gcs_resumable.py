@@ -10,13 +10,13 @@ from typing import Any
 
 import google_crc32c
 import requests
-from google.api_core.exceptions import from_http_response
+from google.api_core.exceptions import Aborted
 
 from worker.storage.driver import Body
 from worker.storage.errors import StorageError, Unavailable
-from worker.storage.gcs_client import TIMEOUT, Connection, retry
+from worker.storage.gcs_client import TIMEOUT, Connection, check_answer, retry
 from worker.storage.gcs_errors import SDK_ERRORS, Origin, missing_bucket, without_address
-from worker.storage.gcs_objects import CACHE_CONTROL, CONTENT_TYPE, blob_of
+from worker.storage.gcs_objects import CONTENT_TYPE, blob_of, described
 from worker.storage.gcs_upload import NOT_FOUND, Write, crc32c_of, delete
 from worker.storage.parts import next_part
 from worker.storage.verifying import drain
@@ -55,23 +55,14 @@ class ResumableUpload:
             self._connection.upload_url(place.bucket),
             params={"uploadType": "resumable", "name": place.name, "ifGenerationMatch": str(pin)}
             | ({"kmsKeyName": kms_key} if kms_key else {}),
-            json=self._resource(),
+            json={"name": place.name, **described(self._write.metadata, self._write.storage_class)},
             headers={"X-Upload-Content-Length": str(self._write.size), "X-Upload-Content-Type": CONTENT_TYPE},
             timeout=TIMEOUT,
         )
         if reply.status_code == NOT_FOUND:
             raise missing_bucket(self._origin, place.bucket)
-        _check_answer(reply)
+        check_answer(reply)
         return str(reply.headers["Location"])
-
-    def _resource(self) -> dict[str, Any]:
-        storage_class = self._connection.storage_class
-        return {
-            "name": self._write.place.name,
-            "metadata": dict(self._write.metadata),
-            "contentType": CONTENT_TYPE,
-            "cacheControl": CACHE_CONTROL,
-        } | ({"storageClass": storage_class} if storage_class else {})
 
     def _send_chunks(self, body: Body) -> tuple[Mapping[str, Any], str]:
         """Return what the store says of the finished object, and the checksum of what was sent."""
@@ -86,6 +77,7 @@ class ResumableUpload:
             headers = {"X-Goog-Hash": f"crc32c={crc32c_of(crc)}"} if last else {}
             finished = self._send_chunk(data, sent, headers)
             sent += len(data)
+            del data  # before the next one is filled
             if finished is not None:
                 return finished, crc32c_of(crc)
             if last:
@@ -130,8 +122,8 @@ class ResumableUpload:
             _, _, end = reply.headers.get("Range", "").rpartition("-")
             return (int(end) + 1 if end.isdecimal() else 0), None
         if reply.status_code in _ENDED:
-            raise self._failed("the upload session was ended; it has to start again")
-        _check_answer(reply)
+            raise Aborted("the upload session was ended")  # whose object is there then, has to be looked for
+        check_answer(reply)
         return self._write.size, reply.json()
 
     def _request(self, method: str, headers: Mapping[str, str], data: bytes = b"") -> requests.Response:
@@ -152,8 +144,3 @@ class ResumableUpload:
 
     def _failed(self, reason: str) -> StorageError:
         return Unavailable(f"{self._origin.store}: {self._write.what}: {reason}")
-
-
-def _check_answer(reply: requests.Response) -> None:
-    if not reply.ok:
-        raise from_http_response(reply)

@@ -13,6 +13,7 @@ from typing import Any
 
 import google_crc32c
 from google.api_core.exceptions import NotFound as BlobNotFound
+from google.cloud.storage.exceptions import DataCorruption
 
 from worker.storage.driver import Body, Condition, Match, ObjectStat
 from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, TransientError, Unavailable
@@ -49,6 +50,7 @@ class Write:
         size: how many bytes there will be.
         metadata: what is stored beside them, with the writer's token.
         condition: see `Driver.put`.
+        storage_class: the store's name of it, or None for the bucket's own.
     """
 
     bucket: str
@@ -57,6 +59,7 @@ class Write:
     size: int
     metadata: Mapping[str, str]
     condition: Condition
+    storage_class: str | None
 
     @property
     def what(self) -> str:
@@ -123,7 +126,7 @@ class Upload:
 
     def _send(self, data: bytes, pin: int) -> Any:
         blob = self._connection.blob(self._write.place)
-        describe(blob, self._connection, self._write.metadata)
+        describe(blob, self._write)
         try:
             return send_bytes(self._connection, blob, data, pin)
         except SDK_ERRORS as error:
@@ -171,13 +174,13 @@ class Upload:
             raise translate(error, self._origin, self._write.what) from error
 
 
-def describe(blob: Any, connection: Connection, metadata: Mapping[str, str]) -> None:
+def describe(blob: Any, write: Write) -> None:
     """Give an object that is about to be made all that it has beside its bytes."""
-    blob.metadata = dict(metadata)
+    blob.metadata = dict(write.metadata)
     blob.content_type = CONTENT_TYPE
     blob.cache_control = CACHE_CONTROL
-    if connection.storage_class:
-        blob.storage_class = connection.storage_class
+    if write.storage_class:
+        blob.storage_class = write.storage_class
 
 
 def send_bytes(connection: Connection, blob: Any, data: bytes, pin: int) -> Any:
@@ -186,7 +189,7 @@ def send_bytes(connection: Connection, blob: Any, data: bytes, pin: int) -> Any:
     Its checksum goes before it, so that the store refuses what was damaged on the way. The library is not asked to
     check: where it finds a difference afterwards, it deletes whatever lies there by then.
     """
-    blob.crc32c = crc32c_of(google_crc32c.value(data))
+    sent = blob.crc32c = crc32c_of(google_crc32c.value(data))
     try:
         blob.upload_from_file(
             io.BytesIO(data),
@@ -200,6 +203,9 @@ def send_bytes(connection: Connection, blob: Any, data: bytes, pin: int) -> Any:
         )
     except SDK_ERRORS as error:  # above 8 MiB the library opens an upload session
         raise without_address(error) from None
+    if blob.crc32c != sent:  # a store that does not look at the checksum
+        delete(connection, Place(blob.bucket.name, blob.name), blob.generation)
+        raise DataCorruption(None, "the store has other bytes than were sent")
     return blob
 
 
