@@ -37,6 +37,9 @@ def upload(
     sha256: Annotated[str | None, typer.Option(metavar="HEX", help="The SHA-256 that the bytes must have.")] = None,
     store: Stores = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Kept with it; may be repeated.")] = None,
+    storage_class: Annotated[
+        list[str] | None, typer.Option(metavar="STORE=CLASS", help="The class or tier to use there; may be repeated.")
+    ] = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -50,7 +53,8 @@ def upload(
             "source": source if path is None else _text(path),
             "sha256": sha256,
             "stores": store_names(context, store),
-            "metadata": _pairs(metadata or []),
+            "metadata": _pairs("--metadata", metadata or []),
+            "storage_classes": _pairs("--storage-class", storage_class or []),
         }
         request = request_of(UPLOAD, bucket=at.bucket, key=at.key, **fields)
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
@@ -164,12 +168,12 @@ def _run(
         return way.stay(job, timeout) if wait else Outcome(job_id, spec.kind)
 
 
-def _pairs(given: list[str]) -> dict[str, str] | None:
+def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
     pairs = {}
     for each in given:
         name, equals, value = each.partition("=")
         if not equals:
-            raise Failure(f"--metadata {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
+            raise Failure(f"{option} {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
         pairs[name] = value
     return pairs or None
 

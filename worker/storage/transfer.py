@@ -14,7 +14,8 @@ from worker.storage.parts import next_part, plan_parts
 
 MEMORY = 64 * 1024 * 1024
 """Bytes of parts that one transfer holds at most, the one that is being read included."""
-AT_ONCE = 3
+AT_ONCE = 2
+"""Parts under way: no more than that are sent again after a kill."""
 
 
 @dataclass(frozen=True, slots=True)

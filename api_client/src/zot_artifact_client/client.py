@@ -56,12 +56,14 @@ class Artifacts(ABC):
         sha256: str | None = None,
         stores: str | Iterable[str] | None = None,
         metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Job[UploadResult]:
         """Bring the bytes of a file below one of the worker's roots, or of a URL, under a key.
 
         The source is as the worker sees it: an absolute path, or an http(s) URL of a host that it is configured for.
         With `sha256`, any other bytes fail the job and leave the key as it was. Without `stores`, placement decides.
+        `storage_classes` names, for single stores, the class or tier that the store is to use.
         """
         request = _request(
             UPLOAD,
@@ -71,6 +73,7 @@ class Artifacts(ABC):
             sha256=sha256,
             stores=_names(stores),
             metadata=None if metadata is None else dict(metadata),
+            storage_classes=None if storage_classes is None else dict(storage_classes),
         )
         return self.submit(UPLOAD, request, idempotency_key=idempotency_key)
 

@@ -1,19 +1,30 @@
 """Uploads keep what they promise."""
 
+import dataclasses
 import hashlib
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import boto3
 import pytest
 
 from tasks.upload import upload
+from tests.conformance.targets import s3_config
 from tests.integration.tasks.conftest import Silent
 from worker.context import Context
 from worker.jobs.running import Cancelled
 from worker.settings import SourceSettings
 from worker.sources import SourceRefused
-from worker.storage.errors import DigestMismatch, InvalidKey, NotFound, TransientError, Unavailable
+from worker.storage import Stores
+from worker.storage.errors import (
+    DigestMismatch,
+    InvalidKey,
+    NotFound,
+    PermanentError,
+    TransientError,
+    Unavailable,
+)
 from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import UploadRequest
 
@@ -243,3 +254,32 @@ def test_a_host_that_is_busy_or_breaks_off_may_be_asked_again(run, with_host, ho
     with pytest.raises(Unavailable):
         run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/cut"))
     assert not stored("primary").exists()
+
+
+def test_a_storage_class_for_a_store_that_has_none_is_refused_before_anything_is_read(run, source_root):
+    """A class is refused by name where the store has none, and where the upload does not go at all."""
+    absent = str(source_root / "absent")
+    with pytest.raises(PermanentError, match="primary: the store has no storage classes"):
+        run(upload, request(absent, storage_classes={"primary": "STANDARD_IA"}))
+    with pytest.raises(UnknownStore, match="'cold', which the upload does not go to"):
+        run(upload, request(absent, storage_classes={"cold": "STANDARD_IA"}))
+
+
+def test_a_storage_class_reaches_its_store(run, context, source, ministack):
+    """An object lies in the class that its upload asked for, in one request and in parts."""
+    config = s3_config(ministack)
+    client = boto3.client(
+        "s3",
+        endpoint_url=config.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=config.access_key_id.get_secret_value(),
+        aws_secret_access_key=config.secret_access_key.get_secret_value(),
+    )
+    client.create_bucket(Bucket=config.bucket)
+    cloud = dataclasses.replace(context, stores=Stores({"cloud": config}))
+    for key, content in (("small", b"x"), ("large", bytes(config.part_size + 1))):
+        wish = request(source(content), key, stores=("cloud",), storage_classes={"cloud": "STANDARD_IA"})
+        run(lambda r, _c, job: upload(r, cloud, job), wish)
+        assert client.head_object(Bucket=config.bucket, Key=f"releases/{key}")["StorageClass"] == "STANDARD_IA"
+    cloud.stores.close()
+    client.close()

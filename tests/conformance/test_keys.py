@@ -1,0 +1,68 @@
+"""Keys that nobody thought of: what the grammar allows, every store keeps exactly; what it refuses, no store sees."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conformance.conftest import Room
+from worker.storage.errors import InvalidKey
+from worker.storage.keys import check_key
+
+AWKWARD = st.sampled_from(
+    [" ", "%", "+", "?", "#", '"', "'", "\\", "\n", "\x00", ".", "/", "//", "&", "=", ";", "~", ":"]
+)
+LETTERS = st.sampled_from(["a", "A", "b", "é", "e\u0301", "文", "\uff5e", "\U0001f680", "\u2028", "\u200d", "ß", "İ"])
+SUFFIXES = st.sampled_from(["", ".sha256", ".sha256.sha256", ".%sha256", ".tmp", ".zot-tmp", "/", "%2F", "%00"])
+KEYS = st.builds(
+    lambda pieces, suffix: "".join(pieces) + suffix,
+    st.lists(st.one_of(LETTERS, AWKWARD, st.text(max_size=3)), min_size=1, max_size=12),
+    SUFFIXES,
+)
+FEW = settings(
+    max_examples=4,  # each is a score of keys over the network
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def allowed(key: str) -> bool:
+    try:
+        check_key("b" * 63, key)
+    except InvalidKey:
+        return False
+    return True
+
+
+def apart(keys: list[str]) -> list[str]:
+    """Return the keys of which none is a folder of another, whatever a store makes of sidecars."""
+    kept: list[str] = []
+    for key in keys:
+        folders = {f"{key}/", f"{key}.sha256/", f"{key}.%sha256/"}
+        below = any(other.startswith(tuple(folders)) for other in keys)
+        if not below:
+            kept.append(key)
+    return kept
+
+
+class TestAnyKey:
+    @FEW
+    @given(st.lists(KEYS, min_size=20, max_size=30, unique=True))
+    def test_allowed_keys_are_kept_and_others_refused(self, room: Room, keys: list[str]) -> None:
+        """Every allowed key is listed, read and deleted as itself; every other one is refused by every verb."""
+        kept = apart([key for key in keys if allowed(key)])
+        for key in keys:
+            if key in kept:
+                room.write(key, key.encode())
+            elif not allowed(key):
+                for verb in (room.read, room.delete, room.exists):
+                    try:
+                        verb(key)
+                    except InvalidKey:
+                        continue
+                    raise AssertionError(f"{key!r} was not refused")
+        listed = room.keys()
+        assert sorted(listed, key=str.encode) == sorted(kept, key=str.encode)
+        assert {key: room.read(key) for key in kept} == {key: key.encode() for key in kept}
+        for key in kept:
+            assert room.delete(key)
+        assert room.keys() == []
