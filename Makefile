@@ -69,7 +69,7 @@ lock: $(WORKER) $(SERVERS) ## Write the locks again; keeps versions unless UPGRA
 	sed -i.orig -e '/^# WARNING/,$$d' -e '/^$$/d' requirements.lock && rm requirements.lock.orig
 	$(COMPILE) --allow-unsafe --output-file tests/servers/requirements.lock tests/servers/requirements.in
 	cd tests/servers && $(NPM) install --package-lock-only --omit-lockfile-registry-resolved \
-		--ignore-scripts --no-audit --no-fund --silent
+		--ignore-scripts --no-audit --no-fund --loglevel=error
 	@! grep -nE '://' requirements.lock tests/servers/requirements.lock || { echo 'a lock names an address' >&2; exit 1; }
 	@! grep -n '"resolved"' tests/servers/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
 
@@ -86,7 +86,7 @@ $(SERVERS): tests/servers/requirements.lock tests/servers/package.json tests/ser
 	$(call environment,.venv-servers,tests/servers/requirements.lock)
 	@mkdir -p .venv-servers/node
 	@cp tests/servers/package.json tests/servers/package-lock.json .venv-servers/node
-	@cd .venv-servers/node && $(NPM) ci --ignore-scripts --no-audit --no-fund --silent
+	@cd .venv-servers/node && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # $(call environment,FOLDER,LOCK): make the environment unless it works already, and install exactly what is locked.
