@@ -306,6 +306,14 @@ class TestBrokenTransfers:
         assert caught.value.retry_after == 3
         assert 1 < len(line.asked("POST", "/upload/")) < 10
 
+    def test_reason_of_a_refused_upload(self, through: Callable[..., Line]) -> None:
+        """The reason in the answer to an upload decides, and not its status; what is quoted is a sentence."""
+        throttled = Say(403, BROKEN % (403, b"userRateLimitExceeded"), {"Retry-After": "3"})
+        with pytest.raises(Throttled, match="fewer requests"):
+            through(always(throttled, "POST", "/upload/")).write(b"x")
+        with pytest.raises(PermanentError, match=r"releases/app: said the store \(invalidArgument\)"):
+            through(always(Say(400, BROKEN % (400, b"invalidArgument")), "POST", "/upload/")).write(b"x")
+
     def test_refused_is_not_tried_again(self, through: Callable[..., Line]) -> None:
         """What the store refuses is asked once."""
         line = through(always(Say(403, BROKEN % (403, b"forbidden")), "POST", "/upload/"))

@@ -257,11 +257,16 @@ def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageErr
 
 def _first_error(error: Exception) -> Mapping[str, Any]:
     """Return the first of the errors that an answer lists, if it is one of the store's."""
-    listed: Any = getattr(error, "errors", None)
-    if isinstance(error, storage.InvalidResponse | media.InvalidResponse):
-        with suppress(ValueError, KeyError, TypeError):  # not every answer is JSON
-            listed = error.response.json()["error"]["errors"]
+    listed: Any = getattr(error, "errors", None) or _answer(error).get("errors")
     return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+
+
+def _answer(error: Exception) -> Mapping[str, Any]:
+    """Return what an answer says of the error: of an upload the library keeps it only as it came."""
+    answer: Any = None
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # there is none, or it is not the store's JSON
+        answer = error.response.json()["error"]  # type: ignore[attr-defined]
+    return answer if isinstance(answer, dict) else {}
 
 
 def _reason(error: Exception) -> str:
@@ -277,7 +282,7 @@ def _quote(error: Exception) -> str:
 
 def _said(error: Exception) -> str:
     """Return what the store said, in one line, without the method and the address that the library puts before it."""
-    said = str(_first_error(error).get("message") or getattr(error, "message", ""))
+    said = str(_first_error(error).get("message") or _answer(error).get("message") or getattr(error, "message", ""))
     return _ADDRESS.sub("", " ".join(said.split()))
 
 
