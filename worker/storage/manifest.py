@@ -75,9 +75,31 @@ def take_digests(source: Readable, *, size: int, what: str, on_bytes: OnBytes | 
     Raises:
         SizeMismatch: the source has not the size that was announced.
     """
+    if size <= CHUNK_SIZE:
+        digest = _take_one(source, size + 1, on_bytes)  # a byte more than there must be would show that it has grown
+        chunks = bytes.fromhex(digest.sha256) if digest.size else b""
+    else:
+        digest, chunks = _take_many(source, on_bytes)
+    if digest.size != size:
+        raise SizeMismatch(f"{what} has {digest.size} bytes, announced were {size}")
+    return digest, Manifest(size, CHUNK_SIZE, chunks)
+
+
+def _take_one(source: Readable, most: int, on_bytes: OnBytes | None) -> Digest:
+    """Hash an object of one chunk: its digest is that of the whole."""
+    whole, count = hashlib.sha256(), 0
+    while count < most and (piece := source.read(min(_PIECE, most - count))):
+        whole.update(piece)
+        count += len(piece)
+        if on_bytes:
+            on_bytes(len(piece))
+    return Digest(count, whole.hexdigest())
+
+
+def _take_many(source: Readable, on_bytes: OnBytes | None) -> tuple[Digest, bytes]:
     whole, chunk, chunks, count = hashlib.sha256(), hashlib.sha256(), bytearray(), 0
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as other:
-        while piece := _read_piece(source, CHUNK_SIZE - count % CHUNK_SIZE):
+        while piece := source.read(min(_PIECE, CHUNK_SIZE - count % CHUNK_SIZE)):
             hashed = other.submit(whole.update, piece)
             chunk.update(piece)
             count += len(piece)
@@ -89,10 +111,4 @@ def take_digests(source: Readable, *, size: int, what: str, on_bytes: OnBytes | 
             hashed.result()
     if count % CHUNK_SIZE:
         chunks += chunk.digest()
-    if count != size:
-        raise SizeMismatch(f"{what} has {count} bytes, announced were {size}")
-    return Digest(count, whole.hexdigest()), Manifest(count, CHUNK_SIZE, bytes(chunks))
-
-
-def _read_piece(source: Readable, left_in_chunk: int) -> bytes:
-    return source.read(min(_PIECE, left_in_chunk))
+    return Digest(count, whole.hexdigest()), bytes(chunks)
