@@ -116,8 +116,8 @@ class GcsDriver:
             wanted = max(0, stat.size - offset) if length is None else max(0, min(length, stat.size - offset))
             if wanted == 0:
                 return GcsReader(stat, None, 0, self._origin)
-            whole = wanted == stat.size
-            reply = self._download(bucket, key, found.generation, None if whole else (offset, offset + wanted - 1))
+            part = None if wanted == stat.size else (offset, offset + wanted - 1)
+            reply = self._download(bucket, key, found.generation, part)
             if reply is not None:
                 return GcsReader(stat, reply, wanted, self._origin)
         raise Unavailable(f"{self._name}: {bucket}/{key} is overwritten again and again while it is opened")
@@ -206,8 +206,7 @@ class GcsDriver:
         if not self._prefixed:
             return self._make_real_bucket(bucket)
         existed = self.bucket_exists(bucket)
-        # Also beside objects, so that the bucket outlives the last of them.
-        with self._errors(bucket):
+        with self._errors(bucket):  # also beside objects, so that the bucket outlives the last of them
             try:
                 send_bytes(self._connected(), self._connected().blob(self._place(bucket, MARKER)), b"", 0)
             except SDK_ERRORS as error:
@@ -325,7 +324,7 @@ class GcsDriver:
         try:
             self._first_names(real, "")
         except StorageError as error:
-            raise AlreadyExists(f"{self._name}: the name of bucket {real!r} is taken, perhaps by somebody") from error
+            raise AlreadyExists(f"{self._name}: bucket {real!r} is taken, perhaps by another project") from error
         return False
 
     def _delete_real_bucket(self, real: str) -> bool:
@@ -359,14 +358,13 @@ class GcsDriver:
 
     def _download(self, bucket: str, key: str, generation: int, part: tuple[int, int] | None) -> Any | None:
         """Ask for the bytes of one generation, as they are stored; None where it has been replaced meanwhile."""
-        # As the bytes are stored: to whoever does not say that gzip is welcome, the store hands out decompressed ones.
+        # To whoever does not say that gzip is welcome, the store hands out decompressed bytes.
         headers = {"Accept-Encoding": "gzip"} | ({"Range": f"bytes={part[0]}-{part[1]}"} if part else {})
-        connection = self._connected()
 
         def get() -> requests.Response:
-            reply = connection.session.request(
+            reply = self._connected().session.request(
                 "GET",
-                connection.download_url(self._place(bucket, key)),
+                self._connected().download_url(self._place(bucket, key)),
                 params={"alt": "media", "generation": str(generation)},
                 headers=headers,
                 timeout=TIMEOUT,
