@@ -143,6 +143,19 @@ class TestBrokenTransfers:
         assert raised.value.retry_after == 7
         assert 2 <= len(line.proxy.requests) <= 5
 
+    def test_overwritten_while_it_is_read(self, through: Callable[..., Line]) -> None:
+        """Who reads a version that is not there any more gets an error, and no byte of another."""
+        line = through(lambda _: None)
+        old, new = some_bytes(CHUNK + 1, 1), some_bytes(CHUNK + 1, 2)
+        line.direct.write_object(BUCKET, "app", source(old))
+        driver: Any = line.direct._driver
+        with driver.open(BUCKET, "app") as reader:
+            first = reader.read(CHUNK)
+            line.direct.write_object(BUCKET, "app", source(new))
+            assert first == old[:CHUNK]
+            with pytest.raises(Unavailable, match="overwritten or deleted while it was read"):
+                reader.read(1)
+
     def test_reading_holds_little(self, through: Callable[..., Line]) -> None:
         """Reading holds as much of a large object as of a small one."""
         line = through(lambda _: None)
