@@ -40,6 +40,7 @@ def client() -> InMemoryArtifactClient:
         (lambda c: c.replicate("b", "k", to=["dr", ""]), "replicate: to[1]: "),
         (lambda c: c.verify("b", "k", version=0), "verify: version: "),
         (lambda c: c.verify("b", "k", idempotency_key=""), "verify: idempotency_key is empty"),
+        (lambda c: c.adopt("b", "k", store=""), "adopt: store: "),
         (lambda c: c.sweep_verify(""), "sweep.verify: store: "),
         (lambda c: c.job("../hunter2"), "job_id: "),
         (lambda c: c.job("id", "upl0ad-hunter2"), "kind: there are upload, "),
@@ -76,10 +77,12 @@ def test_what_is_not_said_is_not_sent(client: InMemoryArtifactClient) -> None:
     """A request leaves its defaults out, so that an older worker understands it."""
     client.upload(Path("/in"), "b", "k")
     client.delete("b", "k")
+    client.adopt("b", "k", store="dr")
     client.sweep_verify()
     assert [request.payload() for request in client.submitted] == [
         {"bucket": "b", "key": "k", "source": "/in"},
         {"bucket": "b", "key": "k"},
+        {"bucket": "b", "key": "k", "store": "dr"},
         {},
     ]
 

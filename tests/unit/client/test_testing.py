@@ -172,3 +172,26 @@ def test_a_sweep_counts_what_it_would_read(uploaded: InMemoryArtifactClient) -> 
     """A sweep claims the copies of the store named, or of all."""
     assert uploaded.sweep_verify().wait().claimed == {"primary": 1, "dr": 1}
     assert uploaded.sweep_verify("dr").wait().claimed == {"dr": 1}
+
+
+def test_what_another_program_wrote_is_adopted(client: InMemoryArtifactClient) -> None:
+    """An object with its digest becomes an artifact, is known the second time, and others of its bytes are copies."""
+    client.lay("releases", "old", "dr", APP, sha256=hashlib.sha256(APP).hexdigest())
+    found = client.adopt("releases", "old", store="dr").wait()
+    assert (found.version, found.evidence, found.unchanged) == (1, "sha256 kept by the store", False)
+    assert client.adopt("releases", "old", store="dr").wait().unchanged
+    client.lay("releases", "old", "primary", APP)
+    assert client.adopt("releases", "old", store="primary").wait().evidence == "sha256 in the catalogue"
+    assert client.verify("releases", "old").wait().good
+
+
+def test_what_cannot_be_proved_is_not_adopted(uploaded: InMemoryArtifactClient) -> None:
+    """Rot, bytes that nothing vouches for, and other bytes than the known ones each fail by name."""
+    uploaded.lay("releases", "rotten", "dr", b"rot", sha256="0" * 64)
+    uploaded.lay("releases", "bare", "dr", b"bare")
+    uploaded.lay("releases", "app.tgz", "dr", b"other")
+    for key, error in [("rotten", "DigestMismatch"), ("bare", "Unverifiable"), ("app.tgz", "OtherContent")]:
+        with pytest.raises(JobFailed) as failed:
+            uploaded.adopt("releases", key, store="dr").wait()
+        assert failed.value.type == error
+    assert uploaded.adopt("releases", "bare", store="dr", first_read=True).wait().evidence == "first read"
