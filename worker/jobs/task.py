@@ -63,7 +63,12 @@ def artifact_task(
 
     def register(work: Work[RequestT, ResultT]) -> Task:
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
-            return Delivery(task, spec, current(), writes=writes, at_end=at_end).handle(work, args, kwargs)
+            try:
+                context = current()
+            except CatalogueUnavailable as error:  # at a process's first job; later it is the delivery that finds out
+                logger.warning("job %s waits: %s", task.request.id, error)
+                raise task.retry(exc=error, countdown=_LONGEST_WAIT, throw=False) from error
+            return Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
 
         return shared_task(
             name=spec.name,
@@ -108,9 +113,8 @@ class Delivery(Generic[RequestT, ResultT]):
             begun = self._begin(request)
             if isinstance(begun, Begun):
                 return self._attempt(work, request, begun.record)
-        except (
-            CatalogueUnavailable
-        ) as error:  # not even the ledger can be told; if we hold a lease, it lapses by itself
+        except CatalogueUnavailable as error:
+            # Not even the ledger can be told. If we hold a lease, it lapses by itself.
             logger.warning("job %s waits: %s", self._id, error)
             raise self._again(self._backoff(self._task.request.retries), error) from error
         except OtherRequest as error:
