@@ -118,6 +118,8 @@ def _adopt_all(context: Context, tally: Tally, fields: dict[str, Any], limit: fl
             under_way.append((row.key, way.send(ADOPT, choose_id(ADOPT), request)))
         while under_way:
             _await_first(way, tally, under_way, deadline)
+    if tally.adopted + tally.unchanged + tally.failed == 0:
+        raise Failure(f"{tally.store}: nothing lies under {tally.bucket}/{tally.prefix}", type_="NotFound")
     return tally
 
 
