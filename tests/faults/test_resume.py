@@ -1,0 +1,95 @@
+"""A worker that is killed in the middle of a large upload: the next one goes on with what is missing."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tests.servers import Ministack, Valkey
+from tests.servers.proxy import FaultyProxy, Request
+from tests.servers.worker import Worker
+from zot_artifact_client import ArtifactClient
+
+MIB = 1 << 20
+PARTS = 16
+PART = 5 * MIB
+
+
+class Killing:
+    """Counts the parts that pass, and kills the worker when the middle one arrives."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.passed: list[int] = []
+
+    def __call__(self, request: Request) -> None:
+        found = re.search(r"partNumber=(\d+)", request.path)
+        if request.method != "PUT" or not found:
+            return
+        self.passed.append(int(found[1]))
+        if len(self.passed) == PARTS // 2 and self.worker:
+            self.worker.kill()
+            self.worker = None
+
+
+@pytest.fixture
+def line(ministack: Ministack) -> Iterator[tuple[FaultyProxy, Killing]]:
+    killing = Killing()
+    with FaultyProxy(ministack.port, killing) as proxy:
+        yield proxy, killing
+
+
+@pytest.fixture
+def bucket(ministack: Ministack) -> str:
+    name = f"real-{uuid.uuid4().hex[:8]}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=ministack.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ministack.access_key_id,
+        aws_secret_access_key=ministack.secret_access_key,
+    )
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+def test_a_killed_upload_sends_at_most_two_parts_again(
+    valkey: Valkey, ministack: Ministack, line: tuple[FaultyProxy, Killing], bucket: str, tmp_path: Path
+) -> None:
+    """The whole worker is killed at half of an upload; the job goes on, and what was confirmed is not sent again."""
+    proxy, killing = line
+    source = tmp_path / "large.bin"
+    source.write_bytes(os.urandom(PARTS * PART))
+    cloud = {
+        "type": "s3",
+        "bucket": bucket,
+        "endpoint": proxy.endpoint,
+        "access_key_id": ministack.access_key_id,
+        "secret_access_key": ministack.secret_access_key,
+        "part_size": "5MiB",
+    }
+    settings = {
+        "stores": json.dumps({"cloud": cloud}),
+        "sources__roots": json.dumps([str(tmp_path)]),
+        "jobs__lease": "2s",
+        "sweep__verify__enabled": "false",
+    }
+    broker = valkey.url.removesuffix("/0") + "/3"
+    with Worker(tmp_path / "worker", broker, **settings) as worker, ArtifactClient(broker) as client:
+        killing.worker = worker
+        job = client.upload(source, "releases", "large.bin", idempotency_key="one upload")
+        while worker.running:
+            job.progress  # noqa: B018 - each look waits for an answer; the kill itself announces itself to nobody
+        worker.start()
+        again = client.upload(source, "releases", "large.bin", idempotency_key="one upload")
+        assert again.id == job.id
+        assert again.wait(100).size == PARTS * PART
+        assert client.verify("releases", "large.bin").wait(60).good
+    assert set(killing.passed) == set(range(1, PARTS + 1))
+    assert len(killing.passed) <= PARTS + 2
