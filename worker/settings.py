@@ -339,8 +339,9 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
 
 def _problems(error: ValidationError) -> Iterable[str]:
     for problem in error.errors(include_url=False, include_input=False):
-        tags = {"filesystem", "s3"}  # pydantic puts the discriminator's value into the path
-        path = [str(part) for part in problem["loc"] if part not in tags]
+        path = [str(part) for part in problem["loc"]]
+        if path[:1] == ["stores"]:
+            del path[2:3]  # behind a store's name pydantic puts its type
         where = ".".join(path) or "settings"
         if problem["type"] == "extra_forbidden":
             yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(path))}"

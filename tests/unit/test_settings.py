@@ -56,6 +56,12 @@ def test_the_environment_wins_over_the_file(config, monkeypatch):
             "stores: {a: {type: filesystem, root: /srv, rooot: /srv}}",
             "stores.a.rooot is not a setting; did you mean 'root'?",
         ),
+        (
+            "stores: {s3: {type: s3, buckett: b, bucket: b}}",
+            "stores.s3.buckett is not a setting; did you mean 'bucket'?",
+        ),
+        ("stores: {a: {type: s4}}", "stores.a: Input tag 's4'"),
+        ("stores: {s3: {type: s3, bucket: b, part_size: 5 parts}}", "stores.s3.part_size: '5 parts' is not a size"),
         ("retry: {backoff: 5}", "retry.backoff: 5 is not a duration: write a number with a unit"),
         ("retry: {max_attempts: 0}", "retry.max_attempts: Input should be greater than or equal to 1"),
         (

@@ -28,7 +28,7 @@ def parse_duration(value: object) -> timedelta:
 
 
 def _check_size(value: object) -> object:
-    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*[KMGTP]i?B", value)):
+    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*(?:[KMGTP]i?)?B", value)):
         return value
     msg = f"{value!r} is not a size: write a number with a unit, such as 64KiB, 8MiB or 5GiB"
     raise ValueError(msg)

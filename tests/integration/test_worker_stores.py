@@ -1,0 +1,87 @@
+"""Every kind of store inside real prefork children: clients made after the fork, threads and all."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from azure.storage.blob import BlobServiceClient
+from pydantic import SecretStr
+
+from tests.conformance import targets
+from tests.servers.worker import Worker
+from zot_artifact_client import ArtifactClient
+
+KINDS = ("filesystem", "s3", "gcs", "azure")
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """Return a store's configuration as a person writes it, with its secrets."""
+    given = {name: getattr(config, name) for name in config.model_fields_set | {"type"}}
+    plain = {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in given.items()}
+    return {name: f"{value}B" if name == "part_size" else str(value) if isinstance(value, Path) else value
+            for name, value in plain.items()}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stores(ministack, strict_gcs, azurite, tmp_path_factory) -> dict[str, Any]:
+    s3, gcs = targets.s3_config(ministack), targets.gcs_config(strict_gcs)
+    azure = targets.azure_config(azurite, api_version="2025-11-05")
+    client = boto3.client(
+        "s3",
+        endpoint_url=ministack.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=ministack.access_key_id,
+        aws_secret_access_key=ministack.secret_access_key,
+    )
+    client.create_bucket(Bucket=s3.bucket)
+    client.close()
+    targets.make_gcs_bucket(strict_gcs, gcs.bucket)
+    with BlobServiceClient.from_connection_string(azurite.connection_string, api_version="2025-11-05") as service:
+        service.create_container(azure.container)
+    root = tmp_path_factory.mktemp("root")
+    return {"filesystem": {"type": "filesystem", "root": str(root)}} | {
+        name: as_json(config) for name, config in (("s3", s3), ("gcs", gcs), ("azure", azure))
+    }
+
+
+@pytest.fixture(scope="module")
+def client(valkey, stores, tmp_path_factory) -> Iterator[ArtifactClient]:
+    broker = valkey.url.removesuffix("/0") + "/4"
+    incoming = tmp_path_factory.mktemp("incoming")
+    (incoming / "small").write_bytes(b"release one")
+    (incoming / "large").write_bytes(os.urandom(2 * targets.PART + 7))
+    settings = {
+        "stores": json.dumps(stores),
+        "sources__roots": json.dumps([str(incoming)]),
+        "sweep__verify__enabled": "false",
+    }
+    with Worker(tmp_path_factory.mktemp("worker"), broker, **settings), ArtifactClient(broker) as opened:
+        opened.incoming = incoming  # type: ignore[attr-defined]
+        yield opened
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_every_kind_of_store_works_in_a_prefork_child(client, size):
+    """Upload, verify, repair and delete work on all four stores from inside the worker's children."""
+    uploaded = client.upload(client.incoming / size, "releases", size).wait(100)
+    assert [(copy.store, copy.outcome) for copy in uploaded.copies] == [(kind, "stored") for kind in KINDS]
+    verified = client.verify("releases", size).wait(100)
+    assert {copy.store: copy.verdict for copy in verified.copies} == dict.fromkeys(KINDS, "verified")
+    for kind in KINDS[1:]:
+        client.delete("releases", size, stores=[kind]).wait(60)
+    restored = client.replicate("releases", size, to=KINDS[1:]).wait(100)
+    assert {copy.outcome for copy in restored.copies} == {"stored"}
+    assert client.verify("releases", size).wait(100).good
+    assert len(client.delete("releases", size).wait(60).copies) == len(KINDS)
+
+
+def test_many_jobs_at_once_share_nothing_that_breaks(client):
+    """Jobs that come faster than they are done, on all stores at once, all end well."""
+    jobs = [client.upload(client.incoming / "small", "many", f"{n:03}") for n in range(24)]
+    assert all(len(job.wait(100).copies) == len(KINDS) for job in jobs)
+    checks = [client.verify("many", f"{n:03}") for n in range(24)]
+    assert all(check.wait(100).good for check in checks)
