@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import boto3
 import httpx
@@ -15,7 +15,7 @@ from botocore.config import Config
 
 from tests.servers import Azurite, Ministack, RcloneS3
 from tests.servers.s3 import S3Server
-from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store
+from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store, StoreConfig
 from worker.storage.registry import open_driver
 
 PART = 5 * 1024 * 1024
@@ -32,6 +32,8 @@ RCLONE = {
 }
 """What rclone gets wrong about S3, by the name of the case that is not asked of it."""
 SAME = {"pages": "the requests are those of s3-ministack, which is asked"}
+AZURITE_API = "2025-11-05"
+"""The newest version of the interface that azurite knows."""
 SAME_AZURE = {"pages": "the requests are those of azure, which is asked"}
 
 
@@ -114,14 +116,7 @@ def _s3(
     **changes: object,
 ) -> Target:
     config = s3_config(server, **changes)
-    client = boto3.client(
-        "s3",
-        endpoint_url=server.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=server.access_key_id,
-        aws_secret_access_key=server.secret_access_key,
-        config=Config(s3={"addressing_style": "path"}),
-    )
+    client = s3_client(server)
     if config.bucket:
         client.create_bucket(Bucket=config.bucket)
 
@@ -131,6 +126,25 @@ def _s3(
 
     store = Store(open_driver(name, config), spool_dir=spool)
     return Target(name, store, path_of, debris, quirks or {}, open_upload)
+
+
+def s3_client(server: S3Server) -> Any:
+    """Return the SDK's own client, to look and act beside the driver's back."""
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+
+def make_s3_bucket(server: S3Server, real: str) -> None:
+    """Make a bucket beside the driver's back."""
+    client = s3_client(server)
+    client.create_bucket(Bucket=real)
+    client.close()
 
 
 def s3_config(server: S3Server, **changes: object) -> S3Config:
@@ -208,7 +222,7 @@ def _azure(
     name: str, server: Azurite, spool: Path, quirks: Mapping[str, str] | None = None, **changes: object
 ) -> Target:
     config = azure_config(server, **changes)
-    service = BlobServiceClient.from_connection_string(server.connection_string, api_version="2025-11-05")
+    service = BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API)
     if config.container:
         service.create_container(config.container)
 
@@ -240,3 +254,17 @@ def azure_config(server: Azurite, **changes: object) -> AzureConfig:
             **changes,
         }
     )
+
+
+def one_of_each(s3: S3Server, gcs: GcsEndpoint, azure: Azurite, root: Path) -> dict[str, StoreConfig]:
+    """Return the configurations of four stores, one of each kind, with a real bucket or container of their own."""
+    found: dict[str, Any] = {
+        "s3": s3_config(s3),
+        "gcs": gcs_config(gcs),
+        "azure": azure_config(azure, api_version=AZURITE_API),
+    }
+    make_s3_bucket(s3, str(found["s3"].bucket))
+    make_gcs_bucket(gcs, str(found["gcs"].bucket))
+    with BlobServiceClient.from_connection_string(azure.connection_string, api_version=AZURITE_API) as service:
+        service.create_container(found["azure"].container)
+    return {"filesystem": FilesystemConfig(root=root), **found}

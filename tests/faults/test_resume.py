@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
+from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack, Valkey
 from tests.servers.proxy import FaultyProxy, Request
 from tests.servers.worker import Worker
@@ -47,15 +47,7 @@ def line(ministack: Ministack) -> Iterator[tuple[FaultyProxy, Killing]]:
 @pytest.fixture
 def bucket(ministack: Ministack) -> str:
     name = f"real-{uuid.uuid4().hex[:8]}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=ministack.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=ministack.access_key_id,
-        aws_secret_access_key=ministack.secret_access_key,
-    )
-    client.create_bucket(Bucket=name)
-    client.close()
+    make_s3_bucket(ministack, name)
     return name
 
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from azure.storage.blob import BlobServiceClient
 from pydantic import SecretStr
 
 from tests.conformance import targets
@@ -28,24 +26,8 @@ def as_json(config: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def stores(ministack, strict_gcs, azurite, tmp_path_factory) -> dict[str, Any]:
-    s3, gcs = targets.s3_config(ministack), targets.gcs_config(strict_gcs)
-    azure = targets.azure_config(azurite, api_version="2025-11-05")
-    client = boto3.client(
-        "s3",
-        endpoint_url=ministack.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=ministack.access_key_id,
-        aws_secret_access_key=ministack.secret_access_key,
-    )
-    client.create_bucket(Bucket=s3.bucket)
-    client.close()
-    targets.make_gcs_bucket(strict_gcs, gcs.bucket)
-    with BlobServiceClient.from_connection_string(azurite.connection_string, api_version="2025-11-05") as service:
-        service.create_container(azure.container)
-    root = tmp_path_factory.mktemp("root")
-    return {"filesystem": {"type": "filesystem", "root": str(root)}} | {
-        name: as_json(config) for name, config in (("s3", s3), ("gcs", gcs), ("azure", azure))
-    }
+    four = targets.one_of_each(ministack, strict_gcs, azurite, tmp_path_factory.mktemp("root"))
+    return {name: as_json(config) for name, config in four.items()}
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Self, cast
 
@@ -36,36 +34,8 @@ from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_buc
 from worker.storage.manifest import Manifest
 from worker.storage.readahead import SteadyReader, open_steadily
 from worker.storage.transfer import Checkpoint, Forgetful, PartedWrite
-from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifyingReader, drain
-
-
-class Verdict(StrEnum):
-    """What a look at one copy has shown. Only `verified` is good news."""
-
-    VERIFIED = "verified"
-    """All bytes were read and match the recorded digest."""
-    CORRUPT = "corrupt"
-    """All bytes were read and have another SHA-256."""
-    MISSING = "missing"
-    """The store says that there is no such object."""
-    SIZE_MISMATCH = "size_mismatch"
-    """The object has another size than recorded."""
-    UNREADABLE = "unreadable"
-    """The object could not be read to its end: this says nothing about its bytes."""
-    UNVERIFIABLE = "unverifiable"
-    """There is no digest to hold the bytes against."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """The outcome of one full read: the verdict, and what was seen on the way to it."""
-
-    verdict: Verdict
-    expected: Digest | None = None
-    size: int | None = None
-    sha256: str | None = None
-    version: str | None = None
-    detail: str | None = None
+from worker.storage.verdict import Verdict, Verification, claimed, judge, other_size
+from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifyingReader
 
 
 class VerifiedReader:
@@ -214,7 +184,7 @@ class Store:
         """
         self._check(bucket, key)
         reader = open_steadily(self._driver, bucket, key)
-        digest = expected or _claimed(reader.stat)
+        digest = expected or claimed(reader.stat)
         body = VerifyingReader(
             reader,
             size=digest.size if digest else reader.stat.size,
@@ -267,7 +237,7 @@ class Store:
             if expected and manifest and len(manifest) >= WORTH_IT:
                 return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
             with open_steadily(self._driver, bucket, key, uncached=True) as reader:
-                return _judge(reader, expected or _claimed(reader.stat), on_bytes)
+                return judge(reader, expected or claimed(reader.stat), on_bytes)
         except NotFound as error:
             return Verification(Verdict.MISSING, expected, detail=error.message)
         except StorageError as error:
@@ -385,7 +355,7 @@ class Store:
         self, stat: ObjectStat, expected: Digest, manifest: Manifest, on_bytes: OnBytes | None
     ) -> Verification:
         if stat.size != expected.size:
-            return _other_size(stat, expected)
+            return other_size(stat, expected)
         bad = first_bad_chunk(self._driver, stat, manifest, on_bytes)
         if bad is None:
             return Verification(Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version)
@@ -403,28 +373,3 @@ class Store:
             except OSError as error:
                 raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error
             yield spool, body.digest
-
-
-def _claimed(stat: ObjectStat) -> Digest | None:
-    return Digest(stat.size, stat.sha256) if stat.sha256 else None
-
-
-def _judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | None) -> Verification:
-    stat = reader.stat
-    if expected is None:
-        return Verification(Verdict.UNVERIFIABLE, size=stat.size, version=stat.version, detail="no digest is recorded")
-    if stat.size != expected.size:
-        return _other_size(stat, expected)
-    body = VerifyingReader(reader, on_bytes=on_bytes)
-    drain(body)
-    found = body.digest
-    if found == expected:
-        return Verification(Verdict.VERIFIED, expected, found.size, found.sha256, stat.version)
-    verdict = Verdict.SIZE_MISMATCH if found.size != expected.size else Verdict.CORRUPT
-    detail = f"the bytes have SHA-256 {found.sha256}, recorded is {expected.sha256}"
-    return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)
-
-
-def _other_size(stat: ObjectStat, expected: Digest) -> Verification:
-    detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
-    return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)

@@ -3,9 +3,7 @@
 import hashlib
 import itertools
 
-import boto3
 import pytest
-from azure.storage.blob import BlobServiceClient
 
 from tasks.delete import delete
 from tasks.replicate import replicate
@@ -15,7 +13,6 @@ from tests.conformance import targets
 from tests.conformance.bodies import some_bytes
 from worker.context import Context
 from worker.settings import ReplicationSettings, Settings, SourceSettings
-from worker.storage import FilesystemConfig
 from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest
 
 KINDS = ("filesystem", "s3", "gcs", "azure")
@@ -25,22 +22,7 @@ SIZES = {"small": 1000, "in parts": 2 * targets.PART + 7}
 @pytest.fixture(scope="module")
 def four(ministack, strict_gcs, azurite, tmp_path_factory):
     """One store of each kind, with a real bucket or container of its own."""
-    root = tmp_path_factory.mktemp("filesystem")
-    s3, gcs = targets.s3_config(ministack), targets.gcs_config(strict_gcs)
-    azure = targets.azure_config(azurite, api_version="2025-11-05")
-    client = boto3.client(
-        "s3",
-        endpoint_url=ministack.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=ministack.access_key_id,
-        aws_secret_access_key=ministack.secret_access_key,
-    )
-    client.create_bucket(Bucket=s3.bucket)
-    client.close()
-    targets.make_gcs_bucket(strict_gcs, gcs.bucket)
-    with BlobServiceClient.from_connection_string(azurite.connection_string, api_version="2025-11-05") as service:
-        service.create_container(azure.container)
-    return {"filesystem": FilesystemConfig(root=root), "s3": s3, "gcs": gcs, "azure": azure}
+    return targets.one_of_each(ministack, strict_gcs, azurite, tmp_path_factory.mktemp("filesystem"))
 
 
 @pytest.fixture

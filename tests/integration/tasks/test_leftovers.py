@@ -1,14 +1,12 @@
 """The sweep of left-overs takes what dead writers left, and nothing that somebody still needs."""
 
 import dataclasses
-import os
 from datetime import timedelta
 
-import boto3
 import pytest
 
 from tasks.leftovers import sweep_leftovers
-from tests.conformance.targets import s3_config
+from tests.conformance.targets import make_s3_bucket, s3_config
 from worker import clock
 from worker.context import Context
 from worker.settings import LeftoverSweepSettings, Settings, SweepSettings
@@ -97,18 +95,12 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
 @pytest.fixture
 def cloud(context: Context, ministack):
     """The same context with an S3 store, whose uploads in parts can be left open."""
-    config = s3_config(ministack, bucket=f"real-{os.urandom(4).hex()}")
-    client = boto3.client(
-        "s3",
-        endpoint_url=config.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=config.access_key_id.get_secret_value(),
-        aws_secret_access_key=config.secret_access_key.get_secret_value(),
-    )
-    client.create_bucket(Bucket=config.bucket)
-    client.close()
+    config = s3_config(ministack)
+    make_s3_bucket(ministack, config.bucket)
     stores = Stores({"cloud": config})
     yield dataclasses.replace(context, stores=stores)
+    for unfinished in stores["cloud"].iter_unfinished():
+        stores["cloud"].discard(unfinished)
     stores.close()
 
 

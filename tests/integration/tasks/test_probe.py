@@ -3,10 +3,8 @@
 import dataclasses
 import os
 
-import boto3
-
 from tasks.probe import sweep_probe
-from tests.conformance.targets import s3_config
+from tests.conformance.targets import make_s3_bucket, s3_config
 from worker.storage import Stores
 from zot_artifact_client.contract import SweepProbeRequest
 
@@ -29,18 +27,9 @@ def test_a_store_that_is_away_is_named_and_the_others_are_probed(run, settings):
 def test_a_store_that_ignores_create_if_absent_is_found_out(run, context, rclone, caplog):
     """A store that lets a second writer win although it was asked not to is called by that name, with the way out."""
     bucket = f"real-{os.urandom(4).hex()}"
+    make_s3_bucket(rclone, bucket)
     for conditional in (True, False):
         config = s3_config(rclone, bucket=bucket, conditional_writes=conditional)
-        if conditional:
-            client = boto3.client(
-                "s3",
-                endpoint_url=config.endpoint,
-                region_name="us-east-1",
-                aws_access_key_id=config.access_key_id.get_secret_value(),
-                aws_secret_access_key=config.secret_access_key.get_secret_value(),
-            )
-            client.create_bucket(Bucket=bucket)
-            client.close()
         stores = Stores({"cloud": config})
         probed = dataclasses.replace(context, stores=stores)
         result = run(lambda request, _, job, probed=probed: sweep_probe(request, probed, job), SweepProbeRequest())

@@ -6,11 +6,10 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import pytest
 
 from tasks.upload import upload
-from tests.conformance.targets import s3_config
+from tests.conformance.targets import s3_client, s3_config
 from tests.integration.tasks.conftest import Silent
 from worker.context import Context
 from worker.jobs.running import Cancelled
@@ -268,13 +267,7 @@ def test_a_storage_class_for_a_store_that_has_none_is_refused_before_anything_is
 def test_a_storage_class_reaches_its_store(run, context, source, ministack):
     """An object lies in the class that its upload asked for, in one request and in parts."""
     config = s3_config(ministack)
-    client = boto3.client(
-        "s3",
-        endpoint_url=config.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=config.access_key_id.get_secret_value(),
-        aws_secret_access_key=config.secret_access_key.get_secret_value(),
-    )
+    client = s3_client(ministack)
     client.create_bucket(Bucket=config.bucket)
     cloud = dataclasses.replace(context, stores=Stores({"cloud": config}))
     for key, content in (("small", b"x"), ("large", bytes(config.part_size + 1))):

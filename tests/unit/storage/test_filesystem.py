@@ -29,7 +29,8 @@ from worker.storage.filesystem import FilesystemDriver
 from worker.storage.filesystem_disk import ERRORS, translate
 from worker.storage.filesystem_layout import Place, leaf_of, segment_of
 from worker.storage.keys import check_key
-from worker.storage.store import Store, Verdict
+from worker.storage.store import Store
+from worker.storage.verdict import Verdict
 from worker.storage.verifying import VerifyingReader
 
 

@@ -11,7 +11,8 @@ from worker.storage.driver import Digest
 from worker.storage.errors import DigestMismatch, SizeMismatch
 from worker.storage.manifest import CHUNK_SIZE, Manifest, take_digests
 from worker.storage.memory import MemoryDriver
-from worker.storage.store import Store, Verdict
+from worker.storage.store import Store
+from worker.storage.verdict import Verdict
 
 SIZE = 5 * CHUNK_SIZE + 3
 
