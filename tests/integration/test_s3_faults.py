@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.bodies import digest_of, some_bytes, source
-from tests.conformance.targets import PART, s3_config, s3_ministack
+from tests.conformance.targets import PART, make_s3_bucket, s3_client, s3_config, s3_ministack
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
@@ -260,3 +260,22 @@ def _peak(work: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_advice_is_given_until_it_is_taken(ministack: Ministack, tmp_path: Path) -> None:
+    """A bucket that keeps open uploads for ever is told of, by name; one with a rule that ends them is not."""
+    config = s3_config(ministack)
+    make_s3_bucket(ministack, str(config.bucket))
+    store = Store(open_driver("cloud", config), spool_dir=tmp_path)
+    assert [str(config.bucket) in advice for advice in store.advice()] == [True]
+    client = s3_client(ministack)
+    rule = {
+        "ID": "end",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
+    }
+    client.put_bucket_lifecycle_configuration(Bucket=config.bucket, LifecycleConfiguration={"Rules": [rule]})
+    client.close()
+    assert store.advice() == []
+    store.close()

@@ -149,11 +149,13 @@ def _store(context: Context, name: str) -> Check:
         store = context.stores[name]
         store.health_check()
         fault = probe(store)
+        advice = store.advice()
     except StorageError as error:
         return Check(title, "unknown", error.message, f"correct stores.{name}, or bring the store back")
     if fault:
         return Check(title, "bad", fault, "do not rely on it before that is mended")
-    return Check(title, "good", f"{context.settings.stores[name].type}: writes, reads, verifies, lists and deletes")
+    detail = f"{context.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
+    return Check(title, "good", detail, "; ".join(advice) or None)
 
 
 def _status(checks: list[Check]) -> Status:

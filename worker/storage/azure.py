@@ -228,6 +228,9 @@ class AzureDriver:
                     raise
                 raise missing_container(self._origin, container) from None
 
+    def advice(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         with self._lock:
             if self._made:

@@ -262,6 +262,10 @@ class Driver(Protocol):
         """Return if the store can be reached with these credentials; raise what is wrong otherwise."""
         ...
 
+    def advice(self) -> list[str]:
+        """Return what the owner of the store had better change there, in sentences; what cannot be seen is left out."""
+        ...
+
     def close(self) -> None: ...
 
 

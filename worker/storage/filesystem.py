@@ -162,6 +162,9 @@ class FilesystemDriver:
             finally:
                 temp.close()
 
+    def advice(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         """Nothing is kept open between calls."""
 

@@ -257,6 +257,9 @@ class GcsDriver:
         else:
             self._real_buckets()
 
+    def advice(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         with self._lock:
             if self._connection is not None:

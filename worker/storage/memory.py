@@ -146,6 +146,9 @@ class MemoryDriver:
     def check(self) -> None:
         """Return: memory can always be reached."""
 
+    def advice(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         """Keep everything: a store is still there when somebody stops using it."""
 

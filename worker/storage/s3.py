@@ -231,6 +231,22 @@ class S3Driver:
         else:
             self._real_buckets()
 
+    def advice(self) -> list[str]:
+        return [
+            f"{self._name}: bucket {real} has no lifecycle rule that aborts incomplete multipart uploads; add "
+            "AbortIncompleteMultipartUpload after 7 days, for those that nobody sweeps"
+            for real in self._real_buckets()
+            if self._keeps_open_uploads(real)
+        ]
+
+    def _keeps_open_uploads(self, real: str) -> bool:
+        try:
+            with self._errors(real):
+                rules = self._client().get_bucket_lifecycle_configuration(Bucket=real)["Rules"]
+        except StorageError as error:  # many compatible stores have no such thing, and many credentials may not look
+            return code_of(error.__cause__) == "NoSuchLifecycleConfiguration"
+        return not any("AbortIncompleteMultipartUpload" in rule and rule["Status"] == "Enabled" for rule in rules)
+
     def close(self) -> None:
         with self._lock:
             for client in self._clients.values():

@@ -316,6 +316,10 @@ class Store:
         """Return if the store can be reached with its credentials; raise a StorageError that says what is wrong."""
         self._driver.check()
 
+    def advice(self) -> list[str]:
+        """Return what the owner of the store had better change there, a sentence each."""
+        return self._driver.advice()
+
     def iter_unfinished(self) -> Iterator[Unfinished]:
         """Yield what writers left behind or are still writing."""
         return self._driver.iter_unfinished()
