@@ -22,28 +22,21 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
         UnknownStore: naming the stores there are.
         StorageError: a store could not delete its copy; the others have.
     """
+    named = [context.stores[name].name for name in request.stores or ()]
     artifact = context.catalogue.artifacts.current(request.bucket, request.key)
-    stores = [context.stores[name].name for name in request.stores or ()]
-    if artifact is None:
-        return _result(request, [DeletedCopy(store=name, outcome="already_gone") for name in stores])
-    if request.stores is None:
-        deleted = _everywhere(context, job, artifact)
-    else:
-        if not request.allow_last:
-            _check_good_copy_remains(context, artifact, stores)
-        held = {
-            store: copy for store, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.present
-        }
-        deleted = each(stores, lambda store: _delete(context, job, artifact, store, held.get(store)))
-    return _result(request, deleted)
-
-
-def _everywhere(context: Context, job: RunningJob, artifact: Artifact) -> list[DeletedCopy]:
-    """Delete every version wherever there are bytes of it, and record last that the artifact is deleted."""
-    held = context.catalogue.artifacts.held_anywhere(artifact.bucket, artifact.key)
-    deleted = each(held, lambda copy: _delete(context, job, artifact, copy.store, copy))
-    context.catalogue.artifacts.tombstone(artifact, clock.now())
-    return deleted
+    held = context.catalogue.artifacts.held_anywhere(request.bucket, request.key)
+    if artifact and named and not request.allow_last:
+        _check_good_copy_remains(context, artifact, named)
+    deleted = each(named or held, lambda store: _delete(request, context, job, store, held.get(store, [])))
+    if artifact and not named:
+        context.catalogue.artifacts.tombstone(artifact, clock.now())
+    return DeleteResult(
+        bucket=request.bucket,
+        key=request.key,
+        everywhere=not named,
+        unchanged=all(copy.outcome == "already_gone" for copy in deleted),
+        copies=tuple(deleted),
+    )
 
 
 def _check_good_copy_remains(context: Context, artifact: Artifact, stores: list[str]) -> None:
@@ -66,24 +59,14 @@ def _is_there(context: Context, artifact: Artifact, copy: Copy) -> bool:
         return False
 
 
-def _delete(context: Context, job: RunningJob, artifact: Artifact, store: str, copy: Copy | None) -> DeletedCopy:
+def _delete(request: DeleteRequest, context: Context, job: RunningJob, store: str, held: list[Copy]) -> DeletedCopy:
+    """Delete what lies in a store under the key, whichever version it is: also what a killed job has written there."""
     job.step(f"deleting from {store}")
     job.check()
-    if copy is None:
-        return DeletedCopy(store=store, outcome="already_gone")
-    was_there = context.stores[store].delete_object(artifact.bucket, artifact.key)
-    context.catalogue.artifacts.delete_copy(copy)
+    was_there = bool(held) and context.stores[store].delete_object(request.bucket, request.key)
+    for copy in held:
+        context.catalogue.artifacts.delete_copy(copy)
     return DeletedCopy(store=store, outcome="deleted" if was_there else "already_gone")
-
-
-def _result(request: DeleteRequest, copies: list[DeletedCopy]) -> DeleteResult:
-    return DeleteResult(
-        bucket=request.bucket,
-        key=request.key,
-        everywhere=request.stores is None,
-        unchanged=all(copy.outcome == "already_gone" for copy in copies),
-        copies=tuple(copies),
-    )
 
 
 delete_task = artifact_task(DELETE, writes=True)(delete)

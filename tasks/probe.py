@@ -1,4 +1,4 @@
-"""Probe: try out every store, when a worker starts and by the clock, so that a broken one is known before it is needed."""
+"""Probe: try out every store, so that a broken one is known before it is needed."""
 
 import logging
 

@@ -47,7 +47,7 @@ def zot(tmp_path_factory: pytest.TempPathFactory, rclone: RcloneS3, doomed: Rclo
     settings = {
         "stores": stores,
         "placement": ["primary", "dr"],
-        "retry": {"max_attempts": 2, "backoff": "1s", "jitter": False},
+        "retry": {"max_attempts": 2, "backoff": "3s", "jitter": False},
         "sources": {"roots": [str(directory / "root")]},
     }
     config = directory / "zot.yaml"  # JSON is YAML

@@ -182,17 +182,20 @@ class Artifacts:
             copy = connection.execute(sa.select(copies).where(copies.c.id == row.copy_id)).one()
             return _artifact(row), _copy(copy)
 
-    def held_anywhere(self, bucket: str, key: str) -> Sequence[Copy]:
-        """Return every copy under this key of which there should be bytes in some store, whichever version it is."""
+    def held_anywhere(self, bucket: str, key: str) -> dict[str, list[Copy]]:
+        """Return by store the copies under this key of which there may be bytes: of any version, whole or not."""
         query = (
             sa.select(copies)
             .join(artifacts, artifacts.c.id == copies.c.artifact_id)
             .where(artifacts.c.bucket == bucket, artifacts.c.key == key)
-            .where(copies.c.state.not_in(_ABSENT))
+            .where(copies.c.state.not_in([CopyState.SUPERSEDED, CopyState.DELETED]))
             .order_by(copies.c.store)
         )
+        held: dict[str, list[Copy]] = {}
         with self._database.read() as connection:
-            return [_copy(row) for row in connection.execute(query)]
+            for row in connection.execute(query):
+                held.setdefault(row.store, []).append(_copy(row))
+        return held
 
     def being_written(self, store: str, bucket: str, key: str) -> Sequence[Artifact]:
         """Return the versions that a job began to write under this key in this store and has not reported whole."""

@@ -1,10 +1,14 @@
 """Deleting takes what was asked for, and never the last good copy by accident."""
 
+import io
+
 import pytest
 
 from tasks.delete import LastCopy, delete
 from tasks.upload import upload
 from tasks.verify import verify
+from worker import clock
+from worker.storage import Digest
 from worker.storage.errors import NotFound, Unavailable
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
@@ -102,3 +106,21 @@ def test_after_a_deletion_the_same_bytes_are_a_new_version(run, source):
     run(delete, request())
     again = run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
     assert (again.version, again.unchanged) == (2, False)
+
+
+def test_an_old_version_in_a_named_store_is_deleted_too(run, source, stored):
+    """A store that still holds the version before is emptied when it is named; the current version stays elsewhere."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release two"), stores=("primary",)))
+    assert [copy.outcome for copy in run(delete, request("dr")).copies] == ["deleted"]
+    assert not stored("dr").exists()
+    assert stored("primary").read_bytes() == b"release two"
+
+
+def test_what_a_killed_upload_has_written_is_deleted_too(run, context, stored):
+    """Bytes that a job wrote and had no time to report do not outlive the artifact."""
+    digest = Digest(7, "a" * 64)
+    context.catalogue.artifacts.record("releases", "half.tgz", digest, {}, clock.now(), stores=["primary"])
+    context.stores["primary"].write_object("releases", "half.tgz", io.BytesIO(b"written"))
+    result = run(delete, DeleteRequest(bucket="releases", key="half.tgz"))
+    assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
+    assert not stored("primary", "half.tgz").exists()
