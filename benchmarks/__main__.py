@@ -10,12 +10,13 @@ from subprocess import CalledProcessError
 
 from celery.exceptions import CeleryError
 
-from benchmarks import latency, memory, verifying
+from benchmarks import latency, memory, memory_stores, stores, verifying
 from benchmarks.machine import facts
 from benchmarks.measured import NotMeasured, Row
 from benchmarks.scene import Scene
 from benchmarks.table import keep, markdown
 from tests.servers import ServerFailed, ServerMissing, Valkey
+from worker.storage.errors import StorageError
 from zot_artifact_client import ClientError
 
 MEASUREMENTS: dict[str, Callable[[Scene], list[Row]]] = {
@@ -24,7 +25,14 @@ MEASUREMENTS: dict[str, Callable[[Scene], list[Row]]] = {
     "memory": memory.measure_filesystem,
     "memory-s3": memory.measure_s3,
 }
-FAILURES = (NotMeasured, ServerMissing, ServerFailed, CeleryError, ClientError, CalledProcessError, OSError)
+LONG: dict[str, Callable[[Scene], list[Row]]] = {"stores": stores.measure, "memory-stores": memory_stores.measure}
+"""Only measured when they are named, and kept in tables of their own."""
+ALL = MEASUREMENTS | LONG
+_CHOICE = f"what to measure: {', '.join(MEASUREMENTS)} if nothing is named; {' or '.join(LONG)}, which take long"
+_KEPT = [[], *([name] for name in LONG)]
+"""Names of a full run whose table the README keeps."""
+_OURS = (NotMeasured, ServerMissing, ServerFailed, ClientError, StorageError)
+FAILURES = (*_OURS, CeleryError, CalledProcessError, OSError)
 
 
 def main(arguments: list[str]) -> int:
@@ -36,15 +44,15 @@ def main(arguments: list[str]) -> int:
     for name in options.names or MEASUREMENTS:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         try:
-            rows += _measured(MEASUREMENTS[name], options)
+            rows += _measured(ALL[name], options)
         except FAILURES as error:
             print(f"{name} was not measured: {error}", file=sys.stderr)
             failed = True
     if rows:
         table = markdown(rows, facts(options.dir))
         print(table)
-        if not (failed or options.quick or options.names):
-            keep(table)
+        if not (failed or options.quick) and options.names in _KEPT:
+            keep(table, *options.names)
     return int(failed)
 
 
@@ -58,15 +66,15 @@ def _measured(measure: Callable[[Scene], list[Row]], options: argparse.Namespace
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what is promised.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(MEASUREMENTS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=_CHOICE)
     parser.add_argument("--quick", action="store_true", help="a few minutes on smaller files, not kept in the README")
     parser.add_argument(
         "--dir", type=Path, default=Path(tempfile.gettempdir()), help="where to measure, with 20 GiB free (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in MEASUREMENTS]
+    unknown = [name for name in options.names if name not in ALL]
     if unknown:
-        parser.error(f"there is no {unknown[0]!r} to measure, there are {', '.join(MEASUREMENTS)}")
+        parser.error(f"there is no {unknown[0]!r} to measure, there are {', '.join(ALL)}")
     if not options.dir.is_dir():
         parser.error(f"--dir: {options.dir} is not a directory that exists")
     return options

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.measured import NotMeasured, Row, Samples, Target
 from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.transfer import high_water
 from tests.servers.s3 import RcloneS3
 
 SMALL = 64 * MIB
@@ -78,7 +79,7 @@ def _peak(scene: Scene, kind: str, config: dict[str, str], size: int) -> Peak:
         children = worker.children()
         if len(children) != 1:
             raise NotMeasured(f"a worker with one child was expected, it has {len(children)}")
-        peak = Peak(_high_water(children[0]), _high_water(worker.pid))
+        peak = Peak(high_water(children[0]), high_water(worker.pid))
         client.delete("memory", key, allow_last=True).wait(WAIT)
     return peak
 
@@ -86,10 +87,3 @@ def _peak(scene: Scene, kind: str, config: dict[str, str], size: int) -> Peak:
 def _made(directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
     return directory
-
-
-def _high_water(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise NotMeasured(f"the kernel does not tell the peak memory of process {pid}")

@@ -7,7 +7,6 @@ from pathlib import Path
 from benchmarks.measured import NotMeasured, Row
 
 README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- the last full run: written by python -m benchmarks -->", "<!-- the end of the last full run -->"
 _HEAD = ("what", "ours", "yardstick", "ratio", "target", "met")
 
 
@@ -18,18 +17,27 @@ def markdown(rows: Iterable[Row], facts: Iterable[tuple[str, str]]) -> str:
     return f"{table}\n\nMeasured on {datetime.now(UTC):%Y-%m-%d}:\n\n{machine}\n"
 
 
-def keep(table: str) -> None:
-    """Put a table in the place of the one in the README.
+def keep(table: str, name: str = "") -> None:
+    """Put a table in the place of the one in the README: that of everything, or of one measurement by its name.
 
     Raises:
         NotMeasured: the README has lost the marks between which it stands.
     """
+    first, last = _marks(name)
     text = README.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise NotMeasured(f"{README} does not say where the table goes: it needs the lines {BEGIN} and {END}")
-    README.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+        raise NotMeasured(f"{README} does not say where the table goes: it needs the lines {first} and {last}")
+    README.write_text(f"{before}{begin}\n\n{table}\n{end}{after}")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    of, by = (f" of {name}", f" {name}") if name else ("", "")
+    return (
+        f"<!-- the last full run{of}: written by python -m benchmarks{by} -->",
+        f"<!-- the end of the last full run{of} -->",
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ def look(context: Context, job: RunningJob, artifact: Artifact, store: Store) ->
 
     Bytes are trusted without reading them only if the store says they are untouched since we wrote or read them;
     anything else in the place is read: it may be a copy that a killed job had finished.
+
+    Raises:
+        Unavailable: what lies in the place cannot be read.
+        StorageError: the store does not answer.
     """
     copy = context.catalogue.artifacts.begin_copy(artifact, store.name)
     found = _stat(store, artifact)
@@ -50,7 +54,9 @@ def look(context: Context, job: RunningJob, artifact: Artifact, store: Store) ->
     if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
         return Place(artifact, store, copy, found, keep_found=False)  # the version that this upload replaces
     seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)
-    if seen.verdict == Verdict.VERIFIED:
+    if seen.verdict == Verdict.UNREADABLE:  # it may be the very bytes; nothing is replaced that nobody could read
+        raise Unavailable(f"{store.name}: what lies at {artifact.path} cannot be read, so it stays: {seen.detail}")
+    if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
         _record(context, artifact, store, found)
         return None
     return Place(artifact, store, copy, found, keep_found=True)

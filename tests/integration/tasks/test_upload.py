@@ -276,3 +276,21 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
         assert client.head_object(Bucket=config.bucket, Key=f"releases/{key}")["StorageClass"] == "STANDARD_IA"
     cloud.stores.close()
     client.close()
+
+
+def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monkeypatch):
+    """Foreign bytes that nobody can read now may be anything: the upload fails in passing and leaves them alone."""
+    stored("primary").parent.mkdir(parents=True)
+    stored("primary").write_bytes(b"somebody's only copy")
+    driver = context.stores["primary"]._driver
+    really = driver.open
+
+    def read_badly(*args, **kwargs):
+        reader = really(*args, **kwargs)
+        monkeypatch.setattr(reader, "read", lambda _size: (_ for _ in ()).throw(Unavailable("primary: the disk fails")))
+        return reader
+
+    monkeypatch.setattr(driver, "open", read_badly)
+    with pytest.raises(Unavailable, match="cannot be read, so it stays"):
+        run(upload, request(source(b"another release now!"), stores=("primary",)))
+    assert stored("primary").read_bytes() == b"somebody's only copy"
