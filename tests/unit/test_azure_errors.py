@@ -14,7 +14,8 @@ from requests.exceptions import ConnectionError as BrokenConnection
 from urllib3.exceptions import ProtocolError
 
 from worker.storage import errors
-from worker.storage.azure_errors import CLASSES, CODES, SDK_ERRORS, Origin, translate, translated
+from worker.storage.azure_errors import CLASSES, CODES, SDK_ERRORS, translate, translated
+from worker.storage.translation import Origin
 
 ORIGIN = Origin("primary", "https://acme.blob.core.windows.net", "artifacts")
 SDK_CLASSES = [

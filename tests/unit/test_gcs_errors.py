@@ -15,7 +15,8 @@ from requests import exceptions as http
 from urllib3.exceptions import IncompleteRead, ProtocolError, ReadTimeoutError
 
 from worker.storage import errors
-from worker.storage.gcs_errors import CLASSES, REASONS, SDK_ERRORS, Origin, status_of, translate, without_address
+from worker.storage.gcs_errors import CLASSES, REASONS, SDK_ERRORS, status_of, translate, without_address
+from worker.storage.translation import Origin
 
 ORIGIN = Origin("primary", "https://storage.googleapis.com", "artifacts")
 ROOTS = {api.GoogleAPIError, api.GoogleAPICallError, http.RequestException}

@@ -13,7 +13,8 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import IncompleteRead, ProtocolError, ReadTimeoutError
 
 from worker.storage import errors
-from worker.storage.s3_errors import CLASSES, CODES, SDK_ERRORS, Origin, translate
+from worker.storage.s3_errors import CLASSES, CODES, SDK_ERRORS, translate
+from worker.storage.translation import Origin
 
 ORIGIN = Origin("primary", "https://s3.example.com", "artifacts")
 ROOTS = {sdk.BotoCoreError, sdk.ClientError}

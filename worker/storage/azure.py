@@ -12,7 +12,7 @@ from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient
 from worker.storage.azure_blocks import new_token
 from worker.storage.azure_client import endpoint_of, is_signed, make_service, scope_of, tier_of
 from worker.storage.azure_copy import Copy
-from worker.storage.azure_errors import Origin, code_of, missing_container, translated
+from worker.storage.azure_errors import code_of, missing_container, translated
 from worker.storage.azure_listing import ByteOrder, safe_start
 from worker.storage.azure_objects import (
     WRITER,
@@ -47,6 +47,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.translation import Origin
 from worker.storage.verifying import VerifyingReader
 
 MARKER = f"{RESERVED_SEGMENT}bucket"

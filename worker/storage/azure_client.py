@@ -8,9 +8,10 @@ from azure.core.credentials import AzureSasCredential, TokenCredential
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlobTier
 
-from worker.storage.azure_errors import Origin, translated
+from worker.storage.azure_errors import translated
 from worker.storage.config import AzureConfig
 from worker.storage.errors import PermanentError
+from worker.storage.translation import Origin
 
 MIB = 1024 * 1024
 CHUNK = 8 * MIB

@@ -9,10 +9,11 @@ from azure.core import MatchConditions
 from azure.storage.blob import BlobClient, BlobProperties
 
 from worker.storage.azure_client import COMMIT_TIMEOUT
-from worker.storage.azure_errors import Origin, translated
+from worker.storage.azure_errors import translated
 from worker.storage.azure_objects import WRITER, conditions, stored_metadata, version_of
 from worker.storage.driver import Match
 from worker.storage.errors import StorageError, Timeout, Unavailable
+from worker.storage.translation import Origin
 
 COPY_WITHIN = 3600.0
 """Seconds that a copy may take before it is called off; inside one account nearly all are done when they are asked."""

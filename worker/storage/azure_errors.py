@@ -7,7 +7,6 @@ the answers of token services, and URLs with a shared access signature. For the 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import azure.core.exceptions as sdk
 from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
@@ -30,23 +29,10 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
+from worker.storage.translation import Kind, Origin, by_class, missing_bucket, quoted, seconds
 
 SDK_ERRORS = (sdk.AzureError, sdk.SerializationError, sdk.DeserializationError, RequestException, HTTPError)
 """Everything that a call of the SDK, or reading a body, can raise on account of the store."""
-
-_MAX_QUOTE = 160
-
-Kind = type[StorageError]
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an error came from, for the message: the store, its endpoint, and its one container if it has one."""
-
-    store: str
-    endpoint: str
-    container: str | None
-
 
 _KEYS = "correct `account_key`, `sas_token` or `connection_string`, or what DefaultAzureCredential finds"
 _CONTAINER_RULE = "a container has 3 to 63 lower-case letters, digits and single '-', and begins with no '-'"
@@ -229,11 +215,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     """
     if isinstance(error, sdk.HttpResponseError) and error.status_code:
         return _translate_answer(error, origin, what)
-    kind, reason = next(
-        ((kind, reason) for kind, reason, classes in CLASSES if isinstance(error, classes)),
-        (PermanentError, "the SDK failed"),
-    )
-    return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
+    return by_class(error, CLASSES, origin, what)
 
 
 @contextmanager
@@ -254,17 +236,8 @@ def code_of(error: BaseException) -> str:
 
 
 def missing_container(origin: Origin, container: str) -> StorageError:
-    """Return the error for a container that is not there.
-
-    Where it is the one that holds everything, its absence says that the store is set up wrongly, and nothing about
-    the objects: NotFound would have every copy in it judged missing.
-    """
-    if origin.container is None:
-        return NotFound(f"{origin.store}: container {container!r} does not exist at {origin.endpoint}")
-    return Unavailable(
-        f"{origin.store}: container {origin.container!r} does not exist at {origin.endpoint}; "
-        "create it or correct `container`"
-    )
+    """Return the error for a container that is not there; see `missing_bucket`."""
+    return missing_bucket(origin, container, "container")
 
 
 def _translate_answer(error: sdk.HttpResponseError, origin: Origin, what: str) -> StorageError:
@@ -283,13 +256,12 @@ def _by_class_of_status(status: str) -> tuple[Kind, str | None]:
 def _quote(error: sdk.HttpResponseError) -> str:
     """Return the first line of what the store says: the others name the request, its parameters and its time."""
     lines = str(error.message).strip().splitlines()
-    said = " ".join(lines[0].split()) if lines else ""
-    if not said or "sig=" in said.lower():
-        return "the store refuses"
-    return said if len(said) <= _MAX_QUOTE else said[: _MAX_QUOTE - 1] + "…"
+    said = lines[0] if lines else ""
+    if "sig=" in said.lower():
+        said = ""
+    return quoted(said)
 
 
 def _retry_after(error: sdk.HttpResponseError) -> float | None:
     headers: Mapping[str, str] = getattr(error.response, "headers", {})
-    said = str(headers.get("Retry-After", ""))
-    return float(said) if said.isdecimal() else None
+    return seconds(headers.get("Retry-After", ""))

@@ -11,9 +11,10 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties
 
 from worker.storage.azure_client import CHUNK
-from worker.storage.azure_errors import SDK_ERRORS, Origin, code_of, translate
+from worker.storage.azure_errors import SDK_ERRORS, code_of, translate
 from worker.storage.driver import Condition, Match, ObjectStat, WriteInfo
 from worker.storage.errors import PermanentError, Unavailable
+from worker.storage.translation import Origin
 
 SHA256 = "sha256"
 WRITER = "zot_writer"

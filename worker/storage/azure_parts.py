@@ -10,11 +10,12 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
 
 from worker.storage.azure_blocks import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
-from worker.storage.azure_errors import Origin, code_of, translated
+from worker.storage.azure_errors import code_of, translated
 from worker.storage.azure_objects import ENDED, SHA256, WRITER, conditions, is_object, stored_metadata, to_metadata
 from worker.storage.azure_upload import REFUSED, Upload, Write
 from worker.storage.driver import Condition, Match, ObjectStat, Part, PartLimits, Unfinished, WriteInfo
 from worker.storage.errors import NotFound
+from worker.storage.translation import Origin
 
 MIB = 1024 * 1024
 MAX_PART = 4_000 * MIB

@@ -7,7 +7,7 @@ from typing import Any
 from azure.storage.blob import BlobBlock, BlobClient
 
 from worker.storage.azure_client import COMMIT_TIMEOUT
-from worker.storage.azure_errors import SDK_ERRORS, Origin, code_of, translate, translated
+from worker.storage.azure_errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.azure_objects import (
     SHA256,
     WRITER,
@@ -27,6 +27,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.parts import next_part
+from worker.storage.translation import Origin
 from worker.storage.verifying import drain
 
 REFUSED = {"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists", "409", "412"}

@@ -40,12 +40,13 @@ from worker.storage.gcs_client import (
     endpoint_of,
     retry,
 )
-from worker.storage.gcs_errors import SDK_ERRORS, Origin, missing_bucket, status_of, translate
+from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate
 from worker.storage.gcs_objects import WRITER, GcsReader, generation_of, stored_metadata, to_metadata, to_stat
 from worker.storage.gcs_parts import PartedWrite, iter_blobs, iter_unfinished
 from worker.storage.gcs_resumable import CHUNK_UNIT, ResumableUpload
 from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, delete, describe, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.translation import Origin, missing_bucket
 
 MARKER = f"{RESERVED_SEGMENT}bucket"
 """The key of the empty object that keeps an empty logical bucket in existence."""

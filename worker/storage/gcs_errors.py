@@ -7,7 +7,6 @@ programs. What else the store says is quoted in one line, cut short.
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
@@ -30,6 +29,7 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
+from worker.storage.translation import Kind, Origin, by_class, quoted, seconds
 
 SDK_ERRORS = (
     api.GoogleAPIError,
@@ -47,20 +47,7 @@ SDK_ERRORS = (
 )
 """Everything that a call of the libraries, or reading a body, can raise on account of the store."""
 
-_MAX_QUOTE = 160
 _ADDRESS = re.compile(r"^[A-Z]+ \S+://\S+: |\S+://\S+")
-
-Kind = type[StorageError]
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an error came from, for the message: the store, its endpoint, and its one real bucket if it has one."""
-
-    store: str
-    endpoint: str
-    bucket: str | None
-
 
 _KEYS = "correct `credentials_file`, or the application default credentials"
 _DAMAGED = "the bytes were damaged on the way"
@@ -189,11 +176,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     found = _innermost(error)
     if status_of(found):
         return _translate_answer(found, origin, what)
-    kind, reason = next(
-        ((kind, reason) for kind, reason, classes in CLASSES if isinstance(found, classes)),
-        (PermanentError, "the SDK failed"),
-    )
-    return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(found).__name__})")
+    return by_class(found, CLASSES, origin, what)
 
 
 def status_of(error: BaseException | None) -> int:
@@ -217,19 +200,6 @@ def without_address(error: Exception) -> Exception:
         return api.from_http_status(status, _said(found), **options)  # type: ignore[no-any-return]
     kind = next((kind for kind in _KEPT if isinstance(found, kind)), None)
     return kind("while sending an object") if kind else found
-
-
-def missing_bucket(origin: Origin, bucket: str) -> StorageError:
-    """Return the error for a real bucket that is not there.
-
-    Where it is the one that holds everything, its absence says that the store is set up wrongly, and nothing about
-    the objects: NotFound would have every copy in it judged missing.
-    """
-    if origin.bucket is None:
-        return NotFound(f"{origin.store}: bucket {bucket!r} does not exist at {origin.endpoint}")
-    return Unavailable(
-        f"{origin.store}: bucket {origin.bucket!r} does not exist at {origin.endpoint}; create it or correct `bucket`"
-    )
 
 
 def _innermost(error: Exception) -> Exception:
@@ -276,8 +246,7 @@ def _reason(error: Exception) -> str:
 
 
 def _quote(error: Exception) -> str:
-    said = _said(error) or "the store refuses"
-    return said if len(said) <= _MAX_QUOTE else said[: _MAX_QUOTE - 1] + "…"
+    return quoted(_said(error))
 
 
 def _said(error: Exception) -> str:
@@ -288,5 +257,4 @@ def _said(error: Exception) -> str:
 
 def _retry_after(error: Exception) -> float | None:
     headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-    said = str(headers.get("Retry-After", ""))
-    return float(said) if said.isdecimal() else None
+    return seconds(headers.get("Retry-After", ""))

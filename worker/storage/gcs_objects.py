@@ -10,7 +10,8 @@ import requests
 
 from worker.storage.driver import Match, ObjectStat, WriteInfo
 from worker.storage.errors import PermanentError, Unavailable
-from worker.storage.gcs_errors import SDK_ERRORS, Origin, translate
+from worker.storage.gcs_errors import SDK_ERRORS, translate
+from worker.storage.translation import Origin
 
 SHA256 = "sha256"
 WRITER = "zot-writer"

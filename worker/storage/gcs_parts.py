@@ -21,10 +21,11 @@ import google_crc32c
 from worker.storage.driver import ObjectStat, Part, Unfinished
 from worker.storage.errors import NotFound, PermanentError, SizeMismatch, StorageError, Unavailable
 from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, check_answer, retry
-from worker.storage.gcs_errors import SDK_ERRORS, Origin, status_of, translate
+from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate
 from worker.storage.gcs_objects import blob_of, described, to_stat
 from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, crc32c_of, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.translation import Origin
 
 ROOT = f"{RESERVED_SEGMENT}parts/"
 OPENING = "00000"

@@ -15,10 +15,11 @@ from google.api_core.exceptions import Aborted
 from worker.storage.driver import Body
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.gcs_client import TIMEOUT, Connection, check_answer, retry
-from worker.storage.gcs_errors import SDK_ERRORS, Origin, missing_bucket, without_address
+from worker.storage.gcs_errors import SDK_ERRORS, without_address
 from worker.storage.gcs_objects import CONTENT_TYPE, blob_of, described
 from worker.storage.gcs_upload import NOT_FOUND, Write, crc32c_of, delete
 from worker.storage.parts import next_part
+from worker.storage.translation import Origin, missing_bucket
 from worker.storage.verifying import drain
 
 CHUNK_UNIT = 256 * 1024

@@ -18,7 +18,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from worker.storage.driver import Body, Condition, Match, ObjectStat
 from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, TransientError, Unavailable
 from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, retry
-from worker.storage.gcs_errors import SDK_ERRORS, Origin, missing_bucket, status_of, translate, without_address
+from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate, without_address
 from worker.storage.gcs_objects import (
     CACHE_CONTROL,
     CONTENT_TYPE,
@@ -29,6 +29,7 @@ from worker.storage.gcs_objects import (
     to_stat,
 )
 from worker.storage.parts import next_part
+from worker.storage.translation import Origin, missing_bucket
 from worker.storage.verifying import drain
 
 TRIES = 16

@@ -30,10 +30,11 @@ from worker.storage.errors import (
     StorageError,
 )
 from worker.storage.keys import RESERVED_SEGMENT
-from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, is_missing, missing_bucket, translate
+from worker.storage.s3_errors import SDK_ERRORS, code_of, is_missing, translate
 from worker.storage.s3_objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import COMMIT_TIMEOUT, GIB, READ_TIMEOUT, endpoint_of, make_client, profile_of
 from worker.storage.s3_upload import MAX_PART, MAX_PARTS, MIN_PART, Upload, Where, Write
+from worker.storage.translation import Origin, missing_bucket
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -5,7 +5,6 @@ output of credential programs. What else a store says is quoted in one line, cut
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import botocore.exceptions as sdk
@@ -27,23 +26,10 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
+from worker.storage.translation import Kind, Origin, by_class, missing_bucket, quoted, seconds
 
 SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError)
 """Everything that a call of the SDK, or reading a body, can raise on account of the store."""
-
-_MAX_QUOTE = 160
-
-Kind = type[StorageError]
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an error came from, for the message: the store, its endpoint, and its one real bucket if it has one."""
-
-    store: str
-    endpoint: str
-    bucket: str | None
-
 
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
 _REGION = "correct `region` or `endpoint`"
@@ -196,11 +182,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     """
     if isinstance(error, sdk.ClientError):
         return _translate_answer(error, origin, what)
-    kind, reason = next(
-        ((kind, reason) for kind, reason, classes in CLASSES if isinstance(error, classes)),
-        (PermanentError, "the SDK failed"),
-    )
-    return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
+    return by_class(error, CLASSES, origin, what)
 
 
 def code_of(error: BaseException | None) -> str:
@@ -211,19 +193,6 @@ def code_of(error: BaseException | None) -> str:
 def is_missing(error: Exception) -> bool:
     """Return whether the store says that something is not there, without saying what (HEAD has no body)."""
     return code_of(error) in {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
-
-
-def missing_bucket(origin: Origin, bucket: str) -> StorageError:
-    """Return the error for a real bucket that is not there.
-
-    Where it is the one that holds everything, its absence says that the store is set up wrongly, and nothing about
-    the objects: NotFound would have every copy in it judged missing.
-    """
-    if origin.bucket is None:
-        return NotFound(f"{origin.store}: bucket {bucket!r} does not exist at {origin.endpoint}")
-    return Unavailable(
-        f"{origin.store}: bucket {origin.bucket!r} does not exist at {origin.endpoint}; create it or correct `bucket`"
-    )
 
 
 def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> StorageError:
@@ -242,8 +211,7 @@ def _by_class_of_status(status: str) -> tuple[Kind, str | None]:
 
 
 def _quote(error: sdk.ClientError) -> str:
-    said = " ".join(str(_details(error).get("Message", "")).split()) or "the store refuses"
-    return said if len(said) <= _MAX_QUOTE else said[: _MAX_QUOTE - 1] + "…"
+    return quoted(str(_details(error).get("Message", "")))
 
 
 def _details(error: sdk.ClientError) -> Mapping[str, Any]:
@@ -259,5 +227,4 @@ def _status(error: sdk.ClientError) -> str:
 
 
 def _retry_after(error: sdk.ClientError) -> float | None:
-    said = str(_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""))
-    return float(said) if said.isdecimal() else None
+    return seconds(_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""))

@@ -11,7 +11,8 @@ from botocore.exceptions import IncompleteReadError
 
 from worker.storage.driver import ObjectStat, WriteInfo
 from worker.storage.errors import PermanentError, Unavailable
-from worker.storage.s3_errors import SDK_ERRORS, Origin, translate
+from worker.storage.s3_errors import SDK_ERRORS, translate
+from worker.storage.translation import Origin
 
 SHA256 = "sha256"
 WRITER = "zot-writer"

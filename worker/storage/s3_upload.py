@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from worker.storage.driver import Body, Condition, Match, ObjectStat, Part
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, TransientError, Unavailable
 from worker.storage.parts import MIB, next_part
-from worker.storage.s3_errors import SDK_ERRORS, Origin, code_of, translate
+from worker.storage.s3_errors import SDK_ERRORS, code_of, translate
 from worker.storage.s3_objects import SHA256, WRITER, stored_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import GIB
+from worker.storage.translation import Origin
 from worker.storage.verifying import drain
 
 if TYPE_CHECKING:
