@@ -1,0 +1,156 @@
+"""Who brings files to a store and back: ours, and the well-known tools with the options they come with."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks import transfer
+from benchmarks.measured import NotMeasured
+from tests.servers.process import find_server
+from worker.storage import Store
+
+_LEAST = 1e-3
+"""Seconds: what is left of a tool's time at least, when its start is not counted."""
+
+
+class Mover(Protocol):
+    """Puts and gets one file under a key, or all files of a directory under keys that begin with `key/`.
+
+    Both return the seconds that they took. The caller guarantees that nothing is under the key yet, or in the path.
+    """
+
+    @property
+    def name(self) -> str: ...
+    def put(self, path: Path, key: str) -> float: ...
+    def get(self, key: str, path: Path) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """`Store` in this process, one object at a time, as one child of a worker does it."""
+
+    store: Store
+    name: str = "ours"
+
+    def put(self, path: Path, key: str) -> float:
+        begun = time.perf_counter()
+        if path.is_dir():
+            for file in path.iterdir():
+                transfer.put(self.store, file, f"{key}/{file.name}")
+        else:
+            transfer.put(self.store, path, key)
+        return time.perf_counter() - begun
+
+    def get(self, key: str, path: Path) -> float:
+        begun = time.perf_counter()
+        if path.is_dir():
+            for found in self.store.list_objects(transfer.BUCKET, f"{key}/"):
+                transfer.get(self.store, found.key, path / found.key.removeprefix(f"{key}/"))
+        else:
+            transfer.get(self.store, key, path)
+        return time.perf_counter() - begun
+
+
+@dataclass(frozen=True, slots=True)
+class Rclone:
+    """`rclone copyto` for one file, `rclone copy` for many: it has four under way at once.
+
+    `remote` is where the keys begin. What is secret is in `secrets`, as variables of the environment. `of_many` are
+    options of `copy` alone.
+    """
+
+    remote: str
+    options: Sequence[str] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    of_many: Sequence[str] = ()
+    name: str = "rclone"
+
+    def put(self, path: Path, key: str) -> float:
+        return self._copy(path, str(path), f"{self.remote}/{key}")
+
+    def get(self, key: str, path: Path) -> float:
+        return self._copy(path, f"{self.remote}/{key}", str(path))
+
+    def _copy(self, path: Path, source: str, target: str) -> float:
+        program = find_server("rclone")
+        verb = ("copy", *self.of_many) if path.is_dir() else ("copyto",)
+        command = (program, *verb, source, target, "--retries", "1", *self.options)
+        return _took(self.name, command, (program, "version"), {"RCLONE_CONFIG": "/dev/null", **self.secrets})
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """`rclone` to a directory, and then an fsync of each file: without it, a power cut may take what it has written."""
+
+    rclone: Rclone
+    name: str = "rclone and fsync"
+
+    def put(self, path: Path, key: str) -> float:
+        took = self.rclone.put(path, key)
+        written = Path(self.rclone.remote) / key
+        begun = time.perf_counter()
+        for file in (*written.iterdir(), written) if path.is_dir() else (written, written.parent):
+            _sync(file)
+        return took + time.perf_counter() - begun
+
+    def get(self, key: str, path: Path) -> float:
+        return self.rclone.get(key, path)
+
+
+@dataclass(frozen=True, slots=True)
+class S5cmd:
+    """`s5cmd cp`, which has 256 objects under way at once. `remote` is where the keys begin."""
+
+    remote: str
+    endpoint: str
+    secrets: Mapping[str, str]
+    name: str = "s5cmd"
+
+    def put(self, path: Path, key: str) -> float:
+        if path.is_dir():
+            return self._copy(f"{path}/*", f"{self.remote}/{key}/")
+        return self._copy(str(path), f"{self.remote}/{key}")
+
+    def get(self, key: str, path: Path) -> float:
+        if path.is_dir():
+            return self._copy(f"{self.remote}/{key}/*", f"{path}/")
+        return self._copy(f"{self.remote}/{key}", str(path))
+
+    def _copy(self, source: str, target: str) -> float:
+        program = find_server("s5cmd")
+        command = (program, "--log", "error", "--endpoint-url", self.endpoint, "cp", source, target)
+        return _took(self.name, command, (program, "version"), {"AWS_REGION": "us-east-1", **self.secrets})
+
+
+def _took(name: str, command: Sequence[str], idle: Sequence[str], variables: Mapping[str, str]) -> float:
+    """Run a command, and return its seconds without those that the same program takes to start and do nothing.
+
+    Raises:
+        NotMeasured: it failed; carries the last line that it wrote.
+    """
+    started = _seconds(name, idle, variables)
+    return max(_LEAST, _seconds(name, command, variables) - started)
+
+
+def _seconds(name: str, command: Sequence[str], variables: Mapping[str, str]) -> float:
+    strange = ("AWS_", "AZURE_", "GOOGLE_", "RCLONE_", "S3_")
+    environment = {known: value for known, value in os.environ.items() if not known.startswith(strange)}
+    begun = time.perf_counter()
+    done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=False)
+    took = time.perf_counter() - begun
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
+        raise NotMeasured(f"{name} ended with status {done.returncode} and said: {said[-1]}")
+    return took
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,121 @@
+"""The stores that transfers are measured on, each with its server running, and how the tools are told of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from azure.storage.blob import BlobServiceClient
+
+from benchmarks.movers import Mover, Rclone, S5cmd, Synced
+from benchmarks.transfer import BUCKET
+from tests.conformance.targets import AZURITE_API, make_gcs_bucket, make_s3_bucket
+from tests.servers import Azurite, FakeGcs, Ministack, RcloneS3, Server
+from tests.servers.process import find_server
+from tests.servers.s3 import S3Server
+
+REAL = "artifacts"
+"""The real bucket or container: the logical bucket is the first segment of the keys in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store that runs.
+
+    Attributes:
+        name: what it is, and which server keeps it.
+        config: how ours is configured.
+        tools: those that can do the same there.
+        server: the process that keeps it, if it is not in a directory of ours.
+    """
+
+    name: str
+    config: Mapping[str, object]
+    tools: Sequence[Mover]
+    server: Server | None = None
+
+
+class UnhashedS3(RcloneS3):
+    """For speed: remembers its folders, and has no ETags, which cost reading a whole file for each of its ranges."""
+
+    def command(self) -> Sequence[str]:
+        self.files.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{self.port}"
+        return (find_server("rclone"), "serve", "s3", "--addr", address, "--etag-hash", "", str(self.files))
+
+
+@contextmanager
+def filesystem(directory: Path) -> Iterator[Place]:
+    """Keep objects as files of a directory."""
+    root = directory / "filesystem"
+    root.mkdir()
+    rclone = Rclone(str(root / BUCKET), of_many=("--exclude", "*.sha256"))  # our sidecars, which nobody asked it for
+    yield Place("filesystem", {"type": "filesystem", "root": str(root)}, (Synced(rclone), rclone))
+
+
+@contextmanager
+def s3_ministack(directory: Path) -> Iterator[Place]:
+    """Keep objects in the memory of a server that is right about S3."""
+    with Ministack(directory / "ministack") as server:
+        yield _s3("s3 (ministack)", server)
+
+
+@contextmanager
+def s3_rclone(directory: Path) -> Iterator[Place]:
+    """Keep objects as the files of a server that is fast; it knows no conditions, which the configuration says."""
+    with UnhashedS3(directory / "rclone") as server:
+        yield _s3("s3 (rclone serve s3)", server, conditional_writes=False)
+
+
+def _s3(name: str, server: S3Server, **changes: object) -> Place:
+    make_s3_bucket(server, REAL)
+    keys = (server.access_key_id, server.secret_access_key)
+    config = {
+        "type": "s3", "bucket": REAL, "endpoint": server.endpoint,
+        "access_key_id": keys[0], "secret_access_key": keys[1], **changes,
+    }  # fmt: skip
+    where = (
+        "--s3-provider",
+        "Other",
+        "--s3-endpoint",
+        server.endpoint,
+        "--s3-force-path-style",
+        "--s3-no-check-bucket",
+    )
+    rclone = Rclone(
+        f":s3:{REAL}/{BUCKET}",
+        where,
+        dict(zip(("RCLONE_S3_ACCESS_KEY_ID", "RCLONE_S3_SECRET_ACCESS_KEY"), keys, strict=True)),
+    )
+    s5cmd = S5cmd(
+        f"s3://{REAL}/{BUCKET}",
+        server.endpoint,
+        dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), keys, strict=True)),
+    )
+    return Place(name, config, (rclone, s5cmd), server)
+
+
+@contextmanager
+def gcs(directory: Path, *, on_disk: bool = False) -> Iterator[Place]:
+    """Keep objects in the memory of a server that speaks Cloud Storage, or as its files."""
+    with FakeGcs(directory / "fake-gcs", on_disk=on_disk) as server:
+        make_gcs_bucket(server, REAL)
+        config = {"type": "gcs", "bucket": REAL, "endpoint": server.endpoint, "project": "test", "anonymous": True}
+        where = ("--gcs-anonymous", "--gcs-endpoint", f"{server.endpoint}/storage/v1/", "--gcs-no-check-bucket")
+        yield Place("gcs (fake-gcs-server)", config, (Rclone(f":gcs:{REAL}/{BUCKET}", where),), server)
+
+
+@contextmanager
+def azure(directory: Path) -> Iterator[Place]:
+    """Keep objects as the files of a server that speaks Blob Storage."""
+    with Azurite(directory / "azurite") as server:
+        with BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API) as service:
+            service.create_container(REAL)
+        config = {
+            "type": "azure", "container": REAL, "account_url": server.account_url,
+            "account_key": server.account_key, "api_version": AZURITE_API,
+        }  # fmt: skip
+        where = ("--azureblob-account", server.account, "--azureblob-endpoint", server.account_url)
+        options = (*where, "--azureblob-no-check-container")
+        rclone = Rclone(f":azureblob:{REAL}/{BUCKET}", options, {"RCLONE_AZUREBLOB_KEY": server.account_key})
+        yield Place("azure (azurite)", config, (rclone,), server)

@@ -1,0 +1,64 @@
+"""One transfer of ours, as a job does it; as a program, it does one in a fresh process and tells its peak memory."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from worker.storage import Store, StoreConfig, open_store
+from worker.storage.manifest import take_digests
+
+BUCKET = "measured"
+
+
+def open_configured(config: Mapping[str, object]) -> Store:
+    """Return the store of a configuration as it stands in a file."""
+    checked: StoreConfig = TypeAdapter[Any](StoreConfig).validate_python(config)
+    return open_store("measured", checked)
+
+
+def put(store: Store, path: Path, key: str) -> None:
+    """Hash a file, and write it, hashed again on its way: what an upload does, without catalogue and queue."""
+    with path.open("rb", buffering=0) as file:
+        digest, _ = take_digests(file, size=os.fstat(file.fileno()).st_size, what=str(path))
+        file.seek(0)
+        store.write_object(BUCKET, key, file, size=digest.size, sha256=digest.sha256, condition="create_only")
+
+
+def get(store: Store, key: str, path: Path) -> None:
+    """Read an object to its end, where its SHA-256 is found to be right, into a file."""
+    with store.read_object(BUCKET, key) as reader, path.open("wb") as file:
+        for piece in reader:
+            file.write(piece)
+
+
+def high_water(process: int | str) -> float:
+    """Return the most memory that a process has held at once, in MiB.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"the kernel does not tell the peak memory of process {process}")
+
+
+def main() -> None:
+    """Do what a JSON document on the standard input says: no credential is an argument that every process can see."""
+    asked = json.load(sys.stdin)
+    store = open_configured(asked["config"])
+    path, key = Path(asked["path"]), asked["key"]
+    if asked["operation"] == "put":
+        put(store, path, key)
+    else:
+        get(store, key, path)
+    print(high_water("self"))
+
+
+if __name__ == "__main__":
+    main()
