@@ -130,7 +130,7 @@ def _took(name: str, command: Sequence[str], idle: Sequence[str], variables: Map
     """Run a command, and return its seconds without those that the same program takes to start and do nothing.
 
     Raises:
-        NotMeasured: it failed; carries the last line that it wrote.
+        NotMeasured: it failed; carries the last line of words that it wrote.
     """
     started = _seconds(name, idle, variables)
     return max(_LEAST, _seconds(name, command, variables) - started)
@@ -143,8 +143,8 @@ def _seconds(name: str, command: Sequence[str], variables: Mapping[str, str]) ->
     done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=False)
     took = time.perf_counter() - begun
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
-        raise NotMeasured(f"{name} ended with status {done.returncode} and said: {said[-1]}")
+        said = [line for line in (done.stderr or done.stdout).splitlines() if any(map(str.isalnum, line))]
+        raise NotMeasured(f"{name} ended with status {done.returncode} and said: {said[-1] if said else 'nothing'}")
     return took
 
 
