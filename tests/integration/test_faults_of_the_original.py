@@ -199,7 +199,7 @@ def test_5_what_is_refused_is_asked_once(
 @pytest.mark.parametrize("kind", ["s3", "files"])
 def test_6_no_object_is_in_memory(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
     """Fault: an object was in memory twice, once for its digest and once for retries. Here not even once."""
-    size = 14 * PART
+    size = 24 * PART
     body = tmp_path / "body"
     body.write_bytes(some_bytes(size))
     store: Store = request.getfixturevalue(kind)

@@ -30,7 +30,8 @@ def worker(valkey, tmp_path_factory, incoming) -> Iterator[Worker]:
     settings = {
         "sources__roots": json.dumps([str(incoming)]),
         "retry__max_attempts": "2",
-        "retry__backoff": "1s",
+        "retry__backoff": "4s",
+        "retry__jitter": "false",
         "jobs__lease": "3s",
         "sweep__verify__every": "1s",
         "sweep__verify__period": "2s",
@@ -100,9 +101,11 @@ def test_a_fault_that_passes_costs_an_attempt_and_not_the_job(client, worker, ca
     """A store that comes back before the attempts are used up gets its copy."""
     away = worker.home / "stores" / "dr"
     away.rename(away.with_name("unplugged"))
-    job = client.upload(source(), "releases", "passes.tgz")
-    until(lambda: (record := catalogue.jobs.get(job.id)) and record.state == "retrying")
-    away.with_name("unplugged").rename(away)
+    try:
+        job = client.upload(source(), "releases", "passes.tgz")
+        until(lambda: (record := catalogue.jobs.get(job.id)) and record.state == "retrying")
+    finally:
+        away.with_name("unplugged").rename(away)
     assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
     assert catalogue.jobs.get(job.id).attempts == 2
 

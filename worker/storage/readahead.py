@@ -14,9 +14,9 @@ from worker.storage.verifying import BUFFER_SIZE
 
 TRIES = 4
 """How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
-WINDOW = 4 * 1024 * 1024
-AHEAD = 4
-"""Ranges in flight: at most `AHEAD + 1` windows are in memory, 20 MiB."""
+WINDOW = 8 * 1024 * 1024
+AHEAD = 3
+"""Ranges in flight: at most `AHEAD + 1` windows are in memory, 32 MiB."""
 
 
 class SteadyReader:
@@ -84,13 +84,14 @@ class SteadyReader:
 
 
 class ParallelReader:
-    """Reads a whole object as parallel ranges, and gives the bytes out in their order."""
+    """Reads on behind what `first` reads, in parallel ranges, and gives all bytes out in their order."""
 
-    def __init__(self, driver: Driver, stat: ObjectStat) -> None:
+    def __init__(self, driver: Driver, first: SteadyReader, begin: int) -> None:
         self._driver = driver
-        self._stat = stat
+        self._first: SteadyReader | None = first
+        self._stat = first.stat
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
-        self._offsets: Iterator[int] = iter(range(0, stat.size, WINDOW))
+        self._offsets: Iterator[int] = iter(range(begin, self._stat.size, WINDOW))
         self._ahead: deque[Future[bytes]] = deque()
         self._window = memoryview(b"")
         for _ in range(AHEAD):
@@ -101,6 +102,11 @@ class ParallelReader:
         return self._stat
 
     def read(self, size: int, /) -> bytes:
+        if self._first is not None:
+            if piece := self._first.read(size):
+                return piece
+            self._first.close()
+            self._first = None
         if not self._window and self._ahead:
             self._window = memoryview(self._ahead.popleft().result())
             self._fetch_next()
@@ -108,6 +114,8 @@ class ParallelReader:
         return bytes(data)
 
     def close(self) -> None:
+        if self._first is not None:
+            self._first.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -126,12 +134,11 @@ class ParallelReader:
 
 
 def open_steadily(driver: Driver, bucket: str, key: str, *, uncached: bool = False) -> ObjectReader:
-    """Open a whole object: in parallel where that is faster, and in one go otherwise."""
-    if driver.capabilities.parallel_reads:
-        stat = driver.stat(bucket, key)
-        if stat.size > 2 * WINDOW:
-            return ParallelReader(driver, stat)
-    return SteadyReader(driver, bucket, key, uncached=uncached)
+    """Open a whole object: a large one in parallel where that is faster, and otherwise in one request."""
+    if not driver.capabilities.parallel_reads:
+        return SteadyReader(driver, bucket, key, uncached=uncached)
+    first = SteadyReader(driver, bucket, key, length=2 * WINDOW)  # its answer tells how large the whole is
+    return first if first.stat.size <= 2 * WINDOW else ParallelReader(driver, first, 2 * WINDOW)
 
 
 def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:

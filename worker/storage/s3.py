@@ -243,9 +243,12 @@ class S3Driver:
     def _keeps_open_uploads(self, real: str) -> bool:
         try:
             with self._errors(real):
-                rules = self._client().get_bucket_lifecycle_configuration(Bucket=real)["Rules"]
+                answer = self._client().get_bucket_lifecycle_configuration(Bucket=real)
         except StorageError as error:  # many compatible stores have no such thing, and many credentials may not look
             return code_of(error.__cause__) == "NoSuchLifecycleConfiguration"
+        if "Rules" not in answer:  # others answer this question as if it were another one
+            return False
+        rules = answer["Rules"]
         return not any("AbortIncompleteMultipartUpload" in rule and rule["Status"] == "Enabled" for rule in rules)
 
     def close(self) -> None:
