@@ -243,7 +243,7 @@ class S3Driver:
     def _keeps_open_uploads(self, real: str) -> bool:
         try:
             with self._errors(real):
-                answer = self._client().get_bucket_lifecycle_configuration(Bucket=real)
+                answer: Any = self._client().get_bucket_lifecycle_configuration(Bucket=real)
         except StorageError as error:  # many compatible stores have no such thing, and many credentials may not look
             return code_of(error.__cause__) == "NoSuchLifecycleConfiguration"
         if "Rules" not in answer:  # others answer this question as if it were another one
