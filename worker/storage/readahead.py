@@ -14,9 +14,9 @@ from worker.storage.verifying import BUFFER_SIZE
 
 TRIES = 4
 """How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
-WINDOW = 8 * 1024 * 1024
-AHEAD = 3
-"""Ranges in flight: at most `AHEAD + 1` windows are in memory, 32 MiB."""
+WINDOW = 4 * 1024 * 1024
+AHEAD = 4
+"""Ranges in flight: at most `AHEAD + 1` windows are in memory, 20 MiB."""
 
 
 class SteadyReader:
