@@ -83,11 +83,6 @@ class Artifacts:
             row = connection.execute(query).one_or_none()
         return _artifact(row) if row else None
 
-    def of_copy(self, copy: Copy) -> Artifact:
-        """Return the version that this is a copy of."""
-        with self._database.read() as connection:
-            return _artifact(connection.execute(sa.select(artifacts).where(artifacts.c.id == copy.artifact_id)).one())
-
     def record(
         self,
         bucket: str,
