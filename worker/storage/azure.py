@@ -10,7 +10,7 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient
 
 from worker.storage.azure_blocks import new_token
-from worker.storage.azure_client import endpoint_of, is_signed, make_service, scope_of, tier_of
+from worker.storage.azure_client import endpoint_of, is_signed, make_service, realm_of, scope_of, tier_of
 from worker.storage.azure_copy import Copy
 from worker.storage.azure_errors import code_of, missing_container, translated
 from worker.storage.azure_listing import ByteOrder, safe_start
@@ -28,6 +28,7 @@ from worker.storage.azure_objects import (
 from worker.storage.azure_parts import MAX_PART, MAX_PARTS, Parts, Place, limits
 from worker.storage.azure_upload import Upload, Write
 from worker.storage.config import AzureConfig
+from worker.storage.copying import Between
 from worker.storage.driver import (
     Body,
     Capabilities,
@@ -98,6 +99,7 @@ class AzureDriver:
             parts=limits(int(self._config.part_size)),
             parallel_reads=True,
             storage_classes=True,
+            realm=realm_of(self._config) if self._copies else None,
         )
 
     # Objects
@@ -145,6 +147,16 @@ class AzureDriver:
         metadata = {**stored_metadata(source), WRITER: new_token()}
         found = copy.make(self._blob(bucket, key), str(source.etag), metadata, tier_of(self._config))
         return to_stat(to_bucket, to_key, found)
+
+    def location(self, bucket: str, key: str) -> BlobClient:
+        return self._blob(bucket, key)
+
+    def copy_from(self, original: BlobClient, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
+        bucket, key = found.bucket, found.key
+        copy = Copy(self._blob(bucket, key), self._origin, f"{bucket}/{key}", between)
+        settings = tier_of(self._config, info.storage_class) | conditions("create_only")
+        made = copy.make(original, f'"{found.version}"', to_metadata(info, new_token()), settings)
+        return to_stat(bucket, key, made)
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         if after > prefix and not after.startswith(prefix):

@@ -1,6 +1,7 @@
 """The SDK's client for one store: where it is, how it signs, and how long it waits."""
 
 import logging
+from collections.abc import Hashable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,6 +40,11 @@ def endpoint_of(config: AzureConfig) -> str:
 def is_signed(config: AzureConfig) -> bool:
     """Return whether requests are authorised by a shared access signature, which is part of their URLs."""
     return config.sas_token is not None or "SHAREDACCESSSIGNATURE" in _settings(config)
+
+
+def realm_of(config: AzureConfig) -> Hashable:
+    """Return what two stores have in common that can copy from each other: the account, and how it is signed for."""
+    return ("azure", endpoint_of(config).rstrip("/"), config.connection_string, config.account_key)
 
 
 def tier_of(config: AzureConfig, asked: str | None = None) -> dict[str, Any]:

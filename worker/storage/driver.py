@@ -5,10 +5,10 @@ request retries: `Store` does the first two for all of them, Celery the last. A 
 SDK into `worker.storage.errors`, at one place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,10 @@ class Capabilities:
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: a class or tier can be given with each write.
         parallel_reads: reading several ranges of one object at once is faster than reading it in one go.
+        realm: what provider, endpoint and credentials are; shows no secret. Stores whose realms are equal can copy
+            from each other by themselves (`CopyDriver`). None where there is no such way, or it is not safe: where the
+            store does not decide `create_only` itself, or where a copy would share its blocks with the original and
+            rot with it, as a hard link or a reflink on one filesystem would.
     """
 
     needs_digest_first: bool
@@ -139,6 +143,7 @@ class Capabilities:
     parts: PartLimits | None = None
     parallel_reads: bool = False
     storage_classes: bool = False
+    realm: Hashable | None = None
 
 
 class Body(Protocol):
@@ -308,4 +313,31 @@ class PartDriver(Driver, Protocol):
 
     def abort_parts(self, bucket: str, key: str, token: str) -> None:
         """End a write in parts and remove what it has left; one that is not open any more is no error."""
+        ...
+
+
+class CopyDriver(Driver, Protocol):
+    """A backend whose `capabilities.realm` is not None: it copies from any store of that realm by itself."""
+
+    def location(self, bucket: str, key: str) -> Any:
+        """Return what `copy_from` of another driver of this realm finds an object by."""
+        ...
+
+    def copy_from(
+        self, original: Any, found: ObjectStat, info: WriteInfo, *, between: Callable[[], object]
+    ) -> ObjectStat:
+        """Make an object of the very version that `found` describes, under its bucket and key, where nothing is there.
+
+        Everything beside the bytes is from `info`, as for `put`; class and encryption are this store's. The caller
+        guarantees that `original` and `found` are of a driver of the same realm, and that `info` has the digest and
+        the size, which is not 0. `between` is called between requests; what it raises ends the copy.
+
+        The bytes were not hashed on the way: they are whatever the source has, rotten or not. The stat tells the size
+        that the store gives. Until the whole copy is there, nothing is visible. An answer that got lost is settled by
+        looking whose object is there, as for `put`.
+
+        Raises:
+            AlreadyExists: something lies under the key.
+            StorageError: also where the source has another version by now; the caller finds that out.
+        """
         ...

@@ -9,6 +9,7 @@ from typing import Any
 import requests
 
 from worker.storage.config import GcsConfig
+from worker.storage.copying import Between
 from worker.storage.driver import (
     Body,
     Capabilities,
@@ -40,11 +41,12 @@ from worker.storage.gcs_client import (
     endpoint_of,
     retry,
 )
+from worker.storage.gcs_copy import rewrite
 from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate
 from worker.storage.gcs_objects import WRITER, GcsReader, generation_of, stored_metadata, to_metadata, to_stat
 from worker.storage.gcs_parts import PartedWrite, iter_blobs, iter_unfinished
 from worker.storage.gcs_resumable import CHUNK_UNIT, ResumableUpload
-from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, delete, describe, look, send_bytes
+from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
 from worker.storage.translation import Origin, missing_bucket
 
@@ -90,6 +92,7 @@ class GcsDriver:
             parts=PartLimits(self._part_size, MAX_OBJECT, MAX_PARTS) if self._composes else None,
             storage_classes=True,
             parallel_reads=True,
+            realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
         )
 
     # Objects
@@ -154,19 +157,19 @@ class GcsDriver:
             None,
             self._config.storage_class,
         )
-        source = self._connected().blob(self._place(bucket, key), found.generation)
+        connection = self._connected()
+        original = connection.blob(self._place(bucket, key), found.generation)
+        return Upload(connection, self._origin, write).commit(lambda pin: rewrite(connection, original, write, pin))
 
-        def rewrite(pin: int) -> Any:
-            blob = self._connected().blob(write.place)
-            describe(blob, write)
-            pins = {"if_generation_match": pin, "if_source_generation_match": found.generation}
-            token = None
-            while True:  # a copy to another place or class takes several requests, each going on where the last ended
-                token, _, _ = blob.rewrite(source, token=token, retry=retry(), timeout=COMMIT_TIMEOUT, **pins)
-                if token is None:
-                    return blob
+    def location(self, bucket: str, key: str) -> Place:
+        return self._place(bucket, key)
 
-        return Upload(self._connected(), self._origin, write).commit(rewrite)
+    def copy_from(self, original: Place, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
+        write = self._write(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
+        connection = self._connected()
+        blob = connection.blob(original, int(found.version))
+        upload = Upload(connection, self._origin, write)
+        return upload.commit(lambda pin: rewrite(connection, blob, write, pin, between))
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         real, start = self._real(bucket)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from botocore.exceptions import ClientError
 
 from worker.storage.config import S3Config
+from worker.storage.copying import Between
 from worker.storage.driver import (
     Body,
     Capabilities,
@@ -30,9 +31,10 @@ from worker.storage.errors import (
     StorageError,
 )
 from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.s3_copy import COPY_PART, Copy
 from worker.storage.s3_errors import SDK_ERRORS, code_of, is_missing, translate
 from worker.storage.s3_objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
-from worker.storage.s3_profiles import COMMIT_TIMEOUT, GIB, READ_TIMEOUT, endpoint_of, make_client, profile_of
+from worker.storage.s3_profiles import COMMIT_TIMEOUT, GIB, READ_TIMEOUT, endpoint_of, make_client, profile_of, realm_of
 from worker.storage.s3_upload import MAX_PART, MAX_PARTS, MIN_PART, Upload, Where, Write
 from worker.storage.translation import Origin, missing_bucket
 
@@ -52,8 +54,10 @@ class S3Driver:
     The digest is the metadata `sha256`. Memory: one part, whatever the size of the object.
     """
 
-    def __init__(self, name: str, config: S3Config) -> None:
+    def __init__(self, name: str, config: S3Config, *, copy_part: int = COPY_PART) -> None:
+        """Remember how the store is reached; `copy_part` is how many bytes it is asked to copy at a time."""
         self._name = name
+        self._copy_part = copy_part
         self._config = config
         self._prefixed = config.layout == "prefixed"
         self._profile = profile_of(config)
@@ -79,6 +83,7 @@ class S3Driver:
             parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
             parallel_reads=True,
             storage_classes=True,
+            realm=realm_of(self._config) if self._profile.conditional_writes else None,
         )
 
     # Objects
@@ -145,6 +150,14 @@ class S3Driver:
             )
         answer = {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
         return written_stat(to_bucket, to_key, source["ContentLength"], metadata, answer)
+
+    def location(self, bucket: str, key: str) -> Where:
+        return self._where(bucket, key)
+
+    def copy_from(self, original: Where, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
+        write = self._write(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
+        copy = Copy(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
+        return copy.run(original, found.version, self._copy_part, between)
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         real, start = self._place(bucket)
@@ -332,7 +345,11 @@ class S3Driver:
     # Requests
 
     def _upload(self, bucket: str, key: str, info: WriteInfo, writer: str = "", condition: Condition = None) -> Upload:
-        write = Write(
+        write = self._write(bucket, key, info, writer, condition)
+        return Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
+
+    def _write(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Write:
+        return Write(
             bucket=bucket,
             key=key,
             where=self._where(bucket, key),
@@ -343,7 +360,6 @@ class S3Driver:
             checksums=self._profile.checksums == "when_supported",
             options=self._options(info.storage_class),
         )
-        return Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
 
     def _options(self, storage_class: str | None = None) -> dict[str, str]:
         """Return what is asked for with every object that is made: its class and its encryption."""

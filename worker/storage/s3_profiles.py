@@ -1,5 +1,6 @@
 """What differs between the providers that speak S3, and the SDK's clients made for one of them."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -74,6 +75,12 @@ def endpoint_of(config: S3Config) -> str:
         return f"Amazon S3 in {config.region}" if config.region else "Amazon S3"
     parts = urlsplit(config.endpoint)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def realm_of(config: S3Config) -> Hashable:
+    """Return what two stores have in common that can copy from each other; see `Capabilities`."""
+    keys = (config.access_key_id, config.secret_access_key, config.session_token, config.profile)
+    return ("s3", endpoint_of(config), config.region, *keys)
 
 
 def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Config:

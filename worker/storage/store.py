@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self, cast
 
 from worker.storage.chunks import WORTH_IT, ProvedRange, first_bad_chunk
+from worker.storage.copying import Between, copy_between
 from worker.storage.driver import (
     Capabilities,
     Condition,
@@ -293,6 +294,28 @@ class Store:
             with self._driver.open(bucket, key) as reader:
                 self.write_object(QUARANTINE_BUCKET, aside, reader)
         return f"{QUARANTINE_BUCKET}/{aside}"
+
+    def copy_object(
+        self,
+        origin: "Store",
+        bucket: str,
+        key: str,
+        expected: Digest,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        between: Between = lambda: None,
+    ) -> ObjectStat | None:
+        """Have the provider copy an object of another store to here; None, and nothing done, where it has no way to.
+
+        The bytes do not pass through us, so nothing is known of them: whoever asks for a copy reads all of it before
+        relying on it. Only where nothing lies under the key: bytes that are not proved replace no others.
+
+        Raises:
+            StorageError: see `copy_between`.
+        """
+        self._check(bucket, key)
+        info = WriteInfo(expected.size, expected.sha256, metadata or {})
+        return copy_between(origin._driver, self._driver, bucket, key, info, between=between)  # noqa: SLF001
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""

@@ -1,0 +1,59 @@
+"""Have a provider copy an object from one of its stores to another: the one rule of when and how that may be done."""
+
+from collections.abc import Callable
+from typing import cast
+
+from worker.storage.driver import CopyDriver, Driver, Match, ObjectStat, WriteInfo
+from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, SizeMismatch, StorageError
+
+Between = Callable[[], object]
+"""Called between the requests of a copy. What it raises ends the copy; nothing becomes visible."""
+
+
+def copy_between(
+    source: Driver, target: Driver, bucket: str, key: str, info: WriteInfo, *, between: Between
+) -> ObjectStat | None:
+    """Let `target` fetch an object of `source` by itself, to where nothing is; None where there is no such way.
+
+    An empty object goes through us, because a provider's copy is made of ranges and there is none of nothing.
+
+    Raises:
+        AlreadyExists: something lies at the destination.
+        PreconditionFailed: the original was overwritten or deleted meanwhile.
+        SizeMismatch: the original or the copy has not the announced size; nothing is left of the copy.
+    """
+    realm = target.capabilities.realm
+    if realm is None or realm != source.capabilities.realm or not info.size:
+        return None
+    found = source.stat(bucket, key)
+    if found.size != info.size:
+        raise SizeMismatch(f"{source.name}: {bucket}/{key} has {found.size} bytes, recorded are {info.size}")
+    try:
+        original = cast("CopyDriver", source).location(bucket, key)
+        made = cast("CopyDriver", target).copy_from(original, found, info, between=between)
+    except AlreadyExists:
+        raise
+    except StorageError as error:
+        if change := _change(source, found):
+            raise change from error
+        raise
+    if made.size != info.size:
+        target.delete(bucket, key, condition=Match(made.version))
+        raise SizeMismatch(f"{target.name}: {bucket}/{key}: the store made a copy of {made.size} bytes of {info.size}")
+    return made
+
+
+def _change(source: Driver, found: ObjectStat) -> StorageError | None:
+    """Return the error for an original that is not there any more as it was found; None if it is, or may be."""
+    try:
+        now = source.stat(found.bucket, found.key).version
+    except NotFound:
+        now = None
+    except StorageError:
+        return None
+    if now == found.version:
+        return None
+    there = f"version {now}" if now else "nothing"
+    return PreconditionFailed(
+        f"{source.name}: {found.bucket}/{found.key} was to be copied in version {found.version}, {there} is there"
+    )
