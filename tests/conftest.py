@@ -3,10 +3,22 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.servers import Azurite, FakeGcs, GcpEmulator, Ministack, RcloneS3, Server, ServerMissing, StrictGcs, Valkey
+from tests.servers import (
+    Azurite,
+    FakeGcs,
+    GcpEmulator,
+    Ministack,
+    Postgres,
+    RcloneS3,
+    Server,
+    ServerMissing,
+    StrictGcs,
+    Valkey,
+)
 
 _AMBIENT = ("AWS_", "AZURE_", "ZOT_", "BOTO_", "CELERY_", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_")
 
@@ -42,6 +54,24 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server = Valkey(tmp_path_factory.mktemp("valkey"))
     with running(server):
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """Return a running PostgreSQL; who kills it restarts it."""
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalogue_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of a new catalogue, once in each kind of database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

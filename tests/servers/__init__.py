@@ -2,6 +2,7 @@
 
 from tests.servers.azure import Azurite
 from tests.servers.gcs import FakeGcs, GcpEmulator, StrictGcs
+from tests.servers.postgres import Postgres
 from tests.servers.process import Server, ServerFailed, ServerMissing
 from tests.servers.s3 import Ministack, RcloneS3
 from tests.servers.valkey import Valkey
@@ -11,6 +12,7 @@ __all__ = [
     "FakeGcs",
     "GcpEmulator",
     "Ministack",
+    "Postgres",
     "RcloneS3",
     "Server",
     "ServerFailed",

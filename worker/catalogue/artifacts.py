@@ -15,6 +15,12 @@ from worker.storage.manifest import Manifest
 
 _ABSENT = [state for state in CopyState if not state.present]
 
+_MOST_VERSIONS = 2**31 - 1
+"""What the column holds; PostgreSQL does not let itself be asked for more."""
+
+_SURROGATES = range(0xD800, 0xE000)
+"""Code points that are no characters."""
+
 # What every upload asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
 _VERSIONS = (
     sa.select(artifacts)
@@ -76,6 +82,8 @@ class Artifacts:
 
     def version(self, bucket: str, key: str, version: int) -> Artifact | None:
         """Return one version, also one that was deleted or replaced."""
+        if version > _MOST_VERSIONS:
+            return None
         query = sa.select(artifacts).where(
             artifacts.c.bucket == bucket, artifacts.c.key == key, artifacts.c.version == version
         )
@@ -143,7 +151,7 @@ class Artifacts:
             sa.select(artifacts)
             .where(artifacts.c.committed_at.is_not(None), artifacts.c.tombstoned_at.is_(None), ~superseded)
             .where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
-            .where(artifacts.c.key.startswith(prefix, autoescape=True))
+            .where(*_begins_with(artifacts.c.key, prefix))
             .order_by(artifacts.c.bucket, artifacts.c.key)
             .limit(limit)
         )
@@ -245,7 +253,7 @@ class Artifacts:
             sa.select(copies.c.id)
             .where(copies.c.store == store, copies.c.next_due_at <= now)
             .where(sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now))
-            .order_by(copies.c.last_attempt_at.asc().nulls_first(), copies.c.next_due_at)
+            .order_by(copies.c.last_attempt_at.asc().nulls_first(), copies.c.next_due_at, copies.c.id)
             .limit(limit)
         )
         with self._database.write() as connection:
@@ -282,6 +290,23 @@ class Artifacts:
 def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
     row = connection.execute(_CURRENT, {"bucket": bucket, "key": key}).one_or_none()
     return _artifact(row) if row and row.tombstoned_at is None else None
+
+
+def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
+    # LIKE takes upper and lower case for the same in SQLite and not in PostgreSQL, and no index can help it.
+    if not prefix:
+        return []
+    end = first_after(prefix)
+    return [column >= prefix] if end is None else [column >= prefix, column < end]
+
+
+def first_after(prefix: str) -> str | None:
+    """Return the first text in order of code points that comes after all that begin with this, or None."""
+    kept = prefix.rstrip("\U0010ffff")
+    if not kept:
+        return None
+    following = ord(kept[-1]) + 1
+    return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
 
 
 def _begin_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:

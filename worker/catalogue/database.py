@@ -1,19 +1,21 @@
 """Open the catalogue's database and bring its tables up to date."""
 
 import logging
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from worker.catalogue import postgresql, sqlite
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _HEAD = "0002"
-_BUSY_SECONDS = 30
+_DIALECTS: Mapping[str, ModuleType] = {"sqlite": sqlite, "postgresql": postgresql}
+_KINDS = "sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
 
 
 class CatalogueError(Exception):
@@ -28,15 +30,17 @@ def open_engine(url: str) -> Engine:
     """Return an engine for the catalogue at this SQLAlchemy URL.
 
     Raises:
-        CatalogueError: the URL is none.
+        CatalogueError: the URL is none, or one of another kind of database.
     """
     try:
-        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), hide_parameters=True)
+        parsed = sa.make_url(url)
+        dialect = _DIALECTS.get(parsed.get_backend_name())
+        if dialect is None:
+            raise CatalogueError(f"the catalogue's URL cannot be used: {_named(parsed)} is no {_KINDS}")
+        engine = sa.create_engine(parsed, hide_parameters=True, **dialect.options(parsed))
     except (sa.exc.ArgumentError, ImportError) as error:
-        raise CatalogueError(f"the catalogue's URL cannot be used: {_first_line(error)}") from None
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_immediate)
+        raise CatalogueError(f"the catalogue's URL cannot be used: {_first_line(error)}; it must be {_KINDS}") from None
+    dialect.set_up(engine)
     return engine
 
 
@@ -44,26 +48,19 @@ def migrate(engine: Engine) -> None:
     """Make the tables, or bring them up to date; many processes may do so at once.
 
     Raises:
-        CatalogueError: the catalogue is newer than this program.
+        CatalogueUnavailable: it cannot be reached.
+        CatalogueError: the catalogue is newer than this program, or the database is not fit for one.
     """
-    with translated(engine):
-        if _revision(engine) == _HEAD:
-            return
-        from alembic import command
-        from alembic.config import Config
-        from alembic.util import CommandError
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # it would tell of each plugin it has
-        with engine.begin() as connection:  # in SQLite this is the lock: only one gets to migrate
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS))
-            config.attributes["connection"] = connection
-            try:
-                command.upgrade(config, "head")
-            except CommandError as error:
-                raise CatalogueError(
-                    f"the catalogue {engine.url.render_as_string()} was made by a newer version: {error}"
-                ) from None
+    try:
+        with translated(engine):
+            if _revision(engine) != _HEAD:
+                _upgrade(engine)
+    except CatalogueError as error:
+        engine.dispose()  # nobody will use it
+        if isinstance(error, CatalogueUnavailable):
+            way_out = "see that ZOT_CATALOGUE names a database that answers"
+            raise CatalogueUnavailable(f"{error}; {way_out}") from error
+        raise
 
 
 @contextmanager
@@ -71,10 +68,10 @@ def translated(engine: Engine) -> Iterator[None]:
     """Turn what the database says into our own errors."""
     try:
         yield
-    except (OperationalError, sa.exc.InterfaceError) as error:
-        raise CatalogueUnavailable(f"catalogue {engine.url.render_as_string()}: {_first_line(error)}") from error
-    except DBAPIError as error:
-        raise CatalogueError(f"catalogue {engine.url.render_as_string()}: {_first_line(error)}") from error
+    except (DBAPIError, sa.exc.TimeoutError) as error:
+        passes = not isinstance(error, DBAPIError) or _dialect(engine).passes(error)
+        kind = CatalogueUnavailable if passes else CatalogueError
+        raise kind(f"catalogue {_named(engine.url)}: {_first_line(error)}") from error
 
 
 class Database:
@@ -85,40 +82,55 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Begin a transaction that commits at the end, or not at all."""
+        """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
         with translated(self.engine), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Begin a transaction that sees one state and changes nothing."""
-        with translated(self.engine), self.engine.connect().execution_options(reads=True) as connection:
+        with translated(self.engine), _reading(self.engine) as connection:
             yield connection
 
 
-def _revision(engine: Engine) -> str | None:
+def _dialect(engine: Engine) -> ModuleType:
+    return _DIALECTS[engine.dialect.name]
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
+        yield connection.execution_options(**_dialect(engine).READING)
+
+
+def _revision(engine: Engine) -> str | None:
+    with _reading(engine) as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin by itself: see _begin_immediate
-    for pragma in (
-        f"busy_timeout = {_BUSY_SECONDS * 1000}",  # first: switching to WAL already needs the lock
-        "journal_mode = WAL",
-        "synchronous = FULL",  # an acknowledged job survives a power cut
-        "foreign_keys = ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}").close()
+def _upgrade(engine: Engine) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it would tell of each plugin it has
+    with engine.begin() as connection:  # this is the lock: only one gets to migrate
+        unfit = _dialect(engine).before_migrating(connection)
+        if unfit:
+            raise CatalogueError(f"the catalogue {_named(engine.url)} cannot be made: {unfit}")
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise CatalogueError(f"the catalogue {_named(engine.url)} was made by a newer version: {error}") from None
 
 
-def _begin_immediate(connection: Connection) -> None:
-    # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So whoever
-    # may write takes the lock at the beginning.
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+def _named(url: URL) -> str:
+    return url.set(query={}).render_as_string()  # a password may stand in the query too, where nothing hides it
 
 
 def _first_line(error: Exception) -> str:

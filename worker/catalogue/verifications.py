@@ -59,10 +59,8 @@ class Verifications:
     def first_broken(self) -> int | None:
         """Walk the chain and return the id of the first row that does not fit the one before it, or None."""
         previous = _FIRST
-        with self._database.read() as connection:
-            rows = connection.execution_options(yield_per=1000).execute(
-                sa.select(verifications).order_by(verifications.c.id)
-            )
+        query = sa.select(verifications).order_by(verifications.c.id).execution_options(yield_per=1000)
+        with self._database.read() as connection, connection.execute(query) as rows:
             for row in rows:
                 if row.previous != previous or row.hash != _hash(row):
                     return int(row.id)

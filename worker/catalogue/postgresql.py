@@ -1,0 +1,95 @@
+"""The catalogue in PostgreSQL: a server, for more than one machine.
+
+Writers take turns, as they do in SQLite: the ledger, the claims of the sweep and the chain of the verification log rely
+on it. docs/decisions has why.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+LOCK_SECONDS = 30
+"""How long a writer waits for its turn, as in SQLite."""
+IDLE_SECONDS = 20
+"""A writer that was stopped in the middle loses its turn; sooner than those that wait for it give up."""
+STATEMENT_SECONDS = 60
+
+# The snapshot of such a reader is one state of everything; a writer's must be taken anew after it got its turn, so
+# that it must not be REPEATABLE READ.
+READING: Mapping[str, Any] = {"reads": True, "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+_WRITING = "READ COMMITTED"
+
+_LOCK = 0x5A6F7420_63617461
+"""Any number that nobody else in this database locks; the server keeps those of other databases apart by itself."""
+_TAKE_TURN = f"SELECT pg_advisory_xact_lock({_LOCK})"
+
+# A peer that has vanished is found out within a minute, also while its answer is awaited. In seconds and milliseconds.
+_CONNECTING = {
+    "connect_timeout": 5,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 50_000,
+    "application_name": "zot-artifacts",
+}
+
+_PASSING_CLASSES = {
+    "08",  # connection exception
+    "40",  # rolled back: deadlock, serialization
+    "53",  # out of disk, memory or connections
+    "57",  # an operator's doing: shutting down, starting up, cancelled
+    "58",  # the server's own disk
+}
+_PASSING = {
+    "25006",  # read only: a standby, shortly before it takes over
+    "25P03",  # idle in a transaction for too long
+    "55P03",  # the lock was not to be had in time
+}
+
+
+def options(url: URL) -> dict[str, Any]:
+    """Return what the engine is made with. What the URL says of connecting counts before ours."""
+    return {
+        "connect_args": {name: value for name, value in _CONNECTING.items() if name not in url.query},
+        "isolation_level": _WRITING,
+        "pool_pre_ping": True,  # a connection from before the server's restart is replaced, not tried
+        "pool_size": 2,  # a job and its heartbeat, for each child of a worker; more are closed after use
+        "max_overflow": 8,
+    }
+
+
+def set_up(engine: Engine) -> None:
+    """Let no connection wait for ever, and every writer wait for its turn."""
+    event.listen(engine, "connect", _set_limits)
+    event.listen(engine, "begin", _take_turn)
+
+
+def before_migrating(connection: Connection) -> str | None:
+    """Let this transaction's statements take as long as they need; return why the database is not fit, if it is not."""
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    return None if encoding == "UTF8" else f"its encoding is {encoding}: make a database with the encoding UTF8"
+
+
+def passes(error: DBAPIError) -> bool:
+    """Return whether trying again later may help."""
+    state = getattr(error.orig, "sqlstate", None)
+    if error.connection_invalidated or state is None:  # none: it could not even be asked
+        return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+    return state[:2] in _PASSING_CLASSES or state in _PASSING
+
+
+def _set_limits(connection: Any, _record: Any) -> None:
+    connection.autocommit = True  # else they would be undone with the first transaction that is
+    connection.execute(
+        f"SET lock_timeout = '{LOCK_SECONDS}s'; SET statement_timeout = '{STATEMENT_SECONDS}s';"
+        f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
+    )
+    connection.autocommit = False
+
+
+def _take_turn(connection: Connection) -> None:
+    if not connection.get_execution_options().get("reads", False):
+        connection.exec_driver_sql(_TAKE_TURN)

@@ -1,0 +1,56 @@
+"""The types of the catalogue's columns, alike in both dialects. Migrations use them too: change none, add another."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, String, TypeDecorator
+from sqlalchemy.types import TypeEngine
+
+Id = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by itself in SQLite
+
+
+class Text(TypeDecorator[str]):
+    """Text that is ordered and compared byte by byte; the length says what is expected, and no database holds to it.
+
+    SQLite does so by itself. PostgreSQL would order by the locale of whoever made the database, refuse what is longer,
+    and refuse the NUL character, which becomes U+FFFD there: no key of a store has it, but what a message says may.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return VARCHAR, in PostgreSQL of any length and with the collation of bytes."""
+        impl = String(collation="C") if dialect.name == "postgresql" else self.impl_instance
+        return dialect.type_descriptor(impl)
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None] | None:
+        """Return what takes out what the database cannot hold, or None where it holds everything."""
+        return _without_nul if dialect.name == "postgresql" else None
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Moments in UTC. SQLite forgets the zone, PostgreSQL gives the session's own; both is put right on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Refuse moments without a zone; turn the others to UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            msg = f"a moment without a time zone: {value}"
+            raise ValueError(msg)
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Say that it is UTC, or turn it there."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _without_nul(value: str | None) -> str | None:
+    return value.replace("\0", "\ufffd") if value else value
