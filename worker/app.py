@@ -1,7 +1,7 @@
 """The Celery application: `celery -A worker.app worker`, `… beat`, `… flower`.
 
-Run workers with `REMAP_SIGTERM=SIGQUIT` in the environment (Celery reads it while it is imported): SIGTERM then waits
-`worker_soft_shutdown_timeout` seconds and hands back what still runs, where it would otherwise wait without end.
+A worker that gets SIGTERM takes no further jobs, lets those at work end for `jobs.grace`, and then hands them back at
+their next piece: they go on where they stand, in another worker or in this one when it is back.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.worker.consumer import consumer
 
-from worker import clock, context
+from worker import clock, context, draining
 from worker.lifeline import die_with_parent
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 TASK_MODULES = (
     "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt",
-    "tasks.sweep", "tasks.leftovers", "tasks.probe",
+    "tasks.sweep", "tasks.leftovers", "tasks.probe", "tasks.recover",
 )  # fmt: skip
 """Named as strings: the arrows run from the tasks to the worker, never back."""
 
@@ -60,10 +60,9 @@ def make_app(settings: Settings) -> Celery:
         visibility_timeout=visibility,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of its broker
-        # Limits and shutdown
+        # Limits
         task_soft_time_limit=limit,
         task_time_limit=limit + 60,
-        worker_soft_shutdown_timeout=10,  # seconds for running jobs to end by themselves; then they are handed back
         # Results, for the clients; the ledger is the record
         result_expires=settings.jobs.result_expires,
         result_extended=True,  # name and arguments beside the result, for Flower and other readers
@@ -92,6 +91,11 @@ def make_app(settings: Settings) -> Celery:
 def _die_with_the_worker(**_: Any) -> None:
     """Let no child outlive a worker that was killed: its job would go on without anybody to answer to."""
     die_with_parent()
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    draining.begin()
 
 
 def _is_not_a_dump(record: logging.LogRecord) -> bool:

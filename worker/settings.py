@@ -44,6 +44,8 @@ class RetrySettings(_Section):
     """The delay before the second attempt; it doubles with each further one. At least 1s."""
     backoff_max: Duration = timedelta(minutes=5)
     jitter: bool = True
+    max_crashes: Annotated[int, Field(ge=1)] = 5
+    """Starts in a row of which nothing was heard again, because the worker was killed; then the job is dead."""
     """Draw each delay from between 0 and its value, so that jobs that failed together do not return together."""
 
 
@@ -105,9 +107,22 @@ class ProbeSweepSettings(_Section):
 class SweepSettings(_Section):
     """The periodic tasks."""
 
+class RecoverSweepSettings(_Section):
+    """How soon jobs are sent again of which nothing is heard: the worker was killed, or Redis lost the message."""
+
+    enabled: bool = True
+    every: Duration = timedelta(seconds=15)
+    after: Duration = timedelta(seconds=60)
+    """How long a job that no worker has taken over yet is left alone."""
+    again: Duration = timedelta(minutes=5)
+    """How long a job that was sent again is left alone."""
+
+
     verify: VerifySweepSettings = VerifySweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
+    recover: RecoverSweepSettings = RecoverSweepSettings()
+
 
 
 class JobSettings(_Section):
@@ -120,6 +135,10 @@ class JobSettings(_Section):
     result_expires: Duration = timedelta(days=1)
     """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
 
+    grace: Duration = timedelta(seconds=5)
+    """How long a worker that is asked to end lets its jobs go on; then they are handed back at their next piece."""
+    max_put_off: Duration = timedelta(days=1)
+    """How long a job waits in a row, at no cost to its attempts, for a store that is away or busy; then it is dead."""
 
 class Settings(BaseSettings):
     """All settings. See `docs/settings.md` for an example file."""

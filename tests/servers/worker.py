@@ -34,7 +34,7 @@ class Worker(Server):
         return (sys.executable, "-m", "celery", "-A", "worker.app", "worker", concurrency, "-l", "INFO", *beat)
 
     def environment(self) -> Mapping[str, str]:
-        ours = {"ZOT_HOME": str(self.home), "ZOT_BROKER": self._broker, "REMAP_SIGTERM": "SIGQUIT"}
+        ours = {"ZOT_HOME": str(self.home), "ZOT_BROKER": self._broker}
         return ours | {"PYTHONPATH": str(REPOSITORY)} | self._settings
 
     def probe(self) -> None:

@@ -1,8 +1,11 @@
 """The catalogue: the SQL database that knows artifacts, copies, jobs and the verification log. No SQL outside it."""
 
+from copy import copy
+
 from worker.catalogue.artifacts import Artifacts
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
-from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, LostLease, OtherRequest
+from worker.catalogue.fence import FencedDatabase, LostLease
+from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, OtherRequest
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import Verifications
@@ -38,10 +41,19 @@ class Catalogue:
         """
         self._database = Database(url)
         migrate(self._database.engine)
-        self.artifacts = Artifacts(self._database)
-        self.jobs = Jobs(self._database)
-        self.transfers = Transfers(self._database)
-        self.verifications = Verifications(self._database)
+        self._write_through(self._database)
+
+    def fenced(self, job: str, fence: int) -> "Catalogue":
+        """Return the same catalogue for one holder of a job: once it has lost the job, writing raises LostLease."""
+        held = copy(self)
+        held._write_through(FencedDatabase(self._database, job, fence))  # noqa: SLF001 - it is one of us
+        return held
+
+    def _write_through(self, database: Database) -> None:
+        self.artifacts = Artifacts(database)
+        self.jobs = Jobs(database)
+        self.transfers = Transfers(database)
+        self.verifications = Verifications(database)
 
     def close(self) -> None:
         """Give the connections back."""

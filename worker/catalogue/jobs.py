@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.fence import LostLease
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import JobState
@@ -22,7 +23,18 @@ _TAKE = (
     .values(
         state=JobState.RUNNING, attempts=jobs.c.attempts + 1, fence=jobs.c.fence + 1,
         lease_owner=sa.bindparam("lease_owner"), lease_until=sa.bindparam("lease_until"),
+        due_at=sa.bindparam("lease_until"), crashes=sa.bindparam("crashes"), queue=sa.bindparam("queue"),
         started_at=sa.func.coalesce(jobs.c.started_at, sa.bindparam("now")),
+    )
+    .returning(jobs)
+)  # fmt: skip
+_WAIT = sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(due_at=sa.bindparam("due"))
+_BURY = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("job"))
+    .values(
+        state=JobState.DEAD, fence=jobs.c.fence + 1, crashes=jobs.c.crashes + 1, lease_until=None, due_at=None,
+        finished_at=sa.bindparam("now"), error=sa.bindparam("cause", type_=sa.JSON),
     )
     .returning(jobs)
 )  # fmt: skip
@@ -37,10 +49,6 @@ _HOLDER = (
 _SETTLE = sa.update(jobs).where(
     jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
 )
-
-
-class LostLease(CatalogueError):
-    """The job has gone over to another worker; what this one still wants to record is void."""
 
 
 class OtherRequest(CatalogueError):
@@ -86,10 +94,13 @@ class Jobs:
         parent: str | None,
         now: datetime,
         lease: timedelta,
+        queue: str | None = None,
+        max_crashes: int = 5,
     ) -> Begun | Busy | Ended:
         """Accept a job if it is new, and take it unless it has ended or somebody is at work on it or on its artifact.
 
-        Only taking it counts as an attempt.
+        Only taking it counts as an attempt. A job of which nothing was heard any more after `max_crashes` starts in a
+        row ends as dead: whoever takes it is killed by it.
 
         Raises:
             OtherRequest: the id belongs to another request.
@@ -105,8 +116,16 @@ class Jobs:
                 return Ended(found)
             busy = _busy(connection, found, holds, now)
             if busy:
+                if found.state != JobState.RUNNING:
+                    connection.execute(_WAIT, {"job": id_, "due": busy.until + lease})
                 return busy
-            taken = {"job": id_, "lease_owner": owner, "lease_until": now + lease, "now": now}
+            crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
+            if crashes >= max_crashes:
+                return Ended(_record(connection.execute(_BURY, _poison(id_, crashes, now)).one()))
+            taken = {
+                "job": id_, "lease_owner": owner, "lease_until": now + lease, "now": now, "crashes": crashes,
+                "queue": queue,
+            }  # fmt: skip
             return Begun(_record(connection.execute(_TAKE, taken).one()))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
@@ -115,14 +134,32 @@ class Jobs:
         Raises:
             LostLease: the job has gone over to another worker.
         """
-        values: dict[str, Any] = {"lease_until": until}
+        values: dict[str, Any] = {"lease_until": until, "due_at": until}
         if progress is not None:
             values["progress"] = dict(progress)
         self._settle(id_, fence, values)
 
-    def retrying(self, id_: str, fence: int, error: Mapping[str, Any]) -> None:
-        """Record that the attempt met a passing fault and that there will be another one."""
-        self._settle(id_, fence, {"state": JobState.RETRYING, "error": dict(error), "lease_until": None})
+    def retrying(self, id_: str, fence: int, error: Mapping[str, Any], *, due: datetime) -> None:
+        """Record that the attempt met a passing fault, and by when the next one must have begun.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values = {"state": JobState.RETRYING, "error": dict(error), "lease_until": None, "due_at": due}
+        self._settle(id_, fence, values | {"crashes": 0, "put_off_since": None})
+
+    def put_off(self, id_: str, fence: int, why: Mapping[str, Any], *, since: datetime | None, due: datetime) -> None:
+        """Give a job back undone, and take back its attempt: it waits for something that is no fault of its own.
+
+        `since`: when it began to wait for such things, or None if that is not to be counted.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values = {"state": JobState.QUEUED, "error": dict(why), "lease_until": None, "due_at": due, "crashes": 0}
+        with self._database.write() as connection:
+            attempts = connection.execute(_FIND, {"job": id_}).one().attempts
+            self._change(connection, id_, fence, values | {"attempts": attempts - 1, "put_off_since": since})
 
     def finish(
         self,
@@ -143,7 +180,7 @@ class Jobs:
             id_, fence,
             {
                 "state": state, "result": dict(result) if result is not None else None, "error": error,
-                "finished_at": now, "lease_until": None,
+                "finished_at": now, "lease_until": None, "due_at": None,
             },
         )  # fmt: skip
 
@@ -159,6 +196,7 @@ class Jobs:
                     "created_at": now,
                     "attempts": 0,
                     "fence": 0,
+                    "crashes": 0,
                 }
                 connection.execute(sa.insert(jobs), row | values)
 
@@ -182,11 +220,33 @@ class Jobs:
             requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
             return {request["source"] for request in requests if "source" in request}
 
+    def overdue(self, *, now: datetime, again: timedelta, limit: int) -> list[JobRecord]:
+        """Claim jobs that have not ended and of which nothing was heard when it was due, the longest overdue first.
+
+        Whoever asks sends them again; they are not overdue once more before `again` has passed.
+        """
+        open_ = [state for state in JobState if not state.terminal]
+        query = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_)).order_by(jobs.c.due_at).limit(limit)
+        with self._database.write() as connection:
+            found = [_record(row) for row in connection.execute(query)]
+            if found:
+                connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
+        return found
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Return which of these jobs a worker has taken over."""
+        with self._database.read() as connection:
+            return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids))).scalars())
+
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:
-            changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})
-            if changed.rowcount != 1:
-                raise LostLease(f"job {id_} has gone over to another worker")
+            self._change(connection, id_, fence, values)
+
+    @staticmethod
+    def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
+        changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})
+        if changed.rowcount != 1:
+            raise LostLease(f"job {id_} has gone over to another worker")
 
 
 def _find(connection: Connection, id_: str) -> JobRecord | None:
@@ -195,7 +255,7 @@ def _find(connection: Connection, id_: str) -> JobRecord | None:
 
 
 def _accept(connection: Connection, job: Mapping[str, Any]) -> JobRecord:
-    row = {**job, "state": JobState.QUEUED, "attempts": 0, "fence": 0}
+    row = {**job, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "due_at": job["created_at"]}
     return _record(connection.execute(_ACCEPT, row).one())
 
 
@@ -208,8 +268,14 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
     return Busy(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
 
 
+def _poison(id_: str, crashes: int, now: datetime) -> dict[str, Any]:
+    message = f"nothing was heard any more after each of {crashes} starts in a row: it may be killing its worker"
+    return {"job": id_, "now": now, "cause": {"type": "Poison", "message": message}}
+
+
 def _record(row: Row[Any]) -> JobRecord:
     return JobRecord(
         row.id, row.kind, row.request, row.state, row.attempts, row.fence, row.created_at, row.lease_owner,
         row.lease_until, row.progress, row.error, row.result, row.parent, row.started_at, row.finished_at,
+        row.queue, row.due_at, row.crashes, row.put_off_since,
     )  # fmt: skip

@@ -91,6 +91,10 @@ class JobRecord:
     parent: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    queue: str | None = None
+    due_at: datetime | None = None
+    crashes: int = 0
+    put_off_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,11 +80,20 @@ jobs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    Column("queue", Text(64)),
+    Column("due_at", UtcDateTime),
+    Column("crashes", Integer, nullable=False, default=0),
+    Column("put_off_since", UtcDateTime),
     Index("ix_jobs_created_at", "created_at"),
+    Index("ix_jobs_due_at", "due_at"),
     Index("ix_jobs_holds", "holds", "lease_until"),
     Index("ix_jobs_state", "state", "lease_until"),
 )
-"""The ledger. `holds` is the `bucket/key` that no other job may write to while this one's lease lasts."""
+"""The ledger. `holds` is the `bucket/key` that no other job may write to while this one's lease lasts.
+
+`due_at`: a job that has not ended and was not heard of by then is sent again. `crashes`: starts in a row after which
+nothing was heard any more. `put_off_since`: since when a job waits for something that costs it no attempt.
+"""
 
 verifications = Table(
     "verifications",

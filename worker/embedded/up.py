@@ -133,7 +133,6 @@ def _environment(settings: Settings) -> dict[str, str]:
     environment = {
         "ZOT_HOME": str(settings.home),
         "PYTHONUNBUFFERED": "1",
-        "REMAP_SIGTERM": "SIGQUIT",  # the worker hands back what does not end soon, instead of waiting without end
         "MALLOC_ARENA_MAX": "2",  # threads that move parts must not each keep a heap of their own
     }
     if config := os.environ.get("ZOT_CONFIG"):

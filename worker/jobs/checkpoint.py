@@ -4,6 +4,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from worker import clock
 from worker.catalogue import Artifact, Catalogue, CatalogueError
+from worker.jobs.running import HandedBack, PutOff
 from worker.storage.errors import TransientError
 from worker.storage.transfer import Begun, SentPart
 
@@ -30,5 +31,5 @@ class CopyCheckpoint:
 
     def worth_keeping(self, error: BaseException) -> bool:
         """Return whether there will be another attempt: after passing faults, time limits, shutdowns, lost leases."""
-        passing = isinstance(error, TransientError | CatalogueError | SoftTimeLimitExceeded)
+        passing = isinstance(error, TransientError | CatalogueError | SoftTimeLimitExceeded | HandedBack | PutOff)
         return passing or not isinstance(error, Exception)

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Protocol, Self
 
-from worker import clock
+from worker import clock, draining
 from worker.catalogue import CatalogueUnavailable, JobRecord, Jobs, LostLease
 from worker.settings import JobSettings
 from zot_artifact_client.contract import Progress
@@ -16,6 +16,21 @@ REPORT_SECONDS = 1.0
 
 class Cancelled(Exception):
     """Somebody asked for the job to stop."""
+
+
+class HandedBack(Exception):
+    """The worker is ending; somebody else goes on with the job where it stands."""
+
+
+class PutOff(Exception):
+    """The job has to wait for something that is no fault of its own, at least so many seconds. It costs no attempt."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason, seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Reporter(Protocol):
@@ -40,8 +55,10 @@ class RunningJob:
         self.id = record.id
         self.attempt = record.attempts
         self.fence = record.fence
+        self.was_put_off = record.put_off_since is not None
         self._jobs = jobs
         self._lease = settings.lease
+        self._grace = settings.grace
         self._reporter = reporter
         self._progress = Progress()
         self._reported = time.monotonic()
@@ -63,11 +80,14 @@ class RunningJob:
         Raises:
             Cancelled: somebody asked for the job to stop.
             LostLease: the job has gone over to another worker.
+            HandedBack: the worker is ending, and the job has had its time to end by itself.
         """
         done = self._progress.bytes_done + count
         self._progress = self._progress.model_copy(update={"bytes_done": done})
         if self._lost:
             raise LostLease(f"job {self.id} has gone over to another worker")
+        if draining.over(self._grace):
+            raise HandedBack(f"job {self.id} is handed back: its worker is ending")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
             self._reporter.report(self._progress)

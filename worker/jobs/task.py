@@ -9,6 +9,8 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import uuid4
@@ -30,8 +32,9 @@ from worker.catalogue import (
     OtherRequest,
 )
 from worker.context import Context, current
+from worker.jobs.outbox import Outbox
 from worker.jobs.reporter import CeleryReporter
-from worker.jobs.running import Cancelled, RunningJob
+from worker.jobs.running import Cancelled, HandedBack, PutOff, RunningJob
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import JobError, JobState, Message, TaskSpec
 from zot_artifact_client.errors import JobFailed
@@ -100,6 +103,7 @@ class Delivery(Generic[RequestT, ResultT]):
         self._at_end = at_end
         self._id: str = task.request.id
         self._jobs = context.catalogue.jobs
+        self._outbox = Outbox(task.app)
         self._clean_up: Callable[[], None] = lambda: None
 
     def handle(
@@ -111,6 +115,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._clean_up = partial(self._at_end, request, self._context)
         try:
             begun = self._begin(request)
+            self._outbox.taken(self._id)
             if isinstance(begun, Begun):
                 return self._attempt(work, request, begun.record)
         except CatalogueUnavailable as error:
@@ -147,6 +152,8 @@ class Delivery(Generic[RequestT, ResultT]):
             parent=self._task.request.parent_id,
             now=clock.now(),
             lease=self._context.settings.jobs.lease,
+            queue=(self._task.request.delivery_info or {}).get("routing_key"),
+            max_crashes=self._context.settings.retry.max_crashes,
         )
 
     def _attempt(self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord) -> dict[str, Any]:
@@ -155,13 +162,18 @@ class Delivery(Generic[RequestT, ResultT]):
         try:
             with job:
                 job.check()
-                result = work(request, self._context, job)
+                fenced = replace(self._context, catalogue=self._context.catalogue.fenced(job.id, job.fence))
+                result = work(request, fenced, job)
                 return self._succeed(job, result)
         except LostLease as error:
             logger.warning("%s; this worker lets go of it", error)
             raise Ignore from error
         except Cancelled as error:
             self._cancel(job, error)
+        except HandedBack as error:
+            self._put_off(job, error, record.put_off_since, 0)
+        except PutOff as error:
+            self._put_off_or_bury(job, error, record.put_off_since)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
             self._retry_or_bury(job, error)
         except (StorageError, CatalogueError) as error:
@@ -192,10 +204,22 @@ class Delivery(Generic[RequestT, ResultT]):
     def _retry_or_bury(self, job: RunningJob, error: Exception) -> NoReturn:
         if job.attempt >= self._context.settings.retry.max_attempts:
             self._end_badly(job, JobState.DEAD, error)
-        self._jobs.retrying(job.id, job.fence, _described(error).model_dump())
         delay = max(self._backoff(job.attempt - 1), getattr(error, "retry_after", None) or 0)
+        self._jobs.retrying(job.id, job.fence, _described(error).model_dump(), due=self._due(delay))
         logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
+
+    def _put_off_or_bury(self, job: RunningJob, error: PutOff, since: datetime | None) -> NoReturn:
+        since = since or clock.now()
+        if clock.now() - since >= self._context.settings.jobs.max_put_off:
+            self._end_badly(job, JobState.DEAD, error)
+        self._put_off(job, error, since, error.seconds)
+
+    def _put_off(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
+        """Let the job be taken up again later, at no cost to it."""
+        self._jobs.put_off(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
+        logger.info("job %s is put off for %.1f s: %s", job.id, seconds, error)
+        raise self._again(seconds, error) from error
 
     def _end_badly(self, job: RunningJob, state: JobState, error: Exception) -> NoReturn:
         described = _described(error)
@@ -237,6 +261,10 @@ class Delivery(Generic[RequestT, ResultT]):
         left = (busy.until - clock.now()).total_seconds()
         return self._again(min(max(left, _SHORTEST_WAIT), _LONGEST_WAIT))
 
+    def _due(self, delay: float) -> datetime:
+        """Return by when the job must have been heard of again; its message may have to wait for a free process."""
+        return clock.now() + timedelta(seconds=delay) + 2 * self._context.settings.jobs.lease
+
     def _again(self, seconds: float, error: Exception | None = None) -> Exception:
         retry: Exception = self._task.retry(exc=error, countdown=seconds, throw=False)
         return retry
@@ -255,6 +283,6 @@ class Delivery(Generic[RequestT, ResultT]):
 def _described(error: Exception) -> JobError:
     if isinstance(error, SoftTimeLimitExceeded):
         return JobError(type="TimeLimit", message="the attempt took longer than jobs.time_limit allows")
-    if isinstance(error, StorageError | CatalogueError | Cancelled):
+    if isinstance(error, StorageError | CatalogueError | Cancelled | HandedBack | PutOff):
         return JobError(type=type(error).__name__, message=str(error))
     return JobError(type=type(error).__name__, message="a fault of the worker's own; its log has the traceback")

@@ -175,6 +175,10 @@ class Result(Message):
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # an older client understands a newer worker
 
+class SweepRecoverRequest(Message):
+    """Send again the jobs of which nothing is heard."""
+
+
 
 class PlacedCopy(Result):
     """What was done to have a copy in a store."""
@@ -288,6 +292,13 @@ class Progress(Result):
 
     bytes_done: int = 0
     bytes_total: int | None = None
+class SweepRecoverResult(Result):
+    """How many jobs were sent again: messages that Redis lost, and jobs whose workers were not heard of any more."""
+
+    messages: int
+    jobs: int
+
+
     step: str = ""
 
 
@@ -325,5 +336,11 @@ SWEEP_LEFTOVERS = TaskSpec(
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
-    spec.name: spec for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, SWEEP_VERIFY, SWEEP_LEFTOVERS, SWEEP_PROBE)
-}
+    spec.name: spec
+    for spec in (
+        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, SWEEP_VERIFY, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
+    )
+}  # fmt: skip
+SWEEP_RECOVER = TaskSpec(
+    "sweep.recover.v1", "sweep.recover", SweepRecoverRequest, SweepRecoverResult, Queue.INTERACTIVE
+)

@@ -13,6 +13,7 @@ from zot_artifact_client.connecting import (
     reaching,
 )
 from zot_artifact_client.contract import TaskSpec
+from zot_artifact_client.outbox import Outgoing, push
 from zot_artifact_client.routing import queues
 
 POOL_SIZE = 10
@@ -43,16 +44,37 @@ class Publisher:
 
     def send(self, spec: TaskSpec[Any, Any], job_id: str, payload: dict[str, object]) -> None:
         """Send a request under an id. Raise BrokerUnavailable."""
-        with reaching("broker", self._url), self._producers.acquire(block=True) as producer:
-            self._app.send_task(
-                spec.name,
-                kwargs=payload,
-                task_id=job_id,
-                queue=spec.queue.value,
-                producer=producer,
-                ignore_result=False,  # said, because this application has no backend, but the worker's has
-                add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
-            )
+        self.send_all([Outgoing(spec.name, job_id, spec.queue.value, payload)])
+
+    def send_all(self, jobs: list[Outgoing]) -> None:
+        """Send jobs, to Redis in one round trip and all or none. Raise BrokerUnavailable: they may have got through."""
+        with reaching("broker", self._url):
+            if is_redis(self._url):
+                self._push(jobs)
+            else:
+                self._publish(jobs)
+
+    def _push(self, jobs: list[Outgoing]) -> None:
+        def into(channel: Any) -> None:
+            with channel.conn_or_acquire() as client, client.pipeline(transaction=True) as pipeline:
+                push(pipeline, self._app, jobs)
+                pipeline.execute()
+
+        with self._connections.acquire(block=True) as connection:
+            connection.autoretry(into, **RETRY_POLICY)()
+
+    def _publish(self, jobs: list[Outgoing]) -> None:
+        with self._producers.acquire(block=True) as producer:
+            for job in jobs:
+                self._app.send_task(
+                    job.name,
+                    kwargs=job.payload,
+                    task_id=job.job_id,
+                    queue=job.queue,
+                    producer=producer,
+                    ignore_result=False,  # said, because this application has no backend, but the worker's has
+                    add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
+                )
 
     def revoke(self, job_id: str) -> None:
         """Tell the workers that are up to drop a job that they have not begun. Raise BrokerUnavailable."""

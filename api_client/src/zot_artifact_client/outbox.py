@@ -1,0 +1,70 @@
+"""Leave a request beside its message, in one round trip with it.
+
+Redis can lose a message: between handing it out and having it marked as taken, it exists only in a worker's memory. So
+whoever sends a job also leaves its message in the outbox, from which the worker takes it away once the job is in the
+ledger. What stays there too long is sent again, under the same id, and that is harmless.
+"""
+
+import base64
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+
+MESSAGES = "zot-artifacts:outbox"
+"""The Redis hash, in the broker, of the messages whose jobs no worker has taken over yet, by id."""
+ORDER = "zot-artifacts:outbox:{queue}"
+"""The Redis sorted set of their ids, by queue, each with the second it was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One job on its way to the broker. `payload` is the request as JSON."""
+
+    name: str
+    job_id: str
+    queue: str
+    payload: dict[str, object]
+
+
+def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
+    """Add to a Redis pipeline what sends these jobs; the entry comes before the message, so that none is without one."""
+    now = time.time()
+    for job in jobs:
+        message = envelope(app, job)
+        pipeline.hset(MESSAGES, job.job_id, message)
+        pipeline.zadd(ORDER.format(queue=job.queue), {job.job_id: now})
+        pipeline.lpush(job.queue, message)
+
+
+def envelope(app: Celery, job: Outgoing) -> str:
+    """Return a job's message, in version 2 of Celery's protocol, as Redis holds it."""
+    message = app.amqp.as_task_v2(job.job_id, job.name, kwargs=job.payload)
+    properties = {
+        **message.properties,
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": job.queue},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": str(uuid4()),
+    }
+    body = json.dumps(message.body).encode()
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": message.headers,
+            "properties": properties,
+        }
+    )
+
+
+def another(message: str) -> str:
+    """Return the same message to be sent once more: Redis knows the deliveries that are under way by their tags."""
+    sent: dict[str, Any] = json.loads(message)
+    sent["properties"]["delivery_tag"] = str(uuid4())
+    return json.dumps(sent)

@@ -1,0 +1,43 @@
+"""Recover: send again the jobs of which nothing is heard, so that a killed worker costs a minute and not a day."""
+
+import logging
+
+from celery import Celery, Task, shared_task
+
+from worker import clock
+from worker.catalogue import CatalogueUnavailable, JobRecord
+from worker.context import Context, current
+from worker.jobs.outbox import Outbox
+from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 1000
+_SPECS = {spec.kind: spec for spec in TASKS.values()}
+
+
+def recover(context: Context, app: Celery) -> SweepRecoverResult:
+    """Send again what Redis lost before a worker took it over, and what a worker took over and did not go on with."""
+    sweep, jobs = context.settings.sweep.recover, context.catalogue.jobs
+    messages = Outbox(app).resend(jobs.known, sweep.after)
+    overdue = jobs.overdue(now=clock.now(), again=sweep.again, limit=_AT_ONCE)
+    for job in overdue:
+        _send(app, job)
+    return SweepRecoverResult(messages=messages, jobs=len(overdue))
+
+
+def _send(app: Celery, job: JobRecord) -> None:
+    spec = _SPECS[job.kind]
+    logger.warning("job %s: nothing was heard of it since %s: sent again", job.id, job.due_at)
+    queue = job.queue or spec.queue.value
+    app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue)
+
+
+@shared_task(name=SWEEP_RECOVER.name, bind=True, ignore_result=True)
+def recover_task(task: Task) -> dict[str, int]:
+    """Recover, every few seconds. It leaves no row in the ledger: there would soon be more of these than of jobs."""
+    try:
+        return recover(current(), task.app).model_dump(mode="json")
+    except CatalogueUnavailable as error:
+        logger.warning("jobs are not looked after for now: %s", error)
+        return {}

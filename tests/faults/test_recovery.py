@@ -1,0 +1,205 @@
+"""Jobs whose workers, or whose messages, are gone: somebody else ends them, once."""
+
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.conformance.targets import make_s3_bucket
+from tests.servers import Ministack, Valkey
+from tests.servers.proxy import FaultyProxy, Request
+from tests.servers.worker import Worker
+from worker.catalogue import Catalogue, JobRecord
+from zot_artifact_client import ArtifactClient, JobFailed
+from zot_artifact_client.outbox import MESSAGES, ORDER
+
+MIB = 1 << 20
+PARTS = 8
+QUICK = {
+    "jobs__lease": "2s",
+    "jobs__grace": "0s",
+    "retry__max_crashes": "3",
+    "sweep__recover__every": "1s",
+    "sweep__recover__after": "1s",
+    "sweep__recover__again": "3s",
+    "sweep__verify__enabled": "false",
+    "sweep__probe__enabled": "false",
+}
+
+
+class Gate:
+    """Lets the parts of an upload through, and holds the one that is named until it is opened."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.parts: list[int] = []
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, request: Request) -> None:
+        if request.method == "PUT" and "partNumber=" in request.path:
+            self.parts.append(int(request.path.partition("partNumber=")[2].partition("&")[0]))
+            if len(self.parts) >= self.at:
+                self.reached.set()
+                self.open.wait(60)
+
+
+class Fleet:
+    """Workers of one data directory on one broker, a store behind a gate, and a client."""
+
+    def __init__(self, valkey: Valkey, ministack: Ministack, gate: Gate, directory: Path) -> None:
+        self.gate = gate
+        self.broker = valkey.url.removesuffix("/0") + "/5"
+        self.redis = redis.Redis.from_url(self.broker)
+        self.redis.flushdb()
+        self._directory = directory
+        self._bucket = f"real-{uuid.uuid4().hex[:8]}"
+        make_s3_bucket(ministack, self._bucket)
+        self._proxy = FaultyProxy(ministack.port, gate)
+        self._key = (ministack.access_key_id, ministack.secret_access_key)
+        self.client = ArtifactClient(self.broker)
+        self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
+
+    def worker(self, name: str, *, beat: bool = False) -> Worker:
+        """Return a worker, to be entered."""
+        cloud = {
+            "type": "s3", "bucket": self._bucket, "endpoint": self._proxy.endpoint, "part_size": "5MiB",
+            "access_key_id": self._key[0], "secret_access_key": self._key[1],
+        }  # fmt: skip
+        settings = QUICK | {
+            "stores": json.dumps({"cloud": cloud}),
+            "sources__roots": json.dumps([str(self._directory)]),
+            "catalogue": f"sqlite:///{self._directory / 'catalogue.sqlite3'}",
+        }
+        return Worker(self._directory / name, self.broker, concurrency=1, beat=beat, **settings)
+
+    def source(self, size: int = PARTS * 5 * MIB) -> Path:
+        path = self._directory / "source.bin"
+        path.write_bytes(os.urandom(size))
+        return path
+
+    def record(self, job: Any) -> JobRecord:
+        found = self.catalogue.jobs.get(job.id)
+        assert found is not None
+        return found
+
+    def __enter__(self) -> "Fleet":
+        self._proxy.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.gate.open.set()
+        self.client.close()
+        self.catalogue.close()
+        self.redis.close()
+        self._proxy.__exit__(*exc_info)
+
+
+@contextmanager
+def fleet_of(valkey: Valkey, ministack: Ministack, tmp_path: Path, *, at: int = 99) -> Iterator[Fleet]:
+    with Fleet(valkey, ministack, Gate(at), tmp_path) as fleet:
+        yield fleet
+
+
+def until(true: Callable[[], Any], within: float = 30.0) -> Any:
+    """Wait until something that announces itself to nobody is so."""
+    deadline = time.monotonic() + within
+    while not (found := true()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+    return found
+
+
+def log_of(worker: Worker) -> str:
+    return (worker.directory / "worker.log").read_text()
+
+
+def test_the_job_of_a_killed_worker_goes_over_to_another_one(valkey, ministack, tmp_path):
+    """A whole worker is killed at work; another one goes on long before Redis hands the message out again."""
+    with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
+        job = fleet.client.upload(fleet.source(), "releases", "large.bin")
+        assert fleet.gate.reached.wait(60)
+        first.kill()
+        fleet.gate.open.set()
+        with fleet.worker("second", beat=True):
+            assert job.wait(60).size == PARTS * 5 * MIB
+            assert fleet.client.verify("releases", "large.bin").wait(60).good
+    assert (fleet.record(job).attempts, fleet.record(job).state) == (2, "succeeded")
+    assert len(fleet.gate.parts) <= PARTS + 2
+
+
+def test_a_message_that_redis_lost_is_sent_again(valkey, ministack, tmp_path):
+    """The queue is emptied behind the sender's back; the job is done all the same, once, and the outbox is empty."""
+    with fleet_of(valkey, ministack, tmp_path) as fleet:
+        jobs = [fleet.client.upload(fleet.source(100), "releases", f"{n}.bin") for n in range(3)]
+        assert fleet.redis.llen("transfer") == fleet.redis.hlen(MESSAGES) == 3
+        fleet.redis.delete("transfer")
+        with fleet.worker("only", beat=True):
+            assert [job.wait(60).version for job in jobs] == [1, 1, 1]
+        assert {fleet.record(job).attempts for job in jobs} == {1}
+        assert fleet.redis.exists(MESSAGES, ORDER.format(queue="transfer")) == 0
+
+
+def test_a_worker_that_is_asked_to_end_hands_its_job_back(valkey, ministack, tmp_path):
+    """SIGTERM ends the worker at the next part; the next one goes on there, and no attempt and no part is wasted."""
+    with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
+        job = fleet.client.upload(fleet.source(), "releases", "large.bin")
+        assert fleet.gate.reached.wait(60)
+        os.kill(first.pid, signal.SIGTERM)
+        until(lambda: "Warm shutdown" in log_of(first))
+        fleet.gate.open.set()
+        until(lambda: not first.running, 20)
+        assert (fleet.record(job).state, fleet.record(job).attempts) == ("queued", 0)
+        with fleet.worker("second"):
+            assert job.wait(60).size == PARTS * 5 * MIB
+    assert fleet.record(job).attempts == 1
+    assert sorted(fleet.gate.parts) == list(range(1, PARTS + 1))
+
+
+def test_a_job_that_kills_its_worker_each_time_is_set_aside(valkey, ministack, tmp_path):
+    """After as many deaths in a row as are allowed the job is dead, says why, and the queue goes on behind it."""
+    with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("only", beat=True) as only:
+        job = fleet.client.upload(fleet.source(), "releases", "poison.bin")
+        for attempt in (1, 2, 3):
+            until(lambda n=attempt: (found := fleet.catalogue.jobs.get(job.id)) and found.attempts == n, 60)
+            until(lambda: fleet.record(job).lease_owner)
+            os.kill(int(fleet.record(job).lease_owner.split(":")[1]), signal.SIGKILL)
+        with pytest.raises(JobFailed, match="killing its worker") as failed:
+            job.wait(60)
+        assert (failed.value.state, fleet.record(job).state) == ("dead", "dead")
+        fleet.gate.open.set()
+        assert fleet.client.upload(fleet.source(100), "releases", "good.bin").wait(60).version == 1
+        assert only.running
+
+
+def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, ministack, tmp_path):
+    """A worker sleeps through its lease and wakes up when another has done the job: what it still does is void."""
+    with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
+        job = fleet.client.upload(fleet.source(), "releases", "large.bin")
+        assert fleet.gate.reached.wait(60)
+        for pid in (first.pid, *(children := first.children())):
+            os.kill(pid, signal.SIGSTOP)
+        fleet.gate.open.set()
+        try:
+            with fleet.worker("second", beat=True):
+                assert job.wait(60).size == PARTS * 5 * MIB
+                done = fleet.record(job)
+                for pid in (*children, first.pid):
+                    os.kill(pid, signal.SIGCONT)
+                until(lambda: "has gone over to another worker" in log_of(first))
+                assert fleet.client.verify("releases", "large.bin").wait(60).good
+        finally:
+            for pid in (*children, first.pid):
+                os.kill(pid, signal.SIGCONT)
+    assert fleet.record(job) == done
+    assert done.fence == 2

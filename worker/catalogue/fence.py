@@ -1,0 +1,42 @@
+"""Keep whoever has lost a job from recording anything in its name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.tables import jobs
+from zot_artifact_client.contract import JobState
+
+_HELD = sa.select(jobs.c.id).where(
+    jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+)
+
+
+class LostLease(CatalogueError):
+    """The job has gone over to another worker; what this one still wants to record is void."""
+
+
+class FencedDatabase(Database):
+    """The database as one holder of one job may write to it: nothing once the job has gone over to another worker.
+
+    Asked in the very transaction that writes, so that no pause of the process can come between.
+    """
+
+    def __init__(self, database: Database, job: str, fence: int) -> None:
+        self.engine = database.engine
+        self._held = {"job": job, "token": fence}
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Begin a transaction that commits at the end, or not at all.
+
+        Raises:
+            LostLease: the job is not this holder's any more; nothing was written.
+        """
+        with super().write() as connection:
+            if connection.execute(_HELD, self._held).one_or_none() is None:
+                raise LostLease(f"job {self._held['job']} has gone over to another worker")
+            yield connection
