@@ -15,8 +15,8 @@ from worker.storage.errors import PermanentError
 from worker.storage.translation import Origin
 
 MIB = 1024 * 1024
-CHUNK = 8 * MIB
-"""Bytes of one request of a download: the SDK holds the whole answer in memory."""
+CHUNK = 16 * MIB
+"""Bytes of one request of a download: the SDK holds the whole answer in memory, and for a moment twice."""
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 60
 COMMIT_TIMEOUT = 600
@@ -82,6 +82,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         "max_single_put_size": max(int(config.part_size), CHUNK),
         "max_single_get_size": CHUNK,
         "max_chunk_get_size": CHUNK,
+        "connection_data_block_size": MIB,  # of what is taken from the connection at a time
         "logging_enable": False,
     }
     try:

@@ -171,7 +171,7 @@ def download(blob: BlobClient, offset: int, length: int | None, **pinned: Any) -
         stream = blob.download_blob(
             offset=start, length=length and min(length, CHUNK), max_concurrency=1, decompress=False, **pinned
         )
-        first = stream.read(CHUNK)
+        first = next(stream.chunks(), b"")  # `read` would copy it twice
     except ValueError:  # an answer without what Azure always says
         raise HttpResponseError("no answer of Azure") from None
     properties: BlobProperties = stream.properties

@@ -4,8 +4,10 @@ Every piece is of one version: an object that is overwritten while it is read is
 """
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Self
 
 from worker.storage.driver import Driver, ObjectReader, ObjectStat
@@ -14,9 +16,10 @@ from worker.storage.verifying import BUFFER_SIZE
 
 TRIES = 4
 """How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
-WINDOW = 4 * 1024 * 1024
+WINDOW = 16 * 1024 * 1024
+"""Bytes of one range of a large object: so many that what a request costs does not count."""
 AHEAD = 4
-"""Ranges in flight: at most `AHEAD + 1` windows are in memory, 20 MiB."""
+"""Ranges that are read at once: so many windows are in memory at most, 64 MiB."""
 
 
 class SteadyReader:
@@ -68,6 +71,11 @@ class SteadyReader:
                 self._left -= len(data)
             return data
 
+    def too_short(self, missing: int) -> Unavailable:
+        """Return what is to be raised where the bytes ended before those that the store had announced."""
+        where = f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}"
+        return Unavailable(f"{where} ended {missing} bytes too early")
+
     def close(self) -> None:
         self._reader.close()
 
@@ -83,40 +91,72 @@ class SteadyReader:
         check_same(self._stat, self._reader.stat, self._driver.name)
 
 
-class ParallelReader:
-    """Reads on behind what `first` reads, in parallel ranges, and gives all bytes out in their order."""
+class Window:
+    """A range that a thread reads: its pieces are given out while the rest of it is still on its way."""
 
-    def __init__(self, driver: Driver, first: SteadyReader, begin: int) -> None:
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._pieces: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._stopped = False
+
+    def fill(self, opened: Callable[[], SteadyReader]) -> None:
+        """Read to its end what `opened` returns, or until nobody wants it any more. What goes wrong, `next` raises."""
+        try:
+            with opened() as reader:
+                while not self._stopped and (piece := reader.read(BUFFER_SIZE)):
+                    self._left -= len(piece)
+                    self._pieces.put(piece)
+                if self._left and not self._stopped:
+                    raise reader.too_short(self._left)
+        except BaseException as error:  # noqa: BLE001  it belongs to the thread that waits for the bytes
+            self._pieces.put(error)
+        else:
+            self._pieces.put(b"")
+
+    def next(self) -> bytes:
+        """Return the next piece, `b""` at the end; wait for it."""
+        piece = self._pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+    def stop(self) -> None:
+        """Read no further than the piece that is on its way."""
+        self._stopped = True
+
+
+class ParallelReader:
+    """Reads an object that is larger than one window in several ranges at once; `first` is the first of them."""
+
+    def __init__(self, driver: Driver, first: SteadyReader) -> None:
         self._driver = driver
-        self._first: SteadyReader | None = first
         self._stat = first.stat
+        self._first = first
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
-        self._offsets: Iterator[int] = iter(range(begin, self._stat.size, WINDOW))
-        self._ahead: deque[Future[bytes]] = deque()
-        self._window = memoryview(b"")
-        for _ in range(AHEAD):
-            self._fetch_next()
+        self._offsets: Iterator[int] = iter(range(WINDOW, self._stat.size, WINDOW))
+        self._ahead: deque[Window] = deque()
+        self._rest = memoryview(b"")
+        self._fetch(WINDOW, lambda: first)
+        while len(self._ahead) < AHEAD and self._fetch_next():
+            pass
 
     @property
     def stat(self) -> ObjectStat:
         return self._stat
 
     def read(self, size: int, /) -> bytes:
-        if self._first is not None:
-            if piece := self._first.read(size):
-                return piece
-            self._first.close()
-            self._first = None
-        if not self._window and self._ahead:
-            self._window = memoryview(self._ahead.popleft().result())
-            self._fetch_next()
-        data, self._window = self._window[:size], self._window[size:]
-        return bytes(data)
+        piece: bytes | memoryview = self._rest or self._next()
+        if len(piece) <= size:
+            self._rest = memoryview(b"")
+            return bytes(piece)  # no copy, where these are bytes
+        self._rest = memoryview(piece)[size:]
+        return bytes(piece[:size])
 
     def close(self) -> None:
-        if self._first is not None:
-            self._first.close()
+        for window in self._ahead:
+            window.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._first.close()  # also where its thread never came to it
 
     def __enter__(self) -> Self:
         return self
@@ -124,21 +164,49 @@ class ParallelReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _fetch_next(self) -> None:
-        offset = next(self._offsets, None)
-        if offset is not None:
-            self._ahead.append(self._pool.submit(self._fetch, offset))
+    def _next(self) -> bytes:
+        while self._ahead:
+            if piece := self._ahead[0].next():
+                return piece
+            self._ahead.popleft()
+            self._fetch_next()
+        return b""
 
-    def _fetch(self, offset: int) -> bytes:
-        return read_range(self._driver, self._stat, offset, min(WINDOW, self._stat.size - offset))
+    def _fetch_next(self) -> bool:
+        offset = next(self._offsets, None)
+        if offset is None:
+            return False
+        length = min(WINDOW, self._stat.size - offset)
+        self._fetch(length, lambda: open_range(self._driver, self._stat, offset, length))
+        return True
+
+    def _fetch(self, length: int, opened: Callable[[], SteadyReader]) -> None:
+        window = Window(length)
+        self._ahead.append(window)
+        self._pool.submit(window.fill, opened)
 
 
 def open_steadily(driver: Driver, bucket: str, key: str, *, uncached: bool = False) -> ObjectReader:
     """Open a whole object: a large one in parallel where that is faster, and otherwise in one request."""
     if not driver.capabilities.parallel_reads:
         return SteadyReader(driver, bucket, key, uncached=uncached)
-    first = SteadyReader(driver, bucket, key, length=2 * WINDOW)  # its answer tells how large the whole is
-    return first if first.stat.size <= 2 * WINDOW else ParallelReader(driver, first, 2 * WINDOW)
+    first = SteadyReader(driver, bucket, key, length=WINDOW)  # its answer tells how large the whole is
+    return first if first.stat.size <= WINDOW else ParallelReader(driver, first)
+
+
+def open_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> SteadyReader:
+    """Open `length` bytes of exactly this version.
+
+    Raises:
+        Unavailable: the object was overwritten.
+    """
+    reader = SteadyReader(driver, stat.bucket, stat.key, offset=offset, length=length, uncached=uncached)
+    try:
+        check_same(stat, reader.stat, driver.name)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
 
 
 def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:
@@ -147,14 +215,11 @@ def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, un
     Raises:
         Unavailable: the object was overwritten, or has fewer bytes than its store says.
     """
-    data = bytearray()
-    with SteadyReader(driver, stat.bucket, stat.key, offset=offset, length=length, uncached=uncached) as reader:
-        check_same(stat, reader.stat, driver.name)
-        while piece := reader.read(BUFFER_SIZE):
-            data += piece
-    if len(data) != length:
-        raise Unavailable(f"{driver.name}: {stat.bucket}/{stat.key} ended {length - len(data)} bytes too early")
-    return bytes(data)
+    with open_range(driver, stat, offset, length, uncached=uncached) as reader:
+        data = b"".join(iter(partial(reader.read, BUFFER_SIZE), b""))
+        if len(data) != length:
+            raise reader.too_short(length - len(data))
+        return data
 
 
 def check_same(known: ObjectStat, found: ObjectStat, store: str) -> None:
