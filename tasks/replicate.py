@@ -24,9 +24,10 @@ class Unproved(IntegrityError):
 
 
 def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> ReplicateResult:
-    """Read a copy that matches the recorded digest and write it to each store that was named, hashed all the way.
+    """Bring a copy that matches the recorded digest to each store that was named, hashed all the way.
 
-    A source that turns out rotten is recorded as such, nothing of it becomes visible, and the next one is tried.
+    Where two stores are of one provider it copies by itself, and the new copy is read back in full. A source that turns
+    out rotten is recorded as such, nothing of it stays at the target, and the next one is tried.
 
     Raises:
         NotFound: the artifact is not in the catalogue.
@@ -59,15 +60,25 @@ def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store)
     for copy in sources:
         job.step(f"copying from {copy.store} to {target.name}")
         try:
-            with _open(context, artifact, copy) as source:
-                placed = copies.fill(context, job, place, source)
-            _prove(context, job, artifact, target)
+            placed = copies.fetch(context, job, place, copy.store) or _stream(context, job, place, copy)
             return placed.model_copy(update={"source": copy.store})
         except _SourceError as error:
             unfit.append(error.cause)
             if not isinstance(error.cause, TransientError):
                 copies.verify(context, job, artifact, copy)
     raise _no_source(artifact, unfit)
+
+
+def _stream(context: Context, job: RunningJob, place: copies.Place, copy: Copy) -> PlacedCopy:
+    """Read a copy and write it to a place, hashed on the way.
+
+    Raises:
+        _SourceError: the copy cannot be read, or is not what was recorded; the place is as it was.
+    """
+    with _open(context, place.artifact, copy) as source:
+        placed = copies.fill(context, job, place, source)
+    _prove(context, job, place.artifact, place.store)
+    return placed
 
 
 def _prove(context: Context, job: RunningJob, artifact: Artifact, target: Store) -> None:

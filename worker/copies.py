@@ -9,9 +9,9 @@ from worker import clock
 from worker.catalogue import Artifact, Copy, Finding
 from worker.context import Context
 from worker.jobs.checkpoint import CopyCheckpoint
-from worker.jobs.running import RunningJob
+from worker.jobs.running import Cancelled, RunningJob
 from worker.storage import Condition, Match, ObjectStat, Store, Verdict, Verification
-from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, Unavailable
+from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.verifying import Readable
 from zot_artifact_client.contract import PlacedCopy
 
@@ -91,11 +91,48 @@ def fill(
             checkpoint=CopyCheckpoint(context.catalogue, artifact, store.name),
         )
     except (AlreadyExists, PreconditionFailed) as error:
-        raise Unavailable(f"{store.name}: somebody else wrote {artifact.path} at the same time") from error
+        raise _overtaken(store, artifact) from error
     _record(context, artifact, store, stat)
     return PlacedCopy(
         store=store.name, outcome="repaired" if place.copy.state.present else "stored", quarantined=quarantined
     )
+
+
+def fetch(context: Context, job: RunningJob, place: Place, origin: str) -> PlacedCopy | None:
+    """Have the provider copy an artifact into an empty place, and record the copy once all of it was read and is right.
+
+    None where it does not, or has copied other bytes, which are then gone again: the bytes have to go through us, and
+    that tells whether it is the original that has rotted. A job that is killed here leaves a copy that nobody recorded;
+    its next attempt reads that first.
+
+    Raises:
+        Unavailable: somebody else wrote to the place at the same time, or the copy cannot be read.
+        StorageError: a bad copy cannot be removed.
+    """
+    artifact, store = place.artifact, place.store
+    made = _made_by_provider(context, job, place, origin)
+    if made is None:
+        return None
+    job.step(f"reading back from {store.name}")
+    manifest = context.catalogue.artifacts.manifest(artifact)
+    try:
+        seen = store.verify_object(
+            artifact.bucket, artifact.key, artifact.digest, manifest=manifest, on_bytes=job.moved
+        )
+    except Cancelled:
+        _take_away(store, artifact, made)
+        raise
+    if seen.verdict == Verdict.UNREADABLE:
+        raise Unavailable(f"{store.name}: the copy of {artifact.path} from {origin} cannot be read: {seen.detail}")
+    if seen.verdict != Verdict.VERIFIED:
+        logger.warning("%s: the copy of %s from %s is %s", store.name, artifact.path, origin, seen.verdict)
+        _take_away(store, artifact, made)
+        return None
+    if seen.version != made.version:
+        raise _overtaken(store, artifact)
+    _record(context, artifact, store, made)
+    _log(context, job, artifact, place.copy, seen)
+    return PlacedCopy(store=store.name, outcome="repaired" if place.copy.state.present else "stored")
 
 
 def verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> Verification | None:
@@ -111,6 +148,11 @@ def verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) ->
         seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)
     if seen.verdict in BAD and _replaced(context, job, artifact, copy):
         return None
+    _log(context, job, artifact, copy, seen)
+    return seen
+
+
+def _log(context: Context, job: RunningJob, artifact: Artifact, copy: Copy, seen: Verification) -> None:
     period = context.settings.sweep.verify.period_of(copy.store)
     finding = Finding(job.id, copy.store, artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
     context.catalogue.verifications.record(
@@ -118,7 +160,6 @@ def verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) ->
     )
     if seen.verdict != Verdict.VERIFIED:
         logger.error("%s: %s is %s: %s", copy.store, artifact.path, seen.verdict, seen.detail)
-    return seen
 
 
 def first_look(context: Context, store: str) -> timedelta:
@@ -130,6 +171,42 @@ def _next_look(verdict: Verdict, period: timedelta) -> timedelta:
     if verdict == Verdict.UNREADABLE:
         return min(_SOON, period / 10)
     return period * random.uniform(0.75, 0.95)  # noqa: S311 - no secret
+
+
+def _made_by_provider(context: Context, job: RunningJob, place: Place, origin: str) -> ObjectStat | None:
+    """Return the copy that the provider made, its bytes unknown; None where it made none.
+
+    Only into an empty place: what lies in one that is not could else be lost to bytes that are not right.
+    """
+    artifact, store = place.artifact, place.store
+    if place.found or not context.settings.replication.server_side:
+        return None
+    try:
+        return store.copy_object(
+            context.stores[origin],
+            artifact.bucket,
+            artifact.key,
+            artifact.digest,
+            metadata=artifact.metadata,
+            between=lambda: job.tick(0),
+        )
+    except AlreadyExists as error:
+        raise _overtaken(store, artifact) from error
+    except StorageError as error:
+        logger.warning("%s: the provider does not copy %s from %s: %s", store.name, artifact.path, origin, error)
+        return None
+
+
+def _take_away(store: Store, artifact: Artifact, made: ObjectStat) -> None:
+    """Remove a copy that is not to stay, and nothing that somebody else has written."""
+    try:
+        store.delete_object(artifact.bucket, artifact.key, condition=Match(made.version))
+    except PreconditionFailed as error:
+        raise _overtaken(store, artifact) from error
+
+
+def _overtaken(store: Store, artifact: Artifact) -> Unavailable:
+    return Unavailable(f"{store.name}: somebody else wrote {artifact.path} at the same time")
 
 
 def _stat(store: Store, artifact: Artifact) -> ObjectStat | None:

@@ -66,6 +66,8 @@ class ReplicationSettings(_Section):
 
     proof: Literal["provider", "reread"] = "provider"
     """`provider`: the bytes were hashed on the way, and the store confirmed the write. `reread`: they are read back."""
+    server_side: bool = True
+    """Let a provider copy between two of its stores by itself. What it has copied is always read back."""
 
 
 class VerifySweepSettings(_Section):
@@ -104,9 +106,6 @@ class ProbeSweepSettings(_Section):
     every: Duration = timedelta(hours=1)
 
 
-class SweepSettings(_Section):
-    """The periodic tasks."""
-
 class RecoverSweepSettings(_Section):
     """How soon jobs are sent again of which nothing is heard: the worker was killed, or Redis lost the message."""
 
@@ -118,11 +117,13 @@ class RecoverSweepSettings(_Section):
     """How long a job that was sent again is left alone."""
 
 
+class SweepSettings(_Section):
+    """The periodic tasks."""
+
     verify: VerifySweepSettings = VerifySweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
     recover: RecoverSweepSettings = RecoverSweepSettings()
-
 
 
 class JobSettings(_Section):
@@ -139,6 +140,7 @@ class JobSettings(_Section):
     """How long a worker that is asked to end lets its jobs go on; then they are handed back at their next piece."""
     max_put_off: Duration = timedelta(days=1)
     """How long a job waits in a row, at no cost to its attempts, for a store that is away or busy; then it is dead."""
+
 
 class Settings(BaseSettings):
     """All settings. See `docs/settings.md` for an example file."""
