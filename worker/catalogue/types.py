@@ -27,7 +27,7 @@ class Text(TypeDecorator[str]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None] | None:
         """Return what takes out what the database cannot hold, or None where it holds everything."""
-        return _without_nul if dialect.name == "postgresql" else None
+        return without_nul if dialect.name == "postgresql" else None
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -52,5 +52,6 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def _without_nul(value: str | None) -> str | None:
+def without_nul(value: str | None) -> str | None:
+    """Return the text as PostgreSQL can hold it."""
     return value.replace("\0", "\ufffd") if value else value

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 from worker.catalogue.database import Database
 from worker.catalogue.records import Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
+from worker.catalogue.types import without_nul
 from worker.storage import Verdict
 
 _FIRST = "0" * 64
@@ -72,7 +73,7 @@ def _append(connection: Connection, finding: Finding, now: datetime) -> None:
     last = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
     row = {
         "at": now,
-        "job": finding.job,
+        "job": without_nul(finding.job),  # the hash is over what can be read back
         "store": finding.store,
         "bucket": finding.artifact.bucket,
         "key": finding.artifact.key,
@@ -81,7 +82,7 @@ def _append(connection: Connection, finding: Finding, now: datetime) -> None:
         "expected_sha256": finding.artifact.digest.sha256,
         "found_sha256": finding.found_sha256,
         "found_size": finding.found_size,
-        "detail": finding.detail[:2000] if finding.detail else None,
+        "detail": without_nul(finding.detail[:2000]) if finding.detail else None,
         "previous": connection.execute(last).scalar() or _FIRST,
     }
     connection.execute(sa.insert(verifications).values(**row, hash=_hash_of(row)))

@@ -21,13 +21,6 @@ DIGEST = Digest(11, "a" * 64)
 
 
 @pytest.fixture
-def catalogue(catalogue_url):
-    opened = Catalogue(catalogue_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def database(catalogue, catalogue_url):
     """The database itself, as somebody with a SQL shell would have it."""
     if catalogue_url.startswith("sqlite"):

@@ -6,6 +6,8 @@ Revision: 0003
 import sqlalchemy as sa
 from alembic import op
 
+from worker.catalogue.types import Text
+
 revision = "0003"
 down_revision = "0002"
 
@@ -14,7 +16,7 @@ _MOMENT = sa.DateTime(timezone=True)
 
 def upgrade() -> None:
     """Add the columns; what has not ended yet is due at once, so that it is looked after from now on."""
-    op.add_column("jobs", sa.Column("queue", sa.String(64)))
+    op.add_column("jobs", sa.Column("queue", Text(64)))
     op.add_column("jobs", sa.Column("due_at", _MOMENT))
     op.add_column("jobs", sa.Column("crashes", sa.Integer, nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("put_off_since", _MOMENT))

@@ -1,0 +1,164 @@
+"""What can go wrong with a server that is not ours: each ends in an error that says whether waiting helps."""
+
+import socket
+import time
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from tests.servers.postgres import connect
+from tests.servers.process import free_port
+from worker import clock
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, postgresql
+from worker.catalogue.database import Database
+from worker.storage import Digest
+
+SECRET = "open-sesame"
+
+
+@pytest.fixture
+def url(postgres):
+    with postgres.database() as made:
+        yield made
+
+
+@pytest.fixture
+def catalogue(url):
+    opened = Catalogue(url)
+    yield opened
+    opened.close()
+
+
+def record(catalogue, key="app.tgz"):
+    return catalogue.artifacts.record("releases", key, Digest(1, "a" * 64), {}, clock.now())
+
+
+def test_all_text_is_compared_by_its_bytes(url):
+    """No column of the catalogue depends on the language that the database was made with, or has a limit."""
+    query = (
+        "SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+        "WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.atttypid = 'varchar'::regtype "
+        "AND c.relname <> 'alembic_version' AND (a.attcollation <> '\"C\"'::regcollation OR a.atttypmod <> -1)"
+    )
+    with connect(url) as shell:
+        assert shell.execute(query).fetchall() == []
+
+
+@pytest.mark.parametrize("table", ["artifacts", "verifications", "manifests"])
+def test_what_was_recorded_cannot_be_truncated(catalogue, url, table):
+    """Taking all rows away at once is refused like taking away one."""
+    with connect(url) as shell, pytest.raises(psycopg.IntegrityError, match=r"never|append-only"):
+        shell.execute(f"TRUNCATE {table} CASCADE")
+
+
+def test_a_database_that_cannot_hold_every_key_is_refused(postgres):
+    """A database in another encoding than UTF-8 is refused before anything is made in it."""
+    with connect(postgres.url()) as shell:
+        shell.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        with pytest.raises(CatalogueError, match="its encoding is LATIN1: make a database with the encoding UTF8"):
+            Catalogue(postgres.url("latin"))
+        shell.execute("DROP DATABASE latin")
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01", "53300", "57014", "57P01", "25006", "55P03"])
+def test_what_passes_may_be_tried_again(catalogue, state):
+    """A deadlock, a lack of memory, a shutdown or a standby are told apart from what stays."""
+    with pytest.raises(CatalogueUnavailable, match="as told"), catalogue._database.write() as connection:
+        connection.execute(raising(state))
+
+
+@pytest.mark.parametrize("state", ["22001", "23505", "42P01", "54000", "P0001"])
+def test_what_stays_is_not_tried_again(catalogue, state):
+    """What the database will say again tomorrow is an error, not a reason to wait."""
+    with pytest.raises(CatalogueError, match="as told") as raised, catalogue._database.write() as connection:
+        connection.execute(raising(state))
+    assert type(raised.value) is CatalogueError
+
+
+def raising(state):
+    return sa.text(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}', MESSAGE = 'as told'; END $$")
+
+
+def test_a_server_that_is_down_is_told_in_one_line():
+    """The line names the server and the way out, and never the password, wherever in the URL it stands."""
+    for url in (
+        f"postgresql+psycopg://zot:{SECRET}@127.0.0.1:{free_port()}/zot",
+        f"postgresql://127.0.0.1:{free_port()}/zot?user=zot&password={SECRET}",
+    ):
+        with pytest.raises(CatalogueUnavailable, match="127.0.0.1.*see that ZOT_CATALOGUE names") as raised:
+            Catalogue(url)
+        assert SECRET not in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_wrong_password_is_told_without_it(postgres):
+    """A password that the server does not take is not shown to anybody."""
+    with pytest.raises(CatalogueUnavailable, match="password authentication failed") as raised:
+        Catalogue(postgres.url().replace(postgres.password, SECRET))
+    assert SECRET not in str(raised.value)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for():
+    """A peer that takes the connection and never answers costs the time that connecting may take."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(CatalogueUnavailable, match="timeout"):
+            Catalogue(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/zot?connect_timeout=2")
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u:p@host/db", "postgresql+psycopg2://u:p@host/db", "postgres://u:p@host/db", "zot"]
+)
+def test_another_kind_of_database_is_refused_with_the_way_out(url):
+    """Only SQLite and PostgreSQL with our driver are taken, and the line says how they are written."""
+    with pytest.raises(CatalogueError, match="cannot be used.*postgresql\\+psycopg://USER:PASSWORD@HOST/DATABASE"):
+        Catalogue(url)
+
+
+def test_a_restart_of_the_server_costs_what_was_under_way_and_nothing_else(postgres, catalogue):
+    """A transaction that the server's death cuts off passes and leaves nothing; the next one finds the new server."""
+
+    def write_and_lose_the_server():
+        with catalogue._database.write() as connection:
+            connection.execute(sa.text("DELETE FROM transfers"))
+            postgres.kill()
+            connection.execute(sa.text("DELETE FROM transfers"))
+
+    with pytest.raises(CatalogueUnavailable):
+        write_and_lose_the_server()
+    with pytest.raises(CatalogueUnavailable, match="refused"):
+        record(catalogue)
+    postgres.restart()
+    assert record(catalogue).version == 1
+
+
+def test_a_writer_that_was_stopped_loses_its_turn(url, monkeypatch):
+    """Who stops in the middle of writing keeps the others waiting for a while only, and has then written nothing."""
+    monkeypatch.setattr(postgresql, "IDLE_SECONDS", 1)
+    stopped = Database(url)
+    going_on = Catalogue(url)
+
+    def write_too_slowly():
+        with stopped.write() as connection:
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = 'lost'"))
+            record(going_on)
+            connection.execute(sa.text("SELECT 1"))
+
+    with pytest.raises(CatalogueUnavailable):
+        write_too_slowly()
+    stopped.engine.dispose()
+    going_on.close()
+    Catalogue(url).close()
+
+
+def test_all_connections_in_use_is_something_that_passes(url, monkeypatch):
+    """More threads than connections wait for one, and are told when none comes free."""
+    options = postgresql.options
+    few = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+    monkeypatch.setattr(postgresql, "options", lambda parsed: options(parsed) | few)
+    database = Database(url)
+    with database.read(), pytest.raises(CatalogueUnavailable, match="limit"), database.read():
+        pass
+    database.engine.dispose()
