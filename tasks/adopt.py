@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from worker import clock, copies
 from worker.catalogue import Artifact, Finding
 from worker.context import Context
+from worker.jobs.gates import Gate
 from worker.jobs.running import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import Digest, ObjectStat, Store, Verdict
@@ -50,8 +51,14 @@ def adopt(request: AdoptRequest, context: Context, job: RunningJob) -> AdoptResu
         OtherContent: the artifact is known with other bytes; nothing was recorded.
         Unverifiable: there is no digest, and the request does not take the first read for one.
         InvalidKey, UnknownStore: nothing was read.
+        PutOff: the store takes no job now.
     """
     check_key(check_bucket(request.bucket), request.key)
+    with context.gates.enter(context.stores[request.store].name, job) as gate:
+        return _adopt(request, context, job, gate)
+
+
+def _adopt(request: AdoptRequest, context: Context, job: RunningJob, gate: Gate) -> AdoptResult:
     store = context.stores[request.store]
     stat = store.stat_object(request.bucket, request.key)
     known = context.catalogue.artifacts.current(request.bucket, request.key)
@@ -60,7 +67,7 @@ def adopt(request: AdoptRequest, context: Context, job: RunningJob) -> AdoptResu
         return _result(known, store, str(copy.evidence.get("adopted", RECORDED)), unchanged=True)
     evidence = _evidence(request, store, stat, known)
     job.expect(stat.size, f"reading from {store.name}")
-    digest, manifest = _read(store, stat, job)
+    digest, manifest = _read(store, stat, gate)
     if known and digest != known.digest:
         raise OtherContent(
             f"{store.name}: {known.path} has SHA-256 {digest.sha256}, version {known.version} in the catalogue has "
@@ -87,10 +94,10 @@ def _evidence(request: AdoptRequest, store: Store, stat: ObjectStat, known: Arti
     )
 
 
-def _read(store: Store, stat: ObjectStat, job: RunningJob) -> tuple[Digest, Manifest]:
+def _read(store: Store, stat: ObjectStat, gate: Gate) -> tuple[Digest, Manifest]:
     """Read an object to its end and return its digests; what the store keeps has been compared by then."""
     what = f"{store.name}: {stat.bucket}/{stat.key}"
-    with store.read_object(stat.bucket, stat.key, on_bytes=job.moved) as reader:
+    with store.read_object(stat.bucket, stat.key, on_bytes=gate.moved) as reader:
         if reader.stat.version != stat.version:
             raise Unavailable(f"{what} was written by somebody else just now")
         return take_digests(reader, size=stat.size, what=what)

@@ -20,7 +20,7 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
     Raises:
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
         UnknownStore: naming the stores there are.
-        StorageError: a store could not delete its copy; the others have.
+        StorageError, PutOff: a store could not delete its copy; the others have.
     """
     named = [context.stores[name].name for name in request.stores or ()]
     artifact = context.catalogue.artifacts.current(request.bucket, request.key)
@@ -63,7 +63,8 @@ def _delete(request: DeleteRequest, context: Context, job: RunningJob, store: st
     """Delete what lies in a store under the key, whichever version it is: also what a killed job has written there."""
     job.step(f"deleting from {store}")
     job.check()
-    was_there = bool(held) and context.stores[store].delete_object(request.bucket, request.key)
+    with context.gates.enter(store, job, transfer=False):
+        was_there = bool(held) and context.stores[store].delete_object(request.bucket, request.key)
     for copy in held:
         context.catalogue.artifacts.delete_copy(copy)
     return DeletedCopy(store=store, outcome="deleted" if was_there else "already_gone")

@@ -21,13 +21,18 @@ def sweep_leftovers(request: SweepLeftoversRequest, context: Context, job: Runni
 
     Raises:
         UnknownStore: naming the stores there are.
-        StorageError: a store could not be swept; the others were.
+        StorageError, PutOff: a store could not be swept; the others were.
     """
     stores = [context.stores[request.store]] if request.store else [context.stores[name] for name in context.stores]
     age = context.settings.sweep.leftovers.age
-    removed = each(stores, lambda store: (store.name, _sweep(context, job, store, age)))
+    removed = each(stores, lambda store: (store.name, _enter(context, job, store, age)))
     staged = 0 if request.store else _sweep_staging(context, age)
     return SweepLeftoversResult(removed=dict(removed), staged=staged)
+
+
+def _enter(context: Context, job: RunningJob, store: Store, age: timedelta) -> int:
+    with context.gates.enter(store.name, job, transfer=False):
+        return _sweep(context, job, store, age)
 
 
 def _sweep(context: Context, job: RunningJob, store: Store, age: timedelta) -> int:

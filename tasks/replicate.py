@@ -1,17 +1,18 @@
 """Replicate: bring copies of an artifact to more stores, from any copy whose bytes are right."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from worker import copies
 from worker.catalogue import Artifact, Copy
 from worker.context import Context
-from worker.jobs.running import RunningJob
+from worker.jobs.running import PutOff, RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import Store, Verdict
 from worker.storage.errors import IntegrityError, StorageError, TransientError
 from worker.storage.verifying import Readable
-from worker.together import each
+from worker.together import each, foremost
 from zot_artifact_client.contract import REPLICATE, PlacedCopy, ReplicateRequest, ReplicateResult
 
 
@@ -33,12 +34,12 @@ def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> R
         NotFound: the artifact is not in the catalogue.
         NoGoodSource: naming what is wrong with each copy there is.
         Unproved: a store was asked for the copy back, as `replication.proof` wants it, and gave other bytes.
-        StorageError: a store did not take its copy; the other stores have theirs.
+        StorageError, PutOff: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
     targets = [context.stores[name] for name in request.to]
     job.expect(artifact.digest.size * len(targets), "replicating")
-    placed = each(targets, lambda target: _place(context, job, artifact, target))
+    placed = each(targets, lambda target: _enter(context, job, artifact, target))
     return ReplicateResult(
         bucket=artifact.bucket,
         key=artifact.key,
@@ -50,13 +51,18 @@ def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> R
     )
 
 
+def _enter(context: Context, job: RunningJob, artifact: Artifact, target: Store) -> PlacedCopy:
+    with context.gates.enter(target.name, job):
+        return _place(context, job, artifact, target)
+
+
 def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store) -> PlacedCopy:
     sources = _sources(context, artifact, target)
     place = copies.look(context, job, artifact, target)
     if place is None:
         job.moved(artifact.digest.size)
         return PlacedCopy(store=target.name, outcome="already_there")
-    unfit: list[StorageError] = []
+    unfit: list[StorageError | PutOff] = []
     for copy in sources:
         job.step(f"copying from {copy.store} to {target.name}")
         try:
@@ -64,7 +70,7 @@ def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store)
             return placed.model_copy(update={"source": copy.store})
         except _SourceError as error:
             unfit.append(error.cause)
-            if not isinstance(error.cause, TransientError):
+            if not isinstance(error.cause, TransientError | PutOff):
                 copies.verify(context, job, artifact, copy)
     raise _no_source(artifact, unfit)
 
@@ -75,7 +81,7 @@ def _stream(context: Context, job: RunningJob, place: copies.Place, copy: Copy) 
     Raises:
         _SourceError: the copy cannot be read, or is not what was recorded; the place is as it was.
     """
-    with _open(context, place.artifact, copy) as source:
+    with _open(context, job, place.artifact, copy) as source:
         placed = copies.fill(context, job, place, source)
     _prove(context, job, place.artifact, place.store)
     return placed
@@ -103,18 +109,18 @@ def _sources(context: Context, artifact: Artifact, target: Store) -> list[Copy]:
     return sorted(good, key=lambda copy: copy.last_verified_at is None)
 
 
-def _no_source(artifact: Artifact, unfit: list[StorageError]) -> StorageError:
-    passing = next((error for error in unfit if isinstance(error, TransientError)), None)
-    if passing:
-        return passing
-    causes = "; ".join(error.message for error in unfit) or "the catalogue knows of no good copy in another store"
+def _no_source(artifact: Artifact, unfit: list[StorageError | PutOff]) -> StorageError | PutOff:
+    decisive = foremost(unfit) if unfit else None
+    if isinstance(decisive, TransientError | PutOff):
+        return decisive
+    causes = "; ".join(str(error) for error in unfit) or "the catalogue knows of no good copy in another store"
     return NoGoodSource(f"{artifact.path} cannot be replicated, no copy is right: {causes}")
 
 
 class _SourceError(Exception):
     """It was the source that failed, not the target."""
 
-    def __init__(self, cause: StorageError) -> None:
+    def __init__(self, cause: StorageError | PutOff) -> None:
         super().__init__(cause)
         self.cause = cause
 
@@ -122,24 +128,31 @@ class _SourceError(Exception):
 class _Source:
     """A copy that is being read, telling its own failures from those of the store that is written to."""
 
-    def __init__(self, reader: Readable) -> None:
+    def __init__(self, reader: Readable, blame: Callable[[StorageError], None]) -> None:
         self._reader = reader
+        self._blame = blame
 
     def read(self, size: int, /) -> bytes:
         try:
             return self._reader.read(size)
         except StorageError as error:
+            self._blame(error)
             raise _SourceError(error) from error
 
 
 @contextmanager
-def _open(context: Context, artifact: Artifact, copy: Copy) -> Iterator[_Source]:
-    try:
-        reader = context.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
-    except StorageError as error:
-        raise _SourceError(error) from error
-    with reader:
-        yield _Source(reader)
+def _open(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> Iterator[_Source]:
+    blame = partial(context.gates.blame, copy.store)
+    with ExitStack() as entered:
+        try:
+            gate = entered.enter_context(context.gates.enter(copy.store, job))
+            store = context.stores[copy.store]
+            reader = store.read_object(artifact.bucket, artifact.key, expected=artifact.digest, on_bytes=gate.tick)
+        except (StorageError, PutOff) as error:
+            blame(error)
+            raise _SourceError(error) from error
+        entered.enter_context(reader)
+        yield _Source(reader, blame)
 
 
 replicate_task = artifact_task(REPLICATE, writes=True)(replicate)

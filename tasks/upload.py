@@ -23,11 +23,12 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
         SourceRefused, NotFound: the source is not to be had.
         DigestMismatch: the source is not what the request announced.
         InvalidKey, UnknownStore: nothing was read.
-        StorageError: a store did not take its copy; the other stores have theirs.
+        StorageError, PutOff: a store did not take its copy; the other stores have theirs.
     """
     check_key(check_bucket(request.bucket), request.key)
     stores = [context.stores[name] for name in request.stores or context.settings.placement_stores]
     _check_classes(request, stores)
+    context.gates.check_any(store.name for store in stores)  # or else the source would be read for nothing
     with open_source(request.source, context.settings) as source:
         job.expect(source.size * (1 + len(stores)), "hashing the source")
         digest, manifest = source.digests(request.sha256, job.moved)
@@ -67,12 +68,13 @@ def _check_classes(request: UploadRequest, stores: list[Store]) -> None:
 def _place(  # noqa: PLR0917 - the last is the only one that is not always there
     context: Context, job: RunningJob, artifact: Artifact, store: Store, source: Source, storage_class: str | None
 ) -> PlacedCopy:
-    job.step(f"writing to {store.name}")
-    place = copies.look(context, job, artifact, store)
-    if place is None:
-        job.moved(source.size)
-        return PlacedCopy(store=store.name, outcome="already_there")
-    return copies.fill(context, job, place, source.rewind(), storage_class=storage_class)
+    with context.gates.enter(store.name, job):
+        job.step(f"writing to {store.name}")
+        place = copies.look(context, job, artifact, store)
+        if place is None:
+            job.moved(source.size)
+            return PlacedCopy(store=store.name, outcome="already_there")
+        return copies.fill(context, job, place, source.rewind(), storage_class=storage_class)
 
 
 def drop_source(request: UploadRequest, context: Context) -> None:

@@ -6,6 +6,7 @@ from worker.context import Context
 from worker.jobs.running import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import NotFound
+from worker.together import each
 from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, VerifyResult
 
 
@@ -17,24 +18,33 @@ def verify(request: VerifyRequest, context: Context, job: RunningJob) -> VerifyR
     Raises:
         NotFound: the artifact is not in the catalogue, or has no copy in a store that was named.
         UnknownStore: naming the stores there are.
+        PutOff: a store takes no job now; the copies in the others have their verdicts.
     """
     artifact = _artifact(request, context)
     wanted = _copies(request, context, artifact)
     job.expect(artifact.digest.size * len(wanted), "verifying")
-    verdicts = []
-    for copy in wanted:
-        job.step(f"reading from {copy.store}")
-        seen = copies.verify(context, job, artifact, copy)
-        if seen is not None:
-            verdicts.append(CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail))
+    seen = each(wanted, lambda copy: _verify(context, job, artifact, copy))
     return VerifyResult(
         bucket=artifact.bucket,
         key=artifact.key,
         version=artifact.version,
         size=artifact.digest.size,
         sha256=artifact.digest.sha256,
-        copies=tuple(verdicts),
+        copies=tuple(verdict for verdict in seen if verdict is not None),
     )
+
+
+def _verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> CopyVerdict | None:
+    """Return the verdict on a copy; one that this job has found before it waited for another store stands."""
+    found = context.catalogue.verifications.by_job(job.id, artifact, copy.store) if job.was_put_off else None
+    if found is not None:
+        job.moved(artifact.digest.size)
+        return CopyVerdict(store=copy.store, verdict=found[0], sha256=found[1], detail=found[2])
+    job.step(f"reading from {copy.store}")
+    seen = copies.verify(context, job, artifact, copy)
+    if seen is None:
+        return None
+    return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
 
 
 def _artifact(request: VerifyRequest, context: Context) -> Artifact:

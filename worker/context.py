@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 
 from worker.catalogue import Artifact, Catalogue
+from worker.jobs.gates import Gates
+from worker.probing import probe
 from worker.settings import Settings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
@@ -17,6 +19,7 @@ class Context:
     settings: Settings
     catalogue: Catalogue
     stores: Stores
+    gates: Gates
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -28,7 +31,8 @@ class Context:
         """
         settings.prepare()
         stores = Stores(settings.stores, spool_dir=settings.spool_dir)
-        return cls(settings, Catalogue(settings.catalogue_url), stores)
+        gates = Gates(settings, lambda name: probe(stores[name]))
+        return cls(settings, Catalogue(settings.catalogue_url), stores, gates)
 
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.

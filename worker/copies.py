@@ -9,6 +9,7 @@ from worker import clock
 from worker.catalogue import Artifact, Copy, Finding
 from worker.context import Context
 from worker.jobs.checkpoint import CopyCheckpoint
+from worker.jobs.gates import Gate
 from worker.jobs.running import Cancelled, RunningJob
 from worker.storage import Condition, Match, ObjectStat, Store, Verdict, Verification
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
@@ -53,7 +54,8 @@ def look(context: Context, job: RunningJob, artifact: Artifact, store: Store) ->
     held = context.catalogue.artifacts.held_by(store.name, artifact.bucket, artifact.key)
     if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
         return Place(artifact, store, copy, found, keep_found=False)  # the version that this upload replaces
-    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)
+    with context.gates.enter(store.name, job) as gate:
+        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=gate.tick)
     if seen.verdict == Verdict.UNREADABLE:  # it may be the very bytes; nothing is replaced that nobody could read
         raise Unavailable(f"{store.name}: what lies at {artifact.path} cannot be read, so it stays: {seen.detail}")
     if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
@@ -78,18 +80,19 @@ def fill(
         logger.warning("%s: what was found at %s is kept at %s", store.name, artifact.path, quarantined)
     condition: Condition = Match(place.found.version) if place.found else "create_only"
     try:
-        stat, _ = store.write_object(
-            artifact.bucket,
-            artifact.key,
-            source,
-            size=artifact.digest.size,
-            sha256=artifact.digest.sha256,
-            metadata=artifact.metadata,
-            storage_class=storage_class,
-            condition=condition,
-            on_bytes=job.moved,
-            checkpoint=CopyCheckpoint(context.catalogue, artifact, store.name),
-        )
+        with context.gates.enter(store.name, job) as gate:
+            stat, _ = store.write_object(
+                artifact.bucket,
+                artifact.key,
+                source,
+                size=artifact.digest.size,
+                sha256=artifact.digest.sha256,
+                metadata=artifact.metadata,
+                storage_class=storage_class,
+                condition=condition,
+                on_bytes=gate.moved,
+                checkpoint=CopyCheckpoint(context.catalogue, artifact, store.name),
+            )
     except (AlreadyExists, PreconditionFailed) as error:
         raise _overtaken(store, artifact) from error
     _record(context, artifact, store, stat)
@@ -116,9 +119,10 @@ def fetch(context: Context, job: RunningJob, place: Place, origin: str) -> Place
     job.step(f"reading back from {store.name}")
     manifest = context.catalogue.artifacts.manifest(artifact)
     try:
-        seen = store.verify_object(
-            artifact.bucket, artifact.key, artifact.digest, manifest=manifest, on_bytes=job.moved
-        )
+        with context.gates.enter(store.name, job) as gate:
+            seen = store.verify_object(
+                artifact.bucket, artifact.key, artifact.digest, manifest=manifest, on_bytes=gate.moved
+            )
     except Cancelled:
         _take_away(store, artifact, made)
         raise
@@ -139,13 +143,12 @@ def verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) ->
     """Read all bytes of a copy, record what they are, and return it; None if the copy has been replaced meanwhile.
 
     A bad read is only a suspicion: the verdict is bad when a second read, on its own, says so too.
+
+    Raises:
+        PutOff: the store takes no job now; nothing was read.
     """
-    store = context.stores[copy.store]
-    manifest = context.catalogue.artifacts.manifest(artifact)
-    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest, on_bytes=job.moved)
-    if seen.verdict in BAD:
-        logger.warning("%s: %s looks %s, reading it again", store.name, artifact.path, seen.verdict)
-        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=job.tick)
+    with context.gates.enter(copy.store, job) as gate:
+        seen = _read(context, gate, artifact, copy)
     if seen.verdict in BAD and _replaced(context, job, artifact, copy):
         return None
     _log(context, job, artifact, copy, seen)
@@ -160,6 +163,18 @@ def _log(context: Context, job: RunningJob, artifact: Artifact, copy: Copy, seen
     )
     if seen.verdict != Verdict.VERIFIED:
         logger.error("%s: %s is %s: %s", copy.store, artifact.path, seen.verdict, seen.detail)
+
+
+def _read(context: Context, gate: Gate, artifact: Artifact, copy: Copy) -> Verification:
+    store = context.stores[copy.store]
+    manifest = context.catalogue.artifacts.manifest(artifact)
+    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest, on_bytes=gate.moved)
+    if seen.verdict in BAD:
+        logger.warning("%s: %s looks %s, reading it again", store.name, artifact.path, seen.verdict)
+        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, on_bytes=gate.tick)
+    if seen.verdict == Verdict.UNREADABLE:
+        context.gates.failed(gate)
+    return seen
 
 
 def first_look(context: Context, store: str) -> timedelta:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from worker.settings_limits import BreakerSettings, StoreLimits
 from worker.settings_original import OriginalRefused, translate
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.units import Duration, Size
@@ -43,9 +44,9 @@ class RetrySettings(_Section):
     backoff: Duration = timedelta(seconds=2)
     """The delay before the second attempt; it doubles with each further one. At least 1s."""
     backoff_max: Duration = timedelta(minutes=5)
-    jitter: bool = True
     max_crashes: Annotated[int, Field(ge=1)] = 5
     """Starts in a row of which nothing was heard again, because the worker was killed; then the job is dead."""
+    jitter: bool = True
     """Draw each delay from between 0 and its value, so that jobs that failed together do not return together."""
 
 
@@ -120,10 +121,11 @@ class RecoverSweepSettings(_Section):
 class SweepSettings(_Section):
     """The periodic tasks."""
 
+    recover: RecoverSweepSettings = RecoverSweepSettings()
+
     verify: VerifySweepSettings = VerifySweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
-    recover: RecoverSweepSettings = RecoverSweepSettings()
 
 
 class JobSettings(_Section):
@@ -133,13 +135,12 @@ class JobSettings(_Section):
     """An attempt that takes longer is ended. It has a minute to stop by itself before it is killed."""
     lease: Duration = timedelta(seconds=30)
     """How long a job belongs to its worker after the last sign of life; renewed while it works."""
-    result_expires: Duration = timedelta(days=1)
-    """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
-
     grace: Duration = timedelta(seconds=5)
     """How long a worker that is asked to end lets its jobs go on; then they are handed back at their next piece."""
     max_put_off: Duration = timedelta(days=1)
     """How long a job waits in a row, at no cost to its attempts, for a store that is away or busy; then it is dead."""
+    result_expires: Duration = timedelta(days=1)
+    """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
 
 
 class Settings(BaseSettings):
@@ -166,6 +167,9 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     sweep: SweepSettings = SweepSettings()
     jobs: JobSettings = JobSettings()
+    store_limits: dict[str, StoreLimits] = {}
+    """What all workers together ask of single stores at most, by name; without, as much as they can."""
+    breaker: BreakerSettings = BreakerSettings()
 
     @field_validator("sources")
     @classmethod
@@ -200,7 +204,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stores_exist(self) -> "Settings":
-        named = {"placement": self.placement or (), "sweep.verify.periods": self.sweep.verify.periods}
+        named = {
+            "placement": self.placement or (),
+            "sweep.verify.periods": self.sweep.verify.periods,
+            "store_limits": self.store_limits,
+        }
         for setting, names in named.items():
             for name in names:
                 if name not in self.stores:
@@ -376,6 +384,8 @@ def _names_near(path: list[str]) -> list[str]:
         return [*FilesystemConfig.model_fields, *S3Config.model_fields]
     model: Any = Settings
     for part in path[:-1]:
+        if part not in model.model_fields:  # the name of a store, behind which its settings stand
+            continue
         annotation = model.model_fields[part].annotation
         model = next((a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), Settings)
     return list(model.model_fields)

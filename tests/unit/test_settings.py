@@ -68,6 +68,17 @@ def test_the_environment_wins_over_the_file(config, monkeypatch):
             "placement: [primray]",
             "placement names the store 'primray', which is not configured; did you mean 'primary'?",
         ),
+        (
+            "store_limits: {primray: {}}",
+            "store_limits names the store 'primray', which is not configured; did you mean",
+        ),
+        (
+            "store_limits: {dr: {concurency: 2}}",
+            "store_limits.dr.concurency is not a setting; did you mean 'concurrency'?",
+        ),
+        ("store_limits: {dr: {concurrency: 0}}", "store_limits.dr.concurrency: Input should be greater than or equal"),
+        ("store_limits: {dr: {bytes_per_second: 5 MB/s}}", "bytes_per_second: '5 MB/s' is not a size"),
+        ("breaker: {failure: 3}", "breaker.failure is not a setting; did you mean 'failures'?"),
         ("stores: {a: {type: s3}}", "stores.a: an s3 store with the layout 'prefixed' needs `bucket`"),
         ("- a\n- b", "a mapping of settings is expected"),
         ("stores: {a: [", "not valid YAML"),

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.database import Database
-from worker.catalogue.records import Copy, CopyState, Finding
+from worker.catalogue.records import Artifact, Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import without_nul
 from worker.storage import Verdict
@@ -56,6 +56,20 @@ class Verifications:
         )
         with self._database.read() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
+
+    def by_job(self, job: str, artifact: Artifact, store: str) -> tuple[str, str | None, str | None] | None:
+        """Return verdict, digest and detail that a job has recorded of a copy, the latest; None if it has not."""
+        row = verifications.c
+        query = (
+            sa.select(row.verdict, row.found_sha256, row.detail)
+            .where(row.bucket == artifact.bucket, row.key == artifact.key, row.version == artifact.version)
+            .where(row.job == job, row.store == store)
+            .order_by(row.id.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            found = connection.execute(query).one_or_none()
+        return tuple(found) if found else None
 
     def first_broken(self) -> int | None:
         """Walk the chain and return the id of the first row that does not fit the one before it, or None."""

@@ -40,6 +40,9 @@ class StorageError(Exception):
 class TransientError(StorageError):
     """Trying again later may help."""
 
+    store: str | None = None
+    """Which store has been blamed for it, by who called the store."""
+
 
 class Unavailable(TransientError):
     """The store cannot be reached, or answers that it is broken."""

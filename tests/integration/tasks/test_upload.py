@@ -28,6 +28,12 @@ from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import UploadRequest
 
 
+@pytest.fixture
+def catalogue(catalogue_url):
+    """Run everything here on both kinds of catalogue."""
+    return catalogue_url
+
+
 def request(source, key="app.tgz", **more):
     return UploadRequest(bucket="releases", key=key, source=source, **more)
 
@@ -226,7 +232,7 @@ def host():
 @pytest.fixture
 def with_host(context: Context, host: str) -> Context:
     sources = SourceSettings(roots=context.settings.sources.roots, hosts=(host,))
-    return Context(context.settings.model_copy(update={"sources": sources}), context.catalogue, context.stores)
+    return dataclasses.replace(context, settings=context.settings.model_copy(update={"sources": sources}))
 
 
 def test_a_configured_host_can_be_uploaded_from(run, with_host, host, stored):

@@ -1,0 +1,196 @@
+"""The gate of each store: what it bears is let through, the rest comes again later. No store is another's concern."""
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from worker.jobs.breaker import Breaker
+from worker.jobs.marks import Marks
+from worker.jobs.pace import Pace
+from worker.jobs.places import Place, Places
+from worker.jobs.running import PutOff, RunningJob
+from worker.jobs.shared import Shared
+from worker.settings import Settings
+from worker.settings_limits import StoreLimits
+from worker.storage.errors import PermanentError, TransientError
+
+_ALONE = 1 / 16
+"""The part of a limit that a process takes that has never been able to ask how many there are."""
+_SEEN = 3600.0
+"""Seconds for which a process counts that has used a limited store."""
+_ENROL_EVERY = 60.0
+_BUSY = (1.0, 4.0)
+"""Seconds after which a job looks for a place again."""
+
+
+class Gate:
+    """One job's way to one store. Tasks tell it what they move; it holds them to the store's bytes a second."""
+
+    def __init__(
+        self, store: str, job: RunningJob, place: Place | None, pay: Callable[[int, RunningJob], None]
+    ) -> None:
+        self.store = store
+        self.faulty = False
+        """The store has failed this job."""
+        self._job = job
+        self._place = place
+        self._pay = pay
+
+    def moved(self, count: int) -> None:
+        """Say that so many bytes more are done, and wait until they may be; see `RunningJob.moved`.
+
+        Raises:
+            PutOff: nothing was heard of this process for so long that its place is another's.
+        """
+        self.tick(count)
+        self._job.moved(count)
+
+    def tick(self, count: int) -> None:
+        """Be told of bytes that count for no progress, and wait like `moved`."""
+        if self._place is not None and self._place.lost:
+            raise PutOff(f"{self.store}: this job's place was given to another one", random.uniform(*_BUSY))  # noqa: S311
+        self._pay(count, self._job)
+        self._job.moved(0)
+
+
+class Gates:
+    """The gates of all stores, for one process."""
+
+    def __init__(self, settings: Settings, probe: Callable[[str], object], shared: Shared | None = None) -> None:
+        """Make the gates.
+
+        Args:
+            settings: the limits, the breakers, and for how long a silent holder keeps its place.
+            probe: tries out a store by name; raises a TransientError if it cannot be used.
+            shared: the Redis that all workers share; by default that of Celery's result backend.
+        """
+        self._shared = shared or Shared()
+        self._limits = settings.store_limits
+        self._probe = probe
+        self._places = Places(self._shared, seconds=settings.jobs.lease.total_seconds())
+        self._pace = Pace(self._shared)
+        self._marks = Marks(self._shared)
+        self._breaking = settings.breaker
+        self._breakers: dict[str, Breaker] = {}
+        self._inside: dict[tuple[str, str], Gate] = {}
+        self._share: float | None = None
+        self._enrolled = -_ENROL_EVERY
+
+    @contextmanager
+    def enter(self, store: str, job: RunningJob, *, transfer: bool = True) -> Iterator[Gate]:
+        """Let a job use a store while the context lasts. What passes through here and may pass is the store's failure.
+
+        A job that has entered may enter again, inside, to say whose failure it would be now.
+
+        Args:
+            store: its name.
+            job: who enters.
+            transfer: it will move bytes, so it needs one of the store's places.
+
+        Raises:
+            PutOff: the store is left alone for now, or has no free place.
+        """
+        inside = self._inside.get((store, job.id))
+        if inside is not None:
+            with self._watched(inside):
+                yield inside
+            return
+        breaker = self._breaker(store)
+        counting = breaker.check(lambda: self._probe(store))
+        with self._place(store, job, transfer=transfer) as place:
+            gate = self._inside[store, job.id] = Gate(store, job, place, lambda n, who: self._pay(store, n, who))
+            try:
+                with self._watched(gate):
+                    yield gate
+            finally:
+                del self._inside[store, job.id]
+            if counting and not gate.faulty:
+                breaker.worked()
+
+    def blame(self, store: str, error: BaseException) -> None:
+        """Count an error as a failure of the store, if it is one that may pass and nobody has been blamed for it."""
+        if not isinstance(error, TransientError) or error.store is not None:
+            return
+        error.store = store
+        if isinstance(error.__cause__, PermanentError):  # such as: somebody else wrote at the same time
+            return
+        self._breaker(store).failed()
+
+    def failed(self, gate: Gate) -> None:
+        """Count a failure of the store that was no error, such as a copy that cannot be read."""
+        gate.faulty = True
+        self._breaker(gate.store).failed()
+
+    def check_any(self, stores: Iterable[str]) -> None:
+        """Return if at least one of the stores would let a job in now, as far as is known without asking the stores.
+
+        To be asked before work that would be for nothing otherwise.
+
+        Raises:
+            PutOff: the soonest time at which one may.
+        """
+        closed: list[PutOff] = []
+        for store in stores:
+            left = self._breaker(store).left()
+            limit = self._limits_of(store).concurrency
+            if left:
+                closed.append(PutOff(f"{store}: the store keeps failing and is left alone for now", left + _soon()))
+            elif limit is not None and self._places.taken(store) >= limit:
+                closed.append(_no_place(store, limit))
+            else:
+                return
+        if closed:
+            raise min(closed, key=lambda error: error.seconds)
+
+    @contextmanager
+    def _watched(self, gate: Gate) -> Iterator[None]:
+        try:
+            yield
+        except TransientError as error:
+            gate.faulty = gate.faulty or error.store in {None, gate.store}
+            self.blame(gate.store, error)
+            raise
+
+    @contextmanager
+    def _place(self, store: str, job: RunningJob, *, transfer: bool) -> Iterator[Place | None]:
+        limit = self._limits_of(store).concurrency
+        if limit is None or not transfer:
+            yield None
+            return
+        alone = max(1, int(limit * self._share_of(store)))
+        with self._places.held(store, f"{job.id}:{job.fence}", limit=limit, alone=alone) as place:
+            if place is None:
+                raise _no_place(store, limit)
+            yield place
+
+    def _pay(self, store: str, count: int, job: RunningJob) -> None:
+        limit = self._limits_of(store).bytes_per_second
+        if limit is not None and count:
+            alone = max(1024, int(limit * self._share_of(store)))
+            self._pace.pay(store, count, limit=limit, alone=alone, waiting=lambda: job.moved(0))
+
+    def _breaker(self, store: str) -> Breaker:
+        return self._breakers.setdefault(store, Breaker(store, self._marks, self._breaking))
+
+    def _limits_of(self, store: str) -> StoreLimits:
+        return self._limits.get(store) or StoreLimits()
+
+    def _share_of(self, store: str) -> float:
+        """Return the part of a store's limits that is this process's while it cannot ask."""
+        if time.monotonic() - self._enrolled >= _ENROL_EVERY:
+            self._enrolled = time.monotonic()
+            us = f"{socket.gethostname()}:{os.getpid()}"
+            known = self._places.enrol("processes", us, _SEEN)
+            self._share = 1 / known if known else self._share
+        return self._limits_of(store).local_share or self._share or _ALONE
+
+
+def _no_place(store: str, limit: int) -> PutOff:
+    return PutOff(f"{store}: {limit} jobs are at work on the store, as many as may be", _soon())
+
+
+def _soon() -> float:
+    return random.uniform(*_BUSY)  # noqa: S311 - not all at the same moment
