@@ -4,25 +4,21 @@ A worker that gets SIGTERM takes no further jobs, lets those at work end for `jo
 their next piece: they go on where they stand, in another worker or in this one when it is back.
 """
 
-import logging
 import os
 from typing import Any
 
 from celery import Celery, signals
-from celery.worker.consumer import consumer
 
-from worker import clock, context, draining
+from worker import context, draining
 from worker.lifeline import die_with_parent
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 from zot_artifact_client.routing import queues
 
-logger = logging.getLogger(__name__)
-
 TASK_MODULES = (
     "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt",
-    "tasks.sweep", "tasks.leftovers", "tasks.probe", "tasks.recover",
+    "tasks.sweep", "tasks.leftovers", "tasks.probe", "tasks.recover", "tasks.refused",
 )  # fmt: skip
 """Named as strings: the arrows run from the tasks to the worker, never back."""
 
@@ -31,7 +27,13 @@ def make_app(settings: Settings) -> Celery:
     """Return the application for these settings. Every option that is not Celery's default has its reason here."""
     for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
         os.environ.pop(variable, None)  # Celery lets them win over what it is told here
-    app = Celery("zot-artifacts", broker=settings.broker_url, backend=settings.results_url, include=TASK_MODULES)
+    app = Celery(
+        "zot-artifacts",
+        broker=settings.broker_url,
+        backend=settings.results_url,
+        include=TASK_MODULES,
+        amqp="worker.jobs.door:AMQP",  # no message comes in unseen: a malformed one would end the worker
+    )
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
     redis = {
@@ -50,6 +52,7 @@ def make_app(settings: Settings) -> Celery:
         task_queues=queues(unrouted=settings.broker is None),  # on our own broker, a plain `send_task` is ours too
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
         task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
+        worker_consumer="worker.jobs.door:Consumer",  # the rest of the door
         task_create_missing_queues=False,  # a misspelt queue is an error, not a queue that nobody reads
         # Delivery: a message is gone only when its job has ended
         task_acks_late=True,
@@ -96,29 +99,6 @@ def _die_with_the_worker(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     draining.begin()
-
-
-def _is_not_a_dump(record: logging.LogRecord) -> bool:
-    """Keep Celery from logging messages whole: whoever sent nonsense may have sent a secret. Ours say what matters."""
-    return record.msg not in {consumer.UNKNOWN_TASK_ERROR, consumer.INVALID_TASK_ERROR}
-
-
-consumer.logger.addFilter(_is_not_a_dump)
-
-
-@signals.task_rejected.connect
-def _log_rejected(exc: Exception, **_: Any) -> None:
-    logger.error("a message was dropped, it is none of Celery's: %s", type(exc).__name__)
-
-
-@signals.task_unknown.connect
-def _refuse_unknown(name: str, id: str, **_: Any) -> None:  # noqa: A002 - the signal's own signature
-    """Record a message for a task, or a version of one, that this worker does not have."""
-    known = ", ".join(sorted(TASKS))
-    message = f"no task is named {str(name)[:100]!r}; this worker has {known}"
-    logger.error("job %s: refused: %s", id, message)
-    error = {"type": "UnknownTask", "message": message}
-    context.current().catalogue.jobs.refuse(str(id)[:64], str(name), {}, error, clock.now())
 
 
 @signals.worker_ready.connect

@@ -1,7 +1,7 @@
 """The client: four verbs and a sweep, each a job."""
 
+import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, overload
@@ -13,6 +13,8 @@ from zot_artifact_client.connecting import is_redis, without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
     DELETE,
+    JOB_ID,
+    MAX_MESSAGE,
     REPLICATE,
     SWEEP_VERIFY,
     TASKS,
@@ -36,7 +38,8 @@ from zot_artifact_client.results import CeleryOutcomes
 JOBS = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
 """The namespace of ids that are made from idempotency keys; another one would be another job for the same key."""
 
-_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_AROUND = 16 * 1024
+"""Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields for people."""
 
 
 class Artifacts(ABC):
@@ -198,7 +201,7 @@ class ArtifactClient(Artifacts):
             msg = f"the client of {without_credentials(self._broker)} is closed: make another one"
             raise ClientError(msg)
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
-        self._publisher.send(spec, chosen, request.payload())
+        self._publisher.send(spec, chosen, payload_of(spec, request))
         return Job(chosen, spec, outcomes=self._outcomes)
 
     @overload
@@ -233,9 +236,23 @@ def choose_id(spec: TaskSpec[Any, Any], *, idempotency_key: str | None = None, j
     return str(uuid5(JOBS, f"{spec.kind}:{idempotency_key}"))
 
 
+def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, object]:
+    """Return the fields of a request, as they are sent.
+
+    Raises:
+        InvalidRequest: the message would be larger than a worker takes in.
+    """
+    payload = request.payload()
+    size = _AROUND + len(json.dumps(payload)) * 4 // 3  # the body is base64
+    if size > MAX_MESSAGE:
+        msg = f"{spec.kind}: the message would have {size} bytes, at most {MAX_MESSAGE} are accepted"
+        raise InvalidRequest(msg)
+    return payload
+
+
 def check_id(job_id: str) -> str:
     """Return a job's id. Raise InvalidRequest if it is none."""
-    if not _JOB_ID.fullmatch(job_id):
+    if not JOB_ID.fullmatch(job_id):
         msg = "job_id: a letter or digit, then letters, digits, '.', '_' and '-', 128 characters at most"
         raise InvalidRequest(msg)
     return job_id

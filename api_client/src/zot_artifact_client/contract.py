@@ -20,6 +20,11 @@ PROGRESS_STATE = "PROGRESS"
 CANCEL_KEY = "zot-artifacts:cancel:{job}"
 """The Redis key, in the result backend, by which a client asks a running job to stop."""
 
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What a job's id, which is that of its Celery message, may be."""
+MAX_MESSAGE = 1 << 20
+"""Bytes of a whole message as the broker holds it. The largest request of this contract has about half of it."""
+
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
 
 

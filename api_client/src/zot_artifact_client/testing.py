@@ -11,7 +11,7 @@ Simpler than the worker: one good copy is enough evidence, old versions keep no 
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
-from zot_artifact_client.client import Artifacts, check_id, choose_id, spec_of
+from zot_artifact_client.client import Artifacts, check_id, choose_id, payload_of, spec_of
 from zot_artifact_client.contract import JobState, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, WaitTimeout
 from zot_artifact_client.in_memory import InMemoryWorker
@@ -47,6 +47,7 @@ class InMemoryArtifactClient(Artifacts):
         job_id: str | None = None,
     ) -> Job[ResultT]:
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
+        payload_of(spec, request)  # refuses what the worker would
         if chosen not in self._snapshots:
             self.submitted.append(request)
             self._snapshots[chosen] = Snapshot(JobState.QUEUED)

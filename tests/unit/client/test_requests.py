@@ -11,7 +11,7 @@ import pytest
 import zot_artifact_client
 from zot_artifact_client import ArtifactClient, Artifacts, ClientError, InvalidRequest
 from zot_artifact_client.connecting import without_credentials
-from zot_artifact_client.contract import TASKS, Queue
+from zot_artifact_client.contract import MAX_MESSAGE, TASKS, VERIFY, Queue
 from zot_artifact_client.routing import UNROUTED, queues
 from zot_artifact_client.testing import InMemoryArtifactClient
 
@@ -85,6 +85,16 @@ def test_what_is_not_said_is_not_sent(client: InMemoryArtifactClient) -> None:
         {"bucket": "b", "key": "k", "store": "dr"},
         {},
     ]
+
+
+def test_what_is_too_large_is_refused_at_both_clients(client: InMemoryArtifactClient) -> None:
+    """A message larger than a worker takes in is refused before it is sent, with its size and the limit."""
+    request = VERIFY.request.model_construct(bucket="b", key="k" * MAX_MESSAGE)
+    with ArtifactClient("redis://127.0.0.1:1/0") as real:
+        for each in (client, real):
+            with pytest.raises(InvalidRequest, match=rf"have \d{{7}} bytes, at most {MAX_MESSAGE} are"):
+                each.submit(VERIFY, request)
+    assert not client.submitted
 
 
 def test_an_upper_case_digest_is_accepted(client: InMemoryArtifactClient) -> None:
