@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from worker import clock
 from worker.catalogue import Begun
@@ -46,9 +47,16 @@ def source_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, source_root: Path) -> Settings:
+def catalogue() -> str | None:
+    """Return the URL of the catalogue, None for the embedded one; modules that run on both kinds have their own."""
+    return None
+
+
+@pytest.fixture
+def settings(tmp_path: Path, source_root: Path, catalogue: str | None) -> Settings:
     stores = {name: FilesystemConfig(root=tmp_path / "home" / "stores" / name) for name in STORES}
     return Settings(
+        catalogue=SecretStr(catalogue) if catalogue else None,
         home=tmp_path / "home",
         stores=stores,
         placement=("primary", "dr"),

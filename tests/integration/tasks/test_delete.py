@@ -13,6 +13,12 @@ from worker.storage.errors import NotFound, Unavailable
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
 
+@pytest.fixture
+def catalogue(catalogue_url):
+    """Run everything here on both kinds of catalogue."""
+    return catalogue_url
+
+
 @pytest.fixture(autouse=True)
 def uploaded(run, source):
     return run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))

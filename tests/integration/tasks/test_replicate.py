@@ -14,6 +14,12 @@ from zot_artifact_client.contract import ReplicateRequest, UploadRequest, Verify
 
 
 @pytest.fixture
+def catalogue(catalogue_url):
+    """Run everything here on both kinds of catalogue."""
+    return catalogue_url
+
+
+@pytest.fixture
 def uploaded(run, source):
     return run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
 

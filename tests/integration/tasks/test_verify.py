@@ -13,6 +13,12 @@ ALL = VerifyRequest(bucket="releases", key="app.tgz")
 DR = VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",))
 
 
+@pytest.fixture
+def catalogue(catalogue_url):
+    """Run everything here on both kinds of catalogue."""
+    return catalogue_url
+
+
 @pytest.fixture(autouse=True)
 def uploaded(run, source):
     return run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one")))
