@@ -1,73 +1,81 @@
-"""Measure what is promised: `python -m benchmarks [NAME …] [--quick] [--dir DIR]`."""
+"""Measure what is promised: `python -m benchmarks [NAME …] [--quick] [--only WORDS] [--dir DIR]`."""
 
 import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from subprocess import CalledProcessError
 
-from celery.exceptions import CeleryError
-
-from benchmarks import latency, memory, memory_stores, stores, verifying
+from benchmarks import latency, memory, memory_stores, resent, stores, verifying
 from benchmarks.machine import facts
-from benchmarks.measured import NotMeasured, Row
+from benchmarks.measured import FAILURES, Line, Missing
 from benchmarks.scene import Scene
-from benchmarks.table import keep, markdown
-from tests.servers import ServerFailed, ServerMissing, Valkey
-from worker.storage.errors import StorageError
-from zot_artifact_client import ClientError
+from benchmarks.table import brief, exchange, keep, markdown
+from tests.servers import Valkey
 
-MEASUREMENTS: dict[str, Callable[[Scene], list[Row]]] = {
+MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "latency": latency.measure,
     "verifying": verifying.measure,
     "memory": memory.measure_filesystem,
     "memory-s3": memory.measure_s3,
+    "resent": resent.measure,
 }
-LONG: dict[str, Callable[[Scene], list[Row]]] = {"stores": stores.measure, "memory-stores": memory_stores.measure}
+LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {"stores": stores.measure, "memory-stores": memory_stores.measure}
 """Only measured when they are named, and kept in tables of their own."""
 ALL = MEASUREMENTS | LONG
 _CHOICE = f"what to measure: {', '.join(MEASUREMENTS)} if nothing is named; {' or '.join(LONG)}, which take long"
+_ONLY = f"of {' or '.join(LONG)}, only lines with these words, such as 'azure' or 's3 (ministack): get 1 GiB'"
 _KEPT = [[], *([name] for name in LONG)]
 """Names of a full run whose table the README keeps."""
-_OURS = (NotMeasured, ServerMissing, ServerFailed, ClientError, StorageError)
-FAILURES = (*_OURS, CeleryError, CalledProcessError, OSError)
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the table, and return 1 if something could not be measured; a missed target is no failure."""
+    """Measure, print the table, and return 1 if something could not be measured; a missed target is no failure.
+
+    Each line is told as soon as it is measured, and all that are there become the table, whatever ends the run.
+    """
     options = _options(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all servers end in order
-    rows: list[Row] = []
-    failed = False
+    lines: list[Line] = []
+    try:
+        for line in _measured(options):
+            print(f"  {time.strftime('%H:%M:%S')} {brief(line)}", file=sys.stderr, flush=True)
+            lines.append(line)
+    finally:
+        table = markdown(lines, facts(options.dir))
+        print(table)
+    if not options.quick and options.names in _KEPT:
+        _keep(table, lines, options)
+    return int(not lines or any(isinstance(line, Missing) for line in lines))
+
+
+def _measured(options: argparse.Namespace) -> Iterator[Line]:
     for name in options.names or MEASUREMENTS:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         try:
-            rows += _measured(ALL[name], options)
+            with (
+                tempfile.TemporaryDirectory(prefix="zot-bench-", dir=options.dir, ignore_cleanup_errors=True) as made,
+                Valkey(Path(made) / "valkey") as valkey,
+            ):
+                yield from ALL[name](Scene(Path(made), valkey, options.quick, options.only))
         except FAILURES as error:
-            print(f"{name} was not measured: {error}", file=sys.stderr)
-            failed = True
-    if rows:
-        table = markdown(rows, facts(options.dir))
-        print(table)
-        if not (failed or options.quick) and options.names in _KEPT:
-            keep(table, *options.names)
-    return int(failed)
+            yield Missing(name, str(error))
 
 
-def _measured(measure: Callable[[Scene], list[Row]], options: argparse.Namespace) -> list[Row]:
-    with (
-        tempfile.TemporaryDirectory(prefix="zot-bench-", dir=options.dir, ignore_cleanup_errors=True) as directory,
-        Valkey(Path(directory) / "valkey") as valkey,
-    ):
-        return measure(Scene(Path(directory), valkey, options.quick))
+def _keep(table: str, lines: list[Line], options: argparse.Namespace) -> None:
+    if options.only:
+        exchange(lines, options.names[0])
+    elif not all(isinstance(line, Missing) for line in lines):
+        keep(table, *options.names)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what is promised.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=_CHOICE)
     parser.add_argument("--quick", action="store_true", help="a few minutes on smaller files, not kept in the README")
+    parser.add_argument("--only", metavar="WORDS", default="", help=_ONLY)
     parser.add_argument(
         "--dir", type=Path, default=Path(tempfile.gettempdir()), help="where to measure, with 20 GiB free (%(default)s)"
     )
@@ -75,6 +83,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     unknown = [name for name in options.names if name not in ALL]
     if unknown:
         parser.error(f"there is no {unknown[0]!r} to measure, there are {', '.join(ALL)}")
+    if options.only and not (options.names and set(options.names) <= LONG.keys()):
+        parser.error(f"--only goes with {' or '.join(LONG)}")
     if not options.dir.is_dir():
         parser.error(f"--dir: {options.dir} is not a directory that exists")
     return options

@@ -3,10 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from subprocess import CalledProcessError
+
+from celery.exceptions import CeleryError
+
+from tests.servers import ServerFailed, ServerMissing
+from worker.storage.errors import StorageError
+from zot_artifact_client import ClientError
 
 
 class NotMeasured(Exception):
     """Something could not be measured; the message says what and why."""
+
+
+_OURS = (NotMeasured, ServerMissing, ServerFailed, ClientError, StorageError)
+FAILURES = (*_OURS, CeleryError, CalledProcessError, OSError)
+"""What leaves a line of the table without its numbers, and the others with theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +81,14 @@ class Row:
     def met(self) -> bool | None:
         """Return whether the target is met, None where there is none."""
         return self.target.met((self.ratio or self.ours).median) if self.target else None
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A line of the table without numbers, and why it has none."""
+
+    what: str
+    why: str
+
+
+Line = Row | Missing

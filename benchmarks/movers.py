@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -132,8 +133,13 @@ def _took(name: str, command: Sequence[str], idle: Sequence[str], variables: Map
     Raises:
         NotMeasured: it failed; carries the last line of words that it wrote.
     """
-    started = min(_seconds(name, idle, variables) for _ in range(3))  # one may be held up longer than the work takes
-    return max(_LEAST, _seconds(name, command, variables) - started)
+    return max(_LEAST, _seconds(name, command, variables) - _start_of(name, *idle))
+
+
+@cache
+def _start_of(name: str, *idle: str) -> float:
+    """Return the seconds that a program takes to start: the shortest of ten, because any of them may be held up."""
+    return min(_seconds(name, idle, {}) for _ in range(10))
 
 
 def _seconds(name: str, command: Sequence[str], variables: Mapping[str, str]) -> float:

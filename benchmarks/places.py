@@ -1,7 +1,7 @@
 """The stores that transfers are measured on, each with its server running, and how the tools are told of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,11 @@ class Place:
     """A store that runs.
 
     Attributes:
-        name: what it is, and which server keeps it.
         config: how ours is configured.
         tools: those that can do the same there.
         server: the process that keeps it, if it is not in a directory of ours.
     """
 
-    name: str
     config: Mapping[str, object]
     tools: Sequence[Mover]
     server: Server | None = None
@@ -48,26 +46,26 @@ class UnhashedS3(RcloneS3):
 def filesystem(directory: Path) -> Iterator[Place]:
     """Keep objects as files of a directory."""
     root = directory / "filesystem"
-    root.mkdir()
+    root.mkdir(parents=True)
     rclone = Rclone(str(root / BUCKET), of_many=("--exclude", "*.sha256"))  # our sidecars, which nobody asked it for
-    yield Place("filesystem", {"type": "filesystem", "root": str(root)}, (Synced(rclone), rclone))
+    yield Place({"type": "filesystem", "root": str(root)}, (Synced(rclone), rclone))
 
 
 @contextmanager
 def s3_ministack(directory: Path) -> Iterator[Place]:
     """Keep objects in the memory of a server that is right about S3."""
     with Ministack(directory / "ministack") as server:
-        yield _s3("s3 (ministack)", server)
+        yield _s3(server)
 
 
 @contextmanager
 def s3_rclone(directory: Path) -> Iterator[Place]:
     """Keep objects as the files of a server that is fast; it knows no conditions, which the configuration says."""
     with UnhashedS3(directory / "rclone") as server:
-        yield _s3("s3 (rclone serve s3)", server, conditional_writes=False)
+        yield _s3(server, conditional_writes=False)
 
 
-def _s3(name: str, server: S3Server, **changes: object) -> Place:
+def _s3(server: S3Server, **changes: object) -> Place:
     make_s3_bucket(server, REAL)
     keys = (server.access_key_id, server.secret_access_key)
     config = {
@@ -92,7 +90,7 @@ def _s3(name: str, server: S3Server, **changes: object) -> Place:
         server.endpoint,
         dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), keys, strict=True)),
     )
-    return Place(name, config, (rclone, s5cmd), server)
+    return Place(config, (rclone, s5cmd), server)
 
 
 @contextmanager
@@ -102,7 +100,7 @@ def gcs(directory: Path, *, on_disk: bool = False) -> Iterator[Place]:
         make_gcs_bucket(server, REAL)
         config = {"type": "gcs", "bucket": REAL, "endpoint": server.endpoint, "project": "test", "anonymous": True}
         where = ("--gcs-anonymous", "--gcs-endpoint", f"{server.endpoint}/storage/v1/", "--gcs-no-check-bucket")
-        yield Place("gcs (fake-gcs-server)", config, (Rclone(f":gcs:{REAL}/{BUCKET}", where),), server)
+        yield Place(config, (Rclone(f":gcs:{REAL}/{BUCKET}", where),), server)
 
 
 @contextmanager
@@ -118,4 +116,14 @@ def azure(directory: Path) -> Iterator[Place]:
         where = ("--azureblob-account", server.account, "--azureblob-endpoint", server.account_url)
         options = (*where, "--azureblob-no-check-container")
         rclone = Rclone(f":azureblob:{REAL}/{BUCKET}", options, {"RCLONE_AZUREBLOB_KEY": server.account_key})
-        yield Place("azure (azurite)", config, (rclone,), server)
+        yield Place(config, (rclone,), server)
+
+
+PLACES: Mapping[str, Callable[[Path], AbstractContextManager[Place]]] = {
+    "filesystem": filesystem,
+    "s3 (ministack)": s3_ministack,
+    "s3 (rclone serve s3)": s3_rclone,
+    "gcs (fake-gcs-server)": gcs,
+    "azure (azurite)": azure,
+}
+"""What runs each of them in a directory that is made for it, by what it is and which server keeps it."""

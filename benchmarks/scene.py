@@ -21,11 +21,16 @@ _BLOCK = 8 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a measurement takes place, and whether it is only to be a quick look."""
+    """Where a measurement takes place, whether it is only to be a quick look, and which lines are asked for."""
 
     directory: Path
     valkey: Valkey
     quick: bool
+    only: str = ""
+
+    def wants(self, what: str) -> bool:
+        """Return whether a line that begins so is asked for."""
+        return self.only.lower() in what.lower()
 
     @property
     def incoming(self) -> Path:

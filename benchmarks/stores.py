@@ -3,30 +3,26 @@
 import filecmp
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from benchmarks import places
-from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.movers import Mover, Ours, Synced
-from benchmarks.places import Place
+from benchmarks.places import PLACES
 from benchmarks.scene import GIB, KIB, MIB, Scene, shown
 from benchmarks.transfer import BUCKET, open_configured
 from worker.storage import Store
 
-PLACES: Sequence[Callable[[Path], AbstractContextManager[Place]]] = (
-    places.filesystem,
-    places.s3_ministack,
-    places.s3_rclone,
-    places.gcs,
-    places.azure,
-)
 TARGET = Target(0.9, at_least=True)
 SMALL = 64 * KIB
+PUT, GET = "put", "get"
+ENOUGH = 25.0
+"""Seconds: when its turns have taken so long, a load has no further round, unless it has had no more than LEAST."""
+LEAST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ class Load:
         size: bytes of all of it.
         amount: how much it is in the unit that a second's work is counted in.
         unit: that unit.
-        rounds: how often each mover has its turn.
+        rounds: how often each mover has its turn at most.
     """
 
     what: str
@@ -54,19 +50,56 @@ class Load:
         return self.path.is_dir()
 
 
-def measure(scene: Scene) -> list[Row]:
-    """Let each mover have its turn with each load on each store, and compare neighbours."""
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One store that runs, with all who bring one load to it and back.
+
+    Attributes:
+        place: its name in the table.
+        movers: ours is the first.
+        got: where nothing is: what is got goes there.
+    """
+
+    place: str
+    store: Store
+    movers: Sequence[Mover]
+    load: Load
+    got: Path
+
+
+def measure(scene: Scene) -> Iterator[Line]:
+    """Let each mover have its turn with each load on each store, and compare neighbours.
+
+    Each load has a server to itself, so that what deleting has left in one, in memory or on the disk, burdens no other.
+    """
     sizes = (16 * MIB, 64 * MIB) if scene.quick else (64 * MIB, GIB)
-    scene.need(16 * sizes[-1])
-    rows: list[Row] = []
+    scene.need(8 * sizes[-1])
     with ExitStack() as stack:
         loads = [stack.enter_context(_file(scene, size)) for size in sizes]
         loads.append(stack.enter_context(_small_files(scene)))
-        for opened in PLACES:
-            with opened(scene.directory) as place:
-                print(f"  {place.name} …", file=sys.stderr, flush=True)
-                rows += _on(place, loads, scene.directory / "got")
-    return rows
+        for place in PLACES:
+            for load in loads:
+                asked = [verb for verb in (GET, PUT) if scene.wants(f"{place}: {verb} {load.what}")]
+                if asked:
+                    yield from _on(scene.directory / "place", place, load, asked)
+
+
+def _on(directory: Path, place: str, load: Load, asked: Sequence[str]) -> Iterator[Line]:
+    """Measure one load on one store. A line that fails says why, and costs no other."""
+    left = list(asked)
+    try:
+        with PLACES[place](directory) as opened, closing(open_configured(opened.config)) as store:
+            store.create_bucket(BUCKET)
+            bench = Bench(place, store, (Ours(store), *opened.tools), load, directory / "got")
+            _warm(bench)
+            while left:
+                yield from _tried(bench, left[0])
+                del left[0]
+    except FAILURES as error:
+        for verb in left:
+            yield Missing(f"{place}: {verb} {load.what}", str(error))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
@@ -85,57 +118,69 @@ def _small_files(scene: Scene) -> Iterator[Load]:
         for name in range(number):
             (directory / f"{name:04}.bin").write_bytes(os.urandom(SMALL))
         what = f"{number:,} objects of {shown(SMALL)}"
-        yield Load(what, directory, number * SMALL, number, " objects/s", 1 if scene.quick else 3)
+        yield Load(what, directory, number * SMALL, number, " objects/s", 1 if scene.quick else LEAST)
     finally:
         shutil.rmtree(directory)
 
 
-def _on(place: Place, loads: Sequence[Load], got: Path) -> list[Row]:
-    """Measure on one store. The first transfer, for which ours makes its connections, does not count."""
-    store = open_configured(place.config)
+def _tried(bench: Bench, verb: str) -> Iterable[Line]:
     try:
-        store.create_bucket(BUCKET)
-        movers = (Ours(store), *place.tools)
-        _put(store, movers[0], loads[0], "first")
-        rows: list[Row] = []
-        for number, load in enumerate(loads):
-            rows += _gets(place, store, movers, load, f"{number}-given", got)
-            rows += _puts(place, store, movers, load, f"{number}-put")
-        return rows
-    finally:
-        store.close()
+        return list((_gets if verb == GET else _puts)(bench))
+    except FAILURES as error:
+        return [Missing(f"{bench.place}: {verb} {bench.load.what}", str(error))]
 
 
-def _puts(place: Place, store: Store, movers: Sequence[Mover], load: Load, key: str) -> list[Row]:
+def _warm(bench: Bench) -> None:
+    """Let ours make its connections in a transfer that does not count: a worker keeps them too."""
+    file = next(bench.load.path.iterdir()) if bench.load.many else bench.load.path
+    bench.movers[0].put(file, "first")
+    bench.store.delete_object(BUCKET, "first")
+
+
+def _puts(bench: Bench) -> Iterable[Line]:
     numbers = count()
-    rates = _in_turn(movers, load, lambda mover: _put(store, mover, load, f"{key}-{next(numbers)}"))
-    return _rows(f"{place.name}: put {load.what}", rates, load)
+    return _in_turn(bench, PUT, bench.movers, lambda mover: _put(bench, mover, f"put-{next(numbers)}"))
 
 
-def _gets(place: Place, store: Store, movers: Sequence[Mover], load: Load, key: str, got: Path) -> list[Row]:
-    movers = [mover for mover in movers if not isinstance(mover, Synced)]  # nobody who gets a file waits for the disk
-    movers[0].put(load.path, key)
-    rates = _in_turn(movers, load, lambda mover: _get(mover, load, key, got))
-    _forget(store, load, key)
-    return _rows(f"{place.name}: get {load.what}", rates, load)
+def _gets(bench: Bench) -> Iterable[Line]:
+    movers = [mover for mover in bench.movers if not isinstance(mover, Synced)]  # nobody who gets waits for the disk
+    movers[0].put(bench.load.path, "given")
+    lines = _in_turn(bench, GET, movers, lambda mover: _get(mover, bench.load, "given", bench.got))
+    _forget(bench, "given")
+    return lines
 
 
-def _in_turn(movers: Sequence[Mover], load: Load, run: Callable[[Mover], float]) -> dict[str, list[float]]:
-    """Return how much each mover did in a second, in each of its turns."""
+def _in_turn(bench: Bench, verb: str, movers: Sequence[Mover], run: Callable[[Mover], float]) -> Iterable[Line]:
+    """Let each mover have its turn in each round, and return a line for each tool. A tool that fails is left out then.
+
+    Raises:
+        what ours fails with.
+    """
+    load, begun = bench.load, time.monotonic()
     rates: dict[str, list[float]] = {mover.name: [] for mover in movers}
-    for _ in range(load.rounds):
+    failed: dict[str, str] = {}
+    for number in range(load.rounds):
+        if number >= LEAST and time.monotonic() - begun > ENOUGH:
+            break
         for mover in movers:
+            if mover.name in failed:
+                continue
             os.sync()  # or it would wait for what the one before has left to the disk
-            rates[mover.name].append(load.amount / run(mover))
-    return rates
+            try:
+                rates[mover.name].append(load.amount / run(mover))
+            except FAILURES as error:
+                if mover is movers[0]:
+                    raise
+                failed[mover.name] = str(error)
+    return _lines(f"{bench.place}: {verb} {load.what}", rates, failed, load)
 
 
-def _put(store: Store, mover: Mover, load: Load, key: str) -> float:
-    took = mover.put(load.path, key)
-    found = sum(listed.size for listed in store.list_objects(BUCKET, key))
-    if found != load.size:
-        raise NotMeasured(f"{mover.name} has put {found} bytes of {load.size}")
-    _forget(store, load, key)
+def _put(bench: Bench, mover: Mover, key: str) -> float:
+    took = mover.put(bench.load.path, key)
+    found = sum(listed.size for listed in bench.store.list_objects(BUCKET, key))
+    if found != bench.load.size:
+        raise NotMeasured(f"{mover.name} has put {found} bytes of {bench.load.size}")
+    _forget(bench, key)
     return took
 
 
@@ -165,17 +210,20 @@ def _same(path: Path, got: Path) -> bool:
     return same == names == found
 
 
-def _forget(store: Store, load: Load, key: str) -> None:
+def _forget(bench: Bench, key: str) -> None:
     """Remove what would fill the disk. Small objects stay: removing them takes as long as putting them."""
-    if not load.many:
-        store.delete_object(BUCKET, key)
+    if not bench.load.many:
+        bench.store.delete_object(BUCKET, key)
 
 
-def _rows(what: str, rates: dict[str, list[float]], load: Load) -> list[Row]:
-    """Return a row for each tool. The target is for large objects, and for the first tool of a filesystem."""
-    (_, ours), *others = ((name, Samples(values, load.unit)) for name, values in rates.items())
-    like = {name for name, _ in others} - ({"rclone"} if "rclone and fsync" in rates else set())
-    return [
-        Row(f"{what}, against {name}", ours, theirs, TARGET if name in like and not load.many else None)
-        for name, theirs in others
-    ]
+def _lines(what: str, rates: dict[str, list[float]], failed: dict[str, str], load: Load) -> Iterator[Line]:
+    """Yield a line for each tool. The target is for large objects, and for the first tool of a filesystem."""
+    (_, ours), *others = rates.items()
+    like = set(rates) - ({"rclone"} if "rclone and fsync" in rates else set())
+    for name, theirs in others:
+        line = f"{what}, against {name}"
+        if name in failed:
+            yield Missing(line, failed[name])
+        else:
+            target = TARGET if name in like and not load.many else None
+            yield Row(line, Samples(ours, load.unit), Samples(theirs, load.unit), target)

@@ -4,17 +4,16 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.measured import NotMeasured, Row
+from benchmarks.measured import Line, Missing, NotMeasured
 
 README = Path(__file__).with_name("README.md")
-_HEAD = ("what", "ours", "yardstick", "ratio", "target", "met")
+_HEAD = ("what", "ours", "yardstick", "ratio", "pairs", "target", "met")
 
 
-def markdown(rows: Iterable[Row], facts: Iterable[tuple[str, str]]) -> str:
-    """Return the rows as a table that reads well as text too, and the machine below it."""
-    table = _aligned([_HEAD, *(_cells(row) for row in rows)])
+def markdown(lines: Iterable[Line], facts: Iterable[tuple[str, str]]) -> str:
+    """Return the lines as a table that reads well as text too, and the machine below it."""
     machine = "\n".join(f"- {name}: {value}" for name, value in facts)
-    return f"{table}\n\nMeasured on {datetime.now(UTC):%Y-%m-%d}:\n\n{machine}\n"
+    return f"{_aligned([_HEAD, *map(_cells, lines)])}\n\nMeasured on {datetime.now(UTC):%Y-%m-%d}:\n\n{machine}\n"
 
 
 def keep(table: str, name: str = "") -> None:
@@ -23,13 +22,45 @@ def keep(table: str, name: str = "") -> None:
     Raises:
         NotMeasured: the README has lost the marks between which it stands.
     """
+    before, _, after = _parted(name)
+    README.write_text(f"{before}\n\n{table}\n{after}")
+
+
+def exchange(lines: Iterable[Line], name: str) -> None:
+    """Put lines that were measured alone in the place of those in the README's table that begin with the same words.
+
+    A line without numbers stays out, and so does one that the table does not have. Below it stands when this was.
+
+    Raises:
+        NotMeasured: the README has lost the marks, or its table has other columns.
+    """
+    before, kept, after = _parted(name)
+    table, machine = _rows(kept)
+    if table[:1] != [_HEAD]:
+        raise NotMeasured(f"the table of {name} in {README} is not one of these columns: measure all of it first")
+    again = {line.what: _cells(line) for line in lines if not isinstance(line, Missing)}
+    changed = [what for what, *_ in table if what in again]
+    table = [again.get(cells[0], cells) for cells in table]
+    note = f"- Measured again on {datetime.now(UTC):%Y-%m-%d}, alone: {'; '.join(changed)}\n" if changed else ""
+    README.write_text(f"{before}\n\n{_aligned(table)}\n\n{machine}\n{note}\n{after}")
+
+
+def _rows(kept: str) -> tuple[list[tuple[str, ...]], str]:
+    """Return the cells of a table, and what stands below it."""
+    lines = kept.strip().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table]
+    return [*cells[:1], *cells[2:]], "\n".join(lines[len(table) :]).strip()
+
+
+def _parted(name: str) -> tuple[str, str, str]:
+    """Return the README up to and with the first mark, what is between them, and the rest with the last one."""
     first, last = _marks(name)
-    text = README.read_text()
-    before, begin, rest = text.partition(first)
-    _, end, after = rest.partition(last)
+    before, begin, rest = README.read_text().partition(first)
+    kept, end, after = rest.partition(last)
     if not (begin and end):
         raise NotMeasured(f"{README} does not say where the table goes: it needs the lines {first} and {last}")
-    README.write_text(f"{before}{begin}\n\n{table}\n{end}{after}")
+    return before + begin, kept, end + after
 
 
 def _marks(name: str) -> tuple[str, str]:
@@ -40,10 +71,23 @@ def _marks(name: str) -> tuple[str, str]:
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    met = {True: "yes", False: "**no**", None: ""}[row.met]
-    shown = (row.ours, row.yardstick, row.ratio, row.target)
-    return (row.what, *("" if cell is None else str(cell) for cell in shown), met)
+def brief(line: Line) -> str:
+    """Return a line as it is told while others are still measured."""
+    cells = [cell for cell in _cells(line)[1:] if cell]
+    return f"{line.what}: {', '.join(cells)}"
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    if isinstance(line, Missing):
+        return (
+            line.what,
+            f"**not measured**: {' '.join(line.why.split()).replace('|', '/')}",
+            *[""] * (len(_HEAD) - 2),
+        )
+    met = {True: "yes", False: "**no**", None: ""}[line.met]
+    pairs = len(line.ratio.values) if line.ratio else None
+    shown = (line.ours, line.yardstick, line.ratio, pairs, line.target)
+    return (line.what, *("" if cell is None else str(cell) for cell in shown), met)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -29,11 +29,10 @@ def put(store: Store, path: Path, key: str) -> None:
         store.write_object(BUCKET, key, file, size=digest.size, sha256=digest.sha256, condition="create_only")
 
 
-def get(store: Store, key: str, path: Path) -> None:
-    """Read an object to its end, where its SHA-256 is found to be right, into a file."""
+def get(store: Store, key: str, path: Path) -> int:
+    """Read an object to its end, where its SHA-256 is found to be right, into a file, and return its size."""
     with store.read_object(BUCKET, key) as reader, path.open("wb") as file:
-        for piece in reader:
-            file.write(piece)
+        return sum(file.write(piece) for piece in reader)
 
 
 def high_water(process: int | str) -> float:
@@ -55,9 +54,10 @@ def main() -> None:
     path, key = Path(asked["path"]), asked["key"]
     if asked["operation"] == "put":
         put(store, path, key)
+        size = path.stat().st_size
     else:
-        get(store, key, path)
-    print(high_water("self"))
+        size = get(store, key, path)
+    print(json.dumps({"peak": high_water("self"), "size": size}))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import http.client
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -90,11 +91,19 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # or every answer with a body waits 40 ms for the client's kernel
 
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # a client that has died is no fault of ours
+                    super().handle()
+
             def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
                 request = Request(self.command, self.path, headers)
                 fault = proxy.decide(request)
+                if len(body) < length:  # the client has died
+                    self.close_connection = True
+                    return
                 if isinstance(fault, Say):
                     self.say(fault, len(fault.body))
                     return

@@ -1,0 +1,64 @@
+"""What is sent again when a worker is killed at half of a large upload, and another goes on with it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from tests.conformance.targets import make_s3_bucket
+from tests.servers import Ministack
+from tests.servers.killing import Killing
+from tests.servers.proxy import FaultyProxy
+from tests.servers.worker import Worker
+from zot_artifact_client import ArtifactClient
+
+PART = 16 * MIB
+"""The smallest part of an s3 store as it comes, and the one that these sizes are sent in."""
+REAL, BUCKET = "artifacts", "resent"
+TARGET = Target(2, unit=" parts")
+
+
+def measure(scene: Scene) -> Iterator[Row]:
+    """Upload to a server that stands behind what counts the parts; kill -9 the worker when half of them have come."""
+    size, rounds = (128 * MIB, 1) if scene.quick else (GIB, 2)
+    scene.need(size)
+    with Ministack(scene.directory / "ministack") as server, scene.file("resent.bin", size) as source:
+        make_s3_bucket(server, REAL)
+        again = [_sent(scene, server, source, f"{number}.bin") - size for number in range(rounds)]
+    what = f"s3: sent again after kill -9 at half of an upload of {shown(size)} in parts of {shown(PART)}"
+    yield Row(what, Samples([more / PART for more in again], " parts", 1), target=TARGET)
+
+
+def _sent(scene: Scene, server: Ministack, source: Path, key: str) -> int:
+    """Return how many bytes two workers have sent until the object is whole. Those of a cut part count as if sent."""
+    size = source.stat().st_size
+    killing = Killing(at=size // PART // 2)
+    with (
+        FaultyProxy(server.port, killing) as proxy,
+        scene.worker("resent", 1, stores=_stores(server, proxy), jobs__lease="2s") as worker,
+        scene.client() as client,
+    ):
+        killing.worker = worker
+        _upload_twice(client, worker, source, key)
+        if killing.worker or not client.verify(BUCKET, key).wait(WAIT).good:
+            raise NotMeasured(f"the worker was not killed, or the object is not what was uploaded: {killing.passed}")
+        client.delete(BUCKET, key, allow_last=True).wait(WAIT)
+    return killing.sent
+
+
+def _upload_twice(client: ArtifactClient, worker: Worker, source: Path, key: str) -> None:
+    """Upload until the worker is dead, start another, and ask for the same again: it is the same job that goes on."""
+    job = client.upload(source, BUCKET, key, idempotency_key=key)
+    while worker.running:
+        job.progress  # noqa: B018 - each look waits for an answer; the kill itself announces itself to nobody
+    worker.start()
+    client.upload(source, BUCKET, key, idempotency_key=key).wait(WAIT)
+
+
+def _stores(server: Ministack, proxy: FaultyProxy) -> str:
+    cloud = {
+        "type": "s3", "bucket": REAL, "endpoint": proxy.endpoint,
+        "access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key, "part_size": PART,
+    }  # fmt: skip
+    return json.dumps({"cloud": cloud})
