@@ -1,9 +1,11 @@
 """A real worker, and messages that strangers put straight into its broker."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -12,12 +14,14 @@ import pytest
 import redis
 from celery import Celery
 
+from tests.acceptance.commands import Zot
 from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
 from tests.integration.test_worker import until
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue
-from worker.jobs.refused import Refused
+from worker.jobs.envelope import Reason, Refusal
+from worker.jobs.refused import KEPT, Refused, SetAside
 from zot_artifact_client.contract import VERIFY
 
 FIELDS = {"bucket": "releases", "key": "absent.tgz"}
@@ -207,6 +211,39 @@ def _answers(web: httpx.Client) -> bool:
         return web.get("/healthcheck").is_success
     except httpx.TransportError:
         return False
+
+
+def test_what_was_set_aside_is_shown(worker, valkey, broker):
+    """`jobs --refused` lists the messages with their reasons and counts them, and doctor mentions them."""
+    broker.lpush("interactive", b"[]")
+    until(lambda: (latest := Refused(broker).latest(1)) and latest[0].size == 2)
+    zot = Zot(worker.home, {"ZOT_BROKER": valkey.url})
+    shown = zot("jobs", "--refused", "--limit", 1, "--json").document
+    assert shown["counts"] == Refused(broker).counts()
+    [message] = shown["messages"]
+    assert (message["queue"], message["reason"], message["size"]) == ("interactive", "envelope", 2)
+    assert message["sha256"] == hashlib.sha256(b"[]").hexdigest()
+    table = zot("jobs", "--refused").stdout
+    assert "it is no JSON object but a list" in table
+    assert f"{sum(shown['counts'].values())} refused: " in table
+    assert "jobs --refused" in zot("doctor").stdout
+
+
+def test_a_broker_that_is_away_is_told_in_one_line(tmp_path):
+    """Asked for what was refused while the broker is away, the command says so and ends."""
+    ended = Zot(tmp_path / "home", {"ZOT_BROKER": f"redis://127.0.0.1:{free_port()}/0"})("jobs", "--refused")
+    assert (ended.status, ended.is_one_line()) == (3, True)
+
+
+def test_the_latest_are_remembered_and_all_are_counted(broker):
+    """The list of what was set aside is bounded, whatever is sent; the counters go on."""
+    message = SetAside.of(Refusal(Reason.BODY, "body: it is no JSON"), b"x", "interactive", datetime.now(UTC))
+    before = Refused(broker).counts().get("body", 0)
+    for _ in range(KEPT + 5):
+        Refused(broker).add(message)
+    assert len(Refused(broker).latest(2 * KEPT)) == KEPT
+    assert Refused(broker).counts()["body"] == before + KEPT + 5
+    assert Refused(broker).latest(1) == [message]
 
 
 def test_the_id_of_the_hostile_ones_was_refused_once(worker, catalogue):

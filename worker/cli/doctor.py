@@ -13,10 +13,12 @@ from celery import Celery
 from worker.catalogue import CatalogueError
 from worker.cli.failure import Status
 from worker.cli.output import AsJson, out, print_json, size
+from worker.cli.refused import opened_refused, told
 from worker.context import Context
 from worker.probing import PROBE, probe
 from worker.settings import NoBroker, Settings, load_settings
 from worker.storage.errors import StorageError
+from zot_artifact_client import BrokerUnavailable
 from zot_artifact_client.connecting import is_redis, without_credentials
 
 _LITTLE = 1024**3
@@ -100,6 +102,7 @@ def _broker(settings: Settings) -> Iterator[Check]:
         way_out = "start `zot-artifacts up`" if settings.broker is None else "start it, or correct ZOT_BROKER"
         yield Check("broker", "unknown", f"{name}: {_first_line(error)}", way_out)
         return
+    yield from _refused(settings)
     yield _workers(url)
 
 
@@ -119,6 +122,17 @@ def _result_backend(url: str) -> Check:
     with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
         client.ping()
     return Check("result backend", "good", f"{without_credentials(url)} answers")
+
+
+def _refused(settings: Settings) -> Iterator[Check]:
+    try:
+        with opened_refused(settings) as refused:
+            counts = refused.counts() if refused else {}
+    except BrokerUnavailable as error:
+        yield Check("messages", "unknown", str(error))
+        return
+    if counts:
+        yield Check("messages", "good", told(counts), "look at them with `zot-artifacts jobs --refused`")
 
 
 def _workers(url: str) -> Check:

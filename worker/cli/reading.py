@@ -11,7 +11,9 @@ from worker.cli.failure import Failure, Status
 from worker.cli.outcome import outcome_of
 from worker.cli.output import AsJson, moment, out, print_json, size, table
 from worker.cli.place import Place, PlaceText, opened
+from worker.cli.refused import show_refused
 from worker.context import Context
+from worker.settings import load_settings
 from worker.storage.errors import StorageError
 
 _PAGE = 1000
@@ -53,9 +55,13 @@ def show(place: PlaceText, as_json: AsJson = False) -> None:
 def jobs(
     job: Annotated[str | None, typer.Argument(metavar="[ID]", help="One job.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
+    refused: Annotated[bool, typer.Option("--refused", help="The messages that no worker could take.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the latest jobs, or show one: its state, its attempts, how it ended."""
+    if refused:
+        show_refused(load_settings(), limit=limit, as_json=as_json)
+        return
     with opened() as context:
         if job is not None:
             _one_job(context, job, as_json=as_json)

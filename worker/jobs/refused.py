@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -80,7 +80,7 @@ class Refused:
         """Return the messages, the latest first."""
         return [SetAside.read(entry) for entry in self._client.lrange(LATEST, 0, limit - 1)]
 
-    def counts(self) -> Mapping[str, int]:
+    def counts(self) -> dict[str, int]:
         """Return how many were set aside since the broker was set up, by reason."""
         counted = self._client.hgetall(COUNTS)
         return {reason.decode(): int(count) for reason, count in sorted(counted.items())}
