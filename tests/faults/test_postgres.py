@@ -1,0 +1,81 @@
+"""A catalogue on a server goes away while jobs run, and comes back: the jobs go on, and their effect happens once."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.integration.test_worker import until
+from tests.servers.worker import Worker
+from worker.catalogue import Catalogue
+from zot_artifact_client import ArtifactClient
+
+
+class GatedSource:
+    """Serves one file, whose end it holds back until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.open = threading.Event()
+        self.origin = ""
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        gate = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", "7")
+                self.end_headers()
+                self.wfile.write(b"release"[:3])
+                gate.reached.set()
+                gate.open.wait(60)
+                self.wfile.write(b"release"[3:])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                self.open.set()
+                server.shutdown()
+
+
+def test_jobs_outlive_a_restart_of_the_catalogues_server(postgres, valkey, tmp_path):
+    """A job at work and one that waits meet a dead server, wait for it, and end well: one version, one whole copy."""
+    gate, broker = GatedSource(), valkey.url.removesuffix("/0") + "/7"
+    (tmp_path / "b.tgz").write_bytes(b"release")
+    with gate.serving() as origin, postgres.database() as url:
+        settings = {
+            "catalogue": url,
+            "sources__hosts": json.dumps([origin]),
+            "sources__roots": json.dumps([str(tmp_path)]),
+            "retry__backoff": "1s",
+            "retry__backoff_max": "1s",
+            "jobs__lease": "2s",
+        }
+        worker = Worker(tmp_path / "worker", broker, concurrency=1, **settings)
+        with worker, ArtifactClient(broker) as client:
+            at_work = client.upload(f"{origin}/a.tgz", "releases", "a.tgz")
+            waiting = client.upload(str(tmp_path / "b.tgz"), "releases", "b.tgz")
+            assert gate.reached.wait(30)
+            postgres.kill()
+            gate.open.set()
+            log = worker.directory / "worker.log"
+            until(lambda: all(f"job {job.id} waits: catalogue" in log.read_text() for job in (at_work, waiting)))
+            postgres.restart()
+            assert [job.wait(timeout=60).version for job in (at_work, waiting)] == [1, 1]
+
+        catalogue = Catalogue(url)
+        attempts = [catalogue.jobs.get(job.id).attempts for job in (at_work, waiting)]
+        artifacts = [catalogue.artifacts.current("releases", key) for key in ("a.tgz", "b.tgz")]
+        states = [copy.state for artifact in artifacts for copy in catalogue.artifacts.copies(artifact).values()]
+        catalogue.close()
+    assert attempts == [2, 1]
+    assert states == ["stored"] * 4
+    assert postgres.password not in log.read_text()
