@@ -127,12 +127,12 @@ def test_a_job_at_work_when_up_was_killed_is_done_by_the_next_one(zot: Zot) -> N
 
 
 def test_sigterm_lets_running_jobs_end(zot: Zot) -> None:
-    """A job that runs when `up` is asked to end is not cut off, and `up` ends with 0."""
+    """A job that ends within its grace when `up` is asked to end is not cut off, and `up` ends with 0."""
     source = zot.home.parent / "app.bin"
     with source.open("wb") as file:
         file.truncate(400 * 1024**2)
-    root = {"ZOT_SOURCES__ROOTS": json.dumps([str(source.parent)])}
-    zot = Zot(zot.home, zot.settings | root)
+    ours = {"ZOT_SOURCES__ROOTS": json.dumps([str(source.parent)]), "ZOT_JOBS__GRACE": "60s"}
+    zot = Zot(zot.home, zot.settings | ours)
     with up_of(zot, *LEAN) as up:
         with ArtifactClient((zot.home / "run" / "broker-url").read_text().strip()) as client:
             job = client.upload(source, "big", "app.bin", stores="primary").id

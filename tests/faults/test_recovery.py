@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
@@ -93,7 +93,7 @@ class Fleet:
         assert found is not None
         return found
 
-    def __enter__(self) -> "Fleet":
+    def __enter__(self) -> Self:
         self._proxy.__enter__()
         return self
 
@@ -187,8 +187,11 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
         assert fleet.gate.reached.wait(60)
-        for pid in (first.pid, *(children := first.children())):
-            os.kill(pid, signal.SIGSTOP)
+        children = first.children()
+        with closing(sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None)) as ours:
+            ours.execute("BEGIN IMMEDIATE")  # so that it does not sleep with the catalogue's lock in its hands
+            for pid in (first.pid, *children):
+                os.kill(pid, signal.SIGSTOP)
         fleet.gate.open.set()
         try:
             with fleet.worker("second", beat=True):

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 FLOWER_USER = "zot"
 _READY_WITHIN = 120.0
-_WORKER_GRACE = 25.0
+_HANDING_BACK = 20.0
+"""Seconds that a worker has to hand back its jobs, after the grace that it gives them."""
 _POLL = 0.05
 _BROKER_WITHIN = 60.0
 """Seconds: the server reads its file first, which may be large."""
@@ -104,7 +105,9 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
 def _start_celery(settings: Settings, wish: Wish, children: Children, logs: Path) -> Running:
     environment = _environment(settings)
     name = ("--hostname", _node(settings), "--concurrency", str(wish.concurrency))
-    children.start(_celery("worker", *name, environment=environment, grace=_WORKER_GRACE))
+    children.start(
+        _celery("worker", *name, environment=environment, grace=settings.jobs.grace.total_seconds() + _HANDING_BACK)
+    )
     if wish.beat:
         schedule = str(settings.home / "run" / "beat-schedule")
         children.start(_celery("beat", "--schedule", schedule, "--pidfile=", environment=environment))

@@ -1,0 +1,105 @@
+"""The outbox beside the queues, in a real Valkey: what is lost is sent again, what waits or is known is not."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+import redis
+from celery import Celery
+
+from worker.jobs.outbox import Outbox
+from zot_artifact_client import ArtifactClient
+from zot_artifact_client.outbox import MESSAGES, ORDER
+
+AT_ONCE = timedelta(seconds=-1)
+TRANSFER = ORDER.format(queue="transfer")
+
+
+@pytest.fixture
+def url(valkey) -> str:
+    return valkey.url.removesuffix("/0") + "/6"
+
+
+@pytest.fixture
+def broker(url) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+        yield client
+
+
+@pytest.fixture
+def client(url, broker) -> Iterator[ArtifactClient]:
+    with ArtifactClient(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def outbox(url) -> Iterator[Outbox]:
+    with Celery(broker=url, set_as_current=False) as app:
+        yield Outbox(app)
+
+
+def ids(broker: redis.Redis) -> list[str]:
+    """Return the ids of the messages that wait, the next one first."""
+    return [json.loads(message)["headers"]["id"] for message in reversed(broker.lrange("transfer", 0, -1))]
+
+
+def nobody(ids: list[str]) -> set[str]:
+    return set()
+
+
+def test_what_waits_in_its_queue_is_not_sent_again(client, broker, outbox):
+    """However long a queue is, its messages are not doubled."""
+    jobs = [client.upload("/a", "releases", f"{n}").id for n in range(60)]
+    assert outbox.resend(nobody, AT_ONCE) == 0
+    assert ids(broker) == jobs
+
+
+def test_what_was_handed_out_and_not_taken_over_is_sent_again(client, broker, outbox):
+    """Two of four messages are popped by somebody who dies of it: they come again, behind the others, and only once."""
+    jobs = [client.upload("/a", "releases", f"{n}").id for n in range(4)]
+    broker.rpop("transfer", 2)
+    assert outbox.resend(nobody, AT_ONCE) == 2
+    assert ids(broker) == [*jobs[2:], *jobs[:2]]
+    assert outbox.resend(nobody, AT_ONCE) == 0
+
+
+def test_a_message_that_is_sent_again_is_another_delivery(client, broker, outbox):
+    """Redis keeps deliveries apart by their tags; two under one would be acknowledged together."""
+    client.upload("/a", "releases", "a")
+    first = json.loads(broker.rpop("transfer"))
+    outbox.resend(nobody, AT_ONCE)
+    second = json.loads(broker.rpop("transfer"))
+    tags = {message["properties"].pop("delivery_tag") for message in (first, second)}
+    assert len(tags) == 2
+    assert first == second
+
+
+def test_what_the_ledger_has_leaves_the_outbox(client, broker, outbox):
+    """A worker that could not take the entry away leaves that to the sweep."""
+    taken, known, lost = (client.upload("/a", "releases", f"{n}").id for n in range(3))
+    broker.delete("transfer")
+    outbox.taken(taken)
+    assert {id_.decode() for id_ in broker.hkeys(MESSAGES)} == {known, lost}
+    assert outbox.resend(lambda ids: set(ids) & {known}, AT_ONCE) == 1
+    assert [id_.decode() for id_ in broker.hkeys(MESSAGES)] == [lost]
+    assert [id_.decode() for id_ in broker.zrange(TRANSFER, 0, -1)] == [lost]
+
+
+def test_a_fresh_request_is_left_alone(client, broker, outbox):
+    """A worker may be about to take it over."""
+    client.upload("/a", "releases", "a")
+    broker.delete("transfer")
+    assert outbox.resend(nobody, timedelta(minutes=1)) == 0
+
+
+def test_strangers_in_the_queue_are_looked_past(client, broker, outbox):
+    """Messages that came another way say nothing about the outbox, and nonsense does no harm."""
+    lost = client.upload("/a", "releases", "lost").id
+    broker.rpop("transfer")
+    waiting = client.upload("/a", "releases", "waiting").id
+    broker.rpush("transfer", b"nonsense", json.dumps([1]), json.dumps({"headers": {"id": "stranger"}}))
+    assert outbox.resend(nobody, AT_ONCE) == 1
+    assert json.loads(broker.lindex("transfer", 0))["headers"]["id"] == lost
+    assert broker.zscore(TRANSFER, waiting) is not None

@@ -1,0 +1,116 @@
+"""The ledger knows by when a job must have been heard of, and keeps whoever lost a job from writing."""
+
+from datetime import timedelta
+
+import pytest
+
+from worker import clock
+from worker.catalogue import Begun, Busy, Ended, LostLease
+from worker.storage import Digest
+from worker.storage.driver import Part
+from worker.storage.transfer import SentPart
+from zot_artifact_client.contract import JobState
+
+LEASE = timedelta(seconds=30)
+AGAIN = timedelta(minutes=5)
+DIGEST = Digest(11, "a" * 64)
+
+
+def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
+    arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
+    return catalogue.jobs.begin(id_, "upload", {"key": "a"}, **arguments)
+
+
+def overdue(catalogue, ahead=timedelta()):
+    return [job.id for job in catalogue.jobs.overdue(now=clock.now() + ahead, again=AGAIN, limit=10)]
+
+
+def test_a_job_whose_lease_ran_out_is_overdue_once(catalogue):
+    """It is named to one who asks, and to the next one only after a while."""
+    begin(catalogue, "alive")
+    begin(catalogue, "gone", ago=2 * LEASE, queue="sweep")
+    found = catalogue.jobs.overdue(now=clock.now(), again=AGAIN, limit=10)
+    assert [(job.id, job.queue) for job in found] == [("gone", "sweep")]
+    assert overdue(catalogue) == []
+    assert overdue(catalogue, 2 * AGAIN) == ["alive", "gone"]
+
+
+def test_a_sign_of_life_and_an_end_are_heard(catalogue):
+    """A lease that is renewed moves the moment; a job that has ended has none."""
+    record = begin(catalogue, ago=2 * LEASE).record
+    catalogue.jobs.renew(record.id, record.fence, until=clock.now() + LEASE, progress=None)
+    assert overdue(catalogue) == []
+    catalogue.jobs.finish(record.id, record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+    assert overdue(catalogue, 10 * AGAIN) == []
+
+
+def test_a_retry_that_does_not_come_is_overdue(catalogue):
+    """The message of the next attempt may be lost as well."""
+    record = begin(catalogue).record
+    catalogue.jobs.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + LEASE)
+    assert overdue(catalogue) == []
+    assert overdue(catalogue, 2 * LEASE) == ["job-1"]
+
+
+def test_a_job_that_waits_for_another_one_is_not_forgotten(catalogue):
+    """Its delivery comes back when the other's lease is over; if it does not, the job is overdue."""
+    begin(catalogue, "first", holds="releases/a")
+    assert isinstance(begin(catalogue, "second", holds="releases/a"), Busy)
+    assert "second" not in overdue(catalogue, LEASE / 2)
+    assert "second" in overdue(catalogue, 3 * LEASE)
+
+
+def test_a_job_that_is_put_off_has_its_attempt_back(catalogue):
+    """Waiting for what is no fault of its own costs nothing, and since when it waits is kept over the next start."""
+    since = clock.now() - AGAIN
+    record = begin(catalogue).record
+    catalogue.jobs.put_off(record.id, record.fence, {"type": "PutOff"}, since=since, due=clock.now() + LEASE)
+    waiting = catalogue.jobs.get(record.id)
+    assert (waiting.state, waiting.attempts, waiting.lease_until) == ("queued", 0, None)
+    again = begin(catalogue).record
+    assert (again.attempts, again.put_off_since, again.fence) == (1, since, 2)
+    catalogue.jobs.retrying(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
+    assert catalogue.jobs.get(record.id).put_off_since is None
+
+
+def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
+    """So many in a row and the job is dead; a start that was heard of again begins the count anew."""
+    later = (clock.now() + n * 2 * LEASE for n in range(10))  # each start finds the lease of the one before lapsed
+    for crashes in (0, 1):
+        assert begin(catalogue, now=next(later), max_crashes=3).record.crashes == crashes
+    third = begin(catalogue, now=next(later), max_crashes=3).record
+    catalogue.jobs.retrying(third.id, third.fence, {"type": "Unavailable"}, due=clock.now())
+    for crashes in (0, 1, 2):
+        last = begin(catalogue, now=next(later), max_crashes=3)
+        assert last.record.crashes == crashes
+    ended = begin(catalogue, now=next(later), max_crashes=3)
+    assert isinstance(ended, Ended)
+    assert (ended.record.state, ended.record.error["type"]) == ("dead", "Poison")
+    with pytest.raises(LostLease):
+        catalogue.jobs.finish(last.record.id, last.record.fence, JobState.SUCCEEDED, now=clock.now())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda held, artifact: held.artifacts.record("releases", "b", DIGEST, {}, clock.now()),
+        lambda held, artifact: held.artifacts.begin_copy(artifact, "cold"),
+        lambda held, artifact: held.artifacts.finish_copy(
+            artifact, "dr", tag="2", evidence={}, due=clock.now(), now=clock.now()
+        ),
+        lambda held, artifact: held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now()),
+        lambda held, artifact: held.transfers.add(artifact, "dr", SentPart(Part(1, 5, "e"), "a" * 64)),
+    ],
+)
+def test_whoever_lost_a_job_writes_nothing_in_its_name(catalogue, write):
+    """The catalogue that a job was given works while the job is the holder's, and is void from then on."""
+    artifact = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now())
+    catalogue.artifacts.begin_copy(artifact, "dr")
+    first = begin(catalogue, ago=2 * LEASE).record
+    held = catalogue.fenced(first.id, first.fence)
+    held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now())
+    assert isinstance(begin(catalogue, owner="another"), Begun)
+    with pytest.raises(LostLease, match="job-1 has gone over"):
+        write(held, artifact)
+    assert held.transfers.find(artifact, "dr") == catalogue.transfers.find(artifact, "dr")
+    assert catalogue.transfers.find(artifact, "dr").sent == {}
