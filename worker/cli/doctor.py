@@ -57,7 +57,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     try:
         context = Context.open(settings)
     except CatalogueError as error:
-        yield Check("catalogue", "unknown", str(error), "see that ZOT_CATALOGUE names a database that answers")
+        yield Check("catalogue", "unknown", str(error))  # it says the way out itself
         return
     yield _log(context)
     for name in settings.stores:
