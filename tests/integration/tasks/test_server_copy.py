@@ -20,7 +20,8 @@ from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
 from worker.context import Context
 from worker.jobs.running import Cancelled
 from worker.settings import ReplicationSettings, Settings, SourceSettings
-from worker.storage import FilesystemConfig, StoreConfig
+from worker.storage import FilesystemConfig, StoreConfig, azure_copy
+from worker.storage.errors import Unavailable
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
 PLACE = {"bucket": "releases", "key": "app one.tgz"}
@@ -307,6 +308,48 @@ def test_a_rewrite_goes_on_with_its_token(run, context: Context, line: Line):
     run(replicate, TO_FAR)
     assert ["rewriteToken=so-far" in request.path for request in line.copies] == [False, True]
     assert content(context, "far") == CONTENT
+
+
+def telling(status: str, times: int) -> Callable[[Request], Fault]:
+    """Return what answers so many questions for the copy as Azure does while, or after, it has this status."""
+    metadata: dict[str, str] = {}
+    left = [None] * times
+
+    def decide(request: Request) -> Fault:
+        if "x-ms-copy-source" in request.headers:
+            metadata.update({name: value for name, value in request.headers.items() if name.startswith("x-ms-meta-")})
+        if not metadata or request.method != "HEAD" or "/far-" not in request.path or not left:
+            return None
+        left.pop()
+        facts = {"ETag": '"0x1"', "Last-Modified": "Sun, 22 Nov 2026 14:00:00 GMT", "x-ms-blob-type": "BlockBlob"}
+        return Say(200, b"", facts | metadata | {"x-ms-copy-id": "copy", "x-ms-copy-status": status})
+
+    return decide
+
+
+@pytest.mark.parametrize("line", ["azure"], indirect=True)
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_is_pending_is_waited_for(run, context: Context, line: Line, monkeypatch):
+    """A copy that Azure has only begun is asked after until it has succeeded, and only then read and recorded."""
+    monkeypatch.setattr(azure_copy, "COPY_POLL", 0.0)
+    line.fault = telling("pending", 3)
+    run(replicate, TO_FAR)
+    asked = [request.method for request in line.proxy.requests if "/far-" in request.path]
+    assert asked == ["HEAD", "PUT", "HEAD", "HEAD", "HEAD", "HEAD", "GET"]
+    assert state(context, "far").state == "verified"
+
+
+@pytest.mark.parametrize("line", ["azure"], indirect=True)
+@pytest.mark.parametrize("status", ["failed", "aborted"])
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_failed_is_none(context: Context, line: Line, status):
+    """A copy that Azure gives up is an error, and what is there of it is deleted in the version that was seen."""
+    line.fault = telling(status, 1)
+    artifact = context.artifact(**PLACE)
+    with pytest.raises(Unavailable, match=f"the copy is {status}"):
+        context.stores["far"].copy_object(context.stores["near"], *PLACE.values(), artifact.digest)
+    [deletion] = [request for request in line.proxy.requests if request.method == "DELETE"]
+    assert deletion.headers["If-Match"] == '"0x1"'
 
 
 @pytest.mark.parametrize("line", ["azure"], indirect=True)
