@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import latency, memory, memory_stores, resent, stores, verifying
 from benchmarks.machine import facts
-from benchmarks.measured import FAILURES, Line, Missing
+from benchmarks.measured import FAILURES, Line, Missing, NotMeasured
 from benchmarks.scene import Scene
 from benchmarks.table import brief, exchange, keep, markdown
 from tests.servers import Valkey
@@ -46,8 +46,13 @@ def main(arguments: list[str]) -> int:
     finally:
         table = markdown(lines, facts(options.dir))
         print(table)
-    if not options.quick and options.names in _KEPT:
+    try:
         _keep(table, lines, options)
+    except NotMeasured as error:
+        print(f"the table was not kept: {error}", file=sys.stderr)
+        return 1
+    if not lines:
+        print(f"nothing was measured: no line has the words {options.only!r}", file=sys.stderr)
     return int(not lines or any(isinstance(line, Missing) for line in lines))
 
 
@@ -65,6 +70,8 @@ def _measured(options: argparse.Namespace) -> Iterator[Line]:
 
 
 def _keep(table: str, lines: list[Line], options: argparse.Namespace) -> None:
+    if options.quick or options.names not in _KEPT:
+        return
     if options.only:
         exchange(lines, options.names[0])
     elif not all(isinstance(line, Missing) for line in lines):

@@ -27,9 +27,9 @@ def keep(table: str, name: str = "") -> None:
 
 
 def exchange(lines: Iterable[Line], name: str) -> None:
-    """Put lines that were measured alone in the place of those in the README's table that begin with the same words.
+    """Put lines that were measured alone in the place of the same ones in the README's table, or of missing ones.
 
-    A line without numbers stays out, and so does one that the table does not have. Below it stands when this was.
+    One that the table does not have comes last, one without numbers stays out. Below the table it says when this was.
 
     Raises:
         NotMeasured: the README has lost the marks, or its table has other columns.
@@ -38,11 +38,16 @@ def exchange(lines: Iterable[Line], name: str) -> None:
     table, machine = _rows(kept)
     if table[:1] != [_HEAD]:
         raise NotMeasured(f"the table of {name} in {README} is not one of these columns: measure all of it first")
-    again = {line.what: _cells(line) for line in lines if not isinstance(line, Missing)}
-    changed = [what for what, *_ in table if what in again]
-    table = [again.get(cells[0], cells) for cells in table]
-    note = f"- Measured again on {datetime.now(UTC):%Y-%m-%d}, alone: {'; '.join(changed)}\n" if changed else ""
-    README.write_text(f"{before}\n\n{_aligned(table)}\n\n{machine}\n{note}\n{after}")
+    left = [_cells(line) for line in lines if not isinstance(line, Missing)]
+    if not left:
+        return
+    note = f"- Measured again on {datetime.now(UTC):%Y-%m-%d}, alone: {'; '.join(what for what, *_ in left)}"
+    exchanged: list[tuple[str, ...]] = []
+    for cells in table:
+        found = [again for again in left if again[0] == cells[0] or again[0].startswith(f"{cells[0]}, ")]
+        exchanged += found or [cells]
+        left = [again for again in left if again not in found]
+    README.write_text(f"{before}\n\n{_aligned([*exchanged, *left])}\n\n{machine}\n{note}\n\n{after}")
 
 
 def _rows(kept: str) -> tuple[list[tuple[str, ...]], str]:
