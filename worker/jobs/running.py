@@ -33,6 +33,17 @@ class PutOff(Exception):
         return str(self.args[0])
 
 
+class NextStep(Exception):
+    """The job has done one of its steps and wants to do the next in so many seconds.
+
+    With None, another message for that step is on its way, and this one ends here.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class Reporter(Protocol):
     """The outside of a running job: Celery, in a worker."""
 
@@ -69,6 +80,16 @@ class RunningJob:
     def expect(self, total: int | None, step: str) -> None:
         """Say what is being done now and how many bytes the job moves in all."""
         self._progress = Progress(bytes_done=self._progress.bytes_done, bytes_total=total, step=step)
+
+    @property
+    def progress(self) -> Progress:
+        """Return how far the job has said that it is."""
+        return self._progress
+
+    def stands(self, progress: Progress) -> None:
+        """Say how far the job is in all, and let it be seen at once."""
+        self._progress = progress
+        self._reporter.report(progress)
 
     def step(self, name: str) -> None:
         """Say what is being done now."""
