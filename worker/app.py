@@ -43,6 +43,7 @@ def make_app(settings: Settings) -> Celery:
         "socket_keepalive": True,
         "health_check_interval": 25,
         "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
+        "queue_order_strategy": "priority",  # in the order of task_queues; in turns, every user waits for a sweep
     }
     app.conf.update(
         # Messages
@@ -104,7 +105,8 @@ def _drain(**_: Any) -> None:
 @signals.worker_ready.connect
 def _probe_stores(sender: Any, **_: Any) -> None:
     """Let a child try out the stores: the parent must hold no connection when it forks."""
-    sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
+    if SWEEP_PROBE.queue in sender.app.amqp.queues.consume_from:
+        sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
 
 
 def _configured_app() -> Celery:

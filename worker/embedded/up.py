@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from celery import Celery
@@ -17,6 +17,8 @@ from kombu.exceptions import OperationalError
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
 from worker.settings import Settings, SettingsError
+from zot_artifact_client.contract import Queue
+from zot_artifact_client.routing import queues
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def run(settings: Settings, wish: Wish, *, ready: Callable[[Running], None], say
         except StopRequested:
             say("ending: running jobs have a few seconds, what is not done stays queued")
         finally:
-            children.stop("worker", "beat")
+            children.stop("worker", "sweeper", "beat")
             children.stop("flower")
             children.stop("valkey")
             if settings.broker is None:
@@ -104,10 +106,7 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
 
 def _start_celery(settings: Settings, wish: Wish, children: Children, logs: Path) -> Running:
     environment = _environment(settings)
-    name = ("--hostname", _node(settings), "--concurrency", str(wish.concurrency))
-    children.start(
-        _celery("worker", *name, environment=environment, grace=settings.jobs.grace.total_seconds() + _HANDING_BACK)
-    )
+    _start_workers(settings, wish, children, environment)
     if wish.beat:
         schedule = str(settings.home / "run" / "beat-schedule")
         children.start(_celery("beat", "--schedule", schedule, "--pidfile=", environment=environment))
@@ -123,6 +122,17 @@ def _start_celery(settings: Settings, wish: Wish, children: Children, logs: Path
         _await(children, lambda: _listens(port), _READY_WITHIN, f"Flower; see {logs / 'flower.log'}")
     broker_file = settings.broker_file if settings.broker is None else None
     return Running(settings.home, logs, broker_file, url, password_file, password if made else None)
+
+
+def _start_workers(settings: Settings, wish: Wish, children: Children, environment: dict[str, str]) -> None:
+    """Start a worker for users and one for sweeps: a sweep's hour of reading then takes no process from a user."""
+    names = [queue.name for queue in queues(unrouted=settings.broker is None)]
+    grace = settings.jobs.grace.total_seconds() + _HANDING_BACK
+    for role, concurrency in (("worker", wish.concurrency), ("sweeper", 1)):
+        served = [name for name in names if (name == Queue.SWEEP) == (role == "sweeper")]
+        options = ("--hostname", _node(settings, role), "--concurrency", str(concurrency), "--queues", ",".join(served))
+        program = _celery("worker", *options, environment=environment, grace=grace)
+        children.start(replace(program, name=role))
 
 
 def _celery(command: str, *arguments: str, environment: dict[str, str], grace: float = 10.0) -> Program:
@@ -143,9 +153,9 @@ def _environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _node(settings: Settings) -> str:
-    """Return the worker's name. On a broker that others use too, it must be nobody else's."""
-    own = "worker" if settings.broker is None else f"worker-{os.getpid()}"
+def _node(settings: Settings, role: str = "worker") -> str:
+    """Return a worker's name. On a broker that others use too, it must be nobody else's."""
+    own = role if settings.broker is None else f"{role}-{os.getpid()}"
     return f"{own}@{socket.gethostname()}"
 
 

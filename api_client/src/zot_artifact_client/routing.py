@@ -10,7 +10,7 @@ UNROUTED = "celery"
 
 
 def queues(*, unrouted: bool = False) -> tuple[BrokerQueue, ...]:
-    """Return the contract's queues, each with a direct exchange and a routing key of its own name.
+    """Return the contract's queues, the most urgent first, each with an exchange and a routing key of its own name.
 
     That is also what Celery makes up for `send_task(..., queue="transfer")`, so a sender without this library agrees.
     With `unrouted`, Celery's default queue comes along: only for a broker that nobody else uses, because the messages
@@ -18,5 +18,5 @@ def queues(*, unrouted: bool = False) -> tuple[BrokerQueue, ...]:
     """
     names = [queue.value for queue in Queue]
     if unrouted:
-        names.append(UNROUTED)
+        names.insert(names.index(Queue.SWEEP), UNROUTED)
     return tuple(BrokerQueue(name, Exchange(name, type="direct"), routing_key=name) for name in names)
