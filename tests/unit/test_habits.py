@@ -59,7 +59,7 @@ def test_the_lock_holds_what_the_distributions_ask_for() -> None:
 def test_compose_starts_the_processes_that_up_starts() -> None:
     """The containers run the application as worker, beat and Flower, beside a broker that forgets nothing."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    roles = {name: service["command"][:4] for name, service in services.items() if "celery" in service.get("command", [])}
+    roles = {name: each["command"][:4] for name, each in services.items() if "celery" in each.get("command", ())}
     programs = {"worker": "worker", "sweeper": "worker", "beat": "beat", "flower": "flower"}
     assert roles == {role: ["celery", "-A", "worker.app", program] for role, program in programs.items()}
     served = [services[role]["command"][6:] for role in ("worker", "sweeper")]
