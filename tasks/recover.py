@@ -7,7 +7,9 @@ from celery import Celery, Task, shared_task
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
+from worker.jobs.cancelling import end_waiting
 from worker.jobs.outbox import Outbox
+from worker.jobs.task import clean_up
 from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
 
 logger = logging.getLogger(__name__)
@@ -17,13 +19,17 @@ _SPECS = {spec.kind: spec for spec in TASKS.values()}
 
 
 def recover(context: Context, app: Celery) -> SweepRecoverResult:
-    """Send again what Redis lost before a worker took it over, and what a worker took over and did not go on with."""
+    """Send again what Redis lost before a worker took it over, and what a worker took over and did not go on with.
+
+    What somebody wants to end, and waits, is ended first.
+    """
     sweep, jobs = context.settings.sweep.recover, context.catalogue.jobs
+    cancelled = end_waiting(context, app, clean_up)
     messages = Outbox(app).resend(jobs.known, sweep.after)
     overdue = jobs.overdue(now=clock.now(), again=sweep.again, limit=_AT_ONCE)
     for job in overdue:
         _send(app, job)
-    return SweepRecoverResult(messages=messages, jobs=len(overdue))
+    return SweepRecoverResult(messages=messages, jobs=len(overdue), cancelled=cancelled)
 
 
 def _send(app: Celery, job: JobRecord) -> None:

@@ -88,6 +88,7 @@ def make_app(settings: Settings) -> Celery:
         timezone="UTC",
         worker_hijack_root_logger=True,
     )
+    app.steps["consumer"].add("worker.jobs.control:Control")  # cancelling and pausing, from outside
     return app
 
 

@@ -63,17 +63,17 @@ class Fleet:
         self.redis = redis.Redis.from_url(self.broker)
         self.redis.flushdb()
         self._directory = directory
-        self._bucket = f"real-{uuid.uuid4().hex[:8]}"
-        make_s3_bucket(ministack, self._bucket)
+        self.bucket = f"real-{uuid.uuid4().hex[:8]}"
+        make_s3_bucket(ministack, self.bucket)
         self._proxy = FaultyProxy(ministack.port, gate)
         self._key = (ministack.access_key_id, ministack.secret_access_key)
         self.client = ArtifactClient(self.broker)
         self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
 
-    def worker(self, name: str, *, beat: bool = False) -> Worker:
+    def worker(self, name: str, *, beat: bool = False, concurrency: int = 1) -> Worker:
         """Return a worker, to be entered."""
         cloud = {
-            "type": "s3", "bucket": self._bucket, "endpoint": self._proxy.endpoint, "part_size": "5MiB",
+            "type": "s3", "bucket": self.bucket, "endpoint": self._proxy.endpoint, "part_size": "5MiB",
             "access_key_id": self._key[0], "secret_access_key": self._key[1],
         }  # fmt: skip
         settings = QUICK | {
@@ -81,7 +81,7 @@ class Fleet:
             "sources__roots": json.dumps([str(self._directory)]),
             "catalogue": f"sqlite:///{self._directory / 'catalogue.sqlite3'}",
         }
-        return Worker(self._directory / name, self.broker, concurrency=1, beat=beat, **settings)
+        return Worker(self._directory / name, self.broker, concurrency=concurrency, beat=beat, **settings)
 
     def source(self, size: int = PARTS * 5 * MIB) -> Path:
         path = self._directory / "source.bin"

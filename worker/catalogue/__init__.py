@@ -5,7 +5,8 @@ from copy import copy
 from worker.catalogue.artifacts import Artifacts
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.fence import FencedDatabase, LostLease
-from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, OtherRequest
+from worker.catalogue.interventions import Interventions
+from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, OtherRequest, last_cause
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import Verifications
@@ -26,6 +27,7 @@ __all__ = [
     "LostLease",
     "OpenTransfer",
     "OtherRequest",
+    "last_cause",
 ]
 
 
@@ -51,6 +53,7 @@ class Catalogue:
 
     def _write_through(self, database: Database) -> None:
         self.artifacts = Artifacts(database)
+        self.interventions = Interventions(database)
         self.jobs = Jobs(database)
         self.transfers = Transfers(database)
         self.verifications = Verifications(database)

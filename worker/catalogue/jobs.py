@@ -121,12 +121,12 @@ class Jobs:
                 return busy
             crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
             if crashes >= max_crashes:
-                return Ended(_record(connection.execute(_BURY, _poison(id_, crashes, now)).one()))
+                return Ended(job_record(connection.execute(_BURY, _poison(found, crashes, now)).one()))
             taken = {
                 "job": id_, "lease_owner": owner, "lease_until": now + lease, "now": now, "crashes": crashes,
                 "queue": queue,
             }  # fmt: skip
-            return Begun(_record(connection.execute(_TAKE, taken).one()))
+            return Begun(job_record(connection.execute(_TAKE, taken).one()))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
         """Show life: keep the job until `until`, and record how far it is.
@@ -156,10 +156,12 @@ class Jobs:
         Raises:
             LostLease: the job has gone over to another worker.
         """
-        values = {"state": JobState.QUEUED, "error": dict(why), "lease_until": None, "due_at": due, "crashes": 0}
+        values = {"state": JobState.QUEUED, "lease_until": None, "due_at": due, "crashes": 0}
         with self._database.write() as connection:
-            attempts = connection.execute(_FIND, {"job": id_}).one().attempts
-            self._change(connection, id_, fence, values | {"attempts": attempts - 1, "put_off_since": since})
+            found = connection.execute(_FIND, {"job": id_}).one()
+            kept = {"error": dict(why) | last_cause(found.error), "attempts": found.attempts - 1}
+            self._change(connection, id_, fence, values | kept | {"put_off_since": since})
+        self._settle(id_, fence, values if progress is None else values | {"progress": dict(progress)})
 
     def finish(
         self,
@@ -211,10 +213,10 @@ class Jobs:
         if states:
             query = query.where(jobs.c.state.in_(states))
         with self._database.read() as connection:
-            return [_record(row) for row in connection.execute(query)]
+            return [job_record(row) for row in connection.execute(query)]
 
     def sources_of_open_jobs(self) -> set[str]:
-        """Return the sources of all uploads that have still to end."""
+        """Return the sources of all uploads, and the key files of all batches, that have still to end."""
         states = [state for state in JobState if not state.terminal]
         with self._database.read() as connection:
             requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
@@ -228,7 +230,7 @@ class Jobs:
         open_ = [state for state in JobState if not state.terminal]
         query = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_)).order_by(jobs.c.due_at).limit(limit)
         with self._database.write() as connection:
-            found = [_record(row) for row in connection.execute(query)]
+            found = [job_record(row) for row in connection.execute(query)]
             if found:
                 connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
         return found
@@ -251,12 +253,12 @@ class Jobs:
 
 def _find(connection: Connection, id_: str) -> JobRecord | None:
     row = connection.execute(_FIND, {"job": id_}).one_or_none()
-    return _record(row) if row else None
+    return job_record(row) if row else None
 
 
 def _accept(connection: Connection, job: Mapping[str, Any]) -> JobRecord:
     row = {**job, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "due_at": job["created_at"]}
-    return _record(connection.execute(_ACCEPT, row).one())
+    return job_record(connection.execute(_ACCEPT, row).one())
 
 
 def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime) -> Busy | None:
@@ -268,12 +270,20 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
     return Busy(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
 
 
-def _poison(id_: str, crashes: int, now: datetime) -> dict[str, Any]:
+def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:
     message = f"nothing was heard any more after each of {crashes} starts in a row: it may be killing its worker"
-    return {"job": id_, "now": now, "cause": {"type": "Poison", "message": message}}
+    return {"job": job.id, "now": now, "cause": {"type": "Poison", "message": message} | last_cause(job.error)}
 
 
-def _record(row: Row[Any]) -> JobRecord:
+def last_cause(error: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return, as `previous`, the last failure that an error in the ledger knows of: one that has a traceback."""
+    if error is None:
+        return {}
+    return {"previous": dict(error)} if "traceback" in error else {k: v for k, v in error.items() if k == "previous"}
+
+
+def job_record(row: Row[Any]) -> JobRecord:
+    """Return a row of the ledger as a value."""
     return JobRecord(
         row.id, row.kind, row.request, row.state, row.attempts, row.fence, row.created_at, row.lease_owner,
         row.lease_until, row.progress, row.error, row.result, row.parent, row.started_at, row.finished_at,

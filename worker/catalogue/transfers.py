@@ -13,6 +13,11 @@ from worker.storage.transfer import Begun, SentPart
 from zot_artifact_client.contract import JobState
 
 _OPEN = [state for state in JobState if not state.terminal]
+_path = artifacts.c.bucket + "/" + artifacts.c.key
+_LIVE = sa.exists().where(jobs.c.holds == _path, jobs.c.state.in_(_OPEN))
+_OPEN_TRANSFERS = sa.select(
+    transfers.c.id, transfers.c.token, _path.label("path"), transfers.c.begun_at, transfers.c.store, _LIVE.label("live")
+).join(artifacts, artifacts.c.id == transfers.c.artifact_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class OpenTransfer:
     token: str
     path: str
     begun_at: datetime
+    store: str
     live: bool
 
 
@@ -80,15 +86,15 @@ class Transfers:
 
     def open_in(self, store: str) -> list[OpenTransfer]:
         """Return all writes under way in a store: what no clean-up may touch as long as they are live."""
-        path = artifacts.c.bucket + "/" + artifacts.c.key
-        live = sa.exists().where(jobs.c.holds == path, jobs.c.state.in_(_OPEN))
-        query = (
-            sa.select(transfers.c.id, transfers.c.token, path.label("path"), transfers.c.begun_at, live.label("live"))
-            .join(artifacts, artifacts.c.id == transfers.c.artifact_id)
-            .where(transfers.c.store == store)
-        )
         with self._database.read() as connection:
-            return [OpenTransfer(*row) for row in connection.execute(query)]
+            found = connection.execute(_OPEN_TRANSFERS.where(transfers.c.store == store))
+            return [OpenTransfer(*row) for row in found]
+
+    def abandoned(self, path: str) -> list[OpenTransfer]:
+        """Return the writes under way of an artifact, `bucket/key`, that no job will go on with."""
+        with self._database.read() as connection:
+            found = connection.execute(_OPEN_TRANSFERS.where(_path == path))
+            return [transfer for row in found if not (transfer := OpenTransfer(*row)).live]
 
     def forget(self, transfer: OpenTransfer) -> None:
         """Forget a write that has been ended because nobody goes on with it."""

@@ -1,5 +1,6 @@
 """The outbox of the senders, as the worker sees it: take away what the ledger has, send again what got lost."""
 
+import base64
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from zot_artifact_client.contract import Queue
-from zot_artifact_client.outbox import MESSAGES, ORDER, another
+from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, another
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,19 @@ class Outbox:
                         client.zrem(ORDER.format(queue=queue.value), job_id)
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
+
+    def find(self, job_id: str) -> Outgoing | None:
+        """Return a job that no worker has taken over yet, if its request is here."""
+        with self._redis() as client:
+            message = client.hget(MESSAGES, job_id) if client is not None else None
+        if message is None:
+            return None
+        try:
+            sent = json.loads(message)
+            _, kwargs, _ = json.loads(base64.b64decode(sent["body"]))
+            return Outgoing(sent["headers"]["task"], job_id, sent["properties"]["delivery_info"]["routing_key"], kwargs)
+        except (ValueError, LookupError, TypeError):
+            return None  # what a stranger put there
 
     def resend(self, known: Known, after: timedelta) -> int:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.

@@ -30,11 +30,13 @@ from worker.catalogue import (
     JobRecord,
     LostLease,
     OtherRequest,
+    last_cause,
 )
 from worker.context import Context, current
+from worker.jobs.cancelling import cause, end_writes
 from worker.jobs.outbox import Outbox
 from worker.jobs.reporter import CeleryReporter
-from worker.jobs.running import Cancelled, HandedBack, PutOff, RunningJob
+from worker.jobs.running import Cancelled, HandedBack, NextStep, PutOff, RunningJob
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import JobError, JobState, Message, TaskSpec
 from zot_artifact_client.errors import JobFailed
@@ -46,6 +48,8 @@ ResultT = TypeVar("ResultT", bound=Message)
 Work = Callable[[RequestT, Context, RunningJob], ResultT]
 AtEnd = Callable[[RequestT, Context], None]
 
+_AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
+"""By kind, what is done at a job's end, and the model of the request that it is given."""
 _SHORTEST_WAIT = 1.0
 _LONGEST_WAIT = 5.0
 """Seconds between looks at a job that another worker holds."""
@@ -61,8 +65,11 @@ def artifact_task(
     Args:
         spec: the task's name, models and queue.
         writes: the job changes its artifact's copies, so that only one such job may work on the artifact at a time.
-        at_end: is called once the ledger has the job's end, whatever it is, and again for every later delivery.
+        at_end: is called once the ledger has the job's end, and again for every later delivery; not for a dead job,
+            which may be begun again.
     """
+    if at_end is not None:
+        _AT_ENDS[spec.kind] = (spec.request, at_end)
 
     def register(work: Work[RequestT, ResultT]) -> Task:
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
@@ -82,6 +89,13 @@ def artifact_task(
         )(run)
 
     return register
+
+
+def clean_up(context: Context, job: JobRecord) -> None:
+    """Do what its task does at a job's end, for one that ended without a delivery."""
+    if job.kind in _AT_ENDS:
+        model, at_end = _AT_ENDS[job.kind]
+        at_end(model.read(job.request), context)
 
 
 class Delivery(Generic[RequestT, ResultT]):
@@ -126,7 +140,8 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.error("job %s: refused: %s", self._id, error)  # noqa: TRY400 - its own line says it all
             raise Ignore from error  # and leave the result of the first request alone
         if isinstance(begun, Ended):
-            self._clean_up()  # whoever ended it may have been killed before
+            if begun.record.state != JobState.DEAD:
+                self._clean_up()  # whoever ended it may have been killed before
             return self._answer(begun.record)
         raise self._wait(begun)
 
@@ -169,11 +184,11 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.warning("%s; this worker lets go of it", error)
             raise Ignore from error
         except Cancelled as error:
-            self._cancel(job, error)
+            self._cancel(job, error, record)
         except HandedBack as error:
             self._put_off(job, error, record.put_off_since, 0)
         except PutOff as error:
-            self._put_off_or_bury(job, error, record.put_off_since)
+            self._put_off_or_bury(job, error, record)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
             self._retry_or_bury(job, error)
         except (StorageError, CatalogueError) as error:
@@ -193,7 +208,8 @@ class Delivery(Generic[RequestT, ResultT]):
         error: Mapping[str, Any] | None = None,
     ) -> None:
         self._jobs.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error)
-        self._clean_up()
+        if state != JobState.DEAD:  # that one may be begun again, and needs its source then
+            self._clean_up()
 
     def _succeed(self, job: RunningJob, result: ResultT) -> dict[str, Any]:
         payload = result.model_dump(mode="json")
@@ -205,14 +221,14 @@ class Delivery(Generic[RequestT, ResultT]):
         if job.attempt >= self._context.settings.retry.max_attempts:
             self._end_badly(job, JobState.DEAD, error)
         delay = max(self._backoff(job.attempt - 1), getattr(error, "retry_after", None) or 0)
-        self._jobs.retrying(job.id, job.fence, _described(error).model_dump(), due=self._due(delay))
+        self._jobs.retrying(job.id, job.fence, _details(error), due=self._due(delay))
         logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
 
-    def _put_off_or_bury(self, job: RunningJob, error: PutOff, since: datetime | None) -> NoReturn:
-        since = since or clock.now()
+    def _put_off_or_bury(self, job: RunningJob, error: PutOff, record: JobRecord) -> NoReturn:
+        since = record.put_off_since or clock.now()
         if clock.now() - since >= self._context.settings.jobs.max_put_off:
-            self._end_badly(job, JobState.DEAD, error)
+            self._end_badly(job, JobState.DEAD, error, last_cause(record.error))
         self._put_off(job, error, since, error.seconds)
 
     def _put_off(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
@@ -221,17 +237,19 @@ class Delivery(Generic[RequestT, ResultT]):
         logger.info("job %s is put off for %.1f s: %s", job.id, seconds, error)
         raise self._again(seconds, error) from error
 
-    def _end_badly(self, job: RunningJob, state: JobState, error: Exception) -> NoReturn:
+    def _end_badly(
+        self, job: RunningJob, state: JobState, error: Exception, before: Mapping[str, Any] | None = None
+    ) -> NoReturn:
         described = _described(error)
-        details = described.model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
-        self._end(job, state, error=details)
+        self._end(job, state, error={**_details(error), **(before or {})})
         logger.error(
             "job %s: %s is %s at attempt %d: %s", job.id, self._spec.kind, state, job.attempt, described.message
         )
         raise JobFailed(described.message, described.type, state.value, job.attempt) from error
 
-    def _cancel(self, job: RunningJob, error: Cancelled) -> NoReturn:
-        self._end(job, JobState.CANCELLED, error=_described(error).model_dump())
+    def _cancel(self, job: RunningJob, error: Cancelled, record: JobRecord) -> NoReturn:
+        self._end(job, JobState.CANCELLED, error=cause(job.id))
+        end_writes(self._context, record)
         logger.info("%s", error)
         self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
         raise Ignore from error
@@ -278,6 +296,13 @@ class Delivery(Generic[RequestT, ResultT]):
             full_jitter=retry.jitter,
         )
         return seconds
+
+
+def _details(error: Exception) -> dict[str, Any]:
+    """Return what the ledger keeps of an error: also its traceback, and the store that was blamed for it."""
+    details = _described(error).model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
+    store = getattr(error, "store", None)
+    return details | {"store": store} if store else details
 
 
 def _described(error: Exception) -> JobError:

@@ -343,6 +343,10 @@ class Store:
         """Return what the owner of the store had better change there, a sentence each."""
         return self._driver.advice()
 
+    def end_write(self, bucket: str, key: str, token: str) -> None:
+        """End a write in parts that nobody will go on with, and remove its parts; one that has ended is no error."""
+        cast("PartDriver", self._driver).abort_parts(bucket, key, token)
+
     def iter_unfinished(self) -> Iterator[Unfinished]:
         """Yield what writers left behind or are still writing."""
         return self._driver.iter_unfinished()

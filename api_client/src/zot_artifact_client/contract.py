@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 CONTRACT_VERSION = 1
 PROGRESS_STATE = "PROGRESS"
@@ -71,6 +71,13 @@ def _without_secrets(source: str) -> str:
     return source
 
 
+def _no_url(path: str) -> str:
+    if "://" in path:
+        msg = "a file is expected, not a URL"
+        raise ValueError(msg)
+    return path
+
+
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         msg = "a store is named twice"
@@ -82,6 +89,7 @@ Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
+Verb = Literal["replicate", "verify", "delete"]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
 Metadata = Annotated[
@@ -157,8 +165,60 @@ class AdoptRequest(Request):
     """Where no digest is kept beside the object: make what is read this once the record. It proves nothing before."""
 
 
+class BatchRequest(Message):
+    """Do one verb to every artifact of a bucket or prefix as it is now, or to those that a file lists; a job for each.
+
+    What a verb does not take is refused rather than ignored.
+    """
+
+    verb: Verb
+    bucket: Bucket | None = None
+    prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
+    """Text that the keys begin with; it need not end at a slash."""
+    keys_from: Annotated[Source, AfterValidator(_no_url)] | None = None
+    """In place of a bucket: a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line."""
+    staged: bool = False
+    """The file was laid into the worker's staging directory for this job and goes away with it."""
+    to: StoreNames | None = None
+    stores: StoreNames | None = None
+    allow_last: bool = False
+    everything: bool = False
+    """To delete from a bucket without a prefix."""
+    in_flight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many of its jobs wait or run at a time at most; a setting of the worker's by default."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for wrong, rule in self._rules():
+            if wrong:
+                raise ValueError(rule)
+        return self
+
+    def _rules(self) -> tuple[tuple[object, str], ...]:
+        return (
+            ((self.bucket is None) == (self.keys_from is None), "give either bucket or keys_from"),
+            (self.prefix and self.bucket is None, "prefix goes with bucket"),
+            (self.staged and self.keys_from is None, "staged goes with keys_from"),
+            ((self.to is None) == (self.verb == "replicate"), "to goes with replicate, and it has to have it"),
+            (self.stores is not None and self.verb == "replicate", "stores goes with verify and delete"),
+            (self.allow_last and (self.verb != "delete" or self.stores is None), "allow_last goes with delete, stores"),
+            (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
+            (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
+        )
+
+    @property
+    def _sweeping(self) -> bool:
+        return self.verb == "delete" and self.bucket is not None and not self.prefix
+
+
 class SweepVerifyRequest(Message):
     """Verify the copies that are due, oldest attempt first; of one store, or of all."""
+
+    store: StoreName | None = None
+
+
+class SweepReplicateRequest(Message):
+    """Bring the copies that the placement rules want and that are not there; to one store, or to all."""
 
     store: StoreName | None = None
 
@@ -175,14 +235,14 @@ class SweepProbeRequest(Message):
     store: StoreName | None = None
 
 
+class SweepRecoverRequest(Message):
+    """Send again the jobs of which nothing is heard."""
+
+
 class Result(Message):
     """What a worker answers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # an older client understands a newer worker
-
-class SweepRecoverRequest(Message):
-    """Send again the jobs of which nothing is heard."""
-
 
 
 class PlacedCopy(Result):
@@ -272,8 +332,45 @@ class AdoptResult(ArtifactResult):
     unchanged: bool = False
 
 
+class BatchFailure(Result):
+    """One object of a batch that did not come out as it should: the verdict on it, or how its job ended."""
+
+    job: str
+    bucket: str
+    key: str
+    outcome: str
+    message: str = ""
+
+
+class BatchResult(Result):
+    """What became of all objects of a batch.
+
+    `bytes` are those of the artifacts, each counted once. `outcomes` counts the objects by what came of them: by the
+    worst verdict, by what was done, or by how a job ended that did not succeed. `failures` are the first of `failed`;
+    the ledger has them all.
+    """
+
+    verb: str
+    objects: int
+    bytes: int
+    outcomes: dict[str, int]
+    failed: int
+    failures: tuple[BatchFailure, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Return whether every object came out as it should."""
+        return self.failed == 0
+
+
 class SweepVerifyResult(Result):
     """How many due copies were claimed, by store; each is verified by a job of its own."""
+
+    claimed: dict[str, int]
+
+
+class SweepReplicateResult(Result):
+    """How many absent copies were claimed, by store; each is brought by a job of its own."""
 
     claimed: dict[str, int]
 
@@ -292,19 +389,25 @@ class SweepProbeResult(Result):
     faults: dict[str, str]
 
 
-class Progress(Result):
-    """How far a running job is, in bytes. `bytes_total` is None while it is not known."""
-
-    bytes_done: int = 0
-    bytes_total: int | None = None
 class SweepRecoverResult(Result):
-    """How many jobs were sent again: messages that Redis lost, and jobs whose workers were not heard of any more."""
+    """How many jobs were sent again: messages that Redis lost, and jobs whose workers were not heard of any more.
+
+    `cancelled`: how many were ended while they waited, because somebody had cancelled them.
+    """
 
     messages: int
     jobs: int
+    cancelled: int = 0
 
 
+class Progress(Result):
+    """How far a running job is, in bytes, and a batch in objects as well. What is not known is None."""
+
+    bytes_done: int = 0
+    bytes_total: int | None = None
     step: str = ""
+    objects_done: int | None = None
+    objects_total: int | None = None
 
 
 class JobError(Result):
@@ -334,18 +437,22 @@ REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, Rep
 VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
 DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
 ADOPT = TaskSpec("artifact.adopt.v1", "adopt", AdoptRequest, AdoptResult, Queue.TRANSFER)
+BATCH = TaskSpec("artifact.batch.v1", "batch", BatchRequest, BatchResult, Queue.TRANSFER)
 SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, SweepVerifyResult, Queue.SWEEP)
+SWEEP_REPLICATE = TaskSpec(
+    "sweep.replicate.v1", "sweep.replicate", SweepReplicateRequest, SweepReplicateResult, Queue.SWEEP
+)
 SWEEP_LEFTOVERS = TaskSpec(
     "sweep.leftovers.v1", "sweep.leftovers", SweepLeftoversRequest, SweepLeftoversResult, Queue.SWEEP
+)
+SWEEP_RECOVER = TaskSpec(
+    "sweep.recover.v1", "sweep.recover", SweepRecoverRequest, SweepRecoverResult, Queue.INTERACTIVE
 )
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
-        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, SWEEP_VERIFY, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
+        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
     )
 }  # fmt: skip
-SWEEP_RECOVER = TaskSpec(
-    "sweep.recover.v1", "sweep.recover", SweepRecoverRequest, SweepRecoverResult, Queue.INTERACTIVE
-)

@@ -11,6 +11,7 @@ from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 from pydantic import ValidationError
 
+from zot_artifact_client import cancelling
 from zot_artifact_client.connecting import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
@@ -19,12 +20,10 @@ from zot_artifact_client.connecting import (
     reaching,
     without_credentials,
 )
-from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, JobState, Progress
+from zot_artifact_client.contract import PROGRESS_STATE, JobState, Progress
 from zot_artifact_client.errors import ClientError, JobCancelled, JobFailed, JobNotDone, WaitTimeout
 from zot_artifact_client.job import OnProgress, Snapshot
 
-CANCEL_FOR = 24 * 3600
-"""Seconds for which the wish to cancel is kept: as long as Celery keeps a result."""
 LISTEN_FOR = 10.0
 """Seconds of listening before the backend is asked again: a network that went silent says nothing of itself."""
 PROGRESS_EVERY = 0.25
@@ -85,8 +84,16 @@ class CeleryOutcomes:
             msg = f"job {job_id} cannot be cancelled: that takes Redis or Valkey as the result backend"
             raise ClientError(msg)
         with reaching("result backend", self._url):
-            backend.client.set(CANCEL_KEY.format(job=job_id), "1", ex=CANCEL_FOR)
+            cancelling.ask(backend.client, [job_id])
         self._revoke(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Take away how a job ended, and the wish that it ends: it begins again. Raise BrokerUnavailable."""
+        backend = self._app.backend
+        with reaching("result backend", self._url):
+            backend.forget(job_id)
+            if isinstance(backend, RedisBackend):
+                cancelling.withdraw(backend.client, job_id)
 
     def close(self) -> None:
         """Close the connections of this thread; those of other threads go with their threads."""
