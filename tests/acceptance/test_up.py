@@ -57,6 +57,7 @@ def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(z
             redis.Redis.from_url(url.replace(broker, "wrong")).ping()
         client = redis.Redis.from_url(url)
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("proto-max-bulk-len") == {"proto-max-bulk-len": str(8 << 20)}
         assert client.config_get("bind") == {"bind": "127.0.0.1"}
         client.close()
         where = up.document["flower"]["url"]

@@ -20,6 +20,7 @@ from tests.integration.test_worker import until
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue
+from worker.jobs.door import Connection
 from worker.jobs.envelope import Reason, Refusal
 from worker.jobs.refused import KEPT, Refused, SetAside
 from zot_artifact_client.contract import VERIFY
@@ -162,6 +163,17 @@ def test_a_message_goes_back_to_the_queue_it_came_from(worker, broker, ended):
     broker.lpush("interactive", json.dumps(message))
     assert ended(job).error["type"] == "NotFound"
     assert not broker.hexists("unacked", "one-for-all")
+
+
+def test_a_message_that_was_never_acknowledged_passes_the_door_again(worker, broker, valkey, ended):
+    """What a worker took and did not finish is put back into its queue as it was, and is taken in again."""
+    job, tag = str(uuid4()), str(uuid4())
+    message = envelope(job, FIELDS)
+    broker.hset("unacked", tag, json.dumps([message, "", "interactive"]))
+    broker.zadd("unacked_index", {tag: 0})
+    with Connection(valkey.url) as connection:
+        connection.default_channel.qos.restore_by_tag(tag)
+    assert ended(job).error["type"] == "NotFound"
 
 
 def test_the_first_version_of_celerys_protocol_works(worker, broker, ended):

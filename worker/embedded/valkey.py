@@ -43,6 +43,7 @@ def program(settings: Settings, port: int, password: str, lock: int) -> Program:
         "appendfsync everysec",
         'save ""',
         "maxmemory-policy noeviction",  # a full broker says so; it never drops a job
+        "proto-max-bulk-len 8mb",  # what is larger is no message; a worker has to read one before it can refuse it
     )
     configuration = settings.broker_file.parent / "valkey.conf"
     write_secret(configuration, "\n".join(lines) + "\n")

@@ -52,9 +52,11 @@ def rules_of(app: Celery) -> Rules:
     return Rules(frozenset({*TASKS, RECORD}), float(conf.task_time_limit), float(conf.visibility_timeout))
 
 
-def turn_away(refused: Refusal, raw: bytes, queue: str, channel: object) -> None:
-    """Set a message aside, say so in one line, and let the ledger and whoever waits for its job know. Never raises."""
-    app: Celery = current_app
+def turn_away(app: Celery, refused: Refusal, raw: bytes, queue: str, channel: object) -> None:
+    """Set a message aside, say so in one line, and let the ledger and whoever waits for its job know.
+
+    If the broker is away meanwhile, the line in the log is all.
+    """
     about = f"job {refused.id}: " if refused.id else ""
     logger.error("%srefused a message in %s, %s: %s", about, queue, refused.reason, refused.message)
     try:
@@ -94,7 +96,7 @@ class _Guarded:
         if refused is None:
             return key, raw
         self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]  # else a queue full of them starves the others
-        turn_away(refused, raw, queue, self)
+        turn_away(current_app, refused, raw, queue, self)
         return None
 
     def _handle_message(self, client: Any, response: Any) -> Mapping[str, Any]:
@@ -103,7 +105,7 @@ class _Guarded:
         raw = payload["data"]
         refused = _unreadable(raw) if isinstance(raw, bytes) and raw else None
         if refused is not None:
-            turn_away(refused, raw, "control", self)
+            turn_away(current_app, refused, raw, "control", self)
             payload["data"] = None
         return payload
 
@@ -225,7 +227,8 @@ class Consumer(CeleryConsumer):
 
     def _turn_away(self, message: Message, refused: Refusal) -> None:
         queue = str((message.delivery_info or {}).get("routing_key"))[:64]
-        turn_away(refused, message.body or b"", queue if queue in QUEUES else "control", message.channel)
+        body = message.body.encode() if isinstance(message.body, str) else bytes(message.body or b"")
+        turn_away(self.app, refused, body, queue if queue in QUEUES else "control", message.channel)
         if not message.acknowledged:
             message.ack_log_error(logger, self.connection_errors)
 

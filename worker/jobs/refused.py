@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import redis
 from celery import Celery
 from kombu.transport.redis import Channel
 
@@ -94,4 +95,4 @@ def refused_near(channel: object, app: Celery) -> Iterator[Refused | None]:
             yield Refused(client)
         return
     client = getattr(app.backend, "client", None)
-    yield None if client is None else Refused(client)
+    yield Refused(client) if isinstance(client, redis.Redis) else None  # memcached has a client too

@@ -136,7 +136,7 @@ def celery():
     app = Celery("door", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(accept_content=["json"], task_acks_late=True, task_track_started=True, result_extended=True)
 
-    @app.task(name=VERIFY.name, bind=True, max_retries=None, throws=(KeyError,))
+    @app.task(shared=False, lazy=False, name=VERIFY.name, bind=True, max_retries=None, throws=(KeyError,))
     def verify(task, *args, **kwargs):
         task.request.as_execution_options()
         task.signature_from_request(task.request, countdown=5, retries=task.request.retries + 1)
