@@ -21,8 +21,9 @@ TARGET = Target(0.9, at_least=True)
 SMALL = 64 * KIB
 PUT, GET = "put", "get"
 ENOUGH = 25.0
-"""Seconds: when its turns have taken so long, a load has no further round, unless it has had no more than LEAST."""
 LEAST = 2
+TOO_LONG = 75.0
+"""Seconds: when a load's turns have taken ENOUGH, there is no round after the LEAST; after TOO_LONG, none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +82,21 @@ def measure(scene: Scene) -> Iterator[Line]:
             for load in loads:
                 asked = [verb for verb in (GET, PUT) if scene.wants(f"{place}: {verb} {load.what}")]
                 if asked:
-                    yield from _on(scene.directory / "place", place, load, asked)
+                    yield from _on(scene.directory / "place", place, load, asked, loads[0].path)
 
 
-def _on(directory: Path, place: str, load: Load, asked: Sequence[str]) -> Iterator[Line]:
-    """Measure one load on one store. A line that fails says why, and costs no other."""
+def _on(directory: Path, place: str, load: Load, asked: Sequence[str], first: Path) -> Iterator[Line]:
+    """Measure one load on one store. A line that fails says why, and costs no other.
+
+    `first` goes there before, and does not count: ours makes its connections for it, and a worker keeps them too.
+    """
     left = list(asked)
     try:
         with PLACES[place](directory) as opened, closing(open_configured(opened.config)) as store:
             store.create_bucket(BUCKET)
             bench = Bench(place, store, (Ours(store), *opened.tools), load, directory / "got")
-            _warm(bench)
+            bench.movers[0].put(first, "first")
+            store.delete_object(BUCKET, "first")
             while left:
                 yield from _tried(bench, left[0])
                 del left[0]
@@ -130,13 +135,6 @@ def _tried(bench: Bench, verb: str) -> Iterable[Line]:
         return [Missing(f"{bench.place}: {verb} {bench.load.what}", str(error))]
 
 
-def _warm(bench: Bench) -> None:
-    """Let ours make its connections in a transfer that does not count: a worker keeps them too."""
-    file = next(bench.load.path.iterdir()) if bench.load.many else bench.load.path
-    bench.movers[0].put(file, "first")
-    bench.store.delete_object(BUCKET, "first")
-
-
 def _puts(bench: Bench) -> Iterable[Line]:
     numbers = count()
     return _in_turn(bench, PUT, bench.movers, lambda mover: _put(bench, mover, f"put-{next(numbers)}"))
@@ -160,7 +158,7 @@ def _in_turn(bench: Bench, verb: str, movers: Sequence[Mover], run: Callable[[Mo
     rates: dict[str, list[float]] = {mover.name: [] for mover in movers}
     failed: dict[str, str] = {}
     for number in range(load.rounds):
-        if number >= LEAST and time.monotonic() - begun > ENOUGH:
+        if number and time.monotonic() - begun > (ENOUGH if number >= LEAST else TOO_LONG):
             break
         for mover in movers:
             if mover.name in failed:
