@@ -5,16 +5,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import Room
 from tests.conformance.targets import PART, Target
-from worker.storage import Condition, Match, ObjectStat
+from worker.storage import Condition, Match, ObjectStat, Store
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
+from worker.storage.parts import spool_part
+from worker.storage.verifying import VerifyingReader
 
 DATA = some_bytes(2 * PART + 3)
 OLD = b"what was there"
@@ -132,6 +135,23 @@ class TestPuttingParts:
             part = writing.driver.put_part(room.bucket, writing.key, writing.token, 1, buffer)
             buffer[:] = b"!" * PART
             writing.complete([part])
+            assert room.read(writing.key) == DATA[:PART]
+
+    def test_parts_from_the_disk(self, room: Room, tmp_path: Path) -> None:
+        """With less memory than a part takes, an object goes through files, which are gone when it is there."""
+        store = Store(room.store._driver, spool_dir=tmp_path, memory=PART - 1)
+        digest = digest_of(DATA)
+        store.write_object(room.bucket, "large", source(DATA), size=digest.size, sha256=digest.sha256)
+        assert room.read("large") == DATA
+        assert (left_in(room), list(tmp_path.iterdir())) == ([], [])
+
+    @pytest.mark.unless("part_again")
+    def test_part_file_again(self, room: Room, tmp_path: Path) -> None:
+        """A part that is a file may be sent again, as after a lost answer; it is read from its beginning."""
+        with begun(room, DATA[:PART]) as writing, spool_part(VerifyingReader(source(DATA)), PART, tmp_path) as part:
+            sent = [writing.driver.put_part(room.bucket, writing.key, writing.token, 1, part) for _ in range(2)]
+            assert writing.parts() == sent[1:]
+            writing.complete(sent[1:])
             assert room.read(writing.key) == DATA[:PART]
 
     def test_same_part_again(self, room: Room) -> None:

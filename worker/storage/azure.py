@@ -37,6 +37,7 @@ from worker.storage.driver import (
     Match,
     ObjectStat,
     Part,
+    PartData,
     Unfinished,
     WriteInfo,
 )
@@ -176,7 +177,7 @@ class AzureDriver:
     def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
         return self._parts.begin(self._place(bucket, key), info)
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: bytes | bytearray) -> Part:
+    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         return self._parts.put(self._place(bucket, key), token, number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:

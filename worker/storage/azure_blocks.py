@@ -17,6 +17,8 @@ from hashlib import sha256
 
 from azure.storage.blob import BlobBlock
 
+from worker.storage.driver import PartData
+
 OPEN = b"o"
 CLOSED = b"x"
 MARK = 0
@@ -54,12 +56,13 @@ def new_token() -> str:
     return secrets.token_urlsafe(16)
 
 
-def tag_of(data: bytes | bytearray) -> str:
+def tag_of(data: PartData) -> str:
     """Return 128 bits of the SHA-256 of a part's bytes, as the block's id has room for."""
-    return urlsafe_b64encode(sha256(data).digest()[:16]).decode().rstrip("=")
+    digest = sha256(data).digest() if isinstance(data, bytes | bytearray) else bytes.fromhex(data.sha256)
+    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
-def new_block(token: str, number: int, data: bytes | bytearray) -> Block:
+def new_block(token: str, number: int, data: PartData) -> Block:
     """Return the name under which a part is sent now."""
     sent, tag = time.time_ns() // 1_000, tag_of(data)
     return Block(f"{token}-{number:05d}{sent:013x}-{tag}", token, number, sent, tag, len(data))

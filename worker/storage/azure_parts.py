@@ -13,8 +13,9 @@ from worker.storage.azure_blocks import CLOSED, MARK, OPEN, Block, new_block, ne
 from worker.storage.azure_errors import code_of, translated
 from worker.storage.azure_objects import ENDED, SHA256, WRITER, conditions, is_object, stored_metadata, to_metadata
 from worker.storage.azure_upload import REFUSED, Upload, Write
-from worker.storage.driver import Condition, Match, ObjectStat, Part, PartLimits, Unfinished, WriteInfo
+from worker.storage.driver import Condition, Match, ObjectStat, Part, PartData, PartLimits, Unfinished, WriteInfo
 from worker.storage.errors import NotFound
+from worker.storage.parts import rewound
 from worker.storage.translation import Origin
 
 MIB = 1024 * 1024
@@ -61,7 +62,7 @@ class Parts:
         self._remember(token)
         return token
 
-    def put(self, place: Place, token: str, number: int, data: bytes | bytearray) -> Part:
+    def put(self, place: Place, token: str, number: int, data: PartData) -> Part:
         """Stage one part.
 
         Whether the write is open is asked once in a process: a block list may have thousands of rows. Who goes on
@@ -139,9 +140,9 @@ class Parts:
                 )
         return [there[part.number].id for part in parts]
 
-    def _stage(self, place: Place, block: Block, data: bytes | bytearray) -> None:
+    def _stage(self, place: Place, block: Block, data: PartData) -> None:
         with translated(self._origin, place.what):
-            place.blob.stage_block(block.id, data, length=block.size, **self._scope)  # type: ignore[arg-type]
+            place.blob.stage_block(block.id, rewound(data), length=block.size, **self._scope)  # type: ignore[arg-type]
 
     def _staged(self, place: Place) -> list[BlobBlock]:
         """Return what is staged for a blob; nothing where there is no blob at all."""

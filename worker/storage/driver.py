@@ -274,6 +274,24 @@ class Driver(Protocol):
     def close(self) -> None: ...
 
 
+class PartFile(Protocol):
+    """A part that is read from a file, as a library sends it: it starts at 0 and may be read more than once."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of its bytes as 64 lower-case hex digits."""
+        ...
+
+
+PartData = bytes | bytearray | PartFile
+"""The bytes of a part: in memory, or in a file where a part is larger than what a transfer may hold."""
+
+
 class PartDriver(Driver, Protocol):
     """A backend whose `capabilities.parts` is not None: it writes in parts, from several threads, and goes on later.
 
@@ -286,8 +304,10 @@ class PartDriver(Driver, Protocol):
         """Begin a write in parts and return its token. `info` has size and digest."""
         ...
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: bytes | bytearray) -> Part:
+    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         """Send one part; numbers start at 1, come in any order and from several threads, and may be sent again.
+
+        A part that is a file is never held in memory whole.
 
         Raises:
             NotFound: the write is not open any more.

@@ -18,6 +18,7 @@ from worker.storage.driver import (
     Match,
     ObjectStat,
     Part,
+    PartData,
     PartLimits,
     Unfinished,
     WriteInfo,
@@ -189,8 +190,8 @@ class GcsDriver:
             raise missing_bucket(self._origin, self._real(bucket)[0]) from None
         return token
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: bytes | bytearray) -> Part:
-        return self._parted(bucket, key, token).put(number, bytes(data))
+    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
+        return self._parted(bucket, key, token).put(number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._parted(bucket, key, token).parts()

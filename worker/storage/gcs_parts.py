@@ -16,15 +16,14 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, TypeVar
 
-import google_crc32c
-
-from worker.storage.driver import ObjectStat, Part, Unfinished
+from worker.storage.driver import ObjectStat, Part, PartData, Unfinished
 from worker.storage.errors import NotFound, PermanentError, SizeMismatch, StorageError, Unavailable
 from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, check_answer, retry
 from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate
 from worker.storage.gcs_objects import blob_of, described, to_stat
-from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, crc32c_of, delete, look, send_bytes
+from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, checksum_of, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.parts import pieces_of
 from worker.storage.translation import Origin
 
 ROOT = f"{RESERVED_SEGMENT}parts/"
@@ -60,7 +59,7 @@ class PartedWrite:
         with self._errors():
             self._send(OPENING, b"", {OF: self._what})
 
-    def put(self, number: int, data: bytes) -> Part:
+    def put(self, number: int, data: PartData) -> Part:
         """Send one part, and take it back if the write was ended meanwhile: nobody would find it otherwise."""
         with self._errors():
             blob = self._send(f"{number:05}", data, {})
@@ -121,7 +120,7 @@ class PartedWrite:
     def _blobs(self) -> Iterator[Any]:
         return iter_blobs(self._connection, self._real, f"{ROOT}{self._token}/")
 
-    def _send(self, name: str, data: bytes, metadata: Mapping[str, str]) -> Any:
+    def _send(self, name: str, data: PartData, metadata: Mapping[str, str]) -> Any:
         """Send a part over nothing, or over exactly the one that is there if that has other bytes."""
         pin = 0
         for _ in range(TRIES):
@@ -237,10 +236,13 @@ def _short(blob: Any) -> str:
     return str(blob.name).rpartition("/")[2]
 
 
-def _holds(blob: Any, data: bytes) -> bool:
+def _holds(blob: Any, data: PartData) -> bool:
     """Return whether an object has these bytes, by all that the store knows of it."""
-    md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-    return (blob.size, blob.crc32c, blob.md5_hash) == (len(data), crc32c_of(google_crc32c.value(data)), md5)
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces_of(data):
+        digest.update(piece)
+    md5 = base64.b64encode(digest.digest()).decode()
+    return (blob.size, blob.crc32c, blob.md5_hash) == (len(data), checksum_of(data), md5)
 
 
 def _at_once(do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:

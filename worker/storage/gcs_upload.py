@@ -5,7 +5,6 @@ overwrite what somebody else has written since.
 """
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import google_crc32c
 from google.api_core.exceptions import NotFound as BlobNotFound
 from google.cloud.storage.exceptions import DataCorruption
 
-from worker.storage.driver import Body, Condition, Match, ObjectStat
+from worker.storage.driver import Body, Condition, Match, ObjectStat, PartData
 from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, TransientError, Unavailable
 from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, retry
 from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate, without_address
@@ -28,7 +27,7 @@ from worker.storage.gcs_objects import (
     stored_metadata,
     to_stat,
 )
-from worker.storage.parts import next_part
+from worker.storage.parts import next_part, pieces_of, stream_of
 from worker.storage.translation import Origin, missing_bucket
 from worker.storage.verifying import drain
 
@@ -36,6 +35,8 @@ TRIES = 16
 """How often an unconditional write looks again after somebody else was faster."""
 SMALL = 1024 * 1024
 """Bytes: an object that may as well be sent twice as be looked for first. Most keys are written once."""
+CHUNK = 16 * 1024 * 1024
+"""Bytes of one request of an upload."""
 NOT_FOUND = 404
 REFUSED = {409, 412}
 
@@ -184,16 +185,17 @@ def describe(blob: Any, write: Write) -> None:
         blob.storage_class = write.storage_class
 
 
-def send_bytes(connection: Connection, blob: Any, data: bytes, pin: int) -> Any:
-    """Send an object that is in memory, over generation `pin`, and return its blob.
+def send_bytes(connection: Connection, blob: Any, data: PartData, pin: int) -> Any:
+    """Send an object that is in memory or in a file, over generation `pin`, and return its blob.
 
     Its checksum goes before it, so that the store refuses what was damaged on the way. The library is not asked to
     check: where it finds a difference afterwards, it deletes whatever lies there by then.
     """
-    sent = blob.crc32c = crc32c_of(google_crc32c.value(data))
+    sent = blob.crc32c = checksum_of(data)
+    blob.chunk_size = CHUNK  # the library holds a chunk; its own are of 100 MiB
     try:
         blob.upload_from_file(
-            io.BytesIO(data),
+            stream_of(data),
             size=len(data),
             content_type=CONTENT_TYPE,
             if_generation_match=pin,
@@ -229,6 +231,14 @@ def delete(connection: Connection, place: Place, generation: int) -> bool:
             raise
         return False
     return True
+
+
+def checksum_of(data: PartData) -> str:
+    """Return the checksum of bytes as Cloud Storage writes it."""
+    crc = 0
+    for piece in pieces_of(data):
+        crc = google_crc32c.extend(crc, piece)
+    return crc32c_of(crc)
 
 
 def crc32c_of(value: int) -> str:

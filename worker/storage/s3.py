@@ -19,6 +19,7 @@ from worker.storage.driver import (
     Match,
     ObjectStat,
     Part,
+    PartData,
     PartLimits,
     Unfinished,
     WriteInfo,
@@ -174,7 +175,7 @@ class S3Driver:
         writer = uuid.uuid4().hex
         return f"{writer}:{self._upload(bucket, key, info, writer).begin()}"
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: bytes | bytearray) -> Part:
+    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:

@@ -5,9 +5,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from worker.storage.driver import Body, Condition, Match, ObjectStat, Part
+from worker.storage.driver import Body, Condition, Match, ObjectStat, Part, PartData
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, TransientError, Unavailable
-from worker.storage.parts import MIB, next_part
+from worker.storage.parts import MIB, next_part, rewound
 from worker.storage.s3_errors import SDK_ERRORS, code_of, translate
 from worker.storage.s3_objects import SHA256, WRITER, stored_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import GIB
@@ -110,10 +110,11 @@ class Upload:
             )
         return begun["UploadId"]
 
-    def send_part(self, upload_id: str, number: int, data: Any) -> Part:
+    def send_part(self, upload_id: str, number: int, data: PartData) -> Part:
         """Send one part; its tag is what `complete` has to say of it."""
+        body: Any = rewound(data)
         with self._errors():
-            reply = self._client.upload_part(**self._write.where, UploadId=upload_id, PartNumber=number, Body=data)
+            reply = self._client.upload_part(**self._write.where, UploadId=upload_id, PartNumber=number, Body=body)
         return Part(number, len(data), _tag(reply))
 
     def list_parts(self, upload_id: str) -> list[Part]:

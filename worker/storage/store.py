@@ -34,7 +34,7 @@ from worker.storage.errors import (
 from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
 from worker.storage.manifest import Manifest
 from worker.storage.readahead import SteadyReader, open_steadily
-from worker.storage.transfer import Checkpoint, Forgetful, PartedWrite
+from worker.storage.transfer import MEMORY, Checkpoint, Forgetful, PartedWrite
 from worker.storage.verdict import Verdict, Verification, claimed, judge, other_size
 from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifyingReader
 
@@ -85,15 +85,17 @@ class Store:
     buckets may also be our own reserved ones: who lets users choose names uses `check_bucket` first.
     """
 
-    def __init__(self, driver: Driver, *, spool_dir: Path | None = None) -> None:
+    def __init__(self, driver: Driver, *, spool_dir: Path | None = None, memory: int = MEMORY) -> None:
         """Wrap a driver.
 
         Args:
             driver: the backend.
-            spool_dir: where bodies of unknown digest wait on disk for stores that need it first; the system's
-                temporary directory by default.
+            spool_dir: where bodies of unknown digest wait on disk for stores that need it first, and parts that are
+                too large for memory; the system's temporary directory by default.
+            memory: bytes of an object that one write holds at most.
         """
         self._driver = driver
+        self._memory = memory
         self._spool_dir = spool_dir
 
     @property
@@ -160,9 +162,12 @@ class Store:
         )
         info = WriteInfo(size, sha256, metadata, storage_class)
         limits = self.capabilities.parts
-        if limits and size is not None and size > limits.min_size:
+        if limits and size is not None and size > min(limits.min_size, self._memory):
             self._refuse_early(bucket, key, condition)
-            write = PartedWrite(cast("PartDriver", self._driver), bucket, key, info, checkpoint or Forgetful())
+            write = PartedWrite(
+                cast("PartDriver", self._driver), bucket, key, info, checkpoint or Forgetful(),
+                memory=self._memory, spool_dir=self._spool_dir,
+            )  # fmt: skip
             stat = write.run(body, condition)
         else:
             stat = self._driver.put(bucket, key, body, info, condition=condition)

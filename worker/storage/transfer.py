@@ -6,16 +6,42 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Protocol
 
-from worker.storage.driver import Body, Condition, ObjectStat, Part, PartDriver, WriteInfo
+from worker.storage.driver import Body, Condition, ObjectStat, Part, PartData, PartDriver, WriteInfo
 from worker.storage.errors import NotFound, StorageError, Unavailable
-from worker.storage.parts import next_part, plan_parts
+from worker.storage.parts import next_part, plan_parts, spool_part
 
 MEMORY = 64 * 1024 * 1024
 """Bytes of parts that one transfer holds at most, the one that is being read included."""
 AT_ONCE = 2
 """Parts under way: no more than that are sent again after a kill."""
+STREAMED = 16 * 1024 * 1024
+"""Bytes that a driver holds at most of a part that it reads from a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How parts are sent.
+
+    Attributes:
+        at_once: how many are under way.
+        spooled: they wait on the disk and not in memory.
+        held: bytes of them that are in memory at most.
+    """
+
+    at_once: int
+    spooled: bool
+    held: int
+
+
+def plan_sending(part_size: int, memory: int = MEMORY) -> Sending:
+    """Return how to send parts of this size within this memory: from the disk where not even two of them fit."""
+    at_once = min(AT_ONCE, memory // part_size - 1)
+    if at_once < 1:
+        return Sending(AT_ONCE, spooled=True, held=AT_ONCE * STREAMED)
+    return Sending(at_once, spooled=False, held=(at_once + 1) * part_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +108,31 @@ class Forgetful:
 class PartedWrite:
     """One write in parts. The caller guarantees that size and digest are known and that the store has parts."""
 
-    def __init__(self, driver: PartDriver, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        driver: PartDriver,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        checkpoint: Checkpoint,
+        *,
+        memory: int = MEMORY,
+        spool_dir: Path | None = None,
+    ) -> None:
+        """Remember what is to be written.
+
+        Args:
+            driver: the store.
+            bucket: the logical bucket.
+            key: the key in it.
+            info: what is known of the object.
+            checkpoint: remembers how far it has come.
+            memory: bytes of parts to hold at most.
+            spool_dir: where parts wait that are too large for that; the system's temporary directory by default.
+        """
         self._driver = driver
+        self._memory = memory
+        self._spool_dir = spool_dir
         self._place = (bucket, key)
         self._info = info
         self._checkpoint = checkpoint
@@ -133,26 +182,37 @@ class PartedWrite:
         return begun
 
     def _send(self, body: Body, begun: Begun) -> list[Part]:
-        at_once = max(1, min(AT_ONCE, MEMORY // begun.part_size - 1))
+        plan = plan_sending(begun.part_size, self._memory)
         parts: list[Part] = []
-        under_way: deque[Future[Part]] = deque()
-        with ThreadPoolExecutor(at_once, thread_name_prefix="part") as pool:
+        under_way: deque[tuple[Future[Part], PartData]] = deque()
+        with ThreadPoolExecutor(plan.at_once, thread_name_prefix="part") as pool:
             try:
                 number = 0
-                while data := next_part(body, begun.part_size):
+                while data := self._next(body, begun.part_size, spooled=plan.spooled):
                     number += 1
-                    under_way.append(pool.submit(self._send_part, begun, number, data))
-                    del data  # the one under way holds it; before the next is read, one of those must be done
-                    if len(under_way) >= at_once:
-                        parts.append(under_way.popleft().result())
-                parts += [future.result() for future in under_way]
+                    if len(under_way) >= plan.at_once:
+                        parts.append(_sent(*under_way.popleft()))
+                    under_way.append((pool.submit(self._send_part, begun, number, data), data))
+                    del data  # or it would stay while the next is read
+                while under_way:
+                    parts.append(_sent(*under_way.popleft()))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
+                for _, data in under_way:
+                    _let_go(data)
                 raise
         return parts
 
-    def _send_part(self, begun: Begun, number: int, data: bytearray) -> Part:
-        digest = sha256(data).hexdigest()
+    def _next(self, body: Body, size: int, *, spooled: bool) -> PartData:
+        if not spooled:
+            return next_part(body, size)
+        part = spool_part(body, size, self._spool_dir)
+        if not part:
+            part.close()
+        return part
+
+    def _send_part(self, begun: Begun, number: int, data: PartData) -> Part:
+        digest = sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
         known = begun.sent.get(number)
         if known and known.sha256 == digest:
             return known.part
@@ -164,3 +224,15 @@ class PartedWrite:
         with suppress(StorageError):  # never in place of what led here; a sweep ends what is left over
             self._driver.abort_parts(*self._place, token)
         self._checkpoint.ended()
+
+
+def _sent(future: Future[Part], data: PartData) -> Part:
+    try:
+        return future.result()
+    finally:
+        _let_go(data)
+
+
+def _let_go(data: PartData) -> None:
+    if not isinstance(data, bytes | bytearray):
+        data.close()

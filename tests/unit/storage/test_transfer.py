@@ -2,6 +2,8 @@
 
 import io
 import uuid
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ class PartsInMemory(MemoryDriver):
         super().__init__("memory")
         self.begun: dict[str, dict[int, bytes]] = {}
         self.sent: list[int] = []
+        self.files = 0
         self.fail_from: int | None = None
 
     @property
@@ -40,8 +43,10 @@ class PartsInMemory(MemoryDriver):
         if self.fail_from is not None and number >= self.fail_from:
             raise Unavailable("memory: gone")
         self.sent.append(number)
-        self._parts(token)[number] = bytes(data)
-        return self._part(number, bytes(data))
+        self.files += not isinstance(data, bytes | bytearray)
+        held = bytes(data) if isinstance(data, bytes | bytearray) else data.read()
+        self._parts(token)[number] = held
+        return self._part(number, held)
 
     def list_parts(self, bucket, key, token) -> list[Part]:
         return [self._part(number, data) for number, data in sorted(self._parts(token).items())]
@@ -96,13 +101,13 @@ def driver():
     return PartsInMemory()
 
 
-def write(driver, notes, content=CONTENT, *, sha256=None):
+def write(driver, notes, content=CONTENT, *, sha256=None, **budget):
     digest = VerifyingReader(io.BytesIO(CONTENT))
     while digest.read(PART):
         pass
     info = WriteInfo(len(CONTENT), sha256 or digest.digest.sha256)
     body = VerifyingReader(io.BytesIO(content), size=info.size, sha256=info.sha256)
-    return PartedWrite(driver, "releases", "app.tgz", info, notes).run(body, None)
+    return PartedWrite(driver, "releases", "app.tgz", info, notes, **budget).run(body, None)
 
 
 def stored(driver) -> bytes:
@@ -110,10 +115,19 @@ def stored(driver) -> bytes:
         return b"".join(iter(lambda: reader.read(PART), b""))
 
 
-def broken_off(driver, notes):
+def open_files(directory) -> list[str]:
+    """Return what this process has open in a directory, also what has no name any more."""
+    opened: list[str] = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            opened.append(str(link.readlink()))
+    return [path for path in opened if path.startswith(str(directory))]
+
+
+def broken_off(driver, notes, **budget):
     driver.fail_from = 6
     with pytest.raises(Unavailable):
-        write(driver, notes)
+        write(driver, notes, **budget)
     driver.fail_from = None
     driver.sent.clear()
 
@@ -133,6 +147,19 @@ def test_only_what_is_missing_is_sent_again(driver):
     assert sorted(driver.sent) == [6, 7, 8, 9]
     assert stored(driver) == CONTENT
     assert notes.kept is None
+
+
+def test_parts_beyond_the_budget_go_from_the_disk(driver, tmp_path):
+    """Parts that the budget has no room for are sent from files, and go on after a break as others do."""
+    notes = Notes()
+    budget = {"memory": PART, "spool_dir": tmp_path}
+    broken_off(driver, notes, **budget)
+    assert open_files(tmp_path) == []
+    write(driver, notes, **budget)
+    assert sorted(driver.sent) == [6, 7, 8, 9]
+    assert driver.files == 9
+    assert stored(driver) == CONTENT
+    assert (open_files(tmp_path), list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_part_that_was_sent_from_rotten_bytes_is_sent_again(driver):
