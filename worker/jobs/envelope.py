@@ -16,7 +16,7 @@ from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
 from kombu.utils.json import loads
 
-from zot_artifact_client.contract import JOB_ID, MAX_MESSAGE
+from zot_artifact_client.contract import JOB_ID, MAX_MESSAGE, TASKS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
 _DEEPEST = 16
@@ -287,7 +287,7 @@ def _check_identity(fields: Mapping[str, Any], rules: Rules) -> None:
         if fields.get(name) is None:
             raise Unfit(Reason.HEADERS, f"headers.{name}: it is missing")
     if fields["task"] not in rules.tasks:
-        known = ", ".join(sorted(rules.tasks))
+        known = ", ".join(sorted(rules.tasks & TASKS.keys()))
         raise Unfit(Reason.UNKNOWN_TASK, f"no task is named {fields['task'][:100]!r}; this worker has {known}")
 
 
