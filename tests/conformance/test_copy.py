@@ -19,6 +19,8 @@ from worker.storage.s3 import S3Driver
 NEW = b"other bytes, of another length"
 AWKWARD = ("a b+c%2F?d#e", "quote'\"&=;~", "folder/é/文.tgz", "e\u0301/\U0001f680", "UPPER.SHA256", "x" * 200)
 
+SAME = {"s3-native": "s3-ministack", "gcs-native": "gcs", "gcs-resumable": "gcs", "azure-native": "azure"}
+
 
 @pytest.fixture(scope="module")
 def twin(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
@@ -33,6 +35,8 @@ def pair(room: Room, twin: Store) -> Iterator["Pair"]:
     """Return a bucket in both stores, if there is a way between them; afterwards nothing is left of the second."""
     if twin.capabilities.realm is None:
         pytest.skip("the stores have no way between them, as test_where_there_is_no_way_nothing_is_done says")
+    if room.store.name in SAME:
+        pytest.skip(f"the requests are those of {SAME[room.store.name]}, which is asked; the names are asked of all")
     yield Pair(room, twin)
     for row in list(twin.list_objects(room.bucket)):
         twin.delete_object(room.bucket, row.key)
@@ -76,6 +80,8 @@ def test_where_there_is_no_way_nothing_is_done(room: Room, twin: Store) -> None:
     assert (made is None) == (twin.capabilities.realm is None)
     assert twin.object_exists(room.bucket, "app") == (made is not None)
     if made:
+        with twin.read_object(room.bucket, "app") as reader:
+            assert b"".join(reader) == b"hello"
         twin.delete_object(room.bucket, "app")
 
 
