@@ -23,8 +23,6 @@ _DEEPEST = 16
 """Lists and objects within each other; what goes much deeper cannot be pickled for the pool's children."""
 _MOST_RETRIES = 1_000_000
 _SHORT = 255
-_YEARS = range(1970, 9999)
-"""Beyond these, a time zone's offset can lead out of what Python can count."""
 
 
 class Reason(StrEnum):
@@ -303,8 +301,8 @@ def _moment(value: object) -> datetime | None:
     if not isinstance(value, str):
         return None
     moment: datetime | None = maybe_iso8601(value)
-    if moment is None or moment.year not in _YEARS:
-        raise ValueError("out of range")
+    if moment is None:
+        raise ValueError("empty")
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
