@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ from worker.catalogue import Catalogue
 from worker.cli import doctor
 from worker.jobs.door import Connection
 from worker.jobs.envelope import Reason, Refusal
-from worker.jobs.refused import KEPT, Refused, SetAside
+from worker.jobs.refused import KEPT, LATEST, Refused, SetAside
 from worker.settings import load_settings
 from zot_artifact_client.contract import VERIFY
 
@@ -148,23 +148,21 @@ def test_what_is_published_does_not_end_the_worker_either(worker, broker, valkey
     assert SECRET not in log_of(worker)
 
 
-def test_a_message_goes_back_to_the_queue_it_came_from(worker, broker, ended):
-    """Tag and routing of a message are the worker's: a sender can make it neither vanish nor turn up elsewhere."""
-    job = str(uuid4())
-    message = envelope(job, FIELDS)
+def test_tag_and_routing_of_a_message_are_the_workers(worker, broker, ended):
+    """Whatever its sender wrote there, a message that waits can make no other vanish, and returns to its own queue."""
+    message = envelope(job := str(uuid4()), FIELDS)
     message["properties"] |= {
         "delivery_info": {"exchange": "celery", "routing_key": "zot-artifacts:refused"},
         "delivery_tag": "one-for-all",
     }
-    message["headers"]["eta"] = "2099-01-01T00:00:00+00:00"
-    refused = Refused(broker).counts()["headers"]
+    message["headers"]["eta"] = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
     broker.lpush("interactive", json.dumps(message))
-    until(lambda: Refused(broker).counts()["headers"] > refused)
-
-    message["headers"] |= {"eta": None, "id": (job := str(uuid4()))}
-    broker.lpush("interactive", json.dumps(message))
+    tag, held = until(
+        lambda: next((each for each in broker.hgetall("unacked").items() if job.encode() in each[1]), None)
+    )
+    assert tag != b"one-for-all"
+    assert json.loads(held)[1:] == ["", "interactive"]
     assert ended(job).error["type"] == "NotFound"
-    assert not broker.hexists("unacked", "one-for-all")
 
 
 def test_a_message_that_was_never_acknowledged_passes_the_door_again(worker, broker, valkey, ended):
@@ -267,6 +265,21 @@ def test_the_latest_are_remembered_and_all_are_counted(broker):
     assert len(Refused(broker).latest(2 * KEPT)) == KEPT
     assert Refused(broker).counts()["body"] == before + KEPT + 5
     assert Refused(broker).latest(1) == [message]
+
+
+def test_a_refused_message_that_cannot_be_recorded_ends_nothing(worker, broker, ended):
+    """Where the list of refused messages cannot be written, the log has them, and the worker goes on."""
+    pids = (worker.pid, worker.children())
+    broker.delete(LATEST)
+    broker.set(LATEST, "no list")
+    broker.lpush("interactive", b"[]")
+    broker.lpush("interactive", json.dumps(envelope(good := str(uuid4()), FIELDS)))
+    try:
+        assert ended(good).error["type"] == "NotFound"
+    finally:
+        broker.delete(LATEST)
+    assert (worker.pid, worker.children()) == pids
+    assert "the refused message could not be recorded: ResponseError" in log_of(worker)
 
 
 def test_the_id_of_the_hostile_ones_was_refused_once(worker, catalogue):

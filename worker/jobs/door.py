@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
-import redis
 from celery import Celery, current_app
 from celery.app import amqp
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.connection import Connection as KombuConnection
-from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.transport import redis as kombu_redis
 from kombu.utils.uuid import uuid
@@ -55,7 +53,7 @@ def rules_of(app: Celery) -> Rules:
 def turn_away(app: Celery, refused: Refusal, raw: bytes, queue: str, channel: object) -> None:
     """Set a message aside, say so in one line, and let the ledger and whoever waits for its job know.
 
-    If the broker is away meanwhile, the line in the log is all.
+    If that fails, the line in the log is all.
     """
     about = f"job {refused.id}: " if refused.id else ""
     logger.error("%srefused a message in %s, %s: %s", about, queue, refused.reason, refused.message)
@@ -66,7 +64,7 @@ def turn_away(app: Celery, refused: Refusal, raw: bytes, queue: str, channel: ob
         if refused.id and refused.task != RECORD:
             args = (refused.id, refused.task or "unknown", refused.error, refused.message)
             app.send_task(RECORD, args=args, queue=Queue.INTERACTIVE.value, ignore_result=True)
-    except (redis.RedisError, OperationalError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - nothing about a refused message may end the worker
         logger.error("%sthe refused message could not be recorded: %s", about, type(error).__name__)  # noqa: TRY400
 
 
