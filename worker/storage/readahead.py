@@ -18,8 +18,8 @@ TRIES = 4
 """How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
 WINDOW = 16 * 1024 * 1024
 """Bytes of one range of a large object: so many that what a request costs does not count."""
-AHEAD = 4
-"""Ranges that are read at once: so many windows are in memory at most, 64 MiB."""
+AHEAD = 2
+"""Ranges that are read at once: so many windows are in memory at most, 32 MiB."""
 
 
 class SteadyReader:
