@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker import clock
@@ -158,7 +158,9 @@ def test_a_prefix_is_taken_at_its_letters(catalogue):
         stored(catalogue, key)
 
     def listed(prefix):
-        return [artifact.key for artifact in catalogue.artifacts.page("releases", prefix)]
+        found, everywhere = ([a.key for a in catalogue.artifacts.page(of, prefix)] for of in ("releases", None))
+        assert found == everywhere
+        return found
 
     assert listed("app") == ["app", "app_", "apps"]
     assert listed("A") == ["App"]
@@ -167,6 +169,9 @@ def test_a_prefix_is_taken_at_its_letters(catalogue):
 
 
 @given(st.text(max_size=4), st.text(max_size=4))
+@example("a\U0010ffff", "b")
+@example("\U0010ffff", "")
+@example("a\ud7ff", "b")
 def test_what_begins_with_a_prefix_lies_between_it_and_the_first_after(prefix, other):
     """The range that is asked for holds what begins with the prefix, and nothing else."""
     end = first_after(prefix)

@@ -99,13 +99,17 @@ def test_a_wrong_password_is_told_without_it(postgres):
     assert SECRET not in str(raised.value)
 
 
-def test_a_server_that_says_nothing_is_not_waited_for():
-    """A peer that takes the connection and never answers costs the time that connecting may take."""
+def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch):
+    """A peer that takes the connection and never answers costs the time that connecting may take; a URL may set it."""
+    monkeypatch.setitem(postgresql._CONNECTING, "connect_timeout", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(CatalogueUnavailable, match="timeout"):
-            Catalogue(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/zot?connect_timeout=2")
+            Catalogue(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/zot")
         assert time.monotonic() - began < 10
+    assert (
+        "connect_timeout" not in postgresql.options(sa.make_url("postgresql:///zot?connect_timeout=9"))["connect_args"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,8 @@ def test_a_restart_of_the_server_costs_what_was_under_way_and_nothing_else(postg
         record(catalogue)
     postgres.restart()
     assert record(catalogue).version == 1
+    postgres.restart()  # while the connection lies idle
+    assert record(catalogue, "lib.tgz").version == 1
 
 
 def test_a_writer_that_was_stopped_loses_its_turn(url, monkeypatch):
@@ -148,6 +154,7 @@ def test_a_writer_that_was_stopped_loses_its_turn(url, monkeypatch):
 
     with pytest.raises(CatalogueUnavailable):
         write_too_slowly()
+    assert going_on.artifacts.version("releases", "app.tgz", 1)
     stopped.engine.dispose()
     going_on.close()
     Catalogue(url).close()
