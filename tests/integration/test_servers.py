@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Ministack, RcloneS3, Server, ServerFailed, ServerMissing, Valkey
+from tests.servers import Ministack, Postgres, RcloneS3, Server, ServerFailed, ServerMissing, Valkey
 from tests.servers.process import REPOSITORY, die_with_parent
 
-FOREVER = "from tests.servers import Valkey; from pathlib import Path; import sys, time\n"
-FOREVER += "print(Valkey(Path(sys.argv[1])).start().pid, flush=True); time.sleep(600)"
+FOREVER = "import sys, time, tests.servers; from pathlib import Path; kind = getattr(tests.servers, sys.argv[1])\n"
+FOREVER += "print(kind(Path(sys.argv[2])).start().pid, flush=True); time.sleep(600)"
 
 
 def python(*arguments: str) -> list[str]:
@@ -51,9 +51,12 @@ def test_a_server_that_was_killed_goes_on_with_its_data(valkey: Valkey, tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the children of a killed process")
-def test_a_server_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["Valkey", "Postgres"])
+def test_a_server_dies_with_a_parent_that_was_killed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A test run that is killed with -9 leaves no server behind."""
-    with subprocess.Popen(python("-c", FOREVER, str(tmp_path)), stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
+    request.getfixturevalue(kind.lower())  # where it is missing, that is said
+    command = python("-c", FOREVER, kind, str(tmp_path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
         assert parent.stdout
         pid = int(parent.stdout.readline())
         parent.kill()
@@ -63,7 +66,7 @@ def test_a_server_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
 def test_a_missing_server_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is not installed is said with the way out."""
     monkeypatch.setenv("ZOT_SERVERS_VENV", str(tmp_path))
-    for server in (Ministack(tmp_path), RcloneS3(tmp_path)):
+    for server in (Ministack(tmp_path), RcloneS3(tmp_path), Postgres(tmp_path)):
         with pytest.raises(ServerMissing, match="make setup"):
             server.start()
 

@@ -93,8 +93,9 @@ class Postgres(Server):
         password = self.directory / "password"
         password.write_text(self.password)
         options = ("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C", "--no-sync")
+        program = _program("initdb")
         made = subprocess.run(
-            (*_as_somebody(), _program("initdb"), "-D", str(self._data), "-U", self.user, *options),
+            (*_as_somebody(), program, "-D", str(self._data), "-U", self.user, *options),
             capture_output=True,
             text=True,
             check=False,
