@@ -4,6 +4,7 @@ import logging
 
 from celery import Celery, Task, shared_task
 
+from tasks.batch import end_children
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
@@ -25,6 +26,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     """
     sweep, jobs = context.settings.sweep.recover, context.catalogue.jobs
     cancelled = end_waiting(context, app, clean_up)
+    end_children(context, app)
     messages = Outbox(app).resend(jobs.known, sweep.after)
     overdue = jobs.overdue(now=clock.now(), again=sweep.again, limit=_AT_ONCE)
     for job in overdue:
@@ -36,7 +38,8 @@ def _send(app: Celery, job: JobRecord) -> None:
     spec = _SPECS[job.kind]
     logger.warning("job %s: nothing was heard of it since %s: sent again", job.id, job.due_at)
     queue = job.queue or spec.queue.value
-    app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue)
+    options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch looks into the ledger
+    app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue, **options)
 
 
 @shared_task(name=SWEEP_RECOVER.name, bind=True, ignore_result=True)

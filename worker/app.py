@@ -17,7 +17,7 @@ from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 from zot_artifact_client.routing import queues
 
 TASK_MODULES = (
-    "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt",
+    "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt", "tasks.batch",
     "tasks.sweep", "tasks.leftovers", "tasks.probe", "tasks.recover", "tasks.refused",
 )  # fmt: skip
 """Named as strings: the arrows run from the tasks to the worker, never back."""

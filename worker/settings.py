@@ -143,6 +143,15 @@ class JobSettings(_Section):
     """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
 
 
+class BatchSettings(_Section):
+    """How batch jobs plan."""
+
+    in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """How many jobs of one batch wait or run at a time at most; a batch may name another number."""
+    step: Duration = timedelta(seconds=1)
+    """How often a batch counts what has come out, and sends as many more. It holds no process in between."""
+
+
 class Settings(BaseSettings):
     """All settings. See `docs/settings.md` for an example file."""
 
@@ -167,6 +176,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     sweep: SweepSettings = SweepSettings()
     jobs: JobSettings = JobSettings()
+    batch: BatchSettings = BatchSettings()
     store_limits: dict[str, StoreLimits] = {}
     """What all workers together ask of single stores at most, by name; without, as much as they can."""
     breaker: BreakerSettings = BreakerSettings()

@@ -3,6 +3,7 @@
 from copy import copy
 
 from worker.catalogue.artifacts import Artifacts
+from worker.catalogue.batches import Batch, Batches, CameOut, Child, Failed, Kind, NewChild, Step
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.fence import FencedDatabase, LostLease
 from worker.catalogue.interventions import Interventions
@@ -13,20 +14,27 @@ from worker.catalogue.verifications import Verifications
 
 __all__ = [
     "Artifact",
+    "Batch",
     "Begun",
     "Busy",
+    "CameOut",
     "Catalogue",
     "CatalogueError",
     "CatalogueUnavailable",
+    "Child",
     "Copy",
     "CopyState",
     "Ended",
+    "Failed",
     "Finding",
     "JobRecord",
     "Jobs",
+    "Kind",
     "LostLease",
+    "NewChild",
     "OpenTransfer",
     "OtherRequest",
+    "Step",
     "last_cause",
 ]
 
@@ -53,6 +61,7 @@ class Catalogue:
 
     def _write_through(self, database: Database) -> None:
         self.artifacts = Artifacts(database)
+        self.batches = Batches(database)
         self.interventions = Interventions(database)
         self.jobs = Jobs(database)
         self.transfers = Transfers(database)

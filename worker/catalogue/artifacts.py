@@ -142,23 +142,28 @@ class Artifacts:
         self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000
     ) -> Sequence[Artifact]:
         """Return current artifacts by bucket and key, starting after the one given."""
-        newer = artifacts.alias("newer")
-        superseded = sa.exists().where(
-            newer.c.bucket == artifacts.c.bucket, newer.c.key == artifacts.c.key,
-            newer.c.version > artifacts.c.version, newer.c.committed_at.is_not(None),
-        )  # fmt: skip
-        query = (
-            sa.select(artifacts)
-            .where(artifacts.c.committed_at.is_not(None), artifacts.c.tombstoned_at.is_(None), ~superseded)
-            .where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
-            .where(*_begins_with(artifacts.c.key, prefix))
-            .order_by(artifacts.c.bucket, artifacts.c.key)
-            .limit(limit)
-        )
-        if bucket is not None:
-            query = query.where(artifacts.c.bucket == bucket)
+        query = sa.select(artifacts).where(*_listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
+        if bucket is None:
+            query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
+            query = query.where(*_begins_with(artifacts.c.key, prefix))
+        else:
+            query = query.where(artifacts.c.bucket == bucket, *_following(prefix, after[1]))
         with self._database.read() as connection:
             return [_artifact(row) for row in connection.execute(query)]
+
+    def measure(self, bucket: str, prefix: str = "") -> tuple[int, int]:
+        """Return how many artifacts `page` lists in all, and their bytes."""
+        counted = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))
+        query = counted.where(*_listed(), artifacts.c.bucket == bucket, *_following(prefix, ""))
+        with self._database.read() as connection:
+            count, size = connection.execute(query).one()
+        return count, int(size)  # PostgreSQL adds up to a Decimal
+
+    def sizes(self, paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Return the sizes of the current versions under these keys, of those that there are."""
+        with self._database.read() as connection:
+            found = {path: _current(connection, *path) for path in paths}
+        return {path: artifact.digest.size for path, artifact in found.items() if artifact}
 
     # Copies
 
@@ -292,12 +297,27 @@ def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
     return _artifact(row) if row and row.tombstoned_at is None else None
 
 
+def _listed() -> list[sa.ColumnElement[bool]]:
+    newer = artifacts.alias("newer")
+    superseded = sa.exists().where(
+        newer.c.bucket == artifacts.c.bucket, newer.c.key == artifacts.c.key,
+        newer.c.version > artifacts.c.version, newer.c.committed_at.is_not(None),
+    )  # fmt: skip
+    return [artifacts.c.committed_at.is_not(None), artifacts.c.tombstoned_at.is_(None), ~superseded]
+
+
 def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
     # LIKE takes upper and lower case for the same in SQLite and not in PostgreSQL, and no index can help it.
     if not prefix:
         return []
     end = first_after(prefix)
     return [column >= prefix] if end is None else [column >= prefix, column < end]
+
+
+def _following(prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
+    """Say which keys begin with a prefix and come after one, with one lower bound: SQLite searches by one only."""
+    begins = _begins_with(artifacts.c.key, prefix)
+    return [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
 
 
 def first_after(prefix: str) -> str | None:

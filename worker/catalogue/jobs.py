@@ -161,6 +161,17 @@ class Jobs:
             found = connection.execute(_FIND, {"job": id_}).one()
             kept = {"error": dict(why) | last_cause(found.error), "attempts": found.attempts - 1}
             self._change(connection, id_, fence, values | kept | {"put_off_since": since})
+
+    def rest(self, id_: str, fence: int, *, progress: Mapping[str, Any] | None, due: datetime) -> None:
+        """Give a job back that has done one of its steps well: nothing of what went before counts against it.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values: dict[str, Any] = {
+            "state": JobState.QUEUED, "due_at": due, "lease_until": None, "attempts": 0, "crashes": 0, "error": None,
+            "put_off_since": None,
+        }  # fmt: skip
         self._settle(id_, fence, values if progress is None else values | {"progress": dict(progress)})
 
     def finish(
@@ -220,7 +231,7 @@ class Jobs:
         states = [state for state in JobState if not state.terminal]
         with self._database.read() as connection:
             requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
-            return {request["source"] for request in requests if "source" in request}
+            return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
 
     def overdue(self, *, now: datetime, again: timedelta, limit: int) -> list[JobRecord]:
         """Claim jobs that have not ended and of which nothing was heard when it was due, the longest overdue first.
@@ -236,9 +247,10 @@ class Jobs:
         return found
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Return which of these jobs a worker has taken over."""
+        """Return which of these jobs a worker has taken over, or has ended."""
+        taken = sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at.is_not(None), jobs.c.finished_at.is_not(None))
         with self._database.read() as connection:
-            return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids))).scalars())
+            return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
 
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:

@@ -3,6 +3,7 @@
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -87,6 +88,7 @@ jobs = Table(
     Index("ix_jobs_created_at", "created_at"),
     Index("ix_jobs_due_at", "due_at"),
     Index("ix_jobs_holds", "holds", "lease_until"),
+    Index("ix_jobs_parent", "parent", "id"),
     Index("ix_jobs_state", "state", "lease_until"),
 )
 """The ledger. `holds` is the `bucket/key` that no other job may write to while this one's lease lasts.
@@ -148,3 +150,42 @@ transfer_parts = Table(
     Column("sha256", Text(64), nullable=False),
 )
 """Its parts that the store has confirmed, with the SHA-256 of what was sent."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("job", Text(64), primary_key=True),
+    Column("cursor", JSON, nullable=False),
+    Column("exhausted", Boolean, nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("total", BigInteger),
+    Column("total_bytes", BigInteger),
+    Column("planned", BigInteger, nullable=False),
+    Column("ended", BigInteger, nullable=False),
+    Column("ended_bytes", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("outcomes", JSON, nullable=False),
+    Column("begun_at", UtcDateTime, nullable=False),
+    Column("next_step_at", UtcDateTime, nullable=False),
+    Index("ix_batches_open", "open"),
+)
+"""How far the planning of a batch job is, and what came of what it has planned; nothing in it is ever counted anew.
+
+`cursor`: where the next page begins. `exhausted`: there is none. `open`: its jobs have been neither all counted nor
+told to end. `next_step_at`: what is delivered before is a second message for the same step.
+"""
+
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("batch", ForeignKey("batches.job"), primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("job", Text(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("outcome", Text(32)),
+    Index("ix_batch_items_outcome", "batch", "outcome"),
+)
+"""The jobs of a batch that are in flight, without an outcome, and those that did not come out as they should.
+
+What came out well is counted and leaves, so that a step looks at no more rows at the end than at the start.
+"""

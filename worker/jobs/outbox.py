@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from zot_artifact_client.contract import Queue
-from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, another
+from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, another, push
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,29 @@ class Outbox:
             return Outgoing(sent["headers"]["task"], job_id, sent["properties"]["delivery_info"]["routing_key"], kwargs)
         except (ValueError, LookupError, TypeError):
             return None  # what a stranger put there
+
+    def send(self, jobs: list[Outgoing]) -> None:
+        """Send jobs of the worker's own, in one round trip, each with its entry here."""
+        with self._redis() as client:
+            if client is not None:
+                with client.pipeline(transaction=True) as pipeline:
+                    push(pipeline, self._app, jobs)
+                    pipeline.execute()
+                return
+        with self._app.producer_or_acquire() as producer:
+            for job in jobs:
+                options = {"task_id": job.job_id, "queue": job.queue, "parent_id": job.parent, "root_id": job.parent}
+                self._app.send_task(job.name, kwargs=job.payload, producer=producer, ignore_result=True, **options)
+
+    def lost(self, ids: list[str]) -> set[str] | None:
+        """Return which of these jobs, that no worker has taken over, have no message; None if nobody can tell."""
+        with self._redis() as client:
+            if client is None:
+                return None
+            with client.pipeline(transaction=False) as pipeline:
+                for id_ in ids:
+                    pipeline.hexists(MESSAGES, id_)
+                return {id_ for id_, there in zip(ids, pipeline.execute(), strict=True) if not there}
 
     def resend(self, known: Known, after: timedelta) -> int:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.

@@ -19,6 +19,8 @@ class CeleryReporter:
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""
+        if self._task.request.ignore_result:  # nobody looks there, and a million would stay for a day
+            return
         try:
             self._task.update_state(state=PROGRESS_STATE, meta=progress.model_dump(mode="json"))
         except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up

@@ -185,6 +185,8 @@ class Delivery(Generic[RequestT, ResultT]):
             raise Ignore from error
         except Cancelled as error:
             self._cancel(job, error, record)
+        except NextStep as step:
+            self._rest(job, step)
         except HandedBack as error:
             self._put_off(job, error, record.put_off_since, 0)
         except PutOff as error:
@@ -224,6 +226,18 @@ class Delivery(Generic[RequestT, ResultT]):
         self._jobs.retrying(job.id, job.fence, _details(error), due=self._due(delay))
         logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
+
+    def _rest(self, job: RunningJob, step: NextStep) -> NoReturn:
+        """Let the job do its next step later, in a message that counts as its first: no retry, and no failed attempt.
+
+        The result backend keeps saying how far it is.
+        """
+        progress = job.progress.model_dump(mode="json") if step.seconds is not None else None
+        self._jobs.rest(job.id, job.fence, progress=progress, due=self._due(step.seconds or 0))
+        if step.seconds is not None:
+            self._task.request.retries = 0
+            self._again(step.seconds)
+        raise Ignore from step
 
     def _put_off_or_bury(self, job: RunningJob, error: PutOff, record: JobRecord) -> NoReturn:
         since = record.put_off_since or clock.now()

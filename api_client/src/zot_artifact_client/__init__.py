@@ -3,6 +3,8 @@
 from zot_artifact_client.client import ArtifactClient, Artifacts
 from zot_artifact_client.contract import (
     AdoptResult,
+    BatchFailure,
+    BatchResult,
     DeleteResult,
     JobState,
     Progress,
@@ -26,6 +28,8 @@ __all__ = [
     "AdoptResult",
     "ArtifactClient",
     "Artifacts",
+    "BatchFailure",
+    "BatchResult",
     "BrokerUnavailable",
     "ClientError",
     "DeleteResult",

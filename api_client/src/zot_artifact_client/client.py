@@ -1,9 +1,9 @@
-"""The client: four verbs and a sweep, each a job."""
+"""The client: the verbs, for one artifact or for many, and a sweep; each is a job."""
 
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, overload
 from uuid import UUID, uuid4, uuid5
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from zot_artifact_client.connecting import is_redis, without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
+    BATCH,
     DELETE,
     JOB_ID,
     MAX_MESSAGE,
@@ -21,17 +22,21 @@ from zot_artifact_client.contract import (
     UPLOAD,
     VERIFY,
     AdoptResult,
+    BatchResult,
     DeleteResult,
+    Message,
     ReplicateResult,
     RequestT,
     ResultT,
     SweepVerifyResult,
     TaskSpec,
     UploadResult,
+    Verb,
     VerifyResult,
 )
 from zot_artifact_client.errors import ClientError, InvalidRequest
 from zot_artifact_client.job import Job
+from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.publishing import Publisher
 from zot_artifact_client.results import CeleryOutcomes
 
@@ -40,6 +45,11 @@ JOBS = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
 
 _AROUND = 16 * 1024
 """Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields for people."""
+
+
+AT_ONCE = 500
+"""Jobs that are sent in one round trip: some hundred kilobytes."""
+_BY_REQUEST: dict[type[Message], TaskSpec[Any, Any]] = {spec.request: spec for spec in TASKS.values()}
 
 
 class Artifacts(ABC):
@@ -136,6 +146,41 @@ class Artifacts(ABC):
         request = _request(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read)
         return self.submit(ADOPT, request, idempotency_key=idempotency_key)
 
+    def batch(
+        self,
+        verb: Verb,
+        bucket: str | None = None,
+        prefix: str = "",
+        *,
+        keys_from: str | os.PathLike[str] | None = None,
+        to: str | Iterable[str] | None = None,
+        stores: str | Iterable[str] | None = None,
+        allow_last: bool = False,
+        everything: bool = False,
+        in_flight: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job[BatchResult]:
+        """Replicate, verify or delete every artifact of a bucket or prefix, or those that a file lists.
+
+        The list is a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line. `to`, `stores`
+        and `allow_last` are those of the verb. To delete from a bucket without a prefix, say `everything`. What did
+        not come out as it should is in the result, and fails no job: ask `result.good`. At most `in_flight` artifacts
+        are at work at a time; cancelling the batch ends those too.
+        """
+        request = _request(
+            BATCH,
+            verb=verb,
+            bucket=bucket,
+            prefix=prefix or None,
+            keys_from=None if keys_from is None else os.fspath(keys_from),
+            to=_names(to),
+            stores=_names(stores),
+            allow_last=allow_last or None,
+            everything=everything or None,
+            in_flight=in_flight,
+        )
+        return self.submit(BATCH, request, idempotency_key=idempotency_key)
+
     def sweep_verify(self, store: str | None = None, *, idempotency_key: str | None = None) -> Job[SweepVerifyResult]:
         """Verify the copies of one store, or of all, that are due; the worker also does it on its own schedule."""
         return self.submit(SWEEP_VERIFY, _request(SWEEP_VERIFY, store=store), idempotency_key=idempotency_key)
@@ -150,6 +195,14 @@ class Artifacts(ABC):
         job_id: str | None = None,
     ) -> Job[ResultT]:
         """Send a request of any kind, under an id of the caller's if it has one."""
+
+    @abstractmethod
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
+        """Send many requests, of one kind or several, some hundreds in one round trip each.
+
+        With an `idempotency_key`, each job's id follows from it and from the place in the list: the same list sent
+        again under the same key is the same jobs. Raise BrokerUnavailable: some may have been sent.
+        """
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
@@ -197,12 +250,24 @@ class ArtifactClient(Artifacts):
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
-        if self._closed:
-            msg = f"the client of {without_credentials(self._broker)} is closed: make another one"
-            raise ClientError(msg)
+        self._check_open()
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
         self._publisher.send(spec, chosen, payload_of(spec, request))
         return Job(chosen, spec, outcomes=self._outcomes)
+
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
+        self._check_open()
+        jobs: list[Job[Any]] = []
+        waiting: list[Outgoing] = []
+        for chosen, spec, request in choose_ids(requests, idempotency_key):
+            jobs.append(Job(chosen, spec, outcomes=self._outcomes))
+            waiting.append(Outgoing(spec.name, chosen, spec.queue.value, payload_of(spec, request)))
+            if len(waiting) >= AT_ONCE:
+                self._publisher.send_all(waiting)
+                waiting = []
+        if waiting:
+            self._publisher.send_all(waiting)
+        return jobs
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
@@ -215,6 +280,11 @@ class ArtifactClient(Artifacts):
         self._closed = True
         self._publisher.close()
         self._outcomes.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the client of {without_credentials(self._broker)} is closed: make another one"
+            raise ClientError(msg)
 
 
 def choose_id(spec: TaskSpec[Any, Any], *, idempotency_key: str | None = None, job_id: str | None = None) -> str:
@@ -248,6 +318,19 @@ def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, ob
         msg = f"{spec.kind}: the message would have {size} bytes, at most {MAX_MESSAGE} are accepted"
         raise InvalidRequest(msg)
     return payload
+
+
+def choose_ids(
+    requests: Iterable[Message], idempotency_key: str | None
+) -> Iterator[tuple[str, TaskSpec[Any, Any], Message]]:
+    """Return each request with its kind and the id to send it under. Raise InvalidRequest."""
+    for number, request in enumerate(requests):
+        spec = _BY_REQUEST.get(type(request))
+        if spec is None:
+            msg = f"requests[{number}]: a {type(request).__name__} is no request"
+            raise InvalidRequest(msg)
+        key = idempotency_key if not idempotency_key else f"{idempotency_key}/{number}"
+        yield choose_id(spec, idempotency_key=key), spec, request
 
 
 def check_id(job_id: str) -> str:

@@ -453,6 +453,7 @@ SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, Sweep
 TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
-        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
+        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH,
+        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
     )
 }  # fmt: skip

@@ -1,14 +1,21 @@
 """What the worker does, in small and in memory: the other half of `testing`."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zot_artifact_client.contract import (
+    DELETE,
+    REPLICATE,
+    VERIFY,
     AdoptRequest,
     AdoptResult,
+    BatchFailure,
+    BatchRequest,
+    BatchResult,
     CopyVerdict,
     DeletedCopy,
     DeleteRequest,
@@ -26,6 +33,9 @@ from zot_artifact_client.contract import (
     VerifyResult,
 )
 from zot_artifact_client.errors import JobFailed
+
+_BAD = ("corrupt", "size_mismatch", "missing")
+_WORST_FIRST = (*_BAD, "verified", "repaired", "stored", "already_there", "deleted", "already_gone")
 
 
 @dataclass(slots=True)
@@ -64,6 +74,7 @@ class InMemoryWorker:
             "verify": self._verify,
             "delete": self._delete,
             "adopt": self._adopt,
+            "batch": self._batch,
             "sweep.verify": self._sweep_verify,
         }
         return verbs[spec.kind](request).model_dump(mode="json")
@@ -148,6 +159,49 @@ class InMemoryWorker:
         artifact.copies.add(store)
         evidence = "sha256 kept by the store" if kept else "sha256 in the catalogue" if known else "first read"
         return AdoptResult(**artifact.facts(request), store=store, evidence=evidence, unchanged=unchanged)
+
+    def _batch(self, request: BatchRequest) -> BatchResult:
+        self._known(request.to or request.stores or ())
+        paths = self._listed(request.keys_from) if request.keys_from else self._below(request)
+        if not paths and request.verb != DELETE.kind:
+            raise JobFailed(f"{request.keys_from or request.bucket}: there is no artifact there", "NotFound")
+        found = self._artifacts
+        size = sum(found[path].versions[-1][1] for path in paths if path in found and found[path].copies)
+        outcomes = [(path, *self._one_of(request, *path)) for path in paths]
+        failures = tuple(
+            BatchFailure(job="", bucket=path[0], key=path[1], outcome=outcome, message=message)
+            for path, outcome, message in outcomes
+            if message is not None
+        )
+        counts = dict(Counter(outcome for _, outcome, _ in outcomes))
+        return BatchResult(
+            verb=request.verb, objects=len(paths), bytes=size, outcomes=counts, failed=len(failures), failures=failures
+        )
+
+    def _below(self, request: BatchRequest) -> list[tuple[str, str]]:
+        below = (path for path, artifact in self._artifacts.items() if artifact.copies and path[0] == request.bucket)
+        return sorted(path for path in below if path[1].startswith(request.prefix))
+
+    def _listed(self, source: str) -> list[tuple[str, str]]:
+        lines = [line for line in self._read(source).decode("utf-8-sig").splitlines() if line]
+        paths = [line.partition("/")[::2] for line in lines]
+        bad = [number for number, (bucket, key) in enumerate(paths, 1) if not (bucket and key)]
+        if bad:
+            raise JobFailed(f"{source}: nothing was done, line {bad[0]} names no artifact", "BadKeyList")
+        return paths
+
+    def _one_of(self, batch: BatchRequest, bucket: str, key: str) -> tuple[str, str | None]:
+        """Do one object of a batch; return what came of it, and what is wrong with that, if anything is."""
+        asked = batch.model_dump(include={"to", "stores", "allow_last"}, exclude_none=True)
+        spec = next(spec for spec in (REPLICATE, VERIFY, DELETE) if spec.kind == batch.verb)
+        fields = {name: value for name, value in asked.items() if name in spec.request.model_fields}
+        try:
+            done: Any = self.run(spec, spec.request.read({"bucket": bucket, "key": key, **fields}))
+        except JobFailed as error:
+            return error.state, error.message
+        words = [copy.get("verdict") or copy["outcome"] for copy in done["copies"]]
+        worst = next((word for word in _WORST_FIRST if word in words), "already_gone")
+        return worst, worst if worst in _BAD else None
 
     def _sweep_verify(self, request: SweepVerifyRequest) -> SweepVerifyResult:
         stores = self._known((request.store,) if request.store else tuple(self.stores))

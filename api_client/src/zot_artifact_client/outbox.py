@@ -22,16 +22,20 @@ ORDER = "zot-artifacts:outbox:{queue}"
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One job on its way to the broker. `payload` is the request as JSON."""
+    """One job on its way to the broker. `payload` is the request as JSON.
+
+    A `parent` is the job that sends this one as its own, and looks for its end in the ledger: no result is kept for it.
+    """
 
     name: str
     job_id: str
     queue: str
     payload: dict[str, object]
+    parent: str | None = None
 
 
 def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
-    """Add to a Redis pipeline what sends these jobs; the entry comes before the message, so that none is without one."""
+    """Add to a Redis pipeline what sends these jobs; the entry comes before the message, so none is without one."""
     now = time.time()
     for job in jobs:
         message = envelope(app, job)
@@ -42,7 +46,8 @@ def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
 
 def envelope(app: Celery, job: Outgoing) -> str:
     """Return a job's message, in version 2 of Celery's protocol, as Redis holds it."""
-    message = app.amqp.as_task_v2(job.job_id, job.name, kwargs=job.payload)
+    options = {"parent_id": job.parent, "root_id": job.parent, "ignore_result": True} if job.parent else {}
+    message = app.amqp.as_task_v2(job.job_id, job.name, kwargs=job.payload, **options)
     properties = {
         **message.properties,
         "delivery_mode": 2,

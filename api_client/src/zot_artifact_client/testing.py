@@ -11,8 +11,8 @@ Simpler than the worker: one good copy is enough evidence, old versions keep no 
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
-from zot_artifact_client.client import Artifacts, check_id, choose_id, payload_of, spec_of
-from zot_artifact_client.contract import JobState, RequestT, ResultT, TaskSpec
+from zot_artifact_client.client import Artifacts, check_id, choose_id, choose_ids, payload_of, spec_of
+from zot_artifact_client.contract import JobState, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, WaitTimeout
 from zot_artifact_client.in_memory import InMemoryWorker
 from zot_artifact_client.job import Job, OnProgress, Snapshot
@@ -55,6 +55,10 @@ class InMemoryArtifactClient(Artifacts):
             if not self.paused:
                 self.resume()
         return Job(chosen, spec, outcomes=self)
+
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
+        chosen = list(choose_ids(requests, idempotency_key))
+        return [self.submit(spec, request, job_id=id_) for id_, spec, request in chosen]
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...

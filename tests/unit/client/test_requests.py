@@ -11,7 +11,7 @@ import pytest
 import zot_artifact_client
 from zot_artifact_client import ArtifactClient, Artifacts, ClientError, InvalidRequest
 from zot_artifact_client.connecting import without_credentials
-from zot_artifact_client.contract import MAX_MESSAGE, TASKS, VERIFY, Queue
+from zot_artifact_client.contract import MAX_MESSAGE, TASKS, VERIFY, Queue, VerifyRequest
 from zot_artifact_client.routing import UNROUTED, queues
 from zot_artifact_client.testing import InMemoryArtifactClient
 
@@ -42,6 +42,21 @@ def client() -> InMemoryArtifactClient:
         (lambda c: c.verify("b", "k", idempotency_key=""), "verify: idempotency_key is empty"),
         (lambda c: c.adopt("b", "k", store=""), "adopt: store: "),
         (lambda c: c.sweep_verify(""), "sweep.verify: store: "),
+        (lambda c: c.batch("purge", "b"), "batch: verb: "),
+        (lambda c: c.batch("verify"), "batch: request: give either bucket or keys_from"),
+        (lambda c: c.batch("verify", "b", keys_from="/in/list"), "batch: request: give either bucket or keys_from"),
+        (lambda c: c.batch("verify", prefix="p", keys_from="/in/list"), "batch: request: prefix goes with bucket"),
+        (lambda c: c.batch("verify", keys_from="https://hunter2/list"), "batch: keys_from: a file is expected"),
+        (lambda c: c.batch("replicate", "b"), "batch: request: to goes with replicate"),
+        (lambda c: c.batch("verify", "b", to="dr"), "batch: request: to goes with replicate"),
+        (lambda c: c.batch("replicate", "b", to="dr", stores="dr"), "batch: request: stores goes with verify"),
+        (lambda c: c.batch("delete", "b", "p", allow_last=True), "batch: request: allow_last goes with delete"),
+        (lambda c: c.batch("delete", "b"), "batch: request: to delete from a whole bucket, say everything"),
+        (lambda c: c.batch("delete", "b", stores="dr"), "batch: request: to delete from a whole bucket"),
+        (lambda c: c.batch("delete", "b", "p", everything=True), "batch: request: everything goes with delete"),
+        (lambda c: c.batch("verify", "b", in_flight=0), "batch: in_flight: "),
+        (lambda c: c.submit_many(["hunter2"]), "requests[0]: a str is no request"),
+        (lambda c: c.submit_many([VerifyRequest(bucket="b", key="k")], idempotency_key=""), "verify: idempotency_key"),
         (lambda c: c.job("../hunter2"), "job_id: "),
         (lambda c: c.job("id", "upl0ad-hunter2"), "kind: there are upload, "),
     ],
@@ -55,6 +70,16 @@ def test_a_bad_request_is_refused_in_one_line(client: InMemoryArtifactClient, se
     assert "\n" not in message
     assert "hunter2" not in message.lower()
     assert not client.submitted
+
+
+def test_a_list_of_requests_sent_again_under_its_key_is_the_same_jobs(client: InMemoryArtifactClient) -> None:
+    """Each request has an id of its own, and the same one when the same list is sent again; without a key, another."""
+    requests = [VerifyRequest(bucket="b", key=f"k{n}") for n in range(3)]
+    first = client.submit_many(iter(requests), idempotency_key="nightly")
+    assert [job.id for job in client.submit_many(requests, idempotency_key="nightly")] == [job.id for job in first]
+    assert len({job.id for job in first}) == len(client.submitted) == 3
+    assert {job.kind for job in first} == {"verify"}
+    assert not {job.id for job in client.submit_many(requests)} & {job.id for job in first}
 
 
 def test_every_fault_is_named_at_once(client: InMemoryArtifactClient) -> None:

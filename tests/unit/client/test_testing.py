@@ -195,3 +195,35 @@ def test_what_cannot_be_proved_is_not_adopted(uploaded: InMemoryArtifactClient) 
             uploaded.adopt("releases", key, store="dr").wait()
         assert failed.value.type == error
     assert uploaded.adopt("releases", "bare", store="dr", first_read=True).wait().evidence == "first read"
+
+
+def test_a_batch_does_one_verb_to_many(client: InMemoryArtifactClient) -> None:
+    """Every artifact below a prefix is done and counted; what is wrong is named, and fails nothing else."""
+    for key in ("v1/a", "v1/b", "v2/a"):
+        client.upload("/in/app.tgz", "releases", key)
+    client.corrupt("releases", "v1/b", "dr")
+
+    result = client.batch("verify", "releases", "v1/").wait()
+
+    assert (result.objects, result.outcomes, result.good) == (2, {"verified": 1, "corrupt": 1}, False)
+    assert result.bytes == 2 * len(APP)
+    assert [(each.key, each.outcome) for each in result.failures] == [("v1/b", "corrupt")]
+    assert client.batch("replicate", "releases", "v1/", to="dr").wait().outcomes == {"already_there": 1, "repaired": 1}
+    assert client.batch("delete", "releases", everything=True).wait().outcomes == {"deleted": 3}
+    assert client.batch("delete", "releases", "v1/").wait().objects == 0
+    with pytest.raises(JobFailed, match="no artifact there"):
+        client.batch("verify", "releases").wait()
+
+
+def test_a_batch_follows_a_list(client: InMemoryArtifactClient, tmp_path: Path) -> None:
+    """What the file names is done; what is not there fails by name, and a line that names nothing refuses the whole."""
+    client.upload("/in/app.tgz", "releases", "a")
+    listed = tmp_path / "list"
+    listed.write_text("releases/a\nreleases/b\n")
+    result = client.batch("verify", keys_from=listed).wait()
+    assert (result.objects, result.outcomes) == (2, {"verified": 1, "failed": 1})
+    assert "no artifact releases/b" in result.failures[0].message
+    listed.write_text("releases/a\nb\n")
+    with pytest.raises(JobFailed, match="line 2"):
+        client.batch("delete", keys_from=listed).wait()
+    assert client.verify("releases", "a").wait().good

@@ -1,0 +1,291 @@
+"""Batch: do one verb to every artifact of a bucket or prefix, or of a list, with a job for each.
+
+A batch works in short steps and holds no process between them. Each step counts what has come out, accepts the next
+jobs into the ledger together with the place where it stands, and only then sends their messages. So a death at any
+point leaves nothing out and does nothing twice: a job without a message is found by the next step.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+from uuid import NAMESPACE_OID, uuid5
+
+import redis
+from celery import Celery, current_app
+from kombu.exceptions import OperationalError
+
+from worker import clock, keylist
+from worker.catalogue import Batch, CameOut, Child, Failed, Kind, NewChild, Step
+from worker.context import Context
+from worker.jobs.cancelling import request_end
+from worker.jobs.outbox import Outbox
+from worker.jobs.running import NextStep, RunningJob
+from worker.jobs.task import artifact_task
+from worker.sources import drop_staged
+from worker.storage.errors import NotFound
+from worker.storage.keys import check_bucket
+from zot_artifact_client.contract import (
+    BATCH,
+    DELETE,
+    REPLICATE,
+    VERIFY,
+    BatchFailure,
+    BatchRequest,
+    BatchResult,
+    DeleteRequest,
+    JobState,
+    Progress,
+    Queue,
+    ReplicateRequest,
+    TaskSpec,
+    VerifyRequest,
+)
+from zot_artifact_client.outbox import Outgoing
+
+logger = logging.getLogger(__name__)
+
+FAILURES = 100
+"""Failures that the result names; the ledger has them all."""
+QUEUE = Queue.SWEEP
+"""Where the jobs of a batch wait: behind nobody who waits for an answer, and in nobody's way."""
+_IDLE = 3
+"""How many times longer the next step waits if nothing has moved."""
+_SLACK = timedelta(milliseconds=300)
+_UNTOLD = timedelta(hours=1)
+"""After which a job is sent again where the broker cannot tell whether its message is lost."""
+_LONGEST_STEM = 100
+_BROKER = (redis.RedisError, OperationalError, OSError)
+_VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "verified")
+"""The worst first."""
+_PLACED = ("repaired", "stored", "already_there")
+_DELETED = ("deleted", "already_gone")
+
+
+class Messages(Protocol):
+    """The way to the broker, as a batch needs it."""
+
+    def send(self, jobs: list[Outgoing]) -> None:
+        """Send jobs; sending one again is harmless."""
+        ...
+
+    def lost(self, ids: list[str]) -> set[str] | None:
+        """Return which of these, that no worker has taken over, have no message; None if nobody can tell."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An artifact that is next."""
+
+    bucket: str
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The artifacts that are next, and where the page after them begins."""
+
+    found: Sequence[Found]
+    cursor: Mapping[str, Any]
+    exhausted: bool
+
+
+def batch(request: BatchRequest, context: Context, job: RunningJob) -> BatchResult:
+    """Do the next step of a batch.
+
+    Raises:
+        NextStep: there is more to do.
+        NotFound: there is nothing to verify or to replicate, or the list is not there; nothing was done.
+        BadKeyList: lines of the list name no artifact; nothing was done.
+        InvalidKey, UnknownStore, SourceRefused: nothing was done.
+    """
+    return step(request, context, job, Outbox(current_app))
+
+
+def step(request: BatchRequest, context: Context, job: RunningJob, messages: Messages) -> BatchResult:
+    """Count what has come out, plan as much as there is room for, and return the summary if nothing is left."""
+    before = context.catalogue.batches.get(job.id)
+    if before and clock.now() < before.next_step_at - _SLACK:
+        raise NextStep(None)
+    before = before or _begin(request, context, job)
+    children = context.catalogue.batches.in_flight(job.id)
+    came_out = [_came_out(request, child) for child in children if child.state.terminal]
+    room = (request.in_flight or context.settings.batch.in_flight) - len(children) + len(came_out)
+    page = _next(request, context, before, room)
+    now = clock.now()
+    wait = context.settings.batch.step * (1 if came_out or page.found else _IDLE)
+    new = [_new(request, before, number, found) for number, found in enumerate(page.found, before.planned + 1)]
+    lost = _lost(messages, [child for child in children if child.state is JobState.QUEUED and not child.begun])
+    kind = Kind(_SPECS[request.verb].kind, QUEUE.value, now + _UNTOLD if lost is None else None)
+    changes = Step(came_out, new, page.cursor, page.exhausted, now + wait)
+    after = context.catalogue.batches.advance(before, kind, changes, now)
+    _send(messages, request, job, {child.job: child.request for child in (*(lost or ()), *new)})
+    job.stands(_progress(request, after))
+    if after.exhausted and after.ended == after.planned:
+        return _result(request, context, after)
+    raise NextStep(wait.total_seconds())
+
+
+def end_children(context: Context, app: Celery) -> None:
+    """Ask for the end of all jobs of batches that have ended themselves: cancelled, failed or dead."""
+    for over in context.catalogue.batches.over():
+        ids = [child.job for child in context.catalogue.batches.in_flight(over) if not child.state.terminal]
+        try:
+            if ids and not request_end(app, ids):
+                logger.warning("batch %s has ended, its jobs go on: no Redis keeps the results", over)
+        except _BROKER as error:
+            logger.warning("batch %s: its jobs are ended later: %s", over, type(error).__name__)
+            continue
+        context.catalogue.batches.close(over)
+
+
+# Beginning
+
+
+def _begin(request: BatchRequest, context: Context, job: RunningJob) -> Batch:
+    """Look at everything that could be wrong with all of it before anything is done."""
+    for name in (*(request.to or ()), *(request.stores or ())):
+        context.stores[name]  # whose error knows what the name may have been meant to be
+    now = clock.now()
+    if request.keys_from is not None:
+        job.step("reading the list")
+        listed = keylist.check(request.keys_from, context.settings, job.tick)
+        total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
+    else:
+        total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
+        cursor = {"after": ""}
+    if not total and request.verb != DELETE.kind:
+        where = request.keys_from or f"{request.bucket}/{request.prefix}"
+        raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
+    return context.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
+
+
+# Planning
+
+
+def _next(request: BatchRequest, context: Context, before: Batch, room: int) -> Page:
+    if before.exhausted or room <= 0:
+        return Page((), before.cursor, before.exhausted)
+    if request.keys_from is not None:
+        return _listed(request.keys_from, context, before.cursor, room)
+    artifacts = context.catalogue.artifacts.page(
+        request.bucket, request.prefix, (request.bucket or "", before.cursor["after"]), room
+    )
+    # What came after the batch was asked for, was not asked for; least of all where it is to delete.
+    there = [each for each in artifacts if each.committed_at and each.committed_at <= before.begun_at]
+    cursor = {"after": artifacts[-1].key} if artifacts else before.cursor
+    found = [Found(each.bucket, each.key, each.digest.size) for each in there]
+    return Page(found, cursor, exhausted=len(artifacts) < room)
+
+
+def _listed(name: str, context: Context, cursor: Mapping[str, Any], room: int) -> Page:
+    lines = keylist.page(name, context.settings, offset=cursor["offset"], tag=cursor["tag"], limit=room)
+    sizes = context.catalogue.artifacts.sizes((line.bucket, line.key) for line in lines)
+    found = [Found(line.bucket, line.key, sizes.get((line.bucket, line.key), 0)) for line in lines]
+    end = lines[-1].end if lines else cursor["offset"]
+    return Page(found, {**cursor, "offset": end}, exhausted=len(lines) < room)
+
+
+def _new(request: BatchRequest, before: Batch, number: int, found: Found) -> NewChild:
+    """Return the job for an artifact. Its id follows from the batch and its number, in the order of the ledger."""
+    stem = before.job if len(before.job) <= _LONGEST_STEM else str(uuid5(NAMESPACE_OID, before.job))
+    payload = _REQUESTS[request.verb](request, found).payload()
+    holds = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
+    return NewChild(number, f"{stem}.{number:08d}", payload, found.size, holds)
+
+
+def _lost(messages: Messages, waiting: list[Child]) -> list[Child] | None:
+    """Return the jobs whose messages were never sent, or are gone with the broker; None if nobody can tell."""
+    try:
+        lost = messages.lost([child.job for child in waiting])
+    except _BROKER as error:
+        logger.warning("the broker cannot tell which messages it has: %s", type(error).__name__)
+        return []
+    return None if lost is None else [child for child in waiting if child.job in lost]
+
+
+def _send(messages: Messages, request: BatchRequest, job: RunningJob, jobs: Mapping[str, Mapping[str, Any]]) -> None:
+    name = _SPECS[request.verb].name
+    outgoing = [Outgoing(name, id_, QUEUE.value, dict(payload), parent=job.id) for id_, payload in jobs.items()]
+    try:
+        if outgoing:
+            messages.send(outgoing)
+    except _BROKER as error:
+        logger.warning("batch %s: the next step sends its jobs again: %s", job.id, type(error).__name__)
+
+
+_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE)}
+_REQUESTS: dict[str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRequest | DeleteRequest]] = {
+    REPLICATE.kind: lambda asked, at: ReplicateRequest(bucket=at.bucket, key=at.key, to=asked.to or ()),
+    VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
+    DELETE.kind: lambda asked, at: DeleteRequest(
+        bucket=at.bucket, key=at.key, stores=asked.stores, allow_last=asked.allow_last
+    ),
+}
+
+
+# Counting
+
+
+def _came_out(request: BatchRequest, child: Child) -> CameOut:
+    if child.state is not JobState.SUCCEEDED:
+        return CameOut(child, child.state.value, good=False)
+    copies = (child.result or {}).get("copies", ())
+    if request.verb == VERIFY.kind:
+        verdict = _first(_VERDICTS, [copy["verdict"] for copy in copies], "missing")
+        return CameOut(child, verdict, good=verdict == "verified")
+    outcomes = [copy["outcome"] for copy in copies]
+    words = (_PLACED, "already_there") if request.verb == REPLICATE.kind else (_DELETED, "already_gone")
+    return CameOut(child, _first(words[0], outcomes, words[1]), good=True)
+
+
+def _first(order: Sequence[str], words: Sequence[str], without: str) -> str:
+    return next((word for word in order if word in words), without)
+
+
+def _progress(request: BatchRequest, at: Batch) -> Progress:
+    failed = f", {at.failed} failed" if at.failed else ""
+    of = f" of {at.total}" if at.total is not None else ""
+    return Progress(
+        bytes_done=at.ended_bytes,
+        bytes_total=at.total_bytes,
+        step=f"{request.verb}: {at.ended}{of} objects{failed}",
+        objects_done=at.ended,
+        objects_total=at.total,
+    )
+
+
+def _result(request: BatchRequest, context: Context, at: Batch) -> BatchResult:
+    failures = context.catalogue.batches.failed(at.job, limit=FAILURES)
+    return BatchResult(
+        verb=request.verb,
+        objects=at.ended,
+        bytes=at.ended_bytes,
+        outcomes=dict(at.outcomes),
+        failed=at.failed,
+        failures=tuple(_failure(each) for each in failures),
+    )
+
+
+def _failure(failed: Failed) -> BatchFailure:
+    copies = [copy for copy in (failed.result or {}).get("copies", ()) if copy.get("verdict") != "verified"]
+    said = "; ".join(f"{copy['store']}: {copy.get('detail') or copy.get('verdict')}" for copy in copies)
+    return BatchFailure(
+        job=failed.job,
+        bucket=failed.request["bucket"],
+        key=failed.request["key"],
+        outcome=failed.outcome,
+        message=str((failed.error or {}).get("message", "")) or said or "it has no copy in any store",
+    )
+
+
+def _at_end(request: BatchRequest, context: Context) -> None:
+    if request.staged and request.keys_from is not None:
+        drop_staged(request.keys_from, context.settings)
+    end_children(context, current_app)
+
+
+batch_task = artifact_task(BATCH, writes=False, at_end=_at_end)(batch)

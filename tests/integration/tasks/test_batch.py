@@ -1,0 +1,362 @@
+"""A batch works in steps: a death at any point leaves nothing out and does nothing twice."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tasks import batch as batches
+from tasks.delete import delete
+from tasks.replicate import replicate
+from tasks.upload import upload
+from tasks.verify import verify
+from tests.integration.tasks.conftest import Silent
+from worker import clock
+from worker.catalogue import Begun, tables
+from worker.context import Context
+from worker.jobs.running import NextStep, RunningJob
+from worker.keylist import BadKeyList
+from worker.storage.errors import NotFound, StorageError
+from worker.storage.registry import UnknownStore
+from zot_artifact_client.contract import (
+    BatchRequest,
+    BatchResult,
+    DeleteRequest,
+    JobState,
+    ReplicateRequest,
+    UploadRequest,
+    VerifyRequest,
+)
+from zot_artifact_client.outbox import Outgoing
+
+ALL = BatchRequest(verb="verify", bucket="releases")
+VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
+    "artifact.verify.v1": (verify, VerifyRequest),
+    "artifact.replicate.v1": (replicate, ReplicateRequest),
+    "artifact.delete.v1": (delete, DeleteRequest),
+}
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+class Queue:
+    """The broker of a batch: what was sent, in order, and what of it nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.waiting: dict[str, Outgoing] = {}
+        self.before: Callable[[], None] = lambda: None
+        self.after: Callable[[], None] = lambda: None
+
+    def send(self, jobs: list[Outgoing]) -> None:
+        self.before()
+        self.sent += [job.job_id for job in jobs]
+        self.waiting |= {job.job_id: job for job in jobs}
+        self.after()
+
+    def lost(self, ids: list[str]) -> set[str] | None:
+        return set(ids) - set(self.waiting)
+
+
+class Driver:
+    """Steps a batch as the worker does, and does its jobs as a worker would, so many at a time."""
+
+    def __init__(self, context: Context, request: BatchRequest) -> None:
+        self.context = context
+        self.request = request
+        self.queue = Queue()
+        self.outside = Silent()
+        self.id = "batch-1"
+
+    def step(self, request: BatchRequest | None = None) -> BatchResult | None:
+        """Do one step, as if its time had come; return the result of the last."""
+        self.come()
+        return self.deliver(request)
+
+    def deliver(self, request: BatchRequest | None = None) -> BatchResult | None:
+        """Do with one message what the worker does."""
+        job = self._take(self.id, "batch", {})
+        with job:
+            try:
+                return batches.step(request or self.request, self._fenced(job), job, self.queue)
+            except NextStep as step:
+                progress = job.progress.model_dump() if step.seconds else None
+                self.context.catalogue.jobs.rest(job.id, job.fence, progress=progress, due=clock.now())
+                return None
+
+    def come(self) -> None:
+        """Let the time of the next step come."""
+        with self.context.catalogue._database.write() as connection:
+            connection.execute(sa.update(tables.batches).values(next_step_at=clock.now() - timedelta(seconds=1)))
+
+    def work(self, most: int = 10_000) -> None:
+        """Do the jobs that wait, at most so many."""
+        for id_, sent in list(self.queue.waiting.items())[:most]:
+            del self.queue.waiting[id_]
+            work, model = VERBS[sent.name]
+            job = self._take(id_, sent.name.split(".")[1], sent.payload)
+            try:
+                result = work(model.read(sent.payload), self._fenced(job), job)
+            except StorageError as error:
+                self._end(job, JobState.FAILED, error={"type": type(error).__name__, "message": str(error)})
+            else:
+                self._end(job, JobState.SUCCEEDED, result=result.model_dump(mode="json"))
+
+    def finish(self) -> BatchResult:
+        """Step and work until the batch has ended."""
+        for _ in range(100):
+            result = self.step()
+            if result is not None:
+                return result
+            self.work()
+        raise AssertionError("it does not end")
+
+    def _take(self, id_: str, kind: str, request: Any) -> RunningJob:
+        begun = self.context.catalogue.jobs.begin(
+            id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+        )
+        assert isinstance(begun, Begun), begun
+        return RunningJob(begun.record, self.context.catalogue.jobs, self.context.settings.jobs, self.outside)
+
+    def _fenced(self, job: RunningJob) -> Context:
+        return replace(self.context, catalogue=self.context.catalogue.fenced(job.id, job.fence))
+
+    def _end(self, job: RunningJob, state: JobState, **how: Any) -> None:
+        self.context.catalogue.jobs.finish(job.id, job.fence, state, now=clock.now(), **how)
+
+
+@pytest.fixture
+def laid(run, source) -> Callable[..., None]:
+    """Upload so many small artifacts."""
+
+    def lay(number: int, prefix: str = "a/", bucket: str = "releases") -> None:
+        for n in range(number):
+            key = f"{prefix}{n:03d}"
+            content = f"the bytes of {key}".encode()
+            run(upload, UploadRequest(bucket=bucket, key=key, source=source(content)))
+
+    return lay
+
+
+@pytest.fixture
+def drive(context) -> Callable[[BatchRequest], Driver]:
+    return lambda request: Driver(context, request)
+
+
+def children(context: Context) -> list[Any]:
+    return [job for job in context.catalogue.jobs.latest(limit=1000) if job.parent == "batch-1"]
+
+
+def test_a_whole_bucket_is_done_in_pages(laid, drive, context):
+    """Every artifact gets its job, no more of them wait at a time than allowed, and all are counted, bytes too."""
+    laid(10)
+    laid(1, bucket="other")
+    driver = drive(ALL.model_copy(update={"in_flight": 4}))
+
+    assert driver.step() is None
+    assert (len(driver.queue.sent), driver.outside.reports[-1].objects_done) == (4, 0)
+    result = driver.finish()
+
+    assert (result.objects, result.failed, result.outcomes, result.good) == (10, 0, {"verified": 10}, True)
+    assert result.bytes == 10 * len("the bytes of a/000")
+    assert len(driver.queue.sent) == len(set(driver.queue.sent)) == 10
+    assert [(job.parent, job.state, job.kind) for job in children(context)] == [("batch-1", "succeeded", "verify")] * 10
+    last = driver.outside.reports[-1]
+    assert (last.objects_done, last.objects_total, last.bytes_total) == (10, 10, result.bytes)
+
+
+def test_what_came_out_badly_is_named(laid, drive, stored):
+    """A corrupt, a missing and an unreadable copy are counted by their verdicts and named; the others are good."""
+    laid(5)
+    stored("dr", "a/001").write_bytes(b"rotten" * 3)
+    stored("primary", "a/003").unlink()
+
+    result = drive(ALL).finish()
+
+    assert (result.objects, result.failed, result.good) == (5, 2, False)
+    assert result.outcomes == {"verified": 3, "corrupt": 1, "missing": 1}
+    assert [(each.key, each.outcome) for each in result.failures] == [("a/001", "corrupt"), ("a/003", "missing")]
+    assert result.failures[0].job == "batch-1.00000002"
+    assert "dr" in result.failures[0].message
+
+
+@pytest.mark.parametrize("point", ["before it is recorded", "before its messages", "after its messages"])
+def test_a_death_leaves_nothing_out_and_does_nothing_twice(laid, drive, context, monkeypatch, point):
+    """A worker is killed in the middle of a step; the next one goes on, and each artifact has one job that was done."""
+    laid(9)
+    driver = drive(ALL.model_copy(update={"in_flight": 4}))
+    driver.step()
+    driver.work()
+    with monkeypatch.context() as patched:
+        if point == "before it is recorded":
+            patched.setattr("worker.catalogue.batches._after", lambda *_: kill())
+        setattr(driver.queue, "before" if point == "before its messages" else "after", kill)
+        with pytest.raises(Killed):
+            driver.step()
+    driver.queue.before = driver.queue.after = lambda: None
+
+    result = driver.finish()
+
+    assert (result.objects, result.outcomes) == (9, {"verified": 9})
+    found = children(context)
+    assert sorted(job.request["key"] for job in found) == [f"a/{n:03d}" for n in range(9)]
+    assert {job.attempts for job in found} == {1}
+
+
+def test_messages_that_the_broker_lost_are_sent_again(laid, drive):
+    """A broker that forgets everything is given the jobs that nobody has taken once more, and only those."""
+    laid(6)
+    driver = drive(ALL)
+    driver.step()
+    driver.work(most=2)
+    driver.queue.waiting.clear()
+    driver.step()
+    assert sorted(driver.queue.waiting) == [f"batch-1.{n:08d}" for n in (3, 4, 5, 6)]
+    assert driver.finish().outcomes == {"verified": 6}
+
+
+def test_a_broker_that_is_away_keeps_no_step_from_counting(laid, drive):
+    """What could not be sent is sent by a later step."""
+    laid(3)
+    driver = drive(ALL)
+
+    def away() -> None:
+        raise OSError
+
+    driver.queue.before = away
+    driver.step()
+    assert driver.queue.sent == []
+    driver.queue.before = lambda: None
+    assert driver.finish().outcomes == {"verified": 3}
+
+
+def test_a_second_message_for_a_step_ends_there(laid, drive, context):
+    """A message that comes before its step is due does nothing, calls for no other, and leaves the progress alone."""
+    laid(3)
+    driver = drive(ALL)
+    driver.step()
+    progress = context.catalogue.jobs.get("batch-1").progress
+    job = driver._take("batch-1", "batch", {})
+    with pytest.raises(NextStep) as step:
+        batches.step(ALL, context, job, driver.queue)
+    assert step.value.seconds is None
+    assert len(driver.queue.sent) == 3
+    assert progress["objects_total"] == 3
+
+
+def test_a_prefix_leaves_the_rest_alone(laid, drive, context):
+    """Only what begins with the prefix is deleted, and everything of it, in every store."""
+    laid(3, "a/")
+    laid(2, "b/")
+    request = BatchRequest(verb="delete", bucket="releases", prefix="a/")
+    assert drive(request).finish().outcomes == {"deleted": 3}
+    assert [artifact.key for artifact in context.catalogue.artifacts.page("releases")] == ["b/000", "b/001"]
+
+
+def test_what_comes_later_is_not_deleted(laid, drive, context):
+    """An artifact that was uploaded after the batch had been begun is none of its business."""
+    laid(2, "a/")
+    driver = drive(BatchRequest(verb="delete", bucket="releases", everything=True, in_flight=1))
+    driver.step()
+    laid(1, "b/")
+    assert driver.finish().objects == 2
+    assert [artifact.key for artifact in context.catalogue.artifacts.page("releases")] == ["b/000"]
+
+
+def test_copies_are_brought_to_a_store(laid, drive, context):
+    """A batch replicates, says what it did, and says when there was nothing to do."""
+    laid(3)
+    request = BatchRequest(verb="replicate", bucket="releases", to=("cold",))
+    assert drive(request).finish().outcomes == {"stored": 3}
+    again = drive(request)
+    again.id = "batch-2"
+    assert again.finish().outcomes == {"already_there": 3}
+
+
+def test_a_list_names_what_is_done(laid, drive, source_root, context):
+    """Exactly what the file lists is done, from as many buckets as it names; what is not there is a failure by name."""
+    laid(3)
+    laid(1, "é ", bucket="other")
+    listed = source_root / "list.txt"
+    listed.write_bytes("\ufeffreleases/a/002\r\n\nother/é 000\nreleases/nothing\nreleases/a/000".encode())
+
+    result = drive(BatchRequest(verb="verify", keys_from=str(listed), in_flight=2)).finish()
+
+    assert (result.objects, result.outcomes) == (4, {"verified": 3, "failed": 1})
+    assert [(each.key, each.outcome) for each in result.failures] == [("nothing", "failed")]
+    assert "nothing is not in the catalogue" in result.failures[0].message
+    asked = [(job.request["bucket"], job.request["key"]) for job in sorted(children(context), key=lambda job: job.id)]
+    assert asked == [("releases", "a/002"), ("other", "é 000"), ("releases", "nothing"), ("releases", "a/000")]
+
+
+def test_a_list_with_wrong_lines_is_refused_whole(laid, drive, source_root, context):
+    """Lines that name no artifact are told by their numbers, however long they are, and nothing at all is done."""
+    laid(1)
+    listed = source_root / "list.txt"
+    lines = [b"releases/a/000", b"no-slash", b"releases/../x", b"releases/\xff", b"releases/" + b"x" * 100_000]
+    listed.write_bytes(b"\n".join([*lines, b"releases/a/000", *[b"/"] * 5]))
+    driver = drive(BatchRequest(verb="delete", keys_from=str(listed)))
+    with pytest.raises(BadKeyList) as refused:
+        driver.step()
+    message = str(refused.value)
+    assert "9 of its lines name no artifact: line 2: it has no slash" in message
+    assert all(f"line {n}: " in message for n in (2, 3, 4, 5, 7))
+    assert message.endswith("and 4 more")
+    assert len(message) < 1000
+    assert (children(context), context.catalogue.batches.get("batch-1")) == ([], None)
+
+
+def test_a_list_that_changes_under_its_batch_stops_it(laid, drive, source_root):
+    """The bytes that a place in the file stood for are others now, so that nothing more is read from it."""
+    laid(3)
+    listed = source_root / "list.txt"
+    listed.write_text("releases/a/000\nreleases/a/001\n")
+    driver = drive(BatchRequest(verb="delete", keys_from=str(listed), in_flight=1))
+    driver.step()
+    driver.work()
+    listed.write_text("releases/a/002\nreleases/a/002\n\n")
+    with pytest.raises(BadKeyList, match="has been changed"):
+        driver.step()
+    assert len(driver.queue.sent) == 1
+
+
+def test_nothing_to_do_is_no_success(drive, laid):
+    """A prefix under which nothing lies was mistyped, and not verified; to delete it is done already."""
+    laid(1)
+    for verb in ({"verb": "verify"}, {"verb": "replicate", "to": ("dr",)}):
+        with pytest.raises(NotFound, match="releases/b/"):
+            drive(BatchRequest(bucket="releases", prefix="b/", **verb)).step()
+    assert drive(BatchRequest(verb="delete", bucket="releases", prefix="b/")).step().objects == 0
+
+
+def test_a_store_that_there_is_not_is_told_before_anything_is_done(drive, laid, context):
+    """A misspelt store is one error, not a million."""
+    laid(1)
+    with pytest.raises(UnknownStore, match="primary"):
+        drive(BatchRequest(verb="replicate", bucket="releases", to=("primray",))).step()
+    assert children(context) == []
+
+
+def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
+    """When a batch ends before its jobs have, their end is asked for, once; those of others are left alone."""
+    laid(4)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(batches, "request_end", lambda _, ids: asked.append(ids) or True)
+    driver = drive(ALL)
+    driver.step()
+    driver.work(most=1)
+    batches.end_children(context, None)
+    assert asked == []
+    context.catalogue.interventions.cancel("batch-1", {"type": "Cancelled"}, clock.now())
+    batches.end_children(context, None)
+    batches.end_children(context, None)
+    assert asked == [[f"batch-1.{n:08d}" for n in (2, 3, 4)]]

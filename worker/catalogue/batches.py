@@ -1,0 +1,243 @@
+"""Batches: how far each is, which of its jobs are in flight, and which did not come out as they should."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.database import Database
+from worker.catalogue.tables import batch_items, batches, jobs
+from zot_artifact_client.contract import JobState
+
+_ENDED = [state for state in JobState if state.terminal]
+_OF = sa.select(batches).where(batches.c.job == sa.bindparam("batch"))
+_IN_FLIGHT = (
+    sa.select(
+        batch_items.c.number, batch_items.c.job, batch_items.c.size,
+        jobs.c.request, jobs.c.state, jobs.c.result, jobs.c.error, jobs.c.started_at,
+    )
+    .join(jobs, jobs.c.id == batch_items.c.job)
+    .where(batch_items.c.batch == sa.bindparam("batch"), batch_items.c.outcome.is_(None))
+    .order_by(batch_items.c.number)
+)  # fmt: skip
+_FAILED = (
+    sa.select(batch_items.c.job, batch_items.c.outcome, jobs.c.request, jobs.c.result, jobs.c.error)
+    .join(jobs, jobs.c.id == batch_items.c.job)
+    .where(batch_items.c.batch == sa.bindparam("batch"), batch_items.c.outcome.is_not(None))
+    .order_by(batch_items.c.number)
+)
+_CAME_OUT_WELL = sa.delete(batch_items).where(
+    batch_items.c.batch == sa.bindparam("of"), batch_items.c.number == sa.bindparam("at")
+)
+_CAME_OUT_BADLY = (
+    sa.update(batch_items)
+    .where(batch_items.c.batch == sa.bindparam("of"), batch_items.c.number == sa.bindparam("at"))
+    .values(outcome=sa.bindparam("came"))
+)
+_OVER = (
+    sa.select(batches.c.job)
+    .join(jobs, jobs.c.id == batches.c.job)
+    .where(batches.c.open.is_(True), jobs.c.state.in_(_ENDED))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How far a batch is. `cursor` is where its next page begins, as the planner wrote it."""
+
+    job: str
+    cursor: Mapping[str, Any]
+    exhausted: bool
+    total: int | None
+    total_bytes: int | None
+    planned: int
+    ended: int
+    ended_bytes: int
+    failed: int
+    outcomes: Mapping[str, int]
+    begun_at: datetime
+    next_step_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewChild:
+    """A job that a batch is about to have, the `number`th."""
+
+    number: int
+    job: str
+    request: Mapping[str, Any]
+    size: int
+    holds: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A job of a batch that was in flight when last looked at. `begun`: a worker has taken it over."""
+
+    number: int
+    job: str
+    size: int
+    request: Mapping[str, Any]
+    state: JobState
+    begun: bool
+    result: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CameOut:
+    """What came of a child, in one word, and whether that is as it should be."""
+
+    child: Child
+    outcome: str
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A child that did not come out as it should."""
+
+    job: str
+    outcome: str
+    request: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of a batch changes, all of it or nothing."""
+
+    came_out: Sequence[CameOut]
+    children: Sequence[NewChild]
+    cursor: Mapping[str, Any]
+    exhausted: bool
+    next_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What all children of a batch have in common. `due`: when they are sent again if nothing is heard, or never."""
+
+    kind: str
+    queue: str
+    due: datetime | None
+
+
+class Batches:
+    """The batches, by the id of their jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, batch: str) -> Batch | None:
+        """Return how far a batch is, or None if it has not begun."""
+        with self._database.read() as connection:
+            return _find(connection, batch)
+
+    def begin(
+        self, batch: str, cursor: Mapping[str, Any], *, total: int | None, total_bytes: int | None, now: datetime
+    ) -> Batch:
+        """Record that a batch begins, and how much there is to do as far as that is known."""
+        row: dict[str, Any] = {
+            "job": batch, "cursor": dict(cursor), "exhausted": False, "open": True, "total": total,
+            "total_bytes": total_bytes, "planned": 0, "ended": 0, "ended_bytes": 0, "failed": 0, "outcomes": {},
+            "begun_at": now, "next_step_at": now,
+        }  # fmt: skip
+        with self._database.write() as connection:
+            connection.execute(sa.insert(batches), row)
+        return Batch(**{name: value for name, value in row.items() if name != "open"})
+
+    def in_flight(self, batch: str) -> list[Child]:
+        """Return the children that have not been counted yet, in the order in which they were planned."""
+        with self._database.read() as connection:
+            rows = connection.execute(_IN_FLIGHT, {"batch": batch}).all()
+        return [
+            Child(
+                row.number, row.job, row.size, row.request, JobState(row.state), row.started_at is not None,
+                row.result, row.error,
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def advance(self, batch: Batch, kind: Kind, step: Step, now: datetime) -> Batch:
+        """Count what has come out, accept the next children into the ledger, and move the cursor behind them."""
+        with self._database.write() as connection:
+            _count(connection, batch.job, step.came_out)
+            _accept(connection, batch.job, kind, step.children, now)
+            values = _after(batch, step)
+            connection.execute(sa.update(batches).where(batches.c.job == batch.job).values(**values, open=True))
+            found = _find(connection, batch.job)
+        assert found is not None
+        return found
+
+    def failed(self, batch: str, *, limit: int) -> list[Failed]:
+        """Return the children that did not come out as they should, in the order in which they were planned."""
+        with self._database.read() as connection:
+            return [Failed(*row) for row in connection.execute(_FAILED.limit(limit), {"batch": batch})]
+
+    def over(self) -> list[str]:
+        """Return the batches that have ended and whose children have not been told."""
+        with self._database.read() as connection:
+            return list(connection.execute(_OVER).scalars())
+
+    def close(self, batch: str) -> None:
+        """Record that no child of the batch is waited for any more."""
+        with self._database.write() as connection:
+            connection.execute(sa.update(batches).where(batches.c.job == batch).values(open=False))
+
+
+def _find(connection: Connection, batch: str) -> Batch | None:
+    row = connection.execute(_OF, {"batch": batch}).one_or_none()
+    if row is None:
+        return None
+    return Batch(
+        row.job, row.cursor, row.exhausted, row.total, row.total_bytes, row.planned, row.ended, row.ended_bytes,
+        row.failed, row.outcomes, row.begun_at, row.next_step_at,
+    )  # fmt: skip
+
+
+def _count(connection: Connection, batch: str, came_out: Sequence[CameOut]) -> None:
+    good = [{"of": batch, "at": each.child.number} for each in came_out if each.good]
+    bad = [{"of": batch, "at": each.child.number, "came": each.outcome} for each in came_out if not each.good]
+    if good:
+        connection.execute(_CAME_OUT_WELL, good)
+    if bad:
+        connection.execute(_CAME_OUT_BADLY, bad)
+
+
+def _accept(
+    connection: Connection, batch: str, kind: Kind, children: Sequence[NewChild], now: datetime
+) -> None:  # fmt: skip
+    if not children:
+        return
+    accepted = {
+        "kind": kind.kind, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "parent": batch,
+        "created_at": now, "queue": kind.queue, "due_at": kind.due,
+    }  # fmt: skip
+    connection.execute(
+        sa.insert(jobs),
+        [accepted | {"id": each.job, "request": dict(each.request), "holds": each.holds} for each in children],
+    )
+    connection.execute(
+        sa.insert(batch_items),
+        [{"batch": batch, "number": each.number, "job": each.job, "size": each.size} for each in children],
+    )
+
+
+def _after(batch: Batch, step: Step) -> dict[str, Any]:
+    outcomes = Counter(batch.outcomes) + Counter(each.outcome for each in step.came_out)
+    return {
+        "cursor": dict(step.cursor),
+        "exhausted": step.exhausted,
+        "planned": batch.planned + len(step.children),
+        "ended": batch.ended + len(step.came_out),
+        "ended_bytes": batch.ended_bytes + sum(each.child.size for each in step.came_out),
+        "failed": batch.failed + sum(not each.good for each in step.came_out),
+        "outcomes": dict(outcomes),
+        "next_step_at": step.next_at,
+    }
