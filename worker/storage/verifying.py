@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from worker.storage.driver import Digest
@@ -19,6 +20,37 @@ class Readable(Protocol):
 
 OnBytes = Callable[[int], None]
 """Told of every piece read, in bytes. What it raises ends the transfer; nothing becomes visible."""
+
+
+class _Sha256:
+    """A SHA-256 whose large pieces are hashed in a thread, while the next is fetched or the last is written."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pool: ThreadPoolExecutor | None = (
+            None  # ends with this object, whether it was asked for the digest or not
+        )
+        self._under_way: Future[None] | None = None
+
+    def update(self, data: bytes) -> None:
+        self._wait()
+        if self._pool is None and len(data) < BUFFER_SIZE:
+            self._hash.update(data)
+            return
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._under_way = self._pool.submit(self._hash.update, data)
+
+    def hexdigest(self) -> str:
+        self._wait()
+        if self._pool:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+        return self._hash.hexdigest()
+
+    def _wait(self) -> None:
+        if self._under_way:
+            self._under_way.result()
+            self._under_way = None
 
 
 class VerifyingReader:
@@ -41,7 +73,7 @@ class VerifyingReader:
         self._sha256 = sha256
         self._what = what
         self._on_bytes = on_bytes
-        self._hash = hashlib.sha256()
+        self._hash = _Sha256()
         self._count = 0
         self._digest: Digest | None = None
 

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
@@ -28,6 +28,7 @@ CONTENT = bytes(range(256)) * (4 * MIB // 256) + b"the end"
 @given(share=st.floats(0, 1))
 @example(share=0.0)
 @example(share=1.0)
+@settings(deadline=None)  # the first example imports an SDK
 def test_memory_is_bounded_up_to_the_largest_object(name: str, share: float) -> None:
     """For every size that a store takes, its parts hold the object, and a transfer holds no more than its budget."""
     capabilities = open_driver(name, CONFIGS[name]).capabilities

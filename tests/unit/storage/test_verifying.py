@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import threading
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from worker.storage.driver import Digest
 from worker.storage.errors import DigestMismatch, IntegrityError, SizeMismatch
-from worker.storage.verifying import VerifyingReader, drain
+from worker.storage.verifying import BUFFER_SIZE, VerifyingReader, drain
 
 CONTENT = b"some content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -110,3 +111,37 @@ def test_no_bytes_are_bytes_too() -> None:
     reader = VerifyingReader(io.BytesIO(b""), size=0, sha256=hashlib.sha256(b"").hexdigest())
     assert reader.read(10) == b""
     assert reader.digest.size == 0
+
+
+LARGE = bytes(range(256)) * (3 * BUFFER_SIZE // 256) + b"the end"
+
+
+@pytest.mark.parametrize("piece", [BUFFER_SIZE, BUFFER_SIZE - 1, 2 * BUFFER_SIZE])
+def test_large_pieces_have_the_same_digest(piece: int) -> None:
+    """What is hashed in a thread beside the reading is hashed in its order and to its end."""
+    digest = Digest(len(LARGE), hashlib.sha256(LARGE).hexdigest())
+    reader = VerifyingReader(io.BytesIO(LARGE), size=digest.size, sha256=digest.sha256)
+    assert read_all(reader, piece) == LARGE
+    assert reader.digest == digest
+
+
+def test_one_flipped_bit_of_a_large_piece_is_found() -> None:
+    """A wrong last piece is found at the end, although it is hashed while it is handed out."""
+    wrong = LARGE[: 2 * BUFFER_SIZE] + b"!" + LARGE[2 * BUFFER_SIZE + 1 : 3 * BUFFER_SIZE]
+    sha256 = hashlib.sha256(LARGE[: 3 * BUFFER_SIZE]).hexdigest()
+    reader = VerifyingReader(io.BytesIO(wrong), size=len(wrong), sha256=sha256)
+    with pytest.raises(DigestMismatch):
+        drain(reader)
+    with pytest.raises(DigestMismatch):
+        reader.read(1)
+
+
+def test_who_stops_early_leaves_no_thread() -> None:
+    """The thread of a reader that nobody reads to its end ends with it."""
+    before = set(threading.enumerate())
+    reader = VerifyingReader(io.BytesIO(LARGE))
+    reader.read(BUFFER_SIZE)
+    [thread] = set(threading.enumerate()) - before
+    del reader
+    thread.join(10)
+    assert not thread.is_alive()
