@@ -19,11 +19,14 @@ logger = logging.getLogger(__name__)
 def sweep_leftovers(request: SweepLeftoversRequest, context: Context, job: RunningJob) -> SweepLeftoversResult:
     """End what is older than `sweep.leftovers.age` and belongs to no job that has still to end.
 
+    Stores that are paused are left out.
+
     Raises:
         UnknownStore: naming the stores there are.
         StorageError, PutOff: a store could not be swept; the others were.
     """
-    stores = [context.stores[request.store]] if request.store else [context.stores[name] for name in context.stores]
+    named = [context.stores[request.store].name] if request.store else list(context.stores)
+    stores = [context.stores[name] for name in named if context.gates.paused(name) is None]
     age = context.settings.sweep.leftovers.age
     removed = each(stores, lambda store: (store.name, _enter(context, job, store, age)))
     staged = 0 if request.store else _sweep_staging(context, age)

@@ -17,10 +17,13 @@ def sweep_probe(request: SweepProbeRequest, context: Context, job: RunningJob) -
 
     A store that ignores create-if-absent is told by name: there only our own lease keeps two writers apart.
 
+    Stores that are paused are left out.
+
     Raises:
         UnknownStore: naming the stores there are.
     """
-    names = [context.stores[request.store].name] if request.store else list(context.stores)
+    named = [context.stores[request.store].name] if request.store else list(context.stores)
+    names = [name for name in named if context.gates.paused(name) is None]
     faults = {}
     for name in names:
         job.step(f"probing {name}")

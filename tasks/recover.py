@@ -2,6 +2,7 @@
 
 import logging
 
+import redis
 from celery import Celery, Task, shared_task
 
 from tasks.batch import end_children
@@ -10,6 +11,7 @@ from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.jobs.cancelling import end_waiting
 from worker.jobs.outbox import Outbox
+from worker.jobs.pausing import mirror_queues
 from worker.jobs.task import clean_up
 from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
 
@@ -25,6 +27,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     What somebody wants to end, and waits, is ended first.
     """
     sweep, jobs = context.settings.sweep.recover, context.catalogue.jobs
+    _mirror_pauses(context, app)
     cancelled = end_waiting(context, app, clean_up)
     end_children(context, app)
     messages = Outbox(app).resend(jobs.known, sweep.after)
@@ -32,6 +35,17 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     for job in overdue:
         _send(app, job)
     return SweepRecoverResult(messages=messages, jobs=len(overdue), cancelled=cancelled)
+
+
+def _mirror_pauses(context: Context, app: Celery) -> None:
+    """Tell the workers' own processes again which queues are paused: Redis may have lost it."""
+    client = getattr(app.backend, "client", None)
+    if not isinstance(client, redis.Redis):
+        return
+    try:
+        mirror_queues(client, context.catalogue.pauses.all())
+    except redis.RedisError as error:
+        logger.warning("paused queues cannot be told for now: Redis: %s", type(error).__name__)
 
 
 def _send(app: Celery, job: JobRecord) -> None:

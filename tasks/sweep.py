@@ -21,10 +21,13 @@ from zot_artifact_client.contract import (
 def sweep_verify(request: SweepVerifyRequest, context: Context, job: RunningJob) -> SweepVerifyResult:
     """Claim the copies that are due, oldest attempt first and no more than a batch of each store, and send their jobs.
 
+    Stores that are paused are left out.
+
     Raises:
         UnknownStore: naming the stores there are.
     """
-    stores = [context.stores[request.store].name] if request.store else list(context.stores)
+    named = [context.stores[request.store].name] if request.store else list(context.stores)
+    stores = [name for name in named if context.gates.paused(name) is None]
     sweep = context.settings.sweep.verify
     claimed = {}
     for store in stores:

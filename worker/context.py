@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from worker.catalogue import Artifact, Catalogue
 from worker.jobs.gates import Gates
+from worker.jobs.pausing import Pausing
 from worker.probing import probe
 from worker.settings import Settings
 from worker.storage import Stores
@@ -20,6 +21,7 @@ class Context:
     catalogue: Catalogue
     stores: Stores
     gates: Gates
+    pausing: Pausing
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -31,8 +33,10 @@ class Context:
         """
         settings.prepare()
         stores = Stores(settings.stores, spool_dir=settings.spool_dir)
-        gates = Gates(settings, lambda name: probe(stores[name]))
-        return cls(settings, Catalogue(settings.catalogue_url), stores, gates)
+        catalogue = Catalogue(settings.catalogue_url)
+        pausing = Pausing(catalogue.pauses)
+        gates = Gates(settings, lambda name: probe(stores[name]), paused=pausing.of_store)
+        return cls(settings, catalogue, stores, gates, pausing)
 
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.

@@ -8,6 +8,7 @@ from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Data
 from worker.catalogue.fence import FencedDatabase, LostLease
 from worker.catalogue.interventions import Interventions
 from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, OtherRequest, last_cause
+from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import Verifications
@@ -34,6 +35,9 @@ __all__ = [
     "NewChild",
     "OpenTransfer",
     "OtherRequest",
+    "Pause",
+    "Pauses",
+    "Scope",
     "Step",
     "last_cause",
 ]
@@ -64,6 +68,7 @@ class Catalogue:
         self.batches = Batches(database)
         self.interventions = Interventions(database)
         self.jobs = Jobs(database)
+        self.pauses = Pauses(database)
         self.transfers = Transfers(database)
         self.verifications = Verifications(database)
 

@@ -64,8 +64,11 @@ class Interventions:
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
         found: list[JobRecord] = []
-        with self._database.read() as connection:
-            for row in connection.execution_options(yield_per=500).execute(query):
+        with (
+            self._database.read() as connection,
+            connection.execution_options(yield_per=500).execute(query) as rows,
+        ):
+            for row in rows:
                 if limit is not None and len(found) >= limit:
                     break
                 if fits(record := job_record(row)):

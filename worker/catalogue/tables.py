@@ -189,3 +189,13 @@ batch_items = Table(
 
 What came out well is counted and leaves, so that a step looks at no more rows at the end than at the start.
 """
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("scope", Text(16), primary_key=True),
+    Column("name", Text(128), primary_key=True),
+    Column("since", UtcDateTime, nullable=False),
+    Column("reason", Text(500)),
+)
+"""What is paused: a store, a queue, or one job."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from worker.cli import adopt, demo, doctor, getting, jobs, reading, up
+from worker.cli import adopt, demo, doctor, getting, jobs, ledger, pausing, reading, up
 from worker.cli.failure import Failure, Status, failure_of
 from worker.cli.output import complain, print_json
 
@@ -31,11 +31,14 @@ for command in (
     getting.get,
     reading.ls,
     reading.show,
-    reading.jobs,
     reading.stores,
+    pausing.pause,
+    pausing.resume,
+    pausing.pauses,
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(ledger.app, name="jobs")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from celery import Celery
 from worker.catalogue import CatalogueError
 from worker.cli.failure import Status
 from worker.cli.output import AsJson, out, print_json, size
+from worker.cli.pausing import told as told_pause
 from worker.cli.refused import opened_refused, told
 from worker.context import Context
 from worker.probing import PROBE, probe
@@ -62,6 +63,9 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _log(context)
     for name in settings.stores:
         yield _store(context, name)
+    for pause in context.catalogue.pauses.all():
+        way_out = f"`zot-artifacts resume {pause.scope} {pause.name}` ends it"
+        yield Check(f"{pause.scope} {pause.name}", "good", f"paused {told_pause(pause.since, pause.reason)}", way_out)
     context.close()
 
 

@@ -1,4 +1,4 @@
-"""The commands that only look: ls, show, jobs, stores."""
+"""The commands that only look: ls, show, stores."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,14 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.catalogue import Artifact, Copy, JobRecord
-from worker.cli.failure import Failure, Status
-from worker.cli.outcome import outcome_of
+from worker.catalogue import Artifact, Copy, Pause, Scope
+from worker.cli.failure import Status
 from worker.cli.output import AsJson, moment, out, print_json, size, table
+from worker.cli.pausing import told
 from worker.cli.place import Place, PlaceText, opened
-from worker.cli.refused import show_refused
 from worker.context import Context
-from worker.settings import load_settings
 from worker.storage.errors import StorageError
 
 _PAGE = 1000
@@ -52,31 +50,6 @@ def show(place: PlaceText, as_json: AsJson = False) -> None:
     out().print(table(("store", "state", "last verified", "last attempt"), rows))
 
 
-def jobs(
-    job: Annotated[str | None, typer.Argument(metavar="[ID]", help="One job.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
-    refused: Annotated[bool, typer.Option("--refused", help="The messages that no worker could take.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """List the latest jobs, or show one: its state, its attempts, how it ended."""
-    if refused:
-        show_refused(load_settings(), limit=limit, as_json=as_json)
-        return
-    with opened() as context:
-        if job is not None:
-            _one_job(context, job, as_json=as_json)
-            return
-        records = context.catalogue.jobs.latest(limit=limit)
-    if as_json:
-        print_json({"jobs": [_job(record) for record in records]})
-    elif records:
-        rows = [
-            (r.id, r.kind, _about(r), r.state, r.attempts, r.created_at, (r.error or {}).get("message"))
-            for r in records
-        ]
-        out().print(table(("job", "kind", "artifact", "state", "attempts", "created", "error"), rows))
-
-
 def stores(as_json: AsJson = False) -> None:
     """List the stores: whether each can be reached, and what is known of its copies."""
     with opened() as context:
@@ -85,11 +58,15 @@ def stores(as_json: AsJson = False) -> None:
             errors = dict(
                 zip(context.stores, pool.map(lambda name: _reach(context, name), context.stores), strict=True)
             )
-        rows = [_store(context, name, errors[name], counts.get(name, {})) for name in context.stores]
+        paused = {pause.name: pause for pause in context.catalogue.pauses.all() if pause.scope is Scope.STORE}
+        rows = [
+            _store(context, name, errors[name], counts.get(name, {})) | {"paused": _paused(paused.get(name))}
+            for name in context.stores
+        ]
     if as_json:
         print_json({"stores": rows})
     else:
-        columns = ("store", "type", "reachable", "copies", "oldest verified", "error")
+        columns = ("store", "type", "reachable", "copies", "oldest verified", "paused", "error")
         out().print(
             table(
                 columns,
@@ -100,6 +77,7 @@ def stores(as_json: AsJson = False) -> None:
                         "reachable" if row["reachable"] else "unreachable",
                         ", ".join(f"{count} {state}" for state, count in row["copies"].items()) or None,
                         row["oldest_verified_at"],
+                        row["paused"] and told(row["paused"]["since"], row["paused"]["reason"]),
                         row["error"],
                     )
                     for row in rows
@@ -135,32 +113,8 @@ def _copy(copy: Copy) -> dict[str, Any]:
     }
 
 
-def _job(record: JobRecord) -> dict[str, Any]:
-    times = {"created_at": record.created_at, "started_at": record.started_at, "finished_at": record.finished_at}
-    about = {"request": dict(record.request), "progress": record.progress and dict(record.progress)}
-    return {**outcome_of(record).document(), **about, **times}
-
-
-def _one_job(context: Context, job: str, *, as_json: bool) -> None:
-    record = context.catalogue.jobs.get(job)
-    if record is None:
-        raise Failure(
-            f"no worker has taken a job {job}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
-            Status.UNKNOWN,
-            type_="UnknownJob",
-        )
-    document = _job(record)
-    if as_json:
-        print_json(document)
-        return
-    for name, value in document.items():
-        if value not in (None, {}, []):
-            out().print(f"{name:12} {moment(value) if name.endswith('_at') else value}", markup=False)
-
-
-def _about(record: JobRecord) -> str | None:
-    bucket, key = record.request.get("bucket"), record.request.get("key")
-    return f"{bucket}/{key}" if bucket else None
+def _paused(pause: Pause | None) -> dict[str, Any] | None:
+    return None if pause is None else {"since": pause.since, "reason": pause.reason}
 
 
 def _reach(context: Context, name: str) -> str | None:

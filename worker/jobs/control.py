@@ -10,18 +10,55 @@ from celery.worker import control, state
 from kombu.exceptions import OperationalError
 
 from worker.jobs.cancelling import request_end
+from worker.jobs.pausing import paused_queues
+from worker.jobs.shared import Shared, result_backend
 from zot_artifact_client.contract import JOB_ID
 
 logger = logging.getLogger(__name__)
 
+_LOOK_EVERY = 2.0
+"""Seconds between two looks at which queues are paused."""
 _BEFORE = {"PENDING", "RECEIVED", "RETRY"}
 """The states, in the result backend, of a job that waits."""
 
 
 class Control(bootsteps.StartStopStep):
-    """The part of the worker's own process that is open to control from outside."""
+    """Keeps a worker from the queues that are paused, also one that has just been started, and lets it back to them.
+
+    While Redis cannot tell which are paused, it stays as it is.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._held: set[str] = set()
+        self._shared = Shared(lambda: result_backend(consumer.app))
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Look at once, before the first message, and every few seconds from then on."""
+        self._align(consumer)
+        self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY, self._align, (consumer,))
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _align(self, consumer: Any) -> None:
+        paused = self._shared.ask(paused_queues, lambda: None)
+        if paused is None:
+            return
+        served = set(consumer.app.amqp.queues.consume_from)
+        for queue in paused & served:
+            logger.warning("queue %s is paused: this worker serves it no more", queue)
+            consumer.cancel_task_queue(queue)
+            self._held.add(queue)
+        for queue in tuple(self._held - paused):
+            logger.warning("queue %s is served again", queue)
+            consumer.add_task_queue(queue)
+            self._held.discard(queue)
 
 
 @control.Panel.register(type="control", name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

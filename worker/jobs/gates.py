@@ -59,14 +59,23 @@ class Gate:
 class Gates:
     """The gates of all stores, for one process."""
 
-    def __init__(self, settings: Settings, probe: Callable[[str], object], shared: Shared | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        probe: Callable[[str], object],
+        shared: Shared | None = None,
+        *,
+        paused: Callable[[str], PutOff | None] = lambda _: None,
+    ) -> None:
         """Make the gates.
 
         Args:
             settings: the limits, the breakers, and for how long a silent holder keeps its place.
             probe: tries out a store by name; raises a TransientError if it cannot be used.
             shared: the Redis that all workers share; by default that of Celery's result backend.
+            paused: returns what a job is to be told that needs a store which somebody has paused.
         """
+        self.paused = paused
         self._shared = shared or Shared()
         self._limits = settings.store_limits
         self._probe = probe
@@ -91,13 +100,16 @@ class Gates:
             transfer: it will move bytes, so it needs one of the store's places.
 
         Raises:
-            PutOff: the store is left alone for now, or has no free place.
+            PutOff: the store is paused, or left alone for now, or has no free place.
         """
         inside = self._inside.get((store, job.id))
         if inside is not None:
             with self._watched(inside):
                 yield inside
             return
+        paused = self.paused(store)
+        if paused is not None:
+            raise paused
         breaker = self._breaker(store)
         counting = breaker.check(lambda: self._probe(store))
         with self._place(store, job, transfer=transfer) as place:
@@ -134,9 +146,12 @@ class Gates:
         """
         closed: list[PutOff] = []
         for store in stores:
+            paused = self.paused(store)
             left = self._breaker(store).left()
             limit = self._limits_of(store).concurrency
-            if left:
+            if paused is not None:
+                closed.append(paused)
+            elif left:
                 closed.append(PutOff(f"{store}: the store keeps failing and is left alone for now", left + _soon()))
             elif limit is not None and self._places.taken(store) >= limit:
                 closed.append(_no_place(store, limit))

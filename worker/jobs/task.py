@@ -35,6 +35,7 @@ from worker.catalogue import (
 from worker.context import Context, current
 from worker.jobs.cancelling import cause, end_writes
 from worker.jobs.outbox import Outbox
+from worker.jobs.pausing import Paused
 from worker.jobs.reporter import CeleryReporter
 from worker.jobs.running import Cancelled, HandedBack, NextStep, PutOff, RunningJob
 from worker.storage.errors import StorageError, TransientError
@@ -177,6 +178,7 @@ class Delivery(Generic[RequestT, ResultT]):
         try:
             with job:
                 job.check()
+                self._context.pausing.check_job(job.id, record.parent)
                 fenced = replace(self._context, catalogue=self._context.catalogue.fenced(job.id, job.fence))
                 result = work(request, fenced, job)
                 return self._succeed(job, result)
@@ -240,6 +242,8 @@ class Delivery(Generic[RequestT, ResultT]):
         raise Ignore from step
 
     def _put_off_or_bury(self, job: RunningJob, error: PutOff, record: JobRecord) -> NoReturn:
+        if isinstance(error, Paused):
+            self._put_off(job, error, clock.now(), error.seconds)  # its patience begins anew when the pause is over
         since = record.put_off_since or clock.now()
         if clock.now() - since >= self._context.settings.jobs.max_put_off:
             self._end_badly(job, JobState.DEAD, error, last_cause(record.error))

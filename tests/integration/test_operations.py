@@ -1,0 +1,184 @@
+"""A real worker, and people who begin dead jobs again and pause what it works with."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.integration.test_worker import until
+from tests.servers.worker import Worker
+from worker import cli
+from worker.catalogue import Catalogue
+from zot_artifact_client import ArtifactClient, JobFailed
+from zot_artifact_client.outbox import MESSAGES
+
+Cli = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def broker(valkey) -> str:
+    url = valkey.url.removesuffix("/0") + "/6"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture(scope="module")
+def environment(broker, tmp_path_factory) -> dict[str, str]:
+    """Return the settings that the worker and the command line share."""
+    directory = tmp_path_factory.mktemp("operations")
+    (directory / "incoming").mkdir()
+    return {
+        "ZOT_HOME": str(directory / "home"),
+        "ZOT_BROKER": broker,
+        "ZOT_SOURCES__ROOTS": json.dumps([str(directory / "incoming")]),
+        "ZOT_RETRY__MAX_ATTEMPTS": "2",
+        "ZOT_RETRY__BACKOFF": "1s",
+        "ZOT_JOBS__MAX_PUT_OFF": "1s",
+        "ZOT_BREAKER__ENABLED": "false",
+        "ZOT_SWEEP__VERIFY__ENABLED": "false",
+        "ZOT_SWEEP__RECOVER__EVERY": "1s",
+    }
+
+
+@pytest.fixture(autouse=True)
+def _same_settings(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def zot(capsys) -> Cli:
+    """Run a command of the command line and return its document."""
+
+    def run(*arguments: str, status: int = 0) -> dict[str, Any]:
+        assert cli.run([*arguments, "--json"]) == status
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def worker(environment, broker, tmp_path_factory) -> Iterator[Worker]:
+    """Return a worker that was started while the queue of transfers was paused."""
+    settings = {name.removeprefix("ZOT_").lower(): value for name, value in environment.items()}
+    directory = Path(environment["ZOT_HOME"]).parent
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        assert cli.run(["pause", "queue", "transfer", "--reason", "the link is repaired"]) == 0
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    for name in ("home", "broker"):
+        del settings[name]
+    with Worker(directory, broker, beat=True, **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def client(broker) -> Iterator[ArtifactClient]:
+    with ArtifactClient(broker) as opened:
+        yield opened
+
+
+@pytest.fixture
+def catalogue(worker) -> Iterator[Catalogue]:
+    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def source(environment, request) -> str:
+    path = Path(json.loads(environment["ZOT_SOURCES__ROOTS"])[0]) / request.node.name
+    path.write_bytes(b"release one")
+    return str(path)
+
+
+def log_of(worker: Worker) -> str:
+    return (worker.directory / "worker.log").read_text()
+
+
+def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(worker, broker, client, zot, source):
+    """The queue keeps its messages while others are served; resuming takes seconds, and pausing anew does too."""
+    job = client.upload(source, "releases", "queue.tgz")
+    with pytest.raises(JobFailed, match="not in the catalogue"):
+        client.verify("releases", "absent.tgz").wait(30)
+    with redis.Redis.from_url(broker) as looking:
+        assert looking.llen("transfer") == 1
+        assert [each["reason"] for each in zot("pauses")["pauses"]] == ["the link is repaired"]
+        assert zot("resume", "queue", "transfer")["was_paused"]
+        assert job.wait(30).version == 1
+
+        looking.delete("zot-artifacts:paused-queues")  # and a broker that forgot is told again
+        zot("pause", "queue", "transfer")
+        looking.delete("zot-artifacts:paused-queues")
+        until(lambda: log_of(worker).count("queue transfer is paused") == 2)
+        waits = client.upload(source, "releases", "again.tgz")
+        assert looking.hexists(MESSAGES, waits.id)
+        zot("resume", "queue", "transfer")
+        assert waits.wait(30).version == 1
+
+
+def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, source, tmp_path):
+    """Whoever waits for a job that is begun again learns its new end; what ended for another cause stays as it is.
+
+    A source that was staged for one of them is still there, and goes away with its good end.
+    """
+    (tmp_path / "outside.tgz").write_bytes(b"release two")
+    away = worker.home / "stores" / "dr"
+    away.rename(away.with_name("unplugged"))
+    try:
+        job = client.upload(source, "releases", "dead.tgz")
+        with pytest.raises(JobFailed, match="dr"):
+            job.wait(60)
+        staged = zot("upload", str(tmp_path / "outside.tgz"), "releases/staged.tgz", status=1)["job"]
+    finally:
+        away.with_name("unplugged").rename(away)
+    with pytest.raises(JobFailed, match="not in the catalogue"):
+        (other := client.verify("releases", "absent.tgz")).wait(30)
+
+    assert [each["job"] for each in zot("jobs", "--dead")["jobs"]] == [staged, job.id]
+    assert "Traceback" in zot("jobs", job.id)["error"]["traceback"]
+    assert zot("jobs", "retry", "--all", "--store", "primary", "--error", "Unavailable")["retried"] == []
+    chosen = ("jobs", "retry", "--all", "--store", "dr", "--error", "Unavailable")
+    assert zot(*chosen, "--dry-run")["retried"] == [staged, job.id]
+    assert catalogue.jobs.get(job.id).state == "dead"
+    assert zot(*chosen)["retried"] == [staged, job.id]
+    assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
+    assert client.job(staged).wait(60).version == 1
+    assert list((worker.home / "staging").iterdir()) == []
+    assert (catalogue.jobs.get(job.id).attempts, catalogue.jobs.get(other.id).state) == (1, "failed")
+
+
+def test_a_paused_store_costs_its_jobs_nothing_however_long_it_takes(worker, client, catalogue, zot, source):
+    """A job waits longer for a pause than for anything else, is served elsewhere, and ends when it is over."""
+    zot("pause", "store", "dr", "--reason", "its disks are moved")
+    job = client.upload(source, "releases", "pause.tgz")
+    until(lambda: (record := catalogue.jobs.get(job.id)) and record.fence >= 3)
+    until(lambda: catalogue.jobs.get(job.id).state == "queued")
+    record = catalogue.jobs.get(job.id)
+    assert (record.attempts, record.error["type"]) == (0, "Paused")
+    assert "its disks are moved" in record.error["message"]
+    assert {row["store"]: bool(row["paused"]) for row in zot("stores")["stores"]} == {"primary": False, "dr": True}
+    zot("resume", "store", "dr")
+    assert [copy.outcome for copy in job.wait(30).copies] == ["already_there", "stored"]
+
+
+def test_a_paused_job_waits(worker, client, catalogue, zot, source):
+    """A single job is paused while it waits, is not begun, and goes on when it may."""
+    zot("pause", "store", "dr")
+    job = client.upload(source, "releases", "job.tgz", stores=["dr"])
+    until(lambda: (record := catalogue.jobs.get(job.id)) and record.error)
+    zot("pause", "job", job.id)
+    zot("resume", "store", "dr")
+    until(lambda: "is paused" in log_of(worker) and catalogue.jobs.get(job.id).error["message"].startswith("job "))
+    zot("resume", "job", job.id)
+    assert job.wait(30).version == 1
+    assert zot("pause", "job", job.id, status=1)["error"]["type"] == "JobEnded"

@@ -1,0 +1,70 @@
+"""What is paused, since when and why: it outlives every process and every broker."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from worker.catalogue.database import Database
+from worker.catalogue.tables import pauses
+
+_GET = sa.select(pauses).where(pauses.c.scope == sa.bindparam("of"), pauses.c.name == sa.bindparam("called"))
+
+
+class Scope(StrEnum):
+    """What can be paused."""
+
+    STORE = "store"
+    QUEUE = "queue"
+    JOB = "job"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One thing that is paused."""
+
+    scope: Scope
+    name: str
+    since: datetime
+    reason: str | None = None
+
+
+class Pauses:
+    """The pauses, by what they are of."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Pause]:
+        """Return all pauses, the oldest first."""
+        query = sa.select(pauses).order_by(pauses.c.since, pauses.c.scope, pauses.c.name)
+        with self._database.read() as connection:
+            return [Pause(Scope(row.scope), row.name, row.since, row.reason) for row in connection.execute(query)]
+
+    def get(self, scope: Scope, name: str) -> Pause | None:
+        """Return the pause of something, or None if it is not paused."""
+        with self._database.read() as connection:
+            row = connection.execute(_GET, {"of": scope, "called": name}).one_or_none()
+            return Pause(scope, name, row.since, row.reason) if row else None
+
+    def begin(self, scope: Scope, name: str, *, reason: str | None, now: datetime) -> Pause:
+        """Pause something. What is paused already stays so since it began, and keeps its reason if no other comes."""
+        with self._database.write() as connection:
+            row = connection.execute(sa.select(pauses).where(*_of(scope, name))).one_or_none()
+            if row is None:
+                values = {"scope": scope, "name": name, "since": now, "reason": reason}
+                connection.execute(sa.insert(pauses), values)
+                return Pause(scope, name, now, reason)
+            reason = reason or row.reason
+            connection.execute(sa.update(pauses).where(*_of(scope, name)).values(reason=reason))
+            return Pause(scope, name, row.since, reason)
+
+    def end(self, scope: Scope, name: str) -> bool:
+        """End a pause; return False if there was none."""
+        with self._database.write() as connection:
+            return connection.execute(sa.delete(pauses).where(*_of(scope, name))).rowcount > 0
+
+
+def _of(scope: Scope, name: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return pauses.c.scope == scope, pauses.c.name == name
