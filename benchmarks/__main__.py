@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from benchmarks import latency, memory, memory_stores, resent, stores, verifying
+from benchmarks import latency, memory, memory_stores, planning, resent, stores, verifying
 from benchmarks.machine import facts
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured
 from benchmarks.scene import Scene
@@ -21,6 +21,7 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "memory": memory.measure_filesystem,
     "memory-s3": memory.measure_s3,
     "resent": resent.measure,
+    "planning": planning.measure,
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {"stores": stores.measure, "memory-stores": memory_stores.measure}
 """Only measured when they are named, and kept in tables of their own."""

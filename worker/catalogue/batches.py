@@ -10,10 +10,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
+from worker.catalogue.jobs import job_record
+from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import batch_items, batches, jobs
 from zot_artifact_client.contract import JobState
 
 _ENDED = [state for state in JobState if state.terminal]
+_FAILED_STATES = [JobState.FAILED, JobState.DEAD, JobState.REFUSED]
 _OF = sa.select(batches).where(batches.c.job == sa.bindparam("batch"))
 _IN_FLIGHT = (
     sa.select(
@@ -179,6 +182,18 @@ class Batches:
         """Return the children that did not come out as they should, in the order in which they were planned."""
         with self._database.read() as connection:
             return [Failed(*row) for row in connection.execute(_FAILED.limit(limit), {"batch": batch})]
+
+    def children(self, parent: str, *, failed: bool = False, after: str = "", limit: int = 50) -> list[JobRecord]:
+        """Return the jobs that a batch or another job has sent, by their ids: of a batch, the first ones first.
+
+        `failed`: only those that did not come out as they should, be it by their end or by their verdict.
+        """
+        query = sa.select(jobs).where(jobs.c.parent == parent, jobs.c.id > after).order_by(jobs.c.id).limit(limit)
+        if failed:
+            bad = sa.select(batch_items.c.job).where(batch_items.c.batch == parent, batch_items.c.outcome.is_not(None))
+            query = query.where(sa.or_(jobs.c.state.in_(_FAILED_STATES), jobs.c.id.in_(bad)))
+        with self._database.read() as connection:
+            return [job_record(row) for row in connection.execute(query)]
 
     def over(self) -> list[str]:
         """Return the batches that have ended and whose children have not been told."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.failure import Failure, Status
+from worker.cli.many import All, InFlight, KeysFrom, Many, SomePlace, run_many
 from worker.cli.outcome import Outcome
 from worker.cli.output import AsJson, out, print_json
 from worker.cli.place import Place, PlaceText, opened, seconds, store_names
@@ -64,9 +65,12 @@ def upload(
 
 
 def replicate(
-    place: PlaceText,
+    place: SomePlace = "",
     *,
     to: To,
+    every: All = False,
+    keys_from: KeysFrom = None,
+    in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -75,14 +79,18 @@ def replicate(
     """Bring copies to more stores, or mend those there, from any copy whose bytes are right."""
     with opened() as context:
         fields = {"to": store_names(context, to)}
-        outcome = _run(context, REPLICATE, place, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+        many = Many(place, every, keys_from, in_flight)
+        outcome = _run(context, REPLICATE, many, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
     finish(outcome, waited=not no_wait, as_json=as_json)
 
 
 def verify(
-    place: PlaceText,
+    place: SomePlace = "",
     *,
     store: Stores = None,
+    every: All = False,
+    keys_from: KeysFrom = None,
+    in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -91,24 +99,35 @@ def verify(
     """Read all bytes of the copies and hold them against the recorded digest."""
     with opened() as context:
         fields = {"stores": store_names(context, store)}
-        outcome = _run(context, VERIFY, place, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+        many = Many(place, every, keys_from, in_flight)
+        outcome = _run(context, VERIFY, many, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
     finish(outcome, waited=not no_wait, as_json=as_json)
 
 
 def delete(
-    place: PlaceText,
+    place: SomePlace = "",
     *,
     store: Stores = None,
     allow_last: Annotated[bool, typer.Option("--allow-last", help="Even if no good copy remains elsewhere.")] = False,
+    everything: Annotated[bool, typer.Option("--everything", help="With --all BUCKET: all that is in it.")] = False,
+    every: All = False,
+    keys_from: KeysFrom = None,
+    in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete an artifact everywhere, or its copies in the stores that --store names."""
+    """Delete an artifact everywhere, or its copies in the stores that --store names.
+
+    With --all a whole prefix, which `zot-artifacts ls` shows beforehand; a whole bucket takes --everything as well.
+    """
     with opened() as context:
-        fields = {"stores": store_names(context, store), "allow_last": allow_last or None}
-        outcome = _run(context, DELETE, place, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+        fields: dict[str, object] = {"stores": store_names(context, store), "allow_last": allow_last or None}
+        many = Many(place, every, keys_from, in_flight)
+        if everything or (every and not place.partition("/")[2]):
+            fields["everything"] = _everything(place, every=every, sure=everything)
+        outcome = _run(context, DELETE, many, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
     finish(outcome, waited=not no_wait, as_json=as_json)
 
 
@@ -152,20 +171,31 @@ def finish(outcome: Outcome, *, waited: bool, as_json: bool) -> None:
 def _run(
     context: Context,
     spec: TaskSpec[Any, Any],
-    place: str,
+    many: Many,
     fields: Mapping[str, object],
     *,
     key: str | None,
     wait: bool,
     timeout: float | None,
 ) -> Outcome:
-    at = Place.parse(place)
+    if many.asked:
+        return run_many(context, spec.kind, many, fields, key=key, wait=wait, timeout=timeout)
+    at = Place.parse(many.place)
     request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
     job_id = choose_id(spec, idempotency_key=key)
     with sender(context, f"{spec.kind}: waiting for a worker") as way:
         known = way.known(spec, job_id, request)
         job = way.client.job(job_id, spec) if known else way.send(spec, job_id, request)
         return way.stay(job, timeout) if wait else Outcome(job_id, spec.kind)
+
+
+def _everything(place: str, *, every: bool, sure: bool) -> bool:
+    """Return that a whole bucket is to be deleted from, if that was said in so many words."""
+    if not sure:
+        raise Failure(f"this would delete all of {place.rstrip('/')!r}: add --everything, or a prefix", Status.USAGE)
+    if not every or place.partition("/")[2]:
+        raise Failure("--everything goes with --all BUCKET, without a prefix", Status.USAGE)
+    return True
 
 
 def _pairs(option: str, given: list[str]) -> dict[str, str] | None:

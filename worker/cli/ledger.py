@@ -65,6 +65,10 @@ def list_(
     store: StoreOption = None,
     error: ErrorOption = None,
     kind: Kind = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="ID", help="Those of one batch; --failed: those that came out badly.")
+    ] = None,
+    after: Annotated[str, typer.Option(metavar="ID", help="With --parent: those after this one.")] = "",
     limit: Limit = 50,
     refused: Annotated[bool, typer.Option("--refused", help="The messages that no worker could take.")] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Of one job: where its last attempt failed.")] = False,
@@ -78,16 +82,14 @@ def list_(
         if job is not None:
             _show(_record_of(context, job), traceback=traceback, as_json=as_json)
             return
+        if parent is not None:
+            _record_of(context, parent)
+            children = context.catalogue.batches.children(parent, failed=failed, after=after, limit=limit)
+            _print(children, as_json=as_json)
+            return
         states = [*(state or []), *([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
         records = context.catalogue.interventions.find(states, kind=kind, fits=_filter(store, error), limit=limit)
-    if as_json:
-        print_json({"jobs": [document(record) for record in records]})
-    elif records:
-        rows = [
-            (r.id, r.kind, _about(r), r.state, r.attempts, r.created_at, (r.error or {}).get("message"))
-            for r in records
-        ]
-        out().print(table(("job", "kind", "artifact", "state", "attempts", "created", "error"), rows))
+    _print(records, as_json=as_json)
 
 
 @app.command()
@@ -145,6 +147,17 @@ def document(record: JobRecord) -> dict[str, Any]:
 
 
 # Looking
+
+
+def _print(records: list[JobRecord], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"jobs": [document(record) for record in records]})
+    elif records:
+        rows = [
+            (r.id, r.kind, _about(r), r.state, r.attempts, r.created_at, (r.error or {}).get("message"))
+            for r in records
+        ]
+        out().print(table(("job", "kind", "artifact", "state", "attempts", "created", "error"), rows))
 
 
 def _record_of(context: Context, id_: str) -> JobRecord:

@@ -6,7 +6,7 @@ from typing import Any
 from worker.catalogue import JobRecord
 from worker.cli.failure import Status
 from zot_artifact_client import JobNotDone, JobState
-from zot_artifact_client.contract import VERIFY
+from zot_artifact_client.contract import BATCH, VERIFY
 
 GOOD_VERDICT = "verified"
 _UNTOLD = {"unreadable", "unverifiable"}
@@ -48,7 +48,8 @@ class Outcome:
             return Status.UNKNOWN
         if self.state != JobState.SUCCEEDED:
             return Status.UNKNOWN if (self.error or {}).get("type") == _UNVERIFIABLE else Status.BAD
-        return _status_of_verdicts(self.result or {}) if self.kind == VERIFY.kind else Status.GOOD
+        of_results = {VERIFY.kind: _status_of_verdicts, BATCH.kind: _status_of_batch}
+        return of_results[self.kind](self.result or {}) if self.kind in of_results else Status.GOOD
 
 
 def outcome_of(record: JobRecord) -> Outcome:
@@ -69,3 +70,10 @@ def _status_of_verdicts(result: dict[str, Any]) -> Status:
     if not verdicts or verdicts - _UNTOLD - {GOOD_VERDICT}:
         return Status.BAD
     return Status.UNKNOWN if verdicts & _UNTOLD else Status.GOOD
+
+
+def _status_of_batch(result: dict[str, Any]) -> Status:
+    untold = sum(count for outcome, count in result["outcomes"].items() if outcome in _UNTOLD)
+    if result["failed"] > untold:
+        return Status.BAD
+    return Status.UNKNOWN if untold else Status.GOOD

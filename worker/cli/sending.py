@@ -35,7 +35,7 @@ class Sender:
         if record is None:
             return False
         ours, theirs = request.payload(), dict(record.request)
-        for staging in ("source", "sha256", "staged") if theirs.get("staged") else ():
+        for staging in ("source", "sha256", "keys_from", "staged") if theirs.get("staged") else ():
             ours.pop(staging, None)
             theirs.pop(staging, None)
         if (record.kind, theirs) != (spec.kind, ours):

@@ -11,6 +11,7 @@ def tell(outcome: Outcome) -> None:
     """Print the result on stdout, or on stderr in one line why there is none."""
     if outcome.result is not None:
         _TELL[outcome.kind](outcome.result)
+        _tell_more(outcome.job, outcome.result)
     elif outcome.ended:
         complain(f"{outcome.kind} {outcome.state}: {(outcome.error or {}).get('message', 'no cause was recorded')}")
     else:
@@ -52,6 +53,21 @@ def _adopted(result: Mapping[str, Any]) -> None:
     out().print(f"{_version(result)} {how} in {result['store']}, evidence: {result['evidence']}", markup=False)
 
 
+def _batch(result: Mapping[str, Any]) -> None:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result["outcomes"].items())) or "nothing"
+    line = f"{result['verb']}: {result['objects']} objects, {size(result['bytes'])}: {counts}"
+    out().print(line, markup=False)
+    for each in result["failures"]:
+        complain(f"{each['bucket']}/{each['key']}: {each['outcome']}: {each['message']}")
+
+
+def _tell_more(job: str, result: Mapping[str, Any]) -> None:
+    """Say where the failures are that a result does not name."""
+    left = result.get("failed", 0) - len(result.get("failures", ()))
+    if left > 0:
+        complain(f"and {left} more: `zot-artifacts jobs --parent {job} --failed` tells of all")
+
+
 def _version(result: Mapping[str, Any]) -> str:
     path = f"{result['bucket']}/{result['key']}"
     return f"{path} version {result['version']} {size(result['size'])} sha256 {result['sha256']}"
@@ -63,4 +79,5 @@ _TELL: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "verify": _verdicts,
     "delete": _deleted,
     "adopt": _adopted,
+    "batch": _batch,
 }
