@@ -27,7 +27,7 @@ InFlight = Annotated[
 SomePlace = Annotated[
     str,
     typer.Argument(
-        metavar="[BUCKET/KEY]", help="The artifact, or with --all BUCKET[/PREFIX].", show_default=False
+        metavar="[BUCKET/KEY]", help="The artifact, or with --all a bucket or BUCKET/PREFIX.", show_default=False
     ),
 ]  # fmt: skip
 
