@@ -19,6 +19,9 @@ MESSAGES = "zot-artifacts:outbox"
 ORDER = "zot-artifacts:outbox:{queue}"
 """The Redis sorted set of their ids, by queue, each with the second it was sent."""
 
+_SHOWN = 1024
+"""Characters of a request that Flower gets to see, as with any other message of Celery's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -37,17 +40,22 @@ class Outgoing:
 def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
     """Add to a Redis pipeline what sends these jobs; the entry comes before the message, so none is without one."""
     now = time.time()
-    for job in jobs:
-        message = envelope(app, job)
-        pipeline.hset(MESSAGES, job.job_id, message)
-        pipeline.zadd(ORDER.format(queue=job.queue), {job.job_id: now})
-        pipeline.lpush(job.queue, message)
+    messages = {job.job_id: envelope(app, job) for job in jobs}
+    pipeline.hset(MESSAGES, mapping=messages)
+    for queue in dict.fromkeys(job.queue for job in jobs):
+        ids = [job.job_id for job in jobs if job.queue == queue]
+        pipeline.zadd(ORDER.format(queue=queue), dict.fromkeys(ids, now))
+        pipeline.lpush(queue, *(messages[id_] for id_ in ids))
 
 
 def envelope(app: Celery, job: Outgoing) -> str:
     """Return a job's message, in version 2 of Celery's protocol, as Redis holds it."""
     options = {"parent_id": job.parent, "root_id": job.parent, "ignore_result": True} if job.parent else {}
-    message = app.amqp.as_task_v2(job.job_id, job.name, kwargs=job.payload, **options)
+    shown = repr(job.payload)  # Celery's own way to it takes as long as all the rest together
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    message = app.amqp.as_task_v2(
+        job.job_id, job.name, kwargs=job.payload, argsrepr="()", kwargsrepr=shown, **options
+    )  # fmt: skip
     properties = {
         **message.properties,
         "delivery_mode": 2,
