@@ -354,6 +354,14 @@ class TestEnding:
             writing.abort()
             assert (left_in(room), room.keys(), room.read(writing.key)) == ([], [writing.key], OLD)
 
+    def test_abort_by_another_process(self, room: Room, target: Target) -> None:
+        """Whoever cancels a job of a killed worker leaves nothing of its write, with no more than the token."""
+        with begun(room) as writing:
+            writing.put_all()
+            target.store.close()  # its clients are gone, as they are in another process
+            target.store.end_write(writing.bucket, writing.key, writing.token)
+            assert (left_in(room), room.keys()) == ([], [])
+
     def test_abort_twice(self, room: Room) -> None:
         """Aborting what is not open any more is no error."""
         with begun(room) as writing:
