@@ -3,11 +3,14 @@
 from worker import clock
 from worker.catalogue import Artifact, Copy
 from worker.context import Context
-from worker.jobs.running import RunningJob
+from worker.jobs.running import PutOff, RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import PermanentError, StorageError
 from worker.together import each
-from zot_artifact_client.contract import DELETE, DeletedCopy, DeleteRequest, DeleteResult
+from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult
+
+_LOOK = 5.0
+"""Seconds between looks at a replication that has not ended."""
 
 
 class LastCopy(PermanentError):
@@ -20,12 +23,14 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
     Raises:
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
         UnknownStore: naming the stores there are.
+        PutOff: a replication of the artifact has not ended; nothing was deleted.
         StorageError, PutOff: a store could not delete its copy; the others have.
     """
     named = [context.stores[name].name for name in request.stores or ()]
     artifact = context.catalogue.artifacts.current(request.bucket, request.key)
     held = context.catalogue.artifacts.held_anywhere(request.bucket, request.key)
     if artifact and named and not request.allow_last:
+        _check_nobody_copies(context, artifact)
         _check_good_copy_remains(context, artifact, named)
     deleted = each(named or held, lambda store: _delete(request, context, job, store, held.get(store, [])))
     if artifact and not named:
@@ -37,6 +42,13 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
         unchanged=all(copy.outcome == "already_gone" for copy in deleted),
         copies=tuple(deleted),
     )
+
+
+def _check_nobody_copies(context: Context, artifact: Artifact) -> None:
+    """Leave all sources alone while a replication of the artifact may still need them, now or at its next attempt."""
+    copying = context.catalogue.jobs.open_on(artifact.bucket, artifact.key, kind=REPLICATE.kind)
+    if copying:
+        raise PutOff(f"{artifact.path} waits for job {copying[0]}, which may still copy from any of its stores", _LOOK)
 
 
 def _check_good_copy_remains(context: Context, artifact: Artifact, stores: list[str]) -> None:

@@ -23,10 +23,11 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
         SourceRefused, NotFound: the source is not to be had.
         DigestMismatch: the source is not what the request announced.
         InvalidKey, UnknownStore: nothing was read.
+        Superseded: between two attempts a newer version came, or the artifact was deleted; that stands.
         StorageError, PutOff: a store did not take its copy; the other stores have theirs.
     """
     check_key(check_bucket(request.bucket), request.key)
-    stores = [context.stores[name] for name in request.stores or context.settings.placement_stores]
+    stores = [context.stores[name] for name in _stores(request, context)]
     _check_classes(request, stores)
     context.gates.check_any(store.name for store in stores)  # or else the source would be read for nothing
     with open_source(request.source, context.settings) as source:
@@ -40,6 +41,7 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
             clock.now(),
             manifest=manifest,
             stores=[store.name for store in stores],
+            job=job.id,
         )
         placed = each(
             stores,
@@ -54,6 +56,10 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
         unchanged=all(copy.outcome == "already_there" for copy in placed),
         copies=tuple(placed),
     )
+
+
+def _stores(request: UploadRequest, context: Context) -> tuple[str, ...]:
+    return request.stores or context.settings.placement_of(request.bucket, request.key)
 
 
 def _check_classes(request: UploadRequest, stores: list[Store]) -> None:

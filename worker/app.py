@@ -18,7 +18,7 @@ from zot_artifact_client.routing import queues
 
 TASK_MODULES = (
     "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt", "tasks.batch",
-    "tasks.sweep", "tasks.leftovers", "tasks.probe", "tasks.recover", "tasks.refused",
+    "tasks.sweep", "tasks.placement", "tasks.leftovers", "tasks.probe", "tasks.recover", "tasks.refused",
 )  # fmt: skip
 """Named as strings: the arrows run from the tasks to the worker, never back."""
 

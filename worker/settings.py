@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -71,6 +72,20 @@ class ReplicationSettings(_Section):
     """Let a provider copy between two of its stores by itself. What it has copied is always read back."""
 
 
+class PlacementRule(_Section):
+    """Where the artifacts of some buckets belong; the first rule that fits an artifact is the one that counts."""
+
+    bucket: Annotated[str, Field(min_length=1, max_length=63)]
+    """Its name, or a pattern with `*`, `?` and `[…]`."""
+    prefix: Annotated[str, Field(max_length=1024)] = ""
+    """Only keys that begin like this."""
+    stores: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    def fits(self, bucket: str, key: str) -> bool:
+        """Return whether the rule speaks of this artifact."""
+        return fnmatchcase(bucket, self.bucket) and key.startswith(self.prefix)
+
+
 class VerifySweepSettings(_Section):
     """How often every copy is read again."""
 
@@ -89,6 +104,17 @@ class VerifySweepSettings(_Section):
     def period_of(self, store: str) -> timedelta:
         """Return the time within which every copy of this store is read again."""
         return self.periods.get(store, self.period)
+
+
+class ReplicateSweepSettings(_Section):
+    """How often artifacts are looked for that lack a copy which `placement_rules` want; without rules, never."""
+
+    enabled: bool = True
+    every: Duration = timedelta(minutes=1)
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Most copies of one store that one sweep claims."""
+    claim: Duration = timedelta(hours=6)
+    """How long a claimed copy is left to its job before another sweep may claim it."""
 
 
 class LeftoverSweepSettings(_Section):
@@ -124,6 +150,7 @@ class SweepSettings(_Section):
     recover: RecoverSweepSettings = RecoverSweepSettings()
 
     verify: VerifySweepSettings = VerifySweepSettings()
+    replicate: ReplicateSweepSettings = ReplicateSweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
 
@@ -171,6 +198,8 @@ class Settings(BaseSettings):
     """The stores by name; without any, `primary` and `dr` in the data directory."""
     placement: tuple[str, ...] | None = None
     """The stores that an upload goes to when it names none; all of them by default."""
+    placement_rules: tuple[PlacementRule, ...] = ()
+    """Where single buckets belong instead; what lacks a copy there gets it, wherever it was uploaded to."""
     sources: SourceSettings = SourceSettings()
     replication: ReplicationSettings = ReplicationSettings()
     retry: RetrySettings = RetrySettings()
@@ -216,6 +245,7 @@ class Settings(BaseSettings):
     def _stores_exist(self) -> "Settings":
         named = {
             "placement": self.placement or (),
+            **{f"placement_rules.{n}": rule.stores for n, rule in enumerate(self.placement_rules)},
             "sweep.verify.periods": self.sweep.verify.periods,
             "store_limits": self.store_limits,
         }
@@ -244,8 +274,17 @@ class Settings(BaseSettings):
 
     @property
     def placement_stores(self) -> tuple[str, ...]:
-        """Return the stores that an upload goes to when it names none."""
+        """Return the stores that an upload goes to when it names none and no rule speaks of its artifact."""
         return self.placement or tuple(self.stores)
+
+    def rule_for(self, bucket: str, key: str) -> PlacementRule | None:
+        """Return the rule that says where an artifact belongs, if one does."""
+        return next((rule for rule in self.placement_rules if rule.fits(bucket, key)), None)
+
+    def placement_of(self, bucket: str, key: str) -> tuple[str, ...]:
+        """Return the stores that an upload of this artifact goes to when it names none."""
+        rule = self.rule_for(bucket, key)
+        return rule.stores if rule else self.placement_stores
 
     @property
     def broker_url(self) -> str:

@@ -206,3 +206,23 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
                 os.kill(pid, signal.SIGCONT)
     assert fleet.record(job) == done
     assert done.fence == 2
+
+
+def test_a_worker_outlives_its_broker(ministack, tmp_path):
+    """The broker is killed under a job at work, and again while the worker looks for it; the worker is the same one."""
+    with (
+        Valkey(tmp_path / "valkey") as valkey,
+        fleet_of(valkey, ministack, tmp_path, at=4) as fleet,
+        fleet.worker("only", beat=True) as only,
+    ):
+        pid = only.pid
+        job = fleet.client.upload(fleet.source(), "releases", "large.bin")
+        assert fleet.gate.reached.wait(60)
+        for _ in range(2):
+            until(lambda: fleet.redis.hlen("unacked") > 0)
+            valkey.kill()
+            time.sleep(1)  # it looks for the broker in silence for some of the time
+            valkey.restart()
+        fleet.gate.open.set()
+        until(lambda: fleet.record(job).state == "succeeded", 60)
+        assert (only.running, only.pid) == (True, pid)

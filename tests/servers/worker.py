@@ -5,7 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import redis
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from tests.servers.process import REPOSITORY, Server
 
@@ -39,12 +41,16 @@ class Worker(Server):
 
     def probe(self) -> None:
         with Celery(broker=self._broker, set_as_current=False) as app:
-            if not app.control.ping(timeout=0.5):
+            try:
+                answers = app.control.ping(timeout=0.5)
+            except (redis.RedisError, OperationalError) as error:
+                raise ConnectionError(str(error)) from error
+            if not answers:
                 raise ConnectionError("no worker answers")
 
     def children(self) -> list[int]:
         """Return the process ids of the pool's children."""
         listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=True
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
         ).stdout
         return [int(pid) for pid in listed.split()]

@@ -2,7 +2,7 @@
 
 from copy import copy
 
-from worker.catalogue.artifacts import Artifacts
+from worker.catalogue.artifacts import Artifacts, Superseded
 from worker.catalogue.batches import Batch, Batches, CameOut, Child, Failed, Kind, NewChild, Step
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.fence import FencedDatabase, LostLease
@@ -39,6 +39,7 @@ __all__ = [
     "Pauses",
     "Scope",
     "Step",
+    "Superseded",
     "last_cause",
 ]
 

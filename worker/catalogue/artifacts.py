@@ -1,13 +1,14 @@
 """Artifacts and their copies: what there should be, and what was last seen of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, manifests
 from worker.storage import Digest
@@ -29,6 +30,7 @@ _VERSIONS = (
 )
 _NEWEST = _VERSIONS.limit(1)
 _CURRENT = _VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1)
+_RECORDED_BY = sa.select(artifacts).where(artifacts.c.job == sa.bindparam("by"))
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = _COPIES.order_by(copies.c.store)
 _COPY = _COPIES.where(copies.c.store == sa.bindparam("at"))
@@ -67,6 +69,10 @@ _SUPERSEDE = (
 )  # fmt: skip
 
 
+class Superseded(CatalogueError):
+    """What a job wants to go on with is not the newest any more."""
+
+
 class Artifacts:
     """The artifact versions and their copies."""
 
@@ -101,16 +107,23 @@ class Artifacts:
         *,
         manifest: Manifest | None = None,
         stores: Iterable[str] = (),
+        job: str | None = None,
     ) -> Artifact:
         """Return the newest version if it has this digest, else a new one with its manifest; begin copies in `stores`.
 
-        A version that was recorded and never got a whole copy is used again, so that a retry makes no second one.
+        A version that was recorded and never got a whole copy is used again, so that a retry makes no second one. Nor
+        does a `job` that has recorded a version before.
+
+        Raises:
+            Superseded: what the job has recorded has been followed by another version, or deleted.
         """
         with self._database.write() as connection:
             row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
+            if job is not None:
+                _check_not_superseded(connection, row, job)
             if not row or _artifact(row).digest != digest or row.tombstoned_at is not None:
                 version = {
-                    "bucket": bucket, "key": key, "version": row.version + 1 if row else 1,
+                    "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
                 }  # fmt: skip
                 row = connection.execute(_INSERT_VERSION, version).one()
@@ -271,6 +284,47 @@ class Artifacts:
             by_id = {row.id: _artifact(row) for row in versions}
         return [(by_id[found[id_].artifact_id], found[id_]) for id_ in ids]
 
+    def claim_absent(
+        self,
+        store: str,
+        bucket: str,
+        prefix: str,
+        *,
+        wanted: Callable[[Artifact], bool],
+        now: datetime,
+        until: datetime,
+        limit: int,
+    ) -> list[Artifact]:
+        """Claim current artifacts of which a store never had a copy that it is wanted to have, the oldest first.
+
+        A copy that was deleted there, or that is there and bad, is not absent. A claim keeps other sweeps away until
+        the copy is written, or until `until`.
+        """
+        here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
+        begun = sa.and_(
+            copies.c.state == CopyState.WRITING, sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now)
+        )
+        query = (
+            sa.select(artifacts)
+            .outerjoin(copies, here)
+            .where(*_listed(), artifacts.c.bucket == bucket, *_following(prefix, ""))
+            .where(sa.or_(copies.c.id.is_(None), begun))
+            .order_by(artifacts.c.id)
+        )
+        with self._database.read() as connection:  # it may look at many, and whoever writes keeps the others waiting
+            rows = connection.execution_options(yield_per=1000).execute(query)
+            found = list(islice(filter(wanted, map(_artifact, rows)), limit))
+            rows.close()
+        with self._database.write() as connection:
+            ids = [_begin_copy(connection, artifact, store).id for artifact in found]
+            connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
+        return found
+
+    def buckets(self) -> list[str]:
+        """Return the names of all buckets that have ever held an artifact."""
+        with self._database.read() as connection:
+            return list(connection.execute(sa.select(artifacts.c.bucket).distinct()).scalars())
+
     def count_by_state(self) -> dict[str, dict[str, int]]:
         """Return how many copies of each state each store holds."""
         query = sa.select(copies.c.store, copies.c.state, sa.func.count()).group_by(copies.c.store, copies.c.state)
@@ -290,6 +344,17 @@ class Artifacts:
                 ).where(good)
             ).one()
         return row[2] if row[0] == row[1] else None
+
+
+def _check_not_superseded(connection: Connection, newest: Row[Any] | None, job: str) -> None:
+    own = connection.execute(_RECORDED_BY, {"by": job}).one_or_none()
+    if own is None or newest is None:
+        return
+    what = f"version {own.version} of {own.bucket}/{own.key}, which this job recorded at an earlier attempt,"
+    if own.tombstoned_at is not None:
+        raise Superseded(f"{what} was deleted before the job could end")
+    if own.id != newest.id:
+        raise Superseded(f"{what} was followed by version {newest.version} before the job could end")
 
 
 def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:

@@ -246,6 +246,15 @@ class Jobs:
                 connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
         return found
 
+    def open_on(self, bucket: str, key: str, *, kind: str) -> list[str]:
+        """Return the jobs of a kind that write to an artifact and have not ended."""
+        open_ = [state for state in JobState if not state.terminal]
+        query = sa.select(jobs.c.id).where(
+            jobs.c.holds == f"{bucket}/{key}", jobs.c.kind == kind, jobs.c.state.in_(open_)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
     def known(self, ids: Sequence[str]) -> set[str]:
         """Return which of these jobs a worker has taken over, or has ended."""
         taken = sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at.is_not(None), jobs.c.finished_at.is_not(None))

@@ -38,9 +38,14 @@ artifacts = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("committed_at", UtcDateTime),
     Column("tombstoned_at", UtcDateTime),
+    Column("job", Text(64)),
     UniqueConstraint("bucket", "key", "version"),
+    Index("ix_artifacts_job", "job"),
 )
-"""One row a version. `committed_at`: its first copy was whole. Triggers keep its digest from being updated."""
+"""One row a version. `committed_at`: its first copy was whole. `job` is the one that recorded it.
+
+Triggers keep its digest from being updated.
+"""
 
 copies = Table(
     "copies",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
+import redis
 from celery import Celery, current_app
 from celery.app import amqp
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -75,6 +76,10 @@ class _Guarded:
     """What a channel of Redis does at the door; mixed into both kinds that kombu has."""
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
+        if self.connection.client is None:  # type: ignore[attr-defined]
+            # A channel that is closed after its connection was given up: kombu would trip over the None, and the
+            # worker end of it, where it only has to connect again.
+            raise redis.ConnectionError("the connection of this channel was given up")
         client = super()._create_client(asynchronous)  # type: ignore[misc]
         if asynchronous:  # the one that waits for messages
             client.set_response_callback("BRPOP", self._admit)

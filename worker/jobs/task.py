@@ -51,6 +51,8 @@ AtEnd = Callable[[RequestT, Context], None]
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, what is done at a job's end, and the model of the request that it is given."""
+_MORE_DELAY = timedelta(minutes=5)
+"""How much longer than `retry.backoff_max` a store may ask a job to wait."""
 _SHORTEST_WAIT = 1.0
 _LONGEST_WAIT = 5.0
 """Seconds between looks at a job that another worker holds."""
@@ -224,7 +226,8 @@ class Delivery(Generic[RequestT, ResultT]):
     def _retry_or_bury(self, job: RunningJob, error: Exception) -> NoReturn:
         if job.attempt >= self._context.settings.retry.max_attempts:
             self._end_badly(job, JobState.DEAD, error)
-        delay = max(self._backoff(job.attempt - 1), getattr(error, "retry_after", None) or 0)
+        asked = min(getattr(error, "retry_after", None) or 0, self._longest_delay)
+        delay = max(self._backoff(job.attempt - 1), asked)
         self._jobs.retrying(job.id, job.fence, _details(error), due=self._due(delay))
         logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
@@ -304,6 +307,11 @@ class Delivery(Generic[RequestT, ResultT]):
     def _again(self, seconds: float, error: Exception | None = None) -> Exception:
         retry: Exception = self._task.retry(exc=error, countdown=seconds, throw=False)
         return retry
+
+    @property
+    def _longest_delay(self) -> float:
+        """Return the seconds that a message may wait in a worker: with the job's own time, Redis must not miss it."""
+        return (self._context.settings.retry.backoff_max + _MORE_DELAY).total_seconds()
 
     def _backoff(self, retries: int) -> float:
         retry = self._context.settings.retry

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from worker import clock
-from worker.catalogue import Begun, Busy, Ended, LostLease
+from worker.catalogue import Begun, Busy, Ended, LostLease, Superseded
 from worker.storage import Digest
 from worker.storage.driver import Part
 from worker.storage.transfer import SentPart
@@ -114,3 +114,22 @@ def test_whoever_lost_a_job_writes_nothing_in_its_name(catalogue, write):
         write(held, artifact)
     assert held.transfers.find(artifact, "dr") == catalogue.transfers.find(artifact, "dr")
     assert catalogue.transfers.find(artifact, "dr").sent == {}
+
+
+def test_an_upload_that_goes_on_makes_no_second_version(catalogue):
+    """Its next attempt uses the version of the one before, and gives way to what came between."""
+
+    def record(key, digest, job):
+        return catalogue.artifacts.record("releases", key, digest, {}, clock.now(), job=job)
+
+    other = Digest(12, "b" * 64)
+    first = record("a", DIGEST, "one")
+    assert record("a", DIGEST, "one") == first
+    assert record("a", other, "two").version == 2
+    with pytest.raises(Superseded, match="followed by version 2"):
+        record("a", DIGEST, "one")
+    assert record("a", DIGEST, "three").version == 3
+
+    catalogue.artifacts.tombstone(record("b", DIGEST, "four"), clock.now())
+    with pytest.raises(Superseded, match="was deleted"):
+        record("b", DIGEST, "four")

@@ -1,0 +1,363 @@
+"""A small fleet in bad weather: random jobs, random faults, and what must be true when it has become quiet.
+
+Everything is real: a broker, two workers with their children, an S3 server behind a proxy, two directories. What is
+random comes from one seed, but for the moments at which the processes do what they do.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+
+from tests.conformance.targets import make_s3_bucket, s3_client
+from tests.servers import Ministack, Valkey
+from tests.servers.proxy import Cut, Fault, FaultyProxy, Lose, Request, Say
+from tests.servers.worker import Worker
+from worker.catalogue import Catalogue
+from worker.storage import Stores
+from worker.storage.config import FilesystemConfig, S3Config
+from zot_artifact_client import ArtifactClient, BrokerUnavailable, Job
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState, Queue, SweepLeftoversRequest
+from zot_artifact_client.outbox import MESSAGES
+
+MIB = 1 << 20
+STORES = ("primary", "dr", "cloud")
+SIZES = (0, 1, 3_000, 700_000, 2 * MIB, 17 * MIB)
+SETTINGS = {
+    "jobs__lease": "2s",
+    "jobs__grace": "1s",
+    "retry__max_attempts": "30",
+    "retry__max_crashes": "30",
+    "retry__backoff": "1s",
+    "retry__backoff_max": "3s",
+    "breaker__open": "1s",
+    "breaker__open_max": "2s",
+    "sweep__recover__every": "1s",
+    "sweep__recover__after": "3s",
+    "sweep__recover__again": "4s",
+    "sweep__leftovers__age": "1s",
+    "sweep__leftovers__enabled": "false",
+    "sweep__verify__every": "2s",
+    "sweep__verify__period": "20s",
+}
+
+
+class Weather:
+    """What the network between the workers and the S3 server is like at the moment."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.faults: tuple[Fault, ...] = ()
+
+    def __call__(self, request: Request) -> Fault:
+        return self._rng.choice(self.faults) if self.faults and self._rng.random() < 0.4 else None
+
+    def calm(self) -> None:
+        self.faults = ()
+
+
+@dataclass
+class Tally:
+    """What was done to the fleet, and what became of its jobs."""
+
+    jobs: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[int] = field(default_factory=Counter)
+    refused_to_send: int = 0
+    lost: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Fleet:
+    """The fleet, its clients and its bad weather. A context manager."""
+
+    def __init__(self, directory: Path, ministack: Ministack, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.tally = Tally()
+        self._ministack = ministack
+        self._home = directory
+        self._sources = directory / "incoming"
+        self._catalogue_url = f"sqlite:///{directory / 'catalogue.sqlite3'}"
+        self.weather = Weather(random.Random(seed + 1))
+        self._valkey = Valkey(directory / "valkey")
+        self._proxy = FaultyProxy(ministack.port, self.weather)
+        self._uploads: dict[str, list[str]] = {}
+        self._digests: dict[str, str] = {}
+        self._jobs: dict[str, Job[Any]] = {}
+        self._kinds: dict[str, str] = {}
+        self._rotten: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._sources.mkdir(parents=True)
+        for store in ("primary", "dr"):
+            (self._home / store).mkdir()
+        self._bucket = f"chaos-{self._home.name[:20].lower().replace('_', '-').strip('-')}-{os.getpid()}"
+        make_s3_bucket(self._ministack, self._bucket)
+        self._valkey.start()
+        self._proxy.__enter__()
+        self.catalogue = Catalogue(self._catalogue_url)
+        self.stores = Stores(
+            {
+                "primary": FilesystemConfig(root=self._home / "primary"),
+                "dr": FilesystemConfig(root=self._home / "dr"),
+                "cloud": S3Config.model_validate(self._cloud(self._ministack.endpoint)),
+            },
+            spool_dir=self._home,
+        )
+        self._workers = [self._worker("a", beat=True), self._worker("b", beat=False)]
+        for worker in self._workers:
+            worker.start()
+        self.client = ArtifactClient(self._valkey.url)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.client.close()
+        for worker in self._workers:
+            worker.stop()
+        self.stores.close()
+        self.catalogue.close()
+        self._valkey.stop()
+        self._proxy.__exit__(*exc_info)
+
+    def _cloud(self, endpoint: str) -> dict[str, object]:
+        return {
+            "type": "s3", "bucket": self._bucket, "endpoint": endpoint, "part_size": "5MiB",
+            "access_key_id": self._ministack.access_key_id, "secret_access_key": self._ministack.secret_access_key,
+        }  # fmt: skip
+
+    def _worker(self, name: str, *, beat: bool) -> Worker:
+        stores = {store: {"type": "filesystem", "root": str(self._home / store)} for store in ("primary", "dr")}
+        settings = SETTINGS | {
+            "catalogue": self._catalogue_url,
+            "stores": json.dumps({**stores, "cloud": self._cloud(self._proxy.endpoint)}),
+            "sources__roots": json.dumps([str(self._sources)]),
+        }
+        return Worker(self._home / name, self._valkey.url, beat=beat, **settings)
+
+    # What users do
+
+    def work(self) -> None:
+        """Send one job of a random kind."""
+        kind = self.rng.choices(("upload", "replicate", "verify", "delete"), (6, 3, 3, 1))[0]
+        key = f"k{self.rng.randrange(24)}"
+        sends: dict[str, Callable[[], Job[Any]]] = {
+            "upload": lambda: self._upload(key),
+            "replicate": lambda: self.client.replicate("data", key, to=self.rng.choice(STORES)),
+            "verify": lambda: self.client.verify("data", key),
+            "delete": lambda: self._delete(key),
+        }
+        try:
+            job = sends[kind]()
+        except BrokerUnavailable:
+            self.tally.refused_to_send += 1
+            return
+        self._jobs[job.id] = job
+        self._kinds[job.id] = kind
+        self.tally.jobs[kind] += 1
+
+    def _upload(self, key: str) -> Job[Any]:
+        content = self.rng.randbytes(self.rng.choice(SIZES)) + os.urandom(8)
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._sources / f"{digest[:16]}.bin"
+        path.write_bytes(content)
+        self._uploads.setdefault(key, []).append(digest)
+        stores = self.rng.choice((STORES, ("primary", "cloud"), ("primary",)))
+        return self.client.upload(path, "data", key, stores=stores, idempotency_key=digest)
+
+    def _delete(self, key: str) -> Job[Any]:
+        return self.client.delete("data", key, stores=self.rng.choice((None, "dr", "cloud")))
+
+    # What happens to them
+
+    def misfortune(self) -> None:
+        """Let one random thing go wrong."""
+        happen = self.rng.choice(
+            (
+                self.kill_child, self.kill_child, self.kill_worker, self.end_worker, self.pause_worker,
+                self.restart_broker, self.lose_messages, self.double_message, self.hostile_message,
+                self.storm, self.storm, self.unplug, self.lock_catalogue, self.rot,
+            )
+        )  # fmt: skip
+        self.tally.faults[happen.__name__] += 1
+        happen()
+
+    def look_after_workers(self) -> None:
+        """Start a worker again that has ended by itself, as its supervisor would; that it has is wrong all the same."""
+        for worker in self._workers:
+            if not worker.running:
+                self.tally.wrong.append(f"worker {worker.directory.name} ended by itself")
+                worker.restart()
+
+    def _any_worker(self) -> Worker:
+        return self.rng.choice(self._workers)
+
+    def kill_child(self) -> None:
+        for pid in self._any_worker().children()[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self) -> None:
+        worker = self._any_worker()
+        worker.kill()
+        worker.start()
+
+    def end_worker(self) -> None:
+        worker = self._any_worker()
+        worker.stop()
+        worker.start()
+
+    def pause_worker(self) -> None:
+        """Let a worker and its children sleep through their leases, but not with the catalogue's lock in hand."""
+        worker = self._any_worker()
+        pids = (worker.pid, *worker.children())
+        with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
+            ours.execute("BEGIN IMMEDIATE")
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+        time.sleep(4)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def restart_broker(self) -> None:
+        time.sleep(1.1)  # its file is written through once a second: what it has acknowledged before that is safe
+        self._valkey.restart()
+
+    def lose_messages(self) -> None:
+        """Take what waits out of the queues, as a worker does that dies before it has marked it as taken."""
+        with redis.Redis(port=self._valkey.port) as broker:
+            broker.rpop(self.rng.choice([queue.value for queue in Queue]), 3)
+
+    def double_message(self) -> None:
+        with redis.Redis(port=self._valkey.port) as broker:
+            messages = list(broker.hvals(MESSAGES))
+            if messages:
+                broker.lpush("transfer", self.rng.choice(messages))
+
+    def hostile_message(self) -> None:
+        hostile = (b"[]", b"nonsense", b'{"body": "e30=", "headers": {"task": "artifact.verify.v1"}, "properties": {}}')
+        with redis.Redis(port=self._valkey.port) as broker:
+            broker.lpush("interactive", self.rng.choice(hostile))
+
+    def storm(self) -> None:
+        """Let the network to the S3 server be bad until the next storm or calm."""
+        self.weather.faults = self.rng.choice(
+            ((Say(503),), (Say(429, b"", {"Retry-After": "1"}),), (Lose(),), (Cut(100),), (Lose(), Say(503)), ())
+        )
+
+    def unplug(self) -> None:
+        root = self._home / "dr"
+        root.rename(self._home / "dr-unplugged")
+        time.sleep(1.5)
+        (self._home / "dr-unplugged").rename(root)
+
+    def lock_catalogue(self) -> None:
+        with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
+            ours.execute("BEGIN IMMEDIATE")
+            time.sleep(3)
+
+    def rot(self) -> None:
+        """Flip a bit of a file, so that nothing but reading it tells."""
+        files = [path for path in (self._home / "dr" / "data").glob("k*") if path.suffix != ".sha256"]
+        if files:
+            path = self.rng.choice(sorted(files))
+            with suppress(OSError), path.open("r+b") as file:
+                first = file.read(1)
+                file.seek(0)
+                file.write(bytes([first[0] ^ 1]))
+                self._rotten.add(path.name)
+
+    # What must be true afterwards
+
+    def live(self, seconds: float) -> None:
+        """Work and suffer for this long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for _ in range(self.rng.randrange(1, 5)):
+                self.work()
+            if self.rng.random() < 0.6:
+                self.misfortune()
+            self.look_after_workers()
+            time.sleep(self.rng.random())
+        self.weather.calm()
+
+    def settle(self, within: float = 120) -> None:
+        """Wait until every accepted job has ended; those that have not are lost."""
+        deadline = time.monotonic() + within
+        waiting = dict(self._jobs)
+        while waiting and time.monotonic() < deadline:
+            self.look_after_workers()
+            for id_ in list(waiting):
+                record = self.catalogue.jobs.get(id_)
+                if record is not None and JobState(record.state).terminal:
+                    self.tally.states[f"{record.kind} {record.state}"] += 1
+                    self.tally.attempts[record.attempts] += 1
+                    del waiting[id_]
+            time.sleep(0.2)
+        self.tally.lost += [f"{self._kinds[id_]} {id_} {self._state(id_)}" for id_ in waiting]
+        self._jobs.clear()
+
+    def _state(self, id_: str) -> str:
+        record = self.catalogue.jobs.get(id_)
+        return f"{record.state} {record.error}" if record else "not in the ledger"
+
+    def judge(self) -> None:
+        """Look at stores, ledger and log, and tell everything that is not as promised."""
+        self._sweep()
+        self.tally.wrong += [*self._versions(), *self._copies(), *self._orphans()]
+        broken = self.catalogue.verifications.first_broken()
+        if broken is not None:
+            self.tally.wrong.append(f"the log is broken at row {broken}")
+
+    def _sweep(self) -> None:
+        time.sleep(1.5)  # what the last job left has to be as old as the sweep wants it
+        self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(60)
+
+    def _versions(self) -> Iterator[str]:
+        """Each upload made one version or none, and no version is anybody else's."""
+        for key, uploaded in self._uploads.items():
+            versions: list[str] = []
+            while artifact := self.catalogue.artifacts.version("data", key, len(versions) + 1):
+                versions.append(artifact.digest.sha256)
+            for sha256, count in Counter(versions).items():
+                if sha256 not in uploaded:
+                    yield f"data/{key} has a version of {sha256} that nobody uploaded"
+                if count > 1:
+                    yield f"data/{key} has {count} versions of {sha256}: its upload happened more than once"
+
+    def _copies(self) -> Iterator[str]:
+        """Every copy that the catalogue relies on is right, read in full; what was made rotten may be found so."""
+        for artifact in self.catalogue.artifacts.page("data"):
+            for copy in self.catalogue.artifacts.copies(artifact).values():
+                if not copy.state.good:
+                    continue
+                seen = self.stores[copy.store].verify_object(artifact.bucket, artifact.key, artifact.digest)
+                if seen.verdict != "verified" and not (copy.store == "dr" and artifact.key in self._rotten):
+                    yield f"{copy.store}: {artifact.path} is {copy.state} in the catalogue and {seen.verdict}"
+
+    def _orphans(self) -> Iterator[str]:
+        """Nothing lies in the stores that the catalogue does not know, and nothing that was begun is left open."""
+        for name in STORES:
+            store = self.stores[name]
+            for found in store.list_objects("data"):
+                held = self.catalogue.artifacts.held_by(name, "data", found.key)
+                if held is None:
+                    yield f"{name}: data/{found.key} is nobody's"
+            for unfinished in store.iter_unfinished():
+                yield f"{name}: {unfinished.description} was left behind"
+        client = s3_client(self._ministack)
+        for upload in client.list_multipart_uploads(Bucket=self._bucket).get("Uploads", []):
+            yield f"cloud: the upload of {upload['Key']} was left open"

@@ -1,0 +1,24 @@
+"""Random jobs against random faults, then quiet: every accepted job has ended, and the record is true."""
+
+import pytest
+
+from tests.faults.chaos import Fleet
+from tests.servers import Ministack
+
+SEEDS = (1,)
+"""Those that once found something stay here. `make soak` looks for others."""
+SECONDS = 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_was_accepted_ends_once_whatever_happens(ministack: Ministack, tmp_path, seed: int) -> None:
+    """No job is lost, none happens twice, no copy is other than recorded, nothing is left behind, the log is whole."""
+    print(f"seed {seed}")
+    with Fleet(tmp_path / "fleet", ministack, seed) as fleet:
+        fleet.live(SECONDS)
+        fleet.settle()
+        fleet.judge()
+    assert (fleet.tally.lost, fleet.tally.wrong) == ([], [])
+    assert sum(fleet.tally.states.values()) == sum(fleet.tally.jobs.values()) > 0
