@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from celery import Celery
 
 from tasks import batch as batches
 from tasks.delete import delete
@@ -17,6 +18,7 @@ from tests.integration.tasks.conftest import Silent
 from worker import clock
 from worker.catalogue import Begun, tables
 from worker.context import Context
+from worker.jobs.outbox import Outbox
 from worker.jobs.running import NextStep, RunningJob
 from worker.keylist import BadKeyList
 from worker.storage.errors import NotFound, StorageError
@@ -31,6 +33,7 @@ from zot_artifact_client.contract import (
     VerifyRequest,
 )
 from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.routing import queues
 
 ALL = BatchRequest(verb="verify", bucket="releases")
 VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
@@ -360,3 +363,19 @@ def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
     batches.end_children(context, None)
     batches.end_children(context, None)
     assert asked == [[f"batch-1.{n:08d}" for n in (2, 3, 4)]]
+
+
+def test_where_the_broker_is_no_redis_jobs_become_due(laid, drive, context):
+    """Nobody can tell there which messages are lost, so that a job is sent again when nothing was heard of it."""
+    laid(1)
+    with Celery(broker="memory://", backend="disabled", set_as_current=False) as app:
+        app.conf.task_queues = queues()
+        driver = drive(ALL)
+        driver.queue = Outbox(app)
+        driver.step()
+        with app.connection_for_read() as connection:
+            message = connection.SimpleQueue("sweep").get(timeout=5)
+            message.ack()
+    headers = message.headers
+    assert (headers["id"], headers["parent_id"], headers["ignore_result"]) == ("batch-1.00000001", "batch-1", True)
+    assert context.catalogue.jobs.get("batch-1.00000001").due_at > clock.now()
