@@ -13,7 +13,7 @@ from tests.integration.test_worker import until
 from tests.servers.worker import Worker
 from worker import cli
 from worker.catalogue import Catalogue
-from zot_artifact_client import ArtifactClient, JobFailed
+from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.outbox import MESSAGES
 
 Cli = Callable[..., dict[str, Any]]
@@ -101,6 +101,13 @@ def source(environment, request) -> str:
     return str(path)
 
 
+@pytest.fixture
+def serving(worker, zot) -> Worker:
+    """Return the worker as it serves every queue."""
+    zot("resume", "queue", "transfer")
+    return worker
+
+
 def log_of(worker: Worker) -> str:
     return (worker.directory / "worker.log").read_text()
 
@@ -126,13 +133,13 @@ def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(wo
         assert waits.wait(30).version == 1
 
 
-def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, source, tmp_path):
+def test_dead_jobs_begin_again_with_one_command(serving, client, catalogue, zot, source, tmp_path):
     """Whoever waits for a job that is begun again learns its new end; what ended for another cause stays as it is.
 
     A source that was staged for one of them is still there, and goes away with its good end.
     """
     (tmp_path / "outside.tgz").write_bytes(b"release two")
-    away = worker.home / "stores" / "dr"
+    away = serving.home / "stores" / "dr"
     away.rename(away.with_name("unplugged"))
     try:
         job = client.upload(source, "releases", "dead.tgz")
@@ -153,11 +160,11 @@ def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, 
     assert zot(*chosen)["retried"] == [staged, job.id]
     assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
     assert client.job(staged).wait(60).version == 1
-    assert list((worker.home / "staging").iterdir()) == []
+    assert list((serving.home / "staging").iterdir()) == []
     assert (catalogue.jobs.get(job.id).attempts, catalogue.jobs.get(other.id).state) == (1, "failed")
 
 
-def test_a_paused_store_costs_its_jobs_nothing_however_long_it_takes(worker, client, catalogue, zot, source):
+def test_a_paused_store_costs_its_jobs_nothing_however_long_it_takes(serving, client, catalogue, zot, source):
     """A job waits longer for a pause than for anything else, is served elsewhere, and ends when it is over."""
     zot("pause", "store", "dr", "--reason", "its disks are moved")
     job = client.upload(source, "releases", "pause.tgz")
@@ -171,14 +178,28 @@ def test_a_paused_store_costs_its_jobs_nothing_however_long_it_takes(worker, cli
     assert [copy.outcome for copy in job.wait(30).copies] == ["already_there", "stored"]
 
 
-def test_a_paused_job_waits(worker, client, catalogue, zot, source):
+def test_a_paused_job_waits(serving, client, catalogue, zot, source):
     """A single job is paused while it waits, is not begun, and goes on when it may."""
     zot("pause", "store", "dr")
     job = client.upload(source, "releases", "job.tgz", stores=["dr"])
     until(lambda: (record := catalogue.jobs.get(job.id)) and record.error)
     zot("pause", "job", job.id)
     zot("resume", "store", "dr")
-    until(lambda: "is paused" in log_of(worker) and catalogue.jobs.get(job.id).error["message"].startswith("job "))
+    until(lambda: "is paused" in log_of(serving) and catalogue.jobs.get(job.id).error["message"].startswith("job "))
     zot("resume", "job", job.id)
     assert job.wait(30).version == 1
     assert zot("pause", "job", job.id, status=1)["error"]["type"] == "JobEnded"
+
+
+def test_a_cancelled_job_begins_again_if_somebody_wants_it_after_all(serving, client, catalogue, zot, source):
+    """A job that waits for a pause is cancelled by a command at once; the wish is forgotten when it begins again."""
+    zot("pause", "store", "dr")
+    job = client.upload(source, "releases", "cancelled.tgz", stores=["dr"])
+    until(lambda: (record := catalogue.jobs.get(job.id)) and record.error)
+    assert zot("jobs", "cancel", job.id)["asked"] == [job.id]
+    with pytest.raises(JobCancelled):
+        job.wait(30)
+    until(lambda: catalogue.jobs.get(job.id).state == "cancelled")
+    zot("resume", "store", "dr")
+    assert zot("jobs", "retry", job.id)["retried"] == [job.id]
+    assert job.wait(30).version == 1

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -234,6 +235,7 @@ def _confirm(question: str) -> None:
 
 def _retry(context: Context, records: list[JobRecord], refused: dict[str, str]) -> Iterator[str]:
     for first in range(0, len(records), _AT_ONCE):
+        _forget(context.settings, records[first : first + _AT_ONCE])
         page = []
         for record in records[first : first + _AT_ONCE]:
             if _revive(context, record):
@@ -252,17 +254,24 @@ def _revive(context: Context, record: JobRecord) -> bool:
     return context.catalogue.interventions.revive(record.id, cause, due=due) is not None
 
 
-def _send(settings: Settings, records: list[JobRecord]) -> None:
-    """Forget the old ends, and send the messages; where that fails, `sweep.recover` sends them."""
-    try:
+def _forget(settings: Settings, records: list[JobRecord]) -> None:
+    """Take away how the jobs ended, and the wish that they end, before anybody acts on it."""
+    with suppress(NoBroker, BrokerUnavailable):
         outcomes = CeleryOutcomes(settings.results_url, lambda _: None)
-        publisher = Publisher(settings.broker_url)
         try:
             for record in records:
                 outcomes.forget(record.id)
-            publisher.send_all([_outgoing(record) for record in records])
         finally:
             outcomes.close()
+
+
+def _send(settings: Settings, records: list[JobRecord]) -> None:
+    """Send the messages; where that fails, `sweep.recover` sends them."""
+    try:
+        publisher = Publisher(settings.broker_url)
+        try:
+            publisher.send_all([_outgoing(record) for record in records])
+        finally:
             publisher.close()
     except (NoBroker, BrokerUnavailable) as error:
         note(f"{error}; the workers begin the jobs by themselves once they reach it")

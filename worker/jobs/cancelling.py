@@ -52,6 +52,8 @@ def end_waiting(context: Context, app: Celery, clean_up: CleanUp) -> int:
         ids = [id_.decode() for id_ in client.zrange(CANCELLING, 0, _AT_ONCE - 1)]
         ended = 0
         for id_ in ids:
+            if client.zscore(CANCELLING, id_) is None:
+                continue  # somebody has thought better of it since
             record = _end(context, app, id_)
             if record is not None:
                 clean_up(context, record)
@@ -118,7 +120,8 @@ def _end_new(context: Context, app: Celery, id_: str) -> JobRecord | None:
 def _tell(app: Celery, job: JobRecord) -> None:
     Outbox(app).taken(job.id)
     try:
-        app.backend.mark_as_revoked(job.id, cause(job.id)["message"])
+        if app.backend.get_state(job.id) != "REVOKED":  # once: a second word might reach who waits for a new begin
+            app.backend.mark_as_revoked(job.id, cause(job.id)["message"])
     except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
         logger.warning("job %s: that it was cancelled cannot be shown: %s", job.id, type(error).__name__)
 

@@ -69,14 +69,19 @@ class CeleryOutcomes:
         result = self._app.AsyncResult(job_id)  # its backend is that of this thread
         relay = _ProgressRelay(job_id, on_progress) if on_progress and result.backend.is_async else None
         try:
-            while not self._listen(result, _next_slice(deadline), relay):
+            while True:
+                if self._listen(result, _next_slice(deadline), relay):
+                    snapshot = self.look(job_id)
+                    if snapshot.state.terminal:
+                        return snapshot
+                    # Celery keeps words that nobody waited for: this end is from before the job was begun again.
+                    result = self._app.AsyncResult(job_id)
                 if deadline is not None and time.monotonic() >= deadline:
                     msg = f"job {job_id} has not ended within {timeout:g} s; it goes on"
                     raise WaitTimeout(msg)
         finally:
             with suppress(Exception):  # the backend is away: then nothing is left to unsubscribe from
                 result.backend.remove_pending_result(result)
-        return snapshot_of(job_id, {"status": result.state, "result": result.result, "name": result.name})
 
     def cancel(self, job_id: str) -> None:
         backend = self._app.backend
