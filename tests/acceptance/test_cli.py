@@ -81,8 +81,9 @@ def sha256(path: Path) -> str:
 
 
 def leftovers(zot: Zot) -> list[Path]:
-    """Return what uploads have left behind in the staging and spooling directories."""
-    return [*(zot.home / "staging").iterdir(), *(zot.home / "spool").iterdir()]
+    """Return what uploads have left behind in the staging and spooling directories. Dead ones keep their sources."""
+    dead = {job["job"] for job in zot("jobs", "--dead", "--state", "retrying", "--json").document["jobs"]}
+    return [path for name in ("staging", "spool") for path in (zot.home / name).iterdir() if path.name not in dead]
 
 
 # What works
