@@ -8,7 +8,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from benchmarks import latency, memory, memory_stores, planning, resent, stores, verifying
+from benchmarks import (
+    enqueue,
+    latency,
+    memory,
+    memory_stores,
+    planning,
+    resent,
+    stores,
+    taken_over,
+    throughput,
+    verifying,
+)
 from benchmarks.machine import facts
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured
 from benchmarks.scene import Scene
@@ -17,10 +28,13 @@ from tests.servers import Valkey
 
 MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "latency": latency.measure,
+    "throughput": throughput.measure,
+    "enqueue": enqueue.measure,
     "verifying": verifying.measure,
     "memory": memory.measure_filesystem,
     "memory-s3": memory.measure_s3,
     "resent": resent.measure,
+    "taken-over": taken_over.measure,
     "planning": planning.measure,
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {"stores": stores.measure, "memory-stores": memory_stores.measure}

@@ -1,0 +1,55 @@
+"""Jobs sent in a second by our client, one by one and many at once, against `send_task` of a bare Celery app."""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import redis
+
+from benchmarks import bare
+from benchmarks.measured import Row, Samples, Target
+from benchmarks.scene import Scene
+from zot_artifact_client.contract import UPLOAD, UploadRequest
+
+ONE_BY_ONE, MANY = "one by one", "many at once (submit_many)"
+TARGETS = {ONE_BY_ONE: Target(0.8, at_least=True), MANY: Target(5, at_least=True)}
+_BARE = "send_task"
+
+
+def measure(scene: Scene) -> Iterator[Row]:
+    """Send in turn what no worker is there to take, and throw it away after each turn.
+
+    The bare application sends no arguments, and has no result backend: with one, it would subscribe to each result.
+    """
+    rounds, jobs = (4, 200) if scene.quick else (20, 1000)
+    broker = f"redis://127.0.0.1:{scene.valkey.port}/1"
+    numbers = count()
+
+    def request() -> UploadRequest:
+        return UploadRequest(source="/srv/incoming/build.tgz", bucket="enqueue", key=f"{next(numbers)}/build.tgz")
+
+    with scene.client() as client, bare.make_app(broker, results=False) as app:
+        kinds: dict[str, Callable[[], object]] = {
+            _BARE: lambda: [app.send_task(bare.NOOP) for _ in range(jobs)],
+            ONE_BY_ONE: lambda: [client.submit(UPLOAD, request()) for _ in range(jobs)],
+            MANY: lambda: client.submit_many(request() for _ in range(jobs)),
+        }
+        rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(1 + rounds):  # the first connects, and does not count
+            for kind, run in kinds.items():
+                rates[kind].append(jobs / _seconds(run))
+                _throw_away(scene)
+    samples = {kind: Samples(values[1:], " jobs/s") for kind, values in rates.items()}
+    for kind, target in TARGETS.items():
+        yield Row(f"uploads sent {kind}, against send_task of bare Celery", samples[kind], samples[_BARE], target)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def _throw_away(scene: Scene) -> None:
+    with redis.Redis.from_url(scene.valkey.url) as client:
+        client.flushall()

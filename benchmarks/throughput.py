@@ -1,0 +1,114 @@
+"""Jobs a second: 1 KiB uploads on two worker processes, against tasks that do nothing in a bare Celery app."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+
+import redis
+
+from benchmarks import bare
+from benchmarks.latency import NOOP, ONE, POOL, TWO, BareWorker
+from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.scene import KIB, WAIT, Scene
+from tests.servers.process import Server
+from zot_artifact_client import ArtifactClient
+from zot_artifact_client.contract import UploadRequest
+
+TARGET = Target(0.5, at_least=True)
+_POLL = 0.005
+_UNENDED = {"PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Jobs of one kind: how they are sent, who does them, and where their results will be."""
+
+    server: Server
+    results: "redis.Redis"
+    send: Callable[[int], Sequence[str]]
+
+    def rate(self, jobs: int) -> float:
+        """Return how many jobs were done in a second, all of them waiting already when the worker begins."""
+        with self._stopped():
+            ids = self.send(jobs)
+            os.sync()  # nobody's bytes are to wait behind those of the sources
+            begun = time.perf_counter()
+        self._await(ids)
+        return jobs / (time.perf_counter() - begun)
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Keep the worker's own process, which is the one that takes messages, from doing anything."""
+        os.kill(self.server.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.server.pid, signal.SIGCONT)
+
+    def _await(self, ids: Sequence[str]) -> None:
+        """Look at one result after the other: a client that is told of each would compete with the workers."""
+        deadline = time.monotonic() + WAIT
+        for id_ in ids:
+            while (state := self._state(id_)) in _UNENDED:
+                if time.monotonic() > deadline:
+                    raise NotMeasured(f"job {id_} has not ended after {WAIT:.0f} s")
+                time.sleep(_POLL)
+            if state != "SUCCESS":
+                raise NotMeasured(f"job {id_} ended as {state}")
+
+    def _state(self, id_: str) -> str:
+        kept = self.results.get(f"celery-task-meta-{id_}")
+        return str(json.loads(kept)["status"]) if isinstance(kept, bytes) else "PENDING"
+
+
+def measure(scene: Scene) -> Iterator[Row]:
+    """Let each kind have the machine to itself in turn, each time with a full queue."""
+    rounds, jobs = (2, 100) if scene.quick else (5, 500)
+    rates: dict[str, list[float]] = {NOOP: [], ONE: [], TWO: []}
+    with _loads(scene) as loads:
+        for load in loads.values():
+            load.rate(jobs // 5)  # every child opens its catalogue and connects once
+        for _ in range(rounds):
+            for kind, load in loads.items():
+                rates[kind].append(load.rate(jobs))
+    samples = {kind: Samples(values, " jobs/s") for kind, values in rates.items()}
+    for kind in (ONE, TWO):
+        what = f"1 KiB uploads {kind}, {POOL} worker processes, against no-ops of bare Celery"
+        yield Row(what, samples[kind], samples[NOOP], TARGET)
+
+
+@contextmanager
+def _loads(scene: Scene) -> Iterator[dict[str, Load]]:
+    broker = f"redis://127.0.0.1:{scene.valkey.port}/1"  # another database of the same server: queues do not meet
+    with (
+        BareWorker(scene.directory / "bare", broker) as bare_worker,
+        scene.worker("throughput", POOL) as worker,
+        scene.client() as client,
+        bare.make_app(broker) as app,
+        redis.Redis.from_url(broker) as theirs,
+        redis.Redis.from_url(scene.valkey.url) as ours,
+    ):
+        yield {
+            NOOP: Load(bare_worker, theirs, lambda jobs: [str(app.send_task(bare.NOOP).id) for _ in range(jobs)]),
+            ONE: Load(worker, ours, _sender(scene, client, ("primary",))),
+            TWO: Load(worker, ours, _sender(scene, client, None)),
+        }
+
+
+def _sender(scene: Scene, client: ArtifactClient, stores: tuple[str, ...] | None) -> Callable[[int], Sequence[str]]:
+    """Return what sends uploads of new bytes under new keys: none of it is there already."""
+    folder = "-".join(stores or ["default"])
+    numbers = count()
+
+    def request() -> UploadRequest:
+        name = f"{folder}-{next(numbers)}.bin"
+        source = scene.incoming / name
+        source.write_bytes(os.urandom(KIB))
+        return UploadRequest(source=str(source), bucket="throughput", key=name, stores=stores)
+
+    return lambda jobs: [job.id for job in client.submit_many([request() for _ in range(jobs)])]
