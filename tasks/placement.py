@@ -23,10 +23,13 @@ from zot_artifact_client.contract import (
 def sweep_replicate(request: SweepReplicateRequest, context: Context, job: RunningJob) -> SweepReplicateResult:
     """Claim the copies that a rule wants and that are not there, no more than a batch of each store; send their jobs.
 
+    Stores that are paused are left out.
+
     Raises:
         UnknownStore: naming the stores there are.
     """
-    stores = [context.stores[request.store].name] if request.store else list(context.stores)
+    named = [context.stores[request.store].name] if request.store else list(context.stores)
+    stores = [name for name in named if context.gates.paused(name) is None]
     buckets = context.catalogue.artifacts.buckets()
     claimed = dict.fromkeys(stores, 0)
     for rule in context.settings.placement_rules:
