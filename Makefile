@@ -17,7 +17,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --gener
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup up demo test check format format-check lint types arrows dependencies wheel-check lock bench clean
+.PHONY: help setup up demo test check format format-check lint types arrows dependencies wheel-check lock bench soak clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ wheel-check: $(WORKER) ## Install the client's wheel alone in an empty environme
 
 bench: $(WORKER) $(SERVERS) ## Measure, and print the table that benchmarks/README.md keeps
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(WORKER) $(SERVERS) ## Random jobs in bad weather; ARGS="--minutes 30 --seed 7", ends with what was lost or wrong
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked. The order of the two
 # pip-compile runs does not matter; UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
