@@ -13,6 +13,7 @@ from worker import context, draining
 from worker.lifeline import die_with_parent
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
+from zot_artifact_client.connecting import is_rabbitmq, is_redis
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 from zot_artifact_client.routing import queues
 
@@ -36,15 +37,6 @@ def make_app(settings: Settings) -> Celery:
     )
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
-    redis = {
-        "visibility_timeout": visibility,  # longer than any job or wait: else Redis hands out a running job again
-        "socket_timeout": 20,  # the default waits for ever on a connection that has silently died
-        "socket_connect_timeout": 5,
-        "socket_keepalive": True,
-        "health_check_interval": 25,
-        "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
-        "queue_order_strategy": "priority",  # in the order of task_queues; in turns, every user waits for a sweep
-    }
     app.conf.update(
         # Messages
         task_serializer="json",
@@ -60,7 +52,8 @@ def make_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
         task_retry_on_worker_lost=True,  # a killed child's job gets another try, after the task's default_retry_delay
         worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
-        broker_transport_options=redis,
+        broker_transport_options=_transport_options(settings),
+        broker_channel_error_retry=is_rabbitmq(settings.broker_url),  # over a long job it closes the channel: no end
         visibility_timeout=visibility,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of its broker
@@ -90,6 +83,27 @@ def make_app(settings: Settings) -> Celery:
     )
     app.steps["consumer"].add("worker.jobs.control:Control")  # cancelling and pausing, from outside
     return app
+
+
+def _transport_options(settings: Settings) -> dict[str, object]:
+    if is_redis(settings.broker_url):
+        return {
+            # Longer than any job or wait: else Redis hands out a running job again.
+            "visibility_timeout": settings.visibility_timeout.total_seconds(),
+            "socket_timeout": 20,  # the default waits for ever on a connection that has silently died
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
+            "queue_order_strategy": "priority",  # in the order of task_queues; in turns, every user waits for a sweep
+        }
+    if is_rabbitmq(settings.broker_url):
+        return {
+            "confirm_publish": True,  # the default takes a message as sent that RabbitMQ has lost
+            "read_timeout": 20,  # and then waits for ever for its confirmation
+            "write_timeout": 20,
+        }
+    return {}
 
 
 @signals.worker_process_init.connect

@@ -20,6 +20,7 @@ from worker.settings_limits import BreakerSettings, StoreLimits
 from worker.settings_original import OriginalRefused, translate
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.units import Duration, Size
+from zot_artifact_client.connecting import is_rabbitmq
 
 ENV_PREFIX = "ZOT_"
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
@@ -255,6 +256,13 @@ class Settings(BaseSettings):
                     hint = _did_you_mean(name, self.stores)
                     msg = f"{setting} names the store {name!r}, which is not configured{hint}"
                     raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _results_are_kept(self) -> "Settings":
+        if self.results is None and self.broker is not None and is_rabbitmq(self.broker.get_secret_value()):
+            msg = "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS) to a redis:// URL"
+            raise ValueError(msg)
         return self
 
     @classmethod

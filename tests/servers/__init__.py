@@ -4,6 +4,7 @@ from tests.servers.azure import Azurite
 from tests.servers.gcs import FakeGcs, GcpEmulator, StrictGcs
 from tests.servers.postgres import Postgres
 from tests.servers.process import Server, ServerFailed, ServerMissing
+from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.s3 import Ministack, RcloneS3
 from tests.servers.valkey import Valkey
 
@@ -13,6 +14,7 @@ __all__ = [
     "GcpEmulator",
     "Ministack",
     "Postgres",
+    "RabbitMQ",
     "RcloneS3",
     "Server",
     "ServerFailed",

@@ -80,6 +80,7 @@ def test_the_environment_wins_over_the_file(config, monkeypatch):
         ("store_limits: {dr: {bytes_per_second: 5 MB/s}}", "bytes_per_second: '5 MB/s' is not a size"),
         ("breaker: {failure: 3}", "breaker.failure is not a setting; did you mean 'failures'?"),
         ("stores: {a: {type: s3}}", "stores.a: an s3 store with the layout 'prefixed' needs `bucket`"),
+        ("broker: amqp://u:hunter2@h//", "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS)"),
         ("- a\n- b", "a mapping of settings is expected"),
         ("stores: {a: [", "not valid YAML"),
     ],

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import redis
 import typer
 from celery import Celery
+from kombu.connection import Connection
 
 from worker.catalogue import CatalogueError
 from worker.cli.failure import Status
@@ -20,7 +21,7 @@ from worker.probing import PROBE, probe
 from worker.settings import NoBroker, Settings, load_settings
 from worker.storage.errors import StorageError
 from zot_artifact_client import BrokerUnavailable
-from zot_artifact_client.connecting import is_redis, without_credentials
+from zot_artifact_client.connecting import is_rabbitmq, is_redis, without_credentials
 
 _LITTLE = 1024**3
 
@@ -100,6 +101,8 @@ def _broker(settings: Settings) -> Iterator[Check]:
     try:
         if is_redis(url):
             yield _redis(url, name)
+        elif is_rabbitmq(url):
+            yield _rabbitmq(url, name)
         if settings.results is not None and is_redis(settings.results_url):
             yield _result_backend(settings.results_url)
     except redis.RedisError as error:
@@ -120,6 +123,15 @@ def _redis(url: str, name: str) -> Check:
     if policy == "noeviction":
         return Check("broker", "good", f"{name} answers; maxmemory-policy is noeviction")
     return Check("broker", "bad", f"{name}: maxmemory-policy is {policy}", "set it to noeviction: else jobs are lost")
+
+
+def _rabbitmq(url: str, name: str) -> Check:
+    try:
+        with Connection(url, connect_timeout=3) as connection:
+            version = connection.connection.server_properties.get("version", "of an unknown version")
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises, it could not be told
+        return Check("broker", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_BROKER")
+    return Check("broker", "good", f"{name}: RabbitMQ {version} answers; its consumer_timeout cannot be read")
 
 
 def _result_backend(url: str) -> Check:

@@ -38,6 +38,11 @@ def is_redis(url: str) -> bool:
     return url.startswith(("redis:", "rediss:", "redis+", "sentinel:"))
 
 
+def is_rabbitmq(url: str) -> bool:
+    """Return whether a URL is of RabbitMQ, or of another broker that speaks its AMQP 0-9-1."""
+    return url.startswith(("amqp:", "amqps:", "pyamqp:"))
+
+
 def without_credentials(url: str) -> str:
     """Return a broker URL, or several with `;` between, without user, password and parameters."""
     return ";".join(_bare(one) for one in re.split(r";(?=[a-z+]+://)", url))
@@ -55,7 +60,8 @@ def reaching(what: str, url: str) -> Iterator[None]:
     try:
         yield
     except _UNREACHABLE as error:
-        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        silent = isinstance(error, RuntimeError) or not str(error)
+        reason = error.__cause__ if silent and error.__cause__ else error
         line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
         msg = f"{what} {without_credentials(url)} cannot be reached: {line}"
         raise BrokerUnavailable(msg) from error

@@ -9,6 +9,7 @@ from zot_artifact_client.connecting import (
     RETRY_POLICY,
     SOCKET_TIMEOUT,
     application,
+    is_rabbitmq,
     is_redis,
     reaching,
 )
@@ -89,6 +90,8 @@ class Publisher:
 
 
 def _transport_options(url: str) -> dict[str, object]:
-    if not is_redis(url):
-        return {}
-    return {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}
+    if is_redis(url):
+        return {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}
+    if is_rabbitmq(url):  # what it has not confirmed is not sent, and is not waited for without end
+        return {"confirm_publish": True, "read_timeout": SOCKET_TIMEOUT, "write_timeout": SOCKET_TIMEOUT}
+    return {}
