@@ -405,3 +405,26 @@ def test_what_would_be_for_nothing_is_not_begun(shared, gates):
         ours.check_any(["a", "b"])
     assert error.value.seconds < 10
     ours.check_any([])
+
+
+def test_a_store_that_has_just_let_a_job_in_is_not_asked_beforehand(shared, gates):
+    """One round trip less for each of many small jobs; whether a job may begin is asked all the same."""
+    ours, others = (gates(shared, breaker={"failures": 1, "open": "60s"}) for _ in range(2))
+    with ours.enter("a", Job()):
+        pass
+    with pytest.raises(Unavailable), others.enter("a", Job()):
+        raise Unavailable("a: away")
+    ours.check_any(["a"])
+    with pytest.raises(PutOff, match="a: the store keeps failing"), ours.enter("a", Job()):
+        pass
+
+
+def test_a_store_that_has_just_failed_is_asked_beforehand(shared, gates):
+    """A failure of this process's own ends the trust in what went before, and places are always counted."""
+    ours = gates(shared, breaker={"failures": 1, "open": "60s"}, store_limits={"b": StoreLimits(concurrency=1)})
+    with pytest.raises(Unavailable), ours.enter("a", Job()):
+        raise Unavailable("a: away")
+    with pytest.raises(PutOff, match="a: the store keeps failing"):
+        ours.check_any(["a"])
+    with ours.enter("b", Job()), pytest.raises(PutOff, match="b: 1 jobs"):
+        ours.check_any(["b"])

@@ -82,9 +82,23 @@ def test_what_the_ledger_has_leaves_the_outbox(client, broker, outbox):
     broker.delete("transfer")
     outbox.taken(taken)
     assert {id_.decode() for id_ in broker.hkeys(MESSAGES)} == {known, lost}
+    assert {id_.decode() for id_ in broker.zrange(TRANSFER, 0, -1)} == {known, lost}
     assert outbox.resend(lambda ids: set(ids) & {known}, AT_ONCE) == 1
     assert [id_.decode() for id_ in broker.hkeys(MESSAGES)] == [lost]
     assert [id_.decode() for id_ in broker.zrange(TRANSFER, 0, -1)] == [lost]
+
+
+def test_a_job_is_taken_away_in_one_round_trip(client, outbox, monkeypatch):
+    """Every job has to wait for it."""
+    first, second = (client.upload("/a", "releases", f"{n}").id for n in range(2))
+    outbox.taken(first)  # has connected
+    sent: list[object] = []
+    send = redis.Connection.send_packed_command
+    monkeypatch.setattr(
+        redis.Connection, "send_packed_command", lambda *args, **kw: sent.append(1) or send(*args, **kw)
+    )
+    outbox.taken(second)
+    assert len(sent) == 1
 
 
 def test_a_fresh_request_is_left_alone(client, broker, outbox):

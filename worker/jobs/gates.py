@@ -22,6 +22,8 @@ _ALONE = 1 / 16
 _SEEN = 3600.0
 """Seconds for which a process counts that has used a limited store."""
 _ENROL_EVERY = 60.0
+_JUST_NOW = 1.0
+"""Seconds for which a store that has let a job in is taken to be open by what is only asked to spare work."""
 _BUSY = (1.0, 4.0)
 """Seconds after which a job looks for a place again."""
 
@@ -85,6 +87,7 @@ class Gates:
         self._breaking = settings.breaker
         self._breakers: dict[str, Breaker] = {}
         self._inside: dict[tuple[str, str], Gate] = {}
+        self._let_in: dict[str, float] = {}
         self._share: float | None = None
         self._enrolled = -_ENROL_EVERY
 
@@ -112,6 +115,7 @@ class Gates:
             raise paused
         breaker = self._breaker(store)
         counting = breaker.check(lambda: self._probe(store))
+        self._let_in[store] = time.monotonic()
         with self._place(store, job, transfer=transfer) as place:
             gate = self._inside[store, job.id] = Gate(store, job, place, lambda n, who: self._pay(store, n, who))
             try:
@@ -129,21 +133,24 @@ class Gates:
         error.store = store
         if isinstance(error.__cause__, PermanentError):  # such as: somebody else wrote at the same time
             return
-        self._breaker(store).failed()
+        self._failed(store)
 
     def failed(self, gate: Gate) -> None:
         """Count a failure of the store that was no error, such as a copy that cannot be read."""
         gate.faulty = True
-        self._breaker(gate.store).failed()
+        self._failed(gate.store)
 
     def check_any(self, stores: Iterable[str]) -> None:
         """Return if at least one of the stores would let a job in now, as far as is known without asking the stores.
 
-        To be asked before work that would be for nothing otherwise.
+        To be asked before work that would be for nothing otherwise. What may begin is decided by `enter` alone.
 
         Raises:
             PutOff: the soonest time at which one may.
         """
+        stores = tuple(stores)
+        if any(self._open_just_now(store) for store in stores):
+            return
         closed: list[PutOff] = []
         for store in stores:
             paused = self.paused(store)
@@ -159,6 +166,16 @@ class Gates:
                 return
         if closed:
             raise min(closed, key=lambda error: error.seconds)
+
+    def _open_just_now(self, store: str) -> bool:
+        """Return whether the store let this process in a moment ago and has not failed since, and counts no places."""
+        let_in = self._let_in.get(store)
+        recent = let_in is not None and time.monotonic() - let_in < _JUST_NOW
+        return recent and self._limits_of(store).concurrency is None
+
+    def _failed(self, store: str) -> None:
+        self._let_in.pop(store, None)
+        self._breaker(store).failed()
 
     @contextmanager
     def _watched(self, gate: Gate) -> Iterator[None]:

@@ -35,9 +35,13 @@ class Outbox:
         """Take a job away that is in the ledger now. If that fails, `resend` will do it."""
         try:
             with self._redis() as client:
-                if client is not None and client.hdel(MESSAGES, job_id):
+                if client is None:
+                    return
+                with client.pipeline(transaction=False) as pipeline:  # every job comes by here: one round trip
+                    pipeline.hdel(MESSAGES, job_id)
                     for queue in Queue:
-                        client.zrem(ORDER.format(queue=queue.value), job_id)
+                        pipeline.zrem(ORDER.format(queue=queue.value), job_id)
+                    pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
 
