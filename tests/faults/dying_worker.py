@@ -1,0 +1,195 @@
+"""A worker that dies where it is told to: `python -m tests.faults.dying_worker DIRECTORY …`, else as `celery …`.
+
+A file in that directory, named after a job's key, is an order: it says at which point the process that works on the job
+dies, by SIGKILL, and is renamed at that moment, so that whoever takes the job next lives. An order may ask for another
+misfortune in place of death: the clock jumps.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal
+
+When = Literal["before", "after"]
+
+_STUNNED = 3.0
+"""Seconds for which a job stands still after its clock has jumped: more than a lease, and time for others to look."""
+
+POINTS: Mapping[str, tuple[str, When]] = {
+    "received, not begun": ("worker.catalogue.jobs:Jobs.begin", "before"),
+    "begun, still in the outbox": ("worker.jobs.outbox:Outbox.taken", "before"),
+    "begun, out of the outbox": ("worker.jobs.outbox:Outbox.taken", "after"),
+    "source not opened": ("tasks.upload:open_source", "before"),
+    "version recorded": ("worker.catalogue.artifacts:Artifacts.record", "after"),
+    "file written, not placed": ("worker.storage.filesystem_temp:Temp.link", "before"),
+    "file written, not swapped in": ("worker.storage.filesystem_temp:Temp.rename", "before"),
+    "parts begun, not noted": ("worker.jobs.checkpoint:CopyCheckpoint.begun", "before"),
+    "at a part": ("worker.storage.s3_upload:Upload.send_part", "before"),
+    "part sent, not noted": ("worker.jobs.checkpoint:CopyCheckpoint.sent", "before"),
+    "all parts sent": ("worker.storage.s3_upload:Upload.complete", "before"),
+    "completed, still noted as open": ("worker.jobs.checkpoint:CopyCheckpoint.ended", "before"),
+    "copied by the provider, not read": ("worker.storage.store:Store.copy_object", "after"),
+    "bad bytes set aside": ("worker.storage.store:Store.quarantine_object", "after"),
+    "written, not recorded": ("worker.catalogue.artifacts:Artifacts.finish_copy", "before"),
+    "copy recorded": ("worker.catalogue.artifacts:Artifacts.finish_copy", "after"),
+    "read, not recorded": ("worker.catalogue.verifications:Verifications.record", "before"),
+    "verdict recorded": ("worker.catalogue.verifications:Verifications.record", "after"),
+    "deleted, still in the catalogue": ("worker.catalogue.artifacts:Artifacts.delete_copy", "before"),
+    "deleted in the catalogue": ("worker.catalogue.artifacts:Artifacts.delete_copy", "after"),
+    "all copies deleted": ("worker.catalogue.artifacts:Artifacts.tombstone", "before"),
+    "buried": ("worker.catalogue.artifacts:Artifacts.tombstone", "after"),
+    "planned, not sent": ("worker.jobs.outbox:Outbox.send", "before"),
+    "next attempt not sent": ("worker.jobs.task:Delivery._again", "before"),
+    "done, not finished": ("worker.catalogue.jobs:Jobs.finish", "before"),
+    "finished": ("worker.catalogue.jobs:Jobs.finish", "after"),
+    "half cleaned up": ("pathlib:Path.rmdir", "before"),
+    "result shown": ("celery.backends.base:Backend.mark_as_done", "after"),
+}
+"""Every point at which a process can be told to die: a call, and on which side of it."""
+
+
+class Death:
+    """Carries out the orders in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key: str | None = None  # of the job at work; a process has one at a time, in whatever threads
+        self._passed: Counter[str] = Counter()
+
+    def at(self, point: str) -> None:
+        """Die if the job at work is to die here, now."""
+        order = self._order()
+        if order is None or order["at"] != point:
+            return
+        self._passed[point] += 1
+        if self._passed[point] <= order["skip"]:
+            return
+        self._path.rename(self._path.with_suffix(".died"))
+        if order["clock"] is not None:
+            (self._directory / "clock.new").write_text(str(order["clock"]))
+            (self._directory / "clock.new").rename(self._directory / "clock")
+            time.sleep(_STUNNED)
+            return
+        if order["whole"]:
+            os.killpg(0, signal.SIGKILL)  # the worker, its other children and its beat: as when a machine fails
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def working_on(self, handle: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap what takes up a delivery, so that it is known whose job is at work."""
+
+        @wraps(handle)
+        def handled(delivery: Any, work: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+            self._key, self._passed = kwargs.get("key") or kwargs.get("prefix"), Counter()
+            return handle(delivery, work, args, kwargs)  # what is left to do for the job after that is still its own
+
+        return handled
+
+    def here(self, point: str, when: When, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a call on one side of which a process may have to die."""
+
+        @wraps(call)
+        def called(*args: Any, **options: Any) -> Any:
+            if when == "before":
+                self.at(point)
+            result = call(*args, **options)
+            if when == "after":
+                self.at(point)
+            return result
+
+        return called
+
+    def trouble(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a call that fails at first, in the way that the order names, for jobs that are to die after that."""
+        from worker.jobs.running import HandedBack, PutOff
+        from worker.storage.errors import Unavailable
+
+        troubles: dict[str, Exception] = {
+            "fault": Unavailable("the source does not answer"),
+            "busy": PutOff("the store is busy", 0.2),
+            "ending": HandedBack("the worker is ending"),
+        }
+
+        @wraps(call)
+        def called(*args: Any, **options: Any) -> Any:
+            order = self._order()
+            if order is not None and order["meets"]:
+                raise troubles[order["meets"]]
+            return call(*args, **options)
+
+        return called
+
+    def counting(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a full read, so that it is on the record of the test that there was one."""
+
+        @wraps(call)
+        def called(store: Any, bucket: str, key: str, *args: Any, **options: Any) -> Any:
+            seen = call(store, bucket, key, *args, **options)
+            with (self._directory / "reads").open("a") as file:
+                file.write(f"{store.name} {key}\n")
+            return seen
+
+        return called
+
+    def jumping(self, now: Callable[[], datetime]) -> Callable[[], datetime]:
+        """Wrap the worker's one clock, so that it goes wrong in all processes at once."""
+
+        @wraps(now)
+        def called() -> datetime:
+            try:
+                ahead = float((self._directory / "clock").read_text())
+            except FileNotFoundError:
+                ahead = 0.0
+            return now() + timedelta(seconds=ahead)
+
+        return called
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / f"{self._key}.order"
+
+    def _order(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._path.read_text()) if self._key else None
+        except FileNotFoundError:
+            return None
+
+
+def wrap(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put something around a function or method, named as `module:Class.method`."""
+    module, _, path = target.partition(":")
+    *parents, name = path.split(".")
+    owner = importlib.import_module(module)
+    for parent in parents:
+        owner = getattr(owner, parent)
+    setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def prepare(directory: Path) -> None:
+    """Put the points into the worker's code, before it forks."""
+    from worker.app import TASK_MODULES
+
+    for module in TASK_MODULES:
+        importlib.import_module(module)
+    death = Death(directory)
+    wrap("worker.jobs.task:Delivery.handle", death.working_on)
+    wrap("worker.storage.store:Store.verify_object", death.counting)
+    wrap("tasks.upload:open_source", death.trouble)
+    wrap("worker.clock:now", death.jumping)
+    for point, (target, when) in POINTS.items():
+        wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
+
+
+if __name__ == "__main__":
+    from celery.__main__ import main
+
+    prepare(Path(sys.argv[1]))
+    sys.argv = ["celery", *sys.argv[2:]]
+    main()
