@@ -9,7 +9,7 @@ from worker.context import Context
 from worker.jobs.running import RunningJob
 from worker.jobs.sending import send_child
 from worker.jobs.task import artifact_task
-from worker.settings import PlacementRule
+from worker.settings_sections import PlacementRule
 from zot_artifact_client.contract import (
     REPLICATE,
     SWEEP_REPLICATE,

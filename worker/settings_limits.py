@@ -3,16 +3,13 @@
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from worker.settings_sections import Section
 from worker.storage.units import Duration, Size
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class StoreLimits(_Section):
+class StoreLimits(Section):
     """What all workers together ask of one store at most."""
 
     concurrency: Annotated[int, Field(ge=1)] | None = None
@@ -23,7 +20,7 @@ class StoreLimits(_Section):
     """The part of both that one process takes while Redis cannot be asked; by default its part among all processes."""
 
 
-class BreakerSettings(_Section):
+class BreakerSettings(Section):
     """When a store is left alone that keeps failing, and for how long."""
 
     enabled: bool = True

@@ -14,7 +14,8 @@ from worker import clock
 from worker.catalogue import Begun, Busy
 from worker.context import Context
 from worker.jobs.cancelling import request_end
-from worker.settings import Settings, SourceSettings
+from worker.settings import Settings
+from worker.settings_sections import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import ArtifactClient, JobCancelled
 from zot_artifact_client.cancelling import CANCELLING

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from worker import clock, draining
 from worker.catalogue import CatalogueUnavailable, JobRecord, Jobs, LostLease
-from worker.settings import JobSettings
+from worker.settings_sections import JobSettings
 from zot_artifact_client.contract import Progress
 
 REPORT_SECONDS = 1.0

@@ -12,7 +12,8 @@ from worker import clock
 from worker.catalogue import Begun
 from worker.context import Context
 from worker.jobs.running import RunningJob
-from worker.settings import Settings, SourceSettings
+from worker.settings import Settings
+from worker.settings_sections import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import Progress
 

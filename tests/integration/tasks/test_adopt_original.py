@@ -7,7 +7,8 @@ from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.originals import OriginalCloud, OriginalFiles, read, sha256
-from worker.settings import Settings, SourceSettings
+from worker.settings import Settings
+from worker.settings_sections import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import AdoptRequest, ReplicateRequest, UploadRequest, VerifyRequest
 

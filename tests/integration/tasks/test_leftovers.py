@@ -9,7 +9,8 @@ from tasks.leftovers import sweep_leftovers
 from tests.conformance.targets import make_s3_bucket, s3_config
 from worker import clock
 from worker.context import Context
-from worker.settings import LeftoverSweepSettings, Settings, SweepSettings
+from worker.settings import Settings
+from worker.settings_sections import LeftoverSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import Unavailable

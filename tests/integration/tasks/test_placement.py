@@ -12,7 +12,7 @@ from worker import clock
 from worker.catalogue import Begun
 from worker.context import Context
 from worker.jobs.running import PutOff
-from worker.settings import PlacementRule
+from worker.settings_sections import PlacementRule
 from zot_artifact_client.contract import (
     DeleteRequest,
     JobState,

@@ -8,7 +8,7 @@ from tasks.replicate import NoGoodSource, Unproved, replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker.context import Context
-from worker.settings import ReplicationSettings
+from worker.settings_sections import ReplicationSettings
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 

@@ -19,7 +19,8 @@ from tests.conformance.bodies import source as as_source
 from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
 from worker.context import Context
 from worker.jobs.running import Cancelled
-from worker.settings import ReplicationSettings, Settings, SourceSettings
+from worker.settings import Settings
+from worker.settings_sections import ReplicationSettings, SourceSettings
 from worker.storage import FilesystemConfig, StoreConfig, azure_copy
 from worker.storage.errors import Unavailable
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest

@@ -13,7 +13,7 @@ from tests.conformance.targets import s3_client, s3_config
 from tests.integration.tasks.conftest import Silent
 from worker.context import Context
 from worker.jobs.running import Cancelled
-from worker.settings import SourceSettings
+from worker.settings_sections import SourceSettings
 from worker.sources import SourceRefused
 from worker.storage import Stores
 from worker.storage.errors import (
