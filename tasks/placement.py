@@ -45,7 +45,7 @@ def _bring(  # noqa: PLR0917 - a rule, and one bucket and store of it
 ) -> int:
     now = clock.now()
     until = now + context.settings.sweep.replicate.claim
-    absent = context.catalogue.artifacts.claim_absent(
+    absent = context.catalogue.claims.absent(
         store,
         bucket,
         rule.prefix,

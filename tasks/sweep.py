@@ -32,7 +32,7 @@ def sweep_verify(request: SweepVerifyRequest, context: Context, job: RunningJob)
     claimed = {}
     for store in stores:
         now = clock.now()
-        due = context.catalogue.artifacts.claim_due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
+        due = context.catalogue.claims.due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
         for artifact, copy in due:
             _send(job, artifact, copy)
         claimed[store] = len(due)

@@ -4,6 +4,7 @@ from copy import copy
 
 from worker.catalogue.artifacts import Artifacts, Superseded
 from worker.catalogue.batches import Batch, Batches, CameOut, Child, Failed, Kind, NewChild, Step
+from worker.catalogue.claims import Claims
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.fence import FencedDatabase, LostLease
 from worker.catalogue.interventions import Interventions
@@ -66,6 +67,7 @@ class Catalogue:
 
     def _write_through(self, database: Database) -> None:
         self.artifacts = Artifacts(database)
+        self.claims = Claims(database)
         self.batches = Batches(database)
         self.interventions = Interventions(database)
         self.jobs = Jobs(database)

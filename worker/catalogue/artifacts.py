@@ -1,8 +1,7 @@
 """Artifacts and their copies: what there should be, and what was last seen of it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -95,7 +94,7 @@ class Artifacts:
         )
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        return _artifact(row) if row else None
+        return artifact_of(row) if row else None
 
     def record(
         self,
@@ -121,7 +120,7 @@ class Artifacts:
             row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
             if job is not None:
                 _check_not_superseded(connection, row, job)
-            if not row or _artifact(row).digest != digest or row.tombstoned_at is not None:
+            if not row or artifact_of(row).digest != digest or row.tombstoned_at is not None:
                 version = {
                     "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
@@ -130,9 +129,9 @@ class Artifacts:
                 if manifest:
                     chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
                     connection.execute(sa.insert(manifests), chunks)
-            artifact = _artifact(row)
+            artifact = artifact_of(row)
             for store in stores:
-                _begin_copy(connection, artifact, store)
+                begin_copy(connection, artifact, store)
             return artifact
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
@@ -155,19 +154,19 @@ class Artifacts:
         self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000
     ) -> Sequence[Artifact]:
         """Return current artifacts by bucket and key, starting after the one given."""
-        query = sa.select(artifacts).where(*_listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
+        query = sa.select(artifacts).where(*listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
         if bucket is None:
             query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
             query = query.where(*_begins_with(artifacts.c.key, prefix))
         else:
-            query = query.where(artifacts.c.bucket == bucket, *_following(prefix, after[1]))
+            query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1]))
         with self._database.read() as connection:
-            return [_artifact(row) for row in connection.execute(query)]
+            return [artifact_of(row) for row in connection.execute(query)]
 
     def measure(self, bucket: str, prefix: str = "") -> tuple[int, int]:
         """Return how many artifacts `page` lists in all, and their bytes."""
         counted = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))
-        query = counted.where(*_listed(), artifacts.c.bucket == bucket, *_following(prefix, ""))
+        query = counted.where(*listed(), artifacts.c.bucket == bucket, *following(prefix, ""))
         with self._database.read() as connection:
             count, size = connection.execute(query).one()
         return count, int(size)  # PostgreSQL adds up to a Decimal
@@ -184,7 +183,7 @@ class Artifacts:
         """Return the copies of a version by store, by name."""
         with self._database.read() as connection:
             rows = connection.execute(_COPIES_BY_STORE, {"of": artifact.id})
-            return {row.store: _copy(row) for row in rows}
+            return {row.store: copy_of(row) for row in rows}
 
     def held_by(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
         """Return the version whose bytes should lie under this key in this store now, whichever version it is."""
@@ -201,7 +200,7 @@ class Artifacts:
             if row is None:
                 return None
             copy = connection.execute(sa.select(copies).where(copies.c.id == row.copy_id)).one()
-            return _artifact(row), _copy(copy)
+            return artifact_of(row), copy_of(copy)
 
     def held_anywhere(self, bucket: str, key: str) -> dict[str, list[Copy]]:
         """Return by store the copies under this key of which there may be bytes: of any version, whole or not."""
@@ -215,7 +214,7 @@ class Artifacts:
         held: dict[str, list[Copy]] = {}
         with self._database.read() as connection:
             for row in connection.execute(query):
-                held.setdefault(row.store, []).append(_copy(row))
+                held.setdefault(row.store, []).append(copy_of(row))
         return held
 
     def being_written(self, store: str, bucket: str, key: str) -> Sequence[Artifact]:
@@ -227,7 +226,7 @@ class Artifacts:
             .where(copies.c.store == store, copies.c.state == CopyState.WRITING)
         )
         with self._database.read() as connection:
-            return [_artifact(row) for row in connection.execute(query)]
+            return [artifact_of(row) for row in connection.execute(query)]
 
     def begin_copy(self, artifact: Artifact, store: str) -> Copy:
         """Record that a job is about to write a copy; a copy that was there keeps what is known of it."""
@@ -237,7 +236,7 @@ class Artifacts:
         if found and found.state not in _BEGIN_AGAIN_FROM:
             return found
         with self._database.write() as connection:
-            return _begin_copy(connection, artifact, store)
+            return begin_copy(connection, artifact, store)
 
     def finish_copy(
         self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], due: datetime, now: datetime
@@ -261,64 +260,6 @@ class Artifacts:
                 .where(copies.c.id == copy.id)
                 .values(state=CopyState.DELETED, next_due_at=None, claimed_until=None)
             )
-
-    def claim_due(self, store: str, *, now: datetime, until: datetime, limit: int) -> list[tuple[Artifact, Copy]]:
-        """Claim copies that are due to be read again, the oldest attempt first, and those never attempted before all.
-
-        A claim keeps other sweeps away until it is settled by a verification, or until `until`.
-        """
-        due = (
-            sa.select(copies.c.id)
-            .where(copies.c.store == store, copies.c.next_due_at <= now)
-            .where(sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now))
-            .order_by(copies.c.last_attempt_at.asc().nulls_first(), copies.c.next_due_at, copies.c.id)
-            .limit(limit)
-        )
-        with self._database.write() as connection:
-            ids = list(connection.execute(due).scalars())
-            connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
-            rows = connection.execute(sa.select(copies).where(copies.c.id.in_(ids))).all()
-            found = {row.id: _copy(row) for row in rows}
-            wanted = {copy.artifact_id for copy in found.values()}
-            versions = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(wanted))).all()
-            by_id = {row.id: _artifact(row) for row in versions}
-        return [(by_id[found[id_].artifact_id], found[id_]) for id_ in ids]
-
-    def claim_absent(
-        self,
-        store: str,
-        bucket: str,
-        prefix: str,
-        *,
-        wanted: Callable[[Artifact], bool],
-        now: datetime,
-        until: datetime,
-        limit: int,
-    ) -> list[Artifact]:
-        """Claim current artifacts of which a store never had a copy that it is wanted to have, the oldest first.
-
-        A copy that was deleted there, or that is there and bad, is not absent. A claim keeps other sweeps away until
-        the copy is written, or until `until`.
-        """
-        here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-        begun = sa.and_(
-            copies.c.state == CopyState.WRITING, sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now)
-        )
-        query = (
-            sa.select(artifacts)
-            .outerjoin(copies, here)
-            .where(*_listed(), artifacts.c.bucket == bucket, *_following(prefix, ""))
-            .where(sa.or_(copies.c.id.is_(None), begun))
-            .order_by(artifacts.c.id)
-        )
-        with self._database.read() as connection:  # it may look at many, and whoever writes keeps the others waiting
-            rows = connection.execution_options(yield_per=1000).execute(query)
-            found = list(islice(filter(wanted, map(_artifact, rows)), limit))
-            rows.close()
-        with self._database.write() as connection:
-            ids = [_begin_copy(connection, artifact, store).id for artifact in found]
-            connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
-        return found
 
     def buckets(self) -> list[str]:
         """Return the names of all buckets that have ever held an artifact."""
@@ -359,10 +300,11 @@ def _check_not_superseded(connection: Connection, newest: Row[Any] | None, job: 
 
 def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
     row = connection.execute(_CURRENT, {"bucket": bucket, "key": key}).one_or_none()
-    return _artifact(row) if row and row.tombstoned_at is None else None
+    return artifact_of(row) if row and row.tombstoned_at is None else None
 
 
-def _listed() -> list[sa.ColumnElement[bool]]:
+def listed() -> list[sa.ColumnElement[bool]]:
+    """Say which versions are current: whole, newest and not deleted."""
     newer = artifacts.alias("newer")
     superseded = sa.exists().where(
         newer.c.bucket == artifacts.c.bucket, newer.c.key == artifacts.c.key,
@@ -379,7 +321,7 @@ def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[b
     return [column >= prefix] if end is None else [column >= prefix, column < end]
 
 
-def _following(prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
+def following(prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
     """Say which keys begin with a prefix and come after one, with one lower bound: SQLite searches by one only."""
     begins = _begins_with(artifacts.c.key, prefix)
     return [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
@@ -394,29 +336,32 @@ def first_after(prefix: str) -> str | None:
     return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
 
 
-def _begin_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
+def begin_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
+    """Return the copy of a version in a store, made known if it was not."""
     found = _find_copy(connection, artifact, store)
     if found is None:
         row = {"artifact_id": artifact.id, "store": store, "state": CopyState.WRITING, "evidence": {}}
-        return _copy(connection.execute(_INSERT_COPY, row).one())
+        return copy_of(connection.execute(_INSERT_COPY, row).one())
     if found.state in _BEGIN_AGAIN_FROM:
-        return _copy(connection.execute(_BEGIN_AGAIN, {"copy": found.id}).one())
+        return copy_of(connection.execute(_BEGIN_AGAIN, {"copy": found.id}).one())
     return found
 
 
 def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy | None:
     row = connection.execute(_COPY, {"of": artifact.id, "at": store}).one_or_none()
-    return _copy(row) if row else None
+    return copy_of(row) if row else None
 
 
-def _artifact(row: Row[Any]) -> Artifact:
+def artifact_of(row: Row[Any]) -> Artifact:
+    """Return the artifact that a row is."""
     return Artifact(
         row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
         row.created_at, row.committed_at, row.tombstoned_at,
     )  # fmt: skip
 
 
-def _copy(row: Row[Any]) -> Copy:
+def copy_of(row: Row[Any]) -> Copy:
+    """Return the copy that a row is."""
     return Copy(
         row.id, row.artifact_id, row.store, CopyState(row.state), row.tag, row.attempts, row.last_verdict,
         row.last_attempt_at, row.last_verified_at, row.next_due_at, row.evidence,

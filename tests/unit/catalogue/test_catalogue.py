@@ -155,10 +155,10 @@ def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
 
     now = clock.now()
     claim = {"now": now, "until": now + timedelta(hours=1)}
-    assert [a.key for a, _ in catalogue.artifacts.claim_due("dr", limit=1, **claim)] == ["unread"]
-    assert [a.key for a, _ in catalogue.artifacts.claim_due("dr", limit=9, **claim)] == ["read"]
+    assert [a.key for a, _ in catalogue.claims.due("dr", limit=1, **claim)] == ["unread"]
+    assert [a.key for a, _ in catalogue.claims.due("dr", limit=9, **claim)] == ["read"]
     lapsed = {"now": now + timedelta(hours=2), "until": now + timedelta(hours=3)}
-    assert [a.key for a, _ in catalogue.artifacts.claim_due("dr", limit=9, **lapsed)] == ["unread", "read"]
+    assert [a.key for a, _ in catalogue.claims.due("dr", limit=9, **lapsed)] == ["unread", "read"]
     assert unread.key == "unread"
 
 

@@ -107,7 +107,7 @@ def test_many_sweeps_claim_each_copy_once(catalogue):
         stored(catalogue, f"app-{number}.tgz")
     now = clock.now()
     claim = {"now": now, "until": now + LEASE, "limit": 2}
-    shares = at_once(lambda _: catalogue.artifacts.claim_due("dr", **claim))
+    shares = at_once(lambda _: catalogue.claims.due("dr", **claim))
     claimed = [artifact.key for share in shares for artifact, _ in share]
     assert sorted(claimed) == sorted({f"app-{number}.tgz" for number in range(MANY + 2)})
 
