@@ -194,10 +194,17 @@ class Fleet:
         happen()
 
     def look_after_workers(self) -> None:
-        """Start a worker again that has ended by itself, as its supervisor would; that it has is wrong all the same."""
+        """Start a worker again that has ended by itself, as its supervisor would.
+
+        Celery ends a worker on purpose whose child is killed before it is ready. That any other worker ends is wrong.
+        """
         for worker in self._workers:
             if not worker.running:
-                self.tally.wrong.append(f"worker {worker.directory.name} ended by itself")
+                log = (worker.directory / "worker.log").read_text(errors="replace")
+                if "Could not start worker processes" in log[-20_000:]:
+                    self.tally.faults["child killed at the start"] += 1
+                else:
+                    self.tally.wrong.append(f"worker {worker.directory.name} ended by itself")
                 worker.restart()
 
     def _any_worker(self) -> Worker:
