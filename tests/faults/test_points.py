@@ -252,6 +252,7 @@ class Scene:
         """Wait until all jobs have ended and no message is left, not even one that comes twice; sweep the stores."""
         until(lambda: all(JobState(self.record(job).state).terminal for job in jobs), 90)
         until(lambda: not self._messages(), 60)
+        self._staged = [str(path) for path in (self.worker.home / "staging").iterdir()]  # a sweep would find it too
         self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(60)
 
     def _messages(self) -> int:
@@ -319,7 +320,7 @@ class Scene:
         """Return everything in the stores and in the catalogue that should not have stayed there."""
         left = [f"{name}: {each.description}" for name in self.stores for each in self.stores[name].iter_unfinished()]
         left += [str(each) for name in self.stores for each in self.catalogue.transfers.open_in(name)]
-        left += [str(path) for path in (self.worker.home / "staging").iterdir()]
+        left += self._staged
         client = s3_client(self._ministack)
         for bucket in self._buckets.values():
             left += [str(each) for each in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
