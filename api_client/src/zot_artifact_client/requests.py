@@ -1,0 +1,191 @@
+"""What can be asked of the worker: one model a kind of job, each one JSON object."""
+
+import re
+from typing import Annotated, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+_SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
+
+
+def _without_secrets(source: str) -> str:
+    if "://" not in source:
+        return source
+    url = urlsplit(source)
+    if url.username or url.password:
+        msg = "a URL with a user or password in it is not accepted: messages carry no secrets"
+        raise ValueError(msg)
+    for name, _ in parse_qsl(url.query, keep_blank_values=True):
+        if _SIGNATURES.search(name):
+            msg = f"a URL with the parameter {name!r} is not accepted: messages carry no secrets"
+            raise ValueError(msg)
+    return source
+
+
+def _no_url(path: str) -> str:
+    if "://" in path:
+        msg = "a file is expected, not a URL"
+        raise ValueError(msg)
+    return path
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        msg = "a store is named twice"
+        raise ValueError(msg)
+    return names
+
+
+Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
+Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
+Verb = Literal["replicate", "verify", "delete"]
+StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class Message(BaseModel):
+    """A request or a result, as one JSON object."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def read(cls, payload: object) -> Self:
+        """Return the message that this JSON object is; raise pydantic's ValidationError if it is none."""
+        return cls.model_validate(payload, strict=False)
+
+    def payload(self) -> dict[str, object]:
+        """Return the JSON object to send: without what has its default, so that older workers understand it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Request(Message):
+    """What every request names: one artifact."""
+
+    bucket: Bucket
+    key: Key
+
+
+class UploadRequest(Request):
+    """Bring the bytes of a source under a key, to the stores that are named or that placement names."""
+
+    source: Source
+    """A file under one of the worker's configured roots, or an http(s) URL of a configured host."""
+    sha256: Sha256 | None = None
+    """The SHA-256 the bytes must have; anything else is refused."""
+    stores: StoreNames | None = None
+    metadata: Metadata = {}
+    storage_classes: dict[StoreName, Annotated[str, Field(min_length=1, max_length=64)]] = {}
+    """The class or tier to use in single stores, by the name it has there, in place of the configured one."""
+    staged: bool = False
+    """The source was laid into the worker's staging directory for this job and goes away with it."""
+
+
+class ReplicateRequest(Request):
+    """Bring copies of an artifact to the named stores, from any copy that is right."""
+
+    to: StoreNames
+
+
+class VerifyRequest(Request):
+    """Read all bytes of the copies in the named stores, or of all copies."""
+
+    stores: StoreNames | None = None
+    version: Annotated[int, Field(ge=1)] | None = None
+    """The artifact version to verify; the current one by default."""
+
+
+class DeleteRequest(Request):
+    """Delete the copies in the named stores, or the artifact everywhere."""
+
+    stores: StoreNames | None = None
+    allow_last: bool = False
+    """Delete from the named stores even if no good copy remains elsewhere."""
+
+
+class AdoptRequest(Request):
+    """Make an object known that a store holds and another program wrote, as it stands, from one full read of it."""
+
+    store: StoreName
+    first_read: bool = False
+    """Where no digest is kept beside the object: make what is read this once the record. It proves nothing before."""
+
+
+class BatchRequest(Message):
+    """Do one verb to every artifact of a bucket or prefix as it is now, or to those that a file lists; a job for each.
+
+    What a verb does not take is refused rather than ignored.
+    """
+
+    verb: Verb
+    bucket: Bucket | None = None
+    prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
+    """Text that the keys begin with; it need not end at a slash."""
+    keys_from: Annotated[Source, AfterValidator(_no_url)] | None = None
+    """In place of a bucket: a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line."""
+    staged: bool = False
+    """The file was laid into the worker's staging directory for this job and goes away with it."""
+    to: StoreNames | None = None
+    stores: StoreNames | None = None
+    allow_last: bool = False
+    everything: bool = False
+    """To delete from a bucket without a prefix."""
+    in_flight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many of its jobs wait or run at a time at most; a setting of the worker's by default."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for wrong, rule in self._rules():
+            if wrong:
+                raise ValueError(rule)
+        return self
+
+    def _rules(self) -> tuple[tuple[object, str], ...]:
+        return (
+            ((self.bucket is None) == (self.keys_from is None), "give either bucket or keys_from"),
+            (self.prefix and self.bucket is None, "prefix goes with bucket"),
+            (self.staged and self.keys_from is None, "staged goes with keys_from"),
+            ((self.to is None) == (self.verb == "replicate"), "to goes with replicate, and it has to have it"),
+            (self.stores is not None and self.verb == "replicate", "stores goes with verify and delete"),
+            (self.allow_last and (self.verb != "delete" or self.stores is None), "allow_last goes with delete, stores"),
+            (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
+            (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
+        )
+
+    @property
+    def _sweeping(self) -> bool:
+        return self.verb == "delete" and self.bucket is not None and not self.prefix
+
+
+class SweepVerifyRequest(Message):
+    """Verify the copies that are due, oldest attempt first; of one store, or of all."""
+
+    store: StoreName | None = None
+
+
+class SweepReplicateRequest(Message):
+    """Bring the copies that the placement rules want and that are not there; to one store, or to all."""
+
+    store: StoreName | None = None
+
+
+class SweepLeftoversRequest(Message):
+    """Remove what killed writers left behind, in one store or in all."""
+
+    store: StoreName | None = None
+
+
+class SweepProbeRequest(Message):
+    """Try out one store, or all."""
+
+    store: StoreName | None = None
+
+
+class SweepRecoverRequest(Message):
+    """Send again the jobs of which nothing is heard."""
