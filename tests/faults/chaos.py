@@ -22,7 +22,7 @@ import redis
 
 from tests.conformance.targets import make_s3_bucket, s3_client
 from tests.servers import Ministack, Valkey
-from tests.servers.proxy import Cut, Fault, FaultyProxy, Lose, Request, Say
+from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue
 from worker.storage import Stores
@@ -262,8 +262,11 @@ class Fleet:
     def storm(self) -> None:
         """Let the network to the S3 server be bad until the next storm or calm."""
         self.weather.faults = self.rng.choice(
-            ((Say(503),), (Say(429, b"", {"Retry-After": "1"}),), (Lose(),), (Cut(100),), (Lose(), Say(503)), ())
-        )
+            (
+                (Say(503),), (Say(429, b"", {"Retry-After": "1"}),), (Lose(),), (Cut(100),), (Reset(),), (Delay(3),),
+                (Lose(), Say(503), Reset()), (),
+            )
+        )  # fmt: skip
 
     def unplug(self) -> None:
         root = self._home / "dr"

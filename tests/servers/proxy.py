@@ -1,7 +1,10 @@
 """A proxy that stands between a client and a server and does to their talk what networks do."""
 
 import http.client
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +24,18 @@ class Request:
 @dataclass(frozen=True)
 class Lose:
     """Let the server do its work, and lose its answer."""
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Let the server do its work, and keep its answer back for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reset:
+    """End the connection as a firewall does, without the server having heard of the request."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Say:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Fault = Lose | Damage | Cut | Say | None
+Fault = Lose | Delay | Reset | Damage | Cut | Say | None
 
 
 class FaultyProxy:
@@ -104,16 +119,27 @@ class FaultyProxy:
                 if len(body) < length:  # the client has died
                     self.close_connection = True
                     return
+                if isinstance(fault, Reset):
+                    self.reset()
+                    return
                 if isinstance(fault, Say):
                     self.say(fault, len(fault.body))
                     return
                 answer = proxy.forward(request, b"!" + body[1:] if isinstance(fault, Damage) else body)
+                if isinstance(fault, Delay):
+                    time.sleep(fault.seconds)
                 if isinstance(fault, Lose):
                     self.close_connection = True
                     return
                 self.say(answer, fault.after if isinstance(fault, Cut) else len(answer.body))
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 - http.server's names
+
+            def reset(self) -> None:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.close_connection = True
+                for end in (self.rfile, self.wfile, self.connection):  # the server would say good-bye first
+                    end.close()
 
             def say(self, answer: Say, length: int) -> None:
                 self.send_response(answer.status)
