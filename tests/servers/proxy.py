@@ -138,7 +138,7 @@ class FaultyProxy:
             def reset(self) -> None:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
-                for end in (self.rfile, self.wfile, self.connection):  # the server would say good-bye first
+                for end in (self.rfile, self.connection):  # the server would say good-bye first
                     end.close()
 
             def say(self, answer: Say, length: int) -> None:
