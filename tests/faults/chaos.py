@@ -23,7 +23,7 @@ import redis
 from tests.conformance.targets import make_s3_bucket, s3_client
 from tests.servers import Ministack, Valkey
 from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
-from tests.servers.worker import Worker
+from tests.servers.worker import Beat, Worker
 from worker.catalogue import Catalogue
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config
@@ -116,16 +116,17 @@ class Fleet:
             },
             spool_dir=self._home,
         )
-        self._workers = [self._worker("a", beat=True), self._worker("b", beat=False)]
-        for worker in self._workers:
-            worker.start()
+        self._workers = [self._process(Worker, "a"), self._process(Worker, "b")]
+        self._beat = self._process(Beat, "beat")
+        for process in (*self._workers, self._beat):
+            process.start()
         self.client = ArtifactClient(self._valkey.url)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.client.close()
-        for worker in self._workers:
-            worker.stop()
+        for process in (self._beat, *self._workers):
+            process.stop()
         self.stores.close()
         self.catalogue.close()
         self._valkey.stop()
@@ -137,14 +138,14 @@ class Fleet:
             "access_key_id": self._ministack.access_key_id, "secret_access_key": self._ministack.secret_access_key,
         }  # fmt: skip
 
-    def _worker(self, name: str, *, beat: bool) -> Worker:
+    def _process(self, kind: type[Worker], name: str) -> Worker:
         stores = {store: {"type": "filesystem", "root": str(self._home / store)} for store in ("primary", "dr")}
         settings = SETTINGS | {
             "catalogue": self._catalogue_url,
             "stores": json.dumps({**stores, "cloud": self._cloud(self._proxy.endpoint)}),
             "sources__roots": json.dumps([str(self._sources)]),
         }
-        return Worker(self._home / name, self._valkey.url, beat=beat, **settings)
+        return kind(self._home / name, self._valkey.url, **settings)
 
     # What users do
 
@@ -185,7 +186,7 @@ class Fleet:
         """Let one random thing go wrong."""
         happen = self.rng.choice(
             (
-                self.kill_child, self.kill_child, self.kill_worker, self.end_worker, self.pause_worker,
+                self.kill_child, self.kill_child, self.kill_worker, self.kill_beat, self.end_worker, self.pause_worker,
                 self.restart_broker, self.lose_messages, self.double_message, self.hostile_message,
                 self.storm, self.storm, self.unplug, self.lock_catalogue, self.rot,
             )
@@ -206,6 +207,9 @@ class Fleet:
                 else:
                     self.tally.wrong.append(f"worker {worker.directory.name} ended by itself")
                 worker.restart()
+        if not self._beat.running:
+            self.tally.wrong.append("beat ended by itself")
+            self._beat.restart()
 
     def _any_worker(self) -> Worker:
         return self.rng.choice(self._workers)
@@ -219,6 +223,10 @@ class Fleet:
         worker = self._any_worker()
         worker.kill()
         worker.start()
+
+    def kill_beat(self) -> None:
+        self._beat.kill()
+        self._beat.start()
 
     def end_worker(self) -> None:
         worker = self._any_worker()

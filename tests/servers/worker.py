@@ -54,3 +54,18 @@ class Worker(Server):
             ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
         ).stdout
         return [int(pid) for pid in listed.split()]
+
+
+class Beat(Worker):
+    """`celery -A worker.app beat` by itself, with the settings of a worker."""
+
+    name = "beat"
+
+    def command(self) -> Sequence[str]:
+        schedule = str(self.directory / "schedule")
+        return (sys.executable, "-m", "celery", "-A", "worker.app", "beat", "-l", "INFO", "--pidfile=", "-s", schedule)
+
+    def probe(self) -> None:
+        """Return when it has begun to send; nothing else of it can be asked."""
+        if "beat: Starting" not in (self.directory / "beat.log").read_text():
+            raise ConnectionError("it has not begun yet")
