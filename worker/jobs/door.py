@@ -79,9 +79,10 @@ class _Guarded:
     """What a channel of Redis does at the door; mixed into both kinds that kombu has."""
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
-        if self.connection.client is None:  # type: ignore[attr-defined]
-            # A channel that is closed after its connection was given up: kombu would trip over the None, and the
-            # worker end of it, where it only has to connect again.
+        connection = self.connection  # type: ignore[attr-defined]
+        if connection is None or connection.client is None:
+            # A channel that is closed, or acknowledges, after its connection was given up: kombu would trip over the
+            # None, and the worker end of it, where it only has to connect again.
             raise redis.ConnectionError("the connection of this channel was given up")
         client = super()._create_client(asynchronous)  # type: ignore[misc]
         if asynchronous:  # the one that waits for messages

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,3 +144,14 @@ def test_every_way_to_reach_redis_has_a_door(url):
 def test_other_connections_of_the_process_have_none():
     """Only the worker's own application has a door; a plain client is left as it is."""
     assert Connection("redis://h:1/0").get_transport_cls() is kombu_redis.Transport
+
+
+def test_a_channel_whose_connection_was_given_up_is_a_lost_connection() -> None:
+    """Whoever still acknowledges over it is told what Celery bears; kombu alone would trip, and end the worker."""
+    with Celery("anybody", broker="redis://127.0.0.1:1/0", amqp="worker.jobs.door:AMQP", set_as_current=False) as app:
+        connection = app.connection_for_read()
+        channel = door.Channel.__new__(door.Channel)
+        for given_up in (None, SimpleNamespace(client=None)):
+            channel.connection = given_up
+            with pytest.raises(connection.connection_errors, match="given up"), channel.conn_or_acquire():
+                pass
