@@ -127,3 +127,8 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     server = Azurite(tmp_path_factory.mktemp("azurite"))
     with running(server):
         yield server
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what `-n auto` means here: one more than there are cores, because a part of the tests waits for servers."""
+    return (os.cpu_count() or 1) + 1

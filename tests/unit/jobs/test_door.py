@@ -48,6 +48,10 @@ def app(ended: Ended) -> Iterator[Celery]:
         broker_connection_retry_on_startup=True,
     )  # fmt: skip
 
+    app.finalize()  # which brings the worker's own tasks, if another test has imported them
+    for name in (VERIFY.name, RECORD):
+        app.tasks.pop(name, None)
+
     @app.task(shared=False, lazy=False, name=VERIFY.name)
     def verify(**_: Any) -> None:
         ended.done.set()
@@ -56,7 +60,6 @@ def app(ended: Ended) -> Iterator[Celery]:
     def record(job: str, task: str, error: str, message: str) -> None:
         ended.refused.append((job, error))
 
-    app.finalize()
     yield app
     app.close()
 

@@ -135,6 +135,8 @@ def test_the_largest_request_of_the_contract_fits(letter):
 def celery():
     app = Celery("door", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(accept_content=["json"], task_acks_late=True, task_track_started=True, result_extended=True)
+    app.finalize()  # which brings the worker's own tasks, if another test has imported them
+    app.tasks.pop(VERIFY.name, None)
 
     @app.task(shared=False, lazy=False, name=VERIFY.name, bind=True, max_retries=None, throws=(KeyError,))
     def verify(task, *args, **kwargs):
@@ -142,7 +144,6 @@ def celery():
         task.signature_from_request(task.request, countdown=5, retries=task.request.retries + 1)
         raise KeyError("as jobs fail")
 
-    app.finalize()
     yield app
     app.close()
 
