@@ -130,5 +130,5 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return what `-n auto` means here: one more than there are cores, because a part of the tests waits for servers."""
+    """Return what `-n auto` means here: one more than there are cores, for part of the tests waits for servers."""
     return (os.cpu_count() or 1) + 1
