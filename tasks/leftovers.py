@@ -25,8 +25,7 @@ def sweep_leftovers(request: SweepLeftoversRequest, context: Context, job: Runni
         UnknownStore: naming the stores there are.
         StorageError, PutOff: a store could not be swept; the others were.
     """
-    named = [context.stores[request.store].name] if request.store else list(context.stores)
-    stores = [context.stores[name] for name in named if context.gates.paused(name) is None]
+    stores = [context.stores[name] for name in context.swept(request.store)]
     age = context.settings.sweep.leftovers.age
     removed = each(stores, lambda store: (store.name, _enter(context, job, store, age)))
     staged = 0 if request.store else _sweep_staging(context, age)

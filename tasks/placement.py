@@ -28,10 +28,8 @@ def sweep_replicate(request: SweepReplicateRequest, context: Context, job: Runni
     Raises:
         UnknownStore: naming the stores there are.
     """
-    named = [context.stores[request.store].name] if request.store else list(context.stores)
-    stores = [name for name in named if context.gates.paused(name) is None]
     buckets = context.catalogue.artifacts.buckets()
-    claimed = dict.fromkeys(stores, 0)
+    claimed = dict.fromkeys(context.swept(request.store), 0)
     for rule in context.settings.placement_rules:
         for bucket in (bucket for bucket in buckets if fnmatchcase(bucket, rule.bucket)):
             for store in (store for store in rule.stores if store in claimed):

@@ -22,8 +22,7 @@ def sweep_probe(request: SweepProbeRequest, context: Context, job: RunningJob) -
     Raises:
         UnknownStore: naming the stores there are.
     """
-    named = [context.stores[request.store].name] if request.store else list(context.stores)
-    names = [name for name in named if context.gates.paused(name) is None]
+    names = context.swept(request.store)
     faults = {}
     for name in names:
         job.step(f"probing {name}")

@@ -26,11 +26,9 @@ def sweep_verify(request: SweepVerifyRequest, context: Context, job: RunningJob)
     Raises:
         UnknownStore: naming the stores there are.
     """
-    named = [context.stores[request.store].name] if request.store else list(context.stores)
-    stores = [name for name in named if context.gates.paused(name) is None]
     sweep = context.settings.sweep.verify
     claimed = {}
-    for store in stores:
+    for store in context.swept(request.store):
         now = clock.now()
         due = context.catalogue.claims.due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
         for artifact, copy in due:

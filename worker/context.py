@@ -38,6 +38,15 @@ class Context:
         gates = Gates(settings, lambda name: probe(stores[name]), paused=pausing.of_store)
         return cls(settings, catalogue, stores, gates, pausing)
 
+    def swept(self, store: str | None) -> list[str]:
+        """Return the names of the stores that a sweep works on: the one that it names or all, without the paused ones.
+
+        Raises:
+            UnknownStore: naming the stores there are.
+        """
+        named = list(self.stores) if store is None else [self.stores[store].name]
+        return [name for name in named if self.gates.paused(name) is None]
+
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.
 
