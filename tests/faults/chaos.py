@@ -201,7 +201,7 @@ class Fleet:
         """
         for worker in self._workers:
             if not worker.running:
-                log = (worker.directory / "worker.log").read_text(errors="replace")
+                log = worker.log
                 if "Could not start worker processes" in log[-20_000:]:
                     self.tally.faults["child killed at the start"] += 1
                 else:

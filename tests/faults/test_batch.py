@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from tests.faults.test_recovery import QUICK, until
+from tests.faults.fleet import QUICK
 from tests.servers import Valkey
 from tests.servers.worker import Worker
+from tests.waiting import until
 from worker.catalogue import Catalogue, JobRecord
 from zot_artifact_client import ArtifactClient, JobCancelled
 from zot_artifact_client.contract import UploadRequest

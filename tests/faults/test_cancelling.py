@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from tests.conformance.targets import s3_client
-from tests.faults.test_recovery import Fleet, fleet_of, log_of, until
+from tests.faults.fleet import Fleet, fleet_of
 from tests.servers import Ministack
 from tests.servers.process import REPOSITORY, free_port
+from tests.waiting import until
 from worker.jobs.running import REPORT_SECONDS
 from zot_artifact_client import JobCancelled
 from zot_artifact_client.outbox import MESSAGES
@@ -83,7 +84,7 @@ def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_nobody(valkey, 
             waiting.wait(10)
 
         web.post(f"/api/task/revoke/{running.id}", params={"terminate": "true"}).raise_for_status()
-        until(lambda: f"asked to end {running.id}" in log_of(only))
+        until(lambda: f"asked to end {running.id}" in only.log)
         assert state_of(fleet, running) == "running"
         fleet.gate.open.wait(REPORT_SECONDS)  # a job looks no more often than that
         fleet.gate.open.set()

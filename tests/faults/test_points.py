@@ -16,9 +16,10 @@ import redis
 
 from tests.conformance.targets import make_s3_bucket, s3_client
 from tests.faults.dying_worker import POINTS
-from tests.faults.test_recovery import QUICK, until
+from tests.faults.fleet import QUICK
 from tests.servers import Ministack, Valkey
 from tests.servers.worker import Worker
+from tests.waiting import until
 from worker.catalogue import Catalogue, JobRecord
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config

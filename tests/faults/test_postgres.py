@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.integration.test_worker import until
 from tests.servers.worker import Worker
+from tests.waiting import until
 from worker.catalogue import Catalogue
 from zot_artifact_client import ArtifactClient
 

@@ -1,127 +1,18 @@
 """Jobs whose workers, or whose messages, are gone: somebody else ends them, once."""
 
-import json
 import os
 import signal
 import sqlite3
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import Any, Self
+from contextlib import closing
 
 import pytest
-import redis
 
-from tests.conformance.targets import make_s3_bucket
-from tests.servers import Ministack, Valkey
-from tests.servers.proxy import FaultyProxy, Request
-from tests.servers.worker import Worker
-from worker.catalogue import Catalogue, JobRecord
-from zot_artifact_client import ArtifactClient, JobFailed
+from tests.faults.fleet import MIB, PARTS, fleet_of
+from tests.servers import Valkey
+from tests.waiting import until
+from zot_artifact_client import JobFailed
 from zot_artifact_client.outbox import MESSAGES, ORDER
-
-MIB = 1 << 20
-PARTS = 8
-QUICK = {
-    "jobs__lease": "2s",
-    "jobs__grace": "0s",
-    "retry__max_crashes": "3",
-    "sweep__recover__every": "1s",
-    "sweep__recover__after": "1s",
-    "sweep__recover__again": "3s",
-    "sweep__verify__enabled": "false",
-    "sweep__probe__enabled": "false",
-}
-
-
-class Gate:
-    """Lets the parts of an upload through, and holds the one that is named until it is opened."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.parts: list[int] = []
-        self.reached = threading.Event()
-        self.open = threading.Event()
-
-    def __call__(self, request: Request) -> None:
-        if request.method == "PUT" and "partNumber=" in request.path:
-            self.parts.append(int(request.path.partition("partNumber=")[2].partition("&")[0]))
-            if len(self.parts) >= self.at:
-                self.reached.set()
-                self.open.wait(60)
-
-
-class Fleet:
-    """Workers of one data directory on one broker, a store behind a gate, and a client."""
-
-    def __init__(self, valkey: Valkey, ministack: Ministack, gate: Gate, directory: Path) -> None:
-        self.gate = gate
-        self.broker = valkey.url.removesuffix("/0") + "/5"
-        self.redis = redis.Redis.from_url(self.broker)
-        self.redis.flushdb()
-        self._directory = directory
-        self.bucket = f"real-{uuid.uuid4().hex[:8]}"
-        make_s3_bucket(ministack, self.bucket)
-        self._proxy = FaultyProxy(ministack.port, gate)
-        self._key = (ministack.access_key_id, ministack.secret_access_key)
-        self.client = ArtifactClient(self.broker)
-        self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
-
-    def worker(self, name: str, *, beat: bool = False, concurrency: int = 1) -> Worker:
-        """Return a worker, to be entered."""
-        cloud = {
-            "type": "s3", "bucket": self.bucket, "endpoint": self._proxy.endpoint, "part_size": "5MiB",
-            "access_key_id": self._key[0], "secret_access_key": self._key[1],
-        }  # fmt: skip
-        settings = QUICK | {
-            "stores": json.dumps({"cloud": cloud}),
-            "sources__roots": json.dumps([str(self._directory)]),
-            "catalogue": f"sqlite:///{self._directory / 'catalogue.sqlite3'}",
-        }
-        return Worker(self._directory / name, self.broker, concurrency=concurrency, beat=beat, **settings)
-
-    def source(self, size: int = PARTS * 5 * MIB) -> Path:
-        path = self._directory / "source.bin"
-        path.write_bytes(os.urandom(size))
-        return path
-
-    def record(self, job: Any) -> JobRecord:
-        found = self.catalogue.jobs.get(job.id)
-        assert found is not None
-        return found
-
-    def __enter__(self) -> Self:
-        self._proxy.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.gate.open.set()
-        self.client.close()
-        self.catalogue.close()
-        self.redis.close()
-        self._proxy.__exit__(*exc_info)
-
-
-@contextmanager
-def fleet_of(valkey: Valkey, ministack: Ministack, tmp_path: Path, *, at: int = 99) -> Iterator[Fleet]:
-    with Fleet(valkey, ministack, Gate(at), tmp_path) as fleet:
-        yield fleet
-
-
-def until(true: Callable[[], Any], within: float = 30.0) -> Any:
-    """Wait until something that announces itself to nobody is so."""
-    deadline = time.monotonic() + within
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
-    return found
-
-
-def log_of(worker: Worker) -> str:
-    return (worker.directory / "worker.log").read_text()
 
 
 def test_the_job_of_a_killed_worker_goes_over_to_another_one(valkey, ministack, tmp_path):
@@ -156,7 +47,7 @@ def test_a_worker_that_is_asked_to_end_hands_its_job_back(valkey, ministack, tmp
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
         assert fleet.gate.reached.wait(60)
         os.kill(first.pid, signal.SIGTERM)
-        until(lambda: "Warm shutdown" in log_of(first))
+        until(lambda: "Warm shutdown" in first.log)
         fleet.gate.open.set()
         until(lambda: not first.running, 20)
         assert (fleet.record(job).state, fleet.record(job).attempts) == ("queued", 0)
@@ -199,7 +90,7 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
                 done = fleet.record(job)
                 for pid in (*children, first.pid):
                     os.kill(pid, signal.SIGCONT)
-                until(lambda: "has gone over to another worker" in log_of(first))
+                until(lambda: "has gone over to another worker" in first.log)
                 assert fleet.client.verify("releases", "large.bin").wait(60).good
         finally:
             for pid in (*children, first.pid):

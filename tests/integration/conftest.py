@@ -1,4 +1,4 @@
-"""The original's buckets, on every server that speaks as one of its clouds."""
+"""The original's buckets, on every server that speaks as one of its clouds; the catalogue of a module's worker."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,8 @@ from tests.integration.originals import TOKEN, OriginalCloud, original_azure, or
 from tests.servers import Azurite, FakeGcs
 from tests.servers.proxy import FaultyProxy
 from tests.servers.s3 import S3Server
+from tests.servers.worker import Worker
+from worker.catalogue import Catalogue
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,11 @@ def cloud(request: pytest.FixtureRequest, tokens: str, tmp_path: Path) -> Origin
             return original_azure(server)
         case S3Server():
             return original_s3(server)
+
+
+@pytest.fixture
+def catalogue(worker: Worker) -> Iterator[Catalogue]:
+    """Return the catalogue of the worker that the module runs."""
+    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+    yield opened
+    opened.close()

@@ -15,11 +15,10 @@ import redis
 from celery import Celery
 
 from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
-from tests.integration.test_worker import until
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
+from tests.waiting import until
 from worker import cli
-from worker.catalogue import Catalogue
 from worker.cli import doctor
 from worker.jobs.door import Connection
 from worker.jobs.envelope import Reason, Refusal
@@ -43,13 +42,6 @@ def broker(valkey) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def catalogue(worker) -> Iterator[Catalogue]:
-    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def ended(catalogue) -> Callable[[str], Any]:
     def wait(job: str) -> Any:
         return until(lambda: (found := catalogue.jobs.get(job)) and found.finished_at and found)
@@ -57,12 +49,11 @@ def ended(catalogue) -> Callable[[str], Any]:
     return wait
 
 
-def log_of(worker: Worker) -> str:
-    return (worker.directory / "worker.log").read_text()
-
-
 def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker, broker, ended):
-    """None ends, loops or blocks the worker: each is set aside with its reason, and nothing of it stays in the way."""
+    """None ends, loops or blocks the worker: each is set aside with its reason, and nothing of it stays in the way.
+
+    Many of them have one id: together they are one refused job.
+    """
     pids = (worker.pid, worker.children())
     before = Refused(broker).counts()
     for raw, _ in HOSTILE.values():
@@ -79,9 +70,10 @@ def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker
     counts = Refused(broker).counts()
     assert sum(counts.values()) - sum(before.values()) == len(HOSTILE)
     until(lambda: not broker.llen("interactive") and not broker.hlen("unacked") and not broker.zcard("unacked_index"))
-    assert SECRET not in log_of(worker)
-    assert "Traceback" not in log_of(worker)
+    assert SECRET not in worker.log
+    assert "Traceback" not in worker.log
     assert SECRET.encode() not in b"".join(broker.lrange("zot-artifacts:refused", 0, -1))
+    assert ended(JOB).state == "refused"
 
 
 def test_whoever_waits_for_a_refused_job_is_told(valkey, worker, broker, ended):
@@ -145,7 +137,7 @@ def test_what_is_published_does_not_end_the_worker_either(worker, broker, valkey
         assert until(lambda: anybody.control.ping(timeout=0.5))
     assert (worker.pid, worker.children()) == pids
     assert worker.running
-    assert SECRET not in log_of(worker)
+    assert SECRET not in worker.log
 
 
 def test_tag_and_routing_of_a_message_are_the_workers(worker, broker, ended):
@@ -279,11 +271,4 @@ def test_a_refused_message_that_cannot_be_recorded_ends_nothing(worker, broker, 
     finally:
         broker.delete(LATEST)
     assert (worker.pid, worker.children()) == pids
-    assert "the refused message could not be recorded: ResponseError" in log_of(worker)
-
-
-def test_the_id_of_the_hostile_ones_was_refused_once(worker, catalogue):
-    """Many refused messages with one id are one refused job."""
-    record = catalogue.jobs.get(JOB)
-    assert record is not None
-    assert record.state == "refused"
+    assert "the refused message could not be recorded: ResponseError" in worker.log

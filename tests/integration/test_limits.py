@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.servers.process import free_port
+from tests.waiting import until
 from worker.jobs.breaker import Breaker
 from worker.jobs.gates import Gates
 from worker.jobs.marks import Marks
@@ -28,7 +29,7 @@ from worker.settings_limits import BreakerSettings, StoreLimits
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import AccessDenied, AlreadyExists, TransientError, Unavailable
 
-FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")  # the tests' own process has threads, which no fork survives
 
 
 class Job:
@@ -75,18 +76,10 @@ def gates(tmp_path) -> Callable[..., Gates]:
     return make
 
 
-def until(true: Callable[[], object], within: float = 10.0) -> None:
-    """Wait until something that announces itself to nobody is so."""
-    deadline = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
-
-
 # Places
 
 
-def crowd(url: str, name: str) -> None:
+def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") -> None:
     """Take places from several threads of a process, and tell Redis how many are inside at once."""
     redis = Redis.from_url(url)
     places = Places(Shared(lambda: redis), seconds=5)
@@ -102,13 +95,15 @@ def crowd(url: str, name: str) -> None:
                 time.sleep(0.005)
                 redis.decr("inside")
 
+    together.wait(60)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(one, range(3)))
 
 
 def test_never_more_than_the_limit_over_processes_and_threads(url):
     """Nine takers in three processes never hold more than the three places there are, and all three are used."""
-    processes = [FORK.Process(target=crowd, args=(url, "crowd")) for _ in range(3)]
+    together = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=crowd, args=(url, "crowd", together)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -128,10 +123,10 @@ def hold(url: str, ready: "multiprocessing.synchronize.Event") -> None:
 
 def test_the_place_of_a_killed_holder_comes_free_by_itself(url, shared):
     """A holder keeps its place for as long as it lives; once one of two is killed, another has it within its time."""
-    ready = FORK.Event()
-    process = FORK.Process(target=hold, args=(url, ready))
+    ready = SPAWN.Event()
+    process = SPAWN.Process(target=hold, args=(url, ready))
     process.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     places = Places(shared, seconds=0.6)
 
     def free() -> bool:
@@ -217,18 +212,21 @@ def test_the_share_is_one_of_as_many_processes_as_there_were(url, shared, gates)
 # Bytes a second
 
 
-def spend(url: str, total: int, limit: int) -> None:
+def spend(url: str, total: int, limit: int, together: "multiprocessing.synchronize.Barrier") -> None:
     pace = Pace(Shared(lambda: Redis.from_url(url)))
+    together.wait(60)
     for _ in range(total // 10_000):
         pace.pay("s", 10_000, limit=limit, alone=1024, waiting=lambda: None)
 
 
 def test_all_processes_together_keep_to_the_bytes_per_second(url):
     """Two processes that move 400 kB each at 300 kB/s in all need more than a second and a half for it."""
-    begun = time.monotonic()
-    processes = [FORK.Process(target=spend, args=(url, 400_000, 300_000)) for _ in range(2)]
+    together = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=spend, args=(url, 400_000, 300_000, together)) for _ in range(2)]
     for process in processes:
         process.start()
+    together.wait(60)
+    begun = time.monotonic()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from tests.integration.test_worker import until
 from tests.servers.worker import Worker
+from tests.waiting import until
 from worker import cli
-from worker.catalogue import Catalogue
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.outbox import MESSAGES
 
@@ -88,13 +87,6 @@ def client(broker) -> Iterator[ArtifactClient]:
 
 
 @pytest.fixture
-def catalogue(worker) -> Iterator[Catalogue]:
-    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def source(environment, request) -> str:
     path = Path(json.loads(environment["ZOT_SOURCES__ROOTS"])[0]) / request.node.name
     path.write_bytes(b"release one")
@@ -106,10 +98,6 @@ def serving(worker, zot) -> Worker:
     """Return the worker as it serves every queue."""
     zot("resume", "queue", "transfer")
     return worker
-
-
-def log_of(worker: Worker) -> str:
-    return (worker.directory / "worker.log").read_text()
 
 
 def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(worker, broker, client, zot, source):
@@ -126,7 +114,7 @@ def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(wo
         looking.delete("zot-artifacts:paused-queues")  # and a broker that forgot is told again
         zot("pause", "queue", "transfer")
         looking.delete("zot-artifacts:paused-queues")
-        until(lambda: log_of(worker).count("queue transfer is paused") == 2)
+        until(lambda: worker.log.count("queue transfer is paused") == 2)
         waits = client.upload(source, "releases", "again.tgz")
         assert looking.hexists(MESSAGES, waits.id)
         zot("resume", "queue", "transfer")
@@ -185,7 +173,7 @@ def test_a_paused_job_waits(serving, client, catalogue, zot, source):
     until(lambda: (record := catalogue.jobs.get(job.id)) and record.error)
     zot("pause", "job", job.id)
     zot("resume", "store", "dr")
-    until(lambda: "is paused" in log_of(serving) and catalogue.jobs.get(job.id).error["message"].startswith("job "))
+    until(lambda: "is paused" in serving.log and catalogue.jobs.get(job.id).error["message"].startswith("job "))
     zot("resume", "job", job.id)
     assert job.wait(30).version == 1
     assert zot("pause", "job", job.id, status=1)["error"]["type"] == "JobEnded"

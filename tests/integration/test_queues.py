@@ -1,31 +1,20 @@
 """What waits for whom, with a real worker of one process."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from celery import Celery
 from redis import Redis
 
 from tests.servers.worker import Worker
-from worker.catalogue import Catalogue
+from tests.waiting import until
 from worker.jobs.places import Places
 from worker.jobs.shared import Shared
 from zot_artifact_client import ArtifactClient, JobFailed
 from zot_artifact_client.contract import VERIFY, Queue, VerifyRequest
 
 SWEEPS, USERS = 100, 20
-
-
-def until(true: Callable[[], Any], within: float = 30.0) -> Any:
-    """Wait until something that announces itself to nobody is so."""
-    deadline = time.monotonic() + within
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +50,6 @@ def worker(broker, waiting, tmp_path_factory) -> Iterator[Worker]:
     with Worker(tmp_path_factory.mktemp("worker"), broker, concurrency=1, **settings) as running:
         running.incoming = incoming  # type: ignore[attr-defined]
         yield running
-
-
-@pytest.fixture
-def catalogue(worker) -> Iterator[Catalogue]:
-    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-    yield opened
-    opened.close()
 
 
 def test_no_user_waits_for_a_sweep(catalogue, waiting):

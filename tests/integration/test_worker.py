@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
 
 from tests.servers.worker import Worker
-from worker.catalogue import Catalogue
+from tests.waiting import until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.contract import TASKS, VERIFY, JobState, Progress, Queue
 
@@ -48,13 +47,6 @@ def client(valkey) -> Iterator[ArtifactClient]:
 
 
 @pytest.fixture
-def catalogue(worker) -> Iterator[Catalogue]:
-    opened = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def source(incoming, request) -> Callable[..., str]:
     def lay(content: bytes = b"release one") -> str:
         path = incoming / request.node.name
@@ -62,15 +54,6 @@ def source(incoming, request) -> Callable[..., str]:
         return str(path)
 
     return lay
-
-
-def until(true: Callable[[], Any], within: float = 30.0) -> Any:
-    """Wait until something that announces itself to nobody is so."""
-    deadline = time.monotonic() + within
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
-    return found
 
 
 def test_a_job_is_in_the_ledger_under_its_celery_id(client, catalogue, source):
@@ -206,9 +189,7 @@ def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):
     path = worker.home / "stores" / "dr" / "releases" / "rotten.tgz"
     path.write_bytes(b"release 0ne")
     until(lambda: "corrupt" in {row["verdict"] for row in catalogue.verifications.of("releases", "rotten.tgz")})
-    assert "ERROR" in next(
-        line for line in (worker.directory / "worker.log").read_text().splitlines() if "rotten.tgz is corrupt" in line
-    )
+    assert "ERROR" in next(line for line in worker.log.splitlines() if "rotten.tgz is corrupt" in line)
 
 
 def test_every_task_of_the_contract_is_registered(valkey, worker):
@@ -225,7 +206,7 @@ def test_a_refused_message_is_one_line_in_the_log_and_its_content_none(valkey, w
         sent = [anybody.send_task(name, kwargs={"token": "hunter2"}, queue=Queue.INTERACTIVE.value) for name in names]
     for message in sent:
         until(lambda id_=message.id: catalogue.jobs.get(id_))
-    log = (worker.directory / "worker.log").read_text()
+    log = worker.log
     assert "Traceback" not in log
     assert "hunter2" not in log
     for message in sent:

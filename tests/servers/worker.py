@@ -30,6 +30,11 @@ class Worker(Server):
     def home(self) -> Path:
         return self.directory / "home"
 
+    @property
+    def log(self) -> str:
+        """Return what it has said so far."""
+        return self._log_path.read_text(errors="replace")
+
     def command(self) -> Sequence[str]:
         beat = ("--beat",) if self._beat else ()
         concurrency = f"--concurrency={self._concurrency}"
@@ -67,5 +72,5 @@ class Beat(Worker):
 
     def probe(self) -> None:
         """Return when it has begun to send; nothing else of it can be asked."""
-        if "beat: Starting" not in (self.directory / "beat.log").read_text():
+        if "beat: Starting" not in self.log:
             raise ConnectionError("it has not begun yet")
