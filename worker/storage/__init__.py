@@ -3,8 +3,9 @@
 from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import Capabilities, Condition, Digest, ListedObject, Match, ObjectStat, Unfinished
 from worker.storage.registry import Stores, open_store
-from worker.storage.store import Store, VerifiedReader
+from worker.storage.store import Store
 from worker.storage.verdict import Verdict, Verification
+from worker.storage.verifying import VerifiedReader
 
 __all__ = [
     "AzureConfig",

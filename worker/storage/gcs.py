@@ -3,11 +3,12 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import requests
 
+from worker.storage import gcs_buckets
 from worker.storage.config import GcsConfig
 from worker.storage.copying import Between
 from worker.storage.driver import (
@@ -33,7 +34,6 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.gcs_client import (
-    COMMIT_TIMEOUT,
     TIMEOUT,
     Connection,
     Place,
@@ -43,7 +43,7 @@ from worker.storage.gcs_client import (
     retry,
 )
 from worker.storage.gcs_copy import rewrite
-from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate
+from worker.storage.gcs_errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs_objects import WRITER, GcsReader, generation_of, stored_metadata, to_metadata, to_stat
 from worker.storage.gcs_parts import PartedWrite, iter_blobs, iter_unfinished
 from worker.storage.gcs_resumable import CHUNK_UNIT, ResumableUpload
@@ -226,7 +226,8 @@ class GcsDriver:
         if names and names - {marker.name}:
             raise BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects, or parts of unfinished ones")
         if not self._prefixed:
-            return self._delete_real_bucket(bucket)
+            with self._errors(bucket):
+                return gcs_buckets.delete(self._connected().client, self._origin, bucket)
         if names:
             with self._errors(bucket):
                 found = look(self._connected(), marker)
@@ -318,34 +319,15 @@ class GcsDriver:
         with self._errors("its buckets"):
             return [bucket.name for bucket in self._connected().client.list_buckets(retry=retry(), timeout=TIMEOUT)]
 
-    # Real buckets
-
     def _make_real_bucket(self, real: str) -> bool:
         with self._errors(real):
-            try:
-                self._connected().client.create_bucket(real, retry=retry(), timeout=COMMIT_TIMEOUT)
-            except SDK_ERRORS as error:
-                if status_of(error) not in REFUSED:
-                    raise
-            else:
+            if gcs_buckets.make(self._connected().client, real):
                 return True
         try:
             self._first_names(real, "")
         except StorageError as error:
             raise AlreadyExists(f"{self._name}: bucket {real!r} is taken, perhaps by another project") from error
         return False
-
-    def _delete_real_bucket(self, real: str) -> bool:
-        with self._errors(real):
-            try:
-                self._connected().client.bucket(real).delete(retry=retry(), timeout=COMMIT_TIMEOUT)
-            except SDK_ERRORS as error:
-                if status_of(error) in REFUSED:
-                    raise BucketNotEmpty(f"{self._name}: bucket {real!r} still holds objects") from error
-                if status_of(error) != requests.codes.not_found:
-                    raise
-                return False
-        return True
 
     # Requests
 
@@ -400,9 +382,5 @@ class GcsDriver:
             return missing_bucket(self._origin, real)
         return NotFound(f"{self._name}: {bucket}/{key} does not exist")
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except SDK_ERRORS as error:
-            raise translate(error, self._origin, what) from error
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        return translated(self._origin, what)

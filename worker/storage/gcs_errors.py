@@ -5,8 +5,8 @@ programs. What else the store says is quoted in one line, cut short.
 """
 
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from typing import Any
 
@@ -163,6 +163,15 @@ _KEPT: tuple[type[http.RequestException], ...] = (
     http.ConnectionError,
     http.RequestException,
 )
+
+
+@contextmanager
+def translated(origin: Origin, what: str) -> Iterator[None]:
+    """Raise what the SDK raises as our own error of `what`."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        raise translate(error, origin, what) from error
 
 
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:

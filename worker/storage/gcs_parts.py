@@ -12,14 +12,14 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from operator import itemgetter
 from typing import Any, TypeVar
 
 from worker.storage.driver import ObjectStat, Part, PartData, Unfinished
 from worker.storage.errors import NotFound, PermanentError, SizeMismatch, StorageError, Unavailable
 from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, check_answer, retry
-from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate
+from worker.storage.gcs_errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs_objects import blob_of, described, to_stat
 from worker.storage.gcs_upload import REFUSED, TRIES, Upload, Write, checksum_of, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
@@ -202,12 +202,8 @@ class PartedWrite:
     def _not_open(self) -> StorageError:
         return NotFound(f"{self._origin.store}: the write in parts of {self._what} is not open any more")
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except SDK_ERRORS as error:
-            raise translate(error, self._origin, self._what) from error
+    def _errors(self) -> AbstractContextManager[None]:
+        return translated(self._origin, self._what)
 
 
 def iter_unfinished(connection: Connection, real: str) -> Iterator[Unfinished]:

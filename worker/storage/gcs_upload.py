@@ -5,8 +5,8 @@ overwrite what somebody else has written since.
 """
 
 import base64
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from worker.storage.driver import Body, Condition, Match, ObjectStat, PartData
 from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, TransientError, Unavailable
 from worker.storage.gcs_client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, retry
-from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate, without_address
+from worker.storage.gcs_errors import SDK_ERRORS, status_of, translate, translated, without_address
 from worker.storage.gcs_objects import (
     CACHE_CONTROL,
     CONTENT_TYPE,
@@ -168,12 +168,8 @@ class Upload:
     def _under_way(self) -> StorageError:
         return Unavailable(f"{self._origin.store}: {self._write.what}: another write was under way at the same time")
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except SDK_ERRORS as error:
-            raise translate(error, self._origin, self._write.what) from error
+    def _errors(self) -> AbstractContextManager[None]:
+        return translated(self._origin, self._write.what)
 
 
 def describe(blob: Any, write: Write) -> None:

@@ -4,11 +4,12 @@ import io
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
 
+from worker.storage import s3_buckets
 from worker.storage.config import S3Config
 from worker.storage.copying import Between
 from worker.storage.driver import (
@@ -33,7 +34,7 @@ from worker.storage.errors import (
 )
 from worker.storage.keys import RESERVED_SEGMENT
 from worker.storage.s3_copy import COPY_PART, Copy
-from worker.storage.s3_errors import SDK_ERRORS, code_of, is_missing, translate
+from worker.storage.s3_errors import code_of, is_missing, translated
 from worker.storage.s3_objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import COMMIT_TIMEOUT, GIB, READ_TIMEOUT, endpoint_of, make_client, profile_of, realm_of
 from worker.storage.s3_upload import MAX_PART, MAX_PARTS, MIN_PART, Upload, Where, Write
@@ -201,12 +202,14 @@ class S3Driver:
             with self._errors(bucket):
                 self._client().put_object(**self._where(bucket, MARKER), Body=b"")
         elif not existed:
-            return self._make_real_bucket(bucket)
+            with self._errors(bucket):
+                return s3_buckets.make(self._client(), bucket, elsewhere=self._config.endpoint is None)
         return not existed
 
     def delete_bucket(self, bucket: str) -> bool:
         if not self._prefixed:
-            return self._delete_real_bucket(bucket)
+            with self._errors(bucket):
+                return s3_buckets.delete(self._client(), bucket)
         marker = self._where(bucket, MARKER)
         keys = self._first_keys(bucket, f"{bucket}/")
         if keys - {marker["Key"]}:
@@ -216,7 +219,10 @@ class S3Driver:
         return bool(keys)
 
     def bucket_exists(self, bucket: str) -> bool:
-        return bool(self._first_keys(bucket, f"{bucket}/")) if self._prefixed else self._real_bucket_exists(bucket)
+        if self._prefixed:
+            return bool(self._first_keys(bucket, f"{bucket}/"))
+        with self._errors(bucket):
+            return s3_buckets.exists(self._client(), bucket)
 
     # The store
 
@@ -251,19 +257,8 @@ class S3Driver:
             f"{self._name}: bucket {real} has no lifecycle rule that aborts incomplete multipart uploads; add "
             "AbortIncompleteMultipartUpload after 7 days, for those that nobody sweeps"
             for real in self._real_buckets()
-            if self._keeps_open_uploads(real)
+            if s3_buckets.keeps_open_uploads(self._client(), self._origin, real)
         ]
-
-    def _keeps_open_uploads(self, real: str) -> bool:
-        try:
-            with self._errors(real):
-                answer: Any = self._client().get_bucket_lifecycle_configuration(Bucket=real)
-        except StorageError as error:  # many compatible stores have no such thing, and many credentials may not look
-            return code_of(error.__cause__) == "NoSuchLifecycleConfiguration"
-        if "Rules" not in answer:  # others answer this question as if it were another one
-            return False
-        rules = answer["Rules"]
-        return not any("AbortIncompleteMultipartUpload" in rule and rule["Status"] == "Enabled" for rule in rules)
 
     def close(self) -> None:
         with self._lock:
@@ -306,42 +301,6 @@ class S3Driver:
             # Some stores say of a bucket without open uploads that there is no such upload.
             if self._prefixed and code_of(error.__cause__) != "NoSuchUpload":
                 raise missing_bucket(self._origin, request["Bucket"]) from error
-
-    # Real buckets
-
-    def _real_bucket_exists(self, real: str) -> bool:
-        with self._errors(real):
-            try:
-                self._client().head_bucket(Bucket=real)
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
-                return False
-        return True
-
-    def _make_real_bucket(self, real: str) -> bool:
-        client = self._client()
-        region = client.meta.region_name
-        elsewhere = self._config.endpoint is None and region not in {"us-east-1", "aws-global"}
-        place: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": region}} if elsewhere else {}
-        with self._errors(real):
-            try:
-                client.create_bucket(Bucket=real, **place)
-            except ClientError as error:
-                if code_of(error) != "BucketAlreadyOwnedByYou":
-                    raise
-                return False
-        return True
-
-    def _delete_real_bucket(self, real: str) -> bool:
-        with self._errors(real):
-            try:
-                self._client().delete_bucket(Bucket=real)
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
-                return False
-        return True
 
     # Requests
 
@@ -405,16 +364,13 @@ class S3Driver:
     def _missing(self, bucket: str, key: str) -> StorageError:
         """Return what is missing: a HEAD does not tell an object from its bucket, and some stores' GET neither."""
         real, _ = self._place(bucket)
-        if not self._real_bucket_exists(real):
-            return missing_bucket(self._origin, real)
+        with self._errors(real):
+            if not s3_buckets.exists(self._client(), real):
+                return missing_bucket(self._origin, real)
         return NotFound(f"{self._name}: {bucket}/{key} does not exist")
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except SDK_ERRORS as error:
-            raise translate(error, self._origin, what) from error
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        return translated(self._origin, what)
 
 
 def _range(offset: int, length: int | None) -> str | None:

@@ -4,7 +4,8 @@ A reason never quotes an error of the credentials or the signature: those may ca
 output of credential programs. What else a store says is quoted in one line, cut short.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import botocore.exceptions as sdk
@@ -170,6 +171,15 @@ CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
     ),
 )
 # fmt: on
+
+
+@contextmanager
+def translated(origin: Origin, what: str) -> Iterator[None]:
+    """Raise what the SDK raises as our own error of `what`."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        raise translate(error, origin, what) from error
 
 
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:

@@ -1,14 +1,14 @@
 """Write one object to S3: the bytes in one request or in parts, and what an unclear answer to the last one means."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from worker.storage.driver import Body, Condition, Match, ObjectStat, Part, PartData
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, TransientError, Unavailable
 from worker.storage.parts import MIB, next_part, rewound
-from worker.storage.s3_errors import SDK_ERRORS, code_of, translate
+from worker.storage.s3_errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3_objects import SHA256, WRITER, stored_metadata, to_stat, written_stat
 from worker.storage.s3_profiles import GIB
 from worker.storage.translation import Origin
@@ -198,12 +198,8 @@ class Upload:
             return None
         return to_stat(self._write.bucket, self._write.key, facts), stored_metadata(facts)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except SDK_ERRORS as error:
-            raise translate(error, self._origin, self._write.what) from error
+    def _errors(self) -> AbstractContextManager[None]:
+        return translated(self._origin, self._write.what)
 
 
 def _tag(facts: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, cast
+from typing import cast
 
 from worker.storage.chunks import WORTH_IT, ProvedRange, first_bad_chunk
 from worker.storage.copying import Between, copy_between
@@ -36,46 +36,7 @@ from worker.storage.manifest import Manifest
 from worker.storage.readahead import SteadyReader, open_steadily
 from worker.storage.transfer import MEMORY, Checkpoint, Forgetful, PartedWrite
 from worker.storage.verdict import Verdict, Verification, claimed, judge, other_size
-from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifyingReader
-
-
-class VerifiedReader:
-    """An object's bytes, which raise at their end when they are not what was recorded.
-
-    A context manager. `verified` tells whether a digest is known to hold the bytes against.
-    """
-
-    def __init__(self, reader: ObjectReader, body: VerifyingReader, *, verified: bool) -> None:
-        self._reader = reader
-        self._body = body
-        self.verified = verified
-
-    @property
-    def stat(self) -> ObjectStat:
-        """Return the stat of the version that is being read."""
-        return self._reader.stat
-
-    @property
-    def digest(self) -> Digest:
-        """Return the digest of all bytes, once they are read."""
-        return self._body.digest
-
-    def read(self, size: int = BUFFER_SIZE, /) -> bytes:
-        """Return at most `size` bytes, `b""` only at an end that was right; raise IntegrityError otherwise."""
-        return self._body.read(size)
-
-    def __iter__(self) -> Iterator[bytes]:
-        while data := self.read():
-            yield data
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
 
 
 class Store:
@@ -161,14 +122,9 @@ class Store:
             source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
         )
         info = WriteInfo(size, sha256, metadata, storage_class)
-        limits = self.capabilities.parts
-        if limits and size is not None and size > min(limits.min_size, self._memory):
+        if self._goes_in_parts(size):
             self._refuse_early(bucket, key, condition)
-            write = PartedWrite(
-                cast("PartDriver", self._driver), bucket, key, info, checkpoint or Forgetful(),
-                memory=self._memory, spool_dir=self._spool_dir,
-            )  # fmt: skip
-            stat = write.run(body, condition)
+            stat = self._parted(bucket, key, info, checkpoint).run(body, condition)
         else:
             stat = self._driver.put(bucket, key, body, info, condition=condition)
         return stat, body.digest
@@ -373,6 +329,15 @@ class Store:
         limit = self.capabilities.max_object_size
         if size is not None and limit is not None and size > limit:
             raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
+
+    def _goes_in_parts(self, size: int | None) -> bool:
+        limits = self.capabilities.parts
+        return limits is not None and size is not None and size > min(limits.min_size, self._memory)
+
+    def _parted(self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None) -> PartedWrite:
+        driver = cast("PartDriver", self._driver)
+        remembered = checkpoint or Forgetful()
+        return PartedWrite(driver, bucket, key, info, remembered, memory=self._memory, spool_dir=self._spool_dir)
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
         """Refuse before gigabytes are sent what the store would refuse after them."""

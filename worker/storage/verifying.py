@@ -1,11 +1,11 @@
 """Readers that hash what passes through them and refuse, at its end, what is not what was announced."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, Self
 
-from worker.storage.driver import Digest
+from worker.storage.driver import Digest, ObjectReader, ObjectStat
 from worker.storage.errors import DigestMismatch, SizeMismatch
 
 BUFFER_SIZE = 1 << 20
@@ -118,6 +118,45 @@ class VerifyingReader:
         if self._sha256 is not None and found != self._sha256:
             raise DigestMismatch(f"{self._what} has SHA-256 {found}, announced was {self._sha256}")
         self._digest = Digest(self._count, found)
+
+
+class VerifiedReader:
+    """An object's bytes, which raise at their end when they are not what was recorded.
+
+    A context manager. `verified` tells whether a digest is known to hold the bytes against.
+    """
+
+    def __init__(self, reader: ObjectReader, body: VerifyingReader, *, verified: bool) -> None:
+        self._reader = reader
+        self._body = body
+        self.verified = verified
+
+    @property
+    def stat(self) -> ObjectStat:
+        """Return the stat of the version that is being read."""
+        return self._reader.stat
+
+    @property
+    def digest(self) -> Digest:
+        """Return the digest of all bytes, once they are read."""
+        return self._body.digest
+
+    def read(self, size: int = BUFFER_SIZE, /) -> bytes:
+        """Return at most `size` bytes, `b""` only at an end that was right; raise IntegrityError otherwise."""
+        return self._body.read(size)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.read():
+            yield data
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
 def drain(reader: Readable) -> None:
