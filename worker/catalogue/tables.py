@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     UniqueConstraint,
+    text,
 )
 
 from worker.catalogue.types import Id, Text, UtcDateTime
@@ -180,6 +181,8 @@ batches = Table(
 told to end. `next_step_at`: what is delivered before is a second message for the same step.
 """
 
+_IN_FLIGHT = text("outcome IS NULL")
+
 batch_items = Table(
     "batch_items",
     metadata,
@@ -188,11 +191,12 @@ batch_items = Table(
     Column("job", Text(64), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("outcome", Text(32)),
-    Index("ix_batch_items_outcome", "batch", "outcome"),
+    Index("ix_batch_items_in_flight", "batch", "number", sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT),
 )
 """The jobs of a batch that are in flight, without an outcome, and those that did not come out as they should.
 
-What came out well is counted and leaves, so that a step looks at no more rows at the end than at the start.
+What came out well is counted and leaves, what came out badly leaves the index, so that a step looks at no more rows at
+the end than at the start.
 """
 
 pauses = Table(

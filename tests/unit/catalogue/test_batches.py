@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from worker import clock
-from worker.catalogue import Begun, CameOut, Kind, LostLease, NewChild, Step
+from worker.catalogue import Begun, CameOut, Catalogue, Kind, LostLease, NewChild, Step
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -71,6 +72,24 @@ def test_what_came_out_is_counted_once_and_only_bad_ones_stay(catalogue, batch):
     assert [failed.job for failed in catalogue.batches.failed("b", limit=9)] == ["b.00000002"]
     assert [child.id for child in catalogue.batches.children("b", failed=True)] == ["b.00000002"]
     assert [child.id for child in catalogue.batches.children("b", after="b.00000002")] == ["b.00000003", "b.00000004"]
+
+
+def test_what_came_out_badly_costs_no_later_step(tmp_path):
+    """However many children came out badly, SQLite takes as many steps to find those in flight."""
+    catalogue, taken = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"), []
+    count = sa.event.listens_for(catalogue._database.engine, "checkout")
+    count(lambda connection, *_: connection.set_progress_handler(lambda: taken.append(1), 1))
+    take(catalogue, "b")
+    batch = catalogue.batches.begin("b", {"after": ""}, total=None, total_bytes=None, now=clock.now())
+    costs = []
+    for first in range(1, 1000, 100):
+        ended = [CameOut(child, "dead", good=False) for child in catalogue.batches.in_flight("b")]
+        batch = plan(catalogue, batch, range(first, first + 100), came_out=ended)
+        taken.clear()
+        assert len(catalogue.batches.in_flight("b")) == 100
+        costs.append(len(taken))
+    catalogue.close()
+    assert max(costs) < 1.1 * min(costs)
 
 
 def test_whoever_lost_a_batch_plans_nothing(catalogue, batch):

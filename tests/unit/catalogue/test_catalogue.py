@@ -53,7 +53,14 @@ def test_the_tables_are_those_that_the_migrations_make(catalogue_url, catalogue)
         for column in found.get_columns(table)
         if table != "alembic_version"
     }
+    indexes = {
+        index["name"]
+        for table in metadata.tables
+        for index in found.get_indexes(table)
+        if "duplicates_constraint" not in index
+    }
     found.bind.dispose()
+    assert indexes == {index.name for table in metadata.tables.values() for index in table.indexes}
     assert made == {(table.name, column.name) for table in metadata.tables.values() for column in table.columns}
 
 

@@ -6,12 +6,16 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.command import upgrade
+from alembic.config import Config
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import worker.catalogue
 from worker import clock
 from worker.catalogue import Begun, Busy, Catalogue, CatalogueUnavailable, Finding, postgresql, sqlite
 from worker.catalogue.artifacts import first_after
@@ -38,6 +42,19 @@ def open_it():
 children = [os.fork() or open_it() for _ in range(8)]
 raise SystemExit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
+
+_MIGRATIONS = Path(worker.catalogue.__file__).parent / "migrations"
+_MOMENT = "'2026-01-01 00:00:00.000000'"
+_ENDED_AND_OPEN = (("b", "queued"), ("b.1", "dead"), ("b.2", "queued"))
+BATCH_OF_0006 = [
+    *(
+        "INSERT INTO jobs (id, kind, request, state, attempts, fence, crashes, created_at)"
+        f" VALUES ('{id_}', 'verify', '{{}}', '{state}', 0, 0, 0, {_MOMENT})"
+        for id_, state in _ENDED_AND_OPEN
+    ),
+    f"INSERT INTO batches VALUES ('b', '{{}}', false, true, NULL, NULL, 2, 1, 0, 1, '{{}}', {_MOMENT}, {_MOMENT})",
+    "INSERT INTO batch_items VALUES ('b', 1, 'b.1', 0, 'dead'), ('b', 2, 'b.2', 0, NULL)",
+]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -69,6 +86,26 @@ def find(catalogue, artifact, *, job="job-1", detail=None):
     copy = catalogue.artifacts.copies(artifact)["dr"]
     finding = Finding(job, "dr", artifact, "verified", detail=detail)
     catalogue.verifications.record(finding, copy, tag=None, now=clock.now(), due=clock.now())
+
+
+# Migrations
+
+
+def test_a_batch_goes_on_in_a_catalogue_from_before(empty_url):
+    """A catalogue that an older version made is brought up to date, and the batch in it finds its children."""
+    database = Database(empty_url)
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        upgrade(config, "0006")
+        for statement in BATCH_OF_0006:
+            connection.exec_driver_sql(statement)
+    database.engine.dispose()
+    catalogue = Catalogue(empty_url)
+    assert [child.job for child in catalogue.batches.in_flight("b")] == ["b.2"]
+    assert [child.job for child in catalogue.batches.failed("b", limit=9)] == ["b.1"]
+    catalogue.close()
 
 
 # Turns
