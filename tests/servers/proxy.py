@@ -51,6 +51,16 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Silence:
+    """Let the server do its work, pass on so many bytes of its answer's body, or not even its head, and no more.
+
+    The connection stays open until the proxy is closed.
+    """
+
+    after: int | None = None
+
+
+@dataclass(frozen=True)
 class Say:
     """Answer in the server's place."""
 
@@ -59,7 +69,7 @@ class Say:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Fault = Lose | Delay | Reset | Damage | Cut | Say | None
+Fault = Lose | Delay | Reset | Damage | Cut | Silence | Say | None
 
 
 class FaultyProxy:
@@ -70,6 +80,7 @@ class FaultyProxy:
         self._upstream = upstream
         self._fault = fault
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
@@ -82,6 +93,7 @@ class FaultyProxy:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -131,6 +143,9 @@ class FaultyProxy:
                 if isinstance(fault, Lose):
                     self.close_connection = True
                     return
+                if isinstance(fault, Silence):
+                    self.fall_silent(answer, fault.after)
+                    return
                 self.say(answer, fault.after if isinstance(fault, Cut) else len(answer.body))
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 - http.server's names
@@ -140,6 +155,12 @@ class FaultyProxy:
                 self.close_connection = True
                 for end in (self.rfile, self.connection):  # the server would say good-bye first
                     end.close()
+
+            def fall_silent(self, answer: Say, after: int | None) -> None:
+                if after is not None:
+                    self.say(answer, after)
+                proxy._closing.wait()
+                self.close_connection = True
 
             def say(self, answer: Say, length: int) -> None:
                 self.send_response(answer.status)

@@ -142,7 +142,7 @@ class S3Driver:
         metadata = {**stored_metadata(source), WRITER: uuid.uuid4().hex}
         place = self._where(bucket, key)
         with self._errors(f"{bucket}/{key} to {to_bucket}/{to_key}"):
-            reply = self._client(COMMIT_TIMEOUT).copy_object(
+            reply = self._client(committing=True).copy_object(
                 **self._where(to_bucket, to_key),
                 CopySource={"Bucket": place["Bucket"], "Key": place["Key"]},
                 CopySourceIfMatch=source["ETag"],  # or the digest would be that of other bytes
@@ -158,7 +158,7 @@ class S3Driver:
 
     def copy_from(self, original: Where, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
         write = self._write(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
-        copy = Copy(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
+        copy = Copy(self._client(), self._client(committing=True), self._origin, write)
         return copy.run(original, found.version, self._copy_part, between)
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
@@ -306,7 +306,7 @@ class S3Driver:
 
     def _upload(self, bucket: str, key: str, info: WriteInfo, writer: str = "", condition: Condition = None) -> Upload:
         write = self._write(bucket, key, info, writer, condition)
-        return Upload(self._client(), self._client(COMMIT_TIMEOUT), self._origin, write)
+        return Upload(self._client(), self._client(committing=True), self._origin, write)
 
     def _write(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Write:
         return Write(
@@ -330,8 +330,9 @@ class S3Driver:
         }
         return {name: value for name, value in options.items() if value}
 
-    def _client(self, read_timeout: float = READ_TIMEOUT) -> "S3Client":
-        """Return this process's client with this timeout, made when it is first needed."""
+    def _client(self, *, committing: bool = False) -> "S3Client":
+        """Return this process's client, or the one that waits for what takes long, made when it is first needed."""
+        read_timeout = COMMIT_TIMEOUT if committing else READ_TIMEOUT
         with self._lock:
             if read_timeout not in self._clients:
                 with self._errors("the SDK"):
