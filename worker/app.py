@@ -70,7 +70,7 @@ def make_app(settings: Settings) -> Celery:
         redis_socket_timeout=10,
         redis_socket_connect_timeout=5,
         redis_socket_keepalive=True,
-        redis_backend_health_check_interval=25,
+        redis_backend_health_check_interval=10,
         # What Flower sees
         task_track_started=True,
         task_send_sent_event=True,
@@ -90,10 +90,10 @@ def _transport_options(settings: Settings) -> dict[str, object]:
         return {
             # Longer than any job or wait: else Redis hands out a running job again.
             "visibility_timeout": settings.visibility_timeout.total_seconds(),
-            "socket_timeout": 20,  # the default waits for ever on a connection that has silently died
+            "socket_timeout": 10,  # the default waits for ever on a connection that has silently died
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            "health_check_interval": 25,
+            "health_check_interval": 10,  # a worker whose connection has silently died is deaf for twice as long
             "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
             "queue_order_strategy": "priority",  # in the order of task_queues; in turns, every user waits for a sweep
         }
@@ -110,6 +110,15 @@ def _transport_options(settings: Settings) -> dict[str, object]:
 def _die_with_the_worker(**_: Any) -> None:
     """Let no child outlive a worker that was killed: its job would go on without anybody to answer to."""
     die_with_parent()
+
+
+@signals.worker_process_init.connect
+def _outwait_the_result_backend(**_: Any) -> None:
+    """Let a child wait for a result backend that is away: what Celery cannot store, it tells the client as failed.
+
+    The children alone: the parent has to serve them all, and a command line has somebody in front of it.
+    """
+    app.backend.always_retry = True
 
 
 @signals.worker_shutting_down.connect

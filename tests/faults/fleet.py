@@ -65,8 +65,8 @@ class Fleet:
         self.client = ArtifactClient(self.broker)
         self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
 
-    def worker(self, name: str, *, beat: bool = False, concurrency: int = 1) -> Worker:
-        """Return a worker, to be entered."""
+    def worker(self, name: str, *, beat: bool = False, concurrency: int = 1, broker: str | None = None) -> Worker:
+        """Return a worker, to be entered; it may have a way of its own to the broker."""
         cloud = {
             "type": "s3", "bucket": self.bucket, "endpoint": self._proxy.endpoint, "part_size": "5MiB",
             "access_key_id": self._key[0], "secret_access_key": self._key[1],
@@ -76,10 +76,11 @@ class Fleet:
             "sources__roots": json.dumps([str(self._directory)]),
             "catalogue": f"sqlite:///{self._directory / 'catalogue.sqlite3'}",
         }
-        return Worker(self._directory / name, self.broker, concurrency=concurrency, beat=beat, **settings)
+        broker = broker or self.broker
+        return Worker(self._directory / name, broker, concurrency=concurrency, beat=beat, **settings)
 
     def source(self, size: int = PARTS * 5 * MIB) -> Path:
-        path = self._directory / "source.bin"
+        path = self._directory / f"{size}.bin"
         path.write_bytes(os.urandom(size))
         return path
 

@@ -9,10 +9,14 @@ import pytest
 
 from tests.conformance.bodies import some_bytes, source
 from tests.conformance.targets import PART, Target, azure, gcs, s3_ministack
+from tests.faults.fleet import MIB, PARTS, fleet_of
+from tests.servers import Ministack, Valkey
+from tests.servers.freezing import FreezingProxy
 from tests.servers.proxy import Fault, FaultyProxy, Request, Silence
 from worker.storage import Store, Verdict
 from worker.storage.errors import TransientError
 from worker.storage.registry import open_driver
+from zot_artifact_client import ArtifactClient, BrokerUnavailable
 
 BUCKET = "releases"
 STORES: Mapping[str, tuple[str, Callable[[Any, Path], Target]]] = {
@@ -109,3 +113,38 @@ class TestStores:
         with pytest.raises(TransientError, match="releases/app"), line.faulty.read_object(BUCKET, "app") as reader:
             b"".join(reader)
         assert 2 <= line.asked("GET", "app") <= 6
+
+
+class TestBroker:
+    @pytest.mark.slow
+    @pytest.mark.timeout(240)
+    def test_a_worker_whose_connections_froze_goes_on(
+        self, valkey: Valkey, ministack: Ministack, tmp_path: Path
+    ) -> None:
+        """Broker and results fall silent under a job at work: it ends, and so does one that is sent meanwhile."""
+        with (
+            FreezingProxy(valkey.port) as proxy,
+            fleet_of(valkey, ministack, tmp_path, at=4) as fleet,
+            fleet.worker("only", beat=True, broker=f"redis://127.0.0.1:{proxy.port}/5") as only,
+        ):
+            pid = only.pid
+            at_work = fleet.client.upload(fleet.source(), "releases", "large.bin")
+            assert fleet.gate.reached.wait(60)
+            proxy.freeze()
+            waiting = fleet.client.upload(fleet.source(100), "releases", "small.bin")
+            fleet.gate.open.set()
+            proxy.thaw()
+            assert at_work.wait(120).size == PARTS * 5 * MIB
+            assert waiting.wait(120).version == 1
+            assert [fleet.record(job).attempts for job in (at_work, waiting)] == [1, 1]
+            assert (only.running, only.pid) == (True, pid)
+
+    def test_a_client_is_told_and_sends_again_once_it_can(self, valkey: Valkey) -> None:
+        """A connection that froze in the client's hands is an error of its own, and is not used again."""
+        with FreezingProxy(valkey.port) as proxy, ArtifactClient(f"redis://127.0.0.1:{proxy.port}/6") as client:
+            client.upload("https://example.org/a", "releases", "a")
+            proxy.freeze()
+            with pytest.raises(BrokerUnavailable, match=str(proxy.port)):
+                client.upload("https://example.org/b", "releases", "b")
+            proxy.thaw()
+            client.upload("https://example.org/b", "releases", "b")

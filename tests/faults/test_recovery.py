@@ -117,3 +117,19 @@ def test_a_worker_outlives_its_broker(ministack, tmp_path):
         fleet.gate.open.set()
         until(lambda: fleet.record(job).state == "succeeded", 60)
         assert (only.running, only.pid) == (True, pid)
+
+
+def test_a_job_that_ends_while_results_cannot_be_stored_is_told_as_it_ended(ministack, tmp_path):
+    """Broker and result backend are away at a job's end; the client hears of its success when they are back."""
+    with (
+        Valkey(tmp_path / "valkey") as valkey,
+        fleet_of(valkey, ministack, tmp_path, at=4) as fleet,
+        fleet.worker("only", beat=True),
+    ):
+        job = fleet.client.upload(fleet.source(), "releases", "large.bin")
+        assert fleet.gate.reached.wait(60)
+        valkey.kill()
+        fleet.gate.open.set()
+        until(lambda: fleet.record(job).state == "succeeded", 60)
+        valkey.restart()
+        assert job.wait(60).size == PARTS * 5 * MIB

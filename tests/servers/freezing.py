@@ -43,6 +43,8 @@ class FreezingProxy:
         self._thread.join()
         self._listening.close()
         for end in self._ends:
+            with suppress(OSError):  # the other end may have gone
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
     def _accept(self) -> None:

@@ -4,6 +4,7 @@ import logging
 
 import redis
 from celery import Task
+from celery.exceptions import BackendError
 
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 
@@ -22,8 +23,8 @@ class CeleryReporter:
         if self._task.request.ignore_result:  # nobody looks there, and a million would stay for a day
             return
         try:
-            self._task.update_state(state=PROGRESS_STATE, meta=progress.model_dump(mode="json"))
-        except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
+            self._task.update_state(state=PROGRESS_STATE, meta=progress.model_dump(mode="json"), max_retries=0)
+        except (redis.RedisError, BackendError, RuntimeError) as error:  # RuntimeError: Celery's retries are used up
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
 
     def cancelled(self) -> bool:
