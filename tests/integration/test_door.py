@@ -55,7 +55,7 @@ def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker
     Many of them have one id: together they are one refused job.
     """
     pids = (worker.pid, worker.children())
-    before = Refused(broker).counts()
+    before, said = Refused(broker).counts(), len(worker.log)
     for raw, _ in HOSTILE.values():
         broker.lpush("interactive", raw)
     good = str(uuid4())
@@ -71,7 +71,7 @@ def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker
     assert sum(counts.values()) - sum(before.values()) == len(HOSTILE)
     until(lambda: not broker.llen("interactive") and not broker.hlen("unacked") and not broker.zcard("unacked_index"))
     assert SECRET not in worker.log
-    assert "Traceback" not in worker.log
+    assert "Traceback" not in worker.log[said:]
     assert SECRET.encode() not in b"".join(broker.lrange("zot-artifacts:refused", 0, -1))
     assert ended(JOB).state == "refused"
 
