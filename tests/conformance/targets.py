@@ -205,6 +205,7 @@ def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
             "project": "test",
             "anonymous": True,
             "part_size": PART,
+            "compose_above": PART,
             **changes,
         }
     )

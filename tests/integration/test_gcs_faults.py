@@ -107,13 +107,14 @@ def always(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Reque
 class TestPinning:
     def test_nothing_is_changed_without_a_condition(self, through: Callable[..., Line]) -> None:
         """Every request that makes, replaces or deletes an object names the generation that it may do so to."""
-        line = through(part_size="256KiB")
+        line = through(part_size="256KiB", compose_above="256KiB")
         for size in (10, 300_000, 300_001, 11):  # whole, in parts, in parts over an object, whole over an object
             line.write(some_bytes(size))
         line.faulty.quarantine_object(BUCKET, "app", "job")
         line.faulty.delete_object(BUCKET, "app")
         cold = through(compose=False, part_size="256KiB")
-        cold.write(some_bytes(300_000))
+        for size in (300_000, 300_001):
+            cold.write(some_bytes(size))
         changing = [
             request
             for request in line.proxy.requests + cold.proxy.requests
@@ -495,6 +496,15 @@ class TestConfiguration:
         assert self.open().capabilities.parts is not None
         assert self.open(storage_class="NEARLINE").capabilities.parts is None
         assert self.open(storage_class="NEARLINE", compose=True).capabilities.parts is not None
+
+    def test_only_what_is_large_enough_is_composed(self, through: Callable[..., Line]) -> None:
+        """Up to `compose_above` an object goes in one resumable upload, however many pieces that takes."""
+        line = through(compose_above=2 * PART)
+        for size, composed in ((2 * PART, 0), (2 * PART + 1, 1)):
+            line.write(data := some_bytes(size))
+            assert line.read_directly() == data
+            assert len(line.asked("POST", "uploadType=resumable")) == 1
+            assert len(line.asked("POST", "app/compose")) == composed
 
     def test_class_and_key_travel(self, through: Callable[..., Line]) -> None:
         """Storage class and encryption key of the settings go with every write; an upload may name its own class."""

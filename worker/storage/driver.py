@@ -103,13 +103,15 @@ class PartLimits:
     """What a store says of the parts it takes, in bytes. The last part may be smaller than `min_size`.
 
     `exclusive`: any other write of the key that is completed meanwhile ends the write in parts. Who goes on with it
-    gets NotFound and starts afresh.
+    gets NotFound and starts afresh. `above`: objects up to so many bytes had better be sent whole, which takes no more
+    memory than a part.
     """
 
     min_size: int
     max_size: int
     max_parts: int
     exclusive: bool = False
+    above: int = 0
 
 
 @dataclass(frozen=True, slots=True)

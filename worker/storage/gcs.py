@@ -90,7 +90,7 @@ class GcsDriver:
             user_metadata=True,
             max_object_size=MAX_OBJECT,
             max_copy_size=MAX_OBJECT,
-            parts=PartLimits(self._part_size, MAX_OBJECT, MAX_PARTS) if self._composes else None,
+            parts=self._part_limits() if self._composes else None,
             storage_classes=True,
             parallel_reads=True,
             realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
@@ -287,6 +287,9 @@ class GcsDriver:
         storage_class = info.storage_class or self._config.storage_class
         place, metadata = self._place(bucket, key), to_metadata(info, writer)
         return Write(bucket, key, place, info.size, metadata, condition, storage_class)
+
+    def _part_limits(self) -> PartLimits:
+        return PartLimits(self._part_size, MAX_OBJECT, MAX_PARTS, above=int(self._config.compose_above))
 
     def _parted(self, bucket: str, key: str, token: str) -> PartedWrite:
         return PartedWrite(self._connected(), self._origin, self._real(bucket)[0], token, f"{bucket}/{key}")

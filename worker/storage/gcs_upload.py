@@ -90,7 +90,7 @@ class Upload:
             again: whether it can be done again, after somebody else was faster.
         """
         for attempt in range(TRIES if again else 1):
-            pin = self._pin(guess=attempt == 0 and self._write.size <= SMALL)
+            pin = self._pin(guess=again and attempt == 0 and self._write.size <= SMALL)
             try:
                 return to_stat(self._write.bucket, self._write.key, send(pin))
             except SDK_ERRORS as error:

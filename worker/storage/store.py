@@ -332,7 +332,9 @@ class Store:
 
     def _goes_in_parts(self, size: int | None) -> bool:
         limits = self.capabilities.parts
-        return limits is not None and size is not None and size > min(limits.min_size, self._memory)
+        if limits is None or size is None:
+            return False
+        return size > max(limits.above, min(limits.min_size, self._memory))
 
     def _parted(self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None) -> PartedWrite:
         driver = cast("PartDriver", self._driver)
