@@ -38,7 +38,7 @@ def open_engine(url: str) -> Engine:
         if dialect is None:
             raise CatalogueError(f"the catalogue's URL cannot be used: {_named(parsed)} is no {_KINDS}")
         engine = sa.create_engine(parsed, hide_parameters=True, **dialect.options(parsed))
-    except (sa.exc.ArgumentError, ImportError) as error:
+    except (sa.exc.ArgumentError, ImportError, ValueError) as error:  # ValueError: a parameter that is no number
         raise CatalogueError(f"the catalogue's URL cannot be used: {_first_line(error)}; it must be {_KINDS}") from None
     dialect.set_up(engine)
     return engine

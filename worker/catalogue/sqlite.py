@@ -1,6 +1,7 @@
 """The catalogue in SQLite: one file, for one machine."""
 
 import sqlite3
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +9,14 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 BUSY_SECONDS = 30
+"""How long a writer waits for its turn, unless the URL says otherwise: `?timeout=SECONDS`."""
 
 READING: Mapping[str, Any] = {"reads": True}
 
 
-def options(url: URL) -> dict[str, Any]:  # noqa: ARG001 - the other dialect looks at it
-    """Return what the engine is made with."""
-    return {}
+def options(url: URL) -> dict[str, Any]:
+    """Return what the engine is made with. What the URL says of connecting counts before ours."""
+    return {} if "timeout" in url.query else {"connect_args": {"timeout": BUSY_SECONDS}}
 
 
 def set_up(engine: Engine) -> None:
@@ -35,13 +37,27 @@ def passes(error: DBAPIError) -> bool:
 
 def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin by itself: see _begin_immediate
+    _switch_to_wal(connection)
     for pragma in (
-        f"busy_timeout = {BUSY_SECONDS * 1000}",  # first: switching to WAL already needs the lock
-        "journal_mode = WAL",
         "synchronous = FULL",  # an acknowledged job survives a power cut
         "foreign_keys = ON",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # On a new file: SQLite waits for who reads it, but fails at once where somebody else has just begun to write.
+    milliseconds = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+    deadline = time.monotonic() + milliseconds / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -1,10 +1,15 @@
-"""A catalogue on a server goes away while jobs run, and comes back: the jobs go on, and their effect happens once."""
+"""The catalogue goes away while jobs run, and comes back: the jobs go on, and their effect happens once."""
 
 import json
+import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from sqlalchemy import make_url
 
 from tests.servers.worker import Worker
 from tests.waiting import until
@@ -46,13 +51,35 @@ class GatedSource:
                 server.shutdown()
 
 
-def test_jobs_outlive_a_restart_of_the_catalogues_server(postgres, valkey, tmp_path):
-    """A job at work and one that waits meet a dead server, wait for it, and end well: one version, one whole copy."""
+@dataclass(frozen=True)
+class Place:
+    """A catalogue, what takes it away, and what gives it back."""
+
+    url: str
+    take: Callable[[], object]
+    give: Callable[[], object]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request, tmp_path):
+    """Return a catalogue that somebody else can lock for longer than is waited for, or whose server can be killed."""
+    if request.param == "sqlite":
+        path = tmp_path / "catalogue.sqlite3"
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            yield Place(f"sqlite:///{path}?timeout=1", lambda: other.execute("BEGIN EXCLUSIVE"), other.rollback)
+        return
+    server = request.getfixturevalue("postgres")
+    with server.database() as url:
+        yield Place(url, server.kill, server.restart)
+
+
+def test_jobs_outlive_a_catalogue_that_is_away(place, valkey, tmp_path):
+    """A job at work and one that waits find no catalogue, wait for it, and end well: one version, one whole copy."""
     gate, broker = GatedSource(), valkey.url.removesuffix("/0") + "/7"
     (tmp_path / "b.tgz").write_bytes(b"release")
-    with gate.serving() as origin, postgres.database() as url:
+    with gate.serving() as origin:
         settings = {
-            "catalogue": url,
+            "catalogue": place.url,
             "sources__hosts": json.dumps([origin]),
             "sources__roots": json.dumps([str(tmp_path)]),
             "retry__backoff": "1s",
@@ -64,18 +91,18 @@ def test_jobs_outlive_a_restart_of_the_catalogues_server(postgres, valkey, tmp_p
             at_work = client.upload(f"{origin}/a.tgz", "releases", "a.tgz")
             waiting = client.upload(str(tmp_path / "b.tgz"), "releases", "b.tgz")
             assert gate.reached.wait(30)
-            postgres.kill()
+            place.take()
             gate.open.set()
-            log = worker.directory / "worker.log"
-            until(lambda: all(f"job {job.id} waits: catalogue" in log.read_text() for job in (at_work, waiting)))
-            postgres.restart()
+            until(lambda: all(f"job {job.id} waits: catalogue" in worker.log for job in (at_work, waiting)))
+            place.give()
             assert [job.wait(timeout=60).version for job in (at_work, waiting)] == [1, 1]
 
-        catalogue = Catalogue(url)
+        catalogue = Catalogue(place.url)
         attempts = [catalogue.jobs.get(job.id).attempts for job in (at_work, waiting)]
         artifacts = [catalogue.artifacts.current("releases", key) for key in ("a.tgz", "b.tgz")]
         states = [copy.state for artifact in artifacts for copy in catalogue.artifacts.copies(artifact).values()]
         catalogue.close()
     assert attempts == [2, 1]
     assert states == ["stored"] * 4
-    assert postgres.password not in log.read_text()
+    password = make_url(place.url).password
+    assert password is None or password not in worker.log

@@ -1,0 +1,68 @@
+"""What only a catalogue in a file meets: a lock that somebody else holds, and a disk that is full."""
+
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+from worker import clock
+from worker.catalogue import Begun, Catalogue, CatalogueError, CatalogueUnavailable
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
+
+
+def begin(catalogue, id_, content=""):
+    more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(seconds=30)}
+    return catalogue.jobs.begin(id_, "upload", {"key": content}, **more)
+
+
+def test_how_long_a_lock_is_waited_for_is_in_the_url(url):
+    """A lock that another program holds is waited for as long as the URL says, and is then a fault that passes."""
+    path = url.removeprefix("sqlite:///")
+    with closing(Catalogue(f"{url}?timeout=0.1")) as catalogue, closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CatalogueUnavailable, match="locked"):
+            begin(catalogue, "job-1")
+        other.rollback()
+        assert isinstance(begin(catalogue, "job-1"), Begun)
+
+
+def test_a_new_file_that_somebody_writes_to_is_waited_for(url):
+    """SQLite itself does not wait there, and of many processes that open a new catalogue at once one would fail."""
+    path = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, other.rollback)
+        release.start()
+        with closing(Catalogue(url)) as catalogue:
+            assert isinstance(begin(catalogue, "job-1"), Begun)
+        release.join()
+
+
+def test_a_wait_that_is_no_number_is_named(url):
+    """A parameter that SQLite cannot take is one line, as other faults of the URL are."""
+    with pytest.raises(CatalogueError, match="the catalogue's URL cannot be used.*soon"):
+        Catalogue(f"{url}?timeout=soon")
+
+
+def test_a_full_disk_is_a_fault_that_passes(url):
+    """What finds no room is not there in part, what was there stays, and the next try goes through when there is."""
+    with closing(Catalogue(url)) as catalogue:
+        begin(catalogue, "before")
+        _allow(catalogue, pages=1)  # SQLite takes no fewer than it has
+        with pytest.raises(CatalogueUnavailable, match="full"):
+            begin(catalogue, "large", "x" * 100_000)
+        assert catalogue.jobs.get("large") is None
+        assert catalogue.jobs.get("before") is not None
+        _allow(catalogue, pages=1_000_000)
+        assert isinstance(begin(catalogue, "large", "x" * 100_000), Begun)
+
+
+def _allow(catalogue, pages):
+    with catalogue._database.read() as connection:  # the pool hands the same one out again
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
