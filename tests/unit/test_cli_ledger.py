@@ -94,7 +94,12 @@ def test_a_job_begins_again_though_no_broker_answers(zot, end, catalogue):
     assert "by themselves" in told
     record = catalogue.jobs.get("dead")
     assert (record.state, record.attempts, record.queue, record.error["previous"]) == ("queued", 0, "sweep", AWAY)
-    assert [job.id for job in catalogue.jobs.overdue(now=clock.now() + timedelta(hours=1), again=timedelta(), limit=9)]
+    assert [
+        job.id
+        for job in catalogue.jobs.overdue(
+            now=clock.now() + timedelta(hours=1), again=timedelta(), lease=timedelta(seconds=30), limit=9
+        )
+    ]
 
 
 def test_what_cannot_begin_again_is_named_and_the_rest_does(zot, end, tmp_path, home):

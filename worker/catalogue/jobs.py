@@ -41,7 +41,7 @@ _BURY = (
 _HOLDER = (
     sa.select(jobs.c.id, jobs.c.lease_until)
     .where(
-        jobs.c.holds == sa.bindparam("held"), jobs.c.lease_until > sa.bindparam("now"),
+        jobs.c.holds == sa.bindparam("held"), jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
         jobs.c.state == JobState.RUNNING, jobs.c.id != sa.bindparam("job"),
     )
     .limit(1)
@@ -49,6 +49,11 @@ _HOLDER = (
 _SETTLE = sa.update(jobs).where(
     jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
 )
+
+
+_BELIEVED = 10
+"""Leases. One that lasts longer than that is no sign of life: its holder's clock was ahead, or all have been set back
+since. Only so many, because clocks differ by seconds, and workers by how long their leases last."""
 
 
 class OtherRequest(CatalogueError):
@@ -114,7 +119,7 @@ class Jobs:
                 )
             if JobState(found.state).terminal:
                 return Ended(found)
-            busy = _busy(connection, found, holds, now)
+            busy = _busy(connection, found, holds, now, lease)
             if busy:
                 if found.state != JobState.RUNNING:
                     connection.execute(_WAIT, {"job": id_, "due": busy.until + lease})
@@ -233,15 +238,21 @@ class Jobs:
             requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
             return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
 
-    def overdue(self, *, now: datetime, again: timedelta, limit: int) -> list[JobRecord]:
+    def overdue(self, *, now: datetime, again: timedelta, lease: timedelta, limit: int) -> list[JobRecord]:
         """Claim jobs that have not ended and of which nothing was heard when it was due, the longest overdue first.
 
-        Whoever asks sends them again; they are not overdue once more before `again` has passed.
+        Also those whose lease lasts longer than any that is believed. Whoever asks sends them again; they are not
+        overdue once more before `again` has passed.
         """
         open_ = [state for state in JobState if not state.terminal]
-        query = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_)).order_by(jobs.c.due_at).limit(limit)
+        far = now + again + _BELIEVED * lease  # whatever was sent again is due within `again`
+        past = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_))
+        ahead = sa.select(jobs).where(jobs.c.due_at > far, jobs.c.state == JobState.RUNNING)
         with self._database.write() as connection:
-            found = [job_record(row) for row in connection.execute(query)]
+            found: list[JobRecord] = []
+            for query in (past, ahead):
+                rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))
+                found += map(job_record, rows)
             if found:
                 connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
         return found
@@ -282,12 +293,13 @@ def _accept(connection: Connection, job: Mapping[str, Any]) -> JobRecord:
     return job_record(connection.execute(_ACCEPT, row).one())
 
 
-def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime) -> Busy | None:
-    if job.state == JobState.RUNNING and job.lease_until and job.lease_until > now:
+def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime, lease: timedelta) -> Busy | None:
+    far = now + _BELIEVED * lease
+    if job.state == JobState.RUNNING and job.lease_until and now < job.lease_until <= far:
         return Busy(job.lease_until, f"job {job.id} is being worked on already")
     if holds is None:
         return None
-    other = connection.execute(_HOLDER, {"held": holds, "now": now, "job": job.id}).one_or_none()
+    other = connection.execute(_HOLDER, {"held": holds, "now": now, "far": far, "job": job.id}).one_or_none()
     return Busy(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
 
 

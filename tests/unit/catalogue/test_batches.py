@@ -126,5 +126,5 @@ def test_a_planned_job_is_not_taken_over_yet(catalogue, batch):
     take(catalogue, "b.00000001", "verify", {"bucket": "releases", "key": "1"})
     assert catalogue.jobs.known(["b", "b.00000001", "b.00000002"]) == {"b", "b.00000001"}
     later = clock.now() + timedelta(days=1)
-    overdue = catalogue.jobs.overdue(now=later, again=LEASE, limit=9)
+    overdue = catalogue.jobs.overdue(now=later, again=LEASE, lease=LEASE, limit=9)
     assert "b.00000002" not in {job.id for job in overdue}

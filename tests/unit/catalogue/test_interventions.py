@@ -81,7 +81,7 @@ def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
     assert (revived.state, revived.attempts, revived.crashes) == ("queued", 0, 0)
     assert (revived.fence, revived.finished_at, revived.put_off_since) == (before.fence + 1, None, None)
     assert revived.error["previous"]["traceback"] == UNAVAILABLE["traceback"]
-    overdue = catalogue.jobs.overdue(now=NOW + LEASE, again=LEASE, limit=10)
+    overdue = catalogue.jobs.overdue(now=NOW + LEASE, again=LEASE, lease=LEASE, limit=10)
     assert [job.id for job in overdue] == ["dead"]
     assert taken(catalogue, "dead").record.attempts == 1
 

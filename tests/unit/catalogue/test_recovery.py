@@ -22,14 +22,14 @@ def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
 
 
 def overdue(catalogue, ahead=timedelta()):
-    return [job.id for job in catalogue.jobs.overdue(now=clock.now() + ahead, again=AGAIN, limit=10)]
+    return [job.id for job in catalogue.jobs.overdue(now=clock.now() + ahead, again=AGAIN, lease=LEASE, limit=10)]
 
 
 def test_a_job_whose_lease_ran_out_is_overdue_once(catalogue):
     """It is named to one who asks, and to the next one only after a while."""
     begin(catalogue, "alive")
     begin(catalogue, "gone", ago=2 * LEASE, queue="sweep")
-    found = catalogue.jobs.overdue(now=clock.now(), again=AGAIN, limit=10)
+    found = catalogue.jobs.overdue(now=clock.now(), again=AGAIN, lease=LEASE, limit=10)
     assert [(job.id, job.queue) for job in found] == [("gone", "sweep")]
     assert overdue(catalogue) == []
     assert overdue(catalogue, 2 * AGAIN) == ["alive", "gone"]
@@ -88,6 +88,45 @@ def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
     assert (ended.record.state, ended.record.error["type"]) == ("dead", "Poison")
     with pytest.raises(LostLease):
         catalogue.jobs.finish(last.record.id, last.record.fence, JobState.SUCCEEDED, now=clock.now())
+
+
+BACK = timedelta(hours=1)
+
+
+def test_a_dead_holder_from_before_the_clock_was_set_back_holds_nothing(catalogue):
+    """Its lease would last for as long as the clock went back; the job is overdue, and its artifact is free at once."""
+    begin(catalogue, "dead", ago=-BACK, holds="releases/a")
+    assert (overdue(catalogue), overdue(catalogue)) == (["dead"], [])
+    assert isinstance(begin(catalogue, "next", holds="releases/a"), Begun)
+    assert isinstance(begin(catalogue, "dead", holds="releases/a"), Busy)  # now the next one is at work there
+
+
+def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
+    """Its next sign of life is of the new time. Who comes before it takes the job, and the holder writes nothing."""
+    heard = begin(catalogue, "heard", ago=-BACK).record
+    catalogue.jobs.renew(heard.id, heard.fence, until=clock.now() + LEASE, progress=None)
+    assert overdue(catalogue) == []
+    assert isinstance(begin(catalogue, "heard"), Busy)
+    early = begin(catalogue, "early", ago=-BACK).record
+    assert isinstance(begin(catalogue, "early", owner="another"), Begun)
+    with pytest.raises(LostLease):
+        catalogue.jobs.finish(early.id, early.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+
+
+def test_clocks_may_differ_by_some_leases(catalogue):
+    """A holder whose clock is somewhat ahead, or whose leases last longer than ours, is believed to be alive."""
+    begin(catalogue, "ahead", ago=-5 * LEASE, holds="releases/a")
+    begin(catalogue, "longer", lease=8 * LEASE)
+    assert overdue(catalogue) == []
+    assert isinstance(begin(catalogue, "next", holds="releases/a"), Busy)
+    assert isinstance(begin(catalogue, "longer"), Busy)
+
+
+def test_what_waits_for_long_is_believed(catalogue):
+    """A job that is to be tried again tomorrow is not overdue today: only who holds a job has to show life."""
+    record = begin(catalogue).record
+    catalogue.jobs.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + 24 * BACK)
+    assert overdue(catalogue) == []
 
 
 @pytest.mark.parametrize(
