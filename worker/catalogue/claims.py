@@ -11,6 +11,9 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies
 
+_BELIEVED = 10
+"""Times as long as ours. A claim that lasts longer was made by a clock that was ahead, and would last for as long."""
+
 
 class Claims:
     """Hands out copies to sweeps, so that no two of them work on the same one."""
@@ -26,7 +29,7 @@ class Claims:
         due = (
             sa.select(copies.c.id)
             .where(copies.c.store == store, copies.c.next_due_at <= now)
-            .where(sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now))
+            .where(_unclaimed(now, until))
             .order_by(copies.c.last_attempt_at.asc().nulls_first(), copies.c.next_due_at, copies.c.id)
             .limit(limit)
         )
@@ -57,9 +60,7 @@ class Claims:
         the copy is written, or until `until`.
         """
         here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-        begun = sa.and_(
-            copies.c.state == CopyState.WRITING, sa.or_(copies.c.claimed_until.is_(None), copies.c.claimed_until <= now)
-        )
+        begun = sa.and_(copies.c.state == CopyState.WRITING, _unclaimed(now, until))
         query = (
             sa.select(artifacts)
             .outerjoin(copies, here)
@@ -75,3 +76,8 @@ class Claims:
             ids = [begin_copy(connection, artifact, store).id for artifact in found]
             connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
         return found
+
+
+def _unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
+    claimed = copies.c.claimed_until
+    return sa.or_(claimed.is_(None), claimed <= now, claimed > now + _BELIEVED * (until - now))

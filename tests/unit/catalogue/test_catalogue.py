@@ -169,6 +169,22 @@ def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
     assert unread.key == "unread"
 
 
+def test_a_claim_that_lasts_too_long_is_not_believed(catalogue):
+    """A sweep whose clock was a year ahead claims nothing for a year, be it to read copies or to make some."""
+    stored(catalogue)
+    now = clock.now()
+
+    def claimed(ahead):
+        times = {"now": now + ahead, "until": now + ahead + timedelta(hours=1), "limit": 9}
+        due = catalogue.claims.due("dr", **times)
+        absent = catalogue.claims.absent("cold", "releases", "", wanted=lambda _: True, **times)
+        return len(due), len(absent)
+
+    assert claimed(timedelta(days=365)) == (1, 1)
+    assert claimed(timedelta(0)) == (1, 1)
+    assert claimed(timedelta(0)) == (0, 0)
+
+
 def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):
     """A version and the copies it is to have are recorded at once; beginning one of them again waits for no writer."""
     artifact = catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr", "cold"])
