@@ -34,6 +34,8 @@ _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = _COPIES.order_by(copies.c.store)
 _COPY = _COPIES.where(copies.c.store == sa.bindparam("at"))
 _INSERT_VERSION = sa.insert(artifacts).returning(artifacts)
+_INSERT_MANIFEST = sa.insert(manifests)
+_INSERT_COPIES = sa.insert(copies)
 _INSERT_COPY = sa.insert(copies).returning(copies)
 _BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
 _BEGIN_AGAIN = (
@@ -118,9 +120,9 @@ class Artifacts:
         """
         with self._database.write() as connection:
             row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
-            if job is not None:
+            if job is not None and row is not None:
                 _check_not_superseded(connection, row, job)
-            if not row or artifact_of(row).digest != digest or row.tombstoned_at is not None:
+            if row is None or artifact_of(row).digest != digest or row.tombstoned_at is not None:
                 version = {
                     "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
@@ -128,7 +130,11 @@ class Artifacts:
                 row = connection.execute(_INSERT_VERSION, version).one()
                 if manifest:
                     chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
-                    connection.execute(sa.insert(manifests), chunks)
+                    connection.execute(_INSERT_MANIFEST, chunks)
+                begun = [_new_copy(row.id, store) for store in stores]
+                if begun:
+                    connection.execute(_INSERT_COPIES, begun)
+                return artifact_of(row)
             artifact = artifact_of(row)
             for store in stores:
                 begin_copy(connection, artifact, store)
@@ -287,9 +293,9 @@ class Artifacts:
         return row[2] if row[0] == row[1] else None
 
 
-def _check_not_superseded(connection: Connection, newest: Row[Any] | None, job: str) -> None:
+def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
     own = connection.execute(_RECORDED_BY, {"by": job}).one_or_none()
-    if own is None or newest is None:
+    if own is None:
         return
     what = f"version {own.version} of {own.bucket}/{own.key}, which this job recorded at an earlier attempt,"
     if own.tombstoned_at is not None:
@@ -340,11 +346,14 @@ def begin_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
     """Return the copy of a version in a store, made known if it was not."""
     found = _find_copy(connection, artifact, store)
     if found is None:
-        row = {"artifact_id": artifact.id, "store": store, "state": CopyState.WRITING, "evidence": {}}
-        return copy_of(connection.execute(_INSERT_COPY, row).one())
+        return copy_of(connection.execute(_INSERT_COPY, _new_copy(artifact.id, store)).one())
     if found.state in _BEGIN_AGAIN_FROM:
         return copy_of(connection.execute(_BEGIN_AGAIN, {"copy": found.id}).one())
     return found
+
+
+def _new_copy(artifact_id: int, store: str) -> dict[str, Any]:
+    return {"artifact_id": artifact_id, "store": store, "state": CopyState.WRITING, "evidence": {}}
 
 
 def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy | None:

@@ -16,7 +16,7 @@ from zot_artifact_client.contract import JobState
 
 # What every job asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
 _FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
-_ACCEPT = sa.insert(jobs).returning(jobs)
+_ACCEPT = sa.insert(jobs)
 _TAKE = (
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job"))
@@ -110,10 +110,13 @@ class Jobs:
         Raises:
             OtherRequest: the id belongs to another request.
         """
-        row = {"id": id_, "kind": kind, "request": dict(request), "holds": holds, "parent": parent, "created_at": now}
+        given = {"id": id_, "kind": kind, "request": dict(request), "parent": parent, "created_at": now}
+        taken = {"lease_owner": owner, "lease_until": now + lease, "queue": queue}
         with self._database.write() as connection:
-            found = _find(connection, id_) or _accept(connection, row)
-            if (found.kind, found.request) != (kind, dict(request)):
+            found = _find(connection, id_)
+            if found is None:
+                return _accept(connection, given, holds, taken, lease)
+            if (found.kind, found.request) != (kind, given["request"]):
                 raise OtherRequest(
                     f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request"
                 )
@@ -127,10 +130,7 @@ class Jobs:
             crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
             if crashes >= max_crashes:
                 return Ended(job_record(connection.execute(_BURY, _poison(found, crashes, now)).one()))
-            taken = {
-                "job": id_, "lease_owner": owner, "lease_until": now + lease, "now": now, "crashes": crashes,
-                "queue": queue,
-            }  # fmt: skip
+            taken |= {"job": id_, "now": now, "crashes": crashes}
             return Begun(job_record(connection.execute(_TAKE, taken).one()))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
@@ -288,9 +288,20 @@ def _find(connection: Connection, id_: str) -> JobRecord | None:
     return job_record(row) if row else None
 
 
-def _accept(connection: Connection, job: Mapping[str, Any]) -> JobRecord:
-    row = {**job, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "due_at": job["created_at"]}
-    return job_record(connection.execute(_ACCEPT, row).one())
+def _accept(
+    connection: Connection, given: Mapping[str, Any], holds: str | None, taken: Mapping[str, Any], lease: timedelta
+) -> Begun | Busy:
+    """Record a new job, as taken already unless somebody is at work on its artifact: one row is written once."""
+    now = given["created_at"]
+    job = {**given, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
+    busy = _busy(connection, JobRecord(**job), holds, now, lease)
+    if busy:
+        job |= {"due_at": busy.until + lease}
+    else:
+        running = {"state": JobState.RUNNING, "attempts": 1, "fence": 1, "due_at": taken["lease_until"]}
+        job |= {**taken, **running, "started_at": now}
+    connection.execute(_ACCEPT, {**job, "holds": holds})
+    return busy or Begun(JobRecord(**job))
 
 
 def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime, lease: timedelta) -> Busy | None:
