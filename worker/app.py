@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery, signals
 
 from worker import context, draining
+from worker.jobs.results import keep_in_one_trip
 from worker.lifeline import die_with_parent
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
@@ -35,6 +36,7 @@ def make_app(settings: Settings) -> Celery:
         include=TASK_MODULES,
         amqp="worker.jobs.door:AMQP",  # no message comes in unseen: a malformed one would end the worker
     )
+    keep_in_one_trip(app)  # results: twice in every job
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
     app.conf.update(
