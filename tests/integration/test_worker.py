@@ -113,6 +113,7 @@ def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue
     assert catalogue.jobs.get(first.id).attempts == 1
 
 
+@pytest.mark.usefixtures("worker")
 def test_progress_is_seen_in_bytes_at_most_once_a_second(client, valkey, source):
     """A long upload shows how far it is, and not more often than promised."""
     path = source(os.urandom(MIB) * 1500)
