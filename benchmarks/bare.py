@@ -1,11 +1,16 @@
-"""The yardstick of the latency: a Celery application that has nothing to do and nothing configured."""
+"""The yardsticks of latency and throughput: a Celery application with nothing configured, and next to nothing to do."""
 
+import hashlib
 import os
+import sqlite3
+from functools import cache
+from pathlib import Path
 
 from celery import Celery
 
 BROKER = "BENCH_BROKER"
 NOOP = "benchmarks.bare.noop"
+KEEP = "benchmarks.bare.keep"
 
 
 def make_app(broker: str | None, *, results: bool = True) -> Celery:
@@ -21,3 +26,52 @@ app = make_app(os.environ.get(BROKER))
 @app.task(name=NOOP)
 def noop() -> None:
     """Do nothing."""
+
+
+@app.task(name=KEEP)
+def keep(source: str, root: str) -> str:
+    """Keep a small file and a record of it through a power cut, waiting for the disk as often as an upload does.
+
+    Otherwise as plain as can be: no lease, no fence, no retry, no limits, and four statements of SQL.
+    """
+    data, name = Path(source).read_bytes(), Path(source).name
+    sha256 = hashlib.sha256(data).hexdigest()
+    database = open_database(root)
+    database.execute("INSERT INTO jobs VALUES (?, 'running')", (name,))
+    database.execute("INSERT INTO copies VALUES (?, ?, 'writing')", (name, sha256))
+    for suffix, content in (("", data), (".sha256", sha256.encode())):
+        _write(Path(root, f"{name}{suffix}"), content)
+    _sync(Path(root))
+    database.execute("UPDATE copies SET state = 'stored' WHERE name = ?", (name,))
+    database.execute("UPDATE jobs SET state = 'succeeded' WHERE name = ?", (name,))
+    return sha256
+
+
+@cache
+def open_database(root: str) -> sqlite3.Connection:
+    """Return this process's connection to the record; the first one makes it, while nobody else looks."""
+    database = sqlite3.connect(Path(root, "catalogue.sqlite3"), isolation_level=None, timeout=30)  # commits each
+    for statement in (
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "CREATE TABLE IF NOT EXISTS jobs (name TEXT PRIMARY KEY, state TEXT)",
+        "CREATE TABLE IF NOT EXISTS copies (name TEXT PRIMARY KEY, sha256 TEXT, state TEXT)",
+    ):
+        database.execute(statement)
+    return database
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb", buffering=0) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -14,6 +14,8 @@ from benchmarks.measured import NotMeasured
 from tests.servers.process import find_server
 from worker.storage import Store
 
+SYNCED = "rclone and fsync"
+PROVED = "rclone and openssl dgst"
 _LEAST = 1e-3
 """Seconds: what is left of a tool's time at least, when its start is not counted."""
 
@@ -88,7 +90,7 @@ class Synced:
     """`rclone` to a directory, and then an fsync of each file: without it, a power cut may take what it has written."""
 
     rclone: Rclone
-    name: str = "rclone and fsync"
+    name: str = SYNCED
 
     def put(self, path: Path, key: str) -> float:
         took = self.rclone.put(path, key)
@@ -100,6 +102,21 @@ class Synced:
 
     def get(self, key: str, path: Path) -> float:
         return self.rclone.get(key, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """`rclone`, and then `openssl dgst -sha256` of the file that it has got: what it takes to know as much as ours."""
+
+    rclone: Rclone
+    name: str = PROVED
+
+    def put(self, path: Path, key: str) -> float:
+        return self.rclone.put(path, key)
+
+    def get(self, key: str, path: Path) -> float:
+        took = self.rclone.get(key, path)
+        return took + _took(self.name, ("openssl", "dgst", "-sha256", str(path)), ("openssl", "version"), {})
 
 
 @dataclass(frozen=True, slots=True)

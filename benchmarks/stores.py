@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.movers import Mover, Ours, Synced
+from benchmarks.movers import PROVED, SYNCED, Mover, Ours, Proved, Rclone, Synced
 from benchmarks.places import PLACES
 from benchmarks.scene import GIB, KIB, MIB, Scene, shown
 from benchmarks.transfer import BUCKET, open_configured
@@ -142,6 +142,8 @@ def _puts(bench: Bench) -> Iterable[Line]:
 
 def _gets(bench: Bench) -> Iterable[Line]:
     movers = [mover for mover in bench.movers if not isinstance(mover, Synced)]  # nobody who gets waits for the disk
+    if not bench.load.many:
+        movers += [Proved(mover) for mover in movers if isinstance(mover, Rclone)]
     movers[0].put(bench.load.path, "given")
     lines = _in_turn(bench, GET, movers, lambda mover: _get(mover, bench.load, "given", bench.got))
     _forget(bench, "given")
@@ -215,9 +217,9 @@ def _forget(bench: Bench, key: str) -> None:
 
 
 def _lines(what: str, rates: dict[str, list[float]], failed: dict[str, str], load: Load) -> Iterator[Line]:
-    """Yield a line for each tool. The target is for large objects, and for the first tool of a filesystem."""
+    """Yield a line for each tool. The target is for large objects, in a filesystem for `rclone` with an fsync."""
     (_, ours), *others = rates.items()
-    like = set(rates) - ({"rclone"} if "rclone and fsync" in rates else set())
+    like = set(rates) - {PROVED} - ({"rclone"} if SYNCED in rates else set())
     for name, theirs in others:
         line = f"{what}, against {name}"
         if name in failed:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import redis
+from celery import Celery
 
 from benchmarks import bare
 from benchmarks.latency import NOOP, ONE, POOL, TWO, BareWorker
@@ -20,6 +21,7 @@ from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest
 
 TARGET = Target(0.5, at_least=True)
+KEPT = "kept"
 _POLL = 0.005
 _UNENDED = {"PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY"}
 
@@ -69,7 +71,7 @@ class Load:
 def measure(scene: Scene) -> Iterator[Row]:
     """Let each kind have the machine to itself in turn, each time with a full queue."""
     rounds, jobs = (2, 100) if scene.quick else (5, 500)
-    rates: dict[str, list[float]] = {NOOP: [], ONE: [], TWO: []}
+    rates: dict[str, list[float]] = {NOOP: [], KEPT: [], ONE: [], TWO: []}
     with _loads(scene) as loads:
         for load in loads.values():
             load.rate(jobs // 5)  # every child opens its catalogue and connects once
@@ -80,6 +82,9 @@ def measure(scene: Scene) -> Iterator[Row]:
     for kind in (ONE, TWO):
         what = f"1 KiB uploads {kind}, {POOL} worker processes, against no-ops of bare Celery"
         yield Row(what, samples[kind], samples[NOOP], TARGET)
+    least = "the least that keeps 1 KiB and a record of it through a power cut"
+    yield Row(f"{least}, against no-ops of bare Celery", samples[KEPT], samples[NOOP])
+    yield Row(f"1 KiB uploads {ONE}, {POOL} worker processes, against {least}", samples[ONE], samples[KEPT])
 
 
 @contextmanager
@@ -95,9 +100,25 @@ def _loads(scene: Scene) -> Iterator[dict[str, Load]]:
     ):
         yield {
             NOOP: Load(bare_worker, theirs, lambda jobs: [str(app.send_task(bare.NOOP).id) for _ in range(jobs)]),
+            KEPT: Load(bare_worker, theirs, _keeper(scene, app)),
             ONE: Load(worker, ours, _sender(scene, client, ("primary",))),
             TWO: Load(worker, ours, _sender(scene, client, None)),
         }
+
+
+def _keeper(scene: Scene, app: Celery) -> Callable[[int], Sequence[str]]:
+    """Return what has new files kept by the bare application."""
+    root = scene.directory / "kept"
+    root.mkdir()
+    bare.open_database(str(root))
+    numbers = count()
+
+    def send() -> str:
+        source = scene.incoming / f"kept-{next(numbers)}.bin"
+        source.write_bytes(os.urandom(KIB))
+        return str(app.send_task(bare.KEEP, (str(source), str(root))).id)
+
+    return lambda jobs: [send() for _ in range(jobs)]
 
 
 def _sender(scene: Scene, client: ArtifactClient, stores: tuple[str, ...] | None) -> Callable[[int], Sequence[str]]:
