@@ -205,7 +205,6 @@ def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
             "project": "test",
             "anonymous": True,
             "part_size": PART,
-            "compose_above": PART,
             **changes,
         }
     )

@@ -107,7 +107,7 @@ def always(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Reque
 class TestPinning:
     def test_nothing_is_changed_without_a_condition(self, through: Callable[..., Line]) -> None:
         """Every request that makes, replaces or deletes an object names the generation that it may do so to."""
-        line = through(part_size="256KiB", compose_above="256KiB")
+        line = through(part_size="256KiB")
         for size in (10, 300_000, 300_001, 11):  # whole, in parts, in parts over an object, whole over an object
             line.write(some_bytes(size))
         line.faulty.quarantine_object(BUCKET, "app", "job")

@@ -107,10 +107,10 @@ class GcsConfig(_StoreConfig):
     By default unless `storage_class` is colder than STANDARD, which charges for every early deletion. Switch it off for
     buckets with a retention policy, or whose own class is a cold one: they are then sent in one resumable upload.
     """
-    compose_above: Size = Size(128 * 1024 * 1024)
-    """Up to so many bytes an object is not worth its part objects, which all have to be made, composed and deleted.
+    compose_above: Size = Size(0)
+    """Up to so many bytes an object is sent in one resumable upload all the same; see `compose`.
 
-    Google's own tools begin to compose at 150 MiB.
+    Each part object is charged for when it is made and when it is composed; Google's own tools begin at 150 MiB.
     """
     part_size: Size = Size(16 * 1024 * 1024)
     """Smallest part of a large object; parts grow so that 10,000 of them hold it."""
