@@ -25,6 +25,8 @@ PLACES: Mapping[str, Callable[[Path], AbstractContextManager[Place]]] = {
     for name, opened in places.PLACES.items()
     if name != "s3 (ministack)"  # whose memory is not worth 8 GiB: our requests are the same
 }
+AS_WORKERS = {"MALLOC_ARENA_MAX": "2"}
+"""What `up` and docker-compose.yml give every worker."""
 COMPOSING = 4.5
 """Times the size of an object: the memory to have for fake-gcs-server, which took 4.1 to compose one that it files."""
 
@@ -85,7 +87,7 @@ def _peak(place: Place, operation: str, source: Path, path: Path) -> Samples:
     asked = json.dumps({"config": place.config, "operation": operation, "key": source.name, "path": str(path)})
     done = subprocess.run(
         (sys.executable, "-m", "benchmarks.transfer"),
-        cwd=REPOSITORY, input=asked, capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, env={**os.environ, **AS_WORKERS}, input=asked, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing"]
