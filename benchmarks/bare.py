@@ -41,7 +41,7 @@ def keep(source: str, root: str) -> str:
     database.execute("INSERT INTO copies VALUES (?, ?, 'writing')", (name, sha256))
     for suffix, content in (("", data), (".sha256", sha256.encode())):
         _write(Path(root, f"{name}{suffix}"), content)
-    _sync(Path(root))
+    sync(Path(root))
     database.execute("UPDATE copies SET state = 'stored' WHERE name = ?", (name,))
     database.execute("UPDATE jobs SET state = 'succeeded' WHERE name = ?", (name,))
     return sha256
@@ -69,9 +69,10 @@ def _write(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a directory."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        os.fsync(opened)
     finally:
-        os.close(fd)
+        os.close(opened)

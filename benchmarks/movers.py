@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks import transfer
+from benchmarks.bare import sync
 from benchmarks.measured import NotMeasured
 from tests.servers.process import find_server
 from worker.storage import Store
@@ -97,7 +98,7 @@ class Synced:
         written = Path(self.rclone.remote) / key
         begun = time.perf_counter()
         for file in (*written.iterdir(), written) if path.is_dir() else (written, written.parent):
-            _sync(file)
+            sync(file)
         return took + time.perf_counter() - begun
 
     def get(self, key: str, path: Path) -> float:
@@ -169,11 +170,3 @@ def _seconds(name: str, command: Sequence[str], variables: Mapping[str, str]) ->
         said = [line for line in (done.stderr or done.stdout).splitlines() if any(map(str.isalnum, line))]
         raise NotMeasured(f"{name} ended with status {done.returncode} and said: {said[-1] if said else 'nothing'}")
     return took
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -132,7 +132,7 @@ class FaultyProxy:
                     self.close_connection = True
                     return
                 if isinstance(fault, Reset):
-                    self.reset()
+                    _reset(self)
                     return
                 if isinstance(fault, Say):
                     self.say(fault, len(fault.body))
@@ -149,12 +149,6 @@ class FaultyProxy:
                 self.say(answer, fault.after if isinstance(fault, Cut) else len(answer.body))
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 - http.server's names
-
-            def reset(self) -> None:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                for end in (self.rfile, self.connection):  # the server would say good-bye first
-                    end.close()
 
             def fall_silent(self, answer: Say, after: int | None) -> None:
                 if after is not None:
@@ -177,3 +171,10 @@ class FaultyProxy:
                 pass
 
         return Handler
+
+
+def _reset(handler: BaseHTTPRequestHandler) -> None:
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    for end in (handler.rfile, handler.connection):  # the server would say good-bye first
+        end.close()
