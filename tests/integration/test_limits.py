@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -56,8 +56,9 @@ def url(valkey) -> str:
 
 
 @pytest.fixture
-def shared(url) -> Shared:
-    return Shared(lambda: Redis.from_url(url))
+def shared(url) -> Iterator[Shared]:
+    with Redis.from_url(url) as client:
+        yield Shared(lambda: client)
 
 
 @pytest.fixture
@@ -176,15 +177,15 @@ def test_without_redis_a_process_keeps_to_its_share(alone, gates, caplog):
 def test_redis_that_comes_back_is_asked_again(valkey, url, monkeypatch, caplog):
     """What was decided alone while Redis was away is shared again once it answers."""
     monkeypatch.setattr("worker.jobs.shared._LEFT_ALONE", 0.0)
-    client = Redis.from_url(url)
-    places = Places(Shared(lambda: client), seconds=5)
-    valkey.kill()
-    with places.held("back", "one", limit=5, alone=1), places.held("back", "two", limit=5, alone=1) as place:
-        assert place is None
-    valkey.restart()
-    with caplog.at_level(logging.WARNING), places.held("back", "one", limit=2, alone=0) as place:
-        assert place is not None
-        assert client.zcard("zot-artifacts:places:back") == 1
+    with Redis.from_url(url) as client:
+        places = Places(Shared(lambda: client), seconds=5)
+        valkey.kill()
+        with places.held("back", "one", limit=5, alone=1), places.held("back", "two", limit=5, alone=1) as place:
+            assert place is None
+        valkey.restart()
+        with caplog.at_level(logging.WARNING), places.held("back", "one", limit=2, alone=0) as place:
+            assert place is not None
+            assert client.zcard("zot-artifacts:places:back") == 1
     assert any("shared with all workers again" in record.message for record in caplog.records)
 
 
@@ -194,7 +195,8 @@ def test_the_redis_of_the_result_backend_is_shared(url):
         found = result_backend(app)
         assert found is not None
         assert found.connection_pool is not app.backend.client.connection_pool
-        assert Shared(lambda: found).ask(lambda redis: redis.ping(), lambda: False)
+        with found:
+            assert Shared(lambda: found).ask(lambda redis: redis.ping(), lambda: False)
     for backend in ("rpc://", None):
         with Celery(broker="memory://", backend=backend, set_as_current=False) as app:
             assert result_backend(app) is None

@@ -1,6 +1,7 @@
 """A store that cannot be relied on is known before it is needed."""
 
 import dataclasses
+import logging
 import os
 
 from tasks.probe import sweep_probe
@@ -28,6 +29,7 @@ def test_a_store_that_ignores_create_if_absent_is_found_out(run, context, rclone
     """A store that lets a second writer win although it was asked not to is called by that name, with the way out."""
     bucket = f"real-{os.urandom(4).hex()}"
     make_s3_bucket(rclone, bucket)
+    caplog.set_level(logging.WARNING)
     for conditional in (True, False):
         config = s3_config(rclone, bucket=bucket, conditional_writes=conditional)
         stores = Stores({"cloud": config})

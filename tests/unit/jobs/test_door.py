@@ -1,6 +1,7 @@
 """The door where the broker is no Redis: the consumer looks at what the transport made of a message."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -60,8 +61,10 @@ def app(ended: Ended) -> Iterator[Celery]:
     def record(job: str, task: str, error: str, message: str) -> None:
         ended.refused.append((job, error))
 
+    level = logging.getLogger().level
     yield app
     app.close()
+    logging.getLogger().setLevel(level)  # Celery's worker for tests leaves it at ERROR, for all tests after this one
 
 
 def push(app: Celery, name: str) -> None:
