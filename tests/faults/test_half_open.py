@@ -1,29 +1,23 @@
 """Connections that stay open and say nothing: whoever waits on them gives up, and goes on over a new one."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from tests.conformance.bodies import some_bytes, source
-from tests.conformance.targets import PART, Target, azure, gcs, s3_ministack
+from tests.conformance.targets import PART
 from tests.faults.fleet import MIB, PARTS, fleet_of
+from tests.faults.lines import STORES, opened_through, port_of
 from tests.servers import Ministack, Valkey
 from tests.servers.freezing import FreezingProxy
 from tests.servers.proxy import Fault, FaultyProxy, Request, Silence
-from worker.storage import Store, Verdict
+from worker.storage import Verdict
 from worker.storage.errors import TransientError
-from worker.storage.registry import open_driver
 from zot_artifact_client import ArtifactClient, BrokerUnavailable
 
 BUCKET = "releases"
-STORES: Mapping[str, tuple[str, Callable[[Any, Path], Target]]] = {
-    "s3": ("ministack", s3_ministack),
-    "gcs": ("strict_gcs", gcs),
-    "azure": ("azurite", azure),
-}
 WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "s3": {"object": ("PUT", "/app"), "part": ("PUT", "partNumber=2"), "commit": ("POST", "uploadId=")},
     "gcs": {"object": ("POST", "/upload/"), "part": ("POST", "/upload/"), "commit": ("POST", "/compose")},
@@ -50,14 +44,9 @@ class Line:
     def __init__(self, kind: str, server: Any, spool: Path) -> None:
         self.kind = kind
         self.direct = STORES[kind][1](server, spool).store
-        config: Any = self.direct._driver._config  # type: ignore[attr-defined]
-        where = "account_url" if kind == "azure" else "endpoint"
-        address = urlsplit(getattr(config, where))
-        assert address.port
         self._silent: tuple[str, str, Silence, int] | None = None
-        self.proxy = FaultyProxy(address.port, self._fault)
-        faulty = config.model_copy(update={where: f"{self.proxy.endpoint}{address.path}"})
-        self.faulty = Store(open_driver("faulty", faulty), spool_dir=spool)
+        self.proxy = FaultyProxy(port_of(kind, self.direct), self._fault)
+        self.faulty = opened_through(kind, self.direct, self.proxy.port, spool)
 
     def silence(self, method: str, part_of_path: str, fault: Silence, *, times: int) -> None:
         """Let so many requests of this kind fall silent."""

@@ -1,9 +1,13 @@
-"""A proxy below any protocol, whose connections can fall silent without anybody being told."""
+"""A proxy below any protocol, whose connections can fall silent without anybody being told, or be slow."""
 
 import socket
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
+
+CHUNK = 65536
 
 
 class FreezingProxy:
@@ -12,12 +16,25 @@ class FreezingProxy:
     A connection that froze never thaws: it is as good as gone, and neither end hears of it before the proxy is closed.
     """
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: int, *, rate: float | None = None) -> None:
+        """Listen for what is meant for the port `upstream`.
+
+        Args:
+            upstream: the port that everything is passed on to.
+            rate: bytes per second that all clients together may send; None for as fast as it goes.
+        """
         self._upstream = upstream
+        self._rate = rate
+        self._taken = 0
+        self._stops_at: int | None = None
+        self._ready = 0.0  # when the line has room again
         self._lock = threading.Lock()
         self._frozen = threading.Event()  # that of the connections which are made from now on
         self._ends: list[socket.socket] = []
+        self._closing = threading.Event()
         self._listening = socket.create_server(("127.0.0.1", 0))
+        if rate:  # or the kernel takes megabytes at once
+            self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK)
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     @property
@@ -34,11 +51,17 @@ class FreezingProxy:
         with self._lock:
             self._frozen = threading.Event()
 
+    def stop_reading(self, *, after: int) -> None:
+        """Once clients have sent so many bytes, never read again from the connection that the next ones come over."""
+        with self._lock:
+            self._stops_at = self._taken + after
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._closing.set()
         self._listening.shutdown(socket.SHUT_RDWR)  # closing alone does not wake up who waits in it
         self._thread.join()
         self._listening.close()
@@ -55,13 +78,31 @@ class FreezingProxy:
                 self._ends += (client, server)
                 with self._lock:
                     frozen = self._frozen
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=_pump, args=(source, sink, frozen), daemon=True).start()
+                for ends in ((client, server, self._take), (server, client, _at_once)):
+                    threading.Thread(target=_pump, args=(*ends, frozen), daemon=True).start()
+
+    def _take(self, count: int) -> None:
+        """Return when the line had time for so many bytes; only at the end if it is not read from any more."""
+        with self._lock:
+            self._taken += count
+            stops = self._stops_at is not None and self._taken > self._stops_at
+            if stops:
+                self._stops_at = None
+            if self._rate:
+                self._ready = max(self._ready, time.monotonic()) + count / self._rate
+            wait = self._ready - time.monotonic()
+        if stops or wait > 0:
+            self._closing.wait(None if stops else wait)
 
 
-def _pump(source: socket.socket, sink: socket.socket, frozen: threading.Event) -> None:
+def _at_once(_count: int) -> None:
+    pass
+
+
+def _pump(source: socket.socket, sink: socket.socket, take: Callable[[int], None], frozen: threading.Event) -> None:
     with suppress(OSError):
-        while data := source.recv(65536):
+        while data := source.recv(CHUNK):
+            take(len(data))
             if not frozen.is_set():
                 sink.sendall(data)
     if not frozen.is_set():

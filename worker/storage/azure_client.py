@@ -5,13 +5,16 @@ from collections.abc import Hashable
 from typing import Any
 from urllib.parse import urlsplit
 
+import requests
 from azure.core.credentials import AzureSasCredential, TokenCredential
+from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlobTier
 
 from worker.storage.azure_errors import translated
 from worker.storage.config import AzureConfig
 from worker.storage.errors import PermanentError
+from worker.storage.pieces import PiecewiseAdapter
 from worker.storage.translation import Origin
 
 MIB = 1024 * 1024
@@ -21,6 +24,8 @@ CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 60
 COMMIT_TIMEOUT = 600
 """Seconds. Committing tens of thousands of blocks takes longer than sending one."""
+CONNECTIONS = 32
+"""As many as two transfers with eight threads each, and the reading ahead, use at once."""
 TIERS = ("Hot", "Cool", "Cold")
 RETRIES = 3
 """Of one request, by the SDK; the job's own retries are Celery's."""
@@ -77,12 +82,10 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         "retry_policy": ExponentialRetry(
             initial_backoff=1, increment_base=2, retry_total=RETRIES, random_jitter_range=1
         ),
-        "connection_timeout": CONNECT_TIMEOUT,
-        "read_timeout": READ_TIMEOUT,
+        "transport": _transport(),
         "max_single_put_size": max(int(config.part_size), CHUNK),
         "max_single_get_size": CHUNK,
         "max_chunk_get_size": CHUNK,
-        "connection_data_block_size": MIB,  # of what is taken from the connection at a time
         "logging_enable": False,
     }
     try:
@@ -90,6 +93,18 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
             return _connected(config, options)
     except ValueError as error:
         raise PermanentError(f"{origin.store}: {origin.endpoint}: the SDK refuses the configuration: {error}") from None
+
+
+def _transport() -> RequestsTransport:
+    session = requests.Session()
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, PiecewiseAdapter(pool_maxsize=CONNECTIONS))
+    return RequestsTransport(
+        session=session,
+        connection_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        connection_data_block_size=MIB,  # of what is taken from the connection at a time
+    )
 
 
 def _connected(config: AzureConfig, options: dict[str, Any]) -> BlobServiceClient:

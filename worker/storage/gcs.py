@@ -213,7 +213,7 @@ class GcsDriver:
         existed = self.bucket_exists(bucket)
         with self._errors(bucket):  # also beside objects, so that the bucket outlives the last of them
             try:
-                send_bytes(self._connected(), self._connected().blob(self._place(bucket, MARKER)), b"", 0)
+                send_bytes(self._connected(), self._place(bucket, MARKER), b"", {}, 0)
             except SDK_ERRORS as error:
                 if status_of(error) not in REFUSED:
                     raise

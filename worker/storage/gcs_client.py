@@ -14,10 +14,10 @@ from google.api_core.exceptions import from_http_response
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
-from requests.adapters import HTTPAdapter
 
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
+from worker.storage.pieces import PiecewiseAdapter
 
 GOOGLE = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
@@ -96,7 +96,7 @@ def connect(name: str, config: GcsConfig) -> Connection:
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
-    adapter = HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
+    adapter = PiecewiseAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     client = storage.Client(

@@ -4,7 +4,8 @@ from typing import Any
 
 from worker.storage.copying import Between
 from worker.storage.gcs_client import COMMIT_TIMEOUT, Connection, retry
-from worker.storage.gcs_upload import Write, describe
+from worker.storage.gcs_objects import CACHE_CONTROL, CONTENT_TYPE
+from worker.storage.gcs_upload import Write
 
 
 def rewrite(connection: Connection, original: Any, write: Write, pin: int, between: Between = lambda: None) -> Any:
@@ -13,7 +14,11 @@ def rewrite(connection: Connection, original: Any, write: Write, pin: int, betwe
     Nothing is visible before the last of the requests, of which a copy to another place or class takes several.
     """
     blob = connection.blob(write.place)
-    describe(blob, write)
+    blob.metadata = dict(write.metadata)
+    blob.content_type = CONTENT_TYPE
+    blob.cache_control = CACHE_CONTROL
+    if write.storage_class:
+        blob.storage_class = write.storage_class
     pins = {"if_generation_match": pin, "if_source_generation_match": original.generation}
     token = None
     while True:  # each request goes on where the last one ended

@@ -64,7 +64,7 @@ class PartedWrite:
         with self._errors():
             blob = self._send(f"{number:05}", data, {})
             if look(self._connection, self._place(OPENING)) is None:
-                delete(self._connection, self._place(blob.name.rpartition("/")[2]), blob.generation)
+                delete(self._connection, self._place(f"{number:05}"), blob.generation)
                 raise self._not_open()
         return Part(number, len(data), str(blob.generation))
 
@@ -110,26 +110,20 @@ class PartedWrite:
     def _place(self, name: str) -> Place:
         return Place(self._real, f"{ROOT}{self._token}/{name}")
 
-    def _blob(self, name: str, metadata: Mapping[str, str]) -> Any:
-        blob = self._connection.blob(self._place(name))
-        blob.metadata = dict(metadata)
-        if self._connection.storage_class:  # composing takes objects of one class only
-            blob.storage_class = self._connection.storage_class
-        return blob
-
     def _blobs(self) -> Iterator[Any]:
         return iter_blobs(self._connection, self._real, f"{ROOT}{self._token}/")
 
     def _send(self, name: str, data: PartData, metadata: Mapping[str, str]) -> Any:
         """Send a part over nothing, or over exactly the one that is there if that has other bytes."""
-        pin = 0
+        place, pin = self._place(name), 0
+        description = described(metadata, self._connection.storage_class)  # composing takes objects of one class only
         for _ in range(TRIES):
             try:
-                return send_bytes(self._connection, self._blob(name, metadata), data, pin)
+                return send_bytes(self._connection, place, data, description, pin)
             except SDK_ERRORS as error:
                 if status_of(error) not in REFUSED:
                     raise
-            found = look(self._connection, self._place(name))
+            found = look(self._connection, place)
             if found is not None and _holds(found, data):
                 return found  # sent before, and only the answer was lost
             pin = found.generation if found else 0

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import google_crc32c
 import requests
 from google.api_core.exceptions import Aborted
 
@@ -17,7 +16,7 @@ from worker.storage.errors import StorageError, Unavailable
 from worker.storage.gcs_client import TIMEOUT, Connection, check_answer, retry
 from worker.storage.gcs_errors import SDK_ERRORS, without_address
 from worker.storage.gcs_objects import CONTENT_TYPE, blob_of, described
-from worker.storage.gcs_upload import NOT_FOUND, Write, crc32c_of, delete
+from worker.storage.gcs_upload import NOT_FOUND, Write, crc32c_of, delete, extended
 from worker.storage.parts import next_part
 from worker.storage.translation import Origin, missing_bucket
 from worker.storage.verifying import drain
@@ -69,8 +68,8 @@ class ResumableUpload:
         """Return what the store says of the finished object, and the checksum of what was sent."""
         sent, crc = 0, 0
         while True:
-            data = bytes(next_part(body, self._chunk))
-            crc = google_crc32c.extend(crc, data)
+            data = next_part(body, self._chunk)
+            crc = extended(crc, data)
             last = sent + len(data) >= self._write.size
             if last:
                 drain(body)  # the end is where a body says that it was wrong
@@ -84,10 +83,11 @@ class ResumableUpload:
             if last:
                 raise self._failed("the store does not finish the upload")
 
-    def _send_chunk(self, data: bytes, start: int, headers: Mapping[str, str]) -> Mapping[str, Any] | None:
+    def _send_chunk(self, data: bytearray, start: int, headers: Mapping[str, str]) -> Mapping[str, Any] | None:
         """Send one chunk, whatever of it the store takes at a time; return the object when the upload is finished."""
         broken = False
         held = start
+        view = memoryview(data)
 
         def attempt() -> Mapping[str, Any] | None:
             nonlocal held, broken
@@ -99,7 +99,7 @@ class ResumableUpload:
                     raise self._failed("the store has lost bytes that it had taken")
             broken = True
             while held < start + len(data):
-                held, finished = self._put(data[held - start :], held, headers)
+                held, finished = self._put(view[held - start :], held, headers)
                 if finished is not None:
                     return finished
             return None
@@ -109,7 +109,7 @@ class ResumableUpload:
         except SDK_ERRORS as error:
             raise without_address(error) from None
 
-    def _put(self, data: bytes, start: int, headers: Mapping[str, str]) -> tuple[int, Mapping[str, Any] | None]:
+    def _put(self, data: memoryview, start: int, headers: Mapping[str, str]) -> tuple[int, Mapping[str, Any] | None]:
         total = self._write.size
         spread = f"bytes {start}-{start + len(data) - 1}/{total}"
         return self._told(self._request("PUT", {"Content-Range": spread, **headers}, data))
@@ -127,7 +127,7 @@ class ResumableUpload:
         check_answer(reply)
         return self._write.size, reply.json()
 
-    def _request(self, method: str, headers: Mapping[str, str], data: bytes = b"") -> requests.Response:
+    def _request(self, method: str, headers: Mapping[str, str], data: bytes | memoryview = b"") -> requests.Response:
         return self._connection.session.request(
             method, self._session, data=data, headers=dict(headers), timeout=TIMEOUT, allow_redirects=False
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from worker.storage.driver import Body, PartData
 from worker.storage.errors import OutOfSpace, SizeMismatch
@@ -130,14 +130,14 @@ def spool_part(body: Body, size: int, directory: Path | None) -> SpooledPart:
     return part
 
 
-def pieces_of(part: PartData) -> Iterator[bytes]:
-    """Yield the bytes of a part from its beginning, in pieces."""
-    if isinstance(part, bytes | bytearray):
+def pieces_of(part: PartData | memoryview, size: int = MIB) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a part from its beginning, in pieces of `size` bytes; those in memory are not copied."""
+    if isinstance(part, bytes | bytearray | memoryview):
         view = memoryview(part)
-        yield from (bytes(view[start : start + MIB]) for start in range(0, len(part), MIB))
+        yield from (view[start : start + size] for start in range(0, len(part), size))
     else:
         rewound(part)
-        yield from iter(partial(part.read, MIB), b"")
+        yield from iter(partial(part.read, size), b"")
 
 
 def rewound(part: PartData) -> PartData:
@@ -145,11 +145,6 @@ def rewound(part: PartData) -> PartData:
     if not isinstance(part, bytes | bytearray):
         part.seek(0)
     return part
-
-
-def stream_of(part: PartData) -> BinaryIO:
-    """Return a part as what libraries read from, at its beginning."""
-    return io.BytesIO(part) if isinstance(part, bytes | bytearray) else cast("BinaryIO", rewound(part))
 
 
 def _spooling(do: Callable[[_Given], _Made], given: _Given, directory: Path | None) -> _Made:

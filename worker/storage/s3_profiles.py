@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import boto3
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 from pydantic import SecretStr
 
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
+from worker.storage.pieces import in_pieces
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -114,7 +116,7 @@ def make_client(name: str, config: S3Config, *, read_timeout: float = READ_TIMEO
     session = boto3.session.Session(profile_name=config.profile)
     region = config.region or session.region_name or (DEFAULT_REGION if config.endpoint else None)
     try:
-        return session.client(
+        client = session.client(
             "s3",
             region_name=region,
             endpoint_url=config.endpoint,
@@ -127,6 +129,12 @@ def make_client(name: str, config: S3Config, *, read_timeout: float = READ_TIMEO
         raise PermanentError(
             f"{name}: {endpoint_of(config)!r} is no URL of a store; correct `endpoint`, such as https://s3.example.com"
         ) from error
+    client.meta.events.register("before-send.s3", _send_in_pieces)
+    return client
+
+
+def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
+    request.body = in_pieces(request.body)  # it is signed, and counted in the headers
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

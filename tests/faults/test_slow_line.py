@@ -1,0 +1,62 @@
+"""A line that is slow is not a line that is dead, and a store that takes no more bytes is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.bodies import some_bytes, source
+from tests.faults.lines import STORES, opened_through, port_of
+from tests.servers.freezing import FreezingProxy
+from worker.storage import Store, Verdict
+
+BUCKET = "releases"
+MIB = 1024 * 1024
+PART = 16 * MIB
+"""Bytes: of less, the kernel takes so much at once that nobody has to wait."""
+PATIENCE = {
+    "s3_profiles.CONNECT_TIMEOUT": 2.0,
+    "azure_client.CONNECT_TIMEOUT": 2.0,
+    "gcs_upload.TIMEOUT": (2.0, 60.0),
+}
+"""Seconds to connect, which HTTP libraries also hold one call of a socket's `send` to; otherwise 5."""
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """One store, opened directly and through a line of four megabytes a second."""
+
+    direct: Store
+    faulty: Store
+    line: FreezingProxy
+
+
+@pytest.fixture(params=list(STORES))
+def narrow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
+    for name, seconds in PATIENCE.items():
+        monkeypatch.setattr(f"worker.storage.{name}", seconds)
+    server, target = STORES[request.param]
+    direct = target(request.getfixturevalue(server), tmp_path).store
+    with FreezingProxy(port_of(request.param, direct), rate=4 * MIB) as line:
+        faulty = opened_through(request.param, direct, line.port, tmp_path, part_size=PART)
+        yield Narrow(direct, faulty, line)
+        faulty.close()
+    assert list(direct.iter_unfinished()) == []
+    direct.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [PART - 1, 2 * PART], ids=["whole", "parts"])
+def test_an_upload_over_a_slow_line_is_only_slow(narrow: Narrow, size: int) -> None:
+    """Each part takes longer than anybody may wait for a byte, and all arrive: bytes are seen to move all the time."""
+    narrow.faulty.write_object(BUCKET, "app", source(some_bytes(size)), condition="create_only")
+    assert narrow.direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+
+@pytest.mark.slow
+def test_a_store_that_stops_reading_is_asked_again(narrow: Narrow) -> None:
+    """In the middle of a part no byte is taken any more: the part is given up, and goes over another connection."""
+    narrow.line.stop_reading(after=PART // 2)
+    narrow.faulty.write_object(BUCKET, "app", source(some_bytes(2 * PART)), condition="create_only")
+    assert narrow.direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
