@@ -1,6 +1,7 @@
 """The part planner: any size fits, within every limit, without wasting memory."""
 
 import io
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -72,16 +73,17 @@ def test_too_large_is_refused_with_numbers() -> None:
         plan_parts(LARGEST + 1, min_part=MIN_PART, max_part=MAX_PART, max_parts=MAX_PARTS)
 
 
-@given(data=st.binary(max_size=300), part=st.integers(1, 100), piece=st.integers(1, 50))
-def test_parts_are_the_body(data: bytes, part: int, piece: int) -> None:
-    """Parts put together are the body, all full but the last, however little the body gives at a time."""
+@given(data=st.binary(max_size=300), part=st.integers(1, 100), piece=st.integers(1, 50), over=st.booleans())
+def test_parts_are_the_body(data: bytes, part: int, piece: int, over: bool) -> None:
+    """Parts put together are the body, all full but the last, however little it gives at a time, also over old ones."""
 
     class Pieces(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             return super().read(min(size or 0, piece))
 
     body = VerifyingReader(Pieces(data), size=len(data))
-    parts = list(iter(lambda: bytes(next_part(body, part)), b""))
+    spare = bytearray(b"x" * part) if over else None
+    parts = list(islice(iter(lambda: bytes(next_part(body, part, spare)), b""), len(data) + 1))
     assert b"".join(parts) == data
     assert all(len(one) == part for one in parts[:-1])
     assert body.finished

@@ -37,11 +37,19 @@ def plan_parts(size: int, *, min_part: int, max_part: int, max_parts: int, multi
     return min(_divided(needed, multiple) * multiple, max_part)
 
 
-def next_part(body: Body, size: int) -> bytearray:
+def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray:
     """Return the next `size` bytes of a body, or fewer at its end; empty only when its end was read and was right.
 
     Only the part itself is held in memory. Raises what the body raises.
+
+    Args:
+        body: what is cut.
+        size: bytes of the part.
+        over: a part of the same size that nobody needs any more: it is written over, and returned unless the body
+            ends within it. Memory that is got anew for every part costs time, and malloc keeps more and more of it.
     """
+    if over is not None:
+        return _written_over(over, body)
     part = bytearray()
     while len(part) < size and (data := body.read(min(MIB, size - len(part)))):
         part += data
@@ -145,6 +153,15 @@ def rewound(part: PartData) -> PartData:
     if not isinstance(part, bytes | bytearray):
         part.seek(0)
     return part
+
+
+def _written_over(part: bytearray, body: Body) -> bytearray:
+    filled = 0
+    with memoryview(part) as view:
+        while filled < len(view) and (data := body.read(min(MIB, len(view) - filled))):
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+        return part if filled == len(view) else bytearray(view[:filled])
 
 
 def _spooling(do: Callable[[_Given], _Made], given: _Given, directory: Path | None) -> _Made:

@@ -185,15 +185,17 @@ class PartedWrite:
         plan = plan_sending(begun.part_size, self._memory)
         parts: list[Part] = []
         under_way: deque[tuple[Future[Part], PartData]] = deque()
+        spare: bytearray | None = None
         with ThreadPoolExecutor(plan.at_once, thread_name_prefix="part") as pool:
             try:
                 number = 0
-                while data := self._next(body, begun.part_size, spooled=plan.spooled):
+                while data := self._next(body, begun.part_size, spare, spooled=plan.spooled):
                     number += 1
                     if len(under_way) >= plan.at_once:
-                        parts.append(_sent(*under_way.popleft()))
+                        future, sent = under_way.popleft()
+                        parts.append(_sent(future, sent))
+                        spare = sent if isinstance(sent, bytearray) else None
                     under_way.append((pool.submit(self._send_part, begun, number, data), data))
-                    del data  # or it would stay while the next is read
                 while under_way:
                     parts.append(_sent(*under_way.popleft()))
             except BaseException:
@@ -203,9 +205,9 @@ class PartedWrite:
                 raise
         return parts
 
-    def _next(self, body: Body, size: int, *, spooled: bool) -> PartData:
+    def _next(self, body: Body, size: int, spare: bytearray | None, *, spooled: bool) -> PartData:
         if not spooled:
-            return next_part(body, size)
+            return next_part(body, size, spare)
         part = spool_part(body, size, self._spool_dir)
         if not part:
             part.close()
