@@ -29,6 +29,7 @@ RCLONE = {
     "part_again": "rclone streams parts as they come and cannot replace one",
     "part_left_out": "rclone streams parts as they come and cannot leave one out",
     "stale_part": "rclone streams parts as they come and cannot replace one",
+    "race": "rclone can keep the bytes of one writer beside the metadata of another, or answer 500",
 }
 """What rclone gets wrong about S3, by the name of the case that is not asked of it."""
 SAME = {"pages": "the requests are those of s3-ministack, which is asked"}

@@ -323,7 +323,7 @@ class TestCompleting:
             writing.complete(parts)
             assert room.read("app") == DATA
 
-    @pytest.mark.unless("complete_race")
+    @pytest.mark.unless("race")
     def test_create_only_race(self, room: Room) -> None:
         """Of four who complete create-only writes of one key at once one wins, where the store states conditions."""
         writings = [begun(room, some_bytes(PART + 1, seed), key="app") for seed in range(4)]
