@@ -17,20 +17,20 @@ STORES: Mapping[str, tuple[str, Callable[[Any, Path], Target]]] = {
 """By kind, the fixture of its server and what opens a store in that."""
 
 
-def address_of(kind: str, store: Store) -> SplitResult:
+def _address(kind: str, store: Store) -> SplitResult:
     """Return where a store is."""
     return urlsplit(getattr(_config(store), _setting(kind)))
 
 
 def port_of(kind: str, store: Store) -> int:
-    port = address_of(kind, store).port
+    port = _address(kind, store).port
     assert port
     return port
 
 
 def opened_through(kind: str, store: Store, port: int, spool: Path, **changes: object) -> Store:
     """Open the same store at another port of this machine."""
-    changes[_setting(kind)] = address_of(kind, store)._replace(netloc=f"127.0.0.1:{port}").geturl()
+    changes[_setting(kind)] = _address(kind, store)._replace(netloc=f"127.0.0.1:{port}").geturl()
     return Store(open_driver("faulty", _config(store).model_copy(update=changes)), spool_dir=spool)
 
 

@@ -10,11 +10,12 @@ from azure.core.credentials import AzureSasCredential, TokenCredential
 from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlobTier
+from urllib3 import Retry
 
 from worker.storage.azure_errors import translated
 from worker.storage.config import AzureConfig
 from worker.storage.errors import PermanentError
-from worker.storage.pieces import PiecewiseAdapter
+from worker.storage.pieces import mount_pieces
 from worker.storage.translation import Origin
 
 MIB = 1024 * 1024
@@ -24,8 +25,6 @@ CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 60
 COMMIT_TIMEOUT = 600
 """Seconds. Committing tens of thousands of blocks takes longer than sending one."""
-CONNECTIONS = 32
-"""As many as two transfers with eight threads each, and the reading ahead, use at once."""
 TIERS = ("Hot", "Cool", "Cold")
 RETRIES = 3
 """Of one request, by the SDK; the job's own retries are Celery's."""
@@ -97,8 +96,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
 
 def _transport() -> RequestsTransport:
     session = requests.Session()
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, PiecewiseAdapter(pool_maxsize=CONNECTIONS))
+    mount_pieces(session, Retry(total=False, redirect=False, raise_on_status=False))  # as the SDK does with its own
     return RequestsTransport(
         session=session,
         connection_timeout=CONNECT_TIMEOUT,

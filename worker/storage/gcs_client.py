@@ -17,7 +17,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
-from worker.storage.pieces import PiecewiseAdapter
+from worker.storage.pieces import mount_pieces
 
 GOOGLE = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
@@ -28,8 +28,6 @@ COMMIT_TIMEOUT = (5.0, 300.0)
 """The same for composing and rewriting, which are answered when they are done."""
 RETRY_FOR = 20.0
 """Seconds: how long the library repeats one request; the job's own retries are Celery's."""
-CONNECTIONS = 32
-"""As many as two transfers with eight threads each, and the reading ahead, use at once."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +52,10 @@ class Connection:
     def blob(self, place: Place, generation: int | None = None) -> Any:
         """Return the library's handle of an object, without a request."""
         return self.client.bucket(place.bucket).blob(place.name, generation=generation, kms_key_name=self.kms_key)
+
+    def pinned(self, pin: int) -> dict[str, str]:
+        """Return the parameters of every request that makes an object: over generation `pin`, 0 for none, encrypted."""
+        return {"ifGenerationMatch": str(pin)} | ({"kmsKeyName": self.kms_key} if self.kms_key else {})
 
     def upload_url(self, bucket: str) -> str:
         return f"{self.endpoint}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
@@ -96,9 +98,7 @@ def connect(name: str, config: GcsConfig) -> Connection:
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
-    adapter = PiecewiseAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
+    mount_pieces(session)
     client = storage.Client(
         project=config.project or project,
         credentials=credentials,

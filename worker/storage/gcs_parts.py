@@ -178,13 +178,12 @@ class PartedWrite:
             }
             for name, generation in sources
         ]
-        kms_key = self._connection.kms_key
 
         def ask() -> Any:
             reply = self._connection.session.request(
                 "POST",
                 f"{self._connection.object_url(place)}/compose",
-                params={"ifGenerationMatch": str(pin)} | ({"kmsKeyName": kms_key} if kms_key else {}),
+                params=self._connection.pinned(pin),
                 json={"sourceObjects": pinned, "destination": destination},
                 timeout=COMMIT_TIMEOUT,
             )

@@ -49,12 +49,11 @@ class ResumableUpload:
         return blob_of(resource)
 
     def _begin(self, pin: int) -> str:
-        place, kms_key = self._write.place, self._connection.kms_key
+        place = self._write.place
         reply = self._connection.session.request(
             "POST",
             self._connection.upload_url(place.bucket),
-            params={"uploadType": "resumable", "name": place.name, "ifGenerationMatch": str(pin)}
-            | ({"kmsKeyName": kms_key} if kms_key else {}),
+            params={"uploadType": "resumable", "name": place.name, **self._connection.pinned(pin)},
             json={"name": place.name, **described(self._write.metadata, self._write.storage_class)},
             headers={"X-Upload-Content-Length": str(self._write.size), "X-Upload-Content-Type": CONTENT_TYPE},
             timeout=TIMEOUT,

@@ -190,14 +190,12 @@ def send_bytes(connection: Connection, place: Place, data: PartData, description
     resource = json.dumps({**description, "name": place.name, "crc32c": checksum})
     head = f"--{boundary}\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n{resource}\r\n"
     head += f"--{boundary}\r\ncontent-type: {CONTENT_TYPE}\r\n\r\n"
-    kms_key = connection.kms_key
 
     def ask() -> Any:
         reply = connection.session.request(
             "POST",
             connection.upload_url(place.bucket),
-            params={"uploadType": "multipart", "ifGenerationMatch": str(pin)}
-            | ({"kmsKeyName": kms_key} if kms_key else {}),
+            params={"uploadType": "multipart", **connection.pinned(pin)},
             data=Pieces(head.encode(), data, f"\r\n--{boundary}--".encode()),
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             timeout=TIMEOUT,

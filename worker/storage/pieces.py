@@ -1,22 +1,24 @@
 """Send large bodies a piece at a time, so that a slow line is told from a dead one.
 
-A socket's timeout is for one whole call: sending a part of many megabytes in one would have to be done within the
-timeout for connecting, five seconds, which a line of a few megabits shared by eight parts cannot do. Nor would another
-try help. Of a piece that long without progress means that nobody takes the bytes any more.
+A socket's timeout is for one whole call: sending a part of 16 MiB in one would have to be done within the timeout for
+connecting, five seconds, which a line that two parts share cannot do below some 40 Mbit/s, however often it is tried.
+A piece that takes so long means that nobody takes the bytes any more.
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any, cast
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from worker.storage.driver import PartData
 from worker.storage.parts import pieces_of
 
 PIECE = 128 * 1024
 """Bytes."""
+CONNECTIONS = 32
+"""More than two transfers, with two parts under way in each, and what they read ahead use at once."""
 
 
 class Pieces:
@@ -32,18 +34,21 @@ class Pieces:
         for source in self._sources:
             yield from cast("Iterator[bytes]", pieces_of(source, PIECE))  # requests' stubs do not know of memoryviews
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+    def seek(self, _offset: int, /) -> None:
         """Do nothing: it begins anew whenever it is sent. The SDK for S3 asks for this before it tries again."""
-        del whence
-        return offset
 
 
-class PiecewiseAdapter(HTTPAdapter):
-    """Sends bytes in pieces, whatever made the request."""
-
+class _Adapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         request.body = in_pieces(request.body)
         return super().send(request, *args, **kwargs)
+
+
+def mount_pieces(session: requests.Session, retries: Retry | int = 0) -> None:
+    """Have a session send bytes in pieces, whatever makes its requests."""
+    adapter = _Adapter(pool_connections=4, pool_maxsize=CONNECTIONS, max_retries=retries)
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, adapter)
 
 
 def in_pieces(body: Any) -> Any:
