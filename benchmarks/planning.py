@@ -24,15 +24,15 @@ from benchmarks.measured import NotMeasured, Row, Samples, Target
 from benchmarks.scene import GIB, MIB, Scene
 from tasks.batch import step
 from worker import clock
-from worker.catalogue import Begun, Catalogue
+from worker.catalogue import Catalogue, Leased
 from worker.catalogue.tables import artifacts, batches, jobs
 from worker.context import Context
 from worker.jobs.outbox import Outbox
-from worker.jobs.running import NextStep, RunningJob
+from worker.jobs.running_job import Continue, RunningJob
 from worker.settings import Settings
 from zot_artifact_client.contract import BatchRequest, BatchResult, JobState, Progress, Queue
+from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.outbox import MESSAGES, ORDER
-from zot_artifact_client.routing import queues
 
 BUCKET = "planned"
 MANY, FEW = 1_000_000, 20_000
@@ -99,11 +99,11 @@ class _Side:
             _BATCH, "batch", request.payload(), owner="benchmark", holds=None, parent=None, now=clock.now(),
             lease=timedelta(minutes=5),
         )  # fmt: skip
-        assert isinstance(begun, Begun)
+        assert isinstance(begun, Leased)
         job = RunningJob(begun.record, ledger, self.context.settings.jobs, _Nobody())
         try:
             return step(request, self.context, job, self.messages)
-        except NextStep:
+        except Continue:
             ledger.rest(job.id, job.fence, progress=job.progress.model_dump(mode="json"), due=clock.now())
             return None
 

@@ -12,7 +12,7 @@ from benchmarks.scene import MIB, Scene
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue, JobRecord
 from worker.settings import Settings
-from worker.settings_sections import JobSettings
+from worker.settings.sections import JobSettings
 from zot_artifact_client.contract import JobState
 
 TARGET = Target(60, unit=" s")

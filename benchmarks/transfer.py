@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from worker.storage import Store, StoreConfig, open_store
-from worker.storage.manifest import take_digests
+from worker.storage.integrity.manifest import take_digests
 
 BUCKET = "measured"
 

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from worker import clock, copies
+from worker import clock
+from worker.artifacts import copies
 from worker.catalogue import Artifact, Finding
 from worker.context import Context
-from worker.jobs.gates import Gate
-from worker.jobs.running import RunningJob
+from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
+from worker.limits.admission import Gate
 from worker.storage import Digest, ObjectStat, Store, Verdict
 from worker.storage.errors import IntegrityError, PermanentError, Unavailable
+from worker.storage.integrity.manifest import Manifest, take_digests
 from worker.storage.keys import check_bucket, check_key
-from worker.storage.manifest import Manifest, take_digests
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
 
 KEPT = "sha256 kept by the store"
@@ -51,7 +52,7 @@ def adopt(request: AdoptRequest, context: Context, job: RunningJob) -> AdoptResu
         OtherContent: the artifact is known with other bytes; nothing was recorded.
         Unverifiable: there is no digest, and the request does not take the first read for one.
         InvalidKey, UnknownStore: nothing was read.
-        PutOff: the store takes no job now.
+        Snooze: the store takes no job now.
     """
     check_key(check_bucket(request.bucket), request.key)
     with context.gates.enter(context.stores[request.store].name, job) as gate:
@@ -66,7 +67,7 @@ def _adopt(request: AdoptRequest, context: Context, job: RunningJob, gate: Gate)
     if known and copy and copy.state.good and (copy.tag, known.digest.size) == (stat.version, stat.size):
         return _result(known, store, str(copy.evidence.get("adopted", RECORDED)), unchanged=True)
     evidence = _evidence(request, store, stat, known)
-    job.expect(stat.size, f"reading from {store.name}")
+    job.start(stat.size, f"reading from {store.name}")
     digest, manifest = _read(store, stat, gate)
     if known and digest != known.digest:
         raise OtherContent(
@@ -97,7 +98,7 @@ def _evidence(request: AdoptRequest, store: Store, stat: ObjectStat, known: Arti
 def _read(store: Store, stat: ObjectStat, gate: Gate) -> tuple[Digest, Manifest]:
     """Read an object to its end and return its digests; what the store keeps has been compared by then."""
     what = f"{store.name}: {stat.bucket}/{stat.key}"
-    with store.read_object(stat.bucket, stat.key, on_bytes=gate.moved) as reader:
+    with store.read_object(stat.bucket, stat.key, on_bytes=gate.advance) as reader:
         if reader.stat.version != stat.version:
             raise Unavailable(f"{what} was written by somebody else just now")
         return take_digests(reader, size=stat.size, what=what)

@@ -16,14 +16,15 @@ import redis
 from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
-from worker import clock, keylist
+from worker import clock
+from worker.artifacts import key_lists as keylist
+from worker.artifacts.sources import remove_staged
 from worker.catalogue import Batch, CameOut, Child, Failed, Kind, NewChild, Step
 from worker.context import Context
-from worker.jobs.cancelling import request_end
+from worker.jobs.cancellation import request_end
 from worker.jobs.outbox import Outbox
-from worker.jobs.running import NextStep, RunningJob
+from worker.jobs.running_job import Continue, RunningJob
 from worker.jobs.task import artifact_task
-from worker.sources import drop_staged
 from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
@@ -97,7 +98,7 @@ def batch(request: BatchRequest, context: Context, job: RunningJob) -> BatchResu
     """Do the next step of a batch.
 
     Raises:
-        NextStep: there is more to do.
+        Continue: there is more to do.
         NotFound: there is nothing to verify or to replicate, or the list is not there; nothing was done.
         BadKeyList: lines of the list name no artifact; nothing was done.
         InvalidKey, UnknownStore, SourceRefused: nothing was done.
@@ -109,7 +110,7 @@ def step(request: BatchRequest, context: Context, job: RunningJob, messages: Mes
     """Count what has come out, plan as much as there is room for, and return the summary if nothing is left."""
     before = context.catalogue.batches.get(job.id)
     if before and clock.now() < before.next_step_at - _SLACK:
-        raise NextStep(None)
+        raise Continue(None)
     before = before or _begin(request, context, job)
     children = context.catalogue.batches.in_flight(job.id)
     came_out = [_came_out(request, child) for child in children if child.state.terminal]
@@ -123,10 +124,10 @@ def step(request: BatchRequest, context: Context, job: RunningJob, messages: Mes
     changes = Step(came_out, new, page.cursor, page.exhausted, now + wait)
     after = context.catalogue.batches.advance(before, kind, changes, now)
     _send(messages, request, job, {child.job: child.request for child in (*(lost or ()), *new)})
-    job.stands(_progress(request, after))
+    job.publish_progress(_progress(request, after))
     if after.exhausted and after.ended == after.planned:
         return _result(request, context, after)
-    raise NextStep(wait.total_seconds())
+    raise Continue(wait.total_seconds())
 
 
 def end_children(context: Context, app: Celery) -> None:
@@ -152,7 +153,7 @@ def _begin(request: BatchRequest, context: Context, job: RunningJob) -> Batch:
     now = clock.now()
     if request.keys_from is not None:
         job.step("reading the list")
-        listed = keylist.check(request.keys_from, context.settings, job.tick)
+        listed = keylist.check(request.keys_from, context.settings, job.heartbeat)
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
@@ -284,7 +285,7 @@ def _failure(failed: Failed) -> BatchFailure:
 
 def _at_end(request: BatchRequest, context: Context) -> None:
     if request.staged and request.keys_from is not None:
-        drop_staged(request.keys_from, context.settings)
+        remove_staged(request.keys_from, context.settings)
     end_children(context, current_app)
 
 

@@ -1,12 +1,12 @@
 """Delete: take an artifact's copies from some stores, or the artifact from all of them."""
 
 from worker import clock
+from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact, Copy
 from worker.context import Context
-from worker.jobs.running import PutOff, RunningJob
+from worker.jobs.running_job import RunningJob, Snooze
 from worker.jobs.task import artifact_task
 from worker.storage.errors import PermanentError, StorageError
-from worker.together import each
 from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult
 
 _LOOK = 5.0
@@ -23,8 +23,8 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
     Raises:
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
         UnknownStore: naming the stores there are.
-        PutOff: a replication of the artifact has not ended; nothing was deleted.
-        StorageError, PutOff: a store could not delete its copy; the others have.
+        Snooze: a replication of the artifact has not ended; nothing was deleted.
+        StorageError, Snooze: a store could not delete its copy; the others have.
     """
     named = [context.stores[name].name for name in request.stores or ()]
     artifact = context.catalogue.artifacts.current(request.bucket, request.key)
@@ -32,7 +32,7 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
     if artifact and named and not request.allow_last:
         _check_nobody_copies(context, artifact)
         _check_good_copy_remains(context, artifact, named)
-    deleted = each(named or held, lambda store: _delete(request, context, job, store, held.get(store, [])))
+    deleted = for_each_store(named or held, lambda store: _delete(request, context, job, store, held.get(store, [])))
     if artifact and not named:
         context.catalogue.artifacts.tombstone(artifact, clock.now())
     return DeleteResult(
@@ -48,7 +48,7 @@ def _check_nobody_copies(context: Context, artifact: Artifact) -> None:
     """Leave all sources alone while a replication of the artifact may still need them, now or at its next attempt."""
     copying = context.catalogue.jobs.open_on(artifact.bucket, artifact.key, kind=REPLICATE.kind)
     if copying:
-        raise PutOff(f"{artifact.path} waits for job {copying[0]}, which may still copy from any of its stores", _LOOK)
+        raise Snooze(f"{artifact.path} waits for job {copying[0]}, which may still copy from any of its stores", _LOOK)
 
 
 def _check_good_copy_remains(context: Context, artifact: Artifact, stores: list[str]) -> None:

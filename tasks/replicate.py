@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from worker import copies
+from worker.artifacts import copies
+from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
 from worker.context import Context
-from worker.jobs.running import PutOff, RunningJob
+from worker.jobs.running_job import RunningJob, Snooze
 from worker.jobs.task import artifact_task
 from worker.storage import Store, Verdict
 from worker.storage.errors import IntegrityError, StorageError, TransientError
-from worker.storage.verifying import Readable
-from worker.together import each, foremost
+from worker.storage.integrity.verifying_reader import Readable
 from zot_artifact_client.contract import REPLICATE, PlacedCopy, ReplicateRequest, ReplicateResult
 
 
@@ -20,7 +20,7 @@ class NoGoodSource(IntegrityError):
     """No copy has the bytes that were recorded."""
 
 
-class Unproved(IntegrityError):
+class ReadBackMismatch(IntegrityError):
     """A store has taken the right bytes and does not give them back."""
 
 
@@ -33,13 +33,13 @@ def replicate(request: ReplicateRequest, context: Context, job: RunningJob) -> R
     Raises:
         NotFound: the artifact is not in the catalogue.
         NoGoodSource: naming what is wrong with each copy there is.
-        Unproved: a store was asked for the copy back, as `replication.proof` wants it, and gave other bytes.
-        StorageError, PutOff: a store did not take its copy; the other stores have theirs.
+        ReadBackMismatch: a store was asked for the copy back, as `replication.proof` wants it, and gave other bytes.
+        StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
     targets = [context.stores[name] for name in request.to]
-    job.expect(artifact.digest.size * len(targets), "replicating")
-    placed = each(targets, lambda target: _enter(context, job, artifact, target))
+    job.start(artifact.digest.size * len(targets), "replicating")
+    placed = for_each_store(targets, lambda target: _enter(context, job, artifact, target))
     return ReplicateResult(
         bucket=artifact.bucket,
         key=artifact.key,
@@ -60,9 +60,9 @@ def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store)
     sources = _sources(context, artifact, target)
     place = copies.look(context, job, artifact, target)
     if place is None:
-        job.moved(artifact.digest.size)
+        job.advance(artifact.digest.size)
         return PlacedCopy(store=target.name, outcome="already_there")
-    unfit: list[StorageError | PutOff] = []
+    unfit: list[StorageError | Snooze] = []
     for copy in sources:
         job.step(f"copying from {copy.store} to {target.name}")
         try:
@@ -70,7 +70,7 @@ def _place(context: Context, job: RunningJob, artifact: Artifact, target: Store)
             return placed.model_copy(update={"source": copy.store})
         except _SourceError as error:
             unfit.append(error.cause)
-            if not isinstance(error.cause, TransientError | PutOff):
+            if not isinstance(error.cause, TransientError | Snooze):
                 copies.verify(context, job, artifact, copy)
     raise _no_source(artifact, unfit)
 
@@ -91,7 +91,7 @@ def _prove(context: Context, job: RunningJob, artifact: Artifact, target: Store)
     """Read the new copy back, where the settings ask for that proof.
 
     Raises:
-        Unproved: the store has taken the bytes and does not give the same ones back.
+        ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
     """
     if context.settings.replication.proof != "reread":
         return
@@ -99,7 +99,9 @@ def _prove(context: Context, job: RunningJob, artifact: Artifact, target: Store)
     copy = context.catalogue.artifacts.copies(artifact)[target.name]
     seen = copies.verify(context, job, artifact, copy)
     if seen is not None and seen.verdict != Verdict.VERIFIED:
-        raise Unproved(f"{target.name}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}")
+        raise ReadBackMismatch(
+            f"{target.name}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}"
+        )
 
 
 def _sources(context: Context, artifact: Artifact, target: Store) -> list[Copy]:
@@ -109,9 +111,9 @@ def _sources(context: Context, artifact: Artifact, target: Store) -> list[Copy]:
     return sorted(good, key=lambda copy: copy.last_verified_at is None)
 
 
-def _no_source(artifact: Artifact, unfit: list[StorageError | PutOff]) -> StorageError | PutOff:
-    decisive = foremost(unfit) if unfit else None
-    if isinstance(decisive, TransientError | PutOff):
+def _no_source(artifact: Artifact, unfit: list[StorageError | Snooze]) -> StorageError | Snooze:
+    decisive = most_retryable(unfit) if unfit else None
+    if isinstance(decisive, TransientError | Snooze):
         return decisive
     causes = "; ".join(str(error) for error in unfit) or "the catalogue knows of no good copy in another store"
     return NoGoodSource(f"{artifact.path} cannot be replicated, no copy is right: {causes}")
@@ -120,7 +122,7 @@ def _no_source(artifact: Artifact, unfit: list[StorageError | PutOff]) -> Storag
 class _SourceError(Exception):
     """It was the source that failed, not the target."""
 
-    def __init__(self, cause: StorageError | PutOff) -> None:
+    def __init__(self, cause: StorageError | Snooze) -> None:
         super().__init__(cause)
         self.cause = cause
 
@@ -147,8 +149,8 @@ def _open(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> 
         try:
             gate = entered.enter_context(context.gates.enter(copy.store, job))
             store = context.stores[copy.store]
-            reader = store.read_object(artifact.bucket, artifact.key, expected=artifact.digest, on_bytes=gate.tick)
-        except (StorageError, PutOff) as error:
+            reader = store.read_object(artifact.bucket, artifact.key, expected=artifact.digest, on_bytes=gate.heartbeat)
+        except (StorageError, Snooze) as error:
             blame(error)
             raise _SourceError(error) from error
         entered.enter_context(reader)

@@ -1,16 +1,17 @@
 """Upload: bring the bytes of a source under a key, to every store that should have them."""
 
-from worker import clock, copies
+from worker import clock
+from worker.artifacts import copies
+from worker.artifacts.per_store import for_each_store
+from worker.artifacts.sources import Source, open_source, remove_staged
 from worker.catalogue import Artifact
 from worker.context import Context
-from worker.jobs.running import RunningJob
+from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.sources import Source, drop_staged, open_source
 from worker.storage import Store
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
 from worker.storage.registry import UnknownStore
-from worker.together import each
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
 
 
@@ -24,15 +25,15 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
         DigestMismatch: the source is not what the request announced.
         InvalidKey, UnknownStore: nothing was read.
         Superseded: between two attempts a newer version came, or the artifact was deleted; that stands.
-        StorageError, PutOff: a store did not take its copy; the other stores have theirs.
+        StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     check_key(check_bucket(request.bucket), request.key)
     stores = [context.stores[name] for name in _stores(request, context)]
     _check_classes(request, stores)
     context.gates.check_any(store.name for store in stores)  # or else the source would be read for nothing
     with open_source(request.source, context.settings) as source:
-        job.expect(source.size * (1 + len(stores)), "hashing the source")
-        digest, manifest = source.digests(request.sha256, job.moved)
+        job.start(source.size * (1 + len(stores)), "hashing the source")
+        digest, manifest = source.digests(request.sha256, job.advance)
         artifact = context.catalogue.artifacts.record(
             request.bucket,
             request.key,
@@ -43,7 +44,7 @@ def upload(request: UploadRequest, context: Context, job: RunningJob) -> UploadR
             stores=[store.name for store in stores],
             job=job.id,
         )
-        placed = each(
+        placed = for_each_store(
             stores,
             lambda store: _place(context, job, artifact, store, source, request.storage_classes.get(store.name)),
         )
@@ -78,15 +79,15 @@ def _place(  # noqa: PLR0917 - the last is the only one that is not always there
         job.step(f"writing to {store.name}")
         place = copies.look(context, job, artifact, store)
         if place is None:
-            job.moved(source.size)
+            job.advance(source.size)
             return PlacedCopy(store=store.name, outcome="already_there")
         return copies.fill(context, job, place, source.rewind(), storage_class=storage_class)
 
 
-def drop_source(request: UploadRequest, context: Context) -> None:
+def remove_source(request: UploadRequest, context: Context) -> None:
     """Remove the source of an upload that has ended, if it was staged for it."""
     if request.staged:
-        drop_staged(request.source, context.settings)
+        remove_staged(request.source, context.settings)
 
 
-upload_task = artifact_task(UPLOAD, writes=True, at_end=drop_source)(upload)
+upload_task = artifact_task(UPLOAD, writes=True, at_end=remove_source)(upload)

@@ -1,12 +1,12 @@
 """Verify: read all bytes of an artifact's copies and hold them against the recorded digest."""
 
-from worker import copies
+from worker.artifacts import copies
+from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact, Copy
 from worker.context import Context
-from worker.jobs.running import RunningJob
+from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import NotFound
-from worker.together import each
 from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, VerifyResult
 
 
@@ -18,12 +18,12 @@ def verify(request: VerifyRequest, context: Context, job: RunningJob) -> VerifyR
     Raises:
         NotFound: the artifact is not in the catalogue, or has no copy in a store that was named.
         UnknownStore: naming the stores there are.
-        PutOff: a store takes no job now; the copies in the others have their verdicts.
+        Snooze: a store takes no job now; the copies in the others have their verdicts.
     """
     artifact = _artifact(request, context)
     wanted = _copies(request, context, artifact)
-    job.expect(artifact.digest.size * len(wanted), "verifying")
-    seen = each(wanted, lambda copy: _verify(context, job, artifact, copy))
+    job.start(artifact.digest.size * len(wanted), "verifying")
+    seen = for_each_store(wanted, lambda copy: _verify(context, job, artifact, copy))
     return VerifyResult(
         bucket=artifact.bucket,
         key=artifact.key,
@@ -36,9 +36,9 @@ def verify(request: VerifyRequest, context: Context, job: RunningJob) -> VerifyR
 
 def _verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> CopyVerdict | None:
     """Return the verdict on a copy; one that this job has found before it waited for another store stands."""
-    found = context.catalogue.verifications.by_job(job.id, artifact, copy.store) if job.was_put_off else None
+    found = context.catalogue.verifications.by_job(job.id, artifact, copy.store) if job.was_snoozed else None
     if found is not None:
-        job.moved(artifact.digest.size)
+        job.advance(artifact.digest.size)
         return CopyVerdict(store=copy.store, verdict=found[0], sha256=found[1], detail=found[2])
     job.step(f"reading from {copy.store}")
     seen = copies.verify(context, job, artifact, copy)

@@ -9,19 +9,30 @@ from typing import Any
 
 from celery import Celery, signals
 
-from worker import context, draining
-from worker.jobs.results import keep_in_one_trip
-from worker.lifeline import die_with_parent
+from worker import context
+from worker.embedded.parent_death import die_with_parent
+from worker.jobs import shutdown as draining
+from worker.jobs.result_backend import keep_in_one_trip
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
-from zot_artifact_client.connecting import is_rabbitmq, is_redis
+from zot_artifact_client.connection import is_rabbitmq, is_redis
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS
-from zot_artifact_client.routing import queues
+from zot_artifact_client.contract.queues import queues
 
 TASK_MODULES = (
-    "tasks.upload", "tasks.replicate", "tasks.verify", "tasks.delete", "tasks.adopt", "tasks.batch",
-    "tasks.sweep", "tasks.placement", "tasks.leftovers", "tasks.probe", "tasks.recover", "tasks.refused",
-)  # fmt: skip
+    "tasks.upload",
+    "tasks.replicate",
+    "tasks.verify",
+    "tasks.delete",
+    "tasks.adopt",
+    "tasks.batch",
+    "tasks.record_rejected",
+    "tasks.sweeps.verify",
+    "tasks.sweeps.replicate",
+    "tasks.sweeps.cleanup",
+    "tasks.sweeps.probe",
+    "tasks.sweeps.recover",
+)
 """Named as strings: the arrows run from the tasks to the worker, never back."""
 
 
@@ -34,7 +45,7 @@ def make_app(settings: Settings) -> Celery:
         broker=settings.broker_url,
         backend=settings.results_url,
         include=TASK_MODULES,
-        amqp="worker.jobs.door:AMQP",  # no message comes in unseen: a malformed one would end the worker
+        amqp="worker.intake.message_filter:AMQP",  # no message comes in unseen: a malformed one would end the worker
     )
     keep_in_one_trip(app)  # results: twice in every job
     limit = settings.jobs.time_limit.total_seconds()
@@ -47,7 +58,7 @@ def make_app(settings: Settings) -> Celery:
         task_queues=queues(unrouted=settings.broker is None),  # on our own broker, a plain `send_task` is ours too
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
         task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
-        worker_consumer="worker.jobs.door:Consumer",  # the rest of the door
+        worker_consumer="worker.intake.message_filter:Consumer",  # the rest of the door
         task_create_missing_queues=False,  # a misspelt queue is an error, not a queue that nobody reads
         # Delivery: a message is gone only when its job has ended
         task_acks_late=True,
@@ -83,7 +94,7 @@ def make_app(settings: Settings) -> Celery:
         timezone="UTC",
         worker_hijack_root_logger=True,
     )
-    app.steps["consumer"].add("worker.jobs.control:Control")  # cancelling and pausing, from outside
+    app.steps["consumer"].add("worker.jobs.remote_control:Control")  # cancelling and pausing, from outside
     return app
 
 

@@ -5,12 +5,12 @@ import os
 from dataclasses import dataclass
 
 from worker.catalogue import Artifact, Catalogue
-from worker.jobs.gates import Gates
-from worker.jobs.pausing import Pausing
-from worker.probing import probe
+from worker.limits.admission import Admission
+from worker.limits.pauses import Pausing
 from worker.settings import Settings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
+from worker.storage.probe import probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Context:
     settings: Settings
     catalogue: Catalogue
     stores: Stores
-    gates: Gates
+    gates: Admission
     pausing: Pausing
 
     @classmethod
@@ -35,7 +35,7 @@ class Context:
         stores = Stores(settings.stores, spool_dir=settings.spool_dir)
         catalogue = Catalogue(settings.catalogue_url)
         pausing = Pausing(catalogue.pauses)
-        gates = Gates(settings, lambda name: probe(stores[name]), paused=pausing.of_store)
+        gates = Admission(settings, lambda name: probe(stores[name]), paused=pausing.of_store)
         return cls(settings, catalogue, stores, gates, pausing)
 
     def swept(self, store: str | None) -> list[str]:

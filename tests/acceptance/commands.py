@@ -14,7 +14,7 @@ COMMAND = (sys.executable, "-m", "worker.cli")
 
 
 @dataclass(frozen=True)
-class Ended:
+class Finished:
     """How a command ended."""
 
     status: int
@@ -44,7 +44,7 @@ class Zot:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "ZOT_HOME": str(self.home), "PYTHONPATH": str(REPOSITORY), **self.settings}
 
-    def __call__(self, *arguments: object, within: float = 60) -> Ended:
+    def __call__(self, *arguments: object, within: float = 60) -> Finished:
         done = subprocess.run(
             [*COMMAND, *map(str, arguments)],
             cwd=self.home.parent,
@@ -54,7 +54,7 @@ class Zot:
             timeout=within,
             check=False,
         )
-        return Ended(done.returncode, done.stdout, done.stderr)
+        return Finished(done.returncode, done.stdout, done.stderr)
 
     def with_settings(self, **settings: str) -> "Zot":
         """Return the same with other settings in the environment."""

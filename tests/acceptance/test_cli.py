@@ -14,7 +14,7 @@ import pytest
 from tests.acceptance.commands import Zot
 from tests.servers import RcloneS3
 from tests.servers.process import free_port
-from worker.embedded.running import running
+from worker.embedded.child_up import running
 from zot_artifact_client import ArtifactClient, JobFailed
 
 BUCKET = "artifacts"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.servers.process import REPOSITORY
-from worker.embedded.running import running
+from worker.embedded.child_up import running
 
 README = (REPOSITORY / "README.md").read_text()
 

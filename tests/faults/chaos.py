@@ -53,7 +53,7 @@ SETTINGS = {
 }
 
 
-class Weather:
+class FaultInjector:
     """What the network between the workers and the S3 server is like at the moment."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -90,7 +90,7 @@ class Fleet:
         self._home = directory
         self._sources = directory / "incoming"
         self._catalogue_url = f"sqlite:///{directory / 'catalogue.sqlite3'}"
-        self.weather = Weather(random.Random(seed + 1))
+        self.weather = FaultInjector(random.Random(seed + 1))
         self._valkey = Valkey(directory / "valkey")
         self._proxy = FaultyProxy(ministack.port, self.weather)
         self._uploads: dict[str, list[str]] = {}
@@ -374,7 +374,7 @@ class Fleet:
                 held = self.catalogue.artifacts.held_by(name, "data", found.key)
                 if held is None:
                     yield f"{name}: data/{found.key} is nobody's"
-            for unfinished in store.iter_unfinished():
+            for unfinished in store.iter_stale():
                 yield f"{name}: {unfinished.description} was left behind"
         client = s3_client(self._ministack)
         for upload in client.list_multipart_uploads(Bucket=self._bucket).get("Uploads", []):

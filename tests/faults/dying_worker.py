@@ -24,17 +24,17 @@ _STUNNED = 3.0
 """Seconds for which a job stands still after its clock has jumped: more than a lease, and time for others to look."""
 
 POINTS: Mapping[str, tuple[str, When]] = {
-    "received, not begun": ("worker.catalogue.jobs:Jobs.begin", "before"),
+    "received, not begun": ("worker.catalogue.ledger:Jobs.begin", "before"),
     "begun, still in the outbox": ("worker.jobs.outbox:Outbox.taken", "before"),
     "begun, out of the outbox": ("worker.jobs.outbox:Outbox.taken", "after"),
     "source not opened": ("tasks.upload:open_source", "before"),
     "version recorded": ("worker.catalogue.artifacts:Artifacts.record", "after"),
-    "file written, not placed": ("worker.storage.filesystem_temp:Temp.link", "before"),
-    "file written, not swapped in": ("worker.storage.filesystem_temp:Temp.rename", "before"),
+    "file written, not placed": ("worker.storage.filesystem.temp_files:Temp.link", "before"),
+    "file written, not swapped in": ("worker.storage.filesystem.temp_files:Temp.rename", "before"),
     "parts begun, not noted": ("worker.jobs.checkpoint:CopyCheckpoint.begun", "before"),
-    "at a part": ("worker.storage.s3_upload:Upload.send_part", "before"),
+    "at a part": ("worker.storage.s3.upload:Upload.send_part", "before"),
     "part sent, not noted": ("worker.jobs.checkpoint:CopyCheckpoint.sent", "before"),
-    "all parts sent": ("worker.storage.s3_upload:Upload.complete", "before"),
+    "all parts sent": ("worker.storage.s3.upload:Upload.complete", "before"),
     "completed, still noted as open": ("worker.jobs.checkpoint:CopyCheckpoint.ended", "before"),
     "copied by the provider, not read": ("worker.storage.store:Store.copy_object", "after"),
     "bad bytes set aside": ("worker.storage.store:Store.quarantine_object", "after"),
@@ -48,8 +48,8 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "buried": ("worker.catalogue.artifacts:Artifacts.tombstone", "after"),
     "planned, not sent": ("worker.jobs.outbox:Outbox.send", "before"),
     "next attempt not sent": ("worker.jobs.task:Delivery._again", "before"),
-    "done, not finished": ("worker.catalogue.jobs:Jobs.finish", "before"),
-    "finished": ("worker.catalogue.jobs:Jobs.finish", "after"),
+    "done, not finished": ("worker.catalogue.ledger:Jobs.finish", "before"),
+    "finished": ("worker.catalogue.ledger:Jobs.finish", "after"),
     "half cleaned up": ("pathlib:Path.rmdir", "before"),
     "result shown": ("celery.backends.base:Backend.mark_as_done", "after"),
 }
@@ -108,13 +108,13 @@ class Death:
 
     def trouble(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a call that fails at first, in the way that the order names, for jobs that are to die after that."""
-        from worker.jobs.running import HandedBack, PutOff
+        from worker.jobs.running_job import Requeue, Snooze
         from worker.storage.errors import Unavailable
 
         troubles: dict[str, Exception] = {
             "fault": Unavailable("the source does not answer"),
-            "busy": PutOff("the store is busy", 0.2),
-            "ending": HandedBack("the worker is ending"),
+            "busy": Snooze("the store is busy", 0.2),
+            "ending": Requeue("the worker is ending"),
         }
 
         @wraps(call)

@@ -73,7 +73,7 @@ def line(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     with opened.proxy:
         yield opened
         opened.faulty.close()
-    assert list(opened.direct.iter_unfinished()) == []
+    assert list(opened.direct.iter_stale()) == []
     opened.direct.close()
 
 

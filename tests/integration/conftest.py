@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.originals import TOKEN, OriginalCloud, original_azure, original_gcs, original_s3
+from tests.integration.storage.originals import TOKEN, OriginalCloud, original_azure, original_gcs, original_s3
 from tests.servers import Azurite, FakeGcs
 from tests.servers.proxy import FaultyProxy
 from tests.servers.s3 import S3Server

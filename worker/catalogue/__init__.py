@@ -4,21 +4,19 @@ from copy import copy
 
 from worker.catalogue.artifacts import Artifacts, Superseded
 from worker.catalogue.batches import Batch, Batches, CameOut, Child, Failed, Kind, NewChild, Step
-from worker.catalogue.claims import Claims
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
-from worker.catalogue.fence import FencedDatabase, LostLease
-from worker.catalogue.interventions import Interventions
-from worker.catalogue.jobs import Begun, Busy, Ended, Jobs, OtherRequest, last_cause
+from worker.catalogue.fencing import FencedDatabase, LostLease
+from worker.catalogue.job_admin import Interventions
+from worker.catalogue.ledger import Finished, Held, Jobs, Leased, OtherRequest, last_cause
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
+from worker.catalogue.sweep_claims import Claims
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import Verifications
 
 __all__ = [
     "Artifact",
     "Batch",
-    "Begun",
-    "Busy",
     "CameOut",
     "Catalogue",
     "CatalogueError",
@@ -26,12 +24,14 @@ __all__ = [
     "Child",
     "Copy",
     "CopyState",
-    "Ended",
     "Failed",
     "Finding",
+    "Finished",
+    "Held",
     "JobRecord",
     "Jobs",
     "Kind",
+    "Leased",
     "LostLease",
     "NewChild",
     "OpenTransfer",

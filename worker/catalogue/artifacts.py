@@ -11,7 +11,7 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, manifests
 from worker.storage import Digest
-from worker.storage.manifest import Manifest
+from worker.storage.integrity.manifest import Manifest
 
 _ABSENT = [state for state in CopyState if not state.present]
 

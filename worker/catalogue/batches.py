@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
-from worker.catalogue.jobs import job_record
+from worker.catalogue.ledger import job_record
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import batch_items, batches, jobs
 from zot_artifact_client.contract import JobState

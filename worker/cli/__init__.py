@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import typer
 
-from worker.cli import adopt, demo, doctor, getting, jobs, ledger, pausing, reading, up
-from worker.cli.failure import Failure, Status, failure_of
+from worker.cli import adopt, demo, doctor, get, inspect, jobs, pause, transfers, up
+from worker.cli.errors import Failure, Status, failure_of
 from worker.cli.output import complain, print_json
 
 app = typer.Typer(
@@ -23,22 +23,22 @@ app = typer.Typer(
 for command in (
     up.up,
     demo.demo,
-    jobs.upload,
-    jobs.replicate,
-    jobs.verify,
-    jobs.delete,
+    transfers.upload,
+    transfers.replicate,
+    transfers.verify,
+    transfers.delete,
     adopt.adopt,
-    getting.get,
-    reading.ls,
-    reading.show,
-    reading.stores,
-    pausing.pause,
-    pausing.resume,
-    pausing.pauses,
+    get.get,
+    inspect.ls,
+    inspect.show,
+    inspect.stores,
+    pause.pause,
+    pause.resume,
+    pause.pauses,
     doctor.doctor,
 ):
     app.command()(command)
-app.add_typer(ledger.app, name="jobs")
+app.add_typer(jobs.app, name="jobs")
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.failure import Failure, Status
-from worker.cli.jobs import IdempotencyKey, NoWait, Timeout, finish
+from worker.cli.arguments import Place, opened, store_names
+from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
 from worker.cli.output import AsJson, complain, out, print_json
-from worker.cli.place import Place, opened, store_names
-from worker.cli.sending import Sender, request_of, sender
+from worker.cli.submit import Sender, request_of, sender
+from worker.cli.transfers import IdempotencyKey, NoWait, Timeout, finish
 from worker.context import Context
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_key

@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 
 from worker.cli import demo_steps as steps
-from worker.cli.failure import Failure, Status
+from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json
-from worker.embedded.running import UpFailed, running, still_there
-from worker.settings import ENV_PREFIX, load_settings
+from worker.embedded.child_up import UpFailed, running, still_there
+from worker.settings.model import ENV_PREFIX, load_settings
 
 _CONFIG = """\
 # Written by `zot-artifacts demo`.

@@ -17,15 +17,15 @@ from rich.console import Console
 
 from worker import clock
 from worker.catalogue import Copy
-from worker.cli.failure import Failure
-from worker.cli.getting import fetch
-from worker.cli.jobs import upload_one
+from worker.cli.errors import Failure
+from worker.cli.get import fetch
 from worker.cli.outcome import Outcome
 from worker.cli.output import size, word
-from worker.cli.sending import request_of, sender
+from worker.cli.submit import request_of, sender
+from worker.cli.transfers import upload_one
 from worker.context import Context
-from worker.embedded.running import Up
-from worker.embedded.up import FLOWER_USER
+from worker.embedded.child_up import Up
+from worker.embedded.supervisor import FLOWER_USER
 from worker.settings import load_settings
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import NotFound

@@ -12,16 +12,16 @@ from celery import Celery
 from kombu.connection import Connection
 
 from worker.catalogue import CatalogueError
-from worker.cli.failure import Status
+from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, size
-from worker.cli.pausing import told as told_pause
-from worker.cli.refused import opened_refused, told
+from worker.cli.pause import told as told_pause
+from worker.cli.rejected import opened_refused, told
 from worker.context import Context
-from worker.probing import PROBE, probe
-from worker.settings import NoBroker, Settings, load_settings
+from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.errors import StorageError
+from worker.storage.probe import PROBE, probe
 from zot_artifact_client import BrokerUnavailable
-from zot_artifact_client.connecting import is_rabbitmq, is_redis, without_credentials
+from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
 
 _LITTLE = 1024**3
 

@@ -1,213 +1,294 @@
-"""The commands that send a job: upload, replicate, verify, delete."""
+"""The commands about jobs that were sent: look at them, begin ended ones again, end those that have not ended."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from worker.cli.failure import Failure, Status
-from worker.cli.many import All, InFlight, KeysFrom, Many, SomePlace, run_many
-from worker.cli.outcome import Outcome
-from worker.cli.output import AsJson, out, print_json
-from worker.cli.place import Place, PlaceText, opened, seconds, store_names
-from worker.cli.sending import Sender, request_of, sender
-from worker.cli.staging import check_file, stage, within_roots
-from worker.cli.telling import tell
+from worker import clock
+from worker.catalogue import JobRecord
+from worker.catalogue.job_admin import UNSUCCESSFUL
+from worker.cli.arguments import opened
+from worker.cli.errors import Failure, Status
+from worker.cli.outcome import outcome_of
+from worker.cli.output import AsJson, moment, note, out, print_json, table
+from worker.cli.rejected import show_refused
 from worker.context import Context
-from zot_artifact_client import BrokerUnavailable
-from zot_artifact_client.client import choose_id
-from zot_artifact_client.contract import DELETE, REPLICATE, UPLOAD, VERIFY, TaskSpec, UploadRequest
+from worker.settings.model import NoBroker, Settings, load_settings
+from zot_artifact_client import ArtifactClient, BrokerUnavailable
+from zot_artifact_client.contract import BATCH, TASKS, JobState
+from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.publisher import Publisher
+from zot_artifact_client.result_backend import CeleryOutcomes
 
-Stores = Annotated[list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store; may be repeated.")]
-To = Annotated[list[str], typer.Option("--to", metavar="STORE", help="Where a copy should be; may be repeated.")]
-IdempotencyKey = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Sent again with the same one, it is the same job.")
+_SPECS = {spec.kind: spec for spec in TASKS.values()}
+_AT_ONCE = 500
+
+State = Annotated[list[JobState] | None, typer.Option("--state", help="Only those in this state; may be repeated.")]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", metavar="STORE", help="Only those that name the store, or failed at it.")
 ]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and do not wait for its end.")]
-Timeout = Annotated[
-    float | None,
-    typer.Option(parser=seconds, metavar="TIME", help="Wait no longer than this, such as 90s; the job goes on."),
+ErrorOption = Annotated[
+    str | None, typer.Option("--error", metavar="TYPE", help="Only those with this error, such as Unavailable.")
 ]
+Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only those of this kind, such as upload.")]
+Limit = Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The jobs.", show_default=False)]
 
 
-def upload(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A file, or a URL of a host that the worker knows.")],
-    place: PlaceText,
+class _ListByDefault(TyperGroup):
+    """Takes `jobs`, `jobs ID` and `jobs --dead` for `jobs list …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ListByDefault,
+    help="List the latest jobs, or show one; `retry` begins ended ones again, `cancel` ends others.",
+    epilog="`jobs [ID]` is short for `jobs list [ID]`, whose options `jobs list --help` tells.",
+)
+
+
+@app.command("list")
+def list_(
+    job: Annotated[str | None, typer.Argument(metavar="[ID]", help="One job.", show_default=False)] = None,
     *,
-    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="The SHA-256 that the bytes must have.")] = None,
-    store: Stores = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Kept with it; may be repeated.")] = None,
-    storage_class: Annotated[
-        list[str] | None, typer.Option(metavar="STORE=CLASS", help="The class or tier to use there; may be repeated.")
+    dead: Annotated[bool, typer.Option("--dead", help="Those whose every attempt met a passing fault.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Those that cannot succeed.")] = False,
+    state: State = None,
+    store: StoreOption = None,
+    error: ErrorOption = None,
+    kind: Kind = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="ID", help="Those of one batch; --failed: those that came out badly.")
     ] = None,
-    idempotency_key: IdempotencyKey = None,
-    no_wait: NoWait = False,
-    timeout: Timeout = None,
+    after: Annotated[str, typer.Option(metavar="ID", help="With --parent: those after this one.")] = "",
+    limit: Limit = 50,
+    refused: Annotated[bool, typer.Option("--refused", help="The messages that no worker could take.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Of one job: where its last attempt failed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a file or a URL under a key, to the stores that placement or --store names."""
-    at = Place.parse(place)
+    """List the latest jobs, or show one: its state, its attempts, how it ended."""
+    if refused:
+        show_refused(load_settings(), limit=limit, as_json=as_json)
+        return
     with opened() as context:
-        path = None if "://" in source else check_file(source)
-        fields = {
-            "source": source if path is None else _text(path),
-            "sha256": sha256,
-            "stores": store_names(context, store),
-            "metadata": _pairs("--metadata", metadata or []),
-            "storage_classes": _pairs("--storage-class", storage_class or []),
-        }
-        request = request_of(UPLOAD, bucket=at.bucket, key=at.key, **fields)
-        job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
-        with sender(context, "uploading") as way:
-            outcome = upload_one(way, job_id, request, path, wait=not no_wait, timeout=timeout)
-    finish(outcome, waited=not no_wait, as_json=as_json)
+        if job is not None:
+            _show(_record_of(context, job), traceback=traceback, as_json=as_json)
+            return
+        if parent is not None:
+            _record_of(context, parent)
+            children = context.catalogue.batches.children(parent, failed=failed, after=after, limit=limit)
+            _print(children, as_json=as_json)
+            return
+        states = [*(state or []), *([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
+        records = context.catalogue.interventions.find(states, kind=kind, fits=_filter(store, error), limit=limit)
+    _print(records, as_json=as_json)
 
 
-def replicate(
-    place: SomePlace = "",
+@app.command()
+def retry(
+    ids: Ids = None,
     *,
-    to: To,
-    every: All = False,
-    keys_from: KeysFrom = None,
-    in_flight: InFlight = None,
-    idempotency_key: IdempotencyKey = None,
-    no_wait: NoWait = False,
-    timeout: Timeout = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that the options describe.")] = False,
+    state: State = None,
+    store: StoreOption = None,
+    error: ErrorOption = None,
+    kind: Kind = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; nobody is asked where stdin is no terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring copies to more stores, or mend those there, from any copy whose bytes are right."""
+    """Begin jobs again that ended without success, as if they were new and under the same ids; --all: the dead ones."""
+    if bool(ids) == everything:
+        raise Failure("name the jobs, or say --all", Status.USAGE, type_="UsageError")
     with opened() as context:
-        fields = {"to": store_names(context, to)}
-        many = Many(place, every, keys_from, in_flight)
-        outcome = _run(context, REPLICATE, many, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
-    finish(outcome, waited=not no_wait, as_json=as_json)
+        if ids:
+            chosen = [_record_of(context, id_) for id_ in dict.fromkeys(ids)]
+        else:
+            fits = _filter(store, error)
+            states = state or [JobState.DEAD]
+            chosen = context.catalogue.interventions.find(states, kind=kind, fits=fits, limit=None)
+        refused = {record.id: reason for record in chosen if (reason := _why_not(record))}
+        fit = [record for record in chosen if record.id not in refused]
+        if everything and fit and not (dry_run or yes):
+            _confirm(f"begin {len(fit)} jobs again?")
+        retried = [record.id for record in fit] if dry_run else list(_retry(context, fit, refused))
+    _tell_retried(retried, refused, dry_run=dry_run, as_json=as_json)
+    raise typer.Exit(Status.BAD if refused else Status.GOOD)
 
 
-def verify(
-    place: SomePlace = "",
-    *,
-    store: Stores = None,
-    every: All = False,
-    keys_from: KeysFrom = None,
-    in_flight: InFlight = None,
-    idempotency_key: IdempotencyKey = None,
-    no_wait: NoWait = False,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
+@app.command()
+def cancel(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")], as_json: AsJson = False
 ) -> None:
-    """Read all bytes of the copies and hold them against the recorded digest."""
-    with opened() as context:
-        fields = {"stores": store_names(context, store)}
-        many = Many(place, every, keys_from, in_flight)
-        outcome = _run(context, VERIFY, many, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
-    finish(outcome, waited=not no_wait, as_json=as_json)
-
-
-def delete(
-    place: SomePlace = "",
-    *,
-    store: Stores = None,
-    allow_last: Annotated[bool, typer.Option("--allow-last", help="Even if no good copy remains elsewhere.")] = False,
-    everything: Annotated[bool, typer.Option("--everything", help="With --all BUCKET: all that is in it.")] = False,
-    every: All = False,
-    keys_from: KeysFrom = None,
-    in_flight: InFlight = None,
-    idempotency_key: IdempotencyKey = None,
-    no_wait: NoWait = False,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
-    """Delete an artifact everywhere, or its copies in the stores that --store names.
-
-    With --all a whole prefix, which `zot-artifacts ls` shows beforehand; a whole bucket takes --everything as well.
-    """
-    with opened() as context:
-        fields: dict[str, object] = {"stores": store_names(context, store), "allow_last": allow_last or None}
-        many = Many(place, every, keys_from, in_flight)
-        if everything or (every and not place.partition("/")[2]):
-            fields["everything"] = _everything(place, every=every, sure=everything)
-        outcome = _run(context, DELETE, many, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
-    finish(outcome, waited=not no_wait, as_json=as_json)
-
-
-def upload_one(
-    way: Sender, job_id: str, request: UploadRequest, path: Path | None, *, wait: bool, timeout: float | None = None
-) -> Outcome:
-    """Send an upload; a file that the worker may not read where it is goes to its staging directory first.
-
-    Raises:
-        Failure: the file cannot be staged, or is not what was announced; nothing was sent.
-        BrokerUnavailable: nothing was sent, and nothing is left in the staging directory.
-    """
-    settings = way.context.settings
-    if way.known(UPLOAD, job_id, request):
-        job = way.client.job(job_id, UPLOAD)
-    elif path is None or within_roots(path, settings):
-        job = way.send(UPLOAD, job_id, request)
-    else:
-        way.shown.expect(path.stat().st_size, "staging")
-        staged = stage(path, settings, job_id, request.sha256, way.shown.moved)
-        update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
-        try:
-            job = way.send(UPLOAD, job_id, request.model_copy(update=update))
-        except BrokerUnavailable:
-            staged.drop()
-            raise
-    return way.stay(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
-
-
-def finish(outcome: Outcome, *, waited: bool, as_json: bool) -> None:
-    """Print the outcome and end the command with the status that it stands for."""
+    """Ask for the end of jobs: of those that wait within moments, of those that run at their next piece."""
+    settings = load_settings()
+    with ArtifactClient(settings.broker_url, settings.results_url) as client:
+        for id_ in dict.fromkeys(ids):
+            client.job(id_).cancel()
+            if not as_json:
+                out().print(f"{id_}: its end was asked for; `zot-artifacts jobs {id_}` tells", markup=False)
     if as_json:
-        print_json(outcome.document())
-    if waited and not (as_json and outcome.result is not None):
-        tell(outcome)
-    elif not waited and not as_json:
-        out().print(outcome.job, markup=False)
-    raise typer.Exit(outcome.status if waited else Status.GOOD)
+        print_json({"asked": list(dict.fromkeys(ids))})
 
 
-def _run(
-    context: Context,
-    spec: TaskSpec[Any, Any],
-    many: Many,
-    fields: Mapping[str, object],
-    *,
-    key: str | None,
-    wait: bool,
-    timeout: float | None,
-) -> Outcome:
-    if many.asked:
-        return run_many(context, spec.kind, many, fields, key=key, wait=wait, timeout=timeout)
-    at = Place.parse(many.place)
-    request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
-    job_id = choose_id(spec, idempotency_key=key)
-    with sender(context, f"{spec.kind}: waiting for a worker") as way:
-        known = way.known(spec, job_id, request)
-        job = way.client.job(job_id, spec) if known else way.send(spec, job_id, request)
-        return way.stay(job, timeout) if wait else Outcome(job_id, spec.kind)
+def document(record: JobRecord) -> dict[str, Any]:
+    """Return a job as JSON, without its traceback."""
+    times = {"created_at": record.created_at, "started_at": record.started_at, "finished_at": record.finished_at}
+    about = {"request": dict(record.request), "progress": record.progress and dict(record.progress)}
+    return {**outcome_of(record).document(), **about, **times}
 
 
-def _everything(place: str, *, every: bool, sure: bool) -> bool:
-    """Return that a whole bucket is to be deleted from, if that was said in so many words."""
-    if not sure:
-        raise Failure(f"this would delete all of {place.rstrip('/')!r}: add --everything, or a prefix", Status.USAGE)
-    if not every or place.partition("/")[2]:
-        raise Failure("--everything goes with --all BUCKET, without a prefix", Status.USAGE)
-    return True
+# Looking
 
 
-def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
-    pairs = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise Failure(f"{option} {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
-        pairs[name] = value
-    return pairs or None
+def _print(records: list[JobRecord], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"jobs": [document(record) for record in records]})
+    elif records:
+        rows = [
+            (r.id, r.kind, _about(r), r.state, r.attempts, r.created_at, (r.error or {}).get("message"))
+            for r in records
+        ]
+        out().print(table(("job", "kind", "artifact", "state", "attempts", "created", "error"), rows))
 
 
-def _text(path: Path) -> str:
-    """Return a path that can stand in a model; one whose name is no text is staged and gets another name."""
-    return str(path).encode("utf-8", "replace").decode()
+def _record_of(context: Context, id_: str) -> JobRecord:
+    record = context.catalogue.jobs.get(id_)
+    if record is None:
+        raise Failure(
+            f"no worker has taken a job {id_}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
+            Status.UNKNOWN,
+            type_="UnknownJob",
+        )
+    return record
+
+
+def _show(record: JobRecord, *, traceback: bool, as_json: bool) -> None:
+    shown = document(record)
+    if as_json:
+        print_json(shown | {"error": record.error and dict(record.error)})
+        return
+    for name, value in shown.items():
+        if value not in (None, {}, []):
+            out().print(f"{name:12} {moment(value) if name.endswith('_at') else value}", markup=False)
+    if traceback:
+        for cause in _causes(record):
+            out().print(str(cause.get("traceback", "no traceback was kept")), markup=False)
+
+
+def _about(record: JobRecord) -> str | None:
+    bucket, key = record.request.get("bucket"), record.request.get("key")
+    return f"{bucket}/{key}" if bucket else None
+
+
+def _filter(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:
+    def fits(record: JobRecord) -> bool:
+        causes = list(_causes(record))
+        named = store is None or store in _stores_of(record, causes)
+        return named and (error is None or any(cause.get("type") == error for cause in causes))
+
+    return fits
+
+
+def _causes(record: JobRecord) -> Iterator[Mapping[str, Any]]:
+    """Yield what ended the last attempt, and what ended the one before if that was the failure proper."""
+    cause = record.error
+    while cause:
+        yield cause
+        cause = cause.get("previous")
+
+
+def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:
+    """Return the stores that a job names and those that it failed at, whose messages begin with their names."""
+    named = {*(record.request.get("stores") or ()), *(record.request.get("to") or ())}
+    failed_at = {str(cause.get("store") or str(cause.get("message")).partition(":")[0]) for cause in causes}
+    return {*named, *failed_at, str(record.request.get("store"))}
+
+
+# Beginning again
+
+
+def _why_not(record: JobRecord) -> str | None:
+    """Return why a job cannot be begun again, or None."""
+    if record.state not in UNSUCCESSFUL:
+        return f"it is {record.state}, only dead, failed and cancelled jobs can be begun again"
+    if record.kind == BATCH.kind or record.kind not in _SPECS:
+        return f"a {record.kind} cannot be begun again: send it anew, what it has done is not done twice"
+    if record.request.get("staged") and not Path(record.request["source"]).exists():
+        return "its staged source is gone: upload it again"
+    return None
+
+
+def _confirm(question: str) -> None:
+    if sys.stdin.isatty():
+        typer.confirm(question, abort=True, err=True)
+
+
+def _retry(context: Context, records: list[JobRecord], refused: dict[str, str]) -> Iterator[str]:
+    for first in range(0, len(records), _AT_ONCE):
+        _forget(context.settings, records[first : first + _AT_ONCE])
+        page = []
+        for record in records[first : first + _AT_ONCE]:
+            if _revive(context, record):
+                page.append(record)
+                yield record.id
+            else:
+                refused[record.id] = "it was begun again by somebody else just now"
+        _send(context.settings, page)
+
+
+def _revive(context: Context, record: JobRecord) -> bool:
+    cause = {"type": "Retried", "message": "begun again by hand"} | (
+        {"previous": dict(record.error)} if record.error else {}
+    )
+    due = clock.now() + context.settings.jobs.lease
+    return context.catalogue.interventions.revive(record.id, cause, due=due) is not None
+
+
+def _forget(settings: Settings, records: list[JobRecord]) -> None:
+    """Take away how the jobs ended, and the wish that they end, before anybody acts on it."""
+    with suppress(NoBroker, BrokerUnavailable):
+        outcomes = CeleryOutcomes(settings.results_url, lambda _: None)
+        try:
+            for record in records:
+                outcomes.forget(record.id)
+        finally:
+            outcomes.close()
+
+
+def _send(settings: Settings, records: list[JobRecord]) -> None:
+    """Send the messages; where that fails, `sweep.recover` sends them."""
+    try:
+        publisher = Publisher(settings.broker_url)
+        try:
+            publisher.send_all([_outgoing(record) for record in records])
+        finally:
+            publisher.close()
+    except (NoBroker, BrokerUnavailable) as error:
+        note(f"{error}; the workers begin the jobs by themselves once they reach it")
+
+
+def _outgoing(record: JobRecord) -> Outgoing:
+    spec = _SPECS[record.kind]
+    return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request))
+
+
+def _tell_retried(retried: list[str], refused: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        told = [{"job": id_, "message": reason} for id_, reason in refused.items()]
+        print_json({"retried": retried, "refused": told, "dry_run": dry_run})
+        return
+    for id_, reason in refused.items():
+        note(f"job {id_}: {reason}")
+    for id_ in retried:
+        out().print(id_, markup=False)
+    note(f"{len(retried)} jobs {'would begin' if dry_run else 'begin'} again")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.catalogue import JobRecord
-from worker.cli.failure import Status
+from worker.cli.errors import Status
 from zot_artifact_client import JobNotDone, JobState
 from zot_artifact_client.contract import BATCH, VERIFY
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.cli.failure import Failure
+from worker.cli.errors import Failure
 from worker.settings import Settings
-from worker.storage.verifying import BUFFER_SIZE, OnBytes
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.failure import Failure, Status
+from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, note, out, print_json
-from worker.embedded.up import FLOWER_USER, NotReady, Running, Wish, run
+from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, Wish, run
 from worker.settings import load_settings
 
 

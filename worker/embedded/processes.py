@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from worker.lifeline import die_with_parent
+from worker.embedded.parent_death import die_with_parent
 
 _STOP = frozenset({signal.SIGINT, signal.SIGTERM})
 _AWAITED = _STOP | {signal.SIGCHLD}

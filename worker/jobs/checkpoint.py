@@ -4,20 +4,20 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from worker import clock
 from worker.catalogue import Artifact, Catalogue, CatalogueError
-from worker.jobs.running import HandedBack, PutOff
+from worker.jobs.running_job import Requeue, Snooze
 from worker.storage.errors import TransientError
-from worker.storage.transfer import Begun, SentPart
+from worker.storage.transfer.multipart import Leased, SentPart
 
 
 class CopyCheckpoint:
-    """The checkpoint of one copy's write in parts; see `worker.storage.transfer.Checkpoint`."""
+    """The checkpoint of one copy's write in parts; see `worker.storage.transfer.multipart.Checkpoint`."""
 
     def __init__(self, catalogue: Catalogue, artifact: Artifact, store: str) -> None:
         self._transfers = catalogue.transfers
         self._artifact = artifact
         self._store = store
 
-    def resume(self) -> Begun | None:
+    def resume(self) -> Leased | None:
         return self._transfers.find(self._artifact, self._store)
 
     def begun(self, token: str, part_size: int) -> None:
@@ -31,5 +31,5 @@ class CopyCheckpoint:
 
     def worth_keeping(self, error: BaseException) -> bool:
         """Return whether there will be another attempt: after passing faults, time limits, shutdowns, lost leases."""
-        passing = isinstance(error, TransientError | CatalogueError | SoftTimeLimitExceeded | HandedBack | PutOff)
+        passing = isinstance(error, TransientError | CatalogueError | SoftTimeLimitExceeded | Requeue | Snooze)
         return passing or not isinstance(error, Exception)

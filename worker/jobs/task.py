@@ -22,22 +22,22 @@ from pydantic import ValidationError
 
 from worker import clock
 from worker.catalogue import (
-    Begun,
-    Busy,
     CatalogueError,
     CatalogueUnavailable,
-    Ended,
+    Finished,
+    Held,
     JobRecord,
+    Leased,
     LostLease,
     OtherRequest,
     last_cause,
 )
 from worker.context import Context, current
-from worker.jobs.cancelling import cause, end_writes
+from worker.jobs.cancellation import cause, end_writes
 from worker.jobs.outbox import Outbox
-from worker.jobs.pausing import Paused
-from worker.jobs.reporter import CeleryReporter
-from worker.jobs.running import Cancelled, HandedBack, NextStep, PutOff, RunningJob
+from worker.jobs.progress import CeleryReporter
+from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob, Snooze
+from worker.limits.pauses import Paused
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import JobError, JobState, Message, TaskSpec
 from zot_artifact_client.errors import JobFailed
@@ -133,7 +133,7 @@ class Delivery(Generic[RequestT, ResultT]):
         try:
             begun = self._begin(request)
             self._outbox.taken(self._id)
-            if isinstance(begun, Begun):
+            if isinstance(begun, Leased):
                 return self._attempt(work, request, begun.record)
         except CatalogueUnavailable as error:
             # Not even the ledger can be told. If we hold a lease, it lapses by itself.
@@ -142,7 +142,7 @@ class Delivery(Generic[RequestT, ResultT]):
         except OtherRequest as error:
             logger.error("job %s: refused: %s", self._id, error)  # noqa: TRY400 - its own line says it all
             raise Ignore from error  # and leave the result of the first request alone
-        if isinstance(begun, Ended):
+        if isinstance(begun, Finished):
             if begun.record.state != JobState.DEAD:
                 self._clean_up()  # whoever ended it may have been killed before
             return self._answer(begun.record)
@@ -160,7 +160,7 @@ class Delivery(Generic[RequestT, ResultT]):
             ]
             self._refuse(kwargs, "; ".join(problems))
 
-    def _begin(self, request: RequestT) -> Begun | Busy | Ended:
+    def _begin(self, request: RequestT) -> Leased | Held | Finished:
         return self._jobs.begin(
             self._id,
             self._spec.kind,
@@ -189,12 +189,12 @@ class Delivery(Generic[RequestT, ResultT]):
             raise Ignore from error
         except Cancelled as error:
             self._cancel(job, error, record)
-        except NextStep as step:
+        except Continue as step:
             self._rest(job, step)
-        except HandedBack as error:
-            self._put_off(job, error, record.put_off_since, 0)
-        except PutOff as error:
-            self._put_off_or_bury(job, error, record)
+        except Requeue as error:
+            self._snooze(job, error, record.put_off_since, 0)
+        except Snooze as error:
+            self._snooze_or_bury(job, error, record)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
             self._retry_or_bury(job, error)
         except (StorageError, CatalogueError) as error:
@@ -232,7 +232,7 @@ class Delivery(Generic[RequestT, ResultT]):
         logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
 
-    def _rest(self, job: RunningJob, step: NextStep) -> NoReturn:
+    def _rest(self, job: RunningJob, step: Continue) -> NoReturn:
         """Let the job do its next step later, in a message that counts as its first: no retry, and no failed attempt.
 
         The result backend keeps saying how far it is.
@@ -244,15 +244,15 @@ class Delivery(Generic[RequestT, ResultT]):
             self._again(step.seconds)
         raise Ignore from step
 
-    def _put_off_or_bury(self, job: RunningJob, error: PutOff, record: JobRecord) -> NoReturn:
+    def _snooze_or_bury(self, job: RunningJob, error: Snooze, record: JobRecord) -> NoReturn:
         if isinstance(error, Paused):
-            self._put_off(job, error, clock.now(), error.seconds)  # its patience begins anew when the pause is over
+            self._snooze(job, error, clock.now(), error.seconds)  # its patience begins anew when the pause is over
         since = record.put_off_since or clock.now()
         if clock.now() - since >= self._context.settings.jobs.max_put_off:
             self._end_badly(job, JobState.DEAD, error, last_cause(record.error))
-        self._put_off(job, error, since, error.seconds)
+        self._snooze(job, error, since, error.seconds)
 
-    def _put_off(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
+    def _snooze(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
         """Let the job be taken up again later, at no cost to it."""
         self._jobs.put_off(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
         logger.info("job %s is put off for %.1f s: %s", job.id, seconds, error)
@@ -295,7 +295,7 @@ class Delivery(Generic[RequestT, ResultT]):
 
     # Celery's retry
 
-    def _wait(self, busy: Busy) -> Exception:
+    def _wait(self, busy: Held) -> Exception:
         logger.info("job %s waits: %s", self._id, busy.reason)
         left = (busy.until - clock.now()).total_seconds()
         return self._again(min(max(left, _SHORTEST_WAIT), _LONGEST_WAIT))
@@ -334,6 +334,6 @@ def _details(error: Exception) -> dict[str, Any]:
 def _described(error: Exception) -> JobError:
     if isinstance(error, SoftTimeLimitExceeded):
         return JobError(type="TimeLimit", message="the attempt took longer than jobs.time_limit allows")
-    if isinstance(error, StorageError | CatalogueError | Cancelled | HandedBack | PutOff):
+    if isinstance(error, StorageError | CatalogueError | Cancelled | Requeue | Snooze):
         return JobError(type=type(error).__name__, message=str(error))
     return JobError(type=type(error).__name__, message="a fault of the worker's own; its log has the traceback")

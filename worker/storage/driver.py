@@ -75,7 +75,7 @@ class ListedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
+class StaleUpload:
     """Something that a writer began and did not finish: a temporary file, an open multipart upload.
 
     `token` is for the driver's own use. `since` is when it was begun.
@@ -257,11 +257,11 @@ class Driver(Protocol):
 
     def bucket_exists(self, bucket: str) -> bool: ...
 
-    def iter_unfinished(self) -> Iterator[Unfinished]:
+    def iter_stale(self) -> Iterator[StaleUpload]:
         """Yield what writers left behind or are still writing, in all buckets."""
         ...
 
-    def discard(self, unfinished: Unfinished) -> bool:
+    def discard(self, unfinished: StaleUpload) -> bool:
         """Remove one left-over; return False if it has ended by itself or its writer is known to be alive."""
         ...
 
@@ -294,7 +294,7 @@ PartData = bytes | bytearray | PartFile
 """The bytes of a part: in memory, or in a file where a part is larger than what a transfer may hold."""
 
 
-class PartDriver(Driver, Protocol):
+class MultipartDriver(Driver, Protocol):
     """A backend whose `capabilities.parts` is not None: it writes in parts, from several threads, and goes on later.
 
     A token names one write in parts to every process, for as long as the store keeps it, and holds no secret. Until

@@ -16,11 +16,11 @@ from worker.storage.driver import (
     Match,
     ObjectReader,
     ObjectStat,
-    Unfinished,
+    StaleUpload,
     WriteInfo,
 )
 from worker.storage.errors import AlreadyExists, BucketNotEmpty, NotFound, PreconditionFailed
-from worker.storage.verifying import BUFFER_SIZE
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 _CAPABILITIES = Capabilities(
     needs_digest_first=False,
@@ -136,10 +136,10 @@ class MemoryDriver:
     def bucket_exists(self, bucket: str) -> bool:
         return bucket in self._buckets
 
-    def iter_unfinished(self) -> Iterator[Unfinished]:
+    def iter_stale(self) -> Iterator[StaleUpload]:
         return iter(())
 
-    def discard(self, unfinished: Unfinished) -> bool:
+    def discard(self, unfinished: StaleUpload) -> bool:
         del unfinished  # nothing is ever left: what is being written is not in the store yet
         return False
 

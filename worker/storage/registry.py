@@ -19,19 +19,19 @@ def open_driver(name: str, config: StoreConfig) -> Driver:
     """Return the driver for a configured store. Backends are imported only when one is used."""
     match config:
         case FilesystemConfig():
-            from worker.storage.filesystem import FilesystemDriver
+            from worker.storage.filesystem.driver import FilesystemDriver
 
             return FilesystemDriver(name, config)
         case S3Config():
-            from worker.storage.s3 import S3Driver
+            from worker.storage.s3.driver import S3Driver
 
             return S3Driver(name, config)
         case GcsConfig():
-            from worker.storage.gcs import GcsDriver
+            from worker.storage.gcs.driver import GcsDriver
 
             return GcsDriver(name, config)
         case AzureConfig():
-            from worker.storage.azure import AzureDriver
+            from worker.storage.azure.driver import AzureDriver
 
             return AzureDriver(name, config)
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from worker.storage.chunks import WORTH_IT, ProvedRange, first_bad_chunk
-from worker.storage.copying import Between, copy_between
 from worker.storage.driver import (
     Capabilities,
     Condition,
@@ -16,10 +14,10 @@ from worker.storage.driver import (
     Driver,
     ListedObject,
     Match,
+    MultipartDriver,
     ObjectReader,
     ObjectStat,
-    PartDriver,
-    Unfinished,
+    StaleUpload,
     WriteInfo,
 )
 from worker.storage.errors import (
@@ -31,12 +29,14 @@ from worker.storage.errors import (
     SizeMismatch,
     StorageError,
 )
+from worker.storage.integrity.chunk_verification import WORTH_IT, VerifiedRange, first_bad_chunk
+from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.verdict import Verdict, Verification, claimed, judge, other_size
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
 from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
-from worker.storage.manifest import Manifest
-from worker.storage.readahead import SteadyReader, open_steadily
-from worker.storage.transfer import MEMORY, Checkpoint, Forgetful, PartedWrite
-from worker.storage.verdict import Verdict, Verification, claimed, judge, other_size
-from worker.storage.verifying import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
+from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
+from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
+from worker.storage.transfer.server_copy import Between, copy_between
 
 
 class Store:
@@ -145,7 +145,7 @@ class Store:
             StorageError: see `Driver.open`.
         """
         self._check(bucket, key)
-        reader = open_steadily(self._driver, bucket, key)
+        reader = open_resumable(self._driver, bucket, key)
         digest = expected or claimed(reader.stat)
         body = VerifyingReader(
             reader,
@@ -170,9 +170,9 @@ class Store:
             raise ValueError(msg)
         reader: ObjectReader
         if manifest is None:
-            reader = SteadyReader(self._driver, bucket, key, offset=offset, length=length)
+            reader = ResumableReader(self._driver, bucket, key, offset=offset, length=length)
         else:
-            reader = ProvedRange(self._driver, self._driver.stat(bucket, key), manifest, offset, length)
+            reader = VerifiedRange(self._driver, self._driver.stat(bucket, key), manifest, offset, length)
         return VerifiedReader(reader, VerifyingReader(reader), verified=manifest is not None)
 
     def verify_object(
@@ -198,7 +198,7 @@ class Store:
         try:
             if expected and manifest and len(manifest) >= WORTH_IT:
                 return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
-            with open_steadily(self._driver, bucket, key, uncached=True) as reader:
+            with open_resumable(self._driver, bucket, key, uncached=True) as reader:
                 return judge(reader, expected or claimed(reader.stat), on_bytes)
         except NotFound as error:
             return Verification(Verdict.MISSING, expected, detail=error.message)
@@ -306,13 +306,13 @@ class Store:
 
     def end_write(self, bucket: str, key: str, token: str) -> None:
         """End a write in parts that nobody will go on with, and remove its parts; one that has ended is no error."""
-        cast("PartDriver", self._driver).abort_parts(bucket, key, token)
+        cast("MultipartDriver", self._driver).abort_parts(bucket, key, token)
 
-    def iter_unfinished(self) -> Iterator[Unfinished]:
+    def iter_stale(self) -> Iterator[StaleUpload]:
         """Yield what writers left behind or are still writing."""
-        return self._driver.iter_unfinished()
+        return self._driver.iter_stale()
 
-    def discard(self, unfinished: Unfinished) -> bool:
+    def discard(self, unfinished: StaleUpload) -> bool:
         """Remove one left-over; return False if it has ended by itself or its writer is alive."""
         return self._driver.discard(unfinished)
 
@@ -336,10 +336,10 @@ class Store:
             return False
         return size > max(limits.above, min(limits.min_size, self._memory))
 
-    def _parted(self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None) -> PartedWrite:
-        driver = cast("PartDriver", self._driver)
-        remembered = checkpoint or Forgetful()
-        return PartedWrite(driver, bucket, key, info, remembered, memory=self._memory, spool_dir=self._spool_dir)
+    def _parted(self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None) -> MultipartWrite:
+        driver = cast("MultipartDriver", self._driver)
+        remembered = checkpoint or NoCheckpoint()
+        return MultipartWrite(driver, bucket, key, info, remembered, memory=self._memory, spool_dir=self._spool_dir)
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
         """Refuse before gigabytes are sent what the store would refuse after them."""

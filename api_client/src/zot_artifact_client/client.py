@@ -9,7 +9,7 @@ from uuid import UUID, uuid4, uuid5
 
 from pydantic import ValidationError
 
-from zot_artifact_client.connecting import is_redis, without_credentials
+from zot_artifact_client.connection import is_redis, without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
@@ -37,8 +37,8 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import ClientError, InvalidRequest
 from zot_artifact_client.job import Job
 from zot_artifact_client.outbox import Outgoing
-from zot_artifact_client.publishing import Publisher
-from zot_artifact_client.results import CeleryOutcomes
+from zot_artifact_client.publisher import Publisher
+from zot_artifact_client.result_backend import CeleryOutcomes
 
 JOBS = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
 """The namespace of ids that are made from idempotency keys; another one would be another job for the same key."""

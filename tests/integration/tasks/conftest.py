@@ -9,18 +9,18 @@ import pytest
 from pydantic import SecretStr
 
 from worker import clock
-from worker.catalogue import Begun
+from worker.catalogue import Leased
 from worker.context import Context
-from worker.jobs.running import RunningJob
+from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
-from worker.settings_sections import SourceSettings
+from worker.settings.sections import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import Progress
 
 STORES = ("primary", "dr", "cold")
 
 
-class Silent:
+class NullReporter:
     """The outside of a job that nobody watches."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Silent:
 
 class Run(Protocol):
     def __call__(
-        self, work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: Silent = ...
+        self, work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: NullReporter = ...
     ) -> Any: ...
 
 
@@ -76,7 +76,9 @@ def context(settings: Settings) -> Iterator[Context]:
 def run(context: Context) -> Run:
     """Run a verb as the ledger would hand it out."""
 
-    def run(work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: Silent | None = None) -> Any:
+    def run(
+        work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: NullReporter | None = None
+    ) -> Any:
         jobs, lease = context.catalogue.jobs, context.settings.jobs.lease
         begun = jobs.begin(
             str(uuid4()),
@@ -88,8 +90,8 @@ def run(context: Context) -> Run:
             now=clock.now(),
             lease=lease,
         )
-        assert isinstance(begun, Begun)
-        with RunningJob(begun.record, jobs, context.settings.jobs, outside or Silent()) as job:
+        assert isinstance(begun, Leased)
+        with RunningJob(begun.record, jobs, context.settings.jobs, outside or NullReporter()) as job:
             return work(request, context, job)
 
     return run

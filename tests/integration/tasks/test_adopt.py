@@ -12,9 +12,9 @@ from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker.context import Context
-from worker.jobs.running import Cancelled
+from worker.jobs.running_job import Cancelled
 from worker.storage.errors import DigestMismatch, InvalidKey, NotFound
-from worker.storage.manifest import CHUNK_SIZE
+from worker.storage.integrity.manifest import CHUNK_SIZE
 from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import (
     AdoptRequest,
@@ -194,11 +194,11 @@ def test_what_is_not_there_cannot_be_adopted(run, context, lay):
 
 def test_a_job_that_is_cancelled_adopts_nothing(run, context, lay, monkeypatch):
     """Somebody who cancels while the object is read finds nothing recorded."""
-    from tests.integration.tasks.conftest import Silent
+    from tests.integration.tasks.conftest import NullReporter
 
-    monkeypatch.setattr("worker.jobs.running.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("worker.jobs.running_job.REPORT_SECONDS", 0.0)
     lay()
-    outside = Silent()
+    outside = NullReporter()
     outside.stop = True
     with pytest.raises(Cancelled):
         run(adopt, PLAIN, outside=outside)

@@ -6,9 +6,9 @@ from tasks.adopt import Unverifiable, adopt
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
-from tests.integration.originals import OriginalCloud, OriginalFiles, read, sha256
+from tests.integration.storage.originals import OriginalCloud, OriginalFiles, read, sha256
 from worker.settings import Settings
-from worker.settings_sections import SourceSettings
+from worker.settings.sections import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import AdoptRequest, ReplicateRequest, UploadRequest, VerifyRequest
 

@@ -14,13 +14,13 @@ from tasks.delete import delete
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
-from tests.integration.tasks.conftest import Silent
+from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.catalogue import Begun, tables
+from worker.artifacts.key_lists import BadKeyList
+from worker.catalogue import Leased, tables
 from worker.context import Context
 from worker.jobs.outbox import Outbox
-from worker.jobs.running import NextStep, RunningJob
-from worker.keylist import BadKeyList
+from worker.jobs.running_job import Continue, RunningJob
 from worker.storage.errors import NotFound, StorageError
 from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import (
@@ -32,8 +32,8 @@ from zot_artifact_client.contract import (
     UploadRequest,
     VerifyRequest,
 )
+from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.outbox import Outgoing
-from zot_artifact_client.routing import queues
 
 ALL = BatchRequest(verb="verify", bucket="releases")
 VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
@@ -77,7 +77,7 @@ class Driver:
         self.context = context
         self.request = request
         self.queue = Queue()
-        self.outside = Silent()
+        self.outside = NullReporter()
         self.id = "batch-1"
 
     def step(self, request: BatchRequest | None = None) -> BatchResult | None:
@@ -91,7 +91,7 @@ class Driver:
         with job:
             try:
                 return batches.step(request or self.request, self._fenced(job), job, self.queue)
-            except NextStep as step:
+            except Continue as step:
                 progress = job.progress.model_dump() if step.seconds else None
                 self.context.catalogue.jobs.rest(job.id, job.fence, progress=progress, due=clock.now())
                 return None
@@ -127,7 +127,7 @@ class Driver:
         begun = self.context.catalogue.jobs.begin(
             id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
-        assert isinstance(begun, Begun), begun
+        assert isinstance(begun, Leased), begun
         return RunningJob(begun.record, self.context.catalogue.jobs, self.context.settings.jobs, self.outside)
 
     def _fenced(self, job: RunningJob) -> Context:
@@ -249,7 +249,7 @@ def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     driver.step()
     progress = context.catalogue.jobs.get("batch-1").progress
     job = driver._take("batch-1", "batch", {})
-    with pytest.raises(NextStep) as step:
+    with pytest.raises(Continue) as step:
         batches.step(ALL, context, job, driver.queue)
     assert step.value.seconds is None
     assert len(driver.queue.sent) == 3

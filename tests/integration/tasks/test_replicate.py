@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from tasks.replicate import NoGoodSource, Unproved, replicate
+from tasks.replicate import NoGoodSource, ReadBackMismatch, replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker.context import Context
-from worker.settings_sections import ReplicationSettings
+from worker.settings.sections import ReplicationSettings
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
@@ -138,7 +138,7 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_out(run, reread, 
         return written
 
     monkeypatch.setattr(store, "write_object", write_and_rot)
-    with pytest.raises(Unproved, match=r"cold: releases/app\.tgz .* corrupt"):
+    with pytest.raises(ReadBackMismatch, match=r"cold: releases/app\.tgz .* corrupt"):
         run(lambda r, _c, job: replicate(r, reread, job), request("cold"))
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "corrupt"

@@ -18,10 +18,11 @@ from tests.conformance.bodies import some_bytes
 from tests.conformance.bodies import source as as_source
 from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
 from worker.context import Context
-from worker.jobs.running import Cancelled
+from worker.jobs.running_job import Cancelled
 from worker.settings import Settings
-from worker.settings_sections import ReplicationSettings, SourceSettings
-from worker.storage import FilesystemConfig, StoreConfig, azure_copy
+from worker.settings.sections import ReplicationSettings, SourceSettings
+from worker.storage import FilesystemConfig, StoreConfig
+from worker.storage.azure import copy as azure_copy
 from worker.storage.errors import Unavailable
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
@@ -249,7 +250,7 @@ def test_what_the_provider_does_not_do_we_do(run, context: Context, line: Line):
     assert run(replicate, TO_FAR).copies[0].outcome == "stored"
     assert "near" in line.downloads
     assert content(context, "far") == CONTENT
-    assert list(context.stores["far"].iter_unfinished()) == []
+    assert list(context.stores["far"].iter_stale()) == []
 
 
 @pytest.mark.usefixtures("uploaded")

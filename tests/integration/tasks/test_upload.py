@@ -10,11 +10,11 @@ import pytest
 
 from tasks.upload import upload
 from tests.conformance.targets import s3_client, s3_config
-from tests.integration.tasks.conftest import Silent
+from tests.integration.tasks.conftest import NullReporter
+from worker.artifacts.sources import SourceRefused
 from worker.context import Context
-from worker.jobs.running import Cancelled
-from worker.settings_sections import SourceSettings
-from worker.sources import SourceRefused
+from worker.jobs.running_job import Cancelled
+from worker.settings.sections import SourceSettings
 from worker.storage import Stores
 from worker.storage.errors import (
     DigestMismatch,
@@ -178,8 +178,8 @@ def test_a_copy_that_a_killed_job_had_finished_is_found_and_kept(run, source, st
 
 def test_a_cancelled_upload_leaves_nothing_visible(run, source, stored, monkeypatch):
     """A job that is cancelled in the middle leaves no object and no temporary file."""
-    monkeypatch.setattr("worker.jobs.running.REPORT_SECONDS", 0.0)
-    outside = Silent()
+    monkeypatch.setattr("worker.jobs.running_job.REPORT_SECONDS", 0.0)
+    outside = NullReporter()
     path = source(os.urandom(8 << 20))
     outside.report = lambda progress: setattr(outside, "stop", progress.bytes_done > 12 << 20)
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tests.servers.postgres import connect
 from worker import clock
-from worker.catalogue import Begun, Busy, Catalogue, CatalogueError, Ended, Finding, LostLease, OtherRequest
+from worker.catalogue import Catalogue, CatalogueError, Finding, Finished, Held, Leased, LostLease, OtherRequest
 from worker.catalogue.database import open_engine
 from worker.catalogue.tables import metadata
 from worker.storage import Digest
@@ -111,8 +111,8 @@ def test_a_job_is_given_to_one_delivery_only(catalogue):
     """Of many simultaneous deliveries of one message, one gets the job and the others wait without an attempt."""
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda n: begin(catalogue, owner=f"worker-{n}"), range(8)))
-    assert sum(isinstance(outcome, Begun) for outcome in outcomes) == 1
-    assert sum(isinstance(outcome, Busy) for outcome in outcomes) == 7
+    assert sum(isinstance(outcome, Leased) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, Held) for outcome in outcomes) == 7
     assert catalogue.jobs.get("job-1").attempts == 1
 
 
@@ -133,16 +133,16 @@ def test_a_job_that_has_ended_is_not_begun_again(catalogue):
     job = begin(catalogue)
     catalogue.jobs.finish("job-1", job.record.fence, JobState.SUCCEEDED, now=clock.now(), result={"version": 1})
     again = begin(catalogue)
-    assert isinstance(again, Ended)
+    assert isinstance(again, Finished)
     assert again.record.result == {"version": 1}
 
 
 def test_two_writers_of_one_artifact_take_turns(catalogue):
     """While one job writes to an artifact another one waits for it, and a reader does not."""
     begin(catalogue, "writer", holds="releases/app.tgz")
-    assert isinstance(begin(catalogue, "other", holds="releases/app.tgz"), Busy)
-    assert isinstance(begin(catalogue, "reader"), Begun)
-    assert isinstance(begin(catalogue, "elsewhere", holds="releases/lib.tgz"), Begun)
+    assert isinstance(begin(catalogue, "other", holds="releases/app.tgz"), Held)
+    assert isinstance(begin(catalogue, "reader"), Leased)
+    assert isinstance(begin(catalogue, "elsewhere", holds="releases/lib.tgz"), Leased)
 
 
 def test_an_id_stands_for_one_request(catalogue):

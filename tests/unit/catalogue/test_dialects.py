@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import worker.catalogue
 from worker import clock
-from worker.catalogue import Begun, Busy, Catalogue, CatalogueUnavailable, Finding, postgresql, sqlite
+from worker.catalogue import Catalogue, CatalogueUnavailable, Finding, Held, Leased, postgresql, sqlite
 from worker.catalogue.artifacts import first_after
 from worker.catalogue.database import Database
 from worker.storage import Digest
@@ -126,7 +126,7 @@ def test_many_processes_may_open_a_new_catalogue_at_once(empty_url):
 def test_of_many_jobs_one_gets_to_write_to_an_artifact(catalogue):
     """Of jobs that begin at once and write to one artifact, one does and the others wait."""
     outcomes = at_once(lambda n: begin(catalogue, f"job-{n}", "releases/app.tgz"))
-    assert Counter(type(outcome) for outcome in outcomes) == {Begun: 1, Busy: MANY - 1}
+    assert Counter(type(outcome) for outcome in outcomes) == {Leased: 1, Held: MANY - 1}
 
 
 def test_the_chain_of_the_log_stays_whole_under_many_writers(catalogue):
@@ -162,7 +162,7 @@ def test_who_waits_too_long_for_a_turn_is_told(catalogue_url, monkeypatch):
     catalogue = Catalogue(catalogue_url)
     with catalogue._database.write(), pytest.raises(CatalogueUnavailable, match="lock"):
         begin(catalogue, "job-1", None)
-    assert isinstance(begin(catalogue, "job-1", None), Begun)
+    assert isinstance(begin(catalogue, "job-1", None), Leased)
     catalogue.close()
 
 
@@ -220,8 +220,8 @@ def test_what_a_message_says_is_recorded_whatever_it_is(catalogue):
     """Text that no store would take as a key, and that is far too long, is kept as a job and not refused as one."""
     monstrous = "".join(chr(0x10000 + 7919 * n % 0x20000) for n in range(4000)) + "\0"
     begun = begin(catalogue, "job-\0", monstrous)
-    assert isinstance(begun, Begun)
-    assert isinstance(begin(catalogue, "job-2", monstrous), Busy)
+    assert isinstance(begun, Leased)
+    assert isinstance(begin(catalogue, "job-2", monstrous), Held)
     error = {"type": "Odd", "message": "a\0b \ud800"}
     catalogue.jobs.finish("job-\0", begun.record.fence, JobState.FAILED, now=clock.now(), error=error)
     assert catalogue.jobs.get("job-\0").error == error

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from worker import clock
-from worker.catalogue import Begun, Catalogue, CatalogueError, CatalogueUnavailable
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Leased
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_how_long_a_lock_is_waited_for_is_in_the_url(url):
         with pytest.raises(CatalogueUnavailable, match="locked"):
             begin(catalogue, "job-1")
         other.rollback()
-        assert isinstance(begin(catalogue, "job-1"), Begun)
+        assert isinstance(begin(catalogue, "job-1"), Leased)
 
 
 def test_a_new_file_that_somebody_writes_to_is_waited_for(url):
@@ -40,7 +40,7 @@ def test_a_new_file_that_somebody_writes_to_is_waited_for(url):
         release = threading.Timer(0.3, other.rollback)
         release.start()
         with closing(Catalogue(url)) as catalogue:
-            assert isinstance(begin(catalogue, "job-1"), Begun)
+            assert isinstance(begin(catalogue, "job-1"), Leased)
         release.join()
 
 
@@ -60,7 +60,7 @@ def test_a_full_disk_is_a_fault_that_passes(url):
         assert catalogue.jobs.get("large") is None
         assert catalogue.jobs.get("before") is not None
         _allow(catalogue, pages=1_000_000)
-        assert isinstance(begin(catalogue, "large", "x" * 100_000), Begun)
+        assert isinstance(begin(catalogue, "large", "x" * 100_000), Leased)
 
 
 def _allow(catalogue, pages):

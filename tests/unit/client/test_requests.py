@@ -10,9 +10,9 @@ import pytest
 
 import zot_artifact_client
 from zot_artifact_client import ArtifactClient, Artifacts, ClientError, InvalidRequest
-from zot_artifact_client.connecting import without_credentials
+from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import MAX_MESSAGE, TASKS, VERIFY, Queue, VerifyRequest
-from zot_artifact_client.routing import UNROUTED, queues
+from zot_artifact_client.contract.queues import UNROUTED, queues
 from zot_artifact_client.testing import InMemoryArtifactClient
 
 Send = Callable[[Artifacts], object]
@@ -189,7 +189,7 @@ def test_the_client_imports_nothing_of_the_worker() -> None:
     """Importing all of the client loads none of the worker's packages, which other services do not have."""
     source = Path(zot_artifact_client.__file__).parents[1]
     program = (
-        "import sys, zot_artifact_client.testing, zot_artifact_client.routing as r;"
+        "import sys, zot_artifact_client.testing, zot_artifact_client.contract.queues as r;"
         "print([m for m in sys.modules if m.partition('.')[0] in {'worker', 'tasks'}])"
     )
     run = subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, JobState, WaitTimeout
 from zot_artifact_client.job import Outcomes
-from zot_artifact_client.results import CeleryOutcomes
+from zot_artifact_client.result_backend import CeleryOutcomes
 from zot_artifact_client.testing import InMemoryArtifactClient
 
 APP = b"the bytes of app.tgz"

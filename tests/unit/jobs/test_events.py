@@ -3,8 +3,8 @@
 import pytest
 from kombu.asynchronous import Hub
 
-from worker.jobs import door
-from worker.jobs.door import Consumer
+from worker.intake import message_filter
+from worker.intake.message_filter import Consumer
 
 
 class Dispatcher:
@@ -45,10 +45,10 @@ def test_events_of_the_same_moment_go_out_together(consumer):
 def test_a_lost_connection_stops_no_events(consumer, monkeypatch: pytest.MonkeyPatch):
     """It takes the timer with it; the next event has another one."""
     now = [100.0]
-    monkeypatch.setattr(door.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(message_filter.time, "monotonic", lambda: now[0])
     consumer.on_send_event_buffered()
     consumer.hub.timer.clear()
-    now[0] += 2 * door._GATHER
+    now[0] += 2 * message_filter._GATHER
     consumer.on_send_event_buffered()
     fire(consumer.hub)
     assert consumer.event_dispatcher.flushed == 1

@@ -1,0 +1,204 @@
+"""The wire contract between services that enqueue artifact jobs and the worker that runs them.
+
+A job is one Celery message whose keyword arguments are the fields of a request model, as JSON; its result is a result
+model, as JSON. Nothing else is needed: any Celery client can send `artifact.verify.v1` with `{"bucket": …, "key": …}`.
+A new field is optional and left out of the message when it has its default, so that older workers still understand
+newer clients; what cannot be said that way becomes a new version of the task, `….v2`.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from zot_artifact_client.contract.requests import (
+    AdoptRequest,
+    BatchRequest,
+    Bucket,
+    DeleteRequest,
+    Key,
+    Message,
+    Metadata,
+    ReplicateRequest,
+    Request,
+    Sha256,
+    Source,
+    StoreName,
+    StoreNames,
+    SweepLeftoversRequest,
+    SweepProbeRequest,
+    SweepRecoverRequest,
+    SweepReplicateRequest,
+    SweepVerifyRequest,
+    UploadRequest,
+    Verb,
+    VerifyRequest,
+)
+from zot_artifact_client.contract.results import (
+    AdoptResult,
+    ArtifactResult,
+    BatchFailure,
+    BatchResult,
+    CopyVerdict,
+    DeletedCopy,
+    DeleteResult,
+    JobError,
+    PlacedCopy,
+    Progress,
+    ReplicateResult,
+    Result,
+    SweepLeftoversResult,
+    SweepProbeResult,
+    SweepRecoverResult,
+    SweepReplicateResult,
+    SweepVerifyResult,
+    UploadResult,
+    VerifyResult,
+)
+
+__all__ = [
+    "ADOPT",
+    "BATCH",
+    "CANCEL_KEY",
+    "CONTRACT_VERSION",
+    "DELETE",
+    "JOB_ID",
+    "MAX_MESSAGE",
+    "PROGRESS_STATE",
+    "REPLICATE",
+    "SWEEP_LEFTOVERS",
+    "SWEEP_PROBE",
+    "SWEEP_RECOVER",
+    "SWEEP_REPLICATE",
+    "SWEEP_VERIFY",
+    "TASKS",
+    "UPLOAD",
+    "VERIFY",
+    "AdoptRequest",
+    "AdoptResult",
+    "ArtifactResult",
+    "BatchFailure",
+    "BatchRequest",
+    "BatchResult",
+    "Bucket",
+    "CopyVerdict",
+    "DeleteRequest",
+    "DeleteResult",
+    "DeletedCopy",
+    "JobError",
+    "JobState",
+    "Key",
+    "Message",
+    "Metadata",
+    "PlacedCopy",
+    "Progress",
+    "Queue",
+    "ReplicateRequest",
+    "ReplicateResult",
+    "Request",
+    "RequestT",
+    "Result",
+    "ResultT",
+    "Sha256",
+    "Source",
+    "StoreName",
+    "StoreNames",
+    "SweepLeftoversRequest",
+    "SweepLeftoversResult",
+    "SweepProbeRequest",
+    "SweepProbeResult",
+    "SweepRecoverRequest",
+    "SweepRecoverResult",
+    "SweepReplicateRequest",
+    "SweepReplicateResult",
+    "SweepVerifyRequest",
+    "SweepVerifyResult",
+    "TaskSpec",
+    "UploadRequest",
+    "UploadResult",
+    "Verb",
+    "VerifyRequest",
+    "VerifyResult",
+]
+
+CONTRACT_VERSION = 1
+PROGRESS_STATE = "PROGRESS"
+"""The Celery state of a running job that has reported progress; its info is a `Progress`."""
+CANCEL_KEY = "zot-artifacts:cancel:{job}"
+"""The Redis key, in the result backend, by which a client asks a running job to stop."""
+
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What a job's id, which is that of its Celery message, may be."""
+MAX_MESSAGE = 1 << 20
+"""Bytes of a whole message as the broker holds it. The largest request of this contract has about half of it."""
+
+
+class JobState(StrEnum):
+    """Where a job stands. The last five are terminal."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The job cannot succeed; its error says why."""
+    DEAD = "dead"
+    """The job could have succeeded, but every attempt met a passing fault."""
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+    """The message was not one the worker understands; nothing was done."""
+
+    @property
+    def terminal(self) -> bool:
+        """Return whether the job will not change any more."""
+        return self not in {JobState.QUEUED, JobState.RUNNING, JobState.RETRYING}
+
+
+class Queue(StrEnum):
+    """The queues, by who is waiting."""
+
+    INTERACTIVE = "interactive"
+    TRANSFER = "transfer"
+    SWEEP = "sweep"
+
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResultT = TypeVar("ResultT", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec(Generic[RequestT, ResultT]):
+    """One task as it stands in messages: its name, its models, and the queue it waits in."""
+
+    name: str
+    kind: str
+    request: type[RequestT]
+    result: type[ResultT]
+    queue: Queue
+
+
+UPLOAD = TaskSpec("artifact.upload.v1", "upload", UploadRequest, UploadResult, Queue.TRANSFER)
+REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, ReplicateResult, Queue.TRANSFER)
+VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
+DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
+ADOPT = TaskSpec("artifact.adopt.v1", "adopt", AdoptRequest, AdoptResult, Queue.TRANSFER)
+BATCH = TaskSpec("artifact.batch.v1", "batch", BatchRequest, BatchResult, Queue.TRANSFER)
+SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, SweepVerifyResult, Queue.SWEEP)
+SWEEP_REPLICATE = TaskSpec(
+    "sweep.replicate.v1", "sweep.replicate", SweepReplicateRequest, SweepReplicateResult, Queue.SWEEP
+)
+SWEEP_LEFTOVERS = TaskSpec(
+    "sweep.leftovers.v1", "sweep.leftovers", SweepLeftoversRequest, SweepLeftoversResult, Queue.SWEEP
+)
+SWEEP_RECOVER = TaskSpec(
+    "sweep.recover.v1", "sweep.recover", SweepRecoverRequest, SweepRecoverResult, Queue.INTERACTIVE
+)
+SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
+
+TASKS: dict[str, TaskSpec[Any, Any]] = {
+    spec.name: spec
+    for spec in (
+        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH,
+        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
+    )
+}  # fmt: skip

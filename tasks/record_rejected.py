@@ -1,0 +1,33 @@
+"""Record what the door refused: in the ledger, and for whoever waits for the job."""
+
+from celery import Task, shared_task
+
+from worker import clock
+from worker.catalogue import CatalogueUnavailable
+from worker.context import Context, current
+from worker.intake.message_filter import RECORD
+from zot_artifact_client.contract import JobError, JobState
+from zot_artifact_client.errors import JobFailed
+
+_WAIT = 5.0
+"""Seconds before the ledger is tried again."""
+
+
+def record(context: Context, job: str, task: str, error: JobError) -> bool:
+    """Record a job as refused, and return whether it is; one that the ledger knew before stays as it is."""
+    jobs = context.catalogue.jobs
+    jobs.refuse(job, task, {}, error.model_dump(), clock.now())
+    known = jobs.get(job)
+    return known is not None and known.state == JobState.REFUSED
+
+
+def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
+    try:
+        refused = record(current(), job, task, JobError(type=type_, message=message))
+    except CatalogueUnavailable as error:
+        raise self.retry(exc=error, countdown=_WAIT) from error
+    if refused:
+        self.backend.mark_as_failure(job, JobFailed(message, type_, JobState.REFUSED.value, 0))
+
+
+refused_task = shared_task(name=RECORD, bind=True, max_retries=None, ignore_result=True)(_record)

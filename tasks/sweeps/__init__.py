@@ -1,0 +1,1 @@
+"""The periodic tasks, one file each."""

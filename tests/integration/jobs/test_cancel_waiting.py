@@ -1,0 +1,140 @@
+"""Jobs that wait and are cancelled, without a worker: what looking after jobs does for them, over a real Redis."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+
+import tasks.upload  # noqa: F401 - as in a worker: it says what is done at a job's end
+from tasks.sweeps.recover import recover
+from worker import clock
+from worker.catalogue import Held, Leased
+from worker.context import Context
+from worker.jobs.cancellation import request_end
+from worker.settings import Settings
+from worker.settings.sections import SourceSettings
+from worker.storage.config import FilesystemConfig
+from zot_artifact_client import ArtifactClient, JobCancelled
+from zot_artifact_client.cancellation import CANCELLING
+from zot_artifact_client.contract import SWEEP_RECOVER
+from zot_artifact_client.outbox import MESSAGES
+
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery, when it keeps a result
+Begin = Callable[..., Leased]
+
+
+@pytest.fixture
+def url(valkey) -> str:
+    url = valkey.url.removesuffix("/0") + "/7"
+    redis.Redis.from_url(url).flushdb()
+    return url
+
+
+@pytest.fixture
+def broker(url) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url) as client:
+        yield client
+
+
+@pytest.fixture
+def app(url) -> Iterator[Celery]:
+    with Celery(broker=url, backend=url, set_as_current=False) as app:
+        yield app
+
+
+@pytest.fixture
+def client(url) -> Iterator[ArtifactClient]:
+    with ArtifactClient(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def context(tmp_path) -> Iterator[Context]:
+    stores = {"primary": FilesystemConfig(root=tmp_path / "home" / "primary")}
+    settings = Settings(home=tmp_path / "home", stores=stores, sources=SourceSettings(roots=(tmp_path,)))
+    opened = Context.open(settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def begin(context) -> Begin:
+    def begin(id_: str, **request: object) -> Leased | Held:
+        return context.catalogue.jobs.begin(
+            id_, "upload", {"bucket": "releases", "key": "app.tgz", "source": "/in", **request}, owner="here",
+            holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30),
+        )  # fmt: skip
+
+    return begin
+
+
+@pytest.fixture
+def staged(context) -> Path:
+    path = context.settings.staging_dir / "waits" / "app.tgz"
+    path.parent.mkdir()
+    path.write_bytes(b"release one")
+    return path
+
+
+def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, begin, staged):
+    """It is cancelled in the ledger and for whoever waits, and the source that was staged for it is gone."""
+    fence = begin("waits", source=str(staged), staged=True).record.fence
+    away = {"type": "Unavailable", "message": "away"}
+    context.catalogue.jobs.retrying("waits", fence, away, due=clock.now() + timedelta(hours=1))
+    client.job("waits").cancel()
+    assert recover(context, app).cancelled == 1
+    record = context.catalogue.jobs.get("waits")
+    assert (record.state, record.error["type"]) == ("cancelled", "Cancelled")
+    with pytest.raises(JobCancelled):
+        client.job("waits").wait(5)
+    assert not staged.parent.exists()
+    assert not broker.exists(CANCELLING)
+    assert recover(context, app).cancelled == 0
+
+
+def test_a_job_that_no_worker_has_taken_over_ends_at_once(context, app, client, broker):
+    """Its request is in the ledger, its message is not sent again, and a delivery of it finds that it has ended."""
+    job = client.upload("/in/app.tgz", "releases", "app.tgz")
+    job.cancel()
+    assert recover(context, app).cancelled == 1
+    record = context.catalogue.jobs.get(job.id)
+    assert (record.state, record.request["source"]) == ("cancelled", "/in/app.tgz")
+    assert not broker.exists(MESSAGES, CANCELLING)
+    broker.delete("transfer")
+    assert recover(context, app).messages == 0
+
+
+def test_a_job_at_work_is_left_to_its_worker_and_looked_after_if_that_dies(context, app, client, begin, monkeypatch):
+    """It is ended here only when its worker has gone silent, and then without being begun again."""
+    begin("runs")
+    client.job("runs").cancel()
+    assert recover(context, app).cancelled == 0
+    assert context.catalogue.jobs.get("runs").state == "running"
+    later = clock.now() + timedelta(minutes=1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert recover(context, app).cancelled == 1
+    assert context.catalogue.jobs.get("runs").state == "cancelled"
+
+
+def test_an_id_that_nobody_knows_waits_for_its_message(context, app, client, broker):
+    """Whoever cancels a job of a plain Celery client is heard when its message comes; the wish passes after a day."""
+    client.job("unknown").cancel()
+    assert recover(context, app).cancelled == 0
+    assert broker.zscore(CANCELLING, "unknown")
+    assert 0 < broker.ttl("zot-artifacts:cancel:unknown") <= 24 * 3600
+    broker.zadd(CANCELLING, {"unknown": clock.now().timestamp() - 25 * 3600})
+    recover(context, app)
+    assert broker.zscore(CANCELLING, "unknown") is None
+
+
+def test_many_that_are_cancelled_call_for_one_look(context, app, broker):
+    """The look is called for again only after it has begun: nobody who asks later is overlooked."""
+    for id_ in ("a", "b", "c"):
+        assert request_end(app, [id_])
+    assert broker.llen(SWEEP_RECOVER.queue.value) == 1
+    recover(context, app)
+    request_end(app, ["d"])
+    assert broker.llen(SWEEP_RECOVER.queue.value) == 2

@@ -1,0 +1,87 @@
+"""What waits for whom, with a real worker of one process."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from tests.servers.worker import Worker
+from tests.waiting import until
+from worker.limits.concurrency import DistributedSemaphore
+from worker.limits.shared_redis import SharedRedis
+from zot_artifact_client import ArtifactClient, JobFailed
+from zot_artifact_client.contract import VERIFY, Queue, VerifyRequest
+
+SWEEPS, USERS = 100, 20
+
+
+@pytest.fixture(scope="module")
+def broker(valkey) -> str:
+    url = valkey.url.removesuffix("/0") + "/11"
+    Redis.from_url(url).flushdb()
+    return url
+
+
+@pytest.fixture(scope="module")
+def waiting(broker) -> dict[str, list[str]]:
+    """Lay jobs into the queues before any worker runs: first the sweep's, then the users'."""
+    ids: dict[str, list[str]] = {}
+    with Celery(broker=broker, backend=broker, set_as_current=False) as app:
+        for queue, count in ((Queue.SWEEP, SWEEPS), (Queue.INTERACTIVE, USERS)):
+            wish = [VerifyRequest(bucket="releases", key=f"{queue}-{n}") for n in range(count)]
+            ids[queue] = [
+                app.send_task(VERIFY.name, kwargs=one.payload(), queue=queue.value, task_id=one.key).id for one in wish
+            ]
+    return ids
+
+
+@pytest.fixture(scope="module")
+def worker(broker, waiting, tmp_path_factory) -> Iterator[Worker]:
+    incoming = tmp_path_factory.mktemp("incoming")
+    (incoming / "app").write_bytes(b"release")
+    settings = {
+        "sources__roots": json.dumps([str(incoming)]),
+        "store_limits": json.dumps({"dr": {"concurrency": 1}}),
+        "jobs__max_put_off": "3s",
+        "sweep__probe__enabled": "false",
+    }
+    with Worker(tmp_path_factory.mktemp("worker"), broker, concurrency=1, **settings) as running:
+        running.incoming = incoming  # type: ignore[attr-defined]
+        yield running
+
+
+def test_no_user_waits_for_a_sweep(catalogue, waiting):
+    """However many jobs of a sweep were there first, those of users begin before them."""
+
+    def begun() -> list[str]:
+        found = [record for ids in waiting.values() for id_ in ids if (record := catalogue.jobs.get(id_))]
+        assert all(record.attempts == 1 for record in found)
+        return [record.id for record in sorted(found, key=lambda record: record.started_at)]
+
+    until(lambda: len(begun()) == SWEEPS + USERS)
+    order = [id_ in waiting[Queue.INTERACTIVE] for id_ in begun()]
+    assert order.index(False) >= USERS - 1  # one may have been taken while the worker was still asking for its queues
+
+
+def test_a_job_that_waits_for_a_busy_store_spends_no_attempt(worker, broker, catalogue):
+    """A store without a free place: the job waits outside the worker and its one attempt is the one that succeeds."""
+    places = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
+    with ArtifactClient(broker) as client:
+        with places.held("dr", "somebody", limit=1, alone=1):
+            job = client.upload(worker.incoming / "app", "releases", "waits")
+            record = until(lambda: (found := catalogue.jobs.get(job.id)) and found.put_off_since and found)
+            assert (record.state, record.attempts, record.error["type"]) == ("queued", 0, "Snooze")
+        assert [copy.outcome for copy in job.wait(30).copies] == ["already_there", "stored"]
+    assert catalogue.jobs.get(job.id).attempts == 1
+
+
+def test_a_job_does_not_wait_for_ever(worker, broker, catalogue):
+    """A job that has waited in a row for as long as it may is dead, and says for what it waited."""
+    places = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
+    with ArtifactClient(broker) as client, places.held("dr", "somebody", limit=1, alone=1):
+        job = client.upload(worker.incoming / "app", "releases", "dead", stores=["dr"])
+        with pytest.raises(JobFailed, match="dr: 1 jobs are at work on the store") as failed:
+            job.wait(30)
+    assert failed.value.state == "dead"

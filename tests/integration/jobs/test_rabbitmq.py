@@ -1,0 +1,184 @@
+"""Jobs over a real RabbitMQ, if the machine has one, with a real Valkey for their results."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+from kombu import Connection
+
+from tests.servers import RabbitMQ, ServerMissing, Valkey
+from tests.servers.process import REPOSITORY
+from tests.servers.worker import Worker
+from worker.catalogue import Catalogue, JobRecord
+from worker.cli import doctor
+from worker.intake.rejected import Refused
+from worker.settings import Settings
+from zot_artifact_client import ArtifactClient, BrokerUnavailable, JobCancelled
+from zot_artifact_client import publisher as publishing
+from zot_artifact_client.contract import JobState
+from zot_artifact_client.job import Job
+
+UNACKNOWLEDGED = 2
+"""Seconds that this RabbitMQ bears with a job that has not ended; half an hour by default."""
+MB = 1_000_000
+
+
+class Site:
+    """A RabbitMQ that one worker is on, a store that takes 1 MB a second, and a client."""
+
+    def __init__(self, rabbitmq: RabbitMQ, results: str, directory: Path) -> None:
+        self.rabbitmq = rabbitmq
+        self.results = results
+        self.directory = directory
+        self.client = ArtifactClient(rabbitmq.url, result_url=results)
+        self.worker = self.another()
+        self._catalogue = Catalogue(f"sqlite:///{self.worker.home / 'catalogue.sqlite3'}")
+
+    def another(self) -> Worker:
+        """Return the worker once more, running: on the same data, after the one before."""
+        settings = {
+            "results": self.results,
+            "sources__roots": json.dumps([str(self.directory)]),
+            "store_limits": json.dumps({"dr": {"bytes_per_second": "1MB"}}),
+            "jobs__lease": "2s",
+            "sweep__verify__enabled": "false",
+        }
+        self.worker = Worker(self.directory / "worker", self.rabbitmq.url, concurrency=2, **settings).start()
+        return self.worker
+
+    def source(self, size: int) -> str:
+        path = self.directory / uuid.uuid4().hex
+        path.write_bytes(os.urandom(size))
+        return str(path)
+
+    def begun(self, key: str, size: int) -> Job:
+        """Return a running upload that takes about a second for each MB after the first."""
+        job = self.client.upload(self.source(size), "releases", key, stores=["dr"])
+        deadline = time.monotonic() + 20
+        while (record := self.record(job)) is None or record.state != JobState.RUNNING:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return job
+
+    def record(self, job: Job) -> JobRecord | None:
+        """Return what the ledger has of a job. A result that says STARTED may be of one that it does not have yet."""
+        return self._catalogue.jobs.get(job.id)
+
+    def close(self) -> None:
+        self._catalogue.close()
+        self.client.close()
+        self.worker.stop()
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory) -> Iterator[RabbitMQ]:
+    """Return a running RabbitMQ, without patience for long jobs."""
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), unacknowledged=UNACKNOWLEDGED)
+    try:
+        server.start()
+    except ServerMissing as missing:
+        pytest.skip(str(missing))  # in CI too: see there
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def site(rabbitmq, valkey: Valkey, tmp_path_factory) -> Iterator[Site]:
+    results = valkey.url.removesuffix("/0") + "/11"
+    redis.Redis.from_url(results).flushdb()
+    with closing(Site(rabbitmq, results, tmp_path_factory.mktemp("site"))) as opened:
+        yield opened
+
+
+def test_every_verb_runs(site):
+    """An artifact is uploaded, replicated, verified and deleted, and each result comes back through Redis."""
+    with closing(ArtifactClient(site.rabbitmq.url, result_url=site.results)) as client:
+        assert client.upload(site.source(1000), "releases", "verbs", stores=["primary"]).wait(20).size == 1000
+        assert client.replicate("releases", "verbs", to=["dr"]).wait(20).copies[0].outcome == "stored"
+        assert client.verify("releases", "verbs").wait(20).good
+        assert client.delete("releases", "verbs").wait(20).everywhere
+
+
+def test_doctor_asks_it(site):
+    """It says which RabbitMQ answers, and without one that none does."""
+    there = next(doctor._broker(Settings(broker=site.rabbitmq.url, results=site.results)))
+    gone = next(doctor._broker(Settings(broker="amqp://127.0.0.1:1//", results=site.results)))
+    assert (there.outcome, gone.outcome) == ("good", "unknown")
+    assert re.search(r"RabbitMQ \d+\.\d+\.\d+ answers", there.detail)
+
+
+def test_a_running_job_is_cancelled(site):
+    """The wish goes through Redis, and takes effect at the next piece."""
+    job = site.begun("cancelled", 4 * MB)
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        job.wait(20)
+    assert site.record(job).state == JobState.CANCELLED
+
+
+def test_a_malformed_message_is_set_aside_and_the_one_behind_it_runs(site):
+    """The door keeps it from Celery, and tells of it in the result backend: RabbitMQ has no place for that."""
+    with Connection(site.rabbitmq.url) as connection:
+        producer = connection.Producer()
+        producer.publish(
+            b"{nothing", routing_key="transfer", content_type="application/json", content_encoding="utf-8",
+            headers={"task": "artifact.upload.v1", "id": "malformed"},
+        )  # fmt: skip
+    site.client.upload(site.source(10), "releases", "behind", stores=["primary"]).wait(20)
+    with redis.Redis.from_url(site.results) as client:
+        assert [message.queue for message in Refused(client).latest()] == ["transfer"]
+
+
+def test_a_job_that_rabbitmq_takes_back_is_done_once_and_the_worker_goes_on(site):
+    """A job longer than RabbitMQ's consumer_timeout is delivered again while it runs: the second delivery waits."""
+    job = site.begun("long", (UNACKNOWLEDGED + 2) * MB)
+    assert job.wait(20).version == 1
+    assert "PRECONDITION_FAILED" in site.worker.log
+    assert site.record(job).attempts == 1
+    assert site.client.upload(site.source(10), "releases", "next", stores=["primary"]).wait(20).size == 10
+
+
+def test_the_job_of_a_killed_worker_goes_over_to_the_next_one(site):
+    """RabbitMQ delivers it again as soon as the connection is gone; it waits for the lease, and needs no sweep."""
+    job = site.begun("killed", 2 * MB)
+    site.worker.kill()
+    site.another()
+    assert job.wait(20).version == 1
+    assert site.record(job).attempts == 2
+
+
+def test_what_was_not_confirmed_is_not_sent(site, monkeypatch):
+    """A RabbitMQ that accepts bytes and says nothing is told to the caller within moments."""
+    for timeout in ("SOCKET_TIMEOUT", "CONNECT_TIMEOUT"):
+        monkeypatch.setattr(publishing, timeout, 0.5)
+    with closing(ArtifactClient(site.rabbitmq.url, result_url=site.results)) as client:
+        client.upload(site.source(10), "releases", "heard", stores=["primary"])
+        os.kill(site.rabbitmq.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerUnavailable, match=r"cannot be reached: Timeout|timed out"):
+                client.upload(site.source(10), "releases", "unheard", stores=["primary"])
+        finally:
+            os.kill(site.rabbitmq.pid, signal.SIGCONT)
+
+
+def test_the_worker_has_its_own_messages_confirmed(tmp_path):
+    """A retry or the job of a sweep that RabbitMQ has lost is none that was sent. No server is needed to see that."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(REPOSITORY), "ZOT_HOME": str(tmp_path),
+        "ZOT_BROKER": "amqp://127.0.0.1:1//", "ZOT_RESULTS": "redis://127.0.0.1:1/0",
+    }  # fmt: skip
+    command = (sys.executable, "-m", "celery", "-A", "worker.app", "report")
+    report = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    options = report.partition("broker_transport_options:")[2].partition("\nbroker_")[0]
+    assert "'confirm_publish': True" in options
+    assert "visibility_timeout" not in options

@@ -1,0 +1,390 @@
+"""What the azure driver makes of a bad network, a wrong configuration, other programs' blobs and a slow copy."""
+
+import logging
+import tracemalloc
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.storage.blob import AccountSasPermissions, BlobServiceClient, ResourceTypes, generate_account_sas
+
+from tests.conformance.bodies import digest_of, some_bytes, source
+from tests.conformance.targets import PART, azure, azure_config
+from tests.servers import Azurite
+from tests.servers.proxy import Cut, Fault, FaultyProxy, Lose, Request, Say
+from worker.storage import AzureConfig, Condition, Match, Store, Verdict
+from worker.storage.azure import copy as azure_copy
+from worker.storage.azure.client import CHUNK
+from worker.storage.driver import WriteInfo
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidKey,
+    NotFound,
+    PermanentError,
+    Throttled,
+    Timeout,
+    Unavailable,
+)
+from worker.storage.registry import open_driver
+
+BUCKET = "releases"
+
+
+class Line:
+    """One container, opened directly and through a proxy with faults."""
+
+    def __init__(self, proxy: FaultyProxy, direct: Store, faulty: Store) -> None:
+        self.proxy = proxy
+        self.direct = direct
+        self.faulty = faulty
+
+    def write(self, data: bytes, condition: Condition = None) -> None:
+        self.faulty.write_object(BUCKET, "app", source(data), condition=condition)
+
+    def read_directly(self) -> bytes:
+        with self.direct.read_object(BUCKET, "app") as reader:
+            return b"".join(reader)
+
+
+@pytest.fixture
+def through(azurite: Azurite, tmp_path: Path) -> Iterator[Callable[[Callable[[Request], Fault]], Line]]:
+    """Return what opens one container twice: directly, and through a proxy with faults."""
+    lines: list[Line] = []
+
+    def open_line(fault: Callable[[Request], Fault]) -> Line:
+        direct = azure(azurite, tmp_path).store
+        config: AzureConfig = direct._driver._config  # type: ignore[attr-defined]
+        proxy = FaultyProxy(azurite.port, fault).__enter__()
+        faulty = config.model_copy(update={"account_url": f"{proxy.endpoint}/{azurite.account}"})
+        lines.append(Line(proxy, direct, Store(open_driver("faulty", faulty), spool_dir=tmp_path)))
+        return lines[-1]
+
+    yield open_line
+    for line in lines:
+        line.faulty.close()
+        line.proxy.__exit__()
+        assert list(line.direct.iter_stale()) == []
+        line.direct.close()
+
+
+@pytest.fixture
+def service(azurite: Azurite) -> BlobServiceClient:
+    """Return a client of another program."""
+    return BlobServiceClient.from_connection_string(azurite.connection_string, api_version="2025-11-05")
+
+
+def once(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Request], Fault]:
+    """Return what lets the first request of this kind go wrong."""
+    left = [fault]
+
+    def decide(request: Request) -> Fault:
+        return left.pop() if left and request.method == method and part_of_path in request.path else None
+
+    return decide
+
+
+def always(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Request], Fault]:
+    return lambda request: fault if request.method == method and part_of_path in request.path else None
+
+
+def saying(status: int, code: str, **headers: str) -> Say:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the store</Message></Error>".encode()
+    return Say(status, body, {"x-ms-error-code": code, "Content-Type": "application/xml", **headers})
+
+
+class TestLostAnswers:
+    @pytest.mark.parametrize("size, request_of_commit", [(100, "/app"), (PART + 1, "comp=blocklist")])
+    @pytest.mark.parametrize("condition", [None, "create_only", "match"])
+    def test_our_own_write_is_recognised(
+        self, through: Callable[..., Line], size: int, request_of_commit: str, condition: str | None
+    ) -> None:
+        """A write whose answer is lost succeeds once: the SDK's second try meets our own object and is no conflict."""
+        line = through(once(Lose(), "PUT", request_of_commit))
+        wanted: Condition = None if condition is None else "create_only"
+        if condition == "match":
+            wanted = Match(line.direct.write_object(BUCKET, "app", source(b"before"))[0].version)
+        line.write(some_bytes(size), wanted)
+        assert line.read_directly() == some_bytes(size)
+
+    def test_block_is_sent_again(self, through: Callable[..., Line]) -> None:
+        """A block whose answer is lost is sent again under the same name, and is there once."""
+        line = through(once(Lose(), "PUT", "comp=block&"))
+        line.write(some_bytes(2 * PART))
+        assert line.read_directly() == some_bytes(2 * PART)
+
+    def test_the_same_bytes_of_another_are_a_conflict(self, through: Callable[..., Line]) -> None:
+        """Another writer's object is a conflict even when its bytes are the same: they do not say who wrote them."""
+        line = through(lambda _: None)
+        line.direct.write_object(BUCKET, "app", source(b"the same"))
+        with pytest.raises(AlreadyExists):
+            line.write(b"the same", "create_only")
+
+
+class TestBrokenTransfers:
+    def test_cut_answer(self, through: Callable[..., Line]) -> None:
+        """An answer that ends too early is `unreadable`: it says nothing about the object's bytes."""
+        line = through(always(Cut(1), "GET", "/app"))
+        line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
+        assert line.faulty.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
+
+    def test_answer_that_is_cut_once(self, through: Callable[..., Line]) -> None:
+        """A download that breaks off is taken up again, and the whole is held against the digest."""
+        line = through(once(Cut(70_000), "GET", "/app"))
+        line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
+        assert line.faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+    def test_throttling_reaches_the_caller(self, through: Callable[..., Line]) -> None:
+        """A store that asks for fewer requests is Throttled after a few tries, with the wish that it had."""
+        line = through(always(saying(503, "ServerBusy", **{"Retry-After": "7"}), "HEAD", "/app"))
+        with pytest.raises(Throttled) as raised:
+            line.faulty.stat_object(BUCKET, "app")
+        assert raised.value.retry_after == 7
+        assert 2 <= len(line.proxy.requests) <= 5
+
+    def test_overwritten_while_it_is_read(self, through: Callable[..., Line]) -> None:
+        """Who reads a version that is not there any more gets an error, and no byte of another."""
+        line = through(lambda _: None)
+        old, new = some_bytes(CHUNK + 1, 1), some_bytes(CHUNK + 1, 2)
+        line.direct.write_object(BUCKET, "app", source(old))
+        driver: Any = line.direct._driver
+        with driver.open(BUCKET, "app") as reader:
+            first = reader.read(CHUNK)
+            line.direct.write_object(BUCKET, "app", source(new))
+            assert first == old[:CHUNK]
+            with pytest.raises(Unavailable, match="overwritten or deleted while it was read"):
+                reader.read(1)
+
+    def test_reading_holds_little(self, through: Callable[..., Line]) -> None:
+        """Reading holds as much of a large object as of a small one."""
+        line = through(lambda _: None)
+        small, large = (peak_of_reading(line.direct, size) for size in (2 * CHUNK, 6 * CHUNK))
+        assert large - small < CHUNK / 2
+
+
+class TestWrongConfiguration:
+    def test_wrong_key(self, azurite: Azurite) -> None:
+        """A wrong key is AccessDenied, once, and the message says what to correct and not what it was."""
+        wrong = "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc="
+        with pytest.raises(AccessDenied, match="correct `account_key`") as raised:
+            store(azurite, account_key=wrong).health_check()
+        assert wrong not in str(raised.value)
+
+    def test_key_that_is_none(self, azurite: Azurite) -> None:
+        """What is no base64 is named before anything is asked."""
+        with pytest.raises(AccessDenied, match="the account key is no key"):
+            store(azurite, account_key="no-key").health_check()
+
+    def test_wrong_container(self, azurite: Azurite) -> None:
+        """A container that is not there is a fault of the store, never of the objects in it."""
+        lost = store(azurite, container="nowhere")
+        for ask in (lost.health_check, lambda: lost.stat_object(BUCKET, "app"), lambda: list(lost.list_objects("b"))):
+            with pytest.raises(Unavailable, match="'nowhere' does not exist at .*; create it or correct `container`"):
+                ask()
+        assert lost.verify_object(BUCKET, "app", digest_of(b"x")).verdict is Verdict.UNREADABLE
+
+    def test_wrong_account(self, azurite: Azurite) -> None:
+        """An account that is not there leaves every object unreadable, not missing."""
+        lost = store(azurite, account_url=azurite.account_url + "2", account_key="a2V5")
+        assert lost.verify_object(BUCKET, "app", digest_of(b"x")).verdict is Verdict.UNREADABLE
+        with pytest.raises((Unavailable, AccessDenied)):
+            lost.health_check()
+
+    def test_wrong_address(self, azurite: Azurite) -> None:
+        """An address where nobody answers is Unavailable, and named."""
+        with pytest.raises(Unavailable, match="127.0.0.1:1/acme: cannot be reached; check `account_url`"):
+            store(azurite, account_url="http://127.0.0.1:1/acme").health_check()
+
+    def test_identity_needs_https(self) -> None:
+        """A token is never sent over a connection that everybody can read."""
+        open_text = AzureConfig(container="c", account_url="http://127.0.0.1:1/acme")
+        with pytest.raises(PermanentError, match="only supported with HTTPS"):
+            open_driver("azure", open_text).check()
+
+    def test_connection_string(self, azurite: Azurite) -> None:
+        """A connection string is all that is needed; one that is malformed is named without being shown."""
+        string = azurite.connection_string
+        store(azurite, account_url=None, account_key=None, connection_string=string, layout="native").health_check()
+        with pytest.raises(PermanentError, match="refuses the configuration") as raised:
+            store(azurite, account_url=None, account_key=None, connection_string="very secret").health_check()
+        assert "secret" not in str(raised.value)
+
+    def test_bucket_that_is_no_container(self, azurite: Azurite) -> None:
+        """A bucket whose name Azure does not allow is refused with Azure's rule."""
+        native = store(azurite, layout="native", container=None)
+        with pytest.raises(InvalidKey, match="3 to 63 lower-case letters"):
+            native.create_bucket("Release.Candidates")
+
+    def test_tier_that_cannot_be_read(self, azurite: Azurite) -> None:
+        """A write into a tier whose objects cannot be read is refused before anything is sent."""
+        with pytest.raises(PermanentError, match="'archive' is not allowed: Azure has Hot, Cool, Cold"):
+            store(azurite).write_object(BUCKET, "app", source(b"x"), storage_class="archive")
+
+    def test_tier_is_asked_for(self, azurite: Azurite, service: BlobServiceClient) -> None:
+        """What is written goes into the configured tier, or into the one that this write names."""
+        cool = store(azurite, service, access_tier="cool")
+        for key, size, asked in (("one", 1, None), ("parts", PART + 1, None), ("hot", 1, "hot")):
+            cool.write_object(BUCKET, key, source(some_bytes(size)), storage_class=asked)
+        container = cool._driver._config.container  # type: ignore[attr-defined]
+        tiers = {row.name: row.blob_tier for row in service.get_container_client(container).list_blobs()}
+        assert tiers == {"releases/one": "Cool", "releases/parts": "Cool", "releases/hot": "Hot"}
+
+
+class TestSignature:
+    @pytest.fixture
+    def signed(self, azurite: Azurite, service: BlobServiceClient) -> Iterator[tuple[Store, str]]:
+        """Return a store that is opened with a shared access signature, and the signature."""
+        token = generate_account_sas(
+            azurite.account,
+            azurite.account_key,
+            ResourceTypes(container=True, object=True),
+            AccountSasPermissions(read=True, write=True, list=True, delete=True, create=True, add=True),
+            datetime.now(UTC) + timedelta(hours=1),
+        )
+        opened = store(azurite, service, account_key=None, sas_token=token)
+        yield opened, token.partition("sig=")[2][:20]
+        opened.close()
+
+    def test_works(self, signed: tuple[Store, str]) -> None:
+        """A signature that allows it is enough for everything; copies go through us, since they would publish it."""
+        opened, _ = signed
+        for size in (0, 10, PART + 1):
+            opened.write_object(BUCKET, "app", source(some_bytes(size)))
+            bucket, _, key = opened.quarantine_object(BUCKET, "app", f"job-{size}").partition("/")
+            assert opened.verify_object(bucket, key, digest_of(some_bytes(size))).verdict is Verdict.VERIFIED
+
+    def test_is_told_nobody(self, signed: tuple[Store, str], caplog: pytest.LogCaptureFixture) -> None:
+        """Neither a log, however talkative, nor an error shows a signature."""
+        opened, secret = signed
+        with caplog.at_level(logging.DEBUG):
+            opened.write_object(BUCKET, "app", source(b"x"))
+            with pytest.raises(NotFound) as raised:
+                opened.stat_object(BUCKET, "nothing")
+            list(opened.list_objects(BUCKET))
+        assert caplog.records
+        assert secret not in caplog.text + str(raised.value)
+
+
+class TestOthersBlobs:
+    def test_metadata_in_any_case(self, azurite: Azurite, service: BlobServiceClient) -> None:
+        """A digest that another program has written is found in whatever case its name is."""
+        opened = store(azurite, service)
+        blob = service.get_blob_client(container_of(opened), f"{BUCKET}/theirs")
+        blob.upload_blob(b"theirs", metadata={"SHA256": digest_of(b"theirs").sha256.upper()})
+        assert opened.verify_object(BUCKET, "theirs").verdict is Verdict.VERIFIED
+
+    @pytest.mark.parametrize("metadata", [{"hdi_isfolder": "true"}, {"zot_writer": "ended"}])
+    def test_blobs_that_are_no_objects(
+        self, azurite: Azurite, service: BlobServiceClient, metadata: dict[str, str]
+    ) -> None:
+        """A folder of a hierarchical account, or what is there for a moment to drop blocks, is no object."""
+        opened = store(azurite, service)
+        blob = service.get_blob_client(container_of(opened), f"{BUCKET}/thing")
+        blob.upload_blob(b"", metadata=metadata)
+        assert list(opened.list_objects(BUCKET)) == []
+        for ask in (opened.stat_object, opened.read_object):
+            with pytest.raises(NotFound):
+                ask(BUCKET, "thing")
+        left = list(opened.iter_stale())
+        assert [opened.discard(each) for each in left] == ([True] if "zot_writer" in metadata else [])
+        assert blob.exists() is ("hdi_isfolder" in metadata)
+
+    def test_blocks_of_another_program(self, azurite: Azurite, service: BlobServiceClient) -> None:
+        """Blocks that another program has staged with other ids are named as what is in the way; ending them helps."""
+        opened = store(azurite, service)
+        service.get_blob_client(container_of(opened), f"{BUCKET}/app").stage_block("theirs", b"x")
+        with pytest.raises(Unavailable, match="blocks of another program"):
+            opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        [left] = opened.iter_stale()
+        assert opened.discard(left)
+        opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+
+    def test_blocks_of_a_live_write_are_spared(self, azurite: Azurite, service: BlobServiceClient) -> None:
+        """Ending one of two writes of a key spares the other's blocks."""
+        driver: Any = store(azurite, service)._driver
+        digest = digest_of(b"live")
+        info = WriteInfo(digest.size, digest.sha256)
+        dead, live = (driver.begin_parts(BUCKET, "app", info) for _ in range(2))
+        part = driver.put_part(BUCKET, "app", live, 1, b"live")
+        [left] = [each for each in driver.iter_stale() if each.token[-1] == dead]
+        assert driver.discard(left)
+        assert [each.token[-1] for each in driver.iter_stale()] == [live]
+        assert driver.complete_parts(BUCKET, "app", live, [part], info).sha256 == digest.sha256
+
+
+class TestListing:
+    def test_goes_on_where_it_stopped(self, through: Callable[..., Line]) -> None:
+        """A listing behind a key asks the store to begin there, in either order of names."""
+        line = through(lambda _: None)
+        list(line.faulty.list_objects(BUCKET, "a/", after="a/b"))
+        list(line.faulty.list_objects(BUCKET, after="a/\uff5ex"))
+        asked = [request.path.partition("startFrom=")[2].partition("&")[0] for request in line.proxy.requests]
+        assert asked == ["releases%2Fa%2Fb", "releases%2Fa%2F"]
+
+
+class TestCopies:
+    def test_pending_copy_is_no_copy(self, through: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A copy that the store does not end in time is called off and removed, and was never an object."""
+        monkeypatch.setattr(azure_copy, "COPY_WITHIN", 0.0)
+        monkeypatch.setattr(azure_copy, "COPY_POLL", 0.0)
+        pending = Pending()
+        line = through(pending)
+        line.direct.write_object(BUCKET, "app", source(b"x"))
+        with pytest.raises(Timeout, match="did not end the copy"):
+            line.faulty.quarantine_object(BUCKET, "app", "job-1")
+        with pytest.raises(NotFound):
+            line.faulty.stat_object("zot-quarantine", f"{BUCKET}/job-1/app")
+        ended = [request for request in line.proxy.requests if request.method in {"PUT", "DELETE"}][-2:]
+        assert ["comp=copy" in ended[0].path, ended[1].method] == [True, "DELETE"]
+        assert ended[1].headers["If-Match"] == '"0x1"'
+
+
+class Pending:
+    """Answers, after a copy was begun, as Azure does while it is under way."""
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, str] = {}
+
+    def __call__(self, request: Request) -> Fault:
+        if "x-ms-copy-source" in request.headers:
+            given = request.headers.items()
+            self.metadata = {name: value for name, value in given if name.startswith("x-ms-meta-")}
+        if "zot-quarantine" not in request.path or request.method == "DELETE":
+            return None
+        if "comp=copy" in request.path:
+            return Say(204)
+        facts = {
+            "ETag": '"0x1"',
+            "Last-Modified": "Sun, 22 Nov 2026 14:00:00 GMT",
+            "x-ms-blob-type": "BlockBlob",
+            "x-ms-copy-id": "copy",
+            "x-ms-copy-status": "pending",
+        }
+        return Say(200, b"", facts | self.metadata) if request.method == "HEAD" else None
+
+
+def peak_of_reading(opened: Store, size: int) -> int:
+    """Return the most bytes that were allocated at a time while an object was read through one reader."""
+    opened.write_object(BUCKET, "app", source(some_bytes(size)))
+    driver: Any = opened._driver
+    tracemalloc.start()
+    try:
+        with driver.open(BUCKET, "app") as reader:
+            assert sum(iter(lambda: len(reader.read(1 << 20)), 0)) == size
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def store(azurite: Azurite, service: BlobServiceClient | None = None, **changes: object) -> Store:
+    """Return a store on the emulator, its container made if somebody is given who makes it."""
+    config = azure_config(azurite, **changes)
+    if service and config.container:
+        service.create_container(config.container)
+    return Store(open_driver("azure", config))
+
+
+def container_of(opened: Store) -> str:
+    return str(opened._driver._config.container)  # type: ignore[attr-defined]

@@ -1,0 +1,281 @@
+"""What the s3 driver makes of a bad network, a wrong configuration and an ill-behaved server."""
+
+import tracemalloc
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.bodies import digest_of, some_bytes, source
+from tests.conformance.targets import PART, make_s3_bucket, s3_client, s3_config, s3_ministack
+from tests.servers import Ministack, RcloneS3
+from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
+from worker.storage import Condition, Match, S3Config, Store, Verdict
+from worker.storage.errors import AccessDenied, AlreadyExists, PermanentError, Throttled, TransientError, Unavailable
+from worker.storage.registry import open_driver
+from worker.storage.transfer.resumable_read import AHEAD, WINDOW
+
+BUCKET = "releases"
+XML = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>said the store</Message></Error>"
+
+
+@pytest.fixture
+def through(ministack: Ministack, tmp_path: Path) -> Iterator[Callable[[Callable[[Request], Fault]], "Line"]]:
+    """Return what opens one real bucket twice: directly, and through a proxy with faults."""
+    lines: list[Line] = []
+
+    def open_line(fault: Callable[[Request], Fault], **changes: object) -> Line:
+        direct = s3_ministack(ministack, tmp_path).store
+        config: S3Config = direct._driver._config  # type: ignore[attr-defined]
+        proxy = FaultyProxy(ministack.port, fault).__enter__()
+        faulty = config.model_copy(update={"endpoint": proxy.endpoint, **changes})
+        lines.append(Line(proxy, direct, Store(open_driver("faulty", faulty), spool_dir=tmp_path)))
+        return lines[-1]
+
+    yield open_line
+    for line in lines:
+        line.faulty.close()
+        line.proxy.__exit__()
+        assert list(line.direct.iter_stale()) == []
+        line.direct.close()
+
+
+class Line:
+    def __init__(self, proxy: FaultyProxy, direct: Store, faulty: Store) -> None:
+        self.proxy = proxy
+        self.direct = direct
+        self.faulty = faulty
+
+    def write(self, data: bytes, condition: Condition = None) -> None:
+        self.faulty.write_object(BUCKET, "app", source(data), condition=condition)
+
+    def read_directly(self) -> bytes:
+        with self.direct.read_object(BUCKET, "app") as reader:
+            return b"".join(reader)
+
+
+def once(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Request], Fault]:
+    """Return what lets the first request of this kind go wrong."""
+    left = [fault]
+
+    def decide(request: Request) -> Fault:
+        return left.pop() if left and request.method == method and part_of_path in request.path else None
+
+    return decide
+
+
+def always(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Request], Fault]:
+    return lambda request: fault if request.method == method and part_of_path in request.path else None
+
+
+class TestLostAnswers:
+    @pytest.mark.parametrize("size", [100, PART + 1])
+    @pytest.mark.parametrize("condition", [None, "create_only", "match"])
+    def test_our_own_write_is_recognised(self, through: Callable[..., Line], size: int, condition: str | None) -> None:
+        """A write whose answer is lost succeeds once: the SDK's second try meets our own object and is no conflict."""
+        line = through(once(Lose(), "PUT", "/app") if size < PART else once(Lose(), "POST", "uploadId"))
+        wanted: Condition = None if condition is None else "create_only"
+        if condition == "match":
+            wanted = Match(line.direct.write_object(BUCKET, "app", source(b"before"))[0].version)
+        line.write(some_bytes(size), wanted)
+        assert line.read_directly() == some_bytes(size)
+
+    @pytest.mark.parametrize("size", [100, PART + 1])
+    def test_the_same_bytes_of_another_are_a_conflict(self, through: Callable[..., Line], size: int) -> None:
+        """Another writer's object is a conflict even when its bytes are the same: they do not say who wrote them."""
+        line = through(lambda _: None)
+        line.direct.write_object(BUCKET, "app", source(some_bytes(size)))
+        with pytest.raises(AlreadyExists):
+            line.write(some_bytes(size), "create_only")
+
+
+class TestBrokenTransfers:
+    @pytest.mark.parametrize("after", [0, 1])
+    def test_cut_answer(self, through: Callable[..., Line], after: int) -> None:
+        """An answer that ends too early is Unavailable and `unreadable`: it says nothing about the object's bytes."""
+        line = through(always(Cut(after), "GET", "/app"))
+        line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
+        with pytest.raises(Unavailable, match="releases/app"), line.faulty.read_object(BUCKET, "app") as reader:
+            b"".join(reader)
+        assert line.faulty.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
+
+    def test_answer_that_breaks_in_the_middle(self, through: Callable[..., Line]) -> None:
+        """A read that breaks goes on where it broke, and the whole is held against the digest as if it had not."""
+        line = through(always(Cut(70_000), "GET", "/app"))
+        line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
+        with line.faulty.read_object(BUCKET, "app") as reader:
+            assert b"".join(reader) == some_bytes(100_000)
+        assert line.faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+    def test_part_that_never_arrives(self, through: Callable[..., Line]) -> None:
+        """When a part fails for good the upload is ended, and the old content stays."""
+        line = through(always(Say(500, XML % b"InternalError"), "PUT", "partNumber=2"))
+        line.direct.write_object(BUCKET, "app", source(b"before"))
+        with pytest.raises(Unavailable, match=r"releases/app: said the store \(InternalError\)"):
+            line.write(some_bytes(2 * PART + 1))
+        assert line.read_directly() == b"before"
+
+    def test_throttled(self, through: Callable[..., Line]) -> None:
+        """A store that asks for fewer requests is Throttled, with its own wish, after few tries."""
+        line = through(always(Say(503, XML % b"SlowDown", {"Retry-After": "3"}), "PUT", "/app"))
+        with pytest.raises(Throttled) as caught:
+            line.write(b"x")
+        assert caught.value.retry_after == 3
+        assert len([request for request in line.proxy.requests if request.method == "PUT"]) == 4
+
+    def test_refused_is_not_tried_again(self, through: Callable[..., Line]) -> None:
+        """What the store refuses is asked once."""
+        line = through(always(Say(403, XML % b"AccessDenied"), "PUT", "/app"))
+        with pytest.raises(AccessDenied):
+            line.write(b"x")
+        assert len([request for request in line.proxy.requests if request.method == "PUT"]) == 1
+
+    def test_range_that_is_ignored(self, through: Callable[..., Line]) -> None:
+        """A store that answers a range with the whole is found out: its first bytes are not those asked for."""
+        headers = {"ETag": '"x"', "Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT"}
+        line = through(always(Say(200, b"0123456789", headers), "GET", "/app"))
+        with pytest.raises(PermanentError, match="range"):
+            line.faulty.read_object_range(BUCKET, "app", 3, 2)
+
+
+class TestDialects:
+    def put_headers(self, line: Line) -> dict[str, str]:
+        line.write(b"hello")
+        [put] = [request for request in line.proxy.requests if request.method == "PUT"]
+        return {name.lower(): value for name, value in put.headers.items()}
+
+    def test_compatible_stores(self, through: Callable[..., Line]) -> None:
+        """Stores that do not know the SDK's checksums get none, and the body's own SHA-256 is signed."""
+        headers = self.put_headers(through(lambda _: None))
+        assert not [name for name in headers if "checksum" in name or name in {"x-amz-trailer", "content-encoding"}]
+        assert headers["x-amz-content-sha256"] == digest_of(b"hello").sha256
+
+    def test_amazon(self, through: Callable[..., Line]) -> None:
+        """Amazon gets a checksum with every write, so that it refuses what was damaged on the way."""
+        assert "x-amz-checksum-crc32" in self.put_headers(through(lambda _: None, provider="aws"))
+
+    @pytest.mark.parametrize("size", [100, PART + 1])
+    def test_damage_on_the_way(self, through: Callable[..., Line], size: int) -> None:
+        """A body that was damaged on the way is refused by the store, and the job may try again."""
+        line = through(lambda request: Damage() if request.method == "PUT" else None, provider="aws")
+        with pytest.raises(TransientError, match=r"releases/app: .*damaged on the way"):
+            line.write(some_bytes(size))
+        assert not line.direct.object_exists(BUCKET, "app")
+
+
+class TestConfiguration:
+    def open(self, server: RcloneS3, **changes: object) -> Store:
+        return Store(open_driver("primary", s3_config(server, **changes)))
+
+    def test_wrong_secret(self, rclone: RcloneS3) -> None:
+        """Wrong credentials are AccessDenied for every verb, and are not told."""
+        store = self.open(rclone, secret_access_key="not-the-secret")
+        for ask in (store.health_check, lambda: store.stat_object(BUCKET, "app"), lambda: store.bucket_exists(BUCKET)):
+            with pytest.raises(AccessDenied, match="primary") as caught:
+                ask()
+            assert "not-the-secret" not in str(caught.value)
+            assert rclone.access_key_id not in str(caught.value)
+        assert store.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
+        store.close()
+
+    def test_no_credentials(self, rclone: RcloneS3) -> None:
+        """Without credentials anywhere the error says where they would come from."""
+        store = self.open(rclone, access_key_id=None, secret_access_key=None)
+        with pytest.raises(AccessDenied, match="no usable credentials"):
+            store.health_check()
+        store.close()
+
+    def test_credentials_of_the_sdk(self, rclone: RcloneS3, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without configured keys those of the SDK's own chain are used."""
+        name = f"real-{uuid.uuid4().hex[:8]}"
+        (rclone.files / name).mkdir()
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", rclone.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rclone.secret_access_key)
+        store = self.open(rclone, access_key_id=None, secret_access_key=None, bucket=name)
+        store.health_check()
+        store.close()
+
+    def test_missing_bucket(self, rclone: RcloneS3) -> None:
+        """A configured bucket that is not there is a fault of the store, told with the way out, and no missing copy."""
+        store = self.open(rclone, bucket="not-there")
+        for ask in (
+            store.health_check,
+            lambda: store.stat_object(BUCKET, "app"),
+            lambda: store.read_object(BUCKET, "app"),
+            lambda: list(store.list_objects(BUCKET)),
+            lambda: store.delete_object(BUCKET, "app"),
+            lambda: store.write_object(BUCKET, "app", source(b"x")),
+        ):
+            with pytest.raises(Unavailable, match=r"'not-there' does not exist at .*; create it or correct `bucket`"):
+                ask()
+        assert store.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
+        store.close()
+
+    def test_nobody_listens(self, rclone: RcloneS3) -> None:
+        """An endpoint where nobody listens is named together with the setting to look at."""
+        store = self.open(rclone, endpoint="http://user:hidden@127.0.0.1:9")
+        with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9: cannot be reached; check `endpoint`") as caught:
+            store.health_check()
+        assert "hidden" not in str(caught.value)
+        store.close()
+
+    def test_endpoint_that_is_no_url(self, rclone: RcloneS3) -> None:
+        """An endpoint without a scheme is refused with an example."""
+        with pytest.raises(PermanentError, match="correct `endpoint`, such as https://"):
+            self.open(rclone, endpoint="localhost:9000").health_check()
+
+    @pytest.mark.parametrize(("status", "hint"), [(200, "endpoint"), (404, "bucket"), (500, "endpoint")])
+    def test_endpoint_that_is_no_store(self, through: Callable[..., Line], status: int, hint: str) -> None:
+        """A web server that is no S3 is a fault of the store whatever it answers, never an empty or missing bucket."""
+        line = through(always(Say(status, b"<html><p>welcome"), "GET"))
+        for ask in (line.faulty.health_check, lambda: list(line.faulty.list_objects(BUCKET))):
+            with pytest.raises(Unavailable, match=f"`{hint}`"):
+                ask()
+
+    def test_unknown_profile(self, rclone: RcloneS3) -> None:
+        """A profile that the SDK does not know is named by its setting."""
+        with pytest.raises(AccessDenied, match="correct `profile`"):
+            self.open(rclone, profile="nobody").health_check()
+
+
+def test_memory_is_bounded(ministack: Ministack, tmp_path: Path) -> None:
+    """Of a body of many parts only those under way are in memory, and of one that is read the ranges ahead."""
+    store = s3_ministack(ministack, tmp_path).store
+    size = 20 * PART
+    body, digest = (tmp_path / "body"), digest_of(some_bytes(size))
+    body.write_bytes(some_bytes(size))
+    store.write_object(BUCKET, "warm-up", source(some_bytes(PART + 1)))
+    with body.open("rb") as opened:
+        assert _peak(lambda: store.write_object(BUCKET, "app", opened, size=size, sha256=digest.sha256)) < 7 * PART
+    assert _peak(lambda: store.verify_object(BUCKET, "app")) < (AHEAD + 3) * WINDOW
+    assert store.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+    store.close()
+
+
+def _peak(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_advice_is_given_until_it_is_taken(ministack: Ministack, tmp_path: Path) -> None:
+    """A bucket that keeps open uploads for ever is told of, by name; one with a rule that ends them is not."""
+    config = s3_config(ministack)
+    make_s3_bucket(ministack, str(config.bucket))
+    store = Store(open_driver("cloud", config), spool_dir=tmp_path)
+    assert [str(config.bucket) in advice for advice in store.advice()] == [True]
+    client = s3_client(ministack)
+    rule = {
+        "ID": "end",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
+    }
+    client.put_bucket_lifecycle_configuration(Bucket=config.bucket, LifecycleConfiguration={"Rules": [rule]})
+    client.close()
+    assert store.advice() == []
+    store.close()

@@ -1,0 +1,176 @@
+"""What a store that fails or is busy costs its own jobs, and nobody else."""
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from redis import Redis
+
+from tasks.delete import delete
+from tasks.replicate import replicate
+from tasks.upload import upload
+from tasks.verify import verify
+from tests.conformance.targets import make_s3_bucket, s3_config
+from tests.servers.proxy import Fault, FaultyProxy, Request, Say
+from worker.context import Context
+from worker.jobs.running_job import Snooze
+from worker.limits import admission
+from worker.limits.admission import Admission
+from worker.limits.concurrency import DistributedSemaphore
+from worker.limits.shared_redis import SharedRedis
+from worker.settings import Settings
+from worker.settings.limits import BreakerSettings, StoreLimits
+from worker.storage.errors import TransientError
+from worker.storage.probe import probe
+from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest
+
+STORM = [Say(503, b"<Error><Code>SlowDown</Code></Error>"), Say(429)]
+
+
+class FaultInjector:
+    """What the store behind the proxy answers: itself, or a storm."""
+
+    def __init__(self) -> None:
+        self.storm = False
+        self.asked = 0
+
+    def __call__(self, _request: Request) -> Fault:
+        self.asked += 1
+        return STORM[self.asked % 2] if self.storm else None
+
+
+@pytest.fixture
+def weather() -> FaultInjector:
+    return FaultInjector()
+
+
+@pytest.fixture
+def settings(settings: Settings, ministack, weather, monkeypatch) -> Iterator[Settings]:
+    """Put a store in the cloud, through the proxy, beside a directory."""
+    monkeypatch.setattr("worker.storage.s3.providers.ATTEMPTS", 1)  # the SDK's own patience is not asked here
+    config = s3_config(ministack)
+    make_s3_bucket(ministack, config.bucket)
+    with FaultyProxy(ministack.port, weather) as proxy:
+        stores = {
+            "primary": settings.stores["primary"],
+            "cloud": config.model_copy(update={"endpoint": proxy.endpoint}),
+        }
+        breaker = BreakerSettings(failures=2, within=timedelta(minutes=5), open=timedelta(minutes=5))
+        yield settings.model_copy(update={"stores": stores, "placement": ("primary", "cloud"), "breaker": breaker})
+
+
+@pytest.fixture
+def redis(valkey) -> Redis:
+    client = Redis.from_url(valkey.url.removesuffix("/0") + "/10")
+    client.flushdb()
+    return client
+
+
+@pytest.fixture
+def context(context: Context, redis: Redis) -> Context:
+    return with_settings(context, context.settings, redis)
+
+
+def with_settings(context: Context, settings: Settings, redis: Redis) -> Context:
+    gates = Admission(settings, lambda name: probe(context.stores[name]), SharedRedis(lambda: redis))
+    return dataclasses.replace(context, settings=settings, gates=gates)
+
+
+def calm(redis: Redis) -> None:
+    """Let the time for which the store is left alone be over."""
+    assert redis.delete("zot-artifacts:breaker:cloud:open") == 1
+
+
+def test_a_storm_opens_the_breaker_and_the_other_store_goes_on(run, context, redis, weather, source):
+    """A store that answers 503 and 429 is left alone after two jobs; the others' copies are made, and it recovers."""
+    wish = [UploadRequest(source=source(b"release", f"{n}"), bucket="releases", key=f"{n}") for n in range(4)]
+    weather.storm = True
+    for n in range(2):
+        with pytest.raises(TransientError):
+            run(upload, wish[n])
+    asked = weather.asked
+    for n in (2, 3):
+        with pytest.raises(Snooze, match="cloud: the store keeps failing"):
+            run(upload, wish[n])
+    assert weather.asked == asked
+    assert all(context.stores["primary"].object_exists("releases", f"{n}") for n in range(4))
+    calm(redis)
+    with pytest.raises(Snooze):
+        run(upload, wish[3])  # its probe fails
+    asked = weather.asked
+    with pytest.raises(Snooze):
+        run(upload, wish[2])
+    assert weather.asked == asked
+    calm(redis)
+    weather.storm = False
+    for n in range(4):
+        assert [copy.outcome for copy in run(upload, wish[n]).copies] == ["already_there", "stored"]
+
+
+def test_every_verb_leaves_an_open_store_alone(run, context, redis, weather, source, monkeypatch):
+    """While a store is left alone no verb sends it a request or reads a source for it; the other store is served."""
+    monkeypatch.setattr(admission, "_JUST_NOW", 0)  # what it was like a second ago is taken for what it is like
+    run(upload, UploadRequest(source=source(b"release"), bucket="releases", key="app"))
+    redis.set("zot-artifacts:breaker:cloud:open", 1, px=300_000)
+    asked = weather.asked
+    for verb, wish in (
+        (verify, VerifyRequest(bucket="releases", key="app", stores=("cloud",))),
+        (replicate, ReplicateRequest(bucket="releases", key="app", to=("cloud",))),
+        (upload, UploadRequest(source=source(b"") + ".absent", bucket="releases", key="new", stores=("cloud",))),
+        (delete, DeleteRequest(bucket="releases", key="app", stores=("cloud",))),
+    ):
+        with pytest.raises(Snooze, match="cloud"):
+            run(verb, wish)
+    assert run(verify, VerifyRequest(bucket="releases", key="app", stores=("primary",))).good
+    assert weather.asked == asked
+
+
+def test_a_copy_is_not_read_again_while_the_job_waits_for_another_store(run, context, redis, weather, source, stored):
+    """A verification that has to wait for one store keeps the verdicts on the others."""
+    run(upload, UploadRequest(source=source(b"release"), bucket="releases", key="app"))
+    redis.set("zot-artifacts:breaker:cloud:open", 1, px=300_000)
+    wish = VerifyRequest(bucket="releases", key="app")
+    jobs = []
+
+    def twice(request, context, job):
+        job.was_snoozed = bool(jobs)
+        job.id = jobs[0] if jobs else job.id
+        jobs.append(job.id)
+        return verify(request, context, job)
+
+    with pytest.raises(Snooze):
+        run(twice, wish)
+    stored("primary", "app").unlink()  # whoever reads it again finds it missing
+    calm(redis)
+    assert run(twice, wish).good
+    log = context.catalogue.verifications.of("releases", "app")
+    assert sorted(entry["store"] for entry in log) == ["cloud", "primary"]
+
+
+def test_a_store_that_is_busy_keeps_its_jobs_waiting_and_no_other(run, context, redis, source):
+    """A store with as many jobs as may be turns the next one away before anything is read; the other gets its copy."""
+    limits = {"cloud": StoreLimits(concurrency=1)}
+    limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
+    wish = UploadRequest(source=source(b"release"), bucket="releases", key="app", stores=("cloud", "primary"))
+    with DistributedSemaphore(SharedRedis(lambda: redis), seconds=60).held("cloud", "another", limit=1, alone=1):
+        with pytest.raises(Snooze, match="cloud: 1 jobs are at work"):
+            run(lambda r, _, job: upload(r, limited, job), wish)
+        assert limited.stores["primary"].object_exists("releases", "app")
+    placed = run(lambda r, _, job: upload(r, limited, job), wish)
+    assert {copy.store: copy.outcome for copy in placed.copies} == {"cloud": "stored", "primary": "already_there"}
+    assert redis.zcard("zot-artifacts:places:cloud") == 0
+
+
+def test_reads_and_writes_count_for_their_stores(run, context, redis, source):
+    """What is read from one store and written to another is paid for at both."""
+    run(upload, UploadRequest(source=source(bytes(60_000)), bucket="releases", key="app", stores=("primary",)))
+    limits = dict.fromkeys(("primary", "cloud"), StoreLimits(bytes_per_second="1MiB"))
+    limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
+    wish = ReplicateRequest(bucket="releases", key="app", to=("cloud",))
+    run(lambda r, _, job: replicate(r, limited, job), wish)
+    paid = {key: int(redis.get(key)) for key in redis.scan_iter("zot-artifacts:bytes:*")}
+    assert {name: sum(n for key, n in paid.items() if name in key) for name in (b"primary", b"cloud")} == {
+        b"primary": 60_000,
+        b"cloud": 60_000,
+    }

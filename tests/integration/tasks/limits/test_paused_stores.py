@@ -1,0 +1,110 @@
+"""Stores that somebody has paused: their jobs wait, and nothing else does."""
+
+from datetime import timedelta
+
+import pytest
+
+from tasks.adopt import adopt
+from tasks.delete import delete
+from tasks.replicate import replicate
+from tasks.sweeps.cleanup import sweep_leftovers
+from tasks.sweeps.probe import sweep_probe
+from tasks.sweeps.verify import sweep_verify
+from tasks.upload import upload
+from tasks.verify import verify
+from worker import clock
+from worker.catalogue import Scope
+from worker.limits.pauses import Paused
+from zot_artifact_client.contract import (
+    AdoptRequest,
+    DeleteRequest,
+    ReplicateRequest,
+    SweepLeftoversRequest,
+    SweepProbeRequest,
+    SweepVerifyRequest,
+    UploadRequest,
+    VerifyRequest,
+)
+
+AT = {"bucket": "releases", "key": "app.tgz"}
+
+
+@pytest.fixture
+def pause(context):
+    def begin(name: str, scope: Scope = Scope.STORE) -> None:
+        context.catalogue.pauses.begin(scope, name, reason="its disks are moved", now=clock.now())
+
+    return begin
+
+
+def test_the_other_stores_are_served_and_the_paused_one_gets_its_copy_later(run, context, source, stored, pause):
+    """An upload writes to the stores that go on, then waits with the reason, and ends once the pause is over."""
+    request = UploadRequest(**AT, source=source(b"release one"))
+    pause("dr")
+    with pytest.raises(Paused, match="dr: the store is paused: its disks are moved"):
+        run(upload, request)
+    assert stored("primary").exists()
+    assert not stored("dr").exists()
+    context.catalogue.pauses.end(Scope.STORE, "dr")
+    assert [copy.outcome for copy in run(upload, request).copies] == ["already_there", "stored"]
+
+
+def test_no_source_is_read_while_every_store_is_paused(run, source_root, pause):
+    """What could go nowhere is not even opened: a source that is not there is not missed yet."""
+    for name in ("primary", "dr"):
+        pause(name)
+    with pytest.raises(Paused):
+        run(upload, UploadRequest(**AT, source=str(source_root / "absent.tgz")))
+
+
+@pytest.mark.parametrize(
+    ("work", "request_"),
+    [
+        (replicate, ReplicateRequest(**AT, to=("cold",))),
+        (verify, VerifyRequest(**AT, stores=("primary",))),
+        (delete, DeleteRequest(**AT, stores=("primary",), allow_last=True)),
+        (adopt, AdoptRequest(**AT, store="primary")),
+    ],
+)
+def test_reading_from_a_paused_store_waits_too(run, source, stored, pause, work, request_):
+    """Every verb waits for a store that it needs, whichever way it needs it, and touches nothing there."""
+    run(upload, UploadRequest(**AT, source=source(b"release one"), stores=("primary",)))
+    pause("primary")
+    with pytest.raises(Paused):
+        run(work, request_)
+    assert stored("primary").exists()
+
+
+def test_a_good_copy_elsewhere_is_taken_instead(run, source, stored, pause):
+    """A replication whose first source is paused copies from the next one."""
+    run(upload, UploadRequest(**AT, source=source(b"release one")))
+    pause("primary")
+    assert run(replicate, ReplicateRequest(**AT, to=("cold",))).copies[0].source == "dr"
+    assert stored("cold").exists()
+
+
+def test_sweeps_leave_paused_stores_out(run, context, source, pause):
+    """Neither are copies claimed there, nor is it tried out or cleaned; no sweep waits for it."""
+    run(upload, UploadRequest(**AT, source=source(b"release one")))
+    pause("dr")
+    assert set(run(sweep_verify, SweepVerifyRequest()).claimed) == {"primary", "cold"}
+    assert set(run(sweep_probe, SweepProbeRequest()).probed) == {"primary", "cold"}
+    assert set(run(sweep_leftovers, SweepLeftoversRequest()).removed) == {"primary", "cold"}
+
+
+def test_a_job_waits_with_its_batch(context, pause):
+    """A pause of a job holds it, and those that it has sent; no other."""
+    pause("batch", Scope.JOB)
+    for held in (("batch", None), ("child", "batch")):
+        with pytest.raises(Paused, match="batch"):
+            context.pausing.check_job(*held)
+    context.pausing.check_job("child", "another")
+
+
+def test_whoever_waits_looks_again_soon_at_first_and_seldom_later(context, pause):
+    """A pause of an hour costs each job a look a minute or so, a short one ends within seconds."""
+    pause("dr")
+    assert context.pausing.of_store("dr").seconds <= 3
+    context.catalogue.pauses.end(Scope.STORE, "dr")
+    context.catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=clock.now() - timedelta(hours=1))
+    assert 60 <= context.pausing.of_store("dr").seconds <= 90

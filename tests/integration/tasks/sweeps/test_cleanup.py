@@ -1,0 +1,126 @@
+"""The sweep of left-overs takes what dead writers left, and nothing that somebody still needs."""
+
+import dataclasses
+from datetime import timedelta
+
+import pytest
+
+from tasks.sweeps.cleanup import sweep_leftovers
+from tests.conformance.targets import make_s3_bucket, s3_config
+from worker import clock
+from worker.context import Context
+from worker.settings import Settings
+from worker.settings.sections import LeftoverSweepSettings, SweepSettings
+from worker.storage import Digest, Stores
+from worker.storage.driver import Part, WriteInfo
+from worker.storage.errors import Unavailable
+from worker.storage.transfer.multipart import SentPart
+from zot_artifact_client.contract import SweepLeftoversRequest
+
+EVERYTHING = SweepLeftoversRequest()
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=timedelta(0)))
+    return settings.model_copy(update={"sweep": sweep})
+
+
+def aged(context: Context, age: timedelta) -> Context:
+    sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=age))
+    return dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
+
+
+@pytest.fixture
+def abandoned(stored):
+    """A temporary file whose writer was killed."""
+    path = stored("primary").parent / ".zot-tmp-00000000000000000000000000000000"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of a release")
+    return path
+
+
+def test_what_a_dead_writer_left_goes(run, abandoned):
+    """A temporary file that nobody writes to any more is removed, and counted for its store."""
+    result = run(sweep_leftovers, EVERYTHING)
+    assert not abandoned.exists()
+    assert result.removed == {"primary": 1, "dr": 0, "cold": 0}
+
+
+def test_what_is_young_stays(run, context, abandoned):
+    """Below the configured age nothing is touched."""
+    run(lambda request, _, job: sweep_leftovers(request, aged(context, timedelta(hours=1)), job), EVERYTHING)
+    assert abandoned.exists()
+
+
+def test_a_file_that_is_being_written_stays(run, context, stored):
+    """The temporary file of a writer that lives is spared, however old it is."""
+    seen = []
+
+    class Slow:
+        def __init__(self):
+            self.left = [b"release", b" one", b""]
+
+        def read(self, _size):
+            if len(self.left) == 1:
+                run(sweep_leftovers, EVERYTHING)
+                seen.extend(stored("primary").parent.glob(".zot-tmp-*"))
+            return self.left.pop(0)
+
+    context.stores["primary"].write_object("releases", "app.tgz", Slow())
+    assert len(seen) == 1
+    assert stored("primary").read_bytes() == b"release one"
+
+
+def test_one_store_that_is_away_keeps_no_other_from_being_swept(run, settings, abandoned):
+    """A store that cannot be swept is an error at the end, after the others had their turn."""
+    settings.stores["cold"].root.rmdir()
+    with pytest.raises(Unavailable, match="cold"):
+        run(sweep_leftovers, EVERYTHING)
+    assert not abandoned.exists()
+
+
+def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
+    """A staged file that no open job names is removed; one that a job names stays."""
+    for name in ("forgotten", "wanted"):
+        (context.settings.staging_dir / name).mkdir()
+        (context.settings.staging_dir / name / "app.tgz").write_bytes(b"x")
+    request = {"source": str(context.settings.staging_dir / "wanted" / "app.tgz")}
+    context.catalogue.jobs.begin(
+        "open", "upload", request, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
+    )
+    assert run(sweep_leftovers, EVERYTHING).staged == 1
+    assert [path.name for path in context.settings.staging_dir.iterdir()] == ["wanted"]
+
+
+@pytest.fixture
+def cloud(context: Context, ministack):
+    """The same context with an S3 store, whose uploads in parts can be left open."""
+    config = s3_config(ministack)
+    make_s3_bucket(ministack, config.bucket)
+    stores = Stores({"cloud": config})
+    yield dataclasses.replace(context, stores=stores)
+    for unfinished in stores["cloud"].iter_stale():
+        stores["cloud"].discard(unfinished)
+    stores.close()
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, live):
+    """An upload in parts is aborted and forgotten, unless a job that has not ended will go on with it."""
+    digest = Digest(11, "a" * 64)
+    artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now())
+    driver = cloud.stores["cloud"]._driver
+    token = driver.begin_parts("releases", "app.tgz", WriteInfo(digest.size, digest.sha256))
+    cloud.catalogue.transfers.begin(artifact, "cloud", token=token, part_size=5, now=clock.now())
+    cloud.catalogue.transfers.add(artifact, "cloud", SentPart(Part(1, 5, "tag"), "b" * 64))
+    if live:
+        cloud.catalogue.jobs.begin(
+            "open", "upload", {}, owner="w", holds=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
+        )
+
+    result = run(lambda request, _, job: sweep_leftovers(request, cloud, job), EVERYTHING)
+
+    assert result.removed == {"cloud": 0 if live else 1}
+    assert len(list(cloud.stores["cloud"].iter_stale())) == int(live)
+    assert (cloud.catalogue.transfers.find(artifact, "cloud") is not None) == live

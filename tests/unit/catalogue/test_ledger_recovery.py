@@ -1,0 +1,174 @@
+"""The ledger knows by when a job must have been heard of, and keeps whoever lost a job from writing."""
+
+from datetime import timedelta
+
+import pytest
+
+from worker import clock
+from worker.catalogue import Finished, Held, Leased, LostLease, Superseded
+from worker.storage import Digest
+from worker.storage.driver import Part
+from worker.storage.transfer.multipart import SentPart
+from zot_artifact_client.contract import JobState
+
+LEASE = timedelta(seconds=30)
+AGAIN = timedelta(minutes=5)
+DIGEST = Digest(11, "a" * 64)
+
+
+def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
+    arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
+    return catalogue.jobs.begin(id_, "upload", {"key": "a"}, **arguments)
+
+
+def overdue(catalogue, ahead=timedelta()):
+    return [job.id for job in catalogue.jobs.overdue(now=clock.now() + ahead, again=AGAIN, lease=LEASE, limit=10)]
+
+
+def test_a_job_whose_lease_ran_out_is_overdue_once(catalogue):
+    """It is named to one who asks, and to the next one only after a while."""
+    begin(catalogue, "alive")
+    begin(catalogue, "gone", ago=2 * LEASE, queue="sweep")
+    found = catalogue.jobs.overdue(now=clock.now(), again=AGAIN, lease=LEASE, limit=10)
+    assert [(job.id, job.queue) for job in found] == [("gone", "sweep")]
+    assert overdue(catalogue) == []
+    assert overdue(catalogue, 2 * AGAIN) == ["alive", "gone"]
+
+
+def test_a_sign_of_life_and_an_end_are_heard(catalogue):
+    """A lease that is renewed moves the moment; a job that has ended has none."""
+    record = begin(catalogue, ago=2 * LEASE).record
+    catalogue.jobs.renew(record.id, record.fence, until=clock.now() + LEASE, progress=None)
+    assert overdue(catalogue) == []
+    catalogue.jobs.finish(record.id, record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+    assert overdue(catalogue, 10 * AGAIN) == []
+
+
+def test_a_retry_that_does_not_come_is_overdue(catalogue):
+    """The message of the next attempt may be lost as well."""
+    record = begin(catalogue).record
+    catalogue.jobs.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + LEASE)
+    assert overdue(catalogue) == []
+    assert overdue(catalogue, 2 * LEASE) == ["job-1"]
+
+
+def test_a_job_that_waits_for_another_one_is_not_forgotten(catalogue):
+    """Its delivery comes back when the other's lease is over; if it does not, the job is overdue."""
+    begin(catalogue, "first", holds="releases/a")
+    assert isinstance(begin(catalogue, "second", holds="releases/a"), Held)
+    assert "second" not in overdue(catalogue, LEASE / 2)
+    assert "second" in overdue(catalogue, 3 * LEASE)
+
+
+def test_a_job_that_is_put_off_has_its_attempt_back(catalogue):
+    """Waiting for what is no fault of its own costs nothing, and since when it waits is kept over the next start."""
+    since = clock.now() - AGAIN
+    record = begin(catalogue).record
+    catalogue.jobs.put_off(record.id, record.fence, {"type": "Snooze"}, since=since, due=clock.now() + LEASE)
+    waiting = catalogue.jobs.get(record.id)
+    assert (waiting.state, waiting.attempts, waiting.lease_until) == ("queued", 0, None)
+    again = begin(catalogue).record
+    assert (again.attempts, again.put_off_since, again.fence) == (1, since, 2)
+    catalogue.jobs.retrying(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
+    assert catalogue.jobs.get(record.id).put_off_since is None
+
+
+def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
+    """So many in a row and the job is dead; a start that was heard of again begins the count anew."""
+    later = (clock.now() + n * 2 * LEASE for n in range(10))  # each start finds the lease of the one before lapsed
+    for crashes in (0, 1):
+        assert begin(catalogue, now=next(later), max_crashes=3).record.crashes == crashes
+    third = begin(catalogue, now=next(later), max_crashes=3).record
+    catalogue.jobs.retrying(third.id, third.fence, {"type": "Unavailable"}, due=clock.now())
+    for crashes in (0, 1, 2):
+        last = begin(catalogue, now=next(later), max_crashes=3)
+        assert last.record.crashes == crashes
+    ended = begin(catalogue, now=next(later), max_crashes=3)
+    assert isinstance(ended, Finished)
+    assert (ended.record.state, ended.record.error["type"]) == ("dead", "Poison")
+    with pytest.raises(LostLease):
+        catalogue.jobs.finish(last.record.id, last.record.fence, JobState.SUCCEEDED, now=clock.now())
+
+
+BACK = timedelta(hours=1)
+
+
+def test_a_dead_holder_from_before_the_clock_was_set_back_holds_nothing(catalogue):
+    """Its lease would last for as long as the clock went back; the job is overdue, and its artifact is free at once."""
+    begin(catalogue, "dead", ago=-BACK, holds="releases/a")
+    assert (overdue(catalogue), overdue(catalogue)) == (["dead"], [])
+    assert isinstance(begin(catalogue, "next", holds="releases/a"), Leased)
+    assert isinstance(begin(catalogue, "dead", holds="releases/a"), Held)  # now the next one is at work there
+
+
+def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
+    """Its next sign of life is of the new time. Who comes before it takes the job, and the holder writes nothing."""
+    heard = begin(catalogue, "heard", ago=-BACK).record
+    catalogue.jobs.renew(heard.id, heard.fence, until=clock.now() + LEASE, progress=None)
+    assert overdue(catalogue) == []
+    assert isinstance(begin(catalogue, "heard"), Held)
+    early = begin(catalogue, "early", ago=-BACK).record
+    assert isinstance(begin(catalogue, "early", owner="another"), Leased)
+    with pytest.raises(LostLease):
+        catalogue.jobs.finish(early.id, early.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+
+
+def test_clocks_may_differ_by_some_leases(catalogue):
+    """A holder whose clock is somewhat ahead, or whose leases last longer than ours, is believed to be alive."""
+    begin(catalogue, "ahead", ago=-5 * LEASE, holds="releases/a")
+    begin(catalogue, "longer", lease=8 * LEASE)
+    assert overdue(catalogue) == []
+    assert isinstance(begin(catalogue, "next", holds="releases/a"), Held)
+    assert isinstance(begin(catalogue, "longer"), Held)
+
+
+def test_what_waits_for_long_is_believed(catalogue):
+    """A job that is to be tried again tomorrow is not overdue today: only who holds a job has to show life."""
+    record = begin(catalogue).record
+    catalogue.jobs.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + 24 * BACK)
+    assert overdue(catalogue) == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda held, artifact: held.artifacts.record("releases", "b", DIGEST, {}, clock.now()),
+        lambda held, artifact: held.artifacts.begin_copy(artifact, "cold"),
+        lambda held, artifact: held.artifacts.finish_copy(
+            artifact, "dr", tag="2", evidence={}, due=clock.now(), now=clock.now()
+        ),
+        lambda held, artifact: held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now()),
+        lambda held, artifact: held.transfers.add(artifact, "dr", SentPart(Part(1, 5, "e"), "a" * 64)),
+    ],
+)
+def test_whoever_lost_a_job_writes_nothing_in_its_name(catalogue, write):
+    """The catalogue that a job was given works while the job is the holder's, and is void from then on."""
+    artifact = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now())
+    catalogue.artifacts.begin_copy(artifact, "dr")
+    first = begin(catalogue, ago=2 * LEASE).record
+    held = catalogue.fenced(first.id, first.fence)
+    held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now())
+    assert isinstance(begin(catalogue, owner="another"), Leased)
+    with pytest.raises(LostLease, match="job-1 has gone over"):
+        write(held, artifact)
+    assert held.transfers.find(artifact, "dr") == catalogue.transfers.find(artifact, "dr")
+    assert catalogue.transfers.find(artifact, "dr").sent == {}
+
+
+def test_an_upload_that_goes_on_makes_no_second_version(catalogue):
+    """Its next attempt uses the version of the one before, and gives way to what came between."""
+
+    def record(key, digest, job):
+        return catalogue.artifacts.record("releases", key, digest, {}, clock.now(), job=job)
+
+    other = Digest(12, "b" * 64)
+    first = record("a", DIGEST, "one")
+    assert record("a", DIGEST, "one") == first
+    assert record("a", other, "two").version == 2
+    with pytest.raises(Superseded, match="followed by version 2"):
+        record("a", DIGEST, "one")
+    assert record("a", DIGEST, "three").version == 3
+
+    catalogue.artifacts.tombstone(record("b", DIGEST, "four"), clock.now())
+    with pytest.raises(Superseded, match="was deleted"):
+        record("b", DIGEST, "four")

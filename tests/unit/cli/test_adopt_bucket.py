@@ -1,0 +1,88 @@
+"""Going through a bucket: how many jobs at a time, and what comes of each."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.cli import adopt as cli
+from worker.cli.errors import Failure, Status
+from worker.cli.outcome import Outcome
+from worker.context import Context
+from worker.settings import Settings
+from worker.storage.config import FilesystemConfig
+from zot_artifact_client import JobState
+from zot_artifact_client.contract import AdoptRequest
+
+OBJECTS = 100
+
+
+class Way:
+    """A way to a worker that does a job when it is waited for, and knows how many wait."""
+
+    def __init__(self, left: str = "succeeded") -> None:
+        self.waiting: set[str] = set()
+        self.most = 0
+        self.sent: list[AdoptRequest] = []
+        self._ends = left
+
+    def send(self, _spec: object, _job_id: str, request: AdoptRequest) -> str:
+        self.sent.append(request)
+        self.waiting.add(request.key)
+        self.most = max(self.most, len(self.waiting))
+        return request.key
+
+    def stay(self, job: str, _timeout: float | None) -> Outcome:
+        self.waiting.remove(job)
+        result = {"unchanged": job.endswith("7")} if self._ends == "succeeded" else None
+        return Outcome(job, "adopt", JobState(self._ends), 1, None, result)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    root = tmp_path / "home" / "stores" / "only"
+    opened = Context.open(Settings(home=tmp_path / "home", stores={"only": FilesystemConfig(root=root)}))
+    for number in range(OBJECTS):
+        opened.stores["only"].write_object("releases", f"{number:03}", io.BytesIO(b"x"))
+    yield opened
+    opened.close()
+
+
+def go_through(monkeypatch: pytest.MonkeyPatch, context: Context, way: Way, limit: float | None = None) -> Any:
+    @contextmanager
+    def sender(_context: Context, _step: str) -> Iterator[Way]:
+        yield way
+
+    monkeypatch.setattr(cli, "sender", sender)
+    return cli._adopt_all(context, cli.Tally("releases", "", "only"), {"store": "only"}, limit)
+
+
+def test_only_some_jobs_wait_at_a_time(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+    """However long the listing, no more than `IN_FLIGHT` jobs wait for a worker, and each object gets one."""
+    way = Way()
+    tally = go_through(monkeypatch, context, way)
+    assert way.most == cli.IN_FLIGHT < OBJECTS
+    assert [request.key for request in way.sent] == [f"{number:03}" for number in range(OBJECTS)]
+    assert (tally.adopted, tally.unchanged, tally.failed, tally.status) == (90, 10, 0, Status.GOOD)
+
+
+def test_when_the_time_is_up_no_more_is_sent(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+    """A time limit is for the whole: the first job that has not ended by then ends the command."""
+    way = Way(left="running")
+    with pytest.raises(Failure, match="the time is up.*again goes on"):
+        go_through(monkeypatch, context, way, limit=0.0)
+    assert len(way.sent) == cli.IN_FLIGHT
+
+
+def test_a_key_that_is_none_of_ours_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch, context: Context, tmp_path: Path
+) -> None:
+    """An object whose name no store could hold is counted and named, and no job is sent for it."""
+    (tmp_path / "home" / "stores" / "only" / "releases" / "ends in a dot.").write_bytes(b"x")
+    way = Way()
+    tally = go_through(monkeypatch, context, way)
+    assert (tally.adopted + tally.unchanged, tally.failed, tally.status) == (OBJECTS, 1, Status.BAD)
+    assert [(failure["key"], failure["type"]) for failure in tally.failures] == [("ends in a dot.", "InvalidKey")]

@@ -1,0 +1,166 @@
+"""The command line where no broker runs: it looks at jobs, begins ended ones again, and pauses; all in the ledger."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import cli, clock
+from worker.catalogue import Catalogue, Leased
+from worker.settings import load_settings
+from zot_artifact_client.contract import JobState
+
+AWAY = {"type": "Unavailable", "message": "dr: away", "traceback": "Traceback\nof the first", "store": "dr"}
+PUT_OFF = {"type": "Snooze", "message": "dr: left alone", "traceback": "Traceback\nof the last", "previous": AWAY}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    load_settings().prepare()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def catalogue(home) -> Iterator[Catalogue]:
+    opened = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def end(catalogue) -> Callable[..., str]:
+    """Put a job into the ledger that has ended."""
+
+    def end(id_: str, state: JobState = JobState.DEAD, error: Any = AWAY, kind: str = "upload", **request: Any) -> str:
+        begun = catalogue.jobs.begin(
+            id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", holds=None, parent=None,
+            now=clock.now(), lease=timedelta(seconds=30), queue="sweep",
+        )  # fmt: skip
+        assert isinstance(begun, Leased)
+        catalogue.jobs.finish(id_, begun.record.fence, state, now=clock.now(), error=error)
+        return id_
+
+    return end
+
+
+@pytest.fixture
+def zot(capsys) -> Callable[..., Any]:
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        status = cli.run(list(arguments))
+        told = capsys.readouterr()
+        return status, json.loads(told.out) if "--json" in arguments else told.out, told.err
+
+    return run
+
+
+def ids(document: Any) -> list[str]:
+    return sorted(each["job"] for each in document["jobs"])
+
+
+def test_jobs_are_listed_by_how_and_where_they_ended(zot, end):
+    """State, store, error and kind each leave out what does not fit, also by a cause that was met before the last."""
+    end("at-dr")
+    end("put-off", error=PUT_OFF)
+    end("names-dr", error=AWAY | {"message": "primary: away", "store": "primary"}, stores=["primary", "dr"])
+    end("elsewhere", error={"type": "Throttled", "message": "primary: too many"})
+    end("failed", state=JobState.FAILED, error={"type": "NotFound", "message": "no such"}, kind="verify")
+    assert ids(zot("jobs", "--dead", "--json")[1]) == ["at-dr", "elsewhere", "names-dr", "put-off"]
+    assert ids(zot("jobs", "--failed", "--json")[1]) == ["failed"]
+    assert ids(zot("jobs", "--state", "dead", "--state", "failed", "--json")[1]) == ids(zot("jobs", "--json")[1])
+    assert ids(zot("jobs", "--store", "dr", "--json")[1]) == ["at-dr", "names-dr", "put-off"]
+    assert ids(zot("jobs", "--error", "Unavailable", "--json")[1]) == ["at-dr", "names-dr", "put-off"]
+    assert ids(zot("jobs", "--kind", "verify", "--json")[1]) == ["failed"]
+    assert len(zot("jobs", "--dead", "--limit", "1", "--json")[1]["jobs"]) == 1
+
+
+def test_a_job_tells_every_cause_with_its_traceback(zot, end):
+    """One job shows its tracebacks when asked to, and as JSON always."""
+    end("put-off", error=PUT_OFF)
+    assert "Traceback" not in zot("jobs", "put-off")[1]
+    shown = zot("jobs", "put-off", "--traceback")[1]
+    assert shown.index("of the last") < shown.index("of the first")
+    assert zot("jobs", "put-off", "--json")[1]["error"] == PUT_OFF
+
+
+def test_a_job_begins_again_though_no_broker_answers(zot, end, catalogue):
+    """The ledger has it, keeps the cause, and the workers send it by themselves; the line says so."""
+    end("dead")
+    status, document, told = zot("jobs", "retry", "dead", "--json")
+    assert (status, document["retried"]) == (0, ["dead"])
+    assert "by themselves" in told
+    record = catalogue.jobs.get("dead")
+    assert (record.state, record.attempts, record.queue, record.error["previous"]) == ("queued", 0, "sweep", AWAY)
+    assert [
+        job.id
+        for job in catalogue.jobs.overdue(
+            now=clock.now() + timedelta(hours=1), again=timedelta(), lease=timedelta(seconds=30), limit=9
+        )
+    ]
+
+
+def test_what_cannot_begin_again_is_named_and_the_rest_does(zot, end, tmp_path, home):
+    """A job that succeeded, one whose staged source is gone, and a refused one stay; the good one begins."""
+    source = home / "staging" / "kept" / "app.tgz"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"release one")
+    end("kept", source=str(source), staged=True)
+    end("gone", source=str(tmp_path / "gone.tgz"), staged=True)
+    end("done", state=JobState.SUCCEEDED, error=None)
+    end("refused", state=JobState.REFUSED)
+    end("batch", kind="batch")
+    status, document, _ = zot("jobs", "retry", "kept", "gone", "done", "refused", "batch", "--json")
+    assert (status, document["retried"]) == (1, ["kept"])
+    reasons = {each["job"]: each["message"] for each in document["refused"]}
+    assert "staged source is gone" in reasons["gone"]
+    assert "succeeded" in reasons["done"]
+    assert "refused" in reasons["refused"]
+    assert "send it anew" in reasons["batch"]
+
+
+def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
+    """A failed or cancelled job begins again only by name or by its state, and a dry run changes nothing."""
+    for state in (JobState.DEAD, JobState.FAILED, JobState.CANCELLED):
+        end(state.value, state=state)
+    assert zot("jobs", "retry", "--all", "--dry-run", "--json")[1]["retried"] == ["dead"]
+    assert catalogue.jobs.get("dead").state == "dead"
+    assert zot("jobs", "retry", "--all", "--json")[1]["retried"] == ["dead"]
+    assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == ["failed"]
+    assert zot("jobs", "retry", "cancelled", "--json")[1]["retried"] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (("jobs", "retry"), 2, "--all"),
+        (("jobs", "retry", "x", "--all"), 2, "--all"),
+        (("jobs", "retry", "x"), 3, "no worker has taken a job x"),
+        (("jobs", "cancel", "x"), 3, "no broker"),
+        (("jobs", "--state", "lost"), 2, "lost"),
+        (("pause", "store", "dx"), 2, "Configured are: dr, primary"),
+        (("pause", "queue", "swep"), 2, "sweep"),
+        (("pause", "queue", "interactive"), 2, "cannot be paused"),
+        (("pause", "job", "x"), 1, "nothing to pause"),
+        (("pause", "planet", "earth"), 2, "planet"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(zot, arguments, status, line):
+    """A wrong command says what is wrong with it, and changes nothing."""
+    found, _, told = zot(*arguments)
+    assert (found, len(told.strip().splitlines())) == (status, 1)
+    assert line in told
+
+
+def test_a_pause_is_told_wherever_somebody_looks(zot):
+    """`pauses`, `stores` and `doctor` tell what is paused, since when and why, until it is resumed."""
+    assert zot("pause", "store", "dr", "--reason", "moving")[0] == 0
+    assert zot("pauses", "--json")[1]["pauses"][0]["reason"] == "moving"
+    assert "moving" in zot("pauses")[1]
+    assert "moving" in zot("stores")[1]
+    assert "paused since" in zot("doctor")[1]
+    assert zot("resume", "store", "dr", "--json")[1]["was_paused"]
+    assert not zot("resume", "store", "dr", "--json")[1]["was_paused"]
+    assert zot("pauses", "--json")[1] == {"pauses": []}

@@ -1,0 +1,56 @@
+"""What the result backend keeps of a job."""
+
+import json
+from uuid import uuid4
+
+import pytest
+import redis
+from celery import Celery
+
+from worker.jobs.result_backend import keep_in_one_trip
+
+
+@pytest.fixture
+def app(valkey):
+    """Return an application that keeps its results as a worker does."""
+    with Celery("test", backend=valkey.url, set_as_current=False) as made:
+        keep_in_one_trip(made)
+        made.conf.result_expires = 600
+        yield made
+
+
+@pytest.fixture
+def job():
+    return uuid4().hex
+
+
+def test_a_success_stays_whatever_is_said_later(app, job):
+    """Who has lost a job, and does not know it yet, cannot let it look undone to whoever waits for it."""
+    app.backend.store_result(job, {"is": "done"}, "SUCCESS")
+    for late in ("STARTED", "PROGRESS", "FAILURE", "SUCCESS"):
+        app.backend.store_result(job, ValueError("late") if late == "FAILURE" else {"is": "late"}, late)
+    kept = app.backend.get_task_meta(job)
+    assert (kept["status"], kept["result"]) == ("SUCCESS", {"is": "done"})
+
+
+def test_the_last_word_before_a_success_is_kept_told_and_passes(app, valkey, job):
+    """Who listens hears of each state, who asks gets the last, and nobody has to clear it away."""
+    key = app.backend.get_key_for_task(job).decode()
+    with redis.Redis.from_url(valkey.url) as client, client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(key)
+        heard.get_message(timeout=5)
+        for state in ("STARTED", "RETRY", "SUCCESS"):
+            app.backend.store_result(job, ValueError("again") if state == "RETRY" else None, state)
+            told = heard.get_message(timeout=5)
+            assert told is not None
+            assert json.loads(told["data"])["status"] == app.backend.get_task_meta(job)["status"] == state
+        assert 0 < client.ttl(key) <= app.conf.result_expires
+
+
+def test_results_are_kept_after_the_backend_has_forgotten_how(app, valkey, job):
+    """A Redis that was started again has no scripts."""
+    app.backend.store_result(job, None, "STARTED")
+    with redis.Redis.from_url(valkey.url) as client:
+        client.script_flush()
+    app.backend.store_result(job, {"is": "done"}, "SUCCESS")
+    assert app.backend.get_task_meta(job)["status"] == "SUCCESS"

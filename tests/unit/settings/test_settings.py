@@ -1,0 +1,164 @@
+"""Every setting that is misspelt or impossible is named, none with its value."""
+
+from datetime import timedelta
+
+import pytest
+
+from worker.settings.model import NoBroker, SettingsError, load_settings
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Write a configuration file and name it in the environment."""
+
+    def write(text):
+        path = tmp_path / "zot.yaml"
+        path.write_text(text)
+        monkeypatch.setenv("ZOT_CONFIG", str(path))
+        monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+        return path
+
+    return write
+
+
+def problems():
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    return str(error.value).splitlines()
+
+
+def test_without_anything_there_are_two_stores_in_the_data_directory(config, tmp_path):
+    """The embedded default needs no file: two filesystem stores below ZOT_HOME, both in the placement."""
+    config("")
+    settings = load_settings()
+    assert {name: store.root for name, store in settings.stores.items()} == {
+        "primary": tmp_path / "home" / "stores" / "primary",
+        "dr": tmp_path / "home" / "stores" / "dr",
+    }
+    assert settings.placement_stores == ("primary", "dr")
+    assert settings.catalogue_url == f"sqlite:///{tmp_path / 'home' / 'catalogue.sqlite3'}"
+
+
+def test_the_environment_wins_over_the_file(config, monkeypatch):
+    """A setting in the environment replaces the file's, and its neighbours stay as the file has them."""
+    config("retry: {max_attempts: 3, backoff: 5s}")
+    monkeypatch.setenv("ZOT_RETRY__BACKOFF", "7s")
+    settings = load_settings()
+    assert (settings.retry.max_attempts, settings.retry.backoff) == (3, timedelta(seconds=7))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("plcement: [primary]", "plcement is not a setting; did you mean 'placement'?"),
+        ("retry: {max_attempt: 3}", "retry.max_attempt is not a setting; did you mean 'max_attempts'?"),
+        (
+            "stores: {a: {type: filesystem, root: /srv, rooot: /srv}}",
+            "stores.a.rooot is not a setting; did you mean 'root'?",
+        ),
+        (
+            "stores: {s3: {type: s3, buckett: b, bucket: b}}",
+            "stores.s3.buckett is not a setting; did you mean 'bucket'?",
+        ),
+        ("stores: {a: {type: s4}}", "stores.a: Input tag 's4'"),
+        ("stores: {s3: {type: s3, bucket: b, part_size: 5 parts}}", "stores.s3.part_size: '5 parts' is not a size"),
+        ("retry: {backoff: 5}", "retry.backoff: 5 is not a duration: write a number with a unit"),
+        ("retry: {max_attempts: 0}", "retry.max_attempts: Input should be greater than or equal to 1"),
+        (
+            "placement: [primray]",
+            "placement names the store 'primray', which is not configured; did you mean 'primary'?",
+        ),
+        (
+            "store_limits: {primray: {}}",
+            "store_limits names the store 'primray', which is not configured; did you mean",
+        ),
+        (
+            "store_limits: {dr: {concurency: 2}}",
+            "store_limits.dr.concurency is not a setting; did you mean 'concurrency'?",
+        ),
+        ("store_limits: {dr: {concurrency: 0}}", "store_limits.dr.concurrency: Input should be greater than or equal"),
+        ("store_limits: {dr: {bytes_per_second: 5 MB/s}}", "bytes_per_second: '5 MB/s' is not a size"),
+        ("breaker: {failure: 3}", "breaker.failure is not a setting; did you mean 'failures'?"),
+        ("stores: {a: {type: s3}}", "stores.a: an s3 store with the layout 'prefixed' needs `bucket`"),
+        ("broker: amqp://u:hunter2@h//", "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS)"),
+        ("- a\n- b", "a mapping of settings is expected"),
+        ("stores: {a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_way_out(config, text, says):
+    """Each mistake in the file gets one line that names the setting and what would be right."""
+    config(text)
+    found = problems()
+    assert len(found) == 1
+    assert says in found[0]
+
+
+def test_all_mistakes_are_told_at_once(config):
+    """Somebody who made three mistakes reads of three, not of one after the other."""
+    config("plcement: [a]\nretry: {max_attempt: 3}\nstores: {a: {type: s4}}")
+    assert len(problems()) == 3
+
+
+def test_a_misspelt_variable_is_an_error(config, monkeypatch):
+    """A variable that begins like ours and is none is named, with the one that was meant."""
+    config("")
+    monkeypatch.setenv("ZOT_BROKR", "redis://127.0.0.1")
+    assert problems() == ["ZOT_BROKR is not a setting; did you mean 'ZOT_BROKER'?"]
+
+
+def test_a_file_that_is_not_there_is_named(monkeypatch, tmp_path):
+    """A configuration file that cannot be read is an error, not the defaults."""
+    monkeypatch.setenv("ZOT_CONFIG", str(tmp_path / "absent.yaml"))
+    assert "absent.yaml, which cannot be read" in problems()[0]
+
+
+def test_no_secret_is_ever_printed(config):
+    """Neither the settings nor what is wrong with them show a credential."""
+    config(
+        "broker: redis://:hunter2-broker@127.0.0.1/0\n"
+        "stores: {a: {type: s3, bucket: b, access_key_id: hunter2-id, secret_access_key: hunter2-secret}}"
+    )
+    assert "hunter2" not in repr(load_settings())
+    config("stores: {a: {type: s3, bucket: b, secret_access_key: hunter2-secret, secret_acess_key: hunter2-other}}")
+    assert "hunter2" not in "\n".join(problems())
+
+
+def test_without_a_broker_the_error_says_how_to_get_one(config):
+    """Nothing configured and nothing running: the error names the command and the variable."""
+    config("")
+    with pytest.raises(NoBroker, match="zot-artifacts up.*ZOT_BROKER"):
+        _ = load_settings().broker_url
+
+
+def test_redis_never_hands_out_a_job_that_may_still_run_or_wait(config):
+    """The visibility timeout is longer than the longest attempt and the longest pause together."""
+    config("jobs: {time_limit: 9h}\nretry: {backoff_max: 2h}")
+    settings = load_settings()
+    assert settings.visibility_timeout > settings.jobs.time_limit + settings.retry.backoff_max
+
+
+def test_a_store_root_that_has_gone_is_not_made_again(config):
+    """The data directory's own stores are made once: a root that disappears is a lost disk, not an empty store."""
+    config("")
+    settings = load_settings()
+    settings.prepare()
+    settings.stores["dr"].root.rmdir()
+    settings.prepare()
+    assert settings.stores["primary"].root.is_dir()
+    assert not settings.stores["dr"].root.exists()
+
+
+def test_a_relative_path_in_the_file_starts_at_the_file(config, tmp_path, monkeypatch):
+    """Whatever directory a worker is started in, a relative path means the same place."""
+    config("stores: {a: {type: filesystem, root: data}}\nsources: {roots: [in]}")
+    monkeypatch.chdir("/")
+    settings = load_settings()
+    assert settings.stores["a"].root == tmp_path / "data"
+    assert settings.sources.roots == (tmp_path / "in",)
+
+
+def test_a_relative_path_in_the_environment_is_refused(config, monkeypatch):
+    """A path that would depend on where a process was started is an error that names it."""
+    config("")
+    monkeypatch.setenv("ZOT_STORES", '{"a": {"type": "filesystem", "root": "data"}}')
+    assert problems() == ["stores: a.root: 'data' is not an absolute path"]

@@ -1,0 +1,638 @@
+"""What only a filesystem store promises: its layout, its links, its errors, and how it treats what others left."""
+
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from worker.storage.config import FilesystemConfig
+from worker.storage.driver import Match, WriteInfo
+from worker.storage.errors import (
+    AlreadyExists,
+    BucketNotEmpty,
+    DigestMismatch,
+    InvalidKey,
+    NotFound,
+    PermanentError,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
+from worker.storage.filesystem.disk import ERRORS, translate
+from worker.storage.filesystem.driver import FilesystemDriver
+from worker.storage.filesystem.layout import Place, leaf_of, segment_of
+from worker.storage.integrity.verdict import Verdict
+from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.keys import check_key
+from worker.storage.store import Store
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def driver(root: Path) -> FilesystemDriver:
+    return FilesystemDriver("main", FilesystemConfig(root=root))
+
+
+@pytest.fixture
+def store(driver: FilesystemDriver) -> Store:
+    return Store(driver)
+
+
+def write(store: Store, key: str, content: bytes, **options: Any) -> None:
+    store.write_object("b", key, io.BytesIO(content), **options)
+
+
+def read(store: Store, key: str) -> bytes:
+    with store.read_object("b", key) as reader:
+        return b"".join(reader)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def keys(store: Store, **options: str) -> list[str]:
+    return [row.key for row in store.list_objects("b", **options)]
+
+
+def as_the_original(root: Path, key: str, content: bytes, digest: str | None) -> None:
+    path = root / "b" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    if digest is not None:
+        path.with_name(path.name + ".sha256").write_text(digest)
+
+
+# The layout
+
+
+def test_the_original_store_can_read_what_is_written(store: Store, root: Path) -> None:
+    """The bytes lie at `root/bucket/key`, and beside them the bare hex of their SHA-256."""
+    write(store, "d/app.tgz", b"content")
+    assert (root / "b/d/app.tgz").read_bytes() == b"content"
+    assert (root / "b/d/app.tgz.sha256").read_text() == sha256(b"content")
+    assert sorted(path.name for path in (root / "b/d").iterdir()) == ["app.tgz", "app.tgz.sha256"]
+
+
+@pytest.mark.parametrize("form", ["{}", "{}\n", "  {}\r\n"])
+@pytest.mark.parametrize("case", [str.lower, str.upper])
+def test_what_the_original_wrote_is_read(store: Store, root: Path, form: str, case: Callable[[str], str]) -> None:
+    """A sidecar counts with or without a newline, in any case."""
+    as_the_original(root, "k", b"content", form.format(case(sha256(b"content"))))
+    assert store.get_object_hash("b", "k") == sha256(b"content")
+    assert read(store, "k") == b"content"
+
+
+@pytest.mark.parametrize("sidecar", [None, "", "not a digest", "ab" * 31, "ab" * 33])
+def test_without_a_digest_nothing_is_claimed(store: Store, root: Path, sidecar: str | None) -> None:
+    """An object without a sidecar, or with something else in it, is there and has no digest."""
+    as_the_original(root, "k", b"content", sidecar)
+    assert store.get_object_hash("b", "k") is None
+    assert store.verify_object("b", "k").verdict is Verdict.UNVERIFIABLE
+    write(store, "k", b"new")
+    assert store.verify_object("b", "k").verdict is Verdict.VERIFIED
+
+
+def test_a_key_that_looks_like_a_sidecar_is_none(store: Store, root: Path) -> None:
+    """`x`, `x.sha256` and `x.%sha256` are three objects, each with its digest, whichever is deleted first."""
+    names = ["x", "x.sha256", "x.%sha256", "x.sha256.sha256", ".sha256", "x.SHA256"]
+    for key in names:
+        write(store, key, key.encode())
+    assert keys(store) == sorted(names)
+    for key in names:
+        assert read(store, key) == key.encode()
+        assert store.get_object_hash("b", key) == sha256(key.encode())
+    for key in names:
+        assert store.delete_object("b", key)
+        assert not store.object_exists("b", key)
+    assert list((root / "b").iterdir()) == []
+
+
+def test_a_lone_sidecar_is_nothing(store: Store, root: Path) -> None:
+    """A digest without data is no object, and not in the way of one."""
+    as_the_original(root, "k.sha256", sha256(b"gone").encode(), None)
+    assert keys(store) == []
+    assert not store.object_exists("b", "k")
+    assert not store.object_exists("b", "k.sha256")
+    write(store, "k.sha256", b"own")
+    write(store, "k", b"new")
+    assert (read(store, "k"), read(store, "k.sha256")) == (b"new", b"own")
+
+
+def test_an_object_of_the_original_that_looks_like_a_sidecar_survives(store: Store, root: Path) -> None:
+    """`x.sha256` with a sidecar of its own is an object: listed, read, and still there after `x` was written."""
+    content = b"0123 app.tgz\n"
+    as_the_original(root, "x.sha256", content, sha256(content))
+    assert keys(store) == ["x.sha256"]
+    assert read(store, "x.sha256") == content
+
+    write(store, "x", b"data")
+
+    assert keys(store) == ["x", "x.sha256"]
+    assert (read(store, "x"), read(store, "x.sha256")) == (b"data", content)
+    assert store.get_object_hash("b", "x.sha256") == sha256(content)
+    assert store.delete_object("b", "x.sha256")
+    assert read(store, "x") == b"data"
+
+
+def test_a_sidecar_left_alone_does_not_make_the_next_sidecar_an_object(store: Store, root: Path) -> None:
+    """`x.sha256.sha256` without `x.sha256` is nothing, also after `x` was written."""
+    as_the_original(root, "x.sha256.sha256", sha256(b"gone").encode(), None)
+    write(store, "x", b"data")
+    assert keys(store) == ["x"]
+    assert not store.object_exists("b", "x.sha256")
+
+
+def test_three_generations_of_checksums_are_refused(store: Store, root: Path) -> None:
+    """Where the original's names cannot be told apart, a write is refused, says so, and changes nothing."""
+    for name in ("x.sha256", "x.sha256.sha256", "x.sha256.sha256.sha256"):
+        as_the_original(root, name, name.encode(), None)
+    with pytest.raises(PermanentError, match="objects of the old layout: move them away"):
+        write(store, "x", b"data")
+    assert not store.object_exists("b", "x")
+    assert len(list((root / "b").iterdir())) == 3
+
+
+@given(st.text(alphabet="ax.%sha256", max_size=12), st.text(alphabet="ax.%sha256", max_size=12))
+def test_names_never_meet(one: str, other: str) -> None:
+    """Every last segment has a name of its own, which leads back to it, and no name is another's sidecar."""
+    assert segment_of(leaf_of(one)) == one
+    assert (leaf_of(one) == leaf_of(other)) == (one == other)
+    assert leaf_of(one) != leaf_of(other) + ".sha256"
+
+
+def test_the_longest_keys_fit(store: Store) -> None:
+    """A segment of the greatest length the rules allow can be stored, also when it needs the longest name."""
+    key = "a" * 240 + ".sha256"
+    assert check_key("b", key)
+    write(store, key, b"content")
+    assert keys(store) == [key]
+    assert read(store, key) == b"content"
+
+
+def test_the_deepest_keys_fit(store: Store, root: Path) -> None:
+    """A key of 500 segments is written, listed, read and deleted, with its directories."""
+    key = "/".join("d" * 500)
+    write(store, key, b"content")
+    assert keys(store) == [key]
+    assert read(store, key) == b"content"
+    assert store.delete_object("b", key)
+    assert list((root / "b").iterdir()) == []
+
+
+segments = st.one_of(
+    st.text(alphabet="ab.%-é", min_size=1, max_size=3),
+    st.sampled_from(["a", "A", "b", "a.sha256", "a.%sha256", "a.sha256.sha256", ".sha256", ".tmp", "e\u0301", "a0"]),
+)
+
+
+def _is_allowed(key: str) -> bool:
+    try:
+        return bool(check_key("b", key))
+    except InvalidKey:
+        return False
+
+
+def _exclude_each_other(one: str, other: str) -> bool:
+    """Return whether a disk cannot hold both: a file of one has the name of a directory of the other."""
+
+    def files(key: str) -> set[str]:
+        parent, slash, last = key.rpartition("/")
+        return {f"{parent}{slash}{leaf_of(last)}", f"{parent}{slash}{leaf_of(last)}.sha256"}
+
+    return any(below.startswith(f"{file}/") for above, below in ((one, other), (other, one)) for file in files(above))
+
+
+allowed_keys = st.lists(segments, min_size=1, max_size=3).map("/".join).filter(_is_allowed)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(allowed_keys, st.booleans()), max_size=12), prefix=allowed_keys, after=allowed_keys)
+def test_a_store_holds_what_was_put_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, bool]], prefix: str, after: str
+) -> None:
+    """Whatever was put, refused and deleted, a listing is what a dictionary would hold, by the UTF-8 order of keys."""
+    store = Store(FilesystemDriver("main", FilesystemConfig(root=tmp_path_factory.mktemp("root"))))
+    held: dict[str, bytes] = {}
+    for number, (key, is_put) in enumerate(changes):
+        content = f"{number} {key}".encode()
+        if not is_put:
+            assert store.delete_object("b", key) == (held.pop(key, None) is not None)
+            continue
+        try:
+            write(store, key, content)
+        except InvalidKey:
+            assert key not in held, "what is there can be replaced"
+            assert any(_exclude_each_other(key, other) for other in held)
+        else:
+            held[key] = content
+    ordered = sorted(held, key=str.encode)
+    assert keys(store) == ordered
+    assert {key: read(store, key) for key in ordered} == held
+    assert {key: store.get_object_hash("b", key) for key in ordered} == {k: sha256(held[k]) for k in ordered}
+    assert keys(store, prefix=prefix) == [key for key in ordered if key.startswith(prefix)]
+    assert keys(store, prefix=prefix[:1]) == [key for key in ordered if key.startswith(prefix[:1])]
+    assert [keys(store, after=key) for key in ordered] == [ordered[at + 1 :] for at in range(len(ordered))]
+    assert keys(store, after=after) == [key for key in ordered if key.encode() > after.encode()]
+
+
+def test_a_listing_goes_on_after_any_key(store: Store) -> None:
+    """By the UTF-8 order of whole keys, `a.b` comes before `a/b`, and a listing resumes inside a directory."""
+    ordered = ["a.b", "a/b", "a/c/d", "a/c/e", "a0", "\uffee", "\U00010000"]
+    for key in ordered:
+        write(store, key, b"")
+    assert keys(store) == ordered
+    assert [keys(store, after=key) for key in ordered] == [ordered[at + 1 :] for at in range(len(ordered))]
+    assert keys(store, prefix="a/", after="a/b") == ["a/c/d", "a/c/e"]
+
+
+# Keys that exclude each other
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "in_the_way"),
+    [("a", "a/b", "b/a"), ("a/b", "a", "'a'"), ("a", "a.sha256/b", "b/a.sha256"), ("a.sha256/b", "a", "'a.sha256'")],
+)
+def test_a_key_below_a_key_is_refused(store: Store, first: str, second: str, in_the_way: str) -> None:
+    """A key that the disk cannot hold beside another one is refused by an error that names both; nothing changes."""
+    write(store, first, b"first")
+    with pytest.raises(InvalidKey) as caught:
+        write(store, second, b"second")
+    assert f"main: b/{second}: " in str(caught.value)
+    assert in_the_way in str(caught.value)
+    assert keys(store) == [first]
+    assert read(store, first) == b"first"
+    assert not store.object_exists("b", second)
+    assert not store.delete_object("b", second)
+    assert list(store.iter_stale()) == []
+
+
+def test_a_key_is_free_again_when_the_keys_below_it_are_gone(store: Store) -> None:
+    """Deleting `a/b` removes the directory that was in the way of `a`."""
+    write(store, "a/b", b"1")
+    store.delete_object("b", "a/b")
+    write(store, "a", b"2")
+    assert keys(store) == ["a"]
+
+
+def test_an_unfinished_write_below_a_key_is_in_its_way(store: Store, driver: FilesystemDriver) -> None:
+    """While somebody writes `a/b`, `a` is refused; afterwards `a/b` is there."""
+
+    class Interrupting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            with pytest.raises(InvalidKey):
+                write(store, "a", b"other")
+            return super().read(size)
+
+    store.write_object("b", "a/b", Interrupting(b"content"))
+    assert keys(store) == ["a/b"]
+
+
+# Links and other things
+
+
+def test_links_are_never_followed(store: Store, root: Path, tmp_path: Path) -> None:
+    """A link to a file, a directory or a bucket is refused by name, is not listed, and nothing outside is touched."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    write(store, "own", b"own")
+    (root / "b/file").symlink_to(outside / "secret")
+    (root / "b/dir").symlink_to(outside)
+    (root / "linked").symlink_to(outside)
+
+    for bucket, key, name in [("b", "file", "file"), ("b", "dir/secret", "b/dir"), ("linked", "secret", "linked")]:
+        for operation in (
+            lambda b=bucket, k=key: store.read_object(b, k),
+            lambda b=bucket, k=key: store.write_object(b, k, io.BytesIO(b"new")),
+            lambda b=bucket, k=key: store.delete_object(b, k),
+            lambda b=bucket, k=key: store._driver.copy("b", "own", b, k),
+        ):
+            with pytest.raises(PermanentError, match=f"'{name}' is a link"):
+                operation()
+        assert store.verify_object(bucket, key).verdict is Verdict.UNREADABLE
+    assert keys(store) == ["own"]
+    with pytest.raises(PermanentError, match="is a link"):
+        list(store.list_objects("linked"))
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert (outside / "secret").read_bytes() == b"secret"
+
+
+def test_a_linked_sidecar_claims_nothing(store: Store, root: Path, tmp_path: Path) -> None:
+    """A digest is not read through a link, and never written through one."""
+    outside = tmp_path / "outside"
+    outside.write_text(sha256(b"content"))
+    as_the_original(root, "k", b"content", None)
+    (root / "b/k.sha256").symlink_to(outside)
+    assert store.get_object_hash("b", "k") is None
+    with pytest.raises(PermanentError, match=r"'k.sha256' is a link"):
+        write(store, "k", b"new")
+    assert outside.read_text() == sha256(b"content")
+
+
+def test_our_own_directory_may_be_no_link_either(store: Store, root: Path, tmp_path: Path) -> None:
+    """Where `.zot` is a link, nothing is written through it."""
+    (root / ".zot").symlink_to(tmp_path)
+    with pytest.raises(PermanentError, match="is a link"):
+        write(store, "k", b"content")
+    assert not (tmp_path / "locks").exists()
+
+
+def test_a_pipe_is_no_object(store: Store, root: Path) -> None:
+    """A special file is neither listed nor waited for."""
+    (root / "b").mkdir()
+    os.mkfifo(root / "b/pipe")
+    assert keys(store) == []
+    with pytest.raises(PermanentError, match="'pipe' is a link or a special file"):
+        read(store, "pipe")
+
+
+def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
+    """Where the store lies is the administrator's to say, and may be said with a link."""
+    (tmp_path / "link").symlink_to(root)
+    store = Store(FilesystemDriver("main", FilesystemConfig(root=tmp_path / "link")))
+    store.health_check()
+    write(store, "k", b"content")
+    assert (root / "b/k").read_bytes() == b"content"
+
+
+def test_names_that_are_not_utf8_are_passed_over(store: Store, root: Path) -> None:
+    """A foreign name that no key can be is not listed and stops nothing, but a bucket that holds it is not empty."""
+    write(store, "k", b"content")
+    (root / "b" / os.fsdecode(b"\xff")).write_bytes(b"foreign")
+    (root / "b" / os.fsdecode(b"\xfe")).mkdir()
+    assert keys(store) == ["k"]
+    assert list(store.iter_stale()) == []
+    store.delete_object("b", "k")
+    with pytest.raises(BucketNotEmpty, match="files that are no objects"):
+        store.delete_bucket("b")
+    assert (root / "b" / os.fsdecode(b"\xff")).exists()
+
+
+# The root
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda s: write(s, "k", b"x"),
+        lambda s: s.read_object("b", "k"),
+        lambda s: s.stat_object("b", "k"),
+        lambda s: s.object_exists("b", "k"),
+        lambda s: s.delete_object("b", "k"),
+        lambda s: list(s.list_objects("b")),
+        lambda s: s.create_bucket("b"),
+        lambda s: s.delete_bucket("b"),
+        lambda s: s.bucket_exists("b"),
+        lambda s: s.health_check(),
+        lambda s: list(s.iter_stale()),
+        lambda s: s._driver.copy("b", "k", "b", "l"),
+    ],
+)
+def test_a_missing_root_is_not_an_empty_store(store: Store, root: Path, operation: Callable[[Store], Any]) -> None:
+    """An unmounted disk is Unavailable, and never NotFound; the root is not made."""
+    root.rmdir()
+    with pytest.raises(Unavailable, match=f"main: its root {root} is not a directory that exists: mount the disk"):
+        operation(store)
+    assert not root.exists()
+    assert store.verify_object("b", "k").verdict is Verdict.UNREADABLE
+
+
+def test_a_missing_root_takes_nothing_from_the_source(driver: FilesystemDriver, root: Path) -> None:
+    """Whether a store is there is asked before the first byte is read."""
+    root.rmdir()
+    source = io.BytesIO(b"content")
+    with pytest.raises(Unavailable):
+        driver.put("b", "k", VerifyingReader(source), WriteInfo())
+    assert source.tell() == 0
+
+
+def test_directories_that_are_no_buckets_are_left_alone(store: Store, root: Path) -> None:
+    """What a disk has in its root beside buckets is not looked into."""
+    (root / "lost+found").mkdir()
+    (root / "lost+found/.zot-tmp-1").write_bytes(b"not ours")
+    assert list(store.iter_stale()) == []
+
+
+# Errors
+
+
+@pytest.mark.parametrize("code", sorted(errno.errorcode))
+def test_every_error_of_the_system_has_a_meaning(code: int) -> None:
+    """Each errno becomes one of our errors, in one line that names the store and the object."""
+    error = translate(OSError(code, os.strerror(code)), "main: b/k")
+    assert isinstance(error, ERRORS.get(code, Unavailable))
+    assert str(error).startswith("main: b/k")
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENODEV, errno.ENOTCONN])
+def test_a_sick_disk_may_get_well(code: int) -> None:
+    """What is wrong with the disk or the machine, and not with the request, is worth another try."""
+    assert type(translate(OSError(code, ""), "main")) is Unavailable
+
+
+def test_an_error_of_ours_stays_what_it_is() -> None:
+    """NotFound is a FileNotFoundError too, and is not translated twice."""
+    error = NotFound("main: b/k does not exist")
+    assert translate(error, "elsewhere") is error
+
+
+def test_an_error_of_the_source_is_not_the_stores(store: Store) -> None:
+    """What the body raises passes through untouched, and nothing is left, not even the bucket."""
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(4) or self._fail()
+
+        def _fail(self) -> bytes:
+            raise FileNotFoundError(errno.ENOENT, "the source is gone")
+
+    with pytest.raises(FileNotFoundError, match="the source is gone") as caught:
+        store.write_object("b", "d/e/k", Failing(b"content"))
+    assert not isinstance(caught.value, StorageError)
+    assert not store.bucket_exists("b")
+
+
+def test_wrong_bytes_leave_what_was_there(store: Store, root: Path) -> None:
+    """A source that is not what was announced leaves the previous content, and a bucket that was made before."""
+    write(store, "k", b"old")
+    with pytest.raises(DigestMismatch):
+        write(store, "k", b"new", sha256=sha256(b"other"))
+    with pytest.raises(DigestMismatch):
+        write(store, "d/e/k", b"new", sha256=sha256(b"other"))
+    assert read(store, "k") == b"old"
+    assert sorted(path.name for path in (root / "b").iterdir()) == ["k", "k.sha256"]
+
+
+# Versions and conditions
+
+
+def test_every_write_has_another_version(store: Store) -> None:
+    """Also the same bytes, written within the same tick of the kernel's clock, have another tag each time."""
+    versions = set()
+    for _ in range(50):
+        write(store, "k", b"same")
+        versions.add(store.stat_object("b", "k").version)
+    assert len(versions) == 50
+
+
+def test_a_condition_is_checked_before_the_bytes_are_read(store: Store, driver: FilesystemDriver) -> None:
+    """A write that is bound to fail does not read its source first."""
+    write(store, "k", b"old")
+    for condition, error in (("create_only", AlreadyExists), (Match("other"), PreconditionFailed)):
+        source = io.BytesIO(b"new")
+        with pytest.raises(error, match="main: b/k"):
+            driver.put("b", "k", VerifyingReader(source), WriteInfo(), condition=condition)  # type: ignore[arg-type]
+        assert source.tell() == 0
+
+
+def test_a_condition_is_checked_again_at_the_end(store: Store) -> None:
+    """Who is overtaken while its bytes come in is refused, and the other's content stays."""
+
+    class Overtaken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == 0:
+                write(store, "k", b"the other's")
+            return super().read(size)
+
+    with pytest.raises(AlreadyExists):
+        store.write_object("b", "k", Overtaken(b"mine"), condition="create_only")
+    version = Match(store.stat_object("b", "k").version)
+    with pytest.raises(PreconditionFailed):
+        store.write_object("b", "k", Overtaken(b"mine"), condition=version)
+    assert read(store, "k") == b"the other's"
+    assert list(store.iter_stale()) == []
+
+
+# Copies
+
+
+def test_a_copy_has_a_life_of_its_own(store: Store, driver: FilesystemDriver) -> None:
+    """A copy takes no room, and stays when the original is replaced or deleted."""
+    write(store, "k", b"content")
+    stat = driver.copy("b", "k", "other", "copy.sha256")
+    write(store, "k", b"new")
+    store.delete_object("b", "k")
+    assert store.verify_object("other", "copy.sha256").verdict is Verdict.VERIFIED
+    assert stat.sha256 == sha256(b"content")
+    assert driver.copy("other", "copy.sha256", "other", "copy.sha256").sha256 == stat.sha256
+    assert list(store.iter_stale()) == []
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_a_copy_never_blesses_what_has_rotted(
+    store: Store, driver: FilesystemDriver, root: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """A copy keeps the digest that was recorded, also where the disk makes no links and the bytes are copied."""
+    write(store, "k", b"content")
+    (root / "b/k").write_bytes(b"c0ntent")
+    if refusal is not None:
+
+        def refuse(*_args: Any, **_options: Any) -> None:
+            raise OSError(refusal, os.strerror(refusal))
+
+        monkeypatch.setattr(os, "link", refuse)
+    driver.copy("b", "k", "b", "copy")
+    assert (root / "b/copy").read_bytes() == b"c0ntent"
+    assert (root / "b/copy").samefile(root / "b/k") == (refusal is None)
+    assert store.verify_object("b", "copy").verdict is Verdict.CORRUPT
+    write(store, "new", b"new", condition="create_only")
+    assert read(store, "new") == b"new"
+
+
+# Reading
+
+
+def test_a_reader_keeps_its_version(store: Store) -> None:
+    """What is open stays what it was, with its stat, while the key is replaced and deleted."""
+    write(store, "k", b"old content")
+    with store.read_object("b", "k") as reader:
+        write(store, "k", b"new")
+        store.delete_object("b", "k")
+        assert b"".join(reader) == b"old content"
+        assert reader.stat.sha256 == sha256(b"old content")
+
+
+def test_an_uncached_read_comes_from_the_disk(store: Store, driver: FilesystemDriver, tmp_path: Path) -> None:
+    """A verification drops what the machine remembers of a file, and reads the same bytes."""
+    write(store, "k", os.urandom(1 << 20))
+    assert store.verify_object("b", "k").verdict is Verdict.VERIFIED
+    with driver.open("b", "k", offset=10, length=5, uncached=True) as reader:
+        assert len(reader.read(100)) == 5
+        assert reader.read(100) == b""
+
+
+# What dead writers left (that they died is shown in tests/faults)
+
+
+def test_a_living_writers_file_is_not_discarded(store: Store, driver: FilesystemDriver, root: Path) -> None:
+    """What is being written is listed as unfinished and stays; what its writer left goes, and its directory with it."""
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            unfinished = list(store.iter_stale())
+            assert len(unfinished) == 1
+            assert "main: temporary file b/d/.zot-tmp-" in unfinished[0].description
+            assert not store.discard(unfinished[0])
+            return super().read(size)
+
+    store.write_object("b", "d/k", Watched(b"content"))
+    assert list(store.iter_stale()) == []
+    (root / "b/e").mkdir()
+    (root / "b/e/.zot-tmp-1").write_bytes(b"left")
+    (left,) = store.iter_stale()
+    assert keys(store) == ["d/k"]
+    assert store.discard(left)
+    assert not store.discard(left)
+    assert not (root / "b/e").exists()
+
+
+def test_only_objects_keep_a_bucket(store: Store, root: Path) -> None:
+    """A bucket with what dead writers left is empty and can be deleted; one with an object cannot, and keeps it."""
+    write(store, "d/k", b"content")
+    (root / "b/.zot-tmp-1").write_bytes(b"left")
+    (root / "b/e/f").mkdir(parents=True)
+    (root / "b/e/x.sha256").write_text(sha256(b"gone"))
+    (root / "b/e/y.sha256.sha256").write_text(sha256(b"gone"))
+    with pytest.raises(BucketNotEmpty, match="main: bucket b still holds objects"):
+        store.delete_bucket("b")
+    assert read(store, "d/k") == b"content"
+    store.delete_object("b", "d/k")
+    assert store.delete_bucket("b")
+    assert not store.delete_bucket("b")
+    assert not (root / "b").exists()
+
+
+def test_a_bucket_that_is_being_written_to_is_not_deleted(store: Store) -> None:
+    """A write that has begun keeps its bucket, and succeeds."""
+
+    class Deleting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            with pytest.raises(BucketNotEmpty, match="is being written to"):
+                store.delete_bucket("b")
+            return super().read(size)
+
+    store.write_object("b", "d/k", Deleting(b"content"))
+    assert read(store, "d/k") == b"content"
+
+
+def test_places_of_one_family_share_a_lock() -> None:
+    """Keys whose writes may move each other's files exclude each other; others have locks of their own."""
+    family = {Place("b", key).lock for key in ("d/x", "d/x.sha256", "d/x.%sha256", "d/x.sha256.sha256")}
+    assert len(family) == 1
+    assert len({Place("b", f"d/{number}").lock for number in range(200)}) > 50
+    assert Place("b", "k").intent != Place("c", "k").intent

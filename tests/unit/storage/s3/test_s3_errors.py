@@ -1,0 +1,187 @@
+"""Every error of the SDK and every code of S3 has a meaning of ours, and none tells a secret."""
+
+import inspect
+import pickle
+import re
+from typing import Any
+
+import botocore.exceptions as sdk
+import botocore.session
+import pytest
+from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import IncompleteRead, ProtocolError, ReadTimeoutError
+
+from worker.storage import errors
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.s3.errors import CLASSES, CODES, SDK_ERRORS, translate
+
+ORIGIN = Origin("primary", "https://s3.example.com", "artifacts")
+ROOTS = {sdk.BotoCoreError, sdk.ClientError}
+SDK_CLASSES = [
+    found
+    for _, found in inspect.getmembers(sdk, inspect.isclass)
+    if issubclass(found, Exception) and not issubclass(found, Warning) and found not in ROOTS
+    if found.__module__ == sdk.__name__
+]
+
+
+def answer(code: str, status: int = 400, message: str = "", headers: dict[str, str] | None = None) -> ClientError:
+    response: Any = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers or {}},
+    }
+    return ClientError(response, "PutObject")
+
+
+def documented_codes() -> set[str]:
+    """Return the error codes that the SDK's own model of S3 documents, and those that it models as exceptions."""
+    model: Any = botocore.session.get_session().get_service_model("s3")
+    listed = model.shape_for("Error").members["Code"].documentation
+    return set(re.findall(r"<i>Code:</i>\s*([A-Za-z]{2,})", listed)) | {
+        shape.error_code for shape in model.error_shapes if not shape.error_code.isdecimal()
+    }
+
+
+@pytest.mark.parametrize("found", SDK_CLASSES, ids=lambda found: str(found.__name__))
+def test_every_class_of_the_sdk_is_mapped(found: type[Exception]) -> None:
+    """An error class that a new SDK brings has to be given a meaning here before it can be released."""
+    assert any(issubclass(found, classes) for _, _, classes in CLASSES), f"{found.__name__} has no meaning"
+
+
+@pytest.mark.parametrize("code", sorted(documented_codes()))
+def test_every_documented_code_is_mapped(code: str) -> None:
+    """Every error code that the SDK documents for S3 has a meaning."""
+    assert code in CODES
+
+
+def test_narrow_classes_come_first() -> None:
+    """No row of the table is unreachable because a wider class stands before it."""
+    seen: list[type[Exception]] = []
+    for _, _, classes in CLASSES:
+        for found in classes:
+            assert not any(issubclass(found, wider) for wider in seen), found
+            seen.append(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("SlowDown", 503, errors.Throttled),
+        ("503", 503, errors.Throttled),
+        ("TooManyRequests", 429, errors.Throttled),
+        ("RequestLimitExceeded", 503, errors.Throttled),
+        ("InternalError", 500, errors.Unavailable),
+        ("BadGateway", 502, errors.Unavailable),
+        ("SomethingNew", 599, errors.Unavailable),
+        ("RequestTimeout", 400, errors.Timeout),
+        ("504", 504, errors.Timeout),
+        ("InvalidAccessKeyId", 403, errors.AccessDenied),
+        ("SignatureDoesNotMatch", 403, errors.AccessDenied),
+        ("ExpiredToken", 400, errors.AccessDenied),
+        ("RequestTimeTooSkewed", 403, errors.AccessDenied),
+        ("SomethingNew", 401, errors.AccessDenied),
+        ("SomethingNew", 403, errors.AccessDenied),
+        ("403", 403, errors.AccessDenied),
+        ("SomethingNew", 400, errors.PermanentError),
+        ("SomethingNew", 409, errors.PermanentError),
+        ("NotImplemented", 501, errors.PermanentError),
+        ("QuotaExceeded", 403, errors.OutOfSpace),
+        ("SomethingNew", 507, errors.OutOfSpace),
+        ("XMinioStorageFull", 507, errors.OutOfSpace),
+        ("NoSuchKey", 404, errors.NotFound),
+        ("404", 404, errors.NotFound),
+        ("BucketNotEmpty", 409, errors.BucketNotEmpty),
+        ("EntityTooLarge", 400, errors.SizeMismatch),
+        ("KeyTooLongError", 400, errors.InvalidKey),
+    ],
+)
+def test_answers(code: str, status: int, kind: type[errors.StorageError]) -> None:
+    """A known code decides; for an unknown one its HTTP status does."""
+    error = translate(answer(code, status), ORIGIN, "releases/app.tgz")
+    assert type(error) is kind
+    assert str(error).startswith("primary: releases/app.tgz: ")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 411, 412, 416])
+def test_unknown_refusals_are_not_tried_again(status: int) -> None:
+    """What a store refuses for a reason that we do not know is permanent: asking again would be refused again."""
+    assert isinstance(translate(answer("SomethingNew", status), ORIGIN, "a/b"), errors.PermanentError)
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)])
+def test_throttling_carries_the_wish_of_the_store(header: str | None, seconds: float | None) -> None:
+    """The seconds that a store asks for reach whoever decides when to try again."""
+    error = translate(answer("SlowDown", 503, headers={"retry-after": header} if header else {}), ORIGIN, "a/b")
+    assert isinstance(error, errors.Throttled)
+    assert error.retry_after == seconds
+
+
+def test_clock() -> None:
+    """A wrong clock is named, because nothing in the credentials is to be looked for then."""
+    assert "clock" in str(translate(answer("RequestTimeTooSkewed", 403), ORIGIN, "a/b"))
+
+
+def test_missing_real_bucket_is_no_missing_copy() -> None:
+    """A configured bucket that is not there says nothing about the copies in it, and tells the way out."""
+    error = translate(answer("NoSuchBucket", 404), ORIGIN, "releases/app")
+    assert isinstance(error, errors.Unavailable)
+    assert "'artifacts' does not exist at https://s3.example.com; create it or correct `bucket`" in str(error)
+    native = translate(answer("NoSuchBucket", 404), Origin("primary", "https://s3.example.com", None), "releases/app")
+    assert isinstance(native, errors.NotFound)
+    assert "'releases'" in str(native)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (sdk.EndpointConnectionError(endpoint_url="https://s3.example.com"), errors.Unavailable),
+        (sdk.ConnectTimeoutError(endpoint_url="https://s3.example.com"), errors.Timeout),
+        (sdk.ReadTimeoutError(endpoint_url="https://s3.example.com"), errors.Timeout),
+        (sdk.SSLError(endpoint_url="https://s3.example.com", error=OSError("bad")), errors.Unavailable),
+        (sdk.ResponseStreamingError(error="gone"), errors.Unavailable),
+        (sdk.IncompleteReadError(actual_bytes=1, expected_bytes=2), errors.Unavailable),
+        (sdk.NoCredentialsError(), errors.AccessDenied),
+        (sdk.PartialCredentialsError(provider="env", cred_var="x"), errors.AccessDenied),
+        (sdk.ProfileNotFound(profile="x"), errors.AccessDenied),
+        (ResponseParserError("<html>"), errors.Unavailable),
+        (ProtocolError("gone"), errors.Unavailable),
+        (IncompleteRead(1, 2), errors.Unavailable),
+        (ReadTimeoutError(None, "/", "late"), errors.Timeout),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_failures_without_an_answer(error: Exception, kind: type[errors.StorageError]) -> None:
+    """What never reached the store, or broke off, is told apart from what it refused."""
+    assert isinstance(error, SDK_ERRORS)
+    assert type(translate(error, ORIGIN, "a/b")) is kind
+
+
+def test_no_secret_is_told() -> None:
+    """What is said about credentials and signatures never quotes the store or a credential program."""
+    secret = "AKIAVERYSECRET"
+    told = [
+        answer("SignatureDoesNotMatch", 403, f"string to sign {secret}"),
+        answer("InvalidAccessKeyId", 403, f"{secret} does not exist"),
+        answer("AuthorizationHeaderMalformed", 400, f"Credential={secret}"),
+        answer("AccessDenied", 403, f"User {secret} is not authorized"),
+        sdk.CredentialRetrievalError(provider="custom-process", error_msg=secret),
+        sdk.HTTPClientError(error=secret),
+    ]
+    for error in told:
+        assert secret not in str(translate(error, ORIGIN, "a/b"))
+
+
+def test_messages_are_one_short_line() -> None:
+    """What a store says is quoted in one line, however much it says."""
+    message = str(translate(answer("InvalidRequest", 400, "no\n" * 500), ORIGIN, "a/b"))
+    assert "\n" not in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_errors_survive_pickling(code: str) -> None:
+    """Every translated error crosses from a worker process as it is."""
+    error = translate(answer(code), ORIGIN, "a/b")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))

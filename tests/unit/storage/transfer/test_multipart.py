@@ -1,0 +1,212 @@
+"""A write in parts goes on where it was killed, and trusts only what it can hold against the source."""
+
+import io
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from worker.storage.driver import Capabilities, ObjectStat, Part, PartLimits, WriteInfo
+from worker.storage.errors import DigestMismatch, NotFound, Unavailable
+from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.memory import MemoryDriver
+from worker.storage.transfer.multipart import Leased, MultipartWrite, SentPart
+
+PART = 1024 * 1024
+LIMITS = PartLimits(PART, 1 << 30, 10_000)
+
+
+class PartsInMemory(MemoryDriver):
+    """The memory store, writing in parts; it tells what was sent and fails when it is told to."""
+
+    def __init__(self):
+        super().__init__("memory")
+        self.begun: dict[str, dict[int, bytes]] = {}
+        self.sent: list[int] = []
+        self.files = 0
+        self.fail_from: int | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            needs_digest_first=True, conditional_writes=True, implicit_buckets=True, prefix_keys=True,
+            user_metadata=True, max_object_size=None, max_copy_size=None, parts=LIMITS,
+        )  # fmt: skip
+
+    def begin_parts(self, bucket, key, info) -> str:
+        token = f"token-{uuid.uuid4()}"
+        self.begun[token] = {}
+        return token
+
+    def put_part(self, bucket, key, token, number, data) -> Part:
+        if self.fail_from is not None and number >= self.fail_from:
+            raise Unavailable("memory: gone")
+        self.sent.append(number)
+        self.files += not isinstance(data, bytes | bytearray)
+        held = bytes(data) if isinstance(data, bytes | bytearray) else data.read()
+        self._parts(token)[number] = held
+        return self._part(number, held)
+
+    def list_parts(self, bucket, key, token) -> list[Part]:
+        return [self._part(number, data) for number, data in sorted(self._parts(token).items())]
+
+    def complete_parts(self, bucket, key, token, parts, info, *, condition=None) -> ObjectStat:
+        held = self._parts(token)
+        body = VerifyingReader(io.BytesIO(b"".join(held[part.number] for part in parts)))
+        del self.begun[token]
+        return self.put(bucket, key, body, info, condition=condition)
+
+    def abort_parts(self, bucket, key, token) -> None:
+        self.begun.pop(token, None)
+
+    def _parts(self, token) -> dict[int, bytes]:
+        if token not in self.begun:
+            raise NotFound(f"memory: {token} is not open")
+        return self.begun[token]
+
+    def _part(self, number, data) -> Part:
+        return Part(number, len(data), f"tag-{hash(data)}")
+
+
+class Notes:
+    """A checkpoint in memory."""
+
+    def __init__(self, *, keep=True):
+        self.kept: Leased | None = None
+        self.keep = keep
+
+    def resume(self) -> Leased | None:
+        return self.kept
+
+    def begun(self, token, part_size) -> None:
+        self.kept = Leased(token, part_size, {})
+
+    def sent(self, part: SentPart) -> None:
+        assert self.kept is not None
+        self.kept = Leased(self.kept.token, self.kept.part_size, {**self.kept.sent, part.part.number: part})
+
+    def ended(self) -> None:
+        self.kept = None
+
+    def worth_keeping(self, error) -> bool:
+        return self.keep and isinstance(error, Unavailable)
+
+
+CONTENT = b"".join(bytes([n]) * PART for n in range(8)) + b"the end"
+
+
+@pytest.fixture
+def driver():
+    return PartsInMemory()
+
+
+def write(driver, notes, content=CONTENT, *, sha256=None, **budget):
+    digest = VerifyingReader(io.BytesIO(CONTENT))
+    while digest.read(PART):
+        pass
+    info = WriteInfo(len(CONTENT), sha256 or digest.digest.sha256)
+    body = VerifyingReader(io.BytesIO(content), size=info.size, sha256=info.sha256)
+    return MultipartWrite(driver, "releases", "app.tgz", info, notes, **budget).run(body, None)
+
+
+def stored(driver) -> bytes:
+    with driver.open("releases", "app.tgz") as reader:
+        return b"".join(iter(lambda: reader.read(PART), b""))
+
+
+def open_files(directory) -> list[str]:
+    """Return what this process has open in a directory, also what has no name any more."""
+    opened: list[str] = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            opened.append(str(link.readlink()))
+    return [path for path in opened if path.startswith(str(directory))]
+
+
+def broken_off(driver, notes, **budget):
+    driver.fail_from = 6
+    with pytest.raises(Unavailable):
+        write(driver, notes, **budget)
+    driver.fail_from = None
+    driver.sent.clear()
+
+
+def test_the_object_has_the_parts_in_their_order(driver):
+    """However the threads finish, the object is what was read, and nothing stays open."""
+    write(driver, Notes())
+    assert stored(driver) == CONTENT
+    assert not driver.begun
+
+
+def test_only_what_is_missing_is_sent_again(driver):
+    """After a break the parts that the store confirmed are not sent a second time."""
+    notes = Notes()
+    broken_off(driver, notes)
+    write(driver, notes)
+    assert sorted(driver.sent) == [6, 7, 8, 9]
+    assert stored(driver) == CONTENT
+    assert notes.kept is None
+
+
+def test_parts_beyond_the_budget_go_from_the_disk(driver, tmp_path):
+    """Parts that the budget has no room for are sent from files, and go on after a break as others do."""
+    notes = Notes()
+    budget = {"memory": PART, "spool_dir": tmp_path}
+    broken_off(driver, notes, **budget)
+    assert open_files(tmp_path) == []
+    write(driver, notes, **budget)
+    assert sorted(driver.sent) == [6, 7, 8, 9]
+    assert driver.files == 9
+    assert stored(driver) == CONTENT
+    assert (open_files(tmp_path), list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_part_that_was_sent_from_rotten_bytes_is_sent_again(driver):
+    """A confirmed part is trusted only if the bytes that are read now are those that were sent then."""
+    notes = Notes()
+    driver.fail_from = 3
+    with pytest.raises(Unavailable):
+        write(driver, notes, b"\xff" + CONTENT[1:])
+    driver.fail_from = None
+    driver.sent.clear()
+    write(driver, notes)
+    assert 1 in driver.sent
+    assert stored(driver) == CONTENT
+
+
+def test_a_part_that_the_store_has_changed_is_sent_again(driver):
+    """A part that the store no longer has as it confirmed it is not trusted."""
+    notes = Notes()
+    broken_off(driver, notes)
+    next(iter(driver.begun.values()))[2] = b"something else"
+    write(driver, notes)
+    assert 2 in driver.sent
+    assert stored(driver) == CONTENT
+
+
+def test_a_write_that_the_store_has_forgotten_starts_afresh(driver):
+    """When the store has ended the write meanwhile, a new one is begun."""
+    notes = Notes()
+    broken_off(driver, notes)
+    driver.begun.clear()
+    write(driver, notes)
+    assert len(driver.sent) == 9
+    assert stored(driver) == CONTENT
+
+
+def test_a_failure_that_nobody_will_go_on_after_leaves_nothing(driver):
+    """Without somebody to go on, what was begun is aborted, whatever the failure."""
+    driver.fail_from = 3
+    with pytest.raises(Unavailable):
+        write(driver, Notes(keep=False))
+    assert not driver.begun
+
+
+def test_wrong_bytes_are_never_made_visible(driver):
+    """A source that turns out wrong at its very end makes no object and leaves nothing."""
+    with pytest.raises(DigestMismatch):
+        write(driver, Notes(), CONTENT[:-1] + b"!")
+    assert not driver.begun
+    with pytest.raises(NotFound):
+        driver.stat("releases", "app.tgz")

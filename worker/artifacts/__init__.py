@@ -1,0 +1,1 @@
+"""The domain: copies of an artifact, several stores, sources and key lists."""

@@ -1,0 +1,335 @@
+"""The ledger: every job that was accepted, who works on it, and how it ended."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.fencing import LostLease
+from worker.catalogue.records import JobRecord
+from worker.catalogue.tables import jobs
+from zot_artifact_client.contract import JobState
+
+# What every job asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
+_FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
+_ACCEPT = sa.insert(jobs)
+_TAKE = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("job"))
+    .values(
+        state=JobState.RUNNING, attempts=jobs.c.attempts + 1, fence=jobs.c.fence + 1,
+        lease_owner=sa.bindparam("lease_owner"), lease_until=sa.bindparam("lease_until"),
+        due_at=sa.bindparam("lease_until"), crashes=sa.bindparam("crashes"), queue=sa.bindparam("queue"),
+        started_at=sa.func.coalesce(jobs.c.started_at, sa.bindparam("now")),
+    )
+    .returning(jobs)
+)  # fmt: skip
+_WAIT = sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(due_at=sa.bindparam("due"))
+_BURY = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("job"))
+    .values(
+        state=JobState.DEAD, fence=jobs.c.fence + 1, crashes=jobs.c.crashes + 1, lease_until=None, due_at=None,
+        finished_at=sa.bindparam("now"), error=sa.bindparam("cause", type_=sa.JSON),
+    )
+    .returning(jobs)
+)  # fmt: skip
+_HOLDER = (
+    sa.select(jobs.c.id, jobs.c.lease_until)
+    .where(
+        jobs.c.holds == sa.bindparam("held"), jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
+        jobs.c.state == JobState.RUNNING, jobs.c.id != sa.bindparam("job"),
+    )
+    .limit(1)
+)  # fmt: skip
+_SETTLE = sa.update(jobs).where(
+    jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+)
+
+
+_BELIEVED = 10
+"""Leases. One that lasts longer than that is no sign of life: its holder's clock was ahead, or all have been set back
+since. Only so many, because clocks differ by seconds, and workers by how long their leases last."""
+
+
+class OtherRequest(CatalogueError):
+    """The job's id has been given to another request before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """The job is this worker's now, under this fencing token."""
+
+    record: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Another job, or another delivery of this one, is at work; it must show life until `until`."""
+
+    until: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job has ended before; nothing is to be done."""
+
+    record: JobRecord
+
+
+class Jobs:
+    """The jobs, by id."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(
+        self,
+        id_: str,
+        kind: str,
+        request: Mapping[str, Any],
+        *,
+        owner: str,
+        holds: str | None,
+        parent: str | None,
+        now: datetime,
+        lease: timedelta,
+        queue: str | None = None,
+        max_crashes: int = 5,
+    ) -> Leased | Held | Finished:
+        """Accept a job if it is new, and take it unless it has ended or somebody is at work on it or on its artifact.
+
+        Only taking it counts as an attempt. A job of which nothing was heard any more after `max_crashes` starts in a
+        row ends as dead: whoever takes it is killed by it.
+
+        Raises:
+            OtherRequest: the id belongs to another request.
+        """
+        given = {"id": id_, "kind": kind, "request": dict(request), "parent": parent, "created_at": now}
+        taken = {"lease_owner": owner, "lease_until": now + lease, "queue": queue}
+        with self._database.write() as connection:
+            found = _find(connection, id_)
+            if found is None:
+                return _accept(connection, given, holds, taken, lease)
+            if (found.kind, found.request) != (kind, given["request"]):
+                raise OtherRequest(
+                    f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request"
+                )
+            if JobState(found.state).terminal:
+                return Finished(found)
+            busy = _busy(connection, found, holds, now, lease)
+            if busy:
+                if found.state != JobState.RUNNING:
+                    connection.execute(_WAIT, {"job": id_, "due": busy.until + lease})
+                return busy
+            crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
+            if crashes >= max_crashes:
+                return Finished(job_record(connection.execute(_BURY, _poison(found, crashes, now)).one()))
+            taken |= {"job": id_, "now": now, "crashes": crashes}
+            return Leased(job_record(connection.execute(_TAKE, taken).one()))
+
+    def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
+        """Show life: keep the job until `until`, and record how far it is.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values: dict[str, Any] = {"lease_until": until, "due_at": until}
+        if progress is not None:
+            values["progress"] = dict(progress)
+        self._settle(id_, fence, values)
+
+    def retrying(self, id_: str, fence: int, error: Mapping[str, Any], *, due: datetime) -> None:
+        """Record that the attempt met a passing fault, and by when the next one must have begun.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values = {"state": JobState.RETRYING, "error": dict(error), "lease_until": None, "due_at": due}
+        self._settle(id_, fence, values | {"crashes": 0, "put_off_since": None})
+
+    def put_off(self, id_: str, fence: int, why: Mapping[str, Any], *, since: datetime | None, due: datetime) -> None:
+        """Give a job back undone, and take back its attempt: it waits for something that is no fault of its own.
+
+        `since`: when it began to wait for such things, or None if that is not to be counted.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values = {"state": JobState.QUEUED, "lease_until": None, "due_at": due, "crashes": 0}
+        with self._database.write() as connection:
+            found = connection.execute(_FIND, {"job": id_}).one()
+            kept = {"error": dict(why) | last_cause(found.error), "attempts": found.attempts - 1}
+            self._change(connection, id_, fence, values | kept | {"put_off_since": since})
+
+    def rest(self, id_: str, fence: int, *, progress: Mapping[str, Any] | None, due: datetime) -> None:
+        """Give a job back that has done one of its steps well: nothing of what went before counts against it.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        values: dict[str, Any] = {
+            "state": JobState.QUEUED, "due_at": due, "lease_until": None, "attempts": 0, "crashes": 0, "error": None,
+            "put_off_since": None,
+        }  # fmt: skip
+        self._settle(id_, fence, values if progress is None else values | {"progress": dict(progress)})
+
+    def finish(
+        self,
+        id_: str,
+        fence: int,
+        state: JobState,
+        *,
+        now: datetime,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record how the job ended.
+
+        Raises:
+            LostLease: the job has gone over to another worker.
+        """
+        self._settle(
+            id_, fence,
+            {
+                "state": state, "result": dict(result) if result is not None else None, "error": error,
+                "finished_at": now, "lease_until": None, "due_at": None,
+            },
+        )  # fmt: skip
+
+    def refuse(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
+        """Record a message that is no request. A job that has the id already stays as it is."""
+        with self._database.write() as connection:
+            if _find(connection, id_) is None:
+                values = {"state": JobState.REFUSED, "error": dict(error), "finished_at": now}
+                row = {
+                    "id": id_,
+                    "kind": kind[:64],
+                    "request": dict(request),
+                    "created_at": now,
+                    "attempts": 0,
+                    "fence": 0,
+                    "crashes": 0,
+                }
+                connection.execute(sa.insert(jobs), row | values)
+
+    def get(self, id_: str) -> JobRecord | None:
+        """Return a job, or None if no worker has taken such a job yet."""
+        with self._database.read() as connection:
+            return _find(connection, id_)
+
+    def latest(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[JobRecord]:
+        """Return jobs, the latest first."""
+        query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
+        if states:
+            query = query.where(jobs.c.state.in_(states))
+        with self._database.read() as connection:
+            return [job_record(row) for row in connection.execute(query)]
+
+    def sources_of_open_jobs(self) -> set[str]:
+        """Return the sources of all uploads, and the key files of all batches, that have still to end."""
+        states = [state for state in JobState if not state.terminal]
+        with self._database.read() as connection:
+            requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
+            return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
+
+    def overdue(self, *, now: datetime, again: timedelta, lease: timedelta, limit: int) -> list[JobRecord]:
+        """Claim jobs that have not ended and of which nothing was heard when it was due, the longest overdue first.
+
+        Also those whose lease lasts longer than any that is believed. Whoever asks sends them again; they are not
+        overdue once more before `again` has passed.
+        """
+        open_ = [state for state in JobState if not state.terminal]
+        far = now + again + _BELIEVED * lease  # whatever was sent again is due within `again`
+        past = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_))
+        ahead = sa.select(jobs).where(jobs.c.due_at > far, jobs.c.state == JobState.RUNNING)
+        with self._database.write() as connection:
+            found: list[JobRecord] = []
+            for query in (past, ahead):
+                rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))
+                found += map(job_record, rows)
+            if found:
+                connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
+        return found
+
+    def open_on(self, bucket: str, key: str, *, kind: str) -> list[str]:
+        """Return the jobs of a kind that write to an artifact and have not ended."""
+        open_ = [state for state in JobState if not state.terminal]
+        query = sa.select(jobs.c.id).where(
+            jobs.c.holds == f"{bucket}/{key}", jobs.c.kind == kind, jobs.c.state.in_(open_)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Return which of these jobs a worker has taken over, or has ended."""
+        taken = sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at.is_not(None), jobs.c.finished_at.is_not(None))
+        with self._database.read() as connection:
+            return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
+
+    def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
+        with self._database.write() as connection:
+            self._change(connection, id_, fence, values)
+
+    @staticmethod
+    def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
+        changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})
+        if changed.rowcount != 1:
+            raise LostLease(f"job {id_} has gone over to another worker")
+
+
+def _find(connection: Connection, id_: str) -> JobRecord | None:
+    row = connection.execute(_FIND, {"job": id_}).one_or_none()
+    return job_record(row) if row else None
+
+
+def _accept(
+    connection: Connection, given: Mapping[str, Any], holds: str | None, taken: Mapping[str, Any], lease: timedelta
+) -> Leased | Held:
+    """Record a new job, as taken already unless somebody is at work on its artifact: one row is written once."""
+    now = given["created_at"]
+    job = {**given, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
+    busy = _busy(connection, JobRecord(**job), holds, now, lease)
+    if busy:
+        job |= {"due_at": busy.until + lease}
+    else:
+        running = {"state": JobState.RUNNING, "attempts": 1, "fence": 1, "due_at": taken["lease_until"]}
+        job |= {**taken, **running, "started_at": now}
+    connection.execute(_ACCEPT, {**job, "holds": holds})
+    return busy or Leased(JobRecord(**job))
+
+
+def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime, lease: timedelta) -> Held | None:
+    far = now + _BELIEVED * lease
+    if job.state == JobState.RUNNING and job.lease_until and now < job.lease_until <= far:
+        return Held(job.lease_until, f"job {job.id} is being worked on already")
+    if holds is None:
+        return None
+    other = connection.execute(_HOLDER, {"held": holds, "now": now, "far": far, "job": job.id}).one_or_none()
+    return Held(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
+
+
+def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:
+    message = f"nothing was heard any more after each of {crashes} starts in a row: it may be killing its worker"
+    return {"job": job.id, "now": now, "cause": {"type": "Poison", "message": message} | last_cause(job.error)}
+
+
+def last_cause(error: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return, as `previous`, the last failure that an error in the ledger knows of: one that has a traceback."""
+    if error is None:
+        return {}
+    return {"previous": dict(error)} if "traceback" in error else {k: v for k, v in error.items() if k == "previous"}
+
+
+def job_record(row: Row[Any]) -> JobRecord:
+    """Return a row of the ledger as a value."""
+    return JobRecord(
+        row.id, row.kind, row.request, row.state, row.attempts, row.fence, row.created_at, row.lease_owner,
+        row.lease_until, row.progress, row.error, row.result, row.parent, row.started_at, row.finished_at,
+        row.queue, row.due_at, row.crashes, row.put_off_since,
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""What is shown of the messages that were set aside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from worker.cli.output import out, print_json, size, table
+from worker.intake.rejected import Refused, refused_near
+from worker.settings import Settings
+from zot_artifact_client.connection import (
+    CONNECT_TIMEOUT,
+    RETRY_POLICY,
+    SOCKET_TIMEOUT,
+    application,
+    is_redis,
+    reaching,
+)
+
+
+@contextmanager
+def opened_refused(settings: Settings) -> Iterator[Refused | None]:
+    """Give what the workers of these settings set aside; None where neither broker nor result backend is Redis.
+
+    Raises:
+        NoBroker: none is configured, and none runs here.
+        BrokerUnavailable: it cannot be reached.
+    """
+    url = settings.broker_url
+    options = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}
+    app = application(settings.results_url)
+    try:
+        with reaching("broker", url), app.connection_for_read(url, transport_options=options) as connection:
+            channel = connection.default_channel if is_redis(url) else None
+            with refused_near(channel, app) as refused:
+                yield refused
+    finally:
+        app.close()
+
+
+def show_refused(settings: Settings, *, limit: int, as_json: bool) -> None:
+    """Print the messages that were set aside, the latest first, and how many there were for which reason."""
+    with opened_refused(settings) as refused:
+        counts = refused.counts() if refused else {}
+        latest = refused.latest(limit) if refused else []
+    if as_json:
+        print_json({"counts": counts, "messages": [message.document() for message in latest]})
+    elif latest:
+        rows = [(m.at, m.queue, m.reason, size(m.size), m.id, m.task, m.message) for m in latest]
+        out().print(table(("set aside", "queue", "reason", "size", "job", "task", "message"), rows))
+        out().print(f"{told(counts)} in all", markup=False)
+
+
+def told(counts: dict[str, int]) -> str:
+    """Return how many were set aside, and how many of them for which reason."""
+    return f"{sum(counts.values())} refused: {', '.join(f'{count} {reason}' for reason, count in counts.items())}"

@@ -1,0 +1,127 @@
+"""Run `zot-artifacts up` as a child process, know when it is ready, and see that nothing of it stays."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.embedded.parent_death import die_with_parent
+
+READY_WITHIN = 120.0
+ENDED_WITHIN = 60.0
+
+
+class UpFailed(Exception):
+    """`up` did not come up, or did not end; carries the end of what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A running `zot-artifacts up`, and the document that it printed when it was ready."""
+
+    process: subprocess.Popen[bytes]
+    document: Mapping[str, Any]
+
+    def family(self) -> set[int]:
+        """Return the ids of its process and of all that come from it."""
+        return {self.process.pid} | descendants(self.process.pid)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it and return its exit status.
+
+        Raises:
+            UpFailed: it does not end; it has been killed.
+        """
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            return self.process.wait(ENDED_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise UpFailed(f"`up` did not end within {ENDED_WITHIN:.0f} s") from None
+
+
+@contextmanager
+def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
+    """Run `up` on a data directory; it has ended when the block has.
+
+    Args:
+        home: the data directory; what `up` says goes to `up.log` in it.
+        options: of `up`.
+        environment: added to ours.
+
+    Raises:
+        UpFailed: it is not ready in time.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", "up", "--json", *options],
+            env={**os.environ, "ZOT_HOME": str(home), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no lock is held here
+        )
+    try:
+        yield Up(process, _await_ready(process, home / "up.log"))
+    finally:
+        Up(process, {}).stop()
+        if process.stdout:
+            process.stdout.close()
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the ids of all processes that come from this one, from /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: set[int] = set()
+    new = {pid}
+    while new := {child for parent in new for child in children.get(parent, [])} - found:
+        found |= new
+    return found
+
+
+def still_there(pids: set[int], within: float) -> set[int]:
+    """Return those of the processes that have not ended after so many seconds; zombies have."""
+    deadline = time.monotonic() + within
+    while (left := {pid for pid in pids if _lives(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.05)  # nobody tells the end of a process that is not one's own child
+    return left
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _await_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = b""
+    if select.select([process.stdout], [], [], READY_WITHIN)[0]:
+        line = process.stdout.readline()
+    try:
+        document: dict[str, Any] = json.loads(line)
+    except ValueError:
+        tail = " ".join(log.read_text(errors="replace")[-1500:].split())
+        raise UpFailed(f"`up` was not ready within {READY_WITHIN:.0f} s: {tail}") from None
+    if not document.get("ready"):
+        raise UpFailed(document.get("error", {}).get("message", "`up` is not ready"))
+    return document

@@ -1,0 +1,232 @@
+"""Run broker, worker, beat and Flower on one data directory until somebody asks to end."""
+
+import fcntl
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from worker.embedded import valkey
+from worker.embedded.processes import Children, Program, StopRequested
+from worker.settings import Settings, SettingsError
+from zot_artifact_client.contract import Queue
+from zot_artifact_client.contract.queues import queues
+
+logger = logging.getLogger(__name__)
+
+FLOWER_USER = "zot"
+_READY_WITHIN = 120.0
+_HANDING_BACK = 20.0
+"""Seconds that a worker has to hand back its jobs, after the grace that it gives them."""
+_POLL = 0.05
+_BROKER_WITHIN = 60.0
+"""Seconds: the server reads its file first, which may be large."""
+
+
+class AlreadyRunning(SettingsError):
+    """Another `up` runs on the data directory."""
+
+
+class NotReady(Exception):
+    """Something that was started does not answer; the message says what, and where its log is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to run."""
+
+    concurrency: int = 2
+    beat: bool = True
+    flower: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What runs, for whom it concerns."""
+
+    home: Path
+    logs: Path
+    broker_file: Path | None
+    """Where the broker's URL stands, if it is ours."""
+    flower_url: str | None
+    flower_password_file: Path | None
+    flower_password: str | None
+    """The password, if it was made just now."""
+
+
+def run(settings: Settings, wish: Wish, *, ready: Callable[[Running], None], say: Callable[[str], None]) -> None:
+    """Run everything, say once when the worker answers, and return when it has ended in order.
+
+    Raises:
+        AlreadyRunning: naming the process that holds the data directory.
+        NotReady: what was started does not come up; it has been ended again.
+    """
+    settings.prepare()
+    logs = settings.home / "logs"
+    logs.mkdir(exist_ok=True)
+    with _locked(settings.home) as lock, Children(logs, say) as children:
+        try:
+            if settings.broker is None:
+                _start_broker(settings, children, lock, say)
+            running = _start_celery(settings, wish, children, logs)
+            _await_worker(settings, children, logs)
+            ready(running)
+            while True:
+                children.wait(3600)
+        except StopRequested:
+            say("ending: running jobs have a few seconds, what is not done stays queued")
+        finally:
+            children.stop("worker", "sweeper", "beat")
+            children.stop("flower")
+            children.stop("valkey")
+            if settings.broker is None:
+                settings.broker_file.unlink(missing_ok=True)
+
+
+def _start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
+    run_dir = settings.broker_file.parent
+    password, _ = valkey.remembered_secret(run_dir / "broker-password")
+    port = valkey.remembered_port(run_dir / "broker-port")
+    url = valkey.url(port, password)
+    children.start(valkey.program(settings, port, password, lock))
+    _await(children, lambda: valkey.answers(url), _BROKER_WITHIN, f"the broker; see {settings.home}/logs/valkey.log")
+    held = valkey.give_back_messages(url)
+    if held:
+        say(f"{held} jobs that were at work when the last `up` was killed are queued again")
+    valkey.write_secret(settings.broker_file, url + "\n")
+
+
+def _start_celery(settings: Settings, wish: Wish, children: Children, logs: Path) -> Running:
+    environment = _environment(settings)
+    _start_workers(settings, wish, children, environment)
+    if wish.beat:
+        schedule = str(settings.home / "run" / "beat-schedule")
+        children.start(_celery("beat", "--schedule", schedule, "--pidfile=", environment=environment))
+    url, password_file, password, made = None, None, None, False
+    if wish.flower:
+        password_file = settings.home / "run" / "flower-password"
+        password, made = valkey.remembered_secret(password_file)
+        port = valkey.remembered_port(settings.home / "run" / "flower-port")
+        url = f"http://127.0.0.1:{port}"
+        # In its environment and not on its command line, which every process can read.
+        environment |= {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{password}"}
+        children.start(_celery("flower", "--address=127.0.0.1", f"--port={port}", environment=environment))
+        _await(children, lambda: _listens(port), _READY_WITHIN, f"Flower; see {logs / 'flower.log'}")
+    broker_file = settings.broker_file if settings.broker is None else None
+    return Running(settings.home, logs, broker_file, url, password_file, password if made else None)
+
+
+def _start_workers(settings: Settings, wish: Wish, children: Children, environment: dict[str, str]) -> None:
+    """Start a worker for users and one for sweeps: a sweep's hour of reading then takes no process from a user."""
+    names = [queue.name for queue in queues(unrouted=settings.broker is None)]
+    grace = settings.jobs.grace.total_seconds() + _HANDING_BACK
+    for role, concurrency in (("worker", wish.concurrency), ("sweeper", 1)):
+        served = [name for name in names if (name == Queue.SWEEP) == (role == "sweeper")]
+        options = ("--hostname", _node(settings, role), "--concurrency", str(concurrency), "--queues", ",".join(served))
+        program = _celery("worker", *options, environment=environment, grace=grace)
+        children.start(replace(program, name=role))
+
+
+def _celery(command: str, *arguments: str, environment: dict[str, str], grace: float = 10.0) -> Program:
+    level = () if command == "flower" else ("--loglevel", "INFO")
+    full = (sys.executable, "-m", "celery", "-A", "worker.app", command, *level, *arguments)
+    return Program(command, full, environment=environment, grace=grace)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Return what the programs need so that they see the settings that we see."""
+    environment = {
+        "ZOT_HOME": str(settings.home),
+        "PYTHONUNBUFFERED": "1",
+        "MALLOC_ARENA_MAX": "2",  # threads that move parts must not each keep a heap of their own
+    }
+    if config := os.environ.get("ZOT_CONFIG"):
+        environment["ZOT_CONFIG"] = str(Path(config).absolute())
+    return environment
+
+
+def _node(settings: Settings, role: str = "worker") -> str:
+    """Return a worker's name. On a broker that others use too, it must be nobody else's."""
+    own = role if settings.broker is None else f"{role}-{os.getpid()}"
+    return f"{own}@{socket.gethostname()}"
+
+
+def _await_worker(settings: Settings, children: Children, logs: Path) -> None:
+    app = Celery("zot-artifacts-up", broker=settings.broker_url, set_as_current=False)
+    node = _node(settings)
+
+    def pong() -> bool:
+        try:
+            return bool(app.control.ping(destination=[node], timeout=0.5))
+        except (OperationalError, OSError):
+            return False
+
+    try:
+        _await(children, pong, _READY_WITHIN, f"the worker; see {logs / 'worker.log'}")
+    finally:
+        app.close()
+
+
+def _await(children: Children, answers: Callable[[], bool], within: float, what: str) -> None:
+    deadline = time.monotonic() + within
+    while not answers():
+        if time.monotonic() > deadline:
+            raise NotReady(f"no answer within {within:.0f} s from {what}")
+        children.wait(_POLL)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[int]:
+    """Hold the data directory. Our broker holds it too, so that none is started beside one that has not ended yet."""
+    path = home / "run" / "up.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(fd, home)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, home: Path) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            if _runs(holder) or time.monotonic() > deadline:
+                raise AlreadyRunning(
+                    f"`zot-artifacts up` runs on {home} already (process {holder}): end that one first, or set "
+                    "ZOT_HOME to another data directory"
+                ) from None
+            time.sleep(_POLL)  # a killed `up`: its broker is writing down what it has, and tells nobody when it is done
+        else:
+            return
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

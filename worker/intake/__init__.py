@@ -1,0 +1,1 @@
+"""What may come in from the broker: message filter, message rules, rejected messages."""

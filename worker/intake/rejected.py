@@ -1,0 +1,98 @@
+"""The messages that were set aside: the latest of them, and how many for which reason."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.transport.redis import Channel
+
+from worker.intake.message_rules import Refusal
+
+LATEST = "zot-artifacts:refused"
+"""The Redis list, in the broker, of the messages that were set aside, the latest first."""
+COUNTS = "zot-artifacts:refused:counts"
+"""The Redis hash of how many were set aside, by reason."""
+KEPT = 1000
+"""How many are remembered; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A message that was set aside, without a byte of it: its size and SHA-256 tell whether one has it before oneself.
+
+    `id` and `task` are None where they could not be read. The size is that of the whole message, or of its body where
+    the broker is no Redis.
+    """
+
+    at: datetime
+    queue: str
+    reason: str
+    message: str
+    size: int
+    sha256: str
+    id: str | None
+    task: str | None
+
+    @classmethod
+    def of(cls, refusal: Refusal, raw: bytes, queue: str, now: datetime) -> "SetAside":
+        """Return what is remembered of a message."""
+        digest = hashlib.sha256(raw).hexdigest()
+        return cls(now, queue, refusal.reason, refusal.message, len(raw), digest, refusal.id, refusal.task)
+
+    @classmethod
+    def read(cls, entry: bytes) -> "SetAside":
+        """Return the message that an entry of the list is about."""
+        fields = json.loads(entry)
+        return cls(**(fields | {"at": datetime.fromisoformat(fields["at"])}))
+
+    def entry(self) -> str:
+        """Return it as it stands in the list."""
+        return json.dumps(self.document())
+
+    def document(self) -> dict[str, object]:
+        """Return it as plain JSON."""
+        return {
+            "at": self.at.isoformat(), "queue": self.queue, "reason": self.reason, "message": self.message,
+            "size": self.size, "sha256": self.sha256, "id": self.id, "task": self.task,
+        }  # fmt: skip
+
+
+class Refused:
+    """What was set aside, as Redis keeps it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def add(self, message: SetAside) -> None:
+        """Remember a message and count it."""
+        with self._client.pipeline(transaction=True) as pipeline:
+            pipeline.lpush(LATEST, message.entry())
+            pipeline.ltrim(LATEST, 0, KEPT - 1)
+            pipeline.hincrby(COUNTS, message.reason, 1)
+            pipeline.execute()
+
+    def latest(self, limit: int = KEPT) -> list[SetAside]:
+        """Return the messages, the latest first."""
+        return [SetAside.read(entry) for entry in self._client.lrange(LATEST, 0, limit - 1)]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many were set aside since the broker was set up, by reason."""
+        counted = self._client.hgetall(COUNTS)
+        return {reason.decode(): int(count) for reason, count in sorted(counted.items())}
+
+
+@contextmanager
+def refused_near(channel: object, app: Celery) -> Iterator[Refused | None]:
+    """Give what was set aside: in the broker, if that is Redis, else in the result backend, if that is; else None."""
+    if isinstance(channel, Channel):
+        with channel.conn_or_acquire() as client:
+            yield Refused(client)
+        return
+    client = getattr(app.backend, "client", None)
+    yield Refused(client) if isinstance(client, redis.Redis) else None  # memcached has a client too

@@ -1,0 +1,1 @@
+"""Admission control: pauses, circuit breaker, concurrency and bandwidth of each store, shared by the fleet in Redis."""

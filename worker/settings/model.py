@@ -1,0 +1,314 @@
+"""Every setting of the worker, in one frozen model that is built once and passed down.
+
+Sources, the later winning: defaults, the YAML file named by `ZOT_CONFIG`, environment variables (`ZOT_HOME`,
+`ZOT_BROKER`, …; nested ones with two underscores, `ZOT_RETRY__MAX_ATTEMPTS`).
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from worker.settings.limits import BreakerSettings, StoreLimits
+from worker.settings.original import OriginalRefused, translate
+from worker.settings.sections import (
+    BatchSettings,
+    JobSettings,
+    PlacementRule,
+    ReplicationSettings,
+    RetrySettings,
+    SourceSettings,
+    SweepSettings,
+)
+from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from zot_artifact_client.connection import is_rabbitmq
+
+ENV_PREFIX = "ZOT_"
+_OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message has one line for each thing that is wrong with them."""
+
+
+class NoBroker(SettingsError):
+    """Nobody said where the broker is, and none was started here."""
+
+
+class Settings(BaseSettings):
+    """All settings. See `docs/settings.md` for an example file."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
+    )
+
+    home: Path = Path("var")
+    """The data directory: the embedded catalogue, broker and stores, staged and spooled files."""
+    broker: SecretStr | None = None
+    """URL of the broker; without it, the one that `zot-artifacts up` runs on this data directory."""
+    results: SecretStr | None = None
+    """URL of Celery's result backend; the broker's by default."""
+    catalogue: SecretStr | None = None
+    """SQLAlchemy URL of the catalogue; SQLite in the data directory by default."""
+    stores: dict[str, StoreConfig] = {}
+    """The stores by name; without any, `primary` and `dr` in the data directory."""
+    placement: tuple[str, ...] | None = None
+    """The stores that an upload goes to when it names none; all of them by default."""
+    placement_rules: tuple[PlacementRule, ...] = ()
+    """Where single buckets belong instead; what lacks a copy there gets it, wherever it was uploaded to."""
+    sources: SourceSettings = SourceSettings()
+    replication: ReplicationSettings = ReplicationSettings()
+    retry: RetrySettings = RetrySettings()
+    sweep: SweepSettings = SweepSettings()
+    jobs: JobSettings = JobSettings()
+    batch: BatchSettings = BatchSettings()
+    store_limits: dict[str, StoreLimits] = {}
+    """What all workers together ask of single stores at most, by name; without, as much as they can."""
+    breaker: BreakerSettings = BreakerSettings()
+
+    @field_validator("sources")
+    @classmethod
+    def _rooted(cls, sources: SourceSettings) -> SourceSettings:
+        for root in sources.roots:
+            if not root.is_absolute():
+                msg = f"roots: {str(root)!r} is not an absolute path"
+                raise ValueError(msg)
+        return sources
+
+    @field_validator("stores")
+    @classmethod
+    def _stores_rooted(cls, stores: dict[str, StoreConfig]) -> dict[str, StoreConfig]:
+        for name, store in stores.items():
+            if isinstance(store, FilesystemConfig) and not store.root.is_absolute():
+                msg = f"{name}.root: {str(store.root)!r} is not an absolute path"
+                raise ValueError(msg)
+        return stores
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_stores(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if not data.get("stores"):
+            stores = Path(data.get("home", "var")).expanduser().absolute() / "stores"
+            data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
+        return data
+
+    @model_validator(mode="after")
+    def _stores_exist(self) -> "Settings":
+        named = {
+            "placement": self.placement or (),
+            **{f"placement_rules.{n}": rule.stores for n, rule in enumerate(self.placement_rules)},
+            "sweep.verify.periods": self.sweep.verify.periods,
+            "store_limits": self.store_limits,
+        }
+        for setting, names in named.items():
+            for name in names:
+                if name not in self.stores:
+                    hint = _did_you_mean(name, self.stores)
+                    msg = f"{setting} names the store {name!r}, which is not configured{hint}"
+                    raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _results_are_kept(self) -> "Settings":
+        if self.results is None and self.broker is not None and is_rabbitmq(self.broker.get_secret_value()):
+            msg = "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS) to a redis:// URL"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names the arguments
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment, then the file named by ZOT_CONFIG."""
+        file = InitSettingsSource(settings_cls, init_kwargs=_read_file(os.environ.get("ZOT_CONFIG")))
+        return init_settings, env_settings, file
+
+    # What follows from the settings
+
+    @property
+    def placement_stores(self) -> tuple[str, ...]:
+        """Return the stores that an upload goes to when it names none and no rule speaks of its artifact."""
+        return self.placement or tuple(self.stores)
+
+    def rule_for(self, bucket: str, key: str) -> PlacementRule | None:
+        """Return the rule that says where an artifact belongs, if one does."""
+        return next((rule for rule in self.placement_rules if rule.fits(bucket, key)), None)
+
+    def placement_of(self, bucket: str, key: str) -> tuple[str, ...]:
+        """Return the stores that an upload of this artifact goes to when it names none."""
+        rule = self.rule_for(bucket, key)
+        return rule.stores if rule else self.placement_stores
+
+    @property
+    def broker_url(self) -> str:
+        """Return the broker's URL, with its password.
+
+        Raises:
+            NoBroker: none is configured, and none runs on this data directory.
+        """
+        if self.broker:
+            return self.broker.get_secret_value()
+        try:
+            return self.broker_file.read_text().strip()
+        except FileNotFoundError:
+            raise NoBroker(
+                f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
+            ) from None
+
+    @property
+    def results_url(self) -> str:
+        """Return the result backend's URL, with its password."""
+        return self.results.get_secret_value() if self.results else self.broker_url
+
+    @property
+    def catalogue_url(self) -> str:
+        """Return the catalogue's SQLAlchemy URL, with its password."""
+        return self.catalogue.get_secret_value() if self.catalogue else f"sqlite:///{self.home / 'catalogue.sqlite3'}"
+
+    @property
+    def broker_file(self) -> Path:
+        """Return the file in which the embedded broker's URL stands while it runs."""
+        return self.home / "run" / "broker-url"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Return the directory in which the command line lays files that are outside the roots."""
+        return self.home / "staging"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Return the directory in which downloads and streams wait on disk."""
+        return self.home / "spool"
+
+    @property
+    def visibility_timeout(self) -> timedelta:
+        """Return when Redis may hand out a message again: never while a job may run or wait for its next attempt."""
+        return self.jobs.time_limit + self.retry.backoff_max + timedelta(minutes=10)
+
+    def prepare(self) -> None:
+        """Make the data directory and what the program itself keeps there. Stores elsewhere must exist already.
+
+        Raises:
+            SettingsError: the directory cannot be made.
+        """
+        ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
+        try:
+            for directory in ours:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, store in self.stores.items():
+                if isinstance(store, FilesystemConfig) and self.home in store.root.parents:
+                    _make_once(store.root, self.broker_file.parent / f"store-{name}")
+        except OSError as error:
+            raise SettingsError(
+                f"the data directory {self.home} cannot be used: {error.strerror}; set ZOT_HOME to one that can"
+            ) from error
+
+
+def _make_once(root: Path, made: Path) -> None:
+    """Make a store's root, but never again: one that has gone is a lost disk, not a store that is empty."""
+    if not made.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        made.touch()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Build the settings from the environment and the configuration file.
+
+    Raises:
+        SettingsError: something is misspelt, missing or impossible; each is named, none with its value.
+    """
+    problems = list(_unknown_variables(os.environ))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
+    except ValidationError as error:
+        raise SettingsError("\n".join(_problems(error))) from None
+
+
+def _read_file(name: str | None) -> dict[str, Any]:
+    if not name:
+        return {}
+    try:
+        data = yaml.safe_load(Path(name).read_text())
+    except OSError as error:
+        raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise SettingsError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{name}: a mapping of settings is expected, this is a {type(data).__name__}")
+    try:
+        settings = translate(data) if "storage" in data else data
+    except OriginalRefused as error:
+        raise SettingsError(str(error)) from None
+    _make_absolute(settings, Path(name).absolute().parent)
+    return settings
+
+
+def _make_absolute(data: dict[str, Any], base: Path) -> None:
+    """Let relative paths in a file start at the file: its readers are started in different directories."""
+    stores, sources = data.get("stores"), data.get("sources")
+    for store in stores.values() if isinstance(stores, dict) else ():
+        if isinstance(store, dict) and isinstance(store.get("root"), str):
+            store["root"] = str(base / Path(store["root"]).expanduser())
+    if isinstance(sources, dict) and isinstance(sources.get("roots"), list):
+        sources["roots"] = [str(base / Path(str(root)).expanduser()) for root in sources["roots"]]
+    if isinstance(data.get("home"), str):
+        data["home"] = str(base / Path(data["home"]).expanduser())
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
+    known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for variable in sorted(environ):
+        ours = variable.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES)
+        if ours and variable.split("__")[0] not in known:
+            yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors(include_url=False, include_input=False):
+        path = [str(part) for part in problem["loc"]]
+        if path[:1] == ["stores"]:
+            del path[2:3]  # behind a store's name pydantic puts its type
+        where = ".".join(path) or "settings"
+        if problem["type"] == "extra_forbidden":
+            yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(path))}"
+        else:
+            yield f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _names_near(path: list[str]) -> list[str]:
+    """Return the names that could stand where an unknown one was found."""
+    if path[0] == "stores":
+        return [*FilesystemConfig.model_fields, *S3Config.model_fields]
+    model: Any = Settings
+    for part in path[:-1]:
+        if part not in model.model_fields:  # the name of a store, behind which its settings stand
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), Settings)
+    return list(model.model_fields)
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,131 @@
+"""The SDK's client for one store: where it is, how it signs, and how long it waits."""
+
+import logging
+from collections.abc import Hashable
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from azure.core.credentials import AzureSasCredential, TokenCredential
+from azure.core.pipeline.transport import RequestsTransport
+from azure.identity import DefaultAzureCredential
+from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlobTier
+from urllib3 import Retry
+
+from worker.storage.azure.errors import translated
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.config import AzureConfig
+from worker.storage.errors import PermanentError
+from worker.storage.transfer.chunked_body import mount_pieces
+
+MIB = 1024 * 1024
+CHUNK = 16 * MIB
+"""Bytes of one request of a download: the SDK holds the whole answer in memory, and for a moment twice."""
+CONNECT_TIMEOUT = 5
+READ_TIMEOUT = 60
+COMMIT_TIMEOUT = 600
+"""Seconds. Committing tens of thousands of blocks takes longer than sending one."""
+TIERS = ("Hot", "Cool", "Cold")
+RETRIES = 3
+"""Of one request, by the SDK; the job's own retries are Celery's."""
+
+
+def endpoint_of(config: AzureConfig) -> str:
+    """Return the endpoint as messages may show it: without a user, a password or a signature."""
+    if config.account_url:
+        parts = urlsplit(config.account_url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    found = _settings(config)
+    suffix = found.get("ENDPOINTSUFFIX", "core.windows.net")
+    known = found.get("BLOBENDPOINT") or f"https://{found.get('ACCOUNTNAME', '?')}.blob.{suffix}"
+    return known.partition("?")[0]
+
+
+def is_signed(config: AzureConfig) -> bool:
+    """Return whether requests are authorised by a shared access signature, which is part of their URLs."""
+    return config.sas_token is not None or "SHAREDACCESSSIGNATURE" in _settings(config)
+
+
+def realm_of(config: AzureConfig) -> Hashable:
+    """Return what two stores have in common that can copy from each other: the account, and how it is signed for."""
+    return ("azure", endpoint_of(config).rstrip("/"), config.connection_string, config.account_key)
+
+
+def tier_of(config: AzureConfig, asked: str | None = None) -> dict[str, Any]:
+    """Return the arguments that put what is written into the tier that was asked for, or into the configured one.
+
+    Raises:
+        PermanentError: there is no such tier, or it is one whose objects cannot be read.
+    """
+    tier = (asked or config.access_tier or "").capitalize()
+    if tier and tier not in TIERS:
+        raise PermanentError(f"access tier {asked!r} is not allowed: Azure has {', '.join(TIERS)} for what is read")
+    return {"standard_blob_tier": StandardBlobTier(tier)} if tier else {}
+
+
+def scope_of(config: AzureConfig) -> dict[str, Any]:
+    """Return the arguments that encrypt what is written under the configured scope."""
+    return {"encryption_scope": config.encryption_scope} if config.encryption_scope else {}
+
+
+def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
+    """Make the client for a store's account. It belongs to this process, and its threads may share it.
+
+    Raises:
+        PermanentError: the address, the connection string or the version cannot be used.
+    """
+    if is_signed(config):
+        logging.getLogger("urllib3.connectionpool").addFilter(_hide_signatures)
+    options: dict[str, Any] = {
+        "api_version": config.api_version,
+        "retry_policy": ExponentialRetry(
+            initial_backoff=1, increment_base=2, retry_total=RETRIES, random_jitter_range=1
+        ),
+        "transport": _transport(),
+        "max_single_put_size": max(int(config.part_size), CHUNK),
+        "max_single_get_size": CHUNK,
+        "max_chunk_get_size": CHUNK,
+        "logging_enable": False,
+    }
+    try:
+        with translated(origin, "the SDK"):
+            return _connected(config, options)
+    except ValueError as error:
+        raise PermanentError(f"{origin.store}: {origin.endpoint}: the SDK refuses the configuration: {error}") from None
+
+
+def _transport() -> RequestsTransport:
+    session = requests.Session()
+    mount_pieces(session, Retry(total=False, redirect=False, raise_on_status=False))  # as the SDK does with its own
+    return RequestsTransport(
+        session=session,
+        connection_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        connection_data_block_size=MIB,  # of what is taken from the connection at a time
+    )
+
+
+def _connected(config: AzureConfig, options: dict[str, Any]) -> BlobServiceClient:
+    if config.connection_string:
+        return BlobServiceClient.from_connection_string(config.connection_string.get_secret_value(), **options)
+    return BlobServiceClient(str(config.account_url), credential=_credential(config), **options)
+
+
+def _credential(config: AzureConfig) -> str | AzureSasCredential | TokenCredential:
+    if config.account_key:
+        return config.account_key.get_secret_value()
+    if config.sas_token:
+        return AzureSasCredential(config.sas_token.get_secret_value())
+    return DefaultAzureCredential()
+
+
+def _settings(config: AzureConfig) -> dict[str, str]:
+    """Return what the connection string says, under upper-case names."""
+    text = config.connection_string.get_secret_value() if config.connection_string else ""
+    pairs = (pair.partition("=") for pair in text.split(";"))
+    return {name.strip().upper(): value for name, _, value in pairs if value}
+
+
+def _hide_signatures(record: logging.LogRecord) -> bool:
+    """Drop the HTTP library's own lines about requests with a signature in their URL: it knows no redaction."""
+    return "sig=" not in record.getMessage()

@@ -1,0 +1,98 @@
+"""Copy a blob inside its account, and wait until the copy is there."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from azure.core import MatchConditions
+from azure.storage.blob import BlobClient, BlobProperties
+
+from worker.storage.azure.client import COMMIT_TIMEOUT
+from worker.storage.azure.errors import translated
+from worker.storage.azure.objects import WRITER, conditions, stored_metadata, version_of
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.driver import Match
+from worker.storage.errors import StorageError, Timeout, Unavailable
+from worker.storage.transfer.server_copy import Between
+
+COPY_WITHIN = 3600.0
+"""Seconds that a copy may take before it is called off; inside one account nearly all are done when they are asked."""
+COPY_POLL = 1.0
+
+
+class Copy:
+    """One copy on its way. The blob exists from the first moment on, but is no object before its copy has succeeded."""
+
+    def __init__(self, blob: BlobClient, origin: Origin, what: str, between: Between = lambda: None) -> None:
+        """Name the blob that is to be made; `between` is called while it is waited for."""
+        self._blob = blob
+        self._between = between
+        self._origin = origin
+        self._what = what
+
+    def make(
+        self, source: BlobClient, etag: str, metadata: Mapping[str, str], settings: Mapping[str, Any]
+    ) -> BlobProperties:
+        """Copy the version of `source` that has this ETag, with this metadata, and return the properties of the copy.
+
+        Whatever ends the wait calls the copy off.
+
+        Raises:
+            Timeout: it took too long; it was called off, and what there was of it removed.
+            Unavailable: the store failed, or somebody else wrote there too.
+        """
+        try:
+            with translated(self._origin, self._what):
+                self._blob.start_copy_from_url(
+                    source.url,
+                    metadata=dict(metadata),
+                    source_etag=etag,  # or the digest would be that of other bytes
+                    source_match_condition=MatchConditions.IfNotModified,
+                    read_timeout=COMMIT_TIMEOUT,
+                    **settings,
+                )
+        except StorageError:
+            # The SDK asks again when an answer got lost, and is then refused because of our own copy.
+            if not self._is_ours(metadata[WRITER]):
+                raise
+        return self._ended(metadata[WRITER])
+
+    def _is_ours(self, token: str) -> bool:
+        with suppress(StorageError):
+            return self._look(token) is not None
+        return False
+
+    def _ended(self, token: str) -> BlobProperties:
+        where = f"{self._origin.store}: {self._what}"
+        deadline = time.monotonic() + COPY_WITHIN
+        while (found := self._look(token)).copy.status == "pending":
+            try:
+                self._between()
+                if time.monotonic() > deadline:
+                    raise Timeout(f"{where}: the store did not end the copy within {COPY_WITHIN:.0f} s")
+                time.sleep(COPY_POLL)  # nobody announces its end
+            except BaseException:
+                self._call_off(found)
+                raise
+        if found.copy.status != "success":
+            self._remove(found)
+            raise Unavailable(f"{where}: the store says that the copy is {found.copy.status}")
+        return found
+
+    def _look(self, token: str) -> BlobProperties:
+        with translated(self._origin, self._what):
+            found = self._blob.get_blob_properties()
+        if stored_metadata(found).get(WRITER) != token:
+            raise Unavailable(f"{self._origin.store}: {self._what}: another write was under way at the same time")
+        return found
+
+    def _call_off(self, found: BlobProperties) -> None:
+        with suppress(StorageError), translated(self._origin, self._what):
+            self._blob.abort_copy(str(found.copy.id))
+            self._remove(self._blob.get_blob_properties())
+
+    def _remove(self, found: BlobProperties) -> None:
+        """Remove what a copy that failed has left: an empty blob, which is no object for us, but is for others."""
+        with suppress(StorageError), translated(self._origin, self._what):
+            self._blob.delete_blob(**conditions(Match(version_of(str(found.etag)))))

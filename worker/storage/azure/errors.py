@@ -1,0 +1,267 @@
+"""Say in our words what the SDK and Azure say in theirs. The one place that knows Azure's error codes.
+
+A reason never quotes an error of the credentials, nor one that the SDK made up itself: those may carry strings to sign,
+the answers of token services, and URLs with a shared access signature. For the same cause a translated error is raised
+`from None`, so that no traceback prints the SDK's. What else a store says is quoted in one line, cut short.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import azure.core.exceptions as sdk
+from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
+from azure.storage.blob._shared.authentication import AzureSigningError  # it has no public name
+from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError
+
+from worker.storage.cloud.error_mapping import Kind, Origin, by_class, missing_bucket, quoted, seconds
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BucketNotEmpty,
+    InvalidKey,
+    NotFound,
+    OutOfSpace,
+    PermanentError,
+    PreconditionFailed,
+    SizeMismatch,
+    StorageError,
+    Throttled,
+    Timeout,
+    Unavailable,
+)
+
+SDK_ERRORS = (sdk.AzureError, sdk.SerializationError, sdk.DeserializationError, RequestException, HTTPError)
+"""Everything that a call of the SDK, or reading a body, can raise on account of the store."""
+
+_KEYS = "correct `account_key`, `sas_token` or `connection_string`, or what DefaultAzureCredential finds"
+_CONTAINER_RULE = "a container has 3 to 63 lower-case letters, digits and single '-', and begins with no '-'"
+_DAMAGED = "the bytes were damaged on the way"
+_LEASE = "somebody holds a lease on it; wait for its end, or break it"
+_OTHER_SERVICE = "this is no answer of a blob store; check `account_url`"
+_QUOTE = None  # say what the store said
+
+_CODES: tuple[tuple[Kind, str | None, str], ...] = (
+    (NotFound, _QUOTE, "BlobNotFound ContainerNotFound ResourceNotFound PathNotFound FilesystemNotFound 404"),
+    (
+        PreconditionFailed,
+        _QUOTE,
+        """ConditionNotMet TargetConditionNotMet SourceConditionNotMet BlobOverwritten AppendPositionConditionNotMet
+        MaxBlobSizeConditionNotMet SequenceNumberConditionNotMet 412""",
+    ),
+    (
+        AlreadyExists,
+        _QUOTE,
+        "BlobAlreadyExists ContainerAlreadyExists ResourceAlreadyExists PathAlreadyExists FilesystemAlreadyExists",
+    ),
+    (BucketNotEmpty, _QUOTE, "DirectoryNotEmpty"),
+    (InvalidKey, f"the store does not allow the name; {_CONTAINER_RULE}", "InvalidResourceName OutOfRangeInput"),
+    (
+        InvalidKey,
+        "the store does not allow the name",
+        """InvalidUri RequestUrlFailedToParse InvalidDestinationPath InvalidFileOrDirectoryPathName
+        InvalidRenameSourcePath InvalidSourceUri ParentNotFound RenameDestinationParentPathNotFound""",
+    ),
+    (
+        InvalidKey,
+        "a folder has this name, or the key goes through a file",
+        "ResourceTypeMismatch PathConflict InvalidSourceOrDestinationResourceType",
+    ),
+    (Throttled, "the store asks for fewer requests", "ServerBusy SnapshotOperationRateExceeded 429 503"),
+    (Timeout, _QUOTE, "OperationTimedOut 408 504"),
+    (Unavailable, _QUOTE, "InternalError"),
+    (Unavailable, "the store fails, or is not one that speaks Azure; check `account_url`", "500 502"),
+    (
+        Unavailable,
+        "it is being deleted or made; that takes a minute",
+        """ContainerBeingDeleted AccountBeingCreated FilesystemBeingDeleted DestinationPathIsBeingDeleted
+        SourcePathIsBeingDeleted DeletePending SystemInUse""",
+    ),
+    (Unavailable, "a copy to it is under way", "PendingCopyOperation"),
+    (
+        Unavailable,
+        "blocks of another program's unfinished upload are in the way; Azure drops them after a week without use",
+        "InvalidBlobOrBlock",
+    ),
+    (
+        Unavailable,
+        "too many blocks of unfinished uploads; end those, or Azure drops them after a week without use",
+        "BlockCountExceedsLimit",
+    ),
+    (NotFound, "its blocks are not there any more: another write of the same key was completed", "InvalidBlockList"),
+    (Unavailable, _DAMAGED, "Md5Mismatch InvalidMd5 IncompleteBody Crc64Mismatch"),
+    (OutOfSpace, "the store is full, or its quota is used up", "AccountQuotaExceeded QuotaExceeded 507"),
+    (
+        SizeMismatch,
+        "the object is larger than the store allows",
+        """RequestBodyTooLarge BlockListTooLong ContentLengthLargerThanTierLimit
+        BlobTierInadequateForContentLength 413""",
+    ),
+    (
+        AccessDenied,
+        f"the credentials are wrong, or this machine's clock is; {_KEYS}",
+        "AuthenticationFailed AuthorizationFailure InvalidAuthenticationInfo NoAuthenticationInformation 401",
+    ),
+    (
+        AccessDenied,
+        "the credentials do not allow it, or are wrong",
+        """InsufficientAccountPermissions AuthorizationPermissionMismatch AuthorizationProtocolMismatch
+        AuthorizationResourceTypeMismatch AuthorizationServiceMismatch UnauthorizedBlobOverwrite
+        CannotVerifyCopySource CopyAcrossAccountsNotSupported 403""",
+    ),
+    (AccessDenied, "the store's firewall does not let this machine in", "AuthorizationSourceIPMismatch"),
+    (
+        AccessDenied,
+        "the account refuses shared keys; use a managed or workload identity",
+        "KeyBasedAuthenticationNotPermitted",
+    ),
+    (AccessDenied, "the account is disabled", "AccountIsDisabled ContainerDisabled"),
+    (AccessDenied, "a retention policy or a legal hold protects it", "BlobImmutableDueToPolicy"),
+    (PermanentError, _LEASE, "LeaseIdMissing LeaseAlreadyPresent LeaseIdMismatchWithBlobOperation LeaseLost"),
+    (PermanentError, "it has snapshots, which would be deleted with it; delete those first", "SnapshotsPresent"),
+    (
+        PermanentError,
+        "the object is archived and has to be rehydrated first",
+        "BlobArchived BlobBeingRehydrated",
+    ),
+    (PermanentError, "the metadata is larger than the store allows (Azure: 8 KB)", "MetadataTooLarge"),
+    (PermanentError, "the store does not know this `api_version`", "UnsupportedRestVersion FeatureVersionMismatch"),
+    (
+        PermanentError,
+        "the account does not know this `access_tier`",
+        "BlobAccessTierNotSupportedForAccountType InvalidBlobTier CannotChangeToLowerTier",
+    ),
+    (PermanentError, "the store cannot do this", "UnsupportedHttpVerb InvalidHttpVerb 405 501"),
+    (PermanentError, "the store is elsewhere; correct `account_url`", "301 302 307 308"),
+    (
+        PermanentError,
+        _QUOTE,
+        """400 409 416 BlobNotArchived ConditionHeadersNotSupported ContentLengthMustBeZero CopyIdMismatch
+        EmptyMetadataKey IncrementalCopyBlobMismatch IncrementalCopyOfEarlierSnapshotNotAllowed
+        IncrementalCopyOfEarlierVersionSnapshotNotAllowed IncrementalCopySourceMustBeSnapshot
+        InfiniteLeaseDurationRequired InvalidBlobType InvalidBlockId InvalidFlushPosition InvalidHeaderValue
+        InvalidInput InvalidMetadata InvalidOperation InvalidPageRange InvalidPropertyName InvalidQueryParameterValue
+        InvalidRange InvalidSourceBlobType InvalidSourceBlobUrl InvalidVersionForPageBlobOperation InvalidXmlDocument
+        InvalidXmlNodeValue LeaseAlreadyBroken LeaseIdMismatchWithContainerOperation
+        LeaseIdMismatchWithLeaseOperation LeaseIsAlreadyBroken LeaseIsBreakingAndCannotBeAcquired
+        LeaseIsBreakingAndCannotBeChanged LeaseIsBrokenAndCannotBeRenewed LeaseNameMismatch
+        LeaseNotPresentWithBlobOperation LeaseNotPresentWithContainerOperation LeaseNotPresentWithLeaseOperation
+        MissingContentLengthHeader MissingRequiredHeader MissingRequiredQueryParameter MissingRequiredXmlNode
+        MultipleConditionHeadersNotSupported NoPendingCopyOperation OperationNotAllowedOnIncrementalCopyBlob
+        OutOfRangeQueryParameterValue PreviousSnapshotCannotBeNewer PreviousSnapshotNotFound
+        PreviousSnapshotOperationNotSupported SequenceNumberIncrementTooLarge SnapshotCountExceeded
+        SourcePathNotFound UnsupportedHeader UnsupportedQueryParameter UnsupportedXmlNode""",
+    ),
+    # What the SDK shares with queues, tables and file shares: a blob store never says it.
+    (
+        PermanentError,
+        _OTHER_SERVICE,
+        """AccountAlreadyExists CannotDeleteFileOrDirectory ClientCacheFlushDelay ContainerQuotaDowngradeNotAllowed
+        FileLockConflict FileShareProvisionedBandwidthDowngradeNotAllowed FileShareProvisionedBandwidthInvalid
+        FileShareProvisionedIopsDowngradeNotAllowed FileShareProvisionedIopsInvalid
+        FileShareProvisionedStorageInvalid InvalidMarker MessageNotFound MessageTooLarge PopReceiptMismatch
+        QueueAlreadyExists QueueBeingDeleted QueueDisabled QueueNotEmpty QueueNotFound ReadOnlyAttribute
+        ShareAlreadyExists ShareBeingDeleted ShareDisabled ShareHasSnapshots ShareNotFound
+        ShareSnapshotCountExceeded ShareSnapshotInProgress ShareSnapshotNotFound ShareSnapshotOperationNotSupported
+        SharingViolation TotalSharesCountExceedsAccountLimit TotalSharesProvisionedBandwidthExceedsAccountLimit
+        TotalSharesProvisionedCapacityExceedsAccountLimit TotalSharesProvisionedIopsExceedsAccountLimit""",
+    ),
+)
+CODES: Mapping[str, tuple[Kind, str | None]] = {
+    code: (kind, reason) for kind, reason, codes in _CODES for code in codes.split()
+}
+
+# fmt: off
+# The first row with a class that the error is an instance of decides, so the narrower stand before the wider. Answers
+# with a status never come here, but the SDK raises some of their classes without one, when a body breaks off.
+CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
+    (Timeout, "did not take the connection in time; check `account_url` and the network",
+     (sdk.ServiceRequestTimeoutError,)),
+    (Timeout, "did not answer in time", (sdk.ServiceResponseTimeoutError,)),
+    (Unavailable, "cannot be reached; check `account_url` and the network", (sdk.ServiceRequestError,)),
+    (AccessDenied, f"there are no usable credentials; {_KEYS}",
+     (AuthenticationRequiredError, CredentialUnavailableError)),
+    (AccessDenied, "the account key is no key; correct `account_key`", (AzureSigningError,)),
+    (AccessDenied, f"the credentials are wrong; {_KEYS}", (sdk.ClientAuthenticationError,)),
+    (
+        PermanentError,
+        "the SDK refuses the request",
+        (sdk.TooManyRedirectsError, sdk.StreamConsumedError, sdk.StreamClosedError, sdk.ResponseNotReadError,
+         sdk.SerializationError),
+    ),
+    (
+        Unavailable,
+        "broke off in the middle",
+        (sdk.IncompleteReadError, sdk.ServiceResponseError, RequestException, HTTPError),
+    ),
+    (Unavailable, "does not answer like Azure; check `account_url`", (sdk.DecodeError, sdk.DeserializationError)),
+    (
+        Unavailable,
+        "broke off in the middle, or does not answer like Azure",
+        (sdk.ODataV4Error, sdk.ResourceExistsError, sdk.ResourceNotFoundError, sdk.ResourceModifiedError,
+         sdk.ResourceNotModifiedError, sdk.HttpResponseError),
+    ),
+)
+# fmt: on
+
+
+def translate(error: Exception, origin: Origin, what: str) -> StorageError:
+    """Return the error of ours that says what one of SDK_ERRORS says.
+
+    Args:
+        error: what the SDK raised.
+        origin: where.
+        what: the object or bucket it was about, for the message.
+    """
+    if isinstance(error, sdk.HttpResponseError) and error.status_code:
+        return _translate_answer(error, origin, what)
+    return by_class(error, CLASSES, origin, what)
+
+
+@contextmanager
+def translated(origin: Origin, what: str) -> Iterator[None]:
+    """Raise our errors for the SDK's, without the SDK's behind them: its text may hold a signature."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        raise translate(error, origin, what) from None
+
+
+def code_of(error: BaseException) -> str:
+    """Return the store's error code, or the HTTP status where it gave none; empty if there was no answer."""
+    if not isinstance(error, sdk.HttpResponseError) or not error.status_code:
+        return ""
+    code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code) or error.status_code)
+
+
+def missing_container(origin: Origin, container: str) -> StorageError:
+    """Return the error for a container that is not there; see `missing_bucket`."""
+    return missing_bucket(origin, container, "container")
+
+
+def _translate_answer(error: sdk.HttpResponseError, origin: Origin, what: str) -> StorageError:
+    code, status = code_of(error), str(error.status_code)
+    if code == "ContainerNotFound":
+        return missing_container(origin, what.partition("/")[0])
+    kind, reason = CODES.get(code) or CODES.get(status) or _by_class_of_status(status)
+    message = f"{origin.store}: {what}: {reason or _quote(error)} ({code})"
+    return Throttled(message, _retry_after(error)) if kind is Throttled else kind(message)
+
+
+def _by_class_of_status(status: str) -> tuple[Kind, str | None]:
+    return (Unavailable, _QUOTE) if status.startswith("5") else (PermanentError, _QUOTE)
+
+
+def _quote(error: sdk.HttpResponseError) -> str:
+    """Return the first line of what the store says: the others name the request, its parameters and its time."""
+    lines = str(error.message).strip().splitlines()
+    said = lines[0] if lines else ""
+    if "sig=" in said.lower():
+        said = ""
+    return quoted(said)
+
+
+def _retry_after(error: sdk.HttpResponseError) -> float | None:
+    headers: Mapping[str, str] = getattr(error.response, "headers", {})
+    return seconds(headers.get("Retry-After", ""))

@@ -1,0 +1,268 @@
+"""An object and its sidecar: two files that must never be seen wrongly paired, at whatever system call a process dies.
+
+Writers hold the lock of the object; readers hold none.
+
+- To create, the sidecar is placed first and the data after it: a sidecar without data is nothing.
+- To replace, an intent is placed first. It holds the digest of the new data and names its inode, size and time. Then
+  the data is placed, then the sidecar, then the intent goes. Each step is on the disk before the next one begins.
+- Whoever finds an intent that names the very data that is there takes the digest from it, and the sidecar's otherwise.
+- Whoever is to write first does what an intent still wants done.
+
+A reader opens the data, looks for the intent, reads the sidecar and looks whether the data is still the same. If so,
+the sidecar was its own: it is only ever changed after the data. If not, it begins again.
+"""
+
+import errno
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from worker.storage.errors import Unavailable
+from worker.storage.filesystem.disk import (
+    Tree,
+    open_regular,
+    read_small,
+    regular_stat,
+    remove,
+    stat_of,
+)
+from worker.storage.filesystem.layout import INTENTS, SIDECAR, Place, leaf_of, parse_sidecar
+from worker.storage.filesystem.temp_files import Temp, write_small
+
+_READ_TRIES = 100
+_INTENT_BYTES = 1 << 16
+_SIDECAR_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a replacement is about to do: the data that will be there, and its digest."""
+
+    bucket: str
+    key: str
+    inode: int
+    size: int
+    mtime_ns: int
+    sha256: str | None
+
+    def names(self, found: os.stat_result) -> bool:
+        """Return whether this is the data that was to be placed."""
+        return (self.inode, self.size, self.mtime_ns) == (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object that is there: its name, its data opened, and the digest that belongs to this very data."""
+
+    name: str
+    fd: int
+    stat: os.stat_result
+    sha256: str | None
+
+
+class Pairs:
+    """The objects of one tree, each with its sidecar."""
+
+    def __init__(self, store: str, tree: Tree) -> None:
+        self._store = store
+        self._tree = tree
+
+    def find(self, place: Place) -> Found:
+        """Open an object without a lock; the caller closes it. Raise FileNotFoundError if there is none."""
+        for _ in range(_READ_TRIES):
+            with self._tree.directory(place.parents) as directory:
+                found = self._look(directory, place)
+            if found is not None:
+                return found
+        raise Unavailable(f"{self._store}: {place} is replaced again and again while it is opened; try again later")
+
+    def current(self, directory: int, place: Place) -> os.stat_result | None:
+        """Return the stat of an object's data, or None if there is no object."""
+        return regular_stat(directory, _name(directory, place))
+
+    def prepare(self, directory: int, place: Place) -> None:
+        """Bring an object into its one regular state before it is written; under its lock."""
+        self.settle(directory, place)
+        _adopt(directory, place.leaf + SIDECAR)
+        if place.plain.endswith(SIDECAR):
+            _adopt(directory, place.plain)
+
+    def commit(self, directory: int, place: Place, temp: Temp, sha256: str | None, *, exclusive: bool) -> None:
+        """Put a finished file in an object's place; under its lock and after `prepare`.
+
+        Raises:
+            FileExistsError: `exclusive`, and somebody who knows no locks has put something there.
+        """
+        if regular_stat(directory, place.leaf) is None:
+            _create(directory, place, temp, sha256, exclusive=exclusive)
+        else:
+            self._replace(directory, place, temp, _intent_for(place, temp.stat, sha256))
+
+    def remove(self, directory: int, place: Place) -> None:
+        """Remove an object, and what may be left of its sidecar; under its lock and after `prepare`."""
+        if remove(directory, place.leaf):
+            os.fsync(directory)
+        with suppress(IsADirectoryError):
+            remove(directory, place.sidecar)
+
+    def remove_orphan(self, place: Place) -> None:
+        """Remove a sidecar that has no data."""
+        with self._tree.directory_or_none(place.parents) as directory:
+            if directory is None:
+                return
+            with self._tree.locked(place.lock):
+                self.prepare(directory, place)
+                if self.current(directory, place) is None:
+                    remove(directory, place.sidecar)
+
+    def settle(self, directory: int, place: Place) -> bool:
+        """Do what an intent still wants done; return False if there is none. Under the object's lock."""
+        with self._tree.directory_or_none(INTENTS) as intents:
+            if intents is None or (intent := _read_intent(intents, place.intent)) is None:
+                return False
+            found = regular_stat(directory, place.leaf)
+            if found is not None and intent.names(found):
+                _place_sidecar(directory, place, intent.sha256)
+                os.fsync(directory)
+            return remove(intents, place.intent)
+
+    def settle_intent(self, name: str) -> bool:
+        """Do what the intent of this name still wants done; return False if it is gone by then."""
+        with self._tree.directory(INTENTS) as intents:
+            intent = _read_intent(intents, name)
+            if intent is None:
+                return remove(intents, name)
+            place = Place(intent.bucket, intent.key)
+            with self._tree.locked(place.lock), self._tree.directory_or_none(place.parents) as directory:
+                return remove(intents, name) if directory is None else self.settle(directory, place)
+
+    def _look(self, directory: int, place: Place) -> Found | None:
+        name = _name(directory, place)
+        try:
+            fd = open_regular(directory, name)
+        except FileNotFoundError:
+            if _name(directory, place) != name:
+                return None
+            raise
+        try:
+            stat = os.fstat(fd)
+            intent = self._intent(place)
+            if intent is not None and intent.names(stat):
+                return Found(name, fd, stat, intent.sha256)
+            content = read_small(directory, name + SIDECAR, _SIDECAR_BYTES)
+            if _name(directory, place) == name and _is_still(directory, name, stat):
+                return Found(name, fd, stat, parse_sidecar(content or b""))
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def _intent(self, place: Place) -> Intent | None:
+        with self._tree.directory_or_none(INTENTS) as intents:
+            return None if intents is None else _read_intent(intents, place.intent)
+
+    def _replace(self, directory: int, place: Place, temp: Temp, intent: Intent) -> None:
+        intents = self._tree.open_directory(INTENTS, create=True)
+        try:
+            write_small(intents, place.intent, json.dumps(asdict(intent)).encode())
+            os.fsync(intents)
+        finally:
+            os.close(intents)
+        try:
+            temp.rename(place.leaf)
+            os.fsync(directory)
+        except OSError:
+            with suppress(OSError):
+                self.settle(directory, place)
+            raise
+        with suppress(OSError):  # the object is there, whole and with its digest, also while the intent stays
+            self.settle(directory, place)
+
+
+def _create(directory: int, place: Place, temp: Temp, sha256: str | None, *, exclusive: bool) -> None:
+    _place_sidecar(directory, place, sha256)
+    try:
+        if exclusive:
+            temp.link(place.leaf)
+        else:
+            temp.rename(place.leaf)
+    except OSError:
+        if not _holds(directory, place.leaf, temp.stat.st_ino):
+            remove(directory, place.sidecar)
+        raise
+    os.fsync(directory)
+
+
+def _place_sidecar(directory: int, place: Place, sha256: str | None) -> None:
+    if sha256 is None:
+        remove(directory, place.sidecar)
+    else:
+        write_small(directory, place.sidecar, sha256.encode())
+
+
+def _adopt(directory: int, name: str) -> None:
+    """Move an object that the original wrote under the name of a sidecar to the name it has here, with its sidecar.
+
+    A dead writer may have left only its sidecar: that goes, because with it the next file of this name, a sidecar,
+    would be taken for an object.
+    """
+    marker = name + SIDECAR
+    if not _is_regular(directory, marker):
+        return
+    if _is_regular(directory, marker + SIDECAR):
+        raise OSError(
+            errno.EINVAL, f"{name!r}, {marker!r} and its sidecar are objects of the old layout: move them away"
+        )
+    if _is_regular(directory, name):
+        write_small(directory, leaf_of(name) + SIDECAR, read_small(directory, marker, _SIDECAR_BYTES) or b"")
+        os.rename(name, leaf_of(name), src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+    remove(directory, marker)
+    os.fsync(directory)
+
+
+def _name(directory: int, place: Place) -> str:
+    """Return the name under which an object lies, if it is there: only the original's data has a sidecar's name."""
+    plain = place.plain
+    if plain.endswith(SIDECAR) and _is_regular(directory, plain + SIDECAR) and _is_regular(directory, plain):
+        return plain
+    return place.leaf
+
+
+def _is_regular(directory: int, name: str) -> bool:
+    try:
+        return regular_stat(directory, name) is not None
+    except OSError as error:
+        if error.errno in {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}:
+            return False
+        raise
+
+
+def _is_still(directory: int, name: str, stat: os.stat_result) -> bool:
+    """Return whether a name stands for this very file, and the file was not placed anew meanwhile."""
+    try:
+        found = stat_of(directory, name)
+    except FileNotFoundError:
+        return False
+    return (found.st_ino, found.st_dev, found.st_ctime_ns) == (stat.st_ino, stat.st_dev, stat.st_ctime_ns)
+
+
+def _holds(directory: int, name: str, inode: int) -> bool:
+    try:
+        return stat_of(directory, name).st_ino == inode
+    except FileNotFoundError:
+        return False
+
+
+def _intent_for(place: Place, stat: os.stat_result, sha256: str | None) -> Intent:
+    return Intent(place.bucket, place.key, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
+
+
+def _read_intent(intents: int, name: str) -> Intent | None:
+    content = read_small(intents, name, _INTENT_BYTES)
+    try:
+        return None if content is None else Intent(**json.loads(content))
+    except (ValueError, TypeError):
+        return None  # not ours: an intent is placed whole or not at all

@@ -1,0 +1,300 @@
+"""The disk below a root: directories and files that are reached without following a link, and locks.
+
+Everything here raises OSError with a sentence of its own where the system's would not do, and leaves the translation to
+`translate`, once, at the driver's door. The exception is a missing root: an unmounted disk must not look like an empty
+store, so it is Unavailable and never a FileNotFoundError.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidKey,
+    NotFound,
+    OutOfSpace,
+    PermanentError,
+    StorageError,
+    Unavailable,
+)
+from worker.storage.filesystem.layout import LOCKS
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+ERRORS: dict[int, type[StorageError]] = {
+    errno.ENOENT: NotFound,
+    errno.EEXIST: AlreadyExists,
+    errno.EACCES: AccessDenied,
+    errno.EPERM: AccessDenied,
+    errno.EROFS: AccessDenied,
+    errno.ENAMETOOLONG: InvalidKey,
+    errno.EILSEQ: InvalidKey,
+    errno.EISDIR: InvalidKey,
+    errno.ENOTDIR: InvalidKey,
+    errno.EINVAL: PermanentError,
+    errno.ELOOP: PermanentError,
+    errno.ENOSYS: PermanentError,
+    errno.EOPNOTSUPP: PermanentError,
+    errno.EXDEV: PermanentError,
+    errno.EDQUOT: OutOfSpace,
+    errno.EFBIG: OutOfSpace,
+    errno.EMLINK: OutOfSpace,
+    errno.ENOSPC: OutOfSpace,
+}
+"""What an errno means. All others mean that the disk, or the machine, is not well: Unavailable."""
+
+_WAYS_OUT: dict[type[StorageError], str] = {
+    AccessDenied: "; the worker's user must be able to read and write there",
+    OutOfSpace: "; make room, or raise the limit",
+    Unavailable: "; check that the disk is mounted and healthy",
+}
+
+
+def translate(error: OSError, what: str) -> StorageError:
+    """Return the error that tells what happened to `what`, the store and the object, in the words of all stores."""
+    if isinstance(error, StorageError):
+        return error
+    if error.errno == errno.ENOENT:
+        return NotFound(f"{what} does not exist")
+    kind = ERRORS.get(error.errno or 0, Unavailable)
+    return kind(f"{what}: {error.strerror or error}{_WAYS_OUT.get(kind, '')}")
+
+
+class Tree:
+    """The directories below one root, given as tuples of names. Only the root itself may be a link."""
+
+    def __init__(self, store: str, root: Path) -> None:
+        self._store = store
+        self._root = root
+
+    @contextmanager
+    def directory(self, path: tuple[str, ...]) -> Iterator[int]:
+        """Yield a directory that exists; raise FileNotFoundError otherwise."""
+        fd = self.open_directory(path)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def directory_or_none(self, path: tuple[str, ...]) -> Iterator[int | None]:
+        """Yield a directory, or None if there is none."""
+        try:
+            fd = self.open_directory(path)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def open_directory(self, path: tuple[str, ...], *, create: bool = False) -> int:
+        """Return a directory, made durably on request; the caller closes it.
+
+        Raises:
+            FileNotFoundError: it is not there; also with `create`, when somebody prunes it at this very moment.
+            NotADirectoryError: with `create`, a file is in the way.
+            OSError: ELOOP, a link is on the way.
+        """
+        fd = self._open_root()
+        try:
+            for depth in range(1, len(path) + 1):
+                if create:
+                    _make(fd, path[depth - 1])
+                child = _step(fd, path[:depth], create=create)
+                os.close(fd)
+                fd = child
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def make(self, path: tuple[str, ...]) -> bool:
+        """Make a directory whose parents exist; return False if it was there already."""
+        with self.directory(path[:-1]) as parent:
+            if _make(parent, path[-1]):
+                return True
+            os.close(_step(parent, path, create=True))  # raises where it is no directory
+        return False
+
+    def prune(self, path: tuple[str, ...], *, keep: int) -> None:
+        """Remove a directory and its parents while they are empty, but not the first `keep` of them."""
+        for depth in range(len(path), keep, -1):
+            try:
+                with self.directory(path[: depth - 1]) as parent:
+                    os.rmdir(path[depth - 1], dir_fd=parent)
+            except FileNotFoundError:
+                continue  # who removed it may have died before it went on to the parents
+            except OSError:
+                return
+
+    def scan(self, path: tuple[str, ...]) -> tuple[set[str], set[str]]:
+        """Return the names of the files and of the directories in a directory: none in one that is not there."""
+        files: set[str] = set()
+        directories: set[str] = set()
+        with suppress(FileNotFoundError), self.directory(path) as fd, os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    files.add(entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    directories.add(entry.name)
+        return files, directories
+
+    def walk(self, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], set[str]]]:
+        """Yield a directory and all below it, each before those in it, with the names of their files."""
+        pending = [path]
+        while pending:
+            here = pending.pop()
+            files, directories = self.scan(here)
+            yield here, files
+            pending += [(*here, name) for name in directories]
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold a lock that excludes every other thread and process that asks for the same name."""
+        directory = self.open_directory(LOCKS, create=True)
+        try:
+            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=directory)
+        finally:
+            os.close(directory)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _open_root(self) -> int:
+        try:
+            return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Unavailable(
+                f"{self._store}: its root {self._root} is not a directory that exists: "
+                f"mount the disk, or make it with `mkdir -p {self._root}`"
+            ) from error
+
+
+def is_link_refusal(error: OSError) -> bool:
+    """Return whether a filesystem, or its policy, only says that it makes no such hard link."""
+    return error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+def link(source_directory: int, source: str, directory: int, name: str) -> None:
+    """Give a file a second name; raise FileExistsError if something has it."""
+    os.link(source, name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
+
+
+def stat_of(directory: int, name: str) -> os.stat_result:
+    """Return what a name stands for, without following it."""
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def regular_stat(directory: int, name: str) -> os.stat_result | None:
+    """Return the stat of a file, or None where nothing is.
+
+    Raises:
+        IsADirectoryError: a directory has this name.
+        OSError: ELOOP, something has this name that is neither.
+    """
+    try:
+        found = stat_of(directory, name)
+    except FileNotFoundError:
+        return None
+    return _checked(found, name)
+
+
+def open_regular(directory: int, name: str) -> int:
+    """Open a file for reading.
+
+    Raises:
+        FileNotFoundError: there is no such file, though perhaps a directory.
+        OSError: ELOOP, something has this name that is neither.
+    """
+    try:
+        fd = os.open(name, _FILE, dir_fd=directory)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:
+            raise _irregular(name) from error
+        raise
+    try:
+        _checked(os.fstat(fd), name)
+    except IsADirectoryError as error:
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, f"{name!r} is a directory") from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_small(directory: int, name: str, limit: int) -> bytes | None:
+    """Return the content of a file of ours of at most `limit` bytes, or None if there is no such file."""
+    try:
+        fd = os.open(name, _FILE, dir_fd=directory)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
+            return None
+        raise
+    try:
+        return os.read(fd, limit) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def remove(directory: int, name: str) -> bool:
+    """Remove a file; return False if it was not there."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _make(parent: int, name: str) -> bool:
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        return False
+    try:
+        os.fsync(parent)
+    except OSError:
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=parent)
+        raise
+    return True
+
+
+def _step(parent: int, path: tuple[str, ...], *, create: bool) -> int:
+    try:
+        return os.open(path[-1], _DIRECTORY, dir_fd=parent)
+    except NotADirectoryError:
+        where = "/".join(path)
+        if not stat.S_ISREG(stat_of(parent, path[-1]).st_mode):
+            raise _irregular(where) from None
+        if create:
+            raise NotADirectoryError(
+                errno.ENOTDIR, f"{where!r} is a file there, and a filesystem cannot hold both it and keys below it"
+            ) from None
+        raise FileNotFoundError(errno.ENOENT, f"{where!r} is a file") from None
+
+
+def _checked(found: os.stat_result, name: str) -> os.stat_result:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(
+            errno.EISDIR,
+            f"there are keys below {name!r}, and a filesystem cannot hold both them and a key of that name",
+        )
+    if not stat.S_ISREG(found.st_mode):
+        raise _irregular(name)
+    return found
+
+
+def _irregular(name: str) -> OSError:
+    return OSError(errno.ELOOP, f"{name!r} is a link or a special file, and these are never followed: replace it")

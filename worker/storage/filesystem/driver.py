@@ -1,0 +1,304 @@
+"""Objects as files below a directory, with each object's SHA-256 beside it.
+
+The rules are in modules of their own: names in `filesystem_layout`, the disk in `filesystem_disk`, and how an object
+and its sidecar stay one thing in `filesystem_pair`. What a disk cannot do is refused: `a` and `a/b` cannot both be
+objects, nor `a` and `a.sha256/b`. Links below the root are never followed. The root itself is never made here.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from worker.storage.config import FilesystemConfig
+from worker.storage.driver import (
+    Body,
+    Capabilities,
+    Condition,
+    ListedObject,
+    Match,
+    ObjectReader,
+    ObjectStat,
+    StaleUpload,
+    WriteInfo,
+)
+from worker.storage.errors import AlreadyExists, BucketNotEmpty, PreconditionFailed, StorageError, Unavailable
+from worker.storage.filesystem.atomic_write import Pairs
+from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
+from worker.storage.filesystem.layout import LOCKS, Place
+from worker.storage.filesystem.listing import Listing, version_of
+from worker.storage.filesystem.reader import FilesystemReader, object_stat
+from worker.storage.filesystem.stale_files import Leftovers
+from worker.storage.filesystem.temp_files import LinkedTemp, Temp
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader
+
+_Row = TypeVar("_Row")
+
+_RACES = 100
+"""How often a step is tried again that only fails while somebody else removes the same empty directory."""
+
+_CAPABILITIES = Capabilities(
+    needs_digest_first=False,
+    conditional_writes=True,
+    implicit_buckets=True,
+    prefix_keys=False,
+    user_metadata=False,
+    max_object_size=None,
+    max_copy_size=2**63 - 1,
+)
+
+
+class _Again(Exception):
+    """Something was replaced meanwhile: begin again."""
+
+
+class _NoLinks(Exception):
+    """The disk makes no hard link from here to there."""
+
+
+class FilesystemDriver:
+    """A store whose objects are files below one root."""
+
+    def __init__(self, name: str, config: FilesystemConfig) -> None:
+        self._name = name
+        self._root = config.root
+        self._tree = Tree(name, config.root)
+        self._pairs = Pairs(name, self._tree)
+        self._listing = Listing(self._tree)
+        self._leftovers = Leftovers(name, self._tree, self._pairs, self._listing)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    # Objects
+
+    def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
+        del info  # the body holds itself to it
+        place = Place(bucket, key)
+        with self._writing(place, condition, Temp) as (directory, temp):
+            self._fill(place, temp, body)
+            return self._commit(directory, place, temp, body.digest.sha256, condition)
+
+    def open(
+        self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
+    ) -> ObjectReader:
+        return self._open(Place(bucket, key), offset=offset, length=length, uncached=uncached)
+
+    def stat(self, bucket: str, key: str) -> ObjectStat:
+        with self.open(bucket, key) as reader:
+            return reader.stat
+
+    def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        place = Place(bucket, key)
+        with self._errors(place):
+            try:
+                with self._tree.directory(place.parents) as directory:
+                    return self._delete(directory, place, condition)
+            except (FileNotFoundError, IsADirectoryError):
+                return False
+            finally:
+                self._tree.prune(place.parents, keep=1)
+
+    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+        source, place = Place(bucket, key), Place(to_bucket, to_key)
+        for _ in range(_RACES):
+            with self._open(source) as reader:
+                try:
+                    return self._copy_link(source, reader, place)
+                except _NoLinks:
+                    return self._copy_bytes(reader, place)
+                except _Again:
+                    continue
+        raise self._busy(source)
+
+    def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
+        return self._translated(self._listing.rows(bucket, prefix, after), f"listing {bucket}")
+
+    # Buckets
+
+    def create_bucket(self, bucket: str) -> bool:
+        with self._errors(bucket):
+            return self._tree.make((bucket,))
+
+    def delete_bucket(self, bucket: str) -> bool:
+        if not self.bucket_exists(bucket):
+            return False
+        if next(self.iter_objects(bucket), None) is not None:
+            raise BucketNotEmpty(f"{self._name}: bucket {bucket} still holds objects: delete them first")
+        with self._errors(bucket):
+            self._leftovers.clear((bucket,))
+        if self.bucket_exists(bucket):
+            raise BucketNotEmpty(
+                f"{self._name}: bucket {bucket} is being written to, or holds files that are no objects"
+            )
+        return True
+
+    def bucket_exists(self, bucket: str) -> bool:
+        with self._errors(bucket), self._tree.directory_or_none((bucket,)) as directory:
+            return directory is not None
+
+    # What dead writers left
+
+    def iter_stale(self) -> Iterator[StaleUpload]:
+        return self._translated(self._leftovers.rows(), "looking for unfinished writes")
+
+    def discard(self, unfinished: StaleUpload) -> bool:
+        with self._errors("/".join(unfinished.token)):
+            return self._leftovers.discard(unfinished.token)
+
+    # The store itself
+
+    def check(self) -> None:
+        with self._errors(self._root), self._tree.locked("check"), self._tree.directory(LOCKS) as directory:
+            temp = Temp(directory)
+            try:
+                temp.write(b"zot")
+                temp.finish()
+            finally:
+                temp.close()
+
+    def advice(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is kept open between calls."""
+
+    # How
+
+    @contextmanager
+    def _errors(self, what: object) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise translate(error, f"{self._name}: {what}") from error
+
+    def _open(
+        self, place: Place, *, offset: int = 0, length: int | None = None, uncached: bool = False
+    ) -> FilesystemReader:
+        with self._errors(place):
+            found = self._pairs.find(place)
+        return FilesystemReader(self._name, place, found, offset=offset, length=length, uncached=uncached)
+
+    def _translated(self, rows: Iterator[_Row], what: str) -> Iterator[_Row]:
+        while True:
+            with self._errors(what):
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
+
+    @contextmanager
+    def _writing(self, place: Place, condition: Condition, begin: Callable[[int], Temp]) -> Iterator[tuple[int, Temp]]:
+        """Yield an object's directory, made if need be, and a new file in it; leave nothing unless it is placed."""
+        fresh = done = False
+        try:
+            with self._errors(place):
+                fresh = self._tree.make((place.bucket,))
+                directory, temp = self._begin(place, condition, begin)
+            try:
+                yield directory, temp
+                done = True
+            finally:
+                temp.close()
+                os.close(directory)
+        finally:
+            if not done:
+                with suppress(OSError, StorageError):
+                    self._tree.prune(place.parents, keep=0 if fresh else 1)
+
+    def _begin(self, place: Place, condition: Condition, begin: Callable[[int], Temp]) -> tuple[int, Temp]:
+        for _ in range(_RACES):
+            directory = -1
+            try:
+                directory = self._tree.open_directory(place.parents, create=True)
+                self._make_way(directory, place)
+                self._check_condition(directory, place, condition)  # again at the end, but gigabytes sooner
+                return directory, begin(directory)
+            except FileNotFoundError:  # pruned since it was made
+                _close(directory)
+            except BaseException:
+                _close(directory)
+                raise
+        raise self._busy(place)
+
+    def _fill(self, place: Place, temp: Temp, body: Body) -> None:
+        while data := body.read(BUFFER_SIZE):
+            with self._errors(place):
+                temp.write(data)
+        with self._errors(place):
+            temp.finish()
+
+    def _commit(self, directory: int, place: Place, temp: Temp, sha256: str | None, condition: Condition) -> ObjectStat:
+        with self._errors(place), self._tree.locked(place.lock):
+            self._pairs.prepare(directory, place)
+            self._check_condition(directory, place, condition)
+            self._pairs.commit(directory, place, temp, sha256, exclusive=condition == "create_only")
+            return object_stat(place, temp.stat, sha256)
+
+    def _delete(self, directory: int, place: Place, condition: Match | None) -> bool:
+        with self._tree.locked(place.lock):
+            self._pairs.prepare(directory, place)
+            current = self._pairs.current(directory, place)
+            if current is not None:
+                self._check_condition(directory, place, condition)
+            self._pairs.remove(directory, place)
+            return current is not None
+
+    def _copy_link(self, source: Place, reader: FilesystemReader, place: Place) -> ObjectStat:
+        def begin(directory: int) -> Temp:
+            try:
+                with self._tree.directory(source.parents) as parent:
+                    return LinkedTemp(directory, reader.found.fd, parent, reader.found.name)
+            except FileNotFoundError as error:  # either of the two directories, or the source was replaced
+                raise _Again from error
+            except OSError as error:
+                if is_link_refusal(error):
+                    raise _NoLinks from error
+                raise
+
+        with self._writing(place, None, begin) as (directory, temp):
+            return self._commit(directory, place, temp, reader.stat.sha256, None)
+
+    def _copy_bytes(self, reader: FilesystemReader, place: Place) -> ObjectStat:
+        """Copy byte by byte, with the digest that the source claims: rotten bytes must not get a digest that fits."""
+        with self._writing(place, None, Temp) as (directory, temp):
+            self._fill(place, temp, VerifyingReader(reader, size=reader.stat.size))
+            return self._commit(directory, place, temp, reader.stat.sha256, None)
+
+    def _check_condition(self, directory: int, place: Place, condition: Condition) -> None:
+        if condition is None:
+            return
+        current = self._pairs.current(directory, place)
+        if condition == "create_only":
+            if current is not None:
+                raise AlreadyExists(f"{self._name}: {place} exists already, and was only to be created")
+        elif current is None:
+            raise PreconditionFailed(f"{self._name}: {place} does not exist, version {condition.version} was expected")
+        elif version_of(current) != condition.version:
+            raise PreconditionFailed(
+                f"{self._name}: {place} has the version {version_of(current)}, {condition.version} was expected"
+            )
+
+    def _make_way(self, directory: int, place: Place) -> None:
+        """Remove directories that have the object's names and that dead writers left; raise if they hold more."""
+        for name in (place.leaf, place.sidecar):
+            try:
+                regular_stat(directory, name)
+            except IsADirectoryError:
+                self._leftovers.clear((*place.parents, name))
+                regular_stat(directory, name)
+
+    def _busy(self, place: Place) -> Unavailable:
+        return Unavailable(f"{self._name}: {place} is written and deleted again and again meanwhile; try again later")
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

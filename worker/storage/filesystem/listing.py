@@ -1,0 +1,91 @@
+"""List what lies below a bucket in the order of keys, one directory's names in memory at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from worker.storage.driver import ListedObject
+from worker.storage.filesystem.disk import Tree, stat_of
+from worker.storage.filesystem.layout import is_encodable, objects_in
+
+_BATCH = 1000
+"""How many files are looked at while their directory is open: a listing that is put aside holds no directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A key, or with a slash at its end all keys below it; `name` is what the file or directory is called."""
+
+    key: str
+    name: str
+
+    @property
+    def is_directory(self) -> bool:
+        return self.key.endswith("/")
+
+
+def version_of(stat: os.stat_result) -> str:
+    """Return the tag that tells this version of an object from every other one of its key."""
+    return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def modified_of(stat: os.stat_result) -> datetime:
+    """Return when the bytes were written."""
+    return datetime.fromtimestamp(stat.st_mtime, UTC)
+
+
+class Listing:
+    """The keys of one tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def rows(self, bucket: str, prefix: str, after: str) -> Iterator[ListedObject]:
+        """Yield the objects of a bucket; see `Driver.iter_objects`."""
+        open_directories = [self._entries((bucket,), prefix, after)]
+        while open_directories:
+            entry = next(open_directories[-1], None)
+            if entry is None:
+                open_directories.pop()
+            elif isinstance(entry, ListedObject):
+                yield entry
+            else:
+                open_directories.append(self._entries((bucket, *entry.key[:-1].split("/")), prefix, after))
+
+    def _entries(self, path: tuple[str, ...], prefix: str, after: str) -> Iterator[ListedObject | _Entry]:
+        base = "".join(f"{name}/" for name in path[1:])
+        files, directories = self._tree.scan(path)
+        keys = [_Entry(base + segment, name) for segment, name in objects_in(files).items()]
+        below = [_Entry(f"{base}{name}/", name) for name in directories]
+        wanted = [entry for entry in keys + below if is_encodable(entry.key) and _is_wanted(entry.key, prefix, after)]
+        wanted.sort(key=lambda entry: entry.key.encode())
+        for start in range(0, len(wanted), _BATCH):
+            yield from self._rows(path, wanted[start : start + _BATCH])
+
+    def _rows(self, path: tuple[str, ...], entries: list[_Entry]) -> list[ListedObject | _Entry]:
+        rows: list[ListedObject | _Entry] = []
+        with self._tree.directory_or_none(path) as directory:
+            if directory is None:
+                return []
+            for entry in entries:
+                if entry.is_directory:
+                    rows.append(entry)
+                    continue
+                with suppress(FileNotFoundError):  # deleted since the directory was read
+                    stat = stat_of(directory, entry.name)
+                    rows.append(ListedObject(entry.key, stat.st_size, version_of(stat), modified_of(stat)))
+        return rows
+
+
+def _is_wanted(key: str, prefix: str, after: str) -> bool:
+    first, last = _bytes(prefix), _bytes(after)
+    own = key.encode()
+    if not key.endswith("/"):
+        return own.startswith(first) and own > last
+    return (own.startswith(first) or first.startswith(own)) and (own > last or last.startswith(own))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")

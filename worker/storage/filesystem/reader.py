@@ -1,0 +1,80 @@
+"""Read a file that is open: also when it is replaced or deleted meanwhile, its bytes stay the same."""
+
+import os
+from contextlib import suppress
+from typing import Self
+
+from worker.storage.driver import ObjectStat
+from worker.storage.errors import StorageError
+from worker.storage.filesystem.atomic_write import Found
+from worker.storage.filesystem.disk import translate
+from worker.storage.filesystem.layout import Place
+from worker.storage.filesystem.listing import modified_of, version_of
+
+
+def object_stat(place: Place, found: os.stat_result, sha256: str | None) -> ObjectStat:
+    """Return what is known of an object without reading it."""
+    return ObjectStat(place.bucket, place.key, found.st_size, version_of(found), modified_of(found), sha256)
+
+
+class FilesystemReader:
+    """The bytes of an object, or of a part of it. Owns the file that was found."""
+
+    def __init__(
+        self,
+        store: str,
+        place: Place,
+        found: Found,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        uncached: bool = False,
+    ) -> None:
+        self.found = found
+        self._stat = object_stat(place, found.stat, found.sha256)
+        self._what = f"{store}: {place}"
+        self._offset = offset
+        self._left = length
+        self._uncached = uncached
+        self._closed = False
+        if uncached:
+            self._advise("POSIX_FADV_DONTNEED")
+        if length is None:
+            self._advise("POSIX_FADV_SEQUENTIAL")
+
+    @property
+    def stat(self) -> ObjectStat:
+        return self._stat
+
+    def read(self, size: int, /) -> bytes:
+        size = size if self._left is None else min(size, self._left)
+        try:
+            data = os.pread(self.found.fd, size, self._offset)
+        except OSError as error:
+            raise self._error(error) from error
+        self._offset += len(data)
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._uncached:  # a sweep over the whole store must not push out what others read
+            self._advise("POSIX_FADV_DONTNEED")
+        os.close(self.found.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _advise(self, advice: str) -> None:
+        if hasattr(os, "posix_fadvise"):  # not on every system; it is advice
+            with suppress(OSError):
+                os.posix_fadvise(self.found.fd, 0, 0, getattr(os, advice))
+
+    def _error(self, error: OSError) -> StorageError:
+        return translate(error, self._what)

@@ -1,0 +1,78 @@
+"""What dead writers left: temporary files, notes on replacements, sidecars without data, empty directories."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from worker.storage.driver import StaleUpload
+from worker.storage.errors import InvalidKey
+from worker.storage.filesystem.atomic_write import Pairs
+from worker.storage.filesystem.disk import Tree, stat_of
+from worker.storage.filesystem.layout import INTENTS, OWN, TEMP, Place, is_encodable, orphans_in
+from worker.storage.filesystem.listing import Listing
+from worker.storage.filesystem.temp_files import remove_dead
+from worker.storage.keys import check_any_bucket
+
+
+class Leftovers:
+    """What is in a tree and belongs to no object."""
+
+    def __init__(self, store: str, tree: Tree, pairs: Pairs, listing: Listing) -> None:
+        self._store = store
+        self._tree = tree
+        self._pairs = pairs
+        self._listing = listing
+
+    def rows(self) -> Iterator[StaleUpload]:
+        """Yield what writers left behind or are still writing."""
+        _, directories = self._tree.scan(())
+        for name in filter(_is_ours, directories):
+            yield from self._below((name,))
+
+    def discard(self, token: tuple[str, ...]) -> bool:
+        """Remove one of them, or do what it still wants done; return False if it is gone or its writer lives."""
+        path, name = token[:-1], token[-1]
+        if not name.startswith(TEMP):
+            return self._pairs.settle_intent(name)
+        with self._tree.directory_or_none(path) as directory:
+            removed = directory is not None and remove_dead(directory, name)
+        self._tree.prune(path, keep=2 if path[0] == OWN else 1)
+        return removed
+
+    def clear(self, path: tuple[str, ...]) -> None:
+        """Remove a directory with all that dead writers left in it, as far as there is nothing else in it."""
+        if next(self._listing.rows(path[0], "".join(f"{name}/" for name in path[1:]), ""), None) is not None:
+            return
+        for unfinished in self._below(path):
+            self.discard(unfinished.token)
+        for below, files in reversed(list(self._tree.walk(path))):
+            for segment in filter(is_encodable, orphans_in(files)):
+                self._pairs.remove_orphan(Place(path[0], "/".join((*below[1:], segment))))
+            self._tree.prune(below, keep=len(below) - 1)
+
+    def _below(self, path: tuple[str, ...]) -> Iterator[StaleUpload]:
+        for below, files in self._tree.walk(path):
+            yield from self._in(below, files)
+
+    def _in(self, path: tuple[str, ...], files: Iterable[str]) -> list[StaleUpload]:
+        found: list[StaleUpload] = []
+        with self._tree.directory_or_none(path) as directory:
+            if directory is None:
+                return []
+            for name in files:
+                if not name.startswith(TEMP) and path != INTENTS:
+                    continue
+                with suppress(FileNotFoundError):
+                    since = datetime.fromtimestamp(stat_of(directory, name).st_ctime, UTC)
+                    what = "temporary file" if name.startswith(TEMP) else "note on a replacement"
+                    where = "/".join((*path, name))
+                    found.append(StaleUpload(f"{self._store}: {what} {where}", since, (*path, name)))
+        return found
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a directory below the root is a bucket or our own; a disk may have others, as `lost+found`."""
+    try:
+        return name == OWN or bool(check_any_bucket(name))
+    except InvalidKey:
+        return False

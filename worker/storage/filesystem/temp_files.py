@@ -1,0 +1,136 @@
+"""Files that are written where they will lie and that nobody sees before they are placed."""
+
+import errno
+import fcntl
+import os
+import time
+import uuid
+from contextlib import suppress
+
+from worker.storage.filesystem.disk import is_link_refusal, link, open_regular, remove, stat_of
+from worker.storage.filesystem.layout import TEMP
+
+_TRIES = 10
+
+
+class Temp:
+    """A file that nobody sees yet: named uniquely, locked while its writer lives, gone when it is closed unplaced."""
+
+    def __init__(self, directory: int) -> None:
+        """Make an empty one in a directory that stays open as long as this is."""
+        self._directory = directory
+        self._name, self._fd = _unique(directory)
+        self._written = 0
+
+    @property
+    def stat(self) -> os.stat_result:
+        """Return what the file is now."""
+        return os.fstat(self._fd)
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`."""
+        rest = memoryview(data)
+        while rest:
+            count = os.write(self._fd, rest)
+            self._written += count
+            rest = rest[count:]
+
+    def finish(self) -> None:
+        """Make what was written durable.
+
+        The time is set to the clock's nanosecond: the kernel's own moves in steps of some milliseconds, and with a
+        reused inode two versions could bear the same tag.
+        """
+        now = time.time_ns()
+        os.utime(self._fd, ns=(now, now))
+        os.fsync(self._fd)
+        if self.stat.st_size != self._written:
+            raise OSError(errno.EIO, f"{self._written} bytes were written and {self.stat.st_size} are on the disk")
+
+    def rename(self, name: str) -> None:
+        """Place the file, over whatever has this name."""
+        os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def link(self, name: str) -> None:
+        """Place the file; raise FileExistsError if something has this name."""
+        try:
+            link(self._directory, self._name, self._directory, name)
+        except OSError as error:
+            if not is_link_refusal(error):
+                raise
+            self.rename(name)  # no links here: only we write here, under a lock, and nothing had this name
+
+    def close(self) -> None:
+        """Let go of the file, and remove it unless it was placed."""
+        with suppress(OSError):  # what cannot be removed now is found by `iter_stale` later
+            remove(self._directory, self._name)
+        os.close(self._fd)
+
+
+class LinkedTemp(Temp):
+    """A second name for a file that exists, not seen by anybody yet."""
+
+    def __init__(self, directory: int, source: int, source_directory: int, source_name: str) -> None:
+        """Link to the very file that is open as `source`.
+
+        Raises:
+            FileNotFoundError: another file has that name by now.
+        """
+        self._directory = directory
+        self._name = _temp_name()
+        self._fd = os.dup(source)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            link(source_directory, source_name, directory, self._name)
+            if stat_of(directory, self._name).st_ino != self.stat.st_ino:
+                raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile")
+        except BaseException:
+            self.close()
+            raise
+        self._written = self.stat.st_size
+
+
+def write_small(directory: int, name: str, content: bytes) -> None:
+    """Write a small file whole or not at all, over whatever has this name. The directory is not yet synced."""
+    temp = Temp(directory)
+    try:
+        temp.write(content)
+        temp.finish()
+        temp.rename(name)
+    finally:
+        temp.close()
+
+
+def remove_dead(directory: int, name: str) -> bool:
+    """Remove a temporary file; return False if it is gone, or its writer lives."""
+    try:
+        fd = open_regular(directory, name)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return remove(directory, name)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _temp_name() -> str:
+    return f"{TEMP}{uuid.uuid4().hex}"
+
+
+def _unique(directory: int) -> tuple[str, int]:
+    for _ in range(_TRIES):
+        name = _temp_name()
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if os.fstat(fd).st_nlink:
+                return name, fd
+        except BaseException:
+            os.close(fd)
+            remove(directory, name)
+            raise
+        os.close(fd)  # somebody took it for a dead writer's before it was locked
+    raise OSError(errno.EBUSY, "temporary files disappear as soon as they are made")

@@ -1,0 +1,137 @@
+"""A connection to Cloud Storage: credentials, the library's client, and the session that moves the bytes."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import google.auth
+import google.auth.credentials
+import requests
+from google.api_core.exceptions import from_http_response
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud import storage
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from worker.storage.config import GcsConfig
+from worker.storage.errors import AccessDenied
+from worker.storage.transfer.chunked_body import mount_pieces
+
+GOOGLE = "https://storage.googleapis.com"
+EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
+SCOPES = ("https://www.googleapis.com/auth/devstorage.full_control",)
+TIMEOUT = (5.0, 60.0)
+"""Seconds to connect, and to wait for the next byte of an answer."""
+COMMIT_TIMEOUT = (5.0, 300.0)
+"""The same for composing and rewriting, which are answered when they are done."""
+RETRY_FOR = 20.0
+"""Seconds: how long the library repeats one request; the job's own retries are Celery's."""
+
+log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """A real object: its bucket, and its whole name in it."""
+
+    bucket: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What requests are made with. It belongs to this process, and may be used by several of its threads."""
+
+    client: Any
+    session: requests.Session
+    endpoint: str
+    kms_key: str | None
+    storage_class: str | None
+
+    def blob(self, place: Place, generation: int | None = None) -> Any:
+        """Return the library's handle of an object, without a request."""
+        return self.client.bucket(place.bucket).blob(place.name, generation=generation, kms_key_name=self.kms_key)
+
+    def pinned(self, pin: int) -> dict[str, str]:
+        """Return the parameters of every request that makes an object: over generation `pin`, 0 for none, encrypted."""
+        return {"ifGenerationMatch": str(pin)} | ({"kmsKeyName": self.kms_key} if self.kms_key else {})
+
+    def upload_url(self, bucket: str) -> str:
+        return f"{self.endpoint}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
+
+    def object_url(self, place: Place) -> str:
+        return f"{self.endpoint}/storage/v1/b/{quote(place.bucket, safe='')}/o/{quote(place.name, safe='')}"
+
+    def download_url(self, place: Place) -> str:
+        return f"{self.endpoint}/download/storage/v1/b/{quote(place.bucket, safe='')}/o/{quote(place.name, safe='')}"
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def retry() -> Any:
+    """Return how the library repeats a request. Only for those that are the same when they are done twice."""
+    return DEFAULT_RETRY.with_timeout(RETRY_FOR).with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
+
+
+def check_answer(reply: requests.Response) -> None:
+    """Raise what the library would raise, where it was not the library that asked."""
+    if not reply.ok:
+        raise from_http_response(reply)
+
+
+def endpoint_of(config: GcsConfig) -> str:
+    """Return the endpoint as messages may show it: without a user and password that somebody wrote into the URL."""
+    parts = urlsplit(config.endpoint or GOOGLE)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
+def connect(name: str, config: GcsConfig) -> Connection:
+    """Make the client with the configured credentials, or with the application's default ones.
+
+    Raises:
+        AccessDenied: the credentials file cannot be read.
+        google.auth.exceptions.GoogleAuthError: there are no usable credentials.
+    """
+    endpoint = (config.endpoint or GOOGLE).rstrip("/")
+    _warn_of_emulator(name, endpoint)
+    credentials, project = _credentials(name, config)
+    session = AuthorizedSession(credentials)
+    mount_pieces(session)
+    client = storage.Client(
+        project=config.project or project,
+        credentials=credentials,
+        client_options={"api_endpoint": endpoint},  # always, so that no variable of the environment leads elsewhere
+        _http=session,
+    )
+    return Connection(client, session, endpoint, config.kms_key, config.storage_class)
+
+
+def _warn_of_emulator(name: str, endpoint: str) -> None:
+    elsewhere = os.environ.get(EMULATOR_VARIABLE, endpoint).rstrip("/")
+    if elsewhere != endpoint:
+        log.warning(
+            "%s: %s is ignored: the store is at %s; set `endpoint` to use an emulator",
+            name,
+            EMULATOR_VARIABLE,
+            endpoint,
+        )
+
+
+def _credentials(name: str, config: GcsConfig) -> tuple[google.auth.credentials.Credentials, str | None]:
+    if config.anonymous:
+        return google.auth.credentials.AnonymousCredentials(), None
+    with warnings.catch_warnings():
+        # The library warns of files from strangers, and of a user's own credentials. Both are the operator's choice.
+        warnings.simplefilter("ignore")
+        if config.credentials_file is None:
+            return google.auth.default(scopes=SCOPES)
+        try:
+            return google.auth.load_credentials_from_file(  # type: ignore[no-any-return]
+                str(config.credentials_file), scopes=SCOPES
+            )
+        except ValueError as error:
+            raise AccessDenied(
+                f"{name}: {config.credentials_file} holds no credentials; correct `credentials_file`"
+            ) from error

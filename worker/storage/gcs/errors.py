@@ -1,0 +1,269 @@
+"""Say in our words what Google's libraries and Cloud Storage say in theirs. The one place that knows their codes.
+
+A reason never quotes an error of the credentials: those may carry tokens, account names and the output of credential
+programs. What else the store says is quoted in one line, cut short.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from typing import Any
+
+import requests.exceptions as http
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+from google.cloud.storage import exceptions as storage
+from google.resumable_media import common as media
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from worker.storage.cloud.error_mapping import Kind, Origin, by_class, quoted, seconds
+from worker.storage.errors import (
+    AccessDenied,
+    NotFound,
+    OutOfSpace,
+    PermanentError,
+    PreconditionFailed,
+    SizeMismatch,
+    StorageError,
+    Throttled,
+    Timeout,
+    Unavailable,
+)
+
+SDK_ERRORS = (
+    api.GoogleAPIError,
+    api.AsyncRestUnsupportedParameterError,
+    auth.GoogleAuthError,
+    http.RequestException,
+    HTTPError,
+    HTTPException,
+    ConnectionError,
+    storage.InvalidPathError,
+    storage.InvalidResponse,
+    storage.DataCorruption,
+    media.InvalidResponse,
+    media.DataCorruption,
+)
+"""Everything that a call of the libraries, or reading a body, can raise on account of the store."""
+
+_ADDRESS = re.compile(r"^[A-Z]+ \S+://\S+: |\S+://\S+")
+
+_KEYS = "correct `credentials_file`, or the application default credentials"
+_DAMAGED = "the bytes were damaged on the way"
+_CMEK = "the encryption key cannot be used; check `kms_key` and the key's permissions"
+_QUOTE = None  # say what the store said
+
+# By the reason that an answer gives, or by its HTTP status where that says nothing more.
+_REASONS: tuple[tuple[Kind, str | None, str], ...] = (
+    (NotFound, _QUOTE, "notFound 404"),
+    (PreconditionFailed, _QUOTE, "conditionNotMet conflict 409 412"),
+    (
+        Throttled,
+        "the store asks for fewer requests",
+        "rateLimitExceeded userRateLimitExceeded usageLimits.rateLimitExceeded 429",
+    ),
+    (Timeout, _QUOTE, "gatewayTimeout uploadBrokenConnection 408 504"),
+    (Unavailable, _QUOTE, "backendError internalError 499 503"),
+    (Unavailable, "the store fails, or is not Cloud Storage; check `endpoint`", "500 502"),
+    (Unavailable, "the upload session has ended; it has to start again", "gone 410"),
+    (OutOfSpace, "a quota is used up", "quotaExceeded 507"),
+    (SizeMismatch, "the object is larger than the store allows", "uploadTooLarge 413"),
+    (AccessDenied, f"the credentials are wrong or have expired; {_KEYS}", "authError required lockedDomainExpired 401"),
+    (
+        AccessDenied,
+        "the credentials do not allow it, or are wrong",
+        """forbidden insufficientPermissions accountDisabled countryBlocked sslRequired stopChannelCallerNotOwner
+        userProjectAccessDenied userProjectAccountProblem authenticationRequiredRequesterPays 403""",
+    ),
+    (AccessDenied, "the Cloud Storage API is not enabled for the project", "usageLimits.accessNotConfigured"),
+    (AccessDenied, "the bucket's requester pays; set `project`", "userProjectMissing"),
+    (AccessDenied, "`project` is wrong", "userProjectInvalid userProjectInconsistent"),
+    (AccessDenied, "an organisation policy forbids it", "orgPolicyConstraintFailed"),
+    (
+        PermanentError,
+        "the object may not be changed yet: a retention policy or a hold protects it",
+        "retentionPolicyNotMet objectUnderActiveHold",
+    ),
+    (
+        PermanentError,
+        _CMEK,
+        """cloudKmsBadKey cloudKmsCannotChangeKeyName cloudKmsDecryptionKeyNotFound cloudKmsDisabledKey
+        cloudKmsEncryptionKeyNotFound cloudKmsKeyLocationNotAllowed""",
+    ),
+    (
+        PermanentError,
+        "the object is encrypted with a key that its owner keeps",
+        """customerEncryptionAlgorithmIsInvalid customerEncryptionKeyFormatIsInvalid customerEncryptionKeyIsIncorrect
+        customerEncryptionKeySha256IsInvalid resourceIsEncryptedWithCustomerEncryptionKey
+        resourceNotEncryptedWithCustomerEncryptionKey""",
+    ),
+    (PermanentError, "the store cannot do this; check `endpoint`", "methodNotAllowed notImplemented 405 501"),
+    (
+        PermanentError,
+        "the answer is a redirection, which a store does not give; check `endpoint`",
+        "mediaDownloadRedirect temporaryRedirect notModified 301 302 304 307 308",
+    ),
+    (
+        PermanentError,
+        _QUOTE,
+        """invalid badRequest badRequestException invalidAltValue invalidArgument invalidParameter notDownload notUpload
+        parseError pushChannelIdInvalid pushChannelIdNotUnique pushWebhookUrlNoHostOrAddress pushWebhookUrlNotHttps
+        pushWebhookUrlUnauthorized turnedDown wrongUrlForUpload requestedRangeNotSatisfiable lengthRequired 400 411
+        416""",
+    ),
+)
+REASONS: Mapping[str, tuple[Kind, str | None]] = {
+    name: (kind, reason) for kind, reason, names in _REASONS for name in names.split()
+}
+
+# fmt: off
+# The first row with a class that the error is an instance of decides, so the narrower stand before the wider.
+CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
+    (Timeout, "did not take the connection in time; check `endpoint` and the network", (http.ConnectTimeout,)),
+    (Timeout, "did not answer in time",
+     (http.Timeout, ReadTimeoutError, auth.TimeoutError, api.TransferStalledError, api.RetryError)),
+    (Unavailable, "TLS failed; check `endpoint` and its certificate", (http.SSLError,)),
+    (Unavailable, "the proxy cannot be reached", (http.ProxyError,)),
+    (
+        Unavailable,
+        "broke off in the middle",
+        (http.ChunkedEncodingError, http.ContentDecodingError, http.StreamConsumedError, http.UnrewindableBodyError,
+         api.ResumableTransferError, HTTPError, HTTPException),
+    ),
+    (Unavailable, "cannot be reached; check `endpoint` and the network", (http.ConnectionError, ConnectionError)),
+    (
+        Unavailable,
+        "does not answer like Cloud Storage; check `endpoint`",
+        (http.InvalidJSONError, http.TooManyRedirects, http.HTTPError, http.RetryError),
+    ),
+    (Unavailable, _DAMAGED, (storage.DataCorruption, media.DataCorruption)),
+    (Unavailable, "the service that hands out credentials cannot be reached",
+     (auth.TransportError, auth.ResponseError)),
+    (AccessDenied, "the client certificate cannot be used", (auth.MutualTLSChannelError, auth.ClientCertError)),
+    (
+        AccessDenied,
+        f"there are no usable credentials; {_KEYS}",
+        (auth.GoogleAuthError, api.DuplicateCredentialArgs),
+    ),
+    (
+        PermanentError,
+        "the SDK refuses the request",
+        (http.URLRequired, http.MissingSchema, http.InvalidSchema, http.InvalidURL, http.InvalidHeader,
+         api.AsyncRestUnsupportedParameterError, storage.InvalidPathError),
+    ),
+)
+# fmt: on
+_KEPT: tuple[type[http.RequestException], ...] = (
+    http.ConnectTimeout,
+    http.Timeout,
+    http.SSLError,
+    http.ProxyError,
+    http.ChunkedEncodingError,
+    http.ConnectionError,
+    http.RequestException,
+)
+
+
+@contextmanager
+def translated(origin: Origin, what: str) -> Iterator[None]:
+    """Raise what the SDK raises as our own error of `what`."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        raise translate(error, origin, what) from error
+
+
+def translate(error: Exception, origin: Origin, what: str) -> StorageError:
+    """Return the error of ours that says what one of SDK_ERRORS says.
+
+    Args:
+        error: what the libraries raised.
+        origin: where.
+        what: the object or bucket it was about, for the message.
+    """
+    found = _innermost(error)
+    if status_of(found):
+        return _translate_answer(found, origin, what)
+    return by_class(found, CLASSES, origin, what)
+
+
+def status_of(error: BaseException | None) -> int:
+    """Return the HTTP status that the store answered with, or 0 if there was no answer."""
+    error = _innermost(error) if isinstance(error, Exception) else error
+    if isinstance(error, api.GoogleAPICallError):
+        return int(error.code or 0)
+    if isinstance(error, storage.InvalidResponse | media.InvalidResponse):
+        return int(error.response.status_code)
+    return 0
+
+
+def without_address(error: Exception) -> Exception:
+    """Return an error that says the same, of the same status or kind, without the address that was asked.
+
+    The address of an upload session is as good as a password for a week, and the libraries put it into their messages.
+    """
+    found = _innermost(error)
+    if status := status_of(found):
+        options = {"errors": [dict(_first_error(found))], "response": getattr(found, "response", None)}
+        return api.from_http_status(status, _said(found), **options)  # type: ignore[no-any-return]
+    kind = next((kind for kind in _KEPT if isinstance(found, kind)), None)
+    return kind("while sending an object") if kind else found
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return what was at the bottom of an error that only says that trying again, or fetching a token, did not help."""
+    inner: object = None
+    if isinstance(error, api.RetryError):
+        inner = error.cause
+    elif isinstance(error, auth.TransportError) and error.args:
+        inner = error.args[0]
+    return _innermost(inner) if isinstance(inner, SDK_ERRORS) else error
+
+
+def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageError:
+    status, reason_given = status_of(error), _reason(error)
+    kind, reason = (
+        REASONS.get(reason_given)
+        or REASONS.get(str(status))
+        or (Unavailable if status >= 500 else PermanentError, _QUOTE)  # noqa: PLR2004 - as HTTP says
+    )
+    message = f"{origin.store}: {what}: {reason or _quote(error)} ({reason_given or status})"
+    if kind is Throttled:
+        return Throttled(message, _retry_after(error))
+    return kind(message)
+
+
+def _first_error(error: Exception) -> Mapping[str, Any]:
+    """Return the first of the errors that an answer lists, if it is one of the store's."""
+    listed: Any = getattr(error, "errors", None) or _answer(error).get("errors")
+    return listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+
+
+def _answer(error: Exception) -> Mapping[str, Any]:
+    """Return what an answer says of the error: of an upload the library keeps it only as it came."""
+    answer: Any = None
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # there is none, or it is not the store's JSON
+        answer = error.response.json()["error"]  # type: ignore[attr-defined]
+    return answer if isinstance(answer, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    """Return the one word that says why, where the store gives one."""
+    word = str(_first_error(error).get("reason", ""))
+    return word if word.replace(".", "").isalnum() else ""  # some servers put a phrase there
+
+
+def _quote(error: Exception) -> str:
+    return quoted(_said(error))
+
+
+def _said(error: Exception) -> str:
+    """Return what the store said, in one line, without the method and the address that the library puts before it."""
+    said = str(_first_error(error).get("message") or _answer(error).get("message") or getattr(error, "message", ""))
+    return _ADDRESS.sub("", " ".join(said.split()))
+
+
+def _retry_after(error: Exception) -> float | None:
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    return seconds(headers.get("Retry-After", ""))

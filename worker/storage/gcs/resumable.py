@@ -1,0 +1,146 @@
+"""Send one large object in one resumable upload: chunk after chunk, taken up again where the connection broke.
+
+The library's own does not: it commits before the body was seen to its end, sends the checksum only together with a
+deletion that names no generation, and does not end the session of an upload that failed.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import requests
+from google.api_core.exceptions import Aborted
+
+from worker.storage.cloud.error_mapping import Origin, missing_bucket
+from worker.storage.driver import Body
+from worker.storage.errors import StorageError, Unavailable
+from worker.storage.gcs.client import TIMEOUT, Connection, check_answer, retry
+from worker.storage.gcs.errors import SDK_ERRORS, without_address
+from worker.storage.gcs.objects import CONTENT_TYPE, blob_of, described
+from worker.storage.gcs.upload import NOT_FOUND, Write, crc32c_of, delete, extended
+from worker.storage.integrity.verifying_reader import drain
+from worker.storage.transfer.parts import next_part
+
+CHUNK_UNIT = 256 * 1024
+"""Every chunk but the last is a multiple of this."""
+_INCOMPLETE = 308
+_ENDED = {404, 410, 499}
+
+
+class ResumableUpload:
+    """One upload session. Its address is a secret: who has it can write. It never leaves this object."""
+
+    def __init__(self, connection: Connection, origin: Origin, write: Write, chunk: int) -> None:
+        self._connection = connection
+        self._origin = origin
+        self._write = write
+        self._chunk = chunk
+        self._session = ""
+
+    def send(self, body: Body, pin: int) -> Any:
+        """Send the body over generation `pin` and return the blob. It becomes visible with the last chunk, or not."""
+        self._session = retry()(self._begin)(pin)
+        try:
+            resource, crc = self._send_chunks(body)
+        except BaseException:  # a shutdown too: what is left open stays for a week
+            self._cancel()
+            raise
+        self._check(resource, crc)
+        return blob_of(resource)
+
+    def _begin(self, pin: int) -> str:
+        place = self._write.place
+        reply = self._connection.session.request(
+            "POST",
+            self._connection.upload_url(place.bucket),
+            params={"uploadType": "resumable", "name": place.name, **self._connection.pinned(pin)},
+            json={"name": place.name, **described(self._write.metadata, self._write.storage_class)},
+            headers={"X-Upload-Content-Length": str(self._write.size), "X-Upload-Content-Type": CONTENT_TYPE},
+            timeout=TIMEOUT,
+        )
+        if reply.status_code == NOT_FOUND:
+            raise missing_bucket(self._origin, place.bucket)
+        check_answer(reply)
+        return str(reply.headers["Location"])
+
+    def _send_chunks(self, body: Body) -> tuple[Mapping[str, Any], str]:
+        """Return what the store says of the finished object, and the checksum of what was sent."""
+        sent, crc = 0, 0
+        while True:
+            data = next_part(body, self._chunk)
+            crc = extended(crc, data)
+            last = sent + len(data) >= self._write.size
+            if last:
+                drain(body)  # the end is where a body says that it was wrong
+            # With its checksum the store refuses a damaged object instead of making it visible.
+            headers = {"X-Goog-Hash": f"crc32c={crc32c_of(crc)}"} if last else {}
+            finished = self._send_chunk(data, sent, headers)
+            sent += len(data)
+            del data  # before the next one is filled
+            if finished is not None:
+                return finished, crc32c_of(crc)
+            if last:
+                raise self._failed("the store does not finish the upload")
+
+    def _send_chunk(self, data: bytearray, start: int, headers: Mapping[str, str]) -> Mapping[str, Any] | None:
+        """Send one chunk, whatever of it the store takes at a time; return the object when the upload is finished."""
+        broken = False
+        held = start
+        view = memoryview(data)
+
+        def attempt() -> Mapping[str, Any] | None:
+            nonlocal held, broken
+            if broken:  # how much of it has arrived, only the store knows
+                held, finished = self._asked()
+                if finished is not None:
+                    return finished
+                if held < start:
+                    raise self._failed("the store has lost bytes that it had taken")
+            broken = True
+            while held < start + len(data):
+                held, finished = self._put(view[held - start :], held, headers)
+                if finished is not None:
+                    return finished
+            return None
+
+        try:
+            return retry()(attempt)()  # type: ignore[no-any-return]
+        except SDK_ERRORS as error:
+            raise without_address(error) from None
+
+    def _put(self, data: memoryview, start: int, headers: Mapping[str, str]) -> tuple[int, Mapping[str, Any] | None]:
+        total = self._write.size
+        spread = f"bytes {start}-{start + len(data) - 1}/{total}"
+        return self._told(self._request("PUT", {"Content-Range": spread, **headers}, data))
+
+    def _asked(self) -> tuple[int, Mapping[str, Any] | None]:
+        return self._told(self._request("PUT", {"Content-Range": f"bytes */{self._write.size}"}))
+
+    def _told(self, reply: requests.Response) -> tuple[int, Mapping[str, Any] | None]:
+        """Return how many bytes the store has, and the object if that is all of them."""
+        if reply.status_code == _INCOMPLETE:
+            _, _, end = reply.headers.get("Range", "").rpartition("-")
+            return (int(end) + 1 if end.isdecimal() else 0), None
+        if reply.status_code in _ENDED:
+            raise Aborted("the upload session was ended")  # whose object is there then, has to be looked for
+        check_answer(reply)
+        return self._write.size, reply.json()
+
+    def _request(self, method: str, headers: Mapping[str, str], data: bytes | memoryview = b"") -> requests.Response:
+        return self._connection.session.request(
+            method, self._session, data=data, headers=dict(headers), timeout=TIMEOUT, allow_redirects=False
+        )
+
+    def _cancel(self) -> None:
+        with suppress(*SDK_ERRORS):  # never in place of the error that led here; it ends by itself after a week
+            self._request("DELETE", {})
+
+    def _check(self, resource: Mapping[str, Any], crc: str) -> None:
+        """Take back, and only that, what is not what was sent: a store may not know the checksum's header."""
+        if (int(resource["size"]), resource.get("crc32c", crc)) == (self._write.size, crc):
+            return
+        delete(self._connection, self._write.place, int(resource["generation"]))
+        raise self._failed("the bytes were damaged on the way")
+
+    def _failed(self, reason: str) -> StorageError:
+        return Unavailable(f"{self._origin.store}: {self._write.what}: {reason}")

@@ -1,0 +1,114 @@
+"""Chunk manifests: a SHA-256 for every 16 MiB beside the digest of the whole, so that a part can be proved by itself.
+
+A manifest is made in the same pass over the same bytes as the whole digest, and stands for it from then on: bytes that
+match every chunk are the bytes that were recorded.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+from worker.storage.driver import Digest
+from worker.storage.errors import SizeMismatch
+from worker.storage.integrity.verifying_reader import OnBytes, Readable
+
+CHUNK_SIZE = 16 * 1024 * 1024
+_PIECE = 4 * 1024 * 1024
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk of an object: where it lies, in bytes, and its SHA-256 in hex."""
+
+    number: int
+    offset: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The digests of an object's chunks, all of `chunk_size` bytes but the last.
+
+    `digests` are the raw SHA-256 values, one after the other, so that 5 TiB need 10 MiB.
+    """
+
+    size: int
+    chunk_size: int
+    digests: bytes
+
+    def __len__(self) -> int:
+        return len(self.digests) // _DIGEST_SIZE
+
+    def chunk(self, number: int) -> Chunk:
+        """Return one chunk; numbers start at 0."""
+        offset = number * self.chunk_size
+        raw = self.digests[number * _DIGEST_SIZE : (number + 1) * _DIGEST_SIZE]
+        return Chunk(number, offset, min(self.chunk_size, self.size - offset), raw.hex())
+
+    def covering(self, offset: int, length: int) -> Iterator[Chunk]:
+        """Yield the chunks that hold `length` bytes from `offset`, in their order."""
+        end = min(offset + length, self.size)
+        if offset >= end:
+            return
+        for number in range(offset // self.chunk_size, (end - 1) // self.chunk_size + 1):
+            yield self.chunk(number)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self.covering(0, self.size)
+
+    @classmethod
+    def fits(cls, digest: Digest, chunk_size: int, digests: bytes) -> Self | None:
+        """Return the manifest if it has as many chunks as an object of this size, else None."""
+        expected = -(-digest.size // chunk_size)
+        return cls(digest.size, chunk_size, digests) if len(digests) == expected * _DIGEST_SIZE else None
+
+
+def take_digests(source: Readable, *, size: int, what: str, on_bytes: OnBytes | None = None) -> tuple[Digest, Manifest]:
+    """Read a source to its end, once, and return the digest of the whole and of each chunk.
+
+    The two are computed side by side on two cores, from the same bytes in memory.
+
+    Raises:
+        SizeMismatch: the source has not the size that was announced.
+    """
+    if size <= CHUNK_SIZE:
+        digest = _take_one(source, size + 1, on_bytes)  # a byte more than there must be would show that it has grown
+        chunks = bytes.fromhex(digest.sha256) if digest.size else b""
+    else:
+        digest, chunks = _take_many(source, on_bytes)
+    if digest.size != size:
+        raise SizeMismatch(f"{what} has {digest.size} bytes, announced were {size}")
+    return digest, Manifest(size, CHUNK_SIZE, chunks)
+
+
+def _take_one(source: Readable, most: int, on_bytes: OnBytes | None) -> Digest:
+    """Hash an object of one chunk: its digest is that of the whole."""
+    whole, count = hashlib.sha256(), 0
+    while count < most and (piece := source.read(min(_PIECE, most - count))):
+        whole.update(piece)
+        count += len(piece)
+        if on_bytes:
+            on_bytes(len(piece))
+    return Digest(count, whole.hexdigest())
+
+
+def _take_many(source: Readable, on_bytes: OnBytes | None) -> tuple[Digest, bytes]:
+    whole, chunk, chunks, count = hashlib.sha256(), hashlib.sha256(), bytearray(), 0
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as other:
+        while piece := source.read(min(_PIECE, CHUNK_SIZE - count % CHUNK_SIZE)):
+            hashed = other.submit(whole.update, piece)
+            chunk.update(piece)
+            count += len(piece)
+            if count % CHUNK_SIZE == 0:
+                chunks += chunk.digest()
+                chunk = hashlib.sha256()
+            if on_bytes:
+                on_bytes(len(piece))
+            hashed.result()
+    if count % CHUNK_SIZE:
+        chunks += chunk.digest()
+    return Digest(count, whole.hexdigest()), bytes(chunks)

@@ -1,0 +1,64 @@
+"""What reading a copy has shown, and how that is judged."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from worker.storage.driver import Digest, ObjectReader, ObjectStat
+from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader, drain
+
+
+class Verdict(StrEnum):
+    """What a look at one copy has shown. Only `verified` is good news."""
+
+    VERIFIED = "verified"
+    """All bytes were read and match the recorded digest."""
+    CORRUPT = "corrupt"
+    """All bytes were read and have another SHA-256."""
+    MISSING = "missing"
+    """The store says that there is no such object."""
+    SIZE_MISMATCH = "size_mismatch"
+    """The object has another size than recorded."""
+    UNREADABLE = "unreadable"
+    """The object could not be read to its end: this says nothing about its bytes."""
+    UNVERIFIABLE = "unverifiable"
+    """There is no digest to hold the bytes against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome of one full read: the verdict, and what was seen on the way to it."""
+
+    verdict: Verdict
+    expected: Digest | None = None
+    size: int | None = None
+    sha256: str | None = None
+    version: str | None = None
+    detail: str | None = None
+
+
+def claimed(stat: ObjectStat) -> Digest | None:
+    """Return the digest that the store keeps beside an object, if it keeps one."""
+    return Digest(stat.size, stat.sha256) if stat.sha256 else None
+
+
+def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | None) -> Verification:
+    """Read an object to its end and say what it is; what the reader raises passes through."""
+    stat = reader.stat
+    if expected is None:
+        return Verification(Verdict.UNVERIFIABLE, size=stat.size, version=stat.version, detail="no digest is recorded")
+    if stat.size != expected.size:
+        return other_size(stat, expected)
+    body = VerifyingReader(reader, on_bytes=on_bytes)
+    drain(body)
+    found = body.digest
+    if found == expected:
+        return Verification(Verdict.VERIFIED, expected, found.size, found.sha256, stat.version)
+    verdict = Verdict.SIZE_MISMATCH if found.size != expected.size else Verdict.CORRUPT
+    detail = f"the bytes have SHA-256 {found.sha256}, recorded is {expected.sha256}"
+    return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)
+
+
+def other_size(stat: ObjectStat, expected: Digest) -> Verification:
+    """Say of an object that it has not the recorded size, without reading it."""
+    detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
+    return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)

@@ -1,0 +1,240 @@
+"""Say in our words what the SDK and S3 say in theirs. The one place that knows S3's error codes.
+
+A reason never quotes an error of the credentials or the signature: those may carry key ids, signed strings and the
+output of credential programs. What else a store says is quoted in one line, cut short.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import botocore.exceptions as sdk
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from worker.storage.cloud.error_mapping import Kind, Origin, by_class, missing_bucket, quoted, seconds
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BucketNotEmpty,
+    InvalidKey,
+    NotFound,
+    OutOfSpace,
+    PermanentError,
+    PreconditionFailed,
+    SizeMismatch,
+    StorageError,
+    Throttled,
+    Timeout,
+    Unavailable,
+)
+
+SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError)
+"""Everything that a call of the SDK, or reading a body, can raise on account of the store."""
+
+_KEYS = "correct the store's keys, or what the SDK's chain finds"
+_REGION = "correct `region` or `endpoint`"
+_DAMAGED = "the bytes were damaged on the way"
+_QUOTE = None  # say what the store said
+
+_CODES: tuple[tuple[Kind, str | None, str], ...] = (
+    (NotFound, _QUOTE, "NoSuchKey NoSuchBucket NoSuchVersion NotFound 404"),
+    (PreconditionFailed, _QUOTE, "PreconditionFailed ConditionalRequestConflict 412"),
+    (AlreadyExists, "the name of the bucket is taken, perhaps by another account", "BucketAlreadyExists"),
+    (AlreadyExists, _QUOTE, "BucketAlreadyOwnedByYou"),
+    (BucketNotEmpty, _QUOTE, "BucketNotEmpty"),
+    (InvalidKey, _QUOTE, "KeyTooLongError InvalidBucketName InvalidURI InvalidObjectName XMinioInvalidObjectName"),
+    (InvalidKey, "the key and a longer one below it cannot both be there", "XMinioObjectExistsAsDirectory"),
+    (InvalidKey, "the key and a shorter one above it cannot both be there", "XMinioParentIsObject"),
+    (
+        Throttled,
+        "the store asks for fewer requests",
+        """SlowDown SlowDownRead SlowDownWrite ServiceUnavailable Held RequestLimitExceeded RequestThrottled
+        RequestThrottledException Throttling ThrottlingException ThrottledException TooManyRequests
+        TooManyRequestsException BandwidthLimitExceeded PriorRequestNotComplete 429 503""",
+    ),
+    (Timeout, _QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
+    (Unavailable, _QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
+    (Unavailable, "the store fails, or is not one that speaks S3; check `endpoint`", "500 502"),
+    (NotFound, "the multipart upload is not open any more", "NoSuchUpload"),
+    (Unavailable, _DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
+    (
+        OutOfSpace,
+        "the store is full, or its quota is used up",
+        """QuotaExceeded ServiceQuotaExceeded StorageQuotaExceeded InsufficientCapacity InsufficientStorage StorageFull
+        XMinioStorageFull XMinioAdminBucketQuotaExceeded 507""",
+    ),
+    (SizeMismatch, "the object is larger than the store allows", "EntityTooLarge"),
+    (
+        AccessDenied,
+        f"the credentials are wrong; {_KEYS}",
+        """InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidSecurity InvalidClientTokenId
+        CredentialsNotSupported MissingSecurityHeader MissingAuthenticationToken 401""",
+    ),
+    (
+        AccessDenied,
+        "the credentials have expired",
+        "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
+    ),
+    (
+        AccessDenied,
+        "the credentials do not allow it, or are wrong",
+        """AccessDenied AllAccessDisabled AccountProblem NotSignedUp InvalidPayer UnauthorizedAccess
+        UnauthorizedAccessError AccessForbidden 403""",
+    ),
+    (AccessDenied, f"the store does not accept the signature; {_REGION}", "AuthorizationHeaderMalformed"),
+    (AccessDenied, "this machine's clock is wrong; set it", "RequestTimeTooSkewed"),
+    (
+        PermanentError,
+        f"the bucket is elsewhere; {_REGION}",
+        """PermanentRedirect Redirect IllegalLocationConstraintException InvalidLocationConstraint InvalidRegionName
+        301 307 308""",
+    ),
+    (PermanentError, "the store cannot do this; check `provider`", "NotImplemented MethodNotAllowed 405 501"),
+    (
+        PermanentError,
+        "the object is archived and has to be restored first",
+        "InvalidObjectState ObjectNotInActiveTierError",
+    ),
+    (PermanentError, "the metadata is larger than the store allows (S3: 2 KB)", "MetadataTooLarge"),
+    # The answer to a HEAD has no body, so expired tokens and a wrong region look like this too.
+    (PermanentError, "the store calls the request malformed; check `region`, `endpoint` and the keys' expiry", "400"),
+    (
+        PermanentError,
+        _QUOTE,
+        """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited EntityTooSmall InlineDataTooLarge
+        IllegalVersioningConfigurationException IncorrectNumberOfFilesInPostRequest InvalidArgument
+        InvalidAddressingHeader InvalidBucketState InvalidDigest InvalidEncryptionAlgorithmError InvalidPart
+        InvalidPartOrder InvalidPolicyDocument InvalidRange InvalidRequest InvalidStorageClass
+        InvalidTargetBucketForLogging MalformedACLError MalformedPOSTRequest MalformedXML MaxMessageLengthExceeded
+        MaxPostPreDataLengthExceededError MissingContentLength MissingRequestBodyError NoLoggingStatusForKey
+        NoSuchBucketPolicy NoSuchLifecycleConfiguration RequestIsNotMultiPartContent RequestTorrentOfBucketError
+        RestoreAlreadyInProgress TooManyBuckets TooManyConfigurations UnexpectedContent
+        UnresolvableGrantByEmailAddress UserKeyMustBeSpecified AnnotationLimitExceeded AnnotationNameTooLong
+        EncryptionTypeMismatch IdempotencyParameterMismatch InvalidAnnotationName InvalidPrefix InvalidWriteOffset
+        NoSuchAnnotation ObjectAlreadyInActiveTierError TooManyParts UnsupportedMediaType 416""",
+    ),
+)
+CODES: Mapping[str, tuple[Kind, str | None]] = {
+    code: (kind, reason) for kind, reason, codes in _CODES for code in codes.split()
+}
+
+# fmt: off
+# The first row with a class that the error is an instance of decides, so the narrower stand before the wider.
+CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
+    (Timeout, "did not answer in time", (sdk.ReadTimeoutError, ReadTimeoutError)),
+    (Timeout, "did not take the connection in time; check `endpoint` and the network", (sdk.ConnectTimeoutError,)),
+    (Unavailable, "TLS failed; check `endpoint` and its certificate", (sdk.SSLError,)),
+    (Unavailable, "the proxy cannot be reached", (sdk.ProxyConnectionError,)),
+    (Unavailable, "cannot be reached; check `endpoint` and the network", (sdk.ConnectionError,)),
+    (
+        Unavailable,
+        "broke off in the middle",
+        (sdk.ResponseStreamingError, sdk.IncompleteReadError, sdk.ConnectionClosedError, sdk.EventStreamError,
+         sdk.UnseekableStreamError, sdk.HTTPClientError, HTTPError),
+    ),
+    (Unavailable, _DAMAGED, (sdk.FlexibleChecksumError, sdk.ChecksumError, sdk.AwsChunkedWrapperError)),
+    (Unavailable, "does not answer like S3; check `endpoint`", (ResponseParserError, sdk.PaginationError)),
+    (Unavailable, "the service that hands out credentials cannot be reached", (sdk.MetadataRetrievalError,)),
+    (Throttled, "the SDK holds requests back after too many errors", (sdk.CapacityNotAvailableError,)),
+    (AccessDenied, "the SDK knows no such profile; correct `profile`", (sdk.ProfileNotFound,)),
+    (
+        AccessDenied,
+        f"there are no usable credentials; {_KEYS}",
+        (sdk.NoCredentialsError, sdk.PartialCredentialsError, sdk.CredentialRetrievalError, sdk.NoAuthTokenError,
+         sdk.UnknownCredentialError, sdk.UnknownTokenProviderError, sdk.TokenRetrievalError,
+         sdk.RefreshWithMFAUnsupportedError, sdk.LoginError, sdk.SSOError),
+    ),
+    (InvalidKey, "the bucket's name cannot be part of a host name; set `addressing: path`", (sdk.InvalidDNSNameError,)),
+    (
+        PermanentError,
+        "the SDK refuses the request",
+        (sdk.ParamValidationError, sdk.ValidationError, sdk.MissingParametersError, sdk.OperationNotPageableError,
+         sdk.UnknownClientMethodError, sdk.WaiterError, sdk.WaiterConfigError, sdk.StubResponseError,
+         sdk.UndefinedModelAttributeError, sdk.InvalidExpressionError, sdk.InvalidHostLabelError,
+         sdk.MD5UnavailableError, sdk.UnsupportedOutpostResourceError, sdk.UnsupportedS3ArnError,
+         sdk.UnsupportedS3AccesspointConfigurationError, sdk.UnsupportedS3ConfigurationError,
+         sdk.UnsupportedS3ControlArnError, sdk.UnsupportedS3ControlConfigurationError,
+         sdk.UnsupportedServiceProtocolsError),
+    ),
+    (
+        PermanentError,
+        "the SDK refuses the configuration",
+        (sdk.ApiVersionNotFoundError, sdk.BaseEndpointResolverError, sdk.ConfigNotFound, sdk.ConfigParseError,
+         sdk.DataNotFoundError, sdk.EndpointProviderError, sdk.InvalidChecksumConfigError, sdk.InvalidConfigError,
+         sdk.InvalidDefaultsMode, sdk.InvalidEndpointConfigurationError, sdk.InvalidIMDSEndpointError,
+         sdk.InvalidEndpointDiscoveryConfigurationError, sdk.InvalidIMDSEndpointModeError,
+         sdk.InvalidProxiesConfigError, sdk.InvalidRetryConfigurationError, sdk.InvalidS3AddressingStyleError,
+         sdk.InvalidS3UsEast1RegionalEndpointConfigError, sdk.InvalidSTSRegionalEndpointsConfigError,
+         sdk.MissingDependencyException, sdk.ServiceNotInRegionError, sdk.UnknownRegionError,
+         sdk.UnknownServiceStyle, sdk.UnknownSignatureVersionError, sdk.UnsupportedSignatureVersionError),
+    ),
+)
+# fmt: on
+
+
+@contextmanager
+def translated(origin: Origin, what: str) -> Iterator[None]:
+    """Raise what the SDK raises as our own error of `what`."""
+    try:
+        yield
+    except SDK_ERRORS as error:
+        raise translate(error, origin, what) from error
+
+
+def translate(error: Exception, origin: Origin, what: str) -> StorageError:
+    """Return the error of ours that says what one of SDK_ERRORS says.
+
+    Args:
+        error: what the SDK raised.
+        origin: where.
+        what: the object or bucket it was about, for the message.
+    """
+    if isinstance(error, sdk.ClientError):
+        return _translate_answer(error, origin, what)
+    return by_class(error, CLASSES, origin, what)
+
+
+def code_of(error: BaseException | None) -> str:
+    """Return the store's error code, or the HTTP status where the answer had no body; empty if there was no answer."""
+    return str(_details(error).get("Code", "")) if isinstance(error, sdk.ClientError) else ""
+
+
+def is_missing(error: Exception) -> bool:
+    """Return whether the store says that something is not there, without saying what (HEAD has no body)."""
+    return code_of(error) in {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+
+
+def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> StorageError:
+    code = code_of(error)
+    if code == "NoSuchBucket":
+        return missing_bucket(origin, what.partition("/")[0])
+    kind, reason = CODES.get(code) or CODES.get(_status(error)) or _by_class_of_status(_status(error))
+    message = f"{origin.store}: {what}: {reason or _quote(error)} ({code or _status(error)})"
+    if kind is Throttled:
+        return Throttled(message, _retry_after(error))
+    return kind(message)
+
+
+def _by_class_of_status(status: str) -> tuple[Kind, str | None]:
+    return (Unavailable, _QUOTE) if status.startswith("5") else (PermanentError, _QUOTE)
+
+
+def _quote(error: sdk.ClientError) -> str:
+    return quoted(str(_details(error).get("Message", "")))
+
+
+def _details(error: sdk.ClientError) -> Mapping[str, Any]:
+    return error.response.get("Error", {})
+
+
+def _metadata(error: sdk.ClientError) -> Mapping[str, Any]:
+    return error.response.get("ResponseMetadata", {})
+
+
+def _status(error: sdk.ClientError) -> str:
+    return str(_metadata(error).get("HTTPStatusCode", ""))
+
+
+def _retry_after(error: sdk.ClientError) -> float | None:
+    return seconds(_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""))

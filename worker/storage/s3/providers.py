@@ -1,0 +1,141 @@
+"""What differs between the providers that speak S3, and the SDK's clients made for one of them."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.awsrequest import AWSPreparedRequest
+from botocore.config import Config
+from pydantic import SecretStr
+
+from worker.storage.config import S3Config
+from worker.storage.errors import PermanentError
+from worker.storage.transfer.chunked_body import in_pieces
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+GIB = 1024**3
+TIB = 1024**4
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 60.0
+COMMIT_TIMEOUT = 900.0
+"""Seconds. Amazon documents that completing and copying can take minutes before the first byte of an answer."""
+ATTEMPTS = 4
+"""Of one request, by the SDK; the job's own retries are Celery's."""
+CONNECTIONS = 16
+DEFAULT_REGION = "us-east-1"
+
+Checksums = Literal["when_supported", "when_required"]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How one provider's dialect is spoken.
+
+    Attributes:
+        checksums: `when_supported` lets the SDK send its own CRC32 with every write, which Amazon checks. Stores that
+            do not know the header refuse the request or keep the checksum unread, so there the body's SHA-256 is
+            signed instead: every store that checks signatures then refuses a body that was damaged on the way.
+        conditional_writes: whether If-None-Match and If-Match on writes are honoured.
+        max_object_size: bytes.
+    """
+
+    checksums: Checksums
+    conditional_writes: bool
+    max_object_size: int
+
+
+PROFILES = {
+    "aws": Profile("when_supported", conditional_writes=True, max_object_size=10_000 * 5 * GIB),
+    "minio": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
+    "spaces": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
+    "wasabi": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
+    # B2 documents no conditional writes: a header that is ignored would be taken for a promise.
+    "b2": Profile("when_required", conditional_writes=False, max_object_size=5 * TIB),
+    "ceph": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
+    "seaweedfs": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
+    "other": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
+}
+
+
+def profile_of(config: S3Config) -> Profile:
+    """Return the provider's profile, with what the configuration says otherwise."""
+    known = PROFILES[config.provider or ("other" if config.endpoint else "aws")]
+    return Profile(
+        checksums=config.checksums or known.checksums,
+        conditional_writes=known.conditional_writes if config.conditional_writes is None else config.conditional_writes,
+        max_object_size=known.max_object_size,
+    )
+
+
+def endpoint_of(config: S3Config) -> str:
+    """Return the endpoint as messages may show it: without a user and password that somebody wrote into the URL."""
+    if config.endpoint is None:
+        return f"Amazon S3 in {config.region}" if config.region else "Amazon S3"
+    parts = urlsplit(config.endpoint)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def realm_of(config: S3Config) -> Hashable:
+    """Return what two stores have in common that can copy from each other; see `Capabilities`."""
+    keys = (config.access_key_id, config.secret_access_key, config.session_token, config.profile)
+    return ("s3", endpoint_of(config), config.region, *keys)
+
+
+def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Config:
+    """Return the SDK's settings for a store, all that matter explicit so that its changing defaults do not."""
+    checksums = profile_of(config).checksums
+    return Config(
+        signature_version="s3v4",
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=read_timeout,
+        tcp_keepalive=True,
+        max_pool_connections=CONNECTIONS,
+        request_checksum_calculation=checksums,
+        # Never the SDK's own check of what it reads: ours holds all bytes to a SHA-256, and where the SDK's came first
+        # a rotten object could not be read to its end and be called by its name.
+        response_checksum_validation="when_required",
+        s3={
+            "addressing_style": config.addressing or ("path" if config.endpoint else "auto"),
+            "payload_signing_enabled": checksums == "when_required",
+        },
+    )
+
+
+def make_client(name: str, config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> "S3Client":
+    """Make a client with the configured keys, or with what the SDK's own chain finds. It belongs to this process.
+
+    Raises:
+        PermanentError: the endpoint is no URL.
+        botocore.exceptions.BotoCoreError: the profile does not exist, or cannot be read.
+    """
+    session = boto3.session.Session(profile_name=config.profile)
+    region = config.region or session.region_name or (DEFAULT_REGION if config.endpoint else None)
+    try:
+        client = session.client(
+            "s3",
+            region_name=region,
+            endpoint_url=config.endpoint,
+            aws_access_key_id=_revealed(config.access_key_id),
+            aws_secret_access_key=_revealed(config.secret_access_key),
+            aws_session_token=_revealed(config.session_token),
+            config=sdk_config(config, read_timeout=read_timeout),
+        )
+    except ValueError as error:
+        raise PermanentError(
+            f"{name}: {endpoint_of(config)!r} is no URL of a store; correct `endpoint`, such as https://s3.example.com"
+        ) from error
+    client.meta.events.register("before-send.s3", _send_in_pieces)
+    return client
+
+
+def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
+    request.body = in_pieces(request.body)  # it is signed, and counted in the headers
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None

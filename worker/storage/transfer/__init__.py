@@ -1,0 +1,1 @@
+"""How large objects move: multipart upload, resumable read, server-side copy."""

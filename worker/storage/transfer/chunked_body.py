@@ -1,0 +1,56 @@
+"""Send large bodies a piece at a time, so that a slow line is told from a dead one.
+
+A socket's timeout is for one whole call: sending a part of 16 MiB in one would have to be done within the timeout for
+connecting, five seconds, which a line that two parts share cannot do below some 40 Mbit/s, however often it is tried.
+A piece that takes so long means that nobody takes the bytes any more.
+"""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+
+from worker.storage.driver import PartData
+from worker.storage.transfer.parts import pieces_of
+
+PIECE = 128 * 1024
+"""Bytes."""
+CONNECTIONS = 32
+"""More than two transfers, with two parts under way in each, and what they read ahead use at once."""
+
+
+class Pieces:
+    """A body of known length that HTTP libraries iterate over, as often as they send it."""
+
+    def __init__(self, *sources: PartData | memoryview) -> None:
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    def __iter__(self) -> Iterator[bytes]:
+        for source in self._sources:
+            yield from cast("Iterator[bytes]", pieces_of(source, PIECE))  # requests' stubs do not know of memoryviews
+
+    def seek(self, _offset: int, /) -> None:
+        """Do nothing: it begins anew whenever it is sent. The SDK for S3 asks for this before it tries again."""
+
+
+class _Adapter(HTTPAdapter):
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        request.body = in_pieces(request.body)
+        return super().send(request, *args, **kwargs)
+
+
+def mount_pieces(session: requests.Session, retries: Retry | int = 0) -> None:
+    """Have a session send bytes in pieces, whatever makes its requests."""
+    adapter = _Adapter(pool_connections=4, pool_maxsize=CONNECTIONS, max_retries=retries)
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, adapter)
+
+
+def in_pieces(body: Any) -> Any:
+    """Return a body as what is sent piece by piece, if it is bytes and more than one piece."""
+    return Pieces(body) if isinstance(body, bytes | bytearray | memoryview) and len(body) > PIECE else body

@@ -1,0 +1,240 @@
+"""Write a large object in parts: several at once, within a fixed memory, and gone on with after a kill."""
+
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+from worker.storage.driver import Body, Condition, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
+from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.transfer.parts import next_part, plan_parts, spool_part
+
+MEMORY = 64 * 1024 * 1024
+"""Bytes of parts that one transfer holds at most, the one that is being read included."""
+AT_ONCE = 2
+"""Parts under way: no more than that are sent again after a kill."""
+STREAMED = 16 * 1024 * 1024
+"""Bytes that a driver holds at most of a part that it reads from a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How parts are sent.
+
+    Attributes:
+        at_once: how many are under way.
+        spooled: they wait on the disk and not in memory.
+        held: bytes of them that are in memory at most.
+    """
+
+    at_once: int
+    spooled: bool
+    held: int
+
+
+def plan_sending(part_size: int, memory: int = MEMORY) -> Sending:
+    """Return how to send parts of this size within this memory: from the disk where not even two of them fit."""
+    at_once = min(AT_ONCE, memory // part_size - 1)
+    if at_once < 1:
+        return Sending(AT_ONCE, spooled=True, held=AT_ONCE * STREAMED)
+    return Sending(at_once, spooled=False, held=(at_once + 1) * part_size)
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """A part that the store has confirmed, and the SHA-256 of the bytes that were sent for it."""
+
+    part: Part
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A write in parts that was begun before: its token, the size of its parts, and those that were confirmed."""
+
+    token: str
+    part_size: int
+    sent: Mapping[int, SentPart]
+
+
+class Checkpoint(Protocol):
+    """Remembers how far a write in parts has come, so that another process can go on with it."""
+
+    def resume(self) -> Leased | None:
+        """Return the write that was begun before and not ended."""
+        ...
+
+    def begun(self, token: str, part_size: int) -> None:
+        """Remember a write that has just been begun."""
+        ...
+
+    def sent(self, part: SentPart) -> None:
+        """Remember a part that the store has confirmed. Called from several threads."""
+        ...
+
+    def ended(self) -> None:
+        """Forget the write: it has been completed or aborted."""
+        ...
+
+    def worth_keeping(self, error: BaseException) -> bool:
+        """Return whether somebody will go on with the write after this failure."""
+        ...
+
+
+class NoCheckpoint:
+    """The checkpoint of a write that nobody will go on with: it is aborted whatever goes wrong."""
+
+    def resume(self) -> Leased | None:
+        return None
+
+    def begun(self, token: str, part_size: int) -> None:
+        pass
+
+    def sent(self, part: SentPart) -> None:
+        pass
+
+    def ended(self) -> None:
+        pass
+
+    def worth_keeping(self, error: BaseException) -> bool:
+        del error
+        return False
+
+
+class MultipartWrite:
+    """One write in parts. The caller guarantees that size and digest are known and that the store has parts."""
+
+    def __init__(
+        self,
+        driver: MultipartDriver,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        checkpoint: Checkpoint,
+        *,
+        memory: int = MEMORY,
+        spool_dir: Path | None = None,
+    ) -> None:
+        """Remember what is to be written.
+
+        Args:
+            driver: the store.
+            bucket: the logical bucket.
+            key: the key in it.
+            info: what is known of the object.
+            checkpoint: remembers how far it has come.
+            memory: bytes of parts to hold at most.
+            spool_dir: where parts wait that are too large for that; the system's temporary directory by default.
+        """
+        self._driver = driver
+        self._memory = memory
+        self._spool_dir = spool_dir
+        self._place = (bucket, key)
+        self._info = info
+        self._checkpoint = checkpoint
+
+    def run(self, body: Body, condition: Condition) -> ObjectStat:
+        """Send the parts that the store does not have yet, and make the object of them.
+
+        A part counts as sent only if the store still has it under the tag it confirmed, and the bytes that are read now
+        are those that were sent then. `body` is read to its end, and checked there, before the object is made.
+        """
+        begun = self._resumed() or self._begin()
+        try:
+            parts = self._send(body, begun)
+            stat = self._driver.complete_parts(*self._place, begun.token, parts, self._info, condition=condition)
+        except NotFound as error:
+            self._checkpoint.ended()
+            raise Unavailable(f"{self._driver.name}: the write in parts was ended by somebody else: {error}") from error
+        except BaseException as error:
+            if not self._checkpoint.worth_keeping(error):
+                self._abort(begun.token)
+            raise
+        self._checkpoint.ended()
+        return stat
+
+    def _resumed(self) -> Leased | None:
+        """Return the write that was begun before, with those of its parts that the store still has."""
+        begun = self._checkpoint.resume()
+        if begun is None:
+            return None
+        try:
+            there = {part.number: part for part in self._driver.list_parts(*self._place, begun.token)}
+        except NotFound:
+            self._checkpoint.ended()
+            return None
+        sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}
+        return Leased(begun.token, begun.part_size, sent)
+
+    def _begin(self) -> Leased:
+        limits = self._driver.capabilities.parts
+        assert limits is not None
+        assert self._info.size is not None
+        part_size = plan_parts(
+            self._info.size, min_part=limits.min_size, max_part=limits.max_size, max_parts=limits.max_parts
+        )
+        begun = Leased(self._driver.begin_parts(*self._place, self._info), part_size, {})
+        self._checkpoint.begun(begun.token, part_size)
+        return begun
+
+    def _send(self, body: Body, begun: Leased) -> list[Part]:
+        plan = plan_sending(begun.part_size, self._memory)
+        parts: list[Part] = []
+        under_way: deque[tuple[Future[Part], PartData]] = deque()
+        spare: bytearray | None = None
+        with ThreadPoolExecutor(plan.at_once, thread_name_prefix="part") as pool:
+            try:
+                number = 0
+                while data := self._next(body, begun.part_size, spare, spooled=plan.spooled):
+                    number += 1
+                    if len(under_way) >= plan.at_once:
+                        future, sent = under_way.popleft()
+                        parts.append(_sent(future, sent))
+                        spare = sent if isinstance(sent, bytearray) else None
+                    under_way.append((pool.submit(self._send_part, begun, number, data), data))
+                while under_way:
+                    parts.append(_sent(*under_way.popleft()))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                for _, data in under_way:
+                    _let_go(data)
+                raise
+        return parts
+
+    def _next(self, body: Body, size: int, spare: bytearray | None, *, spooled: bool) -> PartData:
+        if not spooled:
+            return next_part(body, size, spare)
+        part = spool_part(body, size, self._spool_dir)
+        if not part:
+            part.close()
+        return part
+
+    def _send_part(self, begun: Leased, number: int, data: PartData) -> Part:
+        digest = sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
+        known = begun.sent.get(number)
+        if known and known.sha256 == digest:
+            return known.part
+        part = self._driver.put_part(*self._place, begun.token, number, data)
+        self._checkpoint.sent(SentPart(part, digest))
+        return part
+
+    def _abort(self, token: str) -> None:
+        with suppress(StorageError):  # never in place of what led here; a sweep ends what is left over
+            self._driver.abort_parts(*self._place, token)
+        self._checkpoint.ended()
+
+
+def _sent(future: Future[Part], data: PartData) -> Part:
+    try:
+        return future.result()
+    finally:
+        _let_go(data)
+
+
+def _let_go(data: PartData) -> None:
+    if not isinstance(data, bytes | bytearray):
+        data.close()

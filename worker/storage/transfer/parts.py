@@ -1,0 +1,177 @@
+"""Cut a body into the parts of a multipart upload. SharedRedis by all stores that have parts."""
+
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from worker.storage.driver import Body, PartData
+from worker.storage.errors import OutOfSpace, SizeMismatch
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+MIB = 1024 * 1024
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
+
+def plan_parts(size: int, *, min_part: int, max_part: int, max_parts: int, multiple: int = MIB) -> int:
+    """Return the size of all parts but the last, so that at most `max_parts` of them hold `size` bytes.
+
+    It is the smallest that is enough and not below `min_part`, rounded up to a `multiple` where `max_part` allows.
+    The caller guarantees `0 < min_part <= max_part`.
+
+    Raises:
+        SizeMismatch: not even parts of `max_part` bytes are enough.
+    """
+    if size > max_part * max_parts:
+        raise SizeMismatch(f"{size} bytes do not fit into {max_parts} parts of at most {max_part} bytes")
+    needed = max(min_part, _divided(size, max_parts))
+    return min(_divided(needed, multiple) * multiple, max_part)
+
+
+def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray:
+    """Return the next `size` bytes of a body, or fewer at its end; empty only when its end was read and was right.
+
+    Only the part itself is held in memory. Raises what the body raises.
+
+    Args:
+        body: what is cut.
+        size: bytes of the part.
+        over: a part of the same size that nobody needs any more: it is written over, and returned unless the body
+            ends within it. Memory that is got anew for every part costs time, and malloc keeps more and more of it.
+    """
+    if over is not None:
+        return _written_over(over, body)
+    part = bytearray()
+    while len(part) < size and (data := body.read(min(MIB, size - len(part)))):
+        part += data
+    return part
+
+
+class SpooledPart(io.RawIOBase):
+    """A part that is too large for memory, in a file without a name: nothing of it is left, however its process ends.
+
+    It can be sent as often as it takes. Its bytes are hashed again as they leave: who reads them from the first to the
+    last gets those that were put in, or an OSError.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        """Make an empty one.
+
+        Raises:
+            OSError: there is no such directory, or no room in it.
+        """
+        self._file = tempfile.TemporaryFile(dir=directory, prefix="zot-part-", buffering=0)  # noqa: SIM115
+        self._size = 0
+        self._taken = sha256()
+        self._given = sha256()
+        self._checked = 0
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the bytes that were put in."""
+        return self._taken.hexdigest()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, data: bytes) -> None:
+        """Put all of `data` behind what is there."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._taken.update(data)
+        self._size += len(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        position = self._file.seek(offset, whence)
+        if position == 0:
+            self._given, self._checked = sha256(), 0
+        return position
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        begin = self._file.tell()
+        count = self._file.readinto(buffer) or 0
+        if begin == self._checked and count:
+            self._given.update(memoryview(buffer)[:count])
+            self._checked += count
+            if self._checked == self._size and self._given.digest() != self._taken.digest():
+                raise OSError(errno.EIO, "a part that was spooled to the disk came back with other bytes")
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def spool_part(body: Body, size: int, directory: Path | None) -> SpooledPart:
+    """Return the next `size` bytes of a body in a file, or fewer at its end; see `next_part`.
+
+    Raises:
+        OutOfSpace: they do not fit into the directory.
+    """
+    part = _spooling(SpooledPart, directory, directory)
+    try:
+        while len(part) < size and (data := body.read(min(MIB, size - len(part)))):
+            _spooling(part.append, data, directory)
+        part.seek(0)
+    except BaseException:
+        part.close()
+        raise
+    return part
+
+
+def pieces_of(part: PartData | memoryview, size: int = MIB) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a part from its beginning, in pieces of `size` bytes; those in memory are not copied."""
+    if isinstance(part, bytes | bytearray | memoryview):
+        view = memoryview(part)
+        yield from (view[start : start + size] for start in range(0, len(part), size))
+    else:
+        rewound(part)
+        yield from iter(partial(part.read, size), b"")
+
+
+def rewound(part: PartData) -> PartData:
+    """Return a part, at its beginning if it is a file: libraries send files from where they stand."""
+    if not isinstance(part, bytes | bytearray):
+        part.seek(0)
+    return part
+
+
+def _written_over(part: bytearray, body: Body) -> bytearray:
+    filled = 0
+    with memoryview(part) as view:
+        while filled < len(view) and (data := body.read(min(MIB, len(view) - filled))):
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+        return part if filled == len(view) else bytearray(view[:filled])
+
+
+def _spooling(do: Callable[[_Given], _Made], given: _Given, directory: Path | None) -> _Made:
+    try:
+        return do(given)
+    except OSError as error:
+        where = directory or tempfile.gettempdir()
+        raise OutOfSpace(f"no room to spool a part to in {where}: {error.strerror}; make room there") from error
+
+
+def _divided(dividend: int, divisor: int) -> int:
+    """Divide and round up, without the floats that are wrong for large objects."""
+    return -(-dividend // divisor)

@@ -1,0 +1,230 @@
+"""Read an object whatever happens on the way: go on after a break, and read ahead of the hash in parallel.
+
+Every piece is of one version: an object that is overwritten while it is read is an error, never a mixture.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import Self
+
+from worker.storage.driver import Driver, ObjectReader, ObjectStat
+from worker.storage.errors import TransientError, Unavailable
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE
+
+TRIES = 4
+"""How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
+WINDOW = 16 * 1024 * 1024
+"""Bytes of one range of a large object: so many that what a request costs does not count."""
+AHEAD = 2
+"""Ranges that are read at once: so many windows are in memory at most, 32 MiB."""
+
+
+class ResumableReader:
+    """Reads one version of an object, or a range of it, and takes it up again where the connection broke."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        bucket: str,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        uncached: bool = False,
+    ) -> None:
+        self._driver = driver
+        self._place = (bucket, key)
+        self._offset = offset
+        self._left = length
+        self._uncached = uncached
+        self._reader = driver.open(bucket, key, offset=offset, length=length, uncached=uncached)
+        self._stat = self._reader.stat
+        self._broken = 0
+        self._since = 0
+
+    @property
+    def stat(self) -> ObjectStat:
+        return self._stat
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes.
+
+        Raises:
+            Unavailable: the object was overwritten, or the connection breaks again and again.
+        """
+        while True:
+            try:
+                data = self._reader.read(size)
+            except TransientError:
+                self._broken = self._broken + 1 if self._since < BUFFER_SIZE else 1
+                self._since = 0
+                if self._broken >= TRIES:
+                    raise
+                self._reopen()
+                continue
+            self._since += len(data)
+            self._offset += len(data)
+            if self._left is not None:
+                self._left -= len(data)
+            return data
+
+    def too_short(self, missing: int) -> Unavailable:
+        """Return what is to be raised where the bytes ended before those that the store had announced."""
+        where = f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}"
+        return Unavailable(f"{where} ended {missing} bytes too early")
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _reopen(self) -> None:
+        self._reader.close()
+        self._reader = self._driver.open(*self._place, offset=self._offset, length=self._left, uncached=self._uncached)
+        check_same(self._stat, self._reader.stat, self._driver.name)
+
+
+class Window:
+    """A range that a thread reads: its pieces are given out while the rest of it is still on its way."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._pieces: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._stopped = False
+
+    def fill(self, opened: Callable[[], ResumableReader]) -> None:
+        """Read to its end what `opened` returns, or until nobody wants it any more. What goes wrong, `next` raises."""
+        try:
+            with opened() as reader:
+                while not self._stopped and (piece := reader.read(BUFFER_SIZE)):
+                    self._left -= len(piece)
+                    self._pieces.put(piece)
+                if self._left and not self._stopped:
+                    raise reader.too_short(self._left)
+        except BaseException as error:  # noqa: BLE001  it belongs to the thread that waits for the bytes
+            self._pieces.put(error)
+        else:
+            self._pieces.put(b"")
+
+    def next(self) -> bytes:
+        """Return the next piece, `b""` at the end; wait for it."""
+        piece = self._pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+    def stop(self) -> None:
+        """Read no further than the piece that is on its way."""
+        self._stopped = True
+
+
+class ParallelReader:
+    """Reads an object that is larger than one window in several ranges at once; `first` is the first of them."""
+
+    def __init__(self, driver: Driver, first: ResumableReader) -> None:
+        self._driver = driver
+        self._stat = first.stat
+        self._first = first
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
+        self._offsets: Iterator[int] = iter(range(WINDOW, self._stat.size, WINDOW))
+        self._ahead: deque[Window] = deque()
+        self._rest = memoryview(b"")
+        self._fetch(WINDOW, lambda: first)
+        while len(self._ahead) < AHEAD and self._fetch_next():
+            pass
+
+    @property
+    def stat(self) -> ObjectStat:
+        return self._stat
+
+    def read(self, size: int, /) -> bytes:
+        piece: bytes | memoryview = self._rest or self._next()
+        if len(piece) <= size:
+            self._rest = memoryview(b"")
+            return bytes(piece)  # no copy, where these are bytes
+        self._rest = memoryview(piece)[size:]
+        return bytes(piece[:size])
+
+    def close(self) -> None:
+        for window in self._ahead:
+            window.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._first.close()  # also where its thread never came to it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _next(self) -> bytes:
+        while self._ahead:
+            if piece := self._ahead[0].next():
+                return piece
+            self._ahead.popleft()
+            self._fetch_next()
+        return b""
+
+    def _fetch_next(self) -> bool:
+        offset = next(self._offsets, None)
+        if offset is None:
+            return False
+        length = min(WINDOW, self._stat.size - offset)
+        self._fetch(length, lambda: open_range(self._driver, self._stat, offset, length))
+        return True
+
+    def _fetch(self, length: int, opened: Callable[[], ResumableReader]) -> None:
+        window = Window(length)
+        self._ahead.append(window)
+        self._pool.submit(window.fill, opened)
+
+
+def open_resumable(driver: Driver, bucket: str, key: str, *, uncached: bool = False) -> ObjectReader:
+    """Open a whole object: a large one in parallel where that is faster, and otherwise in one request."""
+    if not driver.capabilities.parallel_reads:
+        return ResumableReader(driver, bucket, key, uncached=uncached)
+    first = ResumableReader(driver, bucket, key, length=WINDOW)  # its answer tells how large the whole is
+    return first if first.stat.size <= WINDOW else ParallelReader(driver, first)
+
+
+def open_range(
+    driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False
+) -> ResumableReader:
+    """Open `length` bytes of exactly this version.
+
+    Raises:
+        Unavailable: the object was overwritten.
+    """
+    reader = ResumableReader(driver, stat.bucket, stat.key, offset=offset, length=length, uncached=uncached)
+    try:
+        check_same(stat, reader.stat, driver.name)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
+
+
+def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:
+    """Return `length` bytes of exactly this version, held in memory.
+
+    Raises:
+        Unavailable: the object was overwritten, or has fewer bytes than its store says.
+    """
+    with open_range(driver, stat, offset, length, uncached=uncached) as reader:
+        data = b"".join(iter(partial(reader.read, BUFFER_SIZE), b""))
+        if len(data) != length:
+            raise reader.too_short(length - len(data))
+        return data
+
+
+def check_same(known: ObjectStat, found: ObjectStat, store: str) -> None:
+    """Raise Unavailable if this is not the version that was being read."""
+    if found.version != known.version:
+        raise Unavailable(f"{store}: {known.bucket}/{known.key} was overwritten while it was read")
