@@ -94,7 +94,7 @@ class _Side:
 
     def step(self) -> BatchResult | None:
         """Do what one delivery of the batch's message does."""
-        ledger, request = self.context.catalogue.jobs, BatchRequest(verb="verify", bucket=BUCKET)
+        ledger, request = self.context.catalogue.ledger, BatchRequest(verb="verify", bucket=BUCKET)
         begun = ledger.begin(
             _BATCH, "batch", request.payload(), owner="benchmark", holds=None, parent=None, now=clock.now(),
             lease=timedelta(minutes=5),

@@ -69,7 +69,7 @@ def _held(records: list[JobRecord], workers: list[Worker]) -> dict[str, Worker]:
 
 
 def _running(catalogue: Catalogue, job: str, *, attempt: int) -> JobRecord | None:
-    found = catalogue.jobs.get(job)
+    found = catalogue.ledger.get(job)
     return found if found and found.state == JobState.RUNNING and found.attempts == attempt else None
 
 

@@ -46,7 +46,7 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
 
 def _check_nobody_copies(context: Context, artifact: Artifact) -> None:
     """Leave all sources alone while a replication of the artifact may still need them, now or at its next attempt."""
-    copying = context.catalogue.jobs.open_on(artifact.bucket, artifact.key, kind=REPLICATE.kind)
+    copying = context.catalogue.ledger.open_on(artifact.bucket, artifact.key, kind=REPLICATE.kind)
     if copying:
         raise Snooze(f"{artifact.path} waits for job {copying[0]}, which may still copy from any of its stores", _LOOK)
 

@@ -62,7 +62,7 @@ def _is_of(unfinished: StaleUpload, transfer: OpenTransfer) -> bool:
 
 def _sweep_staging(context: Context, age: timedelta) -> int:
     """Remove staged sources that no job will ask for any more."""
-    wanted = context.catalogue.jobs.sources_of_open_jobs()
+    wanted = context.catalogue.ledger.sources_of_open_jobs()
     removed = 0
     for staged in context.settings.staging_dir.iterdir():
         old = datetime.fromtimestamp(staged.stat().st_mtime, UTC) <= clock.now() - age

@@ -26,12 +26,12 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
 
     What somebody wants to end, and waits, is ended first.
     """
-    sweep, jobs, lease = context.settings.sweep.recover, context.catalogue.jobs, context.settings.jobs.lease
+    sweep, ledger, lease = context.settings.sweep.recover, context.catalogue.ledger, context.settings.jobs.lease
     _mirror_pauses(context, app)
     cancelled = end_waiting(context, app, clean_up)
     end_children(context, app)
-    messages = Outbox(app).resend(jobs.known, sweep.after)
-    overdue = jobs.overdue(now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE)
+    messages = Outbox(app).resend(ledger.known, sweep.after)
+    overdue = ledger.overdue(now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE)
     for job in overdue:
         _send(app, job)
     return SweepRecoverResult(messages=messages, jobs=len(overdue), cancelled=cancelled)

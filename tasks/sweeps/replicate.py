@@ -43,7 +43,7 @@ def _bring(  # noqa: PLR0917 - a rule, and one bucket and store of it
 ) -> int:
     now = clock.now()
     until = now + context.settings.sweep.replicate.claim
-    absent = context.catalogue.claims.absent(
+    absent = context.catalogue.sweep_claims.absent(
         store,
         bucket,
         rule.prefix,

@@ -30,7 +30,7 @@ def sweep_verify(request: SweepVerifyRequest, context: Context, job: RunningJob)
     claimed = {}
     for store in context.swept(request.store):
         now = clock.now()
-        due = context.catalogue.claims.due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
+        due = context.catalogue.sweep_claims.due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
         for artifact, copy in due:
             _send(job, artifact, copy)
         claimed[store] = len(due)

@@ -215,7 +215,7 @@ def await_states(zot: Zot, jobs: list[str], within: float, wanted: set[str] | No
     deadline = time.monotonic() + within
     try:
         while True:
-            states = {record.state if (record := catalogue.jobs.get(job)) else "queued" for job in jobs}
+            states = {record.state if (record := catalogue.ledger.get(job)) else "queued" for job in jobs}
             if states <= wanted or time.monotonic() > deadline:
                 return states
             time.sleep(0.05)  # the ledger is asked; it tells nobody

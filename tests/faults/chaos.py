@@ -319,7 +319,7 @@ class Fleet:
         while waiting and time.monotonic() < deadline:
             self.look_after_workers()
             for id_ in list(waiting):
-                record = self.catalogue.jobs.get(id_)
+                record = self.catalogue.ledger.get(id_)
                 if record is not None and JobState(record.state).terminal:
                     self.tally.states[f"{record.kind} {record.state}"] += 1
                     self.tally.attempts[record.attempts] += 1
@@ -329,7 +329,7 @@ class Fleet:
         self._jobs.clear()
 
     def _state(self, id_: str) -> str:
-        record = self.catalogue.jobs.get(id_)
+        record = self.catalogue.ledger.get(id_)
         return f"{record.state} {record.error}" if record else "not in the ledger"
 
     def judge(self) -> None:

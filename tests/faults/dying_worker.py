@@ -24,7 +24,7 @@ _STUNNED = 3.0
 """Seconds for which a job stands still after its clock has jumped: more than a lease, and time for others to look."""
 
 POINTS: Mapping[str, tuple[str, When]] = {
-    "received, not begun": ("worker.catalogue.ledger:Jobs.begin", "before"),
+    "received, not begun": ("worker.catalogue.ledger:Ledger.begin", "before"),
     "begun, still in the outbox": ("worker.jobs.outbox:Outbox.taken", "before"),
     "begun, out of the outbox": ("worker.jobs.outbox:Outbox.taken", "after"),
     "source not opened": ("tasks.upload:open_source", "before"),
@@ -48,8 +48,8 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "buried": ("worker.catalogue.artifacts:Artifacts.tombstone", "after"),
     "planned, not sent": ("worker.jobs.outbox:Outbox.send", "before"),
     "next attempt not sent": ("worker.jobs.task:Delivery._again", "before"),
-    "done, not finished": ("worker.catalogue.ledger:Jobs.finish", "before"),
-    "finished": ("worker.catalogue.ledger:Jobs.finish", "after"),
+    "done, not finished": ("worker.catalogue.ledger:Ledger.finish", "before"),
+    "finished": ("worker.catalogue.ledger:Ledger.finish", "after"),
     "half cleaned up": ("pathlib:Path.rmdir", "before"),
     "result shown": ("celery.backends.base:Backend.mark_as_done", "after"),
 }

@@ -85,7 +85,7 @@ class Fleet:
         return path
 
     def record(self, job: Any) -> JobRecord:
-        found = self.catalogue.jobs.get(job.id)
+        found = self.catalogue.ledger.get(job.id)
         assert found is not None
         return found
 

@@ -55,7 +55,7 @@ class Place:
             job.wait(60)
 
     def children(self, batch: Any) -> list[JobRecord]:
-        return [job for job in self.catalogue.jobs.latest(limit=1000) if job.parent == batch.id]
+        return [job for job in self.catalogue.ledger.latest(limit=1000) if job.parent == batch.id]
 
 
 @contextmanager

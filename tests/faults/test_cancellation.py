@@ -58,7 +58,7 @@ def left_in(ministack: Ministack, fleet: Fleet) -> tuple[list[str], int]:
 
 
 def state_of(fleet: Fleet, job: Any) -> str | None:
-    found = fleet.catalogue.jobs.get(job.id)
+    found = fleet.catalogue.ledger.get(job.id)
     return found and found.state
 
 

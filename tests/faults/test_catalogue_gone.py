@@ -98,7 +98,7 @@ def test_jobs_outlive_a_catalogue_that_is_away(place, valkey, tmp_path):
             assert [job.wait(timeout=60).version for job in (at_work, waiting)] == [1, 1]
 
         catalogue = Catalogue(place.url)
-        attempts = [catalogue.jobs.get(job.id).attempts for job in (at_work, waiting)]
+        attempts = [catalogue.ledger.get(job.id).attempts for job in (at_work, waiting)]
         artifacts = [catalogue.artifacts.current("releases", key) for key in ("a.tgz", "b.tgz")]
         states = [copy.state for artifact in artifacts for copy in catalogue.artifacts.copies(artifact).values()]
         catalogue.close()

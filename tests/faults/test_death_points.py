@@ -266,7 +266,7 @@ class Scene:
             self.redis.zadd("unacked_index", {tag: 0})
 
     def record(self, job: Job[Any]) -> JobRecord:
-        return until(lambda: self.catalogue.jobs.get(job.id), 60)
+        return until(lambda: self.catalogue.ledger.get(job.id), 60)
 
     # What is true afterwards
 

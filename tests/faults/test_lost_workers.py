@@ -62,7 +62,7 @@ def test_a_job_that_kills_its_worker_each_time_is_set_aside(valkey, ministack, t
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("only", beat=True) as only:
         job = fleet.client.upload(fleet.source(), "releases", "poison.bin")
         for attempt in (1, 2, 3):
-            until(lambda n=attempt: (found := fleet.catalogue.jobs.get(job.id)) and found.attempts == n, 60)
+            until(lambda n=attempt: (found := fleet.catalogue.ledger.get(job.id)) and found.attempts == n, 60)
             until(lambda: fleet.record(job).lease_owner)
             os.kill(int(fleet.record(job).lease_owner.split(":")[1]), signal.SIGKILL)
         with pytest.raises(JobFailed, match="killing its worker") as failed:

@@ -6,11 +6,11 @@ from worker.catalogue.artifacts import Artifacts, Superseded
 from worker.catalogue.batches import Batch, Batches, CameOut, Child, Failed, Kind, NewChild, Step
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.fencing import FencedDatabase, LostLease
-from worker.catalogue.job_admin import Interventions
-from worker.catalogue.ledger import Finished, Held, Jobs, Leased, OtherRequest, last_cause
+from worker.catalogue.job_admin import JobAdmin
+from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
-from worker.catalogue.sweep_claims import Claims
+from worker.catalogue.sweep_claims import SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import Verifications
 
@@ -29,9 +29,9 @@ __all__ = [
     "Finished",
     "Held",
     "JobRecord",
-    "Jobs",
     "Kind",
     "Leased",
+    "Ledger",
     "LostLease",
     "NewChild",
     "OpenTransfer",
@@ -67,10 +67,10 @@ class Catalogue:
 
     def _write_through(self, database: Database) -> None:
         self.artifacts = Artifacts(database)
-        self.claims = Claims(database)
+        self.sweep_claims = SweepClaims(database)
         self.batches = Batches(database)
-        self.interventions = Interventions(database)
-        self.jobs = Jobs(database)
+        self.job_admin = JobAdmin(database)
+        self.ledger = Ledger(database)
         self.pauses = Pauses(database)
         self.transfers = Transfers(database)
         self.verifications = Verifications(database)

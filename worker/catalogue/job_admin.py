@@ -43,7 +43,7 @@ _REVIVE = (
 )  # fmt: skip
 
 
-class Interventions:
+class JobAdmin:
     """The jobs, as people and not workers take hold of them."""
 
     def __init__(self, database: Database) -> None:

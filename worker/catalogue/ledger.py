@@ -82,7 +82,7 @@ class Finished:
     record: JobRecord
 
 
-class Jobs:
+class Ledger:
     """The jobs, by id."""
 
     def __init__(self, database: Database) -> None:

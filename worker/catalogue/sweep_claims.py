@@ -15,7 +15,7 @@ _BELIEVED = 10
 """Times as long as ours. A claim that lasts longer was made by a clock that was ahead, and would last for as long."""
 
 
-class Claims:
+class SweepClaims:
     """Hands out copies to sweeps, so that no two of them work on the same one."""
 
     def __init__(self, database: Database) -> None:

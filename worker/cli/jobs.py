@@ -89,7 +89,7 @@ def list_(
             _print(children, as_json=as_json)
             return
         states = [*(state or []), *([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
-        records = context.catalogue.interventions.find(states, kind=kind, fits=_filter(store, error), limit=limit)
+        records = context.catalogue.job_admin.find(states, kind=kind, fits=_filter(store, error), limit=limit)
     _print(records, as_json=as_json)
 
 
@@ -115,7 +115,7 @@ def retry(
         else:
             fits = _filter(store, error)
             states = state or [JobState.DEAD]
-            chosen = context.catalogue.interventions.find(states, kind=kind, fits=fits, limit=None)
+            chosen = context.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
         refused = {record.id: reason for record in chosen if (reason := _why_not(record))}
         fit = [record for record in chosen if record.id not in refused]
         if everything and fit and not (dry_run or yes):
@@ -162,7 +162,7 @@ def _print(records: list[JobRecord], *, as_json: bool) -> None:
 
 
 def _record_of(context: Context, id_: str) -> JobRecord:
-    record = context.catalogue.jobs.get(id_)
+    record = context.catalogue.ledger.get(id_)
     if record is None:
         raise Failure(
             f"no worker has taken a job {id_}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
@@ -251,7 +251,7 @@ def _revive(context: Context, record: JobRecord) -> bool:
         {"previous": dict(record.error)} if record.error else {}
     )
     due = clock.now() + context.settings.jobs.lease
-    return context.catalogue.interventions.revive(record.id, cause, due=due) is not None
+    return context.catalogue.job_admin.revive(record.id, cause, due=due) is not None
 
 
 def _forget(settings: Settings, records: list[JobRecord]) -> None:

@@ -90,7 +90,7 @@ def _check_queue(name: str) -> None:
 
 
 def _check_job(context: Context, name: str) -> None:
-    record = context.catalogue.jobs.get(name)
+    record = context.catalogue.ledger.get(name)
     if record is None:
         raise Failure(f"no worker has taken a job {name}: there is nothing to pause", type_="UnknownJob")
     if JobState(record.state).terminal:

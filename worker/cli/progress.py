@@ -81,14 +81,14 @@ def await_end(
         except WaitTimeout:
             pass
         except BrokerUnavailable as error:
-            if not _ended(catalogue.jobs.get(job.id)):
+            if not _ended(catalogue.ledger.get(job.id)):
                 raise Failure(
                     f"{error}; job {job.id} may go on: `zot-artifacts jobs {job.id}` tells", Status.UNKNOWN,
                     type_="BrokerUnavailable",
                 ) from error  # fmt: skip
         else:
             return None
-        record = catalogue.jobs.get(job.id)
+        record = catalogue.ledger.get(job.id)
         watch.see(record)
         if _ended(record) or (deadline is not None and time.monotonic() >= deadline):
             return None

@@ -31,7 +31,7 @@ class Sender:
         Raises:
             Failure: the job of this id is another request.
         """
-        record = self.context.catalogue.jobs.get(job_id)
+        record = self.context.catalogue.ledger.get(job_id)
         if record is None:
             return False
         ours, theirs = request.payload(), dict(record.request)
@@ -69,7 +69,7 @@ class Sender:
         except KeyboardInterrupt:
             note(f"job {job.id} goes on: `zot-artifacts jobs {job.id}` tells how it ends")
             raise
-        record = self.context.catalogue.jobs.get(job.id)
+        record = self.context.catalogue.ledger.get(job.id)
         if record is None:
             return outcome_told(job.id, kind, told) if told else Outcome(job.id, kind)
         return outcome_of(record)

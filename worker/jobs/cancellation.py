@@ -91,7 +91,7 @@ def cause(id_: str) -> dict[str, Any]:
 
 def _end(context: Context, app: Celery, id_: str) -> JobRecord | None:
     """End a job and return it; None if it has ended, or runs and finds out by itself, or nobody knows it yet."""
-    ended = _end_new(context, app, id_) or context.catalogue.interventions.cancel(id_, cause(id_), clock.now())
+    ended = _end_new(context, app, id_) or context.catalogue.job_admin.cancel(id_, cause(id_), clock.now())
     if ended is None:
         return None
     end_writes(context, ended)
@@ -100,7 +100,7 @@ def _end(context: Context, app: Celery, id_: str) -> JobRecord | None:
 
 
 def _has_ended(context: Context, id_: str) -> bool:
-    found = context.catalogue.jobs.get(id_)
+    found = context.catalogue.ledger.get(id_)
     return found is not None and JobState(found.state).terminal
 
 
@@ -114,7 +114,7 @@ def _end_new(context: Context, app: Celery, id_: str) -> JobRecord | None:
         request = spec.request.read(sent.payload).payload()
     except ValidationError:
         return None  # it will be refused
-    return context.catalogue.interventions.cancel_new(id_, spec.kind, request, cause(id_), clock.now())
+    return context.catalogue.job_admin.cancel_new(id_, spec.kind, request, cause(id_), clock.now())
 
 
 def _tell(app: Celery, job: JobRecord) -> None:

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, JobRecord, Jobs, LostLease
+from worker.catalogue import CatalogueUnavailable, JobRecord, Ledger, LostLease
 from worker.jobs import shutdown as draining
 from worker.settings.sections import JobSettings
 from zot_artifact_client.contract import Progress
@@ -63,12 +63,12 @@ class RunningJob:
     While it is entered as a context manager, a thread keeps the lease in the ledger alive.
     """
 
-    def __init__(self, record: JobRecord, jobs: Jobs, settings: JobSettings, reporter: Reporter) -> None:
+    def __init__(self, record: JobRecord, ledger: Ledger, settings: JobSettings, reporter: Reporter) -> None:
         self.id = record.id
         self.attempt = record.attempts
         self.fence = record.fence
         self.was_snoozed = record.put_off_since is not None
-        self._jobs = jobs
+        self._ledger = ledger
         self._lease = settings.lease
         self._grace = settings.grace
         self._reporter = reporter
@@ -137,7 +137,7 @@ class RunningJob:
     def _beat(self) -> None:
         while not self._done.wait(self._lease.total_seconds() / 3):
             try:
-                self._jobs.renew(
+                self._ledger.renew(
                     self.id,
                     self.fence,
                     until=clock.now() + self._lease,

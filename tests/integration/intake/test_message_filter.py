@@ -44,7 +44,7 @@ def broker(valkey) -> Iterator[redis.Redis]:
 @pytest.fixture
 def ended(catalogue) -> Callable[[str], Any]:
     def wait(job: str) -> Any:
-        return until(lambda: (found := catalogue.jobs.get(job)) and found.finished_at and found)
+        return until(lambda: (found := catalogue.ledger.get(job)) and found.finished_at and found)
 
     return wait
 
@@ -104,7 +104,7 @@ def test_a_hostile_message_cannot_take_over_the_end_of_a_job(worker, broker, cat
     marker = str(uuid4())
     broker.lpush("interactive", json.dumps(envelope(marker, FIELDS)))  # runs behind what records the refusal
     ended(marker)
-    assert catalogue.jobs.get(job) == first
+    assert catalogue.ledger.get(job) == first
     assert broker.get(f"celery-task-meta-{job}") == result
 
 

@@ -63,7 +63,7 @@ def context(tmp_path) -> Iterator[Context]:
 @pytest.fixture
 def begin(context) -> Begin:
     def begin(id_: str, **request: object) -> Leased | Held:
-        return context.catalogue.jobs.begin(
+        return context.catalogue.ledger.begin(
             id_, "upload", {"bucket": "releases", "key": "app.tgz", "source": "/in", **request}, owner="here",
             holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30),
         )  # fmt: skip
@@ -83,10 +83,10 @@ def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, b
     """It is cancelled in the ledger and for whoever waits, and the source that was staged for it is gone."""
     fence = begin("waits", source=str(staged), staged=True).record.fence
     away = {"type": "Unavailable", "message": "away"}
-    context.catalogue.jobs.retrying("waits", fence, away, due=clock.now() + timedelta(hours=1))
+    context.catalogue.ledger.retrying("waits", fence, away, due=clock.now() + timedelta(hours=1))
     client.job("waits").cancel()
     assert recover(context, app).cancelled == 1
-    record = context.catalogue.jobs.get("waits")
+    record = context.catalogue.ledger.get("waits")
     assert (record.state, record.error["type"]) == ("cancelled", "Cancelled")
     with pytest.raises(JobCancelled):
         client.job("waits").wait(5)
@@ -100,7 +100,7 @@ def test_a_job_that_no_worker_has_taken_over_ends_at_once(context, app, client, 
     job = client.upload("/in/app.tgz", "releases", "app.tgz")
     job.cancel()
     assert recover(context, app).cancelled == 1
-    record = context.catalogue.jobs.get(job.id)
+    record = context.catalogue.ledger.get(job.id)
     assert (record.state, record.request["source"]) == ("cancelled", "/in/app.tgz")
     assert not broker.exists(MESSAGES, CANCELLING)
     broker.delete("transfer")
@@ -112,11 +112,11 @@ def test_a_job_at_work_is_left_to_its_worker_and_looked_after_if_that_dies(conte
     begin("runs")
     client.job("runs").cancel()
     assert recover(context, app).cancelled == 0
-    assert context.catalogue.jobs.get("runs").state == "running"
+    assert context.catalogue.ledger.get("runs").state == "running"
     later = clock.now() + timedelta(minutes=1)
     monkeypatch.setattr(clock, "now", lambda: later)
     assert recover(context, app).cancelled == 1
-    assert context.catalogue.jobs.get("runs").state == "cancelled"
+    assert context.catalogue.ledger.get("runs").state == "cancelled"
 
 
 def test_an_id_that_nobody_knows_waits_for_its_message(context, app, client, broker):

@@ -130,21 +130,21 @@ def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, 
     assert zot("jobs", "retry", "--all", "--store", "primary", "--error", "Unavailable")["retried"] == []
     chosen = ("jobs", "retry", "--all", "--store", "dr", "--error", "Unavailable")
     assert zot(*chosen, "--dry-run")["retried"] == [staged, job.id]
-    assert catalogue.jobs.get(job.id).state == "dead"
+    assert catalogue.ledger.get(job.id).state == "dead"
     assert zot(*chosen)["retried"] == [staged, job.id]
     assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
     assert client.job(staged).wait(60).version == 1
     assert list((worker.home / "staging").iterdir()) == []
-    assert (catalogue.jobs.get(job.id).attempts, catalogue.jobs.get(other.id).state) == (1, "failed")
+    assert (catalogue.ledger.get(job.id).attempts, catalogue.ledger.get(other.id).state) == (1, "failed")
 
 
 def test_a_paused_store_costs_its_jobs_nothing_however_long_it_takes(worker, client, catalogue, zot, source):
     """A job waits longer for a pause than for anything else, is served elsewhere, and ends when it is over."""
     zot("pause", "store", "dr", "--reason", "its disks are moved")
     job = client.upload(source, "releases", "pause.tgz")
-    until(lambda: (record := catalogue.jobs.get(job.id)) and record.fence >= 3)
-    until(lambda: catalogue.jobs.get(job.id).state == "queued")
-    record = catalogue.jobs.get(job.id)
+    until(lambda: (record := catalogue.ledger.get(job.id)) and record.fence >= 3)
+    until(lambda: catalogue.ledger.get(job.id).state == "queued")
+    record = catalogue.ledger.get(job.id)
     assert (record.attempts, record.error["type"]) == (0, "Paused")
     assert "its disks are moved" in record.error["message"]
     assert {row["store"]: bool(row["paused"]) for row in zot("stores")["stores"]} == {"primary": False, "dr": True}
@@ -156,10 +156,10 @@ def test_a_paused_job_waits(worker, client, catalogue, zot, source):
     """A single job is paused while it waits, is not begun, and goes on when it may."""
     zot("pause", "store", "dr")
     job = client.upload(source, "releases", "job.tgz", stores=["dr"])
-    until(lambda: (record := catalogue.jobs.get(job.id)) and record.error)
+    until(lambda: (record := catalogue.ledger.get(job.id)) and record.error)
     zot("pause", "job", job.id)
     zot("resume", "store", "dr")
-    until(lambda: "is paused" in worker.log and catalogue.jobs.get(job.id).error["message"].startswith("job "))
+    until(lambda: "is paused" in worker.log and catalogue.ledger.get(job.id).error["message"].startswith("job "))
     zot("resume", "job", job.id)
     assert job.wait(30).version == 1
     assert zot("pause", "job", job.id, status=1)["error"]["type"] == "JobEnded"
@@ -169,11 +169,11 @@ def test_a_cancelled_job_begins_again_if_somebody_wants_it_after_all(worker, cli
     """A job that waits for a pause is cancelled by a command at once; the wish is forgotten when it begins again."""
     zot("pause", "store", "dr")
     job = client.upload(source, "releases", "cancelled.tgz", stores=["dr"])
-    until(lambda: (record := catalogue.jobs.get(job.id)) and record.error)
+    until(lambda: (record := catalogue.ledger.get(job.id)) and record.error)
     assert zot("jobs", "cancel", job.id)["asked"] == [job.id]
     with pytest.raises(JobCancelled):
         job.wait(30)
-    until(lambda: catalogue.jobs.get(job.id).state == "cancelled")
+    until(lambda: catalogue.ledger.get(job.id).state == "cancelled")
     zot("resume", "store", "dr")
     assert zot("jobs", "retry", job.id)["retried"] == [job.id]
     assert job.wait(30).version == 1

@@ -56,7 +56,7 @@ def test_no_user_waits_for_a_sweep(catalogue, waiting):
     """However many jobs of a sweep were there first, those of users begin before them."""
 
     def begun() -> list[str]:
-        found = [record for ids in waiting.values() for id_ in ids if (record := catalogue.jobs.get(id_))]
+        found = [record for ids in waiting.values() for id_ in ids if (record := catalogue.ledger.get(id_))]
         assert all(record.attempts == 1 for record in found)
         return [record.id for record in sorted(found, key=lambda record: record.started_at)]
 
@@ -71,10 +71,10 @@ def test_a_job_that_waits_for_a_busy_store_spends_no_attempt(worker, broker, cat
     with ArtifactClient(broker) as client:
         with places.held("dr", "somebody", limit=1, alone=1):
             job = client.upload(worker.incoming / "app", "releases", "waits")
-            record = until(lambda: (found := catalogue.jobs.get(job.id)) and found.put_off_since and found)
+            record = until(lambda: (found := catalogue.ledger.get(job.id)) and found.put_off_since and found)
             assert (record.state, record.attempts, record.error["type"]) == ("queued", 0, "Snooze")
         assert [copy.outcome for copy in job.wait(30).copies] == ["already_there", "stored"]
-    assert catalogue.jobs.get(job.id).attempts == 1
+    assert catalogue.ledger.get(job.id).attempts == 1
 
 
 def test_a_job_does_not_wait_for_ever(worker, broker, catalogue):

@@ -60,7 +60,7 @@ def test_a_job_is_in_the_ledger_under_its_celery_id(client, catalogue, source):
     """What the client waited for is what the ledger says, under the same id."""
     job = client.upload(source(), "releases", "ledger.tgz")
     result = job.wait(30)
-    record = catalogue.jobs.get(job.id)
+    record = catalogue.ledger.get(job.id)
     assert record is not None
     assert (record.state, record.attempts, record.kind) == ("succeeded", 1, "upload")
     assert record.result == result.model_dump(mode="json")
@@ -77,7 +77,7 @@ def test_a_fault_that_stays_ends_as_dead_with_its_cause_and_attempts(client, wor
     finally:
         away.with_name("unplugged").rename(away)
     assert (failed.value.state, failed.value.attempts, job.state) == ("dead", 2, JobState.DEAD)
-    record = catalogue.jobs.get(job.id)
+    record = catalogue.ledger.get(job.id)
     assert (record.state, record.attempts, record.error["type"]) == ("dead", 2, "Unavailable")
 
 
@@ -87,11 +87,11 @@ def test_a_fault_that_passes_costs_an_attempt_and_not_the_job(client, worker, ca
     away.rename(away.with_name("unplugged"))
     try:
         job = client.upload(source(), "releases", "passes.tgz")
-        until(lambda: (record := catalogue.jobs.get(job.id)) and record.state == "retrying")
+        until(lambda: (record := catalogue.ledger.get(job.id)) and record.state == "retrying")
     finally:
         away.with_name("unplugged").rename(away)
     assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
-    assert catalogue.jobs.get(job.id).attempts == 2
+    assert catalogue.ledger.get(job.id).attempts == 2
 
 
 def test_a_permanent_failure_is_told_at_once(client, catalogue):
@@ -99,7 +99,7 @@ def test_a_permanent_failure_is_told_at_once(client, catalogue):
     job = client.verify("releases", "absent.tgz")
     with pytest.raises(JobFailed, match="not in the catalogue"):
         job.wait(30)
-    assert catalogue.jobs.get(job.id).attempts == 1
+    assert catalogue.ledger.get(job.id).attempts == 1
 
 
 def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue, source):
@@ -109,8 +109,8 @@ def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue
     second = client.upload(path, "releases", "twice.tgz", idempotency_key="twice")
     assert first.id == second.id
     assert first.wait(30) == second.wait(30)
-    until(lambda: catalogue.jobs.get(first.id).state == "succeeded")
-    assert catalogue.jobs.get(first.id).attempts == 1
+    until(lambda: catalogue.ledger.get(first.id).state == "succeeded")
+    assert catalogue.ledger.get(first.id).attempts == 1
 
 
 @pytest.mark.usefixtures("worker")
@@ -136,7 +136,7 @@ def test_a_running_job_can_be_cancelled_and_leaves_nothing(client, worker, catal
     with pytest.raises(JobCancelled):
         job.wait(60)
     Path(path).unlink()
-    assert catalogue.jobs.get(job.id).state == "cancelled"
+    assert catalogue.ledger.get(job.id).state == "cancelled"
     assert not list((worker.home / "stores" / "primary" / "releases").glob("*cancelled*"))
     assert not list((worker.home / "stores" / "primary" / "releases").glob(".zot-tmp-*"))
 
@@ -146,11 +146,11 @@ def test_a_killed_child_does_not_take_its_job_with_it(client, worker, catalogue,
     path = source(os.urandom(MIB) * 1500)
     job = client.upload(path, "releases", "killed.bin", stores=["primary"])
     until(lambda: job.progress)
-    owner = catalogue.jobs.get(job.id).lease_owner.split(":")
+    owner = catalogue.ledger.get(job.id).lease_owner.split(":")
     os.kill(int(owner[1]), signal.SIGKILL)
     assert job.wait(100).size == 1500 * MIB
     Path(path).unlink()
-    assert catalogue.jobs.get(job.id).attempts == 2
+    assert catalogue.ledger.get(job.id).attempts == 2
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_message_that_is_no_request_is_refused_by_name_and_recorded(valkey, wo
         sent = anybody.send_task(name, kwargs=fields, queue=Queue.INTERACTIVE.value)
         with pytest.raises(Exception, match=says):
             sent.get(timeout=30)
-    record = until(lambda: catalogue.jobs.get(sent.id))
+    record = until(lambda: catalogue.ledger.get(sent.id))
     assert record.state == "refused"
     assert says in record.error["message"]
 
@@ -206,10 +206,10 @@ def test_a_refused_message_is_one_line_in_the_log_and_its_content_none(valkey, w
         names = ("artifact.verify.v9", VERIFY.name)
         sent = [anybody.send_task(name, kwargs={"token": "hunter2"}, queue=Queue.INTERACTIVE.value) for name in names]
     for message in sent:
-        until(lambda id_=message.id: catalogue.jobs.get(id_))
+        until(lambda id_=message.id: catalogue.ledger.get(id_))
     log = worker.log
     assert "Traceback" not in log
     assert "hunter2" not in log
     for message in sent:
         assert sum(message.id in line and "ERROR" in line for line in log.splitlines()) == 1
-    assert "hunter2" not in json.dumps([dict(catalogue.jobs.get(message.id).request) for message in sent])
+    assert "hunter2" not in json.dumps([dict(catalogue.ledger.get(message.id).request) for message in sent])

@@ -79,7 +79,7 @@ def run(context: Context) -> Run:
     def run(
         work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: NullReporter | None = None
     ) -> Any:
-        jobs, lease = context.catalogue.jobs, context.settings.jobs.lease
+        jobs, lease = context.catalogue.ledger, context.settings.jobs.lease
         begun = jobs.begin(
             str(uuid4()),
             getattr(work, "__name__", "job"),

@@ -93,7 +93,7 @@ class Driver:
                 return batches.step(request or self.request, self._fenced(job), job, self.queue)
             except Continue as step:
                 progress = job.progress.model_dump() if step.seconds else None
-                self.context.catalogue.jobs.rest(job.id, job.fence, progress=progress, due=clock.now())
+                self.context.catalogue.ledger.rest(job.id, job.fence, progress=progress, due=clock.now())
                 return None
 
     def come(self) -> None:
@@ -124,17 +124,17 @@ class Driver:
         raise AssertionError("it does not end")
 
     def _take(self, id_: str, kind: str, request: Any) -> RunningJob:
-        begun = self.context.catalogue.jobs.begin(
+        begun = self.context.catalogue.ledger.begin(
             id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased), begun
-        return RunningJob(begun.record, self.context.catalogue.jobs, self.context.settings.jobs, self.outside)
+        return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, self.outside)
 
     def _fenced(self, job: RunningJob) -> Context:
         return replace(self.context, catalogue=self.context.catalogue.fenced(job.id, job.fence))
 
     def _end(self, job: RunningJob, state: JobState, **how: Any) -> None:
-        self.context.catalogue.jobs.finish(job.id, job.fence, state, now=clock.now(), **how)
+        self.context.catalogue.ledger.finish(job.id, job.fence, state, now=clock.now(), **how)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def drive(context) -> Callable[[BatchRequest], Driver]:
 
 
 def children(context: Context) -> list[Any]:
-    return [job for job in context.catalogue.jobs.latest(limit=1000) if job.parent == "batch-1"]
+    return [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == "batch-1"]
 
 
 def test_a_whole_bucket_is_done_in_pages(laid, drive, context):
@@ -247,7 +247,7 @@ def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     laid(3)
     driver = drive(ALL)
     driver.step()
-    progress = context.catalogue.jobs.get("batch-1").progress
+    progress = context.catalogue.ledger.get("batch-1").progress
     job = driver._take("batch-1", "batch", {})
     with pytest.raises(Continue) as step:
         batches.step(ALL, context, job, driver.queue)
@@ -359,7 +359,7 @@ def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
     driver.work(most=1)
     batches.end_children(context, None)
     assert asked == []
-    context.catalogue.interventions.cancel("batch-1", {"type": "Cancelled"}, clock.now())
+    context.catalogue.job_admin.cancel("batch-1", {"type": "Cancelled"}, clock.now())
     batches.end_children(context, None)
     batches.end_children(context, None)
     assert asked == [[f"batch-1.{n:08d}" for n in (2, 3, 4)]]
@@ -378,4 +378,4 @@ def test_where_the_broker_is_no_redis_jobs_become_due(laid, drive, context):
             message.ack()
     headers = message.headers
     assert (headers["id"], headers["parent_id"], headers["ignore_result"]) == ("batch-1.00000001", "batch-1", True)
-    assert context.catalogue.jobs.get("batch-1.00000001").due_at > clock.now()
+    assert context.catalogue.ledger.get("batch-1.00000001").due_at > clock.now()

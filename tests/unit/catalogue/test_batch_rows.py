@@ -21,7 +21,7 @@ def stored(catalogue, key, *, bucket="releases", size=11):
 
 def take(catalogue, id_, kind="batch", request=None):
     more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE}
-    begun = catalogue.jobs.begin(id_, kind, request or {}, **more)
+    begun = catalogue.ledger.begin(id_, kind, request or {}, **more)
     assert isinstance(begun, Leased)
     return begun.record
 
@@ -58,7 +58,7 @@ def test_what_came_out_is_counted_once_and_only_bad_ones_stay(catalogue, batch):
     batch = plan(catalogue, batch, [1, 2, 3])
     for child, state in (("b.00000001", JobState.SUCCEEDED), ("b.00000002", JobState.DEAD)):
         record = take(catalogue, child, "verify", {"bucket": "releases", "key": str(int(child[2:]))})
-        catalogue.jobs.finish(child, record.fence, state, now=clock.now(), error={"message": "away"})
+        catalogue.ledger.finish(child, record.fence, state, now=clock.now(), error={"message": "away"})
     good, bad, open_ = catalogue.batches.in_flight("b")
     assert (good.state, bad.state, open_.state, good.begun, open_.begun) == ("succeeded", "dead", "queued", True, False)
     ended = [CameOut(good, "verified", good=True), CameOut(bad, "dead", good=False)]
@@ -94,7 +94,7 @@ def test_what_came_out_badly_costs_no_later_step(tmp_path):
 
 def test_whoever_lost_a_batch_plans_nothing(catalogue, batch):
     """A step of a worker that was overtaken is void: no child, no cursor, no count."""
-    fence = catalogue.jobs.get("b").fence
+    fence = catalogue.ledger.get("b").fence
     with pytest.raises(LostLease):
         plan(catalogue.fenced("b", fence - 1), batch, [1])
     assert catalogue.batches.get("b") == batch
@@ -106,7 +106,7 @@ def test_a_batch_is_over_until_its_children_were_told(catalogue, batch):
     """A batch that has ended is told of until it is closed; one that has not ended never is."""
     plan(catalogue, batch, [1])
     assert catalogue.batches.over() == []
-    catalogue.jobs.finish("b", catalogue.jobs.get("b").fence, JobState.CANCELLED, now=clock.now())
+    catalogue.ledger.finish("b", catalogue.ledger.get("b").fence, JobState.CANCELLED, now=clock.now())
     assert catalogue.batches.over() == ["b"]
     catalogue.batches.close("b")
     assert catalogue.batches.over() == []
@@ -114,9 +114,9 @@ def test_a_batch_is_over_until_its_children_were_told(catalogue, batch):
 
 def test_a_step_that_went_well_clears_the_slate(catalogue, batch):
     """Between two steps a batch is queued, with its progress, without an attempt or a fault that counts against it."""
-    record = catalogue.jobs.get("b")
-    catalogue.jobs.rest("b", record.fence, progress={"objects_done": 3}, due=clock.now())
-    rested = catalogue.jobs.get("b")
+    record = catalogue.ledger.get("b")
+    catalogue.ledger.rest("b", record.fence, progress={"objects_done": 3}, due=clock.now())
+    rested = catalogue.ledger.get("b")
     assert (rested.state, rested.attempts, rested.error, rested.progress) == ("queued", 0, None, {"objects_done": 3})
 
 
@@ -124,7 +124,7 @@ def test_a_planned_job_is_not_taken_over_yet(catalogue, batch):
     """The outbox keeps the message of a child until a worker has begun it, and no time is set by which it is due."""
     plan(catalogue, batch, [1, 2])
     take(catalogue, "b.00000001", "verify", {"bucket": "releases", "key": "1"})
-    assert catalogue.jobs.known(["b", "b.00000001", "b.00000002"]) == {"b", "b.00000001"}
+    assert catalogue.ledger.known(["b", "b.00000001", "b.00000002"]) == {"b", "b.00000001"}
     later = clock.now() + timedelta(days=1)
-    overdue = catalogue.jobs.overdue(now=later, again=LEASE, lease=LEASE, limit=9)
+    overdue = catalogue.ledger.overdue(now=later, again=LEASE, lease=LEASE, limit=9)
     assert "b.00000002" not in {job.id for job in overdue}

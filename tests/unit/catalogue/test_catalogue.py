@@ -41,7 +41,7 @@ def stored(catalogue, key="app.tgz", *, due=None):
 
 def begin(catalogue, id_="job-1", **more):
     arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
-    return catalogue.jobs.begin(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
+    return catalogue.ledger.begin(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
 
 
 def test_the_tables_are_those_that_the_migrations_make(catalogue_url, catalogue):
@@ -113,7 +113,7 @@ def test_a_job_is_given_to_one_delivery_only(catalogue):
         outcomes = list(pool.map(lambda n: begin(catalogue, owner=f"worker-{n}"), range(8)))
     assert sum(isinstance(outcome, Leased) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, Held) for outcome in outcomes) == 7
-    assert catalogue.jobs.get("job-1").attempts == 1
+    assert catalogue.ledger.get("job-1").attempts == 1
 
 
 def test_a_lease_that_ran_out_goes_to_the_next_delivery_and_fences_the_first(catalogue):
@@ -123,15 +123,15 @@ def test_a_lease_that_ran_out_goes_to_the_next_delivery_and_fences_the_first(cat
     assert (first.record.fence, second.record.fence) == (1, 2)
 
     with pytest.raises(LostLease):
-        catalogue.jobs.finish("job-1", 1, JobState.FAILED, now=clock.now())
-    catalogue.jobs.finish("job-1", 2, JobState.SUCCEEDED, now=clock.now(), result={"ok": True})
-    assert catalogue.jobs.get("job-1").state == "succeeded"
+        catalogue.ledger.finish("job-1", 1, JobState.FAILED, now=clock.now())
+    catalogue.ledger.finish("job-1", 2, JobState.SUCCEEDED, now=clock.now(), result={"ok": True})
+    assert catalogue.ledger.get("job-1").state == "succeeded"
 
 
 def test_a_job_that_has_ended_is_not_begun_again(catalogue):
     """A message that is delivered after its job has ended gets what came of it."""
     job = begin(catalogue)
-    catalogue.jobs.finish("job-1", job.record.fence, JobState.SUCCEEDED, now=clock.now(), result={"version": 1})
+    catalogue.ledger.finish("job-1", job.record.fence, JobState.SUCCEEDED, now=clock.now(), result={"version": 1})
     again = begin(catalogue)
     assert isinstance(again, Finished)
     assert again.record.result == {"version": 1}
@@ -162,10 +162,10 @@ def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
 
     now = clock.now()
     claim = {"now": now, "until": now + timedelta(hours=1)}
-    assert [a.key for a, _ in catalogue.claims.due("dr", limit=1, **claim)] == ["unread"]
-    assert [a.key for a, _ in catalogue.claims.due("dr", limit=9, **claim)] == ["read"]
+    assert [a.key for a, _ in catalogue.sweep_claims.due("dr", limit=1, **claim)] == ["unread"]
+    assert [a.key for a, _ in catalogue.sweep_claims.due("dr", limit=9, **claim)] == ["read"]
     lapsed = {"now": now + timedelta(hours=2), "until": now + timedelta(hours=3)}
-    assert [a.key for a, _ in catalogue.claims.due("dr", limit=9, **lapsed)] == ["unread", "read"]
+    assert [a.key for a, _ in catalogue.sweep_claims.due("dr", limit=9, **lapsed)] == ["unread", "read"]
     assert unread.key == "unread"
 
 
@@ -176,8 +176,8 @@ def test_a_claim_that_lasts_too_long_is_not_believed(catalogue):
 
     def claimed(ahead):
         times = {"now": now + ahead, "until": now + ahead + timedelta(hours=1), "limit": 9}
-        due = catalogue.claims.due("dr", **times)
-        absent = catalogue.claims.absent("cold", "releases", "", wanted=lambda _: True, **times)
+        due = catalogue.sweep_claims.due("dr", **times)
+        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda _: True, **times)
         return len(due), len(absent)
 
     assert claimed(timedelta(days=365)) == (1, 1)

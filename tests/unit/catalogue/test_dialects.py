@@ -79,7 +79,7 @@ def stored(catalogue, key="app.tgz", *, digest="a"):
 
 def begin(catalogue, id_, holds):
     more = {"owner": "me", "holds": holds, "parent": None, "now": clock.now(), "lease": LEASE}
-    return catalogue.jobs.begin(id_, "upload", {"key": "a"}, **more)
+    return catalogue.ledger.begin(id_, "upload", {"key": "a"}, **more)
 
 
 def find(catalogue, artifact, *, job="job-1", detail=None):
@@ -144,7 +144,7 @@ def test_many_sweeps_claim_each_copy_once(catalogue):
         stored(catalogue, f"app-{number}.tgz")
     now = clock.now()
     claim = {"now": now, "until": now + LEASE, "limit": 2}
-    shares = at_once(lambda _: catalogue.claims.due("dr", **claim))
+    shares = at_once(lambda _: catalogue.sweep_claims.due("dr", **claim))
     claimed = [artifact.key for share in shares for artifact, _ in share]
     assert sorted(claimed) == sorted({f"app-{number}.tgz" for number in range(MANY + 2)})
 
@@ -223,10 +223,10 @@ def test_what_a_message_says_is_recorded_whatever_it_is(catalogue):
     assert isinstance(begun, Leased)
     assert isinstance(begin(catalogue, "job-2", monstrous), Held)
     error = {"type": "Odd", "message": "a\0b \ud800"}
-    catalogue.jobs.finish("job-\0", begun.record.fence, JobState.FAILED, now=clock.now(), error=error)
-    assert catalogue.jobs.get("job-\0").error == error
-    catalogue.jobs.refuse("job-3", "no\0task" * 20, {"k\0": "…"}, error, clock.now())
-    assert catalogue.jobs.get("job-3").request == {"k\0": "…"}
+    catalogue.ledger.finish("job-\0", begun.record.fence, JobState.FAILED, now=clock.now(), error=error)
+    assert catalogue.ledger.get("job-\0").error == error
+    catalogue.ledger.refuse("job-3", "no\0task" * 20, {"k\0": "…"}, error, clock.now())
+    assert catalogue.ledger.get("job-3").request == {"k\0": "…"}
 
 
 def test_the_log_holds_odd_details(catalogue):

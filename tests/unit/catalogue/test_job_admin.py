@@ -22,7 +22,7 @@ def catalogue(catalogue_url) -> Iterator[Catalogue]:
 
 
 def begin(catalogue: Catalogue, id_: str, now: datetime = NOW, max_crashes: int = 5) -> Leased | Finished:
-    begun = catalogue.jobs.begin(
+    begun = catalogue.ledger.begin(
         id_, "upload", {"bucket": "releases", "key": id_}, owner="here", holds=None, parent=None, now=now, lease=LEASE,
         max_crashes=max_crashes,
     )  # fmt: skip
@@ -38,50 +38,50 @@ def taken(catalogue: Catalogue, id_: str) -> Leased:
 
 def bury(catalogue: Catalogue, id_: str) -> None:
     fence = taken(catalogue, id_).record.fence
-    catalogue.jobs.finish(id_, fence, JobState.DEAD, now=NOW, error=UNAVAILABLE)
+    catalogue.ledger.finish(id_, fence, JobState.DEAD, now=NOW, error=UNAVAILABLE)
 
 
 def test_a_job_that_waits_is_ended_and_stays_so(catalogue):
     """A waiting job is cancelled at once, and a later delivery of it finds that it has ended."""
     fence = taken(catalogue, "waits").record.fence
-    catalogue.jobs.retrying("waits", fence, UNAVAILABLE, due=NOW)
-    assert catalogue.interventions.cancel("waits", WHY, NOW).state == "cancelled"
+    catalogue.ledger.retrying("waits", fence, UNAVAILABLE, due=NOW)
+    assert catalogue.job_admin.cancel("waits", WHY, NOW).state == "cancelled"
     assert isinstance(begin(catalogue, "waits"), Finished)
 
 
 def test_a_job_at_work_is_left_to_its_worker(catalogue):
     """A job whose lease lasts is not cancelled behind its worker's back; one whose worker has gone silent is."""
     taken(catalogue, "runs")
-    assert catalogue.interventions.cancel("runs", WHY, NOW) is None
-    assert catalogue.interventions.cancel("runs", WHY, NOW + LEASE).finished_at == NOW + LEASE
+    assert catalogue.job_admin.cancel("runs", WHY, NOW) is None
+    assert catalogue.job_admin.cancel("runs", WHY, NOW + LEASE).finished_at == NOW + LEASE
 
 
 def test_a_job_that_has_ended_is_not_cancelled(catalogue):
     """How a job ended is not rewritten."""
     bury(catalogue, "dead")
-    assert catalogue.interventions.cancel("dead", WHY, NOW) is None
-    assert catalogue.jobs.get("dead").error == UNAVAILABLE
+    assert catalogue.job_admin.cancel("dead", WHY, NOW) is None
+    assert catalogue.ledger.get("dead").error == UNAVAILABLE
 
 
 def test_a_job_that_nobody_has_taken_over_is_recorded_as_cancelled(catalogue):
     """Its message, when it comes, finds that it has ended; one that was taken over meanwhile is left alone."""
     request = {"bucket": "releases", "key": "new"}
-    assert catalogue.interventions.cancel_new("new", "upload", request, WHY, NOW).state == "cancelled"
+    assert catalogue.job_admin.cancel_new("new", "upload", request, WHY, NOW).state == "cancelled"
     assert isinstance(begin(catalogue, "new"), Finished)
     taken(catalogue, "late")
-    assert catalogue.interventions.cancel_new("late", "upload", request, WHY, NOW) is None
+    assert catalogue.job_admin.cancel_new("late", "upload", request, WHY, NOW) is None
 
 
 def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
     """Attempts, crashes and waiting count from the start, the holder of before is fenced, and it is sent if lost."""
     bury(catalogue, "dead")
-    before = catalogue.jobs.get("dead")
+    before = catalogue.ledger.get("dead")
     cause = {"type": "Retried", "message": "by hand", "previous": UNAVAILABLE}
-    revived = catalogue.interventions.revive("dead", cause, due=NOW)
+    revived = catalogue.job_admin.revive("dead", cause, due=NOW)
     assert (revived.state, revived.attempts, revived.crashes) == ("queued", 0, 0)
     assert (revived.fence, revived.finished_at, revived.put_off_since) == (before.fence + 1, None, None)
     assert revived.error["previous"]["traceback"] == UNAVAILABLE["traceback"]
-    overdue = catalogue.jobs.overdue(now=NOW + LEASE, again=LEASE, lease=LEASE, limit=10)
+    overdue = catalogue.ledger.overdue(now=NOW + LEASE, again=LEASE, lease=LEASE, limit=10)
     assert [job.id for job in overdue] == ["dead"]
     assert taken(catalogue, "dead").record.attempts == 1
 
@@ -89,20 +89,20 @@ def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
 def test_only_what_ended_without_success_begins_again(catalogue):
     """A job that runs or has succeeded stays as it is."""
     fence = taken(catalogue, "good").record.fence
-    assert catalogue.interventions.revive("good", WHY, due=NOW) is None
-    catalogue.jobs.finish("good", fence, JobState.SUCCEEDED, now=NOW, result={})
-    assert catalogue.interventions.revive("good", WHY, due=NOW) is None
-    assert catalogue.jobs.get("good").state == "succeeded"
+    assert catalogue.job_admin.revive("good", WHY, due=NOW) is None
+    catalogue.ledger.finish("good", fence, JobState.SUCCEEDED, now=NOW, result={})
+    assert catalogue.job_admin.revive("good", WHY, due=NOW) is None
+    assert catalogue.ledger.get("good").state == "succeeded"
 
 
 def test_the_last_real_cause_survives_what_came_after_it(catalogue):
     """A job that was put off, or that killed its worker in the end, still tells of the failure before that."""
     fence = taken(catalogue, "job").record.fence
-    catalogue.jobs.retrying("job", fence, UNAVAILABLE, due=NOW)
+    catalogue.ledger.retrying("job", fence, UNAVAILABLE, due=NOW)
     for _ in range(2):
         fence = taken(catalogue, "job").record.fence
-        catalogue.jobs.put_off("job", fence, {"type": "Snooze", "message": "busy"}, since=NOW, due=NOW)
-    assert catalogue.jobs.get("job").error["previous"] == UNAVAILABLE
+        catalogue.ledger.put_off("job", fence, {"type": "Snooze", "message": "busy"}, since=NOW, due=NOW)
+    assert catalogue.ledger.get("job").error["previous"] == UNAVAILABLE
     taken(catalogue, "job")
     ended = begin(catalogue, "job", NOW + 2 * LEASE, max_crashes=1)
     assert isinstance(ended, Finished)
@@ -115,7 +115,7 @@ def test_jobs_are_found_by_state_and_by_what_fits(catalogue):
     for id_ in ("a", "b", "c"):
         bury(catalogue, id_)
     taken(catalogue, "runs")
-    find = catalogue.interventions.find
+    find = catalogue.job_admin.find
     assert [job.id for job in find([JobState.DEAD], limit=2)] == ["a", "b"]
     assert [job.id for job in find([JobState.DEAD], fits=lambda job: job.id > "b")] == ["c"]
     assert len(find([])) == 4

@@ -18,18 +18,18 @@ DIGEST = Digest(11, "a" * 64)
 
 def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
     arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
-    return catalogue.jobs.begin(id_, "upload", {"key": "a"}, **arguments)
+    return catalogue.ledger.begin(id_, "upload", {"key": "a"}, **arguments)
 
 
 def overdue(catalogue, ahead=timedelta()):
-    return [job.id for job in catalogue.jobs.overdue(now=clock.now() + ahead, again=AGAIN, lease=LEASE, limit=10)]
+    return [job.id for job in catalogue.ledger.overdue(now=clock.now() + ahead, again=AGAIN, lease=LEASE, limit=10)]
 
 
 def test_a_job_whose_lease_ran_out_is_overdue_once(catalogue):
     """It is named to one who asks, and to the next one only after a while."""
     begin(catalogue, "alive")
     begin(catalogue, "gone", ago=2 * LEASE, queue="sweep")
-    found = catalogue.jobs.overdue(now=clock.now(), again=AGAIN, lease=LEASE, limit=10)
+    found = catalogue.ledger.overdue(now=clock.now(), again=AGAIN, lease=LEASE, limit=10)
     assert [(job.id, job.queue) for job in found] == [("gone", "sweep")]
     assert overdue(catalogue) == []
     assert overdue(catalogue, 2 * AGAIN) == ["alive", "gone"]
@@ -38,16 +38,16 @@ def test_a_job_whose_lease_ran_out_is_overdue_once(catalogue):
 def test_a_sign_of_life_and_an_end_are_heard(catalogue):
     """A lease that is renewed moves the moment; a job that has ended has none."""
     record = begin(catalogue, ago=2 * LEASE).record
-    catalogue.jobs.renew(record.id, record.fence, until=clock.now() + LEASE, progress=None)
+    catalogue.ledger.renew(record.id, record.fence, until=clock.now() + LEASE, progress=None)
     assert overdue(catalogue) == []
-    catalogue.jobs.finish(record.id, record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+    catalogue.ledger.finish(record.id, record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
     assert overdue(catalogue, 10 * AGAIN) == []
 
 
 def test_a_retry_that_does_not_come_is_overdue(catalogue):
     """The message of the next attempt may be lost as well."""
     record = begin(catalogue).record
-    catalogue.jobs.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + LEASE)
+    catalogue.ledger.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + LEASE)
     assert overdue(catalogue) == []
     assert overdue(catalogue, 2 * LEASE) == ["job-1"]
 
@@ -64,13 +64,13 @@ def test_a_job_that_is_put_off_has_its_attempt_back(catalogue):
     """Waiting for what is no fault of its own costs nothing, and since when it waits is kept over the next start."""
     since = clock.now() - AGAIN
     record = begin(catalogue).record
-    catalogue.jobs.put_off(record.id, record.fence, {"type": "Snooze"}, since=since, due=clock.now() + LEASE)
-    waiting = catalogue.jobs.get(record.id)
+    catalogue.ledger.put_off(record.id, record.fence, {"type": "Snooze"}, since=since, due=clock.now() + LEASE)
+    waiting = catalogue.ledger.get(record.id)
     assert (waiting.state, waiting.attempts, waiting.lease_until) == ("queued", 0, None)
     again = begin(catalogue).record
     assert (again.attempts, again.put_off_since, again.fence) == (1, since, 2)
-    catalogue.jobs.retrying(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
-    assert catalogue.jobs.get(record.id).put_off_since is None
+    catalogue.ledger.retrying(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
+    assert catalogue.ledger.get(record.id).put_off_since is None
 
 
 def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
@@ -79,7 +79,7 @@ def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
     for crashes in (0, 1):
         assert begin(catalogue, now=next(later), max_crashes=3).record.crashes == crashes
     third = begin(catalogue, now=next(later), max_crashes=3).record
-    catalogue.jobs.retrying(third.id, third.fence, {"type": "Unavailable"}, due=clock.now())
+    catalogue.ledger.retrying(third.id, third.fence, {"type": "Unavailable"}, due=clock.now())
     for crashes in (0, 1, 2):
         last = begin(catalogue, now=next(later), max_crashes=3)
         assert last.record.crashes == crashes
@@ -87,7 +87,7 @@ def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
     assert isinstance(ended, Finished)
     assert (ended.record.state, ended.record.error["type"]) == ("dead", "Poison")
     with pytest.raises(LostLease):
-        catalogue.jobs.finish(last.record.id, last.record.fence, JobState.SUCCEEDED, now=clock.now())
+        catalogue.ledger.finish(last.record.id, last.record.fence, JobState.SUCCEEDED, now=clock.now())
 
 
 BACK = timedelta(hours=1)
@@ -104,13 +104,13 @@ def test_a_dead_holder_from_before_the_clock_was_set_back_holds_nothing(catalogu
 def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
     """Its next sign of life is of the new time. Who comes before it takes the job, and the holder writes nothing."""
     heard = begin(catalogue, "heard", ago=-BACK).record
-    catalogue.jobs.renew(heard.id, heard.fence, until=clock.now() + LEASE, progress=None)
+    catalogue.ledger.renew(heard.id, heard.fence, until=clock.now() + LEASE, progress=None)
     assert overdue(catalogue) == []
     assert isinstance(begin(catalogue, "heard"), Held)
     early = begin(catalogue, "early", ago=-BACK).record
     assert isinstance(begin(catalogue, "early", owner="another"), Leased)
     with pytest.raises(LostLease):
-        catalogue.jobs.finish(early.id, early.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+        catalogue.ledger.finish(early.id, early.fence, JobState.SUCCEEDED, now=clock.now(), result={})
 
 
 def test_clocks_may_differ_by_some_leases(catalogue):
@@ -125,7 +125,7 @@ def test_clocks_may_differ_by_some_leases(catalogue):
 def test_what_waits_for_long_is_believed(catalogue):
     """A job that is to be tried again tomorrow is not overdue today: only who holds a job has to show life."""
     record = begin(catalogue).record
-    catalogue.jobs.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + 24 * BACK)
+    catalogue.ledger.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + 24 * BACK)
     assert overdue(catalogue) == []
 
 

@@ -18,7 +18,7 @@ def url(tmp_path):
 
 def begin(catalogue, id_, content=""):
     more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(seconds=30)}
-    return catalogue.jobs.begin(id_, "upload", {"key": content}, **more)
+    return catalogue.ledger.begin(id_, "upload", {"key": content}, **more)
 
 
 def test_how_long_a_lock_is_waited_for_is_in_the_url(url):
@@ -57,8 +57,8 @@ def test_a_full_disk_is_a_fault_that_passes(url):
         _allow(catalogue, pages=1)  # SQLite takes no fewer than it has
         with pytest.raises(CatalogueUnavailable, match="full"):
             begin(catalogue, "large", "x" * 100_000)
-        assert catalogue.jobs.get("large") is None
-        assert catalogue.jobs.get("before") is not None
+        assert catalogue.ledger.get("large") is None
+        assert catalogue.ledger.get("before") is not None
         _allow(catalogue, pages=1_000_000)
         assert isinstance(begin(catalogue, "large", "x" * 100_000), Leased)
 

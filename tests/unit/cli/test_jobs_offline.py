@@ -36,12 +36,12 @@ def end(catalogue) -> Callable[..., str]:
     """Put a job into the ledger that has ended."""
 
     def end(id_: str, state: JobState = JobState.DEAD, error: Any = AWAY, kind: str = "upload", **request: Any) -> str:
-        begun = catalogue.jobs.begin(
+        begun = catalogue.ledger.begin(
             id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", holds=None, parent=None,
             now=clock.now(), lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
-        catalogue.jobs.finish(id_, begun.record.fence, state, now=clock.now(), error=error)
+        catalogue.ledger.finish(id_, begun.record.fence, state, now=clock.now(), error=error)
         return id_
 
     return end
@@ -92,11 +92,11 @@ def test_a_job_begins_again_though_no_broker_answers(zot, end, catalogue):
     status, document, told = zot("jobs", "retry", "dead", "--json")
     assert (status, document["retried"]) == (0, ["dead"])
     assert "by themselves" in told
-    record = catalogue.jobs.get("dead")
+    record = catalogue.ledger.get("dead")
     assert (record.state, record.attempts, record.queue, record.error["previous"]) == ("queued", 0, "sweep", AWAY)
     assert [
         job.id
-        for job in catalogue.jobs.overdue(
+        for job in catalogue.ledger.overdue(
             now=clock.now() + timedelta(hours=1), again=timedelta(), lease=timedelta(seconds=30), limit=9
         )
     ]
@@ -126,7 +126,7 @@ def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
     for state in (JobState.DEAD, JobState.FAILED, JobState.CANCELLED):
         end(state.value, state=state)
     assert zot("jobs", "retry", "--all", "--dry-run", "--json")[1]["retried"] == ["dead"]
-    assert catalogue.jobs.get("dead").state == "dead"
+    assert catalogue.ledger.get("dead").state == "dead"
     assert zot("jobs", "retry", "--all", "--json")[1]["retried"] == ["dead"]
     assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == ["failed"]
     assert zot("jobs", "retry", "cancelled", "--json")[1]["retried"] == ["cancelled"]

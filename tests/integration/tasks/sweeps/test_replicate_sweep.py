@@ -98,7 +98,7 @@ def test_a_copy_that_somebody_deleted_is_not_brought_back(run, put, sent):
 def test_a_source_stays_while_a_replication_may_still_need_it(context, run, put, stored):
     """Between two attempts of a replication no copy of its artifact is deleted, unless that was meant."""
     put("releases", "app.tgz")
-    jobs, request = context.catalogue.jobs, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))
+    jobs, request = context.catalogue.ledger, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))
     begun = jobs.begin(
         "copying", "replicate", request.payload(), owner="me", holds="releases/app.tgz", parent=None, now=clock.now(),
         lease=timedelta(seconds=30),
