@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from worker.storage import Store, StoreConfig, open_store
-from worker.storage.integrity.manifest import take_digests
+from worker.storage.integrity.manifest import compute_digests
 
 BUCKET = "measured"
 
@@ -24,7 +24,7 @@ def open_configured(config: Mapping[str, object]) -> Store:
 def put(store: Store, path: Path, key: str) -> None:
     """Hash a file, and write it, hashed again on its way: what an upload does, without catalogue and queue."""
     with path.open("rb", buffering=0) as file:
-        digest, _ = take_digests(file, size=os.fstat(file.fileno()).st_size, what=str(path))
+        digest, _ = compute_digests(file, size=os.fstat(file.fileno()).st_size, what=str(path))
         file.seek(0)
         store.write_object(BUCKET, key, file, size=digest.size, sha256=digest.sha256, condition="create_only")
 

@@ -14,7 +14,7 @@ from worker.jobs.task import artifact_task
 from worker.limits.admission import Gate
 from worker.storage import Digest, ObjectStat, Store, Verdict
 from worker.storage.errors import IntegrityError, PermanentError, Unavailable
-from worker.storage.integrity.manifest import Manifest, take_digests
+from worker.storage.integrity.manifest import Manifest, compute_digests
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
 
@@ -101,7 +101,7 @@ def _read(store: Store, stat: ObjectStat, gate: Gate) -> tuple[Digest, Manifest]
     with store.read_object(stat.bucket, stat.key, on_bytes=gate.advance) as reader:
         if reader.stat.version != stat.version:
             raise Unavailable(f"{what} was written by somebody else just now")
-        return take_digests(reader, size=stat.size, what=what)
+        return compute_digests(reader, size=stat.size, what=what)
 
 
 def _record_copy(context: Context, job: RunningJob, artifact: Artifact, stat: ObjectStat, adopted: Adopted) -> None:

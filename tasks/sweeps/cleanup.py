@@ -42,10 +42,14 @@ def _sweep(context: Context, job: RunningJob, store: Store, age: timedelta) -> i
     transfers = context.catalogue.transfers.open_in(store.name)
     spared = [transfer for transfer in transfers if transfer.live or transfer.begun_at > clock.now() - age]
     removed = 0
-    for unfinished in store.iter_stale():
+    for unfinished in store.iter_stale_uploads():
         job.check()
         old = unfinished.since <= clock.now() - age
-        if old and not any(_is_of(unfinished, transfer) for transfer in spared) and store.discard(unfinished):
+        if (
+            old
+            and not any(_is_of(unfinished, transfer) for transfer in spared)
+            and store.remove_stale_upload(unfinished)
+        ):
             logger.info("%s: removed %s, begun at %s", store.name, unfinished.description, unfinished.since)
             removed += 1
     for transfer in transfers:

@@ -97,7 +97,7 @@ def room(target: Target) -> Iterator[Room]:
     for row in list(target.store.list_objects(bucket)):
         target.store.delete_object(bucket, row.key)
     target.store.delete_bucket(bucket)
-    left = [unfinished.description for unfinished in target.store.iter_stale()]
+    left = [unfinished.description for unfinished in target.store.iter_stale_uploads()]
     assert [*left, *target.debris(bucket)] == []
     assert not target.store.bucket_exists(bucket)
 

@@ -40,7 +40,7 @@ def pair(room: Room, twin: Store) -> Iterator["Pair"]:
     yield Pair(room, twin)
     for row in list(twin.list_objects(room.bucket)):
         twin.delete_object(room.bucket, row.key)
-    assert list(twin.iter_stale()) == []
+    assert list(twin.iter_stale_uploads()) == []
 
 
 class Pair:

@@ -225,14 +225,14 @@ class TestOwnThings:
     def test_unfinished_uploads_are_seen_and_ended(self, room: Room, target: Target) -> None:
         """What a dead writer left open is listed with its age, and is gone once it is discarded."""
         if target.open_upload is None:
-            assert list(room.store.iter_stale()) == []
+            assert list(room.store.iter_stale_uploads()) == []
             return
         target.open_upload(room.bucket, "left/open")
-        [left] = room.store.iter_stale()
+        [left] = room.store.iter_stale_uploads()
         assert "left/open" in left.description
-        assert room.store.discard(left)
-        assert not room.store.discard(left)
-        assert list(room.store.iter_stale()) == []
+        assert room.store.remove_stale_upload(left)
+        assert not room.store.remove_stale_upload(left)
+        assert list(room.store.iter_stale_uploads()) == []
 
 
 class Empty:

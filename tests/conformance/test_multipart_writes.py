@@ -42,7 +42,7 @@ class Writing:
         return self.data[(number - 1) * PART : number * PART]
 
     def put(self, number: int, data: bytes | None = None) -> Part:
-        sent: Part = self.driver.put_part(
+        sent: Part = self.driver.upload_part(
             self.bucket, self.key, self.token, number, self.bytes_of(number) if data is None else data
         )
         return sent
@@ -55,22 +55,22 @@ class Writing:
         return listed
 
     def complete(self, parts: Sequence[Part], condition: Condition = None) -> ObjectStat:
-        stat: ObjectStat = self.driver.complete_parts(
+        stat: ObjectStat = self.driver.complete_upload(
             self.bucket, self.key, self.token, list(parts), self.info, condition=condition
         )
         return stat
 
     def abort(self) -> None:
-        self.driver.abort_parts(self.bucket, self.key, self.token)
+        self.driver.abort_upload(self.bucket, self.key, self.token)
 
 
 @contextmanager
 def begun(room: Room, data: bytes = DATA, key: str = "releases/app.tgz", **metadata: str) -> Iterator[Writing]:
-    """Begin a write in parts; end it whatever the case makes of it, so that only what `abort_parts` leaves is left."""
+    """Begin a write in parts; end it whatever the case makes of it, so that only what `abort_upload` leaves is left."""
     driver: Any = room.store._driver
     digest = digest_of(data)
     info = WriteInfo(digest.size, digest.sha256, metadata)
-    writing = Writing(driver, room.bucket, key, data, info, driver.begin_parts(room.bucket, key, info))
+    writing = Writing(driver, room.bucket, key, data, info, driver.begin_upload(room.bucket, key, info))
     try:
         yield writing
     finally:
@@ -78,7 +78,7 @@ def begun(room: Room, data: bytes = DATA, key: str = "releases/app.tgz", **metad
 
 
 def left_in(room: Room) -> list[str]:
-    return [unfinished.description for unfinished in room.store.iter_stale()]
+    return [unfinished.description for unfinished in room.store.iter_stale_uploads()]
 
 
 def exclusive(room: Room) -> bool:
@@ -132,7 +132,7 @@ class TestPuttingParts:
         """A part may be a buffer that is filled again as soon as it was sent."""
         buffer = bytearray(DATA[:PART])
         with begun(room, DATA[:PART]) as writing:
-            part = writing.driver.put_part(room.bucket, writing.key, writing.token, 1, buffer)
+            part = writing.driver.upload_part(room.bucket, writing.key, writing.token, 1, buffer)
             buffer[:] = b"!" * PART
             writing.complete([part])
             assert room.read(writing.key) == DATA[:PART]
@@ -149,7 +149,7 @@ class TestPuttingParts:
     def test_part_file_again(self, room: Room, tmp_path: Path) -> None:
         """A part that is a file may be sent again, as after a lost answer; it is read from its beginning."""
         with begun(room, DATA[:PART]) as writing, spool_part(VerifyingReader(source(DATA)), PART, tmp_path) as part:
-            sent = [writing.driver.put_part(room.bucket, writing.key, writing.token, 1, part) for _ in range(2)]
+            sent = [writing.driver.upload_part(room.bucket, writing.key, writing.token, 1, part) for _ in range(2)]
             assert writing.parts() == sent[1:]
             writing.complete(sent[1:])
             assert room.read(writing.key) == DATA[:PART]
@@ -359,7 +359,7 @@ class TestEnding:
         with begun(room) as writing:
             writing.put_all()
             target.store.close()  # its clients are gone, as they are in another process
-            target.store.end_write(writing.bucket, writing.key, writing.token)
+            target.store.abort_upload(writing.bucket, writing.key, writing.token)
             assert (left_in(room), room.keys()) == ([], [])
 
     def test_abort_twice(self, room: Room) -> None:
@@ -400,10 +400,10 @@ class TestEnding:
         """An open write is listed once, with its key, and discarding it ends it with all its parts."""
         with begun(room, key=f"left/{uuid.uuid4().hex}") as writing:
             writing.put(1)
-            [left] = room.store.iter_stale()
+            [left] = room.store.iter_stale_uploads()
             assert writing.key in left.description
-            assert room.store.discard(left)
-            assert not room.store.discard(left)
+            assert room.store.remove_stale_upload(left)
+            assert not room.store.remove_stale_upload(left)
             assert left_in(room) == []
             with pytest.raises(NotFound):
                 writing.parts()
@@ -418,5 +418,5 @@ class TestEnding:
 
 def begin_and_put(driver: Any, bucket: str) -> None:
     digest = digest_of(b"x")
-    token = driver.begin_parts(bucket, "app", WriteInfo(digest.size, digest.sha256))
-    driver.put_part(bucket, "app", token, 1, b"x")
+    token = driver.begin_upload(bucket, "app", WriteInfo(digest.size, digest.sha256))
+    driver.upload_part(bucket, "app", token, 1, b"x")

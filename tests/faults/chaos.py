@@ -374,7 +374,7 @@ class Fleet:
                 held = self.catalogue.artifacts.held_by(name, "data", found.key)
                 if held is None:
                     yield f"{name}: data/{found.key} is nobody's"
-            for unfinished in store.iter_stale():
+            for unfinished in store.iter_stale_uploads():
                 yield f"{name}: {unfinished.description} was left behind"
         client = s3_client(self._ministack)
         for upload in client.list_multipart_uploads(Bucket=self._bucket).get("Uploads", []):

@@ -320,7 +320,9 @@ class Scene:
 
     def left_behind(self) -> list[str]:
         """Return everything in the stores and in the catalogue that should not have stayed there."""
-        left = [f"{name}: {each.description}" for name in self.stores for each in self.stores[name].iter_stale()]
+        left = [
+            f"{name}: {each.description}" for name in self.stores for each in self.stores[name].iter_stale_uploads()
+        ]
         left += [str(each) for name in self.stores for each in self.catalogue.transfers.open_in(name)]
         left += self._staged
         client = s3_client(self._ministack)

@@ -27,7 +27,7 @@ from worker.storage.config import FilesystemConfig
 from worker.storage.driver import Match
 from worker.storage.errors import AlreadyExists, NotFound, OutOfSpace, StorageError
 from worker.storage.filesystem.driver import FilesystemDriver
-from worker.storage.filesystem.layout import Place
+from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.store import Store
 
 OLD, NEW, THIRD = b"old content", b"new content, which is longer", b"third"
@@ -209,7 +209,7 @@ def test_death_at_any_call_leaves_one_of_the_two_whole(quick: Path, name: str) -
         assert [row.key for row in store.list_objects("b")] == sorted(key for key in found if found[key] is not None)
         for key, content in found.items():
             seen[key].add(content)
-        assert all(store.discard(left) for left in store.iter_stale()), "its writer is dead"
+        assert all(store.remove_stale_upload(left) for left in store.iter_stale_uploads()), "its writer is dead"
         assert found == {key: content_of(store, key) for key in scene.may_be}
         assert_heals(store, quick / "root", list(scene.may_be))
     assert seen == scene.may_be
@@ -220,11 +220,11 @@ def assert_heals(store: Store, root: Path, keys: list[str]) -> None:
     """Write and delete after a crash as if nothing had been, and leave nothing in the end."""
     for key in keys:
         write(store, key, THIRD)
-        place = Place("b", key)
+        place = ObjectPath("b", key)
         parent = root.joinpath(*place.parents)
         assert content_of(store, key) == THIRD
         assert (parent / place.sidecar).read_text() == hashlib.sha256(THIRD).hexdigest()
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
     for row in list(store.list_objects("b")):
         assert store.delete_object("b", row.key)
     assert store.delete_bucket("b") or not store.bucket_exists("b")
@@ -343,7 +343,7 @@ def test_every_step_is_on_the_disk_before_the_next_begins(tmp_path: Path) -> Non
     created = calls_of(tmp_path, lambda store: write(store, "k", OLD))
     replaced = calls_of(tmp_path, lambda store: write(store, "k", NEW))
     deleted = calls_of(tmp_path, lambda store: store.delete_object("b", "k"))
-    intent = Place("b", "k").intent
+    intent = ObjectPath("b", "k").intent
 
     assert created == ["fsync temp", "fsync temp", "rename k.sha256", "rename k", "fsync b"]
     assert replaced == [
@@ -376,7 +376,7 @@ def test_many_writers_and_readers_never_see_a_mixture(tmp_path: Path) -> None:
     assert [end(child) for child in children] == [0] * len(children)
     store = store_at(tmp_path)
     assert content_of(store, "k") is not None
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
 
 
 def test_only_one_of_many_creates(tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def assert_refused_for_space(root: Path, size: int) -> None:
             write(store, key, bytes(size))
     assert content_of(store, "k") == OLD
     assert [row.key for row in store.list_objects("b")] == ["k"]
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
     assert not (root / "b" / "d").exists()
     write(store, "k", NEW)
     assert content_of(store, "k") == NEW

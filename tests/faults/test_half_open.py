@@ -73,7 +73,7 @@ def line(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     with opened.proxy:
         yield opened
         opened.faulty.close()
-    assert list(opened.direct.iter_stale()) == []
+    assert list(opened.direct.iter_stale_uploads()) == []
     opened.direct.close()
 
 

@@ -42,7 +42,7 @@ def narrow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         faulty = opened_through(request.param, direct, line.port, tmp_path, part_size=PART)
         yield Narrow(direct, faulty, line)
         faulty.close()
-    assert list(direct.iter_stale()) == []
+    assert list(direct.iter_stale_uploads()) == []
     direct.close()
 
 

@@ -26,7 +26,7 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
-from worker.storage.integrity.manifest import Manifest, take_digests
+from worker.storage.integrity.manifest import Manifest, compute_digests
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Source:
         Raises:
             DigestMismatch: they do not have the SHA-256 that was announced.
         """
-        digest, manifest = take_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
+        digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
         if sha256 is not None and digest.sha256 != sha256:
             raise DigestMismatch(f"{self.name} has SHA-256 {digest.sha256}, announced was {sha256}")
         return digest, manifest

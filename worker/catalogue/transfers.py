@@ -9,7 +9,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact
 from worker.catalogue.tables import artifacts, jobs, transfer_parts, transfers
 from worker.storage.driver import Part
-from worker.storage.transfer.multipart import Leased, SentPart
+from worker.storage.transfer.multipart import OpenUpload, SentPart
 from zot_artifact_client.contract import JobState
 
 _OPEN = [state for state in JobState if not state.terminal]
@@ -38,7 +38,7 @@ class Transfers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, artifact: Artifact, store: str) -> Leased | None:
+    def find(self, artifact: Artifact, store: str) -> OpenUpload | None:
         """Return the write that was begun for this copy and has not ended."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(transfers).where(*_of(artifact, store))).one_or_none()
@@ -46,7 +46,7 @@ class Transfers:
                 return None
             parts = connection.execute(sa.select(transfer_parts).where(transfer_parts.c.transfer_id == row.id)).all()
         sent = {part.number: SentPart(Part(part.number, part.size, part.tag), part.sha256) for part in parts}
-        return Leased(row.token, row.part_size, sent)
+        return OpenUpload(row.token, row.part_size, sent)
 
     def begin(self, artifact: Artifact, store: str, *, token: str, part_size: int, now: datetime) -> None:
         """Remember a write that was begun; one that was remembered before is forgotten."""

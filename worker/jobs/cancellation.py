@@ -77,7 +77,7 @@ def end_writes(context: Context, job: JobRecord) -> None:
     bucket, key = job.request["bucket"], job.request["key"]
     for transfer in context.catalogue.transfers.abandoned(f"{bucket}/{key}"):
         try:
-            context.stores[transfer.store].end_write(bucket, key, transfer.token)
+            context.stores[transfer.store].abort_upload(bucket, key, transfer.token)
         except StorageError as error:
             logger.warning("%s: parts of %s stay for now: %s", transfer.store, transfer.path, error)
         else:

@@ -6,7 +6,7 @@ from worker import clock
 from worker.catalogue import Artifact, Catalogue, CatalogueError
 from worker.jobs.running_job import Requeue, Snooze
 from worker.storage.errors import TransientError
-from worker.storage.transfer.multipart import Leased, SentPart
+from worker.storage.transfer.multipart import OpenUpload, SentPart
 
 
 class CopyCheckpoint:
@@ -17,7 +17,7 @@ class CopyCheckpoint:
         self._artifact = artifact
         self._store = store
 
-    def resume(self) -> Leased | None:
+    def resume(self) -> OpenUpload | None:
         return self._transfers.find(self._artifact, self._store)
 
     def begun(self, token: str, part_size: int) -> None:

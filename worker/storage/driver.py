@@ -257,11 +257,11 @@ class Driver(Protocol):
 
     def bucket_exists(self, bucket: str) -> bool: ...
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield what writers left behind or are still writing, in all buckets."""
         ...
 
-    def discard(self, unfinished: StaleUpload) -> bool:
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove one left-over; return False if it has ended by itself or its writer is known to be alive."""
         ...
 
@@ -297,16 +297,16 @@ PartData = bytes | bytearray | PartFile
 class MultipartDriver(Driver, Protocol):
     """A backend whose `capabilities.parts` is not None: it writes in parts, from several threads, and goes on later.
 
-    A token names one write in parts to every process, for as long as the store keeps it, and holds no secret. Until
-    `complete_parts` nothing is visible under the key. Other writes of the same key, in parts or not, do not disturb it,
-    unless its `PartLimits` are `exclusive`.
+    A token names one multipart upload to every process for as long as the store keeps it, and holds no secret. Nothing
+    is visible under the key before `complete_upload`. Other writes of the same key do not disturb the upload, unless
+    its `PartLimits` are `exclusive`.
     """
 
-    def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
+    def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         """Begin a write in parts and return its token. `info` has size and digest."""
         ...
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
+    def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         """Send one part; numbers start at 1, come in any order and from several threads, and may be sent again.
 
         A part that is a file is never held in memory whole.
@@ -324,7 +324,7 @@ class MultipartDriver(Driver, Protocol):
         """
         ...
 
-    def complete_parts(
+    def complete_upload(
         self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
     ) -> ObjectStat:
         """Make an object of exactly these parts, in their order, with the metadata of `info`: atomically, like `put`.
@@ -333,7 +333,7 @@ class MultipartDriver(Driver, Protocol):
         """
         ...
 
-    def abort_parts(self, bucket: str, key: str, token: str) -> None:
+    def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """End a write in parts and remove what it has left; one that is not open any more is no error."""
         ...
 

@@ -136,11 +136,11 @@ class MemoryDriver:
     def bucket_exists(self, bucket: str) -> bool:
         return bucket in self._buckets
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         return iter(())
 
-    def discard(self, unfinished: StaleUpload) -> bool:
-        del unfinished  # nothing is ever left: what is being written is not in the store yet
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
+        del stale  # nothing is ever left: what is being written is not in the store yet
         return False
 
     def check(self) -> None:

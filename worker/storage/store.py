@@ -29,14 +29,14 @@ from worker.storage.errors import (
     SizeMismatch,
     StorageError,
 )
-from worker.storage.integrity.chunk_verification import WORTH_IT, VerifiedRange, first_bad_chunk
+from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
 from worker.storage.integrity.manifest import Manifest
-from worker.storage.integrity.verdict import Verdict, Verification, claimed, judge, other_size
+from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
 from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
-from worker.storage.transfer.server_copy import Between, copy_between
+from worker.storage.transfer.server_copy import Between, copy_server_side
 
 
 class Store:
@@ -146,7 +146,7 @@ class Store:
         """
         self._check(bucket, key)
         reader = open_resumable(self._driver, bucket, key)
-        digest = expected or claimed(reader.stat)
+        digest = expected or stored_digest(reader.stat)
         body = VerifyingReader(
             reader,
             size=digest.size if digest else reader.stat.size,
@@ -196,10 +196,10 @@ class Store:
         """
         self._check(bucket, key)
         try:
-            if expected and manifest and len(manifest) >= WORTH_IT:
+            if expected and manifest and len(manifest) >= MIN_PARALLEL_CHUNKS:
                 return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
             with open_resumable(self._driver, bucket, key, uncached=True) as reader:
-                return judge(reader, expected or claimed(reader.stat), on_bytes)
+                return judge(reader, expected or stored_digest(reader.stat), on_bytes)
         except NotFound as error:
             return Verification(Verdict.MISSING, expected, detail=error.message)
         except StorageError as error:
@@ -272,11 +272,11 @@ class Store:
         relying on it. Only where nothing lies under the key: bytes that are not proved replace no others.
 
         Raises:
-            StorageError: see `copy_between`.
+            StorageError: see `copy_server_side`.
         """
         self._check(bucket, key)
         info = WriteInfo(expected.size, expected.sha256, metadata or {})
-        return copy_between(origin._driver, self._driver, bucket, key, info, between=between)  # noqa: SLF001
+        return copy_server_side(origin._driver, self._driver, bucket, key, info, between=between)  # noqa: SLF001
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
@@ -304,17 +304,17 @@ class Store:
         """Return what the owner of the store had better change there, a sentence each."""
         return self._driver.advice()
 
-    def end_write(self, bucket: str, key: str, token: str) -> None:
+    def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """End a write in parts that nobody will go on with, and remove its parts; one that has ended is no error."""
-        cast("MultipartDriver", self._driver).abort_parts(bucket, key, token)
+        cast("MultipartDriver", self._driver).abort_upload(bucket, key, token)
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield what writers left behind or are still writing."""
-        return self._driver.iter_stale()
+        return self._driver.iter_stale_uploads()
 
-    def discard(self, unfinished: StaleUpload) -> bool:
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove one left-over; return False if it has ended by itself or its writer is alive."""
-        return self._driver.discard(unfinished)
+        return self._driver.remove_stale_upload(stale)
 
     def close(self) -> None:
         self._driver.close()
@@ -358,7 +358,7 @@ class Store:
         self, stat: ObjectStat, expected: Digest, manifest: Manifest, on_bytes: OnBytes | None
     ) -> Verification:
         if stat.size != expected.size:
-            return other_size(stat, expected)
+            return size_mismatch(stat, expected)
         bad = first_bad_chunk(self._driver, stat, manifest, on_bytes)
         if bad is None:
             return Verification(Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version)

@@ -66,7 +66,7 @@ def through(azurite: Azurite, tmp_path: Path) -> Iterator[Callable[[Callable[[Re
     for line in lines:
         line.faulty.close()
         line.proxy.__exit__()
-        assert list(line.direct.iter_stale()) == []
+        assert list(line.direct.iter_stale_uploads()) == []
         line.direct.close()
 
 
@@ -287,8 +287,8 @@ class TestOthersBlobs:
         for ask in (opened.stat_object, opened.read_object):
             with pytest.raises(NotFound):
                 ask(BUCKET, "thing")
-        left = list(opened.iter_stale())
-        assert [opened.discard(each) for each in left] == ([True] if "zot_writer" in metadata else [])
+        left = list(opened.iter_stale_uploads())
+        assert [opened.remove_stale_upload(each) for each in left] == ([True] if "zot_writer" in metadata else [])
         assert blob.exists() is ("hdi_isfolder" in metadata)
 
     def test_blocks_of_another_program(self, azurite: Azurite, service: BlobServiceClient) -> None:
@@ -297,8 +297,8 @@ class TestOthersBlobs:
         service.get_blob_client(container_of(opened), f"{BUCKET}/app").stage_block("theirs", b"x")
         with pytest.raises(Unavailable, match="blocks of another program"):
             opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
-        [left] = opened.iter_stale()
-        assert opened.discard(left)
+        [left] = opened.iter_stale_uploads()
+        assert opened.remove_stale_upload(left)
         opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
 
     def test_blocks_of_a_live_write_are_spared(self, azurite: Azurite, service: BlobServiceClient) -> None:
@@ -306,12 +306,12 @@ class TestOthersBlobs:
         driver: Any = store(azurite, service)._driver
         digest = digest_of(b"live")
         info = WriteInfo(digest.size, digest.sha256)
-        dead, live = (driver.begin_parts(BUCKET, "app", info) for _ in range(2))
-        part = driver.put_part(BUCKET, "app", live, 1, b"live")
-        [left] = [each for each in driver.iter_stale() if each.token[-1] == dead]
-        assert driver.discard(left)
-        assert [each.token[-1] for each in driver.iter_stale()] == [live]
-        assert driver.complete_parts(BUCKET, "app", live, [part], info).sha256 == digest.sha256
+        dead, live = (driver.begin_upload(BUCKET, "app", info) for _ in range(2))
+        part = driver.upload_part(BUCKET, "app", live, 1, b"live")
+        [left] = [each for each in driver.iter_stale_uploads() if each.token[-1] == dead]
+        assert driver.remove_stale_upload(left)
+        assert [each.token[-1] for each in driver.iter_stale_uploads()] == [live]
+        assert driver.complete_upload(BUCKET, "app", live, [part], info).sha256 == digest.sha256
 
 
 class TestListing:

@@ -26,7 +26,7 @@ from worker.context import Context
 from worker.settings import Settings
 from worker.storage import FilesystemConfig, S3Config, Store, Verdict
 from worker.storage.errors import BucketNotEmpty, DigestMismatch, NotFound, PermanentError, TransientError
-from worker.storage.integrity.manifest import CHUNK_SIZE, take_digests
+from worker.storage.integrity.manifest import CHUNK_SIZE, compute_digests
 from worker.storage.registry import open_driver
 
 MIB = 1024 * 1024
@@ -147,7 +147,7 @@ def test_3_ranges_are_checked(s3: Store) -> None:
     """Fault: ranges were never checked. With the chunk digests each byte is proved; without, a range says it is not."""
     data = some_bytes(CHUNK_SIZE + 1000)
     write(s3, data)
-    _, manifest = take_digests(source(data), size=len(data), what="data")
+    _, manifest = compute_digests(source(data), size=len(data), what="data")
     rot(s3, "releases", "app", CHUNK_SIZE + 500)
     with s3.read_object_range("releases", "app", 10, 20, manifest=manifest) as reader:
         assert (reader.verified, reader.read()) == (True, data[10:30])

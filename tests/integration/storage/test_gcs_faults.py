@@ -82,7 +82,7 @@ def through(strict_gcs: StrictGcs, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for line in lines:
         line.faulty.close()
         line.proxy.__exit__()
-        assert list(line.direct.iter_stale()) == []
+        assert list(line.direct.iter_stale_uploads()) == []
         line.direct.close()
 
 
@@ -187,10 +187,10 @@ class TestLostAnswers:
         """Who died before he saw the answer completes again, and is told of the object that he has made."""
         driver: Any = through().direct._driver
         info = WriteInfo(5, digest_of(b"hello").sha256)
-        token = driver.begin_parts(BUCKET, "app", info)
-        part = driver.put_part(BUCKET, "app", token, 1, b"hello")
-        first = driver.complete_parts(BUCKET, "app", token, [part], info, condition="create_only")
-        assert driver.complete_parts(BUCKET, "app", token, [part], info, condition="create_only") == first
+        token = driver.begin_upload(BUCKET, "app", info)
+        part = driver.upload_part(BUCKET, "app", token, 1, b"hello")
+        first = driver.complete_upload(BUCKET, "app", token, [part], info, condition="create_only")
+        assert driver.complete_upload(BUCKET, "app", token, [part], info, condition="create_only") == first
 
 
 class TestResumableUpload:
@@ -262,10 +262,10 @@ class TestParts:
         driver: Any = through().direct._driver
         data = some_bytes(1_100)
         info = WriteInfo(len(data), digest_of(data).sha256)
-        token = driver.begin_parts(BUCKET, "app", info)
+        token = driver.begin_upload(BUCKET, "app", info)
         pieces = [data[start : start + 25] for start in range(0, len(data), 25)]
-        parts = [driver.put_part(BUCKET, "app", token, number, piece) for number, piece in enumerate(pieces, 1)]
-        driver.complete_parts(BUCKET, "app", token, parts, info)
+        parts = [driver.upload_part(BUCKET, "app", token, number, piece) for number, piece in enumerate(pieces, 1)]
+        driver.complete_upload(BUCKET, "app", token, parts, info)
         with driver.open(BUCKET, "app") as reader:
             assert reader.read(2_000) == data
         assert len(parts) == 44
@@ -274,9 +274,9 @@ class TestParts:
         """Parts that were left beside a finished object are found, with their age, and discarded."""
         line = through(always(Say(403, BROKEN % (403, b"forbidden")), "DELETE"))
         line.write(some_bytes(PART + 1))
-        [left] = line.direct.iter_stale()
+        [left] = line.direct.iter_stale_uploads()
         assert f"{BUCKET}/app" in left.description
-        assert line.direct.discard(left)
+        assert line.direct.remove_stale_upload(left)
         assert line.read_directly() == some_bytes(PART + 1)
 
 
@@ -424,8 +424,8 @@ class TestConfiguration:
             lambda: list(store.list_objects(BUCKET)),
             lambda: store.delete_object(BUCKET, "app"),
             lambda: store.write_object(BUCKET, "app", source(b"x")),
-            lambda: list(store.iter_stale()),
-            lambda: store._driver.begin_parts(BUCKET, "app", WriteInfo(1, digest.sha256)),  # type: ignore[attr-defined]
+            lambda: list(store.iter_stale_uploads()),
+            lambda: store._driver.begin_upload(BUCKET, "app", WriteInfo(1, digest.sha256)),  # type: ignore[attr-defined]
         ):
             with pytest.raises(Unavailable, match=r"'not-there' does not exist at .*; create it or correct `bucket`"):
                 ask()

@@ -37,7 +37,7 @@ def through(ministack: Ministack, tmp_path: Path) -> Iterator[Callable[[Callable
     for line in lines:
         line.faulty.close()
         line.proxy.__exit__()
-        assert list(line.direct.iter_stale()) == []
+        assert list(line.direct.iter_stale_uploads()) == []
         line.direct.close()
 
 

@@ -38,7 +38,7 @@ def test_a_full_disk_keeps_the_previous_content_and_gets_the_new_one_when_there_
 
     assert stored("primary").read_bytes() == NEW
     assert stored("dr").read_bytes() == OLD
-    assert list(context.stores["dr"].iter_stale()) == []
+    assert list(context.stores["dr"].iter_stale_uploads()) == []
     artifact = context.catalogue.artifacts.current("releases", "app.tgz")
     good = {store for store, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.good}
     assert (artifact.version, good) == (2, {"primary"})

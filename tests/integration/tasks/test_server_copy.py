@@ -250,7 +250,7 @@ def test_what_the_provider_does_not_do_we_do(run, context: Context, line: Line):
     assert run(replicate, TO_FAR).copies[0].outcome == "stored"
     assert "near" in line.downloads
     assert content(context, "far") == CONTENT
-    assert list(context.stores["far"].iter_stale()) == []
+    assert list(context.stores["far"].iter_stale_uploads()) == []
 
 
 @pytest.mark.usefixtures("uploaded")

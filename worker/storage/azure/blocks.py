@@ -1,4 +1,4 @@
-"""The blocks of unfinished writes: how they are named, and which of them belong together.
+"""The blocks of open multipart uploads: how they are named, and which of them belong together.
 
 Azure keeps what was staged for a blob under ids, in no order that is documented, and says nothing of a block but its
 id and size. So the id tells all: whose write it is, which part, when it was sent, and a digest of its bytes. The

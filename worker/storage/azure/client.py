@@ -16,7 +16,7 @@ from worker.storage.azure.errors import translated
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.config import AzureConfig
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.chunked_body import mount_pieces
+from worker.storage.transfer.chunked_body import mount_chunked_body
 
 MIB = 1024 * 1024
 CHUNK = 16 * MIB
@@ -96,7 +96,9 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
 
 def _transport() -> RequestsTransport:
     session = requests.Session()
-    mount_pieces(session, Retry(total=False, redirect=False, raise_on_status=False))  # as the SDK does with its own
+    mount_chunked_body(
+        session, Retry(total=False, redirect=False, raise_on_status=False)
+    )  # as the SDK does with its own
     return RequestsTransport(
         session=session,
         connection_timeout=CONNECT_TIMEOUT,

@@ -174,21 +174,21 @@ class AzureDriver:
 
     # Writes in parts
 
-    def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
+    def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         return self._parts.begin(self._place(bucket, key), info)
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
+    def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         return self._parts.put(self._place(bucket, key), token, number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._parts.listed(self._place(bucket, key), token)
 
-    def complete_parts(
+    def complete_upload(
         self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
     ) -> ObjectStat:
         return self._parts.complete(self._place(bucket, key), token, parts, info, condition=condition)
 
-    def abort_parts(self, bucket: str, key: str, token: str) -> None:
+    def abort_upload(self, bucket: str, key: str, token: str) -> None:
         self._parts.abort(self._place(bucket, key), token)
 
     # Buckets
@@ -220,13 +220,13 @@ class AzureDriver:
 
     # The store
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         for container in self._containers():
             for row in self._blobs(container, container, include=["uncommittedblobs", "metadata", "copy"]):
-                yield from self._parts.unfinished(self._real_place(container, str(row.name)), row)
+                yield from self._parts.stale(self._real_place(container, str(row.name)), row)
 
-    def discard(self, unfinished: StaleUpload) -> bool:
-        container, name, token = unfinished.token
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
+        container, name, token = stale.token
         return self._parts.discard(self._real_place(container, name), token)
 
     def check(self) -> None:

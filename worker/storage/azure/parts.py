@@ -98,7 +98,7 @@ class Parts:
         self._open.discard(token)
         self._end(place, token)
 
-    def unfinished(self, place: Place, row: BlobProperties) -> Iterator[StaleUpload]:
+    def stale(self, place: Place, row: BlobProperties) -> Iterator[StaleUpload]:
         """Yield the writes that a row of a listing with uncommitted blobs stands for, if it stands for any."""
         name = (str(row.container), str(row.name))
         if stored_metadata(row).get(WRITER) == ENDED:

@@ -27,8 +27,8 @@ from worker.storage.filesystem.disk import (
     remove,
     stat_of,
 )
-from worker.storage.filesystem.layout import INTENTS, SIDECAR, Place, leaf_of, parse_sidecar
-from worker.storage.filesystem.temp_files import Temp, write_small
+from worker.storage.filesystem.layout import INTENTS, SIDECAR, ObjectPath, leaf_of, parse_sidecar
+from worker.storage.filesystem.temp_files import TempFile, write_small
 
 _READ_TRIES = 100
 _INTENT_BYTES = 1 << 16
@@ -52,7 +52,7 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OpenObject:
     """An object that is there: its name, its data opened, and the digest that belongs to this very data."""
 
     name: str
@@ -61,71 +61,71 @@ class Found:
     sha256: str | None
 
 
-class Pairs:
+class ObjectFiles:
     """The objects of one tree, each with its sidecar."""
 
     def __init__(self, store: str, tree: Tree) -> None:
         self._store = store
         self._tree = tree
 
-    def find(self, place: Place) -> Found:
+    def find(self, path: ObjectPath) -> OpenObject:
         """Open an object without a lock; the caller closes it. Raise FileNotFoundError if there is none."""
         for _ in range(_READ_TRIES):
-            with self._tree.directory(place.parents) as directory:
-                found = self._look(directory, place)
+            with self._tree.directory(path.parents) as directory:
+                found = self._look(directory, path)
             if found is not None:
                 return found
-        raise Unavailable(f"{self._store}: {place} is replaced again and again while it is opened; try again later")
+        raise Unavailable(f"{self._store}: {path} is replaced again and again while it is opened; try again later")
 
-    def current(self, directory: int, place: Place) -> os.stat_result | None:
+    def current(self, directory: int, path: ObjectPath) -> os.stat_result | None:
         """Return the stat of an object's data, or None if there is no object."""
-        return regular_stat(directory, _name(directory, place))
+        return regular_stat(directory, _name(directory, path))
 
-    def prepare(self, directory: int, place: Place) -> None:
+    def prepare(self, directory: int, path: ObjectPath) -> None:
         """Bring an object into its one regular state before it is written; under its lock."""
-        self.settle(directory, place)
-        _adopt(directory, place.leaf + SIDECAR)
-        if place.plain.endswith(SIDECAR):
-            _adopt(directory, place.plain)
+        self.settle(directory, path)
+        _adopt(directory, path.leaf + SIDECAR)
+        if path.plain.endswith(SIDECAR):
+            _adopt(directory, path.plain)
 
-    def commit(self, directory: int, place: Place, temp: Temp, sha256: str | None, *, exclusive: bool) -> None:
-        """Put a finished file in an object's place; under its lock and after `prepare`.
+    def commit(self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, *, exclusive: bool) -> None:
+        """Put a finished file in an object's path; under its lock and after `prepare`.
 
         Raises:
             FileExistsError: `exclusive`, and somebody who knows no locks has put something there.
         """
-        if regular_stat(directory, place.leaf) is None:
-            _create(directory, place, temp, sha256, exclusive=exclusive)
+        if regular_stat(directory, path.leaf) is None:
+            _create(directory, path, temp, sha256, exclusive=exclusive)
         else:
-            self._replace(directory, place, temp, _intent_for(place, temp.stat, sha256))
+            self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256))
 
-    def remove(self, directory: int, place: Place) -> None:
+    def remove(self, directory: int, path: ObjectPath) -> None:
         """Remove an object, and what may be left of its sidecar; under its lock and after `prepare`."""
-        if remove(directory, place.leaf):
+        if remove(directory, path.leaf):
             os.fsync(directory)
         with suppress(IsADirectoryError):
-            remove(directory, place.sidecar)
+            remove(directory, path.sidecar)
 
-    def remove_orphan(self, place: Place) -> None:
+    def remove_orphan(self, path: ObjectPath) -> None:
         """Remove a sidecar that has no data."""
-        with self._tree.directory_or_none(place.parents) as directory:
+        with self._tree.directory_or_none(path.parents) as directory:
             if directory is None:
                 return
-            with self._tree.locked(place.lock):
-                self.prepare(directory, place)
-                if self.current(directory, place) is None:
-                    remove(directory, place.sidecar)
+            with self._tree.locked(path.lock):
+                self.prepare(directory, path)
+                if self.current(directory, path) is None:
+                    remove(directory, path.sidecar)
 
-    def settle(self, directory: int, place: Place) -> bool:
+    def settle(self, directory: int, path: ObjectPath) -> bool:
         """Do what an intent still wants done; return False if there is none. Under the object's lock."""
         with self._tree.directory_or_none(INTENTS) as intents:
-            if intents is None or (intent := _read_intent(intents, place.intent)) is None:
+            if intents is None or (intent := _read_intent(intents, path.intent)) is None:
                 return False
-            found = regular_stat(directory, place.leaf)
+            found = regular_stat(directory, path.leaf)
             if found is not None and intent.names(found):
-                _place_sidecar(directory, place, intent.sha256)
+                _place_sidecar(directory, path, intent.sha256)
                 os.fsync(directory)
-            return remove(intents, place.intent)
+            return remove(intents, path.intent)
 
     def settle_intent(self, name: str) -> bool:
         """Do what the intent of this name still wants done; return False if it is gone by then."""
@@ -133,73 +133,73 @@ class Pairs:
             intent = _read_intent(intents, name)
             if intent is None:
                 return remove(intents, name)
-            place = Place(intent.bucket, intent.key)
-            with self._tree.locked(place.lock), self._tree.directory_or_none(place.parents) as directory:
-                return remove(intents, name) if directory is None else self.settle(directory, place)
+            path = ObjectPath(intent.bucket, intent.key)
+            with self._tree.locked(path.lock), self._tree.directory_or_none(path.parents) as directory:
+                return remove(intents, name) if directory is None else self.settle(directory, path)
 
-    def _look(self, directory: int, place: Place) -> Found | None:
-        name = _name(directory, place)
+    def _look(self, directory: int, path: ObjectPath) -> OpenObject | None:
+        name = _name(directory, path)
         try:
             fd = open_regular(directory, name)
         except FileNotFoundError:
-            if _name(directory, place) != name:
+            if _name(directory, path) != name:
                 return None
             raise
         try:
             stat = os.fstat(fd)
-            intent = self._intent(place)
+            intent = self._intent(path)
             if intent is not None and intent.names(stat):
-                return Found(name, fd, stat, intent.sha256)
+                return OpenObject(name, fd, stat, intent.sha256)
             content = read_small(directory, name + SIDECAR, _SIDECAR_BYTES)
-            if _name(directory, place) == name and _is_still(directory, name, stat):
-                return Found(name, fd, stat, parse_sidecar(content or b""))
+            if _name(directory, path) == name and _is_still(directory, name, stat):
+                return OpenObject(name, fd, stat, parse_sidecar(content or b""))
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
         return None
 
-    def _intent(self, place: Place) -> Intent | None:
+    def _intent(self, path: ObjectPath) -> Intent | None:
         with self._tree.directory_or_none(INTENTS) as intents:
-            return None if intents is None else _read_intent(intents, place.intent)
+            return None if intents is None else _read_intent(intents, path.intent)
 
-    def _replace(self, directory: int, place: Place, temp: Temp, intent: Intent) -> None:
+    def _replace(self, directory: int, path: ObjectPath, temp: TempFile, intent: Intent) -> None:
         intents = self._tree.open_directory(INTENTS, create=True)
         try:
-            write_small(intents, place.intent, json.dumps(asdict(intent)).encode())
+            write_small(intents, path.intent, json.dumps(asdict(intent)).encode())
             os.fsync(intents)
         finally:
             os.close(intents)
         try:
-            temp.rename(place.leaf)
+            temp.rename(path.leaf)
             os.fsync(directory)
         except OSError:
             with suppress(OSError):
-                self.settle(directory, place)
+                self.settle(directory, path)
             raise
         with suppress(OSError):  # the object is there, whole and with its digest, also while the intent stays
-            self.settle(directory, place)
+            self.settle(directory, path)
 
 
-def _create(directory: int, place: Place, temp: Temp, sha256: str | None, *, exclusive: bool) -> None:
-    _place_sidecar(directory, place, sha256)
+def _create(directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, *, exclusive: bool) -> None:
+    _place_sidecar(directory, path, sha256)
     try:
         if exclusive:
-            temp.link(place.leaf)
+            temp.link(path.leaf)
         else:
-            temp.rename(place.leaf)
+            temp.rename(path.leaf)
     except OSError:
-        if not _holds(directory, place.leaf, temp.stat.st_ino):
-            remove(directory, place.sidecar)
+        if not _holds(directory, path.leaf, temp.stat.st_ino):
+            remove(directory, path.sidecar)
         raise
     os.fsync(directory)
 
 
-def _place_sidecar(directory: int, place: Place, sha256: str | None) -> None:
+def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None) -> None:
     if sha256 is None:
-        remove(directory, place.sidecar)
+        remove(directory, path.sidecar)
     else:
-        write_small(directory, place.sidecar, sha256.encode())
+        write_small(directory, path.sidecar, sha256.encode())
 
 
 def _adopt(directory: int, name: str) -> None:
@@ -223,12 +223,12 @@ def _adopt(directory: int, name: str) -> None:
     os.fsync(directory)
 
 
-def _name(directory: int, place: Place) -> str:
+def _name(directory: int, path: ObjectPath) -> str:
     """Return the name under which an object lies, if it is there: only the original's data has a sidecar's name."""
-    plain = place.plain
+    plain = path.plain
     if plain.endswith(SIDECAR) and _is_regular(directory, plain + SIDECAR) and _is_regular(directory, plain):
         return plain
-    return place.leaf
+    return path.leaf
 
 
 def _is_regular(directory: int, name: str) -> bool:
@@ -256,8 +256,8 @@ def _holds(directory: int, name: str, inode: int) -> bool:
         return False
 
 
-def _intent_for(place: Place, stat: os.stat_result, sha256: str | None) -> Intent:
-    return Intent(place.bucket, place.key, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
+def _intent_for(path: ObjectPath, stat: os.stat_result, sha256: str | None) -> Intent:
+    return Intent(path.bucket, path.key, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
 
 
 def _read_intent(intents: int, name: str) -> Intent | None:

@@ -23,13 +23,13 @@ from worker.storage.driver import (
     WriteInfo,
 )
 from worker.storage.errors import AlreadyExists, BucketNotEmpty, PreconditionFailed, StorageError, Unavailable
-from worker.storage.filesystem.atomic_write import Pairs
+from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
-from worker.storage.filesystem.layout import LOCKS, Place
+from worker.storage.filesystem.layout import LOCKS, ObjectPath
 from worker.storage.filesystem.listing import Listing, version_of
 from worker.storage.filesystem.reader import FilesystemReader, object_stat
-from worker.storage.filesystem.stale_files import Leftovers
-from worker.storage.filesystem.temp_files import LinkedTemp, Temp
+from worker.storage.filesystem.stale_files import StaleFiles
+from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader
 
 _Row = TypeVar("_Row")
@@ -63,9 +63,9 @@ class FilesystemDriver:
         self._name = name
         self._root = config.root
         self._tree = Tree(name, config.root)
-        self._pairs = Pairs(name, self._tree)
+        self._files = ObjectFiles(name, self._tree)
         self._listing = Listing(self._tree)
-        self._leftovers = Leftovers(name, self._tree, self._pairs, self._listing)
+        self._stale = StaleFiles(name, self._tree, self._files, self._listing)
 
     @property
     def name(self) -> str:
@@ -79,39 +79,39 @@ class FilesystemDriver:
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         del info  # the body holds itself to it
-        place = Place(bucket, key)
-        with self._writing(place, condition, Temp) as (directory, temp):
-            self._fill(place, temp, body)
-            return self._commit(directory, place, temp, body.digest.sha256, condition)
+        path = ObjectPath(bucket, key)
+        with self._writing(path, condition, TempFile) as (directory, temp):
+            self._fill(path, temp, body)
+            return self._commit(directory, path, temp, body.digest.sha256, condition)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> ObjectReader:
-        return self._open(Place(bucket, key), offset=offset, length=length, uncached=uncached)
+        return self._open(ObjectPath(bucket, key), offset=offset, length=length, uncached=uncached)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         with self.open(bucket, key) as reader:
             return reader.stat
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
-        place = Place(bucket, key)
-        with self._errors(place):
+        path = ObjectPath(bucket, key)
+        with self._errors(path):
             try:
-                with self._tree.directory(place.parents) as directory:
-                    return self._delete(directory, place, condition)
+                with self._tree.directory(path.parents) as directory:
+                    return self._delete(directory, path, condition)
             except (FileNotFoundError, IsADirectoryError):
                 return False
             finally:
-                self._tree.prune(place.parents, keep=1)
+                self._tree.prune(path.parents, keep=1)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
-        source, place = Place(bucket, key), Place(to_bucket, to_key)
+        source, path = ObjectPath(bucket, key), ObjectPath(to_bucket, to_key)
         for _ in range(_RACES):
             with self._open(source) as reader:
                 try:
-                    return self._copy_link(source, reader, place)
+                    return self._copy_link(source, reader, path)
                 except _NoLinks:
-                    return self._copy_bytes(reader, place)
+                    return self._copy_bytes(reader, path)
                 except _Again:
                     continue
         raise self._busy(source)
@@ -131,7 +131,7 @@ class FilesystemDriver:
         if next(self.iter_objects(bucket), None) is not None:
             raise BucketNotEmpty(f"{self._name}: bucket {bucket} still holds objects: delete them first")
         with self._errors(bucket):
-            self._leftovers.clear((bucket,))
+            self._stale.clear((bucket,))
         if self.bucket_exists(bucket):
             raise BucketNotEmpty(
                 f"{self._name}: bucket {bucket} is being written to, or holds files that are no objects"
@@ -144,18 +144,18 @@ class FilesystemDriver:
 
     # What dead writers left
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
-        return self._translated(self._leftovers.rows(), "looking for unfinished writes")
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
+        return self._translated(self._stale.rows(), "looking for stale writes")
 
-    def discard(self, unfinished: StaleUpload) -> bool:
-        with self._errors("/".join(unfinished.token)):
-            return self._leftovers.discard(unfinished.token)
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
+        with self._errors("/".join(stale.token)):
+            return self._stale.discard(stale.token)
 
     # The store itself
 
     def check(self) -> None:
         with self._errors(self._root), self._tree.locked("check"), self._tree.directory(LOCKS) as directory:
-            temp = Temp(directory)
+            temp = TempFile(directory)
             try:
                 temp.write(b"zot")
                 temp.finish()
@@ -180,11 +180,11 @@ class FilesystemDriver:
             raise translate(error, f"{self._name}: {what}") from error
 
     def _open(
-        self, place: Place, *, offset: int = 0, length: int | None = None, uncached: bool = False
+        self, path: ObjectPath, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> FilesystemReader:
-        with self._errors(place):
-            found = self._pairs.find(place)
-        return FilesystemReader(self._name, place, found, offset=offset, length=length, uncached=uncached)
+        with self._errors(path):
+            found = self._files.find(path)
+        return FilesystemReader(self._name, path, found, offset=offset, length=length, uncached=uncached)
 
     def _translated(self, rows: Iterator[_Row], what: str) -> Iterator[_Row]:
         while True:
@@ -195,13 +195,15 @@ class FilesystemDriver:
             yield row
 
     @contextmanager
-    def _writing(self, place: Place, condition: Condition, begin: Callable[[int], Temp]) -> Iterator[tuple[int, Temp]]:
+    def _writing(
+        self, path: ObjectPath, condition: Condition, begin: Callable[[int], TempFile]
+    ) -> Iterator[tuple[int, TempFile]]:
         """Yield an object's directory, made if need be, and a new file in it; leave nothing unless it is placed."""
         fresh = done = False
         try:
-            with self._errors(place):
-                fresh = self._tree.make((place.bucket,))
-                directory, temp = self._begin(place, condition, begin)
+            with self._errors(path):
+                fresh = self._tree.make((path.bucket,))
+                directory, temp = self._begin(path, condition, begin)
             try:
                 yield directory, temp
                 done = True
@@ -211,51 +213,53 @@ class FilesystemDriver:
         finally:
             if not done:
                 with suppress(OSError, StorageError):
-                    self._tree.prune(place.parents, keep=0 if fresh else 1)
+                    self._tree.prune(path.parents, keep=0 if fresh else 1)
 
-    def _begin(self, place: Place, condition: Condition, begin: Callable[[int], Temp]) -> tuple[int, Temp]:
+    def _begin(self, path: ObjectPath, condition: Condition, begin: Callable[[int], TempFile]) -> tuple[int, TempFile]:
         for _ in range(_RACES):
             directory = -1
             try:
-                directory = self._tree.open_directory(place.parents, create=True)
-                self._make_way(directory, place)
-                self._check_condition(directory, place, condition)  # again at the end, but gigabytes sooner
+                directory = self._tree.open_directory(path.parents, create=True)
+                self._make_way(directory, path)
+                self._check_condition(directory, path, condition)  # again at the end, but gigabytes sooner
                 return directory, begin(directory)
             except FileNotFoundError:  # pruned since it was made
                 _close(directory)
             except BaseException:
                 _close(directory)
                 raise
-        raise self._busy(place)
+        raise self._busy(path)
 
-    def _fill(self, place: Place, temp: Temp, body: Body) -> None:
+    def _fill(self, path: ObjectPath, temp: TempFile, body: Body) -> None:
         while data := body.read(BUFFER_SIZE):
-            with self._errors(place):
+            with self._errors(path):
                 temp.write(data)
-        with self._errors(place):
+        with self._errors(path):
             temp.finish()
 
-    def _commit(self, directory: int, place: Place, temp: Temp, sha256: str | None, condition: Condition) -> ObjectStat:
-        with self._errors(place), self._tree.locked(place.lock):
-            self._pairs.prepare(directory, place)
-            self._check_condition(directory, place, condition)
-            self._pairs.commit(directory, place, temp, sha256, exclusive=condition == "create_only")
-            return object_stat(place, temp.stat, sha256)
+    def _commit(
+        self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, condition: Condition
+    ) -> ObjectStat:
+        with self._errors(path), self._tree.locked(path.lock):
+            self._files.prepare(directory, path)
+            self._check_condition(directory, path, condition)
+            self._files.commit(directory, path, temp, sha256, exclusive=condition == "create_only")
+            return object_stat(path, temp.stat, sha256)
 
-    def _delete(self, directory: int, place: Place, condition: Match | None) -> bool:
-        with self._tree.locked(place.lock):
-            self._pairs.prepare(directory, place)
-            current = self._pairs.current(directory, place)
+    def _delete(self, directory: int, path: ObjectPath, condition: Match | None) -> bool:
+        with self._tree.locked(path.lock):
+            self._files.prepare(directory, path)
+            current = self._files.current(directory, path)
             if current is not None:
-                self._check_condition(directory, place, condition)
-            self._pairs.remove(directory, place)
+                self._check_condition(directory, path, condition)
+            self._files.remove(directory, path)
             return current is not None
 
-    def _copy_link(self, source: Place, reader: FilesystemReader, place: Place) -> ObjectStat:
-        def begin(directory: int) -> Temp:
+    def _copy_link(self, source: ObjectPath, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
+        def begin(directory: int) -> TempFile:
             try:
                 with self._tree.directory(source.parents) as parent:
-                    return LinkedTemp(directory, reader.found.fd, parent, reader.found.name)
+                    return LinkedTempFile(directory, reader.found.fd, parent, reader.found.name)
             except FileNotFoundError as error:  # either of the two directories, or the source was replaced
                 raise _Again from error
             except OSError as error:
@@ -263,40 +267,40 @@ class FilesystemDriver:
                     raise _NoLinks from error
                 raise
 
-        with self._writing(place, None, begin) as (directory, temp):
-            return self._commit(directory, place, temp, reader.stat.sha256, None)
+        with self._writing(path, None, begin) as (directory, temp):
+            return self._commit(directory, path, temp, reader.stat.sha256, None)
 
-    def _copy_bytes(self, reader: FilesystemReader, place: Place) -> ObjectStat:
+    def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
         """Copy byte by byte, with the digest that the source claims: rotten bytes must not get a digest that fits."""
-        with self._writing(place, None, Temp) as (directory, temp):
-            self._fill(place, temp, VerifyingReader(reader, size=reader.stat.size))
-            return self._commit(directory, place, temp, reader.stat.sha256, None)
+        with self._writing(path, None, TempFile) as (directory, temp):
+            self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
+            return self._commit(directory, path, temp, reader.stat.sha256, None)
 
-    def _check_condition(self, directory: int, place: Place, condition: Condition) -> None:
+    def _check_condition(self, directory: int, path: ObjectPath, condition: Condition) -> None:
         if condition is None:
             return
-        current = self._pairs.current(directory, place)
+        current = self._files.current(directory, path)
         if condition == "create_only":
             if current is not None:
-                raise AlreadyExists(f"{self._name}: {place} exists already, and was only to be created")
+                raise AlreadyExists(f"{self._name}: {path} exists already, and was only to be created")
         elif current is None:
-            raise PreconditionFailed(f"{self._name}: {place} does not exist, version {condition.version} was expected")
+            raise PreconditionFailed(f"{self._name}: {path} does not exist, version {condition.version} was expected")
         elif version_of(current) != condition.version:
             raise PreconditionFailed(
-                f"{self._name}: {place} has the version {version_of(current)}, {condition.version} was expected"
+                f"{self._name}: {path} has the version {version_of(current)}, {condition.version} was expected"
             )
 
-    def _make_way(self, directory: int, place: Place) -> None:
+    def _make_way(self, directory: int, path: ObjectPath) -> None:
         """Remove directories that have the object's names and that dead writers left; raise if they hold more."""
-        for name in (place.leaf, place.sidecar):
+        for name in (path.leaf, path.sidecar):
             try:
                 regular_stat(directory, name)
             except IsADirectoryError:
-                self._leftovers.clear((*place.parents, name))
+                self._stale.clear((*path.parents, name))
                 regular_stat(directory, name)
 
-    def _busy(self, place: Place) -> Unavailable:
-        return Unavailable(f"{self._name}: {place} is written and deleted again and again meanwhile; try again later")
+    def _busy(self, path: ObjectPath) -> Unavailable:
+        return Unavailable(f"{self._name}: {path} is written and deleted again and again meanwhile; try again later")
 
 
 def _close(fd: int) -> None:

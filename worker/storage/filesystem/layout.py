@@ -31,7 +31,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectPath:
     """Where an object lies, in names below the root."""
 
     bucket: str

@@ -6,15 +6,15 @@ from typing import Self
 
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import StorageError
-from worker.storage.filesystem.atomic_write import Found
+from worker.storage.filesystem.atomic_write import OpenObject
 from worker.storage.filesystem.disk import translate
-from worker.storage.filesystem.layout import Place
+from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.filesystem.listing import modified_of, version_of
 
 
-def object_stat(place: Place, found: os.stat_result, sha256: str | None) -> ObjectStat:
+def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:
     """Return what is known of an object without reading it."""
-    return ObjectStat(place.bucket, place.key, found.st_size, version_of(found), modified_of(found), sha256)
+    return ObjectStat(path.bucket, path.key, found.st_size, version_of(found), modified_of(found), sha256)
 
 
 class FilesystemReader:
@@ -23,16 +23,16 @@ class FilesystemReader:
     def __init__(
         self,
         store: str,
-        place: Place,
-        found: Found,
+        path: ObjectPath,
+        found: OpenObject,
         *,
         offset: int = 0,
         length: int | None = None,
         uncached: bool = False,
     ) -> None:
         self.found = found
-        self._stat = object_stat(place, found.stat, found.sha256)
-        self._what = f"{store}: {place}"
+        self._stat = object_stat(path, found.stat, found.sha256)
+        self._what = f"{store}: {path}"
         self._offset = offset
         self._left = length
         self._uncached = uncached

@@ -6,21 +6,21 @@ from datetime import UTC, datetime
 
 from worker.storage.driver import StaleUpload
 from worker.storage.errors import InvalidKey
-from worker.storage.filesystem.atomic_write import Pairs
+from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.disk import Tree, stat_of
-from worker.storage.filesystem.layout import INTENTS, OWN, TEMP, Place, is_encodable, orphans_in
+from worker.storage.filesystem.layout import INTENTS, OWN, TEMP, ObjectPath, is_encodable, orphans_in
 from worker.storage.filesystem.listing import Listing
 from worker.storage.filesystem.temp_files import remove_dead
 from worker.storage.keys import check_any_bucket
 
 
-class Leftovers:
+class StaleFiles:
     """What is in a tree and belongs to no object."""
 
-    def __init__(self, store: str, tree: Tree, pairs: Pairs, listing: Listing) -> None:
+    def __init__(self, store: str, tree: Tree, files: ObjectFiles, listing: Listing) -> None:
         self._store = store
         self._tree = tree
-        self._pairs = pairs
+        self._files = files
         self._listing = listing
 
     def rows(self) -> Iterator[StaleUpload]:
@@ -33,7 +33,7 @@ class Leftovers:
         """Remove one of them, or do what it still wants done; return False if it is gone or its writer lives."""
         path, name = token[:-1], token[-1]
         if not name.startswith(TEMP):
-            return self._pairs.settle_intent(name)
+            return self._files.settle_intent(name)
         with self._tree.directory_or_none(path) as directory:
             removed = directory is not None and remove_dead(directory, name)
         self._tree.prune(path, keep=2 if path[0] == OWN else 1)
@@ -43,11 +43,11 @@ class Leftovers:
         """Remove a directory with all that dead writers left in it, as far as there is nothing else in it."""
         if next(self._listing.rows(path[0], "".join(f"{name}/" for name in path[1:]), ""), None) is not None:
             return
-        for unfinished in self._below(path):
-            self.discard(unfinished.token)
+        for stale in self._below(path):
+            self.discard(stale.token)
         for below, files in reversed(list(self._tree.walk(path))):
             for segment in filter(is_encodable, orphans_in(files)):
-                self._pairs.remove_orphan(Place(path[0], "/".join((*below[1:], segment))))
+                self._files.remove_orphan(ObjectPath(path[0], "/".join((*below[1:], segment))))
             self._tree.prune(below, keep=len(below) - 1)
 
     def _below(self, path: tuple[str, ...]) -> Iterator[StaleUpload]:

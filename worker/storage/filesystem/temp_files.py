@@ -13,7 +13,7 @@ from worker.storage.filesystem.layout import TEMP
 _TRIES = 10
 
 
-class Temp:
+class TempFile:
     """A file that nobody sees yet: named uniquely, locked while its writer lives, gone when it is closed unplaced."""
 
     def __init__(self, directory: int) -> None:
@@ -48,11 +48,11 @@ class Temp:
             raise OSError(errno.EIO, f"{self._written} bytes were written and {self.stat.st_size} are on the disk")
 
     def rename(self, name: str) -> None:
-        """Place the file, over whatever has this name."""
+        """ObjectPath the file, over whatever has this name."""
         os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def link(self, name: str) -> None:
-        """Place the file; raise FileExistsError if something has this name."""
+        """ObjectPath the file; raise FileExistsError if something has this name."""
         try:
             link(self._directory, self._name, self._directory, name)
         except OSError as error:
@@ -62,12 +62,12 @@ class Temp:
 
     def close(self) -> None:
         """Let go of the file, and remove it unless it was placed."""
-        with suppress(OSError):  # what cannot be removed now is found by `iter_stale` later
+        with suppress(OSError):  # what cannot be removed now is found by `iter_stale_uploads` later
             remove(self._directory, self._name)
         os.close(self._fd)
 
 
-class LinkedTemp(Temp):
+class LinkedTempFile(TempFile):
     """A second name for a file that exists, not seen by anybody yet."""
 
     def __init__(self, directory: int, source: int, source_directory: int, source_name: str) -> None:
@@ -92,7 +92,7 @@ class LinkedTemp(Temp):
 
 def write_small(directory: int, name: str, content: bytes) -> None:
     """Write a small file whole or not at all, over whatever has this name. The directory is not yet synced."""
-    temp = Temp(directory)
+    temp = TempFile(directory)
     try:
         temp.write(content)
         temp.finish()

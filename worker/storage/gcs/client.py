@@ -17,7 +17,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
-from worker.storage.transfer.chunked_body import mount_pieces
+from worker.storage.transfer.chunked_body import mount_chunked_body
 
 GOOGLE = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
@@ -98,7 +98,7 @@ def connect(name: str, config: GcsConfig) -> Connection:
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
-    mount_pieces(session)
+    mount_chunked_body(session)
     client = storage.Client(
         project=config.project or project,
         credentials=credentials,

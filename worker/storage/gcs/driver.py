@@ -45,7 +45,7 @@ from worker.storage.gcs.client import (
 from worker.storage.gcs.copy import rewrite
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.objects import WRITER, GcsReader, generation_of, stored_metadata, to_metadata, to_stat
-from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale
+from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
 from worker.storage.gcs.upload import REFUSED, TRIES, Upload, Write, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
@@ -181,7 +181,7 @@ class GcsDriver:
 
     # Writes in parts
 
-    def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
+    def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         token = uuid.uuid4().hex
         to_metadata(info, token)  # what cannot be kept is refused before a byte is sent
         try:
@@ -190,19 +190,19 @@ class GcsDriver:
             raise missing_bucket(self._origin, self._real(bucket)[0]) from None
         return token
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
+    def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         return self._parted(bucket, key, token).put(number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._parted(bucket, key, token).parts()
 
-    def complete_parts(
+    def complete_upload(
         self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
     ) -> ObjectStat:
         write = self._write(bucket, key, info, token, condition)
         return self._parted(bucket, key, token).complete(parts, write)
 
-    def abort_parts(self, bucket: str, key: str, token: str) -> None:
+    def abort_upload(self, bucket: str, key: str, token: str) -> None:
         self._parted(bucket, key, token).remove()
 
     # Buckets
@@ -240,7 +240,7 @@ class GcsDriver:
 
     # The store
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the writes in parts that were not completed.
 
         Cloud Storage lists no resumable upload that was begun: those are invisible, cost nothing and end after a week.
@@ -248,13 +248,13 @@ class GcsDriver:
         for real in self._real_buckets():
             try:
                 with self._errors(real):
-                    yield from iter_stale(self._connected(), real)
+                    yield from iter_stale_uploads(self._connected(), real)
             except NotFound as error:
                 if self._prefixed:
                     raise missing_bucket(self._origin, real) from error
 
-    def discard(self, unfinished: StaleUpload) -> bool:
-        real, token, what = unfinished.token
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
+        real, token, what = stale.token
         return MultipartWrite(self._connected(), self._origin, real, token, what).remove()
 
     def check(self) -> None:

@@ -90,7 +90,7 @@ class MultipartWrite:
             stat = to_stat(write.bucket, write.key, found)
         try:
             self.remove()
-        except StorageError as error:  # the object is there; what is left beside it is found by iter_stale
+        except StorageError as error:  # the object is there; what is left beside it is found by iter_stale_uploads
             log.warning("left behind: %s", error)
         return stat
 
@@ -199,7 +199,7 @@ class MultipartWrite:
         return translated(self._origin, self._what)
 
 
-def iter_stale(connection: Connection, real: str) -> Iterator[StaleUpload]:
+def iter_stale_uploads(connection: Connection, real: str) -> Iterator[StaleUpload]:
     """Yield the writes in parts of a real bucket that are open, or of which something was left behind."""
     for token, group in itertools.groupby(iter_blobs(connection, real, ROOT), key=lambda blob: blob.name.split("/")[1]):
         blobs = [(blob.time_created, blob.metadata) for blob in group]

@@ -32,7 +32,7 @@ from worker.storage.gcs.objects import (
     to_stat,
 )
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.chunked_body import Pieces
+from worker.storage.transfer.chunked_body import ChunkedBody
 from worker.storage.transfer.parts import next_part, pieces_of
 
 TRIES = 16
@@ -196,7 +196,7 @@ def send_bytes(connection: Connection, place: Place, data: PartData, description
             "POST",
             connection.upload_url(place.bucket),
             params={"uploadType": "multipart", **connection.pinned(pin)},
-            data=Pieces(head.encode(), data, f"\r\n--{boundary}--".encode()),
+            data=ChunkedBody(head.encode(), data, f"\r\n--{boundary}--".encode()),
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             timeout=TIMEOUT,
         )

@@ -14,7 +14,7 @@ from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 from worker.storage.transfer.resumable_read import ResumableReader, check_same, read_range
 
 CORES = min(4, os.cpu_count() or 1)
-WORTH_IT = 4
+MIN_PARALLEL_CHUNKS = 4
 """Chunks from which on several cores are worth their threads."""
 
 

@@ -67,7 +67,9 @@ class Manifest:
         return cls(digest.size, chunk_size, digests) if len(digests) == expected * _DIGEST_SIZE else None
 
 
-def take_digests(source: Readable, *, size: int, what: str, on_bytes: OnBytes | None = None) -> tuple[Digest, Manifest]:
+def compute_digests(
+    source: Readable, *, size: int, what: str, on_bytes: OnBytes | None = None
+) -> tuple[Digest, Manifest]:
     """Read a source to its end, once, and return the digest of the whole and of each chunk.
 
     The two are computed side by side on two cores, from the same bytes in memory.

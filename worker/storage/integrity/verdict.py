@@ -36,7 +36,7 @@ class Verification:
     detail: str | None = None
 
 
-def claimed(stat: ObjectStat) -> Digest | None:
+def stored_digest(stat: ObjectStat) -> Digest | None:
     """Return the digest that the store keeps beside an object, if it keeps one."""
     return Digest(stat.size, stat.sha256) if stat.sha256 else None
 
@@ -47,7 +47,7 @@ def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | Non
     if expected is None:
         return Verification(Verdict.UNVERIFIABLE, size=stat.size, version=stat.version, detail="no digest is recorded")
     if stat.size != expected.size:
-        return other_size(stat, expected)
+        return size_mismatch(stat, expected)
     body = VerifyingReader(reader, on_bytes=on_bytes)
     drain(body)
     found = body.digest
@@ -58,7 +58,7 @@ def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | Non
     return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)
 
 
-def other_size(stat: ObjectStat, expected: Digest) -> Verification:
+def size_mismatch(stat: ObjectStat, expected: Digest) -> Verification:
     """Say of an object that it has not the recorded size, without reading it."""
     detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
     return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)

@@ -180,17 +180,17 @@ class S3Driver:
 
     # Writes in parts: a token is the writer's own token and the id of the multipart upload
 
-    def begin_parts(self, bucket: str, key: str, info: WriteInfo) -> str:
+    def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         writer = uuid.uuid4().hex
         return f"{writer}:{self._upload(bucket, key, info, writer).begin()}"
 
-    def put_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
+    def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._upload(bucket, key, WriteInfo()).list_parts(_upload_id(token))
 
-    def complete_parts(
+    def complete_upload(
         self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
     ) -> ObjectStat:
         writer = token.partition(":")[0]
@@ -199,7 +199,7 @@ class S3Driver:
             upload.check_condition()
         return upload.complete(_upload_id(token), parts)
 
-    def abort_parts(self, bucket: str, key: str, token: str) -> None:
+    def abort_upload(self, bucket: str, key: str, token: str) -> None:
         self._upload(bucket, key, WriteInfo()).abort(_upload_id(token))
 
     # Buckets
@@ -234,15 +234,15 @@ class S3Driver:
 
     # The store
 
-    def iter_stale(self) -> Iterator[StaleUpload]:
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         for real in self._real_buckets():
             for page in self._pages("list_multipart_uploads", real, Bucket=real):
                 for upload in page.get("Uploads", []):
                     token = (real, upload["Key"], upload["UploadId"])
                     yield StaleUpload(f"multipart upload of {real}/{upload['Key']}", upload["Initiated"], token)
 
-    def discard(self, unfinished: StaleUpload) -> bool:
-        real, key, upload_id = unfinished.token
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
+        real, key, upload_id = stale.token
         with self._errors(f"{real}/{key}"):
             try:
                 self._client().abort_multipart_upload(Bucket=real, Key=key, UploadId=upload_id)

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.chunked_body import in_pieces
+from worker.storage.transfer.chunked_body import as_chunked_body
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -134,7 +134,7 @@ def make_client(name: str, config: S3Config, *, read_timeout: float = READ_TIMEO
 
 
 def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
-    request.body = in_pieces(request.body)  # it is signed, and counted in the headers
+    request.body = as_chunked_body(request.body)  # it is signed, and counted in the headers
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -21,7 +21,7 @@ CONNECTIONS = 32
 """More than two transfers, with two parts under way in each, and what they read ahead use at once."""
 
 
-class Pieces:
+class ChunkedBody:
     """A body of known length that HTTP libraries iterate over, as often as they send it."""
 
     def __init__(self, *sources: PartData | memoryview) -> None:
@@ -40,17 +40,17 @@ class Pieces:
 
 class _Adapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        request.body = in_pieces(request.body)
+        request.body = as_chunked_body(request.body)
         return super().send(request, *args, **kwargs)
 
 
-def mount_pieces(session: requests.Session, retries: Retry | int = 0) -> None:
+def mount_chunked_body(session: requests.Session, retries: Retry | int = 0) -> None:
     """Have a session send bytes in pieces, whatever makes its requests."""
     adapter = _Adapter(pool_connections=4, pool_maxsize=CONNECTIONS, max_retries=retries)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
 
 
-def in_pieces(body: Any) -> Any:
+def as_chunked_body(body: Any) -> Any:
     """Return a body as what is sent piece by piece, if it is bytes and more than one piece."""
-    return Pieces(body) if isinstance(body, bytes | bytearray | memoryview) and len(body) > PIECE else body
+    return ChunkedBody(body) if isinstance(body, bytes | bytearray | memoryview) and len(body) > PIECE else body

@@ -15,14 +15,14 @@ from worker.storage.transfer.parts import next_part, plan_parts, spool_part
 
 MEMORY = 64 * 1024 * 1024
 """Bytes of parts that one transfer holds at most, the one that is being read included."""
-AT_ONCE = 2
+PARALLEL_PARTS = 2
 """Parts under way: no more than that are sent again after a kill."""
 STREAMED = 16 * 1024 * 1024
 """Bytes that a driver holds at most of a part that it reads from a file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
+class UploadPlan:
     """How parts are sent.
 
     Attributes:
@@ -36,12 +36,12 @@ class Sending:
     held: int
 
 
-def plan_sending(part_size: int, memory: int = MEMORY) -> Sending:
+def plan_upload(part_size: int, memory: int = MEMORY) -> UploadPlan:
     """Return how to send parts of this size within this memory: from the disk where not even two of them fit."""
-    at_once = min(AT_ONCE, memory // part_size - 1)
+    at_once = min(PARALLEL_PARTS, memory // part_size - 1)
     if at_once < 1:
-        return Sending(AT_ONCE, spooled=True, held=AT_ONCE * STREAMED)
-    return Sending(at_once, spooled=False, held=(at_once + 1) * part_size)
+        return UploadPlan(PARALLEL_PARTS, spooled=True, held=PARALLEL_PARTS * STREAMED)
+    return UploadPlan(at_once, spooled=False, held=(at_once + 1) * part_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class SentPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Leased:
+class OpenUpload:
     """A write in parts that was begun before: its token, the size of its parts, and those that were confirmed."""
 
     token: str
@@ -64,7 +64,7 @@ class Leased:
 class Checkpoint(Protocol):
     """Remembers how far a write in parts has come, so that another process can go on with it."""
 
-    def resume(self) -> Leased | None:
+    def resume(self) -> OpenUpload | None:
         """Return the write that was begun before and not ended."""
         ...
 
@@ -88,7 +88,7 @@ class Checkpoint(Protocol):
 class NoCheckpoint:
     """The checkpoint of a write that nobody will go on with: it is aborted whatever goes wrong."""
 
-    def resume(self) -> Leased | None:
+    def resume(self) -> OpenUpload | None:
         return None
 
     def begun(self, token: str, part_size: int) -> None:
@@ -146,7 +146,7 @@ class MultipartWrite:
         begun = self._resumed() or self._begin()
         try:
             parts = self._send(body, begun)
-            stat = self._driver.complete_parts(*self._place, begun.token, parts, self._info, condition=condition)
+            stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
         except NotFound as error:
             self._checkpoint.ended()
             raise Unavailable(f"{self._driver.name}: the write in parts was ended by somebody else: {error}") from error
@@ -157,7 +157,7 @@ class MultipartWrite:
         self._checkpoint.ended()
         return stat
 
-    def _resumed(self) -> Leased | None:
+    def _resumed(self) -> OpenUpload | None:
         """Return the write that was begun before, with those of its parts that the store still has."""
         begun = self._checkpoint.resume()
         if begun is None:
@@ -168,21 +168,21 @@ class MultipartWrite:
             self._checkpoint.ended()
             return None
         sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}
-        return Leased(begun.token, begun.part_size, sent)
+        return OpenUpload(begun.token, begun.part_size, sent)
 
-    def _begin(self) -> Leased:
+    def _begin(self) -> OpenUpload:
         limits = self._driver.capabilities.parts
         assert limits is not None
         assert self._info.size is not None
         part_size = plan_parts(
             self._info.size, min_part=limits.min_size, max_part=limits.max_size, max_parts=limits.max_parts
         )
-        begun = Leased(self._driver.begin_parts(*self._place, self._info), part_size, {})
+        begun = OpenUpload(self._driver.begin_upload(*self._place, self._info), part_size, {})
         self._checkpoint.begun(begun.token, part_size)
         return begun
 
-    def _send(self, body: Body, begun: Leased) -> list[Part]:
-        plan = plan_sending(begun.part_size, self._memory)
+    def _send(self, body: Body, begun: OpenUpload) -> list[Part]:
+        plan = plan_upload(begun.part_size, self._memory)
         parts: list[Part] = []
         under_way: deque[tuple[Future[Part], PartData]] = deque()
         spare: bytearray | None = None
@@ -213,18 +213,18 @@ class MultipartWrite:
             part.close()
         return part
 
-    def _send_part(self, begun: Leased, number: int, data: PartData) -> Part:
+    def _send_part(self, begun: OpenUpload, number: int, data: PartData) -> Part:
         digest = sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
         known = begun.sent.get(number)
         if known and known.sha256 == digest:
             return known.part
-        part = self._driver.put_part(*self._place, begun.token, number, data)
+        part = self._driver.upload_part(*self._place, begun.token, number, data)
         self._checkpoint.sent(SentPart(part, digest))
         return part
 
     def _abort(self, token: str) -> None:
         with suppress(StorageError):  # never in place of what led here; a sweep ends what is left over
-            self._driver.abort_parts(*self._place, token)
+            self._driver.abort_upload(*self._place, token)
         self._checkpoint.ended()
 
 

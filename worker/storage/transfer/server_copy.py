@@ -10,7 +10,7 @@ Between = Callable[[], object]
 """Called between the requests of a copy. What it raises ends the copy; nothing becomes visible."""
 
 
-def copy_between(
+def copy_server_side(
     source: Driver, target: Driver, bucket: str, key: str, info: WriteInfo, *, between: Between
 ) -> ObjectStat | None:
     """Let `target` fetch an object of `source` by itself, to where nothing is; None where there is no such way.

@@ -100,8 +100,8 @@ def cloud(context: Context, ministack):
     make_s3_bucket(ministack, config.bucket)
     stores = Stores({"cloud": config})
     yield dataclasses.replace(context, stores=stores)
-    for unfinished in stores["cloud"].iter_stale():
-        stores["cloud"].discard(unfinished)
+    for unfinished in stores["cloud"].iter_stale_uploads():
+        stores["cloud"].remove_stale_upload(unfinished)
     stores.close()
 
 
@@ -111,7 +111,7 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
     digest = Digest(11, "a" * 64)
     artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now())
     driver = cloud.stores["cloud"]._driver
-    token = driver.begin_parts("releases", "app.tgz", WriteInfo(digest.size, digest.sha256))
+    token = driver.begin_upload("releases", "app.tgz", WriteInfo(digest.size, digest.sha256))
     cloud.catalogue.transfers.begin(artifact, "cloud", token=token, part_size=5, now=clock.now())
     cloud.catalogue.transfers.add(artifact, "cloud", SentPart(Part(1, 5, "tag"), "b" * 64))
     if live:
@@ -122,5 +122,5 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
     result = run(lambda request, _, job: sweep_leftovers(request, cloud, job), EVERYTHING)
 
     assert result.removed == {"cloud": 0 if live else 1}
-    assert len(list(cloud.stores["cloud"].iter_stale())) == int(live)
+    assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == int(live)
     assert (cloud.catalogue.transfers.find(artifact, "cloud") is not None) == live

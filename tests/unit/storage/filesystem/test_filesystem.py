@@ -27,7 +27,7 @@ from worker.storage.errors import (
 )
 from worker.storage.filesystem.disk import ERRORS, translate
 from worker.storage.filesystem.driver import FilesystemDriver
-from worker.storage.filesystem.layout import Place, leaf_of, segment_of
+from worker.storage.filesystem.layout import ObjectPath, leaf_of, segment_of
 from worker.storage.integrity.verdict import Verdict
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.keys import check_key
@@ -277,7 +277,7 @@ def test_a_key_below_a_key_is_refused(store: Store, first: str, second: str, in_
     assert read(store, first) == b"first"
     assert not store.object_exists("b", second)
     assert not store.delete_object("b", second)
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
 
 
 def test_a_key_is_free_again_when_the_keys_below_it_are_gone(store: Store) -> None:
@@ -375,7 +375,7 @@ def test_names_that_are_not_utf8_are_passed_over(store: Store, root: Path) -> No
     (root / "b" / os.fsdecode(b"\xff")).write_bytes(b"foreign")
     (root / "b" / os.fsdecode(b"\xfe")).mkdir()
     assert keys(store) == ["k"]
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
     store.delete_object("b", "k")
     with pytest.raises(BucketNotEmpty, match="files that are no objects"):
         store.delete_bucket("b")
@@ -398,7 +398,7 @@ def test_names_that_are_not_utf8_are_passed_over(store: Store, root: Path) -> No
         lambda s: s.delete_bucket("b"),
         lambda s: s.bucket_exists("b"),
         lambda s: s.health_check(),
-        lambda s: list(s.iter_stale()),
+        lambda s: list(s.iter_stale_uploads()),
         lambda s: s._driver.copy("b", "k", "b", "l"),
     ],
 )
@@ -424,7 +424,7 @@ def test_directories_that_are_no_buckets_are_left_alone(store: Store, root: Path
     """What a disk has in its root beside buckets is not looked into."""
     (root / "lost+found").mkdir()
     (root / "lost+found/.zot-tmp-1").write_bytes(b"not ours")
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
 
 
 # Errors
@@ -515,7 +515,7 @@ def test_a_condition_is_checked_again_at_the_end(store: Store) -> None:
     with pytest.raises(PreconditionFailed):
         store.write_object("b", "k", Overtaken(b"mine"), condition=version)
     assert read(store, "k") == b"the other's"
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
 
 
 # Copies
@@ -530,7 +530,7 @@ def test_a_copy_has_a_life_of_its_own(store: Store, driver: FilesystemDriver) ->
     assert store.verify_object("other", "copy.sha256").verdict is Verdict.VERIFIED
     assert stat.sha256 == sha256(b"content")
     assert driver.copy("other", "copy.sha256", "other", "copy.sha256").sha256 == stat.sha256
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
 
 
 @pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.EPERM, errno.EMLINK])
@@ -584,20 +584,20 @@ def test_a_living_writers_file_is_not_discarded(store: Store, driver: Filesystem
 
     class Watched(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
-            unfinished = list(store.iter_stale())
+            unfinished = list(store.iter_stale_uploads())
             assert len(unfinished) == 1
             assert "main: temporary file b/d/.zot-tmp-" in unfinished[0].description
-            assert not store.discard(unfinished[0])
+            assert not store.remove_stale_upload(unfinished[0])
             return super().read(size)
 
     store.write_object("b", "d/k", Watched(b"content"))
-    assert list(store.iter_stale()) == []
+    assert list(store.iter_stale_uploads()) == []
     (root / "b/e").mkdir()
     (root / "b/e/.zot-tmp-1").write_bytes(b"left")
-    (left,) = store.iter_stale()
+    (left,) = store.iter_stale_uploads()
     assert keys(store) == ["d/k"]
-    assert store.discard(left)
-    assert not store.discard(left)
+    assert store.remove_stale_upload(left)
+    assert not store.remove_stale_upload(left)
     assert not (root / "b/e").exists()
 
 
@@ -632,7 +632,7 @@ def test_a_bucket_that_is_being_written_to_is_not_deleted(store: Store) -> None:
 
 def test_places_of_one_family_share_a_lock() -> None:
     """Keys whose writes may move each other's files exclude each other; others have locks of their own."""
-    family = {Place("b", key).lock for key in ("d/x", "d/x.sha256", "d/x.%sha256", "d/x.sha256.sha256")}
+    family = {ObjectPath("b", key).lock for key in ("d/x", "d/x.sha256", "d/x.%sha256", "d/x.sha256.sha256")}
     assert len(family) == 1
-    assert len({Place("b", f"d/{number}").lock for number in range(200)}) > 50
-    assert Place("b", "k").intent != Place("c", "k").intent
+    assert len({ObjectPath("b", f"d/{number}").lock for number in range(200)}) > 50
+    assert ObjectPath("b", "k").intent != ObjectPath("c", "k").intent

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker.storage.driver import Digest
 from worker.storage.errors import DigestMismatch, SizeMismatch
-from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest, take_digests
+from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest, compute_digests
 from worker.storage.integrity.verdict import Verdict
 from worker.storage.memory import MemoryDriver
 from worker.storage.store import Store
@@ -24,7 +24,7 @@ def content():
 
 @pytest.fixture(scope="module")
 def taken(content):
-    return take_digests(io.BytesIO(content), size=len(content), what="the source")
+    return compute_digests(io.BytesIO(content), size=len(content), what="the source")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_digests_are_those_of_the_whole_and_of_each_chunk(content, taken):
 @pytest.mark.parametrize("size", [0, 1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1])
 def test_objects_at_the_edge_of_a_chunk_have_as_many_chunks_as_they_need(size):
     """An empty object has no chunk, and no chunk is empty."""
-    _, manifest = take_digests(io.BytesIO(bytes(size)), size=size, what="the source")
+    _, manifest = compute_digests(io.BytesIO(bytes(size)), size=size, what="the source")
     assert sum(chunk.size for chunk in manifest) == size
     assert all(chunk.size for chunk in manifest)
 
@@ -60,7 +60,7 @@ def test_objects_at_the_edge_of_a_chunk_have_as_many_chunks_as_they_need(size):
 def test_a_source_of_another_size_is_refused():
     """A source that shrinks or grows while it is hashed is not recorded."""
     with pytest.raises(SizeMismatch, match="has 3 bytes, announced were 4"):
-        take_digests(io.BytesIO(b"abc"), size=4, what="the source")
+        compute_digests(io.BytesIO(b"abc"), size=4, what="the source")
 
 
 def test_a_manifest_that_does_not_fit_its_object_is_none(taken):

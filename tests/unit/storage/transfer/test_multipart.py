@@ -11,7 +11,7 @@ from worker.storage.driver import Capabilities, ObjectStat, Part, PartLimits, Wr
 from worker.storage.errors import DigestMismatch, NotFound, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.memory import MemoryDriver
-from worker.storage.transfer.multipart import Leased, MultipartWrite, SentPart
+from worker.storage.transfer.multipart import MultipartWrite, OpenUpload, SentPart
 
 PART = 1024 * 1024
 LIMITS = PartLimits(PART, 1 << 30, 10_000)
@@ -34,12 +34,12 @@ class PartsInMemory(MemoryDriver):
             user_metadata=True, max_object_size=None, max_copy_size=None, parts=LIMITS,
         )  # fmt: skip
 
-    def begin_parts(self, bucket, key, info) -> str:
+    def begin_upload(self, bucket, key, info) -> str:
         token = f"token-{uuid.uuid4()}"
         self.begun[token] = {}
         return token
 
-    def put_part(self, bucket, key, token, number, data) -> Part:
+    def upload_part(self, bucket, key, token, number, data) -> Part:
         if self.fail_from is not None and number >= self.fail_from:
             raise Unavailable("memory: gone")
         self.sent.append(number)
@@ -51,13 +51,13 @@ class PartsInMemory(MemoryDriver):
     def list_parts(self, bucket, key, token) -> list[Part]:
         return [self._part(number, data) for number, data in sorted(self._parts(token).items())]
 
-    def complete_parts(self, bucket, key, token, parts, info, *, condition=None) -> ObjectStat:
+    def complete_upload(self, bucket, key, token, parts, info, *, condition=None) -> ObjectStat:
         held = self._parts(token)
         body = VerifyingReader(io.BytesIO(b"".join(held[part.number] for part in parts)))
         del self.begun[token]
         return self.put(bucket, key, body, info, condition=condition)
 
-    def abort_parts(self, bucket, key, token) -> None:
+    def abort_upload(self, bucket, key, token) -> None:
         self.begun.pop(token, None)
 
     def _parts(self, token) -> dict[int, bytes]:
@@ -73,18 +73,18 @@ class Notes:
     """A checkpoint in memory."""
 
     def __init__(self, *, keep=True):
-        self.kept: Leased | None = None
+        self.kept: OpenUpload | None = None
         self.keep = keep
 
-    def resume(self) -> Leased | None:
+    def resume(self) -> OpenUpload | None:
         return self.kept
 
     def begun(self, token, part_size) -> None:
-        self.kept = Leased(token, part_size, {})
+        self.kept = OpenUpload(token, part_size, {})
 
     def sent(self, part: SentPart) -> None:
         assert self.kept is not None
-        self.kept = Leased(self.kept.token, self.kept.part_size, {**self.kept.sent, part.part.number: part})
+        self.kept = OpenUpload(self.kept.token, self.kept.part_size, {**self.kept.sent, part.part.number: part})
 
     def ended(self) -> None:
         self.kept = None

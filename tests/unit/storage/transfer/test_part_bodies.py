@@ -12,7 +12,7 @@ from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.errors import OutOfSpace
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.registry import open_driver
-from worker.storage.transfer.multipart import AT_ONCE, MEMORY, plan_sending
+from worker.storage.transfer.multipart import MEMORY, PARALLEL_PARTS, plan_upload
 from worker.storage.transfer.parts import MIB, SpooledPart, plan_parts, spool_part
 
 CONFIGS: dict[str, StoreConfig] = {
@@ -38,9 +38,9 @@ def test_memory_is_bounded_up_to_the_largest_object(name: str, share: float) -> 
     size = min(largest, max(1, round(largest ** (share))))  # as many small ones as large ones
     part = plan_parts(size, min_part=limits.min_size, max_part=limits.max_size, max_parts=limits.max_parts)
     assert part * limits.max_parts >= size
-    sending = plan_sending(part)
+    sending = plan_upload(part)
     assert sending.held <= MEMORY
-    assert 1 <= sending.at_once <= AT_ONCE
+    assert 1 <= sending.at_once <= PARALLEL_PARTS
     assert sending.spooled or (sending.at_once + 1) * part == sending.held
 
 

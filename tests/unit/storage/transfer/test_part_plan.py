@@ -77,11 +77,11 @@ def test_too_large_is_refused_with_numbers() -> None:
 def test_parts_are_the_body(data: bytes, part: int, piece: int, over: bool) -> None:
     """Parts put together are the body, all full but the last, however little it gives at a time, also over old ones."""
 
-    class Pieces(io.BytesIO):
+    class ChunkedBody(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             return super().read(min(size or 0, piece))
 
-    body = VerifyingReader(Pieces(data), size=len(data))
+    body = VerifyingReader(ChunkedBody(data), size=len(data))
     spare = bytearray(b"x" * part) if over else None
     parts = list(islice(iter(lambda: bytes(next_part(body, part, spare)), b""), len(data) + 1))
     assert b"".join(parts) == data
