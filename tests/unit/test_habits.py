@@ -20,13 +20,15 @@ CODE = ("api_client", "benchmarks", "tasks", "tests", "worker")
 NOT_YET = (
     "api_client/",
     "benchmarks/",
-    "docs/",
+    "docs/decisions/",
+    "docs/enqueue.md",
+    "docs/promises.md",
+    "docs/settings.md",
     "tasks/",
     "tests/",
     "worker/",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "README.md",
 )
 # Words that docs/glossary.md replaces, and pronouns and metaphors that hide who does what.
 BANNED = re.compile(
