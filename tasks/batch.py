@@ -21,7 +21,7 @@ from worker.artifacts import key_lists as keylist
 from worker.artifacts.sources import remove_staged
 from worker.catalogue import Batch, CameOut, Child, Failed, Kind, NewChild, Step
 from worker.context import Context
-from worker.jobs.cancellation import request_end
+from worker.jobs.cancellation import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.jobs.task import artifact_task
@@ -135,7 +135,7 @@ def end_children(context: Context, app: Celery) -> None:
     for over in context.catalogue.batches.over():
         ids = [child.job for child in context.catalogue.batches.in_flight(over) if not child.state.terminal]
         try:
-            if ids and not request_end(app, ids):
+            if ids and not request_cancel(app, ids):
                 logger.warning("batch %s has ended, its jobs go on: no Redis keeps the results", over)
         except _BROKER as error:
             logger.warning("batch %s: its jobs are ended later: %s", over, type(error).__name__)

@@ -1,11 +1,11 @@
-"""Record what the door refused: in the ledger, and for whoever waits for the job."""
+"""Record a rejected message in the ledger and in the result backend."""
 
 from celery import Task, shared_task
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable
 from worker.context import Context, current
-from worker.intake.message_filter import RECORD
+from worker.intake.message_filter import RECORD_TASK
 from zot_artifact_client.contract import JobError, JobState
 from zot_artifact_client.errors import JobFailed
 
@@ -14,7 +14,7 @@ _WAIT = 5.0
 
 
 def record(context: Context, job: str, task: str, error: JobError) -> bool:
-    """Record a job as refused, and return whether it is; one that the ledger knew before stays as it is."""
+    """Record a job as refused, and return whether it is. A job that the ledger knows already is not changed."""
     jobs = context.catalogue.ledger
     jobs.refuse(job, task, {}, error.model_dump(), clock.now())
     known = jobs.get(job)
@@ -30,4 +30,4 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
         self.backend.mark_as_failure(job, JobFailed(message, type_, JobState.REFUSED.value, 0))
 
 
-refused_task = shared_task(name=RECORD, bind=True, max_retries=None, ignore_result=True)(_record)
+record_rejected_task = shared_task(name=RECORD_TASK, bind=True, max_retries=None, ignore_result=True)(_record)

@@ -12,7 +12,7 @@ from celery import Celery, signals
 from worker import context
 from worker.embedded.parent_death import die_with_parent
 from worker.jobs import shutdown as draining
-from worker.jobs.result_backend import keep_in_one_trip
+from worker.jobs.result_backend import use_atomic_result_backend
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.connection import is_rabbitmq, is_redis
@@ -47,7 +47,7 @@ def make_app(settings: Settings) -> Celery:
         include=TASK_MODULES,
         amqp="worker.intake.message_filter:AMQP",  # no message comes in unseen: a malformed one would end the worker
     )
-    keep_in_one_trip(app)  # results: twice in every job
+    use_atomic_result_backend(app)  # results: twice in every job
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
     app.conf.update(

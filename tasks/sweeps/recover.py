@@ -9,7 +9,7 @@ from tasks.batch import end_children
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
-from worker.jobs.cancellation import end_waiting
+from worker.jobs.cancellation import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.task import clean_up
 from worker.limits.pauses import mirror_queues
@@ -28,7 +28,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     """
     sweep, ledger, lease = context.settings.sweep.recover, context.catalogue.ledger, context.settings.jobs.lease
     _mirror_pauses(context, app)
-    cancelled = end_waiting(context, app, clean_up)
+    cancelled = cancel_waiting_jobs(context, app, clean_up)
     end_children(context, app)
     messages = Outbox(app).resend(ledger.known, sweep.after)
     overdue = ledger.overdue(now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE)

@@ -15,7 +15,7 @@ from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, size
 from worker.cli.pause import told as told_pause
-from worker.cli.rejected import opened_refused, told
+from worker.cli.rejected import open_rejected, told
 from worker.context import Context
 from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.errors import StorageError
@@ -142,7 +142,7 @@ def _result_backend(url: str) -> Check:
 
 def _refused(settings: Settings) -> Iterator[Check]:
     try:
-        with opened_refused(settings) as refused:
+        with open_rejected(settings) as refused:
             counts = refused.counts() if refused else {}
     except BrokerUnavailable as error:
         yield Check("messages", "unknown", str(error))

@@ -23,7 +23,7 @@ from zot_artifact_client import ArtifactClient, BrokerUnavailable
 from zot_artifact_client.contract import BATCH, TASKS, JobState
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.publisher import Publisher
-from zot_artifact_client.result_backend import CeleryOutcomes
+from zot_artifact_client.result_backend import CeleryResultBackend
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500
@@ -257,7 +257,7 @@ def _revive(context: Context, record: JobRecord) -> bool:
 def _forget(settings: Settings, records: list[JobRecord]) -> None:
     """Take away how the jobs ended, and the wish that they end, before anybody acts on it."""
     with suppress(NoBroker, BrokerUnavailable):
-        outcomes = CeleryOutcomes(settings.results_url, lambda _: None)
+        outcomes = CeleryResultBackend(settings.results_url, lambda _: None)
         try:
             for record in records:
                 outcomes.forget(record.id)

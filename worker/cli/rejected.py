@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from worker.cli.output import out, print_json, size, table
-from worker.intake.rejected import Refused, refused_near
+from worker.intake.rejected import RejectedMessages, rejected_messages
 from worker.settings import Settings
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
     SOCKET_TIMEOUT,
-    application,
+    broker_errors,
+    celery_app,
     is_redis,
-    reaching,
 )
 
 
 @contextmanager
-def opened_refused(settings: Settings) -> Iterator[Refused | None]:
+def open_rejected(settings: Settings) -> Iterator[RejectedMessages | None]:
     """Give what the workers of these settings set aside; None where neither broker nor result backend is Redis.
 
     Raises:
@@ -26,11 +26,11 @@ def opened_refused(settings: Settings) -> Iterator[Refused | None]:
     """
     url = settings.broker_url
     options = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}
-    app = application(settings.results_url)
+    app = celery_app(settings.results_url)
     try:
-        with reaching("broker", url), app.connection_for_read(url, transport_options=options) as connection:
+        with broker_errors("broker", url), app.connection_for_read(url, transport_options=options) as connection:
             channel = connection.default_channel if is_redis(url) else None
-            with refused_near(channel, app) as refused:
+            with rejected_messages(channel, app) as refused:
                 yield refused
     finally:
         app.close()
@@ -38,7 +38,7 @@ def opened_refused(settings: Settings) -> Iterator[Refused | None]:
 
 def show_refused(settings: Settings, *, limit: int, as_json: bool) -> None:
     """Print the messages that were set aside, the latest first, and how many there were for which reason."""
-    with opened_refused(settings) as refused:
+    with open_rejected(settings) as refused:
         counts = refused.counts() if refused else {}
         latest = refused.latest(limit) if refused else []
     if as_json:

@@ -1,8 +1,8 @@
-"""The door of the worker: every message passes it before Celery's consumer does, and none that is unfit comes in.
+"""Check every message before Celery's consumer reads it, and reject the invalid ones.
 
-Celery has no place for it, so it stands in two that can be configured. With Redis it is the transport: a message is
-looked at between its pop and everything else, so that a refused one is never among the unacknowledged. With any other
-broker it is the consumer, which looks at what the transport made of the message.
+Celery has no hook for this, so the filter sits in two configurable classes. With Redis it is the transport: a message
+is checked directly after its pop, so a rejected one is never among the unacknowledged messages. With any other broker
+it is the consumer, which checks what the transport made of the message.
 """
 
 import logging
@@ -22,132 +22,135 @@ from kombu.utils.uuid import uuid
 
 from worker import clock
 from worker.intake.message_rules import (
+    InvalidMessage,
     Reason,
-    Refusal,
+    Rejection,
     Rules,
-    Unfit,
     check_envelope,
-    decoded,
-    inspect,
-    inspect_parsed,
-    refusal,
+    check_message,
+    check_parsed_message,
+    parse_envelope,
+    rejection_of,
 )
-from worker.intake.rejected import SetAside, refused_near
+from worker.intake.rejected import RejectedMessage, rejected_messages
 from zot_artifact_client.contract import TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 
 logger = logging.getLogger(__name__)
 
-RECORD = "door.refused.v1"
-"""The task that records a refused job in the ledger: only a child of the pool may open the catalogue."""
-QUEUES = frozenset({*(queue.value for queue in Queue), UNROUTED})
-"""The queues of jobs; through others, and by publishing, Celery's workers talk to each other."""
-_GATHER = 0.1
-"""Seconds for which events are gathered, so that those of many small jobs go out together."""
-_NOT_CELERYS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What Celery raises over a message that it cannot read; a broker or a backend that is away is none of these."""
+RECORD_TASK = "door.refused.v1"
+"""The task that records a rejected job in the ledger: only a child of the pool may open the catalogue.
+
+The name is older than the glossary; it stays, because messages of it may be in queues.
+"""
+JOB_QUEUES = frozenset({*(queue.value for queue in Queue), UNROUTED})
+"""The queues of jobs. All other queues and channels carry the control messages of Celery's workers."""
+_EVENT_FLUSH_SECONDS = 0.1
+"""Seconds for which events are buffered, so that those of many small jobs are sent together."""
+_UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What Celery raises over a message that it cannot read. A broker or backend that is unavailable raises others."""
 
 
-def rules_of(app: Celery) -> Rules:
+def rules_for(app: Celery) -> Rules:
     """Return what this application's worker accepts."""
     conf = app.conf
-    return Rules(frozenset({*TASKS, RECORD}), float(conf.task_time_limit), float(conf.visibility_timeout))
+    return Rules(frozenset({*TASKS, RECORD_TASK}), float(conf.task_time_limit), float(conf.visibility_timeout))
 
 
-def turn_away(app: Celery, refused: Refusal, raw: bytes, queue: str, channel: object) -> None:
-    """Set a message aside, say so in one line, and let the ledger and whoever waits for its job know.
+def reject(app: Celery, rejection: Rejection, raw: bytes, queue: str, channel: object) -> None:
+    """Record a rejected message: one log line, the list of rejected messages, and a task for the ledger and the client.
 
-    If that fails, the line in the log is all.
+    If the broker fails meanwhile, the log line is all that remains.
     """
-    about = f"job {refused.id}: " if refused.id else ""
-    logger.error("%srefused a message in %s, %s: %s", about, queue, refused.reason, refused.message)
+    about = f"job {rejection.id}: " if rejection.id else ""
+    logger.error("%srejected a message in %s, %s: %s", about, queue, rejection.reason, rejection.message)
     try:
-        with refused_near(channel, app) as kept:
+        with rejected_messages(channel, app) as kept:
             if kept is not None:
-                kept.add(SetAside.of(refused, raw, queue, clock.now()))
-        if refused.id and refused.task != RECORD:
-            args = (refused.id, refused.task or "unknown", refused.error, refused.message)
-            app.send_task(RECORD, args=args, queue=Queue.INTERACTIVE.value, ignore_result=True)
-    except Exception as error:  # noqa: BLE001 - nothing about a refused message may end the worker
-        logger.error("%sthe refused message could not be recorded: %s", about, type(error).__name__)  # noqa: TRY400
+                kept.add(RejectedMessage.of(rejection, raw, queue, clock.now()))
+        if rejection.id and rejection.task != RECORD_TASK:
+            args = (rejection.id, rejection.task or "unknown", rejection.error, rejection.message)
+            app.send_task(RECORD_TASK, args=args, queue=Queue.INTERACTIVE.value, ignore_result=True)
+    except Exception as error:  # noqa: BLE001 - no fault over a rejected message may end the worker
+        logger.error("%sthe rejected message could not be recorded: %s", about, type(error).__name__)  # noqa: TRY400
 
 
 # With Redis
 
 
-class _Guarded:
-    """What a channel of Redis does at the door; mixed into both kinds that kombu has."""
+class _Filtered:
+    """The filter of a Redis channel; mixed into both of kombu's channel classes."""
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
         connection = self.connection  # type: ignore[attr-defined]
         if connection is None or connection.client is None:
-            # A channel that is closed, or acknowledges, after its connection was given up: kombu would trip over the
-            # None, and the worker end of it, where it only has to connect again.
-            raise redis.ConnectionError("the connection of this channel was given up")
+            # A channel that is closed, or acknowledges, after its connection was closed: kombu fails on the None with
+            # an error that ends the worker, where it only has to reconnect.
+            raise redis.ConnectionError("the connection of this channel was closed")
         client = super()._create_client(asynchronous)  # type: ignore[misc]
         if asynchronous:  # the one that waits for messages
-            client.set_response_callback("BRPOP", self._admit)
+            client.set_response_callback("BRPOP", self._filter)
         return client
 
     @cached_property
     def _rules(self) -> Rules:
-        return rules_of(current_app)
+        return rules_for(current_app)
 
-    def _admit(self, popped: tuple[bytes, bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
-        """Return what was popped, or None, as when nothing was, if it must not come in."""
+    def _filter(self, popped: tuple[bytes, bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
+        """Return what was popped, or None if the message was rejected."""
         if not popped:
             return None
         key, raw = popped
         queue = key.decode(errors="replace").rsplit(self.sep, 1)[0]  # type: ignore[attr-defined]
-        refused = inspect(raw, self._rules, clock.now()) if queue in QUEUES else _unreadable(raw)
-        if refused is None:
+        rejection = check_message(raw, self._rules, clock.now()) if queue in JOB_QUEUES else _check_control_message(raw)
+        if rejection is None:
             return key, raw
-        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]  # else a queue full of them starves the others
-        turn_away(current_app, refused, raw, queue, self)
+        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]  # else a queue full of invalid messages starves the others
+        reject(current_app, rejection, raw, queue, self)
         return None
 
     def _handle_message(self, client: Any, response: Any) -> Mapping[str, Any]:
-        """Return what was published, with nothing in it if no message can be made of it."""
+        """Return what was published, without its data if it is no valid message."""
         payload: dict[str, Any] = super()._handle_message(client, response)  # type: ignore[misc]
         raw = payload["data"]
-        refused = _unreadable(raw) if isinstance(raw, bytes) and raw else None
-        if refused is not None:
-            turn_away(current_app, refused, raw, "control", self)
+        rejection = _check_control_message(raw) if isinstance(raw, bytes) and raw else None
+        if rejection is not None:
+            reject(current_app, rejection, raw, "control", self)
             payload["data"] = None
         return payload
 
 
-def _unreadable(raw: bytes) -> Refusal | None:
-    """Return why no message can be made of what is none of a task, or None."""
+def _check_control_message(raw: bytes) -> Rejection | None:
+    """Return why a control message is rejected, or None."""
     try:
-        envelope = decoded(raw)
+        envelope = parse_envelope(raw)
         check_envelope(envelope)
         envelope["properties"]["delivery_tag"]
         envelope["properties"]["delivery_info"]["routing_key"].split(".")
-    except Unfit as unfit:
-        return refusal(unfit, None)
+    except InvalidMessage as unfit:
+        return rejection_of(unfit, None)
     except (LookupError, TypeError, AttributeError):
-        return Refusal(Reason.ENVELOPE, "properties: a tag and a routing key are expected")
+        return Rejection(Reason.ENVELOPE, "properties: a tag and a routing key are expected")
     return None
 
 
-class Channel(_Guarded, kombu_redis.Channel):
-    """A channel of Redis with a door."""
+class Channel(_Filtered, kombu_redis.Channel):
+    """A filtered Redis channel."""
 
 
-class SentinelChannel(_Guarded, kombu_redis.SentinelChannel):
-    """A channel of Redis behind Sentinel with a door."""
+class SentinelChannel(_Filtered, kombu_redis.SentinelChannel):
+    """A filtered Redis channel behind Sentinel."""
 
 
-class _Routed:
-    """What a transport of Redis does at the door; mixed into both kinds that kombu has."""
+class _RestampedTransport:
+    """A Redis transport that stamps each message anew; mixed into both of kombu's transport classes."""
 
     def _deliver(self, message: dict[str, Any], queue: str) -> None:
-        """Hand out a message under a tag of our own, and to be restored, if it must be, to where it came from.
+        """Deliver a message under a new delivery tag, with the queue that it came from as the one to restore it to.
 
-        What its sender wrote there might name another queue, or the tag of another message.
+        The sender's own values could name another queue, or the tag of another message.
         """
-        if queue in QUEUES:
+        if queue in JOB_QUEUES:
             properties = message["properties"]
             properties["delivery_tag"] = uuid()
             redelivered = message["headers"].get("redelivered", False)
@@ -155,34 +158,34 @@ class _Routed:
         super()._deliver(message, queue)  # type: ignore[misc]
 
 
-class Transport(_Routed, kombu_redis.Transport):
-    """Redis with a door."""
+class Transport(_RestampedTransport, kombu_redis.Transport):
+    """Filtered Redis."""
 
     Channel = Channel
 
 
-class SentinelTransport(_Routed, kombu_redis.SentinelTransport):
-    """Redis behind Sentinel with a door."""
+class SentinelTransport(_RestampedTransport, kombu_redis.SentinelTransport):
+    """Filtered Redis behind Sentinel."""
 
     Channel = SentinelChannel
 
 
-_GUARDED: dict[type, type] = {
+_FILTERED_TRANSPORTS: dict[type, type] = {
     kombu_redis.Transport: Transport,
     kombu_redis.SentinelTransport: SentinelTransport,
 }
 
 
 class Connection(KombuConnection):
-    """A connection whose transport has a door, whatever its URL, and after it has failed over to another one."""
+    """A connection whose Redis transport is the filtered one, whatever its URL, also after a failover."""
 
     def get_transport_cls(self) -> type:
         found: type = super().get_transport_cls()  # type: ignore[no-untyped-call]
-        return _GUARDED.get(found, found)
+        return _FILTERED_TRANSPORTS.get(found, found)
 
 
 class AMQP(amqp.AMQP):
-    """How Celery connects: set as the application's `amqp`."""
+    """Makes Celery use the filtered connection: set as the application's `amqp`."""
 
     Connection = Connection
 
@@ -191,9 +194,9 @@ class AMQP(amqp.AMQP):
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, ended by no message: set as `worker_consumer`.
+    """Celery's consumer, which no message can end: set as `worker_consumer`.
 
-    Without gossip, which trusts what it reads more than this one does, and which we do not use.
+    It has no gossip step: gossip does not check what it reads, and is not used here.
     """
 
     class Blueprint(CeleryConsumer.Blueprint):
@@ -204,51 +207,51 @@ class Consumer(CeleryConsumer):
     _flush_due = 0.0
 
     def on_send_event_buffered(self) -> None:
-        """Let events wait a moment for others: sent one by one they take half of this process's time."""
+        """Buffer events for a moment: sent one by one they take half of this process's time."""
         now = time.monotonic()
         if self.hub and now >= self._flush_due:  # a time, and no flag: a lost connection takes the timer with it
-            self._flush_due = now + _GATHER
-            self.hub.call_later(_GATHER, self._flush_events)
+            self._flush_due = now + _EVENT_FLUSH_SECONDS
+            self.hub.call_later(_EVENT_FLUSH_SECONDS, self._flush_events)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         take = super().create_task_handler(*args, **kwargs)
-        rules = rules_of(self.app)
+        rules = rules_for(self.app)
 
         def receive(message: Message) -> None:
-            guarded = isinstance(message.channel, _Guarded)
-            refused = None if guarded else inspect_parsed(message, rules, clock.now())
-            if refused is not None:
-                self._turn_away(message, refused)
+            guarded = isinstance(message.channel, _Filtered)
+            rejection = None if guarded else check_parsed_message(message, rules, clock.now())
+            if rejection is not None:
+                self._reject(message, rejection)
                 return
             try:
                 take(message)
             except (*self.connection_errors, *self.channel_errors):
                 raise
-            except _NOT_CELERYS as error:
-                self._turn_away(message, _by_celery(message, error))
+            except _UNREADABLE as error:
+                self._reject(message, _rejected_by_celery(message, error))
 
         return receive
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        self._turn_away(message, _by_celery(message, exc))
+        self._reject(message, _rejected_by_celery(message, exc))
 
     def on_unknown_message(self, body: object, message: Message) -> None:  # noqa: ARG002 - Celery's signature
-        self._turn_away(message, _by_celery(message, None))
+        self._reject(message, _rejected_by_celery(message, None))
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        self._turn_away(message, _by_celery(message, exc))
+        self._reject(message, _rejected_by_celery(message, exc))
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:  # noqa: ARG002
-        self._turn_away(message, _by_celery(message, exc))
+        self._reject(message, _rejected_by_celery(message, exc))
 
-    def _turn_away(self, message: Message, refused: Refusal) -> None:
+    def _reject(self, message: Message, rejection: Rejection) -> None:
         queue = str((message.delivery_info or {}).get("routing_key"))[:64]
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body or b"")
-        turn_away(self.app, refused, body, queue if queue in QUEUES else "control", message.channel)
+        reject(self.app, rejection, body, queue if queue in JOB_QUEUES else "control", message.channel)
         if not message.acknowledged:
             message.ack_log_error(logger, self.connection_errors)
 
 
-def _by_celery(message: Message, error: Exception | None) -> Refusal:
+def _rejected_by_celery(message: Message, error: Exception | None) -> Rejection:
     cause = "it is no task" if error is None else type(error).__name__
-    return refusal(Unfit(Reason.CELERY, f"Celery cannot read it: {cause}"), {"headers": message.headers})
+    return rejection_of(InvalidMessage(Reason.CELERY, f"Celery cannot read it: {cause}"), {"headers": message.headers})

@@ -1,7 +1,7 @@
-"""Whether a message is one that Celery, and then the worker, can take without harm.
+"""The rules that a message must meet before Celery, and then the worker, reads it.
 
-Celery trusts whoever writes to the broker: a header of another type ends its consumer, and it comes to the same message
-again after its restart. So every message is looked at as a whole before Celery sees it. Nothing here has an effect.
+Celery trusts every sender: a header of another type ends its consumer, and the restarted consumer reads the same
+message again. So every part of a message is checked before Celery sees it. Nothing here has a side effect.
 """
 
 import base64
@@ -19,14 +19,14 @@ from kombu.utils.json import loads
 from zot_artifact_client.contract import JOB_ID, MAX_MESSAGE, TASKS
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
-_DEEPEST = 16
-"""Lists and objects within each other; what goes much deeper cannot be pickled for the pool's children."""
-_MOST_RETRIES = 1_000_000
+_MAX_DEPTH = 16
+"""Most levels of nested lists and objects; much deeper ones cannot be pickled for the pool's children."""
+_MAX_RETRIES = 1_000_000
 _SHORT = 255
 
 
 class Reason(StrEnum):
-    """Why a message is set aside; what the counters are by."""
+    """Why a message is rejected; the counters have one number a reason."""
 
     OVERSIZE = "oversize"
     NOT_JSON = "not_json"
@@ -36,14 +36,14 @@ class Reason(StrEnum):
     BODY = "body"
     UNKNOWN_TASK = "unknown_task"
     CELERY = "celery"
-    """Celery itself could not read it, although we thought it could."""
+    """Celery itself could not read it, although it met these rules."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a message is refused: one line for people that holds no value out of it, but for the name of a task.
+class Rejection:
+    """Why a message is rejected, in one line that holds no value of the message except the name of a task.
 
-    `id` and `task` are None where they cannot be read, or are not such as may be shown.
+    `id` and `task` are None where they cannot be read, or are not valid.
     """
 
     reason: Reason
@@ -53,19 +53,19 @@ class Refusal:
 
     @property
     def error(self) -> str:
-        """Return the name of the error in the ledger, and for whoever waits for the job."""
+        """Return the name of the error for the ledger and the client."""
         return "UnknownTask" if self.reason is Reason.UNKNOWN_TASK else "InvalidMessage"
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What depends on this worker: the tasks that it does, and times in seconds."""
+    """The rules that depend on this worker's settings; times are in seconds."""
 
     tasks: frozenset[str]
-    longest: float
-    """A message may ask for no longer time limit than the worker's own."""
-    ahead: float
-    """A message may not be put off for longer: Redis would hand it out again and again meanwhile."""
+    max_time_limit: float
+    """Longest time limit that a message may ask for: the worker's own."""
+    max_eta: float
+    """Furthest eta: a later one exceeds the visibility timeout, and Redis delivers the message again meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,51 +79,51 @@ class Parts:
     body: bytes
 
 
-class Unfit(Exception):
-    """The message cannot be taken."""
+class InvalidMessage(Exception):
+    """The message breaks a rule."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-def inspect(raw: bytes, rules: Rules, now: datetime) -> Refusal | None:
-    """Return why a task's message, as it lies in Redis, must be refused, or None. What is too large is not parsed."""
+def check_message(raw: bytes, rules: Rules, now: datetime) -> Rejection | None:
+    """Return why a task's message, as Redis holds it, is rejected, or None. One that is too large is not parsed."""
     envelope: Any = None
     try:
-        envelope = decoded(raw)
+        envelope = parse_envelope(raw)
         check_envelope(envelope)
         content = (envelope.get("content-type"), envelope.get("content-encoding"))
-        read(Parts(envelope["headers"], envelope["properties"], *content, body_of(envelope)), rules, now)
-    except Unfit as unfit:
-        return refusal(unfit, envelope)
-    except Exception as error:  # noqa: BLE001 - whatever a stranger makes us trip over is no message
-        return refusal(Unfit(Reason.ENVELOPE, f"it cannot be read: {type(error).__name__}"), envelope)
+        check_parts(Parts(envelope["headers"], envelope["properties"], *content, body_of(envelope)), rules, now)
+    except InvalidMessage as unfit:
+        return rejection_of(unfit, envelope)
+    except Exception as error:  # noqa: BLE001 - a message that makes this code fail is invalid
+        return rejection_of(InvalidMessage(Reason.ENVELOPE, f"it cannot be read: {type(error).__name__}"), envelope)
     return None
 
 
-def inspect_parsed(message: Any, rules: Rules, now: datetime) -> Refusal | None:
-    """Return why a message that kombu has made an object of must be refused, or None: for brokers other than Redis."""
+def check_parsed_message(message: Any, rules: Rules, now: datetime) -> Rejection | None:
+    """Return why a message that kombu has parsed is rejected, or None: for brokers other than Redis."""
     try:
         check_size(len(message.body or b""))
-        plain(message.headers, Reason.HEADERS)
+        check_plain_json(message.headers, Reason.HEADERS)
         content = (message.content_type, message.content_encoding)
-        read(Parts(message.headers, message.properties, *content, message.body), rules, now)
-    except Unfit as unfit:
-        return refusal(unfit, {"headers": message.headers})
+        check_parts(Parts(message.headers, message.properties, *content, message.body), rules, now)
+    except InvalidMessage as unfit:
+        return rejection_of(unfit, {"headers": message.headers})
     except Exception as error:  # noqa: BLE001 - as above
-        return refusal(Unfit(Reason.ENVELOPE, f"it cannot be read: {type(error).__name__}"), None)
+        return rejection_of(InvalidMessage(Reason.ENVELOPE, f"it cannot be read: {type(error).__name__}"), None)
     return None
 
 
-def refusal(unfit: Unfit, envelope: object) -> Refusal:
-    """Return the refusal, with the job's id and the task's name if they can be read and may be shown."""
+def rejection_of(unfit: InvalidMessage, envelope: object) -> Rejection:
+    """Return the rejection, with the job's id and the task's name if they can be read and are valid."""
     headers = envelope.get("headers") if isinstance(envelope, dict) else None
     named = headers if isinstance(headers, dict) else {}
     if "task" not in named and isinstance(envelope, dict):
         named = _first_protocol(envelope)
     id_, task = named.get("id"), named.get("task")
-    return Refusal(
+    return Rejection(
         unfit.reason,
         str(unfit),
         id_ if isinstance(id_, str) and JOB_ID.fullmatch(id_) else None,
@@ -131,55 +131,55 @@ def refusal(unfit: Unfit, envelope: object) -> Refusal:
     )
 
 
-def decoded(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object that a message in Redis is. Raise Unfit if it is none, or too large to be looked at."""
+def parse_envelope(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object that a message in Redis is. Raise InvalidMessage if it is too large, or is none."""
     check_size(len(raw))
     try:
         envelope = loads(raw.decode())
     except (ValueError, RecursionError, TypeError, AttributeError, ArithmeticError):
-        raise Unfit(Reason.NOT_JSON, "it is no JSON") from None
+        raise InvalidMessage(Reason.NOT_JSON, "it is no JSON") from None
     if not isinstance(envelope, dict):
-        raise Unfit(Reason.ENVELOPE, f"it is no JSON object but {_kind(envelope)}")
+        raise InvalidMessage(Reason.ENVELOPE, f"it is no JSON object but {_kind(envelope)}")
     return envelope
 
 
 def check_envelope(envelope: Mapping[str, Any]) -> None:
-    """Raise Unfit if kombu's Redis transport cannot make a message of it."""
-    plain(envelope, Reason.ENVELOPE)
+    """Raise InvalidMessage if kombu's Redis transport cannot make a message of it."""
+    check_plain_json(envelope, Reason.ENVELOPE)
     for part in ("headers", "properties"):
         if not isinstance(envelope.get(part), dict):
-            raise Unfit(Reason.ENVELOPE, f"{part}: an object is expected, not {_kind(envelope.get(part))}")
+            raise InvalidMessage(Reason.ENVELOPE, f"{part}: an object is expected, not {_kind(envelope.get(part))}")
     if envelope["headers"].get("compression"):  # kombu would unpack it at once, however large it becomes
-        raise Unfit(Reason.CONTENT, "it is compressed")
+        raise InvalidMessage(Reason.CONTENT, "it is compressed")
     body_of(envelope)
 
 
 def check_size(size: int) -> None:
-    """Raise Unfit if a message is larger than any that the contract allows."""
+    """Raise InvalidMessage if a message is larger than any that the contract allows."""
     if size > MAX_MESSAGE:
-        raise Unfit(Reason.OVERSIZE, f"it has {size} bytes, at most {MAX_MESSAGE} are accepted")
+        raise InvalidMessage(Reason.OVERSIZE, f"it has {size} bytes, at most {MAX_MESSAGE} are accepted")
 
 
 def body_of(envelope: Mapping[str, Any]) -> bytes:
-    """Return the bytes of the body. Raise Unfit if there are none."""
+    """Return the bytes of the body. Raise InvalidMessage if there are none."""
     body, encoding = envelope.get("body"), envelope["properties"].get("body_encoding")
     if not isinstance(body, str):
-        raise Unfit(Reason.BODY, f"body: text is expected, not {_kind(body)}")
+        raise InvalidMessage(Reason.BODY, f"body: text is expected, not {_kind(body)}")
     if encoding is None:
         return body.encode()
     if encoding != "base64":
-        raise Unfit(Reason.CONTENT, "properties.body_encoding: only base64 is known")
+        raise InvalidMessage(Reason.CONTENT, "properties.body_encoding: only base64 is known")
     try:
         return base64.b64decode(body.encode())
     except ValueError:
-        raise Unfit(Reason.BODY, "body: it is no base64") from None
+        raise InvalidMessage(Reason.BODY, "body: it is no base64") from None
 
 
-def read(parts: Parts, rules: Rules, now: datetime) -> None:
-    """Look at every part of a message that Celery makes a request of, in either version of its protocol.
+def check_parts(parts: Parts, rules: Rules, now: datetime) -> None:
+    """Check every part of a message that Celery makes a request of, in either version of its protocol.
 
     Raises:
-        Unfit: naming the first part that is wrong, never with its value.
+        InvalidMessage: naming the first part that is wrong, never with its value.
     """
     _check_content(parts.content_type, parts.content_encoding)
     _check_properties(parts.properties)
@@ -191,26 +191,26 @@ def read(parts: Parts, rules: Rules, now: datetime) -> None:
         fields = {"args": [], "kwargs": {}} | payload
         _check_headers(parts.headers, rules, now)
     else:
-        raise Unfit(Reason.HEADERS, "headers.task: it is missing")
+        raise InvalidMessage(Reason.HEADERS, "headers.task: it is missing")
     _check_headers(fields, rules, now)
     _check_identity(fields, rules)
 
 
-def plain(value: object, reason: Reason, depth: int = 0) -> None:
-    """Raise Unfit unless a value is plain JSON, not too deep, and all its text can be written down."""
-    if depth > _DEEPEST:
-        raise Unfit(reason, f"more than {_DEEPEST} lists or objects lie within each other")
+def check_plain_json(value: object, reason: Reason, depth: int = 0) -> None:
+    """Raise InvalidMessage unless a value is plain JSON, not too deep, and all its text can be written down."""
+    if depth > _MAX_DEPTH:
+        raise InvalidMessage(reason, f"more than {_MAX_DEPTH} levels of lists or objects")
     if isinstance(value, dict):
         for name, item in value.items():
-            plain(name, reason, depth + 1)
-            plain(item, reason, depth + 1)
+            check_plain_json(name, reason, depth + 1)
+            check_plain_json(item, reason, depth + 1)
     elif isinstance(value, list):
         for item in value:
-            plain(item, reason, depth + 1)
+            check_plain_json(item, reason, depth + 1)
     elif isinstance(value, str):
         _check_text(value, reason)
     elif value is not None and not isinstance(value, int | float):
-        raise Unfit(reason, "it holds values of Python's own, not only JSON's")
+        raise InvalidMessage(reason, "it holds values of Python's own, not only JSON's")
 
 
 def _check_text(value: str, reason: Reason) -> None:
@@ -219,51 +219,51 @@ def _check_text(value: str, reason: Reason) -> None:
     except UnicodeEncodeError:
         bad = True
     if bad:
-        raise Unfit(reason, "it holds text with NUL, or with half of a surrogate pair")
+        raise InvalidMessage(reason, "it holds text with NUL, or with half of a surrogate pair")
 
 
 def _first_protocol(envelope: dict[str, Any]) -> dict[str, Any]:
     try:
         payload = loads(body_of(envelope))
-    except Exception:  # noqa: BLE001 - it is being refused already, this only looks for its id
+    except Exception:  # noqa: BLE001 - it is being rejected already, this only reads its id
         return {}
     return payload if isinstance(payload, dict) else {}
 
 
 def _check_content(type_: object, encoding: object) -> None:
     if type_ != "application/json":
-        raise Unfit(Reason.CONTENT, "content-type: only application/json is accepted")
+        raise InvalidMessage(Reason.CONTENT, "content-type: only application/json is accepted")
     if encoding is not None and str(encoding).lower() not in {"utf-8", "utf8"}:
-        raise Unfit(Reason.CONTENT, "content-encoding: only utf-8 is accepted")
+        raise InvalidMessage(Reason.CONTENT, "content-encoding: only utf-8 is accepted")
 
 
 def _check_properties(properties: Mapping[str, Any]) -> None:
     for name in ("correlation_id", "reply_to"):
         if not _is_text_or_none(properties.get(name)):
-            raise Unfit(Reason.ENVELOPE, f"properties.{name}: short text is expected")
+            raise InvalidMessage(Reason.ENVELOPE, f"properties.{name}: short text is expected")
     priority = properties.get("priority")
     if priority is not None and not _is_count(priority, 255):
-        raise Unfit(Reason.ENVELOPE, "properties.priority: a small number is expected")
+        raise InvalidMessage(Reason.ENVELOPE, "properties.priority: a small number is expected")
 
 
 def _payload(body: bytes) -> object:
     try:
         payload = loads(body)
     except (ValueError, RecursionError, TypeError, AttributeError, ArithmeticError):
-        raise Unfit(Reason.BODY, "body: it is no JSON") from None
-    plain(payload, Reason.BODY)
+        raise InvalidMessage(Reason.BODY, "body: it is no JSON") from None
+    check_plain_json(payload, Reason.BODY)
     return payload
 
 
 def _check_body(payload: object) -> None:
     if not isinstance(payload, list) or len(payload) != len(("args", "kwargs", "embed")):
-        raise Unfit(Reason.BODY, "body: a list of arguments, keyword arguments and options is expected")
+        raise InvalidMessage(Reason.BODY, "body: a list of arguments, keyword arguments and options is expected")
     args, kwargs, embed = payload
     if not isinstance(embed, dict | None):
-        raise Unfit(Reason.BODY, f"body[2]: an object is expected, not {_kind(embed)}")
+        raise InvalidMessage(Reason.BODY, f"body[2]: an object is expected, not {_kind(embed)}")
     for name, value in {"args": args, "kwargs": kwargs, **(embed or {})}.items():
         if name not in _EMBEDDED:
-            raise Unfit(Reason.BODY, "body[2]: it has options that Celery does not know")
+            raise InvalidMessage(Reason.BODY, "body[2]: it has options that Celery does not know")
         _check(name, value, Reason.BODY)
 
 
@@ -272,31 +272,35 @@ def _check_headers(fields: Mapping[str, Any], rules: Rules, now: datetime) -> No
         if name in _FIELDS:
             _check(name, value, Reason.HEADERS)
         elif hasattr(Context, name) or name.startswith("_"):  # Celery makes every header an attribute of the request
-            raise Unfit(Reason.HEADERS, "a header has a name that Celery keeps for itself")
-    eta = _moment(fields.get("eta"))
-    if eta and eta - now > timedelta(seconds=rules.ahead):
-        raise Unfit(Reason.HEADERS, f"headers.eta: more than {rules.ahead:.0f} s ahead; send it when it is due")
-    if any(limit and limit > rules.longest for limit in fields.get("timelimit") or ()):
-        raise Unfit(Reason.HEADERS, f"headers.timelimit: at most {rules.longest:.0f} s, the worker's own limit")
+            raise InvalidMessage(Reason.HEADERS, "a header has a name that Celery keeps for itself")
+    eta = _parse_time(fields.get("eta"))
+    if eta and eta - now > timedelta(seconds=rules.max_eta):
+        raise InvalidMessage(
+            Reason.HEADERS, f"headers.eta: more than {rules.max_eta:.0f} s ahead; send it when it is due"
+        )
+    if any(limit and limit > rules.max_time_limit for limit in fields.get("timelimit") or ()):
+        raise InvalidMessage(
+            Reason.HEADERS, f"headers.timelimit: at most {rules.max_time_limit:.0f} s, the worker's own limit"
+        )
 
 
 def _check_identity(fields: Mapping[str, Any], rules: Rules) -> None:
     for name in ("task", "id"):
         if fields.get(name) is None:
-            raise Unfit(Reason.HEADERS, f"headers.{name}: it is missing")
+            raise InvalidMessage(Reason.HEADERS, f"headers.{name}: it is missing")
     if fields["task"] not in rules.tasks:
         known = ", ".join(sorted(rules.tasks & TASKS.keys()))
-        raise Unfit(Reason.UNKNOWN_TASK, f"no task is named {fields['task'][:100]!r}; this worker has {known}")
+        raise InvalidMessage(Reason.UNKNOWN_TASK, f"no task is named {fields['task'][:100]!r}; this worker has {known}")
 
 
 def _check(name: str, value: object, reason: Reason) -> None:
     fits, expected = _FIELDS[name]
     if not fits(value):
         place = "body" if reason is Reason.BODY else "headers"
-        raise Unfit(reason, f"{place}.{name}: {expected}")
+        raise InvalidMessage(reason, f"{place}.{name}: {expected}")
 
 
-def _moment(value: object) -> datetime | None:
+def _parse_time(value: object) -> datetime | None:
     """Return the time that a header names, as Celery reads it. Raise ValueError or OverflowError if it names none."""
     if not isinstance(value, str):
         return None
@@ -306,9 +310,9 @@ def _moment(value: object) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _is_moment(value: object) -> bool:
+def _is_time(value: object) -> bool:
     try:
-        return value is None or _moment(value) is not None
+        return value is None or _parse_time(value) is not None
     except (ValueError, OverflowError, TypeError):
         return False
 
@@ -323,7 +327,7 @@ def _are_limits(value: object) -> bool:
     )
 
 
-def _is_count(value: object, most: int = _MOST_RETRIES) -> bool:
+def _is_count(value: object, most: int = _MAX_RETRIES) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
@@ -340,18 +344,18 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-Fits = Callable[[object], bool]
-_TEXT: tuple[Fits, str] = (_is_text_or_none, "short printable text is expected")
-_LONG_TEXT: tuple[Fits, str] = (lambda value: isinstance(value, str | None), "text is expected")
-_TIME: tuple[Fits, str] = (_is_moment, "a time as in ISO 8601 is expected")
-_FLAG: tuple[Fits, str] = (lambda value: isinstance(value, bool | None), "true or false is expected")
-_COUNT: tuple[Fits, str] = (_is_count, f"a number from 0 to {_MOST_RETRIES} is expected")
-_NUMBER: tuple[Fits, str] = (lambda value: value is None or _is_count(value), _COUNT[1])
-_NOTHING: tuple[Fits, str] = (
+_Predicate = Callable[[object], bool]
+_TEXT: tuple[_Predicate, str] = (_is_text_or_none, "short printable text is expected")
+_LONG_TEXT: tuple[_Predicate, str] = (lambda value: isinstance(value, str | None), "text is expected")
+_TIME: tuple[_Predicate, str] = (_is_time, "a time as in ISO 8601 is expected")
+_FLAG: tuple[_Predicate, str] = (lambda value: isinstance(value, bool | None), "true or false is expected")
+_COUNT: tuple[_Predicate, str] = (_is_count, f"a number from 0 to {_MAX_RETRIES} is expected")
+_NUMBER: tuple[_Predicate, str] = (lambda value: value is None or _is_count(value), _COUNT[1])
+_NOTHING: tuple[_Predicate, str] = (
     lambda value: value in (None, [], {}),
     "this worker sends no further messages for a sender: wait for the result instead",
 )
-_FIELDS: dict[str, tuple[Fits, str]] = {
+_FIELDS: dict[str, tuple[_Predicate, str]] = {
     "id": (
         lambda value: isinstance(value, str) and JOB_ID.fullmatch(value) is not None,
         "a letter or digit, then letters, digits, '.', '_' and '-', 128 characters at most",
@@ -369,5 +373,5 @@ _FIELDS: dict[str, tuple[Fits, str]] = {
     "retries": _COUNT,
     "timelimit": (_are_limits, "two numbers of seconds above 0, or null, are expected"),
 }  # fmt: skip
-"""What Celery reads of a message by name, and what it can bear there."""
+"""The fields that Celery reads of a message by name, and the values that it can read there."""
 _EMBEDDED = {"args", "kwargs", "callbacks", "errbacks", "chain", "chord"}

@@ -1,4 +1,4 @@
-"""The messages that were set aside: the latest of them, and how many for which reason."""
+"""The rejected messages: the latest of them, and how many by reason."""
 
 import hashlib
 import json
@@ -12,19 +12,19 @@ import redis
 from celery import Celery
 from kombu.transport.redis import Channel
 
-from worker.intake.message_rules import Refusal
+from worker.intake.message_rules import Rejection
 
 LATEST = "zot-artifacts:refused"
-"""The Redis list, in the broker, of the messages that were set aside, the latest first."""
+"""The Redis list, in the broker, of the rejected messages, the latest first."""
 COUNTS = "zot-artifacts:refused:counts"
-"""The Redis hash of how many were set aside, by reason."""
+"""The Redis hash of how many were rejected, by reason."""
 KEPT = 1000
-"""How many are remembered; all are counted."""
+"""How many are kept; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
-    """A message that was set aside, without a byte of it: its size and SHA-256 tell whether one has it before oneself.
+class RejectedMessage:
+    """A rejected message, without a byte of it; its size and SHA-256 identify it.
 
     `id` and `task` are None where they could not be read. The size is that of the whole message, or of its body where
     the broker is no Redis.
@@ -40,19 +40,19 @@ class SetAside:
     task: str | None
 
     @classmethod
-    def of(cls, refusal: Refusal, raw: bytes, queue: str, now: datetime) -> "SetAside":
-        """Return what is remembered of a message."""
+    def of(cls, rejection: Rejection, raw: bytes, queue: str, now: datetime) -> "RejectedMessage":
+        """Return what is kept of a message."""
         digest = hashlib.sha256(raw).hexdigest()
-        return cls(now, queue, refusal.reason, refusal.message, len(raw), digest, refusal.id, refusal.task)
+        return cls(now, queue, rejection.reason, rejection.message, len(raw), digest, rejection.id, rejection.task)
 
     @classmethod
-    def read(cls, entry: bytes) -> "SetAside":
-        """Return the message that an entry of the list is about."""
+    def read(cls, entry: bytes) -> "RejectedMessage":
+        """Return the message that an entry of the list describes."""
         fields = json.loads(entry)
         return cls(**(fields | {"at": datetime.fromisoformat(fields["at"])}))
 
     def entry(self) -> str:
-        """Return it as it stands in the list."""
+        """Return the entry of the list."""
         return json.dumps(self.document())
 
     def document(self) -> dict[str, object]:
@@ -63,36 +63,36 @@ class SetAside:
         }  # fmt: skip
 
 
-class Refused:
-    """What was set aside, as Redis keeps it."""
+class RejectedMessages:
+    """The rejected messages, as Redis keeps them."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def add(self, message: SetAside) -> None:
-        """Remember a message and count it."""
+    def add(self, message: RejectedMessage) -> None:
+        """Keep a message and count it."""
         with self._client.pipeline(transaction=True) as pipeline:
             pipeline.lpush(LATEST, message.entry())
             pipeline.ltrim(LATEST, 0, KEPT - 1)
             pipeline.hincrby(COUNTS, message.reason, 1)
             pipeline.execute()
 
-    def latest(self, limit: int = KEPT) -> list[SetAside]:
+    def latest(self, limit: int = KEPT) -> list[RejectedMessage]:
         """Return the messages, the latest first."""
-        return [SetAside.read(entry) for entry in self._client.lrange(LATEST, 0, limit - 1)]
+        return [RejectedMessage.read(entry) for entry in self._client.lrange(LATEST, 0, limit - 1)]
 
     def counts(self) -> dict[str, int]:
-        """Return how many were set aside since the broker was set up, by reason."""
+        """Return how many were rejected since the broker was set up, by reason."""
         counted = self._client.hgetall(COUNTS)
         return {reason.decode(): int(count) for reason, count in sorted(counted.items())}
 
 
 @contextmanager
-def refused_near(channel: object, app: Celery) -> Iterator[Refused | None]:
-    """Give what was set aside: in the broker, if that is Redis, else in the result backend, if that is; else None."""
+def rejected_messages(channel: object, app: Celery) -> Iterator[RejectedMessages | None]:
+    """Yield the rejected messages: in the broker if that is Redis, else in the result backend if that is, else None."""
     if isinstance(channel, Channel):
         with channel.conn_or_acquire() as client:
-            yield Refused(client)
+            yield RejectedMessages(client)
         return
     client = getattr(app.backend, "client", None)
-    yield Refused(client) if isinstance(client, redis.Redis) else None  # memcached has a client too
+    yield RejectedMessages(client) if isinstance(client, redis.Redis) else None  # memcached has a client too

@@ -13,7 +13,7 @@ from worker.catalogue import JobRecord
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.storage.errors import StorageError
-from zot_artifact_client.cancellation import CANCEL_FOR, CANCELLING, ask
+from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, add_requests
 from zot_artifact_client.contract import REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD, JobState
 
 logger = logging.getLogger(__name__)
@@ -27,18 +27,18 @@ _AT_ONCE = 10_000
 _WRITERS = {UPLOAD.kind, REPLICATE.kind}
 
 
-def request_end(app: Celery, ids: list[str]) -> bool:
+def request_cancel(app: Celery, ids: list[str]) -> bool:
     """Ask for the end of jobs, and have those that wait looked after now. False where no Redis keeps the results."""
     client = _redis(app)
     if client is None:
         return False
-    ask(client, ids)
+    add_requests(client, ids)
     if client.set(_CALLED, 1, ex=_CALLED_FOR, nx=True):
         app.send_task(SWEEP_RECOVER.name, queue=SWEEP_RECOVER.queue.value, expires=_CALLED_FOR, ignore_result=True)
     return True
 
 
-def end_waiting(context: Context, app: Celery, clean_up: CleanUp) -> int:
+def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int:
     """End all jobs that are to end and that nobody is at work on; return how many.
 
     `clean_up` does for a job's request what its task does at its end.
@@ -48,11 +48,11 @@ def end_waiting(context: Context, app: Celery, clean_up: CleanUp) -> int:
         return 0
     try:
         client.delete(_CALLED)  # first: whoever asks from now on calls again
-        client.zremrangebyscore(CANCELLING, "-inf", clock.now().timestamp() - CANCEL_FOR)
-        ids = [id_.decode() for id_ in client.zrange(CANCELLING, 0, _AT_ONCE - 1)]
+        client.zremrangebyscore(CANCEL_REQUESTS, "-inf", clock.now().timestamp() - CANCEL_TTL)
+        ids = [id_.decode() for id_ in client.zrange(CANCEL_REQUESTS, 0, _AT_ONCE - 1)]
         ended = 0
         for id_ in ids:
-            if client.zscore(CANCELLING, id_) is None:
+            if client.zscore(CANCEL_REQUESTS, id_) is None:
                 continue  # somebody has thought better of it since
             record = _end(context, app, id_)
             if record is not None:
@@ -60,7 +60,7 @@ def end_waiting(context: Context, app: Celery, clean_up: CleanUp) -> int:
                 _tell(app, record)
                 ended += 1
             if record is not None or _has_ended(context, id_):
-                client.zrem(CANCELLING, id_)
+                client.zrem(CANCEL_REQUESTS, id_)
     except redis.RedisError as error:
         logger.warning("cancelled jobs are not looked after for now: Redis: %s", type(error).__name__)
         return 0

@@ -15,7 +15,7 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from zot_artifact_client.contract import Queue
-from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, another, push
+from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
                 pipeline.zrem(order, id_)
             else:
                 pipeline.zadd(order, {id_: time.time()})
-                pipeline.lpush(queue, another(message.decode()))
+                pipeline.lpush(queue, with_new_delivery_tag(message.decode()))
                 logger.warning("job %s: its message was lost, or is with a worker that does not begin: sent again", id_)
                 sent += 1
             pipeline.execute()

@@ -9,7 +9,7 @@ from celery.utils.functional import maybe_list
 from celery.worker import control, state
 from kombu.exceptions import OperationalError
 
-from worker.jobs.cancellation import request_end
+from worker.jobs.cancellation import request_cancel
 from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
 from zot_artifact_client.contract import JOB_ID
@@ -70,7 +70,7 @@ def revoke(worker: Any, task_id: Any, terminate: bool = False, **_: Any) -> dict
     """
     ids = [id_ for id_ in maybe_list(task_id) or [] if isinstance(id_, str) and JOB_ID.fullmatch(id_)]
     try:
-        if not request_end(worker.app, ids):
+        if not request_cancel(worker.app, ids):
             state.revoked.update(ids)  # no Redis keeps the results: all that can be done
     except (redis.RedisError, OperationalError, OSError) as error:
         return {"error": f"the jobs cannot be cancelled for now: {type(error).__name__}"}

@@ -24,7 +24,7 @@ return 1
 """
 
 
-class _InOneTrip:
+class _AtomicStore:
     """What a result backend in Redis does otherwise than Celery's; mixed into both kinds that Celery has."""
 
     def _store_result(
@@ -42,15 +42,15 @@ class _InOneTrip:
         return self.client.register_script(_KEEP)  # type: ignore[attr-defined]
 
 
-class Redis(_InOneTrip, redis.RedisBackend):
+class Redis(_AtomicStore, redis.RedisBackend):
     """Results in Redis."""
 
 
-class Sentinel(_InOneTrip, redis.SentinelBackend):
+class Sentinel(_AtomicStore, redis.SentinelBackend):
     """Results in Redis behind Sentinel."""
 
 
-def keep_in_one_trip(app: Celery) -> None:
+def use_atomic_result_backend(app: Celery) -> None:
     """Let an application keep its results so, wherever its URL says that they are."""
     redis_, sentinel = f"{__name__}:Redis", f"{__name__}:Sentinel"
     app.loader.override_backends = {"redis": redis_, "rediss": redis_, "sentinel": sentinel}

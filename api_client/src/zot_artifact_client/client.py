@@ -38,16 +38,16 @@ from zot_artifact_client.errors import ClientError, InvalidRequest
 from zot_artifact_client.job import Job
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.publisher import Publisher
-from zot_artifact_client.result_backend import CeleryOutcomes
+from zot_artifact_client.result_backend import CeleryResultBackend
 
-JOBS = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
+IDEMPOTENCY_NAMESPACE = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
 """The namespace of ids that are made from idempotency keys; another one would be another job for the same key."""
 
-_AROUND = 16 * 1024
+_ENVELOPE_SIZE = 16 * 1024
 """Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields for people."""
 
 
-AT_ONCE = 500
+PIPELINE_SIZE = 500
 """Jobs that are sent in one round trip: some hundred kilobytes."""
 _BY_REQUEST: dict[type[Message], TaskSpec[Any, Any]] = {spec.request: spec for spec in TASKS.values()}
 
@@ -239,7 +239,7 @@ class ArtifactClient(Artifacts):
             raise ClientError(msg)
         self._broker = broker_url
         self._publisher = Publisher(broker_url)
-        self._outcomes = CeleryOutcomes(result_url or broker_url, self._publisher.revoke)
+        self._results = CeleryResultBackend(result_url or broker_url, self._publisher.revoke)
         self._closed = False
 
     def submit(
@@ -253,16 +253,16 @@ class ArtifactClient(Artifacts):
         self._check_open()
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
         self._publisher.send(spec, chosen, payload_of(spec, request))
-        return Job(chosen, spec, outcomes=self._outcomes)
+        return Job(chosen, spec, results=self._results)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
         self._check_open()
         jobs: list[Job[Any]] = []
         waiting: list[Outgoing] = []
         for chosen, spec, request in choose_ids(requests, idempotency_key):
-            jobs.append(Job(chosen, spec, outcomes=self._outcomes))
+            jobs.append(Job(chosen, spec, results=self._results))
             waiting.append(Outgoing(spec.name, chosen, spec.queue.value, payload_of(spec, request)))
-            if len(waiting) >= AT_ONCE:
+            if len(waiting) >= PIPELINE_SIZE:
                 self._publisher.send_all(waiting)
                 waiting = []
         if waiting:
@@ -274,12 +274,12 @@ class ArtifactClient(Artifacts):
     @overload
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        return Job(check_id(job_id), spec_of(kind), outcomes=self._outcomes)
+        return Job(check_id(job_id), spec_of(kind), results=self._results)
 
     def close(self) -> None:
         self._closed = True
         self._publisher.close()
-        self._outcomes.close()
+        self._results.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -303,7 +303,7 @@ def choose_id(spec: TaskSpec[Any, Any], *, idempotency_key: str | None = None, j
     if not idempotency_key:
         msg = f"{spec.kind}: idempotency_key is empty"
         raise InvalidRequest(msg)
-    return str(uuid5(JOBS, f"{spec.kind}:{idempotency_key}"))
+    return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{spec.kind}:{idempotency_key}"))
 
 
 def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, object]:
@@ -313,7 +313,7 @@ def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, ob
         InvalidRequest: the message would be larger than a worker takes in.
     """
     payload = request.payload()
-    size = _AROUND + len(json.dumps(payload)) * 4 // 3  # the body is base64
+    size = _ENVELOPE_SIZE + len(json.dumps(payload)) * 4 // 3  # the body is base64
     if size > MAX_MESSAGE:
         msg = f"{spec.kind}: the message would have {size} bytes, at most {MAX_MESSAGE} are accepted"
         raise InvalidRequest(msg)

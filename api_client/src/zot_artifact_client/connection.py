@@ -21,7 +21,7 @@ _UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.
 
 
-def application(backend: str, **settings: Any) -> Celery:
+def celery_app(backend: str, **settings: Any) -> Celery:
     """Return a Celery application that leaves the service's own one, and its environment, out of it.
 
     `backend` goes in as `backend_cls`, because CELERY_RESULT_BACKEND, where a service has it set for itself, wins over
@@ -55,7 +55,7 @@ def _bare(url: str) -> str:
 
 
 @contextmanager
-def reaching(what: str, url: str) -> Iterator[None]:
+def broker_errors(what: str, url: str) -> Iterator[None]:
     """Turn every way a connection fails into BrokerUnavailable, naming the place without its credentials."""
     try:
         yield

@@ -30,13 +30,13 @@ class Snapshot:
     task: str | None = None
 
 
-class Outcomes(Protocol):
+class ResultBackend(Protocol):
     """Where the states and results of jobs are kept."""
 
-    def look(self, job_id: str) -> Snapshot:
+    def snapshot(self, job_id: str) -> Snapshot:
         """Return what is known of a job now. Raise BrokerUnavailable."""
 
-    def await_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
+    def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         """Return the snapshot that ends a job. Raise WaitTimeout, BrokerUnavailable, and what `on_progress` raises."""
 
     def cancel(self, job_id: str) -> None:
@@ -49,7 +49,7 @@ class Job(Generic[ResultT]):
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
-    outcomes: Outcomes = field(kw_only=True, repr=False, compare=False)
+    results: ResultBackend = field(kw_only=True, repr=False, compare=False)
 
     @property
     def kind(self) -> str | None:
@@ -59,12 +59,12 @@ class Job(Generic[ResultT]):
     @property
     def state(self) -> JobState:
         """Return where the job stands. An id that is unknown, or whose result has expired, looks queued."""
-        return self.outcomes.look(self.id).state
+        return self.results.snapshot(self.id).state
 
     @property
     def progress(self) -> Progress | None:
         """Return how far a running job is, or None if it does not run or has not said."""
-        return self.outcomes.look(self.id).progress
+        return self.results.snapshot(self.id).progress
 
     @property
     def result(self) -> ResultT | None:
@@ -74,7 +74,7 @@ class Job(Generic[ResultT]):
             JobFailed, JobCancelled: it ended without success.
             BrokerUnavailable: nobody can tell.
         """
-        snapshot = self.outcomes.look(self.id)
+        snapshot = self.results.snapshot(self.id)
         return self._result(snapshot) if snapshot.state.terminal else None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> ResultT:
@@ -89,14 +89,14 @@ class Job(Generic[ResultT]):
             JobFailed, JobCancelled: it ended without success.
             BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
         """
-        return self._result(self.outcomes.await_end(self.id, timeout, on_progress))
+        return self._result(self.results.wait_for_end(self.id, timeout, on_progress))
 
     def cancel(self) -> None:
         """Ask for the end of the job: at once if it is queued, at its next piece if it runs, never if it has ended.
 
         Returns before that has happened; `wait` raises JobCancelled when it has.
         """
-        self.outcomes.cancel(self.id)
+        self.results.cancel(self.id)
 
     def _result(self, snapshot: Snapshot) -> ResultT:
         if snapshot.error is not None:

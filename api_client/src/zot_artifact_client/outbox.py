@@ -76,7 +76,7 @@ def envelope(app: Celery, job: Outgoing) -> str:
     )
 
 
-def another(message: str) -> str:
+def with_new_delivery_tag(message: str) -> str:
     """Return the same message to be sent once more: Redis knows the deliveries that are under way by their tags."""
     sent: dict[str, Any] = json.loads(message)
     sent["properties"]["delivery_tag"] = str(uuid4())

@@ -8,10 +8,10 @@ from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
     SOCKET_TIMEOUT,
-    application,
+    broker_errors,
+    celery_app,
     is_rabbitmq,
     is_redis,
-    reaching,
 )
 from zot_artifact_client.contract import TaskSpec
 from zot_artifact_client.contract.queues import queues
@@ -29,7 +29,7 @@ class Publisher:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._app = application(
+        self._app = celery_app(
             "disabled",
             task_queues=queues(),
             task_create_missing_queues=False,
@@ -49,7 +49,7 @@ class Publisher:
 
     def send_all(self, jobs: list[Outgoing]) -> None:
         """Send jobs, to Redis in one round trip and all or none. Raise BrokerUnavailable: they may have got through."""
-        with reaching("broker", self._url):
+        with broker_errors("broker", self._url):
             if is_redis(self._url):
                 self._push(jobs)
             else:
@@ -79,7 +79,7 @@ class Publisher:
 
     def revoke(self, job_id: str) -> None:
         """Tell the workers that are up to drop a job that they have not begun. Raise BrokerUnavailable."""
-        with reaching("broker", self._url), self._connections.acquire(block=True) as connection:
+        with broker_errors("broker", self._url), self._connections.acquire(block=True) as connection:
             self._app.control.revoke(job_id, connection=connection)
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
     SOCKET_TIMEOUT,
-    application,
-    reaching,
+    broker_errors,
+    celery_app,
     without_credentials,
 )
 from zot_artifact_client.contract import PROGRESS_STATE, JobState, Progress
@@ -40,13 +40,13 @@ _STATES = {
 }
 
 
-class CeleryOutcomes:
+class CeleryResultBackend:
     """States and results of jobs, as the worker's Celery application stores them."""
 
     def __init__(self, url: str, revoke: Callable[[str], None]) -> None:
         self._url = url
         self._revoke = revoke
-        self._app = application(
+        self._app = celery_app(
             url,
             redis_socket_timeout=SOCKET_TIMEOUT,
             redis_socket_connect_timeout=CONNECT_TIMEOUT,
@@ -60,18 +60,18 @@ class CeleryOutcomes:
             msg = f"{without_credentials(url)} is no result backend: {line}; give its URL as result_url"
             raise ClientError(msg) from None
 
-    def look(self, job_id: str) -> Snapshot:
-        with reaching("result backend", self._url):
+    def snapshot(self, job_id: str) -> Snapshot:
+        with broker_errors("result backend", self._url):
             return snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
 
-    def await_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
+    def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         deadline = None if timeout is None else time.monotonic() + timeout
         result = self._app.AsyncResult(job_id)  # its backend is that of this thread
-        relay = _ProgressRelay(job_id, on_progress) if on_progress and result.backend.is_async else None
+        relay = _ProgressCallback(job_id, on_progress) if on_progress and result.backend.is_async else None
         try:
             while True:
                 if self._listen(result, _next_slice(deadline), relay):
-                    snapshot = self.look(job_id)
+                    snapshot = self.snapshot(job_id)
                     if snapshot.state.terminal:
                         return snapshot
                     # Celery keeps words that nobody waited for: this end is from before the job was begun again.
@@ -88,17 +88,17 @@ class CeleryOutcomes:
         if not isinstance(backend, RedisBackend):
             msg = f"job {job_id} cannot be cancelled: that takes Redis or Valkey as the result backend"
             raise ClientError(msg)
-        with reaching("result backend", self._url):
-            cancellation.ask(backend.client, [job_id])
+        with broker_errors("result backend", self._url):
+            cancellation.add_requests(backend.client, [job_id])
         self._revoke(job_id)
 
     def forget(self, job_id: str) -> None:
         """Take away how a job ended, and the wish that it ends: it begins again. Raise BrokerUnavailable."""
         backend = self._app.backend
-        with reaching("result backend", self._url):
+        with broker_errors("result backend", self._url):
             backend.forget(job_id)
             if isinstance(backend, RedisBackend):
-                cancellation.withdraw(backend.client, job_id)
+                cancellation.withdraw_request(backend.client, job_id)
 
     def close(self) -> None:
         """Close the connections of this thread; those of other threads go with their threads."""
@@ -109,10 +109,10 @@ class CeleryOutcomes:
                 backend.client.connection_pool.disconnect()
         self._app.close()
 
-    def _listen(self, result: AsyncResult, seconds: float, relay: "_ProgressRelay | None") -> bool:
+    def _listen(self, result: AsyncResult, seconds: float, relay: "_ProgressCallback | None") -> bool:
         """Return whether the job has ended, after at most this many seconds of waiting for the word of it."""
         try:
-            with reaching("result backend", self._url):
+            with broker_errors("result backend", self._url):
                 if relay is not None:  # Celery passes on only what comes later, and a job may have nothing more to say
                     result.backend.add_pending_result(result)  # listens from here on, so nothing falls in between
                     relay(result.backend.get_task_meta(result.id))
@@ -127,7 +127,7 @@ class CeleryOutcomes:
         return True
 
 
-class _ProgressRelay:
+class _ProgressCallback:
     """Passes on the progress of one job among the messages of all, and keeps what the receiver raises."""
 
     def __init__(self, job_id: str, receiver: OnProgress) -> None:

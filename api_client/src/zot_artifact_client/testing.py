@@ -54,7 +54,7 @@ class InMemoryArtifactClient(Artifacts):
             self._queued[chosen] = (spec, request)
             if not self.paused:
                 self.resume()
-        return Job(chosen, spec, outcomes=self)
+        return Job(chosen, spec, results=self)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
         chosen = list(choose_ids(requests, idempotency_key))
@@ -65,7 +65,7 @@ class InMemoryArtifactClient(Artifacts):
     @overload
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        return Job(check_id(job_id), spec_of(kind), outcomes=self)
+        return Job(check_id(job_id), spec_of(kind), results=self)
 
     def close(self) -> None:
         """Keep everything: there is nothing to let go of."""
@@ -100,13 +100,13 @@ class InMemoryArtifactClient(Artifacts):
         """Make a copy disappear behind everybody's back."""
         del self._worker.stores[store][bucket, key]
 
-    # Outcomes, for Job.
+    # ResultBackend, for Job.
 
-    def look(self, job_id: str) -> Snapshot:
+    def snapshot(self, job_id: str) -> Snapshot:
         return self._snapshots.get(job_id, Snapshot(JobState.QUEUED))
 
-    def await_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:  # noqa: ARG002
-        snapshot = self.look(job_id)
+    def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:  # noqa: ARG002
+        snapshot = self.snapshot(job_id)
         if not snapshot.state.terminal:  # nobody else could end it, so waiting any longer would be for ever
             msg = f"job {job_id} has not ended within {timeout} s; it goes on"
             raise WaitTimeout(msg)

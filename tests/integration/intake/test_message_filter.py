@@ -21,8 +21,8 @@ from tests.waiting import until
 from worker import cli
 from worker.cli import doctor
 from worker.intake.message_filter import Connection
-from worker.intake.message_rules import Reason, Refusal
-from worker.intake.rejected import KEPT, LATEST, Refused, SetAside
+from worker.intake.message_rules import Reason, Rejection
+from worker.intake.rejected import KEPT, LATEST, RejectedMessage, RejectedMessages
 from worker.settings import load_settings
 from zot_artifact_client.contract import VERIFY
 
@@ -55,7 +55,7 @@ def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker
     Many of them have one id: together they are one refused job.
     """
     pids = (worker.pid, worker.children())
-    before, said = Refused(broker).counts(), len(worker.log)
+    before, said = RejectedMessages(broker).counts(), len(worker.log)
     for raw, _ in HOSTILE.values():
         broker.lpush("interactive", raw)
     good = str(uuid4())
@@ -64,10 +64,10 @@ def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker
     assert ended(good).error["type"] == "NotFound"
     assert (worker.pid, worker.children()) == pids
     assert worker.running
-    kept = Refused(broker).latest(len(HOSTILE))
+    kept = RejectedMessages(broker).latest(len(HOSTILE))
     assert [message.reason for message in reversed(kept)] == [reason for _, reason in HOSTILE.values()]
     assert [message.size for message in reversed(kept)] == [len(raw) for raw, _ in HOSTILE.values()]
-    counts = Refused(broker).counts()
+    counts = RejectedMessages(broker).counts()
     assert sum(counts.values()) - sum(before.values()) == len(HOSTILE)
     until(lambda: not broker.llen("interactive") and not broker.hlen("unacked") and not broker.zcard("unacked_index"))
     assert SECRET not in worker.log
@@ -98,9 +98,9 @@ def test_a_hostile_message_cannot_take_over_the_end_of_a_job(worker, broker, cat
     broker.lpush("interactive", json.dumps(envelope(job, FIELDS)))
     first = ended(job)
     result = until(lambda: (kept := broker.get(f"celery-task-meta-{job}")) and b"NotFound" in kept and kept)
-    counted = Refused(broker).counts().get("content", 0)
+    counted = RejectedMessages(broker).counts().get("content", 0)
     broker.lpush("interactive", json.dumps(envelope(job, FIELDS) | {"content-type": "text/plain"}))
-    until(lambda: Refused(broker).counts().get("content", 0) > counted)
+    until(lambda: RejectedMessages(broker).counts().get("content", 0) > counted)
     marker = str(uuid4())
     broker.lpush("interactive", json.dumps(envelope(marker, FIELDS)))  # runs behind what records the refusal
     ended(marker)
@@ -220,12 +220,12 @@ def _answers(web: httpx.Client) -> bool:
 def test_what_was_set_aside_is_shown(worker, valkey, broker, monkeypatch, capsys):
     """`jobs --refused` lists the messages with their reasons and counts them, and doctor mentions them."""
     broker.lpush("interactive", b"[]")
-    until(lambda: (latest := Refused(broker).latest(1)) and latest[0].size == 2)
+    until(lambda: (latest := RejectedMessages(broker).latest(1)) and latest[0].size == 2)
     monkeypatch.setenv("ZOT_HOME", str(worker.home))
     monkeypatch.setenv("ZOT_BROKER", valkey.url)
     assert cli.run(["jobs", "--refused", "--limit", "1", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["counts"] == Refused(broker).counts()
+    assert shown["counts"] == RejectedMessages(broker).counts()
     [message] = shown["messages"]
     assert (message["queue"], message["reason"], message["size"]) == ("interactive", "envelope", 2)
     assert message["sha256"] == hashlib.sha256(b"[]").hexdigest()
@@ -250,13 +250,13 @@ def test_a_broker_that_is_away_is_told_in_one_line(tmp_path, monkeypatch, capsys
 
 def test_the_latest_are_remembered_and_all_are_counted(broker):
     """The list of what was set aside is bounded, whatever is sent; the counters go on."""
-    message = SetAside.of(Refusal(Reason.BODY, "body: it is no JSON"), b"x", "interactive", datetime.now(UTC))
-    before = Refused(broker).counts().get("body", 0)
+    message = RejectedMessage.of(Rejection(Reason.BODY, "body: it is no JSON"), b"x", "interactive", datetime.now(UTC))
+    before = RejectedMessages(broker).counts().get("body", 0)
     for _ in range(KEPT + 5):
-        Refused(broker).add(message)
-    assert len(Refused(broker).latest(2 * KEPT)) == KEPT
-    assert Refused(broker).counts()["body"] == before + KEPT + 5
-    assert Refused(broker).latest(1) == [message]
+        RejectedMessages(broker).add(message)
+    assert len(RejectedMessages(broker).latest(2 * KEPT)) == KEPT
+    assert RejectedMessages(broker).counts()["body"] == before + KEPT + 5
+    assert RejectedMessages(broker).latest(1) == [message]
 
 
 def test_a_refused_message_that_cannot_be_recorded_ends_nothing(worker, broker, ended):

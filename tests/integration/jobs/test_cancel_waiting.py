@@ -13,12 +13,12 @@ from tasks.sweeps.recover import recover
 from worker import clock
 from worker.catalogue import Held, Leased
 from worker.context import Context
-from worker.jobs.cancellation import request_end
+from worker.jobs.cancellation import request_cancel
 from worker.settings import Settings
 from worker.settings.sections import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import ArtifactClient, JobCancelled
-from zot_artifact_client.cancellation import CANCELLING
+from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import SWEEP_RECOVER
 from zot_artifact_client.outbox import MESSAGES
 
@@ -91,7 +91,7 @@ def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, b
     with pytest.raises(JobCancelled):
         client.job("waits").wait(5)
     assert not staged.parent.exists()
-    assert not broker.exists(CANCELLING)
+    assert not broker.exists(CANCEL_REQUESTS)
     assert recover(context, app).cancelled == 0
 
 
@@ -102,7 +102,7 @@ def test_a_job_that_no_worker_has_taken_over_ends_at_once(context, app, client, 
     assert recover(context, app).cancelled == 1
     record = context.catalogue.ledger.get(job.id)
     assert (record.state, record.request["source"]) == ("cancelled", "/in/app.tgz")
-    assert not broker.exists(MESSAGES, CANCELLING)
+    assert not broker.exists(MESSAGES, CANCEL_REQUESTS)
     broker.delete("transfer")
     assert recover(context, app).messages == 0
 
@@ -123,18 +123,18 @@ def test_an_id_that_nobody_knows_waits_for_its_message(context, app, client, bro
     """Whoever cancels a job of a plain Celery client is heard when its message comes; the wish passes after a day."""
     client.job("unknown").cancel()
     assert recover(context, app).cancelled == 0
-    assert broker.zscore(CANCELLING, "unknown")
+    assert broker.zscore(CANCEL_REQUESTS, "unknown")
     assert 0 < broker.ttl("zot-artifacts:cancel:unknown") <= 24 * 3600
-    broker.zadd(CANCELLING, {"unknown": clock.now().timestamp() - 25 * 3600})
+    broker.zadd(CANCEL_REQUESTS, {"unknown": clock.now().timestamp() - 25 * 3600})
     recover(context, app)
-    assert broker.zscore(CANCELLING, "unknown") is None
+    assert broker.zscore(CANCEL_REQUESTS, "unknown") is None
 
 
 def test_many_that_are_cancelled_call_for_one_look(context, app, broker):
     """The look is called for again only after it has begun: nobody who asks later is overlooked."""
     for id_ in ("a", "b", "c"):
-        assert request_end(app, [id_])
+        assert request_cancel(app, [id_])
     assert broker.llen(SWEEP_RECOVER.queue.value) == 1
     recover(context, app)
-    request_end(app, ["d"])
+    request_cancel(app, ["d"])
     assert broker.llen(SWEEP_RECOVER.queue.value) == 2

@@ -21,7 +21,7 @@ from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue, JobRecord
 from worker.cli import doctor
-from worker.intake.rejected import Refused
+from worker.intake.rejected import RejectedMessages
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, JobCancelled
 from zot_artifact_client import publisher as publishing
@@ -136,7 +136,7 @@ def test_a_malformed_message_is_set_aside_and_the_one_behind_it_runs(site):
         )  # fmt: skip
     site.client.upload(site.source(10), "releases", "behind", stores=["primary"]).wait(20)
     with redis.Redis.from_url(site.results) as client:
-        assert [message.queue for message in Refused(client).latest()] == ["transfer"]
+        assert [message.queue for message in RejectedMessages(client).latest()] == ["transfer"]
 
 
 def test_a_job_that_rabbitmq_takes_back_is_done_once_and_the_worker_goes_on(site):

@@ -353,7 +353,7 @@ def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
     """When a batch ends before its jobs have, their end is asked for, once; those of others are left alone."""
     laid(4)
     asked: list[list[str]] = []
-    monkeypatch.setattr(batches, "request_end", lambda _, ids: asked.append(ids) or True)
+    monkeypatch.setattr(batches, "request_cancel", lambda _, ids: asked.append(ids) or True)
     driver = drive(ALL)
     driver.step()
     driver.work(most=1)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, JobState, WaitTimeout
-from zot_artifact_client.job import Outcomes
-from zot_artifact_client.result_backend import CeleryOutcomes
+from zot_artifact_client.job import ResultBackend
+from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.testing import InMemoryArtifactClient
 
 APP = b"the bytes of app.tgz"
@@ -43,9 +43,9 @@ def test_it_has_the_surface_of_the_client() -> None:
     """Every public method of the client is there with the same signature, and its jobs keep the same promises."""
     real, twin = surface(ArtifactClient), surface(InMemoryArtifactClient)
     assert {name: twin.get(name) for name in real} == real
-    outcomes = surface(Outcomes)
-    for kept in (CeleryOutcomes, InMemoryArtifactClient):
-        assert {name: surface(kept).get(name) for name in outcomes} == outcomes
+    results = surface(ResultBackend)
+    for kept in (CeleryResultBackend, InMemoryArtifactClient):
+        assert {name: surface(kept).get(name) for name in results} == results
 
 
 def test_an_upload_goes_to_all_stores(client: InMemoryArtifactClient) -> None:

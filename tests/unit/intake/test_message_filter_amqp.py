@@ -15,7 +15,7 @@ from kombu.transport import redis as kombu_redis
 
 from tests.hostile import HOSTILE, JOB
 from worker.intake import message_filter
-from worker.intake.message_filter import RECORD
+from worker.intake.message_filter import RECORD_TASK
 from zot_artifact_client.contract import VERIFY
 
 ENVELOPES = [
@@ -55,14 +55,14 @@ def app(ended: Finished) -> Iterator[Celery]:
     )  # fmt: skip
 
     app.finalize()  # which brings the worker's own tasks, if another test has imported them
-    for name in (VERIFY.name, RECORD):
+    for name in (VERIFY.name, RECORD_TASK):
         app.tasks.pop(name, None)
 
     @app.task(shared=False, lazy=False, name=VERIFY.name)
     def verify(**_: Any) -> None:
         ended.done.set()
 
-    @app.task(shared=False, lazy=False, name=RECORD)
+    @app.task(shared=False, lazy=False, name=RECORD_TASK)
     def record(job: str, task: str, error: str, message: str) -> None:
         ended.refused.append((job, error))
 
@@ -96,7 +96,7 @@ def test_hostile_messages_neither_end_nor_block_the_worker(app, ended, caplog):
         await_good(app, ended)
         await_good(app, ended)  # behind what records the refused ones
     assert len(names) > 30
-    refused = [record.getMessage() for record in caplog.records if "refused a message in interactive" in record.message]
+    refused = [record.getMessage() for record in caplog.records if "rejected a message in interactive" in record.message]
     assert len(refused) == len(names)
     assert "hunter2" not in caplog.text
     assert {job for job, _ in ended.refused} == {JOB}
@@ -105,7 +105,7 @@ def test_hostile_messages_neither_end_nor_block_the_worker(app, ended, caplog):
 
 def test_what_celery_cannot_read_although_we_thought_so_is_set_aside(app, ended, caplog, monkeypatch):
     """A message that Celery trips over in spite of the door ends no worker either."""
-    monkeypatch.setattr(message_filter, "inspect_parsed", lambda *_: None)
+    monkeypatch.setattr(message_filter, "check_parsed_message", lambda *_: None)
     for name in ("a time limit that is text", "an empty eta", "an empty list", "no id", "no task", "an unknown task"):
         push(app, name)
     with start_worker(app, perform_ping_check=False):
@@ -127,7 +127,7 @@ def test_a_broker_that_is_away_is_no_fault_of_a_message(app, ended, monkeypatch)
         return take
 
     monkeypatch.setattr(message_filter.CeleryConsumer, "create_task_handler", broken)
-    monkeypatch.setattr(message_filter, "inspect_parsed", lambda *_: None)
+    monkeypatch.setattr(message_filter, "check_parsed_message", lambda *_: None)
     message = type("Message", (), {"channel": None})()
     with pytest.raises(ConnectionError):
         consumer.create_task_handler()(message)
@@ -146,10 +146,10 @@ def test_a_broker_that_is_away_is_no_fault_of_a_message(app, ended, monkeypatch)
 def test_every_way_to_reach_redis_has_a_door(url):
     """The door stands before Redis however its URL is written, also after the connection has failed over."""
     connection = message_filter.Connection(url)
-    assert issubclass(connection.clone().get_transport_cls().Channel, message_filter._Guarded)
+    assert issubclass(connection.clone().get_transport_cls().Channel, message_filter._Filtered)
     if connection.alt:
         connection.maybe_switch_next()
-        assert issubclass(connection.get_transport_cls().Channel, message_filter._Guarded)
+        assert issubclass(connection.get_transport_cls().Channel, message_filter._Filtered)
 
 
 def test_other_connections_of_the_process_have_none():
@@ -166,5 +166,5 @@ def test_a_channel_whose_connection_was_given_up_is_a_lost_connection() -> None:
         channel = message_filter.Channel.__new__(message_filter.Channel)
         for given_up in (None, SimpleNamespace(client=None)):
             channel.connection = given_up
-            with pytest.raises(connection.connection_errors, match="given up"), channel.conn_or_acquire():
+            with pytest.raises(connection.connection_errors, match="was closed"), channel.conn_or_acquire():
                 pass

@@ -17,19 +17,19 @@ from kombu.asynchronous.timer import Timer
 from kombu.transport.virtual import Message
 
 from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
-from worker.intake.message_rules import Rules, inspect
+from worker.intake.message_rules import Rules, check_message
 from zot_artifact_client.client import payload_of
 from zot_artifact_client.contract import MAX_MESSAGE, UPLOAD, VERIFY
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.outbox import envelope as sent
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
-RULES = Rules(frozenset({VERIFY.name}), longest=660.0, ahead=3600.0)
+RULES = Rules(frozenset({VERIFY.name}), max_time_limit=660.0, max_eta=3600.0)
 FIELDS = {"bucket": "releases", "key": "app.tgz"}
 
 
 def said(message: dict[str, Any]) -> str | None:
-    refusal = inspect(json.dumps(message).encode(), RULES, NOW)
+    refusal = check_message(json.dumps(message).encode(), RULES, NOW)
     return None if refusal is None else refusal.message
 
 
@@ -37,7 +37,7 @@ def said(message: dict[str, Any]) -> str | None:
 def test_a_hostile_message_is_refused_with_its_reason_and_none_of_its_content(name):
     """Each is refused in one line that says why and repeats nothing of what was sent."""
     raw, reason = HOSTILE[name]
-    refusal = inspect(raw, RULES, NOW)
+    refusal = check_message(raw, RULES, NOW)
     assert refusal is not None
     assert refusal.reason == reason
     assert SECRET not in repr(refusal)
@@ -47,7 +47,7 @@ def test_a_hostile_message_is_refused_with_its_reason_and_none_of_its_content(na
 @pytest.mark.parametrize("name", ["no content type", "two elements", "compressed", "version 1 with a callback"])
 def test_whoever_sent_it_can_be_told(name):
     """The id of a refused message is known wherever it can be read."""
-    refusal = inspect(HOSTILE[name][0], RULES, NOW)
+    refusal = check_message(HOSTILE[name][0], RULES, NOW)
     assert refusal is not None
     assert refusal.id == JOB
 
@@ -84,7 +84,7 @@ def test_what_celery_itself_sends_passes(protocol):
     )  # fmt: skip
     message = envelope(JOB, {}) | {"headers": made.headers, "body": encoded(made.body)}
     message["properties"] |= made.properties
-    refusal = inspect(json.dumps(message).encode(), RULES, datetime.now(UTC))
+    refusal = check_message(json.dumps(message).encode(), RULES, datetime.now(UTC))
     assert refusal is None
 
 
@@ -107,8 +107,8 @@ def test_a_message_may_wait_but_not_longer_than_redis_does():
 def test_what_is_too_large_is_not_parsed():
     """The limit holds for the whole message and is looked at first."""
     message = json.dumps(envelope(JOB, FIELDS)).encode()
-    assert inspect(message.ljust(MAX_MESSAGE), RULES, NOW) is None
-    refusal = inspect(b"x" * (MAX_MESSAGE + 1), RULES, NOW)
+    assert check_message(message.ljust(MAX_MESSAGE), RULES, NOW) is None
+    refusal = check_message(b"x" * (MAX_MESSAGE + 1), RULES, NOW)
     assert refusal is not None
     assert (refusal.reason, str(MAX_MESSAGE) in refusal.message) == ("oversize", True)
 
@@ -125,7 +125,7 @@ def test_the_largest_request_of_the_contract_fits(letter):
     request = UPLOAD.request.read(fields)
     with Celery(set_as_current=False) as app:
         message = sent(app, Outgoing(UPLOAD.name, "j" * 128, "transfer", payload_of(UPLOAD, request)))
-    assert inspect(message.encode(), Rules(frozenset({UPLOAD.name}), 660.0, 3600.0), NOW) is None
+    assert check_message(message.encode(), Rules(frozenset({UPLOAD.name}), 660.0, 3600.0), NOW) is None
 
 
 # Whatever the door lets through, Celery can bear
@@ -247,7 +247,7 @@ def test_celery_bears_whatever_passes(celery):
     @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(messages())
     def check(raw: bytes) -> None:
-        if inspect(raw, Rules(RULES.tasks, 660.0, 1e12), NOW) is None:
+        if check_message(raw, Rules(RULES.tasks, 660.0, 1e12), NOW) is None:
             take(celery, raw, passed)
 
     check()
@@ -257,5 +257,5 @@ def test_celery_bears_whatever_passes(celery):
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode(errors="surrogatepass")))
 def test_no_bytes_make_the_door_itself_fail(raw):
     """Whatever bytes lie in the queue, the door has an answer."""
-    assert inspect(raw, RULES, NOW) is not None
-    assert inspect(base64.b64encode(raw), RULES, NOW) is not None
+    assert check_message(raw, RULES, NOW) is not None
+    assert check_message(base64.b64encode(raw), RULES, NOW) is not None

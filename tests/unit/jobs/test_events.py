@@ -48,7 +48,7 @@ def test_a_lost_connection_stops_no_events(consumer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(message_filter.time, "monotonic", lambda: now[0])
     consumer.on_send_event_buffered()
     consumer.hub.timer.clear()
-    now[0] += 2 * message_filter._GATHER
+    now[0] += 2 * message_filter._EVENT_FLUSH_SECONDS
     consumer.on_send_event_buffered()
     fire(consumer.hub)
     assert consumer.event_dispatcher.flushed == 1

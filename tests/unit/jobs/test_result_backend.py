@@ -7,14 +7,14 @@ import pytest
 import redis
 from celery import Celery
 
-from worker.jobs.result_backend import keep_in_one_trip
+from worker.jobs.result_backend import use_atomic_result_backend
 
 
 @pytest.fixture
 def app(valkey):
     """Return an application that keeps its results as a worker does."""
     with Celery("test", backend=valkey.url, set_as_current=False) as made:
-        keep_in_one_trip(made)
+        use_atomic_result_backend(made)
         made.conf.result_expires = 600
         yield made
 
