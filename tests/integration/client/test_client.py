@@ -88,7 +88,7 @@ def mute() -> Iterator[int]:
 
 def release(client: ArtifactClient, job_id: str) -> None:
     """Let a held job go on."""
-    client._outcomes._app.backend.client.rpush(f"release:{job_id}", "go")
+    client._results._app.backend.client.rpush(f"release:{job_id}", "go")
 
 
 def until_running(client: ArtifactClient, job_id: str) -> Progress:

@@ -96,7 +96,9 @@ def test_hostile_messages_neither_end_nor_block_the_worker(app, ended, caplog):
         await_good(app, ended)
         await_good(app, ended)  # behind what records the refused ones
     assert len(names) > 30
-    refused = [record.getMessage() for record in caplog.records if "rejected a message in interactive" in record.message]
+    refused = [
+        record.getMessage() for record in caplog.records if "rejected a message in interactive" in record.message
+    ]
     assert len(refused) == len(names)
     assert "hunter2" not in caplog.text
     assert {job for job, _ in ended.refused} == {JOB}
