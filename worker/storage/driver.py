@@ -1,4 +1,4 @@
-"""What a backend implements: the small Protocol, its values, and the facts it states about itself.
+"""Define what a backend implements: the Driver protocols, their values and capabilities.
 
 A driver never checks keys, never decides whether bytes are right and never retries beyond its SDK's own bounded
 request retries: `Store` does the first two for all of them, Celery the last. A driver translates every error of its
@@ -21,9 +21,9 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class WriteInfo:
-    """What is known of an object before its first byte is written.
+    """What is known about an object before its first byte is written.
 
-    `size` and `sha256` are None where nobody knows them; a driver that states `needs_digest_first` always gets both.
+    `size` and `sha256` are None where they are unknown; a driver that states `needs_digest_first` always gets both.
     `storage_class` is the store's own name of a class or tier, in place of the configured one; only a driver that
     states `storage_classes` gets one.
     """
@@ -47,7 +47,7 @@ Condition = Literal["create_only"] | Match | None
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """What a store says of an object without its bytes being read. None of it proves content.
+    """What a store reports about an object without reading its bytes. None of it proves the content.
 
     `version` is the store's own tag, which changes with every write of the key (ETag, generation, inode and time).
     `sha256` is the digest that was stored beside the object, lower-case, or None; it is a claim, not evidence.
@@ -76,7 +76,7 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class StaleUpload:
-    """Something that a writer began and did not finish: a temporary file, an open multipart upload.
+    """A write that was begun and not finished: a temporary file or an open multipart upload.
 
     `token` is for the driver's own use. `since` is when it was begun.
     """
@@ -88,9 +88,9 @@ class StaleUpload:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a write in parts, as the store has it: its number from 1, its bytes, and the store's own tag of it.
+    """One part of a multipart upload as the store has it: its number (from 1), its size in bytes and the store's tag.
 
-    The tag changes when other bytes are put under the same number.
+    The tag changes when other bytes are uploaded under the same number.
     """
 
     number: int
@@ -100,11 +100,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
-    """What a store says of the parts it takes, in bytes. The last part may be smaller than `min_size`.
+    """The sizes of parts that a store accepts, in bytes. The last part may be smaller than `min_size`.
 
-    `exclusive`: any other write of the key that is completed meanwhile ends the write in parts. Who goes on with it
-    gets NotFound and starts afresh. `above`: objects up to so many bytes had better be sent whole, which takes no more
-    memory than a part.
+    `exclusive`: another write of the key that completes meanwhile ends the multipart upload; continuing it raises
+    NotFound, and a new upload must begin. `above`: objects up to this size are sent in one request, which needs no
+    more memory than a part.
     """
 
     min_size: int
@@ -195,10 +195,10 @@ class Driver(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        """Write an object whole or not at all, durably, and return its stat.
+        """Write an object atomically and durably, and return its stat.
 
-        If `body` raises, or the process dies at any point, nothing becomes visible under the key, what was there stays
-        as it was, and whatever can be cleaned up is. The caller guarantees that `info` has size and digest where the
+        If `body` raises, or the process dies at any point, nothing becomes visible under the key, the previous
+        content stays, and what can be cleaned up is. The caller guarantees that `info` has size and digest where the
         store needs them first, and that where it has parts the object is no larger than the smallest of them.
 
         Raises:
@@ -258,11 +258,11 @@ class Driver(Protocol):
     def bucket_exists(self, bucket: str) -> bool: ...
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
-        """Yield what writers left behind or are still writing, in all buckets."""
+        """Yield the unfinished uploads of all buckets, those that are still being written included."""
         ...
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
-        """Remove one left-over; return False if it has ended by itself or its writer is known to be alive."""
+        """Remove a stale upload; return False if it has ended meanwhile or its writer is known to be alive."""
         ...
 
     def check(self) -> None:
@@ -270,7 +270,7 @@ class Driver(Protocol):
         ...
 
     def advice(self) -> list[str]:
-        """Return what the owner of the store had better change there, in sentences; what cannot be seen is left out."""
+        """Return recommendations for the configuration of the store, one sentence each."""
         ...
 
     def close(self) -> None: ...
@@ -295,7 +295,7 @@ PartData = bytes | bytearray | PartFile
 
 
 class MultipartDriver(Driver, Protocol):
-    """A backend whose `capabilities.parts` is not None: it writes in parts, from several threads, and goes on later.
+    """A backend whose `capabilities.parts` is not None: several threads send a multipart upload and resume it.
 
     A token names one multipart upload to every process for as long as the store keeps it, and holds no secret. Nothing
     is visible under the key before `complete_upload`. Other writes of the same key do not disturb the upload, unless
@@ -303,16 +303,16 @@ class MultipartDriver(Driver, Protocol):
     """
 
     def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
-        """Begin a write in parts and return its token. `info` has size and digest."""
+        """Begin a multipart upload and return its token. `info` has size and digest."""
         ...
 
     def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         """Send one part; numbers start at 1, come in any order and from several threads, and may be sent again.
 
-        A part that is a file is never held in memory whole.
+        A part that is a file is never read into memory as a whole.
 
         Raises:
-            NotFound: the write is not open any more.
+            NotFound: the upload is not open any more.
         """
         ...
 
@@ -320,7 +320,7 @@ class MultipartDriver(Driver, Protocol):
         """Return the parts that the store has, by number.
 
         Raises:
-            NotFound: the write is not open any more: completed, aborted, or forgotten by the store.
+            NotFound: the upload is not open any more: completed, aborted, or forgotten by the store.
         """
         ...
 
@@ -334,12 +334,12 @@ class MultipartDriver(Driver, Protocol):
         ...
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
-        """End a write in parts and remove what it has left; one that is not open any more is no error."""
+        """Abort a multipart upload and remove its parts; an upload that is not open any more is no error."""
         ...
 
 
 class CopyDriver(Driver, Protocol):
-    """A backend whose `capabilities.realm` is not None: it copies from any store of that realm by itself."""
+    """A backend whose `capabilities.realm` is not None: it copies server-side from any store of that realm."""
 
     def location(self, bucket: str, key: str) -> Any:
         """Return what `copy_from` of another driver of this realm finds an object by."""
@@ -359,7 +359,7 @@ class CopyDriver(Driver, Protocol):
         looking whose object is there, as for `put`.
 
         Raises:
-            AlreadyExists: something lies under the key.
+            AlreadyExists: an object is under the key.
             StorageError: also where the source has another version by now; the caller finds that out.
         """
         ...

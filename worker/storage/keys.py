@@ -1,7 +1,7 @@
-"""The one grammar of bucket names and keys.
+"""Define which bucket names and keys are allowed.
 
-A key that passes here can be held, byte for byte, by every store we know, so that an artifact can always be
-replicated. The rules are the union of what the stores cannot do:
+Every backend can store a key that passes `check_key`, byte for byte, so that an artifact can always be replicated.
+The rules are the union of the limits of all backends:
 
 - a bucket is 1 to 63 ASCII letters, digits, `.`, `_` and `-`, and starts with a letter or a digit;
 - a key is UTF-8, and bucket and key with the slash between them are at most 1,024 bytes (S3, GCS and Azure);

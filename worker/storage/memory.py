@@ -1,4 +1,4 @@
-"""Objects in the memory of this process: a real store for tests, with all that the Protocol promises but durability."""
+"""Keep objects in the memory of this process: a store for tests that is everything but durable."""
 
 import itertools
 import threading
@@ -40,7 +40,7 @@ class _Held:
 
 
 class MemoryReader:
-    """The bytes of an object, or of a part of it."""
+    """The bytes of an object, or of a range of it."""
 
     def __init__(self, held: _Held, offset: int, length: int | None) -> None:
         self.stat = held.stat
@@ -52,7 +52,7 @@ class MemoryReader:
         return bytes(piece)
 
     def close(self) -> None:
-        """Nothing is held that others wait for."""
+        """Do nothing: no resource is open."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +62,7 @@ class MemoryReader:
 
 
 class MemoryDriver:
-    """A store that is gone with its process. May be used by several threads."""
+    """A store that lives as long as its process. Several threads may use it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -91,7 +91,7 @@ class MemoryDriver:
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> ObjectReader:
-        del uncached  # there is no other medium
+        del uncached  # memory has no cache in front of it
         return MemoryReader(self._held(bucket, key), offset, length)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
@@ -140,7 +140,7 @@ class MemoryDriver:
         return iter(())
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
-        del stale  # nothing is ever left: what is being written is not in the store yet
+        del stale  # an unfinished write is not in the store
         return False
 
     def check(self) -> None:
@@ -150,9 +150,9 @@ class MemoryDriver:
         return []
 
     def close(self) -> None:
-        """Keep everything: a store is still there when somebody stops using it."""
+        """Keep the objects: closing a store does not empty it."""
 
-    # How
+    # Internals
 
     def _held(self, bucket: str, key: str) -> _Held:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Find the backend of a configured store, and open the stores of one process."""
+"""Open the configured stores of one process."""
 
 import difflib
 import os

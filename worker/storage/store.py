@@ -1,4 +1,4 @@
-"""Store: what must not differ between backends, written once."""
+"""Wrap a driver in the rules that all backends share: keys, hashing, comparison, evidence."""
 
 import hashlib
 import tempfile
@@ -40,10 +40,10 @@ from worker.storage.transfer.server_copy import Between, copy_server_side
 
 
 class Store:
-    """One configured place that holds bytes, whatever backend is behind it.
+    """One configured store, whatever its backend.
 
-    Checks every bucket name and key before anything is sent, hashes every byte that passes, and compares. Names of
-    buckets may also be our own reserved ones: who lets users choose names uses `check_bucket` first.
+    Checks every bucket name and key before anything is sent, hashes every byte and compares the digests. Reserved
+    bucket names are accepted here: callers that take names from users call `check_bucket` first.
     """
 
     def __init__(self, driver: Driver, *, spool_dir: Path | None = None, memory: int = MEMORY) -> None:
@@ -53,7 +53,7 @@ class Store:
             driver: the backend.
             spool_dir: where bodies of unknown digest wait on disk for stores that need it first, and parts that are
                 too large for memory; the system's temporary directory by default.
-            memory: bytes of an object that one write holds at most.
+            memory: most bytes of an object that one write keeps in memory.
         """
         self._driver = driver
         self._memory = memory
@@ -84,9 +84,9 @@ class Store:
         on_bytes: OnBytes | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> tuple[ObjectStat, Digest]:
-        """Write an object whole or not at all and return its stat and the digest of the bytes that were sent.
+        """Write an object atomically and return its stat and the digest of the bytes that were sent.
 
-        Large objects go in parts, several at once, where the store has parts and the digest is known.
+        Large objects are sent as multipart uploads, several parts at once, where the store has them.
 
         Args:
             bucket: the logical bucket.
@@ -97,8 +97,8 @@ class Store:
             metadata: kept by stores whose capabilities say so.
             storage_class: the store's name of a class or tier, in place of the configured one.
             condition: see `Driver.put`.
-            on_bytes: told of every piece on its way to the store.
-            checkpoint: remembers confirmed parts, so that a write that was killed goes on with what is missing.
+            on_bytes: called with the number of bytes after each read of the source.
+            checkpoint: records confirmed parts, so that a killed write resumes with the missing ones.
 
         Raises:
             SizeMismatch, DigestMismatch: the source is not what was announced; nothing was written.
@@ -138,7 +138,7 @@ class Store:
             bucket: the logical bucket.
             key: the key in it.
             expected: the recorded digest; without it, the digest that the store keeps beside the object.
-            on_bytes: told of every piece read.
+            on_bytes: called with the number of bytes after each read.
 
         Raises:
             NotFound: there is no such object.
@@ -161,8 +161,8 @@ class Store:
     ) -> VerifiedReader:
         """Open `length` bytes from `offset`; a range past the end is empty.
 
-        With the object's manifest every byte is proved before it is given out, and what has rotted raises
-        DigestMismatch. Without it the reader says that the range is not `verified`: a whole digest cannot vouch for it.
+        With the object's manifest every byte is verified before it is returned, and a corrupt chunk raises
+        DigestMismatch. Without it the reader's `verified` is False: the digest of the whole proves nothing of a range.
         """
         self._check(bucket, key)
         if offset < 0 or length < 0:
@@ -184,7 +184,7 @@ class Store:
         manifest: Manifest | None = None,
         on_bytes: OnBytes | None = None,
     ) -> Verification:
-        """Read all bytes of an object and say what they are; never raises for what it finds at the store.
+        """Read all bytes of an object and return the verdict; a StorageError becomes a verdict and is not raised.
 
         Args:
             bucket: the logical bucket.
@@ -192,7 +192,7 @@ class Store:
             expected: the recorded digest; without it, the digest that the store keeps beside the object.
             manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
                 cores, and a bad one is told by its first bad chunk.
-            on_bytes: told of every piece read; what it raises passes through.
+            on_bytes: called with the number of bytes after each read; what it raises passes through.
         """
         self._check(bucket, key)
         try:
@@ -223,7 +223,7 @@ class Store:
         return self.stat_object(bucket, key).size
 
     def get_object_hash(self, bucket: str, key: str) -> str | None:
-        """Return the SHA-256 kept beside the object, or None. It is a claim; `verify_object` holds the bytes to it."""
+        """Return the SHA-256 kept beside the object, or None. It is evidence; `verify_object` proves it."""
         return self.stat_object(bucket, key).sha256
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
@@ -232,9 +232,9 @@ class Store:
         return self._driver.delete(bucket, key, condition=condition)
 
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
-        """Keep a second hold on an object's present bytes, and return the `bucket/key` under which they stay.
+        """Copy an object's present bytes to the quarantine, and return the `bucket/key` of the copy.
 
-        The object itself stays where it is, to be replaced afterwards: nothing is deleted first.
+        The object itself stays until it is replaced: nothing is deleted first.
 
         Args:
             bucket: the logical bucket.
@@ -266,10 +266,10 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         between: Between = lambda: None,
     ) -> ObjectStat | None:
-        """Have the provider copy an object of another store to here; None, and nothing done, where it has no way to.
+        """Copy an object of another store server-side; return None, with nothing done, where that is impossible.
 
-        The bytes do not pass through us, so nothing is known of them: whoever asks for a copy reads all of it before
-        relying on it. Only where nothing lies under the key: bytes that are not proved replace no others.
+        The bytes do not pass through this process, so they prove nothing: the caller verifies the copy before it
+        counts. The destination must be empty: unverified bytes replace nothing.
 
         Raises:
             StorageError: see `copy_server_side`.
@@ -301,25 +301,25 @@ class Store:
         self._driver.check()
 
     def advice(self) -> list[str]:
-        """Return what the owner of the store had better change there, a sentence each."""
+        """Return recommendations for the configuration of the store, one sentence each."""
         return self._driver.advice()
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
-        """End a write in parts that nobody will go on with, and remove its parts; one that has ended is no error."""
+        """Abort a multipart upload and remove its parts; an upload that has ended is no error."""
         cast("MultipartDriver", self._driver).abort_upload(bucket, key, token)
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
-        """Yield what writers left behind or are still writing."""
+        """Yield the unfinished uploads, those that are still being written included."""
         return self._driver.iter_stale_uploads()
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
-        """Remove one left-over; return False if it has ended by itself or its writer is alive."""
+        """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""
         return self._driver.remove_stale_upload(stale)
 
     def close(self) -> None:
         self._driver.close()
 
-    # How
+    # Internals
 
     def _check(self, bucket: str, key: str) -> None:
         check_any_bucket(bucket)
@@ -342,7 +342,7 @@ class Store:
         return MultipartWrite(driver, bucket, key, info, remembered, memory=self._memory, spool_dir=self._spool_dir)
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
-        """Refuse before gigabytes are sent what the store would refuse after them."""
+        """Check a condition before gigabytes are sent that the store would refuse afterwards."""
         if condition is None:
             return
         found = self.stat_object(bucket, key) if self.object_exists(bucket, key) else None

@@ -1,4 +1,4 @@
-"""Durations and sizes with their units, for settings."""
+"""Parse durations and sizes with their units, for settings."""
 
 import re
 from datetime import timedelta

@@ -1,1 +1,1 @@
-"""A directory as a store."""
+"""Store objects as files in a directory."""

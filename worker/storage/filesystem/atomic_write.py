@@ -1,15 +1,16 @@
-"""An object and its sidecar: two files that must never be seen wrongly paired, at whatever system call a process dies.
+"""Write an object and its sidecar so that no reader and no crash ever pairs the wrong two files.
 
-Writers hold the lock of the object; readers hold none.
+A writer holds the lock of the object; a reader needs none.
 
-- To create, the sidecar is placed first and the data after it: a sidecar without data is nothing.
-- To replace, an intent is placed first. It holds the digest of the new data and names its inode, size and time. Then
-  the data is placed, then the sidecar, then the intent goes. Each step is on the disk before the next one begins.
-- Whoever finds an intent that names the very data that is there takes the digest from it, and the sidecar's otherwise.
-- Whoever is to write first does what an intent still wants done.
+- To create an object, the sidecar is written first and the data after it: a sidecar without data means nothing.
+- To replace an object, an intent is written first: the digest of the new data, with its inode, size and time. Then the
+  data is renamed over the old data, then the sidecar is written, then the intent is removed. Each step is durable
+  before the next one begins.
+- A reader that finds an intent for the data it has opened takes the digest from the intent, otherwise from the sidecar.
+- A writer first completes an intent that a dead writer left.
 
-A reader opens the data, looks for the intent, reads the sidecar and looks whether the data is still the same. If so,
-the sidecar was its own: it is only ever changed after the data. If not, it begins again.
+A reader opens the data, reads the intent and the sidecar, and checks that the data is still the same file. If it is,
+the sidecar belongs to it, because a sidecar only changes after its data. If it is not, the reader starts again.
 """
 
 import errno
@@ -37,7 +38,7 @@ _SIDECAR_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a replacement is about to do: the data that will be there, and its digest."""
+    """What a replacement is about to do: the data that it places, and its digest."""
 
     bucket: str
     key: str
@@ -47,13 +48,13 @@ class Intent:
     sha256: str | None
 
     def names(self, found: os.stat_result) -> bool:
-        """Return whether this is the data that was to be placed."""
+        """Return whether this is the data that the replacement places."""
         return (self.inode, self.size, self.mtime_ns) == (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenObject:
-    """An object that is there: its name, its data opened, and the digest that belongs to this very data."""
+    """An open object: its file name, its data, and the digest that belongs to exactly this data."""
 
     name: str
     fd: int
@@ -62,7 +63,7 @@ class OpenObject:
 
 
 class ObjectFiles:
-    """The objects of one tree, each with its sidecar."""
+    """The data and sidecar files of the objects of one tree."""
 
     def __init__(self, store: str, tree: Tree) -> None:
         self._store = store
@@ -72,7 +73,7 @@ class ObjectFiles:
         """Open an object without a lock; the caller closes it. Raise FileNotFoundError if there is none."""
         for _ in range(_READ_TRIES):
             with self._tree.directory(path.parents) as directory:
-                found = self._look(directory, path)
+                found = self._open_once(directory, path)
             if found is not None:
                 return found
         raise Unavailable(f"{self._store}: {path} is replaced again and again while it is opened; try again later")
@@ -82,17 +83,17 @@ class ObjectFiles:
         return regular_stat(directory, _name(directory, path))
 
     def prepare(self, directory: int, path: ObjectPath) -> None:
-        """Bring an object into its one regular state before it is written; under its lock."""
+        """Complete what a dead writer left of an object, before it is written; under its lock."""
         self.settle(directory, path)
         _adopt(directory, path.leaf + SIDECAR)
         if path.plain.endswith(SIDECAR):
             _adopt(directory, path.plain)
 
     def commit(self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, *, exclusive: bool) -> None:
-        """Put a finished file in an object's path; under its lock and after `prepare`.
+        """Place a finished file as an object; under its lock and after `prepare`.
 
         Raises:
-            FileExistsError: `exclusive`, and somebody who knows no locks has put something there.
+            FileExistsError: `exclusive`, and a program that takes no locks has put a file there.
         """
         if regular_stat(directory, path.leaf) is None:
             _create(directory, path, temp, sha256, exclusive=exclusive)
@@ -100,7 +101,7 @@ class ObjectFiles:
             self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256))
 
     def remove(self, directory: int, path: ObjectPath) -> None:
-        """Remove an object, and what may be left of its sidecar; under its lock and after `prepare`."""
+        """Remove an object and its sidecar; under its lock and after `prepare`."""
         if remove(directory, path.leaf):
             os.fsync(directory)
         with suppress(IsADirectoryError):
@@ -117,7 +118,7 @@ class ObjectFiles:
                     remove(directory, path.sidecar)
 
     def settle(self, directory: int, path: ObjectPath) -> bool:
-        """Do what an intent still wants done; return False if there is none. Under the object's lock."""
+        """Complete an intent; return False if there is none. Under the object's lock."""
         with self._tree.directory_or_none(INTENTS) as intents:
             if intents is None or (intent := _read_intent(intents, path.intent)) is None:
                 return False
@@ -128,7 +129,7 @@ class ObjectFiles:
             return remove(intents, path.intent)
 
     def settle_intent(self, name: str) -> bool:
-        """Do what the intent of this name still wants done; return False if it is gone by then."""
+        """Complete the intent of this name; return False if it is gone."""
         with self._tree.directory(INTENTS) as intents:
             intent = _read_intent(intents, name)
             if intent is None:
@@ -137,7 +138,7 @@ class ObjectFiles:
             with self._tree.locked(path.lock), self._tree.directory_or_none(path.parents) as directory:
                 return remove(intents, name) if directory is None else self.settle(directory, path)
 
-    def _look(self, directory: int, path: ObjectPath) -> OpenObject | None:
+    def _open_once(self, directory: int, path: ObjectPath) -> OpenObject | None:
         name = _name(directory, path)
         try:
             fd = open_regular(directory, name)
@@ -177,7 +178,7 @@ class ObjectFiles:
             with suppress(OSError):
                 self.settle(directory, path)
             raise
-        with suppress(OSError):  # the object is there, whole and with its digest, also while the intent stays
+        with suppress(OSError):  # the object is complete, with its digest in the intent
             self.settle(directory, path)
 
 
@@ -203,10 +204,9 @@ def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None) -> None
 
 
 def _adopt(directory: int, name: str) -> None:
-    """Move an object that the original wrote under the name of a sidecar to the name it has here, with its sidecar.
+    """Move an object that the original wrote under a sidecar's name to its name in this layout, with its sidecar.
 
-    A dead writer may have left only its sidecar: that goes, because with it the next file of this name, a sidecar,
-    would be taken for an object.
+    A sidecar without data, from a dead writer, is removed: with it, the next sidecar of this name would count as data.
     """
     marker = name + SIDECAR
     if not _is_regular(directory, marker):
@@ -224,7 +224,7 @@ def _adopt(directory: int, name: str) -> None:
 
 
 def _name(directory: int, path: ObjectPath) -> str:
-    """Return the name under which an object lies, if it is there: only the original's data has a sidecar's name."""
+    """Return the file name of an object: only data of the original store has the name of a sidecar."""
     plain = path.plain
     if plain.endswith(SIDECAR) and _is_regular(directory, plain + SIDECAR) and _is_regular(directory, plain):
         return plain
@@ -241,7 +241,7 @@ def _is_regular(directory: int, name: str) -> bool:
 
 
 def _is_still(directory: int, name: str, stat: os.stat_result) -> bool:
-    """Return whether a name stands for this very file, and the file was not placed anew meanwhile."""
+    """Return whether a name still refers to this file, and the file was not placed again meanwhile."""
     try:
         found = stat_of(directory, name)
     except FileNotFoundError:
@@ -265,4 +265,4 @@ def _read_intent(intents: int, name: str) -> Intent | None:
     try:
         return None if content is None else Intent(**json.loads(content))
     except (ValueError, TypeError):
-        return None  # not ours: an intent is placed whole or not at all
+        return None  # not ours: our intents are written atomically

@@ -1,8 +1,7 @@
-"""The disk below a root: directories and files that are reached without following a link, and locks.
+"""Reach directories, files and locks below a root without following a link.
 
-Everything here raises OSError with a sentence of its own where the system's would not do, and leaves the translation to
-`translate`, once, at the driver's door. The exception is a missing root: an unmounted disk must not look like an empty
-store, so it is Unavailable and never a FileNotFoundError.
+Everything here raises OSError; the driver calls `translate` once for all of them. The exception is a missing root:
+it raises Unavailable and never FileNotFoundError, because an unmounted disk must not look like an empty store.
 """
 
 import errno
@@ -48,7 +47,7 @@ ERRORS: dict[int, type[StorageError]] = {
     errno.EMLINK: OutOfSpace,
     errno.ENOSPC: OutOfSpace,
 }
-"""What an errno means. All others mean that the disk, or the machine, is not well: Unavailable."""
+"""The error for an errno. All others are Unavailable: they are about the disk or the machine and may pass."""
 
 _WAYS_OUT: dict[type[StorageError], str] = {
     AccessDenied: "; the worker's user must be able to read and write there",
@@ -58,7 +57,7 @@ _WAYS_OUT: dict[type[StorageError], str] = {
 
 
 def translate(error: OSError, what: str) -> StorageError:
-    """Return the error that tells what happened to `what`, the store and the object, in the words of all stores."""
+    """Return the StorageError for an OSError; `what` names the store and the object."""
     if isinstance(error, StorageError):
         return error
     if error.errno == errno.ENOENT:
@@ -100,9 +99,9 @@ class Tree:
         """Return a directory, made durably on request; the caller closes it.
 
         Raises:
-            FileNotFoundError: it is not there; also with `create`, when somebody prunes it at this very moment.
-            NotADirectoryError: with `create`, a file is in the way.
-            OSError: ELOOP, a link is on the way.
+            FileNotFoundError: it is not there; also with `create`, when another process prunes it meanwhile.
+            NotADirectoryError: with `create`, a component of the path is a file.
+            OSError: ELOOP, a component of the path is a link.
         """
         fd = self._open_root()
         try:
@@ -192,7 +191,7 @@ def link(source_directory: int, source: str, directory: int, name: str) -> None:
 
 
 def stat_of(directory: int, name: str) -> os.stat_result:
-    """Return what a name stands for, without following it."""
+    """Return the stat of a name, without following a link."""
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
@@ -280,7 +279,7 @@ def _step(parent: int, path: tuple[str, ...], *, create: bool) -> int:
             raise _irregular(where) from None
         if create:
             raise NotADirectoryError(
-                errno.ENOTDIR, f"{where!r} is a file there, and a filesystem cannot hold both it and keys below it"
+                errno.ENOTDIR, f"{where!r} is a file there, and a filesystem cannot have both it and keys below it"
             ) from None
         raise FileNotFoundError(errno.ENOENT, f"{where!r} is a file") from None
 
@@ -289,7 +288,7 @@ def _checked(found: os.stat_result, name: str) -> os.stat_result:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(
             errno.EISDIR,
-            f"there are keys below {name!r}, and a filesystem cannot hold both them and a key of that name",
+            f"there are keys below {name!r}, and a filesystem cannot have both them and a key of that name",
         )
     if not stat.S_ISREG(found.st_mode):
         raise _irregular(name)

@@ -1,8 +1,8 @@
-"""Objects as files below a directory, with each object's SHA-256 beside it.
+"""Store objects as files below a directory, with each object's SHA-256 in a sidecar file.
 
-The rules are in modules of their own: names in `filesystem_layout`, the disk in `filesystem_disk`, and how an object
-and its sidecar stay one thing in `filesystem_pair`. What a disk cannot do is refused: `a` and `a/b` cannot both be
-objects, nor `a` and `a.sha256/b`. Links below the root are never followed. The root itself is never made here.
+File names are decided in `layout`, the pairing of an object and its sidecar in `atomic_write`. `a` and `a/b` cannot
+both be objects, nor `a` and `a.sha256/b`. Links below the root are never followed.
+The root itself is never created here.
 """
 
 import os
@@ -35,7 +35,7 @@ from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingRead
 _Row = TypeVar("_Row")
 
 _RACES = 100
-"""How often a step is tried again that only fails while somebody else removes the same empty directory."""
+"""Attempts at a step that fails while another process removes the same empty directory."""
 
 _CAPABILITIES = Capabilities(
     needs_digest_first=False,
@@ -49,11 +49,11 @@ _CAPABILITIES = Capabilities(
 
 
 class _Again(Exception):
-    """Something was replaced meanwhile: begin again."""
+    """A file was replaced meanwhile: start again."""
 
 
 class _NoLinks(Exception):
-    """The disk makes no hard link from here to there."""
+    """The disk makes no hard link between the two directories."""
 
 
 class FilesystemDriver:
@@ -78,7 +78,7 @@ class FilesystemDriver:
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        del info  # the body holds itself to it
+        del info  # the body checks size and digest itself
         path = ObjectPath(bucket, key)
         with self._writing(path, condition, TempFile) as (directory, temp):
             self._fill(path, temp, body)
@@ -134,7 +134,7 @@ class FilesystemDriver:
             self._stale.clear((bucket,))
         if self.bucket_exists(bucket):
             raise BucketNotEmpty(
-                f"{self._name}: bucket {bucket} is being written to, or holds files that are no objects"
+                f"{self._name}: bucket {bucket} is being written to, or contains files that are no objects"
             )
         return True
 
@@ -142,7 +142,7 @@ class FilesystemDriver:
         with self._errors(bucket), self._tree.directory_or_none((bucket,)) as directory:
             return directory is not None
 
-    # What dead writers left
+    # Stale uploads
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         return self._translated(self._stale.rows(), "looking for stale writes")
@@ -166,9 +166,9 @@ class FilesystemDriver:
         return []
 
     def close(self) -> None:
-        """Nothing is kept open between calls."""
+        """Do nothing: no file is open between calls."""
 
-    # How
+    # Internals
 
     @contextmanager
     def _errors(self, what: object) -> Iterator[None]:
@@ -198,7 +198,7 @@ class FilesystemDriver:
     def _writing(
         self, path: ObjectPath, condition: Condition, begin: Callable[[int], TempFile]
     ) -> Iterator[tuple[int, TempFile]]:
-        """Yield an object's directory, made if need be, and a new file in it; leave nothing unless it is placed."""
+        """Yield an object's directory and a new file in it; remove both unless the file is placed."""
         fresh = done = False
         try:
             with self._errors(path):
@@ -220,7 +220,7 @@ class FilesystemDriver:
             directory = -1
             try:
                 directory = self._tree.open_directory(path.parents, create=True)
-                self._make_way(directory, path)
+                self._remove_empty_directories(directory, path)
                 self._check_condition(directory, path, condition)  # again at the end, but gigabytes sooner
                 return directory, begin(directory)
             except FileNotFoundError:  # pruned since it was made
@@ -271,7 +271,7 @@ class FilesystemDriver:
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
     def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
-        """Copy byte by byte, with the digest that the source claims: rotten bytes must not get a digest that fits."""
+        """Copy the bytes with the digest that the source claims: corrupt bytes must not get a digest that matches."""
         with self._writing(path, None, TempFile) as (directory, temp):
             self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
             return self._commit(directory, path, temp, reader.stat.sha256, None)
@@ -290,8 +290,8 @@ class FilesystemDriver:
                 f"{self._name}: {path} has the version {version_of(current)}, {condition.version} was expected"
             )
 
-    def _make_way(self, directory: int, path: ObjectPath) -> None:
-        """Remove directories that have the object's names and that dead writers left; raise if they hold more."""
+    def _remove_empty_directories(self, directory: int, path: ObjectPath) -> None:
+        """Remove empty directories that dead writers left under the object's names; raise if they contain more."""
         for name in (path.leaf, path.sidecar):
             try:
                 regular_stat(directory, name)

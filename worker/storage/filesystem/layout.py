@@ -1,14 +1,14 @@
-"""Which name on a disk stands for which key: pure rules, no disk.
+"""Map keys to file names and back.
 
-The layout is the original store's, so that each reads the other's data: an object lies at `root/bucket/key`, the hex of
-its SHA-256 in the sidecar `root/bucket/key.sha256`. What the original forgot is that a key may itself end in `.sha256`:
+The layout is the original store's, so that each reads the other's data: an object is the file `root/bucket/key`, and
+the hex of its SHA-256 is in the sidecar `root/bucket/key.sha256`. A key may itself end in `.sha256`:
 
-- a key `x.sha256` lies at `x.%sha256`, a key `x.%sha256` at `x.%%sha256`, and so on, so that no object of ours ever has
-  the name of a sidecar;
+- the file of a key `x.sha256` is `x.%sha256`, that of a key `x.%sha256` is `x.%%sha256`, and so on, so that no object
+  written here has the name of a sidecar;
 - a file with the plain name `x.sha256` is a sidecar, unless it has its own sidecar `x.sha256.sha256` beside it: then
   the original wrote it as an object, and it is the key `x.sha256`. A write to it, or to `x`, moves it to its new name.
 
-Our own things are under `root/.zot/`, which is no bucket, and in names starting with `.zot-`, which no key has.
+Our own files are under `root/.zot/`, which is no bucket, and in names starting with `.zot-`, which no key has.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ObjectPath:
-    """Where an object lies, in names below the root."""
+    """The directory and file names of one object below the root."""
 
     bucket: str
     key: str
@@ -67,7 +67,7 @@ class ObjectPath:
 
     @property
     def intent(self) -> str:
-        """Return the name of the note that tells what a replacement is about to do."""
+        """Return the name of the intent of a replacement."""
         return _hashed(str(self))
 
 
@@ -88,7 +88,7 @@ def objects_in(files: Collection[str]) -> dict[str, str]:
 
 
 def orphans_in(files: Collection[str]) -> list[str]:
-    """Return the last segments of the keys whose sidecars are in a directory that holds no objects."""
+    """Return the last segments of the keys whose sidecars are in a directory without objects."""
     return [segment_of(name.removesuffix(SIDECAR)) for name in files if name.endswith(SIDECAR) and not _is_ours(name)]
 
 
@@ -102,7 +102,7 @@ def is_encodable(name: str) -> bool:
 
 
 def parse_sidecar(content: bytes) -> str | None:
-    """Return the digest that a sidecar holds, lower-case, or None if it holds something else."""
+    """Return the digest in a sidecar, lower-case, or None if its content is something else."""
     text = content.decode("ascii", errors="replace").strip().lower()
     return text if _SHA256.fullmatch(text) else None
 

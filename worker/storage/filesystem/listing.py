@@ -1,4 +1,4 @@
-"""List what lies below a bucket in the order of keys, one directory's names in memory at a time."""
+"""List the objects of a bucket in the order of their keys, with one directory's names in memory at a time."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from worker.storage.filesystem.disk import Tree, stat_of
 from worker.storage.filesystem.layout import is_encodable, objects_in
 
 _BATCH = 1000
-"""How many files are looked at while their directory is open: a listing that is put aside holds no directory."""
+"""Files whose stat is read while their directory is open: a suspended listing keeps no directory open."""
 
 
 @dataclass(frozen=True, slots=True)

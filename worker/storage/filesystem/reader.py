@@ -1,4 +1,4 @@
-"""Read a file that is open: also when it is replaced or deleted meanwhile, its bytes stay the same."""
+"""Read an open file, whose bytes stay the same when its name is replaced or deleted."""
 
 import os
 from contextlib import suppress
@@ -13,12 +13,12 @@ from worker.storage.filesystem.listing import modified_of, version_of
 
 
 def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:
-    """Return what is known of an object without reading it."""
+    """Return what is known about an object without reading it."""
     return ObjectStat(path.bucket, path.key, found.st_size, version_of(found), modified_of(found), sha256)
 
 
 class FilesystemReader:
-    """The bytes of an object, or of a part of it. Owns the file that was found."""
+    """The bytes of an object, or of a range of it. Closes the file of the object that was found."""
 
     def __init__(
         self,

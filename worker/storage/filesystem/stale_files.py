@@ -1,4 +1,4 @@
-"""What dead writers left: temporary files, notes on replacements, sidecars without data, empty directories."""
+"""Find and remove what dead writers left: temporary files, intents, sidecars without data, empty directories."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,7 +15,7 @@ from worker.storage.keys import check_any_bucket
 
 
 class StaleFiles:
-    """What is in a tree and belongs to no object."""
+    """The files of a tree that belong to no object."""
 
     def __init__(self, store: str, tree: Tree, files: ObjectFiles, listing: Listing) -> None:
         self._store = store
@@ -24,13 +24,13 @@ class StaleFiles:
         self._listing = listing
 
     def rows(self) -> Iterator[StaleUpload]:
-        """Yield what writers left behind or are still writing."""
+        """Yield temporary files and intents, those of living writers included."""
         _, directories = self._tree.scan(())
         for name in filter(_is_ours, directories):
             yield from self._below((name,))
 
     def discard(self, token: tuple[str, ...]) -> bool:
-        """Remove one of them, or do what it still wants done; return False if it is gone or its writer lives."""
+        """Remove a temporary file or complete an intent; return False if it is gone or its writer is alive."""
         path, name = token[:-1], token[-1]
         if not name.startswith(TEMP):
             return self._files.settle_intent(name)
@@ -40,7 +40,7 @@ class StaleFiles:
         return removed
 
     def clear(self, path: tuple[str, ...]) -> None:
-        """Remove a directory with all that dead writers left in it, as far as there is nothing else in it."""
+        """Remove a directory and what dead writers left in it, unless it contains an object."""
         if next(self._listing.rows(path[0], "".join(f"{name}/" for name in path[1:]), ""), None) is not None:
             return
         for stale in self._below(path):
@@ -64,14 +64,14 @@ class StaleFiles:
                     continue
                 with suppress(FileNotFoundError):
                     since = datetime.fromtimestamp(stat_of(directory, name).st_ctime, UTC)
-                    what = "temporary file" if name.startswith(TEMP) else "note on a replacement"
+                    what = "temporary file" if name.startswith(TEMP) else "intent of a replacement"
                     where = "/".join((*path, name))
                     found.append(StaleUpload(f"{self._store}: {what} {where}", since, (*path, name)))
         return found
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether a directory below the root is a bucket or our own; a disk may have others, as `lost+found`."""
+    """Return whether a directory below the root is a bucket or our own; a disk has others, such as `lost+found`."""
     try:
         return name == OWN or bool(check_any_bucket(name))
     except InvalidKey:

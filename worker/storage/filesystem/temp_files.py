@@ -1,4 +1,4 @@
-"""Files that are written where they will lie and that nobody sees before they are placed."""
+"""Write temporary files in the directory of their object, and place them under its name when they are complete."""
 
 import errno
 import fcntl
@@ -14,10 +14,10 @@ _TRIES = 10
 
 
 class TempFile:
-    """A file that nobody sees yet: named uniquely, locked while its writer lives, gone when it is closed unplaced."""
+    """A hidden file, locked while its writer is alive, and removed when it is closed before it is placed."""
 
     def __init__(self, directory: int) -> None:
-        """Make an empty one in a directory that stays open as long as this is."""
+        """Create an empty file in a directory that the caller keeps open meanwhile."""
         self._directory = directory
         self._name, self._fd = _unique(directory)
         self._written = 0
@@ -36,10 +36,10 @@ class TempFile:
             rest = rest[count:]
 
     def finish(self) -> None:
-        """Make what was written durable.
+        """Make the written bytes durable.
 
-        The time is set to the clock's nanosecond: the kernel's own moves in steps of some milliseconds, and with a
-        reused inode two versions could bear the same tag.
+        The modification time is set to the nanosecond: the kernel's own advances in steps of some milliseconds, and
+        with a reused inode two versions could get the same version tag.
         """
         now = time.time_ns()
         os.utime(self._fd, ns=(now, now))
@@ -58,17 +58,17 @@ class TempFile:
         except OSError as error:
             if not is_link_refusal(error):
                 raise
-            self.rename(name)  # no links here: only we write here, under a lock, and nothing had this name
+            self.rename(name)  # no hard links here; the lock is held, and nothing had this name
 
     def close(self) -> None:
-        """Let go of the file, and remove it unless it was placed."""
+        """Close the file, and remove it unless it was placed."""
         with suppress(OSError):  # what cannot be removed now is found by `iter_stale_uploads` later
             remove(self._directory, self._name)
         os.close(self._fd)
 
 
 class LinkedTempFile(TempFile):
-    """A second name for a file that exists, not seen by anybody yet."""
+    """A hidden second name of an existing file."""
 
     def __init__(self, directory: int, source: int, source_directory: int, source_name: str) -> None:
         """Link to the very file that is open as `source`.
@@ -91,7 +91,7 @@ class LinkedTempFile(TempFile):
 
 
 def write_small(directory: int, name: str, content: bytes) -> None:
-    """Write a small file whole or not at all, over whatever has this name. The directory is not yet synced."""
+    """Write a small file atomically, replacing what has this name. The directory is not synced."""
     temp = TempFile(directory)
     try:
         temp.write(content)
@@ -102,7 +102,7 @@ def write_small(directory: int, name: str, content: bytes) -> None:
 
 
 def remove_dead(directory: int, name: str) -> bool:
-    """Remove a temporary file; return False if it is gone, or its writer lives."""
+    """Remove a temporary file; return False if it is gone or its writer is alive."""
     try:
         fd = open_regular(directory, name)
     except FileNotFoundError:
@@ -132,5 +132,5 @@ def _unique(directory: int) -> tuple[str, int]:
             os.close(fd)
             remove(directory, name)
             raise
-        os.close(fd)  # somebody took it for a dead writer's before it was locked
+        os.close(fd)  # cleanup removed it as stale before it was locked
     raise OSError(errno.EBUSY, "temporary files disappear as soon as they are made")

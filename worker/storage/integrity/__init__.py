@@ -1,1 +1,1 @@
-"""SHA-256: readers that verify, manifests of chunk digests, and verdicts."""
+"""Verify bytes by SHA-256: verifying readers, manifests of chunk digests, verdicts."""

@@ -1,4 +1,4 @@
-"""Prove an object, or a part of it, chunk by chunk against its manifest."""
+"""Verify an object, or a range of it, chunk by chunk against its manifest."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from worker.storage.transfer.resumable_read import ResumableReader, check_same, 
 
 CORES = min(4, os.cpu_count() or 1)
 MIN_PARALLEL_CHUNKS = 4
-"""Chunks from which on several cores are worth their threads."""
+"""Objects with fewer chunks are read by one thread: starting a pool would cost more than it saves."""
 
 
 def first_bad_chunk(driver: Driver, stat: ObjectStat, manifest: Manifest, on_bytes: OnBytes | None) -> Chunk | None:
-    """Read all bytes on several cores, past this machine's caches; return the first chunk that does not match, or None.
+    """Read all bytes on several cores, bypassing caches; return the first chunk that does not match, or None.
 
     The caller guarantees that the object has the manifest's size.
     """
@@ -42,9 +42,9 @@ def first_bad_chunk(driver: Driver, stat: ObjectStat, manifest: Manifest, on_byt
 
 
 class VerifiedRange:
-    """A range of an object whose every byte was held against the manifest before it is given out.
+    """A range of an object whose every byte is compared with the manifest before it is returned.
 
-    Whole chunks are read, so up to a chunk more at either end than was asked for; one chunk is held in memory.
+    Whole chunks are read, so up to one chunk more at either end of the range; one chunk is in memory at a time.
     """
 
     verified = True
@@ -62,10 +62,10 @@ class VerifiedRange:
         return self._stat
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes that are proved to be right.
+        """Return at most `size` verified bytes.
 
         Raises:
-            DigestMismatch: the chunk that they lie in has rotted.
+            DigestMismatch: the chunk that contains them is corrupt.
         """
         if not self._proved and (chunk := next(self._chunks, None)):
             self._proved = memoryview(self._prove(chunk))[

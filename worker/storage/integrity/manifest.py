@@ -1,7 +1,7 @@
-"""Chunk manifests: a SHA-256 for every 16 MiB beside the digest of the whole, so that a part can be proved by itself.
+"""Compute chunk manifests: a SHA-256 for every 16 MiB, so that a range can be verified without the whole.
 
-A manifest is made in the same pass over the same bytes as the whole digest, and stands for it from then on: bytes that
-match every chunk are the bytes that were recorded.
+A manifest is computed in the same pass over the same bytes as the digest of the whole, so that bytes that match every
+chunk are the recorded bytes.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One chunk of an object: where it lies, in bytes, and its SHA-256 in hex."""
+    """One chunk of an object: its offset and size in bytes, and its SHA-256 in hex."""
 
     number: int
     offset: int
@@ -50,7 +50,7 @@ class Manifest:
         return Chunk(number, offset, min(self.chunk_size, self.size - offset), raw.hex())
 
     def covering(self, offset: int, length: int) -> Iterator[Chunk]:
-        """Yield the chunks that hold `length` bytes from `offset`, in their order."""
+        """Yield the chunks that contain `length` bytes from `offset`, in order."""
         end = min(offset + length, self.size)
         if offset >= end:
             return

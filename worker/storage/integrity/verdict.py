@@ -1,4 +1,4 @@
-"""What reading a copy has shown, and how that is judged."""
+"""Judge what reading a copy has shown."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader, 
 
 
 class Verdict(StrEnum):
-    """What a look at one copy has shown. Only `verified` is good news."""
+    """The result of reading one copy. Only `verified` means that the copy is good."""
 
     VERIFIED = "verified"
     """All bytes were read and match the recorded digest."""
@@ -21,12 +21,12 @@ class Verdict(StrEnum):
     UNREADABLE = "unreadable"
     """The object could not be read to its end: this says nothing about its bytes."""
     UNVERIFIABLE = "unverifiable"
-    """There is no digest to hold the bytes against."""
+    """No digest is recorded to compare the bytes with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The outcome of one full read: the verdict, and what was seen on the way to it."""
+    """The outcome of one full read: the verdict and what it is based on."""
 
     verdict: Verdict
     expected: Digest | None = None
@@ -37,12 +37,12 @@ class Verification:
 
 
 def stored_digest(stat: ObjectStat) -> Digest | None:
-    """Return the digest that the store keeps beside an object, if it keeps one."""
+    """Return the digest that the store keeps with an object, if there is one."""
     return Digest(stat.size, stat.sha256) if stat.sha256 else None
 
 
 def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | None) -> Verification:
-    """Read an object to its end and say what it is; what the reader raises passes through."""
+    """Read an object to its end and return the verdict; what the reader raises passes through."""
     stat = reader.stat
     if expected is None:
         return Verification(Verdict.UNVERIFIABLE, size=stat.size, version=stat.version, detail="no digest is recorded")
@@ -59,6 +59,6 @@ def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | Non
 
 
 def size_mismatch(stat: ObjectStat, expected: Digest) -> Verification:
-    """Say of an object that it has not the recorded size, without reading it."""
+    """Return the verdict on an object whose size is not the recorded one, without reading it."""
     detail = f"the object has {stat.size} bytes, recorded are {expected.size}"
     return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)

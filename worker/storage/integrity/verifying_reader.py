@@ -1,4 +1,4 @@
-"""Readers that hash what passes through them and refuse, at its end, what is not what was announced."""
+"""Hash bytes as they are read, and raise at the end when they are not the announced ones."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ BUFFER_SIZE = 1 << 20
 
 
 class Readable(Protocol):
-    """Bytes that are read in pieces, once."""
+    """Bytes that are read once, piece by piece."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 OnBytes = Callable[[int], None]
-"""Told of every piece read, in bytes. What it raises ends the transfer; nothing becomes visible."""
+"""Called with the number of bytes after each read. What it raises ends the transfer; nothing becomes visible."""
 
 
 class _Sha256:
@@ -56,7 +56,7 @@ class _Sha256:
 class VerifyingReader:
     """Pass bytes on while hashing them; raise at the end unless they have the announced size and SHA-256.
 
-    Put in front of every commit: whoever reads to the end either saw the right bytes or an exception.
+    Every commit reads through it: a reader that reaches the end has read the right bytes, or got an exception.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class VerifyingReader:
 class VerifiedReader:
     """An object's bytes, which raise at their end when they are not what was recorded.
 
-    A context manager. `verified` tells whether a digest is known to hold the bytes against.
+    A context manager. `verified` tells whether a digest is known to compare the bytes with.
     """
 
     def __init__(self, reader: ObjectReader, body: VerifyingReader, *, verified: bool) -> None:

@@ -1,1 +1,1 @@
-"""How large objects move: multipart upload, resumable read, server-side copy."""
+"""Move large objects: multipart upload, resumable read, server-side copy."""

@@ -1,8 +1,8 @@
-"""Send large bodies a piece at a time, so that a slow line is told from a dead one.
+"""Send large bodies in small pieces, so that a slow connection is not taken for a dead one.
 
 A socket's timeout is for one whole call: sending a part of 16 MiB in one would have to be done within the timeout for
 connecting, five seconds, which a line that two parts share cannot do below some 40 Mbit/s, however often it is tried.
-A piece that takes so long means that nobody takes the bytes any more.
+A piece of 128 KiB that takes that long means that the peer reads no more bytes.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from worker.storage.transfer.parts import pieces_of
 PIECE = 128 * 1024
 """Bytes."""
 CONNECTIONS = 32
-"""More than two transfers, with two parts under way in each, and what they read ahead use at once."""
+"""Pooled connections: more than two transfers, with two parts in flight each, and their read-ahead use at once."""
 
 
 class ChunkedBody:
-    """A body of known length that HTTP libraries iterate over, as often as they send it."""
+    """A body of known length that HTTP libraries iterate over each time they send it."""
 
     def __init__(self, *sources: PartData | memoryview) -> None:
         self._sources = sources
@@ -35,7 +35,7 @@ class ChunkedBody:
             yield from cast("Iterator[bytes]", pieces_of(source, PIECE))  # requests' stubs do not know of memoryviews
 
     def seek(self, _offset: int, /) -> None:
-        """Do nothing: it begins anew whenever it is sent. The SDK for S3 asks for this before it tries again."""
+        """Do nothing: each iteration starts at the beginning. The SDK for S3 calls this before a retry."""
 
 
 class _Adapter(HTTPAdapter):
@@ -45,12 +45,12 @@ class _Adapter(HTTPAdapter):
 
 
 def mount_chunked_body(session: requests.Session, retries: Retry | int = 0) -> None:
-    """Have a session send bytes in pieces, whatever makes its requests."""
+    """Make a session send bodies in pieces."""
     adapter = _Adapter(pool_connections=4, pool_maxsize=CONNECTIONS, max_retries=retries)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
 
 
 def as_chunked_body(body: Any) -> Any:
-    """Return a body as what is sent piece by piece, if it is bytes and more than one piece."""
+    """Return a body as a ChunkedBody if it is bytes and longer than one piece."""
     return ChunkedBody(body) if isinstance(body, bytes | bytearray | memoryview) and len(body) > PIECE else body

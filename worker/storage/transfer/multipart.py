@@ -1,4 +1,4 @@
-"""Write a large object in parts: several at once, within a fixed memory, and gone on with after a kill."""
+"""Write a large object as a multipart upload: parallel, within fixed memory, resumed after a kill."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from worker.storage.errors import NotFound, StorageError, Unavailable
 from worker.storage.transfer.parts import next_part, plan_parts, spool_part
 
 MEMORY = 64 * 1024 * 1024
-"""Bytes of parts that one transfer holds at most, the one that is being read included."""
+"""Most bytes of parts in memory per transfer, including the part that is being read."""
 PARALLEL_PARTS = 2
-"""Parts under way: no more than that are sent again after a kill."""
+"""Parts in flight: no more than these are sent again after a kill."""
 STREAMED = 16 * 1024 * 1024
-"""Bytes that a driver holds at most of a part that it reads from a file."""
+"""Most bytes in memory of a part that a driver reads from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class UploadPlan:
     """How parts are sent.
 
     Attributes:
-        at_once: how many are under way.
+        at_once: how many are in flight.
         spooled: they wait on the disk and not in memory.
-        held: bytes of them that are in memory at most.
+        held: most bytes of them that are in memory.
     """
 
     at_once: int
@@ -37,7 +37,7 @@ class UploadPlan:
 
 
 def plan_upload(part_size: int, memory: int = MEMORY) -> UploadPlan:
-    """Return how to send parts of this size within this memory: from the disk where not even two of them fit."""
+    """Return how to send parts of this size within this memory: from the disk where fewer than two of them fit."""
     at_once = min(PARALLEL_PARTS, memory // part_size - 1)
     if at_once < 1:
         return UploadPlan(PARALLEL_PARTS, spooled=True, held=PARALLEL_PARTS * STREAMED)
@@ -54,7 +54,7 @@ class SentPart:
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A write in parts that was begun before: its token, the size of its parts, and those that were confirmed."""
+    """An unfinished multipart upload: its token, the size of its parts in bytes, and the confirmed parts."""
 
     token: str
     part_size: int
@@ -62,31 +62,31 @@ class OpenUpload:
 
 
 class Checkpoint(Protocol):
-    """Remembers how far a write in parts has come, so that another process can go on with it."""
+    """Records the progress of a multipart upload, so that another process can resume it."""
 
     def resume(self) -> OpenUpload | None:
-        """Return the write that was begun before and not ended."""
+        """Return the unfinished upload, if there is one."""
         ...
 
     def begun(self, token: str, part_size: int) -> None:
-        """Remember a write that has just been begun."""
+        """Record an upload that has just been begun."""
         ...
 
     def sent(self, part: SentPart) -> None:
-        """Remember a part that the store has confirmed. Called from several threads."""
+        """Record a part that the store has confirmed. Called from several threads."""
         ...
 
     def ended(self) -> None:
-        """Forget the write: it has been completed or aborted."""
+        """Forget the upload: it has been completed or aborted."""
         ...
 
     def worth_keeping(self, error: BaseException) -> bool:
-        """Return whether somebody will go on with the write after this failure."""
+        """Return whether the upload will be resumed after this failure."""
         ...
 
 
 class NoCheckpoint:
-    """The checkpoint of a write that nobody will go on with: it is aborted whatever goes wrong."""
+    """The checkpoint of an upload that is never resumed: it is aborted on every failure."""
 
     def resume(self) -> OpenUpload | None:
         return None
@@ -106,7 +106,7 @@ class NoCheckpoint:
 
 
 class MultipartWrite:
-    """One write in parts. The caller guarantees that size and digest are known and that the store has parts."""
+    """One multipart upload. The caller guarantees that size and digest are known and that the store has parts."""
 
     def __init__(
         self,
@@ -119,15 +119,15 @@ class MultipartWrite:
         memory: int = MEMORY,
         spool_dir: Path | None = None,
     ) -> None:
-        """Remember what is to be written.
+        """Prepare the upload; nothing is sent.
 
         Args:
             driver: the store.
             bucket: the logical bucket.
             key: the key in it.
-            info: what is known of the object.
-            checkpoint: remembers how far it has come.
-            memory: bytes of parts to hold at most.
+            info: size, digest and metadata of the object.
+            checkpoint: records the progress.
+            memory: most bytes of parts to keep in memory.
             spool_dir: where parts wait that are too large for that; the system's temporary directory by default.
         """
         self._driver = driver
@@ -149,7 +149,9 @@ class MultipartWrite:
             stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
         except NotFound as error:
             self._checkpoint.ended()
-            raise Unavailable(f"{self._driver.name}: the write in parts was ended by somebody else: {error}") from error
+            raise Unavailable(
+                f"{self._driver.name}: the multipart upload was ended by another program: {error}"
+            ) from error
         except BaseException as error:
             if not self._checkpoint.worth_keeping(error):
                 self._abort(begun.token)
@@ -158,7 +160,7 @@ class MultipartWrite:
         return stat
 
     def _resumed(self) -> OpenUpload | None:
-        """Return the write that was begun before, with those of its parts that the store still has."""
+        """Return the unfinished upload with those of its parts that the store still has."""
         begun = self._checkpoint.resume()
         if begun is None:
             return None
@@ -201,7 +203,7 @@ class MultipartWrite:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 for _, data in under_way:
-                    _let_go(data)
+                    _close_part(data)
                 raise
         return parts
 
@@ -223,7 +225,7 @@ class MultipartWrite:
         return part
 
     def _abort(self, token: str) -> None:
-        with suppress(StorageError):  # never in place of what led here; a sweep ends what is left over
+        with suppress(StorageError):  # the failure that led here is raised; cleanup removes what is left
             self._driver.abort_upload(*self._place, token)
         self._checkpoint.ended()
 
@@ -232,9 +234,9 @@ def _sent(future: Future[Part], data: PartData) -> Part:
     try:
         return future.result()
     finally:
-        _let_go(data)
+        _close_part(data)
 
 
-def _let_go(data: PartData) -> None:
+def _close_part(data: PartData) -> None:
     if not isinstance(data, bytes | bytearray):
         data.close()

@@ -1,4 +1,4 @@
-"""Cut a body into the parts of a multipart upload. SharedRedis by all stores that have parts."""
+"""Cut a body into the parts of a multipart upload."""
 
 import errno
 import io
@@ -40,13 +40,13 @@ def plan_parts(size: int, *, min_part: int, max_part: int, max_parts: int, multi
 def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray:
     """Return the next `size` bytes of a body, or fewer at its end; empty only when its end was read and was right.
 
-    Only the part itself is held in memory. Raises what the body raises.
+    Only the part itself is in memory. Raises what the body raises.
 
     Args:
-        body: what is cut.
+        body: the bytes to cut.
         size: bytes of the part.
-        over: a part of the same size that nobody needs any more: it is written over, and returned unless the body
-            ends within it. Memory that is got anew for every part costs time, and malloc keeps more and more of it.
+        over: a part of the same size that is no longer needed: its memory is used again, and it is returned unless
+            the body ends within it. Allocating memory for every part costs time, and malloc keeps more and more of it.
     """
     if over is not None:
         return _written_over(over, body)
@@ -57,14 +57,14 @@ def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray
 
 
 class SpooledPart(io.RawIOBase):
-    """A part that is too large for memory, in a file without a name: nothing of it is left, however its process ends.
+    """A part that is too large for memory, in a file without a name, which the system removes however its process ends.
 
-    It can be sent as often as it takes. Its bytes are hashed again as they leave: who reads them from the first to the
-    last gets those that were put in, or an OSError.
+    It can be sent several times. Its bytes are hashed again as they are read: a reader of all of them gets exactly the
+    bytes that were appended, or an OSError.
     """
 
     def __init__(self, directory: Path | None) -> None:
-        """Make an empty one.
+        """Create an empty part.
 
         Raises:
             OSError: there is no such directory, or no room in it.
@@ -77,14 +77,14 @@ class SpooledPart(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Return the SHA-256 of the bytes that were put in."""
+        """Return the SHA-256 of the bytes that were appended."""
         return self._taken.hexdigest()
 
     def __len__(self) -> int:
         return self._size
 
     def append(self, data: bytes) -> None:
-        """Put all of `data` behind what is there."""
+        """Append all of `data`."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._file.write(rest) :]
@@ -149,7 +149,7 @@ def pieces_of(part: PartData | memoryview, size: int = MIB) -> Iterator[bytes | 
 
 
 def rewound(part: PartData) -> PartData:
-    """Return a part, at its beginning if it is a file: libraries send files from where they stand."""
+    """Return a part, rewound if it is a file: libraries send a file from its current position."""
     if not isinstance(part, bytes | bytearray):
         part.seek(0)
     return part

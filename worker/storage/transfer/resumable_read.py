@@ -1,6 +1,6 @@
-"""Read an object whatever happens on the way: go on after a break, and read ahead of the hash in parallel.
+"""Read an object with resumption after a broken connection, and ahead in parallel.
 
-Every piece is of one version: an object that is overwritten while it is read is an error, never a mixture.
+All bytes are of one version: an object that is overwritten while it is read raises an error.
 """
 
 from collections import deque
@@ -15,15 +15,15 @@ from worker.storage.errors import TransientError, Unavailable
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 TRIES = 4
-"""How often a read may break before `BUFFER_SIZE` further bytes have come; then the store is Unavailable."""
+"""Attempts at a read before it has advanced by `BUFFER_SIZE` bytes; then the store is Unavailable."""
 WINDOW = 16 * 1024 * 1024
-"""Bytes of one range of a large object: so many that what a request costs does not count."""
+"""Bytes of one range of a large object: enough to make the cost of a request negligible."""
 AHEAD = 2
-"""Ranges that are read at once: so many windows are in memory at most, 32 MiB."""
+"""Ranges that are read at once: at most this many windows, 32 MiB, are in memory."""
 
 
 class ResumableReader:
-    """Reads one version of an object, or a range of it, and takes it up again where the connection broke."""
+    """Reads one version of an object, or a range of it, and resumes where the connection broke."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ResumableReader:
             return data
 
     def too_short(self, missing: int) -> Unavailable:
-        """Return what is to be raised where the bytes ended before those that the store had announced."""
+        """Return the error for a read that ended before the announced bytes."""
         where = f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}"
         return Unavailable(f"{where} ended {missing} bytes too early")
 
@@ -92,7 +92,7 @@ class ResumableReader:
 
 
 class Window:
-    """A range that a thread reads: its pieces are given out while the rest of it is still on its way."""
+    """A range that a thread reads, whose first bytes are returned while the rest is being fetched."""
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -100,7 +100,7 @@ class Window:
         self._stopped = False
 
     def fill(self, opened: Callable[[], ResumableReader]) -> None:
-        """Read to its end what `opened` returns, or until nobody wants it any more. What goes wrong, `next` raises."""
+        """Read what `opened` returns to its end, or until `stop` is called. `next` raises what goes wrong."""
         try:
             with opened() as reader:
                 while not self._stopped and (piece := reader.read(BUFFER_SIZE)):
@@ -108,7 +108,7 @@ class Window:
                     self._pieces.put(piece)
                 if self._left and not self._stopped:
                     raise reader.too_short(self._left)
-        except BaseException as error:  # noqa: BLE001  it belongs to the thread that waits for the bytes
+        except BaseException as error:  # noqa: BLE001  raised in the thread that waits for the bytes
             self._pieces.put(error)
         else:
             self._pieces.put(b"")
@@ -121,7 +121,7 @@ class Window:
         return piece
 
     def stop(self) -> None:
-        """Read no further than the piece that is on its way."""
+        """Stop reading after the current piece."""
         self._stopped = True
 
 
@@ -156,7 +156,7 @@ class ParallelReader:
         for window in self._ahead:
             window.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._first.close()  # also where its thread never came to it
+        self._first.close()  # also when its thread never started
 
     def __enter__(self) -> Self:
         return self
@@ -212,7 +212,7 @@ def open_range(
 
 
 def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:
-    """Return `length` bytes of exactly this version, held in memory.
+    """Return `length` bytes of exactly this version, in memory.
 
     Raises:
         Unavailable: the object was overwritten, or has fewer bytes than its store says.

@@ -1,4 +1,4 @@
-"""Have a provider copy an object from one of its stores to another: the one rule of when and how that may be done."""
+"""Copy an object between two stores of one provider, server-side."""
 
 from collections.abc import Callable
 from typing import cast
@@ -13,12 +13,12 @@ Between = Callable[[], object]
 def copy_server_side(
     source: Driver, target: Driver, bucket: str, key: str, info: WriteInfo, *, between: Between
 ) -> ObjectStat | None:
-    """Let `target` fetch an object of `source` by itself, to where nothing is; None where there is no such way.
+    """Make `target` copy an object of `source` server-side to an empty key; return None where that is impossible.
 
-    An empty object goes through us, because a provider's copy is made of ranges and there is none of nothing.
+    An empty object is not copied server-side: a provider's copy is made of ranges, and an empty object has none.
 
     Raises:
-        AlreadyExists: something lies at the destination.
+        AlreadyExists: an object is at the destination.
         PreconditionFailed: the original was overwritten or deleted meanwhile.
         SizeMismatch: the original or the copy has not the announced size; nothing is left of the copy.
     """
