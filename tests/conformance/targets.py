@@ -1,9 +1,9 @@
-"""Every store that the conformance suite is asked of, and what the suite may not ask of an emulator."""
+"""Every store that the conformance suite tests, and how each is opened."""
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,21 +21,8 @@ from worker.storage.registry import open_driver
 PART = 5 * 1024 * 1024
 """Bytes; the smallest part that S3 allows."""
 
-RCLONE = {
-    "prefix_keys": "rclone keeps objects as files: `a` beside `a/b` is a 500",
-    "claims": "rclone forgets the metadata of a file whose size has changed",
-    "pages": "rclone takes a minute for 1,000 objects while it may remember no folder",
-    "byte_order": "rclone lists folder by folder, not by the bytes of whole keys",
-    "part_again": "rclone streams parts as they come and cannot replace one",
-    "part_left_out": "rclone streams parts as they come and cannot leave one out",
-    "stale_part": "rclone streams parts as they come and cannot replace one",
-    "race": "rclone can keep the bytes of one writer beside the metadata of another, or answer 500",
-}
-"""What rclone gets wrong about S3, by the name of the case that is not asked of it."""
-SAME = {"pages": "the requests are those of s3-ministack, which is asked"}
 AZURITE_API = "2025-11-05"
 """The newest version of the interface that azurite knows."""
-SAME_AZURE = {"pages": "the requests are those of azure, which is asked"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,6 @@ class Target:
         store: it.
         path_of: where an object's bytes lie as a file, where they do.
         debris: finds what should not be there, other than by asking the driver.
-        quirks: cases that are not asked, each with the emulator's fault that is the reason.
         open_upload: begins a multipart upload beside the driver's back, where the store has those.
     """
 
@@ -54,7 +40,6 @@ class Target:
     store: Store
     path_of: Callable[[str, str], Path] | None = None
     debris: Callable[[str], Iterable[str]] = lambda _bucket: ()
-    quirks: Mapping[str, str] = field(default_factory=dict)
     open_upload: Callable[[str, str], None] | None = None
 
 
@@ -81,11 +66,11 @@ def s3_ministack(server: Ministack, spool: Path) -> Target:
 
 def s3_aws(server: Ministack, spool: Path) -> Target:
     """Return the dialect that Amazon is spoken to in: the SDK's own checksums on every request and part."""
-    return _s3("s3-aws", server, spool, quirks=SAME, provider="aws")
+    return _s3("s3-aws", server, spool, provider="aws")
 
 
 def s3_native(server: Ministack, spool: Path) -> Target:
-    return _s3("s3-native", server, spool, quirks=SAME, layout="native", bucket=None)
+    return _s3("s3-native", server, spool, layout="native", bucket=None)
 
 
 def s3_rclone(server: RcloneS3, spool: Path) -> Target:
@@ -102,7 +87,6 @@ def s3_rclone(server: RcloneS3, spool: Path) -> Target:
         conditional_writes=False,  # it ignores conditions, and the configuration says so
         path_of=lambda b, k: server.files / real / b / k,
         debris=debris,
-        quirks=RCLONE,
     )
 
 
@@ -113,7 +97,6 @@ def _s3(
     *,
     path_of: Callable[[str, str], Path] | None = None,
     debris: Callable[[str], Iterable[str]] = lambda _bucket: (),
-    quirks: Mapping[str, str] | None = None,
     **changes: object,
 ) -> Target:
     config = s3_config(server, **changes)
@@ -126,7 +109,7 @@ def _s3(
         client.create_multipart_upload(Bucket=real, Key=path)
 
     store = Store(open_driver(name, config), spool_dir=spool)
-    return Target(name, store, path_of, debris, quirks or {}, open_upload)
+    return Target(name, store, path_of, debris, open_upload)
 
 
 def s3_client(server: S3Server) -> Any:
@@ -162,9 +145,6 @@ def s3_config(server: S3Server, **changes: object) -> S3Config:
     )
 
 
-SAME_GCS = {"pages": "the requests are those of gcs, which is asked"}
-
-
 class GcsEndpoint(Protocol):
     """A server that speaks Cloud Storage, or what stands before one."""
 
@@ -173,23 +153,23 @@ class GcsEndpoint(Protocol):
 
 
 def gcs(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs", server, spool, {})
+    return _gcs("gcs", server, spool)
 
 
 def gcs_native(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs-native", server, spool, SAME_GCS, layout="native", bucket=None)
+    return _gcs("gcs-native", server, spool, layout="native", bucket=None)
 
 
 def gcs_resumable(server: GcsEndpoint, spool: Path) -> Target:
     """Return the store for cold classes: large objects in one resumable upload, nothing composed."""
-    return _gcs("gcs-resumable", server, spool, SAME_GCS, compose=False)
+    return _gcs("gcs-resumable", server, spool, compose=False)
 
 
-def _gcs(name: str, server: GcsEndpoint, spool: Path, quirks: Mapping[str, str], **changes: object) -> Target:
+def _gcs(name: str, server: GcsEndpoint, spool: Path, **changes: object) -> Target:
     config = gcs_config(server, **changes)
     if config.bucket:
         make_gcs_bucket(server, config.bucket)
-    return Target(name, Store(open_driver(name, config), spool_dir=spool), quirks=quirks)
+    return Target(name, Store(open_driver(name, config), spool_dir=spool))
 
 
 def make_gcs_bucket(server: GcsEndpoint, real: str) -> None:
@@ -216,12 +196,10 @@ def azure(server: Azurite, spool: Path) -> Target:
 
 
 def azure_native(server: Azurite, spool: Path) -> Target:
-    return _azure("azure-native", server, spool, SAME_AZURE, layout="native", container=None)
+    return _azure("azure-native", server, spool, layout="native", container=None)
 
 
-def _azure(
-    name: str, server: Azurite, spool: Path, quirks: Mapping[str, str] | None = None, **changes: object
-) -> Target:
+def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target:
     config = azure_config(server, **changes)
     service = BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API)
     if config.container:
@@ -241,7 +219,7 @@ def _azure(
         service.get_blob_client(*named(bucket, key)).stage_block("somebody-elses", b"x")
 
     store = Store(open_driver(name, config), spool_dir=spool)
-    return Target(name, store, debris=debris, quirks=quirks or {}, open_upload=open_upload)
+    return Target(name, store, debris=debris, open_upload=open_upload)
 
 
 def azure_config(server: Azurite, **changes: object) -> AzureConfig:

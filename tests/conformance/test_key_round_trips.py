@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conformance.conftest import Room
+from tests.conformance.conftest import BucketUnderTest
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_key
 
@@ -44,25 +44,24 @@ def apart(keys: list[str]) -> list[str]:
     return kept
 
 
-class TestAnyKey:
-    @FEW
-    @given(st.lists(KEYS, min_size=20, max_size=30, unique=True))
-    def test_allowed_keys_are_kept_and_others_refused(self, room: Room, keys: list[str]) -> None:
-        """Every allowed key is listed, read and deleted as itself; every other one is refused by every verb."""
-        kept = apart([key for key in keys if allowed(key)])
-        for key in keys:
-            if key in kept:
-                room.write(key, key.encode())
-            elif not allowed(key):
-                for verb in (room.read, room.delete, room.exists):
-                    try:
-                        verb(key)
-                    except InvalidKey:
-                        continue
-                    raise AssertionError(f"{key!r} was not refused")
-        listed = room.keys()
-        assert sorted(listed, key=str.encode) == sorted(kept, key=str.encode)
-        assert {key: room.read(key) for key in kept} == {key: key.encode() for key in kept}
-        for key in kept:
-            assert room.delete(key)
-        assert room.keys() == []
+@FEW
+@given(st.lists(KEYS, min_size=20, max_size=30, unique=True))
+def test_allowed_keys_are_kept_and_others_refused(bucket: BucketUnderTest, keys: list[str]) -> None:
+    """Every allowed key is listed, read and deleted as itself; every other one is refused by every verb."""
+    kept = apart([key for key in keys if allowed(key)])
+    for key in keys:
+        if key in kept:
+            bucket.write(key, key.encode())
+        elif not allowed(key):
+            for verb in (bucket.read, bucket.delete, bucket.exists):
+                try:
+                    verb(key)
+                except InvalidKey:
+                    continue
+                raise AssertionError(f"{key!r} was not refused")
+    listed = bucket.keys()
+    assert sorted(listed, key=str.encode) == sorted(kept, key=str.encode)
+    assert {key: bucket.read(key) for key in kept} == {key: key.encode() for key in kept}
+    for key in kept:
+        assert bucket.delete(key)
+    assert bucket.keys() == []

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conformance.bodies import digest_of, some_bytes, source
-from tests.conformance.conftest import Room
+from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import PART
 from worker.storage.errors import NotFound, Unavailable
 
@@ -12,70 +12,70 @@ SIZES = (0, 1, PART - 1, PART, PART + 1, 2 * PART, 2 * PART + 3)
 
 class TestRoundTrip:
     @pytest.mark.parametrize("size", SIZES)
-    def test_bytes_come_back(self, room: Room, size: int) -> None:
+    def test_bytes_come_back(self, bucket: BucketUnderTest, size: int) -> None:
         """An object of any size comes back byte for byte, with its size and digest beside it."""
         data = some_bytes(size)
-        stat = room.write("releases/app.tgz", data)
+        stat = bucket.write("releases/app.tgz", data)
         assert (stat.size, stat.sha256) == (size, digest_of(data).sha256)
-        assert room.read("releases/app.tgz") == data
+        assert bucket.read("releases/app.tgz") == data
 
-    def test_digest_is_kept_beside_it(self, room: Room) -> None:
+    def test_digest_is_kept_beside_it(self, bucket: BucketUnderTest) -> None:
         """Whoever asks later gets the size and the digest that were stored at the write."""
-        room.write("app", b"hello")
-        assert room.store.get_object_size(room.bucket, "app") == 5
-        assert room.store.get_object_hash(room.bucket, "app") == digest_of(b"hello").sha256
+        bucket.write("app", b"hello")
+        assert bucket.store.get_object_size(bucket.name, "app") == 5
+        assert bucket.store.get_object_hash(bucket.name, "app") == digest_of(b"hello").sha256
 
     @pytest.mark.parametrize("size", [5, PART + 1])
-    def test_write_tells_the_stat_that_a_question_gets(self, room: Room, size: int) -> None:
+    def test_write_tells_the_stat_that_a_question_gets(self, bucket: BucketUnderTest, size: int) -> None:
         """The stat that a write returns is that of the object, with the very version that conditions go by."""
-        written = room.write("app", some_bytes(size))
-        asked = room.stat("app")
+        written = bucket.write("app", some_bytes(size))
+        asked = bucket.stat("app")
         assert (written.size, written.version, written.sha256) == (asked.size, asked.version, asked.sha256)
         assert abs((written.modified - asked.modified).total_seconds()) < 5
 
-    def test_digest_is_of_the_bytes_whatever_the_parts(self, room: Room) -> None:
+    def test_digest_is_of_the_bytes_whatever_the_parts(self, bucket: BucketUnderTest) -> None:
         """The digest is the SHA-256 of the bytes, also where they travelled in parts that have digests of their own."""
         data = some_bytes(2 * PART + 3)
-        _, digest = room.store.write_object(room.bucket, "app", source(data))
+        _, digest = bucket.store.write_object(bucket.name, "app", source(data))
         assert digest == digest_of(data)
-        assert room.stat("app").sha256 == digest.sha256
+        assert bucket.stat("app").sha256 == digest.sha256
 
-    def test_known_digest_is_not_spooled(self, room: Room) -> None:
+    def test_known_digest_is_not_spooled(self, bucket: BucketUnderTest) -> None:
         """An object whose size and digest are announced is stored as announced."""
         data = some_bytes(PART + 1)
-        assert room.write_as("app", data, digest_of(data)).sha256 == digest_of(data).sha256
-        assert room.read("app") == data
+        assert bucket.write_as("app", data, digest_of(data)).sha256 == digest_of(data).sha256
+        assert bucket.read("app") == data
 
-    def test_metadata(self, room: Room) -> None:
+    def test_metadata(self, bucket: BucketUnderTest) -> None:
         """User metadata comes back as it was given, whatever is in its values, where the store keeps any."""
         given = {"owner": "Zoë  <z@example.com> ", "ratio": "100%25", "note": "a\tb"}
-        room.store.write_object(room.bucket, "app", source(b"x"), metadata=given)
-        assert room.stat("app").metadata == (given if room.capabilities.user_metadata else {})
+        bucket.store.write_object(bucket.name, "app", source(b"x"), metadata=given)
+        assert bucket.stat("app").metadata == (given if bucket.capabilities.user_metadata else {})
 
     @pytest.mark.parametrize("before, after", [(3, 5), (PART + 1, 3), (3, PART + 1)])
-    def test_overwrite(self, room: Room, before: int, after: int) -> None:
+    def test_overwrite(self, bucket: BucketUnderTest, before: int, after: int) -> None:
         """A second write replaces bytes, size and digest together and makes another version."""
-        first = room.write("app", some_bytes(before, 1))
-        second = room.write("app", some_bytes(after, 2))
+        first = bucket.write("app", some_bytes(before, 1))
+        second = bucket.write("app", some_bytes(after, 2))
         assert first.version != second.version
-        assert room.read("app") == some_bytes(after, 2)
-        assert room.stat("app").sha256 == digest_of(some_bytes(after, 2)).sha256
+        assert bucket.read("app") == some_bytes(after, 2)
+        assert bucket.stat("app").sha256 == digest_of(some_bytes(after, 2)).sha256
 
-    def test_progress_is_told(self, room: Room) -> None:
+    def test_progress_is_told(self, bucket: BucketUnderTest) -> None:
         """Whoever wants to know is told of every byte that is sent and of every byte that is read."""
         data, sent, got = some_bytes(PART + 7), list[int](), list[int]()
-        room.store.write_object(room.bucket, "app", source(data), on_bytes=sent.append)
-        with room.store.read_object(room.bucket, "app", on_bytes=got.append) as reader:
+        bucket.store.write_object(bucket.name, "app", source(data), on_bytes=sent.append)
+        with bucket.store.read_object(bucket.name, "app", on_bytes=got.append) as reader:
             assert sum(len(piece) for piece in reader) == len(data)
         assert sum(sent) == sum(got) == len(data)
 
-    def test_reader_keeps_its_version(self, room: Room) -> None:
+    def test_reader_keeps_its_version(self, bucket: BucketUnderTest) -> None:
         """Who has begun to read reads one version, or gets an error: never bytes of two."""
         old, new = some_bytes(3 * PART, 1), some_bytes(3 * PART, 2)
-        room.write("app", old)
-        with room.store.read_object(room.bucket, "app") as reader:
+        bucket.write("app", old)
+        with bucket.store.read_object(bucket.name, "app") as reader:
             first = reader.read(10)
-            room.write("app", new)
+            bucket.write("app", new)
             try:
                 rest = b"".join(reader)
             except Unavailable:  # where what is read comes in several requests, each of which names the version
@@ -84,45 +84,45 @@ class TestRoundTrip:
 
 
 class TestMissing:
-    def test_everything_says_not_found(self, room: Room) -> None:
+    def test_everything_says_not_found(self, bucket: BucketUnderTest) -> None:
         """Every question about an object that is not there raises NotFound, which is also a FileNotFoundError."""
-        for ask in (room.read, room.stat, lambda key: room.store.get_object_hash(room.bucket, key)):
+        for ask in (bucket.read, bucket.stat, lambda key: bucket.store.get_object_hash(bucket.name, key)):
             with pytest.raises(NotFound, match="nothing-here"):
                 ask("nothing-here")
             with pytest.raises(FileNotFoundError):
                 ask("nothing-here")
-        assert not room.exists("nothing-here")
+        assert not bucket.exists("nothing-here")
 
-    def test_range_of_nothing(self, room: Room) -> None:
+    def test_range_of_nothing(self, bucket: BucketUnderTest) -> None:
         """A range of an object that is not there is NotFound, also an empty one."""
         for length in (0, 5):
             with pytest.raises(NotFound):
-                room.store.read_object_range(room.bucket, "nothing-here", 0, length)
+                bucket.store.read_object_range(bucket.name, "nothing-here", 0, length)
 
-    def test_absent_bucket(self, room: Room) -> None:
+    def test_absent_bucket(self, bucket: BucketUnderTest) -> None:
         """A bucket that does not exist holds nothing: reading is NotFound, listing is empty, deleting is no error."""
         with pytest.raises(NotFound):
-            room.store.stat_object("absent-bucket", "app")
-        assert list(room.store.list_objects("absent-bucket")) == []
-        assert not room.store.delete_object("absent-bucket", "app")
-        assert not room.store.bucket_exists("absent-bucket")
+            bucket.store.stat_object("absent-bucket", "app")
+        assert list(bucket.store.list_objects("absent-bucket")) == []
+        assert not bucket.store.delete_object("absent-bucket", "app")
+        assert not bucket.store.bucket_exists("absent-bucket")
 
 
 class TestDelete:
-    def test_twice(self, room: Room) -> None:
+    def test_twice(self, bucket: BucketUnderTest) -> None:
         """Deleting says whether anything was there, and doing it again is no error."""
-        room.write("app", b"x")
-        assert room.delete("app")
-        assert not room.exists("app")
-        assert not room.delete("app")
+        bucket.write("app", b"x")
+        assert bucket.delete("app")
+        assert not bucket.exists("app")
+        assert not bucket.delete("app")
 
-    def test_only_that_key(self, room: Room) -> None:
+    def test_only_that_key(self, bucket: BucketUnderTest) -> None:
         """Deleting one key leaves those that begin like it."""
         for key in ("app", "app.tgz", "apps/one"):
-            room.write(key, key.encode())
-        room.delete("app")
-        assert room.keys() == ["app.tgz", "apps/one"]
-        assert room.read("apps/one") == b"apps/one"
+            bucket.write(key, key.encode())
+        bucket.delete("app")
+        assert bucket.keys() == ["app.tgz", "apps/one"]
+        assert bucket.read("apps/one") == b"apps/one"
 
 
 class TestRanges:
@@ -130,22 +130,22 @@ class TestRanges:
         "offset, length, expected",
         [(0, 4, b"0123"), (3, 4, b"3456"), (8, 2, b"89"), (8, 100, b"89"), (10, 5, b""), (99, 5, b""), (4, 0, b"")],
     )
-    def test_range(self, room: Room, offset: int, length: int, expected: bytes) -> None:
+    def test_range(self, bucket: BucketUnderTest, offset: int, length: int, expected: bytes) -> None:
         """A range is exactly those bytes; what lies past the end is not there, and no error."""
-        room.write("digits", b"0123456789")
-        with room.store.read_object_range(room.bucket, "digits", offset, length) as reader:
+        bucket.write("digits", b"0123456789")
+        with bucket.store.read_object_range(bucket.name, "digits", offset, length) as reader:
             got = b"".join(iter(lambda: reader.read(3), b""))
             assert (got, reader.stat.size) == (expected, 10)
 
-    def test_range_of_an_empty_object(self, room: Room) -> None:
+    def test_range_of_an_empty_object(self, bucket: BucketUnderTest) -> None:
         """Every range of an empty object is empty."""
-        room.write("empty", b"")
-        with room.store.read_object_range(room.bucket, "empty", 0, 10) as reader:
+        bucket.write("empty", b"")
+        with bucket.store.read_object_range(bucket.name, "empty", 0, 10) as reader:
             assert reader.read(10) == b""
 
-    def test_range_across_parts(self, room: Room) -> None:
+    def test_range_across_parts(self, bucket: BucketUnderTest) -> None:
         """A range knows nothing of the parts that the object was sent in."""
         data = some_bytes(2 * PART + 3)
-        room.write("app", data)
-        with room.store.read_object_range(room.bucket, "app", PART - 2, PART + 4) as reader:
+        bucket.write("app", data)
+        with bucket.store.read_object_range(bucket.name, "app", PART - 2, PART + 4) as reader:
             assert b"".join(iter(lambda: reader.read(1 << 20), b"")) == data[PART - 2 : 2 * PART + 2]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conformance.bodies import Breaking, digest_of, some_bytes, source
-from tests.conformance.conftest import Room
+from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import PART
 from worker.storage import Condition, Digest, Match
 from worker.storage.errors import AlreadyExists, DigestMismatch, PreconditionFailed, SizeMismatch, StorageError
@@ -18,121 +18,121 @@ SIZES = (7, PART + 1)
 class TestFailedWrites:
     @pytest.mark.parametrize("error", [RuntimeError("torn"), OSError("disk"), KeyboardInterrupt(), SystemExit(1)])
     @pytest.mark.parametrize("sent", [0, 7, 2 * PART])
-    def test_body_that_breaks(self, room: Room, sent: int, error: BaseException) -> None:
+    def test_body_that_breaks(self, bucket: BucketUnderTest, sent: int, error: BaseException) -> None:
         """Whatever ends a body in the middle passes through, nothing becomes visible and the old content stays."""
         whole = digest_of(some_bytes(2 * PART + 3))
-        room.write("old", OLD)
+        bucket.write("old", OLD)
         for key in ("new", "old"):
             with pytest.raises(type(error)):
-                room.store.write_object(
-                    room.bucket,
+                bucket.store.write_object(
+                    bucket.name,
                     key,
                     Breaking(some_bytes(2 * PART + 3)[:sent], error),
                     size=whole.size,
                     sha256=whole.sha256,
                 )
-        assert room.keys() == ["old"]
-        assert room.read("old") == OLD
+        assert bucket.keys() == ["old"]
+        assert bucket.read("old") == OLD
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_wrong_digest(self, room: Room, size: int) -> None:
+    def test_wrong_digest(self, bucket: BucketUnderTest, size: int) -> None:
         """Bytes that are not those announced are refused at their end, before anything becomes visible."""
-        self._refused(room, some_bytes(size), Digest(size, "0" * 64), DigestMismatch)
+        self._refused(bucket, some_bytes(size), Digest(size, "0" * 64), DigestMismatch)
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_too_few_bytes(self, room: Room, size: int) -> None:
+    def test_too_few_bytes(self, bucket: BucketUnderTest, size: int) -> None:
         """A body that ends early is refused."""
         data = some_bytes(size)
-        self._refused(room, data[:-1], digest_of(data), SizeMismatch)
+        self._refused(bucket, data[:-1], digest_of(data), SizeMismatch)
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_too_many_bytes(self, room: Room, size: int) -> None:
+    def test_too_many_bytes(self, bucket: BucketUnderTest, size: int) -> None:
         """A body that does not end where it should is refused."""
         data = some_bytes(size)
-        self._refused(room, data + b"!", digest_of(data), SizeMismatch)
+        self._refused(bucket, data + b"!", digest_of(data), SizeMismatch)
 
-    def _refused(self, room: Room, data: bytes, announced: Digest, error: type[StorageError]) -> None:
-        room.write("old", OLD)
+    def _refused(self, bucket: BucketUnderTest, data: bytes, announced: Digest, error: type[StorageError]) -> None:
+        bucket.write("old", OLD)
         for key in ("new", "old"):
             with pytest.raises(error):
-                room.write_as(key, data, announced)
-        assert room.keys() == ["old"]
-        assert room.read("old") == OLD
+                bucket.write_as(key, data, announced)
+        assert bucket.keys() == ["old"]
+        assert bucket.read("old") == OLD
 
 
 class TestConditions:
     @pytest.mark.parametrize("size", SIZES)
-    def test_create_only(self, room: Room, size: int) -> None:
+    def test_create_only(self, bucket: BucketUnderTest, size: int) -> None:
         """A create-only write succeeds once; the second is refused and changes nothing."""
-        room.write("app", some_bytes(size, 1), "create_only")
+        bucket.write("app", some_bytes(size, 1), "create_only")
         with pytest.raises(AlreadyExists, match="app"):
-            room.write("app", some_bytes(size, 2), "create_only")
-        assert room.read("app") == some_bytes(size, 1)
+            bucket.write("app", some_bytes(size, 2), "create_only")
+        assert bucket.read("app") == some_bytes(size, 1)
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_match(self, room: Room, size: int) -> None:
+    def test_match(self, bucket: BucketUnderTest, size: int) -> None:
         """A write over a named version succeeds over that one and is refused over any other."""
-        first = room.write("app", some_bytes(size, 1))
-        second = room.write("app", some_bytes(size, 2), Match(first.version))
+        first = bucket.write("app", some_bytes(size, 1))
+        second = bucket.write("app", some_bytes(size, 2), Match(first.version))
         with pytest.raises(PreconditionFailed, match="app"):
-            room.write("app", some_bytes(size, 3), Match(first.version))
-        assert room.read("app") == some_bytes(size, 2)
-        assert room.stat("app").version == second.version
+            bucket.write("app", some_bytes(size, 3), Match(first.version))
+        assert bucket.read("app") == some_bytes(size, 2)
+        assert bucket.stat("app").version == second.version
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_match_nothing(self, room: Room, size: int) -> None:
+    def test_match_nothing(self, bucket: BucketUnderTest, size: int) -> None:
         """A write over a named version is refused where nothing is."""
-        version = room.write("app", b"x").version
-        room.delete("app")
+        version = bucket.write("app", b"x").version
+        bucket.delete("app")
         with pytest.raises(PreconditionFailed, match="app"):
-            room.write("app", some_bytes(size), Match(version))
-        assert not room.exists("app")
+            bucket.write("app", some_bytes(size), Match(version))
+        assert not bucket.exists("app")
 
-    def test_delete_match(self, room: Room) -> None:
+    def test_delete_match(self, bucket: BucketUnderTest) -> None:
         """Deleting a named version spares any other."""
-        first = room.write("app", b"one")
-        second = room.write("app", b"two!")
+        first = bucket.write("app", b"one")
+        second = bucket.write("app", b"two!")
         with pytest.raises(PreconditionFailed, match="app"):
-            room.store.delete_object(room.bucket, "app", condition=Match(first.version))
-        assert room.read("app") == b"two!"
-        assert room.store.delete_object(room.bucket, "app", condition=Match(second.version))
-        assert not room.store.delete_object(room.bucket, "app", condition=Match(second.version))
+            bucket.store.delete_object(bucket.name, "app", condition=Match(first.version))
+        assert bucket.read("app") == b"two!"
+        assert bucket.store.delete_object(bucket.name, "app", condition=Match(second.version))
+        assert not bucket.store.delete_object(bucket.name, "app", condition=Match(second.version))
 
     @pytest.mark.unless("race")
     @pytest.mark.parametrize("size", SIZES)
-    def test_create_only_race(self, room: Room, size: int) -> None:
+    def test_create_only_race(self, bucket: BucketUnderTest, size: int) -> None:
         """Of eight who create one key at once exactly one wins, where the store states conditional writes."""
-        outcomes = race(room, "create_only", size)
+        outcomes = race(bucket, "create_only", size)
         winners = [number for number, error in enumerate(outcomes) if error is None]
         assert all(error is None or isinstance(error, AlreadyExists) for error in outcomes), outcomes
-        assert len(winners) == 1 if room.capabilities.conditional_writes else len(winners) >= 1
-        assert room.read("app") in {some_bytes(size, winner) for winner in winners}
+        assert len(winners) == 1 if bucket.capabilities.conditional_writes else len(winners) >= 1
+        assert bucket.read("app") in {some_bytes(size, winner) for winner in winners}
 
     @pytest.mark.unless("race")
-    def test_match_race(self, room: Room) -> None:
+    def test_match_race(self, bucket: BucketUnderTest) -> None:
         """Of eight who replace one version at once exactly one wins, where the store states conditional writes."""
-        version = room.write("app", b"the version that all of them have seen").version
-        outcomes = race(room, Match(version), 100)
+        version = bucket.write("app", b"the version that all of them have seen").version
+        outcomes = race(bucket, Match(version), 100)
         winners = [number for number, error in enumerate(outcomes) if error is None]
         assert all(error is None or isinstance(error, PreconditionFailed) for error in outcomes), outcomes
-        assert len(winners) == 1 if room.capabilities.conditional_writes else len(winners) >= 1
-        assert room.read("app") in {some_bytes(100, winner) for winner in winners}
+        assert len(winners) == 1 if bucket.capabilities.conditional_writes else len(winners) >= 1
+        assert bucket.read("app") in {some_bytes(100, winner) for winner in winners}
 
     @pytest.mark.unless("race")
-    def test_unconditional_race(self, room: Room) -> None:
+    def test_unconditional_race(self, bucket: BucketUnderTest) -> None:
         """Eight who write one key at once leave one of the eight whole, with its own digest beside it."""
-        assert race(room, None, 50_000) == [None] * 8
-        assert room.read("app") in {some_bytes(50_000, number) for number in range(8)}
+        assert race(bucket, None, 50_000) == [None] * 8
+        assert bucket.read("app") in {some_bytes(50_000, number) for number in range(8)}
 
 
 class TestSources:
-    def test_unknown_size(self, room: Room) -> None:
+    def test_unknown_size(self, bucket: BucketUnderTest) -> None:
         """A stream of unknown size and digest is stored, and its digest is found on the way."""
         data = some_bytes(PART + 1)
-        stat, digest = room.store.write_object(room.bucket, "app", source(data))
+        stat, digest = bucket.store.write_object(bucket.name, "app", source(data))
         assert (stat.sha256, digest) == (digest_of(data).sha256, digest_of(data))
 
-    def test_small_reads(self, room: Room) -> None:
+    def test_small_reads(self, bucket: BucketUnderTest) -> None:
         """A source that gives little at a time, as a pipe does, is read to its end."""
         data = some_bytes(2_000)
 
@@ -143,11 +143,11 @@ class TestSources:
             def read(self, size: int, /) -> bytes:
                 return self.rest.read(min(size, 7))
 
-        room.store.write_object(room.bucket, "app", Trickle())
-        assert room.read("app") == data
+        bucket.store.write_object(bucket.name, "app", Trickle())
+        assert bucket.read("app") == data
 
 
-def race(room: Room, condition: Condition, size: int) -> list[StorageError | None]:
+def race(bucket: BucketUnderTest, condition: Condition, size: int) -> list[StorageError | None]:
     """Let eight threads write different bytes to one key as nearly at once as can be; return how each ended."""
     start = threading.Barrier(8)
 
@@ -155,7 +155,7 @@ def race(room: Room, condition: Condition, size: int) -> list[StorageError | Non
         data = some_bytes(size, number)
         start.wait()
         try:
-            room.write("app", data, condition)
+            bucket.write("app", data, condition)
         except StorageError as error:
             return error
         return None
