@@ -95,7 +95,7 @@ class _Side:
     def step(self) -> BatchResult | None:
         """Do what one delivery of the batch's message does."""
         ledger, request = self.context.catalogue.ledger, BatchRequest(verb="verify", bucket=BUCKET)
-        begun = ledger.begin(
+        begun = ledger.acquire(
             _BATCH, "batch", request.payload(), owner="benchmark", holds=None, parent=None, now=clock.now(),
             lease=timedelta(minutes=5),
         )  # fmt: skip
@@ -104,10 +104,10 @@ class _Side:
         try:
             return step(request, self.context, job, self.messages)
         except Continue:
-            ledger.rest(job.id, job.fence, progress=job.progress.model_dump(mode="json"), due=clock.now())
+            ledger.continue_later(job.id, job.fence, progress=job.progress.model_dump(mode="json"), due=clock.now())
             return None
 
-    def end_children(self) -> None:
+    def end_batch_items(self) -> None:
         """Do what many workers do between two steps, but for the work; and let the time of the next step come."""
         self.broker.delete(Queue.SWEEP.value, MESSAGES, ORDER.format(queue=Queue.SWEEP.value))
         open_ = self.context.catalogue.batches.in_flight(_BATCH)
@@ -150,20 +150,20 @@ def _take_turns(old: _Side, young: _Side, count: int) -> Planned:
     first, last, memory, most = [], [], [], 0
     for side in (old, young):  # the very first step counts all
         side.step()
-        side.end_children()
+        side.end_batch_items()
     result, number = None, 1
     while result is None:
         number += 1
         turns = steps - tenth < number <= steps
         if turns:
             first.append(young.timed()[0])
-            young.end_children()
+            young.end_batch_items()
         taken, result = old.timed()
         if turns:
             last.append(taken)
         memory.append(_resident())
         most = max(most, int(old.broker.info("memory")["used_memory"]))
-        old.end_children()
+        old.end_batch_items()
     bad = count // _BAD
     if result.outcomes != {"verified": count - bad, "dead": bad}:
         raise NotMeasured(f"of {count} keys {result.objects} were done: {dict(result.outcomes)}")

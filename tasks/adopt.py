@@ -107,7 +107,7 @@ def _read(store: Store, stat: ObjectStat, gate: Gate) -> tuple[Digest, Manifest]
 def _record_copy(context: Context, job: RunningJob, artifact: Artifact, stat: ObjectStat, adopted: Adopted) -> None:
     now = clock.now()
     due = now + copies.first_look(context, adopted.store)
-    copy = context.catalogue.artifacts.begin_copy(artifact, adopted.store)
+    copy = context.catalogue.artifacts.ensure_copy(artifact, adopted.store)
     evidence = {**stat.storage_tags, "adopted": adopted.evidence}
     context.catalogue.artifacts.finish_copy(
         artifact, adopted.store, tag=stat.version, evidence=evidence, due=due, now=now

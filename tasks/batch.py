@@ -1,8 +1,8 @@
-"""Batch: do one verb to every artifact of a bucket or prefix, or of a list, with a job for each.
+"""Batch: apply one verb to every artifact of a bucket or prefix, or of a key list, with one job each.
 
-A batch works in short steps and holds no process between them. Each step counts what has come out, accepts the next
-jobs into the ledger together with the place where it stands, and only then sends their messages. So a death at any
-point leaves nothing out and does nothing twice: a job without a message is found by the next step.
+The planner of a batch runs in short steps and holds no process between them. Each step counts the outcomes, accepts the
+next jobs into the ledger together with its cursor, and only then sends their messages. So a death at any point skips
+nothing and repeats nothing: the next step finds a job without a message.
 """
 
 import logging
@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from worker import clock
 from worker.artifacts import key_lists as keylist
 from worker.artifacts.sources import remove_staged
-from worker.catalogue import Batch, CameOut, Child, Failed, Kind, NewChild, Step
+from worker.catalogue import Batch, BatchChanges, BatchItem, BatchItemKind, BatchOutcome, FailedBatchItem, NewBatchItem
 from worker.context import Context
 from worker.jobs.cancellation import request_cancel
 from worker.jobs.outbox import Outbox
@@ -48,11 +48,11 @@ from zot_artifact_client.outbox import Outgoing
 logger = logging.getLogger(__name__)
 
 FAILURES = 100
-"""Failures that the result names; the ledger has them all."""
+"""Failures that the result names; the ledger has all of them."""
 QUEUE = Queue.SWEEP
-"""Where the jobs of a batch wait: behind nobody who waits for an answer, and in nobody's way."""
+"""The queue of the jobs of a batch, so that they delay no interactive job."""
 _IDLE = 3
-"""How many times longer the next step waits if nothing has moved."""
+"""How many times longer the next step waits if there was no progress."""
 _SLACK = timedelta(milliseconds=300)
 _UNTOLD = timedelta(hours=1)
 """After which a job is sent again where the broker cannot tell whether its message is lost."""
@@ -65,20 +65,20 @@ _DELETED = ("deleted", "already_gone")
 
 
 class Messages(Protocol):
-    """The way to the broker, as a batch needs it."""
+    """The messages of a batch's jobs on the broker."""
 
     def send(self, jobs: list[Outgoing]) -> None:
-        """Send jobs; sending one again is harmless."""
+        """Send jobs; sending is idempotent."""
         ...
 
     def lost(self, ids: list[str]) -> set[str] | None:
-        """Return which of these, that no worker has taken over, have no message; None if nobody can tell."""
+        """Return which of these unstarted jobs have no message; None if the broker cannot tell."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An artifact that is next."""
+    """An artifact of the next page."""
 
     bucket: str
     key: str
@@ -87,7 +87,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The artifacts that are next, and where the page after them begins."""
+    """The next artifacts, and the cursor behind them."""
 
     found: Sequence[Found]
     cursor: Mapping[str, Any]
@@ -95,11 +95,11 @@ class Page:
 
 
 def batch(request: BatchRequest, context: Context, job: RunningJob) -> BatchResult:
-    """Do the next step of a batch.
+    """Run the next step of a batch.
 
     Raises:
-        Continue: there is more to do.
-        NotFound: there is nothing to verify or to replicate, or the list is not there; nothing was done.
+        Continue: the batch has not ended.
+        NotFound: there is nothing to verify or to replicate, or no key list; nothing was done.
         BadKeyList: lines of the list name no artifact; nothing was done.
         InvalidKey, UnknownStore, SourceRefused: nothing was done.
     """
@@ -107,49 +107,49 @@ def batch(request: BatchRequest, context: Context, job: RunningJob) -> BatchResu
 
 
 def step(request: BatchRequest, context: Context, job: RunningJob, messages: Messages) -> BatchResult:
-    """Count what has come out, plan as much as there is room for, and return the summary if nothing is left."""
+    """Count the outcomes, plan as many jobs as may be in flight, and return the summary if nothing is left."""
     before = context.catalogue.batches.get(job.id)
     if before and clock.now() < before.next_step_at - _SLACK:
         raise Continue(None)
     before = before or _begin(request, context, job)
-    children = context.catalogue.batches.in_flight(job.id)
-    came_out = [_came_out(request, child) for child in children if child.state.terminal]
-    room = (request.in_flight or context.settings.batch.in_flight) - len(children) + len(came_out)
+    items = context.catalogue.batches.in_flight(job.id)
+    outcomes = [_outcome(request, item) for item in items if item.state.terminal]
+    room = (request.in_flight or context.settings.batch.in_flight) - len(items) + len(outcomes)
     page = _next(request, context, before, room)
     now = clock.now()
-    wait = context.settings.batch.step * (1 if came_out or page.found else _IDLE)
+    wait = context.settings.batch.step * (1 if outcomes or page.found else _IDLE)
     new = [_new(request, before, number, found) for number, found in enumerate(page.found, before.planned + 1)]
-    lost = _lost(messages, [child for child in children if child.state is JobState.QUEUED and not child.begun])
-    kind = Kind(_SPECS[request.verb].kind, QUEUE.value, now + _UNTOLD if lost is None else None)
-    changes = Step(came_out, new, page.cursor, page.exhausted, now + wait)
+    lost = _lost(messages, [item for item in items if item.state is JobState.QUEUED and not item.started])
+    kind = BatchItemKind(_SPECS[request.verb].kind, QUEUE.value, now + _UNTOLD if lost is None else None)
+    changes = BatchChanges(outcomes, new, page.cursor, page.exhausted, now + wait)
     after = context.catalogue.batches.advance(before, kind, changes, now)
-    _send(messages, request, job, {child.job: child.request for child in (*(lost or ()), *new)})
+    _send(messages, request, job, {item.job: item.request for item in (*(lost or ()), *new)})
     job.publish_progress(_progress(request, after))
     if after.exhausted and after.ended == after.planned:
         return _result(request, context, after)
     raise Continue(wait.total_seconds())
 
 
-def end_children(context: Context, app: Celery) -> None:
-    """Ask for the end of all jobs of batches that have ended themselves: cancelled, failed or dead."""
-    for over in context.catalogue.batches.over():
-        ids = [child.job for child in context.catalogue.batches.in_flight(over) if not child.state.terminal]
+def end_batch_items(context: Context, app: Celery) -> None:
+    """Ask all jobs of batches that were cancelled, failed or dead to end."""
+    for ended in context.catalogue.batches.ended_open():
+        ids = [item.job for item in context.catalogue.batches.in_flight(ended) if not item.state.terminal]
         try:
             if ids and not request_cancel(app, ids):
-                logger.warning("batch %s has ended, its jobs go on: no Redis keeps the results", over)
+                logger.warning("batch %s has ended, its jobs go on: no Redis keeps the results", ended)
         except _BROKER as error:
-            logger.warning("batch %s: its jobs are ended later: %s", over, type(error).__name__)
+            logger.warning("batch %s: its jobs are ended later: %s", ended, type(error).__name__)
             continue
-        context.catalogue.batches.close(over)
+        context.catalogue.batches.close(ended)
 
 
 # Beginning
 
 
 def _begin(request: BatchRequest, context: Context, job: RunningJob) -> Batch:
-    """Look at everything that could be wrong with all of it before anything is done."""
+    """Check the whole request before its first effect, and record the batch."""
     for name in (*(request.to or ()), *(request.stores or ())):
-        context.stores[name]  # whose error knows what the name may have been meant to be
+        context.stores[name]  # raises UnknownStore with the nearest name
     now = clock.now()
     if request.keys_from is not None:
         job.step("reading the list")
@@ -175,7 +175,7 @@ def _next(request: BatchRequest, context: Context, before: Batch, room: int) -> 
     artifacts = context.catalogue.artifacts.page(
         request.bucket, request.prefix, (request.bucket or "", before.cursor["after"]), room
     )
-    # What came after the batch was asked for, was not asked for; least of all where it is to delete.
+    # An artifact that is newer than the batch is no part of it, least of all of a delete.
     there = [each for each in artifacts if each.committed_at and each.committed_at <= before.begun_at]
     cursor = {"after": artifacts[-1].key} if artifacts else before.cursor
     found = [Found(each.bucket, each.key, each.digest.size) for each in there]
@@ -190,22 +190,22 @@ def _listed(name: str, context: Context, cursor: Mapping[str, Any], room: int) -
     return Page(found, {**cursor, "offset": end}, exhausted=len(lines) < room)
 
 
-def _new(request: BatchRequest, before: Batch, number: int, found: Found) -> NewChild:
-    """Return the job for an artifact. Its id follows from the batch and its number, in the order of the ledger."""
+def _new(request: BatchRequest, before: Batch, number: int, found: Found) -> NewBatchItem:
+    """Return the job for an artifact. Its id is the batch and its number: ids sort in planning order."""
     stem = before.job if len(before.job) <= _LONGEST_STEM else str(uuid5(NAMESPACE_OID, before.job))
     payload = _REQUESTS[request.verb](request, found).payload()
     holds = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
-    return NewChild(number, f"{stem}.{number:08d}", payload, found.size, holds)
+    return NewBatchItem(number, f"{stem}.{number:08d}", payload, found.size, holds)
 
 
-def _lost(messages: Messages, waiting: list[Child]) -> list[Child] | None:
-    """Return the jobs whose messages were never sent, or are gone with the broker; None if nobody can tell."""
+def _lost(messages: Messages, waiting: list[BatchItem]) -> list[BatchItem] | None:
+    """Return the jobs whose messages were never sent or were lost; None if the broker cannot tell."""
     try:
-        lost = messages.lost([child.job for child in waiting])
+        lost = messages.lost([item.job for item in waiting])
     except _BROKER as error:
         logger.warning("the broker cannot tell which messages it has: %s", type(error).__name__)
         return []
-    return None if lost is None else [child for child in waiting if child.job in lost]
+    return None if lost is None else [item for item in waiting if item.job in lost]
 
 
 def _send(messages: Messages, request: BatchRequest, job: RunningJob, jobs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -231,16 +231,16 @@ _REQUESTS: dict[str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRe
 # Counting
 
 
-def _came_out(request: BatchRequest, child: Child) -> CameOut:
-    if child.state is not JobState.SUCCEEDED:
-        return CameOut(child, child.state.value, good=False)
-    copies = (child.result or {}).get("copies", ())
+def _outcome(request: BatchRequest, item: BatchItem) -> BatchOutcome:
+    if item.state is not JobState.SUCCEEDED:
+        return BatchOutcome(item, item.state.value, good=False)
+    copies = (item.result or {}).get("copies", ())
     if request.verb == VERIFY.kind:
         verdict = _first(_VERDICTS, [copy["verdict"] for copy in copies], "missing")
-        return CameOut(child, verdict, good=verdict == "verified")
+        return BatchOutcome(item, verdict, good=verdict == "verified")
     outcomes = [copy["outcome"] for copy in copies]
     words = (_PLACED, "already_there") if request.verb == REPLICATE.kind else (_DELETED, "already_gone")
-    return CameOut(child, _first(words[0], outcomes, words[1]), good=True)
+    return BatchOutcome(item, _first(words[0], outcomes, words[1]), good=True)
 
 
 def _first(order: Sequence[str], words: Sequence[str], without: str) -> str:
@@ -271,7 +271,7 @@ def _result(request: BatchRequest, context: Context, at: Batch) -> BatchResult:
     )
 
 
-def _failure(failed: Failed) -> BatchFailure:
+def _failure(failed: FailedBatchItem) -> BatchFailure:
     copies = [copy for copy in (failed.result or {}).get("copies", ()) if copy.get("verdict") != "verified"]
     said = "; ".join(f"{copy['store']}: {copy.get('detail') or copy.get('verdict')}" for copy in copies)
     return BatchFailure(
@@ -286,7 +286,7 @@ def _failure(failed: Failed) -> BatchFailure:
 def _at_end(request: BatchRequest, context: Context) -> None:
     if request.staged and request.keys_from is not None:
         remove_staged(request.keys_from, context.settings)
-    end_children(context, current_app)
+    end_batch_items(context, current_app)
 
 
 batch_task = artifact_task(BATCH, writes=False, at_end=_at_end)(batch)

@@ -28,7 +28,7 @@ def delete(request: DeleteRequest, context: Context, job: RunningJob) -> DeleteR
     """
     named = [context.stores[name].name for name in request.stores or ()]
     artifact = context.catalogue.artifacts.current(request.bucket, request.key)
-    held = context.catalogue.artifacts.held_anywhere(request.bucket, request.key)
+    held = context.catalogue.artifacts.copies_by_store(request.bucket, request.key)
     if artifact and named and not request.allow_last:
         _check_nobody_copies(context, artifact)
         _check_good_copy_remains(context, artifact, named)

@@ -16,7 +16,7 @@ _WAIT = 5.0
 def record(context: Context, job: str, task: str, error: JobError) -> bool:
     """Record a job as refused, and return whether it is. A job that the ledger knows already is not changed."""
     jobs = context.catalogue.ledger
-    jobs.refuse(job, task, {}, error.model_dump(), clock.now())
+    jobs.reject(job, task, {}, error.model_dump(), clock.now())
     known = jobs.get(job)
     return known is not None and known.state == JobState.REFUSED
 

@@ -1,4 +1,4 @@
-"""What time it is, always in UTC."""
+"""The time of day, always in UTC."""
 
 from datetime import UTC, datetime
 

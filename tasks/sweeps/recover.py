@@ -1,11 +1,11 @@
-"""Recover: send again the jobs of which nothing is heard, so that a killed worker costs a minute and not a day."""
+"""Recover: send again the open jobs without a heartbeat, so that a killed worker costs a minute and not a day."""
 
 import logging
 
 import redis
 from celery import Celery, Task, shared_task
 
-from tasks.batch import end_children
+from tasks.batch import end_batch_items
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
@@ -22,14 +22,14 @@ _SPECS = {spec.kind: spec for spec in TASKS.values()}
 
 
 def recover(context: Context, app: Celery) -> SweepRecoverResult:
-    """Send again what Redis lost before a worker took it over, and what a worker took over and did not go on with.
+    """Send again the jobs whose message Redis lost, and the jobs whose worker died.
 
-    What somebody wants to end, and waits, is ended first.
+    Waiting jobs that are to be cancelled are cancelled first.
     """
     sweep, ledger, lease = context.settings.sweep.recover, context.catalogue.ledger, context.settings.jobs.lease
     _mirror_pauses(context, app)
     cancelled = cancel_waiting_jobs(context, app, clean_up)
-    end_children(context, app)
+    end_batch_items(context, app)
     messages = Outbox(app).resend(ledger.known, sweep.after)
     overdue = ledger.overdue(now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE)
     for job in overdue:
@@ -38,29 +38,29 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
 
 
 def _mirror_pauses(context: Context, app: Celery) -> None:
-    """Tell the workers' own processes again which queues are paused: Redis may have lost it."""
+    """Copy the pauses of queues to Redis again, which may have lost them."""
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
         return
     try:
         mirror_queues(client, context.catalogue.pauses.all())
     except redis.RedisError as error:
-        logger.warning("paused queues cannot be told for now: Redis: %s", type(error).__name__)
+        logger.warning("paused queues are not copied to Redis for now: %s", type(error).__name__)
 
 
 def _send(app: Celery, job: JobRecord) -> None:
     spec = _SPECS[job.kind]
-    logger.warning("job %s: nothing was heard of it since %s: sent again", job.id, job.due_at)
+    logger.warning("job %s: no heartbeat since it was due at %s: sent again", job.id, job.due_at)
     queue = job.queue or spec.queue.value
-    options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch looks into the ledger
+    options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch reads the ledger
     app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue, **options)
 
 
 @shared_task(name=SWEEP_RECOVER.name, bind=True, ignore_result=True)
 def recover_task(task: Task) -> dict[str, int]:
-    """Recover, every few seconds. It leaves no row in the ledger: there would soon be more of these than of jobs."""
+    """Recover, every few seconds. It writes no row in the ledger: there would soon be more of these than of jobs."""
     try:
         return recover(current(), task.app).model_dump(mode="json")
     except CatalogueUnavailable as error:
-        logger.warning("jobs are not looked after for now: %s", error)
+        logger.warning("jobs are not recovered for now: %s", error)
         return {}

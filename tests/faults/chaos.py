@@ -371,7 +371,7 @@ class Fleet:
         for name in STORES:
             store = self.stores[name]
             for found in store.list_objects("data"):
-                held = self.catalogue.artifacts.held_by(name, "data", found.key)
+                held = self.catalogue.artifacts.version_in_store(name, "data", found.key)
                 if held is None:
                     yield f"{name}: data/{found.key} is nobody's"
             for unfinished in store.iter_stale_uploads():

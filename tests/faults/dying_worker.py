@@ -24,7 +24,7 @@ _STUNNED = 3.0
 """Seconds for which a job stands still after its clock has jumped: more than a lease, and time for others to look."""
 
 POINTS: Mapping[str, tuple[str, When]] = {
-    "received, not begun": ("worker.catalogue.ledger:Ledger.begin", "before"),
+    "received, not begun": ("worker.catalogue.ledger:Ledger.acquire", "before"),
     "begun, still in the outbox": ("worker.jobs.outbox:Outbox.taken", "before"),
     "begun, out of the outbox": ("worker.jobs.outbox:Outbox.taken", "after"),
     "source not opened": ("tasks.upload:open_source", "before"),

@@ -110,7 +110,7 @@ def test_a_cancelled_batch_plans_no_more_and_ends_its_jobs(valkey, tmp_path):
         job.cancel()
         with pytest.raises(JobCancelled):
             job.wait(60)
-        until(lambda: place.catalogue.batches.over() == [])
+        until(lambda: place.catalogue.batches.ended_open() == [])
         until(lambda: {child.state for child in place.children(job)} <= {"succeeded", "cancelled"})
         planned = len(place.children(job))
         assert 8 <= planned < 40

@@ -45,13 +45,13 @@ def look(context: Context, job: RunningJob, artifact: Artifact, store: Store) ->
         Unavailable: what lies in the place cannot be read.
         StorageError: the store does not answer.
     """
-    copy = context.catalogue.artifacts.begin_copy(artifact, store.name)
+    copy = context.catalogue.artifacts.ensure_copy(artifact, store.name)
     found = _stat(store, artifact)
     if found is None:
         return Place(artifact, store, copy, None, keep_found=False)
     if copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size):
         return None
-    held = context.catalogue.artifacts.held_by(store.name, artifact.bucket, artifact.key)
+    held = context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
     if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
         return Place(artifact, store, copy, found, keep_found=False)  # the version that this upload replaces
     with context.gates.enter(store.name, job) as gate:
@@ -248,7 +248,7 @@ def _replaced(context: Context, job: RunningJob, artifact: Artifact, copy: Copy)
     if known is None or not known.state.present:
         return True
     store = context.stores[copy.store]
-    for other in context.catalogue.artifacts.being_written(copy.store, artifact.bucket, artifact.key):
+    for other in context.catalogue.artifacts.unfinished_versions(copy.store, artifact.bucket, artifact.key):
         if (
             store.verify_object(other.bucket, other.key, other.digest, on_bytes=job.heartbeat).verdict
             == Verdict.VERIFIED

@@ -3,7 +3,16 @@
 from copy import copy
 
 from worker.catalogue.artifacts import Artifacts, Superseded
-from worker.catalogue.batches import Batch, Batches, CameOut, Child, Failed, Kind, NewChild, Step
+from worker.catalogue.batches import (
+    Batch,
+    BatchChanges,
+    Batches,
+    BatchItem,
+    BatchItemKind,
+    BatchOutcome,
+    FailedBatchItem,
+    NewBatchItem,
+)
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.job_admin import JobAdmin
@@ -17,36 +26,36 @@ from worker.catalogue.verifications import Verifications
 __all__ = [
     "Artifact",
     "Batch",
-    "CameOut",
+    "BatchChanges",
+    "BatchItem",
+    "BatchItemKind",
+    "BatchOutcome",
     "Catalogue",
     "CatalogueError",
     "CatalogueUnavailable",
-    "Child",
     "Copy",
     "CopyState",
-    "Failed",
+    "FailedBatchItem",
     "Finding",
     "Finished",
     "Held",
     "JobRecord",
-    "Kind",
     "Leased",
     "Ledger",
     "LostLease",
-    "NewChild",
+    "NewBatchItem",
     "OpenTransfer",
     "OtherRequest",
     "Pause",
     "Pauses",
     "Scope",
-    "Step",
     "Superseded",
     "last_cause",
 ]
 
 
 class Catalogue:
-    """The record of everything, in one database. One instance serves one process."""
+    """The catalogue in one database. One instance serves one process."""
 
     def __init__(self, url: str) -> None:
         """Open the catalogue at this SQLAlchemy URL and bring its tables up to date.
@@ -60,7 +69,7 @@ class Catalogue:
         self._write_through(self._database)
 
     def fenced(self, job: str, fence: int) -> "Catalogue":
-        """Return the same catalogue for one holder of a job: once it has lost the job, writing raises LostLease."""
+        """Return the same catalogue for one leaseholder of a job: without the lease, writing raises LostLease."""
         held = copy(self)
         held._write_through(FencedDatabase(self._database, job, fence))  # noqa: SLF001 - it is one of us
         return held

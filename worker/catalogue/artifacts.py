@@ -1,4 +1,4 @@
-"""Artifacts and their copies: what there should be, and what was last seen of it."""
+"""Artifact versions and their copies: what is recorded, and the last verdict about it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ _MOST_VERSIONS = 2**31 - 1
 _SURROGATES = range(0xD800, 0xE000)
 """Code points that are no characters."""
 
-# What every upload asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
+# The statements of every upload are built once: SQLAlchemy builds one more slowly than SQLite runs it.
 _VERSIONS = (
     sa.select(artifacts)
     .where(artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"))
@@ -71,7 +71,7 @@ _SUPERSEDE = (
 
 
 class Superseded(CatalogueError):
-    """What a job wants to go on with is not the newest any more."""
+    """The version that a job recorded is no longer the newest."""
 
 
 class Artifacts:
@@ -83,7 +83,7 @@ class Artifacts:
     # Artifacts
 
     def current(self, bucket: str, key: str) -> Artifact | None:
-        """Return the newest version of which a copy was ever whole, unless it was deleted."""
+        """Return the newest committed version, or None if there is none or it was deleted."""
         with self._database.read() as connection:
             return _current(connection, bucket, key)
 
@@ -110,13 +110,12 @@ class Artifacts:
         stores: Iterable[str] = (),
         job: str | None = None,
     ) -> Artifact:
-        """Return the newest version if it has this digest, else a new one with its manifest; begin copies in `stores`.
+        """Return the newest version if it has this digest, else record a new one with its manifest and copies.
 
-        A version that was recorded and never got a whole copy is used again, so that a retry makes no second one. Nor
-        does a `job` that has recorded a version before.
+        A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
         Raises:
-            Superseded: what the job has recorded has been followed by another version, or deleted.
+            Superseded: the version that the job recorded was followed by another one, or deleted.
         """
         with self._database.write() as connection:
             row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
@@ -137,7 +136,7 @@ class Artifacts:
                 return artifact_of(row)
             artifact = artifact_of(row)
             for store in stores:
-                begin_copy(connection, artifact, store)
+                ensure_copy(connection, artifact, store)
             return artifact
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
@@ -191,8 +190,8 @@ class Artifacts:
             rows = connection.execute(_COPIES_BY_STORE, {"of": artifact.id})
             return {row.store: copy_of(row) for row in rows}
 
-    def held_by(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
-        """Return the version whose bytes should lie under this key in this store now, whichever version it is."""
+    def version_in_store(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
+        """Return the version, and its copy, whose bytes this store should have under this key now."""
         query = (
             sa.select(artifacts, copies.c.id.label("copy_id"))
             .join(copies, copies.c.artifact_id == artifacts.c.id)
@@ -208,8 +207,8 @@ class Artifacts:
             copy = connection.execute(sa.select(copies).where(copies.c.id == row.copy_id)).one()
             return artifact_of(row), copy_of(copy)
 
-    def held_anywhere(self, bucket: str, key: str) -> dict[str, list[Copy]]:
-        """Return by store the copies under this key of which there may be bytes: of any version, whole or not."""
+    def copies_by_store(self, bucket: str, key: str) -> dict[str, list[Copy]]:
+        """Return by store the copies under this key that may have bytes: of any version, complete or not."""
         query = (
             sa.select(copies)
             .join(artifacts, artifacts.c.id == copies.c.artifact_id)
@@ -223,8 +222,8 @@ class Artifacts:
                 held.setdefault(row.store, []).append(copy_of(row))
         return held
 
-    def being_written(self, store: str, bucket: str, key: str) -> Sequence[Artifact]:
-        """Return the versions that a job began to write under this key in this store and has not reported whole."""
+    def unfinished_versions(self, store: str, bucket: str, key: str) -> Sequence[Artifact]:
+        """Return the versions that a job began to write under this key in this store and has not completed."""
         query = (
             sa.select(artifacts)
             .join(copies, copies.c.artifact_id == artifacts.c.id)
@@ -234,20 +233,20 @@ class Artifacts:
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 
-    def begin_copy(self, artifact: Artifact, store: str) -> Copy:
-        """Record that a job is about to write a copy; a copy that was there keeps what is known of it."""
-        # Most often it is begun already: then there is no lock to wait for, and no disk.
+    def ensure_copy(self, artifact: Artifact, store: str) -> Copy:
+        """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
+        # Most often the row exists: a read waits for no writer and for no disk.
         with self._database.read() as connection:
             found = _find_copy(connection, artifact, store)
         if found and found.state not in _BEGIN_AGAIN_FROM:
             return found
         with self._database.write() as connection:
-            return begin_copy(connection, artifact, store)
+            return ensure_copy(connection, artifact, store)
 
     def finish_copy(
         self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], due: datetime, now: datetime
     ) -> None:
-        """Record that a copy was written whole: its version is committed, and supersedes what the store had."""
+        """Record that a copy is complete: its version is committed and supersedes the version that the store had."""
         with self._database.write() as connection:
             connection.execute(
                 _FINISH,
@@ -259,7 +258,7 @@ class Artifacts:
             )
 
     def delete_copy(self, copy: Copy) -> None:
-        """Record that a copy was deleted because somebody asked for it."""
+        """Record that a copy was deleted on request."""
         with self._database.write() as connection:
             connection.execute(
                 sa.update(copies)
@@ -268,12 +267,12 @@ class Artifacts:
             )
 
     def buckets(self) -> list[str]:
-        """Return the names of all buckets that have ever held an artifact."""
+        """Return the names of all buckets that have ever had an artifact."""
         with self._database.read() as connection:
             return list(connection.execute(sa.select(artifacts.c.bucket).distinct()).scalars())
 
     def count_by_state(self) -> dict[str, dict[str, int]]:
-        """Return how many copies of each state each store holds."""
+        """Return the number of copies by store and state."""
         query = sa.select(copies.c.store, copies.c.state, sa.func.count()).group_by(copies.c.store, copies.c.state)
         counts: dict[str, dict[str, int]] = {}
         with self._database.read() as connection:
@@ -310,7 +309,7 @@ def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
 
 
 def listed() -> list[sa.ColumnElement[bool]]:
-    """Say which versions are current: whole, newest and not deleted."""
+    """Return the conditions of a current version: committed, newest and not deleted."""
     newer = artifacts.alias("newer")
     superseded = sa.exists().where(
         newer.c.bucket == artifacts.c.bucket, newer.c.key == artifacts.c.key,
@@ -320,7 +319,7 @@ def listed() -> list[sa.ColumnElement[bool]]:
 
 
 def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
-    # LIKE takes upper and lower case for the same in SQLite and not in PostgreSQL, and no index can help it.
+    # LIKE ignores case in SQLite and not in PostgreSQL, and uses no index.
     if not prefix:
         return []
     end = first_after(prefix)
@@ -328,7 +327,7 @@ def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[b
 
 
 def following(prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
-    """Say which keys begin with a prefix and come after one, with one lower bound: SQLite searches by one only."""
+    """Return the conditions of keys with a prefix after a key, with one lower bound: SQLite searches by one only."""
     begins = _begins_with(artifacts.c.key, prefix)
     return [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
 
@@ -342,8 +341,8 @@ def first_after(prefix: str) -> str | None:
     return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
 
 
-def begin_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
-    """Return the copy of a version in a store, made known if it was not."""
+def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
+    """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
     found = _find_copy(connection, artifact, store)
     if found is None:
         return copy_of(connection.execute(_INSERT_COPY, _new_copy(artifact.id, store)).one())

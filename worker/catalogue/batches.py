@@ -1,4 +1,4 @@
-"""Batches: how far each is, which of its jobs are in flight, and which did not come out as they should."""
+"""Batches: the progress of each, its jobs in flight, and the jobs that failed."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,15 +33,15 @@ _FAILED = (
     .where(batch_items.c.batch == sa.bindparam("batch"), batch_items.c.outcome.is_not(None))
     .order_by(batch_items.c.number)
 )
-_CAME_OUT_WELL = sa.delete(batch_items).where(
+_REMOVE_SUCCEEDED = sa.delete(batch_items).where(
     batch_items.c.batch == sa.bindparam("of"), batch_items.c.number == sa.bindparam("at")
 )
-_CAME_OUT_BADLY = (
+_RECORD_FAILED = (
     sa.update(batch_items)
     .where(batch_items.c.batch == sa.bindparam("of"), batch_items.c.number == sa.bindparam("at"))
     .values(outcome=sa.bindparam("came"))
 )
-_OVER = (
+_ENDED_OPEN = (
     sa.select(batches.c.job)
     .join(jobs, jobs.c.id == batches.c.job)
     .where(batches.c.open.is_(True), jobs.c.state.in_(_ENDED))
@@ -50,7 +50,7 @@ _OVER = (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How far a batch is. `cursor` is where its next page begins, as the planner wrote it."""
+    """The progress of a batch. `cursor` is where its next page begins, as the planner wrote it."""
 
     job: str
     cursor: Mapping[str, Any]
@@ -67,8 +67,8 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class NewChild:
-    """A job that a batch is about to have, the `number`th."""
+class NewBatchItem:
+    """A job that a batch is about to accept, the `number`th."""
 
     number: int
     job: str
@@ -78,31 +78,31 @@ class NewChild:
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """A job of a batch that was in flight when last looked at. `begun`: a worker has taken it over."""
+class BatchItem:
+    """A job of a batch that was in flight at the last read. `started`: a worker has leased it."""
 
     number: int
     job: str
     size: int
     request: Mapping[str, Any]
     state: JobState
-    begun: bool
+    started: bool
     result: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class CameOut:
-    """What came of a child, in one word, and whether that is as it should be."""
+class BatchOutcome:
+    """The outcome of a batch item, in one word, and whether the item succeeded."""
 
-    child: Child
+    item: BatchItem
     outcome: str
     good: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A child that did not come out as it should."""
+class FailedBatchItem:
+    """A batch item that failed, by its state or by its verdict."""
 
     job: str
     outcome: str
@@ -112,19 +112,19 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What one step of a batch changes, all of it or nothing."""
+class BatchChanges:
+    """What one run of the planner changes, atomically: outcomes to count, items to accept, the new cursor."""
 
-    came_out: Sequence[CameOut]
-    children: Sequence[NewChild]
+    outcomes: Sequence[BatchOutcome]
+    items: Sequence[NewBatchItem]
     cursor: Mapping[str, Any]
     exhausted: bool
     next_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What all children of a batch have in common. `due`: when they are sent again if nothing is heard, or never."""
+class BatchItemKind:
+    """What all items of a batch have in common. `due`: when they are sent again without a heartbeat, or never."""
 
     kind: str
     queue: str
@@ -138,14 +138,14 @@ class Batches:
         self._database = database
 
     def get(self, batch: str) -> Batch | None:
-        """Return how far a batch is, or None if it has not begun."""
+        """Return the progress of a batch, or None if it has not begun."""
         with self._database.read() as connection:
             return _find(connection, batch)
 
     def begin(
         self, batch: str, cursor: Mapping[str, Any], *, total: int | None, total_bytes: int | None, now: datetime
     ) -> Batch:
-        """Record that a batch begins, and how much there is to do as far as that is known."""
+        """Record that a batch begins, with its totals where they are known."""
         row: dict[str, Any] = {
             "job": batch, "cursor": dict(cursor), "exhausted": False, "open": True, "total": total,
             "total_bytes": total_bytes, "planned": 0, "ended": 0, "ended_bytes": 0, "failed": 0, "outcomes": {},
@@ -155,38 +155,38 @@ class Batches:
             connection.execute(sa.insert(batches), row)
         return Batch(**{name: value for name, value in row.items() if name != "open"})
 
-    def in_flight(self, batch: str) -> list[Child]:
-        """Return the children that have not been counted yet, in the order in which they were planned."""
+    def in_flight(self, batch: str) -> list[BatchItem]:
+        """Return the items that have not been counted yet, in the order in which they were planned."""
         with self._database.read() as connection:
             rows = connection.execute(_IN_FLIGHT, {"batch": batch}).all()
         return [
-            Child(
+            BatchItem(
                 row.number, row.job, row.size, row.request, JobState(row.state), row.started_at is not None,
                 row.result, row.error,
             )
             for row in rows
         ]  # fmt: skip
 
-    def advance(self, batch: Batch, kind: Kind, step: Step, now: datetime) -> Batch:
-        """Count what has come out, accept the next children into the ledger, and move the cursor behind them."""
+    def advance(self, batch: Batch, kind: BatchItemKind, changes: BatchChanges, now: datetime) -> Batch:
+        """Count the outcomes, accept the next items into the ledger, and move the cursor behind them, atomically."""
         with self._database.write() as connection:
-            _count(connection, batch.job, step.came_out)
-            _accept(connection, batch.job, kind, step.children, now)
-            values = _after(batch, step)
+            _count(connection, batch.job, changes.outcomes)
+            _accept(connection, batch.job, kind, changes.items, now)
+            values = _after(batch, changes)
             connection.execute(sa.update(batches).where(batches.c.job == batch.job).values(**values, open=True))
             found = _find(connection, batch.job)
         assert found is not None
         return found
 
-    def failed(self, batch: str, *, limit: int) -> list[Failed]:
-        """Return the children that did not come out as they should, in the order in which they were planned."""
+    def failed(self, batch: str, *, limit: int) -> list[FailedBatchItem]:
+        """Return the items that failed, in the order in which they were planned."""
         with self._database.read() as connection:
-            return [Failed(*row) for row in connection.execute(_FAILED.limit(limit), {"batch": batch})]
+            return [FailedBatchItem(*row) for row in connection.execute(_FAILED.limit(limit), {"batch": batch})]
 
-    def children(self, parent: str, *, failed: bool = False, after: str = "", limit: int = 50) -> list[JobRecord]:
-        """Return the jobs that a batch or another job has sent, by their ids: of a batch, the first ones first.
+    def child_jobs(self, parent: str, *, failed: bool = False, after: str = "", limit: int = 50) -> list[JobRecord]:
+        """Return the jobs that a batch or another job has sent, ordered by id: of a batch, in planning order.
 
-        `failed`: only those that did not come out as they should, be it by their end or by their verdict.
+        `failed`: only jobs that failed, by their state or by their verdict.
         """
         query = sa.select(jobs).where(jobs.c.parent == parent, jobs.c.id > after).order_by(jobs.c.id).limit(limit)
         if failed:
@@ -195,13 +195,13 @@ class Batches:
         with self._database.read() as connection:
             return [job_record(row) for row in connection.execute(query)]
 
-    def over(self) -> list[str]:
-        """Return the batches that have ended and whose children have not been told."""
+    def ended_open(self) -> list[str]:
+        """Return the batches that have ended and whose items have not been asked to end."""
         with self._database.read() as connection:
-            return list(connection.execute(_OVER).scalars())
+            return list(connection.execute(_ENDED_OPEN).scalars())
 
     def close(self, batch: str) -> None:
-        """Record that no child of the batch is waited for any more."""
+        """Record that no item of the batch is waited for any more."""
         with self._database.write() as connection:
             connection.execute(sa.update(batches).where(batches.c.job == batch).values(open=False))
 
@@ -216,19 +216,19 @@ def _find(connection: Connection, batch: str) -> Batch | None:
     )  # fmt: skip
 
 
-def _count(connection: Connection, batch: str, came_out: Sequence[CameOut]) -> None:
-    good = [{"of": batch, "at": each.child.number} for each in came_out if each.good]
-    bad = [{"of": batch, "at": each.child.number, "came": each.outcome} for each in came_out if not each.good]
+def _count(connection: Connection, batch: str, outcomes: Sequence[BatchOutcome]) -> None:
+    good = [{"of": batch, "at": each.item.number} for each in outcomes if each.good]
+    bad = [{"of": batch, "at": each.item.number, "came": each.outcome} for each in outcomes if not each.good]
     if good:
-        connection.execute(_CAME_OUT_WELL, good)
+        connection.execute(_REMOVE_SUCCEEDED, good)
     if bad:
-        connection.execute(_CAME_OUT_BADLY, bad)
+        connection.execute(_RECORD_FAILED, bad)
 
 
 def _accept(
-    connection: Connection, batch: str, kind: Kind, children: Sequence[NewChild], now: datetime
+    connection: Connection, batch: str, kind: BatchItemKind, items: Sequence[NewBatchItem], now: datetime
 ) -> None:  # fmt: skip
-    if not children:
+    if not items:
         return
     accepted = {
         "kind": kind.kind, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "parent": batch,
@@ -236,23 +236,23 @@ def _accept(
     }  # fmt: skip
     connection.execute(
         sa.insert(jobs),
-        [accepted | {"id": each.job, "request": dict(each.request), "holds": each.holds} for each in children],
+        [accepted | {"id": each.job, "request": dict(each.request), "holds": each.holds} for each in items],
     )
     connection.execute(
         sa.insert(batch_items),
-        [{"batch": batch, "number": each.number, "job": each.job, "size": each.size} for each in children],
+        [{"batch": batch, "number": each.number, "job": each.job, "size": each.size} for each in items],
     )
 
 
-def _after(batch: Batch, step: Step) -> dict[str, Any]:
-    outcomes = Counter(batch.outcomes) + Counter(each.outcome for each in step.came_out)
+def _after(batch: Batch, changes: BatchChanges) -> dict[str, Any]:
+    outcomes = Counter(batch.outcomes) + Counter(each.outcome for each in changes.outcomes)
     return {
-        "cursor": dict(step.cursor),
-        "exhausted": step.exhausted,
-        "planned": batch.planned + len(step.children),
-        "ended": batch.ended + len(step.came_out),
-        "ended_bytes": batch.ended_bytes + sum(each.child.size for each in step.came_out),
-        "failed": batch.failed + sum(not each.good for each in step.came_out),
+        "cursor": dict(changes.cursor),
+        "exhausted": changes.exhausted,
+        "planned": batch.planned + len(changes.items),
+        "ended": batch.ended + len(changes.outcomes),
+        "ended_bytes": batch.ended_bytes + sum(each.item.size for each in changes.outcomes),
+        "failed": batch.failed + sum(not each.good for each in changes.outcomes),
         "outcomes": dict(outcomes),
-        "next_step_at": step.next_at,
+        "next_step_at": changes.next_at,
     }

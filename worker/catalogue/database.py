@@ -56,7 +56,7 @@ def migrate(engine: Engine) -> None:
             if _revision(engine) != _HEAD:
                 _upgrade(engine)
     except CatalogueError as error:
-        engine.dispose()  # nobody will use it
+        engine.dispose()  # it is not used any more
         if isinstance(error, CatalogueUnavailable):
             way_out = "see that ZOT_CATALOGUE names a database that answers"
             raise CatalogueUnavailable(f"{error}; {way_out}") from error
@@ -65,7 +65,7 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def translated(engine: Engine) -> Iterator[None]:
-    """Turn what the database says into our own errors."""
+    """Raise the errors of the database as CatalogueError."""
     try:
         yield
     except (DBAPIError, sa.exc.TimeoutError) as error:
@@ -75,7 +75,7 @@ def translated(engine: Engine) -> Iterator[None]:
 
 
 class Database:
-    """The engine, as the queries use it: one transaction for writing, one for reading."""
+    """The engine, as the queries use it: transactions that write, and transactions that read."""
 
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
@@ -115,7 +115,7 @@ def _upgrade(engine: Engine) -> None:
     from alembic.config import Config
     from alembic.util import CommandError
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it would tell of each plugin it has
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each of its plugins
     with engine.begin() as connection:  # this is the lock: only one gets to migrate
         unfit = _dialect(engine).before_migrating(connection)
         if unfit:
@@ -130,7 +130,7 @@ def _upgrade(engine: Engine) -> None:
 
 
 def _named(url: URL) -> str:
-    return url.set(query={}).render_as_string()  # a password may stand in the query too, where nothing hides it
+    return url.set(query={}).render_as_string()  # a password may be in the query too, where nothing hides it
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Keep whoever has lost a job from recording anything in its name."""
+"""Fencing: a worker that lost the lease of a job records nothing for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ _HELD = sa.select(jobs.c.id).where(
 
 
 class LostLease(CatalogueError):
-    """The job has gone over to another worker; what this one still wants to record is void."""
+    """Another worker has the lease of the job; nothing was recorded."""
 
 
 class FencedDatabase(Database):
-    """The database as one holder of one job may write to it: nothing once the job has gone over to another worker.
+    """The database as the leaseholder of one job may write to it: nothing once another worker has the lease.
 
-    Asked in the very transaction that writes, so that no pause of the process can come between.
+    The fencing token is checked in the transaction that writes, so that no pause of the process can come between.
     """
 
     def __init__(self, database: Database, job: str, fence: int) -> None:
@@ -34,7 +34,7 @@ class FencedDatabase(Database):
         """Begin a transaction that commits at the end, or not at all.
 
         Raises:
-            LostLease: the job is not this holder's any more; nothing was written.
+            LostLease: another worker has the lease; nothing was written.
         """
         with super().write() as connection:
             if connection.execute(_HELD, self._held).one_or_none() is None:

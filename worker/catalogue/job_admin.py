@@ -1,4 +1,4 @@
-"""What people do to jobs: look for some, end one that waits, begin an ended one again."""
+"""Operators' actions on jobs: find, cancel one that waits, redrive one that ended without success."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -12,8 +12,8 @@ from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import JobState
 
-UNSUCCESSFUL = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
-"""How jobs end that may be begun again. A refused one has no request that could be."""
+REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
+"""The states that can be redriven. A rejected job has no request that could be sent again."""
 _WAITING = (JobState.QUEUED, JobState.RETRYING)
 
 _CANCEL = (
@@ -31,9 +31,9 @@ _CANCEL = (
     )
     .returning(jobs)
 )  # fmt: skip
-_REVIVE = (
+_REDRIVE = (
     sa.update(jobs)
-    .where(jobs.c.id == sa.bindparam("job"), jobs.c.state.in_(UNSUCCESSFUL))
+    .where(jobs.c.id == sa.bindparam("job"), jobs.c.state.in_(REDRIVABLE))
     .values(
         state=JobState.QUEUED, fence=jobs.c.fence + 1, attempts=0, crashes=0, put_off_since=None, lease_until=None,
         due_at=sa.bindparam("due"), finished_at=None, result=None, progress=None,
@@ -44,7 +44,7 @@ _REVIVE = (
 
 
 class JobAdmin:
-    """The jobs, as people and not workers take hold of them."""
+    """The jobs, for operators."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -57,7 +57,7 @@ class JobAdmin:
         fits: Callable[[JobRecord], bool] = lambda _: True,
         limit: int | None = 50,
     ) -> list[JobRecord]:
-        """Return jobs in these states, or in any, that fit, the latest first."""
+        """Return jobs in these states (any if empty) for which `fits` is true, the latest first."""
         query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id)
         if states:
             query = query.where(jobs.c.state.in_(states))
@@ -76,7 +76,7 @@ class JobAdmin:
         return found
 
     def cancel(self, id_: str, cause: Mapping[str, Any], now: datetime) -> JobRecord | None:
-        """End a job that nobody is at work on; None if it is not one that waits."""
+        """Cancel a job that waits and return it; None if it is leased, has ended or is unknown."""
         values = {"job": id_, "now": now, "cause": dict(cause)}
         with self._database.write() as connection:
             row = connection.execute(_CANCEL, values).one_or_none()
@@ -85,7 +85,7 @@ class JobAdmin:
     def cancel_new(
         self, id_: str, kind: str, request: Mapping[str, Any], cause: Mapping[str, Any], now: datetime
     ) -> JobRecord | None:
-        """Record a job as cancelled that no worker has taken over; None if one has, meanwhile."""
+        """Record a job that is not in the ledger as cancelled; None if it is there."""
         row = {
             "id": id_, "kind": kind, "request": dict(request), "state": JobState.CANCELLED, "error": dict(cause),
             "attempts": 0, "fence": 0, "crashes": 0, "created_at": now, "finished_at": now,
@@ -95,11 +95,11 @@ class JobAdmin:
                 return None
             return job_record(connection.execute(sa.insert(jobs).returning(jobs), row).one())
 
-    def revive(self, id_: str, cause: Mapping[str, Any], *, due: datetime) -> JobRecord | None:
-        """Let a job that ended without success begin again as if it were new; None if it is none of those.
+    def redrive(self, id_: str, cause: Mapping[str, Any], *, due: datetime) -> JobRecord | None:
+        """Queue a job that ended without success as if it were new and return it; None if it did not.
 
-        `cause` says why it stands in its queue again. If its message gets lost, it is sent again from `due` on.
+        `cause` says why it is queued again. If its message is lost, it is sent again from `due` on.
         """
         with self._database.write() as connection:
-            row = connection.execute(_REVIVE, {"job": id_, "due": due, "cause": dict(cause)}).one_or_none()
+            row = connection.execute(_REDRIVE, {"job": id_, "due": due, "cause": dict(cause)}).one_or_none()
             return job_record(row) if row else None

@@ -1,4 +1,4 @@
-"""The ledger: every job that was accepted, who works on it, and how it ended."""
+"""The ledger: every accepted job, its lease, and how it ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import JobState
 
-# What every job asks is built once: building a statement takes SQLAlchemy longer than SQLite takes to run it.
+# The statements of every job are built once: SQLAlchemy builds one more slowly than SQLite runs it.
 _FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
 _ACCEPT = sa.insert(jobs)
 _TAKE = (
@@ -52,24 +52,24 @@ _SETTLE = sa.update(jobs).where(
 
 
 _BELIEVED = 10
-"""Leases. One that lasts longer than that is no sign of life: its holder's clock was ahead, or all have been set back
-since. Only so many, because clocks differ by seconds, and workers by how long their leases last."""
+"""Longest credible lease, in leases. A longer one was written by a clock that was ahead; it counts as expired.
+Several, because the clocks of workers differ by seconds and their settings of the lease differ too."""
 
 
 class OtherRequest(CatalogueError):
-    """The job's id has been given to another request before."""
+    """The job's id belongs to another request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """The job is this worker's now, under this fencing token."""
+    """This worker has the lease, under the fencing token of the record."""
 
     record: JobRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Another job, or another delivery of this one, is at work; it must show life until `until`."""
+    """Another job on the same artifact, or another delivery of this one, has the lease until `until`."""
 
     until: datetime
     reason: str
@@ -77,7 +77,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The job has ended before; nothing is to be done."""
+    """The job has ended before; nothing is left to do."""
 
     record: JobRecord
 
@@ -88,7 +88,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(
+    def acquire(
         self,
         id_: str,
         kind: str,
@@ -102,10 +102,10 @@ class Ledger:
         queue: str | None = None,
         max_crashes: int = 5,
     ) -> Leased | Held | Finished:
-        """Accept a job if it is new, and take it unless it has ended or somebody is at work on it or on its artifact.
+        """Accept a job if it is new, and lease it unless it has ended or it or its artifact is leased.
 
-        Only taking it counts as an attempt. A job of which nothing was heard any more after `max_crashes` starts in a
-        row ends as dead: whoever takes it is killed by it.
+        Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: it
+        may be what kills its workers.
 
         Raises:
             OtherRequest: the id belongs to another request.
@@ -134,32 +134,32 @@ class Ledger:
             return Leased(job_record(connection.execute(_TAKE, taken).one()))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
-        """Show life: keep the job until `until`, and record how far it is.
+        """Renew the lease until `until`, and record the progress.
 
         Raises:
-            LostLease: the job has gone over to another worker.
+            LostLease: another worker has the lease.
         """
         values: dict[str, Any] = {"lease_until": until, "due_at": until}
         if progress is not None:
             values["progress"] = dict(progress)
         self._settle(id_, fence, values)
 
-    def retrying(self, id_: str, fence: int, error: Mapping[str, Any], *, due: datetime) -> None:
-        """Record that the attempt met a passing fault, and by when the next one must have begun.
+    def retry(self, id_: str, fence: int, error: Mapping[str, Any], *, due: datetime) -> None:
+        """Record that the attempt met a transient error, and by when the next attempt must have started.
 
         Raises:
-            LostLease: the job has gone over to another worker.
+            LostLease: another worker has the lease.
         """
         values = {"state": JobState.RETRYING, "error": dict(error), "lease_until": None, "due_at": due}
         self._settle(id_, fence, values | {"crashes": 0, "put_off_since": None})
 
-    def put_off(self, id_: str, fence: int, why: Mapping[str, Any], *, since: datetime | None, due: datetime) -> None:
-        """Give a job back undone, and take back its attempt: it waits for something that is no fault of its own.
+    def snooze(self, id_: str, fence: int, why: Mapping[str, Any], *, since: datetime | None, due: datetime) -> None:
+        """Give a job back for later without counting the attempt.
 
-        `since`: when it began to wait for such things, or None if that is not to be counted.
+        `since`: when it was first snoozed in a row, or None if that is not to be counted.
 
         Raises:
-            LostLease: the job has gone over to another worker.
+            LostLease: another worker has the lease.
         """
         values = {"state": JobState.QUEUED, "lease_until": None, "due_at": due, "crashes": 0}
         with self._database.write() as connection:
@@ -167,11 +167,11 @@ class Ledger:
             kept = {"error": dict(why) | last_cause(found.error), "attempts": found.attempts - 1}
             self._change(connection, id_, fence, values | kept | {"put_off_since": since})
 
-    def rest(self, id_: str, fence: int, *, progress: Mapping[str, Any] | None, due: datetime) -> None:
-        """Give a job back that has done one of its steps well: nothing of what went before counts against it.
+    def continue_later(self, id_: str, fence: int, *, progress: Mapping[str, Any] | None, due: datetime) -> None:
+        """Give a job back that continues later, with its attempts and errors reset.
 
         Raises:
-            LostLease: the job has gone over to another worker.
+            LostLease: another worker has the lease.
         """
         values: dict[str, Any] = {
             "state": JobState.QUEUED, "due_at": due, "lease_until": None, "attempts": 0, "crashes": 0, "error": None,
@@ -192,7 +192,7 @@ class Ledger:
         """Record how the job ended.
 
         Raises:
-            LostLease: the job has gone over to another worker.
+            LostLease: another worker has the lease.
         """
         self._settle(
             id_, fence,
@@ -202,8 +202,8 @@ class Ledger:
             },
         )  # fmt: skip
 
-    def refuse(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
-        """Record a message that is no request. A job that has the id already stays as it is."""
+    def reject(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
+        """Record a rejected message. A job that has the id already is not changed."""
         with self._database.write() as connection:
             if _find(connection, id_) is None:
                 values = {"state": JobState.REFUSED, "error": dict(error), "finished_at": now}
@@ -219,7 +219,7 @@ class Ledger:
                 connection.execute(sa.insert(jobs), row | values)
 
     def get(self, id_: str) -> JobRecord | None:
-        """Return a job, or None if no worker has taken such a job yet."""
+        """Return a job, or None if it is not in the ledger."""
         with self._database.read() as connection:
             return _find(connection, id_)
 
@@ -232,16 +232,16 @@ class Ledger:
             return [job_record(row) for row in connection.execute(query)]
 
     def sources_of_open_jobs(self) -> set[str]:
-        """Return the sources of all uploads, and the key files of all batches, that have still to end."""
+        """Return the sources of all uploads, and the key lists of all batches, that have not ended."""
         states = [state for state in JobState if not state.terminal]
         with self._database.read() as connection:
             requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
             return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
 
     def overdue(self, *, now: datetime, again: timedelta, lease: timedelta, limit: int) -> list[JobRecord]:
-        """Claim jobs that have not ended and of which nothing was heard when it was due, the longest overdue first.
+        """Claim open jobs without a heartbeat since they were due, the longest overdue first.
 
-        Also those whose lease lasts longer than any that is believed. Whoever asks sends them again; they are not
+        Jobs whose lease is longer than a credible one are claimed too. The caller sends them again; they are not
         overdue once more before `again` has passed.
         """
         open_ = [state for state in JobState if not state.terminal]
@@ -267,7 +267,7 @@ class Ledger:
             return list(connection.execute(query).scalars())
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Return which of these jobs a worker has taken over, or has ended."""
+        """Return which of these jobs a worker has leased, or have ended."""
         taken = sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at.is_not(None), jobs.c.finished_at.is_not(None))
         with self._database.read() as connection:
             return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
@@ -291,7 +291,7 @@ def _find(connection: Connection, id_: str) -> JobRecord | None:
 def _accept(
     connection: Connection, given: Mapping[str, Any], holds: str | None, taken: Mapping[str, Any], lease: timedelta
 ) -> Leased | Held:
-    """Record a new job, as taken already unless somebody is at work on its artifact: one row is written once."""
+    """Record a new job, leased at once unless its artifact is leased: one row is written once."""
     now = given["created_at"]
     job = {**given, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
     busy = _busy(connection, JobRecord(**job), holds, now, lease)
@@ -307,7 +307,7 @@ def _accept(
 def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime, lease: timedelta) -> Held | None:
     far = now + _BELIEVED * lease
     if job.state == JobState.RUNNING and job.lease_until and now < job.lease_until <= far:
-        return Held(job.lease_until, f"job {job.id} is being worked on already")
+        return Held(job.lease_until, f"job {job.id} is leased by another delivery already")
     if holds is None:
         return None
     other = connection.execute(_HOLDER, {"held": holds, "now": now, "far": far, "job": job.id}).one_or_none()
@@ -315,12 +315,12 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
 
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:
-    message = f"nothing was heard any more after each of {crashes} starts in a row: it may be killing its worker"
+    message = f"its worker died after each of {crashes} starts in a row: the job may be what kills it"
     return {"job": job.id, "now": now, "cause": {"type": "Poison", "message": message} | last_cause(job.error)}
 
 
 def last_cause(error: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return, as `previous`, the last failure that an error in the ledger knows of: one that has a traceback."""
+    """Return, as `previous`, the last failure with a traceback that an error in the ledger has."""
     if error is None:
         return {}
     return {"previous": dict(error)} if "traceback" in error else {k: v for k, v in error.items() if k == "previous"}

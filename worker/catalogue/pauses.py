@@ -1,4 +1,4 @@
-"""What is paused, since when and why: it outlives every process and every broker."""
+"""Pauses: what is paused, since when and why. They outlive every process and every broker."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,7 +31,7 @@ class Pause:
 
 
 class Pauses:
-    """The pauses, by what they are of."""
+    """The pauses, by scope and name."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -49,7 +49,7 @@ class Pauses:
             return Pause(scope, name, row.since, row.reason) if row else None
 
     def begin(self, scope: Scope, name: str, *, reason: str | None, now: datetime) -> Pause:
-        """Pause something. What is paused already stays so since it began, and keeps its reason if no other comes."""
+        """Pause a store, a queue or a job. What is paused already keeps its start, and its reason if none is given."""
         with self._database.write() as connection:
             row = connection.execute(sa.select(pauses).where(*_of(scope, name))).one_or_none()
             if row is None:

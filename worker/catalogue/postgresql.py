@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 LOCK_SECONDS = 30
 """How long a writer waits for its turn, as in SQLite."""
 IDLE_SECONDS = 20
-"""A writer that was stopped in the middle loses its turn; sooner than those that wait for it give up."""
+"""A writer that was stopped within a transaction loses its turn before the writers behind it give up."""
 STATEMENT_SECONDS = 60
 
 # The snapshot of such a reader is one state of everything; a writer's must be taken anew after it got its turn, so
@@ -22,10 +22,10 @@ READING: Mapping[str, Any] = {"reads": True, "isolation_level": "REPEATABLE READ
 _WRITING = "READ COMMITTED"
 
 _LOCK = 0x5A6F7420_63617461
-"""Any number that nobody else in this database locks; the server keeps those of other databases apart by itself."""
+"""The number of our lock; the server keeps the locks of other databases apart."""
 _TAKE_TURN = f"SELECT pg_advisory_xact_lock({_LOCK})"
 
-# A peer that has vanished is found out within a minute, also while its answer is awaited. In seconds and milliseconds.
+# A peer that has vanished is detected within a minute, also while its answer is awaited. Seconds and milliseconds.
 _CONNECTING = {
     "connect_timeout": 5,
     "keepalives_idle": 20,
@@ -39,13 +39,13 @@ _PASSING_CLASSES = {
     "08",  # connection exception
     "40",  # rolled back: deadlock, serialization
     "53",  # out of disk, memory or connections
-    "57",  # an operator's doing: shutting down, starting up, cancelled
+    "57",  # by an operator: shutting down, starting up, cancelled
     "58",  # the server's own disk
 }
 _PASSING = {
     "25006",  # read only: a standby, shortly before it takes over
     "25P03",  # idle in a transaction for too long
-    "55P03",  # the lock was not to be had in time
+    "55P03",  # the lock was not granted in time
 }
 
 

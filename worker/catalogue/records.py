@@ -1,4 +1,4 @@
-"""What the catalogue knows, as values."""
+"""The rows of the catalogue as frozen values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,28 +10,28 @@ from worker.storage import Digest
 
 
 class CopyState(StrEnum):
-    """What the catalogue believes of one copy, from what was last seen of its bytes."""
+    """The state of one copy, from its last write, verdict or delete."""
 
     WRITING = "writing"
-    """A job began to write it and has not said that it is whole."""
+    """A job began to write it and has not completed it."""
     STORED = "stored"
-    """Written whole, its bytes hashed on the way in; not read back yet."""
+    """Complete, its bytes hashed on the way in; not read back yet."""
     VERIFIED = "verified"
     CORRUPT = "corrupt"
     MISSING = "missing"
     SIZE_MISMATCH = "size_mismatch"
     SUPERSEDED = "superseded"
-    """Another version has been written over it."""
+    """Another version was written over it."""
     DELETED = "deleted"
 
     @property
     def good(self) -> bool:
-        """Return whether its bytes may be relied on, as far as is known."""
+        """Return whether its last verdict, or its write, says that its bytes are right."""
         return self in {CopyState.STORED, CopyState.VERIFIED}
 
     @property
     def present(self) -> bool:
-        """Return whether there should be bytes of it in its store."""
+        """Return whether its store should have bytes of it."""
         return self not in {CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED}
 
 
@@ -51,7 +51,7 @@ class Artifact:
 
     @property
     def path(self) -> str:
-        """Return `bucket/key`, as people name it."""
+        """Return `bucket/key`, as users name it."""
         return f"{self.bucket}/{self.key}"
 
 
@@ -74,7 +74,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job as the ledger has it."""
+    """One row of the ledger."""
 
     id: str
     kind: str
@@ -99,7 +99,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of the verification log, before it is chained to the one before it."""
+    """One verdict for the verification log, before it is chained to the row before it."""
 
     job: str
     store: str

@@ -20,7 +20,7 @@ def options(url: URL) -> dict[str, Any]:
 
 
 def set_up(engine: Engine) -> None:
-    """Let every connection keep what was acknowledged, and wait for whoever writes."""
+    """Let every connection keep what was acknowledged, and wait for the writer before it."""
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin_immediate)
 
@@ -46,7 +46,7 @@ def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    # On a new file: SQLite waits for who reads it, but fails at once where somebody else has just begun to write.
+    # On a new file SQLite waits for readers, but fails at once where another process has just begun to write.
     milliseconds = connection.execute("PRAGMA busy_timeout").fetchone()[0]
     deadline = time.monotonic() + milliseconds / 1000
     while True:
@@ -61,7 +61,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So whoever
-    # may write takes the lock at the beginning.
+    # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
+    # transaction that may write takes the lock at its start.
     reads = connection.get_execution_options().get("reads", False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

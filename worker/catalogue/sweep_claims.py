@@ -1,4 +1,4 @@
-"""What sweeps take on: copies that are due, and copies that should be there."""
+"""Claims of sweeps: copies that are due, and copies that are absent."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -6,17 +6,17 @@ from itertools import islice
 
 import sqlalchemy as sa
 
-from worker.catalogue.artifacts import artifact_of, begin_copy, copy_of, following, listed
+from worker.catalogue.artifacts import artifact_of, copy_of, ensure_copy, following, listed
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies
 
 _BELIEVED = 10
-"""Times as long as ours. A claim that lasts longer was made by a clock that was ahead, and would last for as long."""
+"""Longest credible claim, in claims. A longer one was written by a clock that was ahead; it counts as expired."""
 
 
 class SweepClaims:
-    """Hands out copies to sweeps, so that no two of them work on the same one."""
+    """The claims: no two sweeps work on the same copy."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -68,12 +68,12 @@ class SweepClaims:
             .where(sa.or_(copies.c.id.is_(None), begun))
             .order_by(artifacts.c.id)
         )
-        with self._database.read() as connection:  # it may look at many, and whoever writes keeps the others waiting
+        with self._database.read() as connection:  # it may scan many rows, and a writer keeps the others waiting
             rows = connection.execution_options(yield_per=1000).execute(query)
             found = list(islice(filter(wanted, map(artifact_of, rows)), limit))
             rows.close()
         with self._database.write() as connection:
-            ids = [begin_copy(connection, artifact, store).id for artifact in found]
+            ids = [ensure_copy(connection, artifact, store).id for artifact in found]
             connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
         return found
 

@@ -45,7 +45,7 @@ artifacts = Table(
 )
 """One row a version. `committed_at`: its first copy was whole. `job` is the one that recorded it.
 
-Triggers keep its digest from being updated.
+Triggers forbid updates of its digest.
 """
 
 copies = Table(
@@ -99,8 +99,8 @@ jobs = Table(
 )
 """The ledger. `holds` is the `bucket/key` that no other job may write to while this one's lease lasts.
 
-`due_at`: a job that has not ended and was not heard of by then is sent again. `crashes`: starts in a row after which
-nothing was heard any more. `put_off_since`: since when a job waits for something that costs it no attempt.
+`due_at`: an open job without a heartbeat by then is sent again. `crashes`: starts in a row at which the worker died.
+`put_off_since`: since when a job is snoozed.
 """
 
 verifications = Table(
@@ -131,7 +131,7 @@ manifests = Table(
     Column("chunk_size", Integer, nullable=False),
     Column("digests", LargeBinary, nullable=False),
 )
-"""The SHA-256 of each chunk of a version, raw, one after the other. Never updated; a trigger sees to it."""
+"""The SHA-256 of each chunk of a version, raw, one after the other. A trigger forbids updates."""
 
 transfers = Table(
     "transfers",
@@ -144,7 +144,7 @@ transfers = Table(
     Column("begun_at", UtcDateTime, nullable=False),
     UniqueConstraint("artifact_id", "store"),
 )
-"""The open write in parts of a copy."""
+"""The open multipart upload of a copy."""
 
 transfer_parts = Table(
     "transfer_parts",
@@ -155,7 +155,7 @@ transfer_parts = Table(
     Column("tag", Text(256), nullable=False),
     Column("sha256", Text(64), nullable=False),
 )
-"""Its parts that the store has confirmed, with the SHA-256 of what was sent."""
+"""The parts that the store has confirmed, with the SHA-256 of the bytes sent."""
 
 batches = Table(
     "batches",
@@ -175,10 +175,10 @@ batches = Table(
     Column("next_step_at", UtcDateTime, nullable=False),
     Index("ix_batches_open", "open"),
 )
-"""How far the planning of a batch job is, and what came of what it has planned; nothing in it is ever counted anew.
+"""The planner's cursor of a batch job, and the counts of its outcomes; nothing is ever counted twice.
 
 `cursor`: where the next page begins. `exhausted`: there is none. `open`: its jobs have been neither all counted nor
-told to end. `next_step_at`: what is delivered before is a second message for the same step.
+asked to end. `next_step_at`: a message that is delivered earlier is a duplicate.
 """
 
 _IN_FLIGHT = text("outcome IS NULL")
@@ -193,10 +193,10 @@ batch_items = Table(
     Column("outcome", Text(32)),
     Index("ix_batch_items_in_flight", "batch", "number", sqlite_where=_IN_FLIGHT, postgresql_where=_IN_FLIGHT),
 )
-"""The jobs of a batch that are in flight, without an outcome, and those that did not come out as they should.
+"""The jobs of a batch that are in flight, without an outcome, and those that failed.
 
-What came out well is counted and leaves, what came out badly leaves the index, so that a step looks at no more rows at
-the end than at the start.
+A job that succeeded is counted and removed, one that failed leaves the index, so that each run of the planner reads
+the same number of rows.
 """
 
 pauses = Table(

@@ -1,4 +1,4 @@
-"""Writes in parts that are under way: what another process needs to go on with them."""
+"""Open multipart uploads: what another process needs to resume them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ _OPEN_TRANSFERS = sa.select(
 
 @dataclass(frozen=True, slots=True)
 class OpenTransfer:
-    """A write in parts that was begun. `live`: a job that has still to end will go on with it."""
+    """An open multipart upload. `live`: a job that has not ended will resume it."""
 
     id: int
     token: str
@@ -33,13 +33,13 @@ class OpenTransfer:
 
 
 class Transfers:
-    """The open write in parts of each copy; there is at most one."""
+    """The open multipart upload of each copy; there is at most one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, artifact: Artifact, store: str) -> OpenUpload | None:
-        """Return the write that was begun for this copy and has not ended."""
+        """Return the open upload of this copy, or None."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(transfers).where(*_of(artifact, store))).one_or_none()
             if row is None:
@@ -49,7 +49,7 @@ class Transfers:
         return OpenUpload(row.token, row.part_size, sent)
 
     def begin(self, artifact: Artifact, store: str, *, token: str, part_size: int, now: datetime) -> None:
-        """Remember a write that was begun; one that was remembered before is forgotten."""
+        """Record an open upload in place of one that was recorded before."""
         values = {
             "artifact_id": artifact.id,
             "store": store,
@@ -62,7 +62,7 @@ class Transfers:
             connection.execute(sa.insert(transfers), values)
 
     def add(self, artifact: Artifact, store: str, sent: SentPart) -> None:
-        """Remember a part that the store has confirmed, in place of one with the same number."""
+        """Record a part that the store has confirmed, in place of one with the same number."""
         with self._database.write() as connection:
             id_ = connection.execute(sa.select(transfers.c.id).where(*_of(artifact, store))).scalar_one()
             connection.execute(
@@ -80,24 +80,24 @@ class Transfers:
             connection.execute(sa.insert(transfer_parts), values)
 
     def end(self, artifact: Artifact, store: str) -> None:
-        """Forget the write of this copy; none is no error."""
+        """Remove the upload of this copy; no upload is no error."""
         with self._database.write() as connection:
             connection.execute(sa.delete(transfers).where(*_of(artifact, store)))
 
     def open_in(self, store: str) -> list[OpenTransfer]:
-        """Return all writes under way in a store: what no clean-up may touch as long as they are live."""
+        """Return all open uploads in a store: cleanup must not abort those that are live."""
         with self._database.read() as connection:
             found = connection.execute(_OPEN_TRANSFERS.where(transfers.c.store == store))
             return [OpenTransfer(*row) for row in found]
 
     def abandoned(self, path: str) -> list[OpenTransfer]:
-        """Return the writes under way of an artifact, `bucket/key`, that no job will go on with."""
+        """Return the open uploads of an artifact, `bucket/key`, that no job will resume."""
         with self._database.read() as connection:
             found = connection.execute(_OPEN_TRANSFERS.where(_path == path))
             return [transfer for row in found if not (transfer := OpenTransfer(*row)).live]
 
     def forget(self, transfer: OpenTransfer) -> None:
-        """Forget a write that has been ended because nobody goes on with it."""
+        """Remove an upload that was aborted because no job resumes it."""
         with self._database.write() as connection:
             connection.execute(sa.delete(transfers).where(transfers.c.id == transfer.id))
 

@@ -19,7 +19,7 @@ def forbid(rules: Mapping[str, tuple[str, str]]) -> None:
     op.execute(_RAISE)
     for name, (when, why) in rules.items():
         op.execute(f"CREATE TRIGGER {name} {when} FOR EACH ROW EXECUTE FUNCTION zot_never('{why}')")
-        if "DELETE" in when:  # TRUNCATE takes away all rows and fires for none
+        if "DELETE" in when:  # TRUNCATE removes all rows and fires for none
             truncate = when.replace("DELETE", "TRUNCATE")
             op.execute(
                 f"CREATE TRIGGER {name}_at_once {truncate} FOR EACH STATEMENT EXECUTE FUNCTION zot_never('{why}')"

@@ -13,7 +13,7 @@ Id = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by i
 class Text(TypeDecorator[str]):
     """Text that is ordered and compared byte by byte; the length says what is expected, and no database holds to it.
 
-    SQLite does so by itself. PostgreSQL would order by the locale of whoever made the database, refuse what is longer,
+    SQLite does so by itself. PostgreSQL would order by the locale of the database, refuse what is longer,
     and refuse the NUL character, which becomes U+FFFD there: no key of a store has it, but what a message says may.
     """
 
@@ -31,7 +31,7 @@ class Text(TypeDecorator[str]):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Moments in UTC. SQLite forgets the zone, PostgreSQL gives the session's own; both is put right on the way out."""
+    """Moments in UTC. SQLite drops the zone, PostgreSQL returns the session's; both are converted on the way out."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -46,7 +46,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Say that it is UTC, or turn it there."""
+        """Return the value in UTC."""
         if value is None:
             return None
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)

@@ -19,17 +19,16 @@ _CHAINED = [c.name for c in verifications.c if c.name not in {"id", "hash"}]
 
 
 class Verifications:
-    """What every look at a copy has shown."""
+    """The verdict of every verification of a copy."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def record(self, finding: Finding, copy: Copy, *, tag: str | None, now: datetime, due: datetime) -> None:
-        """Append a verdict to the log and bring what is known of the copy up to date, both or neither.
+        """Append a verdict to the log and update the copy, atomically.
 
-        Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. What could not be read, or not
-        be judged, leaves the state as it was: it says nothing about the bytes. `tag` is the store's version tag of what
-        was read.
+        Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. `unreadable` and `unverifiable`
+        leave the state as it was: they say nothing about the bytes. `tag` is the store's version tag of the bytes read.
         """
         values: dict[str, Any] = {
             "last_attempt_at": now,
@@ -47,7 +46,7 @@ class Verifications:
             connection.execute(sa.update(copies).where(copies.c.id == copy.id).values(values))
 
     def of(self, bucket: str, key: str, limit: int = 100) -> list[dict[str, Any]]:
-        """Return what was found of an artifact's copies, the latest first."""
+        """Return the verdicts about an artifact's copies, the latest first."""
         query = (
             sa.select(verifications)
             .where(verifications.c.bucket == bucket, verifications.c.key == key)
@@ -58,7 +57,7 @@ class Verifications:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
 
     def by_job(self, job: str, artifact: Artifact, store: str) -> tuple[str, str | None, str | None] | None:
-        """Return verdict, digest and detail that a job has recorded of a copy, the latest; None if it has not."""
+        """Return verdict, digest and detail of the latest verdict that a job recorded of a copy, or None."""
         row = verifications.c
         query = (
             sa.select(row.verdict, row.found_sha256, row.detail)

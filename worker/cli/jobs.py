@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from worker import clock
 from worker.catalogue import JobRecord
-from worker.catalogue.job_admin import UNSUCCESSFUL
+from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.arguments import opened
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import outcome_of
@@ -85,7 +85,7 @@ def list_(
             return
         if parent is not None:
             _record_of(context, parent)
-            children = context.catalogue.batches.children(parent, failed=failed, after=after, limit=limit)
+            children = context.catalogue.batches.child_jobs(parent, failed=failed, after=after, limit=limit)
             _print(children, as_json=as_json)
             return
         states = [*(state or []), *([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
@@ -219,7 +219,7 @@ def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:
 
 def _why_not(record: JobRecord) -> str | None:
     """Return why a job cannot be begun again, or None."""
-    if record.state not in UNSUCCESSFUL:
+    if record.state not in REDRIVABLE:
         return f"it is {record.state}, only dead, failed and cancelled jobs can be begun again"
     if record.kind == BATCH.kind or record.kind not in _SPECS:
         return f"a {record.kind} cannot be begun again: send it anew, what it has done is not done twice"
@@ -251,7 +251,7 @@ def _revive(context: Context, record: JobRecord) -> bool:
         {"previous": dict(record.error)} if record.error else {}
     )
     due = clock.now() + context.settings.jobs.lease
-    return context.catalogue.job_admin.revive(record.id, cause, due=due) is not None
+    return context.catalogue.job_admin.redrive(record.id, cause, due=due) is not None
 
 
 def _forget(settings: Settings, records: list[JobRecord]) -> None:

@@ -161,7 +161,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._refuse(kwargs, "; ".join(problems))
 
     def _begin(self, request: RequestT) -> Leased | Held | Finished:
-        return self._ledger.begin(
+        return self._ledger.acquire(
             self._id,
             self._spec.kind,
             request.payload(),
@@ -228,7 +228,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._end_badly(job, JobState.DEAD, error)
         asked = min(getattr(error, "retry_after", None) or 0, self._longest_delay)
         delay = max(self._backoff(job.attempt - 1), asked)
-        self._ledger.retrying(job.id, job.fence, _details(error), due=self._due(delay))
+        self._ledger.retry(job.id, job.fence, _details(error), due=self._due(delay))
         logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
 
@@ -238,7 +238,7 @@ class Delivery(Generic[RequestT, ResultT]):
         The result backend keeps saying how far it is.
         """
         progress = job.progress.model_dump(mode="json") if step.seconds is not None else None
-        self._ledger.rest(job.id, job.fence, progress=progress, due=self._due(step.seconds or 0))
+        self._ledger.continue_later(job.id, job.fence, progress=progress, due=self._due(step.seconds or 0))
         if step.seconds is not None:
             self._task.request.retries = 0
             self._again(step.seconds)
@@ -254,7 +254,7 @@ class Delivery(Generic[RequestT, ResultT]):
 
     def _snooze(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
         """Let the job be taken up again later, at no cost to it."""
-        self._ledger.put_off(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
+        self._ledger.snooze(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
         logger.info("job %s is put off for %.1f s: %s", job.id, seconds, error)
         raise self._again(seconds, error) from error
 
@@ -278,7 +278,7 @@ class Delivery(Generic[RequestT, ResultT]):
     def _refuse(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
         error = JobError(type="InvalidMessage", message=f"{self._spec.name} does not accept this message: {reason}")
         fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # what was sent may be anything, a secret too
-        self._ledger.refuse(self._id, self._spec.kind, fields, error.model_dump(), clock.now())
+        self._ledger.reject(self._id, self._spec.kind, fields, error.model_dump(), clock.now())
         logger.error("job %s: refused: %s", self._id, error.message)
         raise JobFailed(error.message, error.type, JobState.REFUSED.value, 0)
 

@@ -63,7 +63,7 @@ def context(tmp_path) -> Iterator[Context]:
 @pytest.fixture
 def begin(context) -> Begin:
     def begin(id_: str, **request: object) -> Leased | Held:
-        return context.catalogue.ledger.begin(
+        return context.catalogue.ledger.acquire(
             id_, "upload", {"bucket": "releases", "key": "app.tgz", "source": "/in", **request}, owner="here",
             holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30),
         )  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, b
     """It is cancelled in the ledger and for whoever waits, and the source that was staged for it is gone."""
     fence = begin("waits", source=str(staged), staged=True).record.fence
     away = {"type": "Unavailable", "message": "away"}
-    context.catalogue.ledger.retrying("waits", fence, away, due=clock.now() + timedelta(hours=1))
+    context.catalogue.ledger.retry("waits", fence, away, due=clock.now() + timedelta(hours=1))
     client.job("waits").cancel()
     assert recover(context, app).cancelled == 1
     record = context.catalogue.ledger.get("waits")

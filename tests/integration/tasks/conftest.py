@@ -80,7 +80,7 @@ def run(context: Context) -> Run:
         work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: NullReporter | None = None
     ) -> Any:
         jobs, lease = context.catalogue.ledger, context.settings.jobs.lease
-        begun = jobs.begin(
+        begun = jobs.acquire(
             str(uuid4()),
             getattr(work, "__name__", "job"),
             {},

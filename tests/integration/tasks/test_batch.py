@@ -93,7 +93,7 @@ class Driver:
                 return batches.step(request or self.request, self._fenced(job), job, self.queue)
             except Continue as step:
                 progress = job.progress.model_dump() if step.seconds else None
-                self.context.catalogue.ledger.rest(job.id, job.fence, progress=progress, due=clock.now())
+                self.context.catalogue.ledger.continue_later(job.id, job.fence, progress=progress, due=clock.now())
                 return None
 
     def come(self) -> None:
@@ -124,7 +124,7 @@ class Driver:
         raise AssertionError("it does not end")
 
     def _take(self, id_: str, kind: str, request: Any) -> RunningJob:
-        begun = self.context.catalogue.ledger.begin(
+        begun = self.context.catalogue.ledger.acquire(
             id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased), begun
@@ -357,11 +357,11 @@ def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
     driver = drive(ALL)
     driver.step()
     driver.work(most=1)
-    batches.end_children(context, None)
+    batches.end_batch_items(context, None)
     assert asked == []
     context.catalogue.job_admin.cancel("batch-1", {"type": "Cancelled"}, clock.now())
-    batches.end_children(context, None)
-    batches.end_children(context, None)
+    batches.end_batch_items(context, None)
+    batches.end_batch_items(context, None)
     assert asked == [[f"batch-1.{n:08d}" for n in (2, 3, 4)]]
 
 

@@ -6,12 +6,12 @@ import pytest
 import sqlalchemy as sa
 
 from worker import clock
-from worker.catalogue import CameOut, Catalogue, Kind, Leased, LostLease, NewChild, Step
+from worker.catalogue import BatchChanges, BatchItemKind, BatchOutcome, Catalogue, Leased, LostLease, NewBatchItem
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
 LEASE = timedelta(seconds=30)
-VERIFY = Kind("verify", "sweep", None)
+VERIFY = BatchItemKind("verify", "sweep", None)
 
 
 def stored(catalogue, key, *, bucket="releases", size=11):
@@ -21,14 +21,14 @@ def stored(catalogue, key, *, bucket="releases", size=11):
 
 def take(catalogue, id_, kind="batch", request=None):
     more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE}
-    begun = catalogue.ledger.begin(id_, kind, request or {}, **more)
+    begun = catalogue.ledger.acquire(id_, kind, request or {}, **more)
     assert isinstance(begun, Leased)
     return begun.record
 
 
 def plan(catalogue, batch, numbers, *, came_out=(), exhausted=False):
-    children = [NewChild(n, f"b.{n:08d}", {"bucket": "releases", "key": f"{n}"}, 10, None) for n in numbers]
-    step = Step(came_out, children, {"after": f"{numbers[-1] if numbers else ''}"}, exhausted, clock.now())
+    children = [NewBatchItem(n, f"b.{n:08d}", {"bucket": "releases", "key": f"{n}"}, 10, None) for n in numbers]
+    step = BatchChanges(came_out, children, {"after": f"{numbers[-1] if numbers else ''}"}, exhausted, clock.now())
     return catalogue.batches.advance(batch, VERIFY, step, clock.now())
 
 
@@ -60,8 +60,14 @@ def test_what_came_out_is_counted_once_and_only_bad_ones_stay(catalogue, batch):
         record = take(catalogue, child, "verify", {"bucket": "releases", "key": str(int(child[2:]))})
         catalogue.ledger.finish(child, record.fence, state, now=clock.now(), error={"message": "away"})
     good, bad, open_ = catalogue.batches.in_flight("b")
-    assert (good.state, bad.state, open_.state, good.begun, open_.begun) == ("succeeded", "dead", "queued", True, False)
-    ended = [CameOut(good, "verified", good=True), CameOut(bad, "dead", good=False)]
+    assert (good.state, bad.state, open_.state, good.started, open_.started) == (
+        "succeeded",
+        "dead",
+        "queued",
+        True,
+        False,
+    )
+    ended = [BatchOutcome(good, "verified", good=True), BatchOutcome(bad, "dead", good=False)]
 
     after = plan(catalogue, batch, [4], came_out=ended, exhausted=True)
 
@@ -70,8 +76,8 @@ def test_what_came_out_is_counted_once_and_only_bad_ones_stay(catalogue, batch):
     assert after == catalogue.batches.get("b")
     assert [child.number for child in catalogue.batches.in_flight("b")] == [3, 4]
     assert [failed.job for failed in catalogue.batches.failed("b", limit=9)] == ["b.00000002"]
-    assert [child.id for child in catalogue.batches.children("b", failed=True)] == ["b.00000002"]
-    assert [child.id for child in catalogue.batches.children("b", after="b.00000002")] == ["b.00000003", "b.00000004"]
+    assert [child.id for child in catalogue.batches.child_jobs("b", failed=True)] == ["b.00000002"]
+    assert [child.id for child in catalogue.batches.child_jobs("b", after="b.00000002")] == ["b.00000003", "b.00000004"]
 
 
 def test_what_came_out_badly_costs_no_later_step(tmp_path):
@@ -83,7 +89,7 @@ def test_what_came_out_badly_costs_no_later_step(tmp_path):
     batch = catalogue.batches.begin("b", {"after": ""}, total=None, total_bytes=None, now=clock.now())
     costs = []
     for first in range(1, 1000, 100):
-        ended = [CameOut(child, "dead", good=False) for child in catalogue.batches.in_flight("b")]
+        ended = [BatchOutcome(child, "dead", good=False) for child in catalogue.batches.in_flight("b")]
         batch = plan(catalogue, batch, range(first, first + 100), came_out=ended)
         taken.clear()
         assert len(catalogue.batches.in_flight("b")) == 100
@@ -105,17 +111,17 @@ def test_whoever_lost_a_batch_plans_nothing(catalogue, batch):
 def test_a_batch_is_over_until_its_children_were_told(catalogue, batch):
     """A batch that has ended is told of until it is closed; one that has not ended never is."""
     plan(catalogue, batch, [1])
-    assert catalogue.batches.over() == []
+    assert catalogue.batches.ended_open() == []
     catalogue.ledger.finish("b", catalogue.ledger.get("b").fence, JobState.CANCELLED, now=clock.now())
-    assert catalogue.batches.over() == ["b"]
+    assert catalogue.batches.ended_open() == ["b"]
     catalogue.batches.close("b")
-    assert catalogue.batches.over() == []
+    assert catalogue.batches.ended_open() == []
 
 
 def test_a_step_that_went_well_clears_the_slate(catalogue, batch):
     """Between two steps a batch is queued, with its progress, without an attempt or a fault that counts against it."""
     record = catalogue.ledger.get("b")
-    catalogue.ledger.rest("b", record.fence, progress={"objects_done": 3}, due=clock.now())
+    catalogue.ledger.continue_later("b", record.fence, progress={"objects_done": 3}, due=clock.now())
     rested = catalogue.ledger.get("b")
     assert (rested.state, rested.attempts, rested.error, rested.progress) == ("queued", 0, None, {"objects_done": 3})
 

@@ -33,7 +33,7 @@ def database(catalogue, catalogue_url):
 
 def stored(catalogue, key="app.tgz", *, due=None):
     artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now())
-    catalogue.artifacts.begin_copy(artifact, "dr")
+    catalogue.artifacts.ensure_copy(artifact, "dr")
     due = due or clock.now()
     catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, due=due, now=clock.now())
     return artifact
@@ -41,7 +41,7 @@ def stored(catalogue, key="app.tgz", *, due=None):
 
 def begin(catalogue, id_="job-1", **more):
     arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
-    return catalogue.ledger.begin(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
+    return catalogue.ledger.acquire(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
 
 
 def test_the_tables_are_those_that_the_migrations_make(catalogue_url, catalogue):
@@ -193,7 +193,7 @@ def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):
         ("dr", "writing"),
     ]
     with catalogue._database.write():
-        assert catalogue.artifacts.begin_copy(artifact, "dr").state == "writing"
+        assert catalogue.artifacts.ensure_copy(artifact, "dr").state == "writing"
 
 
 def test_recording_again_begins_only_the_copies_that_are_not_there(catalogue):

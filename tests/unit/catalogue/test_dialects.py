@@ -79,7 +79,7 @@ def stored(catalogue, key="app.tgz", *, digest="a"):
 
 def begin(catalogue, id_, holds):
     more = {"owner": "me", "holds": holds, "parent": None, "now": clock.now(), "lease": LEASE}
-    return catalogue.ledger.begin(id_, "upload", {"key": "a"}, **more)
+    return catalogue.ledger.acquire(id_, "upload", {"key": "a"}, **more)
 
 
 def find(catalogue, artifact, *, job="job-1", detail=None):
@@ -225,7 +225,7 @@ def test_what_a_message_says_is_recorded_whatever_it_is(catalogue):
     error = {"type": "Odd", "message": "a\0b \ud800"}
     catalogue.ledger.finish("job-\0", begun.record.fence, JobState.FAILED, now=clock.now(), error=error)
     assert catalogue.ledger.get("job-\0").error == error
-    catalogue.ledger.refuse("job-3", "no\0task" * 20, {"k\0": "…"}, error, clock.now())
+    catalogue.ledger.reject("job-3", "no\0task" * 20, {"k\0": "…"}, error, clock.now())
     assert catalogue.ledger.get("job-3").request == {"k\0": "…"}
 
 

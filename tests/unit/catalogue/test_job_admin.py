@@ -22,7 +22,7 @@ def catalogue(catalogue_url) -> Iterator[Catalogue]:
 
 
 def begin(catalogue: Catalogue, id_: str, now: datetime = NOW, max_crashes: int = 5) -> Leased | Finished:
-    begun = catalogue.ledger.begin(
+    begun = catalogue.ledger.acquire(
         id_, "upload", {"bucket": "releases", "key": id_}, owner="here", holds=None, parent=None, now=now, lease=LEASE,
         max_crashes=max_crashes,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def bury(catalogue: Catalogue, id_: str) -> None:
 def test_a_job_that_waits_is_ended_and_stays_so(catalogue):
     """A waiting job is cancelled at once, and a later delivery of it finds that it has ended."""
     fence = taken(catalogue, "waits").record.fence
-    catalogue.ledger.retrying("waits", fence, UNAVAILABLE, due=NOW)
+    catalogue.ledger.retry("waits", fence, UNAVAILABLE, due=NOW)
     assert catalogue.job_admin.cancel("waits", WHY, NOW).state == "cancelled"
     assert isinstance(begin(catalogue, "waits"), Finished)
 
@@ -77,7 +77,7 @@ def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
     bury(catalogue, "dead")
     before = catalogue.ledger.get("dead")
     cause = {"type": "Retried", "message": "by hand", "previous": UNAVAILABLE}
-    revived = catalogue.job_admin.revive("dead", cause, due=NOW)
+    revived = catalogue.job_admin.redrive("dead", cause, due=NOW)
     assert (revived.state, revived.attempts, revived.crashes) == ("queued", 0, 0)
     assert (revived.fence, revived.finished_at, revived.put_off_since) == (before.fence + 1, None, None)
     assert revived.error["previous"]["traceback"] == UNAVAILABLE["traceback"]
@@ -89,19 +89,19 @@ def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
 def test_only_what_ended_without_success_begins_again(catalogue):
     """A job that runs or has succeeded stays as it is."""
     fence = taken(catalogue, "good").record.fence
-    assert catalogue.job_admin.revive("good", WHY, due=NOW) is None
+    assert catalogue.job_admin.redrive("good", WHY, due=NOW) is None
     catalogue.ledger.finish("good", fence, JobState.SUCCEEDED, now=NOW, result={})
-    assert catalogue.job_admin.revive("good", WHY, due=NOW) is None
+    assert catalogue.job_admin.redrive("good", WHY, due=NOW) is None
     assert catalogue.ledger.get("good").state == "succeeded"
 
 
 def test_the_last_real_cause_survives_what_came_after_it(catalogue):
     """A job that was put off, or that killed its worker in the end, still tells of the failure before that."""
     fence = taken(catalogue, "job").record.fence
-    catalogue.ledger.retrying("job", fence, UNAVAILABLE, due=NOW)
+    catalogue.ledger.retry("job", fence, UNAVAILABLE, due=NOW)
     for _ in range(2):
         fence = taken(catalogue, "job").record.fence
-        catalogue.ledger.put_off("job", fence, {"type": "Snooze", "message": "busy"}, since=NOW, due=NOW)
+        catalogue.ledger.snooze("job", fence, {"type": "Snooze", "message": "busy"}, since=NOW, due=NOW)
     assert catalogue.ledger.get("job").error["previous"] == UNAVAILABLE
     taken(catalogue, "job")
     ended = begin(catalogue, "job", NOW + 2 * LEASE, max_crashes=1)

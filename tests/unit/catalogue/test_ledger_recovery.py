@@ -18,7 +18,7 @@ DIGEST = Digest(11, "a" * 64)
 
 def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
     arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
-    return catalogue.ledger.begin(id_, "upload", {"key": "a"}, **arguments)
+    return catalogue.ledger.acquire(id_, "upload", {"key": "a"}, **arguments)
 
 
 def overdue(catalogue, ahead=timedelta()):
@@ -47,7 +47,7 @@ def test_a_sign_of_life_and_an_end_are_heard(catalogue):
 def test_a_retry_that_does_not_come_is_overdue(catalogue):
     """The message of the next attempt may be lost as well."""
     record = begin(catalogue).record
-    catalogue.ledger.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + LEASE)
+    catalogue.ledger.retry(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + LEASE)
     assert overdue(catalogue) == []
     assert overdue(catalogue, 2 * LEASE) == ["job-1"]
 
@@ -64,12 +64,12 @@ def test_a_job_that_is_put_off_has_its_attempt_back(catalogue):
     """Waiting for what is no fault of its own costs nothing, and since when it waits is kept over the next start."""
     since = clock.now() - AGAIN
     record = begin(catalogue).record
-    catalogue.ledger.put_off(record.id, record.fence, {"type": "Snooze"}, since=since, due=clock.now() + LEASE)
+    catalogue.ledger.snooze(record.id, record.fence, {"type": "Snooze"}, since=since, due=clock.now() + LEASE)
     waiting = catalogue.ledger.get(record.id)
     assert (waiting.state, waiting.attempts, waiting.lease_until) == ("queued", 0, None)
     again = begin(catalogue).record
     assert (again.attempts, again.put_off_since, again.fence) == (1, since, 2)
-    catalogue.ledger.retrying(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
+    catalogue.ledger.retry(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
     assert catalogue.ledger.get(record.id).put_off_since is None
 
 
@@ -79,7 +79,7 @@ def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
     for crashes in (0, 1):
         assert begin(catalogue, now=next(later), max_crashes=3).record.crashes == crashes
     third = begin(catalogue, now=next(later), max_crashes=3).record
-    catalogue.ledger.retrying(third.id, third.fence, {"type": "Unavailable"}, due=clock.now())
+    catalogue.ledger.retry(third.id, third.fence, {"type": "Unavailable"}, due=clock.now())
     for crashes in (0, 1, 2):
         last = begin(catalogue, now=next(later), max_crashes=3)
         assert last.record.crashes == crashes
@@ -125,7 +125,7 @@ def test_clocks_may_differ_by_some_leases(catalogue):
 def test_what_waits_for_long_is_believed(catalogue):
     """A job that is to be tried again tomorrow is not overdue today: only who holds a job has to show life."""
     record = begin(catalogue).record
-    catalogue.ledger.retrying(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + 24 * BACK)
+    catalogue.ledger.retry(record.id, record.fence, {"type": "Unavailable"}, due=clock.now() + 24 * BACK)
     assert overdue(catalogue) == []
 
 
@@ -133,7 +133,7 @@ def test_what_waits_for_long_is_believed(catalogue):
     "write",
     [
         lambda held, artifact: held.artifacts.record("releases", "b", DIGEST, {}, clock.now()),
-        lambda held, artifact: held.artifacts.begin_copy(artifact, "cold"),
+        lambda held, artifact: held.artifacts.ensure_copy(artifact, "cold"),
         lambda held, artifact: held.artifacts.finish_copy(
             artifact, "dr", tag="2", evidence={}, due=clock.now(), now=clock.now()
         ),
@@ -144,7 +144,7 @@ def test_what_waits_for_long_is_believed(catalogue):
 def test_whoever_lost_a_job_writes_nothing_in_its_name(catalogue, write):
     """The catalogue that a job was given works while the job is the holder's, and is void from then on."""
     artifact = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now())
-    catalogue.artifacts.begin_copy(artifact, "dr")
+    catalogue.artifacts.ensure_copy(artifact, "dr")
     first = begin(catalogue, ago=2 * LEASE).record
     held = catalogue.fenced(first.id, first.fence)
     held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now())

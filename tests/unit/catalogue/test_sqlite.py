@@ -18,7 +18,7 @@ def url(tmp_path):
 
 def begin(catalogue, id_, content=""):
     more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(seconds=30)}
-    return catalogue.ledger.begin(id_, "upload", {"key": content}, **more)
+    return catalogue.ledger.acquire(id_, "upload", {"key": content}, **more)
 
 
 def test_how_long_a_lock_is_waited_for_is_in_the_url(url):

@@ -36,7 +36,7 @@ def end(catalogue) -> Callable[..., str]:
     """Put a job into the ledger that has ended."""
 
     def end(id_: str, state: JobState = JobState.DEAD, error: Any = AWAY, kind: str = "upload", **request: Any) -> str:
-        begun = catalogue.ledger.begin(
+        begun = catalogue.ledger.acquire(
             id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", holds=None, parent=None,
             now=clock.now(), lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip

@@ -86,7 +86,7 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
         (context.settings.staging_dir / name).mkdir()
         (context.settings.staging_dir / name / "app.tgz").write_bytes(b"x")
     request = {"source": str(context.settings.staging_dir / "wanted" / "app.tgz")}
-    context.catalogue.ledger.begin(
+    context.catalogue.ledger.acquire(
         "open", "upload", request, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
     )
     assert run(sweep_leftovers, EVERYTHING).staged == 1
@@ -115,7 +115,7 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
     cloud.catalogue.transfers.begin(artifact, "cloud", token=token, part_size=5, now=clock.now())
     cloud.catalogue.transfers.add(artifact, "cloud", SentPart(Part(1, 5, "tag"), "b" * 64))
     if live:
-        cloud.catalogue.ledger.begin(
+        cloud.catalogue.ledger.acquire(
             "open", "upload", {}, owner="w", holds=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
         )
 

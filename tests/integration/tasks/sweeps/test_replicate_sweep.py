@@ -99,16 +99,16 @@ def test_a_source_stays_while_a_replication_may_still_need_it(context, run, put,
     """Between two attempts of a replication no copy of its artifact is deleted, unless that was meant."""
     put("releases", "app.tgz")
     jobs, request = context.catalogue.ledger, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))
-    begun = jobs.begin(
+    begun = jobs.acquire(
         "copying", "replicate", request.payload(), owner="me", holds="releases/app.tgz", parent=None, now=clock.now(),
         lease=timedelta(seconds=30),
     )  # fmt: skip
     assert isinstance(begun, Leased)
-    jobs.retrying("copying", 1, {"type": "Unavailable", "message": "away"}, due=clock.now())
+    jobs.retry("copying", 1, {"type": "Unavailable", "message": "away"}, due=clock.now())
     with pytest.raises(Snooze, match="waits for job copying"):
         run(delete, DeleteRequest(bucket="releases", key="app.tgz", stores=("dr",)))
     assert stored("dr").exists()
-    begun = jobs.begin(
+    begun = jobs.acquire(
         "copying", "replicate", request.payload(), owner="me", holds="releases/app.tgz", parent=None, now=clock.now(),
         lease=timedelta(seconds=30),
     )  # fmt: skip
