@@ -20,7 +20,6 @@ CODE = ("api_client", "benchmarks", "tasks", "tests", "worker")
 NOT_YET = (
     "api_client/src/",
     "benchmarks/",
-    "docs/decisions/",
     "tasks/",
     "tests/",
     "worker/",
