@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery, signals
 
 from worker import context
+from worker.beat import LONGEST_SLEEP
 from worker.embedded.parent_death import die_with_parent
 from worker.jobs import shutdown as draining
 from worker.jobs.result_backend import use_atomic_result_backend
@@ -90,6 +91,8 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         # Beat
         beat_schedule=beat_schedule(settings),
+        beat_scheduler="worker.beat:Scheduler",  # records its ticks, which doctor reads
+        beat_max_loop_interval=LONGEST_SLEEP,
         beat_schedule_filename=str(settings.home / "run" / "beat-schedule"),
         timezone="UTC",
         worker_hijack_root_logger=True,

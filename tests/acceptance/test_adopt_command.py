@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.acceptance.commands import Zot
-from worker.embedded.child_up import running
+from worker.embedded.up_process import running
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance.commands import COMMAND, Zot
 from worker.cli import run
-from worker.embedded.child_up import running
+from worker.embedded.up_process import running
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest
 

@@ -17,8 +17,8 @@ import urllib3
 from tests.acceptance.commands import Zot
 from tests.servers.process import REPOSITORY
 from worker.embedded import valkey
-from worker.embedded.child_up import Up, UpFailed, running, still_there
 from worker.embedded.processes import Children, Program
+from worker.embedded.up_process import Up, UpFailed, running, still_there
 from zot_artifact_client import ArtifactClient
 
 LEAN = ("--no-beat", "--no-flower")

@@ -75,6 +75,21 @@ class JobAdmin:
                     found.append(record)
         return found
 
+    def ids_like(self, beginning: str, *, limit: int) -> list[str]:
+        """Return ids that are `beginning` or begin with it, first the ids outside batches.
+
+        `5f0a1d0e.00000003` is the job 00000003 of each batch whose id begins with 5f0a1d0e.
+        """
+        root, dot, number = beginning.partition(".")
+        if not root:
+            return []
+        batch_jobs = jobs.c.id.endswith(f".{number}", autoescape=True) if dot else ~jobs.c.id.contains(".")
+        query = sa.select(jobs.c.id).where(
+            jobs.c.id >= root, jobs.c.id < root + chr(0x10FFFF), sa.or_(jobs.c.id == beginning, batch_jobs)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query.order_by(jobs.c.id != beginning, jobs.c.id).limit(limit)).scalars())
+
     def cancel(self, id_: str, cause: Mapping[str, Any], now: datetime) -> JobRecord | None:
         """Cancel a job that waits and return it; None if it is leased, has ended or is unknown."""
         values = {"job": id_, "now": now, "cause": dict(cause)}

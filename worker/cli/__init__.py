@@ -1,48 +1,53 @@
 """The command line: `zot-artifacts`."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from worker.cli import adopt, demo, doctor, get, inspect, jobs, pause, transfers, up
+from worker.cli.commands import LazyGroup
 from worker.cli.errors import Failure, Status, failure_of
 from worker.cli.output import complain, print_json
 
 app = typer.Typer(
     name="zot-artifacts",
+    cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Put artifacts into stores, keep their copies right, and prove it. "
-    "ZOT_HOME names the data directory (./var by default), ZOT_CONFIG the configuration file.",
-    epilog="Exit status: 0 done and good; 1 done and bad; 2 usage or configuration; 3 could not be told.",
+    help="Keep artifacts in object stores: upload, replicate, verify, repair and delete them.\n\n"
+    "The environment variable ZOT_HOME names the data directory (default: ./var), ZOT_CONFIG the configuration file.",
+    epilog="Exit status: 0 success; 1 the answer is bad (failed, corrupt, missing, rejected); "
+    "2 usage or configuration error; 3 unknown (unreadable, no broker, timeout).",
 )
-for command in (
-    up.up,
-    demo.demo,
-    transfers.upload,
-    transfers.replicate,
-    transfers.verify,
-    transfers.delete,
-    adopt.adopt,
-    get.get,
-    inspect.ls,
-    inspect.show,
-    inspect.stores,
-    pause.pause,
-    pause.resume,
-    pause.pauses,
-    doctor.doctor,
-):
-    app.command()(command)
-app.add_typer(jobs.app, name="jobs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"zot-artifacts {version('zot-artifact-worker')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Run before every command; its options act by themselves."""
 
 
 def main() -> None:
     """Run the command that was asked for, and end with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream that a caller replaced
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 
@@ -61,11 +66,11 @@ def run(arguments: Sequence[str]) -> int:
         failure = failure_of(error)
         if failure is None:
             raise
-        _tell(failure, as_json="--json" in arguments)
+        _report(failure, as_json="--json" in arguments)
         return failure.status
 
 
-def _tell(failure: Failure, *, as_json: bool) -> None:
+def _report(failure: Failure, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": {"type": failure.type, "message": failure.message}})
     complain(failure.message)

@@ -1,4 +1,4 @@
-"""The command that makes known what another program wrote: adopt."""
+"""The command `adopt`."""
 
 import time
 from collections import deque
@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.arguments import Place, opened, store_names
+from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome
-from worker.cli.output import AsJson, complain, out, print_json
+from worker.cli.outcome import Outcome, finish
+from worker.cli.output import AsJson, complain, print_json, say
+from worker.cli.session import Session, opened
 from worker.cli.submit import Sender, request_of, sender
-from worker.cli.transfers import IdempotencyKey, NoWait, Timeout, finish
-from worker.context import Context
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client import Job
@@ -26,38 +25,53 @@ _NAMED = 1000
 
 
 def adopt(
-    place: Annotated[
-        str, typer.Argument(metavar="BUCKET/KEY", help="The object; with / at its end, all objects that begin so.")
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUCKET/KEY", help="The object. With a slash at its end: all objects below this prefix."
+        ),
     ],
     *,
-    store: Annotated[str, typer.Option("--store", metavar="STORE", help="The store that it lies in.")],
+    store: Annotated[str, typer.Option("--store", metavar="STORE", help="The store that holds the object.")],
     first_read: Annotated[
-        bool, typer.Option("--first-read", help="Where no digest is kept, let what is read now become the record.")
+        bool,
+        typer.Option("--first-read", help="Record the digest of the bytes read now where the store keeps no digest."),
     ] = False,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make known, from one full read, what another program wrote into a store."""
-    bucket, slash, prefix = place.partition("/")
-    with opened() as context:
-        store_names(context, [store])
+    """Record objects that another program wrote into a store.
+
+    Each object is read in full once, and its SHA-256 compared with the one that the store keeps beside it.
+
+    Examples:
+
+        zot-artifacts adopt releases/app.tgz --store nas
+
+        zot-artifacts adopt releases/ --store nas --first-read
+    """
+    bucket, slash, prefix = artifact.partition("/")
+    with opened() as session:
+        session.store_names([store])
         fields = {"store": store, "first_read": first_read or None}
         if slash and (not prefix or prefix.endswith("/")):
             if no_wait or idempotency_key:
                 option = "--no-wait" if no_wait else "--idempotency-key"
-                raise Failure(f"{option} is for one object, {place!r} names many", Status.USAGE, type_="UsageError")
-            tally = _adopt_all(context, Tally(check_bucket(bucket), prefix, store), fields, timeout)
+                raise Failure(f"{option} is for one object, {artifact!r} names many", Status.USAGE, type_="UsageError")
+            tally = _adopt_all(session, Tally(check_bucket(bucket), prefix, store), fields, timeout)
         else:
-            outcome = _adopt_one(context, Place.parse(place), fields, idempotency_key, wait=not no_wait, limit=timeout)
+            outcome = _adopt_one(
+                session, ArtifactPath.parse(artifact), fields, idempotency_key, wait=not no_wait, limit=timeout
+            )
             finish(outcome, waited=not no_wait, as_json=as_json)
     _end(tally, as_json=as_json)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has come of the objects of a bucket. The first thousand that were not adopted are kept by name."""
+    """How the jobs of a prefix ended. The first thousand objects that were not adopted are kept by name."""
 
     bucket: str
     prefix: str
@@ -69,7 +83,7 @@ class Tally:
     status: Status = Status.GOOD
 
     def count(self, key: str, outcome: Outcome) -> None:
-        """Count one job, whatever came of it."""
+        """Count one job by its end."""
         if outcome.result is not None:
             self.unchanged += bool(outcome.result["unchanged"])
             self.adopted += not outcome.result["unchanged"]
@@ -78,7 +92,7 @@ class Tally:
         self.fail(key, told["type"], told["message"], outcome.status)
 
     def fail(self, key: str, type_: str, message: str, status: Status) -> None:
-        """Count an object that was not adopted; a bad one weighs more than one that cannot be told."""
+        """Count an object that was not adopted; a bad one outweighs an unreadable one."""
         self.failed += 1
         if len(self.failures) < _NAMED:
             self.failures.append({"key": key, "type": type_, "message": message})
@@ -92,21 +106,21 @@ class Tally:
 
 
 def _adopt_one(
-    context: Context, at: Place, fields: dict[str, Any], key: str | None, *, wait: bool, limit: float | None
+    session: Session, at: ArtifactPath, fields: dict[str, Any], key: str | None, *, wait: bool, limit: float | None
 ) -> Outcome:
     request = request_of(ADOPT, bucket=at.bucket, key=at.key, **fields)
     job_id = choose_id(ADOPT, idempotency_key=key)
-    with sender(context, "adopt: waiting for a worker") as way:
+    with sender(session, "adopt: waiting for a worker") as way:
         job = way.client.job(job_id, ADOPT) if way.known(ADOPT, job_id, request) else way.send(ADOPT, job_id, request)
-        return way.stay(job, limit) if wait else Outcome(job_id, ADOPT.kind)
+        return way.wait(job, limit) if wait else Outcome(job_id, ADOPT.kind)
 
 
-def _adopt_all(context: Context, tally: Tally, fields: dict[str, Any], limit: float | None) -> Tally:
-    """Send a job for each object of a listing, some at a time, and count what comes of them."""
+def _adopt_all(session: Session, tally: Tally, fields: dict[str, Any], limit: float | None) -> Tally:
+    """Send a job for each object of a listing, `IN_FLIGHT` at a time, and count how they end."""
     under_way: deque[tuple[str, Job[Any]]] = deque()
     deadline = None if limit is None else time.monotonic() + limit
-    with sender(context, f"adopting {tally.bucket}/{tally.prefix}") as way:
-        for row in context.stores[tally.store].list_objects(tally.bucket, tally.prefix):
+    with sender(session, f"adopting {tally.bucket}/{tally.prefix}") as way:
+        for row in session.stores[tally.store].list_objects(tally.bucket, tally.prefix):
             if len(under_way) == IN_FLIGHT:
                 _await_first(way, tally, under_way, deadline)
             try:
@@ -119,13 +133,13 @@ def _adopt_all(context: Context, tally: Tally, fields: dict[str, Any], limit: fl
         while under_way:
             _await_first(way, tally, under_way, deadline)
     if tally.adopted + tally.unchanged + tally.failed == 0:
-        raise Failure(f"{tally.store}: nothing lies under {tally.bucket}/{tally.prefix}", type_="NotFound")
+        raise Failure(f"{tally.store}: there is no object below {tally.bucket}/{tally.prefix}", type_="NotFound")
     return tally
 
 
 def _await_first(way: Sender, tally: Tally, under_way: deque[tuple[str, Job[Any]]], deadline: float | None) -> None:
     key, job = under_way.popleft()
-    outcome = way.stay(job, None if deadline is None else max(0.0, deadline - time.monotonic()))
+    outcome = way.wait(job, None if deadline is None else max(0.0, deadline - time.monotonic()))
     tally.count(key, outcome)
     if not outcome.ended and deadline is not None and time.monotonic() >= deadline:
         raise Failure(
@@ -142,5 +156,5 @@ def _end(tally: Tally, *, as_json: bool) -> None:
     else:
         failed = f", {tally.failed} not" if tally.failed else ""
         found = f"{tally.adopted} adopted, {tally.unchanged} known already{failed}"
-        out().print(f"{tally.store}: {tally.bucket}/{tally.prefix}: {found}", markup=False)
+        say(f"{tally.store}: {tally.bucket}/{tally.prefix}: {found}")
     raise typer.Exit(tally.status)

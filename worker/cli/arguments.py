@@ -1,24 +1,54 @@
-"""What commands are told: artifacts as BUCKET/KEY, stores by name, times with a unit."""
+"""The arguments and options that several commands take."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Self
 
 import typer
 
 from worker.cli.errors import Failure, Status
-from worker.context import Context
-from worker.settings import load_settings
 from worker.storage.keys import check_bucket, check_key
 from worker.storage.units import parse_duration
 
-PlaceText = Annotated[str, typer.Argument(metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz.")]
+
+def seconds(text: str) -> float:
+    """Read a time to wait: `90`, or with a unit `90s`, `15m`, `2h`."""
+    try:
+        return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+ArtifactArgument = Annotated[str, typer.Argument(metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz.")]
+ArtifactsArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BUCKET/KEY",
+        help="The artifact, such as releases/app.tgz. With --all: a bucket, or a prefix such as releases/2026/.",
+        show_default=False,
+    ),
+]
+Stores = Annotated[list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")]
+IdempotencyKey = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Send the request once: the same key again is the same job.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and exit without waiting for its end.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(parser=seconds, metavar="TIME", help="Stop waiting after this time, such as 90s. The job goes on."),
+]
+All = Annotated[bool, typer.Option("--all", help="Every artifact of the bucket or below the prefix.")]
+KeysFrom = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Every artifact in FILE, one BUCKET/KEY on each line. `-` is standard input."),
+]
+InFlight = Annotated[
+    int | None, typer.Option(min=1, max=10_000, metavar="N", help="With --all or --keys-from: most jobs at a time.")
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """An artifact as people name it."""
+class ArtifactPath:
+    """An artifact as people name it: BUCKET/KEY."""
 
     bucket: str
     key: str
@@ -38,35 +68,3 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
-
-
-@contextmanager
-def opened() -> Iterator[Context]:
-    """Open the catalogue and the stores of these settings."""
-    context = Context.open(load_settings())
-    try:
-        yield context
-    finally:
-        context.close()
-
-
-def store_names(context: Context, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the stores that were named, by one option each or with commas between; None if none was.
-
-    Raises:
-        UnknownStore: naming those that there are. Nothing has been sent.
-    """
-    names = tuple(dict.fromkeys(name.strip() for each in given or () for name in each.split(",") if name.strip()))
-    for name in names:
-        if name not in context.settings.stores:
-            context.stores[name]  # whose error knows what the name may have been meant to be
-    return names or None
-
-
-def seconds(text: str) -> float:
-    """Read a time to wait: `90`, or with a unit `90s`, `15m`, `2h`."""
-    try:
-        value = float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return value

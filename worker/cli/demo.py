@@ -1,4 +1,4 @@
-"""The command that shows the main job on real files and real processes: demo."""
+"""The command `demo`."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ from rich.console import Console
 from worker.cli import demo_steps as steps
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json
-from worker.embedded.child_up import UpFailed, running, still_there
+from worker.embedded.up_process import UpFailed, running, still_there
 from worker.settings.model import ENV_PREFIX, load_settings
 
 _CONFIG = """\
@@ -28,16 +28,27 @@ sweep:
 
 
 def demo(
-    home: Annotated[
-        Path | None, typer.Option(help="A data directory of its own to keep; else a temporary one.")
-    ] = None,
+    home: Annotated[Path | None, typer.Option(help="A new data directory to keep; a temporary one by default.")] = None,
     s3_endpoint: Annotated[
-        str | None, typer.Option(envvar="ZOT_DEMO_S3_ENDPOINT", help="An S3 server; its keys come from AWS_*.")
+        str | None,
+        typer.Option(
+            envvar="ZOT_DEMO_S3_ENDPOINT", help="URL of an S3 server, as a third store. Its keys come from AWS_*."
+        ),
     ] = None,
-    s3_bucket: Annotated[str, typer.Option(envvar="ZOT_DEMO_S3_BUCKET", help="The bucket to use on it.")] = "artifacts",
+    s3_bucket: Annotated[
+        str, typer.Option(envvar="ZOT_DEMO_S3_BUCKET", help="The bucket on the S3 server.")
+    ] = "artifacts",
     as_json: AsJson = False,
 ) -> None:
-    """Watch the main job: upload, replicate, verify, rot, repair, sweep, delete."""
+    """Show upload, replication, verification and repair on real files.
+
+    The demo runs `zot-artifacts up`, uploads three files, damages a copy, repairs it and deletes everything again.
+    Each step checks its effect, and the exit status is 0 only if all steps had theirs.
+
+    Example:
+
+        zot-artifacts demo
+    """
     console = Console(soft_wrap=True, highlight=False, stderr=as_json)
     console.width = min(console.width, 110)
     kept = nullcontext(str(home)) if home else tempfile.TemporaryDirectory(prefix="zot-demo-")

@@ -21,12 +21,11 @@ from worker.cli.errors import Failure
 from worker.cli.get import fetch
 from worker.cli.outcome import Outcome
 from worker.cli.output import size, word
+from worker.cli.session import Session, opened
 from worker.cli.submit import request_of, sender
-from worker.cli.transfers import upload_one
-from worker.context import Context
-from worker.embedded.child_up import Up
+from worker.cli.upload import upload_one
 from worker.embedded.supervisor import FLOWER_USER
-from worker.settings import load_settings
+from worker.embedded.up_process import Up
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import NotFound
 from zot_artifact_client.client import choose_id
@@ -65,7 +64,7 @@ class Stage:
     """What the steps share: the files, the stores they go to, and the way to the worker."""
 
     console: Console
-    context: Context
+    session: Session
     up: Up
     files: Sequence[Sample]
     stores: tuple[str, ...]
@@ -76,11 +75,8 @@ class Stage:
     @contextmanager
     def open(cls, console: Console, up: Up, files: Sequence[Sample], stores: tuple[str, ...]) -> Iterator[Self]:
         """Open the catalogue and the stores beside the worker that runs."""
-        context = Context.open(load_settings())
-        try:
-            yield cls(console, context, up, files, stores)
-        finally:
-            context.close()
+        with opened() as session:
+            yield cls(console, session, up, files, stores)
 
     def play(self, number: int, step: Callable[["Stage"], None]) -> None:
         """Show one step; its docstring is its title."""
@@ -101,12 +97,12 @@ class Stage:
         """Send a job as other services do, wait for it, and return its outcome and how many seconds it took."""
         request = request_of(spec, bucket=BUCKET, key=sample.key, **fields)
         began = time.monotonic()
-        with sender(self.context, f"{spec.kind} {sample.key}") as way:
+        with sender(self.session, f"{spec.kind} {sample.key}") as way:
             job_id = choose_id(spec)
             if spec is UPLOAD:
                 outcome = upload_one(way, job_id, request, sample.path, wait=True, timeout=_JOB_WITHIN)
             else:
-                outcome = way.stay(way.send(spec, job_id, request), _JOB_WITHIN)
+                outcome = way.wait(way.send(spec, job_id, request), _JOB_WITHIN)
         if outcome.result is None:
             cause = outcome.error["message"] if outcome.error else "no cause is known"
             raise NotSeen(self.title, f"{spec.kind} of {BUCKET}/{sample.key} is {outcome.state}: {cause}")
@@ -120,7 +116,7 @@ class Stage:
 
     def on_disk(self, store: str, key: str, bucket: str = BUCKET) -> Path:
         """Return the file that holds an object in a filesystem store, found without any code of the store."""
-        config = self.context.settings.stores[store]
+        config = self.session.settings.stores[store]
         assert isinstance(config, FilesystemConfig)
         return config.root / bucket / key
 
@@ -218,14 +214,14 @@ def verify(stage: Stage) -> None:
 def get_back(stage: Stage) -> None:
     """Get them back and compare them with the originals."""
     for sample in stage.files:
-        artifact = stage.context.artifact(BUCKET, sample.key)
+        artifact = stage.session.artifact(BUCKET, sample.key)
         began = time.monotonic()
-        path = stage.context.settings.home / f"back-{sample.key}"
-        fetched = fetch(stage.context, artifact, path, lambda _: None)
+        path = stage.session.settings.home / f"back-{sample.key}"
+        fetched = fetch(stage.session, artifact, path, lambda _: None)
         stage.tell(sample, f"from {fetched.store}", sample.size, time.monotonic() - began)
-        if fetched.path.read_bytes() != sample.path.read_bytes():
+        if path.read_bytes() != sample.path.read_bytes():
             raise NotSeen(stage.title, f"{sample.key} came back different")
-        fetched.path.unlink()
+        path.unlink()
     stage.expect(True, "byte for byte the same")
 
 
@@ -276,7 +272,7 @@ def sweep(stage: Stage) -> None:
                 break
             time.sleep(0.25)  # the catalogue is asked; it tells nobody what is written to it
     stage.expect(seen >= wanted, f"beat started it: {len(seen)} of {len(wanted)} copies verified, nobody asked for it")
-    broken = stage.context.catalogue.verifications.first_broken()
+    broken = stage.session.catalogue.verifications.first_broken()
     stage.expect(broken is None, "the verification log is an unbroken chain of hashes")
 
 
@@ -287,7 +283,7 @@ def delete(stage: Stage) -> None:
         gone = [copy["store"] for copy in (outcome.result or {})["copies"] if copy["outcome"] == "deleted"]
         stage.tell(sample, f"deleted from {', '.join(gone)}")
     left = [
-        s.key for s in stage.files for store in stage.stores if stage.context.stores[store].object_exists(BUCKET, s.key)
+        s.key for s in stage.files for store in stage.stores if stage.session.stores[store].object_exists(BUCKET, s.key)
     ]
     files = [s.key for s in stage.files for store in ("primary", "dr") if stage.on_disk(store, s.key).exists()]
     stage.expect(not left and not files, "no store has them, and no file of them is on disk")
@@ -321,8 +317,8 @@ def _verdicts(stage: Stage, sample: Sample) -> tuple[dict[str, str], float]:
 
 
 def _copies(stage: Stage, sample: Sample) -> list[Copy]:
-    artifact = stage.context.artifact(BUCKET, sample.key)
-    return [copy for copy in stage.context.catalogue.artifacts.copies(artifact).values() if copy.state.present]
+    artifact = stage.session.artifact(BUCKET, sample.key)
+    return [copy for copy in stage.session.catalogue.artifacts.copies(artifact).values() if copy.state.present]
 
 
 def _swept(copy: Copy, since: Any) -> bool:

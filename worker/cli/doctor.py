@@ -1,8 +1,10 @@
-"""The command that looks whether everything that the worker needs is there: doctor."""
+"""The command `doctor`."""
 
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -11,24 +13,32 @@ import typer
 from celery import Celery
 from kombu.connection import Connection
 
+from worker.beat import last_tick
 from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
-from worker.cli.output import AsJson, out, print_json, size
-from worker.cli.pause import told as told_pause
-from worker.cli.rejected import open_rejected, told
-from worker.context import Context
+from worker.cli.output import AsJson, out, print_json, printable, size
+from worker.cli.pause import describe_pause
+from worker.cli.rejected_messages import describe_counts, open_rejected
+from worker.cli.session import Session, open_session
+from worker.cli.stores import unconfigured
+from worker.limits.circuit_breaker import CircuitBreaker
+from worker.limits.counters import Counters
+from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.errors import StorageError
 from worker.storage.probe import PROBE, probe
-from zot_artifact_client import BrokerUnavailable
 from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
+from zot_artifact_client.contract import Queue
+from zot_artifact_client.errors import BrokerUnavailable
 
-_LITTLE = 1024**3
+_LEAST_FREE = 1024**3
+_BEAT_WITHIN = 90.0
+"""Seconds since its last tick after which beat counts as stopped; it ticks every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: `good`, `bad`, or `unknown` where it could not be told."""
+    """One thing that was checked: `good`, `bad`, or `unknown` where there was no answer."""
 
     name: str
     outcome: str
@@ -37,13 +47,22 @@ class Check:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Look whether everything the worker needs is there, and say the way out where it is not."""
+    """Check everything that the worker needs.
+
+    Each line is one check: what, its state, and the way out where it is not good. Every store is probed: a small
+    object is written, read, verified, listed and deleted.
+    The exit status is 1 if a check is bad, and 3 if one could not be made.
+
+    Example:
+
+        zot-artifacts doctor
+    """
     settings = load_settings()
     checks = []
     for check in _checks(settings):
         checks.append(check)
         if not as_json:
-            _tell(check)
+            _print(check)
     if as_json:
         print_json({"good": all(c.outcome == "good" for c in checks), "checks": [asdict(c) for c in checks]})
     raise typer.Exit(_status(checks))
@@ -57,30 +76,32 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield from _source_roots(settings)
     yield from _broker(settings)
     try:
-        context = Context.open(settings)
+        session = open_session(settings)
     except CatalogueError as error:
-        yield Check("catalogue", "unknown", str(error))  # it says the way out itself
+        yield Check("catalogue", "unknown", str(error))  # the error names the way out
         return
-    yield _log(context)
-    for name in settings.stores:
-        yield _store(context, name)
-    for pause in context.catalogue.pauses.all():
-        way_out = f"`zot-artifacts resume {pause.scope} {pause.name}` ends it"
-        yield Check(f"{pause.scope} {pause.name}", "good", f"paused {told_pause(pause.since, pause.reason)}", way_out)
-    context.close()
+    try:
+        yield from _catalogue(session)
+    finally:
+        session.close()
 
 
 def _home(settings: Settings) -> Check:
+    name = "data directory"
     try:
         with tempfile.TemporaryFile(dir=settings.home) as file:
             file.write(PROBE)
+        mode = stat.S_IMODE(settings.home.stat().st_mode)
     except OSError as error:
-        return Check("data directory", "bad", f"{settings.home}: {error.strerror}", "set ZOT_HOME to one that works")
+        return Check(name, "bad", f"{settings.home}: {error.strerror}", "set ZOT_HOME to one that works")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        detail = f"{settings.home}: other users can read it (mode {mode:04o})"
+        return Check(name, "bad", detail, f"chmod 700 {settings.home}")
     free = shutil.disk_usage(settings.home).free
     detail = f"{settings.home}: writable, {size(free)} free"
-    if free < _LITTLE:
-        return Check("data directory", "bad", detail, "make room: downloads and staged files wait there")
-    return Check("data directory", "good", detail)
+    if free < _LEAST_FREE:
+        return Check(name, "bad", detail, "make room: downloads and staged files wait there")
+    return Check(name, "good", detail)
 
 
 def _source_roots(settings: Settings) -> Iterator[Check]:
@@ -89,6 +110,9 @@ def _source_roots(settings: Settings) -> Iterator[Check]:
             yield Check("source root", "good", str(root))
         else:
             yield Check("source root", "bad", f"{root}: no directory that can be read", "correct sources.roots")
+
+
+# Broker and workers
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
@@ -109,8 +133,9 @@ def _broker(settings: Settings) -> Iterator[Check]:
         way_out = "start `zot-artifacts up`" if settings.broker is None else "start it, or correct ZOT_BROKER"
         yield Check("broker", "unknown", f"{name}: {_first_line(error)}", way_out)
         return
-    yield from _refused(settings)
+    yield from _rejected(settings)
     yield _workers(url)
+    yield _beat(settings)
 
 
 def _redis(url: str, name: str) -> Check:
@@ -118,7 +143,7 @@ def _redis(url: str, name: str) -> Check:
         client.ping()
         try:
             policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
-        except redis.ResponseError:  # hosted ones do not let themselves be asked
+        except redis.ResponseError:  # hosted ones forbid the question
             return Check("broker", "good", f"{name} answers; its maxmemory-policy cannot be read")
     if policy == "noeviction":
         return Check("broker", "good", f"{name} answers; maxmemory-policy is noeviction")
@@ -129,7 +154,7 @@ def _rabbitmq(url: str, name: str) -> Check:
     try:
         with Connection(url, connect_timeout=3) as connection:
             version = connection.connection.server_properties.get("version", "of an unknown version")
-    except Exception as error:  # noqa: BLE001 - whatever the transport raises, it could not be told
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
         return Check("broker", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_BROKER")
     return Check("broker", "good", f"{name}: RabbitMQ {version} answers; its consumer_timeout cannot be read")
 
@@ -140,7 +165,7 @@ def _result_backend(url: str) -> Check:
     return Check("result backend", "good", f"{without_credentials(url)} answers")
 
 
-def _refused(settings: Settings) -> Iterator[Check]:
+def _rejected(settings: Settings) -> Iterator[Check]:
     try:
         with open_rejected(settings) as refused:
             counts = refused.counts() if refused else {}
@@ -148,43 +173,102 @@ def _refused(settings: Settings) -> Iterator[Check]:
         yield Check("messages", "unknown", str(error))
         return
     if counts:
-        yield Check("messages", "good", told(counts), "look at them with `zot-artifacts jobs --refused`")
+        yield Check("messages", "good", describe_counts(counts), "list them with `zot-artifacts jobs --rejected`")
 
 
 def _workers(url: str) -> Check:
+    """Check that every queue has a worker: jobs of a queue that is not served wait for ever."""
     app = Celery("zot-artifacts-doctor", broker=url, set_as_current=False)
     try:
-        answers = app.control.ping(timeout=2)
-    except Exception as error:  # noqa: BLE001 - whatever the transport raises, it could not be told
-        return Check("workers", "unknown", f"cannot be asked: {_first_line(error)}")
+        answers = app.control.inspect(timeout=2).active_queues() or {}
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
+        return Check("workers", "unknown", f"no answer: {_first_line(error)}")
     finally:
         app.close()
-    names = sorted(name for answer in answers for name in answer)
-    if names:
-        return Check("workers", "good", f"{len(names)} answer: {', '.join(names)}")
-    return Check("workers", "bad", "none answers", "start `zot-artifacts up`, or `celery -A worker.app worker`")
+    start = "start `zot-artifacts up`, or `celery -A worker.app worker"
+    if not answers:
+        return Check("workers", "bad", "none answers", f"{start}`")
+    served = {queue["name"] for queues in answers.values() for queue in queues or ()}
+    missing = [queue.value for queue in Queue if queue.value not in served]
+    detail = f"{len(answers)} answer: {', '.join(sorted(answers))}"
+    if missing:
+        return Check(
+            "workers", "bad", f"{detail}; none serves {', '.join(missing)}", f"{start} --queues {','.join(missing)}`"
+        )
+    return Check("workers", "good", f"{detail}; every queue is served")
 
 
-def _log(context: Context) -> Check:
-    broken = context.catalogue.verifications.first_broken()
+def _beat(settings: Settings) -> Check:
+    """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
+    way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
+    try:
+        app = Celery("zot-artifacts-doctor", backend=settings.results_url, set_as_current=False)
+        client = result_backend(app)
+        seen = None if client is None else last_tick(client)
+    except redis.RedisError as error:
+        return Check("beat", "unknown", f"no answer: {_first_line(error)}")
+    if seen is None:
+        return Check("beat", "bad", "it has not ticked in the last hour", way_out)
+    passed = max(0.0, time.time() - seen)
+    if passed > _BEAT_WITHIN:
+        return Check("beat", "bad", f"its last tick was {passed:.0f} s ago", way_out)
+    return Check("beat", "good", f"it ticked {passed:.0f} s ago")
+
+
+# Catalogue and stores
+
+
+def _catalogue(session: Session) -> Iterator[Check]:
+    yield _log(session)
+    breakers = _open_breakers(session)
+    for name in session.settings.stores:
+        yield _store(session, name, breakers.get(name))
+    for name, states in unconfigured(session).items():
+        copies = ", ".join(f"{count} {state}" for state, count in states.items())
+        detail = f"not configured, and the catalogue has copies in it: {copies}"
+        way_out = f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
+        yield Check(f"store {name}", "bad", detail, way_out)
+    for pause in session.catalogue.pauses.all():
+        way_out = f"`zot-artifacts resume {pause.scope} {pause.name}` ends it"
+        detail = f"paused {describe_pause(pause.since, pause.reason)}"
+        yield Check(f"{pause.scope} {pause.name}", "good", detail, way_out)
+
+
+def _log(session: Session) -> Check:
+    broken = session.catalogue.verifications.first_broken()
     if broken is None:
         return Check("catalogue", "good", "its tables are up to date, the chain of the verification log is whole")
     detail = f"the verification log was changed at row {broken}"
-    return Check("catalogue", "bad", detail, "compare it with a backup; verdicts from there on prove nothing")
+    return Check("catalogue", "bad", detail, "compare it with a backup; later verdicts are no evidence")
 
 
-def _store(context: Context, name: str) -> Check:
+def _open_breakers(session: Session) -> dict[str, float]:
+    """Return the stores whose circuit breaker is open, with the seconds until the next half-open probe."""
+    settings = session.settings
+    try:
+        app = Celery("zot-artifacts-doctor", backend=settings.results_url, set_as_current=False)
+    except NoBroker:
+        return {}
+    counters = Counters(SharedRedis(lambda: result_backend(app)))
+    left = {name: CircuitBreaker(name, counters, settings.breaker).left() for name in settings.stores}
+    return {name: seconds for name, seconds in left.items() if seconds}
+
+
+def _store(session: Session, name: str, breaker: float | None) -> Check:
     title = f"store {name}"
     try:
-        store = context.stores[name]
+        store = session.stores[name]
         store.health_check()
         fault = probe(store)
         advice = store.advice()
     except StorageError as error:
         return Check(title, "unknown", error.message, f"correct stores.{name}, or bring the store back")
     if fault:
-        return Check(title, "bad", fault, "do not rely on it before that is mended")
-    detail = f"{context.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
+        return Check(title, "bad", fault, "do not rely on it before that is repaired")
+    if breaker:
+        detail = f"its circuit breaker is open for {breaker:.0f} s more: workers do not use the store"
+        return Check(title, "bad", detail, "see `zot-artifacts jobs --error Snooze` for the errors that opened it")
+    detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
 
 
@@ -195,12 +279,13 @@ def _status(checks: list[Check]) -> Status:
     return Status.UNKNOWN if "unknown" in outcomes else Status.GOOD
 
 
-def _tell(check: Check) -> None:
-    mark = {"good": "[green]✓[/]", "bad": "[bold red]✗[/]", "unknown": "[yellow]?[/]"}[check.outcome]
+def _print(check: Check) -> None:
     console = out()
-    console.print(mark, end=" ")
+    marks = {"good": ("✓", "ok", "green"), "bad": ("✗", "bad", "bold red"), "unknown": ("?", "?", "yellow")}
+    symbol, text, style = marks[check.outcome]
+    console.print(symbol if console.encoding.lower().startswith("utf") else text, style=style, end=" ")
     line = f"{check.name}: {check.detail}"
-    console.print(f"{line}; {check.way_out}" if check.way_out else line, markup=False)
+    console.print(printable(f"{line}; {check.way_out}" if check.way_out else line), markup=False)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,15 +1,10 @@
 """What an error means on the command line: one line, and an exit status."""
 
+import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
 import typer
-
-from worker.catalogue import CatalogueError, CatalogueUnavailable
-from worker.settings.model import NoBroker, SettingsError
-from worker.storage.errors import InvalidKey, StorageError, TransientError
-from worker.storage.registry import UnknownStore
-from zot_artifact_client import BrokerUnavailable, ClientError, InvalidRequest, JobNotDone, WaitTimeout
 
 
 class Status(IntEnum):
@@ -17,11 +12,11 @@ class Status(IntEnum):
 
     GOOD = 0
     BAD = 1
-    """Done, and the answer is bad: failed, corrupt, missing, refused."""
+    """Done, and the answer is bad: failed, corrupt, missing, rejected."""
     USAGE = 2
     """The command line or the configuration is wrong; nothing was done."""
     UNKNOWN = 3
-    """It could not be told: unreadable, unverifiable, no broker, timed out waiting."""
+    """No answer: unreadable, unverifiable, no broker, timed out waiting."""
     INTERRUPTED = 130
 
 
@@ -35,34 +30,47 @@ class Failure(Exception):
         self.type = type_
 
 
-# The first that fits counts.
-_STATUSES: tuple[tuple[type[Exception], Status], ...] = (
-    (NoBroker, Status.UNKNOWN),
-    (SettingsError, Status.USAGE),
-    (CatalogueUnavailable, Status.UNKNOWN),
-    (CatalogueError, Status.USAGE),
-    (InvalidRequest, Status.USAGE),
-    (BrokerUnavailable, Status.UNKNOWN),
-    (WaitTimeout, Status.UNKNOWN),
-    (JobNotDone, Status.BAD),
-    (ClientError, Status.USAGE),
-    (UnknownStore, Status.USAGE),
-    (InvalidKey, Status.USAGE),
-    (TransientError, Status.UNKNOWN),
-    (StorageError, Status.BAD),
-)
-
-
 def failure_of(error: Exception) -> Failure | None:
-    """Return what a foreseen error means, or None for a fault of ours."""
+    """Return what a foreseen error means, or None for a fault of the program."""
     if isinstance(error, Failure):
         return error
     if isinstance(error, typer.TyperException):
         return Failure(error.format_message(), Status.USAGE, type_="UsageError")
-    for kind, status in _STATUSES:
+    for kind, status in _statuses():
         if isinstance(error, kind):
             return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)
     return None
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean …?` where one of the names is like this one, else nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
+    """Return the status of each error; the first that fits counts. Imported here: only a failed command pays for it."""
+    from worker.catalogue import CatalogueError, CatalogueUnavailable
+    from worker.settings.model import NoBroker, SettingsError
+    from worker.storage.errors import InvalidKey, StorageError, TransientError
+    from worker.storage.registry import UnknownStore
+    from zot_artifact_client.errors import BrokerUnavailable, ClientError, InvalidRequest, JobNotDone, WaitTimeout
+
+    return (
+        (NoBroker, Status.UNKNOWN),
+        (SettingsError, Status.USAGE),
+        (CatalogueUnavailable, Status.UNKNOWN),
+        (CatalogueError, Status.USAGE),
+        (InvalidRequest, Status.USAGE),
+        (BrokerUnavailable, Status.UNKNOWN),
+        (WaitTimeout, Status.UNKNOWN),
+        (JobNotDone, Status.BAD),
+        (ClientError, Status.USAGE),
+        (UnknownStore, Status.USAGE),
+        (InvalidKey, Status.USAGE),
+        (TransientError, Status.UNKNOWN),
+        (StorageError, Status.BAD),
+    )
 
 
 def _one_line(lines: Iterable[str]) -> str:

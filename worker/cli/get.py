@@ -1,9 +1,12 @@
-"""The command that brings an artifact back: get."""
+"""The command `get`."""
 
 import errno
 import os
 import re
 import secrets
+import shutil
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -11,23 +14,26 @@ from typing import Annotated, BinaryIO
 import typer
 
 from worker.catalogue import Artifact, Copy
-from worker.cli.arguments import Place, PlaceText, opened
+from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, note, out, print_json, size
+from worker.cli.output import AsJson, note, print_json, say, size
 from worker.cli.progress import bar
-from worker.context import Context
+from worker.cli.session import Session, opened
 from worker.storage import VerifiedReader
 from worker.storage.errors import AccessDenied, StorageError, TransientError
 from worker.storage.integrity.verifying_reader import OnBytes
 
+STDOUT = "-"
+_COPY = 1024**2
+
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An artifact that lies in a file now, and the store it came from."""
+    """An artifact that was written to a file, and the store it came from. Without a path it went to stdout."""
 
     artifact: Artifact
     store: str
-    path: Path
+    path: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,55 +45,64 @@ class Part:
 
 
 def get(
-    place: PlaceText,
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A file, or a directory to put it into.")],
+    artifact: ArtifactArgument,
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="A file, a directory to put it into, or `-` for standard output.")
+    ],
     range_: Annotated[
-        str | None, typer.Option("--range", metavar="FIRST-LAST", help="Only these bytes, the last one included.")
+        str | None,
+        typer.Option("--range", metavar="FIRST-LAST", help="Only these bytes, the last one included, such as 0-1023."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an artifact's bytes into a file, proved to be those that were recorded."""
-    at = Place.parse(place)
-    with opened() as context, bar("reading") as shown:
-        artifact = context.artifact(at.bucket, at.key)
-        part = _part(range_, artifact) if range_ else None
-        shown.expect(part.length if part else artifact.digest.size, "reading")
-        fetched = fetch(context, artifact, _file(dest, artifact), shown.moved, part)
-    if part:
-        _tell_part(fetched, part, as_json=as_json)
-        return
-    if as_json:
-        digest = artifact.digest
-        document = {"bucket": at.bucket, "key": at.key, "version": artifact.version, "size": digest.size}
-        print_json({**document, "sha256": digest.sha256, "store": fetched.store, "path": str(fetched.path)})
-        return
-    line = f"{fetched.path} {size(artifact.digest.size)} sha256 {artifact.digest.sha256} from {fetched.store}"
-    out().print(line, markup=False)
+    """Write an artifact to a file or to standard output.
+
+    The bytes are compared with the recorded digest before they appear: DEST is the whole artifact or is not changed,
+    and nothing is written to standard output before the last byte is verified.
+
+    Examples:
+
+        zot-artifacts get releases/app.tgz .
+
+        zot-artifacts get backups/dir.tar - | tar x
+    """
+    at = ArtifactPath.parse(artifact)
+    if dest == STDOUT and as_json:
+        raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
+    with opened(existing=True) as session, bar("reading") as shown:
+        found = session.artifact(at.bucket, at.key)
+        part = _part(range_, found) if range_ else None
+        shown.expect(part.length if part else found.digest.size, "reading")
+        if dest == STDOUT:
+            fetched = _fetch_to_stdout(session, found, shown.moved, part)
+        else:
+            fetched = fetch(session, found, _file(Path(dest), found), shown.moved, part)
+    _print(fetched, part, as_json=as_json)
 
 
-def fetch(context: Context, artifact: Artifact, path: Path, on_bytes: OnBytes, part: Part | None = None) -> Fetched:
-    """Write an artifact, or a part of it, to a file, right or not at all, from the first copy that proves right.
+def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, part: Part | None = None) -> Fetched:
+    """Write an artifact, or a part of it, to a file: verified bytes or nothing, from the first copy that is right.
 
     Raises:
-        Failure: no copy does; what is wrong with each has been told.
+        Failure: no copy is right; the error of each has been printed.
     """
-    untold = False
-    copies = [copy for copy in context.catalogue.artifacts.copies(artifact).values() if copy.state.present]
+    unread = False
+    copies = [copy for copy in session.catalogue.artifacts.copies(artifact).values() if copy.state.present]
     for copy in sorted(copies, key=_trust):
-        if copy.store not in context.settings.stores:
-            note(f"{copy.store}: holds a copy of {artifact.path}, but is no longer configured")
+        if copy.store not in session.settings.stores:
+            note(f"{copy.store}: has a copy of {artifact.path}, but is not configured; see `zot-artifacts stores`")
             continue
         try:
-            with _open(context, artifact, copy.store, part) as reader:
+            with _open(session, artifact, copy.store, part) as reader:
                 _write(path, reader, on_bytes)
         except StorageError as error:
             note(f"{error.message}; trying the next copy")
-            untold |= isinstance(error, TransientError | AccessDenied)
+            unread |= isinstance(error, TransientError | AccessDenied)
         else:
             return Fetched(artifact, copy.store, path)
     raise Failure(
-        f"{artifact.path}: no copy could be read whole and right; `zot-artifacts verify {artifact.path}` tells more",
-        Status.UNKNOWN if untold else Status.BAD,
+        f"{artifact.path}: no copy could be read and verified; see `zot-artifacts verify {artifact.path}`",
+        Status.UNKNOWN if unread else Status.BAD,
         type_="NoGoodCopy",
     )
 
@@ -114,37 +129,46 @@ def _part(text: str, artifact: Artifact) -> Part:
     return Part(first, last - first + 1)
 
 
-def _tell_part(fetched: Fetched, part: Part, *, as_json: bool) -> None:
+def _fetch_to_stdout(session: Session, artifact: Artifact, on_bytes: OnBytes, part: Part | None) -> Fetched:
+    """Write verified bytes to stdout. They wait in a file until the last one is verified: a pipe takes none back."""
+    with tempfile.TemporaryDirectory(dir=session.settings.spool_dir, prefix="get-") as directory:
+        fetched = fetch(session, artifact, Path(directory) / "object", on_bytes, part)
+        with (Path(directory) / "object").open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, _COPY)
+        sys.stdout.buffer.flush()
+    return Fetched(artifact, fetched.store, None)
+
+
+def _print(fetched: Fetched, part: Part | None, *, as_json: bool) -> None:
+    artifact = fetched.artifact
+    document: dict[str, object] = {"bucket": artifact.bucket, "key": artifact.key, "version": artifact.version}
+    if part:
+        document |= {"offset": part.offset, "length": part.length}
+        about = f"bytes {part.offset}-{part.offset + part.length - 1}"
+    else:
+        document |= {"size": artifact.digest.size, "sha256": artifact.digest.sha256}
+        about = f"{size(artifact.digest.size)} sha256 {artifact.digest.sha256}"
     if as_json:
-        artifact = fetched.artifact
-        document = {"bucket": artifact.bucket, "key": artifact.key, "version": artifact.version}
-        print_json(
-            {
-                **document,
-                "offset": part.offset,
-                "length": part.length,
-                "store": fetched.store,
-                "path": str(fetched.path),
-            }
-        )
-        return
-    last = part.offset + part.length - 1
-    out().print(f"{fetched.path} bytes {part.offset}-{last} from {fetched.store}, proved", markup=False)
+        print_json({**document, "store": fetched.store, "path": str(fetched.path)})
+    elif fetched.path is None:
+        note(f"{artifact.path} {about} from {fetched.store}")
+    else:
+        say(f"{fetched.path} {about} from {fetched.store}" + (", verified" if part else ""))
 
 
-def _open(context: Context, artifact: Artifact, store: str, part: Part | None) -> VerifiedReader:
-    """Open a copy so that every byte that is given out is proved, at its end or before.
+def _open(session: Session, artifact: Artifact, store: str, part: Part | None) -> VerifiedReader:
+    """Open a copy so that every byte that is returned is verified, at its end or before.
 
     Raises:
-        Failure: only a part was asked for, and no digests of the artifact's chunks are on record.
+        Failure: only a part is wanted, and the catalogue has no digests of the artifact's chunks.
     """
-    opened_store = context.stores[store]
+    opened_store = session.stores[store]
     if part is None:
         return opened_store.read_object(artifact.bucket, artifact.key, expected=artifact.digest)
-    manifest = context.catalogue.artifacts.manifest(artifact)
+    manifest = session.catalogue.artifacts.manifest(artifact)
     if manifest is None:
         raise Failure(
-            f"{artifact.path}: no digests of its chunks are on record, so a part of it cannot be proved; get it whole",
+            f"{artifact.path}: its chunks have no recorded digests, so a part of it cannot be verified; get it whole",
             type_="ReadBackMismatch",
         )
     return opened_store.read_object_range(artifact.bucket, artifact.key, part.offset, part.length, manifest=manifest)

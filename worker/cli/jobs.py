@@ -1,4 +1,4 @@
-"""The commands about jobs that were sent: look at them, begin ended ones again, end those that have not ended."""
+"""The commands `jobs`, `jobs show`, `jobs retry`, `jobs cancel` and `jobs prune`."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,32 +12,34 @@ from typer.core import TyperGroup
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.catalogue.job_admin import REDRIVABLE
-from worker.cli.arguments import opened
-from worker.cli.errors import Failure, Status
-from worker.cli.outcome import outcome_of
-from worker.cli.output import AsJson, moment, note, out, print_json, table
-from worker.cli.rejected import show_refused
-from worker.context import Context
+from worker.cli.arguments import Timeout
+from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.outcome import finish, outcome_of
+from worker.cli.output import AsJson, age, moment, note, out, print_json, print_table, printable, say, size
+from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker, Settings, load_settings
-from zot_artifact_client import ArtifactClient, BrokerUnavailable
 from zot_artifact_client.contract import BATCH, TASKS, JobState
-from zot_artifact_client.outbox import Outgoing
-from zot_artifact_client.publisher import Publisher
-from zot_artifact_client.result_backend import CeleryResultBackend
+from zot_artifact_client.errors import BrokerUnavailable
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500
+_SHORT_ID = 8
 
-State = Annotated[list[JobState] | None, typer.Option("--state", help="Only those in this state; may be repeated.")]
+State = Annotated[
+    list[str] | None,
+    typer.Option("--state", metavar="STATE", help="Only jobs in this state, such as running. Can be repeated."),
+]
 StoreOption = Annotated[
-    str | None, typer.Option("--store", metavar="STORE", help="Only those that name the store, or failed at it.")
+    str | None, typer.Option("--store", metavar="STORE", help="Only jobs that name this store or failed at it.")
 ]
 ErrorOption = Annotated[
-    str | None, typer.Option("--error", metavar="TYPE", help="Only those with this error, such as Unavailable.")
+    str | None, typer.Option("--error", metavar="TYPE", help="Only jobs with this error, such as Unavailable.")
 ]
-Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only those of this kind, such as upload.")]
-Limit = Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The jobs.", show_default=False)]
+Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only jobs of this kind, such as upload.")]
+Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Most jobs to list.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID...", help="Job ids, or unique beginnings of them.", show_default=False)
+]
 
 
 class _ListByDefault(TyperGroup):
@@ -51,45 +53,67 @@ class _ListByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_ListByDefault,
-    help="List the latest jobs, or show one; `retry` begins ended ones again, `cancel` ends others.",
-    epilog="`jobs [ID]` is short for `jobs list [ID]`, whose options `jobs list --help` tells.",
+    add_completion=False,
+    help="List jobs, show, retry, cancel or prune them.\n\n"
+    "`zot-artifacts jobs` is short for `zot-artifacts jobs list`, and `zot-artifacts jobs ID` shows one job.",
 )
 
 
 @app.command("list")
 def list_(
-    job: Annotated[str | None, typer.Argument(metavar="[ID]", help="One job.", show_default=False)] = None,
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="Show this job. A unique beginning of its id is enough.", show_default=False),
+    ] = None,
     *,
-    dead: Annotated[bool, typer.Option("--dead", help="Those whose every attempt met a passing fault.")] = False,
-    failed: Annotated[bool, typer.Option("--failed", help="Those that cannot succeed.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With ID: wait until the job has ended.")] = False,
+    timeout: Timeout = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Only jobs whose attempts are used up (dead letters).")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only jobs that ended with a permanent error.")] = False,
     state: State = None,
     store: StoreOption = None,
     error: ErrorOption = None,
     kind: Kind = None,
     parent: Annotated[
-        str | None, typer.Option(metavar="ID", help="Those of one batch; --failed: those that came out badly.")
+        str | None, typer.Option(metavar="ID", help="Only jobs of this batch. With --failed: those without success.")
     ] = None,
-    after: Annotated[str, typer.Option(metavar="ID", help="With --parent: those after this one.")] = "",
+    after: Annotated[str, typer.Option(metavar="ID", help="With --parent: start after this job.")] = "",
     limit: Limit = 50,
-    refused: Annotated[bool, typer.Option("--refused", help="The messages that no worker could take.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Of one job: where its last attempt failed.")] = False,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", "--refused", help="List the messages that are no valid request.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="With ID: show the tracebacks of its errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the latest jobs, or show one: its state, its attempts, how it ended."""
-    if refused:
-        show_refused(load_settings(), limit=limit, as_json=as_json)
+    """List the latest jobs, or show one: its state, its attempts and its end.
+
+    Examples:
+
+        zot-artifacts jobs
+
+        zot-artifacts jobs 5f0a1d0e --wait
+
+        zot-artifacts jobs --dead --store dr --error Unavailable
+    """
+    if rejected:
+        from worker.cli.rejected_messages import list_rejected
+
+        list_rejected(load_settings(), limit=limit, as_json=as_json)
         return
-    with opened() as context:
+    states = _states(state, dead=dead, failed=failed)
+    _check_kind(kind)
+    with opened(existing=not wait) as session:
+        if job is not None and wait:
+            _wait(session, job, timeout, as_json=as_json)
         if job is not None:
-            _show(_record_of(context, job), traceback=traceback, as_json=as_json)
+            _show(session.job(job), traceback=traceback, as_json=as_json)
             return
         if parent is not None:
-            _record_of(context, parent)
-            children = context.catalogue.batches.child_jobs(parent, failed=failed, after=after, limit=limit)
-            _print(children, as_json=as_json)
-            return
-        states = [*(state or []), *([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
-        records = context.catalogue.job_admin.find(states, kind=kind, fits=_filter(store, error), limit=limit)
+            batch = session.job(parent)
+            records = session.catalogue.batches.child_jobs(batch.id, failed=failed, after=after, limit=limit)
+        else:
+            _check_store(session, store)
+            records = session.catalogue.job_admin.find(states, kind=kind, fits=_filter(store, error), limit=limit)
     _print(records, as_json=as_json)
 
 
@@ -97,47 +121,75 @@ def list_(
 def retry(
     ids: Ids = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All that the options describe.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every job that the options select.")] = False,
     state: State = None,
     store: StoreOption = None,
     error: ErrorOption = None,
     kind: Kind = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; nobody is asked where stdin is no terminal.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Begin jobs again that ended without success, as if they were new and under the same ids; --all: the dead ones."""
+    """Send jobs again that ended without success, under their ids and with all their attempts.
+
+    With --all and without --state, the dead letters are meant.
+
+    Examples:
+
+        zot-artifacts jobs retry 5f0a1d0e
+
+        zot-artifacts jobs retry --all --store dr --dry-run
+    """
     if bool(ids) == everything:
         raise Failure("name the jobs, or say --all", Status.USAGE, type_="UsageError")
-    with opened() as context:
+    states = _states(state) or [JobState.DEAD]
+    _check_kind(kind)
+    with opened(existing=True) as session:
+        _check_store(session, store)
         if ids:
-            chosen = [_record_of(context, id_) for id_ in dict.fromkeys(ids)]
+            chosen = [session.job(id_) for id_ in dict.fromkeys(ids)]
         else:
-            fits = _filter(store, error)
-            states = state or [JobState.DEAD]
-            chosen = context.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
-        refused = {record.id: reason for record in chosen if (reason := _why_not(record))}
-        fit = [record for record in chosen if record.id not in refused]
+            chosen = session.catalogue.job_admin.find(states, kind=kind, fits=_filter(store, error), limit=None)
+        rejected = {record.id: reason for record in chosen if (reason := _why_not(record))}
+        fit = [record for record in chosen if record.id not in rejected]
         if everything and fit and not (dry_run or yes):
-            _confirm(f"begin {len(fit)} jobs again?")
-        retried = [record.id for record in fit] if dry_run else list(_retry(context, fit, refused))
-    _tell_retried(retried, refused, dry_run=dry_run, as_json=as_json)
-    raise typer.Exit(Status.BAD if refused else Status.GOOD)
+            _confirm(f"send {len(fit)} jobs again?")
+        retried = [record.id for record in fit] if dry_run else list(_retry(session, fit, rejected))
+    _print_retried(retried, rejected, dry_run=dry_run, as_json=as_json)
+    raise typer.Exit(Status.BAD if rejected else Status.GOOD)
 
 
 @app.command()
 def cancel(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")], as_json: AsJson = False
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids, or unique beginnings of them.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Ask for the end of jobs: of those that wait within moments, of those that run at their next piece."""
+    """Cancel jobs: waiting ones end within moments, running ones at their next part.
+
+    The exit status is 1 if one of the jobs has ended already.
+
+    Example:
+
+        zot-artifacts jobs cancel 5f0a1d0e
+    """
+    from zot_artifact_client import ArtifactClient
+
     settings = load_settings()
-    with ArtifactClient(settings.broker_url, settings.results_url) as client:
-        for id_ in dict.fromkeys(ids):
+    settings.broker_url  # noqa: B018 - without a broker nothing can be cancelled, and the error says so
+    with opened() as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
+        full = {id_: _full_id(session, id_) for id_ in dict.fromkeys(ids)}
+        ended = {id_: record.state for id_ in full.values() if (record := _ended(session, id_))}
+        asked = [id_ for id_ in full.values() if id_ not in ended]
+        for id_ in asked:
             client.job(id_).cancel()
-            if not as_json:
-                out().print(f"{id_}: its end was asked for; `zot-artifacts jobs {id_}` tells", markup=False)
     if as_json:
-        print_json({"asked": list(dict.fromkeys(ids))})
+        print_json({"asked": asked, "ended": ended})
+    else:
+        for id_ in asked:
+            say(f"{id_}: cancellation requested; `zot-artifacts jobs {id_}` shows its state")
+        for id_, state in ended.items():
+            note(f"{id_}: has ended already: {state}")
+    raise typer.Exit(Status.BAD if ended else Status.GOOD)
 
 
 def document(record: JobRecord) -> dict[str, Any]:
@@ -147,47 +199,182 @@ def document(record: JobRecord) -> dict[str, Any]:
     return {**outcome_of(record).document(), **about, **times}
 
 
-# Looking
+def short_id(id_: str) -> str:
+    """Return the beginning of a job's id, which is enough to name it; the number of a batch's job is kept."""
+    root, dot, number = id_.partition(".")
+    return f"{root[:_SHORT_ID]}{dot}{number}"
+
+
+# Listing and showing
 
 
 def _print(records: list[JobRecord], *, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": [document(record) for record in records]})
-    elif records:
-        rows = [
-            (r.id, r.kind, _about(r), r.state, r.attempts, r.created_at, (r.error or {}).get("message"))
-            for r in records
-        ]
-        out().print(table(("job", "kind", "artifact", "state", "attempts", "created", "error"), rows))
-
-
-def _record_of(context: Context, id_: str) -> JobRecord:
-    record = context.catalogue.ledger.get(id_)
-    if record is None:
-        raise Failure(
-            f"no worker has taken a job {id_}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
-            Status.UNKNOWN,
-            type_="UnknownJob",
+        return
+    narrow, now = out().is_terminal, clock.now()
+    rows = [
+        (
+            short_id(r.id) if narrow else r.id,
+            r.kind,
+            _artifact(r),
+            _state(r),
+            r.attempts,
+            age(r.created_at, now) if narrow else r.created_at,
+            (r.error or {}).get("message"),
         )
-    return record
+        for r in records
+    ]
+    columns = ("job", "kind", "artifact", "state", "tries", "age" if narrow else "created", "error")
+    print_table(columns, rows, empty="no jobs", flexible=("artifact", "error"))
+
+
+def _state(record: JobRecord) -> str:
+    """Return the state for people: a batch that waits for its jobs is `queued` in the ledger, and is running."""
+    if record.kind == BATCH.kind and record.state == JobState.QUEUED and record.started_at is not None:
+        return JobState.RUNNING.value
+    return str(record.state)
+
+
+def _artifact(record: JobRecord) -> str | None:
+    """Return what a job is about: an artifact, or for a batch its prefix or its list."""
+    request = record.request
+    bucket, key = request.get("bucket"), request.get("key")
+    if record.kind == BATCH.kind:
+        return (
+            f"{request.get('verb')} {bucket}/{request.get('prefix') or ''}*"
+            if bucket
+            else f"{request.get('verb')} list"
+        )
+    if not bucket:
+        return None
+    return f"{bucket}/{key}" if key else str(bucket)
 
 
 def _show(record: JobRecord, *, traceback: bool, as_json: bool) -> None:
-    shown = document(record)
     if as_json:
-        print_json(shown | {"error": record.error and dict(record.error)})
+        print_json(document(record) | {"error": record.error and dict(record.error)})
         return
-    for name, value in shown.items():
-        if value not in (None, {}, []):
-            out().print(f"{name:12} {moment(value) if name.endswith('_at') else value}", markup=False)
-    if traceback:
-        for cause in _causes(record):
-            out().print(str(cause.get("traceback", "no traceback was kept")), markup=False)
+    for name, value in _fields(record):
+        if value not in (None, ""):
+            say(f"{name:12} {value}")
+    for cause in _causes(record) if traceback else ():
+        for line in str(cause.get("traceback", "no traceback was kept")).splitlines():
+            say(line)
 
 
-def _about(record: JobRecord) -> str | None:
-    bucket, key = record.request.get("bucket"), record.request.get("key")
-    return f"{bucket}/{key}" if bucket else None
+def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
+    yield "job", record.id
+    yield "kind", record.kind
+    yield "artifact", _artifact(record)
+    yield "state", _state(record)
+    yield "attempts", record.attempts
+    yield "progress", _progress(record)
+    for name, value in (("created", record.created_at), ("started", record.started_at), ("ended", record.finished_at)):
+        yield name, value and moment(value)
+    for number, cause in enumerate(_causes(record)):
+        yield "before that" if number else "error", f"{cause.get('type')}: {cause.get('message')}"
+    for name, value in record.request.items():
+        if name not in {"bucket", "key"}:
+            yield "request" if name == next(iter(record.request)) else "", f"{name}={_flat(value)}"
+    for name, value in (record.result or {}).items():
+        if name not in {"bucket", "key", "job"}:
+            yield from _result_lines(name, value)
+
+
+def _result_lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield a list of copies or failures as one line each, every other value as one line."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for each in value:
+            yield name, _flat(each)
+    elif value not in (None, [], {}):
+        yield name, size(value) if name in {"size", "bytes"} and isinstance(value, int) else _flat(value)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_flat(each)}" for name, each in value.items() if each is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(each) for each in value)
+    return printable(value)
+
+
+def _progress(record: JobRecord) -> str | None:
+    """Return how far the job is; nothing for one that succeeded, whose last report may be older than its end."""
+    progress = record.progress
+    if not progress or record.state == JobState.SUCCEEDED:
+        return None
+    done, total = progress.get("bytes_done") or 0, progress.get("bytes_total")
+    parts = [str(progress.get("step") or "")]
+    if total or done:
+        parts.append(f"{size(done)} of {size(total)} ({100 * done // total} %)" if total else size(done))
+    if progress.get("objects_total") or progress.get("objects_done"):
+        parts.append(f"{progress.get('objects_done', 0)} of {progress.get('objects_total', '?')} objects")
+    return ", ".join(part for part in parts if part)
+
+
+def _wait(session: Session, id_: str, timeout: float | None, *, as_json: bool) -> None:
+    """Wait for the end of a job, print its outcome and end the command with its exit status."""
+    from worker.cli.submit import sender
+
+    id_ = _full_id(session, id_)
+    if record := _ended(session, id_):
+        finish(outcome_of(record), waited=True, as_json=as_json)
+    record = session.catalogue.ledger.get(id_)
+    with sender(session, f"{record.kind if record else 'job'}: waiting") as way:
+        outcome = way.wait(way.client.job(id_, record.kind if record else None), timeout)
+    finish(outcome, waited=True, as_json=as_json)
+
+
+def _full_id(session: Session, id_: str) -> str:
+    """Return the id of the job that is meant; one that no worker has taken yet must be given in full."""
+    try:
+        return session.job(id_).id
+    except Failure as error:
+        if error.type != "UnknownJob":
+            raise
+        if len(id_) < len("00000000-0000-0000-0000-000000000000"):
+            raise
+        return id_
+
+
+def _ended(session: Session, id_: str) -> JobRecord | None:
+    record = session.catalogue.ledger.get(id_)
+    return record if record and JobState(record.state).terminal else None
+
+
+# Selecting
+
+
+def _states(given: list[str] | None, *, dead: bool = False, failed: bool = False) -> list[JobState]:
+    names = [state.value for state in JobState]
+    for name in given or ():
+        if name not in names:
+            message = f"--state {name!r} is no state{suggestion(name, names)}; there are {', '.join(names)}"
+            raise Failure(message, Status.USAGE, type_="UsageError")
+    flags = [*([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
+    return [*(JobState(name) for name in given or ()), *flags]
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind is not None and kind not in _SPECS:
+        message = f"--kind {kind!r} is no kind of job{suggestion(kind, _SPECS)}; there are {', '.join(_SPECS)}"
+        raise Failure(message, Status.USAGE, type_="UsageError")
+
+
+def _check_store(session: Session, store: str | None) -> None:
+    """Reject a store that is neither configured nor in the catalogue."""
+    if store is None or store in session.settings.stores or store in session.catalogue.artifacts.count_by_state():
+        return
+    session.store_names([store])
+
+
+def _causes(record: JobRecord) -> Iterator[Mapping[str, Any]]:
+    """Yield the error of the last attempt, and the one before it if that was the failure proper."""
+    cause = record.error
+    while cause:
+        yield cause
+        cause = cause.get("previous")
 
 
 def _filter(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:
@@ -199,14 +386,6 @@ def _filter(store: str | None, error: str | None) -> Callable[[JobRecord], bool]
     return fits
 
 
-def _causes(record: JobRecord) -> Iterator[Mapping[str, Any]]:
-    """Yield what ended the last attempt, and what ended the one before if that was the failure proper."""
-    cause = record.error
-    while cause:
-        yield cause
-        cause = cause.get("previous")
-
-
 def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:
     """Return the stores that a job names and those that it failed at, whose messages begin with their names."""
     named = {*(record.request.get("stores") or ()), *(record.request.get("to") or ())}
@@ -214,15 +393,15 @@ def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:
     return {*named, *failed_at, str(record.request.get("store"))}
 
 
-# Beginning again
+# Retrying
 
 
 def _why_not(record: JobRecord) -> str | None:
-    """Return why a job cannot be begun again, or None."""
+    """Return why a job cannot be sent again, or None."""
     if record.state not in REDRIVABLE:
-        return f"it is {record.state}, only dead, failed and cancelled jobs can be begun again"
+        return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
     if record.kind == BATCH.kind or record.kind not in _SPECS:
-        return f"a {record.kind} cannot be begun again: send it anew, what it has done is not done twice"
+        return f"a {record.kind} cannot be retried: send it anew, what is done already is not done twice"
     if record.request.get("staged") and not Path(record.request["source"]).exists():
         return "its staged source is gone: upload it again"
     return None
@@ -233,29 +412,31 @@ def _confirm(question: str) -> None:
         typer.confirm(question, abort=True, err=True)
 
 
-def _retry(context: Context, records: list[JobRecord], refused: dict[str, str]) -> Iterator[str]:
+def _retry(session: Session, records: list[JobRecord], rejected: dict[str, str]) -> Iterator[str]:
     for first in range(0, len(records), _AT_ONCE):
-        _forget(context.settings, records[first : first + _AT_ONCE])
+        _forget_results(session.settings, records[first : first + _AT_ONCE])
         page = []
         for record in records[first : first + _AT_ONCE]:
-            if _revive(context, record):
+            if _revive(session, record):
                 page.append(record)
                 yield record.id
             else:
-                refused[record.id] = "it was begun again by somebody else just now"
-        _send(context.settings, page)
+                rejected[record.id] = "another command has retried it just now"
+        _send(session.settings, page)
 
 
-def _revive(context: Context, record: JobRecord) -> bool:
-    cause = {"type": "Retried", "message": "begun again by hand"} | (
+def _revive(session: Session, record: JobRecord) -> bool:
+    cause = {"type": "Retried", "message": "retried by hand"} | (
         {"previous": dict(record.error)} if record.error else {}
     )
-    due = clock.now() + context.settings.jobs.lease
-    return context.catalogue.job_admin.redrive(record.id, cause, due=due) is not None
+    due = clock.now() + session.settings.jobs.lease
+    return session.catalogue.job_admin.redrive(record.id, cause, due=due) is not None
 
 
-def _forget(settings: Settings, records: list[JobRecord]) -> None:
-    """Take away how the jobs ended, and the wish that they end, before anybody acts on it."""
+def _forget_results(settings: Settings, records: list[JobRecord]) -> None:
+    """Remove the results and cancellations of the jobs before a worker can act on them."""
+    from zot_artifact_client.result_backend import CeleryResultBackend
+
     with suppress(NoBroker, BrokerUnavailable):
         outcomes = CeleryResultBackend(settings.results_url, lambda _: None)
         try:
@@ -267,28 +448,30 @@ def _forget(settings: Settings, records: list[JobRecord]) -> None:
 
 def _send(settings: Settings, records: list[JobRecord]) -> None:
     """Send the messages; where that fails, `sweep.recover` sends them."""
+    from zot_artifact_client.outbox import Outgoing
+    from zot_artifact_client.publisher import Publisher
+
+    def outgoing(record: JobRecord) -> Outgoing:
+        spec = _SPECS[record.kind]
+        return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request))
+
     try:
         publisher = Publisher(settings.broker_url)
         try:
-            publisher.send_all([_outgoing(record) for record in records])
+            publisher.send_all([outgoing(record) for record in records])
         finally:
             publisher.close()
     except (NoBroker, BrokerUnavailable) as error:
-        note(f"{error}; the workers begin the jobs by themselves once they reach it")
+        note(f"{error}; the workers send the jobs by themselves once they reach it")
 
 
-def _outgoing(record: JobRecord) -> Outgoing:
-    spec = _SPECS[record.kind]
-    return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request))
-
-
-def _tell_retried(retried: list[str], refused: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
+def _print_retried(retried: list[str], rejected: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        told = [{"job": id_, "message": reason} for id_, reason in refused.items()]
-        print_json({"retried": retried, "refused": told, "dry_run": dry_run})
+        reasons = [{"job": id_, "message": reason} for id_, reason in rejected.items()]
+        print_json({"retried": retried, "refused": reasons, "dry_run": dry_run})
         return
-    for id_, reason in refused.items():
+    for id_, reason in rejected.items():
         note(f"job {id_}: {reason}")
     for id_ in retried:
-        out().print(id_, markup=False)
-    note(f"{len(retried)} jobs {'would begin' if dry_run else 'begin'} again")
+        say(id_)
+    note(f"{len(retried)} jobs {'would be' if dry_run else 'are'} retried")

@@ -1,17 +1,22 @@
-"""How a job stands or ended, in the words that scripts rely on."""
+"""A job as a command shows it: its state or its end, the exit status, and the lines for people."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import typer
+
 from worker.catalogue import JobRecord
 from worker.cli.errors import Status
-from zot_artifact_client import JobNotDone, JobState
-from zot_artifact_client.contract import BATCH, VERIFY
+from worker.cli.output import complain, out, print_json, say, size, table
+from zot_artifact_client.contract import BATCH, VERIFY, JobState
+from zot_artifact_client.errors import JobNotDone
 
 GOOD_VERDICT = "verified"
-_UNTOLD = {"unreadable", "unverifiable"}
+_NO_ANSWER = {"unreadable", "unverifiable"}
 _UNVERIFIABLE = "Unverifiable"
-"""The error of an object that there is nothing to hold against."""
+"""The error of an object that no recorded digest can be compared with."""
+_ALREADY_GONE = "{path} is gone already, nothing was deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +58,121 @@ class Outcome:
 
 
 def outcome_of(record: JobRecord) -> Outcome:
-    """Return how a job stands, from its row in the ledger."""
+    """Return the state or end of a job, from its row in the ledger."""
     error = {name: str(record.error[name]) for name in ("type", "message")} if record.error else None
     result = dict(record.result) if record.result is not None else None
     return Outcome(record.id, record.kind, record.state, record.attempts, error, result)
 
 
-def outcome_told(job_id: str, kind: str, told: JobNotDone) -> Outcome:
-    """Return how a job ended that no worker took, from what the result backend tells."""
+def outcome_from_client(job_id: str, kind: str, told: JobNotDone) -> Outcome:
+    """Return the end of a job that no worker took, from the result backend."""
     error = {"type": getattr(told, "type", "Cancelled"), "message": getattr(told, "message", str(told))}
     return Outcome(job_id, kind, getattr(told, "state", JobState.CANCELLED), 0, error)
 
 
+def finish(outcome: Outcome, *, waited: bool, as_json: bool) -> None:
+    """Print the outcome and end the command with its exit status."""
+    if as_json:
+        print_json(outcome.document())
+    if waited and not (as_json and outcome.result is not None):
+        print_outcome(outcome)
+    elif not waited and not as_json:
+        say(outcome.job)
+    raise typer.Exit(outcome.status if waited else Status.GOOD)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print the result on stdout, or on stderr in one line why there is none."""
+    if outcome.result is not None:
+        _PRINT.get(outcome.kind, _print_fields)(outcome.result)
+        _print_unnamed_failures(outcome.job, outcome.result)
+    elif outcome.ended:
+        complain(f"{outcome.kind} {outcome.state}: {(outcome.error or {}).get('message', 'no cause was recorded')}")
+    else:
+        cause = f", its last attempt failed: {outcome.error['message']}" if outcome.error else ""
+        complain(f"job {outcome.job} is still {outcome.state}{cause}; it goes on, `zot-artifacts jobs {outcome.job}`")
+
+
+def _print_copies(result: Mapping[str, Any]) -> None:
+    there = ", ".join(copy["store"] for copy in result["copies"])
+    if result["unchanged"]:
+        say(_version(result))
+        say(f"unchanged: the same bytes are there already, in {there}")
+    else:
+        say(f"{_version(result)} stored in {there}")
+    for copy in result["copies"]:
+        if copy.get("quarantined"):
+            say(f"{copy['store']}: the bad bytes that were there are in quarantine at {copy['quarantined']}")
+
+
+def _print_verdicts(result: Mapping[str, Any]) -> None:
+    say(_version(result))
+    rows = [(copy["store"], copy["verdict"], copy["sha256"]) for copy in result["copies"]]
+    out().print(table(("store", "verdict", "sha256"), rows))
+    if not rows:
+        complain(f"{result['bucket']}/{result['key']} has no copy in any store: upload it again")
+    for copy in result["copies"]:
+        if copy["verdict"] != GOOD_VERDICT:
+            complain(f"{copy['store']}: {result['bucket']}/{result['key']} is {copy['verdict']}: {copy.get('detail')}")
+
+
+def _print_deleted(result: Mapping[str, Any]) -> None:
+    path = f"{result['bucket']}/{result['key']}"
+    if result["unchanged"]:
+        say(_ALREADY_GONE.format(path=path))
+        return
+    gone = ", ".join(copy["store"] for copy in result["copies"] if copy["outcome"] == "deleted")
+    say(f"{path} deleted from {gone}")
+
+
+def _print_adopted(result: Mapping[str, Any]) -> None:
+    how = "known already" if result["unchanged"] else "adopted"
+    say(f"{_version(result)} {how} in {result['store']}, evidence: {result['evidence']}")
+
+
+def _print_batch(result: Mapping[str, Any]) -> None:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result["outcomes"].items())) or "nothing"
+    say(f"{result['verb']}: {result['objects']} objects, {size(result['bytes'])}: {counts}")
+    for each in result["failures"]:
+        complain(f"{each['bucket']}/{each['key']}: {each['outcome']}: {each['message']}")
+
+
+def _print_fields(result: Mapping[str, Any]) -> None:
+    for name, value in result.items():
+        say(f"{name}: {value}")
+
+
+def _print_unnamed_failures(job: str, result: Mapping[str, Any]) -> None:
+    """Name the command that lists the failures which a result leaves out."""
+    left = result.get("failed", 0) - len(result.get("failures", ()))
+    if left > 0:
+        complain(f"and {left} more: `zot-artifacts jobs --parent {job} --failed` lists all")
+
+
+def _version(result: Mapping[str, Any]) -> str:
+    path = f"{result['bucket']}/{result['key']}"
+    return f"{path} version {result['version']} {size(result['size'])} sha256 {result['sha256']}"
+
+
 def _status_of_verdicts(result: dict[str, Any]) -> Status:
     verdicts = {copy["verdict"] for copy in result.get("copies", [])}
-    if not verdicts or verdicts - _UNTOLD - {GOOD_VERDICT}:
+    if not verdicts or verdicts - _NO_ANSWER - {GOOD_VERDICT}:
         return Status.BAD
-    return Status.UNKNOWN if verdicts & _UNTOLD else Status.GOOD
+    return Status.UNKNOWN if verdicts & _NO_ANSWER else Status.GOOD
 
 
 def _status_of_batch(result: dict[str, Any]) -> Status:
-    untold = sum(count for outcome, count in result["outcomes"].items() if outcome in _UNTOLD)
-    if result["failed"] > untold:
+    no_answer = sum(count for outcome, count in result["outcomes"].items() if outcome in _NO_ANSWER)
+    if result["failed"] > no_answer:
         return Status.BAD
-    return Status.UNKNOWN if untold else Status.GOOD
+    return Status.UNKNOWN if no_answer else Status.GOOD
+
+
+_PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "upload": _print_copies,
+    "replicate": _print_copies,
+    "verify": _print_verdicts,
+    "delete": _print_deleted,
+    "adopt": _print_adopted,
+    "batch": _print_batch,
+}

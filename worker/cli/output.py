@@ -1,55 +1,107 @@
-"""What commands print: results for people or as JSON on stdout, everything else on stderr."""
+"""What commands print: results for people or as JSON on stdout, everything else on stderr.
+
+Keys, messages, hosts and answers of stores come from outside. `printable` makes each harmless before a terminal has it.
+"""
 
 import json
+import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
-_GOOD = {"verified", "stored", "succeeded", "reachable"}
-_BAD = {"corrupt", "missing", "size_mismatch", "failed", "dead", "refused", "unreachable"}
+MOST = 2000
+"""Characters of one text from outside that are shown."""
+_GOOD = {"verified", "stored", "succeeded", "reachable", "good"}
+_BAD = {"corrupt", "missing", "size_mismatch", "failed", "dead", "refused", "rejected", "unreachable", "bad"}
 _WIDE = 2000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories that can move the cursor, end a line, turn the direction of text or hide in it."""
+_LEAST_FLEXIBLE = 12
+_AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
-def out() -> Console:
+def printable(text: object, most: int = MOST) -> str:
+    r"""Return a text with control characters, line ends and direction marks as `\x1b`, cut to `most` characters."""
+    given = str(text)
+    shown = given if given.isascii() and given.isprintable() else "".join(map(_escaped, given[:most]))
+    return shown if len(given) <= most else f"{shown[:most]}… ({len(given) - most} more characters)"
+
+
+def out() -> "Console":
     """Return the console of results. In a pipe its tables are as wide as they need to be."""
+    from rich.console import Console
+
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = _WIDE
     return console
 
 
-def err() -> Console:
+def err() -> "Console":
     """Return the console of everything that is no result."""
+    from rich.console import Console
+
     return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(line: object) -> None:
+    """Print one line of a result for people."""
+    out().print(printable(line, _WIDE * 5), markup=False)
 
 
 def print_json(document: object) -> None:
     """Print a document as the one line on stdout."""
-    print(json.dumps(document, ensure_ascii=False, default=_jsonable), flush=True)
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(document, ensure_ascii=ascii_only, default=_jsonable)
+    if not text.isascii() or not text.isprintable():
+        text = "".join(json.dumps(each)[1:-1] if unicodedata.category(each) in _UNSAFE else each for each in text)
+    print(text, flush=True)
 
 
-def note(line: str) -> None:
+def note(line: object) -> None:
     """Tell a person something that is no result."""
-    err().print(escape(line), style="dim")
+    err().print(printable(line), style="dim", markup=False)
 
 
 def complain(line: str) -> None:
-    """Tell on stderr what is wrong, in one line."""
-    typer.echo(f"zot-artifacts: {' '.join(line.split())}", err=True)
+    """Say on stderr what is wrong, in one line."""
+    typer.echo(f"zot-artifacts: {printable(' '.join(line.split()))}", err=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, flexible: Sequence[str] = ()
+) -> None:
+    """Print a table, or in one line that there is nothing to list.
+
+    On a terminal the columns that are `flexible` are shortened in their middle until the table fits its width.
+    """
+    filled = list(rows)
+    if not filled:
+        note(empty)
+        return
+    console = out()
+    cells = [[_cell(value) for value in row] for row in filled]
+    if console.is_terminal:
+        _shorten(columns, cells, flexible, console.width)
+    console.print(table(columns, cells))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
     """Return a table; words for states and verdicts get their colour."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
@@ -59,9 +111,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
 def word(value: object) -> str:
     """Return a value as markup: a state in its colour, a time to the second, nothing as a dash."""
-    if value is None:
-        return "-"
-    text = moment(value) if isinstance(value, datetime) else escape(str(value))
+    from rich.markup import escape
+
+    text = escape(_cell(value))
     if text in _GOOD:
         return f"[green]{text}[/]"
     return f"[bold red]{text}[/]" if text in _BAD else text
@@ -72,6 +124,12 @@ def moment(value: datetime) -> str:
     return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
+def age(value: datetime, now: datetime) -> str:
+    """Return how long ago a time is, in its largest whole unit."""
+    passed = max(0, int((now - value).total_seconds()))
+    return next((f"{passed // seconds}{unit}" for unit, seconds in _AGES if passed >= seconds), "0s")
+
+
 def size(count: float) -> str:
     """Return a number of bytes with a unit."""
     for unit in _UNITS:
@@ -79,6 +137,39 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def middle_cut(text: str, width: int) -> str:
+    """Return a text of at most `width` characters: its beginning and its end, with `…` between."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return moment(value) if isinstance(value, datetime) else printable(value)
+
+
+def _shorten(columns: Sequence[str], cells: list[list[str]], flexible: Sequence[str], width: int) -> None:
+    """Shorten the flexible columns in place: the widest first, none below a dozen characters."""
+    widths = [max(len(row[n]) for row in [list(columns), *cells]) for n in range(len(columns))]
+    chosen = [n for n, name in enumerate(columns) if name in flexible]
+    while sum(widths) + 2 * len(widths) - 1 > width:
+        widest = max(chosen, key=lambda n: widths[n], default=None)
+        if widest is None or widths[widest] <= _LEAST_FLEXIBLE:
+            return
+        widths[widest] -= 1
+        for row in cells:
+            row[widest] = middle_cut(row[widest], widths[widest])
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in _UNSAFE:
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def _jsonable(value: Any) -> str:

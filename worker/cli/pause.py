@@ -1,68 +1,86 @@
-"""The commands that keep work from a store, a queue or a batch of jobs for a while: pause, resume, pauses."""
+"""The commands `pause`, `resume` and `pauses`."""
 
 from datetime import datetime
 from typing import Annotated, Any
 
-import redis
 import typer
-from celery import Celery
 
 from worker import clock
 from worker.catalogue import Pause, Scope
-from worker.cli.arguments import opened, store_names
-from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, moment, note, out, print_json, table
-from worker.context import Context
-from worker.limits.pauses import mirror_queues
-from worker.limits.shared_redis import result_backend
+from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.output import AsJson, moment, note, print_json, print_table, say
+from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker
 from zot_artifact_client.contract import JobState, Queue
 
-WhatArgument = Annotated[Scope, typer.Argument(metavar="store|queue|job", help="What it is.")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The store's or queue's name, or the job's id.")]
+WhatArgument = Annotated[Scope, typer.Argument(metavar="store|queue|job", help="What to pause: one of these words.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the store or queue, or the job's id.")]
 
 
 def pause(
     what: WhatArgument,
     name: NameArgument,
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; whoever waits is told.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Recorded with the pause, and shown with each waiting job.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let jobs wait that need a store, wait in a queue, or belong to a batch. Those at work go on to their end."""
-    with opened() as context:
-        _check(context, what, name)
-        begun = context.catalogue.pauses.begin(what, name, reason=(reason or "")[:500] or None, now=clock.now())
+    """Let the jobs of a store, a queue or a batch wait.
+
+    Waiting costs none of their attempts. Jobs that run already go on to their end.
+
+    Examples:
+
+        zot-artifacts pause store dr --reason "new disks"
+
+        zot-artifacts pause queue sweep
+
+        zot-artifacts pause job 5f0a1d0e
+    """
+    with opened() as session:
+        name = _checked(session, what, name)
+        begun = session.catalogue.pauses.begin(what, name, reason=(reason or "")[:500] or None, now=clock.now())
         if what is Scope.QUEUE:
-            _tell_workers(context)
+            _tell_workers(session)
     if as_json:
         print_json(_document(begun))
     else:
-        out().print(f"{what} {name} is paused; `zot-artifacts resume {what} {name}` ends it", markup=False)
+        say(f"{what} {name} is paused; `zot-artifacts resume {what} {name}` ends it")
 
 
 def resume(what: WhatArgument, name: NameArgument, as_json: AsJson = False) -> None:
-    """End a pause; what has waited for it goes on within a minute or so."""
-    with opened() as context:
-        ended = context.catalogue.pauses.end(what, name)
+    """End a pause.
+
+    Jobs that waited for it run within about a minute.
+
+    Example:
+
+        zot-artifacts resume store dr
+    """
+    with opened(existing=True) as session:
+        if what is Scope.JOB:
+            name = _full_id(session, name)
+        ended = session.catalogue.pauses.end(what, name)
         if what is Scope.QUEUE:
-            _tell_workers(context)
+            _tell_workers(session)
     if as_json:
         print_json({"scope": what, "name": name, "was_paused": ended})
     else:
-        out().print(f"{what} {name} {'goes on' if ended else 'was not paused'}", markup=False)
+        say(f"{what} {name} {'is resumed' if ended else 'was not paused'}")
 
 
 def pauses(as_json: AsJson = False) -> None:
     """List what is paused, since when and why."""
-    with opened() as context:
-        found = context.catalogue.pauses.all()
+    with opened(existing=True) as session:
+        found = session.catalogue.pauses.all()
     if as_json:
         print_json({"pauses": [_document(each) for each in found]})
-    elif found:
-        out().print(table(("paused", "name", "since", "reason"), [(p.scope, p.name, p.since, p.reason) for p in found]))
+        return
+    rows = [(each.scope.value, each.name, each.since, each.reason) for each in found]
+    print_table(("paused", "name", "since", "reason"), rows, empty="nothing is paused", flexible=("name", "reason"))
 
 
-def told(since: datetime, reason: str | None) -> str:
+def describe_pause(since: datetime, reason: str | None) -> str:
     """Return in a few words since when something is paused, and why."""
     return f"since {moment(since)}" + (f": {reason}" if reason else "")
 
@@ -71,40 +89,57 @@ def _document(found: Pause) -> dict[str, Any]:
     return {"scope": found.scope, "name": found.name, "since": found.since, "reason": found.reason}
 
 
-def _check(context: Context, what: Scope, name: str) -> None:
+def _checked(session: Session, what: Scope, name: str) -> str:
+    """Return the name of what to pause, a job's in full."""
     if what is Scope.STORE:
-        store_names(context, [name])
+        session.store_names([name])
     if what is Scope.QUEUE:
         _check_queue(name)
-    if what is Scope.JOB:
-        _check_job(context, name)
+    return _open_job(session, name) if what is Scope.JOB else name
 
 
 def _check_queue(name: str) -> None:
     names = [queue.value for queue in Queue if queue is not Queue.INTERACTIVE]
     if name == Queue.INTERACTIVE:
-        message = "the queue interactive cannot be paused: all jobs are looked after through it; pause stores instead"
+        message = "the queue interactive cannot be paused: jobs are recovered and cancelled through it; pause stores"
         raise Failure(message, Status.USAGE, type_="UsageError")
     if name not in names:
-        raise Failure(f"there is no queue {name!r}; there are {', '.join(names)}", Status.USAGE, type_="UsageError")
+        message = f"there is no queue {name!r}{suggestion(name, names)}; there are {', '.join(names)}"
+        raise Failure(message, Status.USAGE, type_="UsageError")
 
 
-def _check_job(context: Context, name: str) -> None:
-    record = context.catalogue.ledger.get(name)
-    if record is None:
-        raise Failure(f"no worker has taken a job {name}: there is nothing to pause", type_="UnknownJob")
-    if JobState(record.state).terminal:
-        raise Failure(f"job {name} has ended: {record.state}", type_="JobEnded")
-
-
-def _tell_workers(context: Context) -> None:
-    """Let the workers know now; where that fails, `sweep.recover` does it."""
+def _open_job(session: Session, name: str) -> str:
     try:
-        app = Celery("zot-artifacts-pausing", backend=context.settings.results_url, set_as_current=False)
+        record = session.job(name)
+    except Failure as error:
+        if error.type != "UnknownJob":
+            raise
+        message = f"no worker has taken a job {name}: there is nothing to pause"
+        raise Failure(message, type_="UnknownJob") from None
+    if JobState(record.state).terminal:
+        raise Failure(f"job {record.id} has ended: {record.state}", type_="JobEnded")
+    return record.id
+
+
+def _full_id(session: Session, name: str) -> str:
+    ids = session.catalogue.job_admin.ids_like(name, limit=2)
+    return ids[0] if len(ids) == 1 else name
+
+
+def _tell_workers(session: Session) -> None:
+    """Tell the workers at once; where that fails, `sweep.recover` does it."""
+    import redis
+    from celery import Celery
+
+    from worker.limits.pauses import mirror_queues
+    from worker.limits.shared_redis import result_backend
+
+    try:
+        app = Celery("zot-artifacts-pausing", backend=session.settings.results_url, set_as_current=False)
         client = result_backend(app)
         if client is None:
-            note("the result backend is no Redis: the workers cannot be kept from queues, only from stores and jobs")
+            note("the result backend is no Redis: queues cannot be paused, only stores and jobs")
             return
-        mirror_queues(client, context.catalogue.pauses.all())
+        mirror_queues(client, session.catalogue.pauses.all())
     except (NoBroker, redis.RedisError) as error:
-        note(f"the workers are told when the broker answers again: {error}")
+        note(f"the workers learn of it when the broker answers again: {error}")

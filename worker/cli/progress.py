@@ -1,4 +1,4 @@
-"""Wait for a job and show how far it is."""
+"""Wait for a job and show its progress."""
 
 import time
 from collections.abc import Iterator
@@ -9,23 +9,25 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from worker.catalogue import Catalogue, JobRecord
 from worker.cli.errors import Failure, Status
-from worker.cli.output import err, note
+from worker.cli.output import err, note, size
 from worker.settings import Settings
 from zot_artifact_client import BrokerUnavailable, Job, JobNotDone, JobState, WaitTimeout
 from zot_artifact_client.contract import Progress as JobProgress
 
-_LOOK = 0.5
-"""Seconds between looks into the ledger, which knows what the result backend does not tell."""
+_POLL = 0.5
+"""Seconds between two reads of the ledger, which knows states that the result backend does not have."""
 _PATIENCE = 5.0
-"""Seconds after which a job that nobody has taken is worth a word."""
+"""Seconds after which a person learns that no worker has taken the job."""
 
 
 class Bar:
@@ -36,27 +38,50 @@ class Bar:
         self._task = task
 
     def update(self, seen: JobProgress) -> None:
-        """Show how far the job is."""
+        """Show how far the job is: in bytes where they are known, else in objects."""
+        done, total, in_objects = seen.bytes_done, seen.bytes_total, False
+        if not total and seen.objects_total:
+            done, total, in_objects = seen.objects_done or 0, seen.objects_total, True
         self._progress.update(
-            self._task, completed=seen.bytes_done, total=seen.bytes_total, description=seen.step or None
+            self._task, completed=done, total=total, description=seen.step or None, in_objects=in_objects
         )
 
-    def expect(self, total: int, step: str) -> None:
-        """Begin a step of our own, of this many bytes."""
-        self._progress.update(self._task, completed=0, total=total, description=step)
+    def expect(self, total: int | None, step: str) -> None:
+        """Start a step of the command itself, of this many bytes."""
+        self._progress.update(self._task, completed=0, total=total, description=step, in_objects=False)
 
     def moved(self, count: int) -> None:
-        """Show that so many bytes more are done."""
+        """Show that so many more bytes are done."""
         self._progress.advance(self._task, count)
+
+
+class _Amount(DownloadColumn):
+    """`3.1/8.0 MiB`, or `17/400 objects` where the bytes are unknown."""
+
+    def render(self, task: Task) -> Text:
+        if not task.fields.get("in_objects"):
+            return super().render(task)
+        return Text(f"{task.completed:.0f}/{task.total or 0:.0f} objects", style="progress.download")
+
+
+class _Speed(ProgressColumn):
+    """Bytes a second in IEC units, or objects a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if speed is None:
+            return Text("")
+        rate = f"{speed:.0f} objects" if task.fields.get("in_objects") else size(speed)
+        return Text(f"{rate}/s", style="progress.data.speed")
 
 
 @contextmanager
 def bar(step: str) -> Iterator[Bar]:
-    """Show a progress bar while something goes on."""
+    """Show a progress bar for the length of a block."""
     console = err()
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+        TextColumn("{task.description}"), BarColumn(), _Amount(binary_units=True), _Speed(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     with progress:
         yield Bar(progress, progress.add_task(step, total=None))
@@ -68,12 +93,12 @@ def await_end(
     """Return when the job has ended, or when the time is up; return its error if the result backend told one.
 
     Raises:
-        Failure: the broker has gone away and nobody can tell how the job ended.
+        Failure: the broker has gone away, and the ledger does not show the end of the job.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     watch = _Watch(job.id, settings)
     while True:
-        left = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
+        left = _POLL if deadline is None else min(_POLL, deadline - time.monotonic())
         try:
             job.wait(max(left, 0.0), on_progress=shown.update)
         except JobNotDone as error:
@@ -83,7 +108,7 @@ def await_end(
         except BrokerUnavailable as error:
             if not _ended(catalogue.ledger.get(job.id)):
                 raise Failure(
-                    f"{error}; job {job.id} may go on: `zot-artifacts jobs {job.id}` tells", Status.UNKNOWN,
+                    f"{error}; job {job.id} may go on: `zot-artifacts jobs {job.id}` shows it", Status.UNKNOWN,
                     type_="BrokerUnavailable",
                 ) from error  # fmt: skip
         else:
@@ -99,7 +124,7 @@ def _ended(record: JobRecord | None) -> bool:
 
 
 class _Watch:
-    """Tells a person, once each, what keeps a job from ending."""
+    """Tells a person, once each, why a job has not ended yet."""
 
     def __init__(self, job_id: str, settings: Settings) -> None:
         self._id = job_id
@@ -111,8 +136,8 @@ class _Watch:
         if record is None:
             if self._since is not None and time.monotonic() - self._since > _PATIENCE:
                 self._since = None
-                note(f"no worker has taken job {self._id} yet; is one running? `zot-artifacts doctor` tells")
+                note(f"no worker has taken job {self._id} yet; `zot-artifacts doctor` shows whether one runs")
             return
         if record.state == JobState.RETRYING and record.attempts > self._told and record.error:
             self._told = record.attempts
-            note(f"attempt {record.attempts} of {self._most} met: {record.error.get('message')}; trying again")
+            note(f"attempt {record.attempts} of {self._most} failed: {record.error.get('message')}; it is retried")

@@ -1,9 +1,10 @@
-"""Bring a file that is outside the worker's roots to where the worker may read it."""
+"""Copy a file that is outside sources.roots into the staging directory, where the worker may read it."""
 
 import hashlib
 import os
 import shutil
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +16,7 @@ from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A file that was copied for one job; it goes away with the job."""
+    """A file that was copied for one job; the worker removes it at the end of the job."""
 
     path: Path
     sha256: str
@@ -47,27 +48,51 @@ def check_file(name: str) -> Path:
 
 
 def within_roots(path: Path, settings: Settings) -> bool:
-    """Return whether the worker reads this file where it is. Names that are no text cannot stand in a message."""
+    """Return whether the worker reads this file in place. A message cannot hold a name that is not text."""
     real = Path(os.path.realpath(path))
     inside = any(root.resolve() in real.parents for root in settings.sources.roots)
     return inside and str(path).isprintable()
 
 
-def stage(path: Path, settings: Settings, job_id: str, sha256: str | None, on_bytes: OnBytes) -> Staged:
+def stage(
+    path: Path, settings: Settings, job_id: str, sha256: str | None = None, on_bytes: OnBytes = lambda _: None
+) -> Staged:
     """Copy a file into the staging directory of a job, hashing it on the way.
 
     Raises:
         Failure: it cannot be read, there is no room, or its SHA-256 is not the one given; nothing is left behind.
     """
-    directory = settings.staging_dir / job_id
+    try:
+        source = path.open("rb", buffering=0)
+    except OSError as error:
+        raise Failure(f"source {path}: {error.strerror}", type_="SourceUnreadable") from error
+    with source:
+        name = path.name if path.name.isprintable() else "source"
+        return _stage(source, name, settings.staging_dir / job_id, sha256, on_bytes)
+
+
+def stage_stream(
+    source: BinaryIO, settings: Settings, job_id: str, sha256: str | None = None, on_bytes: OnBytes = lambda _: None
+) -> Staged:
+    """Copy standard input into the staging directory of a job, as `stage` does with a file."""
+    return _stage(source, "stdin", settings.staging_dir / job_id, sha256, on_bytes)
+
+
+def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_bytes: OnBytes) -> Staged:
+    what = "standard input" if source is sys.stdin.buffer else f"source {source.name}"
+    what = "standard input" if source is sys.stdin.buffer else f"source {source.name}"
     staged = None
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        staged = _stage(path, directory, on_bytes)
+        partial = directory / ".zot-partial"
+        with partial.open("wb", buffering=0) as copy:
+            digest = _copy(source, copy, on_bytes)
+            os.fsync(copy.fileno())
+        staged = Staged(partial.replace(directory / name), digest)
     except OSError as error:
         raise Failure(
-            f"source {path}: it cannot be staged in {settings.staging_dir}: {error.strerror}; make room there, or add "
-            "the file's directory to sources.roots",
+            f"{what}: it cannot be staged in {directory.parent}: {error.strerror}; make room there, or add the file's "
+            "directory to sources.roots",
             type_="StagingFailed",
         ) from error
     finally:
@@ -76,19 +101,9 @@ def stage(path: Path, settings: Settings, job_id: str, sha256: str | None, on_by
     if sha256 is not None and sha256 != staged.sha256:
         staged.drop()
         raise Failure(
-            f"source {path}: its SHA-256 is {staged.sha256}, announced was {sha256}; nothing was sent",
-            type_="DigestMismatch",
+            f"{what}: its SHA-256 is {staged.sha256}, announced was {sha256}; nothing was sent", type_="DigestMismatch"
         )
     return staged
-
-
-def _stage(path: Path, directory: Path, on_bytes: OnBytes) -> Staged:
-    partial = directory / ".zot-partial"
-    with path.open("rb", buffering=0) as source, partial.open("wb", buffering=0) as copy:
-        sha256 = _copy(source, copy, on_bytes)
-        os.fsync(copy.fileno())
-    target = directory / (path.name if path.name.isprintable() else "source")
-    return Staged(partial.replace(target), sha256)
 
 
 def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes) -> str:

@@ -1,4 +1,4 @@
-"""Send a job to the worker, and stay with it until it has ended."""
+"""Send a job to the worker, and wait until it has ended."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome, outcome_of, outcome_told
+from worker.cli.outcome import Outcome, outcome_from_client, outcome_of
 from worker.cli.output import note
 from worker.cli.progress import Bar, await_end, bar
-from worker.context import Context
+from worker.cli.session import Session
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, Job
 from zot_artifact_client.contract import Message, TaskSpec
@@ -19,19 +19,19 @@ from zot_artifact_client.contract import Message, TaskSpec
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """The way to the worker, and the progress bar that shows what comes of it."""
+    """The connection to the broker, and the progress bar of the command."""
 
-    context: Context
+    session: Session
     client: ArtifactClient
     shown: Bar
 
     def known(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
-        """Return whether a worker has taken this very job before, which an idempotency key can bring about.
+        """Return whether the ledger has this very job, as it does when an idempotency key is used again.
 
         Raises:
             Failure: the job of this id is another request.
         """
-        record = self.context.catalogue.ledger.get(job_id)
+        record = self.session.catalogue.ledger.get(job_id)
         if record is None:
             return False
         ours, theirs = request.payload(), dict(record.request)
@@ -55,43 +55,43 @@ class Sender:
         try:
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
-            raise BrokerUnavailable(f"{error}; {_way_out(self.context.settings)}") from error
+            raise BrokerUnavailable(f"{error}; {_way_out(self.session.settings)}") from error
 
-    def stay(self, job: Job[Any], timeout: float | None) -> Outcome:
-        """Wait until the job has ended or the time is up, and return what is known of it then.
+    def wait(self, job: Job[Any], timeout: float | None) -> Outcome:
+        """Wait until the job has ended or the time is up, and return its state then.
 
         Raises:
-            Failure: the broker has gone away and nobody can tell how the job ends.
+            Failure: the broker has gone away, and the ledger does not show the end of the job.
         """
         kind = job.kind or "job"
         try:
-            told = await_end(job, self.context.catalogue, self.context.settings, self.shown, timeout)
+            told = await_end(job, self.session.catalogue, self.session.settings, self.shown, timeout)
         except KeyboardInterrupt:
-            note(f"job {job.id} goes on: `zot-artifacts jobs {job.id}` tells how it ends")
+            note(f"job {job.id} goes on: `zot-artifacts jobs {job.id} --wait` waits for its end")
             raise
-        record = self.context.catalogue.ledger.get(job.id)
+        record = self.session.catalogue.ledger.get(job.id)
         if record is None:
-            return outcome_told(job.id, kind, told) if told else Outcome(job.id, kind)
+            return outcome_from_client(job.id, kind, told) if told else Outcome(job.id, kind)
         return outcome_of(record)
 
 
 @contextmanager
-def sender(context: Context, step: str) -> Iterator[Sender]:
-    """Open the way to the worker.
+def sender(session: Session, step: str) -> Iterator[Sender]:
+    """Open the connection to the broker.
 
     Raises:
-        NoBroker: none is configured, and none runs here.
+        NoBroker: none is configured, and none runs on the data directory.
     """
-    settings = context.settings
+    settings = session.settings
     with ArtifactClient(settings.broker_url, settings.results_url) as client, bar(step) as shown:
-        yield Sender(context, client, shown)
+        yield Sender(session, client, shown)
 
 
 def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:
     """Return the request with the fields that are given.
 
     Raises:
-        Failure: it is not one that the worker would accept; nothing was sent.
+        Failure: the worker would not accept it; nothing was sent.
     """
     try:
         return spec.request.read({name: value for name, value in fields.items() if value is not None})

@@ -1,4 +1,4 @@
-"""The command that runs everything on this machine: up."""
+"""The command `up`."""
 
 import os
 from typing import Annotated
@@ -6,18 +6,32 @@ from typing import Annotated
 import typer
 
 from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, note, out, print_json
-from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, Wish, run
+from worker.cli.output import AsJson, note, out, print_json, say
+from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, UpOptions, run
 from worker.settings import load_settings
 
 
 def up(
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Jobs that run at the same time.")] = 2,
-    no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
-    no_beat: Annotated[bool, typer.Option("--no-beat", help="Without the periodic sweeps.")] = False,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Worker processes: jobs that run at the same time.")
+    ] = 2,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Do not start Flower.")] = False,
+    no_beat: Annotated[
+        bool, typer.Option("--no-beat", help="Do not start beat, which starts the periodic sweeps.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run broker, worker, beat and Flower on this machine until Ctrl-C."""
+    """Run broker, workers, beat and Flower on this machine.
+
+    Everything runs until Ctrl-C or SIGTERM. Jobs that are not done then stay queued, and the next `up` runs them.
+    The queues, the catalogue, the stores and the logs are in the data directory (ZOT_HOME, default ./var).
+
+    Examples:
+
+        zot-artifacts up
+
+        ZOT_HOME=/srv/zot zot-artifacts up --concurrency 4
+    """
     settings = load_settings()
     stores = list(settings.stores)
 
@@ -25,11 +39,11 @@ def up(
         if as_json:
             print_json(_document(running, stores))
         else:
-            _tell(running, stores)
+            _print(running, stores)
 
-    wish = Wish(concurrency, beat=not no_beat, flower=not no_flower)
+    options = UpOptions(concurrency, beat=not no_beat, flower=not no_flower)
     try:
-        run(settings, wish, ready=ready, say=note)
+        run(settings, options, ready=ready, say=note)
     except NotReady as error:
         raise Failure(str(error), Status.BAD, type_="NotReady") from error
 
@@ -51,15 +65,16 @@ def _document(running: Running, stores: list[str]) -> dict[str, object]:
     }
 
 
-def _tell(running: Running, stores: list[str]) -> None:
-    console = out()
+def _print(running: Running, stores: list[str]) -> None:
     if running.broker_file:
-        console.print(f"broker   its URL, with its password, is in {running.broker_file}", markup=False)
+        say(f"broker   its URL, with the password, is in {running.broker_file}")
     if running.flower_url:
         where = f"flower   {running.flower_url} user {FLOWER_USER}, password "
-        secret = running.flower_password and f"{running.flower_password} (not shown again; kept in "
-        kept = f"{running.flower_password_file}"
-        console.print(f"{where}{secret}{kept})" if secret else f"{where}in {kept}", markup=False)
-    console.print(f"stores   {', '.join(stores)}", markup=False)
-    console.print(f"logs     {running.logs}", markup=False)
-    console.print("[green]ready[/]    Ctrl-C ends it; what is not done then stays queued")
+        kept = str(running.flower_password_file)
+        shown = (
+            f"{running.flower_password} (not shown again; kept in {kept})" if running.flower_password else f"in {kept}"
+        )
+        say(where + shown)
+    say(f"stores   {', '.join(stores)}")
+    say(f"logs     {running.logs}")
+    out().print("[green]ready[/]    Ctrl-C ends it; jobs that are not done then stay queued")

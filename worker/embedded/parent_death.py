@@ -1,4 +1,4 @@
-"""Let no process outlive the one that started it, however that one ends."""
+"""Send a process a signal when its parent dies, however that one ends."""
 
 import ctypes
 import os
@@ -17,5 +17,5 @@ def die_with_parent(signum: int = signal.SIGKILL) -> None:
         return
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
-    if os.getppid() != parent:  # it died while we were asking
+    if os.getppid() != parent:  # it died before the kernel was asked
         os.kill(os.getpid(), signum)

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, and that are started again when they end by themselves."""
+"""Child processes that never outlive this one, and that are restarted when they end by themselves."""
 
 import os
 import signal
@@ -17,11 +17,11 @@ _AWAITED = _STOP | {signal.SIGCHLD}
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 _SETTLED = 60.0
-"""Seconds after which a program counts as having started well."""
+"""Seconds after which a start counts as successful."""
 
 
 class StopRequested(Exception):
-    """Somebody asked us to end, by Ctrl-C or SIGTERM."""
+    """SIGINT or SIGTERM arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Program:
     Attributes:
         name: for people, and for its log.
         command: program and arguments; nothing secret.
-        environment: added to ours.
-        orphaned: the signal that the kernel sends it when we die.
+        environment: added to that of this process.
+        orphaned: the signal that the kernel sends it when this process dies.
         grace: seconds that it has after SIGTERM.
         keep: file descriptors that stay open in it.
     """
@@ -46,35 +46,35 @@ class Program:
 
 
 class _Child:
-    """One program as it runs: its present process, and how often it has failed in a row."""
+    """A running program: its process, and its failures in a row."""
 
     def __init__(self, program: Program, log: Path) -> None:
         self.program = program
         self.log = log
         self.failures = 0
         self.due: float | None = None
-        """When it is to be started again, if it has ended."""
+        """When it is restarted, if it has ended."""
         self.start()
 
     def start(self) -> None:
         self.due = None
         self.started = time.monotonic()
         with self.log.open("ab") as log:
-            # A session of its own: a Ctrl-C in the terminal reaches only us, who end the programs in order.
+            # A session of its own: Ctrl-C in the terminal reaches only this process, which stops the programs in order.
             self.process = subprocess.Popen(
                 self.program.command,
-                cwd=self.log.parent,  # not ours: Celery would import a package `worker` or `tasks` that lies there
+                cwd=self.log.parent,  # elsewhere Celery would import a package `worker` or `tasks` that is there
                 env={**os.environ, **self.program.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=self.program.keep,
-                preexec_fn=_bound_to(os.getpid(), self.program.orphaned),  # noqa: PLW1509 - we have no other thread
+                preexec_fn=_bound_to(os.getpid(), self.program.orphaned),  # noqa: PLW1509 - there is no other thread
             )
 
     def fail(self) -> float:
-        """Note that it has ended, and return the seconds until it is started again."""
+        """Record that it has ended, and return the seconds until it is restarted."""
         lived = time.monotonic() - self.started
         self.failures = 1 if lived > _SETTLED else self.failures + 1
         delay = min(_FIRST_DELAY * float(2 ** min(self.failures - 1, 10)), _LONGEST_DELAY)
@@ -83,10 +83,10 @@ class _Child:
 
 
 class Children:
-    """The programs that run beside each other, a context manager: at its end they have ended, the last one first.
+    """The running programs, a context manager: at its end all are stopped, the last one first.
 
-    To be used by the main thread alone: the kernel ties the children's lives to the thread that started them, and the
-    signals that it waits for are blocked meanwhile.
+    Only the main thread may use it: the kernel ties the children's lives to the thread that started them, and the
+    awaited signals are blocked meanwhile.
     """
 
     def __init__(self, logs: Path, say: Callable[[str], None]) -> None:
@@ -108,14 +108,14 @@ class Children:
         self._children[program.name] = _Child(program, self._logs / f"{program.name}.log")
 
     def wait(self, seconds: float) -> None:
-        """Let this time pass; a program that ends meanwhile is started again, after a delay that grows.
+        """Let this time pass; a program that ends meanwhile is restarted with exponential backoff.
 
         Raises:
-            StopRequested: somebody asked us to end.
+            StopRequested: SIGINT or SIGTERM arrived.
         """
         deadline = time.monotonic() + seconds
         while True:
-            self._start_again()
+            self._restart()
             due = [child.due for child in self._children.values() if child.due is not None]
             left = min([deadline, *due]) - time.monotonic()
             got = signal.sigtimedwait(_AWAITED, max(left, 0))
@@ -125,7 +125,7 @@ class Children:
                 return
 
     def stop(self, *names: str) -> None:
-        """End programs in order, all of these at once, and by force those that take longer than their grace."""
+        """Stop these programs at once, and kill those that take longer than their grace."""
         ending = [child for name in names if (child := self._children.pop(name, None))]
         for child in ending:
             _signal(child, signal.SIGTERM)
@@ -133,22 +133,22 @@ class Children:
         while any(_alive(ending)) and (left := deadline - time.monotonic()) > 0:
             got = signal.sigtimedwait(_AWAITED, left)
             if got is not None and got.si_signo in _STOP:
-                self._say("asked again to end: not waiting any longer")
+                self._say("second signal: killing what still runs")
                 break
         for child in _alive(ending):
-            self._say(f"{child.program.name} did not end by itself and is killed")
+            self._say(f"{child.program.name} did not end within its grace and is killed")
             _signal(child, signal.SIGKILL)
         for child in ending:
             child.process.wait()
 
-    def _start_again(self) -> None:
+    def _restart(self) -> None:
         for child in self._children.values():
             status = child.process.poll()
             if status is not None and child.due is None:
                 how = f"status {status}" if status >= 0 else signal.Signals(-status).name
                 delay = child.fail()
                 self._say(
-                    f"{child.program.name} ended by itself ({how}) and starts again in {delay:.0f} s; see {child.log}"
+                    f"{child.program.name} ended by itself ({how}) and is restarted in {delay:.0f} s; see {child.log}"
                 )
             elif child.due is not None and time.monotonic() >= child.due:
                 child.start()
@@ -164,11 +164,11 @@ def _signal(child: _Child, signum: signal.Signals) -> None:
 
 
 def _bound_to(parent: int, signum: signal.Signals) -> Callable[[], None] | None:
-    """Return what a child runs before its program: it dies with us, and gets the signals that we wait for."""
+    """Return what a child runs before its program: it dies with its parent, and its signals are unblocked."""
 
     def prepare() -> None:
         die_with_parent(signum)
-        if os.getppid() != parent:  # we were gone before the kernel could be asked
+        if os.getppid() != parent:  # the parent died before the kernel was asked
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

@@ -1,4 +1,4 @@
-"""Run broker, worker, beat and Flower on one data directory until somebody asks to end."""
+"""Run broker, workers, beat and Flower on one data directory until SIGINT or SIGTERM."""
 
 import fcntl
 import logging
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 FLOWER_USER = "zot"
 _READY_WITHIN = 120.0
-_HANDING_BACK = 20.0
-"""Seconds that a worker has to hand back its jobs, after the grace that it gives them."""
+_REQUEUE_WITHIN = 20.0
+"""Seconds that a worker has to requeue its jobs, after the grace that it gives them."""
 _POLL = 0.05
 _BROKER_WITHIN = 60.0
 """Seconds: the server reads its file first, which may be large."""
@@ -36,12 +36,12 @@ class AlreadyRunning(SettingsError):
 
 
 class NotReady(Exception):
-    """Something that was started does not answer; the message says what, and where its log is."""
+    """A started program does not answer; the message names it and its log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What to run."""
+class UpOptions:
+    """What `up` runs beside the broker."""
 
     concurrency: int = 2
     beat: bool = True
@@ -50,24 +50,26 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What runs, for whom it concerns."""
+    """The running programs: where they are reached, and where their logs are."""
 
     home: Path
     logs: Path
     broker_file: Path | None
-    """Where the broker's URL stands, if it is ours."""
+    """The file with the embedded broker's URL; None for a configured broker."""
     flower_url: str | None
     flower_password_file: Path | None
     flower_password: str | None
-    """The password, if it was made just now."""
+    """The password, if this run has made it."""
 
 
-def run(settings: Settings, wish: Wish, *, ready: Callable[[Running], None], say: Callable[[str], None]) -> None:
-    """Run everything, say once when the worker answers, and return when it has ended in order.
+def run(
+    settings: Settings, options: UpOptions, *, ready: Callable[[Running], None], say: Callable[[str], None]
+) -> None:
+    """Run everything, call `ready` once the worker answers, and return after an orderly shutdown.
 
     Raises:
-        AlreadyRunning: naming the process that holds the data directory.
-        NotReady: what was started does not come up; it has been ended again.
+        AlreadyRunning: another `up` runs on the data directory; names its process.
+        NotReady: a program does not answer in time; all have been stopped.
     """
     settings.prepare()
     logs = settings.home / "logs"
@@ -76,13 +78,13 @@ def run(settings: Settings, wish: Wish, *, ready: Callable[[Running], None], say
         try:
             if settings.broker is None:
                 _start_broker(settings, children, lock, say)
-            running = _start_celery(settings, wish, children, logs)
+            running = _start_celery(settings, options, children, logs)
             _await_worker(settings, children, logs)
             ready(running)
             while True:
                 children.wait(3600)
         except StopRequested:
-            say("ending: running jobs have a few seconds, what is not done stays queued")
+            say("shutting down: running jobs have a few seconds, then they are requeued")
         finally:
             children.stop("worker", "sweeper", "beat")
             children.stop("flower")
@@ -98,20 +100,20 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
     url = valkey.url(port, password)
     children.start(valkey.program(settings, port, password, lock))
     _await(children, lambda: valkey.answers(url), _BROKER_WITHIN, f"the broker; see {settings.home}/logs/valkey.log")
-    held = valkey.give_back_messages(url)
+    held = valkey.requeue_unacknowledged(url)
     if held:
-        say(f"{held} jobs that were at work when the last `up` was killed are queued again")
+        say(f"{held} jobs that ran when the last `up` was killed are queued again")
     valkey.write_secret(settings.broker_file, url + "\n")
 
 
-def _start_celery(settings: Settings, wish: Wish, children: Children, logs: Path) -> Running:
+def _start_celery(settings: Settings, options: UpOptions, children: Children, logs: Path) -> Running:
     environment = _environment(settings)
-    _start_workers(settings, wish, children, environment)
-    if wish.beat:
+    _start_workers(settings, options, children, environment)
+    if options.beat:
         schedule = str(settings.home / "run" / "beat-schedule")
         children.start(_celery("beat", "--schedule", schedule, "--pidfile=", environment=environment))
     url, password_file, password, made = None, None, None, False
-    if wish.flower:
+    if options.flower:
         password_file = settings.home / "run" / "flower-password"
         password, made = valkey.remembered_secret(password_file)
         port = valkey.remembered_port(settings.home / "run" / "flower-port")
@@ -124,14 +126,21 @@ def _start_celery(settings: Settings, wish: Wish, children: Children, logs: Path
     return Running(settings.home, logs, broker_file, url, password_file, password if made else None)
 
 
-def _start_workers(settings: Settings, wish: Wish, children: Children, environment: dict[str, str]) -> None:
+def _start_workers(settings: Settings, options: UpOptions, children: Children, environment: dict[str, str]) -> None:
     """Start a worker for users and one for sweeps: a sweep's hour of reading then takes no process from a user."""
     names = [queue.name for queue in queues(unrouted=settings.broker is None)]
-    grace = settings.jobs.grace.total_seconds() + _HANDING_BACK
-    for role, concurrency in (("worker", wish.concurrency), ("sweeper", 1)):
+    grace = settings.jobs.grace.total_seconds() + _REQUEUE_WITHIN
+    for role, concurrency in (("worker", options.concurrency), ("sweeper", 1)):
         served = [name for name in names if (name == Queue.SWEEP) == (role == "sweeper")]
-        options = ("--hostname", _node(settings, role), "--concurrency", str(concurrency), "--queues", ",".join(served))
-        program = _celery("worker", *options, environment=environment, grace=grace)
+        arguments = (
+            "--hostname",
+            _node(settings, role),
+            "--concurrency",
+            str(concurrency),
+            "--queues",
+            ",".join(served),
+        )
+        program = _celery("worker", *arguments, environment=environment, grace=grace)
         children.start(replace(program, name=role))
 
 
@@ -142,7 +151,7 @@ def _celery(command: str, *arguments: str, environment: dict[str, str], grace: f
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return what the programs need so that they see the settings that we see."""
+    """Return the environment in which the programs read the settings of this process."""
     environment = {
         "ZOT_HOME": str(settings.home),
         "PYTHONUNBUFFERED": "1",
@@ -154,7 +163,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _node(settings: Settings, role: str = "worker") -> str:
-    """Return a worker's name. On a broker that others use too, it must be nobody else's."""
+    """Return a worker's node name, unique on a broker that other hosts use too."""
     own = role if settings.broker is None else f"{role}-{os.getpid()}"
     return f"{own}@{socket.gethostname()}"
 
@@ -193,7 +202,7 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[int]:
-    """Hold the data directory. Our broker holds it too, so that none is started beside one that has not ended yet."""
+    """Lock the data directory. The embedded broker holds the lock too: none starts beside one that has not ended."""
     path = home / "run" / "up.lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -214,10 +223,10 @@ def _lock(fd: int, home: Path) -> None:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
             if _runs(holder) or time.monotonic() > deadline:
                 raise AlreadyRunning(
-                    f"`zot-artifacts up` runs on {home} already (process {holder}): end that one first, or set "
+                    f"`zot-artifacts up` runs on {home} already (process {holder}): stop that one first, or set "
                     "ZOT_HOME to another data directory"
                 ) from None
-            time.sleep(_POLL)  # a killed `up`: its broker is writing down what it has, and tells nobody when it is done
+            time.sleep(_POLL)  # a killed `up`: its broker still writes its file, and no event tells when it ends
         else:
             return
 

@@ -39,11 +39,11 @@ def program(settings: Settings, port: int, password: str, lock: int) -> Program:
         f"port {port}",
         f"dir {json.dumps(str(directory))}",
         f"requirepass {password}",  # here and not on its command line, which every process can read
-        "appendonly yes",  # what was queued outlives the server
+        "appendonly yes",  # queued messages outlive the server
         "appendfsync everysec",
         'save ""',
         "maxmemory-policy noeviction",  # a full broker says so; it never drops a job
-        "proto-max-bulk-len 8mb",  # what is larger is no message; a worker has to read one before it can refuse it
+        "proto-max-bulk-len 8mb",  # a larger value is no message; a worker has to read one before it can reject it
     )
     configuration = settings.broker_file.parent / "valkey.conf"
     write_secret(configuration, "\n".join(lines) + "\n")
@@ -67,10 +67,10 @@ def answers(broker_url: str) -> bool:
         client.close()
 
 
-def give_back_messages(broker_url: str) -> int:
-    """Put the messages that a killed worker still held back into their queues, and return how many there were.
+def requeue_unacknowledged(broker_url: str) -> int:
+    """Requeue the messages that a killed worker had not acknowledged, and return their number.
 
-    To be called while nobody consumes. Else they would wait until the visibility timeout has passed: hours.
+    To be called while no worker runs. Otherwise they wait for the visibility timeout: hours.
     """
     app = Celery("zot-artifacts-up", broker=broker_url, set_as_current=False)
     with app.connection_for_write() as connection:
@@ -82,7 +82,7 @@ def give_back_messages(broker_url: str) -> int:
 
 
 def remembered_secret(path: Path) -> tuple[str, bool]:
-    """Return the secret kept in this file, and whether it was made just now."""
+    """Return the secret in this file, and whether this call has made it."""
     try:
         return path.read_text().strip(), False
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def remembered_secret(path: Path) -> tuple[str, bool]:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, atomically."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.touch(mode=0o600, exist_ok=False)
     temporary.write_text(text)

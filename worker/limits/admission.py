@@ -14,7 +14,7 @@ from worker.limits.concurrency import DistributedSemaphore, Place
 from worker.limits.counters import Counters
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import Settings
-from worker.settings.limits import StoreLimits
+from worker.settings.sections import StoreLimits
 from worker.storage.errors import PermanentError, TransientError
 
 _ALONE = 1 / 16

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from worker.jobs.running_job import Snooze
 from worker.limits.counters import Counters
-from worker.settings.limits import BreakerSettings
+from worker.settings.sections import BreakerSettings
 from worker.storage.errors import StorageError, TransientError
 
 logger = logging.getLogger(__name__)

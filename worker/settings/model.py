@@ -15,19 +15,19 @@ import yaml
 from pydantic import SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from worker.settings.limits import BreakerSettings, StoreLimits
 from worker.settings.original import OriginalRefused, translate
 from worker.settings.sections import (
     BatchSettings,
+    BreakerSettings,
     JobSettings,
     PlacementRule,
     ReplicationSettings,
     RetrySettings,
     SourceSettings,
+    StoreLimits,
     SweepSettings,
 )
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
-from zot_artifact_client.connection import is_rabbitmq
 
 ENV_PREFIX = "ZOT_"
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
@@ -38,7 +38,7 @@ class SettingsError(Exception):
 
 
 class NoBroker(SettingsError):
-    """Nobody said where the broker is, and none was started here."""
+    """No broker is configured, and none runs on the data directory."""
 
 
 class Settings(BaseSettings):
@@ -59,9 +59,9 @@ class Settings(BaseSettings):
     stores: dict[str, StoreConfig] = {}
     """The stores by name; without any, `primary` and `dr` in the data directory."""
     placement: tuple[str, ...] | None = None
-    """The stores that an upload goes to when it names none; all of them by default."""
+    """The stores of an upload that names none; all of them by default."""
     placement_rules: tuple[PlacementRule, ...] = ()
-    """Where single buckets belong instead; what lacks a copy there gets it, wherever it was uploaded to."""
+    """Where single buckets belong instead. An artifact that lacks a copy there is replicated to it."""
     sources: SourceSettings = SourceSettings()
     replication: ReplicationSettings = ReplicationSettings()
     retry: RetrySettings = RetrySettings()
@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     batch: BatchSettings = BatchSettings()
     store_limits: dict[str, StoreLimits] = {}
-    """What all workers together ask of single stores at most, by name; without, as much as they can."""
+    """Limits of single stores, by name, for all workers together; a store without limits has none."""
     breaker: BreakerSettings = BreakerSettings()
 
     @field_validator("sources")
@@ -121,7 +121,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _results_are_kept(self) -> "Settings":
-        if self.results is None and self.broker is not None and is_rabbitmq(self.broker.get_secret_value()):
+        if (
+            self.results is None
+            and self.broker is not None
+            and "amqp" in self.broker.get_secret_value().partition(":")[0]
+        ):
             msg = "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS) to a redis:// URL"
             raise ValueError(msg)
         return self
@@ -143,15 +147,15 @@ class Settings(BaseSettings):
 
     @property
     def placement_stores(self) -> tuple[str, ...]:
-        """Return the stores that an upload goes to when it names none and no rule speaks of its artifact."""
+        """Return the stores of an upload that names none and to which no rule applies."""
         return self.placement or tuple(self.stores)
 
     def rule_for(self, bucket: str, key: str) -> PlacementRule | None:
-        """Return the rule that says where an artifact belongs, if one does."""
+        """Return the placement rule of an artifact, if one applies."""
         return next((rule for rule in self.placement_rules if rule.fits(bucket, key)), None)
 
     def placement_of(self, bucket: str, key: str) -> tuple[str, ...]:
-        """Return the stores that an upload of this artifact goes to when it names none."""
+        """Return the stores of an upload of this artifact that names none."""
         rule = self.rule_for(bucket, key)
         return rule.stores if rule else self.placement_stores
 
@@ -183,26 +187,26 @@ class Settings(BaseSettings):
 
     @property
     def broker_file(self) -> Path:
-        """Return the file in which the embedded broker's URL stands while it runs."""
+        """Return the file that holds the embedded broker's URL while it runs."""
         return self.home / "run" / "broker-url"
 
     @property
     def staging_dir(self) -> Path:
-        """Return the directory in which the command line lays files that are outside the roots."""
+        """Return the directory into which the command line copies files that are outside sources.roots."""
         return self.home / "staging"
 
     @property
     def spool_dir(self) -> Path:
-        """Return the directory in which downloads and streams wait on disk."""
+        """Return the directory for downloads and streams that wait on disk."""
         return self.home / "spool"
 
     @property
     def visibility_timeout(self) -> timedelta:
-        """Return when Redis may hand out a message again: never while a job may run or wait for its next attempt."""
+        """Return when Redis may deliver a message again: never while a job may run or wait for its next attempt."""
         return self.jobs.time_limit + self.retry.backoff_max + timedelta(minutes=10)
 
     def prepare(self) -> None:
-        """Make the data directory and what the program itself keeps there. Stores elsewhere must exist already.
+        """Make the data directory and the directories in it. Stores elsewhere must exist already.
 
         Raises:
             SettingsError: the directory cannot be made.
@@ -221,7 +225,7 @@ class Settings(BaseSettings):
 
 
 def _make_once(root: Path, made: Path) -> None:
-    """Make a store's root, but never again: one that has gone is a lost disk, not a store that is empty."""
+    """Make a store's root, but only once: a root that is gone later is a lost disk, not an empty store."""
     if not made.exists():
         root.mkdir(parents=True, exist_ok=True)
         made.touch()
@@ -265,7 +269,7 @@ def _read_file(name: str | None) -> dict[str, Any]:
 
 
 def _make_absolute(data: dict[str, Any], base: Path) -> None:
-    """Let relative paths in a file start at the file: its readers are started in different directories."""
+    """Resolve relative paths against the file's directory: its readers are started in different directories."""
     stores, sources = data.get("stores"), data.get("sources")
     for store in stores.values() if isinstance(stores, dict) else ():
         if isinstance(store, dict) and isinstance(store.get("root"), str):
@@ -297,12 +301,12 @@ def _problems(error: ValidationError) -> Iterable[str]:
 
 
 def _names_near(path: list[str]) -> list[str]:
-    """Return the names that could stand where an unknown one was found."""
+    """Return the known names at the place of an unknown one."""
     if path[0] == "stores":
         return [*FilesystemConfig.model_fields, *S3Config.model_fields]
     model: Any = Settings
     for part in path[:-1]:
-        if part not in model.model_fields:  # the name of a store, behind which its settings stand
+        if part not in model.model_fields:  # the name of a store
             continue
         annotation = model.model_fields[part].annotation
         model = next((a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), Settings)

@@ -11,27 +11,27 @@ from worker.storage.units import Duration, Size
 
 
 class Section(BaseModel):
-    """Part of the settings: frozen, no unknown names, and no value in what it says of a wrong one."""
+    """Part of the settings: frozen, without unknown names; its errors never contain a value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class RetrySettings(Section):
-    """How Celery retries a job that met a passing fault."""
+    """How Celery retries a job after a transient error."""
 
     max_attempts: Annotated[int, Field(ge=1)] = 8
-    """Attempts in all, the first included; then the job is dead."""
+    """Attempts in all, the first included; then the job is a dead letter."""
     backoff: Duration = timedelta(seconds=2)
     """The delay before the second attempt; it doubles with each further one. At least 1s."""
     backoff_max: Duration = timedelta(minutes=5)
     max_crashes: Annotated[int, Field(ge=1)] = 5
-    """Starts in a row of which nothing was heard again, because the worker was killed; then the job is dead."""
+    """Attempts in a row whose worker was killed; then the job is a dead letter."""
     jitter: bool = True
-    """Draw each delay from between 0 and its value, so that jobs that failed together do not return together."""
+    """Draw each delay from between 0 and its value, so that jobs that failed together are not retried together."""
 
 
 class SourceSettings(Section):
-    """Where uploads may come from. Everything else is refused."""
+    """Where uploads may come from. Every other source is rejected."""
 
     roots: tuple[Path, ...] = ()
     """Directories; files below them can be uploaded, symbolic links out of them cannot."""
@@ -43,16 +43,16 @@ class SourceSettings(Section):
 
 
 class ReplicationSettings(Section):
-    """How a copy is proved that was brought to another store."""
+    """How a replicated copy is verified."""
 
     proof: Literal["provider", "reread"] = "provider"
-    """`provider`: the bytes were hashed on the way, and the store confirmed the write. `reread`: they are read back."""
+    """`provider`: the bytes are hashed on the way, and the store confirms the write. `reread`: they are read back."""
     server_side: bool = True
-    """Let a provider copy between two of its stores by itself. What it has copied is always read back."""
+    """Let a provider copy between two of its stores by itself. Such a copy is always read back."""
 
 
 class PlacementRule(Section):
-    """Where the artifacts of some buckets belong; the first rule that fits an artifact is the one that counts."""
+    """Where the artifacts of some buckets belong; the first rule that fits an artifact counts."""
 
     bucket: Annotated[str, Field(min_length=1, max_length=63)]
     """Its name, or a pattern with `*`, `?` and `[…]`."""
@@ -61,7 +61,7 @@ class PlacementRule(Section):
     stores: Annotated[tuple[str, ...], Field(min_length=1)]
 
     def fits(self, bucket: str, key: str) -> bool:
-        """Return whether the rule speaks of this artifact."""
+        """Return whether the rule applies to this artifact."""
         return fnmatchcase(bucket, self.bucket) and key.startswith(self.prefix)
 
 
@@ -70,7 +70,7 @@ class VerifySweepSettings(Section):
 
     enabled: bool = True
     every: Duration = timedelta(minutes=5)
-    """How often the sweep looks for copies that are due."""
+    """How often the sweep runs."""
     period: Duration = timedelta(days=30)
     """Every copy of a store is fully read within this time."""
     periods: dict[str, Duration] = {}
@@ -78,7 +78,7 @@ class VerifySweepSettings(Section):
     batch: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Most copies of one store that one sweep claims."""
     claim: Duration = timedelta(hours=6)
-    """How long a claimed copy is left alone before another sweep may claim it."""
+    """How long a claim lasts: then another sweep may claim the copy."""
 
     def period_of(self, store: str) -> timedelta:
         """Return the time within which every copy of this store is read again."""
@@ -86,41 +86,41 @@ class VerifySweepSettings(Section):
 
 
 class ReplicateSweepSettings(Section):
-    """How often artifacts are looked for that lack a copy which `placement_rules` want; without rules, never."""
+    """How often under-replicated artifacts are replicated to the stores of `placement_rules`; without rules, never."""
 
     enabled: bool = True
     every: Duration = timedelta(minutes=1)
     batch: Annotated[int, Field(ge=1, le=10_000)] = 500
     """Most copies of one store that one sweep claims."""
     claim: Duration = timedelta(hours=6)
-    """How long a claimed copy is left to its job before another sweep may claim it."""
+    """How long a claim lasts: then another sweep may claim the copy."""
 
 
 class LeftoverSweepSettings(Section):
-    """How long what killed writers left behind stays: temporary files, open uploads, staged sources."""
+    """How long stale temporary files, stale uploads and staged sources of killed writers stay."""
 
     enabled: bool = True
     every: Duration = timedelta(hours=1)
     age: Duration = timedelta(days=1)
-    """What is younger is left alone, and so is what a job that has not ended will go on with."""
+    """Younger ones stay, and so do those that a job which has not ended can resume."""
 
 
 class ProbeSweepSettings(Section):
-    """How often every store is tried out with a small object of our own; also when a worker starts."""
+    """How often a probe writes, reads and deletes a small object in every store; also when a worker starts."""
 
     enabled: bool = True
     every: Duration = timedelta(hours=1)
 
 
 class RecoverSweepSettings(Section):
-    """How soon jobs are sent again of which nothing is heard: the worker was killed, or Redis lost the message."""
+    """How soon a job is sent again whose worker was killed or whose message was lost."""
 
     enabled: bool = True
     every: Duration = timedelta(seconds=15)
     after: Duration = timedelta(seconds=60)
-    """How long a job that no worker has taken over yet is left alone."""
+    """How long a job waits in its queue before it is sent again."""
     again: Duration = timedelta(minutes=5)
-    """How long a job that was sent again is left alone."""
+    """How long a job that was sent again waits before it is sent once more."""
 
 
 class SweepSettings(Section):
@@ -138,13 +138,13 @@ class JobSettings(Section):
     """Limits on a single job."""
 
     time_limit: Duration = timedelta(hours=6)
-    """An attempt that takes longer is ended. It has a minute to stop by itself before it is killed."""
+    """A longer attempt is stopped. It has a minute to end by itself before it is killed."""
     lease: Duration = timedelta(seconds=30)
-    """How long a job belongs to its worker after the last sign of life; renewed while it works."""
+    """How long a job belongs to its worker after the last heartbeat."""
     grace: Duration = timedelta(seconds=5)
-    """How long a worker that is asked to end lets its jobs go on; then they are handed back at their next piece."""
+    """How long jobs go on after their worker was told to shut down; then they are requeued at their next part."""
     max_put_off: Duration = timedelta(days=1)
-    """How long a job waits in a row, at no cost to its attempts, for a store that is away or busy; then it is dead."""
+    """How long a job is snoozed in a row for a store that is away or busy; then it is a dead letter."""
     result_expires: Duration = timedelta(days=1)
     """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
 
@@ -153,6 +153,29 @@ class BatchSettings(Section):
     """How batch jobs plan."""
 
     in_flight: Annotated[int, Field(ge=1, le=10_000)] = 256
-    """How many jobs of one batch wait or run at a time at most; a batch may name another number."""
+    """Most jobs of one batch that wait or run at a time; a batch may name another number."""
     step: Duration = timedelta(seconds=1)
-    """How often a batch counts what has come out, and sends as many more. It holds no process in between."""
+    """How often a batch counts the ended jobs and sends as many more. It occupies no process in between."""
+
+
+class StoreLimits(Section):
+    """What all workers together ask of one store at most."""
+
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Jobs that read from or write to the store at a time."""
+    bytes_per_second: Annotated[Size, Field(ge=1024)] | None = None
+    """Bytes that are read from and written to the store in a second, together."""
+    local_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The part of both limits that one process takes while Redis is away; by default its part among all processes."""
+
+
+class BreakerSettings(Section):
+    """When the circuit breaker of a store opens, and for how long."""
+
+    enabled: bool = True
+    failures: Annotated[int, Field(ge=1)] = 5
+    """Transient errors in a row, of all workers, within `within`; then the store's jobs are snoozed."""
+    within: Duration = timedelta(minutes=1)
+    open: Duration = timedelta(seconds=30)
+    """Time until the first half-open probe of the store; doubles each time that the probe fails."""
+    open_max: Duration = timedelta(minutes=10)

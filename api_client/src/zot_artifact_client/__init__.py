@@ -1,28 +1,32 @@
 """Enqueue artifact jobs from other services: upload, replicate, verify, delete, adopt."""
 
-from zot_artifact_client.client import ArtifactClient, Artifacts
-from zot_artifact_client.contract import (
-    AdoptResult,
-    BatchFailure,
-    BatchResult,
-    DeleteResult,
-    JobState,
-    Progress,
-    ReplicateResult,
-    SweepVerifyResult,
-    UploadResult,
-    VerifyResult,
-)
-from zot_artifact_client.errors import (
-    BrokerUnavailable,
-    ClientError,
-    InvalidRequest,
-    JobCancelled,
-    JobFailed,
-    JobNotDone,
-    WaitTimeout,
-)
-from zot_artifact_client.job import Job
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zot_artifact_client.client import ArtifactClient, Artifacts
+    from zot_artifact_client.contract import (
+        AdoptResult,
+        BatchFailure,
+        BatchResult,
+        DeleteResult,
+        JobState,
+        Progress,
+        ReplicateResult,
+        SweepVerifyResult,
+        UploadResult,
+        VerifyResult,
+    )
+    from zot_artifact_client.errors import (
+        BrokerUnavailable,
+        ClientError,
+        InvalidRequest,
+        JobCancelled,
+        JobFailed,
+        JobNotDone,
+        WaitTimeout,
+    )
+    from zot_artifact_client.job import Job
 
 __all__ = [
     "AdoptResult",
@@ -46,3 +50,40 @@ __all__ = [
     "VerifyResult",
     "WaitTimeout",
 ]
+
+_MODULES = {
+    "AdoptResult": "contract",
+    "ArtifactClient": "client",
+    "Artifacts": "client",
+    "BatchFailure": "contract",
+    "BatchResult": "contract",
+    "BrokerUnavailable": "errors",
+    "ClientError": "errors",
+    "DeleteResult": "contract",
+    "InvalidRequest": "errors",
+    "Job": "job",
+    "JobCancelled": "errors",
+    "JobFailed": "errors",
+    "JobNotDone": "errors",
+    "JobState": "contract",
+    "Progress": "contract",
+    "ReplicateResult": "contract",
+    "SweepVerifyResult": "contract",
+    "UploadResult": "contract",
+    "VerifyResult": "contract",
+    "WaitTimeout": "errors",
+}
+"""The module of each name. It is imported when the name is first used: Celery takes half a second to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

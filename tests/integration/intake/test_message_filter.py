@@ -232,8 +232,8 @@ def test_what_was_set_aside_is_shown(worker, valkey, broker, monkeypatch, capsys
     assert cli.run(["jobs", "--refused"]) == 0
     table = capsys.readouterr().out
     assert "it is no JSON object but a list" in table
-    assert f"{sum(shown['counts'].values())} refused: " in table
-    [check] = doctor._refused(load_settings())
+    assert f"{sum(shown['counts'].values())} rejected: " in table
+    [check] = doctor._rejected(load_settings())
     assert (check.outcome, check.detail in table) == ("good", True)
 
 

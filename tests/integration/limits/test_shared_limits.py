@@ -25,7 +25,7 @@ from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.counters import Counters
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings import Settings
-from worker.settings.limits import BreakerSettings, StoreLimits
+from worker.settings.sections import BreakerSettings, StoreLimits
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import AccessDenied, AlreadyExists, TransientError, Unavailable
 

@@ -11,7 +11,7 @@ import pytest
 from worker.cli import adopt as cli
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
-from worker.context import Context
+from worker.cli.session import Session, open_session
 from worker.settings import Settings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import JobState
@@ -35,32 +35,32 @@ class Way:
         self.most = max(self.most, len(self.waiting))
         return request.key
 
-    def stay(self, job: str, _timeout: float | None) -> Outcome:
+    def wait(self, job: str, _timeout: float | None) -> Outcome:
         self.waiting.remove(job)
         result = {"unchanged": job.endswith("7")} if self._ends == "succeeded" else None
         return Outcome(job, "adopt", JobState(self._ends), 1, None, result)
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
+def context(tmp_path: Path) -> Iterator[Session]:
     root = tmp_path / "home" / "stores" / "only"
-    opened = Context.open(Settings(home=tmp_path / "home", stores={"only": FilesystemConfig(root=root)}))
+    opened = open_session(Settings(home=tmp_path / "home", stores={"only": FilesystemConfig(root=root)}))
     for number in range(OBJECTS):
         opened.stores["only"].write_object("releases", f"{number:03}", io.BytesIO(b"x"))
     yield opened
     opened.close()
 
 
-def go_through(monkeypatch: pytest.MonkeyPatch, context: Context, way: Way, limit: float | None = None) -> Any:
+def go_through(monkeypatch: pytest.MonkeyPatch, context: Session, way: Way, limit: float | None = None) -> Any:
     @contextmanager
-    def sender(_context: Context, _step: str) -> Iterator[Way]:
+    def sender(_context: Session, _step: str) -> Iterator[Way]:
         yield way
 
     monkeypatch.setattr(cli, "sender", sender)
     return cli._adopt_all(context, cli.Tally("releases", "", "only"), {"store": "only"}, limit)
 
 
-def test_only_some_jobs_wait_at_a_time(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+def test_only_some_jobs_wait_at_a_time(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
     """However long the listing, no more than `IN_FLIGHT` jobs wait for a worker, and each object gets one."""
     way = Way()
     tally = go_through(monkeypatch, context, way)
@@ -69,7 +69,7 @@ def test_only_some_jobs_wait_at_a_time(monkeypatch: pytest.MonkeyPatch, context:
     assert (tally.adopted, tally.unchanged, tally.failed, tally.status) == (90, 10, 0, Status.GOOD)
 
 
-def test_when_the_time_is_up_no_more_is_sent(monkeypatch: pytest.MonkeyPatch, context: Context) -> None:
+def test_when_the_time_is_up_no_more_is_sent(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
     """A time limit is for the whole: the first job that has not ended by then ends the command."""
     way = Way(left="running")
     with pytest.raises(Failure, match="the time is up.*again goes on"):
@@ -78,7 +78,7 @@ def test_when_the_time_is_up_no_more_is_sent(monkeypatch: pytest.MonkeyPatch, co
 
 
 def test_a_key_that_is_none_of_ours_costs_only_itself(
-    monkeypatch: pytest.MonkeyPatch, context: Context, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, context: Session, tmp_path: Path
 ) -> None:
     """An object whose name no store could hold is counted and named, and no job is sent for it."""
     (tmp_path / "home" / "stores" / "only" / "releases" / "ends in a dot.").write_bytes(b"x")

@@ -145,9 +145,13 @@ def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
         (("pause", "queue", "interactive"), 2, "cannot be paused"),
         (("pause", "job", "x"), 1, "nothing to pause"),
         (("pause", "planet", "earth"), 2, "planet"),
+        (("jobs", "--kind", "uplod"), 2, "did you mean 'upload'?"),
+        (("jobs", "--state", "runing"), 2, "did you mean 'running'?"),
+        (("jobs", "--store", "prmary"), 2, "did you mean 'primary'?"),
+        (("jobs", "retry", "--all", "--kind", "uplod"), 2, "did you mean 'upload'?"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(zot, arguments, status, line):
+def test_what_makes_no_sense_is_one_line(zot, catalogue, arguments, status, line):
     """A wrong command says what is wrong with it, and changes nothing."""
     found, _, told = zot(*arguments)
     assert (found, len(told.strip().splitlines())) == (status, 1)

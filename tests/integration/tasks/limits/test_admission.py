@@ -20,7 +20,7 @@ from worker.limits.admission import Admission
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import Settings
-from worker.settings.limits import BreakerSettings, StoreLimits
+from worker.settings.sections import BreakerSettings, StoreLimits
 from worker.storage.errors import TransientError
 from worker.storage.probe import probe
 from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest

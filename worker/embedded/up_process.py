@@ -1,4 +1,4 @@
-"""Run `zot-artifacts up` as a child process, know when it is ready, and see that nothing of it stays."""
+"""Run `zot-artifacts up` as a child process: wait until it is ready, stop it, and find processes that it left."""
 
 import json
 import os
@@ -20,25 +20,25 @@ ENDED_WITHIN = 60.0
 
 
 class UpFailed(Exception):
-    """`up` did not come up, or did not end; carries the end of what it said."""
+    """`up` did not get ready, or did not end; the message has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A running `zot-artifacts up`, and the document that it printed when it was ready."""
+    """A running `zot-artifacts up`, and the JSON document that it printed when it was ready."""
 
     process: subprocess.Popen[bytes]
     document: Mapping[str, Any]
 
     def family(self) -> set[int]:
-        """Return the ids of its process and of all that come from it."""
+        """Return the ids of its process and of all descendants."""
         return {self.process.pid} | descendants(self.process.pid)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """End it and return its exit status.
+        """Stop it and return its exit status.
 
         Raises:
-            UpFailed: it does not end; it has been killed.
+            UpFailed: it did not end in time and was killed.
         """
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -52,17 +52,17 @@ class Up:
 
 @contextmanager
 def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
-    """Run `up` on a data directory; it has ended when the block has.
+    """Run `up` on a data directory; it is stopped at the end of the block.
 
     Args:
-        home: the data directory; what `up` says goes to `up.log` in it.
+        home: the data directory; the messages of `up` go to `up.log` in it.
         options: of `up`.
-        environment: added to ours.
+        environment: added to that of this process.
 
     Raises:
         UpFailed: it is not ready in time.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "up.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "worker.cli", "up", "--json", *options],
@@ -82,7 +82,7 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Return the ids of all processes that come from this one, from /proc."""
+    """Return the ids of all descendants of a process, from /proc."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -98,10 +98,10 @@ def descendants(pid: int) -> set[int]:
 
 
 def still_there(pids: set[int], within: float) -> set[int]:
-    """Return those of the processes that have not ended after so many seconds; zombies have."""
+    """Return the processes that have not ended within so many seconds; zombies have ended."""
     deadline = time.monotonic() + within
     while (left := {pid for pid in pids if _lives(pid)}) and time.monotonic() < deadline:
-        time.sleep(0.05)  # nobody tells the end of a process that is not one's own child
+        time.sleep(0.05)  # no event tells the end of a process that is not a child of this one
     return left
 
 

@@ -1,9 +1,9 @@
-"""What is shown of the messages that were set aside."""
+"""List the rejected messages: what arrived at the broker and is no valid request."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from worker.cli.output import out, print_json, size, table
+from worker.cli.output import print_json, print_table, say, size
 from worker.intake.rejected import RejectedMessages, rejected_messages
 from worker.settings import Settings
 from zot_artifact_client.connection import (
@@ -36,19 +36,21 @@ def open_rejected(settings: Settings) -> Iterator[RejectedMessages | None]:
         app.close()
 
 
-def show_refused(settings: Settings, *, limit: int, as_json: bool) -> None:
-    """Print the messages that were set aside, the latest first, and how many there were for which reason."""
+def list_rejected(settings: Settings, *, limit: int, as_json: bool) -> None:
+    """Print the rejected messages, the latest first, and their number for each reason."""
     with open_rejected(settings) as refused:
         counts = refused.counts() if refused else {}
         latest = refused.latest(limit) if refused else []
     if as_json:
         print_json({"counts": counts, "messages": [message.document() for message in latest]})
-    elif latest:
-        rows = [(m.at, m.queue, m.reason, size(m.size), m.id, m.task, m.message) for m in latest]
-        out().print(table(("set aside", "queue", "reason", "size", "job", "task", "message"), rows))
-        out().print(f"{told(counts)} in all", markup=False)
+        return
+    rows = [(m.at, m.queue, m.reason, size(m.size), m.id, m.task, m.message) for m in latest]
+    columns = ("rejected", "queue", "reason", "size", "job", "task", "message")
+    print_table(columns, rows, empty="no rejected messages", flexible=("job", "task", "message"))
+    if latest:
+        say(f"{describe_counts(counts)} in all")
 
 
-def told(counts: dict[str, int]) -> str:
-    """Return how many were set aside, and how many of them for which reason."""
-    return f"{sum(counts.values())} refused: {', '.join(f'{count} {reason}' for reason, count in counts.items())}"
+def describe_counts(counts: dict[str, int]) -> str:
+    """Return the number of rejected messages, in all and for each reason."""
+    return f"{sum(counts.values())} rejected: {', '.join(f'{count} {reason}' for reason, count in counts.items())}"

@@ -1,0 +1,74 @@
+"""The list of commands: complete, true to the commands, and cheap."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.cli import run
+from worker.cli.commands import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[3]
+HEAVY = ("alembic", "azure", "billiard", "boto3", "botocore", "celery", "google", "kombu", "psycopg", "redis")
+
+
+def modules_after(arguments: list[str], home: Path) -> set[str]:
+    """Return the modules that a process has imported once the command has ended."""
+    script = f"import sys; from worker.cli import run; run({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    environment = {"ZOT_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_says_what_the_command_says(name: str) -> None:
+    """The line in the list of commands is the first line of the command's own help."""
+    command = COMMANDS[name].load(name)
+    assert command.help.splitlines()[0] == COMMANDS[name].summary
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command explains itself with status 0, with its arguments in plain brackets."""
+    assert run([name, "--help"]) == 0
+    assert "[[" not in capsys.readouterr().out
+
+
+def test_help_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    """The list of commands needs no SDK, no Celery, no database and no settings."""
+    modules = modules_after(["--help"], tmp_path)
+    heavy = {name for name in modules if name.split(".")[0] in {*HEAVY, "pydantic", "sqlalchemy"}}
+    assert heavy == set()
+    assert {name for name in modules if name.startswith("worker")} <= {
+        "worker", "worker.cli", "worker.cli.commands", "worker.cli.errors", "worker.cli.output",
+    }  # fmt: skip
+
+
+def test_ls_imports_the_catalogue_and_nothing_beyond(tmp_path: Path) -> None:
+    """Listing artifacts needs no SDK, no Celery and no broker's client; a new catalogue alone needs Alembic."""
+    from worker.catalogue import Catalogue
+    from worker.settings import Settings
+
+    settings = Settings(home=tmp_path)
+    settings.prepare()
+    Catalogue(settings.catalogue_url).close()
+    modules = modules_after(["ls"], tmp_path)
+    assert {name for name in modules if name.split(".")[0] in HEAVY} == set()
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints name and version."""
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("zot-artifacts 0.")
+
+
+def test_the_shell_completes_commands() -> None:
+    """The shell's completion offers the commands that begin with what was typed."""
+    environment = {
+        "PYTHONPATH": str(ROOT), "_ZOT_ARTIFACTS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "zot-artifacts re", "COMP_CWORD": "1",
+    }  # fmt: skip
+    script = "from worker.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["replicate", "resume"]

@@ -1,0 +1,75 @@
+"""What reaches a terminal: harmless, bounded, and within its width."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from worker.cli import output
+
+HOSTILE = "a\x1b[31m\r\nb\u202ec\u2028d\x9bq\udc80"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rich take stdout for a terminal of 80 columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def test_text_from_outside_cannot_move_the_cursor() -> None:
+    """Control characters, line ends, direction marks and stray bytes are shown as escapes; letters stay."""
+    assert output.printable(HOSTILE) == r"a\x1b[31m\r\nb\u202ec\u2028d\x9bq\udc80"
+    assert output.printable("Grüße/日本語.tgz") == "Grüße/日本語.tgz"
+
+
+def test_text_from_outside_is_bounded() -> None:
+    """A long text is cut, and says how much is missing."""
+    shown = output.printable("x" * 1_000_000)
+    assert len(shown) < output.MOST + 50
+    assert "998000 more characters" in shown
+
+
+@pytest.mark.parametrize("print_it", [output.say, output.note, output.complain])
+def test_every_way_out_escapes(print_it, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results, notes and errors are one line each, whatever they contain."""
+    print_it(f"[red]key[/] {HOSTILE}")
+    told = "".join(capsys.readouterr())
+    assert told.count("\n") == 1
+    assert not {"\x1b", "\r", "\u202e", "\u2028", "\x9b"} & set(told)
+    assert "[red]key[/]" in told
+
+
+def test_json_is_escaped_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no raw control or direction character either, and is read back as it was."""
+    output.print_json({"key": HOSTILE, "name": "ü"})
+    line = capsys.readouterr().out
+    assert not {"\x1b", "\u202e", "\u2028", "\x9b"} & set(line)
+    assert json.loads(line) == {"key": HOSTILE, "name": "ü"}
+
+
+def test_json_is_ascii_where_the_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stdout takes no UTF-8, JSON is pure ASCII."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    output.print_json({"key": "日本語 \U0001f600"})
+    assert json.loads(written.getvalue()) == {"key": "日本語 \U0001f600"}
+
+
+def test_a_table_fits_the_terminal(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A long key is cut in its middle, so that its end can still be told from others, and no line is too long."""
+    key = f"releases/{'deep/' * 30}app-1.2.3.tgz"
+    rows = [("5f0a1d0e", key, "succeeded", "an error that goes on for quite a while, longer than a line")]
+    output.print_table(("job", "artifact", "state", "error"), rows, empty="", flexible=("artifact", "error"))
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert "1.2.3.tgz" in told
+
+
+def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing to list is told on stderr, so that a script's stdout stays empty."""
+    output.print_table(("job",), [], empty="no jobs")
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "no jobs\n")

@@ -1,0 +1,73 @@
+"""Every command by name: where its function is, and the line that the list of commands shows for it.
+
+The function's module is imported when the command runs. The list of commands, `--version` and the completion of
+command names import none of them.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command that is not loaded yet."""
+
+    panel: str
+    summary: str
+    target: str
+    """Module in this package and name in it, `module:name`: a function, or the Typer application of a group."""
+
+    def load(self, name: str) -> Any:
+        """Import the command and return it as Typer runs it."""
+        module, _, attribute = self.target.partition(":")
+        found = getattr(import_module(f"worker.cli.{module}"), attribute)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False)
+            single.command(name)(found)
+            found = single
+        command = get_command(found)
+        command.name = name
+        return command
+
+
+_ARTIFACTS, _STORES, _JOBS, _SERVICE = "Artifacts", "Stores and catalogue", "Jobs", "Running the worker"
+COMMANDS = {
+    "upload": Entry(_ARTIFACTS, "Upload a file, standard input or a URL as an artifact.", "upload:upload"),
+    "get": Entry(_ARTIFACTS, "Write an artifact to a file or to standard output.", "get:get"),
+    "ls": Entry(_ARTIFACTS, "List artifacts.", "ls:ls"),
+    "show": Entry(_ARTIFACTS, "Show one artifact and the state of each copy.", "show:show"),
+    "replicate": Entry(_ARTIFACTS, "Copy artifacts to more stores, or repair bad copies.", "replicate:replicate"),
+    "verify": Entry(_ARTIFACTS, "Read every copy in full and compare its digest.", "verify:verify"),
+    "delete": Entry(_ARTIFACTS, "Delete artifacts, or their copies in single stores.", "delete:delete"),
+    "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
+    "stores": Entry(_STORES, "List the stores, or forget one that is no longer configured.", "stores:app"),
+    "log": Entry(_STORES, "Check the log of verifications.", "log:app"),
+    "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),
+    "pause": Entry(_JOBS, "Let the jobs of a store, a queue or a batch wait.", "pause:pause"),
+    "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
+    "pauses": Entry(_JOBS, "List what is paused, since when and why.", "pause:pauses"),
+    "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
+    "doctor": Entry(_SERVICE, "Check everything that the worker needs.", "doctor:doctor"),
+    "demo": Entry(_SERVICE, "Show upload, replication, verification and repair on real files.", "demo:demo"),
+}  # fmt: skip
+
+
+class LazyGroup(TyperGroup):
+    """The commands of `COMMANDS`; each is imported when it is run."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, entry in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Replace the listed command by the real one."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            command = COMMANDS[name].load(name)
+        return name, command, rest

@@ -1,0 +1,84 @@
+"""The command `delete`."""
+
+from typing import Annotated
+
+import typer
+
+from worker.cli.arguments import (
+    All,
+    ArtifactPath,
+    ArtifactsArgument,
+    IdempotencyKey,
+    InFlight,
+    KeysFrom,
+    NoWait,
+    Stores,
+    Timeout,
+)
+from worker.cli.errors import Failure, Status
+from worker.cli.outcome import finish
+from worker.cli.output import AsJson
+from worker.cli.session import Session, opened
+from worker.cli.verbs import Selection, run_verb
+from zot_artifact_client.contract import DELETE
+
+
+def delete(
+    artifact: ArtifactsArgument = "",
+    *,
+    store: Stores = None,
+    allow_last: Annotated[
+        bool, typer.Option("--allow-last", help="Delete even if no good copy remains in another store.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="With --all BUCKET: confirm that the whole bucket is meant.")
+    ] = False,
+    all_below: All = False,
+    keys_from: KeysFrom = None,
+    in_flight: InFlight = None,
+    idempotency_key: IdempotencyKey = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete artifacts, or their copies in single stores.
+
+    Without --store the artifact is deleted from all stores. `zot-artifacts ls` shows beforehand what a prefix names.
+
+    Examples:
+
+        zot-artifacts delete releases/app.tgz
+
+        zot-artifacts delete releases/app.tgz --store dr
+
+        zot-artifacts delete releases/2019/ --all
+    """
+    with opened() as session:
+        fields: dict[str, object] = {"stores": session.store_names(store), "allow_last": allow_last or None}
+        selection = Selection(artifact, all_below, keys_from, in_flight)
+        if everything or (all_below and not artifact.partition("/")[2]):
+            fields["everything"] = _everything(artifact, all_below=all_below, sure=everything)
+        if not selection.many:
+            _require_known(session, ArtifactPath.parse(artifact))
+        outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+    finish(outcome, waited=not no_wait, as_json=as_json)
+
+
+def _require_known(session: Session, at: ArtifactPath) -> None:
+    """Reject a key that the catalogue never had: it is mistyped. One that was deleted before is gone already."""
+    if session.catalogue.artifacts.version(at.bucket, at.key, 1) is not None:
+        return
+    raise Failure(
+        f"{at} is not in the catalogue and never was: nothing was deleted{session.nearest(at.bucket, at.key)}",
+        Status.BAD,
+        type_="NotFound",
+    )
+
+
+def _everything(path: str, *, all_below: bool, sure: bool) -> bool:
+    """Return True if the command line confirms that a whole bucket is meant."""
+    if not sure:
+        raise Failure(f"this would delete all of {path.rstrip('/')!r}: add --everything, or a prefix", Status.USAGE)
+    if not all_below or path.partition("/")[2]:
+        raise Failure("--everything goes with --all BUCKET, without a prefix", Status.USAGE)
+    return True

@@ -1,0 +1,55 @@
+"""The command `ls`."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from worker.catalogue import Artifact
+from worker.cli.output import AsJson, print_json, print_table, size
+from worker.cli.session import Session, opened
+
+_PAGE = 1000
+
+
+def ls(
+    prefix: Annotated[
+        str, typer.Argument(metavar="BUCKET/PREFIX", help="List only this bucket or prefix.", show_default=False)
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List artifacts.
+
+    Examples:
+
+        zot-artifacts ls
+
+        zot-artifacts ls releases/2026/
+    """
+    bucket, _, start = prefix.partition("/")
+    with opened(existing=True) as session:
+        found = _pages(session, bucket or None, start)
+        if as_json:
+            print_json({"artifacts": [brief(artifact) for artifact in found]})
+            return
+        rows = [(a.path, size(a.digest.size), a.version, a.digest.sha256[:16], a.created_at) for a in found]
+    empty = f"no artifacts below {prefix}" if prefix else "no artifacts"
+    print_table(("artifact", "size", "version", "sha256", "created"), rows, empty=empty, flexible=("artifact",))
+
+
+def brief(artifact: Artifact) -> dict[str, Any]:
+    """Return an artifact as JSON."""
+    return {
+        "bucket": artifact.bucket,
+        "key": artifact.key,
+        "version": artifact.version,
+        "size": artifact.digest.size,
+        "sha256": artifact.digest.sha256,
+    }
+
+
+def _pages(session: Session, bucket: str | None, prefix: str) -> Iterator[Artifact]:
+    after = ("", "")
+    while page := session.catalogue.artifacts.page(bucket, prefix, after, _PAGE):
+        yield from page
+        after = (page[-1].bucket, page[-1].key)

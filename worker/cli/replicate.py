@@ -1,0 +1,49 @@
+"""The command `replicate`."""
+
+from typing import Annotated
+
+import typer
+
+from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, NoWait, Timeout
+from worker.cli.outcome import finish
+from worker.cli.output import AsJson
+from worker.cli.session import opened
+from worker.cli.verbs import Selection, run_verb
+from zot_artifact_client.contract import REPLICATE
+
+To = Annotated[
+    list[str], typer.Option("--to", metavar="STORE", help="A store that should have a copy. Can be repeated.")
+]
+
+
+def replicate(
+    artifact: ArtifactsArgument = "",
+    *,
+    to: To,
+    all_below: All = False,
+    keys_from: KeysFrom = None,
+    in_flight: InFlight = None,
+    idempotency_key: IdempotencyKey = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy artifacts to more stores, or repair bad copies.
+
+    The bytes come from a copy whose digest is right. Bad bytes that are replaced are kept in quarantine.
+
+    Examples:
+
+        zot-artifacts replicate releases/app.tgz --to dr
+
+        zot-artifacts replicate releases/2026/ --all --to dr --to cloud
+
+        zot-artifacts replicate --keys-from list.txt --to cloud
+    """
+    with opened() as session:
+        fields = {"to": session.store_names(to)}
+        selection = Selection(artifact, all_below, keys_from, in_flight)
+        outcome = run_verb(
+            session, REPLICATE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout
+        )
+    finish(outcome, waited=not no_wait, as_json=as_json)

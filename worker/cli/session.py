@@ -1,0 +1,125 @@
+"""What a command works with: the settings, the catalogue and the stores, opened for this one command."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.catalogue import Artifact, Catalogue, JobRecord
+from worker.cli.errors import Failure, Status, suggestion
+from worker.settings import Settings, load_settings
+from worker.storage.errors import NotFound
+from worker.storage.registry import Stores
+
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The settings, the catalogue and the stores of one command."""
+
+    settings: Settings
+    catalogue: Catalogue
+    stores: Stores
+
+    def artifact(self, bucket: str, key: str) -> Artifact:
+        """Return the current version under this key.
+
+        Raises:
+            NotFound: there is none, with the nearest key there is.
+        """
+        found = self.catalogue.artifacts.current(bucket, key)
+        if found is None:
+            raise NotFound(f"{bucket}/{key} is not in the catalogue{self.nearest(bucket, key)}")
+        return found
+
+    def nearest(self, bucket: str, key: str) -> str:
+        """Return `; did you mean …?` with the recorded artifact whose name is nearest, else nothing."""
+        artifacts = self.catalogue.artifacts
+        near = [a.path for a in [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket), *artifacts.page(None)]]
+        return suggestion(f"{bucket}/{key}", dict.fromkeys(near))
+
+    def store_names(self, given: Sequence[str] | None) -> tuple[str, ...] | None:
+        """Return the stores that were named, by one option each or with commas between; None if none was.
+
+        Raises:
+            UnknownStore: naming those that are configured. Nothing has been sent.
+        """
+        names = tuple(dict.fromkeys(name.strip() for each in given or () for name in each.split(",") if name.strip()))
+        for name in names:
+            if name not in self.settings.stores:
+                self.stores[name]  # its error knows the nearest name
+        return names or None
+
+    def job(self, id_: str) -> JobRecord:
+        """Return the job with this id, or the only one whose id begins with it.
+
+        Raises:
+            Failure: no job or more than one has such an id.
+        """
+        ids = self.catalogue.job_admin.ids_like(id_, limit=4)
+        if id_ in ids or len(ids) == 1:
+            record = self.catalogue.ledger.get(id_ if id_ in ids else ids[0])
+            if record is not None:
+                return record
+        if ids:
+            named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")  # noqa: PLR2004 - three are enough to see it
+            raise Failure(f"more than one job begins with {id_}: {named}", Status.USAGE, type_="AmbiguousJob")
+        raise Failure(
+            f"no worker has taken a job {id_}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
+            Status.UNKNOWN,
+            type_="UnknownJob",
+        )
+
+    def close(self) -> None:
+        """Close the stores and the catalogue."""
+        self.stores.close()
+        self.catalogue.close()
+
+
+@contextmanager
+def opened(*, existing: bool = False) -> Iterator[Session]:
+    """Open the catalogue and the stores of the settings.
+
+    Args:
+        existing: refuse to make a catalogue, for commands that only read.
+
+    Raises:
+        SettingsError: the settings or the data directory cannot be used.
+        Failure: there is no catalogue yet.
+        CatalogueError: the catalogue cannot be used.
+    """
+    settings = load_settings()
+    if existing:
+        _require_catalogue(settings)
+    session = open_session(settings)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def open_session(settings: Settings) -> Session:
+    """Open the catalogue and the stores of these settings; the caller closes the session."""
+    settings.prepare()
+    stores = Stores(settings.stores, spool_dir=settings.spool_dir)
+    return Session(settings, Catalogue(settings.catalogue_url), stores)
+
+
+def has_catalogue(settings: Settings) -> bool:
+    """Return whether the catalogue exists; one that is not a file is taken to."""
+    if settings.catalogue is None:
+        return (settings.home / "catalogue.sqlite3").exists()
+    url = settings.catalogue_url.partition("?")[0]
+    return not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists()
+
+
+def _require_catalogue(settings: Settings) -> None:
+    if has_catalogue(settings):
+        return
+    where = f"ZOT_HOME={settings.home}" if settings.catalogue is None else "ZOT_CATALOGUE names a file that is absent"
+    raise Failure(
+        f"no catalogue here ({where}): set ZOT_HOME to the data directory of the worker, or start `zot-artifacts up`",
+        Status.USAGE,
+        type_="NoCatalogue",
+    )

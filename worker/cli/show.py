@@ -1,0 +1,49 @@
+"""The command `show`."""
+
+from typing import Any
+
+from worker.catalogue import Copy
+from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.ls import brief
+from worker.cli.output import AsJson, print_json, print_table, say, size
+from worker.cli.session import opened
+
+
+def show(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
+    """Show one artifact and the state of each copy.
+
+    Example:
+
+        zot-artifacts show releases/app.tgz
+    """
+    at = ArtifactPath.parse(artifact)
+    with opened(existing=True) as session:
+        found = session.artifact(at.bucket, at.key)
+        copies = [copy for copy in session.catalogue.artifacts.copies(found).values() if copy.state.present]
+        configured = set(session.settings.stores)
+    if as_json:
+        print_json({**brief(found), "copies": [_copy(copy) for copy in copies]})
+        return
+    say(f"{found.path} version {found.version} {size(found.digest.size)}")
+    say(f"sha256 {found.digest.sha256}")
+    for name, value in found.metadata.items():
+        say(f"{name}={value}")
+    rows = [
+        (
+            copy.store,
+            copy.state.value if copy.store in configured else f"{copy.state.value}, store not configured",
+            copy.last_verified_at,
+            copy.last_attempt_at,
+        )
+        for copy in copies
+    ]
+    print_table(("store", "state", "last verified", "last attempt"), rows, empty="no copies", flexible=("state",))
+
+
+def _copy(copy: Copy) -> dict[str, Any]:
+    return {
+        "store": copy.store,
+        "state": copy.state.value,
+        "last_verified_at": copy.last_verified_at,
+        "last_attempt_at": copy.last_attempt_at,
+    }

@@ -1,0 +1,96 @@
+"""The commands `stores` and `stores forget`."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import typer
+
+from worker.catalogue import Pause, Scope
+from worker.cli.errors import Status
+from worker.cli.output import AsJson, print_json, print_table
+from worker.cli.pause import describe_pause
+from worker.cli.session import Session, opened
+from worker.storage.errors import StorageError
+
+app = typer.Typer(invoke_without_command=True, add_completion=False)
+
+
+@app.callback()
+def stores(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the stores, or forget one that is no longer configured.
+
+    For each store: whether it can be reached, and the copies in it.
+    A store that has copies in the catalogue and is not in the settings is listed as `not configured`.
+    The exit status is 3 if a store cannot be reached or is not configured.
+
+    Examples:
+
+        zot-artifacts stores
+
+        zot-artifacts stores forget old-nas --dry-run
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with opened(existing=True) as session:
+        rows = _rows(session)
+    if as_json:
+        print_json({"stores": rows})
+    else:
+        columns = ("store", "type", "reachable", "copies", "oldest verified", "paused", "error")
+        print_table(columns, [_cells(row) for row in rows], empty="no stores", flexible=("copies", "paused", "error"))
+    raise typer.Exit(Status.GOOD if all(row["reachable"] for row in rows) else Status.UNKNOWN)
+
+
+def unconfigured(session: Session) -> dict[str, dict[str, int]]:
+    """Return the stores that have copies in the catalogue and are not in the settings, with their copies by state."""
+    counts = session.catalogue.artifacts.count_by_state()
+    return {name: states for name, states in counts.items() if name not in session.settings.stores and states}
+
+
+def _rows(session: Session) -> list[dict[str, Any]]:
+    counts = session.catalogue.artifacts.count_by_state()
+    with ThreadPoolExecutor(max_workers=8) as pool:  # a store that does not answer must not delay the others
+        errors = dict(zip(session.stores, pool.map(lambda name: _reach(session, name), session.stores), strict=True))
+    paused = {pause.name: pause for pause in session.catalogue.pauses.all() if pause.scope is Scope.STORE}
+    rows = []
+    for name in [*session.stores, *unconfigured(session)]:
+        configured = name in session.settings.stores
+        error = errors[name] if configured else "not configured: add it to `stores`, or `zot-artifacts stores forget`"
+        rows.append(
+            {
+                "store": name,
+                "type": session.settings.stores[name].type if configured else None,
+                "configured": configured,
+                "reachable": error is None,
+                "error": error,
+                "copies": counts.get(name, {}),
+                "oldest_verified_at": session.catalogue.artifacts.oldest_verified(name),
+                "paused": _paused(paused.get(name)),
+            }
+        )
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    reachable = "reachable" if row["reachable"] else "unreachable"
+    return (
+        row["store"],
+        row["type"],
+        reachable if row["configured"] else "not configured",
+        ", ".join(f"{count} {state}" for state, count in row["copies"].items()) or "none",
+        row["oldest_verified_at"],
+        row["paused"] and describe_pause(row["paused"]["since"], row["paused"]["reason"]),
+        row["error"],
+    )
+
+
+def _paused(pause: Pause | None) -> dict[str, Any] | None:
+    return None if pause is None else {"since": pause.since, "reason": pause.reason}
+
+
+def _reach(session: Session, name: str) -> str | None:
+    try:
+        session.stores[name].health_check()
+    except StorageError as error:
+        return error.message
+    return None

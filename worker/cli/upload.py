@@ -1,0 +1,135 @@
+"""The command `upload`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.cli.arguments import ArtifactArgument, ArtifactPath, IdempotencyKey, NoWait, Stores, Timeout
+from worker.cli.errors import Failure, Status
+from worker.cli.outcome import Outcome, finish
+from worker.cli.output import AsJson
+from worker.cli.session import opened
+from worker.cli.staging import check_file, stage, stage_stream, within_roots
+from worker.cli.submit import Sender, request_of, sender
+from zot_artifact_client import BrokerUnavailable
+from zot_artifact_client.client import choose_id
+from zot_artifact_client.contract import UPLOAD, UploadRequest
+
+STDIN = "-"
+
+
+def upload(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A file, `-` for standard input, or a URL of a host in sources.hosts."),
+    ],
+    artifact: ArtifactArgument,
+    *,
+    sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="Reject the upload if the bytes have another SHA-256.")
+    ] = None,
+    store: Stores = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Record this beside the artifact. Can be repeated.")
+    ] = None,
+    storage_class: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STORE=CLASS", help="Storage class or access tier in a store. Can be repeated."),
+    ] = None,
+    idempotency_key: IdempotencyKey = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file, standard input or a URL as an artifact.
+
+    Without --store the artifact goes to the stores that the placement settings name.
+
+    Examples:
+
+        zot-artifacts upload app.tgz releases/app.tgz
+
+        tar c dir | zot-artifacts upload - backups/dir.tar --store dr
+
+        zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
+    """
+    at = ArtifactPath.parse(artifact)
+    with opened() as session:
+        path = None if source == STDIN or "://" in source else check_file(source)
+        fields = {
+            "source": source if path is None else _text(path),
+            "sha256": sha256,
+            "stores": session.store_names(store),
+            "metadata": _pairs("--metadata", metadata or []),
+            "storage_classes": _pairs("--storage-class", storage_class or []),
+        }
+        if source == STDIN:
+            fields["source"] = "/dev/stdin"  # the staged file takes its place
+        request = request_of(UPLOAD, bucket=at.bucket, key=at.key, **fields)
+        job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
+        with sender(session, "uploading") as way:
+            if source == STDIN:
+                outcome = _upload_stdin(way, job_id, request, wait=not no_wait, timeout=timeout)
+            else:
+                outcome = upload_one(way, job_id, request, path, wait=not no_wait, timeout=timeout)
+    finish(outcome, waited=not no_wait, as_json=as_json)
+
+
+def upload_one(
+    way: Sender, job_id: str, request: UploadRequest, path: Path | None, *, wait: bool, timeout: float | None = None
+) -> Outcome:
+    """Send an upload; a file that the worker may not read in place is copied to its staging directory first.
+
+    Raises:
+        Failure: the file cannot be staged, or is not what was announced; nothing was sent.
+        BrokerUnavailable: nothing was sent, and nothing is left in the staging directory.
+    """
+    settings = way.session.settings
+    if way.known(UPLOAD, job_id, request):
+        job = way.client.job(job_id, UPLOAD)
+    elif path is None or within_roots(path, settings):
+        job = way.send(UPLOAD, job_id, request)
+    else:
+        way.shown.expect(path.stat().st_size, "staging")
+        staged = stage(path, settings, job_id, request.sha256, way.shown.moved)
+        update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
+        try:
+            job = way.send(UPLOAD, job_id, request.model_copy(update=update))
+        except BrokerUnavailable:
+            staged.drop()
+            raise
+    return way.wait(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
+
+
+def _upload_stdin(way: Sender, job_id: str, request: UploadRequest, *, wait: bool, timeout: float | None) -> Outcome:
+    if sys.stdin.isatty():
+        raise Failure("standard input is a terminal: pipe the bytes into `zot-artifacts upload -`", Status.USAGE)
+    way.shown.expect(None, "reading standard input")
+    staged = stage_stream(sys.stdin.buffer, way.session.settings, job_id, request.sha256, way.shown.moved)
+    update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
+    try:
+        staged_request = request.model_copy(update=update)
+        if known := way.known(UPLOAD, job_id, staged_request):
+            staged.drop()
+        job = way.client.job(job_id, UPLOAD) if known else way.send(UPLOAD, job_id, staged_request)
+    except (BrokerUnavailable, Failure):
+        staged.drop()
+        raise
+    return way.wait(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
+    pairs = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise Failure(f"{option} {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
+        pairs[name] = value
+    return pairs or None
+
+
+def _text(path: Path) -> str:
+    """Return a path that a request can hold; a file whose name is not text is staged under another name."""
+    return str(path).encode("utf-8", "replace").decode()

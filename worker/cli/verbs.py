@@ -1,0 +1,110 @@
+"""Run replicate, verify and delete: on one artifact as one job, on many (`--all`, `--keys-from`) as one batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.cli.arguments import ArtifactPath
+from worker.cli.errors import Failure, Status
+from worker.cli.outcome import Outcome
+from worker.cli.session import Session
+from worker.cli.staging import check_file, stage, within_roots
+from worker.cli.submit import Sender, request_of, sender
+from zot_artifact_client import BrokerUnavailable
+from zot_artifact_client.client import choose_id
+from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The artifacts that a command is about, as its arguments name them."""
+
+    path: str
+    all_below: bool
+    keys_from: str | None
+    in_flight: int | None
+
+    @property
+    def many(self) -> bool:
+        """Return whether it is of many artifacts.
+
+        Raises:
+            Failure: the arguments contradict each other, or name nothing.
+        """
+        if self.keys_from is not None and (self.path or self.all_below):
+            raise Failure("--keys-from names all artifacts: leave out BUCKET/KEY and --all", Status.USAGE)
+        if self.all_below and not self.path:
+            raise Failure("--all needs a BUCKET, or BUCKET/PREFIX", Status.USAGE)
+        many = self.all_below or self.keys_from is not None
+        if not many and not self.path:
+            raise Failure("name an artifact, or many with --all BUCKET[/PREFIX] or --keys-from FILE", Status.USAGE)
+        if not many and self.in_flight is not None:
+            raise Failure("--in-flight goes with --all or --keys-from", Status.USAGE)
+        return many
+
+
+def run_verb(
+    session: Session,
+    spec: TaskSpec[Any, Any],
+    selection: Selection,
+    fields: Mapping[str, object],
+    *,
+    key: str | None,
+    wait: bool,
+    timeout: float | None,
+) -> Outcome:
+    """Send one job, or one batch where the selection is of many artifacts, and wait for its end if that is wanted."""
+    if selection.many:
+        return _run_batch(session, spec.kind, selection, fields, key=key, wait=wait, timeout=timeout)
+    at = ArtifactPath.parse(selection.path)
+    request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
+    job_id = choose_id(spec, idempotency_key=key)
+    with sender(session, f"{spec.kind}: waiting for a worker") as way:
+        known = way.known(spec, job_id, request)
+        job = way.client.job(job_id, spec) if known else way.send(spec, job_id, request)
+        return way.wait(job, timeout) if wait else Outcome(job_id, spec.kind)
+
+
+def _run_batch(
+    session: Session,
+    verb: str,
+    selection: Selection,
+    fields: Mapping[str, object],
+    *,
+    key: str | None,
+    wait: bool,
+    timeout: float | None,
+) -> Outcome:
+    """Send a batch and wait until it has ended.
+
+    Raises:
+        Failure: the list cannot be read or staged; nothing was sent.
+    """
+    where: dict[str, object] = {"in_flight": selection.in_flight}
+    if selection.keys_from is None:
+        bucket, _, prefix = selection.path.partition("/")
+        where |= {"bucket": bucket, "prefix": prefix or None}
+    else:
+        where |= {"keys_from": str(_list(selection.keys_from))}
+    request: BatchRequest = request_of(BATCH, verb=verb, **fields, **where)
+    job_id = choose_id(BATCH, idempotency_key=key)
+    with sender(session, f"{verb}: waiting for a worker") as way:
+        job = way.client.job(job_id, BATCH) if way.known(BATCH, job_id, request) else _send(way, job_id, request)
+        return way.wait(job, timeout) if wait else Outcome(job_id, BATCH.kind)
+
+
+def _send(way: Sender, job_id: str, request: BatchRequest) -> Any:
+    settings, path = way.session.settings, Path(request.keys_from or "")
+    if request.keys_from is None or within_roots(path, settings):
+        return way.send(BATCH, job_id, request)
+    staged = stage(path, settings, job_id)
+    try:
+        return way.send(BATCH, job_id, request.model_copy(update={"keys_from": str(staged.path), "staged": True}))
+    except BrokerUnavailable:
+        staged.drop()
+        raise
+
+
+def _list(name: str) -> Path:
+    return Path("/dev/stdin") if name == "-" else check_file(name)
