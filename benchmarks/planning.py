@@ -102,7 +102,7 @@ class _Side:
         assert isinstance(begun, Leased)
         job = RunningJob(begun.record, ledger, self.context.settings.jobs, _Nobody())
         try:
-            return step(request, self.context, job, self.messages)
+            return step(request, self.context.for_job(job), job, self.messages)
         except Continue:
             ledger.continue_later(job.id, job.fence, progress=job.progress.model_dump(mode="json"), due=clock.now())
             return None

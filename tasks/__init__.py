@@ -1,1 +1,1 @@
-"""What the worker does: one verb, one file; a plain function, and under it a thin Celery task."""
+"""What the worker does: one verb a file, each a plain function with a thin Celery task below it."""

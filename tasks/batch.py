@@ -20,7 +20,7 @@ from worker import clock
 from worker.artifacts import key_lists as keylist
 from worker.artifacts.sources import remove_staged
 from worker.catalogue import Batch, BatchChanges, BatchItem, BatchItemKind, BatchOutcome, FailedBatchItem, NewBatchItem
-from worker.context import Context
+from worker.context import Context, JobContext
 from worker.jobs.cancellation import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
@@ -94,7 +94,7 @@ class Page:
     exhausted: bool
 
 
-def batch(request: BatchRequest, context: Context, job: RunningJob) -> BatchResult:
+def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchResult:
     """Run the next step of a batch.
 
     Raises:
@@ -106,7 +106,7 @@ def batch(request: BatchRequest, context: Context, job: RunningJob) -> BatchResu
     return step(request, context, job, Outbox(current_app))
 
 
-def step(request: BatchRequest, context: Context, job: RunningJob, messages: Messages) -> BatchResult:
+def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: Messages) -> BatchResult:
     """Count the outcomes, plan as many jobs as may be in flight, and return the summary if nothing is left."""
     before = context.catalogue.batches.get(job.id)
     if before and clock.now() < before.next_step_at - _SLACK:
@@ -146,7 +146,7 @@ def end_batch_items(context: Context, app: Celery) -> None:
 # Beginning
 
 
-def _begin(request: BatchRequest, context: Context, job: RunningJob) -> Batch:
+def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch:
     """Check the whole request before its first effect, and record the batch."""
     for name in (*(request.to or ()), *(request.stores or ())):
         context.stores[name]  # raises UnknownStore with the nearest name
@@ -167,7 +167,7 @@ def _begin(request: BatchRequest, context: Context, job: RunningJob) -> Batch:
 # Planning
 
 
-def _next(request: BatchRequest, context: Context, before: Batch, room: int) -> Page:
+def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> Page:
     if before.exhausted or room <= 0:
         return Page((), before.cursor, before.exhausted)
     if request.keys_from is not None:
@@ -182,7 +182,7 @@ def _next(request: BatchRequest, context: Context, before: Batch, room: int) -> 
     return Page(found, cursor, exhausted=len(artifacts) < room)
 
 
-def _listed(name: str, context: Context, cursor: Mapping[str, Any], room: int) -> Page:
+def _listed(name: str, context: JobContext, cursor: Mapping[str, Any], room: int) -> Page:
     lines = keylist.page(name, context.settings, offset=cursor["offset"], tag=cursor["tag"], limit=room)
     sizes = context.catalogue.artifacts.sizes((line.bucket, line.key) for line in lines)
     found = [Found(line.bucket, line.key, sizes.get((line.bucket, line.key), 0)) for line in lines]
@@ -259,7 +259,7 @@ def _progress(request: BatchRequest, at: Batch) -> Progress:
     )
 
 
-def _result(request: BatchRequest, context: Context, at: Batch) -> BatchResult:
+def _result(request: BatchRequest, context: JobContext, at: Batch) -> BatchResult:
     failures = context.catalogue.batches.failed(at.job, limit=FAILURES)
     return BatchResult(
         verb=request.verb,

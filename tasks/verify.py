@@ -1,53 +1,54 @@
-"""Verify: read all bytes of an artifact's copies and hold them against the recorded digest."""
+"""Verify: read all bytes of an artifact's copies and compare them with the recorded digest."""
 
-from worker.artifacts import copies
+from worker.artifacts.artifact_job import ArtifactJob
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact, Copy
-from worker.context import Context
+from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, VerifyResult
 
 
-def verify(request: VerifyRequest, context: Context, job: RunningJob) -> VerifyResult:
+def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> VerifyResult:
     """Read every copy that was asked for to its end, and record one verdict for each.
 
-    A copy that cannot be read has the verdict `unreadable`, and the others are read all the same.
+    A copy that cannot be read has the verdict `unreadable`, and the others are read nevertheless.
 
     Raises:
         NotFound: the artifact is not in the catalogue, or has no copy in a store that was named.
         UnknownStore: naming the stores there are.
         Snooze: a store takes no job now; the copies in the others have their verdicts.
     """
-    artifact = _artifact(request, context)
-    wanted = _copies(request, context, artifact)
-    job.start(artifact.digest.size * len(wanted), "verifying")
-    seen = for_each_store(wanted, lambda copy: _verify(context, job, artifact, copy))
+    artifact = _find_version(request, context)
+    copies = _find_copies(request, context, artifact)
+    work = ArtifactJob(context, job, artifact)
+    job.start(artifact.digest.size * len(copies), "verifying")
+
+    def verify_copy(copy: Copy) -> CopyVerdict | None:
+        if job.was_snoozed:  # it may have this verdict from before it waited for another store
+            before = context.catalogue.verifications.by_job(job.id, artifact, copy.store)
+            if before is not None:
+                job.advance(artifact.digest.size)
+                return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2])
+        job.step(f"reading from {copy.store}")
+        seen = work.verify(copy)
+        if seen is None:
+            return None
+        return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
+
+    verdicts = for_each_store(copies, verify_copy)
     return VerifyResult(
         bucket=artifact.bucket,
         key=artifact.key,
         version=artifact.version,
         size=artifact.digest.size,
         sha256=artifact.digest.sha256,
-        copies=tuple(verdict for verdict in seen if verdict is not None),
+        copies=tuple(verdict for verdict in verdicts if verdict is not None),
     )
 
 
-def _verify(context: Context, job: RunningJob, artifact: Artifact, copy: Copy) -> CopyVerdict | None:
-    """Return the verdict on a copy; one that this job has found before it waited for another store stands."""
-    found = context.catalogue.verifications.by_job(job.id, artifact, copy.store) if job.was_snoozed else None
-    if found is not None:
-        job.advance(artifact.digest.size)
-        return CopyVerdict(store=copy.store, verdict=found[0], sha256=found[1], detail=found[2])
-    job.step(f"reading from {copy.store}")
-    seen = copies.verify(context, job, artifact, copy)
-    if seen is None:
-        return None
-    return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
-
-
-def _artifact(request: VerifyRequest, context: Context) -> Artifact:
+def _find_version(request: VerifyRequest, context: JobContext) -> Artifact:
     if request.version is None:
         return context.artifact(request.bucket, request.key)
     found = context.catalogue.artifacts.version(request.bucket, request.key, request.version)
@@ -56,7 +57,7 @@ def _artifact(request: VerifyRequest, context: Context) -> Artifact:
     return found
 
 
-def _copies(request: VerifyRequest, context: Context, artifact: Artifact) -> list[Copy]:
+def _find_copies(request: VerifyRequest, context: JobContext, artifact: Artifact) -> list[Copy]:
     present = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.present}
     if request.stores is None:
         return list(present.values())

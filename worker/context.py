@@ -1,4 +1,4 @@
-"""What a job works with: the settings, the catalogue and the stores of this process."""
+"""What a process and its jobs work with: the settings, the catalogue, the stores and their limits."""
 
 import difflib
 import os
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from worker.catalogue import Artifact, Catalogue
 from worker.limits.admission import Admission
-from worker.limits.pauses import Pausing
+from worker.limits.limited_store import Job, LimitedStores
+from worker.limits.pauses import PauseCheck
 from worker.settings import Settings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
@@ -15,13 +16,13 @@ from worker.storage.probe import probe
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything a task needs, passed to it; it finds nothing by itself."""
+    """What this process works with. Its stores have no limits: they serve commands and probes, and no job."""
 
     settings: Settings
     catalogue: Catalogue
     stores: Stores
-    gates: Admission
-    pausing: Pausing
+    admission: Admission
+    pauses: PauseCheck
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -34,18 +35,14 @@ class Context:
         settings.prepare()
         stores = Stores(settings.stores, spool_dir=settings.spool_dir)
         catalogue = Catalogue(settings.catalogue_url)
-        pausing = Pausing(catalogue.pauses)
-        gates = Admission(settings, lambda name: probe(stores[name]), paused=pausing.of_store)
-        return cls(settings, catalogue, stores, gates, pausing)
+        pauses = PauseCheck(catalogue.pauses)
+        admission = Admission(settings, lambda name: probe(stores[name]), paused=pauses.of_store)
+        return cls(settings, catalogue, stores, admission, pauses)
 
-    def swept(self, store: str | None) -> list[str]:
-        """Return the names of the stores that a sweep works on: the one that it names or all, without the paused ones.
-
-        Raises:
-            UnknownStore: naming the stores there are.
-        """
-        named = list(self.stores) if store is None else [self.stores[store].name]
-        return [name for name in named if self.gates.paused(name) is None]
+    def for_job(self, job: Job) -> "JobContext":
+        """Return what one attempt at a job works with. Once its lease is lost, the catalogue raises LostLease."""
+        stores = LimitedStores(self.stores, self.admission, job)
+        return JobContext(self.settings, self.catalogue.fenced(job.id, job.fence), stores, self.stores, self.pauses)
 
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.
@@ -53,13 +50,7 @@ class Context:
         Raises:
             NotFound: there is none, with the nearest key there is.
         """
-        found = self.catalogue.artifacts.current(bucket, key)
-        if found is None:
-            near = [a.path for a in self.catalogue.artifacts.page(bucket, key[:3])]
-            close = difflib.get_close_matches(f"{bucket}/{key}", near, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise NotFound(f"{bucket}/{key} is not in the catalogue{hint}")
-        return found
+        return current_version(self.catalogue, bucket, key)
 
     def close(self) -> None:
         """Close the stores and the catalogue."""
@@ -67,12 +58,52 @@ class Context:
         self.catalogue.close()
 
 
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """What one attempt at a job works with, passed to its task."""
+
+    settings: Settings
+    catalogue: Catalogue
+    stores: LimitedStores
+    unlimited_stores: Stores
+    """For probes, which have to reach a store whose circuit breaker is open."""
+    pauses: PauseCheck
+
+    def unpaused_stores(self, store: str | None) -> list[str]:
+        """Return the names of the stores that a sweep works on: the given one or all, without the paused ones.
+
+        Raises:
+            UnknownStore: naming the stores there are.
+        """
+        names = list(self.stores) if store is None else [self.stores[store].name]
+        return [name for name in names if self.pauses.of_store(name) is None]
+
+    def artifact(self, bucket: str, key: str) -> Artifact:
+        """Return the current version under this key.
+
+        Raises:
+            NotFound: there is none, with the nearest key there is.
+        """
+        return current_version(self.catalogue, bucket, key)
+
+
+def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:
+    """Return the current version under a key; raise NotFound with the nearest key if there is none."""
+    found = catalogue.artifacts.current(bucket, key)
+    if found is None:
+        near = [a.path for a in catalogue.artifacts.page(bucket, key[:3])]
+        close = difflib.get_close_matches(f"{bucket}/{key}", near, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise NotFound(f"{bucket}/{key} is not in the catalogue{hint}")
+    return found
+
+
 _settings: Settings | None = None
 _context: tuple[int, Context] | None = None
 
 
 def configure(settings: Settings) -> None:
-    """Say once, before any job runs, which settings this process and its children have."""
+    """Set the settings of this process and of those it forks, before any job runs."""
     global _settings  # noqa: PLW0603 - Celery gives tasks no other way to find what their process was started with
     _settings = settings
 

@@ -1,4 +1,4 @@
-"""Sweep left-overs: remove what killed writers left in the stores and in the staging directory."""
+"""Sweep cleanup: remove what killed writers left in the stores and in the staging directory."""
 
 import logging
 import shutil
@@ -7,65 +7,57 @@ from datetime import UTC, datetime, timedelta
 from worker import clock
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import OpenTransfer
-from worker.context import Context
+from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.storage import StaleUpload, Store
+from worker.storage import StaleUpload
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
 logger = logging.getLogger(__name__)
 
 
-def sweep_leftovers(request: SweepLeftoversRequest, context: Context, job: RunningJob) -> SweepLeftoversResult:
-    """End what is older than `sweep.leftovers.age` and belongs to no job that has still to end.
+def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: RunningJob) -> SweepLeftoversResult:
+    """Remove what is older than `sweep.leftovers.age` and belongs to no job that is still open.
 
     Stores that are paused are left out.
 
     Raises:
         UnknownStore: naming the stores there are.
-        StorageError, Snooze: a store could not be swept; the others were.
+        StorageError, Snooze: a store could not be cleaned; the others were.
     """
-    stores = [context.stores[name] for name in context.swept(request.store)]
     age = context.settings.sweep.leftovers.age
-    removed = for_each_store(stores, lambda store: (store.name, _enter(context, job, store, age)))
-    staged = 0 if request.store else _sweep_staging(context, age)
+
+    def clean(name: str) -> tuple[str, int]:
+        job.step(f"cleaning {name}")
+        store = context.stores[name]
+        transfers = context.catalogue.transfers.open_in(name)
+        spared = [transfer for transfer in transfers if transfer.live or transfer.begun_at > clock.now() - age]
+        removed = 0
+        for stale in store.iter_stale_uploads():
+            job.check()
+            if stale.since > clock.now() - age or any(_belongs_to(stale, transfer) for transfer in spared):
+                continue
+            if store.remove_stale_upload(stale):
+                logger.info("%s: removed %s, begun at %s", name, stale.description, stale.since)
+                removed += 1
+        for transfer in transfers:
+            if transfer not in spared:
+                context.catalogue.transfers.forget(transfer)
+        return name, removed
+
+    removed = for_each_store(context.unpaused_stores(request.store), clean)
+    staged = 0 if request.store else _clean_staging(context, age)
     return SweepLeftoversResult(removed=dict(removed), staged=staged)
 
 
-def _enter(context: Context, job: RunningJob, store: Store, age: timedelta) -> int:
-    with context.gates.enter(store.name, job, transfer=False):
-        return _sweep(context, job, store, age)
-
-
-def _sweep(context: Context, job: RunningJob, store: Store, age: timedelta) -> int:
-    job.step(f"looking at {store.name}")
-    transfers = context.catalogue.transfers.open_in(store.name)
-    spared = [transfer for transfer in transfers if transfer.live or transfer.begun_at > clock.now() - age]
-    removed = 0
-    for unfinished in store.iter_stale_uploads():
-        job.check()
-        old = unfinished.since <= clock.now() - age
-        if (
-            old
-            and not any(_is_of(unfinished, transfer) for transfer in spared)
-            and store.remove_stale_upload(unfinished)
-        ):
-            logger.info("%s: removed %s, begun at %s", store.name, unfinished.description, unfinished.since)
-            removed += 1
-    for transfer in transfers:
-        if transfer not in spared:
-            context.catalogue.transfers.forget(transfer)
-    return removed
-
-
-def _is_of(unfinished: StaleUpload, transfer: OpenTransfer) -> bool:
-    """Return whether a left-over may be part of a write that somebody will go on with; in doubt it is."""
+def _belongs_to(stale: StaleUpload, transfer: OpenTransfer) -> bool:
+    """Return whether a stale upload may be part of a write that a job will go on with; in doubt it is."""
     token = (*transfer.token.split(":"), transfer.token)
-    return any(piece in token or piece.endswith(transfer.path) for piece in unfinished.token)
+    return any(piece in token or piece.endswith(transfer.path) for piece in stale.token)
 
 
-def _sweep_staging(context: Context, age: timedelta) -> int:
-    """Remove staged sources that no job will ask for any more."""
+def _clean_staging(context: JobContext, age: timedelta) -> int:
+    """Remove staged sources that no open job needs."""
     wanted = context.catalogue.ledger.sources_of_open_jobs()
     removed = 0
     for staged in context.settings.staging_dir.iterdir():
@@ -76,4 +68,4 @@ def _sweep_staging(context: Context, age: timedelta) -> int:
     return removed
 
 
-sweep_leftovers_task = artifact_task(SWEEP_LEFTOVERS, writes=False)(sweep_leftovers)
+sweep_cleanup_task = artifact_task(SWEEP_LEFTOVERS, writes=False)(sweep_cleanup)

@@ -1,13 +1,11 @@
-"""Sweep: start the verification of every copy that is due."""
+"""Sweep verify: send a job for every copy whose verification is due."""
 
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
-from worker.catalogue import Artifact, Copy
-from worker.context import Context
-from worker.jobs.child_jobs import send_child
+from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task
+from worker.jobs.task import artifact_task, send_child
 from zot_artifact_client.contract import (
     SWEEP_VERIFY,
     VERIFY,
@@ -18,8 +16,8 @@ from zot_artifact_client.contract import (
 )
 
 
-def sweep_verify(request: SweepVerifyRequest, context: Context, job: RunningJob) -> SweepVerifyResult:
-    """Claim the copies that are due, oldest attempt first and no more than a batch of each store, and send their jobs.
+def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJob) -> SweepVerifyResult:
+    """Claim the copies that are due, oldest attempt first and up to a limit for each store, and send their jobs.
 
     Stores that are paused are left out.
 
@@ -28,20 +26,16 @@ def sweep_verify(request: SweepVerifyRequest, context: Context, job: RunningJob)
     """
     sweep = context.settings.sweep.verify
     claimed = {}
-    for store in context.swept(request.store):
+    for store in context.unpaused_stores(request.store):
         now = clock.now()
         due = context.catalogue.sweep_claims.due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
         for artifact, copy in due:
-            _send(job, artifact, copy)
+            job.check()
+            id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {copy.next_due_at}")  # a repeated sweep sends the same job
+            wanted = VerifyRequest(bucket=artifact.bucket, key=artifact.key, stores=(store,), version=artifact.version)
+            send_child(VERIFY, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
         claimed[store] = len(due)
     return SweepVerifyResult(claimed=claimed)
-
-
-def _send(job: RunningJob, artifact: Artifact, copy: Copy) -> None:
-    job.check()
-    request = VerifyRequest(bucket=artifact.bucket, key=artifact.key, stores=(copy.store,), version=artifact.version)
-    slot = uuid5(NAMESPACE_OID, f"verify {copy.id} {copy.next_due_at}")  # a sweep that is repeated sends the same job
-    send_child(VERIFY, request, id_=str(slot), parent=job.id, queue=Queue.SWEEP)
 
 
 sweep_verify_task = artifact_task(SWEEP_VERIFY, writes=False)(sweep_verify)

@@ -108,7 +108,8 @@ class Death:
 
     def trouble(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a call that fails at first, in the way that the order names, for jobs that are to die after that."""
-        from worker.jobs.running_job import Requeue, Snooze
+        from worker.jobs.running_job import Requeue
+        from worker.limits.snooze import Snooze
         from worker.storage.errors import Unavailable
 
         troubles: dict[str, Exception] = {

@@ -1,9 +1,9 @@
-"""Do the same for several stores, none of which may stop the others."""
+"""Do the same for several stores, none of which stops the others."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from worker.jobs.running_job import Snooze
+from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError, TransientError
 
 ItemT = TypeVar("ItemT")
@@ -11,10 +11,10 @@ ResultT = TypeVar("ResultT")
 
 
 def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> list[ResultT]:
-    """Do something for every item, also after one has failed, and return what came of each.
+    """Do something for every item, also after one has failed, and return the results.
 
     Raises:
-        StorageError, Snooze: the one to act on, see `most_retryable`; after all items had their turn.
+        StorageError, Snooze: the most retryable failure, see `most_retryable`; after all items had their turn.
     """
     results: list[ResultT] = []
     failures: list[StorageError | Snooze] = []
@@ -29,7 +29,7 @@ def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> li
 
 
 def most_retryable(failures: Sequence[StorageError | Snooze]) -> StorageError | Snooze:
-    """Return the failure that decides how a job goes on: one that may pass, else a wait, else one that stays."""
+    """Return the failure that decides how a job goes on: a transient error, else a snooze, else a permanent error."""
     for kind in (TransientError, Snooze):
         found = next((error for error in failures if isinstance(error, kind)), None)
         if found is not None:

@@ -250,7 +250,7 @@ def _open_breakers(session: Session) -> dict[str, float]:
     except NoBroker:
         return {}
     counters = Counters(SharedRedis(lambda: result_backend(app)))
-    left = {name: CircuitBreaker(name, counters, settings.breaker).left() for name in settings.stores}
+    left = {name: CircuitBreaker(name, counters, settings.breaker).seconds_open() for name in settings.stores}
     return {name: seconds for name, seconds in left.items() if seconds}
 
 

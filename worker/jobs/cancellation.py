@@ -12,6 +12,7 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.context import Context
 from worker.jobs.outbox import Outbox
+from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, add_requests
 from zot_artifact_client.contract import REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD, JobState
@@ -77,8 +78,10 @@ def end_writes(context: Context, job: JobRecord) -> None:
     bucket, key = job.request["bucket"], job.request["key"]
     for transfer in context.catalogue.transfers.abandoned(f"{bucket}/{key}"):
         try:
-            context.stores[transfer.store].abort_upload(bucket, key, transfer.token)
-        except StorageError as error:
+            store = context.stores[transfer.store]
+            context.admission.check(store.name)
+            store.abort_upload(bucket, key, transfer.token)
+        except (StorageError, Snooze) as error:
             logger.warning("%s: parts of %s stay for now: %s", transfer.store, transfer.path, error)
         else:
             context.catalogue.transfers.forget(transfer)

@@ -4,7 +4,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from worker import clock
 from worker.catalogue import Artifact, Catalogue, CatalogueError
-from worker.jobs.running_job import Requeue, Snooze
+from worker.jobs.running_job import Requeue
+from worker.limits.snooze import Snooze
 from worker.storage.errors import TransientError
 from worker.storage.transfer.multipart import OpenUpload, SentPart
 
@@ -30,6 +31,6 @@ class CopyCheckpoint:
         self._transfers.end(self._artifact, self._store)
 
     def worth_keeping(self, error: BaseException) -> bool:
-        """Return whether there will be another attempt: after passing faults, time limits, shutdowns, lost leases."""
+        """Return whether there will be another attempt: after transient errors, time limits, shutdowns, lost leases."""
         passing = isinstance(error, TransientError | CatalogueError | SoftTimeLimitExceeded | Requeue | Snooze)
         return passing or not isinstance(error, Exception)

@@ -1,4 +1,4 @@
-"""A job while it runs: how far it is, whether it is still ours, and whether somebody wants it to stop."""
+"""A job while it runs: its progress, its lease, and whether it has to stop."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord, Ledger, LostLease
-from worker.jobs import shutdown as draining
+from worker.jobs import shutdown
 from worker.settings.sections import JobSettings
 from zot_artifact_client.contract import Progress
 
@@ -16,28 +16,17 @@ REPORT_SECONDS = 1.0
 
 
 class Cancelled(Exception):
-    """Somebody asked for the job to stop."""
+    """A client cancelled the job."""
 
 
 class Requeue(Exception):
-    """The worker is ending; somebody else goes on with the job where it stands."""
-
-
-class Snooze(Exception):
-    """The job has to wait for something that is no fault of its own, at least so many seconds. It costs no attempt."""
-
-    def __init__(self, reason: str, seconds: float) -> None:
-        super().__init__(reason, seconds)
-        self.seconds = seconds
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    """The worker shuts down; another worker goes on with the job from where it is."""
 
 
 class Continue(Exception):
     """The job has done one of its steps and wants to do the next in so many seconds.
 
-    With None, another message for that step is on its way, and this one ends here.
+    With None, another message for that step is on its way, and this delivery ends here.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -46,21 +35,22 @@ class Continue(Exception):
 
 
 class Reporter(Protocol):
-    """The outside of a running job: Celery, in a worker."""
+    """Where a running job publishes its progress and learns that it was cancelled: Celery, in a worker."""
 
     def report(self, progress: Progress) -> None:
-        """Make the progress visible."""
+        """Publish the progress."""
         ...
 
     def cancelled(self) -> bool:
-        """Return whether somebody asked for the job to stop; False if that cannot be told."""
+        """Return whether a client cancelled the job; False if that cannot be asked."""
         ...
 
 
 class RunningJob:
-    """A job that this process has taken. Tasks tell it what they move; it raises when they are to stop.
+    """A job that this process has leased. Tasks tell it what they move; it raises when they have to stop.
 
-    While it is entered as a context manager, a thread keeps the lease in the ledger alive.
+    While it is entered as a context manager, a thread renews the lease in the ledger. Its methods may be called from
+    several threads.
     """
 
     def __init__(self, record: JobRecord, ledger: Ledger, settings: JobSettings, reporter: Reporter) -> None:
@@ -75,66 +65,70 @@ class RunningJob:
         self._progress = Progress()
         self._reported = time.monotonic()
         self._lost = False
+        self._lock = threading.Lock()
         self._done = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name=f"lease-{record.id}", daemon=True)
+        self._heartbeats = threading.Thread(target=self._renew, name=f"lease-{record.id}", daemon=True)
 
     def start(self, total: int | None, step: str) -> None:
-        """Say what is being done now and how many bytes the job moves in all."""
+        """Name the first step, and how many bytes the job moves in all."""
         self._progress = Progress(bytes_done=self._progress.bytes_done, bytes_total=total, step=step)
 
     @property
     def progress(self) -> Progress:
-        """Return how far the job has said that it is."""
+        """Return the progress as the task has told it."""
         return self._progress
 
     def publish_progress(self, progress: Progress) -> None:
-        """Say how far the job is in all, and let it be seen at once."""
+        """Replace the progress, and publish it at once."""
         self._progress = progress
         self._reporter.report(progress)
 
     def step(self, name: str) -> None:
-        """Say what is being done now."""
-        self._progress = self._progress.model_copy(update={"step": name})
+        """Name the step that begins now."""
+        with self._lock:
+            self._progress = self._progress.model_copy(update={"step": name})
 
     def advance(self, count: int) -> None:
-        """Say that so many bytes more are done; this is where a job is stopped.
+        """Count so many bytes more as done; this is where a job is stopped.
 
         Raises:
-            Cancelled: somebody asked for the job to stop.
-            LostLease: the job has gone over to another worker.
-            Requeue: the worker is ending, and the job has had its time to end by itself.
+            Cancelled: a client cancelled the job.
+            LostLease: another worker has the job's lease.
+            Requeue: the worker shuts down, and the job has had its time to end by itself.
         """
-        done = self._progress.bytes_done + count
-        self._progress = self._progress.model_copy(update={"bytes_done": done})
+        if count:
+            with self._lock:
+                done = self._progress.bytes_done + count
+                self._progress = self._progress.model_copy(update={"bytes_done": done})
         if self._lost:
             raise LostLease(f"job {self.id} has gone over to another worker")
-        if draining.over(self._grace):
-            raise Requeue(f"job {self.id} is handed back: its worker is ending")
+        if shutdown.over(self._grace):
+            raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
             self._reporter.report(self._progress)
             self.check()
 
-    def heartbeat(self, _count: int) -> None:
-        """Be told of bytes that are read once more and count for no progress; a job can be stopped here too."""
+    def heartbeat(self, _count: int = 0) -> None:
+        """Do as `advance` does, without progress: for bytes that are read once more, and while waiting."""
         self.advance(0)
 
     def check(self) -> None:
-        """Raise Cancelled if somebody asked for the job to stop."""
+        """Raise Cancelled if a client cancelled the job."""
         if self._reporter.cancelled():
             raise Cancelled(f"job {self.id} was cancelled")
 
     def __enter__(self) -> Self:
-        self._heart.start()
+        self._heartbeats.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._done.set()
-        self._heart.join()
+        self._heartbeats.join()
 
-    def _beat(self) -> None:
+    def _renew(self) -> None:
         while not self._done.wait(self._lease.total_seconds() / 3):
             try:
                 self._ledger.renew(
@@ -147,4 +141,4 @@ class RunningJob:
                 self._lost = True
                 return
             except CatalogueUnavailable:
-                continue  # the lease lasts three beats; the next one may get through
+                continue  # the lease lasts for three renewals; the next one may get through

@@ -9,13 +9,12 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import uuid4
 
-from celery import Task, shared_task
+from celery import Celery, Task, current_app, shared_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery.utils.time import get_exponential_backoff_interval
 from pydantic import ValidationError
@@ -32,21 +31,21 @@ from worker.catalogue import (
     OtherRequest,
     last_cause,
 )
-from worker.context import Context, current
+from worker.context import Context, JobContext, current
 from worker.jobs.cancellation import cause, end_writes
 from worker.jobs.outbox import Outbox
 from worker.jobs.progress import CeleryReporter
-from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob, Snooze
-from worker.limits.pauses import Paused
+from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
+from worker.limits.snooze import Paused, Snooze
 from worker.storage.errors import StorageError, TransientError
-from zot_artifact_client.contract import JobError, JobState, Message, TaskSpec
+from zot_artifact_client.contract import JobError, JobState, Message, Queue, TaskSpec
 from zot_artifact_client.errors import JobFailed
 
 logger = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
-Work = Callable[[RequestT, Context, RunningJob], ResultT]
+Work = Callable[[RequestT, JobContext, RunningJob], ResultT]
 AtEnd = Callable[[RequestT, Context], None]
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
@@ -99,6 +98,12 @@ def clean_up(context: Context, job: JobRecord) -> None:
     if job.kind in _AT_ENDS:
         model, at_end = _AT_ENDS[job.kind]
         at_end(model.read(job.request), context)
+
+
+def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:
+    """Enqueue a job as the child of a running one; idempotent, because the ledger knows the id."""
+    app: Celery = current_app
+    app.send_task(spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue)
 
 
 class Delivery(Generic[RequestT, ResultT]):
@@ -180,9 +185,8 @@ class Delivery(Generic[RequestT, ResultT]):
         try:
             with job:
                 job.check()
-                self._context.pausing.check_job(job.id, record.parent)
-                fenced = replace(self._context, catalogue=self._context.catalogue.fenced(job.id, job.fence))
-                result = work(request, fenced, job)
+                self._context.pauses.check_job(job.id, record.parent)
+                result = work(request, self._context.for_job(job), job)
                 return self._succeed(job, result)
         except LostLease as error:
             logger.warning("%s; this worker lets go of it", error)

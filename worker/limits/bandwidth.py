@@ -1,4 +1,4 @@
-"""Keep to so many bytes a second, over all workers."""
+"""Bandwidth limit: a token bucket of bytes per second for each store, shared by all workers."""
 
 import random
 import time
@@ -12,50 +12,51 @@ from redis import Redis
 
 from worker.limits.shared_redis import PREFIX, SharedRedis
 
-_NAP = 0.05
-"""Seconds between two looks; a job that waits is stopped as soon as one that moves bytes."""
+_POLL = 0.05
+"""Seconds between two requests for bytes; a job that waits is stopped as soon as one that moves bytes."""
 _SLICES = 8
-"""A second's bytes are asked for in so many slices, so that many jobs share them evenly."""
+"""A second's bytes are taken in so many slices, so that many jobs share them evenly."""
 
 
 class BandwidthLimit:
-    """The bytes a second of the stores, by name; in Redis, or alone by a bucket of this process's share."""
+    """The bytes per second of the stores, by name; in Redis, or from a bucket of this process's share."""
 
     def __init__(self, shared: SharedRedis) -> None:
         self._shared = shared
         self._limiter: SlidingWindowCounterRateLimiter | None = None
         self._buckets: dict[tuple[str, int], TokenBucket] = {}
 
-    def pay(self, name: str, count: int, *, limit: int, alone: int, waiting: Callable[[], None]) -> None:
+    def take(self, name: str, count: int, *, limit: int, local_limit: int, waiting: Callable[[], object]) -> None:
         """Return when so many bytes may be moved.
 
         Args:
-            name: whose bytes they are.
-            count: how many.
+            name: the store.
+            count: bytes.
             limit: bytes per second of all workers.
-            alone: bytes per second of this process, while it cannot ask.
+            local_limit: bytes per second of this process, while Redis cannot be asked.
             waiting: called again and again while there is nothing to do but wait; what it raises ends the waiting.
         """
-        most = max(1, min(limit, alone) // _SLICES)
+        slice_ = max(1, min(limit, local_limit) // _SLICES)
         while count > 0:
-            cost = min(count, most)
-            while not self._granted(name, cost, limit, alone):
+            cost = min(count, slice_)
+            while not self._granted(name, cost, limit, local_limit):
                 waiting()
-                time.sleep(_NAP * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+                time.sleep(_POLL * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             count -= cost
 
-    def _granted(self, name: str, cost: int, limit: int, alone: int) -> bool:
+    def _granted(self, name: str, cost: int, limit: int, local_limit: int) -> bool:
         item = RateLimitItemPerSecond(limit)
         return self._shared.ask(
-            lambda redis: self._of(redis).hit(item, name, cost=cost), lambda: self._from_bucket(name, cost, alone)
+            lambda redis: self._limiter_on(redis).hit(item, name, cost=cost),
+            lambda: self._take_locally(name, cost, local_limit),
         )
 
-    def _of(self, redis: "Redis") -> SlidingWindowCounterRateLimiter:
+    def _limiter_on(self, redis: "Redis") -> SlidingWindowCounterRateLimiter:
         if self._limiter is None:
             storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=f"{PREFIX}:bytes")
             self._limiter = SlidingWindowCounterRateLimiter(storage)
         return self._limiter
 
-    def _from_bucket(self, name: str, cost: int, alone: int) -> bool:
-        bucket = self._buckets.setdefault((name, alone), TokenBucket(alone, alone))
+    def _take_locally(self, name: str, cost: int, local_limit: int) -> bool:
+        bucket = self._buckets.setdefault((name, local_limit), TokenBucket(local_limit, local_limit))
         return bool(bucket.can_consume(cost))

@@ -1,18 +1,16 @@
-"""DistributedSemaphore that a bounded number of jobs of all workers hold at a time."""
+"""Distributed semaphore: how many jobs of all workers use a store at a time."""
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from redis import Redis
 
 from worker.limits.shared_redis import PREFIX, SharedRedis
 
 # The holders are members of a sorted set, each with the time until which it is believed to live. The clock is the
-# server's: those of the workers differ. Answers whether there was a place, and how many are taken now.
-_TAKE = """
+# server's: those of the workers differ. Answers whether a slot was free, and how many are taken now.
+_ACQUIRE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -27,83 +25,93 @@ return {1, known and taken or taken + 1}
 """
 
 
-class Place:
-    """A place that is held, for as long as its holder shows life."""
-
-    def __init__(self) -> None:
-        self.lost = False
-        """Nothing was heard of the holder for so long that others have the place now."""
-
-
 class DistributedSemaphore:
-    """The places, by name. A holder that was killed loses its place when its time has passed."""
+    """Slots by name. A holder that was killed loses its slot when its time has passed."""
 
     def __init__(self, shared: SharedRedis, *, seconds: float) -> None:
-        """Share the places; a holder that shows no life for so many seconds has none any more."""
+        """Share the slots; a holder that does not renew its slot for so many seconds loses it."""
         self._shared = shared
         self._seconds = seconds
-        self._ours: defaultdict[str, set[str]] = defaultdict(set)
+        self._local: defaultdict[str, set[str]] = defaultdict(set)
         self._lock = threading.Lock()
 
-    @contextmanager
-    def held(self, name: str, holder: str, *, limit: int, alone: int) -> Iterator[Place | None]:
-        """Hold a place while the context lasts; None if all are taken.
+    def acquire(self, name: str, holder: str, *, limit: int, local_limit: int) -> "Slot | None":
+        """Take a slot and renew it until it is released; None if all are taken.
 
-        `limit` is for all workers; `alone` is how many this process takes while it cannot ask.
+        `limit` is for all workers; `local_limit` is how many this process takes while Redis cannot be asked.
         """
-        if not self._take(name, holder, limit, alone):
-            yield None
-            return
-        place, done = Place(), threading.Event()
-        beat = threading.Thread(
-            target=self._beat, args=(name, holder, limit, place, done), name=f"place-{name}", daemon=True
-        )
-        beat.start()
-        try:
-            yield place
-        finally:
-            done.set()
-            beat.join()
-            self._leave(name, holder)
+        with self._lock:
+            free = len(self._local[name]) < local_limit
+            if not self.renew(name, holder, limit=limit, otherwise=free):
+                return None
+            self._local[name].add(holder)
+        return Slot(self, name, holder, limit)
 
-    def taken(self, name: str) -> int:
-        """Return how many places are taken, as far as is known."""
+    def renew(self, name: str, holder: str, *, limit: int, otherwise: bool) -> bool:
+        """Return whether the holder has a slot for the next seconds; `otherwise` while Redis cannot be asked."""
         return self._shared.ask(
-            lambda redis: self._ask(redis, name, "", 0, self._seconds)[1], lambda: len(self._ours[name])
+            lambda redis: self._run(redis, name, holder, limit, self._seconds)[0] == 1, lambda: otherwise
         )
 
-    def enrol(self, name: str, member: str, seconds: float) -> int | None:
-        """Count in a member for so long, and return how many there are; None if that cannot be asked."""
-        return self._shared.ask(lambda redis: self._ask(redis, name, member, 1 << 31, seconds)[1], lambda: None)
-
-    def _take(self, name: str, holder: str, limit: int, alone: int) -> bool:
+    def release(self, name: str, holder: str) -> None:
+        """Give a holder's slot back."""
         with self._lock:
-            free = len(self._ours[name]) < alone
-            granted = self._shared.ask(
-                lambda redis: self._ask(redis, name, holder, limit, self._seconds)[0] == 1, lambda: free
-            )
-            if granted:
-                self._ours[name].add(holder)
-            return granted
-
-    def _leave(self, name: str, holder: str) -> None:
-        with self._lock:
-            self._ours[name].discard(holder)
+            self._local[name].discard(holder)
         self._shared.ask(lambda redis: redis.zrem(_key(name), holder), lambda: 0)
 
-    def _beat(self, name: str, holder: str, limit: int, place: Place, done: threading.Event) -> None:
-        while not done.wait(self._seconds / 3):
-            place.lost = not self._shared.ask(
-                lambda redis: self._ask(redis, name, holder, limit, self._seconds)[0] == 1, lambda: True
-            )
-            if place.lost:
-                return
+    def taken(self, name: str) -> int:
+        """Return how many slots are taken, as far as is known."""
+        return self._shared.ask(
+            lambda redis: self._run(redis, name, "", 0, self._seconds)[1], lambda: len(self._local[name])
+        )
+
+    def count_in(self, name: str, member: str, seconds: float) -> int | None:
+        """Add a member for so long, without limit, and return how many there are; None if Redis cannot be asked."""
+        return self._shared.ask(lambda redis: self._run(redis, name, member, 1 << 31, seconds)[1], lambda: None)
+
+    @property
+    def seconds(self) -> float:
+        """Return for how long a slot lasts that is not renewed."""
+        return self._seconds
 
     @staticmethod
-    def _ask(redis: "Redis", name: str, holder: str, limit: int, seconds: float) -> tuple[int, int]:
-        script = redis.register_script(_TAKE)
+    def _run(redis: "Redis", name: str, holder: str, limit: int, seconds: float) -> tuple[int, int]:
+        script = redis.register_script(_ACQUIRE)
         granted, taken = cast("tuple[Any, Any]", script(keys=[_key(name)], args=[holder, limit, seconds]))
         return int(granted), int(taken)
+
+
+class Slot:
+    """A slot that is held and renewed by a thread of its own, until it is released."""
+
+    def __init__(self, semaphore: DistributedSemaphore, name: str, holder: str, limit: int) -> None:
+        self.lost = False
+        """The slot was not renewed for so long that another holder may have it now."""
+        self._semaphore = semaphore
+        self._name = name
+        self._holder = holder
+        self._limit = limit
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"slot-{name}", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the slot back."""
+        self._released.set()
+        self._thread.join()
+        self._semaphore.release(self._name, self._holder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def _keep(self) -> None:
+        while not self._released.wait(self._semaphore.seconds / 3):
+            self.lost = not self._semaphore.renew(self._name, self._holder, limit=self._limit, otherwise=True)
+            if self.lost:
+                return
 
 
 def _key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Counters and counts that pass by themselves: in Redis, where all workers see them, or in this process alone."""
+"""Counters that expire: in Redis, where all workers see them, or in this process alone."""
 
 import time
 
@@ -12,60 +12,60 @@ class Counters:
 
     def __init__(self, shared: SharedRedis) -> None:
         self._shared = shared
-        self._own: dict[str, tuple[int, float]] = {}
+        self._local: dict[str, tuple[int, float]] = {}
 
-    def add(self, name: str, seconds: float) -> int:
-        """Count up and return the count; it is gone so many seconds after the first."""
+    def increment(self, name: str, seconds: float) -> int:
+        """Add one and return the count; the counter expires so many seconds after it was created."""
 
-        def alone() -> int:
-            count, until = self._alone(name)
-            self._own[name] = (count + 1, until or time.monotonic() + seconds)
+        def locally() -> int:
+            count, until = self._get_local(name)
+            self._local[name] = (count + 1, until or time.monotonic() + seconds)
             return count + 1
 
-        def ask(redis: "Redis") -> int:
-            with redis.pipeline() as together:
-                together.incr(_key(name))
-                together.pexpire(_key(name), _ms(seconds), nx=True)
-                return int(together.execute()[0])
+        def shared(redis: "Redis") -> int:
+            with redis.pipeline() as pipeline:
+                pipeline.incr(_key(name))
+                pipeline.pexpire(_key(name), _ms(seconds), nx=True)
+                return int(pipeline.execute()[0])
 
-        return self._shared.ask(ask, alone)
+        return self._shared.ask(shared, locally)
 
-    def put(self, name: str, seconds: float) -> bool:
-        """Put a mark for so many seconds; return False if it is there already."""
+    def set_if_absent(self, name: str, seconds: float) -> bool:
+        """Create a counter of 1 that expires after so many seconds; return False if there is one already."""
 
-        def alone() -> bool:
-            if self._alone(name)[0]:
+        def locally() -> bool:
+            if self._get_local(name)[0]:
                 return False
-            self._own[name] = (1, time.monotonic() + seconds)
+            self._local[name] = (1, time.monotonic() + seconds)
             return True
 
-        return self._shared.ask(lambda redis: bool(redis.set(_key(name), 1, px=_ms(seconds), nx=True)), alone)
+        return self._shared.ask(lambda redis: bool(redis.set(_key(name), 1, px=_ms(seconds), nx=True)), locally)
 
-    def look(self, *names: str) -> list[tuple[int, float]]:
-        """Return the count of each mark and the seconds it has left; zeros for one that is not there."""
+    def get(self, *names: str) -> list[tuple[int, float]]:
+        """Return the count of each counter and the seconds until it expires; zeros for one that does not exist."""
 
-        def ask(redis: "Redis") -> list[tuple[int, float]]:
-            with redis.pipeline() as together:
+        def shared(redis: "Redis") -> list[tuple[int, float]]:
+            with redis.pipeline() as pipeline:
                 for name in names:
-                    together.get(_key(name))
-                    together.pttl(_key(name))
-                answers = together.execute()
+                    pipeline.get(f"{PREFIX}:{name}")
+                    pipeline.pttl(f"{PREFIX}:{name}")
+                answers = pipeline.execute()
             return [(int(n or 0), max(0, ms) / 1000) for n, ms in zip(answers[::2], answers[1::2], strict=True)]
 
-        def alone() -> list[tuple[int, float]]:
+        def locally() -> list[tuple[int, float]]:
             now = time.monotonic()
-            return [(count, max(0.0, until - now)) for count, until in map(self._alone, names)]
+            return [(count, max(0.0, until - now)) for count, until in map(self._get_local, names)]
 
-        return self._shared.ask(ask, alone)
+        return self._shared.ask(shared, locally)
 
-    def remove(self, *names: str) -> None:
-        """Take marks away, here and there."""
+    def delete(self, *names: str) -> None:
+        """Delete counters, in Redis and in this process."""
         for name in names:
-            self._own.pop(name, None)
+            self._local.pop(name, None)
         self._shared.ask(lambda redis: redis.delete(*map(_key, names)), lambda: 0)
 
-    def _alone(self, name: str) -> tuple[int, float]:
-        count, until = self._own.get(name, (0, 0.0))
+    def _get_local(self, name: str) -> tuple[int, float]:
+        count, until = self._local.get(name, (0, 0.0))
         return (count, until) if until > time.monotonic() else (0, 0.0)
 
 

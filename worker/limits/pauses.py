@@ -1,6 +1,5 @@
-"""Let jobs wait for what somebody has paused: a store, a batch of jobs, a queue."""
+"""Hold jobs back while an operator has paused what they need: a store, a job or batch, a queue."""
 
-import logging
 import random
 from typing import Any
 
@@ -8,55 +7,48 @@ from redis import Redis
 
 from worker import clock
 from worker.catalogue import Pause, Pauses, Scope
-from worker.jobs.running_job import Snooze
 from worker.limits.shared_redis import PREFIX
-
-logger = logging.getLogger(__name__)
+from worker.limits.snooze import Paused
 
 PAUSED_QUEUES = f"{PREFIX}:paused-queues"
-"""The Redis set, in the result backend, of the queues that no worker is to serve.
+"""The Redis set, in the result backend, of the queues that no worker serves.
 
-A worker's own process reads it, which may not open the catalogue. The catalogue is the record, and this its mirror.
+The main process of a worker reads it, because it must not open the catalogue. The catalogue is the record.
 """
-_LOOK_AGAIN = (2.0, 60.0)
+_MIN_WAIT, _MAX_WAIT = 2.0, 60.0
+"""Seconds after which a job asks again whether a pause is over."""
 
 
-class Paused(Snooze):
-    """Somebody has paused what the job needs. However long that takes, it does not count against the job."""
-
-
-class Pausing:
-    """The pauses as jobs meet them. Asked anew each time: nothing begins once somebody was told that it is paused."""
+class PauseCheck:
+    """Tells jobs what is paused. Nothing is cached: no work begins once the pause is recorded."""
 
     def __init__(self, pauses: Pauses) -> None:
         self._pauses = pauses
 
     def of_store(self, name: str) -> Paused | None:
-        """Return what a job is to be told that needs a store, or None if it is not paused."""
-        return self._told(Scope.STORE, name, f"{name}: the store is paused")
+        """Return the exception for a job that needs this store, or None if the store is not paused."""
+        return self._find(Scope.STORE, name, f"{name}: the store is paused")
 
     def check_job(self, id_: str, parent: str | None) -> None:
         """Raise Paused if a job is paused itself, or with the batch it belongs to."""
-        paused = self._told(Scope.JOB, id_, f"job {id_} is paused")
+        paused = self._find(Scope.JOB, id_, f"job {id_} is paused")
         if paused is None and parent is not None:
-            paused = self._told(Scope.JOB, parent, f"batch {parent}, which it belongs to, is paused")
+            paused = self._find(Scope.JOB, parent, f"batch {parent}, which it belongs to, is paused")
         if paused is not None:
             raise paused
 
-    def _told(self, scope: Scope, name: str, what: str) -> Paused | None:
+    def _find(self, scope: Scope, name: str, message: str) -> Paused | None:
         pause = self._pauses.get(scope, name)
-        return None if pause is None else Paused(f"{what}: {pause.reason}" if pause.reason else what, _wait(pause))
-
-
-def _wait(pause: Pause) -> float:
-    """Return when to look again: seldom for one that lasts, and not all at the same moment."""
-    least, most = _LOOK_AGAIN
-    lasts = (clock.now() - pause.since).total_seconds()
-    return min(max(least, lasts / 4), most) * random.uniform(1.0, 1.5)  # noqa: S311
+        if pause is None:
+            return None
+        # A long pause is asked about seldom, and jobs do not all ask at the same moment.
+        lasted = (clock.now() - pause.since).total_seconds()
+        seconds = min(max(_MIN_WAIT, lasted / 4), _MAX_WAIT) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
+        return Paused(f"{message}: {pause.reason}" if pause.reason else message, seconds)
 
 
 def mirror_queues(client: "Redis", pauses: list[Pause]) -> None:
-    """Let the workers' own processes know which queues are paused."""
+    """Copy the paused queues to Redis, where the main processes of the workers read them."""
     with client.pipeline(transaction=True) as pipeline:
         pipeline.delete(PAUSED_QUEUES)
         for pause in pauses:
@@ -66,6 +58,6 @@ def mirror_queues(client: "Redis", pauses: list[Pause]) -> None:
 
 
 def paused_queues(client: "Redis") -> set[str]:
-    """Return the queues that no worker is to serve."""
+    """Return the queues that no worker serves."""
     names: Any = client.smembers(PAUSED_QUEUES)
     return {name.decode() for name in names}

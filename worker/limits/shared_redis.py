@@ -1,4 +1,4 @@
-"""Ask the Redis that all workers share, or decide alone where it cannot be asked."""
+"""Ask the Redis that all workers share, or decide in this process alone while it cannot be asked."""
 
 import logging
 import time
@@ -17,14 +17,14 @@ AnswerT = TypeVar("AnswerT")
 
 PREFIX = "zot-artifacts"
 """Begins every key of ours."""
-_LEFT_ALONE = 5.0
+_NOT_ASKED_FOR = 5.0
 """Seconds for which a Redis that did not answer is not asked again: a silent one takes as long each time."""
 
 
 def result_backend(app: Celery = current_app) -> "redis.Redis | None":
     """Return the Redis of Celery's result backend, which a worker has whatever its broker is; None if it has none.
 
-    It has connections of its own, because it is asked in another way than Celery asks: briefly.
+    Its connections are separate from Celery's, because its time limits and retries are shorter.
     """
     if not app.conf.result_backend:
         return None
@@ -32,12 +32,14 @@ def result_backend(app: Celery = current_app) -> "redis.Redis | None":
     client = getattr(backend(app=app, url=url), "client", None)
     if not isinstance(client, redis.Redis):
         return None
-    client.set_retry(Retry(NoBackoff(), 1))  # redis' own retries take seconds, in which a transfer would stand still
+    client.set_retry(
+        Retry(NoBackoff(), 1)
+    )  # redis' own retries take seconds, in which a transfer would make no progress
     return client
 
 
 class SharedRedis:
-    """What all workers know together, as far as it can be asked. Says once when it cannot, and once when it can again.
+    """The state that all workers share. Logs once when Redis cannot be asked, and once when it can again.
 
     Used from several threads.
     """
@@ -46,32 +48,29 @@ class SharedRedis:
         self._find = find
         self._client: redis.Redis | None = None
         self._found = False
-        self._alone = False
+        self._away = False
         self._not_before = 0.0
 
-    def ask(self, question: Callable[["redis.Redis"], AnswerT], alone: Callable[[], AnswerT]) -> AnswerT:
+    def ask(self, question: Callable[["redis.Redis"], AnswerT], locally: Callable[[], AnswerT]) -> AnswerT:
         """Return what Redis answers, or what this process decides alone."""
         if not self._found:  # once and in the thread that asks first: Celery makes another backend for each thread
             self._client, self._found = self._find(), True
             if self._client is None:
                 logger.warning("no Redis is shared with the other workers: limits and breakers are this process's own")
         if self._client is None or time.monotonic() < self._not_before:
-            return alone()
+            return locally()
         try:
             answer = question(self._client)
         except (redis.RedisError, OSError) as error:
-            self._lost(error)
-            return alone()
-        if self._alone:
-            self._alone = False
+            self._not_before = time.monotonic() + _NOT_ASKED_FOR
+            if not self._away:
+                self._away = True
+                logger.warning(
+                    "limits and breakers cannot be shared, each process keeps to its own share: Redis: %s",
+                    type(error).__name__,
+                )
+            return locally()
+        if self._away:
+            self._away = False
             logger.warning("limits and breakers are shared with all workers again")
         return answer
-
-    def _lost(self, error: Exception) -> None:
-        self._not_before = time.monotonic() + _LEFT_ALONE
-        if not self._alone:
-            self._alone = True
-            logger.warning(
-                "limits and breakers cannot be shared, each process keeps to its own share: Redis: %s",
-                type(error).__name__,
-            )

@@ -25,6 +25,9 @@ and the object and is meant for a person; nothing in it is secret.
 class StorageError(Exception):
     """Something went wrong at a store."""
 
+    store: str | None = None
+    """The store that the error is about, once it has left the store as a job uses it; see `LimitedStore`."""
+
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
@@ -39,9 +42,6 @@ class StorageError(Exception):
 
 class TransientError(StorageError):
     """Trying again later may help."""
-
-    store: str | None = None
-    """Which store has been blamed for it, by who called the store."""
 
 
 class Unavailable(TransientError):

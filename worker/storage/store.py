@@ -203,7 +203,7 @@ class Store:
         except NotFound as error:
             return Verification(Verdict.MISSING, expected, detail=error.message)
         except StorageError as error:
-            return Verification(Verdict.UNREADABLE, expected, detail=error.message)
+            return Verification(Verdict.UNREADABLE, expected, detail=error.message, error=error)
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         """Return what the store says of an object, without reading it. It proves nothing about the bytes."""
@@ -231,7 +231,7 @@ class Store:
         self._check(bucket, key)
         return self._driver.delete(bucket, key, condition=condition)
 
-    def quarantine_object(self, bucket: str, key: str, label: str) -> str:
+    def quarantine_object(self, bucket: str, key: str, label: str, *, on_bytes: OnBytes | None = None) -> str:
         """Copy an object's present bytes to the quarantine, and return the `bucket/key` of the copy.
 
         The object itself stays until it is replaced: nothing is deleted first.
@@ -240,6 +240,7 @@ class Store:
             bucket: the logical bucket.
             key: the key in it.
             label: distinguishes this set of bytes from others of the same key, such as a job id.
+            on_bytes: told of every piece, where the store cannot copy by itself and the bytes pass through us.
         """
         self._check(bucket, key)
         aside = f"{bucket}/{label}/{key}"
@@ -253,7 +254,7 @@ class Store:
             self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
         else:
             with self._driver.open(bucket, key) as reader:
-                self.write_object(QUARANTINE_BUCKET, aside, reader)
+                self.write_object(QUARANTINE_BUCKET, aside, reader, on_bytes=on_bytes)
         return f"{QUARANTINE_BUCKET}/{aside}"
 
     def copy_object(

@@ -66,10 +66,10 @@ def test_no_user_waits_for_a_sweep(catalogue, waiting):
 
 
 def test_a_job_that_waits_for_a_busy_store_spends_no_attempt(worker, broker, catalogue):
-    """A store without a free place: the job waits outside the worker and its one attempt is the one that succeeds."""
-    places = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
+    """A store without a free slot: the job waits outside the worker and its one attempt is the one that succeeds."""
+    slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
     with ArtifactClient(broker) as client:
-        with places.held("dr", "somebody", limit=1, alone=1):
+        with slots.acquire("dr", "another job", limit=1, local_limit=1):
             job = client.upload(worker.incoming / "app", "releases", "waits")
             record = until(lambda: (found := catalogue.ledger.get(job.id)) and found.put_off_since and found)
             assert (record.state, record.attempts, record.error["type"]) == ("queued", 0, "Snooze")
@@ -79,9 +79,9 @@ def test_a_job_that_waits_for_a_busy_store_spends_no_attempt(worker, broker, cat
 
 def test_a_job_does_not_wait_for_ever(worker, broker, catalogue):
     """A job that has waited in a row for as long as it may is dead, and says for what it waited."""
-    places = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
-    with ArtifactClient(broker) as client, places.held("dr", "somebody", limit=1, alone=1):
+    slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
+    with ArtifactClient(broker) as client, slots.acquire("dr", "another job", limit=1, local_limit=1):
         job = client.upload(worker.incoming / "app", "releases", "dead", stores=["dr"])
-        with pytest.raises(JobFailed, match="dr: 1 jobs are at work on the store") as failed:
+        with pytest.raises(JobFailed, match="dr: 1 jobs use the store") as failed:
             job.wait(30)
     assert failed.value.state == "dead"

@@ -1,5 +1,6 @@
-"""What all workers share of a store: places, bytes a second, and the breaker, in a real Valkey and without one."""
+"""What all workers share of a store: slots, bytes per second, and the breaker, in a real Valkey and without one."""
 
+import io
 import logging
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -17,35 +19,70 @@ from redis.retry import Retry
 
 from tests.servers.process import free_port
 from tests.waiting import until
-from worker.jobs.running_job import Cancelled, Snooze
+from worker.jobs.running_job import Cancelled
 from worker.limits.admission import Admission
 from worker.limits.bandwidth import BandwidthLimit
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.counters import Counters
+from worker.limits.limited_store import LimitedStore, LimitedStores
 from worker.limits.shared_redis import SharedRedis, result_backend
+from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.sections import BreakerSettings, StoreLimits
+from worker.storage import Digest, Store
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import AccessDenied, AlreadyExists, TransientError, Unavailable
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    DigestMismatch,
+    NotFound,
+    PermanentError,
+    Unavailable,
+)
+from worker.storage.integrity.verifying_reader import Readable
+from worker.storage.memory import MemoryDriver
 
 SPAWN = multiprocessing.get_context("spawn")  # the tests' own process has threads, which no fork survives
 
 
 class Job:
-    """As much of a running job as a gate sees."""
-
-    fence = 1
+    """As much of a running job as the limits see."""
 
     def __init__(self, id_: str = "job") -> None:
         self.id = id_
+        self.fence = 1
         self.stop = False
-        self.done = 0
 
-    def moved(self, count: int) -> None:
+    def heartbeat(self, _count: int = 0) -> None:
         if self.stop:
             raise Cancelled(self.id)
-        self.done += count
+
+
+class FailingDriver(MemoryDriver):
+    """A store in memory whose requests fail on demand."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.error: Exception | None = None
+        self.asked = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+
+    def stat(self, bucket, key):
+        self._ask()
+        return super().stat(bucket, key)
+
+    def put(self, *args, **options):
+        self._ask()
+        return super().put(*args, **options)
+
+    def open(self, *args, **options):
+        self._ask()
+        return super().open(*args, **options)
 
 
 @pytest.fixture
@@ -63,13 +100,13 @@ def shared(url) -> Iterator[SharedRedis]:
 
 @pytest.fixture
 def alone() -> SharedRedis:
-    """Return what a process has whose Redis has gone."""
+    """Return what a process has whose Redis does not answer."""
     client = Redis(port=free_port(), socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
     return SharedRedis(lambda: client)
 
 
 @pytest.fixture
-def gates(tmp_path) -> Callable[..., Admission]:
+def admission(tmp_path) -> Callable[..., Admission]:
     def make(shared: SharedRedis, probe: Callable[[str], object] = lambda _: None, **settings: object) -> Admission:
         stores = {name: FilesystemConfig(root=tmp_path / name) for name in ("a", "b")}
         return Admission(Settings(home=tmp_path, stores=stores, **settings), probe, shared)  # type: ignore[arg-type]
@@ -77,21 +114,49 @@ def gates(tmp_path) -> Callable[..., Admission]:
     return make
 
 
+def limited(admission: Admission, name: str = "a", job: Job | None = None, *, content: bytes = b"release") -> Any:
+    """Return a store as a job sees it, with one object in it, and its driver as `driver`."""
+    driver = FailingDriver(name)
+    store = Store(driver)
+    store.write_object("releases", "app", io.BytesIO(content))
+    driver.asked = 0
+    bound = LimitedStore(store, admission, job or Job())
+    bound.driver = driver  # type: ignore[attr-defined]
+    return bound
+
+
+def read(store: LimitedStore) -> bytes:
+    with store.read_object("releases", "app") as reader:
+        return b"".join(iter(lambda: reader.read(1000), b""))
+
+
+def write(store: LimitedStore, source: Readable | None = None, key: str = "new") -> None:
+    store.write_object("releases", key, source or io.BytesIO(b"new"))
+
+
+def fail_with(store: Any, error: Exception, call: Callable[[Any], object] = read) -> None:
+    store.driver.error = error
+    with pytest.raises(type(error)):
+        call(store)
+    store.driver.error = None
+
+
 # DistributedSemaphore
 
 
 def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") -> None:
-    """Take places from several threads of a process, and tell Redis how many are inside at once."""
+    """Take slots from several threads of a process, and tell Redis how many are held at once."""
     redis = Redis.from_url(url)
-    places = DistributedSemaphore(SharedRedis(lambda: redis), seconds=5)
+    slots = DistributedSemaphore(SharedRedis(lambda: redis), seconds=5)
 
     def one(n: int) -> None:
         for turn in range(12):
-            with places.held(name, f"{os.getpid()}-{n}-{turn}", limit=3, alone=1) as place:
-                if place is None:
-                    redis.incr("refused")
-                    time.sleep(0.002)
-                    continue
+            slot = slots.acquire(name, f"{os.getpid()}-{n}-{turn}", limit=3, local_limit=1)
+            if slot is None:
+                redis.incr("refused")
+                time.sleep(0.002)
+                continue
+            with slot:
                 redis.zadd("most", {"most": redis.incr("inside")}, gt=True)
                 time.sleep(0.005)
                 redis.decr("inside")
@@ -102,7 +167,7 @@ def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") 
 
 
 def test_never_more_than_the_limit_over_processes_and_threads(url):
-    """Nine takers in three processes never hold more than the three places there are, and all three are used."""
+    """Nine takers in three processes never hold more than the three slots there are, and all three are used."""
     together = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=crowd, args=(url, "crowd", together)) for _ in range(3)]
     for process in processes:
@@ -117,26 +182,27 @@ def test_never_more_than_the_limit_over_processes_and_threads(url):
 
 
 def hold(url: str, ready: "multiprocessing.synchronize.Event") -> None:
-    with DistributedSemaphore(SharedRedis(lambda: Redis.from_url(url)), seconds=0.6).held(
-        "s", "killed", limit=2, alone=1
-    ):
+    slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(url)), seconds=0.6)
+    with slots.acquire("s", "killed", limit=2, local_limit=1):
         ready.set()
         time.sleep(60)
 
 
-def test_the_place_of_a_killed_holder_comes_free_by_itself(url, shared):
-    """A holder keeps its place for as long as it lives; once one of two is killed, another has it within its time."""
+def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
+    """A holder keeps its slot for as long as it lives; once one of two is killed, another has it within its time."""
     ready = SPAWN.Event()
     process = SPAWN.Process(target=hold, args=(url, ready))
     process.start()
     assert ready.wait(60)
-    places = DistributedSemaphore(shared, seconds=0.6)
+    slots = DistributedSemaphore(shared, seconds=0.6)
 
     def free() -> bool:
-        with places.held("s", "other", limit=2, alone=1) as place:
-            return place is not None
+        slot = slots.acquire("s", "other", limit=2, local_limit=1)
+        if slot is not None:
+            slot.release()
+        return slot is not None
 
-    with places.held("s", "alive", limit=2, alone=1):
+    with slots.acquire("s", "alive", limit=2, local_limit=1):
         deadline = time.monotonic() + 1.5
         while time.monotonic() < deadline:  # more than twice their time
             assert not free()
@@ -147,52 +213,61 @@ def test_the_place_of_a_killed_holder_comes_free_by_itself(url, shared):
         until(free)
 
 
-def test_a_holder_whose_place_is_anothers_stops(url, shared, gates):
-    """A process that showed no life for so long that its place was given away moves not a byte more."""
-    ours = gates(shared, store_limits={"a": StoreLimits(concurrency=1)}, jobs={"lease": "0.3s"})
-    redis = Redis.from_url(url)
-    with ours.enter("a", Job()) as gate:
-        gate.advance(1)
+def test_a_holder_whose_slot_is_anothers_stops(url, shared, admission):
+    """A process that renewed its slot so late that it was given away moves not a byte more."""
+    ours = admission(shared, store_limits={"a": StoreLimits(concurrency=1)}, jobs={"lease": "0.3s"})
+    redis, store = Redis.from_url(url), limited(ours)
+    with store.read_object("releases", "app") as reader:
+        reader.read(1)
         redis.delete("zot-artifacts:places:a")
         redis.zadd("zot-artifacts:places:a", {"another": time.time() + 60})
-        until(lambda: gate._place.lost)
-        with pytest.raises(Snooze, match="given to another"):
-            gate.advance(1)
+        until(lambda: store._slot.lost)
+        with pytest.raises(Snooze, match="given to another") as error:
+            reader.read(1)
+    assert error.value.store == "a"
 
 
-def test_without_redis_a_process_keeps_to_its_share(alone, gates, caplog):
-    """Redis cannot be asked: a process takes its share of the places, never all, and says so once."""
-    ours = gates(alone, store_limits={"a": StoreLimits(concurrency=4, local_share=0.5)})
+def test_a_job_has_one_slot_whatever_the_number_of_its_transfers(url, shared, admission):
+    """Threads of one job share its slot, which is free again when the last of their transfers has ended."""
+    store = limited(admission(shared, store_limits={"a": StoreLimits(concurrency=1)}))
+    redis = Redis.from_url(url)
+    with store.read_object("releases", "app"):
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: read(store), range(8))) == [b"release"] * 8
+        assert redis.zcard("zot-artifacts:places:a") == 1
+    assert redis.zcard("zot-artifacts:places:a") == 0
+
+
+def test_without_redis_a_process_keeps_to_its_share(alone, admission, caplog):
+    """Redis cannot be asked: a process takes its share of the slots, never all, and says so once."""
+    ours = admission(alone, store_limits={"a": StoreLimits(concurrency=4, local_share=0.5)})
     with (
         caplog.at_level(logging.WARNING),
-        ours.enter("a", Job("1")),
-        ours.enter("a", Job("2")),
-        pytest.raises(Snooze, match="as many as may be"),
-        ours.enter("a", Job("3")),
+        limited(ours, job=Job("1")).slot(),
+        limited(ours, job=Job("2")).slot(),
+        pytest.raises(Snooze, match="its concurrency limit"),
     ):
-        pass
-    with ours.enter("a", Job("4")):
-        pass
+        read(limited(ours, job=Job("3")))
+    assert read(limited(ours, job=Job("4"))) == b"release"
     assert len([record for record in caplog.records if "cannot be shared" in record.message]) == 1
 
 
 def test_redis_that_comes_back_is_asked_again(valkey, url, monkeypatch, caplog):
     """What was decided alone while Redis was away is shared again once it answers."""
-    monkeypatch.setattr("worker.limits.shared_redis._LEFT_ALONE", 0.0)
+    monkeypatch.setattr("worker.limits.shared_redis._NOT_ASKED_FOR", 0.0)
     with Redis.from_url(url) as client:
-        places = DistributedSemaphore(SharedRedis(lambda: client), seconds=5)
+        slots = DistributedSemaphore(SharedRedis(lambda: client), seconds=5)
         valkey.kill()
-        with places.held("back", "one", limit=5, alone=1), places.held("back", "two", limit=5, alone=1) as place:
-            assert place is None
+        with slots.acquire("back", "one", limit=5, local_limit=1):
+            assert slots.acquire("back", "two", limit=5, local_limit=1) is None
         valkey.restart()
-        with caplog.at_level(logging.WARNING), places.held("back", "one", limit=2, alone=0) as place:
-            assert place is not None
+        with caplog.at_level(logging.WARNING), slots.acquire("back", "one", limit=2, local_limit=0):
             assert client.zcard("zot-artifacts:places:back") == 1
     assert any("shared with all workers again" in record.message for record in caplog.records)
 
 
 def test_the_redis_of_the_result_backend_is_shared(url):
-    """Whatever the broker is, the Redis that keeps the results is asked, and where there is none nobody is."""
+    """Whatever the broker is, the Redis that keeps the results is asked; without one, no Redis is."""
     with Celery(broker="memory://", backend=url, set_as_current=False) as app:
         found = result_backend(app)
         assert found is not None
@@ -204,23 +279,23 @@ def test_the_redis_of_the_result_backend_is_shared(url):
             assert result_backend(app) is None
 
 
-def test_the_share_is_one_of_as_many_processes_as_there_were(url, shared, gates):
+def test_the_share_is_one_of_as_many_processes_as_there_were(url, shared, admission):
     """A process that has seen three others takes a quarter of the limit by itself."""
     redis = Redis.from_url(url)
     redis.zadd("zot-artifacts:places:processes", {name: time.time() + 60 for name in "xyz"})
-    ours = gates(shared, store_limits={"a": StoreLimits(concurrency=8)})
-    with ours.enter("a", Job()):
-        assert ours._share == 1 / 4
+    ours = admission(shared, store_limits={"a": StoreLimits(concurrency=8)})
+    read(limited(ours))
+    assert ours._share == 1 / 4
 
 
-# Bytes a second
+# Bandwidth
 
 
 def spend(url: str, total: int, limit: int, together: "multiprocessing.synchronize.Barrier") -> None:
-    pace = BandwidthLimit(SharedRedis(lambda: Redis.from_url(url)))
+    bandwidth = BandwidthLimit(SharedRedis(lambda: Redis.from_url(url)))
     together.wait(60)
     for _ in range(total // 10_000):
-        pace.pay("s", 10_000, limit=limit, alone=1024, waiting=lambda: None)
+        bandwidth.take("s", 10_000, limit=limit, local_limit=1024, waiting=lambda: None)
 
 
 def test_all_processes_together_keep_to_the_bytes_per_second(url):
@@ -240,30 +315,30 @@ def test_all_processes_together_keep_to_the_bytes_per_second(url):
 def test_without_redis_bytes_keep_to_the_share(alone):
     """Redis cannot be asked: a process moves its share of the bytes a second, and goes on moving."""
     begun = time.monotonic()
-    BandwidthLimit(alone).pay("s", 300_000, limit=1_000_000, alone=200_000, waiting=lambda: None)
+    BandwidthLimit(alone).take("s", 300_000, limit=1_000_000, local_limit=200_000, waiting=lambda: None)
     assert time.monotonic() - begun > 0.4
 
 
-def test_a_job_that_waits_for_its_bytes_is_stopped_like_any_other(shared, gates):
-    """A cancelled job does not wait out its turn: it ends at the next look."""
-    ours = gates(shared, store_limits={"a": StoreLimits(bytes_per_second="1KiB")})
+def test_a_job_that_waits_for_its_bytes_is_stopped_like_any_other(shared, admission):
+    """A cancelled job does not wait out its turn: it ends at the next poll."""
+    ours = admission(shared, store_limits={"a": StoreLimits(bytes_per_second="1KiB")})
     job = Job()
     threading.Timer(0.2, setattr, (job, "stop", True)).start()
-    with ours.enter("a", job) as gate, pytest.raises(Cancelled):
-        gate.advance(1 << 20)  # would take 17 minutes
+    with pytest.raises(Cancelled):
+        write(limited(ours, job=job), io.BytesIO(bytes(1 << 20)))  # would take 17 minutes
 
 
 # The breaker
 
 
 @pytest.fixture(params=["shared", "alone"])
-def marks(request) -> Counters:
+def counters(request) -> Counters:
     return Counters(request.getfixturevalue(request.param))
 
 
-def breaker(marks: Counters, **settings: object) -> CircuitBreaker:
+def breaker(counters: Counters, **settings: object) -> CircuitBreaker:
     given = {"failures": 3, "within": "60s", "open": "60s", "open_max": "200s", **settings}
-    return CircuitBreaker("s", marks, BreakerSettings(**given))
+    return CircuitBreaker("s", counters, BreakerSettings(**given))
 
 
 def fails() -> None:
@@ -272,58 +347,58 @@ def fails() -> None:
 
 def seconds_open(tested: CircuitBreaker) -> float:
     with pytest.raises(Snooze) as error:
-        tested.check(lambda: pytest.fail("it was tried out while it was to be left alone"))
-    assert error.value.seconds > tested.left()  # nobody comes back before it is over
-    return tested.left()
+        tested.check(lambda: pytest.fail("it was probed while its breaker was open"))
+    assert error.value.seconds > tested.seconds_open()  # no job comes back before it is over
+    return tested.seconds_open()
 
 
-def test_failures_in_a_row_open_it_and_it_is_tried_out_before_it_closes(marks):
+def test_failures_in_a_row_open_it_and_a_probe_closes_it(counters):
     """Three failures open it; a probe that fails opens it for twice as long, up to the most; a good one closes it."""
-    tested = breaker(marks)
+    tested = breaker(counters)
     for _ in range(3):
         tested.check(pytest.fail)
-        tested.failed()
+        tested.record_failure()
     assert 40 < seconds_open(tested) <= 60
     for longest in (120, 200):
-        marks.remove("breaker:s:open")  # as if its time were over
+        counters.delete("breaker:s:open")  # as if its time were over
         with pytest.raises(Snooze):
             tested.check(fails)
         assert longest - 20 < seconds_open(tested) <= longest
-    marks.remove("breaker:s:open")
+    counters.delete("breaker:s:open")
     probes: list[int] = []
     tested.check(lambda: probes.append(1))
     tested.check(pytest.fail)
     assert probes == [1]
-    tested.failed()
+    tested.record_failure()
     tested.check(pytest.fail)  # one failure after it closed is one, not the fourth
 
 
-def test_a_success_between_failures_keeps_it_closed(marks):
+def test_a_success_between_failures_keeps_it_closed(counters):
     """Failures that are not in a row open nothing."""
-    tested = breaker(marks)
+    tested = breaker(counters)
     for _ in range(4):
-        tested.failed()
-        tested.failed()
+        tested.record_failure()
+        tested.record_failure()
         assert tested.check(pytest.fail)
-        tested.worked()
+        tested.record_success()
         assert not tested.check(pytest.fail)
 
 
-def test_failures_that_lie_far_apart_open_nothing(marks):
+def test_failures_that_are_far_apart_open_nothing(counters):
     """A failure counts for its time only."""
-    tested = breaker(marks, within="0.2s")
-    tested.failed()
-    tested.failed()
+    tested = breaker(counters, within="0.2s")
+    tested.record_failure()
+    tested.record_failure()
     until(lambda: not tested.check(pytest.fail))
-    tested.failed()
+    tested.record_failure()
     assert tested.check(pytest.fail)
 
 
-def test_a_store_that_answers_no_is_there(marks):
+def test_a_store_that_answers_no_is_there(counters):
     """A probe that is refused for good closes the breaker: the jobs tell what is wrong, waiting would hide it."""
-    tested = breaker(marks, failures=1, open="0.05s")
-    tested.failed()
-    until(lambda: tested.left() == 0)
+    tested = breaker(counters, failures=1, open="0.05s")
+    tested.record_failure()
+    until(lambda: tested.seconds_open() == 0)
 
     def refused() -> None:
         raise AccessDenied("s: no")
@@ -332,13 +407,13 @@ def test_a_store_that_answers_no_is_there(marks):
     tested.check(pytest.fail)
 
 
-def test_exactly_one_of_many_tries_the_store_out(url):
-    """Eight workers that come when the time is over try the store out once; the others come again later."""
+def test_exactly_one_of_many_probes_the_store(url):
+    """Eight workers that ask when the time is over probe the store once; the others are told to wait."""
     breakers = [
         breaker(Counters(SharedRedis(lambda: Redis.from_url(url))), failures=1, open="0.05s") for _ in range(8)
     ]  # each as in a process of its own
-    breakers[0].failed()
-    until(lambda: breakers[0].left() == 0)
+    breakers[0].record_failure()
+    until(lambda: breakers[0].seconds_open() == 0)
     probes: list[int] = []
     together = threading.Barrier(8)
 
@@ -361,72 +436,140 @@ def test_exactly_one_of_many_tries_the_store_out(url):
     assert all(pool_of_them.check(pytest.fail) is False for pool_of_them in breakers)
 
 
-# Whose failure it was
+# What a limited store blames
 
 
-def test_a_failure_is_that_of_the_store_entered_last(shared, gates):
-    """An error that passes both gates of a copy opens the breaker of its own store, and not the other's."""
-    ours = gates(shared, breaker={"failures": 1})
-    with (
-        pytest.raises(Unavailable),
-        ours.enter("a", Job()),
-        ours.enter("b", Job()),
-        ours.enter("a", Job()),
-    ):
-        raise Unavailable("a: away")
-    with ours.enter("b", Job()):
-        pass
-    with pytest.raises(Snooze, match="a: the store keeps failing"), ours.enter("a", Job()):
-        pass
+def test_an_error_of_a_source_counts_against_the_source_and_not_the_target(shared, admission):
+    """A copy whose source fails while it is written opens the breaker of the source; the error names the source."""
+    ours = admission(shared, breaker={"failures": 1})
+    source, target = limited(ours, "a", content=bytes(5000)), limited(ours, "b")
+    with source.read_object("releases", "app") as reader:
+        reader._reader._reader.read = lambda _size: (_ for _ in ()).throw(Unavailable("a: away"))
+        reader._reader._body._source = reader._reader._reader
+        with pytest.raises(Unavailable) as error:
+            write(target, reader)
+    assert error.value.store == "a"
+    write(target)
+    with pytest.raises(Snooze, match="a: the store keeps failing") as snooze:
+        read(source)
+    assert snooze.value.store == "a"
 
 
-def test_what_is_no_failure_of_the_store_opens_nothing(shared, gates):
-    """Somebody else who wrote at the same time, or a job that has to wait, says nothing about the store."""
-    ours = gates(shared, breaker={"failures": 1})
-
-    def overtaken() -> None:
-        try:
-            raise AlreadyExists("a: there")
-        except AlreadyExists as error:
-            raise Unavailable("a: somebody else wrote it") from error
-
-    for failure in (overtaken, lambda: (_ for _ in ()).throw(Snooze("b: wait", 1))):
-        with pytest.raises((TransientError, Snooze)), ours.enter("a", Job()):
-            failure()
-    with ours.enter("a", Job()):
-        pass
+def test_an_error_of_a_target_counts_against_the_target_and_not_the_source(shared, admission):
+    """A copy whose target fails opens the breaker of the target alone."""
+    ours = admission(shared, breaker={"failures": 1})
+    source, target = limited(ours, "a"), limited(ours, "b")
+    with source.read_object("releases", "app") as reader:
+        target.driver.error = Unavailable("b: away")
+        with pytest.raises(Unavailable) as error:
+            write(target, reader)
+    assert error.value.store == "b"
+    assert read(source) == b"release"
+    with pytest.raises(Snooze, match="b: the store keeps failing"):
+        write(target)
 
 
-def test_what_would_be_for_nothing_is_not_begun(shared, gates):
-    """Only when every store turns the job away is it told so beforehand, with the soonest time."""
-    ours = gates(shared, breaker={"failures": 1, "open": "60s"}, store_limits={"b": StoreLimits(concurrency=1)})
-    with pytest.raises(Unavailable), ours.enter("a", Job()):
-        raise Unavailable("a: away")
-    ours.check_any(["a", "b"])
-    with ours.enter("b", Job()), pytest.raises(Snooze, match="b: 1 jobs") as error:
-        ours.check_any(["a", "b"])
-    assert error.value.seconds < 10
-    ours.check_any([])
+OBJECT_ERRORS = [
+    AccessDenied("a: not allowed"),
+    PermanentError("a: the object is archived"),
+    PermanentError("a: the KMS key is disabled"),
+    DigestMismatch("a: other bytes"),
+    NotFound("a: not there"),
+]
 
 
-def test_a_store_that_has_just_let_a_job_in_is_not_asked_beforehand(shared, gates):
-    """One round trip less for each of many small jobs; whether a job may begin is asked all the same."""
-    ours, others = (gates(shared, breaker={"failures": 1, "open": "60s"}) for _ in range(2))
-    with ours.enter("a", Job()):
-        pass
-    with pytest.raises(Unavailable), others.enter("a", Job()):
-        raise Unavailable("a: away")
-    ours.check_any(["a"])
-    with pytest.raises(Snooze, match="a: the store keeps failing"), ours.enter("a", Job()):
-        pass
+@pytest.mark.parametrize("error", OBJECT_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_is_wrong_with_one_object_never_counts_against_its_store(shared, admission, error):
+    """Whichever verb meets it: the breaker stays closed, and the error names the store."""
+    store = limited(admission(shared, breaker={"failures": 1}))
+    for call in (read, write, lambda store: store.stat_object("releases", "app")):
+        fail_with(store, error, call)
+        assert error.store == "a"
+    store.driver.error = error
+    assert store.verify_object("releases", "app", Digest(7, "a" * 64)).verdict in {"unreadable", "missing"}
+    store.driver.error = None
+    assert read(limited(admission(shared, breaker={"failures": 1}))) == b"release"
 
 
-def test_a_store_that_has_just_failed_is_asked_beforehand(shared, gates):
-    """A failure of this process's own ends the trust in what went before, and places are always counted."""
-    ours = gates(shared, breaker={"failures": 1, "open": "60s"}, store_limits={"b": StoreLimits(concurrency=1)})
-    with pytest.raises(Unavailable), ours.enter("a", Job()):
-        raise Unavailable("a: away")
+def test_a_conflict_with_another_writer_never_counts(shared, admission):
+    """An error that may pass, made of one that is about the object, says nothing about the store."""
+    store = limited(admission(shared, breaker={"failures": 1}))
+    conflict = Unavailable("a: another writer wrote it")
+    conflict.__cause__ = AlreadyExists("a: there")
+    fail_with(store, conflict, write)
+    assert read(store) == b"release"
+
+
+def test_a_copy_that_cannot_be_read_counts_if_that_may_pass(shared, admission):
+    """A verification never raises for what it finds; a store that does not answer it fails nevertheless."""
+    store = limited(admission(shared, breaker={"failures": 1}))
+    store.driver.error = Unavailable("a: away")
+    assert store.verify_object("releases", "app", Digest(7, "a" * 64)).verdict == "unreadable"
     with pytest.raises(Snooze, match="a: the store keeps failing"):
-        ours.check_any(["a"])
-    with ours.enter("b", Job()), pytest.raises(Snooze, match="b: 1 jobs"):
-        ours.check_any(["b"])
+        read(store)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        read,
+        write,
+        lambda store: store.verify_object("releases", "app", Digest(7, "a" * 64)),
+        lambda store: store.stat_object("releases", "app"),
+        lambda store: store.delete_object("releases", "app"),
+        lambda store: list(store.list_objects("releases")),
+        lambda store: list(store.iter_stale_uploads()),
+        lambda store: store.quarantine_object("releases", "app", "job"),
+        lambda store: store.copy_object(store, "releases", "app", Digest(7, "a" * 64)),
+    ],
+    ids=["read", "write", "verify", "stat", "delete", "list", "stale", "quarantine", "copy"],
+)
+def test_no_method_asks_a_store_whose_breaker_is_open(shared, admission, call):
+    """Whatever a job calls, it is told to wait, and nothing is sent to the store."""
+    ours = admission(shared, breaker={"failures": 1})
+    ours.record_failure("a")
+    store = limited(ours)
+    with pytest.raises(Snooze, match="a: the store keeps failing"):
+        call(store)
+    assert store.driver.asked == 0
+
+
+def test_a_success_ends_a_row_of_failures_and_a_stat_does_not(shared, admission):
+    """A store that answers stats and takes no bytes opens its breaker; one whose writes succeed again does not."""
+    ours = admission(shared, breaker={"failures": 2})
+    store = limited(ours)
+    for _ in range(3):
+        fail_with(store, Unavailable("a: away"), write)
+        write(store)
+    fail_with(store, Unavailable("a: away"), write)
+    limited(ours).stat_object("releases", "app")
+    fail_with(limited(ours), Unavailable("a: away"), write)
+    with pytest.raises(Snooze):
+        write(store)
+
+
+def test_a_job_is_checked_once_a_second_and_again_after_a_failure(shared, admission, monkeypatch):
+    """Many small objects of one job cost one round trip a second; a failure of the store ends that at once."""
+    ours = admission(shared, breaker={"failures": 2})
+    store, checks, check = limited(ours), [], ours.check
+    monkeypatch.setattr(ours, "check", lambda name: checks.append(name) or check(name))
+    monkeypatch.setattr("worker.limits.limited_store._ADMITTED_FOR", 3600.0)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: read(store), range(100)))
+    assert checks == ["a"]
+    fail_with(store, Unavailable("a: away"))
+    read(store)
+    assert checks == ["a", "a"]
+
+
+def test_work_for_several_stores_begins_if_one_of_them_takes_a_job(shared, admission):
+    """Only when every store turns the job away is it told so beforehand, with the soonest time."""
+    ours = admission(shared, breaker={"failures": 1, "open": "60s"}, store_limits={"b": StoreLimits(concurrency=1)})
+    stores = {name: limited(ours, name) for name in ("a", "b")}
+    bound = LimitedStores({name: store._store for name, store in stores.items()}, ours, Job())
+    ours.record_failure("a")
+    bound.check_any(["a", "b"])
+    with limited(ours, "b", Job("other")).slot(), pytest.raises(Snooze, match="b: 1 jobs") as error:
+        bound.check_any(["a", "b"])
+    assert error.value.seconds < 10
+    bound.check_any([])

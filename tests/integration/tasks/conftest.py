@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from worker import clock
 from worker.catalogue import Leased
-from worker.context import Context
+from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
 from worker.settings.sections import SourceSettings
@@ -21,7 +21,7 @@ STORES = ("primary", "dr", "cold")
 
 
 class NullReporter:
-    """The outside of a job that nobody watches."""
+    """Takes the progress of a job; `stop` cancels it."""
 
     def __init__(self) -> None:
         self.reports: list[Progress] = []
@@ -36,7 +36,7 @@ class NullReporter:
 
 class Run(Protocol):
     def __call__(
-        self, work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: NullReporter = ...
+        self, work: Callable[[Any, JobContext, RunningJob], Any], request: Any, *, outside: NullReporter = ...
     ) -> Any: ...
 
 
@@ -77,7 +77,7 @@ def run(context: Context) -> Run:
     """Run a verb as the ledger would hand it out."""
 
     def run(
-        work: Callable[[Any, Context, RunningJob], Any], request: Any, *, outside: NullReporter | None = None
+        work: Callable[[Any, JobContext, RunningJob], Any], request: Any, *, outside: NullReporter | None = None
     ) -> Any:
         jobs, lease = context.catalogue.ledger, context.settings.jobs.lease
         begun = jobs.acquire(
@@ -92,7 +92,7 @@ def run(context: Context) -> Run:
         )
         assert isinstance(begun, Leased)
         with RunningJob(begun.record, jobs, context.settings.jobs, outside or NullReporter()) as job:
-            return work(request, context, job)
+            return work(request, context.for_job(job), job)
 
     return run
 

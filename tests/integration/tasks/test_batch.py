@@ -1,7 +1,6 @@
 """A batch works in steps: a death at any point leaves nothing out and does nothing twice."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -131,7 +130,7 @@ class Driver:
         return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, self.outside)
 
     def _fenced(self, job: RunningJob) -> Context:
-        return replace(self.context, catalogue=self.context.catalogue.fenced(job.id, job.fence))
+        return self.context.for_job(job)
 
     def _end(self, job: RunningJob, state: JobState, **how: Any) -> None:
         self.context.catalogue.ledger.finish(job.id, job.fence, state, now=clock.now(), **how)

@@ -8,6 +8,8 @@ from tasks.delete import LastCopy, delete
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
+from worker.catalogue import Scope
+from worker.limits.snooze import Paused
 from worker.storage import Digest
 from worker.storage.errors import NotFound, Unavailable
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
@@ -68,6 +70,16 @@ def test_a_copy_that_its_store_does_not_have_does_not_count(run, stored):
     stored("dr").unlink()
     with pytest.raises(LastCopy):
         run(delete, request("primary"))
+
+
+def test_a_paused_store_is_not_asked_whether_it_has_the_copy_that_would_remain(run, context, stored):
+    """While the store of the copy that would remain is paused the job waits, and deletes nothing on its word."""
+    context.catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=clock.now())
+    with pytest.raises(Paused, match="dr: the store is paused"):
+        run(delete, request("primary"))
+    assert stored("primary").exists()
+    context.catalogue.pauses.end(Scope.STORE, "dr")
+    assert [copy.outcome for copy in run(delete, request("primary")).copies] == ["deleted"]
 
 
 def test_everywhere_is_everywhere(run, stored):

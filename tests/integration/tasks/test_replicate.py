@@ -121,7 +121,7 @@ def reread(context: Context) -> Context:
 @pytest.mark.usefixtures("uploaded")
 def test_a_replica_is_read_back_where_the_settings_ask_for_it(run, reread):
     """With `proof: reread` the new copy has been verified by the time its job is done."""
-    run(lambda r, _c, job: replicate(r, reread, job), request("cold"))
+    run(lambda r, _c, job: replicate(r, reread.for_job(job), job), request("cold"))
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "verified"
 
@@ -139,6 +139,6 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_out(run, reread, 
 
     monkeypatch.setattr(store, "write_object", write_and_rot)
     with pytest.raises(ReadBackMismatch, match=r"cold: releases/app\.tgz .* corrupt"):
-        run(lambda r, _c, job: replicate(r, reread, job), request("cold"))
+        run(lambda r, _c, job: replicate(r, reread.for_job(job), job), request("cold"))
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "corrupt"

@@ -212,7 +212,7 @@ def test_it_can_be_switched_off(run, context: Context, line: Line):
     """Without `replication.server_side` the bytes pass through us, hashed on the way."""
     off = ReplicationSettings(server_side=False)
     streaming = dataclasses.replace(context, settings=context.settings.model_copy(update={"replication": off}))
-    run(lambda request, _context, job: replicate(request, streaming, job), TO_FAR)
+    run(lambda request, _context, job: replicate(request, streaming.for_job(job), job), TO_FAR)
     assert "near" in line.downloads
     assert content(context, "far") == CONTENT
     assert state(context, "far").state == "stored"
@@ -295,7 +295,7 @@ def test_between_two_endpoints_the_bytes_pass_through_us(run, context: Context, 
         elsewhere = line.configs(request, other.endpoint)["far"]
         stores = context.settings.stores | {"far": elsewhere}
         apart = Context.open(context.settings.model_copy(update={"stores": stores}))
-        run(lambda asked, _context, job: replicate(asked, apart, job), TO_FAR)
+        run(lambda asked, _context, job: replicate(asked, apart.for_job(job), job), TO_FAR)
         assert (line.copies, line.downloads) == ([], ["near"])
         assert content(apart, "far") == CONTENT
         apart.close()
@@ -380,7 +380,7 @@ def test_a_store_that_copies_nothing_is_found_out(run, source, context: Context,
         stores[name] = targets.s3_config(rclone, bucket=real, conditional_writes=True)  # which is not true
     lying = Context.open(context.settings.model_copy(update={"stores": stores}))
     run(
-        lambda asked, _context, job: upload(asked, lying, job),
+        lambda asked, _context, job: upload(asked, lying.for_job(job), job),
         UploadRequest(**PLACE, source=source(CONTENT), stores=("near",)),
     )
     made = lying.stores["far"].copy_object
@@ -395,7 +395,7 @@ def test_a_store_that_copies_nothing_is_found_out(run, source, context: Context,
             raise
 
     lying.stores["far"].copy_object = watched  # type: ignore[method-assign]
-    run(lambda asked, _context, job: replicate(asked, lying, job), TO_FAR)
+    run(lambda asked, _context, job: replicate(asked, lying.for_job(job), job), TO_FAR)
     assert ["the store copied 0 bytes of 200000" in message for message in refused] == [True]
     assert content(lying, "far") == CONTENT
     lying.close()

@@ -237,7 +237,7 @@ def with_host(context: Context, host: str) -> Context:
 
 def test_a_configured_host_can_be_uploaded_from(run, with_host, host, stored):
     """The body of a URL of a configured host becomes the artifact, and no spool file stays."""
-    result = run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/app.tgz"))
+    result = run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/app.tgz"))
     assert result.sha256 == sha256(Host.body)
     assert stored("dr").read_bytes() == Host.body
     assert not list(with_host.settings.spool_dir.iterdir())
@@ -246,7 +246,7 @@ def test_a_configured_host_can_be_uploaded_from(run, with_host, host, stored):
 def test_a_host_leads_only_to_configured_hosts(run, with_host, host):
     """A redirect to a host that is not configured is refused, and so is a host that is not configured itself."""
     with pytest.raises(SourceRefused, match=r"127\.0\.0\.2"):
-        run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/away"))
+        run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/away"))
     with pytest.raises(SourceRefused, match=r"sources\.hosts"):
         run(upload, request(f"{host}/app.tgz"))
 
@@ -254,10 +254,10 @@ def test_a_host_leads_only_to_configured_hosts(run, with_host, host):
 def test_a_host_that_is_busy_or_breaks_off_may_be_asked_again(run, with_host, host, stored):
     """A throttled answer carries its wish for a pause, a body that is cut off is a passing fault; nothing is stored."""
     with pytest.raises(TransientError) as busy:
-        run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/busy"))
+        run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/busy"))
     assert busy.value.retry_after == 17
     with pytest.raises(Unavailable):
-        run(lambda r, _c, job: upload(r, with_host, job), request(f"{host}/cut"))
+        run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/cut"))
     assert not stored("primary").exists()
 
 
@@ -278,14 +278,14 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
     cloud = dataclasses.replace(context, stores=Stores({"cloud": config}))
     for key, content in (("small", b"x"), ("large", bytes(config.part_size + 1))):
         wish = request(source(content), key, stores=("cloud",), storage_classes={"cloud": "STANDARD_IA"})
-        run(lambda r, _c, job: upload(r, cloud, job), wish)
+        run(lambda r, _c, job: upload(r, cloud.for_job(job), job), wish)
         assert client.head_object(Bucket=config.bucket, Key=f"releases/{key}")["StorageClass"] == "STANDARD_IA"
     cloud.stores.close()
     client.close()
 
 
 def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monkeypatch):
-    """Foreign bytes that nobody can read now may be anything: the upload fails in passing and leaves them alone."""
+    """Foreign bytes that cannot be read now may be anything: the upload fails with a transient error and keeps them."""
     stored("primary").parent.mkdir(parents=True)
     stored("primary").write_bytes(b"somebody's only copy")
     driver = context.stores["primary"]._driver
@@ -297,6 +297,6 @@ def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monke
         return reader
 
     monkeypatch.setattr(driver, "open", read_badly)
-    with pytest.raises(Unavailable, match="cannot be read, so it stays"):
+    with pytest.raises(Unavailable, match="cannot be read and is kept"):
         run(upload, request(source(b"another release now!"), stores=("primary",)))
     assert stored("primary").read_bytes() == b"somebody's only copy"

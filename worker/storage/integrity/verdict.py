@@ -1,9 +1,10 @@
 """Judge what reading a copy has shown."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from worker.storage.driver import Digest, ObjectReader, ObjectStat
+from worker.storage.errors import StorageError
 from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader, drain
 
 
@@ -34,6 +35,8 @@ class Verification:
     sha256: str | None = None
     version: str | None = None
     detail: str | None = None
+    error: StorageError | None = field(default=None, compare=False, repr=False)
+    """Why an `unreadable` object could not be read."""
 
 
 def stored_digest(stat: ObjectStat) -> Digest | None:

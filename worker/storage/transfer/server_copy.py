@@ -21,13 +21,18 @@ def copy_server_side(
         AlreadyExists: an object is at the destination.
         PreconditionFailed: the original was overwritten or deleted meanwhile.
         SizeMismatch: the original or the copy has not the announced size; nothing is left of the copy.
+        StorageError: its `store` is set if it is about the source.
     """
     realm = target.capabilities.realm
     if realm is None or realm != source.capabilities.realm or not info.size:
         return None
-    found = source.stat(bucket, key)
-    if found.size != info.size:
-        raise SizeMismatch(f"{source.name}: {bucket}/{key} has {found.size} bytes, recorded are {info.size}")
+    try:
+        found = source.stat(bucket, key)
+        if found.size != info.size:
+            raise SizeMismatch(f"{source.name}: {bucket}/{key} has {found.size} bytes, recorded are {info.size}")
+    except StorageError as error:
+        error.store = source.name
+        raise
     try:
         original = cast("CopyDriver", source).location(bucket, key)
         made = cast("CopyDriver", target).copy_from(original, found, info, between=between)
@@ -35,6 +40,7 @@ def copy_server_side(
         raise
     except StorageError as error:
         if change := _change(source, found):
+            change.store = source.name
             raise change from error
         raise
     if made.size != info.size:

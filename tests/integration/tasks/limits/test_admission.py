@@ -1,4 +1,4 @@
-"""What a store that fails or is busy costs its own jobs, and nobody else."""
+"""What a store that fails or is busy costs its own jobs, and no other."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,14 +13,15 @@ from tasks.upload import upload
 from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
 from tests.servers.proxy import Fault, FaultyProxy, Request, Say
+from worker import clock
 from worker.context import Context
-from worker.jobs.running_job import Snooze
-from worker.limits import admission
 from worker.limits.admission import Admission
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.shared_redis import SharedRedis
+from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.sections import BreakerSettings, StoreLimits
+from worker.storage import Digest
 from worker.storage.errors import TransientError
 from worker.storage.probe import probe
 from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest
@@ -41,17 +42,17 @@ class FaultInjector:
 
 
 @pytest.fixture
-def weather() -> FaultInjector:
+def injector() -> FaultInjector:
     return FaultInjector()
 
 
 @pytest.fixture
-def settings(settings: Settings, ministack, weather, monkeypatch) -> Iterator[Settings]:
+def settings(settings: Settings, ministack, injector, monkeypatch) -> Iterator[Settings]:
     """Put a store in the cloud, through the proxy, beside a directory."""
     monkeypatch.setattr("worker.storage.s3.providers.ATTEMPTS", 1)  # the SDK's own patience is not asked here
     config = s3_config(ministack)
     make_s3_bucket(ministack, config.bucket)
-    with FaultyProxy(ministack.port, weather) as proxy:
+    with FaultyProxy(ministack.port, injector) as proxy:
         stores = {
             "primary": settings.stores["primary"],
             "cloud": config.model_copy(update={"endpoint": proxy.endpoint}),
@@ -73,47 +74,46 @@ def context(context: Context, redis: Redis) -> Context:
 
 
 def with_settings(context: Context, settings: Settings, redis: Redis) -> Context:
-    gates = Admission(settings, lambda name: probe(context.stores[name]), SharedRedis(lambda: redis))
-    return dataclasses.replace(context, settings=settings, gates=gates)
+    admission = Admission(settings, lambda name: probe(context.stores[name]), SharedRedis(lambda: redis))
+    return dataclasses.replace(context, settings=settings, admission=admission)
 
 
 def calm(redis: Redis) -> None:
-    """Let the time for which the store is left alone be over."""
+    """Let the time for which the breaker is open be over."""
     assert redis.delete("zot-artifacts:breaker:cloud:open") == 1
 
 
-def test_a_storm_opens_the_breaker_and_the_other_store_goes_on(run, context, redis, weather, source):
-    """A store that answers 503 and 429 is left alone after two jobs; the others' copies are made, and it recovers."""
+def test_a_storm_opens_the_breaker_and_the_other_store_goes_on(run, context, redis, injector, source):
+    """A store that answers 503 and 429 is not asked after two jobs; the others' copies are made, and it recovers."""
     wish = [UploadRequest(source=source(b"release", f"{n}"), bucket="releases", key=f"{n}") for n in range(4)]
-    weather.storm = True
+    injector.storm = True
     for n in range(2):
         with pytest.raises(TransientError):
             run(upload, wish[n])
-    asked = weather.asked
+    asked = injector.asked
     for n in (2, 3):
         with pytest.raises(Snooze, match="cloud: the store keeps failing"):
             run(upload, wish[n])
-    assert weather.asked == asked
+    assert injector.asked == asked
     assert all(context.stores["primary"].object_exists("releases", f"{n}") for n in range(4))
     calm(redis)
     with pytest.raises(Snooze):
         run(upload, wish[3])  # its probe fails
-    asked = weather.asked
+    asked = injector.asked
     with pytest.raises(Snooze):
         run(upload, wish[2])
-    assert weather.asked == asked
+    assert injector.asked == asked
     calm(redis)
-    weather.storm = False
+    injector.storm = False
     for n in range(4):
         assert [copy.outcome for copy in run(upload, wish[n]).copies] == ["already_there", "stored"]
 
 
-def test_every_verb_leaves_an_open_store_alone(run, context, redis, weather, source, monkeypatch):
-    """While a store is left alone no verb sends it a request or reads a source for it; the other store is served."""
-    monkeypatch.setattr(admission, "_JUST_NOW", 0)  # what it was like a second ago is taken for what it is like
+def test_no_verb_asks_a_store_whose_breaker_is_open(run, context, redis, injector, source):
+    """While its circuit breaker is open no verb asks a store or reads a source for it; the other is served."""
     run(upload, UploadRequest(source=source(b"release"), bucket="releases", key="app"))
     redis.set("zot-artifacts:breaker:cloud:open", 1, px=300_000)
-    asked = weather.asked
+    asked = injector.asked
     for verb, wish in (
         (verify, VerifyRequest(bucket="releases", key="app", stores=("cloud",))),
         (replicate, ReplicateRequest(bucket="releases", key="app", to=("cloud",))),
@@ -123,10 +123,10 @@ def test_every_verb_leaves_an_open_store_alone(run, context, redis, weather, sou
         with pytest.raises(Snooze, match="cloud"):
             run(verb, wish)
     assert run(verify, VerifyRequest(bucket="releases", key="app", stores=("primary",))).good
-    assert weather.asked == asked
+    assert injector.asked == asked
 
 
-def test_a_copy_is_not_read_again_while_the_job_waits_for_another_store(run, context, redis, weather, source, stored):
+def test_a_copy_is_not_read_again_while_the_job_waits_for_another_store(run, context, redis, injector, source, stored):
     """A verification that has to wait for one store keeps the verdicts on the others."""
     run(upload, UploadRequest(source=source(b"release"), bucket="releases", key="app"))
     redis.set("zot-artifacts:breaker:cloud:open", 1, px=300_000)
@@ -153,11 +153,11 @@ def test_a_store_that_is_busy_keeps_its_jobs_waiting_and_no_other(run, context, 
     limits = {"cloud": StoreLimits(concurrency=1)}
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
     wish = UploadRequest(source=source(b"release"), bucket="releases", key="app", stores=("cloud", "primary"))
-    with DistributedSemaphore(SharedRedis(lambda: redis), seconds=60).held("cloud", "another", limit=1, alone=1):
-        with pytest.raises(Snooze, match="cloud: 1 jobs are at work"):
-            run(lambda r, _, job: upload(r, limited, job), wish)
+    with DistributedSemaphore(SharedRedis(lambda: redis), seconds=60).acquire("cloud", "other", limit=1, local_limit=1):
+        with pytest.raises(Snooze, match="cloud: 1 jobs use the store"):
+            run(lambda r, _, job: upload(r, limited.for_job(job), job), wish)
         assert limited.stores["primary"].object_exists("releases", "app")
-    placed = run(lambda r, _, job: upload(r, limited, job), wish)
+    placed = run(lambda r, _, job: upload(r, limited.for_job(job), job), wish)
     assert {copy.store: copy.outcome for copy in placed.copies} == {"cloud": "stored", "primary": "already_there"}
     assert redis.zcard("zot-artifacts:places:cloud") == 0
 
@@ -168,9 +168,23 @@ def test_reads_and_writes_count_for_their_stores(run, context, redis, source):
     limits = dict.fromkeys(("primary", "cloud"), StoreLimits(bytes_per_second="1MiB"))
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
     wish = ReplicateRequest(bucket="releases", key="app", to=("cloud",))
-    run(lambda r, _, job: replicate(r, limited, job), wish)
+    run(lambda r, _, job: replicate(r, limited.for_job(job), job), wish)
     paid = {key: int(redis.get(key)) for key in redis.scan_iter("zot-artifacts:bytes:*")}
     assert {name: sum(n for key, n in paid.items() if name in key) for name in (b"primary", b"cloud")} == {
         b"primary": 60_000,
         b"cloud": 60_000,
     }
+
+
+def test_every_read_of_a_verification_is_paid_for(run, context, redis, source, stored):
+    """A copy that is not what it should be is read again, and again as the version that is being written: all count."""
+    run(upload, UploadRequest(source=source(bytes(40_000)), bucket="releases", key="app", stores=("primary",)))
+    stored("primary", "app").write_bytes(b"x" * 40_000)
+    newer = Digest(40_000, "a" * 64)
+    context.catalogue.artifacts.record("releases", "app", newer, {}, clock.now(), stores=["primary"])
+    limits = {"primary": StoreLimits(bytes_per_second="1MiB")}
+    limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
+    wish = VerifyRequest(bucket="releases", key="app", stores=("primary",), version=1)
+    run(lambda r, _, job: verify(r, limited.for_job(job), job), wish)
+    paid = [int(redis.get(key)) for key in redis.scan_iter("zot-artifacts:bytes:*")]
+    assert sum(paid) == 3 * 40_000

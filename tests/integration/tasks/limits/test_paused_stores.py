@@ -7,14 +7,14 @@ import pytest
 from tasks.adopt import adopt
 from tasks.delete import delete
 from tasks.replicate import replicate
-from tasks.sweeps.cleanup import sweep_leftovers
+from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.sweeps.probe import sweep_probe
 from tasks.sweeps.verify import sweep_verify
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
 from worker.catalogue import Scope
-from worker.limits.pauses import Paused
+from worker.limits.snooze import Paused
 from zot_artifact_client.contract import (
     AdoptRequest,
     DeleteRequest,
@@ -89,7 +89,7 @@ def test_sweeps_leave_paused_stores_out(run, context, source, pause):
     pause("dr")
     assert set(run(sweep_verify, SweepVerifyRequest()).claimed) == {"primary", "cold"}
     assert set(run(sweep_probe, SweepProbeRequest()).probed) == {"primary", "cold"}
-    assert set(run(sweep_leftovers, SweepLeftoversRequest()).removed) == {"primary", "cold"}
+    assert set(run(sweep_cleanup, SweepLeftoversRequest()).removed) == {"primary", "cold"}
 
 
 def test_a_job_waits_with_its_batch(context, pause):
@@ -97,14 +97,14 @@ def test_a_job_waits_with_its_batch(context, pause):
     pause("batch", Scope.JOB)
     for held in (("batch", None), ("child", "batch")):
         with pytest.raises(Paused, match="batch"):
-            context.pausing.check_job(*held)
-    context.pausing.check_job("child", "another")
+            context.pauses.check_job(*held)
+    context.pauses.check_job("child", "another")
 
 
 def test_whoever_waits_looks_again_soon_at_first_and_seldom_later(context, pause):
     """A pause of an hour costs each job a look a minute or so, a short one ends within seconds."""
     pause("dr")
-    assert context.pausing.of_store("dr").seconds <= 3
+    assert context.pauses.of_store("dr").seconds <= 3
     context.catalogue.pauses.end(Scope.STORE, "dr")
     context.catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=clock.now() - timedelta(hours=1))
-    assert 60 <= context.pausing.of_store("dr").seconds <= 90
+    assert 60 <= context.pauses.of_store("dr").seconds <= 90

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from tasks.sweeps.cleanup import sweep_leftovers
+from tasks.sweeps.cleanup import sweep_cleanup
 from tests.conformance.targets import make_s3_bucket, s3_config
 from worker import clock
 from worker.context import Context
@@ -42,14 +42,14 @@ def abandoned(stored):
 
 def test_what_a_dead_writer_left_goes(run, abandoned):
     """A temporary file that nobody writes to any more is removed, and counted for its store."""
-    result = run(sweep_leftovers, EVERYTHING)
+    result = run(sweep_cleanup, EVERYTHING)
     assert not abandoned.exists()
     assert result.removed == {"primary": 1, "dr": 0, "cold": 0}
 
 
 def test_what_is_young_stays(run, context, abandoned):
     """Below the configured age nothing is touched."""
-    run(lambda request, _, job: sweep_leftovers(request, aged(context, timedelta(hours=1)), job), EVERYTHING)
+    run(lambda request, _, job: sweep_cleanup(request, aged(context, timedelta(hours=1)).for_job(job), job), EVERYTHING)
     assert abandoned.exists()
 
 
@@ -63,7 +63,7 @@ def test_a_file_that_is_being_written_stays(run, context, stored):
 
         def read(self, _size):
             if len(self.left) == 1:
-                run(sweep_leftovers, EVERYTHING)
+                run(sweep_cleanup, EVERYTHING)
                 seen.extend(stored("primary").parent.glob(".zot-tmp-*"))
             return self.left.pop(0)
 
@@ -76,7 +76,7 @@ def test_one_store_that_is_away_keeps_no_other_from_being_swept(run, settings, a
     """A store that cannot be swept is an error at the end, after the others had their turn."""
     settings.stores["cold"].root.rmdir()
     with pytest.raises(Unavailable, match="cold"):
-        run(sweep_leftovers, EVERYTHING)
+        run(sweep_cleanup, EVERYTHING)
     assert not abandoned.exists()
 
 
@@ -89,7 +89,7 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
     context.catalogue.ledger.acquire(
         "open", "upload", request, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
     )
-    assert run(sweep_leftovers, EVERYTHING).staged == 1
+    assert run(sweep_cleanup, EVERYTHING).staged == 1
     assert [path.name for path in context.settings.staging_dir.iterdir()] == ["wanted"]
 
 
@@ -119,7 +119,7 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
             "open", "upload", {}, owner="w", holds=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
         )
 
-    result = run(lambda request, _, job: sweep_leftovers(request, cloud, job), EVERYTHING)
+    result = run(lambda request, _, job: sweep_cleanup(request, cloud.for_job(job), job), EVERYTHING)
 
     assert result.removed == {"cloud": 0 if live else 1}
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == int(live)

@@ -34,7 +34,9 @@ def test_a_store_that_ignores_create_if_absent_is_found_out(run, context, rclone
         config = s3_config(rclone, bucket=bucket, conditional_writes=conditional)
         stores = Stores({"cloud": config})
         probed = dataclasses.replace(context, stores=stores)
-        result = run(lambda request, _, job, probed=probed: sweep_probe(request, probed, job), SweepProbeRequest())
+        result = run(
+            lambda request, _, job, probed=probed: sweep_probe(request, probed.for_job(job), job), SweepProbeRequest()
+        )
         stores.close()
         if conditional:
             assert "stores.cloud.conditional_writes: false" in result.faults["cloud"]

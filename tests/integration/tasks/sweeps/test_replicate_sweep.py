@@ -11,7 +11,7 @@ from tasks.upload import upload
 from worker import clock
 from worker.catalogue import Leased
 from worker.context import Context
-from worker.jobs.running_job import Snooze
+from worker.limits.snooze import Snooze
 from worker.settings.sections import PlacementRule
 from zot_artifact_client.contract import (
     DeleteRequest,

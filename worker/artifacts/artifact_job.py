@@ -1,0 +1,224 @@
+"""One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
+
+import logging
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker import clock
+from worker.catalogue import Artifact, Copy, Finding
+from worker.context import JobContext
+from worker.jobs.checkpoint import CopyCheckpoint
+from worker.jobs.running_job import Cancelled, RunningJob
+from worker.limits.limited_store import LimitedReader, LimitedStore
+from worker.settings import Settings
+from worker.storage import Match, ObjectStat, Verdict, Verification
+from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
+from worker.storage.integrity.verifying_reader import Readable
+from zot_artifact_client.contract import PlacedCopy
+
+logger = logging.getLogger(__name__)
+
+BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
+"""Verdicts that say that the copy is not there as it should be."""
+_SOON = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class CopySlot:
+    """Where a copy has to be written, and what is under its key now."""
+
+    store: LimitedStore
+    copy: Copy
+    found: ObjectStat | None
+    quarantine: bool
+    """The bytes under the key may be the last of their kind: they go into quarantine before they are replaced."""
+
+
+class ArtifactJob:
+    """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue."""
+
+    def __init__(self, context: JobContext, job: RunningJob, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.context = context
+        self.job = job
+
+    def inspect(self, store: LimitedStore) -> CopySlot | None:
+        """Return where the copy has to be written; None if the store has it already.
+
+        Bytes are trusted without reading them only if the store says that they are unchanged since we wrote or read
+        them. Anything else under the key is read: it may be a copy that a killed job had finished.
+
+        Raises:
+            Unavailable: what is under the key cannot be read, so it is not replaced.
+            StorageError, Snooze: the store does not answer, or takes no job now.
+        """
+        artifact, artifacts = self.artifact, self.context.catalogue.artifacts
+        copy = artifacts.ensure_copy(artifact, store.name)
+        try:
+            found = store.stat_object(artifact.bucket, artifact.key)
+        except NotFound:
+            return CopySlot(store, copy, None, quarantine=False)
+        if copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size):
+            return None
+        held = artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
+        if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
+            return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
+        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest)
+        if seen.verdict == Verdict.UNREADABLE:  # it may be the very bytes that are wanted
+            raise self._unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
+        if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
+            self._record_copy(store, found)
+            return None
+        return CopySlot(store, copy, found, quarantine=True)
+
+    def write(self, slot: CopySlot, source: Readable, *, storage_class: str | None = None) -> PlacedCopy:
+        """Write the copy. What is under its key is replaced only by bytes that match, and kept in quarantine.
+
+        Raises:
+            IntegrityError: the source is not what was recorded; what was under the key is unchanged.
+            Unavailable: another writer wrote to the key at the same time.
+            StorageError, Snooze: see `LimitedStore.write_object`.
+        """
+        artifact, store, quarantined = self.artifact, slot.store, None
+        if slot.found and slot.quarantine:
+            quarantined = store.quarantine_object(artifact.bucket, artifact.key, self.job.id)
+            logger.warning("%s: what was found at %s is kept at %s", store.name, artifact.path, quarantined)
+        try:
+            stat, _ = store.write_object(
+                artifact.bucket,
+                artifact.key,
+                source,
+                size=artifact.digest.size,
+                sha256=artifact.digest.sha256,
+                metadata=artifact.metadata,
+                storage_class=storage_class,
+                condition=Match(slot.found.version) if slot.found else "create_only",
+                on_bytes=self.job.advance,
+                checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+            )
+        except (AlreadyExists, PreconditionFailed) as error:
+            raise self._conflict(store) from error
+        self._record_copy(store, stat)
+        outcome = "repaired" if slot.copy.state.present else "stored"
+        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined)
+
+    def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
+        """Have the provider copy the artifact to where nothing is, read the copy in full, and record it if it is right.
+
+        Returns None where the provider does not copy, or has copied other bytes, which are then deleted: the bytes have
+        to go through us, and that shows whether the original has rotted. A job that is killed here leaves a copy that
+        is not recorded; its next attempt reads that first.
+
+        Raises:
+            Unavailable: another writer wrote to the key at the same time, or the copy cannot be read.
+            StorageError, Snooze: a bad copy cannot be removed; one of the stores takes no job now.
+        """
+        if slot.found or not self.context.settings.replication.server_side:
+            return None  # what is under the key could be lost to bytes that are not right
+        artifact, store, job = self.artifact, slot.store, self.job
+        where = artifact.bucket, artifact.key
+        try:
+            made = store.copy_object(self.context.stores[origin], *where, artifact.digest, metadata=artifact.metadata)
+        except AlreadyExists as error:
+            raise self._conflict(store) from error
+        except StorageError as error:
+            logger.warning("%s: the provider does not copy %s from %s: %s", store.name, artifact.path, origin, error)
+            return None
+        if made is None:
+            return None
+        job.step(f"reading back from {store.name}")
+        manifest = self.context.catalogue.artifacts.manifest(artifact)
+        try:
+            seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=job.advance)
+        except Cancelled:
+            self._remove(store, made)
+            raise
+        if seen.verdict == Verdict.UNREADABLE:
+            raise self._unavailable(store, f"the copy of {artifact.path} from {origin} cannot be read: {seen.detail}")
+        if seen.verdict != Verdict.VERIFIED:
+            logger.warning("%s: the copy of %s from %s is %s", store.name, artifact.path, origin, seen.verdict)
+            self._remove(store, made)
+            return None
+        if seen.version != made.version:
+            raise self._conflict(store)
+        self._record_copy(store, made)
+        self._record_verdict(slot.copy, seen)
+        return PlacedCopy(store=store.name, outcome="repaired" if slot.copy.state.present else "stored")
+
+    def open(self, copy: Copy) -> LimitedReader:
+        """Open a copy to be read once; its end raises IntegrityError if the bytes are not what was recorded."""
+        artifact = self.artifact
+        return self.context.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
+
+    def verify(self, copy: Copy) -> Verification | None:
+        """Read all bytes of a copy, record the verdict and return it; None if the copy has been replaced meanwhile.
+
+        One bad read makes a copy suspect. The verdict is bad if a second, independent read confirms it.
+
+        Raises:
+            Snooze: the store takes no job now; nothing is recorded.
+        """
+        artifact, store, job = self.artifact, self.context.stores[copy.store], self.job
+        where = artifact.bucket, artifact.key
+        manifest = self.context.catalogue.artifacts.manifest(artifact)
+        with store.slot():
+            seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=job.advance)
+            if seen.verdict in BAD:
+                logger.warning("%s: %s is suspect (%s), reading it again", store.name, artifact.path, seen.verdict)
+                seen = store.verify_object(*where, artifact.digest)
+            if seen.verdict in BAD and self._replaced(copy):
+                return None
+        self._record_verdict(copy, seen)
+        return seen
+
+    def _replaced(self, copy: Copy) -> bool:
+        """Return whether another version was written over the copy, by a job that has not recorded it yet."""
+        artifacts = self.context.catalogue.artifacts
+        known = artifacts.copies(self.artifact).get(copy.store)
+        if known is None or not known.state.present:
+            return True
+        store = self.context.stores[copy.store]
+        return any(
+            store.verify_object(other.bucket, other.key, other.digest).verdict == Verdict.VERIFIED
+            for other in artifacts.unfinished_versions(copy.store, self.artifact.bucket, self.artifact.key)
+        )
+
+    def _remove(self, store: LimitedStore, made: ObjectStat) -> None:
+        """Delete a copy that is not to stay, and nothing that another writer wrote."""
+        try:
+            store.delete_object(self.artifact.bucket, self.artifact.key, condition=Match(made.version))
+        except PreconditionFailed as error:
+            raise self._conflict(store) from error
+
+    def _conflict(self, store: LimitedStore) -> Unavailable:
+        return self._unavailable(store, f"another writer wrote {self.artifact.path} at the same time")
+
+    @staticmethod
+    def _unavailable(store: LimitedStore, reason: str) -> Unavailable:
+        error = Unavailable(f"{store.name}: {reason}")
+        error.store = store.name
+        return error
+
+    def _record_copy(self, store: LimitedStore, stat: ObjectStat) -> None:
+        now = clock.now()
+        due = first_verification(self.context.settings, store.name, now)
+        self.context.catalogue.artifacts.finish_copy(
+            self.artifact, store.name, tag=stat.version, evidence=stat.storage_tags, due=due, now=now
+        )
+
+    def _record_verdict(self, copy: Copy, seen: Verification) -> None:
+        now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
+        if seen.verdict == Verdict.UNREADABLE:
+            due = now + min(_SOON, period / 10)
+        else:
+            due = now + period * random.uniform(0.75, 0.95)  # noqa: S311 - no secret
+        finding = Finding(self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
+        self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, due=due)
+        if seen.verdict != Verdict.VERIFIED:
+            logger.error("%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)
+
+
+def first_verification(settings: Settings, store: str, now: datetime) -> datetime:
+    """Return when a new copy is verified for the first time: at random in the period, so that copies do not bunch."""
+    return now + settings.sweep.verify.period_of(store) * random.uniform(0.05, 0.95)  # noqa: S311 - no secret

@@ -1,0 +1,364 @@
+"""A store as a running job uses it: every call is admitted, metered and blamed on the right store."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, Self
+
+from worker.limits.admission import Admission
+from worker.limits.concurrency import Slot
+from worker.limits.snooze import Snooze
+from worker.storage import (
+    Capabilities,
+    Condition,
+    Digest,
+    ListedObject,
+    Match,
+    ObjectStat,
+    StaleUpload,
+    Store,
+    Verification,
+)
+from worker.storage.errors import PermanentError, StorageError, TransientError
+from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
+from worker.storage.registry import Stores
+from worker.storage.transfer.multipart import Checkpoint
+
+_ADMITTED_FOR = 1.0
+"""Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
+
+
+class Job(Protocol):
+    """What the limits need of a running job."""
+
+    id: str
+    fence: int
+
+    def heartbeat(self, _count: int = 0) -> None:
+        """Return if the job may go on; raise what stops it otherwise."""
+        ...
+
+
+class LimitedStore:
+    """One store for one job, and for all threads of that job.
+
+    Each method is that of `Store` with the same name. In addition:
+
+    - Before the store is asked, the pause and the circuit breaker are checked, at most once a second.
+    - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the
+      number of its transfers, and within its bandwidth. `on_bytes` is told of each piece, by default the job's
+      `heartbeat`; what it raises ends the transfer.
+    - A StorageError has the name of the store that it is about in `store`. A transient one counts against the
+      circuit breaker of that store and of no other. What is wrong with one object never counts.
+
+    Raises:
+        Snooze: from any method: the store is paused, its breaker is open, or its slots are all taken. The store
+            was not asked. `store` names it.
+    """
+
+    def __init__(self, store: Store, admission: Admission, job: Job) -> None:
+        self.name = store.name
+        self._store = store
+        self._admission = admission
+        self._job = job
+        self._lock = threading.RLock()
+        self._admitted_until = 0.0
+        self._failing = False
+        """Failures of the store are being counted, so a success has to be recorded."""
+        self._slot: Slot | None = None
+        self._transfers = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._store.capabilities
+
+    # Metadata
+
+    def stat_object(self, bucket: str, key: str) -> ObjectStat:
+        with self._request():
+            return self._store.stat_object(bucket, key)
+
+    def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        with self._request():
+            deleted = self._store.delete_object(bucket, key, condition=condition)
+            self._succeeded()
+            return deleted
+
+    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
+        with self._request():
+            yield from self._store.list_objects(bucket, prefix, after=after)
+
+    def iter_stale_uploads(self) -> Iterator[StaleUpload]:
+        with self._request():
+            yield from self._store.iter_stale_uploads()
+
+    def remove_stale_upload(self, stale: StaleUpload) -> bool:
+        with self._request():
+            return self._store.remove_stale_upload(stale)
+
+    def abort_upload(self, bucket: str, key: str, token: str) -> None:
+        with self._request():
+            self._store.abort_upload(bucket, key, token)
+
+    # Bytes
+
+    def read_object(
+        self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None
+    ) -> "LimitedReader":
+        """Open an object; the concurrency slot is held until the reader is closed."""
+        with ExitStack() as held:
+            metered = held.enter_context(self._transfer(on_bytes))
+            reader = self._store.read_object(bucket, key, expected=expected, on_bytes=metered)
+            held.callback(reader.close)
+            return LimitedReader(self, reader, held.pop_all())
+
+    def write_object(
+        self,
+        bucket: str,
+        key: str,
+        source: Readable,
+        *,
+        size: int | None = None,
+        sha256: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_class: str | None = None,
+        condition: Condition = None,
+        on_bytes: OnBytes | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> tuple[ObjectStat, Digest]:
+        """Write an object; an error of a LimitedReader as `source` leaves as that of its own store."""
+        with self._transfer(on_bytes) as metered:
+            try:
+                written = self._store.write_object(
+                    bucket,
+                    key,
+                    _Source(source) if isinstance(source, LimitedReader) else source,
+                    size=size,
+                    sha256=sha256,
+                    metadata=metadata,
+                    storage_class=storage_class,
+                    condition=condition,
+                    on_bytes=metered,
+                    checkpoint=checkpoint,
+                )
+            except _SourceError as failure:
+                raise failure.error from failure.error.__cause__
+            self._succeeded()
+            return written
+
+    def verify_object(
+        self,
+        bucket: str,
+        key: str,
+        expected: Digest | None = None,
+        *,
+        manifest: Manifest | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Verification:
+        with self._transfer(on_bytes) as metered:
+            seen = self._store.verify_object(bucket, key, expected, manifest=manifest, on_bytes=metered)
+            if seen.error is None:
+                self._succeeded()
+            else:
+                self._blame(seen.error)
+            return seen
+
+    def quarantine_object(self, bucket: str, key: str, label: str) -> str:
+        with self._transfer(None) as metered:
+            return self._store.quarantine_object(bucket, key, label, on_bytes=metered)
+
+    def copy_object(
+        self,
+        origin: "LimitedStore",
+        bucket: str,
+        key: str,
+        expected: Digest,
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectStat | None:
+        """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
+        origin.admit()
+        with self.slot():
+            try:
+                return self._store.copy_object(
+                    origin._store,  # noqa: SLF001 - it is one of us
+                    bucket,
+                    key,
+                    expected,
+                    metadata=metadata,
+                    between=self._job.heartbeat,
+                )
+            except StorageError as error:
+                error.store = error.store or self.name
+                raise
+
+    # Limits
+
+    def admit(self) -> None:
+        """Raise Snooze if the store is paused or its circuit breaker is open."""
+        if time.monotonic() < self._admitted_until:
+            return
+        with self._lock:  # one thread of the job checks for all
+            if time.monotonic() >= self._admitted_until:
+                self._failing = self._admission.check(self.name)
+                self._admitted_until = time.monotonic() + _ADMITTED_FOR
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Admit the job and hold its concurrency slot over several transfers: no other job takes it between them."""
+        self.admit()
+        if not self._admission.has_slots(self.name):
+            yield
+            return
+        with self._lock:
+            if self._transfers == 0:
+                self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}")
+            self._transfers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._transfers -= 1
+                if self._transfers == 0 and self._slot is not None:
+                    self._slot.release()
+                    self._slot = None
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        self.admit()
+        try:
+            yield
+        except StorageError as error:
+            self._blame(error)
+            raise
+
+    @contextmanager
+    def _transfer(self, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
+        """Hold a slot, and yield what is to be told of every piece."""
+        tell = on_bytes or self._job.heartbeat
+
+        def metered(count: int) -> None:
+            if self._slot is not None and self._slot.lost:
+                error = Snooze(f"{self.name}: this job's concurrency slot was given to another job", 1.0)
+                error.store = self.name
+                raise error
+            self._admission.take_bandwidth(self.name, count, self._job.heartbeat)
+            tell(count)
+
+        with self._request(), self.slot():
+            yield metered
+
+    def _blame(self, error: StorageError) -> None:
+        """Name this store in an error that names none yet, and count it if the store is to blame for it."""
+        if error.store is not None:
+            return
+        error.store = self.name
+        # A transient error made of a permanent one, such as a conflict with another writer, is about one object.
+        if isinstance(error, TransientError) and not isinstance(error.__cause__, PermanentError):
+            self._admitted_until = 0.0
+            self._admission.record_failure(self.name)
+
+    def _succeeded(self) -> None:
+        """Forget the store's failures. Called where bytes were moved: a stat may work while nothing else does."""
+        if self._failing:
+            self._failing = False
+            self._admission.record_success(self.name)
+
+
+class LimitedReader:
+    """An object's bytes; see `VerifiedReader`. It has the store's concurrency slot until it is closed."""
+
+    def __init__(self, store: LimitedStore, reader: VerifiedReader, held: ExitStack) -> None:
+        self.verified = reader.verified
+        self._store = store
+        self._reader = reader
+        self._held = held
+
+    @property
+    def stat(self) -> ObjectStat:
+        """Return the stat of the version that is being read."""
+        return self._reader.stat
+
+    def read(self, size: int = BUFFER_SIZE, /) -> bytes:
+        """Return at most `size` bytes, `b""` only at an end that was right; raise IntegrityError otherwise."""
+        try:
+            data = self._reader.read(size)
+        except StorageError as error:
+            self._store._blame(error)  # noqa: SLF001 - they are one thing
+            raise
+        if not data:
+            self._store._succeeded()  # noqa: SLF001
+        return data
+
+    def close(self) -> None:
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class LimitedStores(Mapping[str, LimitedStore]):
+    """The stores as one running job uses them, by name."""
+
+    def __init__(self, stores: Stores, admission: Admission, job: Job) -> None:
+        self._stores = stores
+        self._admission = admission
+        self._job = job
+        self._limited: dict[str, LimitedStore] = {}
+
+    def __getitem__(self, name: str) -> LimitedStore:
+        """Return a store; raise UnknownStore, with the names that are configured, if there is none."""
+        found = self._limited.get(name)
+        if found is None:
+            found = self._limited.setdefault(name, LimitedStore(self._stores[name], self._admission, self._job))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stores)
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def check_any(self, names: Iterable[str]) -> None:
+        """Return if at least one of the stores would take a job now; asked before work that serves all of them.
+
+        Raises:
+            Snooze: none would; the one that is over first.
+        """
+        closed: list[Snooze] = []
+        for name in names:
+            try:
+                self[name].admit()
+                self._admission.check_slot(name)
+            except Snooze as error:
+                closed.append(error)
+            else:
+                return
+        if closed:
+            raise min(closed, key=lambda error: error.seconds)
+
+
+class _SourceError(Exception):
+    """A source failed. Not a StorageError, because drivers and multipart writes take those for the target's."""
+
+    def __init__(self, error: StorageError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Source:
+    """A copy that is read while it is written to another store."""
+
+    def __init__(self, reader: LimitedReader) -> None:
+        self._reader = reader
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._reader.read(size)
+        except StorageError as error:
+            raise _SourceError(error) from error
