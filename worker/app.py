@@ -16,9 +16,9 @@ from worker.jobs import shutdown as draining
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
-from zot_artifact_client.connection import is_rabbitmq, is_redis
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 from zot_artifact_client.contract.queues import queues
+from zot_artifact_client.urls import ServerUrl, parse_result_url, parse_url
 
 TASK_MODULES = (
     "tasks.upload",
@@ -41,10 +41,11 @@ def make_app(settings: Settings) -> Celery:
     """Return the application for these settings. Every option that is not Celery's default has its reason here."""
     for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
         os.environ.pop(variable, None)  # Celery lets them win over what it is told here
+    broker, results = parse_url(settings.broker_url, "broker"), parse_result_url(settings.results_url, "results")
     app = Celery(
         "zot-artifacts",
-        broker=settings.broker_url,
-        backend=settings.results_url,
+        broker=broker.text,
+        backend=results.text,
         include=TASK_MODULES,
         amqp="worker.intake.message_filter:AMQP",  # no message comes in unseen: a malformed one would end the worker
     )
@@ -66,8 +67,8 @@ def make_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
         task_retry_on_worker_lost=True,  # a killed child's job gets another try, after the task's default_retry_delay
         worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
-        broker_transport_options=_transport_options(settings),
-        broker_channel_error_retry=is_rabbitmq(settings.broker_url),  # over a long job it closes the channel: no end
+        broker_transport_options=_transport_options(settings, broker),
+        broker_channel_error_retry=broker.is_rabbitmq,  # over a long job it closes the channel: no end
         visibility_timeout=visibility,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of its broker
@@ -78,12 +79,13 @@ def make_app(settings: Settings) -> Celery:
         result_expires=settings.jobs.result_expires,
         result_extended=True,  # name and arguments beside the result, for Flower and other readers
         result_backend_transport_options={
+            **results.transport_options,
             "visibility_timeout": visibility,
             "retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
         },
         redis_socket_timeout=10,
         redis_socket_connect_timeout=5,
-        redis_socket_keepalive=True,
+        redis_socket_keepalive=not results.is_socket,
         redis_backend_health_check_interval=10,
         # What Flower sees
         task_track_started=True,
@@ -101,9 +103,10 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def _transport_options(settings: Settings) -> dict[str, object]:
-    if is_redis(settings.broker_url):
+def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, object]:
+    if broker.is_redis:
         return {
+            **broker.transport_options,
             # Longer than any job or wait: else Redis hands out a running job again.
             "visibility_timeout": settings.visibility_timeout.total_seconds(),
             "socket_timeout": 10,  # the default waits for ever on a connection that has silently died
@@ -113,7 +116,7 @@ def _transport_options(settings: Settings) -> dict[str, object]:
             "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
             "queue_order_strategy": "priority",  # in the order of task_queues; in turns, every user waits for a sweep
         }
-    if is_rabbitmq(settings.broker_url):
+    if broker.is_rabbitmq:
         return {
             "confirm_publish": True,  # the default takes a message as sent that RabbitMQ has lost
             "read_timeout": 20,  # and then waits for ever for its confirmation

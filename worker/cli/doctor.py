@@ -30,6 +30,7 @@ from worker.storage.probe import PROBE, probe
 from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.urls import parse_result_url, parse_url, redis_client
 
 _LEAST_FREE = 1024**3
 _BEAT_WITHIN = 90.0
@@ -139,7 +140,7 @@ def _broker(settings: Settings) -> Iterator[Check]:
 
 
 def _redis(url: str, name: str) -> Check:
-    with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+    with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
         client.ping()
         try:
             policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
@@ -152,7 +153,7 @@ def _redis(url: str, name: str) -> Check:
 
 def _rabbitmq(url: str, name: str) -> Check:
     try:
-        with Connection(url, connect_timeout=3) as connection:
+        with Connection(parse_url(url, "broker").text, connect_timeout=3) as connection:
             version = connection.connection.server_properties.get("version", "of an unknown version")
     except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
         return Check("broker", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_BROKER")
@@ -160,7 +161,7 @@ def _rabbitmq(url: str, name: str) -> Check:
 
 
 def _result_backend(url: str) -> Check:
-    with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+    with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
         client.ping()
     return Check("result backend", "good", f"{without_credentials(url)} answers")
 
@@ -178,7 +179,9 @@ def _rejected(settings: Settings) -> Iterator[Check]:
 
 def _workers(url: str) -> Check:
     """Check that every queue has a worker: jobs of a queue that is not served wait for ever."""
-    app = Celery("zot-artifacts-doctor", broker=url, set_as_current=False)
+    server = parse_url(url, "broker")
+    app = Celery("zot-artifacts-doctor", broker=server.text, set_as_current=False)
+    app.conf.broker_transport_options = server.transport_options
     try:
         answers = app.control.inspect(timeout=2).active_queues() or {}
     except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
@@ -198,11 +201,18 @@ def _workers(url: str) -> Check:
     return Check("workers", "good", f"{detail}; every queue is served")
 
 
+def _result_app(settings: Settings) -> Celery:
+    server = parse_result_url(settings.results_url, "results")
+    app = Celery("zot-artifacts-doctor", backend=server.text, set_as_current=False)
+    app.conf.result_backend_transport_options = server.transport_options
+    return app
+
+
 def _beat(settings: Settings) -> Check:
     """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
     way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
     try:
-        app = Celery("zot-artifacts-doctor", backend=settings.results_url, set_as_current=False)
+        app = _result_app(settings)
         client = result_backend(app)
         seen = None if client is None else last_tick(client)
     except redis.RedisError as error:
@@ -246,7 +256,7 @@ def _open_breakers(session: Session) -> dict[str, float]:
     """Return the stores whose circuit breaker is open, with the seconds until the next half-open probe."""
     settings = session.settings
     try:
-        app = Celery("zot-artifacts-doctor", backend=settings.results_url, set_as_current=False)
+        app = _result_app(settings)
     except NoBroker:
         return {}
     counters = Counters(SharedRedis(lambda: result_backend(app)))

@@ -12,8 +12,8 @@ from zot_artifact_client.connection import (
     SOCKET_TIMEOUT,
     broker_errors,
     celery_app,
-    is_redis,
 )
+from zot_artifact_client.urls import parse_url
 
 
 @contextmanager
@@ -25,11 +25,14 @@ def open_rejected(settings: Settings) -> Iterator[RejectedMessages | None]:
         BrokerUnavailable: it cannot be reached.
     """
     url = settings.broker_url
-    options = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}
+    server = parse_url(url, "broker")
+    timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT}
+    options = {**timeouts, **RETRY_POLICY, **server.transport_options}
     app = celery_app(settings.results_url)
     try:
-        with broker_errors("broker", url), app.connection_for_read(url, transport_options=options) as connection:
-            channel = connection.default_channel if is_redis(url) else None
+        opened = app.connection_for_read(server.text, transport_options=options)
+        with broker_errors("broker", url), opened as connection:
+            channel = connection.default_channel if server.is_redis else None
             with rejected_messages(channel, app) as refused:
                 yield refused
     finally:

@@ -6,13 +6,14 @@ Sources, the later winning: defaults, the YAML file named by `ZOT_CONFIG`, envir
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import quote
 
 import yaml
-from pydantic import SecretStr, ValidationError, field_validator, model_validator
+from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from worker.settings.original import OriginalRefused, translate
@@ -28,6 +29,8 @@ from worker.settings.sections import (
     SweepSettings,
 )
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from zot_artifact_client.errors import InvalidUrl
+from zot_artifact_client.urls import parse_result_url, parse_url
 
 ENV_PREFIX = "ZOT_"
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
@@ -90,6 +93,21 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return stores
 
+    @field_validator("broker", "results", "catalogue")
+    @classmethod
+    def _url(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Check a URL here, once: each library that reads it has another grammar, and some print the password."""
+        if url is None:
+            return None
+        checks: dict[str | None, Callable[[str, str], object]] = {
+            "broker": parse_url, "results": parse_result_url, "catalogue": _check_catalogue_url,
+        }  # fmt: skip
+        try:
+            checks[info.field_name](url.get_secret_value(), "")
+        except InvalidUrl as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
+        return url
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
@@ -121,11 +139,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _results_are_kept(self) -> "Settings":
-        if (
-            self.results is None
-            and self.broker is not None
-            and "amqp" in self.broker.get_secret_value().partition(":")[0]
-        ):
+        if self.results is None and self.broker is not None and parse_url(self.broker.get_secret_value()).is_rabbitmq:
             msg = "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS) to a redis:// URL"
             raise ValueError(msg)
         return self
@@ -183,7 +197,9 @@ class Settings(BaseSettings):
     @property
     def catalogue_url(self) -> str:
         """Return the catalogue's SQLAlchemy URL, with its password."""
-        return self.catalogue.get_secret_value() if self.catalogue else f"sqlite:///{self.home / 'catalogue.sqlite3'}"
+        if self.catalogue:
+            return self.catalogue.get_secret_value()
+        return f"sqlite:///{quote(str(self.home / 'catalogue.sqlite3'))}"  # a path may have %, ? and # in it
 
     @property
     def broker_file(self) -> Path:
@@ -229,6 +245,18 @@ def _make_once(root: Path, made: Path) -> None:
     if not made.exists():
         root.mkdir(parents=True, exist_ok=True)
         made.touch()
+
+
+def _check_catalogue_url(url: str, setting: str) -> None:
+    """Raise InvalidUrl, which holds no part of the URL, unless it is that of an SQLite or PostgreSQL database."""
+    expected = "sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE is expected"
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise InvalidUrl(f"{setting}: it has no scheme; {expected}")
+    if scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
+        raise InvalidUrl(f"{setting}: it is another kind of database; {expected}")
+    if rest.partition("?")[0].count("@") > 1:
+        raise InvalidUrl(f"{setting}: an @ in the user or password must be written as %40")
 
 
 def load_settings(**overrides: object) -> Settings:

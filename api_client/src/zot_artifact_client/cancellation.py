@@ -1,4 +1,4 @@
-"""Leave the wish that a job ends where every worker finds it: the one that runs it, and the one that looks after it."""
+"""Record that a job is to be cancelled where every worker finds it: the one that runs it, and the one that recovers."""
 
 import time
 from collections.abc import Iterable
@@ -7,26 +7,29 @@ from typing import Any
 from zot_artifact_client.contract import CANCEL_KEY
 
 CANCEL_TTL = 24 * 3600
-"""Seconds for which the wish to cancel is kept: as long as Celery keeps a result."""
+"""Seconds for which a request to cancel is kept: as long as Celery keeps a result."""
 CANCEL_REQUESTS = "zot-artifacts:cancelling"
-"""The Redis sorted set, in the result backend, of the jobs that are to end, each with the second it was asked for.
+"""The Redis sorted set, in the result backend, of the jobs to cancel, each with the second of the request.
 
-The key of a job is for whoever runs it. This is for whoever ends those that wait.
+The worker that runs a job reads the key of that job. The recovery, which ends the waiting ones, reads this set.
 """
+MAX_CANCEL_REQUESTS = 10_000
+"""Entries of the set; beyond them the oldest are dropped. The key of a job is not affected."""
 
 
 def add_requests(client: Any, ids: Iterable[str]) -> None:
-    """Ask, in one round trip, for the end of jobs; asking again is harmless."""
+    """Request in one round trip that jobs are cancelled; idempotent."""
     now = time.time()
     with client.pipeline(transaction=True) as pipeline:
         for id_ in ids:
             pipeline.set(CANCEL_KEY.format(job=id_), "1", ex=CANCEL_TTL)
             pipeline.zadd(CANCEL_REQUESTS, {id_: now})
+        pipeline.zremrangebyrank(CANCEL_REQUESTS, 0, -MAX_CANCEL_REQUESTS - 1)
         pipeline.execute()
 
 
 def withdraw_request(client: Any, id_: str) -> None:
-    """Take the wish back; none is no error."""
+    """Remove the request to cancel a job; without one, do nothing."""
     with client.pipeline(transaction=True) as pipeline:
         pipeline.delete(CANCEL_KEY.format(job=id_))
         pipeline.zrem(CANCEL_REQUESTS, id_)

@@ -1,18 +1,20 @@
-"""The client: the verbs, for one artifact or for many, and a sweep; each is a job."""
+"""The client: one method a verb, for one artifact or for many; each call is a job."""
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, overload
 from uuid import UUID, uuid4, uuid5
 
 from pydantic import ValidationError
 
-from zot_artifact_client.connection import is_redis, without_credentials
+from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
+    BATCH_JOB_ID,
     DELETE,
     JOB_ID,
     MAX_MESSAGE,
@@ -34,17 +36,20 @@ from zot_artifact_client.contract import (
     Verb,
     VerifyResult,
 )
-from zot_artifact_client.errors import ClientError, InvalidRequest
+from zot_artifact_client.errors import ClientError, IdempotencyMismatch, InvalidRequest
+from zot_artifact_client.idempotency import digest_of
 from zot_artifact_client.job import Job
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.publisher import Publisher
 from zot_artifact_client.result_backend import CeleryResultBackend
+from zot_artifact_client.urls import parse_url
 
 IDEMPOTENCY_NAMESPACE = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
-"""The namespace of ids that are made from idempotency keys; another one would be another job for the same key."""
+"""The namespace of ids that are made from idempotency keys; another one would give another job for the same key."""
+_SERVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _ENVELOPE_SIZE = 16 * 1024
-"""Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields for people."""
+"""Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields."""
 
 
 PIPELINE_SIZE = 500
@@ -53,10 +58,10 @@ _BY_REQUEST: dict[type[Message], TaskSpec[Any, Any]] = {spec.request: spec for s
 
 
 class Artifacts(ABC):
-    """What a service can ask of the worker; the type to annotate with where a test puts the in-memory twin.
+    """The requests that a service can send; the type to annotate with where tests use the in-memory client.
 
     Every verb returns at once with a Job. With an `idempotency_key`, sending again gives the same job and does nothing
-    twice; the first request sent under a key is the one that counts. Stores are named by one name or by several.
+    twice; another request under the same key raises IdempotencyMismatch. Stores are named by one name or by several.
     All raise InvalidRequest, naming the field and the rule, and BrokerUnavailable.
     """
 
@@ -214,7 +219,7 @@ class Artifacts(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
 
     def __enter__(self) -> Self:
         return self
@@ -224,22 +229,27 @@ class Artifacts(ABC):
 
 
 class ArtifactClient(Artifacts):
-    """Sends jobs to the worker over its broker; thread-safe, so one for a process is enough.
+    """Sends jobs to the worker over its broker; safe for threads and forks, so one for a program is enough.
 
-    Nothing is connected before the first job. A broker that is away is BrokerUnavailable within seconds.
+    Nothing is connected before the first job. A broker that does not answer is BrokerUnavailable within seconds.
 
     Args:
-        broker_url: as the worker has it: redis://, rediss://, redis+socket://, sentinel://, amqp://, …
-        result_url: where the worker keeps results; by default the broker, if that is Redis or Valkey.
+        broker_url: the worker's: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://.
+        result_url: of the worker's result backend; by default the broker, if that is Redis or Valkey.
+        service: scopes the idempotency keys: services with different names never share a job.
+
+    Raises:
+        ClientError: a URL cannot be used.
     """
 
-    def __init__(self, broker_url: str, result_url: str | None = None) -> None:
-        if result_url is None and not is_redis(broker_url):
+    def __init__(self, broker_url: str, result_url: str | None = None, *, service: str | None = None) -> None:
+        if result_url is None and not parse_url(broker_url).is_redis:
             msg = f"{without_credentials(broker_url)} cannot keep results: give result_url as well"
             raise ClientError(msg)
         self._broker = broker_url
+        self._service = check_service(service)
         self._publisher = Publisher(broker_url)
-        self._results = CeleryResultBackend(result_url or broker_url, self._publisher.revoke)
+        self._results = CeleryResultBackend(result_url or broker_url, self._publisher.revoke, self._publisher.is_queued)
         self._closed = False
 
     def submit(
@@ -251,23 +261,39 @@ class ArtifactClient(Artifacts):
         job_id: str | None = None,
     ) -> Job[ResultT]:
         self._check_open()
-        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
-        self._publisher.send(spec, chosen, payload_of(spec, request))
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        payload = payload_of(spec, request)
+        if idempotency_key is not None:
+            self._check_digests({chosen: digest_of(spec.kind, payload)})
+        self._publisher.send(spec, chosen, payload)
         return Job(chosen, spec, results=self._results)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
         self._check_open()
         jobs: list[Job[Any]] = []
         waiting: list[Outgoing] = []
-        for chosen, spec, request in choose_ids(requests, idempotency_key):
+        for chosen, spec, request in choose_ids(requests, idempotency_key, service=self._service):
             jobs.append(Job(chosen, spec, results=self._results))
             waiting.append(Outgoing(spec.name, chosen, spec.queue.value, payload_of(spec, request)))
             if len(waiting) >= PIPELINE_SIZE:
-                self._publisher.send_all(waiting)
+                self._send_page(waiting, keyed=idempotency_key is not None)
                 waiting = []
         if waiting:
-            self._publisher.send_all(waiting)
+            self._send_page(waiting, keyed=idempotency_key is not None)
         return jobs
+
+    def _send_page(self, page: list[Outgoing], *, keyed: bool) -> None:
+        if keyed:
+            self._check_digests({job.job_id: digest_of(TASKS[job.name].kind, job.payload) for job in page})
+        self._publisher.send_all(page)
+
+    def _check_digests(self, digests: Mapping[str, str]) -> None:
+        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
+        other = self._publisher.mismatches(digests)
+        if other is None:
+            other = self._results.mismatches(digests)
+        if other:
+            raise idempotency_mismatch(other)
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
@@ -287,8 +313,31 @@ class ArtifactClient(Artifacts):
             raise ClientError(msg)
 
 
-def choose_id(spec: TaskSpec[Any, Any], *, idempotency_key: str | None = None, job_id: str | None = None) -> str:
-    """Return the id to send a job under: the caller's, or one of kind and key, or a new one.
+def check_service(service: str | None) -> str | None:
+    """Return the name of a service. Raise InvalidRequest if it is none."""
+    if service is not None and not _SERVICE.fullmatch(service):
+        msg = "service: letters, digits, '.', '_' and '-' are expected, 64 characters at most"
+        raise InvalidRequest(msg)
+    return service
+
+
+def idempotency_mismatch(jobs: Sequence[str]) -> IdempotencyMismatch:
+    """Return the error for idempotency keys that belong to other requests, by the ids of their jobs."""
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return IdempotencyMismatch(
+        f"the idempotency key of job {jobs[0]}{more} belongs to another request: choose another key, or send the same "
+        "request as before"
+    )
+
+
+def choose_id(
+    spec: TaskSpec[Any, Any],
+    *,
+    idempotency_key: str | None = None,
+    job_id: str | None = None,
+    service: str | None = None,
+) -> str:
+    """Return the id to send a job under: the caller's, or one of kind, service and key, or a new one.
 
     Raises:
         InvalidRequest: the caller gave both, or an id that is none.
@@ -297,13 +346,14 @@ def choose_id(spec: TaskSpec[Any, Any], *, idempotency_key: str | None = None, j
         if idempotency_key is not None:
             msg = f"{spec.kind}: give job_id or idempotency_key, not both"
             raise InvalidRequest(msg)
-        return check_id(job_id)
+        return check_own_id(job_id)
     if idempotency_key is None:
         return str(uuid4())
     if not idempotency_key:
         msg = f"{spec.kind}: idempotency_key is empty"
         raise InvalidRequest(msg)
-    return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{spec.kind}:{idempotency_key}"))
+    scope = spec.kind if service is None else f"{spec.kind}@{service}"
+    return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{idempotency_key}"))
 
 
 def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, object]:
@@ -321,7 +371,7 @@ def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, ob
 
 
 def choose_ids(
-    requests: Iterable[Message], idempotency_key: str | None
+    requests: Iterable[Message], idempotency_key: str | None, *, service: str | None = None
 ) -> Iterator[tuple[str, TaskSpec[Any, Any], Message]]:
     """Return each request with its kind and the id to send it under. Raise InvalidRequest."""
     for number, request in enumerate(requests):
@@ -330,13 +380,21 @@ def choose_ids(
             msg = f"requests[{number}]: a {type(request).__name__} is no request"
             raise InvalidRequest(msg)
         key = idempotency_key if not idempotency_key else f"{idempotency_key}/{number}"
-        yield choose_id(spec, idempotency_key=key), spec, request
+        yield choose_id(spec, idempotency_key=key, service=service), spec, request
 
 
 def check_id(job_id: str) -> str:
     """Return a job's id. Raise InvalidRequest if it is none."""
     if not JOB_ID.fullmatch(job_id):
         msg = "job_id: a letter or digit, then letters, digits, '.', '_' and '-', 128 characters at most"
+        raise InvalidRequest(msg)
+    return job_id
+
+
+def check_own_id(job_id: str) -> str:
+    """Return an id that a caller may choose. Raise InvalidRequest if it is none, or has the form of a batch's job."""
+    if BATCH_JOB_ID.fullmatch(check_id(job_id)):
+        msg = "job_id: an id that ends in '.' and 8 digits is that of a batch's own job"
         raise InvalidRequest(msg)
     return job_id
 

@@ -1,9 +1,11 @@
-"""Reach the broker and the result backend within a few seconds, or say which one is out of reach."""
+"""Reach the broker and the result backend within a few seconds, or raise an error that names the one that failed."""
 
+import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from celery import Celery
 from celery.exceptions import BackendError
@@ -11,6 +13,10 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.text import bounded
+from zot_artifact_client.urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
+
+MadeT = TypeVar("MadeT")
 
 CONNECT_TIMEOUT = 2.0
 SOCKET_TIMEOUT = 4.0
@@ -22,25 +28,33 @@ _UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 
 
 def celery_app(backend: str, **settings: Any) -> Celery:
-    """Return a Celery application that leaves the service's own one, and its environment, out of it.
+    """Return a Celery application that is independent of the service's own one and of its environment.
 
-    `backend` goes in as `backend_cls`, because CELERY_RESULT_BACKEND, where a service has it set for itself, wins over
-    every other way.
+    `backend` is the URL of the result backend, or `disabled`. It becomes `backend_cls`, because CELERY_RESULT_BACKEND
+    in the environment of the service wins over every other way.
+
+    Raises:
+        InvalidUrl: the URL cannot be used.
     """
     app = Celery("zot-artifact-client", set_as_current=False)
+    if "://" in backend:
+        server = parse_result_url(backend)
+        backend = server.text
+        options = {**server.transport_options, **settings.get("result_backend_transport_options", {})}
+        settings["result_backend_transport_options"] = options
     app.backend_cls = backend
     app.conf.update(accept_content=["json"], task_serializer="json", result_serializer="json", **settings)
     return app
 
 
 def is_redis(url: str) -> bool:
-    """Return whether a URL is of Redis or Valkey, in any of the ways Celery knows."""
-    return url.startswith(("redis:", "rediss:", "redis+", "sentinel:"))
+    """Return whether a URL is that of a Redis or Valkey."""
+    return url.partition("://")[0].lower() in REDIS_SCHEMES
 
 
 def is_rabbitmq(url: str) -> bool:
-    """Return whether a URL is of RabbitMQ, or of another broker that speaks its AMQP 0-9-1."""
-    return url.startswith(("amqp:", "amqps:", "pyamqp:"))
+    """Return whether a URL is that of RabbitMQ, or of another broker that speaks AMQP 0-9-1."""
+    return url.partition("://")[0].lower() in RABBITMQ_SCHEMES
 
 
 def without_credentials(url: str) -> str:
@@ -56,12 +70,40 @@ def _bare(url: str) -> str:
 
 @contextmanager
 def broker_errors(what: str, url: str) -> Iterator[None]:
-    """Turn every way a connection fails into BrokerUnavailable, naming the place without its credentials."""
+    """Turn every way a connection fails into BrokerUnavailable, naming the server without its credentials."""
     try:
         yield
     except _UNREACHABLE as error:
         silent = isinstance(error, RuntimeError) or not str(error)
         reason = error.__cause__ if silent and error.__cause__ else error
         line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
-        msg = f"{what} {without_credentials(url)} cannot be reached: {line}"
+        msg = f"{what} {without_credentials(url)} cannot be reached: {bounded(line)}"
         raise BrokerUnavailable(msg) from error
+
+
+class PerProcess(Generic[MadeT]):
+    """Makes something once in each process, at its first use, from any thread.
+
+    A pool of connections does not survive a fork: the child would share its sockets with the parent.
+    """
+
+    def __init__(self, make: Callable[[], MadeT]) -> None:
+        self._make = make
+        self._made: tuple[int, MadeT] | None = None
+        self._lock = (os.getpid(), threading.Lock())
+
+    def get(self) -> MadeT:
+        """Return this process's own."""
+        made, process = self._made, os.getpid()
+        if made is not None and made[0] == process:
+            return made[1]
+        if self._lock[0] != process:  # another thread of the parent may have held it at the fork
+            self._lock = (process, threading.Lock())
+        with self._lock[1]:
+            if self._made is None or self._made[0] != process:
+                self._made = (process, self._make())
+            return self._made[1]
+
+    def made(self) -> MadeT | None:
+        """Return this process's own if it has been made, else None."""
+        return self._made[1] if self._made is not None and self._made[0] == os.getpid() else None

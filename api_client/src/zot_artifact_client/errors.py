@@ -1,25 +1,40 @@
 """Say why a job could not be sent, or did not succeed.
 
 ClientError
+├── InvalidUrl            the URL of the broker or result backend cannot be used
 ├── InvalidRequest        the request is not one the worker would accept; nothing was sent
+├── IdempotencyMismatch   the idempotency key belongs to another request; nothing was sent
 ├── BrokerUnavailable     the broker or the result backend cannot be reached
+├── UnknownJob            nothing is known of a job with this id
 ├── WaitTimeout           the job has not ended in the time given; it goes on
 └── JobNotDone            the job has ended without success
     ├── JobFailed         it failed, was refused, or ran out of attempts
-    └── JobCancelled      somebody cancelled it
+    └── JobCancelled      it was cancelled
 """
 
 
 class ClientError(Exception):
-    """Something went wrong between a service and the worker."""
+    """The base of all errors of this package."""
+
+
+class InvalidUrl(ClientError, ValueError):
+    """The URL of the broker or result backend cannot be used."""
 
 
 class InvalidRequest(ClientError):
     """The request is not one the worker would accept; nothing was sent."""
 
 
+class IdempotencyMismatch(ClientError):
+    """The idempotency key belongs to another request; nothing was sent."""
+
+
 class BrokerUnavailable(ClientError):
     """The broker or the result backend cannot be reached."""
+
+
+class UnknownJob(ClientError, LookupError):
+    """Nothing is known of a job: the id is wrong, its result has expired, or another program sent it and it waits."""
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -48,4 +63,4 @@ class JobFailed(JobNotDone):
 
 
 class JobCancelled(JobNotDone):
-    """Somebody cancelled the job."""
+    """The job was cancelled."""

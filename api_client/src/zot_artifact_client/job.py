@@ -1,4 +1,4 @@
-"""A job that was sent: where it stands, and its typed result."""
+"""A job that was sent: its state and its typed result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,17 +7,25 @@ from typing import Any, Generic, Protocol, cast
 from pydantic import ValidationError
 
 from zot_artifact_client.contract import TASKS, JobState, Progress, ResultT, TaskSpec
-from zot_artifact_client.errors import ClientError, JobNotDone
+from zot_artifact_client.errors import ClientError, JobNotDone, UnknownJob
 
 OnProgress = Callable[[Progress], object]
 
 
+def unknown_job(job_id: str) -> UnknownJob:
+    """Return the error for an id of which nothing is known."""
+    return UnknownJob(
+        f"nothing is known of a job {job_id}: the id is wrong, its result has expired, or another program sent it and "
+        "no worker has taken it yet"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known of a job at one moment.
+    """The state of a job at one moment.
 
     Attributes:
-        progress: how far it is, while it runs and has said so.
+        progress: how far it is, while it runs and reports it.
         value: the result as JSON, if it succeeded.
         error: why it did not, if it ended otherwise.
         task: the name of its task, where the worker stores it with the result.
@@ -31,21 +39,24 @@ class Snapshot:
 
 
 class ResultBackend(Protocol):
-    """Where the states and results of jobs are kept."""
+    """Reads the states and results of jobs."""
 
     def snapshot(self, job_id: str) -> Snapshot:
-        """Return what is known of a job now. Raise BrokerUnavailable."""
+        """Return the state of a job now. Raise BrokerUnavailable."""
 
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
-        """Return the snapshot that ends a job. Raise WaitTimeout, BrokerUnavailable, and what `on_progress` raises."""
+        """Return the snapshot of an ended job.
 
-    def cancel(self, job_id: str) -> None:
-        """Ask for the end of a job. Raise BrokerUnavailable."""
+        Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `on_progress` raises.
+        """
+
+    def cancel(self, job_id: str) -> bool:
+        """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[ResultT]):
-    """A job by its id. Any process may make one for an id that it was told: see `ArtifactClient.job`."""
+    """A job by its id. Any process can make one from an id: see `ArtifactClient.job`."""
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
@@ -53,17 +64,17 @@ class Job(Generic[ResultT]):
 
     @property
     def kind(self) -> str | None:
-        """Return `upload`, `verify`, …; None for an id whose kind nobody has told."""
+        """Return `upload`, `verify`, …; None if it was not given."""
         return self.spec.kind if self.spec else None
 
     @property
     def state(self) -> JobState:
-        """Return where the job stands. An id that is unknown, or whose result has expired, looks queued."""
+        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired."""
         return self.results.snapshot(self.id).state
 
     @property
     def progress(self) -> Progress | None:
-        """Return how far a running job is, or None if it does not run or has not said."""
+        """Return how far a running job is, or None if it does not run or has not reported it."""
         return self.results.snapshot(self.id).progress
 
     @property
@@ -72,9 +83,12 @@ class Job(Generic[ResultT]):
 
         Raises:
             JobFailed, JobCancelled: it ended without success.
-            BrokerUnavailable: nobody can tell.
+            UnknownJob: nothing is known of a job with this id.
+            BrokerUnavailable: the result backend cannot be reached.
         """
         snapshot = self.results.snapshot(self.id)
+        if snapshot.state is JobState.UNKNOWN:
+            raise unknown_job(self.id)
         return self._result(snapshot) if snapshot.state.terminal else None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> ResultT:
@@ -87,22 +101,24 @@ class Job(Generic[ResultT]):
         Raises:
             WaitTimeout: it has not ended in time; it goes on.
             JobFailed, JobCancelled: it ended without success.
+            UnknownJob: nothing is known of a job with this id.
             BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
         """
         return self._result(self.results.wait_for_end(self.id, timeout, on_progress))
 
-    def cancel(self) -> None:
-        """Ask for the end of the job: at once if it is queued, at its next piece if it runs, never if it has ended.
+    def cancel(self) -> bool:
+        """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
 
-        Returns before that has happened; `wait` raises JobCancelled when it has.
+        Return False if the job has ended already. Raise UnknownJob if nothing is known of the job; the request is kept
+        for a day nevertheless, in case that another program has sent it.
         """
-        self.results.cancel(self.id)
+        return self.results.cancel(self.id)
 
     def _result(self, snapshot: Snapshot) -> ResultT:
         if snapshot.error is not None:
             raise snapshot.error
         spec = self.spec or TASKS.get(snapshot.task or "")
-        if spec is None:  # the caller did not say the kind either, so it gets the JSON as it is
+        if spec is None:  # the caller did not give the kind either, so it gets the JSON as it is
             return cast("ResultT", snapshot.value)
         try:
             return cast("ResultT", spec.result.read(snapshot.value))

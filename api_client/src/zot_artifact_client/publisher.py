@@ -1,73 +1,124 @@
-"""Send the messages: requests into their queues, and the wish to cancel to all workers."""
+"""Send messages: requests into their queues, and the request to cancel to all workers."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from celery import Celery
 from kombu.pools import ProducerPool
 
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
     SOCKET_TIMEOUT,
+    PerProcess,
     broker_errors,
     celery_app,
-    is_rabbitmq,
-    is_redis,
 )
 from zot_artifact_client.contract import TaskSpec
 from zot_artifact_client.contract.queues import queues
-from zot_artifact_client.outbox import Outgoing, push
+from zot_artifact_client.idempotency import mismatches
+from zot_artifact_client.outbox import MESSAGES, Outgoing, push
+from zot_artifact_client.urls import ServerUrl, parse_url
 
 POOL_SIZE = 10
 """Threads that can send at the same moment; the next one waits."""
 
 
-class Publisher:
-    """The way to the broker. Its application has no result backend.
+class _Pools:
+    """The connections of one process. Its application has no result backend.
 
-    With one, Celery would subscribe to the result before it sends, and hang for as long as the backend is away.
+    With one, Celery would subscribe to the result before it sends, and wait for as long as the backend is unavailable.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._app = celery_app(
+    def __init__(self, server: ServerUrl) -> None:
+        self.app: Celery = celery_app(
             "disabled",
             task_queues=queues(),
             task_create_missing_queues=False,
             task_publish_retry_policy=RETRY_POLICY,
             broker_connection_timeout=CONNECT_TIMEOUT,
-            broker_transport_options=_transport_options(url),
+            broker_transport_options=_transport_options(server),
         )
-        # The URL goes in here and not as a setting, because CELERY_BROKER_URL of a service wins over settings.
-        self._connections = self._app.connection_for_write(url).Pool(limit=POOL_SIZE)
-        self._producers = ProducerPool(self._connections, limit=POOL_SIZE)
+        # The URL is an argument here and no setting, because CELERY_BROKER_URL of a service wins over settings.
+        self.connections = self.app.connection_for_write(server.text).Pool(limit=POOL_SIZE)
+        self.producers = ProducerPool(self.connections, limit=POOL_SIZE)
         # The mailbox's own pool would connect to the URL in the settings; without one it takes the connection given.
-        self._app.control.mailbox.producer_pool = None
+        self.app.control.mailbox.producer_pool = None
+
+    def close(self) -> None:
+        self.producers.force_close_all()
+        self.connections.force_close_all()
+        self.app.close()
+
+
+class Publisher:
+    """The connection to the broker; safe for threads, and made anew in a process that was forked."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._server = parse_url(url)
+        self._pools = PerProcess(lambda: _Pools(self._server))
 
     def send(self, spec: TaskSpec[Any, Any], job_id: str, payload: dict[str, object]) -> None:
         """Send a request under an id. Raise BrokerUnavailable."""
         self.send_all([Outgoing(spec.name, job_id, spec.queue.value, payload)])
 
     def send_all(self, jobs: list[Outgoing]) -> None:
-        """Send jobs, to Redis in one round trip and all or none. Raise BrokerUnavailable: they may have got through."""
-        with broker_errors("broker", self._url):
-            if is_redis(self._url):
-                self._push(jobs)
-            else:
-                self._publish(jobs)
+        """Send jobs, to Redis in one round trip and all or none. Raise BrokerUnavailable: they may have been sent."""
+        if not self._server.is_redis:
+            self._publish(jobs)
+            return
 
-    def _push(self, jobs: list[Outgoing]) -> None:
-        def into(channel: Any) -> None:
-            with channel.conn_or_acquire() as client, client.pipeline(transaction=True) as pipeline:
-                push(pipeline, self._app, jobs)
+        def into(client: Any) -> None:
+            with client.pipeline(transaction=True) as pipeline:
+                push(pipeline, self._pools.get().app, jobs)
                 pipeline.execute()
 
-        with self._connections.acquire(block=True) as connection:
-            connection.autoretry(into, **RETRY_POLICY)()
+        self._with_redis(into)
+
+    def mismatches(self, digests: Mapping[str, str]) -> list[str] | None:
+        """Record the digests of requests by job id and return the ids that belong to other requests.
+
+        Return None if the broker is no Redis. Raise BrokerUnavailable.
+        """
+        return self._with_redis(lambda client: mismatches(client, digests)) if self._server.is_redis else None
+
+    def is_queued(self, job_id: str) -> bool | None:
+        """Return whether the outbox has a job, None if the broker is no Redis. Raise BrokerUnavailable."""
+        if not self._server.is_redis:
+            return None
+        return bool(self._with_redis(lambda client: client.hexists(MESSAGES, job_id)))
+
+    def revoke(self, job_id: str) -> None:
+        """Tell the workers that are up to cancel a job. Raise BrokerUnavailable."""
+        with self._connected() as connection:
+            self._pools.get().app.control.revoke(job_id, connection=connection)
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        pools = self._pools.made()
+        if pools is not None:
+            pools.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        with broker_errors("broker", self._url), self._pools.get().connections.acquire(block=True) as connection:
+            yield connection
+
+    def _with_redis(self, ask: Callable[[Any], Any]) -> Any:
+        def over(channel: Any) -> Any:
+            with channel.conn_or_acquire() as client:
+                return ask(client)
+
+        with self._connected() as connection:
+            return connection.autoretry(over, **RETRY_POLICY)()[0]
 
     def _publish(self, jobs: list[Outgoing]) -> None:
-        with self._producers.acquire(block=True) as producer:
+        pools = self._pools.get()
+        with broker_errors("broker", self._url), pools.producers.acquire(block=True) as producer:
             for job in jobs:
-                self._app.send_task(
+                pools.app.send_task(
                     job.name,
                     kwargs=job.payload,
                     task_id=job.job_id,
@@ -77,21 +128,11 @@ class Publisher:
                     add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
                 )
 
-    def revoke(self, job_id: str) -> None:
-        """Tell the workers that are up to drop a job that they have not begun. Raise BrokerUnavailable."""
-        with broker_errors("broker", self._url), self._connections.acquire(block=True) as connection:
-            self._app.control.revoke(job_id, connection=connection)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._producers.force_close_all()
-        self._connections.force_close_all()
-        self._app.close()
-
-
-def _transport_options(url: str) -> dict[str, object]:
-    if is_redis(url):
-        return {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT, **RETRY_POLICY}
-    if is_rabbitmq(url):  # what it has not confirmed is not sent, and is not waited for without end
+def _transport_options(server: ServerUrl) -> dict[str, object]:
+    if server.is_redis:
+        timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT}
+        return {**timeouts, **RETRY_POLICY, **server.transport_options}
+    if server.is_rabbitmq:  # a message that it has not confirmed is not sent, and is not waited for without end
         return {"confirm_publish": True, "read_timeout": SOCKET_TIMEOUT, "write_timeout": SOCKET_TIMEOUT}
     return {}

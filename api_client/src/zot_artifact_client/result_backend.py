@@ -1,10 +1,11 @@
 """Read the states and results of jobs from Celery's result backend."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.exceptions import ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeout
@@ -16,16 +17,29 @@ from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
     SOCKET_TIMEOUT,
+    PerProcess,
     broker_errors,
     celery_app,
     without_credentials,
 )
 from zot_artifact_client.contract import PROGRESS_STATE, JobState, Progress
-from zot_artifact_client.errors import ClientError, JobCancelled, JobFailed, JobNotDone, WaitTimeout
-from zot_artifact_client.job import OnProgress, Snapshot
+from zot_artifact_client.errors import (
+    BrokerUnavailable,
+    ClientError,
+    InvalidUrl,
+    JobCancelled,
+    JobFailed,
+    JobNotDone,
+    WaitTimeout,
+)
+from zot_artifact_client.idempotency import mismatches
+from zot_artifact_client.job import OnProgress, Snapshot, unknown_job
+from zot_artifact_client.urls import parse_result_url
 
 LISTEN_FOR = 10.0
-"""Seconds of listening before the backend is asked again: a network that went silent says nothing of itself."""
+"""Seconds of listening before the backend is asked again: a connection that died silently delivers no message."""
+UNKNOWN_FOR = 15.0
+"""Seconds for which a wait for an unknown job goes on: the message of another program may be taken meanwhile."""
 PROGRESS_EVERY = 0.25
 """Seconds between two calls of `on_progress`."""
 
@@ -41,59 +55,113 @@ _STATES = {
 
 
 class CeleryResultBackend:
-    """States and results of jobs, as the worker's Celery application stores them."""
+    """States and results of jobs, as the worker's Celery application stores them.
 
-    def __init__(self, url: str, revoke: Callable[[str], None]) -> None:
+    Args:
+        url: of the result backend.
+        revoke: tells the workers that are up to cancel a job.
+        is_queued: returns whether a job of which no state is stored is in the outbox, or None if that is unknown.
+
+    Raises:
+        ClientError: the URL is not that of a result backend.
+    """
+
+    def __init__(
+        self, url: str, revoke: Callable[[str], None], is_queued: Callable[[str], bool | None] = lambda _: None
+    ) -> None:
         self._url = url
         self._revoke = revoke
-        self._app = celery_app(
-            url,
-            redis_socket_timeout=SOCKET_TIMEOUT,
-            redis_socket_connect_timeout=CONNECT_TIMEOUT,
-            redis_socket_keepalive=not url.startswith("redis+socket"),
-            result_backend_transport_options={"retry_policy": RETRY_POLICY},
-        )
+        self._is_queued = is_queued
+        self._apps = PerProcess(self._make_app)
         try:
             self._app.backend  # noqa: B018 - made here, so that a wrong URL is found now and not at the first wait
+        except InvalidUrl:
+            raise
         except (ImproperlyConfigured, ImportError, LookupError, ValueError) as error:
             line = str(error).strip().partition("\n")[0]
             msg = f"{without_credentials(url)} is no result backend: {line}; give its URL as result_url"
             raise ClientError(msg) from None
 
+    @property
+    def _app(self) -> Celery:
+        return self._apps.get()
+
+    def _make_app(self) -> Celery:
+        return celery_app(
+            self._url,
+            redis_socket_timeout=SOCKET_TIMEOUT,
+            redis_socket_connect_timeout=CONNECT_TIMEOUT,
+            redis_socket_keepalive=not parse_result_url(self._url).is_socket,
+            result_backend_transport_options={"retry_policy": RETRY_POLICY},
+        )
+
     def snapshot(self, job_id: str) -> Snapshot:
         with broker_errors("result backend", self._url):
-            return snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
+            found = snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
+            if found.state is JobState.QUEUED and found.task is None and self._is_absent(job_id):
+                # A worker stores a state before it removes the job from the outbox: only a second look is certain.
+                found = snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
+                if found.state is JobState.QUEUED and found.task is None:
+                    return Snapshot(JobState.UNKNOWN)
+            return found
+
+    def _is_absent(self, job_id: str) -> bool:
+        try:
+            return self._is_queued(job_id) is False
+        except BrokerUnavailable:
+            return False
 
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         deadline = None if timeout is None else time.monotonic() + timeout
         result = self._app.AsyncResult(job_id)  # its backend is that of this thread
         relay = _ProgressCallback(job_id, on_progress) if on_progress and result.backend.is_async else None
+        unknown_until = time.monotonic() + UNKNOWN_FOR
         try:
             while True:
-                if self._listen(result, _next_slice(deadline), relay):
-                    snapshot = self.snapshot(job_id)
-                    if snapshot.state.terminal:
-                        return snapshot
-                    # Celery keeps words that nobody waited for: this end is from before the job was begun again.
+                ended = self._listen(result, _next_slice(deadline), relay)
+                snapshot = self.snapshot(job_id)
+                if snapshot.state.terminal:
+                    return snapshot
+                if ended:  # Celery keeps messages that no wait consumed: this end is from before a redrive
                     result = self._app.AsyncResult(job_id)
-                if deadline is not None and time.monotonic() >= deadline:
+                over = deadline is not None and time.monotonic() >= deadline
+                if snapshot.state is JobState.UNKNOWN and (over or time.monotonic() >= unknown_until):
+                    raise unknown_job(job_id)
+                if over:
                     msg = f"job {job_id} has not ended within {timeout:g} s; it goes on"
                     raise WaitTimeout(msg)
         finally:
-            with suppress(Exception):  # the backend is away: then nothing is left to unsubscribe from
+            with suppress(Exception):  # the backend is unavailable: then there is no subscription to end
                 result.backend.remove_pending_result(result)
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> bool:
         backend = self._app.backend
         if not isinstance(backend, RedisBackend):
             msg = f"job {job_id} cannot be cancelled: that takes Redis or Valkey as the result backend"
             raise ClientError(msg)
+        snapshot = self.snapshot(job_id)
+        if snapshot.state.terminal:
+            return False
         with broker_errors("result backend", self._url):
             cancellation.add_requests(backend.client, [job_id])
         self._revoke(job_id)
+        if snapshot.state is JobState.UNKNOWN:
+            raise unknown_job(job_id)
+        return True
+
+    def mismatches(self, digests: Mapping[str, str]) -> list[str]:
+        """Record the digests of requests by job id and return the ids that belong to other requests.
+
+        A backend that is no Redis keeps none. Raise BrokerUnavailable.
+        """
+        backend = self._app.backend
+        if not isinstance(backend, RedisBackend):
+            return []
+        with broker_errors("result backend", self._url):
+            return mismatches(backend.client, digests)
 
     def forget(self, job_id: str) -> None:
-        """Take away how a job ended, and the wish that it ends: it begins again. Raise BrokerUnavailable."""
+        """Remove the stored end of a job and the request to cancel it, for a redrive. Raise BrokerUnavailable."""
         backend = self._app.backend
         with broker_errors("result backend", self._url):
             backend.forget(job_id)
@@ -102,19 +170,22 @@ class CeleryResultBackend:
 
     def close(self) -> None:
         """Close the connections of this thread; those of other threads go with their threads."""
-        backend = self._app.backend
+        app = self._apps.made()
+        if app is None:
+            return
+        backend = app.backend
         if isinstance(backend, RedisBackend):
-            with suppress(Exception):  # the backend is away: then its connections are closed already
+            with suppress(Exception):  # the backend is unavailable: then its connections are closed already
                 backend.result_consumer.stop()
                 backend.client.connection_pool.disconnect()
-        self._app.close()
+        app.close()
 
     def _listen(self, result: AsyncResult, seconds: float, relay: "_ProgressCallback | None") -> bool:
-        """Return whether the job has ended, after at most this many seconds of waiting for the word of it."""
+        """Return whether the job has ended, after at most this many seconds of waiting."""
         try:
             with broker_errors("result backend", self._url):
-                if relay is not None:  # Celery passes on only what comes later, and a job may have nothing more to say
-                    result.backend.add_pending_result(result)  # listens from here on, so nothing falls in between
+                if relay is not None:  # Celery passes on only later messages, and a job may publish no more
+                    result.backend.add_pending_result(result)  # listens from here on, so nothing is missed in between
                     relay(result.backend.get_task_meta(result.id))
                 # Asks once, then listens. disable_sync_subtasks: Celery would refuse this inside of a task, because
                 # a pool can wait for itself; this job runs in another service's pool.
@@ -128,7 +199,7 @@ class CeleryResultBackend:
 
 
 class _ProgressCallback:
-    """Passes on the progress of one job among the messages of all, and keeps what the receiver raises."""
+    """Passes on the progress of one job, and keeps the exception that the receiver raises."""
 
     def __init__(self, job_id: str, receiver: OnProgress) -> None:
         self._job_id = job_id
@@ -158,7 +229,7 @@ def _next_slice(deadline: float | None) -> float:
 
 
 def snapshot_of(job_id: str, meta: dict[str, Any]) -> Snapshot:
-    """Return what Celery's record of a job means. States that it does not know are those of a job that runs."""
+    """Return what Celery's record of a job means. Unknown states are those of a running job."""
     status, value, task = meta["status"], meta.get("result"), meta.get("name")
     if status == "FAILURE":
         error = _failure(job_id, value)
@@ -182,7 +253,7 @@ def _progress(meta: dict[str, Any]) -> Progress | None:
 
 
 def _failure(job_id: str, error: object) -> JobNotDone:
-    """Return our error for whatever a failed task has left; Celery makes unknown types up, so only names count."""
+    """Return our error for the exception of a failed task. Celery makes up unknown types, so only their names count."""
     if isinstance(error, JobCancelled):
         return error
     if isinstance(error, JobFailed):
@@ -192,7 +263,7 @@ def _failure(job_id: str, error: object) -> JobNotDone:
     if name == "NotRegistered":
         msg = f"no worker knows the task {line} of job {job_id}: the worker is older than what was sent"
         return JobFailed(msg, name, JobState.REFUSED.value)
-    return JobFailed(line or f"job {job_id} failed without a word", name)
+    return JobFailed(line or f"job {job_id} failed without a message", name)
 
 
 def _end_state(error: JobNotDone) -> JobState:

@@ -1,4 +1,4 @@
-"""An in-memory twin of the client, for the tests of services that use it: no broker, no worker, real bytes.
+"""An in-memory client for the tests of services: no broker, no worker, real bytes.
 
     client = InMemoryArtifactClient(sources={"/srv/in/app.tgz": b"..."})
     client.upload("/srv/in/app.tgz", "releases", "app.tgz")
@@ -11,15 +11,25 @@ Simpler than the worker: one good copy is enough evidence, old versions keep no 
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
-from zot_artifact_client.client import Artifacts, check_id, choose_id, choose_ids, payload_of, spec_of
+from zot_artifact_client.client import (
+    Artifacts,
+    check_id,
+    check_service,
+    choose_id,
+    choose_ids,
+    idempotency_mismatch,
+    payload_of,
+    spec_of,
+)
 from zot_artifact_client.contract import JobState, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, WaitTimeout
+from zot_artifact_client.idempotency import digest_of
 from zot_artifact_client.in_memory import InMemoryWorker
-from zot_artifact_client.job import Job, OnProgress, Snapshot
+from zot_artifact_client.job import Job, OnProgress, Snapshot, unknown_job
 
 
 class InMemoryArtifactClient(Artifacts):
-    """Does every job at once, on stores that are dictionaries, with the worker's semantics in small.
+    """Runs every job at once, on stores that are dictionaries, with the semantics of the worker.
 
     Args:
         stores: the names of the stores; an upload that names none goes to all of them.
@@ -30,7 +40,15 @@ class InMemoryArtifactClient(Artifacts):
         paused: while True, jobs stay queued: waiting for one times out and cancelling one works. `resume` does them.
     """
 
-    def __init__(self, stores: Iterable[str] = ("primary", "dr"), sources: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        stores: Iterable[str] = ("primary", "dr"),
+        sources: Mapping[str, bytes] | None = None,
+        *,
+        service: str | None = None,
+    ) -> None:
+        self._service = check_service(service)
+        self._digests: dict[str, str] = {}
         self.submitted: list[Any] = []
         self.paused = False
         self._worker = InMemoryWorker(stores, sources or {})
@@ -46,8 +64,10 @@ class InMemoryArtifactClient(Artifacts):
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
-        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id)
-        payload_of(spec, request)  # refuses what the worker would
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        digest = digest_of(spec.kind, payload_of(spec, request))  # which refuses what the worker would
+        if self._digests.setdefault(chosen, digest) != digest:
+            raise idempotency_mismatch([chosen])
         if chosen not in self._snapshots:
             self.submitted.append(request)
             self._snapshots[chosen] = Snapshot(JobState.QUEUED)
@@ -57,7 +77,7 @@ class InMemoryArtifactClient(Artifacts):
         return Job(chosen, spec, results=self)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
-        chosen = list(choose_ids(requests, idempotency_key))
+        chosen = list(choose_ids(requests, idempotency_key, service=self._service))
         return [self.submit(spec, request, job_id=id_) for id_, spec, request in chosen]
 
     @overload
@@ -68,13 +88,15 @@ class InMemoryArtifactClient(Artifacts):
         return Job(check_id(job_id), spec_of(kind), results=self)
 
     def close(self) -> None:
-        """Keep everything: there is nothing to let go of."""
+        """Do nothing: there is no connection."""
 
-    # What a test says and asks, beyond what a service does.
+    # What only tests use.
 
-    def end_next(self, error: JobNotDone) -> None:
-        """Let the next job end with this error instead of being done."""
+    def fail_next(self, error: JobNotDone) -> None:
+        """Let the next job end with this error instead of running."""
         self._next_end = error
+
+    end_next = fail_next  # the name before 1.0
 
     def resume(self) -> None:
         """Do the jobs that are queued, and from now on every job at once."""
@@ -87,34 +109,42 @@ class InMemoryArtifactClient(Artifacts):
         """Return the bytes in a store, or None."""
         return self._worker.stores[store].get((bucket, key))
 
-    def lay(self, bucket: str, key: str, store: str, body: bytes, *, sha256: str | None = None) -> None:
+    def put_object(self, bucket: str, key: str, store: str, body: bytes, *, sha256: str | None = None) -> None:
         """Put an object into a store as another program does, with the digest that it keeps beside it, to adopt it."""
         self._worker.lay(store, bucket, key, body, sha256)
 
+    lay = put_object  # the name before 1.0
+
     def corrupt(self, bucket: str, key: str, store: str) -> None:
-        """Flip a bit of a copy, as a disk does, behind everybody's back."""
+        """Flip a bit of a copy, as a failing disk does."""
         body = self._worker.stores[store][bucket, key]
         self._worker.stores[store][bucket, key] = bytes([body[0] ^ 1]) + body[1:] if body else b"\0"
 
     def lose(self, bucket: str, key: str, store: str) -> None:
-        """Make a copy disappear behind everybody's back."""
+        """Remove the bytes of a copy, as a lost disk does."""
         del self._worker.stores[store][bucket, key]
 
     # ResultBackend, for Job.
 
     def snapshot(self, job_id: str) -> Snapshot:
-        return self._snapshots.get(job_id, Snapshot(JobState.QUEUED))
+        return self._snapshots.get(job_id, Snapshot(JobState.UNKNOWN))
 
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:  # noqa: ARG002
         snapshot = self.snapshot(job_id)
-        if not snapshot.state.terminal:  # nobody else could end it, so waiting any longer would be for ever
+        if snapshot.state is JobState.UNKNOWN:
+            raise unknown_job(job_id)
+        if not snapshot.state.terminal:  # only this thread could end it, so a longer wait would have no end
             msg = f"job {job_id} has not ended within {timeout} s; it goes on"
             raise WaitTimeout(msg)
         return snapshot
 
-    def cancel(self, job_id: str) -> None:
-        if self._queued.pop(job_id, None):
-            self._snapshots[job_id] = _ended_by(JobCancelled(f"job {job_id} was cancelled"))
+    def cancel(self, job_id: str) -> bool:
+        if job_id not in self._snapshots:
+            raise unknown_job(job_id)
+        if self._queued.pop(job_id, None) is None:
+            return False
+        self._snapshots[job_id] = _ended_by(JobCancelled(f"job {job_id} was cancelled"))
+        return True
 
     def _run(self, spec: TaskSpec[Any, Any], request: Any) -> Snapshot:
         error, self._next_end = self._next_end, None

@@ -18,13 +18,15 @@ from tests.servers.process import REPOSITORY, die_with_parent, free_port
 from zot_artifact_client import (
     ArtifactClient,
     BrokerUnavailable,
+    IdempotencyMismatch,
     JobCancelled,
     JobFailed,
     JobState,
     Progress,
+    UnknownJob,
     WaitTimeout,
 )
-from zot_artifact_client.contract import UPLOAD, Queue, TaskSpec, UploadRequest, UploadResult
+from zot_artifact_client.contract import UPLOAD, VERIFY, Queue, TaskSpec, UploadRequest, UploadResult
 
 WITHIN = 30.0
 """Seconds that a job of this worker takes at the very most."""
@@ -356,3 +358,56 @@ def test_a_message_is_what_the_contract_says(broker: str) -> None:
     assert message.payload[1] == {"bucket": "releases", "key": "app.tgz", "source": "/in"}
     assert (message.headers["task"], message.headers["id"]) == (UPLOAD.name, job.id)
     assert message.headers["ignore_result"] is False
+
+
+def test_a_key_with_another_request_is_a_mismatch(client: ArtifactClient, broker: str) -> None:
+    """The same key with another request is an error that names the job and sends nothing, also in a list."""
+    key = f"key-{time.monotonic_ns()}"
+    first = client.verify("releases", "a", idempotency_key=key)
+    assert client.verify("releases", "a", idempotency_key=key).id == first.id
+    with pytest.raises(IdempotencyMismatch, match=first.id):
+        client.verify("releases", "b", idempotency_key=key)
+    many = [VERIFY.request(bucket="releases", key=f"{n}") for n in range(3)]
+    client.submit_many(many, idempotency_key=key)
+    with pytest.raises(IdempotencyMismatch, match="and 1 more"):
+        client.submit_many([many[0], many[2], many[1]], idempotency_key=key)
+    with ArtifactClient(broker, service="billing") as other:
+        assert other.verify("releases", "b", idempotency_key=key).id != first.id
+
+
+def test_an_unknown_job_is_not_queued(client: ArtifactClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id of which nothing is known is `unknown`, and an error for who waits or cancels; a queued job is queued."""
+    job = client.job("00000000-0000-4000-8000-000000000000", "upload")
+    assert job.state is JobState.UNKNOWN
+    with pytest.raises(UnknownJob, match=job.id):
+        job.wait(0.1)
+    monkeypatch.setattr("zot_artifact_client.result_backend.UNKNOWN_FOR", 0.0)
+    monkeypatch.setattr("zot_artifact_client.result_backend.LISTEN_FOR", 0.1)
+    with pytest.raises(UnknownJob, match=job.id):
+        job.wait()
+    with ArtifactClient(f"redis://127.0.0.1:{client._broker.rpartition(':')[2].partition('/')[0]}/8") as unserved:
+        assert unserved.verify("releases", "a").state is JobState.QUEUED
+    with pytest.raises(UnknownJob, match=job.id):
+        job.cancel()
+
+
+def test_an_ended_job_is_not_cancelled(client: ArtifactClient, worker: None) -> None:
+    """Cancelling a job that has ended says that nothing was cancelled."""
+    job = client.upload("/srv/in/app.tgz", "releases", "app.tgz")
+    job.wait(WITHIN)
+    assert job.cancel() is False
+
+
+def test_a_client_made_before_a_fork_works_in_both_processes(client: ArtifactClient, worker: None) -> None:
+    """A client of a module works in the children of a prefork pool, and goes on working in their parent."""
+    client.upload("/srv/in/app.tgz", "releases", "app.tgz").wait(WITHIN)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            jobs = [client.upload("/srv/in/app.tgz", "releases", "app.tgz") for _ in range(3)]
+            status = 0 if all(job.wait(WITHIN).version == 1 for job in jobs) else 2
+        finally:
+            os._exit(status)
+    assert client.upload("/srv/in/app.tgz", "releases", "app.tgz").wait(WITHIN).version == 1
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

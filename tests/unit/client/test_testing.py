@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, JobState, WaitTimeout
+from zot_artifact_client import (
+    ArtifactClient,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    JobState,
+    UnknownJob,
+    WaitTimeout,
+)
+from zot_artifact_client.contract import VERIFY
 from zot_artifact_client.job import ResultBackend
 from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.testing import InMemoryArtifactClient
@@ -227,3 +237,28 @@ def test_a_batch_follows_a_list(client: InMemoryArtifactClient, tmp_path: Path) 
     with pytest.raises(JobFailed, match="line 2"):
         client.batch("delete", keys_from=listed).wait()
     assert client.verify("releases", "a").wait().good
+
+
+def test_a_key_names_one_request(client: InMemoryArtifactClient) -> None:
+    """Another request under the same key is an error, and sends nothing; services have keys of their own."""
+    first = client.verify("b", "k", idempotency_key="x")
+    with pytest.raises(IdempotencyMismatch, match=first.id):
+        client.verify("b", "other", idempotency_key="x")
+    assert client.verify("b", "k", idempotency_key="x") == first
+    assert len(client.submitted) == 1
+    assert InMemoryArtifactClient(service="billing").verify("b", "k", idempotency_key="x").id != first.id
+
+
+def test_an_unknown_job_is_no_queued_one(client: InMemoryArtifactClient) -> None:
+    """An id that is wrong has a state of its own; waiting for it and cancelling it are errors."""
+    job = client.job("00000000-0000-4000-8000-000000000000", "verify")
+    assert job.state is JobState.UNKNOWN
+    for act in (job.wait, job.cancel, lambda: job.result):
+        with pytest.raises(UnknownJob, match=job.id):
+            act()
+
+
+def test_only_a_batch_sends_under_ids_of_its_own_jobs(client: InMemoryArtifactClient) -> None:
+    """An id of the form of a batch's job is refused, so that no stranger can fail a batch."""
+    with pytest.raises(InvalidRequest, match="batch"):
+        client.submit(VERIFY, VERIFY.request(bucket="b", key="k"), job_id="batch.00000003")

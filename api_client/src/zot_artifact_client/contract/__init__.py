@@ -59,6 +59,7 @@ from zot_artifact_client.contract.results import (
 __all__ = [
     "ADOPT",
     "BATCH",
+    "BATCH_JOB_ID",
     "CANCEL_KEY",
     "CONTRACT_VERSION",
     "DELETE",
@@ -125,17 +126,21 @@ CONTRACT_VERSION = 1
 PROGRESS_STATE = "PROGRESS"
 """The Celery state of a running job that has reported progress; its info is a `Progress`."""
 CANCEL_KEY = "zot-artifacts:cancel:{job}"
-"""The Redis key, in the result backend, by which a client asks a running job to stop."""
+"""The Redis key, in the result backend, by which a client requests that a running job is cancelled."""
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""What a job's id, which is that of its Celery message, may be."""
+"""The form of a job's id, which is that of its Celery message."""
+BATCH_JOB_ID = re.compile(r"(?P<batch>.+)\.[0-9]{8}")
+"""The form of the id of a job that a batch has sent; only the batch may send under such an id."""
 MAX_MESSAGE = 1 << 20
 """Bytes of a whole message as the broker holds it. The largest request of this contract has about half of it."""
 
 
 class JobState(StrEnum):
-    """Where a job stands. The last five are terminal."""
+    """The state of a job. All but `unknown`, `queued`, `running` and `retrying` are terminal."""
 
+    UNKNOWN = "unknown"
+    """Nothing is known of a job with this id. No job has this state in the ledger."""
     QUEUED = "queued"
     RUNNING = "running"
     RETRYING = "retrying"
@@ -143,19 +148,19 @@ class JobState(StrEnum):
     FAILED = "failed"
     """The job cannot succeed; its error says why."""
     DEAD = "dead"
-    """The job could have succeeded, but every attempt met a passing fault."""
+    """Every attempt met a transient error; the job can be redriven."""
     CANCELLED = "cancelled"
     REFUSED = "refused"
     """The message was not one the worker understands; nothing was done."""
 
     @property
     def terminal(self) -> bool:
-        """Return whether the job will not change any more."""
-        return self not in {JobState.QUEUED, JobState.RUNNING, JobState.RETRYING}
+        """Return whether the job has ended."""
+        return self not in {JobState.UNKNOWN, JobState.QUEUED, JobState.RUNNING, JobState.RETRYING}
 
 
 class Queue(StrEnum):
-    """The queues, by who is waiting."""
+    """The queues, by the kind of work."""
 
     INTERACTIVE = "interactive"
     TRANSFER = "transfer"
@@ -168,7 +173,7 @@ ResultT = TypeVar("ResultT", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec(Generic[RequestT, ResultT]):
-    """One task as it stands in messages: its name, its models, and the queue it waits in."""
+    """One task: its name in messages, its models, and its queue."""
 
     name: str
     kind: str

@@ -1,0 +1,30 @@
+"""Keep a digest of the request beside each idempotency key, so that one key never names two requests."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+DIGEST_KEY = "zot-artifacts:idempotency:{job}"
+"""The Redis key of the digest of the request that was sent under an idempotency key, by job id."""
+DIGEST_TTL = 30 * 24 * 3600
+"""Seconds for which a digest is kept after the key was last used. The ledger refuses another request for longer."""
+
+
+def digest_of(kind: str, payload: Mapping[str, object]) -> str:
+    """Return the SHA-256, in hex, of a request of this kind."""
+    canonical = json.dumps([kind, payload], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def mismatches(client: Any, digests: Mapping[str, str]) -> list[str]:
+    """Record the digests of requests by job id, in one round trip, and return the ids that belong to other requests."""
+    with client.pipeline(transaction=True) as pipeline:
+        for job, digest in digests.items():
+            key = DIGEST_KEY.format(job=job)
+            pipeline.set(key, digest, nx=True, ex=DIGEST_TTL)
+            pipeline.get(key)
+            pipeline.expire(key, DIGEST_TTL)
+        answers = pipeline.execute()
+    kept = answers[1::3]
+    return [job for (job, digest), known in zip(digests.items(), kept, strict=True) if known != digest.encode()]

@@ -1,0 +1,233 @@
+"""Read the URL of a broker or result backend, once for worker, client and command line.
+
+Celery, kombu and redis-py each have a grammar of their own for these URLs. `parse_url` accepts what `docs/settings.md`
+names, refuses everything else in one line, and gives each library the spelling that it reads.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from zot_artifact_client.errors import InvalidUrl
+
+if TYPE_CHECKING:
+    import redis
+
+_DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "amqp": 5672, "pyamqp": 5672, "amqps": 5671}
+_SOCKETS = {"redis+socket", "unix"}
+REDIS_SCHEMES = frozenset({"redis", "rediss", "sentinel", *_SOCKETS})
+RABBITMQ_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
+_SCHEMES = (*sorted(REDIS_SCHEMES), *sorted(RABBITMQ_SCHEMES))
+_EXAMPLE = "expected is a URL like redis://:PASSWORD@HOST:6379/0"
+_TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_REDIS_QUERY = {"socket_timeout", "socket_connect_timeout", "health_check_interval", "client_name", "protocol"}
+_QUERY = {
+    "redis": _REDIS_QUERY,
+    "rediss": _REDIS_QUERY | _TLS,
+    "redis+socket": {"virtual_host", "db", "username", "password"},
+    "sentinel": {"master_name", "sentinel_password"},
+}
+_CERT_REQS = {"required": "CERT_REQUIRED", "optional": "CERT_OPTIONAL", "none": "CERT_NONE"}
+_DEFAULT_MASTER = "mymaster"
+"""The name of the master in Sentinel's own sample configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """One server of a URL. `user` and `password` are as they are, not percent-encoded."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str | None
+    password: str | None
+    path: str
+    query: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerUrl:
+    """A URL that was read.
+
+    Attributes:
+        text: the URL as Celery and kombu read it, with its credentials.
+        transport_options: what kombu and Celery take beside the URL.
+    """
+
+    scheme: str
+    text: str = field(repr=False)
+    transport_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    servers: tuple[_Server, ...] = field(default=(), repr=False)
+
+    @property
+    def is_redis(self) -> bool:
+        """Return whether the server is Redis or Valkey."""
+        return self.scheme in REDIS_SCHEMES
+
+    @property
+    def is_rabbitmq(self) -> bool:
+        """Return whether the server is RabbitMQ, or another one that speaks AMQP 0-9-1."""
+        return self.scheme in RABBITMQ_SCHEMES
+
+    @property
+    def is_socket(self) -> bool:
+        """Return whether the server is reached over a Unix socket."""
+        return self.scheme in _SOCKETS
+
+
+def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
+    """Return a URL as each library reads it; TLS certificates are verified unless the URL says otherwise.
+
+    Args:
+        url: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://, or several with `;` between.
+        setting: the name of the setting, for the error.
+
+    Raises:
+        InvalidUrl: one line that names the setting and the way out, and holds no part of the user or password.
+    """
+    if url != url.strip() or not url.isprintable():
+        raise InvalidUrl(f"{setting}: there is white space or a control character in or around the URL")
+    servers = tuple(_parse_server(part, setting) for part in url.split(";"))
+    schemes = {server.scheme for server in servers}
+    if len(schemes) > 1:
+        raise InvalidUrl(f"{setting}: all URLs of a list need the same scheme")
+    [scheme] = schemes
+    options: dict[str, Any] = {}
+    if scheme == "sentinel":
+        query = servers[0].query
+        options["master_name"] = query.get("master_name", _DEFAULT_MASTER)
+        if "sentinel_password" in query:
+            options["sentinel_kwargs"] = {"password": query["sentinel_password"]}
+    return ServerUrl(scheme, ";".join(map(_for_celery, servers)), options, servers)
+
+
+def parse_result_url(url: str, setting: str = "result_url") -> ServerUrl:
+    """Return the URL of a result backend: that of a Redis is read by `parse_url`, any other is left to Celery.
+
+    Raises:
+        InvalidUrl: it is none.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme in _SCHEMES or difflib.get_close_matches(scheme, sorted(REDIS_SCHEMES), n=1, cutoff=0.75) or not scheme:
+        return parse_url(url, setting)
+    if "://" not in url:
+        raise InvalidUrl(f"{setting}: it has no scheme, {_EXAMPLE}")
+    return ServerUrl(scheme, url)
+
+
+def redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redis.Redis":
+    """Return a client of redis-py for any spelling of a Redis URL; `options` are redis-py's own.
+
+    Raises:
+        InvalidUrl: the URL is none, or is not that of a Redis.
+    """
+    import redis
+    from redis.sentinel import Sentinel
+
+    parsed = parse_url(url, setting)
+    if not parsed.is_redis:
+        raise InvalidUrl(f"{setting}: a {parsed.scheme}:// URL is no Redis; {_EXAMPLE}")
+    first = parsed.servers[0]
+    if parsed.scheme == "sentinel":
+        hosts = [(server.host, server.port) for server in parsed.servers]
+        given = {name: value for name, value in (("username", first.user), ("password", first.password)) if value}
+        known = {**options, **given, "db": int(first.path or 0)}
+        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
+            hosts, sentinel_kwargs=parsed.transport_options.get("sentinel_kwargs"), **known
+        )
+        client: redis.Redis = sentinel.master_for(parsed.transport_options["master_name"])
+        return client
+    if parsed.is_socket:
+        options.pop("socket_connect_timeout", None)
+        query = first.query
+        database = int(query.get("virtual_host", 0))
+        options |= {name: query[name] for name in ("username", "password") if name in query}
+        return redis.Redis(unix_socket_path=first.path, db=database, **options)
+    text = parsed.text
+    for name, constant in _CERT_REQS.items():
+        text = text.replace(f"ssl_cert_reqs={constant}", f"ssl_cert_reqs={name}")
+    made: redis.Redis = redis.Redis.from_url(text, **options)
+    return made
+
+
+def _parse_server(url: str, setting: str) -> _Server:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise InvalidUrl(f"{setting}: it has no scheme; {_EXAMPLE}")
+    scheme = {"unix": "redis+socket"}.get(scheme.lower(), scheme.lower())
+    if scheme not in _SCHEMES:
+        raise InvalidUrl(f"{setting}: {_unknown_scheme(scheme)}")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    tail = rest[len(authority) :]
+    credentials, at, address = authority.rpartition("@")
+    if "@" in credentials or "@" in tail or "#" in tail:
+        raise InvalidUrl(
+            f"{setting}: the user or password has a character that must be percent-encoded: @ is %40, / is %2F, "
+            "# is %23, ? is %3F"
+        )
+    if re.search(r"%(?![0-9a-fA-F]{2})", rest):
+        raise InvalidUrl(f"{setting}: a % that is no percent-encoding must be written as %25")
+    user, colon, password = credentials.partition(":")
+    path, _, query_text = tail.partition("?")
+    query = _query(scheme, query_text, setting)
+    if scheme == "redis+socket":
+        if authority or len(path) < len("/x"):
+            raise InvalidUrl(f"{setting}: the path of a socket is expected, like redis+socket:///run/valkey.sock")
+        return _Server(scheme, "", 0, None, None, unquote(path), query)
+    host, port = _address(scheme, address, setting)
+    path = path.removeprefix("/")
+    if scheme in REDIS_SCHEMES and path and not (path.isascii() and path.isdigit()):
+        raise InvalidUrl(f"{setting}: the path is the number of the database, like /0")
+    secret = unquote(password) if at and colon else None
+    return _Server(scheme, host, port, unquote(user) if user else None, secret, path, query)
+
+
+def _unknown_scheme(scheme: str) -> str:
+    shown = f"{scheme}:// is no known scheme" if re.fullmatch(r"[a-z][a-z0-9+.-]{0,31}", scheme) else "unknown scheme"
+    close = difflib.get_close_matches(scheme, _SCHEMES, n=1)
+    return f"{shown}; did you mean {close[0]}://?" if close else f"{shown}; {_EXAMPLE}"
+
+
+def _address(scheme: str, address: str, setting: str) -> tuple[str, int]:
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::(.*))?", address)
+    if found is None:
+        raise InvalidUrl(f"{setting}: the host is no host; an IPv6 address is written in brackets")
+    host, port = found[1].strip("[]") or "127.0.0.1", found[2]
+    if not port:
+        return host, _DEFAULT_PORTS[scheme]
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
+        raise InvalidUrl(f"{setting}: the port must be a number from 1 to 65535")
+    return host, int(port)
+
+
+def _query(scheme: str, text: str, setting: str) -> dict[str, str]:
+    query = dict(parse_qsl(text, keep_blank_values=True))
+    unknown = sorted(query.keys() - _QUERY[scheme]) if scheme in _QUERY else []
+    if unknown:
+        known = ", ".join(sorted(_QUERY[scheme]))
+        raise InvalidUrl(f"{setting}: {scheme}:// has a parameter that is unknown; there are {known}")
+    if scheme == "redis+socket":
+        database = query.pop("db", query.pop("virtual_host", "0"))
+        if not (database.isascii() and database.isdigit()):
+            raise InvalidUrl(f"{setting}: virtual_host is the number of the database")
+        query["virtual_host"] = database
+    if scheme == "rediss":
+        wanted = query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+        if wanted not in _CERT_REQS:
+            raise InvalidUrl(f"{setting}: ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
+        query["ssl_cert_reqs"] = _CERT_REQS[wanted]
+    return query
+
+
+def _for_celery(server: _Server) -> str:
+    if server.scheme == "redis+socket":
+        return f"redis+socket://{quote(server.path)}?{urlencode(server.query)}"
+    user = quote(server.user, safe="") if server.user else ""
+    secret = f":{quote(server.password, safe='')}" if server.password is not None else ""
+    credentials = f"{user}{secret}@" if user or secret else ""
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    query = f"?{urlencode(server.query)}" if server.query and server.scheme != "sentinel" else ""
+    path = server.path or ("0" if server.scheme in REDIS_SCHEMES else "")
+    return f"{server.scheme}://{credentials}{host}:{server.port}/{path}{query}"

@@ -1,0 +1,75 @@
+"""One reader of URLs for worker, client and command line."""
+
+import pytest
+
+from worker.settings import SettingsError, load_settings
+from zot_artifact_client import ArtifactClient, InvalidUrl
+from zot_artifact_client.urls import parse_url, redis_client
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis://h", "redis://h:6379/0"),
+        ("redis://:p%40ss@h:1/3", "redis://:p%40ss@h:1/3"),
+        ("redis://[::1]:1", "redis://[::1]:1/0"),
+        ("rediss://h:1/0", "rediss://h:1/0?ssl_cert_reqs=CERT_REQUIRED"),
+        ("rediss://h:1/0?ssl_cert_reqs=none", "rediss://h:1/0?ssl_cert_reqs=CERT_NONE"),
+        ("redis+socket:///run/v.sock", "redis+socket:///run/v.sock?virtual_host=0"),
+        ("sentinel://a:1;sentinel://b:2/3", "sentinel://a:1/0;sentinel://b:2/3"),
+        ("amqp://u:p@h//", "amqp://u:p@h:5672//"),
+        ("amqps://h", "amqps://h:5671/"),
+    ],
+)
+def test_every_documented_spelling_is_read(url: str, text: str) -> None:
+    """A URL is given to Celery in the spelling that it reads, with verified TLS as the default."""
+    assert parse_url(url).text == text
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (f"reddis://:{SECRET}@h:1/0", "did you mean redis://"),
+        (f"{SECRET}@127.0.0.1:6379", "no scheme"),
+        (f"redis://:{SECRET}@h:port/0", "port must be a number"),
+        (f"redis://:{SECRET}@h:70000/0", "port must be a number"),
+        (f"redis://:{SECRET}@x@h:1/0", "%40"),
+        (f"redis://:a/{SECRET}@h:1/0", "%2F"),
+        (f"redis://:{SECRET}%@h:1/0", "%25"),
+        (f"redis://:{SECRET}@h:1/name", "number of the database"),
+        (f"redis://:{SECRET}@h:1/0?ssl_cert_reqs=none", "unknown"),
+        (f"rediss://:{SECRET}@h:1/0?ssl_cert_reqs=maybe", "ssl_cert_reqs is one of"),
+        (f"redis+socket://:{SECRET}@h/x", "path of a socket"),
+        (f" redis://:{SECRET}@h:1/0", "white space"),
+    ],
+)
+def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client names its argument and the worker its setting; neither shows a part of the password."""
+    monkeypatch.setenv("ZOT_BROKER", url)
+    for name, open_ in (("broker_url", lambda: ArtifactClient(url)), ("broker", load_settings)):
+        with pytest.raises((InvalidUrl, SettingsError)) as caught:
+            open_()
+        assert says in str(caught.value)
+        assert str(caught.value).startswith(f"{name}: ")
+        assert SECRET not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://u:hunter2@h/db", "postgresql://u:hunter2@x@h/db"])
+def test_a_wrong_catalogue_is_one_line_that_names_the_setting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue's URL is checked with the settings, without a part of its password in the error."""
+    monkeypatch.setenv("ZOT_CATALOGUE", url)
+    with pytest.raises(SettingsError, match=r"^catalogue: ") as caught:
+        load_settings()
+    assert SECRET not in str(caught.value)
+
+
+def test_redis_py_verifies_certificates_too() -> None:
+    """The command line's own connections read the same URL in the same way."""
+    pool = redis_client("rediss://:p@h:1/2").connection_pool
+    assert pool.connection_kwargs["ssl_cert_reqs"] == "required"
+    assert pool.connection_kwargs["db"] == 2
+    assert redis_client("redis+socket:///run/v.sock?virtual_host=4").connection_pool.connection_kwargs["db"] == 4
+    assert redis_client("sentinel://h:1/5").connection_pool.connection_kwargs["db"] == 5
