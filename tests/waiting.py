@@ -1,11 +1,14 @@
-"""Wait for what announces itself to nobody: a row in a ledger, a line in a log, a key in Redis."""
+"""Wait for events; poll for those that nothing announces: a row in a ledger, a line in a log, a key in Redis."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
+WITHIN = 240.0
+"""Seconds that a test waits for an event that it expects: it ends a wait in vain, and asserts no speed."""
 
-def until(true: Callable[[], Any], within: float = 30.0) -> Any:
+
+def until(true: Callable[[], Any], within: float = WITHIN) -> Any:
     """Return what is true as soon as it is; fail if it is not so within so many seconds."""
     deadline = time.monotonic() + within
     while not (found := true()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers.process import REPOSITORY
+from tests.waiting import WITHIN
 
 COMMAND = (sys.executable, "-m", "worker.cli")
 
@@ -44,7 +45,7 @@ class Zot:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "ZOT_HOME": str(self.home), "PYTHONPATH": str(REPOSITORY), **self.settings}
 
-    def __call__(self, *arguments: object, within: float = 60) -> Finished:
+    def __call__(self, *arguments: object, within: float = WITHIN) -> Finished:
         done = subprocess.run(
             [*COMMAND, *map(str, arguments)],
             cwd=self.home.parent,

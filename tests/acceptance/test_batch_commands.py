@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.acceptance.commands import COMMAND, Zot
+from tests.waiting import WITHIN
 from worker.cli import run
 from worker.embedded.up_process import running
 from zot_artifact_client import ArtifactClient
@@ -35,7 +36,7 @@ def bucket(zot: Zot) -> str:
         requests.append(UploadRequest(source=str(source), bucket=name, key=key, stores=("primary",)))
     with ArtifactClient((zot.home / "run" / "broker-url").read_text().strip()) as client:
         for job in client.submit_many(requests):
-            job.wait(60)
+            job.wait(WITHIN)
     return name
 
 

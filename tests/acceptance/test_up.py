@@ -175,7 +175,7 @@ def test_waiting_is_ended_by_a_signal(tmp_path: Path) -> None:
         "from worker.embedded.processes import Children, Program, StopRequested\n"
         "with Children(Path(sys.argv[1]), print) as children:\n"
         "    children.start(Program('killer', ('sh', '-c', f'kill -TERM {os.getpid()}; exec sleep 60')))\n"
-        "    try: children.wait(60)\n"
+        "    try: children.wait(WITHIN)\n"
         "    except StopRequested: print('stop')\n"
     )
     command = [sys.executable, "-c", wait, str(tmp_path)]

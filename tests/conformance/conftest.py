@@ -74,6 +74,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         needed.add("server_copy")
         excluded.add("copies")
     applies = [name for name, kind in KINDS.items() if needed <= kind.offers and not excluded & kind.excludes.keys()]
+    if metafunc.config.getoption("quick"):
+        applies = [name for name in applies if not KINDS[name].server]
     metafunc.parametrize("target", applies, indirect=True, scope="session")
 
 

@@ -24,6 +24,7 @@ from tests.conformance.targets import make_s3_bucket, s3_client
 from tests.servers import Ministack, Valkey
 from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Beat, Worker
+from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config
@@ -312,7 +313,7 @@ class Fleet:
             time.sleep(self.rng.random())
         self.weather.calm()
 
-    def settle(self, within: float = 120) -> None:
+    def settle(self, within: float = WITHIN) -> None:
         """Wait until every accepted job has ended; those that have not are lost."""
         deadline = time.monotonic() + within
         waiting = dict(self._jobs)
@@ -342,7 +343,7 @@ class Fleet:
 
     def _sweep(self) -> None:
         time.sleep(1.5)  # what the last job left has to be as old as the sweep wants it
-        self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(60)
+        self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(WITHIN)
 
     def _versions(self) -> Iterator[str]:
         """Each upload made one version or none, and no version is anybody else's."""

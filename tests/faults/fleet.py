@@ -15,6 +15,7 @@ from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack, Valkey
 from tests.servers.proxy import FaultyProxy, Request
 from tests.servers.worker import Worker
+from tests.waiting import WITHIN
 from worker.catalogue import Catalogue, JobRecord
 from zot_artifact_client import ArtifactClient
 
@@ -46,7 +47,7 @@ class Gate:
             self.parts.append(int(request.path.partition("partNumber=")[2].partition("&")[0]))
             if len(self.parts) >= self.at:
                 self.reached.set()
-                self.open.wait(60)
+                self.open.wait(WITHIN)
 
 
 class Fleet:

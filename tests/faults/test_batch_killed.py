@@ -13,7 +13,7 @@ import redis
 from tests.faults.fleet import QUICK
 from tests.servers import Valkey
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
 from zot_artifact_client import ArtifactClient, JobCancelled
 from zot_artifact_client.contract import UploadRequest
@@ -52,7 +52,7 @@ class Place:
         source.write_bytes(b"the bytes of all of them")
         requests = [UploadRequest(source=str(source), bucket="releases", key=f"{n:03d}") for n in range(count)]
         for job in self.client.submit_many(requests, idempotency_key="fill"):
-            job.wait(60)
+            job.wait(WITHIN)
 
     def children(self, batch: Any) -> list[JobRecord]:
         return [job for job in self.catalogue.ledger.latest(limit=1000) if job.parent == batch.id]
@@ -90,7 +90,7 @@ def test_a_batch_outlives_its_worker(valkey, tmp_path):
             first.kill()
         assert not {record.state for record in place.children(job)} <= {"succeeded"}
         with place.worker("second"):
-            result = job.wait(120)
+            result = job.wait(WITHIN)
         assert (result.objects, result.failed) == (60, 4)
         assert result.outcomes == {"verified": 56, "corrupt": 3, "missing": 1}
         assert [failure.key for failure in result.failures] == ["007", "030", "044", "055"]
@@ -109,10 +109,10 @@ def test_a_cancelled_batch_plans_no_more_and_ends_its_jobs(valkey, tmp_path):
         until(lambda: done(job) >= 8)
         job.cancel()
         with pytest.raises(JobCancelled):
-            job.wait(60)
+            job.wait(WITHIN)
         until(lambda: place.catalogue.batches.ended_open() == [])
         until(lambda: {child.state for child in place.children(job)} <= {"succeeded", "cancelled"})
         planned = len(place.children(job))
         assert 8 <= planned < 40
-        assert place.client.verify("releases", "000").wait(60).good
+        assert place.client.verify("releases", "000").wait(WITHIN).good
         assert len(place.children(job)) == planned

@@ -14,7 +14,7 @@ from tests.conformance.targets import s3_client
 from tests.faults.fleet import Fleet, fleet_of
 from tests.servers import Ministack
 from tests.servers.process import REPOSITORY, free_port
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.jobs.running_job import REPORT_SECONDS
 from zot_artifact_client import JobCancelled
 from zot_artifact_client.outbox import MESSAGES
@@ -75,13 +75,13 @@ def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_nobody(valkey, 
         children = only.children()
         source = fleet.source()
         running = fleet.client.upload(source, "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         waiting = fleet.client.upload(source, "releases", "large.bin")  # of the same artifact, so it has to wait
         until(lambda: state_of(fleet, waiting) == "queued")
         web.post(f"/api/task/revoke/{waiting.id}").raise_for_status()
-        assert until(lambda: state_of(fleet, waiting) == "cancelled", 10)
+        assert until(lambda: state_of(fleet, waiting) == "cancelled")
         with pytest.raises(JobCancelled):
-            waiting.wait(10)
+            waiting.wait(WITHIN)
 
         web.post(f"/api/task/revoke/{running.id}", params={"terminate": "true"}).raise_for_status()
         until(lambda: f"asked to end {running.id}" in only.log)
@@ -89,20 +89,20 @@ def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_nobody(valkey, 
         fleet.gate.open.wait(REPORT_SECONDS)  # a job looks no more often than that
         fleet.gate.open.set()
         with pytest.raises(JobCancelled):
-            running.wait(30)
+            running.wait(WITHIN)
         assert (state_of(fleet, running), fleet.record(running).error["type"]) == ("cancelled", "Cancelled")
         assert left_in(ministack, fleet) == ([], 0)
         assert len(fleet.gate.parts) < 8
         assert only.children() == children
         assert fleet.redis.hlen(MESSAGES) == 0
-        assert fleet.client.upload(fleet.source(100), "releases", "after.bin").wait(30).version == 1
+        assert fleet.client.upload(fleet.source(100), "releases", "after.bin").wait(WITHIN).version == 1
 
 
 def test_what_a_killed_worker_left_of_a_cancelled_job_goes_away(valkey, ministack, tmp_path):
     """A job is cancelled while nobody is up: the next worker ends it, its parts and its message, and begins nothing."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         first.kill()
         fleet.gate.open.set()
         unseen = fleet.client.upload(fleet.source(100), "releases", "unseen.bin")
@@ -112,7 +112,7 @@ def test_what_a_killed_worker_left_of_a_cancelled_job_goes_away(valkey, ministac
         with fleet.worker("second", beat=True):
             for each in (job, unseen):
                 with pytest.raises(JobCancelled):
-                    each.wait(60)
+                    each.wait(WITHIN)
             until(lambda: (state_of(fleet, job), state_of(fleet, unseen)) == ("cancelled", "cancelled"))
             until(lambda: left_in(ministack, fleet) == ([], 0))
         assert (fleet.record(job).attempts, fleet.redis.hlen(MESSAGES)) == (1, 0)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue
 from zot_artifact_client import ArtifactClient
 
@@ -36,7 +36,7 @@ class GatedSource:
                 self.end_headers()
                 self.wfile.write(b"release"[:3])
                 gate.reached.set()
-                gate.open.wait(60)
+                gate.open.wait(WITHIN)
                 self.wfile.write(b"release"[3:])
 
             def log_message(self, *_: object) -> None:
@@ -90,12 +90,12 @@ def test_jobs_outlive_a_catalogue_that_is_away(place, valkey, tmp_path):
         with worker, ArtifactClient(broker) as client:
             at_work = client.upload(f"{origin}/a.tgz", "releases", "a.tgz")
             waiting = client.upload(str(tmp_path / "b.tgz"), "releases", "b.tgz")
-            assert gate.reached.wait(30)
+            assert gate.reached.wait(WITHIN)
             place.take()
             gate.open.set()
             until(lambda: all(f"job {job.id} waits: catalogue" in worker.log for job in (at_work, waiting)))
             place.give()
-            assert [job.wait(timeout=60).version for job in (at_work, waiting)] == [1, 1]
+            assert [job.wait(WITHIN).version for job in (at_work, waiting)] == [1, 1]
 
         catalogue = Catalogue(place.url)
         attempts = [catalogue.ledger.get(job.id).attempts for job in (at_work, waiting)]

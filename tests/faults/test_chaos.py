@@ -11,7 +11,7 @@ SECONDS = 20
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_was_accepted_ends_once_whatever_happens(ministack: Ministack, tmp_path, seed: int) -> None:
     """No job is lost, none happens twice, no copy is other than recorded, nothing is left behind, the log is whole."""

@@ -19,7 +19,7 @@ from tests.faults.dying_worker import POINTS
 from tests.faults.fleet import QUICK
 from tests.servers import Ministack, Valkey
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config
@@ -218,7 +218,7 @@ class Scene:
         first = [self._upload(case, case.content, case.before) for case in cases if case.before]
         first += [self._upload(case, case.older, case.to) for case in cases if case.replaces]
         for job in first:
-            job.wait(60)
+            job.wait(WITHIN)
         for case in cases:
             if case.verb == "repair":
                 (self._directory / "dr" / BUCKET / case.name).write_bytes(b"x" * case.size)
@@ -251,10 +251,10 @@ class Scene:
 
     def come_to_rest(self, jobs: Sequence[Job[Any]]) -> None:
         """Wait until all jobs have ended and no message is left, not even one that comes twice; sweep the stores."""
-        until(lambda: all(JobState(self.record(job).state).terminal for job in jobs), 90)
-        until(lambda: not self._messages(), 60)
+        until(lambda: all(JobState(self.record(job).state).terminal for job in jobs))
+        until(lambda: not self._messages())
         self._staged = [str(path) for path in (self.worker.home / "staging").iterdir()]  # a sweep would find it too
-        self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(60)
+        self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(WITHIN)
 
     def _messages(self) -> int:
         waiting = [self.redis.llen(queue.value) for queue in Queue]
@@ -266,7 +266,7 @@ class Scene:
             self.redis.zadd("unacked_index", {tag: 0})
 
     def record(self, job: Job[Any]) -> JobRecord:
-        return until(lambda: self.catalogue.ledger.get(job.id), 60)
+        return until(lambda: self.catalogue.ledger.get(job.id))
 
     # What is true afterwards
 
@@ -344,7 +344,7 @@ class Scene:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_every_point_of_a_jobs_life_is_the_last_of_a_process_once(valkey, ministack, tmp_path):
     """The process of a job dies at each point there is; the job ends as if nothing had been, and nothing is left over.
 
@@ -363,7 +363,7 @@ def test_every_point_of_a_jobs_life_is_the_last_of_a_process_once(valkey, minist
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_whole_worker_dies_at_points_of_a_jobs_life(valkey, ministack, tmp_path):
     """A worker is killed with all its processes; until it is back, nothing is half-written under any key.
 
@@ -374,10 +374,10 @@ def test_a_whole_worker_dies_at_points_of_a_jobs_life(valkey, ministack, tmp_pat
         jobs = {}
         for case in WHOLE:
             jobs[case] = scene.start(case, whole=True)
-            until(lambda: not scene.worker.running, 60)
+            until(lambda: not scene.worker.running)
             assert scene.whole(case) == [], case.name
             scene.worker.start()
-            until(lambda job=jobs[case]: JobState(scene.record(job).state).terminal, 60)
+            until(lambda job=jobs[case]: JobState(scene.record(job).state).terminal)
         scene.hand_out_again()
         scene.come_to_rest(list(jobs.values()))
         wrong = {case.name: scene.wrong(case, job) for case, job in jobs.items()}
@@ -386,7 +386,7 @@ def test_a_whole_worker_dies_at_points_of_a_jobs_life(valkey, ministack, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_clock_that_jumps_neither_loses_nor_doubles_a_job(valkey, ministack, tmp_path):
     """The clock jumps an hour ahead and later back, at work and between two attempts: each job is done once."""
     with Scene(valkey, ministack, tmp_path, concurrency=2) as scene:

@@ -13,6 +13,7 @@ from tests.faults.lines import STORES, opened_through, port_of
 from tests.servers import Ministack, Valkey
 from tests.servers.freezing import FreezingProxy
 from tests.servers.proxy import Fault, FaultyProxy, Request, Silence
+from tests.waiting import WITHIN
 from worker.storage import Verdict
 from worker.storage.errors import TransientError
 from zot_artifact_client import ArtifactClient, BrokerUnavailable
@@ -106,7 +107,7 @@ class TestStores:
 
 class TestBroker:
     @pytest.mark.slow
-    @pytest.mark.timeout(240)
+    @pytest.mark.timeout(1200)
     def test_a_worker_whose_connections_froze_goes_on(
         self, valkey: Valkey, ministack: Ministack, tmp_path: Path
     ) -> None:
@@ -118,13 +119,13 @@ class TestBroker:
         ):
             pid = only.pid
             at_work = fleet.client.upload(fleet.source(), "releases", "large.bin")
-            assert fleet.gate.reached.wait(60)
+            assert fleet.gate.reached.wait(WITHIN)
             proxy.freeze()
             waiting = fleet.client.upload(fleet.source(100), "releases", "small.bin")
             fleet.gate.open.set()
             proxy.thaw()
-            assert at_work.wait(120).size == PARTS * 5 * MIB
-            assert waiting.wait(120).version == 1
+            assert at_work.wait(WITHIN).size == PARTS * 5 * MIB
+            assert waiting.wait(WITHIN).version == 1
             assert [fleet.record(job).attempts for job in (at_work, waiting)] == [1, 1]
             assert (only.running, only.pid) == (True, pid)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.fleet import MIB, PARTS, fleet_of
 from tests.servers import Valkey
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from zot_artifact_client import JobFailed
 from zot_artifact_client.outbox import MESSAGES, ORDER
 
@@ -19,12 +19,12 @@ def test_the_job_of_a_killed_worker_goes_over_to_another_one(valkey, ministack, 
     """A whole worker is killed at work; another one goes on long before Redis hands the message out again."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         first.kill()
         fleet.gate.open.set()
         with fleet.worker("second", beat=True):
-            assert job.wait(60).size == PARTS * 5 * MIB
-            assert fleet.client.verify("releases", "large.bin").wait(60).good
+            assert job.wait(WITHIN).size == PARTS * 5 * MIB
+            assert fleet.client.verify("releases", "large.bin").wait(WITHIN).good
     assert (fleet.record(job).attempts, fleet.record(job).state) == (2, "succeeded")
     assert len(fleet.gate.parts) <= PARTS + 2
 
@@ -36,7 +36,7 @@ def test_a_message_that_redis_lost_is_sent_again(valkey, ministack, tmp_path):
         assert fleet.redis.llen("transfer") == fleet.redis.hlen(MESSAGES) == 3
         fleet.redis.delete("transfer")
         with fleet.worker("only", beat=True):
-            assert [job.wait(60).version for job in jobs] == [1, 1, 1]
+            assert [job.wait(WITHIN).version for job in jobs] == [1, 1, 1]
         assert {fleet.record(job).attempts for job in jobs} == {1}
         assert fleet.redis.exists(MESSAGES, ORDER.format(queue="transfer")) == 0
 
@@ -45,14 +45,14 @@ def test_a_worker_that_is_asked_to_end_hands_its_job_back(valkey, ministack, tmp
     """SIGTERM ends the worker at the next part; the next one goes on there, and no attempt and no part is wasted."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         os.kill(first.pid, signal.SIGTERM)
         until(lambda: "Warm shutdown" in first.log)
         fleet.gate.open.set()
-        until(lambda: not first.running, 20)
+        until(lambda: not first.running)
         assert (fleet.record(job).state, fleet.record(job).attempts) == ("queued", 0)
         with fleet.worker("second"):
-            assert job.wait(60).size == PARTS * 5 * MIB
+            assert job.wait(WITHIN).size == PARTS * 5 * MIB
     assert fleet.record(job).attempts == 1
     assert sorted(fleet.gate.parts) == list(range(1, PARTS + 1))
 
@@ -62,14 +62,14 @@ def test_a_job_that_kills_its_worker_each_time_is_set_aside(valkey, ministack, t
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("only", beat=True) as only:
         job = fleet.client.upload(fleet.source(), "releases", "poison.bin")
         for attempt in (1, 2, 3):
-            until(lambda n=attempt: (found := fleet.catalogue.ledger.get(job.id)) and found.attempts == n, 60)
+            until(lambda n=attempt: (found := fleet.catalogue.ledger.get(job.id)) and found.attempts == n)
             until(lambda: fleet.record(job).lease_owner)
             os.kill(int(fleet.record(job).lease_owner.split(":")[1]), signal.SIGKILL)
         with pytest.raises(JobFailed, match="killing its worker") as failed:
-            job.wait(60)
+            job.wait(WITHIN)
         assert (failed.value.state, fleet.record(job).state) == ("dead", "dead")
         fleet.gate.open.set()
-        assert fleet.client.upload(fleet.source(100), "releases", "good.bin").wait(60).version == 1
+        assert fleet.client.upload(fleet.source(100), "releases", "good.bin").wait(WITHIN).version == 1
         assert only.running
 
 
@@ -77,7 +77,7 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
     """A worker sleeps through its lease and wakes up when another has done the job: what it still does is void."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         children = first.children()
         with closing(sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None)) as ours:
             ours.execute("BEGIN IMMEDIATE")  # so that it does not sleep with the catalogue's lock in its hands
@@ -86,12 +86,12 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
         fleet.gate.open.set()
         try:
             with fleet.worker("second", beat=True):
-                assert job.wait(60).size == PARTS * 5 * MIB
+                assert job.wait(WITHIN).size == PARTS * 5 * MIB
                 done = fleet.record(job)
                 for pid in (*children, first.pid):
                     os.kill(pid, signal.SIGCONT)
                 until(lambda: "has gone over to another worker" in first.log)
-                assert fleet.client.verify("releases", "large.bin").wait(60).good
+                assert fleet.client.verify("releases", "large.bin").wait(WITHIN).good
         finally:
             for pid in (*children, first.pid):
                 os.kill(pid, signal.SIGCONT)
@@ -108,14 +108,14 @@ def test_a_worker_outlives_its_broker(ministack, tmp_path):
     ):
         pid = only.pid
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         for _ in range(2):
             until(lambda: fleet.redis.hlen("unacked") > 0)
             valkey.kill()
             time.sleep(1)  # it looks for the broker in silence for some of the time
             valkey.restart()
         fleet.gate.open.set()
-        until(lambda: fleet.record(job).state == "succeeded", 60)
+        until(lambda: fleet.record(job).state == "succeeded")
         assert (only.running, only.pid) == (True, pid)
 
 
@@ -127,9 +127,9 @@ def test_a_job_that_ends_while_results_cannot_be_stored_is_told_as_it_ended(mini
         fleet.worker("only", beat=True),
     ):
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
-        assert fleet.gate.reached.wait(60)
+        assert fleet.gate.reached.wait(WITHIN)
         valkey.kill()
         fleet.gate.open.set()
-        until(lambda: fleet.record(job).state == "succeeded", 60)
+        until(lambda: fleet.record(job).state == "succeeded")
         valkey.restart()
-        assert job.wait(60).size == PARTS * 5 * MIB
+        assert job.wait(WITHIN).size == PARTS * 5 * MIB

@@ -13,6 +13,7 @@ from tests.servers import Ministack, Valkey
 from tests.servers.killing import Killing
 from tests.servers.proxy import FaultyProxy
 from tests.servers.worker import Worker
+from tests.waiting import WITHIN
 from zot_artifact_client import ArtifactClient
 
 MIB = 1 << 20
@@ -64,7 +65,7 @@ def test_a_killed_upload_sends_at_most_two_parts_again(
         worker.start()
         again = client.upload(source, "releases", "large.bin", idempotency_key="one upload")
         assert again.id == job.id
-        assert again.wait(100).size == PARTS * PART
-        assert client.verify("releases", "large.bin").wait(60).good
+        assert again.wait(WITHIN).size == PARTS * PART
+        assert client.verify("releases", "large.bin").wait(WITHIN).good
     assert set(killing.passed) == set(range(1, PARTS + 1))
     assert killing.sent <= (PARTS + 2) * PART

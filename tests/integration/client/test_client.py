@@ -15,6 +15,7 @@ from celery import Celery
 
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY, die_with_parent, free_port
+from tests.waiting import WITHIN
 from zot_artifact_client import (
     ArtifactClient,
     BrokerUnavailable,
@@ -28,7 +29,6 @@ from zot_artifact_client import (
 )
 from zot_artifact_client.contract import UPLOAD, VERIFY, Queue, TaskSpec, UploadRequest, UploadResult
 
-WITHIN = 30.0
 """Seconds that a job of this worker takes at the very most."""
 
 
@@ -61,7 +61,7 @@ def worker(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     yield
     process.send_signal(signal.SIGQUIT)
     try:
-        process.wait(timeout=10)
+        process.wait(WITHIN)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -353,7 +353,7 @@ def test_a_message_is_what_the_contract_says(broker: str) -> None:
     with ArtifactClient(f"{broker[:-1]}9") as client:
         job = client.upload("/in", "releases", "app.tgz")
         with Celery(set_as_current=False).connection_for_read(f"{broker[:-1]}9") as connection:
-            message = connection.SimpleQueue("transfer").get(timeout=5)
+            message = connection.SimpleQueue("transfer").get(timeout=WITHIN)
             message.ack()
     assert message.payload[1] == {"bucket": "releases", "key": "app.tgz", "source": "/in"}
     assert (message.headers["task"], message.headers["id"]) == (UPLOAD.name, job.id)

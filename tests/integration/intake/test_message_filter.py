@@ -17,7 +17,7 @@ from celery import Celery
 from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker import cli
 from worker.cli import doctor
 from worker.intake.message_filter import Connection
@@ -86,7 +86,7 @@ def test_whoever_waits_for_a_refused_job_is_told(valkey, worker, broker, ended):
         Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as anybody,
         pytest.raises(Exception, match="timelimit"),
     ):
-        anybody.AsyncResult(job).get(timeout=30)
+        anybody.AsyncResult(job).get(timeout=WITHIN)
     record = ended(job)
     assert (record.state, record.error["type"]) == ("refused", "InvalidMessage")
     assert dict(record.request) == {}

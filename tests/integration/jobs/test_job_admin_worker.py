@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker import cli
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.outbox import MESSAGES
@@ -89,12 +89,12 @@ def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(wo
     worker.restart()
     job = client.upload(source, "releases", "queue.tgz")
     with pytest.raises(JobFailed, match="not in the catalogue"):
-        client.verify("releases", "absent.tgz").wait(30)
+        client.verify("releases", "absent.tgz").wait(WITHIN)
     with redis.Redis.from_url(broker) as looking:
         assert looking.llen("transfer") == 1
         assert [each["reason"] for each in zot("pauses")["pauses"]] == ["the link is repaired"]
         assert zot("resume", "queue", "transfer")["was_paused"]
-        assert job.wait(30).version == 1
+        assert job.wait(WITHIN).version == 1
 
         said = worker.log.count("queue transfer is paused")
         looking.delete("zot-artifacts:paused-queues")  # and a broker that forgot is told again
@@ -104,7 +104,7 @@ def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(wo
         waits = client.upload(source, "releases", "again.tgz")
         assert looking.hexists(MESSAGES, waits.id)
         zot("resume", "queue", "transfer")
-        assert waits.wait(30).version == 1
+        assert waits.wait(WITHIN).version == 1
 
 
 def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, source, tmp_path):
@@ -118,12 +118,12 @@ def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, 
     try:
         job = client.upload(source, "releases", "dead.tgz")
         with pytest.raises(JobFailed, match="dr"):
-            job.wait(60)
+            job.wait(WITHIN)
         staged = zot("upload", str(tmp_path / "outside.tgz"), "releases/staged.tgz", status=1)["job"]
     finally:
         away.with_name("unplugged").rename(away)
     with pytest.raises(JobFailed, match="not in the catalogue"):
-        (other := client.verify("releases", "absent.tgz")).wait(30)
+        (other := client.verify("releases", "absent.tgz")).wait(WITHIN)
 
     assert [each["job"] for each in zot("jobs", "--dead")["jobs"]] == [staged, job.id]
     assert "Traceback" in zot("jobs", job.id)["error"]["traceback"]
@@ -132,8 +132,8 @@ def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, 
     assert zot(*chosen, "--dry-run")["retried"] == [staged, job.id]
     assert catalogue.ledger.get(job.id).state == "dead"
     assert zot(*chosen)["retried"] == [staged, job.id]
-    assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
-    assert client.job(staged).wait(60).version == 1
+    assert [copy.outcome for copy in job.wait(WITHIN).copies] == ["already_there", "stored"]
+    assert client.job(staged).wait(WITHIN).version == 1
     assert list((worker.home / "staging").iterdir()) == []
     assert (catalogue.ledger.get(job.id).attempts, catalogue.ledger.get(other.id).state) == (1, "failed")
 
@@ -149,7 +149,7 @@ def test_a_paused_store_costs_its_jobs_nothing_however_long_it_takes(worker, cli
     assert "its disks are moved" in record.error["message"]
     assert {row["store"]: bool(row["paused"]) for row in zot("stores")["stores"]} == {"primary": False, "dr": True}
     zot("resume", "store", "dr")
-    assert [copy.outcome for copy in job.wait(30).copies] == ["already_there", "stored"]
+    assert [copy.outcome for copy in job.wait(WITHIN).copies] == ["already_there", "stored"]
 
 
 def test_a_paused_job_waits(worker, client, catalogue, zot, source):
@@ -161,7 +161,7 @@ def test_a_paused_job_waits(worker, client, catalogue, zot, source):
     zot("resume", "store", "dr")
     until(lambda: "is paused" in worker.log and catalogue.ledger.get(job.id).error["message"].startswith("job "))
     zot("resume", "job", job.id)
-    assert job.wait(30).version == 1
+    assert job.wait(WITHIN).version == 1
     assert zot("pause", "job", job.id, status=1)["error"]["type"] == "JobEnded"
 
 
@@ -172,8 +172,8 @@ def test_a_cancelled_job_begins_again_if_somebody_wants_it_after_all(worker, cli
     until(lambda: (record := catalogue.ledger.get(job.id)) and record.error)
     assert zot("jobs", "cancel", job.id)["asked"] == [job.id]
     with pytest.raises(JobCancelled):
-        job.wait(30)
+        job.wait(WITHIN)
     until(lambda: catalogue.ledger.get(job.id).state == "cancelled")
     zot("resume", "store", "dr")
     assert zot("jobs", "retry", job.id)["retried"] == [job.id]
-    assert job.wait(30).version == 1
+    assert job.wait(WITHIN).version == 1

@@ -8,7 +8,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.shared_redis import SharedRedis
 from zot_artifact_client import ArtifactClient, JobFailed
@@ -73,7 +73,7 @@ def test_a_job_that_waits_for_a_busy_store_spends_no_attempt(worker, broker, cat
             job = client.upload(worker.incoming / "app", "releases", "waits")
             record = until(lambda: (found := catalogue.ledger.get(job.id)) and found.put_off_since and found)
             assert (record.state, record.attempts, record.error["type"]) == ("queued", 0, "Snooze")
-        assert [copy.outcome for copy in job.wait(30).copies] == ["already_there", "stored"]
+        assert [copy.outcome for copy in job.wait(WITHIN).copies] == ["already_there", "stored"]
     assert catalogue.ledger.get(job.id).attempts == 1
 
 
@@ -83,5 +83,5 @@ def test_a_job_does_not_wait_for_ever(worker, broker, catalogue):
     with ArtifactClient(broker) as client, slots.acquire("dr", "another job", limit=1, local_limit=1):
         job = client.upload(worker.incoming / "app", "releases", "dead", stores=["dr"])
         with pytest.raises(JobFailed, match="dr: 1 jobs use the store") as failed:
-            job.wait(30)
+            job.wait(WITHIN)
     assert failed.value.state == "dead"

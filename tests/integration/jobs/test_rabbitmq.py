@@ -19,6 +19,7 @@ from kombu import Connection
 from tests.servers import RabbitMQ, ServerMissing, Valkey
 from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
+from tests.waiting import WITHIN
 from worker.catalogue import Catalogue, JobRecord
 from worker.cli import doctor
 from worker.intake.rejected import RejectedMessages
@@ -103,10 +104,10 @@ def site(rabbitmq, valkey: Valkey, tmp_path_factory) -> Iterator[Site]:
 def test_every_verb_runs(site):
     """An artifact is uploaded, replicated, verified and deleted, and each result comes back through Redis."""
     with closing(ArtifactClient(site.rabbitmq.url, result_url=site.results)) as client:
-        assert client.upload(site.source(1000), "releases", "verbs", stores=["primary"]).wait(20).size == 1000
-        assert client.replicate("releases", "verbs", to=["dr"]).wait(20).copies[0].outcome == "stored"
-        assert client.verify("releases", "verbs").wait(20).good
-        assert client.delete("releases", "verbs").wait(20).everywhere
+        assert client.upload(site.source(1000), "releases", "verbs", stores=["primary"]).wait(WITHIN).size == 1000
+        assert client.replicate("releases", "verbs", to=["dr"]).wait(WITHIN).copies[0].outcome == "stored"
+        assert client.verify("releases", "verbs").wait(WITHIN).good
+        assert client.delete("releases", "verbs").wait(WITHIN).everywhere
 
 
 def test_doctor_asks_it(site):
@@ -122,7 +123,7 @@ def test_a_running_job_is_cancelled(site):
     job = site.begun("cancelled", 4 * MB)
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.wait(20)
+        job.wait(WITHIN)
     assert site.record(job).state == JobState.CANCELLED
 
 
@@ -134,7 +135,7 @@ def test_a_malformed_message_is_set_aside_and_the_one_behind_it_runs(site):
             b"{nothing", routing_key="transfer", content_type="application/json", content_encoding="utf-8",
             headers={"task": "artifact.upload.v1", "id": "malformed"},
         )  # fmt: skip
-    site.client.upload(site.source(10), "releases", "behind", stores=["primary"]).wait(20)
+    site.client.upload(site.source(10), "releases", "behind", stores=["primary"]).wait(WITHIN)
     with redis.Redis.from_url(site.results) as client:
         assert [message.queue for message in RejectedMessages(client).latest()] == ["transfer"]
 
@@ -142,10 +143,10 @@ def test_a_malformed_message_is_set_aside_and_the_one_behind_it_runs(site):
 def test_a_job_that_rabbitmq_takes_back_is_done_once_and_the_worker_goes_on(site):
     """A job longer than RabbitMQ's consumer_timeout is delivered again while it runs: the second delivery waits."""
     job = site.begun("long", (UNACKNOWLEDGED + 2) * MB)
-    assert job.wait(20).version == 1
+    assert job.wait(WITHIN).version == 1
     assert "PRECONDITION_FAILED" in site.worker.log
     assert site.record(job).attempts == 1
-    assert site.client.upload(site.source(10), "releases", "next", stores=["primary"]).wait(20).size == 10
+    assert site.client.upload(site.source(10), "releases", "next", stores=["primary"]).wait(WITHIN).size == 10
 
 
 def test_the_job_of_a_killed_worker_goes_over_to_the_next_one(site):
@@ -153,7 +154,7 @@ def test_the_job_of_a_killed_worker_goes_over_to_the_next_one(site):
     job = site.begun("killed", 2 * MB)
     site.worker.kill()
     site.another()
-    assert job.wait(20).version == 1
+    assert job.wait(WITHIN).version == 1
     assert site.record(job).attempts == 2
 
 

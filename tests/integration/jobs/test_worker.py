@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 
 from tests.servers.worker import Worker
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.contract import TASKS, VERIFY, JobState, Progress, Queue
 
@@ -59,7 +59,7 @@ def source(incoming, request) -> Callable[..., str]:
 def test_a_job_is_in_the_ledger_under_its_celery_id(client, catalogue, source):
     """What the client waited for is what the ledger says, under the same id."""
     job = client.upload(source(), "releases", "ledger.tgz")
-    result = job.wait(30)
+    result = job.wait(WITHIN)
     record = catalogue.ledger.get(job.id)
     assert record is not None
     assert (record.state, record.attempts, record.kind) == ("succeeded", 1, "upload")
@@ -73,7 +73,7 @@ def test_a_fault_that_stays_ends_as_dead_with_its_cause_and_attempts(client, wor
     try:
         job = client.upload(source(), "releases", "dead.tgz")
         with pytest.raises(JobFailed, match="dr") as failed:
-            job.wait(60)
+            job.wait(WITHIN)
     finally:
         away.with_name("unplugged").rename(away)
     assert (failed.value.state, failed.value.attempts, job.state) == ("dead", 2, JobState.DEAD)
@@ -90,7 +90,7 @@ def test_a_fault_that_passes_costs_an_attempt_and_not_the_job(client, worker, ca
         until(lambda: (record := catalogue.ledger.get(job.id)) and record.state == "retrying")
     finally:
         away.with_name("unplugged").rename(away)
-    assert [copy.outcome for copy in job.wait(60).copies] == ["already_there", "stored"]
+    assert [copy.outcome for copy in job.wait(WITHIN).copies] == ["already_there", "stored"]
     assert catalogue.ledger.get(job.id).attempts == 2
 
 
@@ -98,7 +98,7 @@ def test_a_permanent_failure_is_told_at_once(client, catalogue):
     """What cannot succeed is not tried again."""
     job = client.verify("releases", "absent.tgz")
     with pytest.raises(JobFailed, match="not in the catalogue"):
-        job.wait(30)
+        job.wait(WITHIN)
     assert catalogue.ledger.get(job.id).attempts == 1
 
 
@@ -108,7 +108,7 @@ def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue
     first = client.upload(path, "releases", "twice.tgz", idempotency_key="twice")
     second = client.upload(path, "releases", "twice.tgz", idempotency_key="twice")
     assert first.id == second.id
-    assert first.wait(30) == second.wait(30)
+    assert first.wait(WITHIN) == second.wait(WITHIN)
     until(lambda: catalogue.ledger.get(first.id).state == "succeeded")
     assert catalogue.ledger.get(first.id).attempts == 1
 
@@ -134,7 +134,7 @@ def test_a_running_job_can_be_cancelled_and_leaves_nothing(client, worker, catal
     until(lambda: job.progress)
     job.cancel()
     with pytest.raises(JobCancelled):
-        job.wait(60)
+        job.wait(WITHIN)
     Path(path).unlink()
     assert catalogue.ledger.get(job.id).state == "cancelled"
     assert not list((worker.home / "stores" / "primary" / "releases").glob("*cancelled*"))
@@ -148,7 +148,7 @@ def test_a_killed_child_does_not_take_its_job_with_it(client, worker, catalogue,
     until(lambda: job.progress)
     owner = catalogue.ledger.get(job.id).lease_owner.split(":")
     os.kill(int(owner[1]), signal.SIGKILL)
-    assert job.wait(100).size == 1500 * MIB
+    assert job.wait(WITHIN).size == 1500 * MIB
     Path(path).unlink()
     assert catalogue.ledger.get(job.id).attempts == 2
 
@@ -166,7 +166,7 @@ def test_a_message_that_is_no_request_is_refused_by_name_and_recorded(valkey, wo
     with Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as anybody:
         sent = anybody.send_task(name, kwargs=fields, queue=Queue.INTERACTIVE.value)
         with pytest.raises(Exception, match=says):
-            sent.get(timeout=30)
+            sent.get(timeout=WITHIN)
     record = until(lambda: catalogue.ledger.get(sent.id))
     assert record.state == "refused"
     assert says in record.error["message"]
@@ -174,7 +174,7 @@ def test_a_message_that_is_no_request_is_refused_by_name_and_recorded(valkey, wo
 
 def test_the_sweep_reads_every_copy_by_itself(client, catalogue, source):
     """Nobody asks for it, and a copy is read in full again and again, within the period that is configured."""
-    client.upload(source(), "releases", "swept.tgz").wait(30)
+    client.upload(source(), "releases", "swept.tgz").wait(WITHIN)
 
     def verdicts() -> list[str]:
         return [
@@ -186,7 +186,7 @@ def test_the_sweep_reads_every_copy_by_itself(client, catalogue, source):
 
 def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):
     """A bit that flips on disk is found by the sweep, recorded as corrupt, and logged as an error."""
-    client.upload(source(b"release one"), "releases", "rotten.tgz").wait(30)
+    client.upload(source(b"release one"), "releases", "rotten.tgz").wait(WITHIN)
     path = worker.home / "stores" / "dr" / "releases" / "rotten.tgz"
     path.write_bytes(b"release 0ne")
     until(lambda: "corrupt" in {row["verdict"] for row in catalogue.verifications.of("releases", "rotten.tgz")})

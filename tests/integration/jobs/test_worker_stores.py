@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from tests.conformance import targets
 from tests.servers.worker import Worker
+from tests.waiting import WITHIN
 from zot_artifact_client import ArtifactClient
 
 KINDS = ("filesystem", "s3", "gcs", "azure")
@@ -49,21 +50,21 @@ def client(valkey, stores, tmp_path_factory) -> Iterator[ArtifactClient]:
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_every_kind_of_store_works_in_a_prefork_child(client, size):
     """Upload, verify, repair and delete work on all four stores from inside the worker's children."""
-    uploaded = client.upload(client.incoming / size, "releases", size).wait(100)
+    uploaded = client.upload(client.incoming / size, "releases", size).wait(WITHIN)
     assert [(copy.store, copy.outcome) for copy in uploaded.copies] == [(kind, "stored") for kind in KINDS]
-    verified = client.verify("releases", size).wait(100)
+    verified = client.verify("releases", size).wait(WITHIN)
     assert {copy.store: copy.verdict for copy in verified.copies} == dict.fromkeys(KINDS, "verified")
     for kind in KINDS[1:]:
-        client.delete("releases", size, stores=[kind]).wait(60)
-    restored = client.replicate("releases", size, to=KINDS[1:]).wait(100)
+        client.delete("releases", size, stores=[kind]).wait(WITHIN)
+    restored = client.replicate("releases", size, to=KINDS[1:]).wait(WITHIN)
     assert {copy.outcome for copy in restored.copies} == {"stored"}
-    assert client.verify("releases", size).wait(100).good
-    assert len(client.delete("releases", size).wait(60).copies) == len(KINDS)
+    assert client.verify("releases", size).wait(WITHIN).good
+    assert len(client.delete("releases", size).wait(WITHIN).copies) == len(KINDS)
 
 
 def test_many_jobs_at_once_share_nothing_that_breaks(client):
     """Jobs that come faster than they are done, on all stores at once, all end well."""
     jobs = [client.upload(client.incoming / "small", "many", f"{n:03}") for n in range(24)]
-    assert all(len(job.wait(100).copies) == len(KINDS) for job in jobs)
+    assert all(len(job.wait(WITHIN).copies) == len(KINDS) for job in jobs)
     checks = [client.verify("many", f"{n:03}") for n in range(24)]
-    assert all(check.wait(100).good for check in checks)
+    assert all(check.wait(WITHIN).good for check in checks)

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.servers.process import free_port
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.jobs.running_job import Cancelled
 from worker.limits.admission import Admission
 from worker.limits.bandwidth import BandwidthLimit
@@ -161,7 +161,7 @@ def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") 
                 time.sleep(0.005)
                 redis.decr("inside")
 
-    together.wait(60)
+    together.wait(WITHIN)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(one, range(3)))
 
@@ -173,7 +173,7 @@ def test_never_more_than_the_limit_over_processes_and_threads(url):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(WITHIN)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     redis = Redis.from_url(url)
     assert redis.zscore("most", "most") == 3
@@ -193,7 +193,7 @@ def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
     ready = SPAWN.Event()
     process = SPAWN.Process(target=hold, args=(url, ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(WITHIN)
     slots = DistributedSemaphore(shared, seconds=0.6)
 
     def free() -> bool:
@@ -293,7 +293,7 @@ def test_the_share_is_one_of_as_many_processes_as_there_were(url, shared, admiss
 
 def spend(url: str, total: int, limit: int, together: "multiprocessing.synchronize.Barrier") -> None:
     bandwidth = BandwidthLimit(SharedRedis(lambda: Redis.from_url(url)))
-    together.wait(60)
+    together.wait(WITHIN)
     for _ in range(total // 10_000):
         bandwidth.take("s", 10_000, limit=limit, local_limit=1024, waiting=lambda: None)
 
@@ -304,10 +304,10 @@ def test_all_processes_together_keep_to_the_bytes_per_second(url):
     processes = [SPAWN.Process(target=spend, args=(url, 400_000, 300_000, together)) for _ in range(2)]
     for process in processes:
         process.start()
-    together.wait(60)
+    together.wait(WITHIN)
     begun = time.monotonic()
     for process in processes:
-        process.join(60)
+        process.join(WITHIN)
     assert [process.exitcode for process in processes] == [0, 0]
     assert time.monotonic() - begun > 1.5  # 800 kB, of which the first second's 300 kB are free at once
 
@@ -422,7 +422,7 @@ def test_exactly_one_of_many_probes_the_store(url):
         time.sleep(0.2)  # the others come meanwhile
 
     def come(tested: CircuitBreaker) -> bool:
-        together.wait(10)
+        together.wait(WITHIN)
         try:
             tested.check(probe)
         except Snooze:

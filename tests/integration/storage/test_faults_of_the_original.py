@@ -19,6 +19,7 @@ from tests.conformance.targets import PART, filesystem, s3_config, s3_ministack
 from tests.servers import Ministack, RcloneS3
 from tests.servers.process import REPOSITORY
 from tests.servers.proxy import Cut, Fault, FaultyProxy, Request, Say
+from tests.waiting import WITHIN
 from worker import clock
 from worker.cli.errors import Failure
 from worker.cli.get import fetch
@@ -274,12 +275,12 @@ class TestFilesystemWrites:
             def read(self, size: int | None = -1, /) -> bytes:
                 if self.tell():
                     half_way.set()
-                    assert go_on.wait(30)
+                    assert go_on.wait(WITHIN)
                 return super().read(min(size or -1, 100_000))
 
         outer = threading.Thread(target=lambda: files.write_object("releases", "app", Paused(first)))
         outer.start()
-        assert half_way.wait(30)
+        assert half_way.wait(WITHIN)
         write(files, second)
         assert read(files) == second
         go_on.set()

@@ -14,6 +14,7 @@ from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.conftest import NullReporter
+from tests.waiting import WITHIN
 from worker import clock
 from worker.artifacts.key_lists import BadKeyList
 from worker.catalogue import Leased, tables
@@ -373,7 +374,7 @@ def test_where_the_broker_is_no_redis_jobs_become_due(laid, drive, context):
         driver.queue = Outbox(app)
         driver.step()
         with app.connection_for_read() as connection:
-            message = connection.SimpleQueue("sweep").get(timeout=5)
+            message = connection.SimpleQueue("sweep").get(timeout=WITHIN)
             message.ack()
     headers = message.headers
     assert (headers["id"], headers["parent_id"], headers["ignore_result"]) == ("batch-1.00000001", "batch-1", True)

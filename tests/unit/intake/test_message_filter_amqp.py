@@ -14,6 +14,7 @@ from kombu import Connection
 from kombu.transport import redis as kombu_redis
 
 from tests.hostile import HOSTILE, JOB
+from tests.waiting import WITHIN
 from worker.intake import message_filter
 from worker.intake.message_filter import RECORD_TASK
 from zot_artifact_client.contract import VERIFY
@@ -84,7 +85,7 @@ def await_good(app: Celery, ended: Finished) -> None:
     """Send a good message and return when its job, and all that was sent before it, has ended."""
     ended.done.clear()
     app.send_task(VERIFY.name, queue="interactive")
-    assert ended.done.wait(30)
+    assert ended.done.wait(WITHIN)
 
 
 def test_hostile_messages_neither_end_nor_block_the_worker(app, ended, caplog):

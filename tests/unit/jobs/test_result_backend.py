@@ -7,6 +7,7 @@ import pytest
 import redis
 from celery import Celery
 
+from tests.waiting import WITHIN
 from worker.jobs.result_backend import use_atomic_result_backend
 
 
@@ -38,10 +39,10 @@ def test_the_last_word_before_a_success_is_kept_told_and_passes(app, valkey, job
     key = app.backend.get_key_for_task(job).decode()
     with redis.Redis.from_url(valkey.url) as client, client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe(key)
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=WITHIN)
         for state in ("STARTED", "RETRY", "SUCCESS"):
             app.backend.store_result(job, ValueError("again") if state == "RETRY" else None, state)
-            told = heard.get_message(timeout=5)
+            told = heard.get_message(timeout=WITHIN)
             assert told is not None
             assert json.loads(told["data"])["status"] == app.backend.get_task_meta(job)["status"] == state
         assert 0 < client.ttl(key) <= app.conf.result_expires

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from limits import RateLimitItemPerHour
 from redis import Redis
 
 from tasks.delete import delete
@@ -15,6 +16,7 @@ from tests.conformance.targets import make_s3_bucket, s3_config
 from tests.servers.proxy import Fault, FaultyProxy, Request, Say
 from worker import clock
 from worker.context import Context
+from worker.limits import bandwidth
 from worker.limits.admission import Admission
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.shared_redis import SharedRedis
@@ -162,8 +164,9 @@ def test_a_store_that_is_busy_keeps_its_jobs_waiting_and_no_other(run, context, 
     assert redis.zcard("zot-artifacts:places:cloud") == 0
 
 
-def test_reads_and_writes_count_for_their_stores(run, context, redis, source):
+def test_reads_and_writes_count_for_their_stores(run, context, redis, source, monkeypatch):
     """What is read from one store and written to another is paid for at both."""
+    monkeypatch.setattr(bandwidth, "RateLimitItemPerSecond", RateLimitItemPerHour)  # or what is counted expires
     run(upload, UploadRequest(source=source(bytes(60_000)), bucket="releases", key="app", stores=("primary",)))
     limits = dict.fromkeys(("primary", "cloud"), StoreLimits(bytes_per_second="1MiB"))
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)

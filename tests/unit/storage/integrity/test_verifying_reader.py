@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import WITHIN
 from worker.storage.driver import Digest
 from worker.storage.errors import DigestMismatch, IntegrityError, SizeMismatch
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader, drain
@@ -143,5 +144,5 @@ def test_who_stops_early_leaves_no_thread() -> None:
     reader.read(BUFFER_SIZE)
     [thread] = set(threading.enumerate()) - before
     del reader
-    thread.join(10)
+    thread.join(WITHIN)
     assert not thread.is_alive()

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from tests.waiting import WITHIN
 from worker.storage.driver import Capabilities, ObjectReader, WriteInfo
 from worker.storage.errors import AccessDenied, Unavailable
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader, drain
@@ -142,20 +143,20 @@ def test_who_stops_early_waits_for_one_piece_only(driver):
         def read(self, size: int, /) -> bytes:
             seen.append(size)
             reading.set()
-            released.wait(10)
+            released.wait(WITHIN)
             return super().read(size)
 
     released = threading.Event()
     driver.write(content(AHEAD * WINDOW))
     driver.wrapped = lambda reader, offset: Told(reader, WINDOW, bytes)
     reader = open_resumable(driver, *PLACE)
-    assert reading.wait(10)
+    assert reading.wait(WITHIN)
     closing = threading.Thread(target=reader.close)
     closing.start()
     for window in list(reader._ahead):
         while not window._stopped:
             pass
     released.set()
-    closing.join(10)
+    closing.join(WITHIN)
     assert not closing.is_alive()
     assert len(seen) <= AHEAD
