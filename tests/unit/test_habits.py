@@ -7,15 +7,21 @@ import subprocess
 import sys
 import tokenize
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tools.environments import LOCKS as LOCK_FOLDER
+from tools.environments import SERVERS
+
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ["requirements.lock", "tests/servers/requirements.lock"]
-CODE = ("api_client", "benchmarks", "tasks", "tests", "worker")
+LOCKS = [
+    f"{path.relative_to(ROOT)}" for path in sorted([*ROOT.glob("*.lock"), *ROOT.glob("tests/servers/locks/*.lock")])
+]
+CODE = ("api_client", "benchmarks", "tasks", "tests", "tools", "worker")
 # Folders whose prose does not follow docs/glossary.md yet. A folder leaves this list when it is clean.
 NOT_YET = (
     "api_client/src/",
@@ -23,7 +29,6 @@ NOT_YET = (
     "tasks/",
     "tests/",
     "worker/",
-    "CONTRIBUTING.md",
 )
 # Words that docs/glossary.md replaces, and pronouns and metaphors that hide who does what.
 BANNED = re.compile(
@@ -163,15 +168,45 @@ def test_a_lock_pins_everything_with_hashes(lock: str) -> None:
     assert [entry for entry in entries if not PIN.match(entry.split("\n")[0]) or "--hash=sha256:" not in entry] == []
 
 
-def test_the_lock_holds_what_the_distributions_ask_for() -> None:
-    """A dependency that was added to a pyproject file is in the lock too, or `make lock` was forgotten."""
+def _pins(lock: str) -> dict[str, str]:
+    return {match[1]: match[2] for line in (ROOT / lock).read_text().splitlines() if (match := PIN.match(line))}
+
+
+@pytest.mark.parametrize(
+    "lock, extras", [("requirements.lock", {"build"}), ("requirements-dev.lock", {"build", "dev"})]
+)
+def test_the_locks_hold_what_the_distributions_ask_for(lock: str, extras: set[str]) -> None:
+    """A dependency that was added to a pyproject file is in the locks too, or `make lock` was forgotten."""
     asked: set[str] = set()
     for project in ("pyproject.toml", "api_client/pyproject.toml"):
         table = tomllib.loads((ROOT / project).read_text())["project"]
-        for group in (table["dependencies"], *table.get("optional-dependencies", {}).values()):
+        optional = table.get("optional-dependencies", {})
+        for group in (table["dependencies"], *(optional.get(extra, ()) for extra in extras)):
             asked |= {re.split(r"[\[<>=!~; ]", name)[0].lower().replace("_", "-") for name in group}
-    locked = {match[1] for line in (ROOT / "requirements.lock").read_text().splitlines() if (match := PIN.match(line))}
-    assert asked - locked == {"zot-artifact-client"}
+    assert asked - _pins(lock).keys() == {"zot-artifact-client"}
+
+
+def test_development_has_the_versions_that_production_has() -> None:
+    """What is tested is what is run: the lock for development holds every pin of the other one."""
+    assert _pins("requirements.lock").items() <= _pins("requirements-dev.lock").items()
+
+
+def test_every_test_server_has_a_lock() -> None:
+    """What tools/environments.py installs is locked, and nothing else is."""
+    assert {path.stem for path in LOCK_FOLDER.glob("*.lock")} == SERVERS.keys()
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """A test file is found by its name, and reports name one file."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_commit_hooks_are_local() -> None:
+    """A commit downloads nothing: every hook runs a tool of .venv."""
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [each["repo"] for each in repos] == ["local"]
+    assert {hook["entry"].split("/")[0] for each in repos for hook in each["hooks"]} == {".venv"}
 
 
 def test_compose_starts_the_processes_that_up_starts() -> None:

@@ -73,7 +73,7 @@ class Site:
 
     def record(self, job: Job) -> JobRecord | None:
         """Return what the ledger has of a job. A result that says STARTED may be of one that it does not have yet."""
-        return self._catalogue.jobs.get(job.id)
+        return self._catalogue.ledger.get(job.id)
 
     def close(self) -> None:
         self._catalogue.close()
