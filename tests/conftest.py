@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Generate each test of the catalogue once for each kind of database."""
     if "catalogue_url" in metafunc.fixturenames:
-        kinds = ["sqlite"] if metafunc.config.getoption("quick") else ["sqlite", "postgresql"]
+        kinds = ["sqlite", pytest.param("postgresql", marks=pytest.mark.installed_server)]
         metafunc.parametrize("catalogue_url", kinds, indirect=True)
 
 
@@ -45,9 +45,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what `--quick` leaves out."""
     if not config.getoption("quick"):
         return
-    left_out = [item for item in items if INSTALLED & set(getattr(item, "fixturenames", ()))]
+    kept, left_out = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        asks = item.get_closest_marker("installed_server") or INSTALLED.intersection(getattr(item, "fixturenames", ()))
+        (left_out if asks else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)

