@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pydantic import TypeAdapter, ValidationError
 
 from worker import clock
-from worker.artifacts.artifact_job import first_verification
 from worker.catalogue import Artifact, Finding
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -67,14 +66,13 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     artifact = known or artifacts.record(
         request.bucket, request.key, digest, _valid_metadata(stat.metadata), now, manifest=manifest
     )
-    due = first_verification(context.settings, store.name, now)
     copy = artifacts.ensure_copy(artifact, store.name)
     artifacts.finish_copy(
-        artifact, store.name, tag=stat.version, evidence={**stat.storage_tags, "adopted": evidence}, due=due, now=now
+        artifact, store.name, tag=stat.version, evidence={**stat.storage_tags, "adopted": evidence}, now=now
     )
     if evidence != FIRST_READ:
         finding = Finding(job.id, store.name, artifact, Verdict.VERIFIED, digest.sha256, digest.size)
-        context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now, due=due)
+        context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now)
     return _result(artifact, store.name, evidence)
 
 

@@ -28,10 +28,13 @@ def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJ
     claimed = {}
     for store in context.unpaused_stores(request.store):
         now = clock.now()
-        due = context.catalogue.sweep_claims.due(store, now=now, until=now + sweep.claim, limit=sweep.batch)
+        until = now + sweep.claim
+        due = context.catalogue.sweep_claims.due(
+            store, period=sweep.period_of(store), now=now, until=until, limit=sweep.batch
+        )
         for artifact, copy in due:
             job.check()
-            id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {copy.next_due_at}")  # a repeated sweep sends the same job
+            id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {until}")  # one job a claim
             wanted = VerifyRequest(bucket=artifact.bucket, key=artifact.key, stores=(store,), version=artifact.version)
             send_child(VERIFY, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
         claimed[store] = len(due)

@@ -1,9 +1,8 @@
 """One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
 
 import logging
-import random
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from worker import clock
 from worker.catalogue import Artifact, Copy, Finding
@@ -11,7 +10,6 @@ from worker.context import JobContext
 from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedReader, LimitedStore
-from worker.settings import Settings
 from worker.storage import Match, ObjectStat, Verdict, Verification
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import Readable
@@ -201,24 +199,14 @@ class ArtifactJob:
         return error
 
     def _record_copy(self, store: LimitedStore, stat: ObjectStat) -> None:
-        now = clock.now()
-        due = first_verification(self.context.settings, store.name, now)
         self.context.catalogue.artifacts.finish_copy(
-            self.artifact, store.name, tag=stat.version, evidence=stat.storage_tags, due=due, now=now
+            self.artifact, store.name, tag=stat.version, evidence=stat.storage_tags, now=clock.now()
         )
 
     def _record_verdict(self, copy: Copy, seen: Verification) -> None:
         now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
-        if seen.verdict == Verdict.UNREADABLE:
-            due = now + min(_SOON, period / 10)
-        else:
-            due = now + period * random.uniform(0.75, 0.95)  # noqa: S311 - no secret
+        retry_at = now + min(_SOON, period / 10) if seen.verdict == Verdict.UNREADABLE else None
         finding = Finding(self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
-        self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, due=due)
+        self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, retry_at=retry_at)
         if seen.verdict != Verdict.VERIFIED:
             logger.error("%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)
-
-
-def first_verification(settings: Settings, store: str, now: datetime) -> datetime:
-    """Return when a new copy is verified for the first time: at random in the period, so that copies do not bunch."""
-    return now + settings.sweep.verify.period_of(store) * random.uniform(0.05, 0.95)  # noqa: S311 - no secret

@@ -11,9 +11,14 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, manifests
 from worker.storage import Digest
-from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 
+_GOOD = [state for state in CopyState if state.good]
 _ABSENT = [state for state in CopyState if not state.present]
+
+FIRST_READS = 12
+"""Of the values of `spread`, those of copies that were written and not read yet; the others follow."""
+SPREADS = 16
 
 _MOST_VERSIONS = 2**31 - 1
 """What the column holds; PostgreSQL does not let itself be asked for more."""
@@ -46,8 +51,8 @@ _FINISH = (
     .where(copies.c.artifact_id == sa.bindparam("of"), copies.c.store == sa.bindparam("at"))
     .values(
         state=CopyState.STORED, tag=sa.bindparam("tag"), evidence=sa.bindparam("evidence"),
-        next_due_at=sa.bindparam("next_due_at"), last_verified_at=None, last_attempt_at=None, last_verdict=None,
-        claimed_until=None,
+        read_at=sa.bindparam("written_at"), spread=copies.c.artifact_id % FIRST_READS, last_verified_at=None,
+        last_attempt_at=None, last_verdict=None, next_due_at=None, claimed_until=None,
     )
 )  # fmt: skip
 _COMMIT = (
@@ -66,7 +71,7 @@ _SUPERSEDE = (
             )
         ),
     )
-    .values(state=CopyState.SUPERSEDED, next_due_at=None)
+    .values(state=CopyState.SUPERSEDED, read_at=None, next_due_at=None)
 )  # fmt: skip
 
 
@@ -127,7 +132,7 @@ class Artifacts:
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
                 }  # fmt: skip
                 row = connection.execute(_INSERT_VERSION, version).one()
-                if manifest:
+                if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
                     chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
                     connection.execute(_INSERT_MANIFEST, chunks)
                 begun = [_new_copy(row.id, store) for store in stores]
@@ -143,7 +148,11 @@ class Artifacts:
         """Return the digests of a version's chunks, or None if none were recorded."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(manifests).where(manifests.c.artifact_id == artifact.id)).one_or_none()
-        return Manifest.fits(artifact.digest, row.chunk_size, row.digests) if row else None
+        if row is not None:
+            return Manifest.fits(artifact.digest, row.chunk_size, row.digests)
+        if 0 < artifact.digest.size <= CHUNK_SIZE:
+            return Manifest(artifact.digest.size, CHUNK_SIZE, bytes.fromhex(artifact.digest.sha256))
+        return None
 
     def tombstone(self, artifact: Artifact, now: datetime) -> None:
         """Record that the artifact was deleted, all its versions with it."""
@@ -244,13 +253,13 @@ class Artifacts:
             return ensure_copy(connection, artifact, store)
 
     def finish_copy(
-        self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], due: datetime, now: datetime
+        self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], now: datetime
     ) -> None:
         """Record that a copy is complete: its version is committed and supersedes the version that the store had."""
         with self._database.write() as connection:
             connection.execute(
                 _FINISH,
-                {"of": artifact.id, "at": store, "tag": tag, "evidence": dict(evidence), "next_due_at": due},
+                {"of": artifact.id, "at": store, "tag": tag, "evidence": dict(evidence), "written_at": now},
             )
             connection.execute(_COMMIT, {"of": artifact.id, "committed_at": now})
             connection.execute(
@@ -263,7 +272,7 @@ class Artifacts:
             connection.execute(
                 sa.update(copies)
                 .where(copies.c.id == copy.id)
-                .values(state=CopyState.DELETED, next_due_at=None, claimed_until=None)
+                .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
             )
 
     def buckets(self) -> list[str]:
@@ -281,15 +290,17 @@ class Artifacts:
         return counts
 
     def oldest_verified(self, store: str) -> datetime | None:
-        """Return the oldest moment of a last full read among the good copies of a store, None if one was never read."""
-        good = sa.and_(copies.c.store == store, copies.c.state.in_([CopyState.STORED, CopyState.VERIFIED]))
+        """Return the oldest last full read among the good copies of a store that were read, None if none was."""
+        oldest = sa.select(sa.func.min(copies.c.last_verified_at)).where(copies.c.store == store)
         with self._database.read() as connection:
-            row = connection.execute(
-                sa.select(
-                    sa.func.count(), sa.func.count(copies.c.last_verified_at), sa.func.min(copies.c.last_verified_at)
-                ).where(good)
-            ).one()
-        return row[2] if row[0] == row[1] else None
+            found = [connection.execute(oldest.where(copies.c.state == state)).scalar() for state in _GOOD]
+        return min((moment for moment in found if moment), default=None)
+
+    def never_verified(self, store: str) -> int:
+        """Return how many good copies of a store have never been read fully."""
+        never = sa.and_(copies.c.store == store, copies.c.state.in_(_GOOD), copies.c.last_verified_at.is_(None))
+        with self._database.read() as connection:
+            return connection.execute(sa.select(sa.func.count()).where(never)).scalar_one()
 
 
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
@@ -372,5 +383,5 @@ def copy_of(row: Row[Any]) -> Copy:
     """Return the copy that a row is."""
     return Copy(
         row.id, row.artifact_id, row.store, CopyState(row.state), row.tag, row.attempts, row.last_verdict,
-        row.last_attempt_at, row.last_verified_at, row.next_due_at, row.evidence,
+        row.last_attempt_at, row.last_verified_at, row.next_due_at, row.read_at, row.evidence,
     )  # fmt: skip

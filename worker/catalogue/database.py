@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.catalogue import postgresql, sqlite
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_HEAD = "0007"
+_REVISION = "0008"
 _DIALECTS: Mapping[str, ModuleType] = {"sqlite": sqlite, "postgresql": postgresql}
 _KINDS = "sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
 
@@ -53,7 +53,7 @@ def migrate(engine: Engine) -> None:
     """
     try:
         with translated(engine):
-            if _revision(engine) != _HEAD:
+            if _revision(engine) != _REVISION:
                 _upgrade(engine)
     except CatalogueError as error:
         engine.dispose()  # it is not used any more
@@ -124,7 +124,7 @@ def _upgrade(engine: Engine) -> None:
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["connection"] = connection
         try:
-            command.upgrade(config, "head")
+            command.upgrade(config, _REVISION)
         except CommandError as error:
             raise CatalogueError(f"the catalogue {_named(engine.url)} was made by a newer version: {error}") from None
 

@@ -69,6 +69,7 @@ class Copy:
     last_attempt_at: datetime | None = None
     last_verified_at: datetime | None = None
     next_due_at: datetime | None = None
+    read_at: datetime | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,18 +1,24 @@
 """Claims of sweeps: copies that are due, and copies that are absent."""
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from itertools import islice
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import artifact_of, copy_of, ensure_copy, following, listed
+from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, copy_of, ensure_copy, following, listed
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
-from worker.catalogue.tables import artifacts, copies
+from worker.catalogue.tables import artifacts, copies, sweep_cursors
 
-_BELIEVED = 10
-"""Longest credible claim, in claims. A longer one was written by a clock that was ahead; it counts as expired."""
+_CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clocks of two workers may differ. What lies further ahead was written by a clock that was ahead."""
+_PART = [0.05 + 0.9 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
+    0.75 + 0.2 * again / (SPREADS - FIRST_READS - 1) for again in range(SPREADS - FIRST_READS)
+]
+"""The part of the period after which a copy is due, by its `spread`: a first read any time, a further one late."""
 
 
 class SweepClaims:
@@ -21,27 +27,45 @@ class SweepClaims:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def due(self, store: str, *, now: datetime, until: datetime, limit: int) -> list[tuple[Artifact, Copy]]:
-        """Claim copies that are due to be read again, the oldest attempt first, and those never attempted before all.
+    def due(
+        self, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int
+    ) -> list[tuple[Artifact, Copy]]:
+        """Claim copies that are due to be read again within `period`, the longest overdue first.
 
-        A claim keeps other sweeps away until it is settled by a verification, or until `until`.
+        A copy is due a part of the period after its last full read, or after its write: the part follows from the
+        copy, so that copies written together are not read together. A claim keeps other sweeps away until a verdict
+        is recorded, or until `until`.
         """
-        due = (
-            sa.select(copies.c.id)
-            .where(copies.c.store == store, copies.c.next_due_at <= now)
-            .where(_unclaimed(now, until))
-            .order_by(copies.c.last_attempt_at.asc().nulls_first(), copies.c.next_due_at, copies.c.id)
-            .limit(limit)
+        times = {"of": store, "now": now, "claimed_far": _far(now, until), "period_ahead": now + period, "most": limit}
+        times["ahead"] = now + _CLOCK_SKEW
+        times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
+        claimed: list[tuple[Artifact, Copy]] = []
+        while len(claimed) < limit:
+            with self._database.read() as connection:  # what is due is found without keeping writers waiting
+                found = connection.execute(_DUE, times).all()
+            if not found:
+                break
+            late = [(row.moment + period * (_PART[row.spread] if row.spread >= 0 else 0), row.id) for row in found]
+            wanted = [id_ for _, id_ in sorted(late)[: limit - len(claimed)]]
+            got = self._claim(wanted, now, until)
+            claimed += got
+            if len(got) == len(wanted):  # no other sweep came between
+                break
+        return claimed
+
+    def _claim(self, ids: Sequence[int], now: datetime, until: datetime) -> list[tuple[Artifact, Copy]]:
+        claim = (
+            sa.update(copies)
+            .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(now, until))))
+            .values(claimed_until=until)
+            .returning(copies)
         )
         with self._database.write() as connection:
-            ids = list(connection.execute(due).scalars())
-            connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
-            rows = connection.execute(sa.select(copies).where(copies.c.id.in_(ids))).all()
-            found = {row.id: copy_of(row) for row in rows}
-            wanted = {copy.artifact_id for copy in found.values()}
+            claimed = {row.id: copy_of(row) for row in connection.execute(claim)}
+            wanted = {copy.artifact_id for copy in claimed.values()}
             versions = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(wanted))).all()
-            by_id = {row.id: artifact_of(row) for row in versions}
-        return [(by_id[found[id_].artifact_id], found[id_]) for id_ in ids]
+        by_id = {row.id: artifact_of(row) for row in versions}
+        return [(by_id[claimed[id_].artifact_id], claimed[id_]) for id_ in ids if id_ in claimed]
 
     def absent(
         self,
@@ -53,31 +77,82 @@ class SweepClaims:
         now: datetime,
         until: datetime,
         limit: int,
+        scan: int = 10_000,
     ) -> list[Artifact]:
         """Claim current artifacts of which a store never had a copy that it is wanted to have, the oldest first.
 
-        A copy that was deleted there, or that is there and bad, is not absent. A claim keeps other sweeps away until
-        the copy is written, or until `until`.
+        A call reads the `scan` newest artifacts and as many of the older ones, these where the call before ended: its
+        cost does not grow with the catalogue. A copy that was deleted there, or that is there and bad, is not absent.
+        A claim keeps other sweeps away until the copy is written, or until `until`.
         """
         here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-        begun = sa.and_(copies.c.state == CopyState.WRITING, _unclaimed(now, until))
+        unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(now, until)))
         query = (
             sa.select(artifacts)
             .outerjoin(copies, here)
-            .where(*listed(), artifacts.c.bucket == bucket, *following(prefix, ""))
-            .where(sa.or_(copies.c.id.is_(None), begun))
+            .where(artifacts.c.id > sa.bindparam("after"), artifacts.c.id <= sa.bindparam("last"), *listed())
+            .where(artifacts.c.bucket.concat("") == bucket, *following(prefix, ""))  # concat: search by id, not bucket
+            .where(sa.or_(copies.c.id.is_(None), sa.and_(copies.c.state == CopyState.WRITING, unclaimed)))
             .order_by(artifacts.c.id)
         )
-        with self._database.read() as connection:  # it may scan many rows, and a writer keeps the others waiting
-            rows = connection.execution_options(yield_per=1000).execute(query)
-            found = list(islice(filter(wanted, map(artifact_of, rows)), limit))
+
+        def found(connection: Connection, after: int, last: int, most: int) -> list[Artifact]:
+            rows = connection.execution_options(yield_per=1000).execute(query, {"after": after, "last": last})
+            some = list(islice(filter(wanted, map(artifact_of, rows)), most))
             rows.close()
+            return some
+
+        cursor = f"replicate {store} {bucket}/{prefix}"
+        with self._database.read() as connection:  # it may scan many rows, and a writer keeps the others waiting
+            newest = connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar() or 0
+            old = max(newest - scan, 0)
+            absent = found(connection, old, newest, limit if not old else limit - limit // 2)
+            if old:
+                after = connection.execute(_CURSOR, {"sweep": cursor}).scalar() or 0
+                after = after if after < old else 0
+                last, room = min(after + scan, old), limit - len(absent)
+                older = found(connection, after, last, room)
+                absent = older + absent
+                last = older[-1].id if len(older) == room else last
         with self._database.write() as connection:
-            ids = [ensure_copy(connection, artifact, store).id for artifact in found]
+            ids = [ensure_copy(connection, artifact, store).id for artifact in absent]
             connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
-        return found
+            if old:
+                connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == cursor))
+                connection.execute(sa.insert(sweep_cursors), {"name": cursor, "after": last})
+        return absent
 
 
-def _unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
+def _far(now: datetime, until: datetime) -> datetime:
+    """Return the moment after which no claim made now can end; one that does was made by a clock that was ahead."""
+    return until + (until - now) + _CLOCK_SKEW
+
+
+def _unclaimed(now: sa.ColumnElement[Any], far: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     claimed = copies.c.claimed_until
-    return sa.or_(claimed.is_(None), claimed <= now, claimed > now + _BELIEVED * (until - now))
+    return sa.or_(claimed.is_(None), claimed <= now, claimed > far)
+
+
+def _due() -> sa.CompoundSelect[Any]:
+    """Return the query of what is due: a search of the index for each `spread`, so that no period is kept in rows."""
+    unclaimed = _unclaimed(sa.bindparam("now"), sa.bindparam("claimed_far"))
+    found = []
+    for spread in range(SPREADS):
+        of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
+        query = sa.select(copies.c.id, copies.c.spread, copies.c.read_at.label("moment")).where(*of, unclaimed)
+        oldest = query.where(copies.c.read_at <= sa.bindparam(f"before_{spread}")).order_by(copies.c.read_at)
+        ahead = query.where(copies.c.read_at > sa.bindparam("ahead")).order_by(copies.c.read_at.desc())
+        found += [oldest, ahead]
+    retry = sa.select(copies.c.id, sa.literal(-1).label("spread"), copies.c.next_due_at.label("moment")).where(
+        copies.c.store == sa.bindparam("of"), copies.c.next_due_at.is_not(None), unclaimed
+    )
+    found += [
+        retry.where(copies.c.next_due_at <= sa.bindparam("now")).order_by(copies.c.next_due_at),
+        retry.where(copies.c.next_due_at > sa.bindparam("period_ahead")).order_by(copies.c.next_due_at.desc()),
+    ]
+    parts = [query.limit(sa.bindparam("most")).subquery() for query in found]
+    return sa.union_all(*(sa.select(part) for part in parts))
+
+
+_DUE = _due()
+_CURSOR = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("sweep"))

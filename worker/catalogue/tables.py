@@ -10,6 +10,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     UniqueConstraint,
     text,
@@ -48,6 +49,9 @@ artifacts = Table(
 Triggers forbid updates of its digest.
 """
 
+_NO_RETRY = text("next_due_at IS NULL")
+_HAS_RETRY = text("next_due_at IS NOT NULL")
+
 copies = Table(
     "copies",
     metadata,
@@ -63,10 +67,18 @@ copies = Table(
     Column("next_due_at", UtcDateTime),
     Column("claimed_until", UtcDateTime),
     Column("evidence", JSON, nullable=False),
+    Column("read_at", UtcDateTime),
+    Column("spread", SmallInteger, nullable=False, default=0, server_default="0"),
     UniqueConstraint("artifact_id", "store"),
-    Index("ix_copies_due", "store", "last_attempt_at", "next_due_at"),
+    Index("ix_copies_due", "store", "spread", "read_at", sqlite_where=_NO_RETRY, postgresql_where=_NO_RETRY),
+    Index("ix_copies_retry", "store", "next_due_at", sqlite_where=_HAS_RETRY, postgresql_where=_HAS_RETRY),
+    Index("ix_copies_state", "store", "state", "last_verified_at"),
 )
-"""One row for a version in a store. `tag` is the store's own version tag of the bytes we wrote or saw."""
+"""One row for a version in a store. `tag` is the store's own version tag of the bytes we wrote or saw.
+
+`read_at`: the last full read, or the write if there was none; a sweep computes from it when the copy is due. `spread`
+is the part of the period that the copy waits, see `sweep_claims`. `next_due_at`: the retry of an unreadable copy.
+"""
 
 jobs = Table(
     "jobs",
@@ -180,6 +192,14 @@ batches = Table(
 `cursor`: where the next page begins. `exhausted`: there is none. `open`: its jobs have been neither all counted nor
 asked to end. `next_step_at`: a message that is delivered earlier is a duplicate.
 """
+
+sweep_cursors = Table(
+    "sweep_cursors",
+    metadata,
+    Column("name", Text(2200), primary_key=True),
+    Column("after", BigInteger, nullable=False),
+)
+"""Where the next run of a sweep goes on that reads the artifacts in slices: behind this artifact id."""
 
 _IN_FLIGHT = text("outcome IS NULL")
 

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
@@ -24,19 +25,24 @@ class Verifications:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def record(self, finding: Finding, copy: Copy, *, tag: str | None, now: datetime, due: datetime) -> None:
+    def record(
+        self, finding: Finding, copy: Copy, *, tag: str | None, now: datetime, retry_at: datetime | None = None
+    ) -> None:
         """Append a verdict to the log and update the copy, atomically.
 
         Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. `unreadable` and `unverifiable`
         leave the state as it was: they say nothing about the bytes. `tag` is the store's version tag of the bytes read.
+        `retry_at`: when an unreadable copy is read again; it is due as soon as it was before.
         """
         values: dict[str, Any] = {
             "last_attempt_at": now,
             "last_verdict": finding.verdict,
-            "next_due_at": due,
+            "next_due_at": retry_at,
             "claimed_until": None,
             "attempts": copies.c.attempts + 1,
         }
+        if finding.verdict != Verdict.UNREADABLE:
+            values |= {"read_at": now, "spread": FIRST_READS + copies.c.artifact_id % (SPREADS - FIRST_READS)}
         if finding.verdict == Verdict.VERIFIED:
             values |= {"last_verified_at": now, "tag": tag}
         if finding.verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:

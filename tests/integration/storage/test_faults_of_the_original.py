@@ -122,7 +122,7 @@ class TestBadReads:
         artifact = context.catalogue.artifacts.record("releases", "app", digest, {}, clock.now())
         context.catalogue.artifacts.ensure_copy(artifact, "only")
         now = clock.now()
-        context.catalogue.artifacts.finish_copy(artifact, "only", tag=stat.version, evidence={}, due=now, now=now)
+        context.catalogue.artifacts.finish_copy(artifact, "only", tag=stat.version, evidence={}, now=now)
         (tmp_path / "root" / "releases" / "app").write_bytes(b"wrong")
         (tmp_path / "to").mkdir()
         (tmp_path / "to" / "app").write_bytes(b"from before")

@@ -16,7 +16,7 @@ VERIFY = BatchItemKind("verify", "sweep", None)
 
 def stored(catalogue, key, *, bucket="releases", size=11):
     artifact = catalogue.artifacts.record(bucket, key, Digest(size, "a" * 64), {}, clock.now(), stores=["dr"])
-    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, due=clock.now(), now=clock.now())
+    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
 
 
 def take(catalogue, id_, kind="batch", request=None):

@@ -14,9 +14,11 @@ from worker.catalogue import Catalogue, CatalogueError, Finding, Finished, Held,
 from worker.catalogue.database import open_engine
 from worker.catalogue.tables import metadata
 from worker.storage import Digest
+from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from zot_artifact_client.contract import JobState
 
 LEASE = timedelta(seconds=30)
+PERIOD = timedelta(days=30)
 DIGEST = Digest(11, "a" * 64)
 
 
@@ -31,12 +33,16 @@ def database(catalogue, catalogue_url):
     connection.close()
 
 
-def stored(catalogue, key="app.tgz", *, due=None):
+def stored(catalogue, key="app.tgz", *, now=None):
     artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now())
     catalogue.artifacts.ensure_copy(artifact, "dr")
-    due = due or clock.now()
-    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, due=due, now=clock.now())
+    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=now or clock.now())
     return artifact
+
+
+def verified(catalogue, artifact, *, now):
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
 
 
 def begin(catalogue, id_="job-1", **more):
@@ -85,9 +91,7 @@ def test_what_was_recorded_cannot_be_changed(catalogue, database, statement):
     """Neither a recorded digest nor a verdict can be changed or taken away, not even with SQL."""
     artifact = stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    catalogue.verifications.record(
-        Finding("job-1", "dr", artifact, "corrupt"), copy, tag=None, now=clock.now(), due=clock.now()
-    )
+    catalogue.verifications.record(Finding("job-1", "dr", artifact, "corrupt"), copy, tag=None, now=clock.now())
     with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match=r"never|append-only"):
         database.execute(statement)
 
@@ -98,7 +102,7 @@ def test_tampering_with_the_log_shows(catalogue, database, catalogue_url):
     copy = catalogue.artifacts.copies(artifact)["dr"]
     for verdict in ("verified", "corrupt", "verified"):
         finding = Finding("job-1", "dr", artifact, verdict)
-        catalogue.verifications.record(finding, copy, tag=None, now=clock.now(), due=clock.now())
+        catalogue.verifications.record(finding, copy, tag=None, now=clock.now())
     assert catalogue.verifications.first_broken() is None
 
     on = "" if catalogue_url.startswith("sqlite") else "ON verifications"
@@ -153,36 +157,120 @@ def test_an_id_stands_for_one_request(catalogue):
 
 
 def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
-    """Copies that were never read come before those that were, and a claimed copy is not claimed again."""
-    read, unread, later = (stored(catalogue, key) for key in ("read", "unread", "later"))
-    for artifact, due in ((read, timedelta(0)), (later, timedelta(days=1))):
-        copy = catalogue.artifacts.copies(artifact)["dr"]
-        finding = Finding("job-1", "dr", artifact, "verified")
-        catalogue.verifications.record(finding, copy, tag=None, now=clock.now(), due=clock.now() + due)
-
+    """A copy never read, or the longest overdue, comes first, and a claimed copy is not claimed again."""
     now = clock.now()
-    claim = {"now": now, "until": now + timedelta(hours=1)}
+    for key, days in (("read", 1.2), ("unread", None), ("later", 0.5)):
+        artifact = stored(catalogue, key, now=now - 2 * PERIOD)
+        if days is not None:
+            verified(catalogue, artifact, now=now - days * PERIOD)
+
+    claim = {"period": PERIOD, "now": now, "until": now + timedelta(hours=1)}
     assert [a.key for a, _ in catalogue.sweep_claims.due("dr", limit=1, **claim)] == ["unread"]
     assert [a.key for a, _ in catalogue.sweep_claims.due("dr", limit=9, **claim)] == ["read"]
-    lapsed = {"now": now + timedelta(hours=2), "until": now + timedelta(hours=3)}
+    lapsed = claim | {"now": now + timedelta(hours=2), "until": now + timedelta(hours=3)}
     assert [a.key for a, _ in catalogue.sweep_claims.due("dr", limit=9, **lapsed)] == ["unread", "read"]
-    assert unread.key == "unread"
+
+
+def test_a_changed_period_counts_for_the_copies_that_are_there(catalogue):
+    """A copy is due by the period in force now, not by the one at its last read; its part of the period stays."""
+    now = clock.now()
+    for number in range(24):
+        verified(catalogue, stored(catalogue, f"{number:02}"), now=now - timedelta(days=10))
+
+    def due(days, ahead=0.0):
+        at = now + timedelta(days=ahead)  # claims of before have lapsed by then
+        times = {"period": timedelta(days=days), "now": at, "until": at + timedelta(seconds=1), "limit": 99}
+        return len(catalogue.sweep_claims.due("dr", **times))
+
+    assert (due(30), due(1, 0.1), due(30, 0.2)) == (0, 24, 0)
+    assert [due(30, ahead) for ahead in (12, 13.5, 19)] == [0, 6, 24]
+
+
+def test_copies_written_at_once_are_first_read_over_the_whole_period(catalogue):
+    """The first reads of copies that one bulk upload wrote are spread, so that no sweep meets them all at once."""
+    now = clock.now()
+    for number in range(24):
+        stored(catalogue, f"{number:02}", now=now)
+    due = []
+    for tenth in range(11):
+        at = now + PERIOD * tenth / 10
+        due.append(len(catalogue.sweep_claims.due("dr", period=PERIOD, now=at, until=at + PERIOD, limit=99)))
+    assert sum(due) == 24
+    assert max(due) <= 6
+
+
+def test_an_unreadable_copy_is_retried_before_the_period_is_over(catalogue):
+    """A copy that could not be read is due at its retry, and does not count as read."""
+    now = clock.now()
+    artifact = stored(catalogue, now=now - 2 * PERIOD)
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    finding, soon = Finding("job-1", "dr", artifact, "unreadable"), now + timedelta(hours=1)
+    catalogue.verifications.record(finding, copy, tag=None, now=now, retry_at=soon)
+    times = {"period": PERIOD, "until": now + timedelta(days=1), "limit": 9}
+    assert catalogue.sweep_claims.due("dr", now=now, **times) == []
+    assert len(catalogue.sweep_claims.due("dr", now=soon, **times)) == 1
+    assert catalogue.artifacts.oldest_verified("dr") is None
+
+
+def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
+    """After a clock that was ahead was set right, a copy that was read or is to be retried in the future is due now."""
+    now, ahead = clock.now(), clock.now() + timedelta(days=365)
+    verified(catalogue, stored(catalogue, "read", now=ahead), now=ahead)
+    artifact = stored(catalogue, "unreadable", now=ahead)
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    catalogue.verifications.record(
+        Finding("job-1", "dr", artifact, "unreadable"), copy, tag=None, now=ahead, retry_at=ahead + timedelta(hours=1)
+    )
+    due = catalogue.sweep_claims.due("dr", period=PERIOD, now=now, until=now + timedelta(hours=6), limit=9)
+    assert {artifact.key for artifact, _ in due} == {"read", "unreadable"}
+
+
+def test_the_oldest_verification_and_the_copies_never_verified_are_told_apart(catalogue):
+    """A copy that is new hides no oldest verification; how many were never read is a number of its own."""
+    now = clock.now()
+    for key, days in (("old", 20), ("new", 1)):
+        verified(catalogue, stored(catalogue, key), now=now - timedelta(days=days))
+    stored(catalogue, "unread")
+    assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=20)
+    assert catalogue.artifacts.never_verified("dr") == 1
+    assert (catalogue.artifacts.oldest_verified("cold"), catalogue.artifacts.never_verified("cold")) == (None, 0)
+
+
+def test_an_object_of_one_chunk_has_its_manifest_without_a_row(catalogue):
+    """The only chunk's digest is the whole object's: its manifest is there, and no row is kept for it."""
+    digest = Digest(5, "c" * 64)
+    manifest = Manifest(5, CHUNK_SIZE, bytes.fromhex(digest.sha256))
+    artifact = catalogue.artifacts.record("releases", "small", digest, {}, clock.now(), manifest=manifest)
+    assert catalogue.artifacts.manifest(artifact) == manifest
+    with catalogue._database.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(metadata.tables["manifests"])).scalar() == 0
 
 
 def test_a_claim_that_lasts_too_long_is_not_believed(catalogue):
     """A sweep whose clock was a year ahead claims nothing for a year, be it to read copies or to make some."""
-    stored(catalogue)
     now = clock.now()
+    stored(catalogue, now=now - 2 * PERIOD)
 
     def claimed(ahead):
         times = {"now": now + ahead, "until": now + ahead + timedelta(hours=1), "limit": 9}
-        due = catalogue.sweep_claims.due("dr", **times)
+        due = catalogue.sweep_claims.due("dr", period=PERIOD, **times)
         absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda _: True, **times)
         return len(due), len(absent)
 
     assert claimed(timedelta(days=365)) == (1, 1)
     assert claimed(timedelta(0)) == (1, 1)
     assert claimed(timedelta(0)) == (0, 0)
+
+
+def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
+    """Each call reads the newest artifacts and the next slice of the older ones, until each one was claimed once."""
+    for number in range(12):
+        stored(catalogue, f"{number:02}")
+    now = clock.now()
+    times = {"now": now, "until": now + timedelta(hours=1), "limit": 4, "scan": 3}
+    calls = [catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda _: True, **times) for _ in range(8)]
+    assert [int(artifact.key) for artifact in calls[0]] == [0, 1, 9, 10]
+    assert sorted(int(artifact.key) for call in calls for artifact in call) == list(range(12))
 
 
 def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):

@@ -73,7 +73,7 @@ def at_once(work):
 
 def stored(catalogue, key="app.tgz", *, digest="a"):
     artifact = catalogue.artifacts.record("releases", key, Digest(11, digest * 64), {}, clock.now(), stores=["dr"])
-    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, due=clock.now(), now=clock.now())
+    catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
     return artifact
 
 
@@ -85,7 +85,7 @@ def begin(catalogue, id_, holds):
 def find(catalogue, artifact, *, job="job-1", detail=None):
     copy = catalogue.artifacts.copies(artifact)["dr"]
     finding = Finding(job, "dr", artifact, "verified", detail=detail)
-    catalogue.verifications.record(finding, copy, tag=None, now=clock.now(), due=clock.now())
+    catalogue.verifications.record(finding, copy, tag=None, now=clock.now())
 
 
 # Migrations
@@ -143,7 +143,7 @@ def test_many_sweeps_claim_each_copy_once(catalogue):
     for number in range(MANY + 2):
         stored(catalogue, f"app-{number}.tgz")
     now = clock.now()
-    claim = {"now": now, "until": now + LEASE, "limit": 2}
+    claim = {"period": timedelta(seconds=1), "now": now + LEASE, "until": now + 2 * LEASE, "limit": 2}
     shares = at_once(lambda _: catalogue.sweep_claims.due("dr", **claim))
     claimed = [artifact.key for share in shares for artifact, _ in share]
     assert sorted(claimed) == sorted({f"app-{number}.tgz" for number in range(MANY + 2)})

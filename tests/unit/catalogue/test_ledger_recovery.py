@@ -134,9 +134,7 @@ def test_what_waits_for_long_is_believed(catalogue):
     [
         lambda held, artifact: held.artifacts.record("releases", "b", DIGEST, {}, clock.now()),
         lambda held, artifact: held.artifacts.ensure_copy(artifact, "cold"),
-        lambda held, artifact: held.artifacts.finish_copy(
-            artifact, "dr", tag="2", evidence={}, due=clock.now(), now=clock.now()
-        ),
+        lambda held, artifact: held.artifacts.finish_copy(artifact, "dr", tag="2", evidence={}, now=clock.now()),
         lambda held, artifact: held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now()),
         lambda held, artifact: held.transfers.add(artifact, "dr", SentPart(Part(1, 5, "e"), "a" * 64)),
     ],
