@@ -2,7 +2,8 @@
 
 from copy import copy
 
-from worker.catalogue.artifacts import Artifacts, Superseded
+from worker.catalogue.artifact_locks import ArtifactLocks
+from worker.catalogue.artifacts import Artifacts, FinishedCopy, Superseded
 from worker.catalogue.batches import (
     Batch,
     BatchChanges,
@@ -21,7 +22,7 @@ from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
 from worker.catalogue.sweep_claims import SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
-from worker.catalogue.verifications import Verifications
+from worker.catalogue.verifications import Outcome, Verifications
 
 __all__ = [
     "Artifact",
@@ -38,6 +39,7 @@ __all__ = [
     "FailedBatchItem",
     "Finding",
     "Finished",
+    "FinishedCopy",
     "Held",
     "JobRecord",
     "Leased",
@@ -46,6 +48,7 @@ __all__ = [
     "NewBatchItem",
     "OpenTransfer",
     "OtherRequest",
+    "Outcome",
     "Pause",
     "Pauses",
     "Scope",
@@ -76,6 +79,7 @@ class Catalogue:
 
     def _write_through(self, database: Database) -> None:
         self.artifacts = Artifacts(database)
+        self.artifact_locks = ArtifactLocks(database)
         self.sweep_claims = SweepClaims(database)
         self.batches = Batches(database)
         self.job_admin = JobAdmin(database)

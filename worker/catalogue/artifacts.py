@@ -1,6 +1,7 @@
 """Artifact versions and their copies: what is recorded, and the last verdict about it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -55,6 +56,11 @@ _FINISH = (
         last_attempt_at=None, last_verdict=None, next_due_at=None, claimed_until=None,
     )
 )  # fmt: skip
+_DELETE_COPY = (
+    sa.update(copies)
+    .where(copies.c.id == sa.bindparam("copy"))
+    .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
+)
 _COMMIT = (
     sa.update(artifacts)
     .where(artifacts.c.id == sa.bindparam("of"), artifacts.c.committed_at.is_(None))
@@ -77,6 +83,16 @@ _SUPERSEDE = (
 
 class Superseded(CatalogueError):
     """The version that a job recorded is no longer the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedCopy:
+    """A copy that was written completely. `tag` is the store's version tag of it."""
+
+    artifact: Artifact
+    store: str
+    tag: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Artifacts:
@@ -256,24 +272,35 @@ class Artifacts:
         self, artifact: Artifact, store: str, *, tag: str, evidence: Mapping[str, Any], now: datetime
     ) -> None:
         """Record that a copy is complete: its version is committed and supersedes the version that the store had."""
+        self.finish_copies([FinishedCopy(artifact, store, tag, evidence)], now=now)
+
+    def finish_copies(self, finished: Sequence["FinishedCopy"], *, now: datetime) -> None:
+        """Record that copies are complete, in one transaction; see `finish_copy`."""
+        if not finished:
+            return
+        written = [
+            {"of": each.artifact.id, "at": each.store, "tag": each.tag, "evidence": dict(each.evidence),
+             "written_at": now}
+            for each in finished
+        ]  # fmt: skip
+        superseding = [
+            {"at": each.store, "bucket": each.artifact.bucket, "key": each.artifact.key, "of": each.artifact.id}
+            for each in finished
+        ]
         with self._database.write() as connection:
-            connection.execute(
-                _FINISH,
-                {"of": artifact.id, "at": store, "tag": tag, "evidence": dict(evidence), "written_at": now},
-            )
-            connection.execute(_COMMIT, {"of": artifact.id, "committed_at": now})
-            connection.execute(
-                _SUPERSEDE, {"at": store, "bucket": artifact.bucket, "key": artifact.key, "of": artifact.id}
-            )
+            connection.execute(_FINISH, written)
+            connection.execute(_COMMIT, [{"of": each.artifact.id, "committed_at": now} for each in finished])
+            connection.execute(_SUPERSEDE, superseding)
 
     def delete_copy(self, copy: Copy) -> None:
         """Record that a copy was deleted on request."""
-        with self._database.write() as connection:
-            connection.execute(
-                sa.update(copies)
-                .where(copies.c.id == copy.id)
-                .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
-            )
+        self.delete_copies([copy])
+
+    def delete_copies(self, deleted: Sequence[Copy]) -> None:
+        """Record that copies were deleted on request, in one transaction."""
+        if deleted:
+            with self._database.write() as connection:
+                connection.execute(_DELETE_COPY, [{"copy": copy.id} for copy in deleted])
 
     def buckets(self) -> list[str]:
         """Return the names of all buckets that have ever had an artifact."""

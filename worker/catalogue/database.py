@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.catalogue import postgresql, sqlite
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_REVISION = "0008"
+_REVISION = "0009"
 _DIALECTS: Mapping[str, ModuleType] = {"sqlite": sqlite, "postgresql": postgresql}
 _KINDS = "sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
 

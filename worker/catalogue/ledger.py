@@ -8,10 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from worker.catalogue.artifact_locks import lock_holder
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.fencing import LostLease
 from worker.catalogue.records import JobRecord
-from worker.catalogue.tables import jobs
+from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
 from zot_artifact_client.contract import JobState
 
 # The statements of every job are built once: SQLAlchemy builds one more slowly than SQLite runs it.
@@ -54,6 +55,10 @@ _SETTLE = sa.update(jobs).where(
 _BELIEVED = 10
 """Longest credible lease, in leases. A longer one was written by a clock that was ahead; it counts as expired.
 Several, because the clocks of workers differ by seconds and their settings of the lease differ too."""
+
+
+_PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED)
+_PRUNED_AT_ONCE = 200
 
 
 class OtherRequest(CatalogueError):
@@ -257,6 +262,30 @@ class Ledger:
                 connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
         return found
 
+    def prune(self, *, before: datetime, limit: int = 1000) -> int:
+        """Delete jobs that ended before a moment, the oldest first and at most `limit`; return how many.
+
+        Dead jobs stay until they are redriven or cancelled, and so do the jobs of a batch that has not counted them.
+        """
+        of_open_batch = sa.exists().where(batches.c.job.in_([jobs.c.id, jobs.c.parent]), batches.c.open.is_(True))
+        ended = (
+            sa.select(jobs.c.id)
+            .where(jobs.c.finished_at < before, jobs.c.state.in_(_PRUNED), ~of_open_batch)
+            .order_by(jobs.c.finished_at)
+            .limit(limit)
+        )
+        with self._database.read() as connection:  # so that writers wait for the deletes only
+            ids = list(connection.execute(ended).scalars())
+        for start in range(0, len(ids), _PRUNED_AT_ONCE):
+            group = ids[start : start + _PRUNED_AT_ONCE]
+            with self._database.write() as connection:
+                connection.execute(sa.delete(batch_items).where(batch_items.c.batch.in_(group)))
+                connection.execute(sa.delete(batches).where(batches.c.job.in_(group)))
+                connection.execute(sa.delete(artifact_locks).where(artifact_locks.c.job.in_(group)))
+                still = sa.and_(jobs.c.id.in_(group), jobs.c.state.in_(_PRUNED))  # none was redriven meanwhile
+                connection.execute(sa.delete(jobs).where(still))
+        return len(ids)
+
     def open_on(self, bucket: str, key: str, *, kind: str) -> list[str]:
         """Return the jobs of a kind that write to an artifact and have not ended."""
         open_ = [state for state in JobState if not state.terminal]
@@ -310,8 +339,10 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
         return Held(job.lease_until, f"job {job.id} is leased by another delivery already")
     if holds is None:
         return None
-    other = connection.execute(_HOLDER, {"held": holds, "now": now, "far": far, "job": job.id}).one_or_none()
-    return Held(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
+    times = {"job": job.id, "now": now, "far": far}
+    row = connection.execute(_HOLDER, {"held": holds, **times}).one_or_none()
+    other = (row.id, row.lease_until) if row else lock_holder(connection, holds, times)
+    return Held(other[1], f"job {other[0]} is writing to {holds}") if other else None
 
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:

@@ -80,6 +80,8 @@ copies = Table(
 is the part of the period that the copy waits, see `sweep_claims`. `next_due_at`: the retry of an unreadable copy.
 """
 
+_FINISHED = text("finished_at IS NOT NULL")
+
 jobs = Table(
     "jobs",
     metadata,
@@ -105,6 +107,7 @@ jobs = Table(
     Column("put_off_since", UtcDateTime),
     Index("ix_jobs_created_at", "created_at"),
     Index("ix_jobs_due_at", "due_at"),
+    Index("ix_jobs_finished_at", "finished_at", sqlite_where=_FINISHED, postgresql_where=_FINISHED),
     Index("ix_jobs_holds", "holds", "lease_until"),
     Index("ix_jobs_parent", "parent", "id"),
     Index("ix_jobs_state", "state", "lease_until"),
@@ -132,6 +135,7 @@ verifications = Table(
     Column("detail", Text(2000)),
     Column("previous", Text(64), nullable=False),
     Column("hash", Text(64), nullable=False),
+    Index("ix_verifications_job", "job"),
     Index("ix_verifications_object", "bucket", "key", "store"),
 )
 """One row a verdict, append-only. `hash` is over the row and `previous`, the hash of the row before it."""
@@ -200,6 +204,20 @@ sweep_cursors = Table(
     Column("after", BigInteger, nullable=False),
 )
 """Where the next run of a sweep goes on that reads the artifacts in slices: behind this artifact id."""
+
+artifact_locks = Table(
+    "artifact_locks",
+    metadata,
+    Column("bucket", Text(63), primary_key=True),
+    Column("key", Text(1024), primary_key=True),
+    Column("job", Text(64), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Index("ix_artifact_locks_job", "job"),
+)
+"""The artifacts that a page may write to, while its job has its lease under this fence."""
+
+catalogue_identity = Table("catalogue_identity", metadata, Column("id", Text(36), primary_key=True))
+"""One row: an id that no other catalogue has."""
 
 _IN_FLIGHT = text("outcome IS NULL")
 

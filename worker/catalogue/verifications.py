@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +21,26 @@ _FIRST = "0" * 64
 _CHAINED = [c.name for c in verifications.c if c.name not in {"id", "hash"}]
 
 
+_APPEND = sa.insert(verifications)
+_LAST_HASH = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
+_RECORDED = sa.select(
+    verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
+).where(verifications.c.job == sa.bindparam("by"))
+
+CopyKey = tuple[str, str, str, int]
+"""Store, bucket, key and version of a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One verdict of a group, and the copy that it is about. `tag` and `retry_at` are those of `record`."""
+
+    finding: Finding
+    copy: Copy
+    tag: str | None = None
+    retry_at: datetime | None = None
+
+
 class Verifications:
     """The verdict of every verification of a copy."""
 
@@ -34,22 +56,34 @@ class Verifications:
         leave the state as it was: they say nothing about the bytes. `tag` is the store's version tag of the bytes read.
         `retry_at`: when an unreadable copy is read again; it is due as soon as it was before.
         """
-        values: dict[str, Any] = {
-            "last_attempt_at": now,
-            "last_verdict": finding.verdict,
-            "next_due_at": retry_at,
-            "claimed_until": None,
-            "attempts": copies.c.attempts + 1,
-        }
-        if finding.verdict != Verdict.UNREADABLE:
-            values |= {"read_at": now, "spread": FIRST_READS + copies.c.artifact_id % (SPREADS - FIRST_READS)}
-        if finding.verdict == Verdict.VERIFIED:
-            values |= {"last_verified_at": now, "tag": tag}
-        if finding.verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
-            values["state"] = CopyState(finding.verdict)
         with self._database.write() as connection:
-            _append(connection, finding, now)
-            connection.execute(sa.update(copies).where(copies.c.id == copy.id).values(values))
+            _record(connection, [Outcome(finding, copy, tag, retry_at)], now)
+
+    def record_group(self, outcomes: Sequence[Outcome], *, now: datetime) -> int:
+        """Record verdicts in one transaction, in their order, and return how many were new; see `record`.
+
+        A verdict about a copy of which the same job has recorded one before is skipped, so that a page that is
+        delivered again records nothing twice. Through a fenced catalogue the fencing token is checked once.
+
+        Raises:
+            LostLease: another worker has the lease; nothing was written.
+        """
+        with self._database.write() as connection:
+            recorded: dict[str, set[CopyKey]] = {}
+            new = []
+            for outcome in outcomes:
+                job = outcome.finding.job
+                known = recorded[job] if job in recorded else recorded.setdefault(job, _recorded(connection, job))
+                if (key := _key(outcome.finding)) not in known:
+                    known.add(key)
+                    new.append(outcome)
+            _record(connection, new, now)
+        return len(new)
+
+    def recorded_by_job(self, job: str) -> set[CopyKey]:
+        """Return the copies of which a job has recorded a verdict: store, bucket, key and version."""
+        with self._database.read() as connection:
+            return _recorded(connection, job)
 
     def of(self, bucket: str, key: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return the verdicts about an artifact's copies, the latest first."""
@@ -88,9 +122,55 @@ class Verifications:
         return None
 
 
-def _append(connection: Connection, finding: Finding, now: datetime) -> None:
-    last = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
-    row = {
+def _recorded(connection: Connection, job: str) -> set[CopyKey]:
+    return {tuple(row) for row in connection.execute(_RECORDED, {"by": without_nul(job)})}
+
+
+def _key(finding: Finding) -> CopyKey:
+    return finding.store, finding.artifact.bucket, finding.artifact.key, finding.artifact.version
+
+
+def _record(connection: Connection, outcomes: Sequence[Outcome], now: datetime) -> None:
+    """Append verdicts to the log, each chained to the one before it, and update their copies."""
+    if not outcomes:
+        return
+    previous = connection.execute(_LAST_HASH).scalar() or _FIRST
+    rows = []
+    for outcome in outcomes:
+        row = _row(outcome.finding, now) | {"previous": previous}
+        previous = _hash_of(row)
+        rows.append(row | {"hash": previous})
+    connection.execute(_APPEND, rows)
+    for verdict in dict.fromkeys(outcome.finding.verdict for outcome in outcomes):
+        values = [
+            {"copy": each.copy.id, "tag": each.tag, "now": now, "retry_at": each.retry_at}
+            for each in outcomes
+            if each.finding.verdict == verdict
+        ]
+        connection.execute(_UPDATES[Verdict(verdict)], values)
+
+
+def _update(verdict: Verdict) -> sa.Update:
+    """Return how a verdict updates its copy."""
+    values: dict[str, Any] = {
+        "last_attempt_at": sa.bindparam("now"),
+        "last_verdict": verdict,
+        "next_due_at": sa.bindparam("retry_at"),
+        "claimed_until": None,
+        "attempts": copies.c.attempts + 1,
+    }
+    if verdict != Verdict.UNREADABLE:
+        spread = FIRST_READS + copies.c.artifact_id % (SPREADS - FIRST_READS)
+        values |= {"read_at": sa.bindparam("now"), "spread": spread}
+    if verdict == Verdict.VERIFIED:
+        values |= {"last_verified_at": sa.bindparam("now"), "tag": sa.bindparam("tag")}
+    if verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
+        values["state"] = CopyState(verdict)
+    return sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(values)
+
+
+def _row(finding: Finding, now: datetime) -> dict[str, Any]:
+    return {
         "at": now,
         "job": without_nul(finding.job),  # the hash is over what can be read back
         "store": finding.store,
@@ -102,9 +182,10 @@ def _append(connection: Connection, finding: Finding, now: datetime) -> None:
         "found_sha256": finding.found_sha256,
         "found_size": finding.found_size,
         "detail": without_nul(finding.detail[:2000]) if finding.detail else None,
-        "previous": connection.execute(last).scalar() or _FIRST,
     }
-    connection.execute(sa.insert(verifications).values(**row, hash=_hash_of(row)))
+
+
+_UPDATES = {verdict: _update(verdict) for verdict in Verdict}
 
 
 def _hash(row: Row[Any]) -> str:

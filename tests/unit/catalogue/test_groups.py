@@ -1,0 +1,118 @@
+"""Outcomes recorded in groups: atomic, fenced, once for each job and copy, chained like single ones."""
+
+from datetime import timedelta
+
+import pytest
+
+from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, begin, stored
+from worker import clock
+from worker.catalogue import Finding, FinishedCopy, Held, Leased, LostLease, Outcome
+from zot_artifact_client.contract import JobState
+
+
+def outcomes(catalogue, keys, *, job="page", verdict="verified"):
+    found = []
+    for key in keys:
+        artifact = catalogue.artifacts.current("releases", key) or stored(catalogue, key)
+        copy = catalogue.artifacts.copies(artifact)["dr"]
+        found.append(Outcome(Finding(job, "dr", artifact, verdict), copy, tag="1"))
+    return found
+
+
+def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
+    """Verdicts of a group follow each other in the chain, and each copy has what its own verdict says."""
+    good, bad = outcomes(catalogue, ["a", "b"]), outcomes(catalogue, ["c"], verdict="corrupt")
+    assert catalogue.verifications.record_group([*good, *bad], now=clock.now()) == 3
+    assert catalogue.verifications.first_broken() is None
+    states = {each.finding.artifact.key: catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in good + bad}
+    assert {key: copy.state.value for key, copy in states.items()} == {"a": "verified", "b": "verified", "c": "corrupt"}
+    assert [states[key].last_verified_at is None for key in "abc"] == [False, False, True]
+    assert [states[key].attempts for key in "abc"] == [1, 1, 1]
+
+
+def test_a_page_that_is_delivered_again_records_only_what_is_missing(catalogue):
+    """A verdict that the same job has recorded of a copy is skipped; another job records its own."""
+    assert catalogue.verifications.record_group(outcomes(catalogue, "ab"), now=clock.now()) == 2
+    assert catalogue.verifications.recorded_by_job("page") == {("dr", "releases", key, 1) for key in "ab"}
+    assert catalogue.verifications.record_group(outcomes(catalogue, "aabc"), now=clock.now()) == 1
+    assert catalogue.verifications.record_group(outcomes(catalogue, "a", job="other"), now=clock.now()) == 1
+    assert len(catalogue.verifications.of("releases", "a")) == 2
+
+
+def test_a_group_of_a_worker_that_lost_its_lease_is_void(catalogue):
+    """No verdict, copy or delete of a group is recorded under an old fencing token."""
+    first = begin(catalogue, "page", now=clock.now() - 2 * LEASE).record
+    assert isinstance(begin(catalogue, "page"), Leased)
+    old, group = catalogue.fenced("page", first.fence), outcomes(catalogue, "ab")
+    with pytest.raises(LostLease):
+        old.verifications.record_group(group, now=clock.now())
+    with pytest.raises(LostLease):
+        old.artifacts.delete_copies([each.copy for each in group])
+    assert catalogue.verifications.recorded_by_job("page") == set()
+    assert catalogue.artifacts.count_by_state() == {"dr": {"stored": 2}}
+
+
+def test_copies_are_finished_and_deleted_in_groups(catalogue):
+    """A group of complete copies commits its versions and supersedes those before; a group of deletes ends them."""
+    before = stored(catalogue, "a")
+    other = type(DIGEST)(12, "b" * 64)
+    versions = [catalogue.artifacts.record("releases", key, other, {}, clock.now(), stores=["dr"]) for key in "ab"]
+    catalogue.artifacts.finish_copies([FinishedCopy(each, "dr", "2") for each in versions], now=clock.now())
+    assert [catalogue.artifacts.current("releases", key).version for key in "ab"] == [2, 1]
+    assert catalogue.artifacts.copies(before)["dr"].state == "superseded"
+    copies = [catalogue.artifacts.copies(each)["dr"] for each in versions]
+    catalogue.artifacts.delete_copies(copies)
+    assert [catalogue.artifacts.copies(each)["dr"].state for each in versions] == ["deleted", "deleted"]
+
+
+def test_the_locks_of_a_page_and_the_lock_of_a_job_exclude_each_other(catalogue):
+    """An artifact that a page has locked is held for an upload, and one that an upload writes is not locked."""
+    paths, now = [("releases", key) for key in ("a", "b", "c/d")], clock.now()
+    page = begin(catalogue, "page").record
+    begin(catalogue, "upload", holds="releases/b")
+    got = catalogue.artifact_locks.acquire("page", page.fence, paths, now=now, lease=LEASE)
+    assert got == {("releases", "a"), ("releases", "c/d")}
+    other = begin(catalogue, "other page").record
+    assert catalogue.artifact_locks.acquire("other page", other.fence, paths, now=now, lease=LEASE) == set()
+    held = begin(catalogue, "late", holds="releases/c/d")
+    assert isinstance(held, Held)
+    assert "job page is writing to releases/c/d" in held.reason
+    catalogue.artifact_locks.release("page")
+    assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Leased)
+
+
+def test_the_locks_of_a_page_end_with_its_lease(catalogue):
+    """Locks of a page that was killed, has ended or was delivered again under another fence keep no writer away."""
+    path, now = [("releases", "a")], clock.now()
+    killed = begin(catalogue, "killed", now=now - 2 * LEASE).record
+    assert catalogue.artifact_locks.acquire("killed", killed.fence, path, now=now - 2 * LEASE, lease=LEASE)
+    page = begin(catalogue, "page").record
+    assert catalogue.artifact_locks.acquire("page", page.fence, path, now=now, lease=LEASE) == set(path)
+    assert catalogue.artifact_locks.acquire("page", page.fence, path, now=now, lease=LEASE) == set(path)
+    catalogue.ledger.finish("page", page.fence, JobState.SUCCEEDED, now=now)
+    assert isinstance(begin(catalogue, "late", holds="releases/a"), Leased)
+
+
+def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue):
+    """Pruning deletes ended jobs in bounded batches, and keeps dead, open and recent ones and those not yet counted."""
+    now = clock.now()
+    long_ago = now - timedelta(days=100)
+    ends = {"old": JobState.SUCCEEDED, "older": JobState.CANCELLED, "dead": JobState.DEAD, "batch": JobState.SUCCEEDED}
+    for id_, state in ends.items():
+        job = begin(catalogue, id_, now=long_ago).record
+        catalogue.ledger.finish(id_, job.fence, state, now=long_ago - timedelta(days=id_ == "older"))
+    counted = begin(catalogue, "counted", parent="batch", now=long_ago).record
+    catalogue.batches.begin("batch", {}, total=1, total_bytes=None, now=long_ago)
+    catalogue.ledger.finish("counted", counted.fence, JobState.SUCCEEDED, now=long_ago)
+    begin(catalogue, "open", now=long_ago)
+    recent = begin(catalogue, "recent").record
+    catalogue.ledger.finish("recent", recent.fence, JobState.SUCCEEDED, now=now)
+
+    before = now - timedelta(days=90)
+    assert catalogue.ledger.prune(before=before, limit=1) == 1
+    assert catalogue.ledger.get("older") is None
+    assert catalogue.ledger.prune(before=before) == 1
+    assert {job.id for job in catalogue.ledger.latest()} == {"dead", "batch", "counted", "open", "recent"}
+    catalogue.batches.close("batch")
+    assert catalogue.ledger.prune(before=before) == 2
+    assert catalogue.batches.get("batch") is None

@@ -1,0 +1,89 @@
+"""Writer locks of pages: which artifacts a job that works on many of them may write to.
+
+A job on one artifact needs no row here: the ledger's `holds` is its lock. Each of the two excludes the other.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.database import Database
+from worker.catalogue.tables import artifact_locks, jobs
+from zot_artifact_client.contract import JobState
+
+_GROUP = 200
+"""Artifacts that one statement names at most: databases bound the number of parameters."""
+_LIVE = (
+    jobs.c.state == JobState.RUNNING,
+    jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
+)
+_LOCKED = (
+    sa.select(artifact_locks.c.bucket, artifact_locks.c.key)
+    .join(jobs, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
+    .where(artifact_locks.c.job != sa.bindparam("job"), *_LIVE)
+)
+_HOLDS = sa.select(jobs.c.holds).where(jobs.c.id != sa.bindparam("job"), *_LIVE)
+_LOCK_HOLDER = (
+    sa.select(jobs.c.id, jobs.c.lease_until)
+    .join(artifact_locks, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
+    .where(
+        artifact_locks.c.bucket == sa.bindparam("bucket"), artifact_locks.c.key == sa.bindparam("key"),
+        artifact_locks.c.job != sa.bindparam("job"), *_LIVE,
+    )
+)  # fmt: skip
+
+Path = tuple[str, str]
+"""Bucket and key of an artifact."""
+
+
+class ArtifactLocks:
+    """The writer locks, by bucket and key. A lock lasts as long as the lease of its job under the same fence."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def acquire(
+        self, job: str, fence: int, paths: Sequence[Path], *, now: datetime, lease: timedelta, credible: int = 10
+    ) -> set[Path]:
+        """Lock artifacts for a job and return those it got; the others are locked by another job.
+
+        `credible`: the longest lease of a holder that counts, in leases; see the ledger.
+        """
+        times = {"job": job, "now": now, "far": now + credible * lease}
+        granted: set[Path] = set()
+        with self._database.write() as connection:
+            for start in range(0, len(paths), _GROUP):
+                group = list(paths[start : start + _GROUP])
+                taken = _taken(connection, group, times)
+                free = [path for path in dict.fromkeys(group) if path not in taken]
+                connection.execute(sa.delete(artifact_locks).where(_any(free)))
+                if free:
+                    rows = [{"bucket": bucket, "key": key, "job": job, "fence": fence} for bucket, key in free]
+                    connection.execute(sa.insert(artifact_locks), rows)
+                granted.update(free)
+        return granted
+
+    def release(self, job: str) -> None:
+        """Release all locks of a job; no lock is no error."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(artifact_locks).where(artifact_locks.c.job == job))
+
+
+def lock_holder(connection: Connection, path: str, times: dict[str, object]) -> tuple[str, datetime] | None:
+    """Return id and lease of another job that has locked an artifact, `bucket/key`; `times`: job, now and far."""
+    bucket, _, key = path.partition("/")
+    row = connection.execute(_LOCK_HOLDER, {"bucket": bucket, "key": key, **times}).first()
+    return (row.id, row.lease_until) if row else None
+
+
+def _taken(connection: Connection, group: Sequence[Path], times: dict[str, object]) -> set[Path]:
+    locked = {(row.bucket, row.key) for row in connection.execute(_LOCKED.where(_any(group)), times)}
+    held = [f"{bucket}/{key}" for bucket, key in group]
+    holders = connection.execute(_HOLDS.where(jobs.c.holds.in_(held)), times).scalars()
+    return locked | {(bucket, key) for bucket, _, key in (path.partition("/") for path in holders)}
+
+
+def _any(paths: Iterable[Path]) -> sa.ColumnElement[bool]:
+    return sa.tuple_(artifact_locks.c.bucket, artifact_locks.c.key).in_(list(paths))
