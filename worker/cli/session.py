@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from worker.catalogue import Artifact, Catalogue, JobRecord
 from worker.cli.errors import Failure, Status, suggestion
@@ -109,9 +110,9 @@ def open_session(settings: Settings) -> Session:
 def has_catalogue(settings: Settings) -> bool:
     """Return whether the catalogue exists; one that is not a file is taken to."""
     if settings.catalogue is None:
-        return (settings.home / "catalogue.sqlite3").exists()
+        return settings.catalogue_file.exists()
     url = settings.catalogue_url.partition("?")[0]
-    return not url.startswith(_SQLITE) or Path(url.removeprefix(_SQLITE)).exists()
+    return not url.startswith(_SQLITE) or Path(unquote(url.removeprefix(_SQLITE))).exists()
 
 
 def _require_catalogue(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, note, out, print_json, say
+from worker.embedded.append_only_file import DamagedBroker
 from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, UpOptions, run
 from worker.settings import load_settings
 
@@ -44,8 +45,11 @@ def up(
     options = UpOptions(concurrency, beat=not no_beat, flower=not no_flower)
     try:
         run(settings, options, ready=ready, say=note)
-    except NotReady as error:
-        raise Failure(str(error), Status.BAD, type_="NotReady") from error
+    except (NotReady, DamagedBroker) as error:
+        raise Failure(str(error), Status.BAD, type_=type(error).__name__) from error
+    except OSError as error:
+        message = f"the data directory {settings.home} cannot be used: {error}; set ZOT_HOME to one that can"
+        raise Failure(message, Status.USAGE, type_="SettingsError") from error
 
 
 def _document(running: Running, stores: list[str]) -> dict[str, object]:

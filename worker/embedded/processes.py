@@ -35,6 +35,7 @@ class Program:
         orphaned: the signal that the kernel sends it when this process dies.
         grace: seconds that it has after SIGTERM.
         keep: file descriptors that stay open in it.
+        prepare: called before each start.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Program:
     orphaned: signal.Signals = signal.SIGKILL
     grace: float = 10.0
     keep: tuple[int, ...] = ()
+    prepare: Callable[[], None] = lambda: None
 
 
 class _Child:
@@ -57,6 +59,7 @@ class _Child:
         self.start()
 
     def start(self) -> None:
+        self.program.prepare()
         self.due = None
         self.started = time.monotonic()
         with self.log.open("ab") as log:

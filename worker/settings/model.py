@@ -15,6 +15,7 @@ from urllib.parse import quote
 import yaml
 from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 from worker.settings.original import OriginalRefused, translate
 from worker.settings.sections import (
@@ -199,7 +200,12 @@ class Settings(BaseSettings):
         """Return the catalogue's SQLAlchemy URL, with its password."""
         if self.catalogue:
             return self.catalogue.get_secret_value()
-        return f"sqlite:///{quote(str(self.home / 'catalogue.sqlite3'))}"  # a path may have %, ? and # in it
+        return f"sqlite:///{quote(str(self.catalogue_file))}"  # `%`, `?` and `#` in a path mean something else in a URL
+
+    @property
+    def catalogue_file(self) -> Path:
+        """Return the file of the embedded catalogue."""
+        return self.home / "catalogue.sqlite3"
 
     @property
     def broker_file(self) -> Path:
@@ -272,28 +278,73 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
     except ValidationError as error:
         raise SettingsError("\n".join(_problems(error))) from None
+    except SourceError as error:
+        raise SettingsError(_bad_json(error)) from None
+    except RecursionError:
+        raise SettingsError("a value of the settings is nested too deeply") from None
 
 
 def _read_file(name: str | None) -> dict[str, Any]:
     if not name:
         return {}
-    try:
-        data = yaml.safe_load(Path(name).read_text())
-    except OSError as error:
-        raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise SettingsError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if data is None:
-        return {}
+    data = _parse_file(name)
     if not isinstance(data, dict):
-        raise SettingsError(f"{name}: a mapping of settings is expected, this is a {type(data).__name__}")
+        kind = "null" if data is None else f"a {type(data).__name__}"
+        raise SettingsError(f"{name}: a mapping of settings is expected, this is {kind}")
+    problems = list(_unusable(data))
+    if problems:
+        raise SettingsError("\n".join(f"{name}: {problem}" for problem in problems))
     try:
         settings = translate(data) if "storage" in data else data
     except OriginalRefused as error:
         raise SettingsError(str(error)) from None
     _make_absolute(settings, Path(name).absolute().parent)
     return settings
+
+
+def _parse_file(name: str) -> Any:
+    try:
+        text = Path(name).read_bytes().decode()
+        return {} if yaml.compose(text, yaml.SafeLoader) is None else yaml.safe_load(text)  # empty, or only comments
+    except OSError as error:
+        raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{name}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise SettingsError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # a date or a number that YAML knows and Python does not
+        raise SettingsError(f"{name}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{name}: nested too deeply") from None
+
+
+def _unusable(data: Mapping[Any, Any]) -> Iterable[str]:
+    """Yield what no model of the settings sees in the way that it was meant."""
+    for key in data:
+        if not isinstance(key, str):
+            yield f"{key!r} is not a setting: names are text"
+    for key in ("home", "stores"):
+        if key in data and data[key] is None:
+            yield f"{key}: a value is expected, this is null"
+    yield from _with_null_characters("", data, set())
+
+
+def _with_null_characters(where: str, value: object, seen: set[int]) -> Iterable[str]:
+    if isinstance(value, str) and "\0" in value:
+        yield f"{where}: the character NUL cannot be part of a value"
+    if isinstance(value, dict | list) and id(value) not in seen:  # an alias may make a value part of itself
+        seen.add(id(value))
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _with_null_characters(f"{where}.{name}".removeprefix("."), each, seen)
+
+
+def _bad_json(error: SourceError) -> str:
+    """Name the variable whose value is no JSON. The error of pydantic-settings names the field alone."""
+    field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
+    begins = f"{ENV_PREFIX}{field.upper()}"
+    variables = [name for name in sorted(os.environ) if name == begins or name.startswith(f"{begins}__")]
+    return f"{', '.join(variables) or begins}: the value must be JSON, such as '[\"primary\"]' or '{{\"key\": 1}}'"
 
 
 def _make_absolute(data: dict[str, Any], base: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, ByteSize
 
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_LONGEST = timedelta(days=36_500)
+"""The longest duration. Sums of a few stay within what Python, Redis and PostgreSQL can hold."""
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -24,7 +26,11 @@ def parse_duration(value: object) -> timedelta:
     if not text or _PARTS.sub("", text):
         msg = f"{value!r} is not a duration: write a number with a unit, such as 30s, 15m, 1h30m or 30d"
         raise ValueError(msg)
-    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(text)))
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(text))
+    if seconds > _LONGEST.total_seconds():
+        msg = f"{text[:40]!r} is too long: a duration is at most {_LONGEST.days}d"
+        raise ValueError(msg)
+    return timedelta(seconds=seconds)
 
 
 def _check_size(value: object) -> object:

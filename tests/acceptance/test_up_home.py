@@ -1,0 +1,48 @@
+"""`zot-artifacts up` on data directories with odd names, damaged files, or no permission to write."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.commands import Zot
+from worker.embedded.up_process import running
+
+
+@pytest.mark.parametrize("name", ["a b", "x%20y", "q?x#y", 'jürgen "日本"'])
+def test_any_name_of_the_data_directory_works(tmp_path: Path, name: str) -> None:
+    """Broker and catalogue work in a directory whose name means something else in a URL or a configuration file."""
+    home = tmp_path / name
+    source = tmp_path / "app.tgz"
+    source.write_bytes(b"release one")
+    zot = Zot(home)
+    with running(home, "--no-beat", "--no-flower"):
+        assert zot("upload", source, "releases/app.tgz").status == 0
+    assert (home / "catalogue.sqlite3").exists()
+    assert zot("ls", "--json").document["artifacts"][0]["key"] == "app.tgz"
+    assert {path.name for path in tmp_path.iterdir()} == {name, "app.tgz"}
+
+
+def test_a_damaged_broker_file_is_repaired(tmp_path: Path) -> None:
+    """Garbage at the end of the append-only file is cut off at the next start, told, and kept in a copy."""
+    home = tmp_path / "home"
+    with running(home, "--no-beat", "--no-flower"):
+        pass
+    [file] = (home / "broker" / "appendonlydir").glob("*.incr.aof")
+    good = file.read_bytes()
+    file.write_bytes(good + b"*2\r\n$6\r\nSELECT\r\ngarbage")
+    with running(home, "--no-beat", "--no-flower"):
+        assert Zot(home)("jobs").status == 0
+    assert "its last 23 bytes were cut off" in (home / "up.log").read_text()
+    [copy] = (home / "broker").glob("damaged-*/*.incr.aof")
+    assert copy.read_bytes() == good + b"*2\r\n$6\r\nSELECT\r\ngarbage"
+
+
+@pytest.mark.parametrize("command", [["up"], ["doctor"], ["upload", __file__, "a/b"]])
+def test_a_directory_that_cannot_be_made_is_one_line(command: list[str], tmp_path: Path) -> None:
+    """Where the data directory cannot be made, the line names it and ZOT_HOME, with status 2."""
+    (tmp_path / "file").touch()
+    done = Zot(tmp_path / "beside", {"ZOT_HOME": str(tmp_path / "file" / "home")})(*command)
+    assert done.status == 2
+    assert done.is_one_line() or command == ["doctor"]
+    assert "ZOT_HOME" in done.stderr
+    assert str(tmp_path / "file") in done.stderr

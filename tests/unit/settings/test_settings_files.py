@@ -1,0 +1,65 @@
+"""Settings that no model sees: files and variables that cannot be read, and values that nothing can hold."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.settings import SettingsError, load_settings
+from worker.settings.model import Settings
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"stores: \xff\xfe\n", "not UTF-8 at byte 8"),
+        (b"a: " + b"[" * 20_000, "nested too deeply"),
+        (b"{a: " * 3_000 + b"}" * 3_000, "nested too deeply"),
+        (b"null\n", "this is null"),
+        (b"- a\n", "this is a list"),
+        (b"stores: null\n", "stores: a value is expected"),
+        (b"home: null\n", "home: a value is expected"),
+        (b"{1: 2}\n", "1 is not a setting"),
+        (b"when: 2026-13-45\n", "not valid YAML"),
+        (b"a: &a [*a]\n", "a is not a setting"),
+        (b'home: "a\\0b"\n', "NUL"),
+        (b"retry: {backoff: 99999999999999999999999d}\n", "too long"),
+        (b"jobs: {time_limit: 99999999d}\n", "too long"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    content: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a SettingsError of one short line, whatever YAML, Unicode or Python had against it."""
+    config = tmp_path / "zot.yaml"
+    config.write_bytes(content)
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert words in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_file_of_comments_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in which every setting is a comment means the defaults."""
+    config = tmp_path / "zot.yaml"
+    config.write_text("# stores: {}\n")
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    assert set(load_settings(home=tmp_path).stores) == {"primary", "dr"}
+
+
+@pytest.mark.parametrize("variable", ["ZOT_STORES", "ZOT_SOURCES__ROOTS"])
+def test_a_variable_that_is_no_json_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is named and its value, which may be a secret, is not."""
+    monkeypatch.setenv(variable, "{hunter2")
+    with pytest.raises(SettingsError, match=f"^{variable}: the value must be JSON") as raised:
+        load_settings()
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a b", "x%20y", "q?x#y", "jürgen"])
+def test_the_embedded_catalogue_is_in_the_data_directory(name: str, tmp_path: Path) -> None:
+    """The URL of the catalogue leads to the file in the data directory, whatever the directory's name."""
+    from sqlalchemy import make_url
+
+    settings = Settings(home=tmp_path / name)
+    assert make_url(settings.catalogue_url).database == str(settings.catalogue_file)
