@@ -21,6 +21,8 @@ from worker.storage.registry import open_driver
 PART = 5 * 1024 * 1024
 """Bytes; the smallest part that S3 allows."""
 
+NATIVE: dict[str, Any] = {"layout": "native", "buckets": ["b-*"], "reserved_bucket": "reserved"}
+"""The layout in which logical buckets are real ones; those of the cases begin with `b-`."""
 AZURITE_API = "2025-11-05"
 """The newest version of the interface that azurite knows."""
 
@@ -70,7 +72,7 @@ def s3_aws(server: Ministack, spool: Path) -> Target:
 
 
 def s3_native(server: Ministack, spool: Path) -> Target:
-    return _s3("s3-native", server, spool, layout="native", bucket=None)
+    return _s3("s3-native", server, spool, **NATIVE)
 
 
 def s3_rclone(server: RcloneS3, spool: Path) -> Target:
@@ -101,8 +103,7 @@ def _s3(
 ) -> Target:
     config = s3_config(server, **changes)
     client = s3_client(server)
-    if config.bucket:
-        client.create_bucket(Bucket=config.bucket)
+    client.create_bucket(Bucket=config.bucket or config.reserved_bucket)
 
     def open_upload(bucket: str, key: str) -> None:
         real, path = (config.bucket, f"{bucket}/{key}") if config.bucket else (bucket, key)
@@ -141,6 +142,7 @@ def s3_config(server: S3Server, **changes: object) -> S3Config:
             "secret_access_key": server.secret_access_key,
             "part_size": PART,
             **changes,
+            **({"bucket": None} if changes.get("layout") == "native" else {}),
         }
     )
 
@@ -157,7 +159,7 @@ def gcs(server: GcsEndpoint, spool: Path) -> Target:
 
 
 def gcs_native(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs-native", server, spool, layout="native", bucket=None)
+    return _gcs("gcs-native", server, spool, **NATIVE)
 
 
 def gcs_resumable(server: GcsEndpoint, spool: Path) -> Target:
@@ -167,8 +169,7 @@ def gcs_resumable(server: GcsEndpoint, spool: Path) -> Target:
 
 def _gcs(name: str, server: GcsEndpoint, spool: Path, **changes: object) -> Target:
     config = gcs_config(server, **changes)
-    if config.bucket:
-        make_gcs_bucket(server, config.bucket)
+    make_gcs_bucket(server, str(config.bucket or config.reserved_bucket))
     return Target(name, Store(open_driver(name, config), spool_dir=spool))
 
 
@@ -187,6 +188,7 @@ def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
             "anonymous": True,
             "part_size": PART,
             **changes,
+            **({"bucket": None} if changes.get("layout") == "native" else {}),
         }
     )
 
@@ -196,14 +198,13 @@ def azure(server: Azurite, spool: Path) -> Target:
 
 
 def azure_native(server: Azurite, spool: Path) -> Target:
-    return _azure("azure-native", server, spool, layout="native", container=None)
+    return _azure("azure-native", server, spool, **NATIVE)
 
 
 def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target:
     config = azure_config(server, **changes)
     service = BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API)
-    if config.container:
-        service.create_container(config.container)
+    service.create_container(str(config.container or config.reserved_bucket))
 
     def named(bucket: str, key: str = "") -> tuple[str, str]:
         return (config.container, f"{bucket}/{key}") if config.container else (bucket, key)
@@ -231,6 +232,7 @@ def azure_config(server: Azurite, **changes: object) -> AzureConfig:
             "account_key": server.account_key,
             "part_size": PART,
             **changes,
+            **({"container": None} if changes.get("layout") == "native" else {}),
         }
     )
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -27,7 +27,34 @@ class FilesystemConfig(_StoreConfig):
     root: Path
 
 
-class S3Config(_StoreConfig):
+class CloudConfig(_StoreConfig):
+    """What the stores of all clouds are configured with."""
+
+    layout: Literal["prefixed", "native"] = "prefixed"
+    """`native`: every logical bucket is a real bucket of the same name."""
+    buckets: tuple[str, ...] = ()
+    """With `native`: the real buckets in which cleanup looks for stale uploads; `*` and `?` are allowed."""
+    reserved_bucket: str | None = None
+    """With `native`: the real bucket that holds quarantine and probes, under `.zot-reserved/`; it must exist."""
+    part_size: Size = Size(16 * 1024 * 1024)
+    """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
+
+    @property
+    def real_bucket(self) -> str | None:
+        """Return the real bucket of the layout `prefixed`."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _native_only(self) -> Self:
+        if self.layout == "prefixed" and (self.buckets or self.reserved_bucket):
+            msg = (
+                "`buckets` and `reserved_bucket` are for the layout 'native': 'prefixed' has one bucket for everything"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class S3Config(CloudConfig):
     """A bucket of Amazon S3, or of anything that speaks S3.
 
     Without configured keys the SDK's own chain finds credentials: environment, shared files, roles.
@@ -36,8 +63,6 @@ class S3Config(_StoreConfig):
     type: Literal["s3"] = "s3"
     bucket: str | None = None
     """The real bucket; logical buckets are the first path segment of the keys in it. Required for `prefixed`."""
-    layout: Literal["prefixed", "native"] = "prefixed"
-    """`native`: every logical bucket is a real bucket of the same name."""
     endpoint: str | None = None
     """URL of a compatible store; Amazon's own endpoint by default."""
     region: str | None = None
@@ -50,6 +75,8 @@ class S3Config(_StoreConfig):
     session_token: SecretStr | None = None
     profile: str | None = None
     """A profile of the SDK's shared configuration files."""
+    bucket_owner: str | None = None
+    """The account, 12 digits, that must own the buckets: requests to another account's bucket are refused."""
     checksums: Literal["when_supported", "when_required"] | None = None
     """Whether the SDK adds its own transport checksums; by provider if left out."""
     conditional_writes: bool | None = None
@@ -60,8 +87,10 @@ class S3Config(_StoreConfig):
     """Server-side encryption to ask for with each write; the bucket's own default if left out."""
     kms_key_id: str | None = None
     """The key for `aws:kms`; the account's default key if left out."""
-    part_size: Size = Size(16 * 1024 * 1024)
-    """Smallest part of a multipart upload; parts grow so that 10,000 of them hold the object."""
+
+    @property
+    def real_bucket(self) -> str | None:
+        return self.bucket
 
     @model_validator(mode="after")
     def _complete(self) -> "S3Config":
@@ -77,7 +106,7 @@ class S3Config(_StoreConfig):
         return self
 
 
-class GcsConfig(_StoreConfig):
+class GcsConfig(CloudConfig):
     """A bucket of Google Cloud Storage.
 
     Without a file or `anonymous`, the application default credentials are used: environment, gcloud, the machine's
@@ -87,8 +116,6 @@ class GcsConfig(_StoreConfig):
     type: Literal["gcs"] = "gcs"
     bucket: str | None = None
     """The real bucket; logical buckets are the first path segment of the keys in it. Required for `prefixed`."""
-    layout: Literal["prefixed", "native"] = "prefixed"
-    """`native`: every logical bucket is a real bucket of the same name."""
     project: str | None = None
     """Who owns the buckets that are made and listed; the credentials' own project by default."""
     endpoint: str | None = None
@@ -112,8 +139,10 @@ class GcsConfig(_StoreConfig):
 
     Each part object is charged for when it is made and when it is composed; Google's own tools begin at 150 MiB.
     """
-    part_size: Size = Size(16 * 1024 * 1024)
-    """Smallest part of a large object; parts grow so that 10,000 of them hold it."""
+
+    @property
+    def real_bucket(self) -> str | None:
+        return self.bucket
 
     @model_validator(mode="after")
     def _complete(self) -> "GcsConfig":
@@ -132,7 +161,7 @@ class GcsConfig(_StoreConfig):
         return self
 
 
-class AzureConfig(_StoreConfig):
+class AzureConfig(CloudConfig):
     """A container of Azure Blob Storage.
 
     Without a connection string, key or token, DefaultAzureCredential finds credentials: environment, workload identity,
@@ -141,9 +170,10 @@ class AzureConfig(_StoreConfig):
 
     type: Literal["azure"] = "azure"
     container: str | None = None
-    """The real container; logical buckets are the first path segment of the names in it. Required for `prefixed`."""
-    layout: Literal["prefixed", "native"] = "prefixed"
-    """`native`: every logical bucket is a real container of the same name, and has to keep to Azure's stricter rule."""
+    """The real container; logical buckets are the first path segment of the names in it. Required for `prefixed`.
+
+    With `native` every logical bucket is a container, whose name must follow Azure's stricter rule.
+    """
     account_url: str | None = None
     """Such as https://ACCOUNT.blob.core.windows.net; this or a connection string."""
     connection_string: SecretStr | None = None
@@ -155,8 +185,10 @@ class AzureConfig(_StoreConfig):
     encryption_scope: str | None = None
     access_tier: Literal["hot", "cool", "cold"] | None = None
     """The account's default tier if left out. Archived objects cannot be read, hence not verified."""
-    part_size: Size = Size(16 * 1024 * 1024)
-    """Smallest block of an object that is sent in blocks; they grow so that 50,000 of them hold the object."""
+
+    @property
+    def real_bucket(self) -> str | None:
+        return self.container
 
     @model_validator(mode="after")
     def _complete(self) -> "AzureConfig":

@@ -78,12 +78,14 @@ class ListedObject:
 class StaleUpload:
     """A write that was begun and not finished: a temporary file or an open multipart upload.
 
-    `token` is for the driver's own use. `since` is when it was begun.
+    `token` is for the driver's own use. `since` is when it was begun. `ours` is False where the store does not tell
+    who began it: only the catalogue may know that we did.
     """
 
     description: str
     since: datetime
     token: tuple[str, ...]
+    ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,14 @@ StorageError
 │   └── Timeout               the store did not answer in time
 └── PermanentError            trying again changes nothing
     ├── NotFound              the object or bucket is not there (also a FileNotFoundError)
+    │   └── UploadEnded       the multipart upload is not open, or has lost parts: a new one must begin
     ├── AlreadyExists         a create-only write found an object
     ├── PreconditionFailed    the object is not the version the caller named
     ├── AccessDenied          the credentials do not allow it, or are wrong
     ├── InvalidKey            no store may hold this bucket name or key
+    ├── InvalidMetadata       the store cannot keep this metadata
+    ├── Archived              the object has to be restored before it can be read
+    ├── UnexpectedAnswer      the store answered about the object in a way that is not understood
     ├── BucketNotEmpty        a bucket that holds objects cannot be deleted
     ├── OutOfSpace            the store, or the disk under it, is full
     └── IntegrityError        the bytes are not the bytes that were announced
@@ -21,15 +25,23 @@ Arguments are positional, so that every error survives pickling between worker p
 and the object and is meant for a person; nothing in it is secret.
 """
 
+import unicodedata
+
+MAX_MESSAGE = 500
+"""Characters of the message of one error."""
+
 
 class StorageError(Exception):
-    """Something went wrong at a store."""
+    """Something went wrong at a store. The message is printable and has at most MAX_MESSAGE characters."""
+
+    code: str = ""
+    """The store's own code of its answer, or the HTTP status; empty where there was no answer."""
 
     store: str | None = None
     """The store that the error is about, once it has left the store as a job uses it; see `LimitedStore`."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
 
     @property
     def message(self) -> str:
@@ -53,7 +65,7 @@ class Throttled(TransientError):
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.args = (message, retry_after)
+        self.args = (self.message, retry_after)
         self.retry_after = retry_after
 
 
@@ -85,6 +97,22 @@ class InvalidKey(PermanentError):
     """The bucket name or key is one that the stores cannot all hold."""
 
 
+class InvalidMetadata(PermanentError):
+    """The metadata has a name or a value that the store cannot keep, or is too large."""
+
+
+class Archived(PermanentError):
+    """The object is in an archive class and has to be restored before it can be read. Its store is well."""
+
+
+class UnexpectedAnswer(PermanentError):
+    """The store answered about one object in a way that is not understood. It says nothing about other objects."""
+
+
+class UploadEnded(NotFound):
+    """The multipart upload is not open any more, or has not the parts that it had confirmed. A new one must begin."""
+
+
 class BucketNotEmpty(PermanentError):
     """The bucket still holds objects."""
 
@@ -103,3 +131,21 @@ class DigestMismatch(IntegrityError):
 
 class SizeMismatch(IntegrityError):
     """There are more or fewer bytes than announced."""
+
+
+def printable(text: str, limit: int = MAX_MESSAGE) -> str:
+    """Return text from outside as one line that a terminal and a log can show, of at most `limit` characters.
+
+    Longer text is cut in its middle.
+    Control characters, line ends, bidirectional overrides and lone surrogates become escapes.
+    """
+    shown = "".join(map(_escaped, text if len(text) <= 2 * limit else text[:limit] + text[-limit:]))
+    if len(shown) <= limit:
+        return shown
+    head = limit // 2
+    return f"{shown[:head]}…{shown[len(shown) - (limit - head - 1) :]}"  # the way out comes last
+
+
+def _escaped(char: str) -> str:
+    hidden = unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return char.encode("unicode_escape").decode() if hidden else char

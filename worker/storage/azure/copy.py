@@ -10,19 +10,19 @@ from azure.storage.blob import BlobClient, BlobProperties
 
 from worker.storage.azure.client import COMMIT_TIMEOUT
 from worker.storage.azure.errors import translated
-from worker.storage.azure.objects import WRITER, conditions, stored_metadata, version_of
+from worker.storage.azure.objects import METADATA, conditions, version_of, writer_of
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Match
 from worker.storage.errors import StorageError, Timeout, Unavailable
 from worker.storage.transfer.server_copy import Between
 
 COPY_WITHIN = 3600.0
-"""Seconds that a copy may take before it is called off; inside one account nearly all are done when they are asked."""
+"""Seconds that a copy may take before it is aborted; inside one account nearly all are done when they are asked."""
 COPY_POLL = 1.0
 
 
 class Copy:
-    """One copy on its way. The blob exists from the first moment on, but is no object before its copy has succeeded."""
+    """One copy that the store makes. Its blob exists at once, but is no object before the copy has succeeded."""
 
     def __init__(self, blob: BlobClient, origin: Origin, what: str, between: Between = lambda: None) -> None:
         """Name the blob that is to be made; `between` is called while it is waited for."""
@@ -36,11 +36,11 @@ class Copy:
     ) -> BlobProperties:
         """Copy the version of `source` that has this ETag, with this metadata, and return the properties of the copy.
 
-        Whatever ends the wait calls the copy off.
+        The copy is aborted whatever ends the wait.
 
         Raises:
-            Timeout: it took too long; it was called off, and what there was of it removed.
-            Unavailable: the store failed, or somebody else wrote there too.
+            Timeout: it took too long; it was aborted, and its blob removed.
+            Unavailable: the store failed, or another write was under way.
         """
         try:
             with translated(self._origin, self._what):
@@ -54,9 +54,9 @@ class Copy:
                 )
         except StorageError:
             # The SDK asks again when an answer got lost, and is then refused because of our own copy.
-            if not self._is_ours(metadata[WRITER]):
+            if not self._is_ours(metadata[METADATA.writer]):
                 raise
-        return self._ended(metadata[WRITER])
+        return self._ended(metadata[METADATA.writer])
 
     def _is_ours(self, token: str) -> bool:
         with suppress(StorageError):
@@ -71,9 +71,9 @@ class Copy:
                 self._between()
                 if time.monotonic() > deadline:
                     raise Timeout(f"{where}: the store did not end the copy within {COPY_WITHIN:.0f} s")
-                time.sleep(COPY_POLL)  # nobody announces its end
+                time.sleep(COPY_POLL)  # its end is not announced
             except BaseException:
-                self._call_off(found)
+                self._abort_copy(found)
                 raise
         if found.copy.status != "success":
             self._remove(found)
@@ -83,16 +83,16 @@ class Copy:
     def _look(self, token: str) -> BlobProperties:
         with translated(self._origin, self._what):
             found = self._blob.get_blob_properties()
-        if stored_metadata(found).get(WRITER) != token:
+        if writer_of(found) != token:
             raise Unavailable(f"{self._origin.store}: {self._what}: another write was under way at the same time")
         return found
 
-    def _call_off(self, found: BlobProperties) -> None:
+    def _abort_copy(self, found: BlobProperties) -> None:
         with suppress(StorageError), translated(self._origin, self._what):
             self._blob.abort_copy(str(found.copy.id))
             self._remove(self._blob.get_blob_properties())
 
     def _remove(self, found: BlobProperties) -> None:
-        """Remove what a copy that failed has left: an empty blob, which is no object for us, but is for others."""
+        """Delete the empty blob of a copy that failed: it is no object for us, but is for other programs."""
         with suppress(StorageError), translated(self._origin, self._what):
-            self._blob.delete_blob(**conditions(Match(version_of(str(found.etag)))))
+            self._blob.delete_blob(**conditions(Match(version_of(found.etag))))

@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 from azure.core.exceptions import HttpResponseError
@@ -12,22 +14,25 @@ from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient
 from worker.storage.azure.blocks import new_token
 from worker.storage.azure.client import endpoint_of, is_signed, make_service, realm_of, scope_of, tier_of
 from worker.storage.azure.copy import Copy
-from worker.storage.azure.errors import code_of, missing_container, translated
+from worker.storage.azure.errors import code_of, translate, translated
 from worker.storage.azure.listing import ByteOrder, safe_start
 from worker.storage.azure.objects import (
-    WRITER,
-    AzureReader,
+    METADATA,
+    BlobStream,
     conditions,
     download,
     is_object,
-    stored_metadata,
-    to_metadata,
     to_stat,
     version_of,
 )
-from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Place, limits
-from worker.storage.azure.upload import Upload, Write
-from worker.storage.cloud.error_mapping import Origin
+from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
+from worker.storage.azure.upload import Upload
+from worker.storage.cloud.conditional_write import Write, other_version
+from worker.storage.cloud.driver import MARKER, CloudDriver
+from worker.storage.cloud.error_mapping import missing_bucket
+from worker.storage.cloud.listing import is_reserved, rows_of
+from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -41,40 +46,30 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import (
-    BucketNotEmpty,
-    NotFound,
-    PreconditionFailed,
-    StorageError,
-    Unavailable,
-)
+from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.keys import RESERVED_SEGMENT
 from worker.storage.transfer.server_copy import Between
 
-MARKER = f"{RESERVED_SEGMENT}bucket"
-"""The key of the empty blob that keeps an empty logical bucket in existence."""
 MAX_OBJECT = MAX_PART * MAX_PARTS
 _PAGE = 1_000
 _SINCE_START_FROM = "2026-02-06"
 
 
-class AzureDriver:
-    """A container of Azure Blob Storage; see `Driver` and `MultipartDriver`.
+@exception_boundary
+class AzureDriver(CloudDriver):
+    """A container of Azure Blob Storage; see `Driver`, `MultipartDriver` and `CopyDriver`.
 
-    In the layout `prefixed` one container holds everything under `bucket/key`; in `native` logical buckets are
-    containers. The digest is the metadata `sha256`. Memory: one block or one chunk of a download for each thread.
+    The digest is the metadata `sha256`. Memory: one block or one chunk of a download for each thread.
 
-    Azure has no way to keep two things apart. Completing a write of a key drops all blocks that others have staged for
-    it (`PartLimits.exclusive`). And deleting a container deletes what is in it: something that others write between
-    our look and the deletion is lost, unless the account keeps deleted containers for a while.
+    Azure cannot keep two things apart. Completing a write of a key drops all blocks that others have staged for it
+    (`PartLimits.exclusive`). And deleting a container deletes what is in it: what others write between our listing and
+    the deletion is lost, unless the account keeps deleted containers for a while.
     """
 
     def __init__(self, name: str, config: AzureConfig) -> None:
-        self._name = name
+        super().__init__(name, config, endpoint_of(config), word="container")
         self._config = config
-        self._prefixed = config.layout == "prefixed"
-        self._origin = Origin(name, endpoint_of(config), config.container if self._prefixed else None)
         self._scope = scope_of(config)
         self._parts = Parts(self._origin, self._scope, self._settings)
         # The store fetches the source by its URL: a signature would be kept with the copy, for all its readers to see.
@@ -82,10 +77,6 @@ class AzureDriver:
         self._copies = not is_signed(config) and not config.encryption_scope
         self._made: BlobServiceClient | None = None
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     @property
     def capabilities(self) -> Capabilities:
@@ -106,25 +97,34 @@ class AzureDriver:
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        assert info.size is not None
-        write = Write(bucket, key, info.size, to_metadata(info, new_token()), condition, self._settings(info))
+        token = new_token()
+        write = Write(
+            bucket=bucket,
+            key=key,
+            size=info.size or 0,
+            sha256=str(info.sha256),
+            writer=token,
+            metadata=METADATA.encode(info, token, f"{self._name}: {bucket}/{key}"),
+            condition=condition,
+            options=self._settings(info),
+        )
         return Upload(self._blob(bucket, key), self._origin, write).whole(body)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
-    ) -> AzureReader:
+    ) -> CloudReader:
         del uncached  # nothing of the store is cached on this machine
         found = self._download(bucket, key, offset, length) if length != 0 else None
-        blob = self._blob(bucket, key)
         if found is None:
-            return AzureReader(blob, self._origin, self.stat(bucket, key), b"", range(0))
+            return empty_reader(self.stat(bucket, key), self._origin, translate)
         properties, first = found
-        end = properties.size if length is None else min(offset + length, properties.size)
-        rest = range(offset + len(first), end)
-        return AzureReader(blob, self._origin, to_stat(bucket, key, properties), first, rest)
+        stat = to_stat(self._name, bucket, key, properties)
+        end = stat.size if length is None else min(offset + length, stat.size)
+        stream = BlobStream(self._blob(bucket, key), self._name, stat, first, range(offset + len(first), end))
+        return CloudReader(stat, end - offset, stream.read, stream.close, origin=self._origin, translate=translate)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        return to_stat(bucket, key, self._properties(bucket, key))
+        return to_stat(self._name, bucket, key, self._properties(bucket, key))
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         with translated(self._origin, f"{bucket}/{key}"):
@@ -137,17 +137,17 @@ class AzureDriver:
             else:
                 return True
         if code == "ContainerNotFound" and self._prefixed:
-            raise missing_container(self._origin, bucket)
+            raise missing_bucket(self._origin, bucket)
         return code == "ConditionNotMet" and self._refuse_delete(bucket, key, condition)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         source = self._properties(bucket, key)
         if not self._copies:
-            return self._copy_through_us(to_stat(bucket, key, source), to_bucket, to_key)
+            return self._copy_through_us(to_stat(self._name, bucket, key, source), to_bucket, to_key)
         copy = Copy(self._blob(to_bucket, to_key), self._origin, f"{to_bucket}/{to_key}")
-        metadata = {**stored_metadata(source), WRITER: new_token()}
+        metadata = {**METADATA.stored(source.metadata), METADATA.writer: new_token()}
         found = copy.make(self._blob(bucket, key), str(source.etag), metadata, tier_of(self._config))
-        return to_stat(to_bucket, to_key, found)
+        return to_stat(self._name, to_bucket, to_key, found)
 
     def location(self, bucket: str, key: str) -> BlobClient:
         return self._blob(bucket, key)
@@ -156,8 +156,9 @@ class AzureDriver:
         bucket, key = found.bucket, found.key
         copy = Copy(self._blob(bucket, key), self._origin, f"{bucket}/{key}", between)
         settings = tier_of(self._config, info.storage_class) | conditions("create_only")
-        made = copy.make(original, f'"{found.version}"', to_metadata(info, new_token()), settings)
-        return to_stat(bucket, key, made)
+        metadata = METADATA.encode(info, new_token(), f"{self._name}: {bucket}/{key}")
+        made = copy.make(original, f'"{found.version}"', metadata, settings)
+        return to_stat(self._name, bucket, key, made)
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         if after > prefix and not after.startswith(prefix):
@@ -172,75 +173,37 @@ class AzureDriver:
         except ValueError as error:
             raise Unavailable(f"{self._name}: {bucket}: {error}, which is no order we know") from error
 
-    # Writes in parts
+    # Multipart uploads
 
     def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
-        return self._parts.begin(self._place(bucket, key), info)
+        return self._parts.begin(self._target(bucket, key), info)
 
     def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
-        return self._parts.put(self._place(bucket, key), token, number, data)
+        return self._parts.put(self._target(bucket, key), token, number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
-        return self._parts.listed(self._place(bucket, key), token)
+        return self._parts.listed(self._target(bucket, key), token)
 
     def complete_upload(
         self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
     ) -> ObjectStat:
-        return self._parts.complete(self._place(bucket, key), token, parts, info, condition=condition)
+        return self._parts.complete(self._target(bucket, key), token, parts, info, condition=condition)
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
-        self._parts.abort(self._place(bucket, key), token)
+        self._parts.abort(self._target(bucket, key), token)
 
-    # Buckets
-
-    def create_bucket(self, bucket: str) -> bool:
-        if not self._prefixed:
-            return self._make_container(bucket)
-        existed = self.bucket_exists(bucket)
-        with translated(self._origin, bucket):  # also beside objects, so that the bucket outlives the last of them
-            self._blob(bucket, MARKER).upload_blob(b"", length=0, overwrite=True, **self._scope)
-        return not existed
-
-    def delete_bucket(self, bucket: str) -> bool:
-        if not self.bucket_exists(bucket):
-            return False
-        if any(row.key != MARKER for row in self._all_rows(bucket, "", "")):
-            raise BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects")
-        with suppress(NotFound), translated(self._origin, bucket):
-            if self._prefixed:
-                self._blob(bucket, MARKER).delete_blob()
-            else:
-                self._service().delete_container(bucket)
-        return True
-
-    def bucket_exists(self, bucket: str) -> bool:
-        if self._prefixed:
-            return next(self._all_rows(bucket, "", ""), None) is not None
-        return self._container_exists(bucket)
-
-    # The store
+    # Stale uploads
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
-        for container in self._containers():
+        for container in self._real_buckets():
             for row in self._blobs(container, container, include=["uncommittedblobs", "metadata", "copy"]):
-                yield from self._parts.stale(self._real_place(container, str(row.name)), row)
+                yield from self._parts.stale(self._real_target(container, str(row.name)), row)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         container, name, token = stale.token
-        return self._parts.discard(self._real_place(container, name), token)
+        return self._parts.remove_stale(self._real_target(container, name), token)
 
-    def check(self) -> None:
-        if not self._prefixed:
-            self._containers()
-            return
-        container = str(self._config.container)
-        with translated(self._origin, container):
-            try:
-                next(iter(self._service().get_container_client(container).list_blobs(results_per_page=1)), None)
-            except HttpResponseError as error:
-                if code_of(error) not in {"ContainerNotFound", "ResourceNotFound", "404"}:
-                    raise
-                raise missing_container(self._origin, container) from None
+    # The store
 
     def advice(self) -> list[str]:
         return []
@@ -257,20 +220,15 @@ class AzureDriver:
 
     # Where things are
 
-    def _real(self, bucket: str) -> tuple[str, str]:
-        """Return the container, and what stands before every key in it."""
-        return (str(self._config.container), f"{bucket}/") if self._prefixed else (bucket, "")
-
     def _blob(self, bucket: str, key: str) -> BlobClient:
         container, start = self._real(bucket)
         return self._service().get_blob_client(container, start + key)
 
-    def _place(self, bucket: str, key: str) -> Place:
-        return Place(self._blob(bucket, key), bucket, key)
+    def _target(self, bucket: str, key: str) -> Target:
+        return Target(self._blob(bucket, key), bucket, key)
 
-    def _real_place(self, container: str, name: str) -> Place:
-        bucket, _, key = name.partition("/") if self._prefixed else (container, "", name)
-        return Place(self._service().get_blob_client(container, name), bucket, key)
+    def _real_target(self, container: str, name: str) -> Target:
+        return Target(self._service().get_blob_client(container, name), *self._logical(container, name))
 
     def _service(self) -> BlobServiceClient:
         with self._lock:
@@ -287,9 +245,9 @@ class AzureDriver:
             except HttpResponseError as error:
                 if error.status_code != HTTPStatus.NOT_FOUND:
                     raise
-                raise self._missing(bucket, key, code_of(error)) from None
+                raise self._missing_blob(bucket, key, code_of(error)) from None
         if not is_object(found):
-            raise self._missing(bucket, key, "BlobNotFound")
+            raise self._missing_blob(bucket, key, "BlobNotFound")
         return found
 
     def _download(self, bucket: str, key: str, offset: int, length: int | None) -> tuple[BlobProperties, bytes] | None:
@@ -302,29 +260,28 @@ class AzureDriver:
                     return None
                 if error.status_code != HTTPStatus.NOT_FOUND:
                     raise
-                raise self._missing(bucket, key, code_of(error)) from None
+                raise self._missing_blob(bucket, key, code_of(error)) from None
         if not is_object(found[0]):
-            raise self._missing(bucket, key, "BlobNotFound")
+            raise self._missing_blob(bucket, key, "BlobNotFound")
         return found
 
-    def _missing(self, bucket: str, key: str, code: str) -> StorageError:
+    def _missing_blob(self, bucket: str, key: str, code: str) -> StorageError:
         """Return what is missing: only Azure's own code for a blob says that it is the blob."""
-        container, _ = self._real(bucket)
-        if code == "BlobNotFound" or (code != "ContainerNotFound" and self._container_exists(container)):
+        if code == "BlobNotFound":
             return NotFound(f"{self._name}: {bucket}/{key} does not exist")
-        return missing_container(self._origin, container)
+        return self._missing(bucket, key)
 
     def _refuse_delete(self, bucket: str, key: str, condition: Match | None) -> bool:
-        """Say why a conditional delete was refused; return False where nothing is there to be deleted."""
+        """Raise why a conditional delete was refused; return False where nothing is there to be deleted."""
         try:
-            found = self.stat(bucket, key).version
+            found = self.stat(bucket, key)
         except NotFound:
             return False
-        wanted = condition.version if condition else None
-        raise PreconditionFailed(f"{self._name}: {bucket}/{key} was expected in version {wanted}, {found} is there")
+        assert condition is not None
+        raise other_version(f"{self._name}: {bucket}/{key}", condition, found)
 
     def _rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
-        return (row for row in self._all_rows(bucket, prefix, start) if f"/{RESERVED_SEGMENT}" not in f"/{row.key}")
+        return (row for row in self._all_rows(bucket, prefix, start) if not is_reserved(row.key))
 
     def _all_rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
         """Yield the objects of a bucket as Azure lists them, our own included, from `start` on if it is given."""
@@ -334,48 +291,84 @@ class AzureDriver:
         for blob in self._blobs(container, bucket, **wanted):
             if is_object(blob):
                 key = str(blob.name).removeprefix(begin)
-                yield ListedObject(key, blob.size, version_of(str(blob.etag)), blob.last_modified)
+                yield ListedObject(key, blob.size, version_of(blob.etag), _modified(blob))
 
     def _blobs(self, container: str, what: str, **wanted: Any) -> Iterator[BlobProperties]:
         """Yield the pages of a listing as they are needed; none for a logical bucket that does not exist."""
         client = self._service().get_container_client(container)
         try:
             with translated(self._origin, what):
-                yield from client.list_blobs(results_per_page=_PAGE, response_format="xml", **wanted)
+                pages = client.list_blobs(results_per_page=_PAGE, response_format="xml", **wanted).by_page()
+                yield from rows_of(pages, lambda page: page, self._origin, what)
         except NotFound:
             if self._prefixed:
-                raise missing_container(self._origin, container) from None
+                raise missing_bucket(self._origin, container) from None
 
     # Containers
 
-    def _containers(self) -> list[str]:
-        if self._prefixed:
-            return [str(self._config.container)]
+    def _list_real_buckets(self) -> list[str]:
         with translated(self._origin, "its containers"):
-            return [str(found.name) for found in self._service().list_containers()]
+            pages = self._service().list_containers().by_page()
+            return [str(found.name) for found in rows_of(pages, lambda page: page, self._origin, "its containers")]
 
-    def _container_exists(self, container: str) -> bool:
-        with translated(self._origin, container):
+    def _real_bucket_exists(self, real: str) -> bool:
+        with translated(self._origin, real):
             try:
-                self._service().get_container_client(container).get_container_properties()
+                self._service().get_container_client(real).get_container_properties()
             except HttpResponseError as error:
                 if error.status_code != HTTPStatus.NOT_FOUND:
                     raise
                 return False
         return True
 
-    def _make_container(self, container: str) -> bool:
-        with translated(self._origin, container):
+    def _create_real_bucket(self, real: str) -> bool:
+        with translated(self._origin, real):
             try:
-                self._service().create_container(container)
+                self._service().create_container(real)
             except HttpResponseError as error:
                 if code_of(error) != "ContainerAlreadyExists":
                     raise
                 return False
         return True
 
+    def _delete_real_bucket(self, real: str) -> bool:
+        if not self._real_bucket_exists(real):
+            return False
+        if next(self._all_rows(real, "", ""), None) is not None:
+            raise self._not_empty(real)
+        with suppress(NotFound), translated(self._origin, real):
+            self._service().delete_container(real)
+        return True
+
+    def _first_names(self, real: str, prefix: str) -> set[str] | None:
+        """Return the first two names of objects: folders and blobs that are none are passed over."""
+        wanted: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata", "copy"]}
+        client = self._service().get_container_client(real)
+        with translated(self._origin, real):
+            try:
+                pages = client.list_blobs(results_per_page=_PAGE if prefix else 1, **wanted).by_page()
+                found = rows_of(pages, lambda page: page, self._origin, real)
+                return {str(blob.name) for blob in islice(filter(is_object, found), 2)}
+            except HttpResponseError as error:
+                if code_of(error) not in {"ContainerNotFound", "ResourceNotFound", "404"}:
+                    raise
+                return None
+
+    def _write_marker(self, bucket: str) -> None:
+        with translated(self._origin, bucket):
+            self._blob(bucket, MARKER).upload_blob(b"", length=0, overwrite=True, **self._scope)
+
+    def _delete_marker(self, bucket: str) -> None:
+        with suppress(NotFound), translated(self._origin, bucket):
+            self._blob(bucket, MARKER).delete_blob()
+
     def _copy_through_us(self, source: ObjectStat, to_bucket: str, to_key: str) -> ObjectStat:
         """Copy what is small enough for one request, which `capabilities` say is nothing but empty objects."""
         info = WriteInfo(source.size, source.sha256, source.metadata)
         with self.open(source.bucket, source.key) as reader:
             return self.put(to_bucket, to_key, VerifyingReader(reader, size=source.size), info)
+
+
+def _modified(blob: BlobProperties) -> datetime:
+    found: datetime | None = blob.last_modified  # a gateway may leave it out
+    return found or UNKNOWN_TIME

@@ -1,12 +1,10 @@
-"""Say in our words what the SDK and Azure say in theirs. The one place that knows Azure's error codes.
+"""Translate the errors of the SDK and of Azure into ours. The one place that knows Azure's error codes.
 
 A reason never quotes an error of the credentials, nor one that the SDK made up itself: those may carry strings to sign,
-the answers of token services, and URLs with a shared access signature. For the same cause a translated error is raised
-`from None`, so that no traceback prints the SDK's. What else a store says is quoted in one line, cut short.
+the answers of token services, and URLs with a shared access signature. All else is quoted in one short line.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import azure.core.exceptions as sdk
 from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
@@ -14,12 +12,23 @@ from azure.storage.blob._shared.authentication import AzureSigningError  # it ha
 from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError
 
-from worker.storage.cloud.error_mapping import Kind, Origin, by_class, missing_bucket, quoted, seconds
+from worker.storage.cloud.error_mapping import (
+    ClassRow,
+    CodeRow,
+    Origin,
+    by_class,
+    by_code,
+    code_table,
+    missing_bucket,
+    translator,
+)
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
+    Archived,
     BucketNotEmpty,
     InvalidKey,
+    InvalidMetadata,
     NotFound,
     OutOfSpace,
     PermanentError,
@@ -29,6 +38,7 @@ from worker.storage.errors import (
     Throttled,
     Timeout,
     Unavailable,
+    UploadEnded,
 )
 
 SDK_ERRORS = (sdk.AzureError, sdk.SerializationError, sdk.DeserializationError, RequestException, HTTPError)
@@ -37,11 +47,11 @@ SDK_ERRORS = (sdk.AzureError, sdk.SerializationError, sdk.DeserializationError, 
 _KEYS = "correct `account_key`, `sas_token` or `connection_string`, or what DefaultAzureCredential finds"
 _CONTAINER_RULE = "a container has 3 to 63 lower-case letters, digits and single '-', and begins with no '-'"
 _DAMAGED = "the bytes were damaged on the way"
-_LEASE = "somebody holds a lease on it; wait for its end, or break it"
+_LEASE = "another client holds a lease on it; wait for its end, or break it"
 _OTHER_SERVICE = "this is no answer of a blob store; check `account_url`"
 _QUOTE = None  # say what the store said
 
-_CODES: tuple[tuple[Kind, str | None, str], ...] = (
+_CODES: tuple[CodeRow, ...] = (
     (NotFound, _QUOTE, "BlobNotFound ContainerNotFound ResourceNotFound PathNotFound FilesystemNotFound 404"),
     (
         PreconditionFailed,
@@ -88,7 +98,11 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         "too many blocks of unfinished uploads; end those, or Azure drops them after a week without use",
         "BlockCountExceedsLimit",
     ),
-    (NotFound, "its blocks are not there any more: another write of the same key was completed", "InvalidBlockList"),
+    (
+        UploadEnded,
+        "its blocks are not there any more, as after another write of the same key; a new upload begins",
+        "InvalidBlockList",
+    ),
     (Unavailable, _DAMAGED, "Md5Mismatch InvalidMd5 IncompleteBody Crc64Mismatch"),
     (OutOfSpace, "the store is full, or its quota is used up", "AccountQuotaExceeded QuotaExceeded 507"),
     (
@@ -120,11 +134,11 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
     (PermanentError, _LEASE, "LeaseIdMissing LeaseAlreadyPresent LeaseIdMismatchWithBlobOperation LeaseLost"),
     (PermanentError, "it has snapshots, which would be deleted with it; delete those first", "SnapshotsPresent"),
     (
-        PermanentError,
+        Archived,
         "the object is archived and has to be rehydrated first",
         "BlobArchived BlobBeingRehydrated",
     ),
-    (PermanentError, "the metadata is larger than the store allows (Azure: 8 KB)", "MetadataTooLarge"),
+    (InvalidMetadata, "the metadata is larger than the store allows (Azure: 8 KB)", "MetadataTooLarge"),
     (PermanentError, "the store does not know this `api_version`", "UnsupportedRestVersion FeatureVersionMismatch"),
     (
         PermanentError,
@@ -167,14 +181,12 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         TotalSharesProvisionedCapacityExceedsAccountLimit TotalSharesProvisionedIopsExceedsAccountLimit""",
     ),
 )
-CODES: Mapping[str, tuple[Kind, str | None]] = {
-    code: (kind, reason) for kind, reason, codes in _CODES for code in codes.split()
-}
+CODES = code_table(_CODES)
 
 # fmt: off
-# The first row with a class that the error is an instance of decides, so the narrower stand before the wider. Answers
-# with a status never come here, but the SDK raises some of their classes without one, when a body breaks off.
-CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
+# The first row with a class that the error is an instance of decides, so narrower classes come before wider ones.
+# Answers with a status never come here, but the SDK raises some of their classes without one, when a body breaks off.
+CLASSES: tuple[ClassRow, ...] = (
     (Timeout, "did not take the connection in time; check `account_url` and the network",
      (sdk.ServiceRequestTimeoutError,)),
     (Timeout, "did not answer in time", (sdk.ServiceResponseTimeoutError,)),
@@ -206,7 +218,7 @@ CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
 
 
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:
-    """Return the error of ours that says what one of SDK_ERRORS says.
+    """Return our error for what the SDK raised; what is none of SDK_ERRORS is an UnexpectedAnswer.
 
     Args:
         error: what the SDK raised.
@@ -218,13 +230,8 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     return by_class(error, CLASSES, origin, what)
 
 
-@contextmanager
-def translated(origin: Origin, what: str) -> Iterator[None]:
-    """Raise our errors for the SDK's, without the SDK's behind them: its text may hold a signature."""
-    try:
-        yield
-    except SDK_ERRORS as error:
-        raise translate(error, origin, what) from None
+translated = translator(SDK_ERRORS, translate)
+"""Raise our errors in place of the SDK's."""
 
 
 def code_of(error: BaseException) -> str:
@@ -235,33 +242,24 @@ def code_of(error: BaseException) -> str:
     return str(getattr(code, "value", code) or error.status_code)
 
 
-def missing_container(origin: Origin, container: str) -> StorageError:
-    """Return the error for a container that is not there; see `missing_bucket`."""
-    return missing_bucket(origin, container, "container")
-
-
 def _translate_answer(error: sdk.HttpResponseError, origin: Origin, what: str) -> StorageError:
-    code, status = code_of(error), str(error.status_code)
+    code = code_of(error)
     if code == "ContainerNotFound":
-        return missing_container(origin, what.partition("/")[0])
-    kind, reason = CODES.get(code) or CODES.get(status) or _by_class_of_status(status)
-    message = f"{origin.store}: {what}: {reason or _quote(error)} ({code})"
-    return Throttled(message, _retry_after(error)) if kind is Throttled else kind(message)
+        return missing_bucket(origin, what.partition("/")[0])
+    headers: Mapping[str, str] = getattr(error.response, "headers", {})
+    return by_code(
+        origin,
+        what,
+        CODES,
+        code=code,
+        status=str(error.status_code),
+        said=_said(error),
+        retry_after=headers.get("Retry-After", ""),
+    )
 
 
-def _by_class_of_status(status: str) -> tuple[Kind, str | None]:
-    return (Unavailable, _QUOTE) if status.startswith("5") else (PermanentError, _QUOTE)
-
-
-def _quote(error: sdk.HttpResponseError) -> str:
+def _said(error: sdk.HttpResponseError) -> str:
     """Return the first line of what the store says: the others name the request, its parameters and its time."""
     lines = str(error.message).strip().splitlines()
     said = lines[0] if lines else ""
-    if "sig=" in said.lower():
-        said = ""
-    return quoted(said)
-
-
-def _retry_after(error: sdk.HttpResponseError) -> float | None:
-    headers: Mapping[str, str] = getattr(error.response, "headers", {})
-    return seconds(headers.get("Retry-After", ""))
+    return "" if "sig=" in said.lower() else said

@@ -1,4 +1,4 @@
-"""Writes in parts, as blocks that are staged and then committed, and what becomes of those that are not."""
+"""Multipart uploads: blocks that are staged and then committed, and what becomes of those that are not."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
 
 from worker.storage.azure.blocks import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
 from worker.storage.azure.errors import code_of, translated
-from worker.storage.azure.objects import ENDED, SHA256, WRITER, conditions, is_object, stored_metadata, to_metadata
-from worker.storage.azure.upload import REFUSED, Upload, Write
+from worker.storage.azure.objects import DROPPING, METADATA, conditions, is_object, version_of, writer_of
+from worker.storage.azure.upload import REFUSED, Upload, md5_of
+from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Condition, Match, ObjectStat, Part, PartData, PartLimits, StaleUpload, WriteInfo
-from worker.storage.errors import NotFound
+from worker.storage.errors import NotFound, UploadEnded
 from worker.storage.transfer.parts import rewound
 
 MIB = 1024 * 1024
@@ -25,7 +26,7 @@ _REMEMBERED = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Target:
     """A blob: the client for it, and the bucket and key that it stands for."""
 
     blob: BlobClient
@@ -43,7 +44,7 @@ def limits(part_size: int) -> PartLimits:
 
 
 class Parts:
-    """Every write in parts of one store."""
+    """Every multipart upload of one store."""
 
     def __init__(
         self, origin: Origin, scope: Mapping[str, Any], settings: Callable[[WriteInfo], Mapping[str, Any]]
@@ -54,101 +55,120 @@ class Parts:
         self._settings = settings
         self._open: set[str] = set()
 
-    def begin(self, place: Place, info: WriteInfo) -> str:
+    def begin(self, target: Target, info: WriteInfo) -> str:
         token = new_token()
-        to_metadata(info, token)  # refuses now what the commit would refuse
-        self._settings(info)  # so does this
-        self._stage(place, new_block(token, MARK, OPEN), OPEN)
+        self._write(target, info, token, None)  # refuses now what the commit would refuse
+        self._stage(target, new_block(token, MARK, OPEN), OPEN)
         self._remember(token)
         return token
 
-    def put(self, place: Place, token: str, number: int, data: PartData) -> Part:
+    def put(self, target: Target, token: str, number: int, data: PartData) -> Part:
         """Stage one part.
 
-        Whether the write is open is asked once in a process: a block list may have thousands of rows. Who goes on
-        staging while another process ends the write hears of it from `complete`.
+        Whether the upload is open is asked once in a process: a block list may have thousands of rows. If another
+        process ends the upload meanwhile, `complete` raises that.
         """
         if token not in self._open:
-            self._parts(place, token)
+            self._parts(target, token)
             self._remember(token)
         block = new_block(token, number, data)
-        self._stage(place, block, data)
+        self._stage(target, block, data)
         return _part(block)
 
-    def listed(self, place: Place, token: str) -> list[Part]:
-        return [_part(block) for _, block in sorted(self._parts(place, token).items())]
+    def listed(self, target: Target, token: str) -> list[Part]:
+        return [_part(block) for _, block in sorted(self._parts(target, token).items())]
 
     def complete(
-        self, place: Place, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition
+        self, target: Target, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition
     ) -> ObjectStat:
-        size = sum(part.size for part in parts)
-        metadata = to_metadata(info, token)
-        upload = Upload(
-            place.blob, self._origin, Write(place.bucket, place.key, size, metadata, condition, self._settings(info))
-        )
+        write = self._write(target, info, token, condition, size=sum(part.size for part in parts))
+        upload = Upload(target.blob, self._origin, write)
         try:
-            ids = self._ids(place, token, parts)
+            ids = self._ids(target, token, parts)
         except NotFound as gone:
             return upload.settle(gone)
         stat = upload.from_blocks(ids)
         self._open.discard(token)
         return stat
 
-    def abort(self, place: Place, token: str) -> None:
+    def _write(self, target: Target, info: WriteInfo, token: str, condition: Condition, *, size: int = 0) -> Write:
+        return Write(
+            bucket=target.bucket,
+            key=target.key,
+            size=size,
+            sha256=str(info.sha256),
+            writer=token,
+            metadata=METADATA.encode(info, token, f"{self._origin.store}: {target.what}"),
+            condition=condition,
+            options=self._settings(info),
+        )
+
+    def abort(self, target: Target, token: str) -> None:
         self._open.discard(token)
-        self._end(place, token)
+        self._end(target, token)
 
-    def stale(self, place: Place, row: BlobProperties) -> Iterator[StaleUpload]:
-        """Yield the writes that a row of a listing with uncommitted blobs stands for, if it stands for any."""
+    def stale(self, target: Target, row: BlobProperties) -> Iterator[StaleUpload]:
+        """Yield the uploads that a row of a listing with uncommitted blobs stands for, if it stands for any.
+
+        An upload of ours that was ended leaves its blocks until Azure drops them: it is not stale any more.
+        """
         name = (str(row.container), str(row.name))
-        if stored_metadata(row).get(WRITER) == ENDED:
-            yield StaleUpload(f"ended write of {place.what}", row.last_modified, (*name, ""))
-        elif not row.size and SHA256 not in stored_metadata(row) and is_object(row):
-            if self._is_committed(place):
+        if writer_of(row) == DROPPING:
+            yield StaleUpload(f"ended upload of {target.what}", _modified(row), (*name, ""))
+        elif not row.size and "sha256" not in METADATA.stored(row.metadata) and is_object(row):
+            if self._is_committed(target):
                 return
-            staged = self._staged(place)
-            open_now = _begun(staged)
-            for token, since in open_now.items():
-                yield StaleUpload(f"blocks of {place.what}", since, (*name, token))
-            if not open_now:
-                yield StaleUpload(f"blocks of {place.what}", _modified(row), (*name, ""))
+            staged = self._staged(target)
+            for token, since in _begun(staged).items():
+                yield StaleUpload(f"blocks of {target.what}", since, (*name, token))
+            if len(ours(staged)) < len(staged):
+                what = f"blocks of another program's upload of {target.what}"
+                yield StaleUpload(what, _modified(row), (*name, ""), ours=False)
 
-    def discard(self, place: Place, token: str) -> bool:
-        """End one write, or, without a token, whatever is staged for a blob that nobody has committed."""
+    def remove_stale(self, target: Target, token: str) -> bool:
+        """End one upload of ours, or, without a token, delete the blob that a dead process has made to drop blocks.
+
+        Blocks of other programs stay: Azure could only drop them by a commit to their key. It drops them itself after
+        a week without use.
+        """
         if token:
             self._open.discard(token)
-            return self._end(place, token)
-        if self._is_committed(place):
-            return self._remove_ended(place)
-        staged = self._staged(place)
-        return bool(staged) and not _begun(staged) and self._drop(place)
+            return self._end(target, token)
+        return self._remove_dropping(target)
 
     # Blocks
 
-    def _parts(self, place: Place, token: str) -> dict[int, Block]:
-        found = parts_of(ours(self._staged(place)), token)
+    def _parts(self, target: Target, token: str) -> dict[int, Block]:
+        found = parts_of(ours(self._staged(target)), token)
         if found is None:
-            raise NotFound(f"{self._origin.store}: {place.what}: the write in parts is not open any more")
+            raise UploadEnded(f"{self._origin.store}: {target.what}: the multipart upload is not open any more")
         return found
 
-    def _ids(self, place: Place, token: str, parts: list[Part]) -> list[str]:
-        there = self._parts(place, token)
+    def _ids(self, target: Target, token: str, parts: list[Part]) -> list[str]:
+        there = self._parts(target, token)
         for part in parts:
             if part.number not in there or _part(there[part.number]) != part:
-                raise NotFound(
-                    f"{self._origin.store}: {place.what}: part {part.number} is not there as it was confirmed"
+                raise UploadEnded(
+                    f"{self._origin.store}: {target.what}: part {part.number} is not there as it was confirmed"
                 )
         return [there[part.number].id for part in parts]
 
-    def _stage(self, place: Place, block: Block, data: PartData) -> None:
-        with translated(self._origin, place.what):
-            place.blob.stage_block(block.id, rewound(data), length=block.size, **self._scope)  # type: ignore[arg-type]
+    def _stage(self, target: Target, block: Block, data: PartData) -> None:
+        with translated(self._origin, target.what):
+            md5 = md5_of(data)
+            target.blob.stage_block(
+                block.id,
+                rewound(data),  # type: ignore[arg-type]
+                length=block.size,
+                transactional_content_md5=md5,
+                **self._scope,
+            )
 
-    def _staged(self, place: Place) -> list[BlobBlock]:
-        """Return what is staged for a blob; nothing where there is no blob at all."""
-        with translated(self._origin, place.what):
+    def _staged(self, target: Target) -> list[BlobBlock]:
+        """Return the blocks that are staged for a blob; none where there is no blob at all."""
+        with translated(self._origin, target.what):
             try:
-                return place.blob.get_block_list("uncommitted")[1]
+                return target.blob.get_block_list("uncommitted")[1]
             except HttpResponseError as error:
                 if code_of(error) != "BlobNotFound":
                     raise
@@ -161,60 +181,61 @@ class Parts:
 
     # Ending
 
-    def _end(self, place: Place, token: str) -> bool:
-        """End a write; return False if it was not open.
+    def _end(self, target: Target, token: str) -> bool:
+        """End an upload; return False if it was not open.
 
-        Blocks cannot be deleted: they go with the next commit of the blob, or after a week without use. Where nobody
-        else has staged anything and there is no object, a commit is made for that; elsewhere the write is marked.
+        Blocks cannot be deleted: they go with the next commit of the blob, or after a week without use. Where all
+        staged blocks are of this upload and there is no object, an empty blob is committed and deleted; elsewhere the
+        upload is marked as ended.
         """
-        staged = self._staged(place)
+        staged = self._staged(target)
         if parts_of(ours(staged), token) is None:
             return False
         others = any(not str(block.id).startswith(f"{token}-") for block in staged)
-        if others or not self._drop(place):
-            self._stage(place, new_block(token, MARK, CLOSED), CLOSED)
+        if others or not self._drop(target):
+            self._stage(target, new_block(token, MARK, CLOSED), CLOSED)
         return True
 
-    def _drop(self, place: Place) -> bool:
+    def _drop(self, target: Target) -> bool:
         """Drop the blocks of a blob that is not there, by making it for a moment; False if it is there.
 
-        Whoever looks in this moment sees a blob that says that it is no object.
+        The blob that exists in this moment says that it is no object.
         """
-        with translated(self._origin, place.what):
+        with translated(self._origin, target.what):
             try:
-                reply = place.blob.commit_block_list(
-                    [], metadata={WRITER: ENDED}, match_condition=MatchConditions.IfMissing, **self._scope
+                reply = target.blob.commit_block_list(
+                    [], metadata={METADATA.writer: DROPPING}, match_condition=MatchConditions.IfMissing, **self._scope
                 )
             except HttpResponseError as error:
                 if code_of(error) not in REFUSED:
                     raise
                 return False
-        return self._remove(place, str(reply["etag"]))
+        return self._remove(target, version_of(reply["etag"]))
 
-    def _remove_ended(self, place: Place) -> bool:
+    def _remove_dropping(self, target: Target) -> bool:
         """Remove the blob that a dead process has made to drop blocks."""
-        with translated(self._origin, place.what):
+        with translated(self._origin, target.what):
             try:
-                found = place.blob.get_blob_properties()
+                found = target.blob.get_blob_properties()
             except HttpResponseError as error:
                 if code_of(error) != "BlobNotFound":
                     raise
                 return False
-        return stored_metadata(found).get(WRITER) == ENDED and self._remove(place, str(found.etag))
+        return writer_of(found) == DROPPING and self._remove(target, version_of(found.etag))
 
-    def _remove(self, place: Place, etag: str) -> bool:
-        with translated(self._origin, place.what):
+    def _remove(self, target: Target, version: str) -> bool:
+        with translated(self._origin, target.what):
             try:
-                place.blob.delete_blob(**conditions(Match(etag.strip('"'))))
+                target.blob.delete_blob(**conditions(Match(version)))
             except HttpResponseError as error:
-                if code_of(error) not in REFUSED | {"BlobNotFound"}:  # somebody has written over it, or was faster
+                if code_of(error) not in REFUSED | {"BlobNotFound"}:  # another writer has replaced or deleted it
                     raise
         return True
 
-    def _is_committed(self, place: Place) -> bool:
-        with translated(self._origin, place.what):
+    def _is_committed(self, target: Target) -> bool:
+        with translated(self._origin, target.what):
             try:
-                place.blob.get_blob_properties()
+                target.blob.get_blob_properties()
             except HttpResponseError as error:
                 if code_of(error) != "BlobNotFound":
                     raise
@@ -232,7 +253,7 @@ def _modified(row: BlobProperties) -> datetime:
 
 
 def _begun(staged: list[BlobBlock]) -> dict[str, datetime]:
-    """Return the open writes, and since when."""
+    """Return the open uploads of ours, and since when."""
     blocks = ours(staged)
     tokens = dict.fromkeys(block.token for block in blocks)
     return {

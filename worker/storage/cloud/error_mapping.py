@@ -1,54 +1,124 @@
-"""What the drivers of all clouds say of an error, in the same words."""
+"""Turn what an SDK raises into our own errors, in the same words for all clouds."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from worker.storage.errors import NotFound, PermanentError, StorageError, Unavailable
+from worker.storage.errors import NotFound, PermanentError, StorageError, Throttled, Unavailable, UnexpectedAnswer
 
 Kind = type[StorageError]
-Reading = tuple[Kind, str, tuple[type[BaseException], ...]]
-"""Which of our errors some classes of an SDK mean, and what is said of them."""
+ClassRow = tuple[Kind, str, tuple[type[BaseException], ...]]
+"""The class of our error that some classes of an SDK mean, and the reason that the message gives."""
+Meaning = tuple[Kind, str | None]
+"""The class of our error that a code of a store means, and the reason; None quotes what the store said."""
+CodeRow = tuple[Kind, str | None, str]
+"""A meaning, and the codes or HTTP statuses that have it, separated by spaces."""
+Translate = Callable[[Exception, "Origin", str], StorageError]
 
 _MAX_QUOTE = 160
+_SERVER_FAILURE = "5"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an error came from: the store, its endpoint, and its one real bucket or container if it has one."""
+    """Where an error came from.
+
+    Attributes:
+        store: the configured name.
+        endpoint: as messages may show it.
+        bucket: the one real bucket of the store, or None where logical buckets are real.
+        word: what the provider calls a bucket.
+    """
 
     store: str
     endpoint: str
     bucket: str | None
+    word: str = "bucket"
 
 
-def by_class(error: Exception, readings: Iterable[Reading], origin: Origin, what: str) -> StorageError:
-    """Return what an error that is no answer of the store means, by its class; the first that fits counts."""
+def code_table(rows: Iterable[CodeRow]) -> Mapping[str, Meaning]:
+    """Return the meaning of each code."""
+    return {code: (kind, reason) for kind, reason, codes in rows for code in codes.split()}
+
+
+def by_code(
+    origin: Origin,
+    what: str,
+    meanings: Mapping[str, Meaning],
+    *,
+    code: str,
+    status: str,
+    said: str,
+    retry_after: object,
+) -> StorageError:
+    """Return what an answer of the store means: by its code, then by its HTTP status.
+
+    Args:
+        origin: the store that answered.
+        what: the object or bucket that the request was about.
+        meanings: the codes of the provider.
+        code: the provider's code, or empty.
+        status: the HTTP status.
+        said: the store's message; quoted in one short line where the table gives no reason.
+        retry_after: the Retry-After header, if there was one.
+    """
+    unknown: Meaning = (Unavailable if status.startswith(_SERVER_FAILURE) else PermanentError, None)
+    kind, reason = meanings.get(code) or meanings.get(status) or unknown
+    message = f"{origin.store}: {what}: {reason or quoted(said)} ({code or status})"
+    error = Throttled(message, seconds(retry_after)) if kind is Throttled else kind(message)
+    error.code = code or status
+    return error
+
+
+def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: str) -> StorageError:
+    """Return what an error that is no answer of the store means; the first row with a class of it decides."""
     kind, reason = next(
-        ((kind, reason) for kind, reason, classes in readings if isinstance(error, classes)),
-        (PermanentError, "the SDK failed"),
+        ((kind, reason) for kind, reason, classes in rows if isinstance(error, classes)),
+        (Unavailable, "the connection failed")
+        if isinstance(error, OSError)
+        else (UnexpectedAnswer, "the SDK did not understand the answer"),
     )
     return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
 
 
-def missing_bucket(origin: Origin, bucket: str, word: str = "bucket") -> StorageError:
-    """Return the error for a real bucket, or what the store calls one, that is not there.
+def translator(
+    sdk_errors: tuple[type[Exception], ...], translate: Translate
+) -> Callable[[Origin, str], AbstractContextManager[None]]:
+    """Return the context manager that raises our errors in place of the SDK's.
 
-    Where it is the one that holds everything, its absence says that the store is set up wrongly, and nothing about
-    the objects: NotFound would have every copy in it judged missing.
+    The SDK's error is not kept as the cause: its text may hold a signature, a token or what the store has echoed.
+    """
+
+    @contextmanager
+    def translated(origin: Origin, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sdk_errors as error:
+            raise translate(error, origin, what) from None
+
+    return translated
+
+
+def missing_bucket(origin: Origin, bucket: str) -> StorageError:
+    """Return the error for a real bucket that does not exist.
+
+    The absence of the one bucket that holds everything is a wrong configuration and says nothing about the objects:
+    NotFound would have every copy in it judged missing.
     """
     if origin.bucket is None:
-        return NotFound(f"{origin.store}: {word} {bucket!r} does not exist at {origin.endpoint}")
+        return NotFound(f"{origin.store}: {origin.word} {bucket!r} does not exist at {origin.endpoint}")
     return Unavailable(
-        f"{origin.store}: {word} {origin.bucket!r} does not exist at {origin.endpoint}; create it or correct `{word}`"
+        f"{origin.store}: {origin.word} {origin.bucket!r} does not exist at {origin.endpoint}; "
+        f"create it or correct `{origin.word}`"
     )
 
 
 def quoted(said: str) -> str:
-    """Return what a store said, in one line that is not too long."""
+    """Return what a store said in one line of bounded length."""
     said = " ".join(said.split()) or "the store refuses"
     return said if len(said) <= _MAX_QUOTE else said[: _MAX_QUOTE - 1] + "…"
 
 
 def seconds(said: object) -> float | None:
-    """Return the wish of a Retry-After header, or None if it is none in seconds."""
+    """Return the seconds that a Retry-After header asks for, or None where it gives none."""
     return float(str(said)) if str(said).isdecimal() else None

@@ -32,8 +32,8 @@ RETRY_FOR = 20.0
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
-    """A real object: its bucket, and its whole name in it."""
+class ObjectName(NamedTuple):
+    """The name of a real object: its bucket, and its whole name in it."""
 
     bucket: str
     name: str
@@ -49,9 +49,9 @@ class Connection:
     kms_key: str | None
     storage_class: str | None
 
-    def blob(self, place: Place, generation: int | None = None) -> Any:
+    def blob(self, name: ObjectName, generation: int | None = None) -> Any:
         """Return the library's handle of an object, without a request."""
-        return self.client.bucket(place.bucket).blob(place.name, generation=generation, kms_key_name=self.kms_key)
+        return self.client.bucket(name.bucket).blob(name.name, generation=generation, kms_key_name=self.kms_key)
 
     def pinned(self, pin: int) -> dict[str, str]:
         """Return the parameters of every request that makes an object: over generation `pin`, 0 for none, encrypted."""
@@ -60,11 +60,11 @@ class Connection:
     def upload_url(self, bucket: str) -> str:
         return f"{self.endpoint}/upload/storage/v1/b/{quote(bucket, safe='')}/o"
 
-    def object_url(self, place: Place) -> str:
-        return f"{self.endpoint}/storage/v1/b/{quote(place.bucket, safe='')}/o/{quote(place.name, safe='')}"
+    def object_url(self, name: ObjectName) -> str:
+        return f"{self.endpoint}/storage/v1/b/{quote(name.bucket, safe='')}/o/{quote(name.name, safe='')}"
 
-    def download_url(self, place: Place) -> str:
-        return f"{self.endpoint}/download/storage/v1/b/{quote(place.bucket, safe='')}/o/{quote(place.name, safe='')}"
+    def download_url(self, name: ObjectName) -> str:
+        return f"{self.endpoint}/download/storage/v1/b/{quote(name.bucket, safe='')}/o/{quote(name.name, safe='')}"
 
     def close(self) -> None:
         self.session.close()

@@ -1,12 +1,12 @@
-"""Say in our words what Google's libraries and Cloud Storage say in theirs. The one place that knows their codes.
+"""Translate the errors of Google's libraries and of Cloud Storage into ours. The one place that knows their codes.
 
 A reason never quotes an error of the credentials: those may carry tokens, account names and the output of credential
 programs. What else the store says is quoted in one line, cut short.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
 
@@ -17,7 +17,15 @@ from google.cloud.storage import exceptions as storage
 from google.resumable_media import common as media
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from worker.storage.cloud.error_mapping import Kind, Origin, by_class, quoted, seconds
+from worker.storage.cloud.error_mapping import (
+    ClassRow,
+    CodeRow,
+    Origin,
+    by_class,
+    by_code,
+    code_table,
+    translator,
+)
 from worker.storage.errors import (
     AccessDenied,
     NotFound,
@@ -55,7 +63,7 @@ _CMEK = "the encryption key cannot be used; check `kms_key` and the key's permis
 _QUOTE = None  # say what the store said
 
 # By the reason that an answer gives, or by its HTTP status where that says nothing more.
-_REASONS: tuple[tuple[Kind, str | None, str], ...] = (
+_REASONS: tuple[CodeRow, ...] = (
     (NotFound, _QUOTE, "notFound 404"),
     (PreconditionFailed, _QUOTE, "conditionNotMet conflict 409 412"),
     (
@@ -113,13 +121,11 @@ _REASONS: tuple[tuple[Kind, str | None, str], ...] = (
         416""",
     ),
 )
-REASONS: Mapping[str, tuple[Kind, str | None]] = {
-    name: (kind, reason) for kind, reason, names in _REASONS for name in names.split()
-}
+REASONS = code_table(_REASONS)
 
 # fmt: off
-# The first row with a class that the error is an instance of decides, so the narrower stand before the wider.
-CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
+# The first row with a class that the error is an instance of decides, so narrower classes come before wider ones.
+CLASSES: tuple[ClassRow, ...] = (
     (Timeout, "did not take the connection in time; check `endpoint` and the network", (http.ConnectTimeout,)),
     (Timeout, "did not answer in time",
      (http.Timeout, ReadTimeoutError, auth.TimeoutError, api.TransferStalledError, api.RetryError)),
@@ -165,17 +171,8 @@ _KEPT: tuple[type[http.RequestException], ...] = (
 )
 
 
-@contextmanager
-def translated(origin: Origin, what: str) -> Iterator[None]:
-    """Raise what the SDK raises as our own error of `what`."""
-    try:
-        yield
-    except SDK_ERRORS as error:
-        raise translate(error, origin, what) from error
-
-
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:
-    """Return the error of ours that says what one of SDK_ERRORS says.
+    """Return our error for what the libraries raised; what is none of SDK_ERRORS is an UnexpectedAnswer.
 
     Args:
         error: what the libraries raised.
@@ -186,6 +183,10 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     if status_of(found):
         return _translate_answer(found, origin, what)
     return by_class(found, CLASSES, origin, what)
+
+
+translated = translator(SDK_ERRORS, translate)
+"""Raise our errors in place of the SDK's."""
 
 
 def status_of(error: BaseException | None) -> int:
@@ -222,16 +223,16 @@ def _innermost(error: Exception) -> Exception:
 
 
 def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageError:
-    status, reason_given = status_of(error), _reason(error)
-    kind, reason = (
-        REASONS.get(reason_given)
-        or REASONS.get(str(status))
-        or (Unavailable if status >= 500 else PermanentError, _QUOTE)  # noqa: PLR2004 - as HTTP says
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    return by_code(
+        origin,
+        what,
+        REASONS,
+        code=_reason(error),
+        status=str(status_of(error)),
+        said=_said(error),
+        retry_after=headers.get("Retry-After", ""),
     )
-    message = f"{origin.store}: {what}: {reason or _quote(error)} ({reason_given or status})"
-    if kind is Throttled:
-        return Throttled(message, _retry_after(error))
-    return kind(message)
 
 
 def _first_error(error: Exception) -> Mapping[str, Any]:
@@ -254,16 +255,7 @@ def _reason(error: Exception) -> str:
     return word if word.replace(".", "").isalnum() else ""  # some servers put a phrase there
 
 
-def _quote(error: Exception) -> str:
-    return quoted(_said(error))
-
-
 def _said(error: Exception) -> str:
     """Return what the store said, in one line, without the method and the address that the library puts before it."""
     said = str(_first_error(error).get("message") or _answer(error).get("message") or getattr(error, "message", ""))
     return _ADDRESS.sub("", " ".join(said.split()))
-
-
-def _retry_after(error: Exception) -> float | None:
-    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-    return seconds(headers.get("Retry-After", ""))

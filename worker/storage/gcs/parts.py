@@ -1,30 +1,30 @@
-"""Writes in parts on Cloud Storage, which has none of its own that take conditions: objects that are composed.
+"""Multipart uploads on Cloud Storage, whose own take no conditions: part objects that are composed.
 
 Everything of one write lies under `.zot-parts/TOKEN/`: `00000`, empty, says that the write is open and what it is of;
 `00001` and on are its parts; `join-…` are what several parts were composed to on the way. All of it is hidden from
 listings by its name. The token is also the writer's token of the finished object.
 """
 
-import base64
-import hashlib
 import itertools
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from datetime import datetime
 from operator import itemgetter
 from typing import Any, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.listing import rows_of
+from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.driver import ObjectStat, Part, PartData, StaleUpload
-from worker.storage.errors import NotFound, PermanentError, SizeMismatch, StorageError, Unavailable
-from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, Place, check_answer, retry
+from worker.storage.errors import SizeMismatch, StorageError, Unavailable, UploadEnded
+from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.objects import blob_of, described, to_stat
-from worker.storage.gcs.upload import REFUSED, TRIES, Upload, Write, checksum_of, delete, look, send_bytes
+from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
-from worker.storage.transfer.parts import pieces_of
 
 ROOT = f"{RESERVED_SEGMENT}parts/"
 OPENING = "00000"
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class MultipartWrite:
-    """One write in parts, open or not: the real bucket that it is in, its token, and what it is of, for messages."""
+    """One multipart upload, open or not: its real bucket, its token, and what it is of, for messages."""
 
     def __init__(self, connection: Connection, origin: Origin, real: str, token: str, what: str) -> None:
         self._connection = connection
@@ -60,11 +60,11 @@ class MultipartWrite:
             self._send(OPENING, b"", {OF: self._what})
 
     def put(self, number: int, data: PartData) -> Part:
-        """Send one part, and take it back if the write was ended meanwhile: nobody would find it otherwise."""
+        """Send one part, and delete it again if the upload was ended meanwhile: nothing would find it otherwise."""
         with self._errors():
             blob = self._send(f"{number:05}", data, {})
-            if look(self._connection, self._place(OPENING)) is None:
-                delete(self._connection, self._place(f"{number:05}"), blob.generation)
+            if look(self._connection, self._name_of(OPENING)) is None:
+                delete(self._connection, self._name_of(f"{number:05}"), blob.generation)
                 raise self._not_open()
         return Part(number, len(data), str(blob.generation))
 
@@ -78,16 +78,16 @@ class MultipartWrite:
         there = ((number, blobs[f"{number:05}"]) for number in numbers)
         return [Part(number, int(blob.size), str(blob.generation)) for number, blob in there]
 
-    def complete(self, parts: Sequence[Part], write: Write) -> ObjectStat:
+    def complete(self, parts: Sequence[Part], write: GcsWrite) -> ObjectStat:
         """Compose the parts to the object, and remove them. Done again, it finds the object that it has made."""
         upload = Upload(self._connection, self._origin, write)
         found = upload.found()
-        if not upload.is_ours(found):
+        if upload.is_ours(found):
+            stat = to_stat(self._origin.store, write.bucket, write.key, found)
+        else:
             self._check(parts, write)
             upload.check_condition(found)
             stat = upload.commit(self._composing(parts, write))
-        else:
-            stat = to_stat(write.bucket, write.key, found)
         try:
             self.remove()
         except StorageError as error:  # the object is there; what is left beside it is found by iter_stale_uploads
@@ -97,49 +97,50 @@ class MultipartWrite:
     def remove(self) -> bool:
         """End the write and delete all that lies under its token; return whether anything was there.
 
-        The opening goes first: whoever still sends a part then sees that the write is over, and takes it back.
+        The opening goes first: a process that still sends a part then sees that the upload is over,
+        and deletes the part.
         """
         with self._errors():
-            opening = look(self._connection, self._place(OPENING))
-            found = opening is not None and delete(self._connection, self._place(OPENING), opening.generation)
-            rest = [(self._place(_short(blob)), blob.generation) for blob in self._blobs()]
+            opening = look(self._connection, self._name_of(OPENING))
+            found = opening is not None and delete(self._connection, self._name_of(OPENING), opening.generation)
+            rest = [(self._name_of(_short(blob)), blob.generation) for blob in self._blobs()]
             return any([*_at_once(lambda item: delete(self._connection, *item), rest), found])
 
     # How
 
-    def _place(self, name: str) -> Place:
-        return Place(self._real, f"{ROOT}{self._token}/{name}")
+    def _name_of(self, name: str) -> ObjectName:
+        return ObjectName(self._real, f"{ROOT}{self._token}/{name}")
 
     def _blobs(self) -> Iterator[Any]:
-        return iter_blobs(self._connection, self._real, f"{ROOT}{self._token}/")
+        return iter_blobs(self._connection, self._origin, self._real, f"{ROOT}{self._token}/")
 
     def _send(self, name: str, data: PartData, metadata: Mapping[str, str]) -> Any:
         """Send a part over nothing, or over exactly the one that is there if that has other bytes."""
-        place, pin = self._place(name), 0
+        part, pin = self._name_of(name), 0
         description = described(metadata, self._connection.storage_class)  # composing takes objects of one class only
         for _ in range(TRIES):
             try:
-                return send_bytes(self._connection, place, data, description, pin)
+                return send_bytes(self._connection, part, data, description, pin)
             except SDK_ERRORS as error:
                 if status_of(error) not in REFUSED:
                     raise
-            found = look(self._connection, place)
+            found = look(self._connection, part)
             if found is not None and _holds(found, data):
                 return found  # sent before, and only the answer was lost
             pin = found.generation if found else 0
-        raise Unavailable(f"{self._origin.store}: {self._what}: part {int(name)} is being sent by somebody else")
+        raise Unavailable(f"{self._origin.store}: {self._what}: part {int(name)} is being sent by another process")
 
-    def _check(self, parts: Sequence[Part], write: Write) -> None:
+    def _check(self, parts: Sequence[Part], write: GcsWrite) -> None:
         """Refuse to make an object of parts that are not there as they are named."""
         there = set(self.parts())
         missing = [str(part.number) for part in parts if part not in there]
         where = f"{self._origin.store}: {self._what}"
         if missing or not parts:
-            raise PermanentError(f"{where}: part {', '.join(missing) or '1'} is missing, or was replaced since")
+            raise UploadEnded(f"{where}: part {', '.join(missing) or '1'} is missing, or was replaced since")
         if (size := sum(part.size for part in parts)) != write.size:
             raise SizeMismatch(f"{where}: the parts have {size} bytes, announced were {write.size}")
 
-    def _composing(self, parts: Iterable[Part], write: Write) -> Callable[[int], Any]:
+    def _composing(self, parts: Iterable[Part], write: GcsWrite) -> Callable[[int], Any]:
         """Return what composes the object; what leads up to that is done once, however often it is called."""
         sources = [(f"{part.number:05}", int(part.tag)) for part in sorted(parts, key=lambda part: part.number)]
         joined: list[list[tuple[str, int]]] = []
@@ -147,7 +148,7 @@ class MultipartWrite:
         def compose(pin: int) -> Any:
             if not joined:
                 joined.append(self._join(sources))
-            return self._compose(write.place, joined[0], pin, described(write.metadata, write.storage_class))
+            return self._compose(write.name, joined[0], pin, write.description)
 
         return compose
 
@@ -161,18 +162,18 @@ class MultipartWrite:
     def _join_group(self, group: Sequence[tuple[str, int]]) -> tuple[str, int]:
         name = f"join-{uuid.uuid4().hex}"
         try:
-            blob = self._compose(self._place(name), group, 0, described({}, self._connection.storage_class))
+            blob = self._compose(self._name_of(name), group, 0, described({}, self._connection.storage_class))
         except SDK_ERRORS as error:
-            blob = look(self._connection, self._place(name)) if status_of(error) in REFUSED else None
+            blob = look(self._connection, self._name_of(name)) if status_of(error) in REFUSED else None
             if blob is None:
                 raise
         return name, blob.generation  # under a name like that it can only be ours, and the answer was lost
 
-    def _compose(self, place: Place, sources: Sequence[tuple[str, int]], pin: int, destination: Any) -> Any:
+    def _compose(self, target: ObjectName, sources: Sequence[tuple[str, int]], pin: int, destination: Any) -> Any:
         """Compose an object of exactly these generations. The library's own call does not pass the encryption key."""
         pinned: Any = [
             {
-                "name": self._place(name).name,
+                "name": self._name_of(name).name,
                 "generation": str(generation),
                 "objectPreconditions": {"ifGenerationMatch": str(generation)},
             }
@@ -182,35 +183,39 @@ class MultipartWrite:
         def ask() -> Any:
             reply = self._connection.session.request(
                 "POST",
-                f"{self._connection.object_url(place)}/compose",
+                f"{self._connection.object_url(target)}/compose",
                 params=self._connection.pinned(pin),
                 json={"sourceObjects": pinned, "destination": destination},
                 timeout=COMMIT_TIMEOUT,
             )
             check_answer(reply)
-            return blob_of(reply.json())
+            return blob_of(reply)
 
         return retry()(ask)()
 
     def _not_open(self) -> StorageError:
-        return NotFound(f"{self._origin.store}: the write in parts of {self._what} is not open any more")
+        return UploadEnded(f"{self._origin.store}: {self._what}: the multipart upload is not open any more")
 
     def _errors(self) -> AbstractContextManager[None]:
         return translated(self._origin, self._what)
 
 
-def iter_stale_uploads(connection: Connection, real: str) -> Iterator[StaleUpload]:
-    """Yield the writes in parts of a real bucket that are open, or of which something was left behind."""
-    for token, group in itertools.groupby(iter_blobs(connection, real, ROOT), key=lambda blob: blob.name.split("/")[1]):
-        blobs = [(blob.time_created, blob.metadata) for blob in group]
+def iter_stale_uploads(connection: Connection, origin: Origin, real: str) -> Iterator[StaleUpload]:
+    """Yield the multipart uploads of a real bucket that are open, or of which something was left behind."""
+    for token, group in itertools.groupby(
+        iter_blobs(connection, origin, real, ROOT), key=lambda blob: blob.name.split("/")[1]
+    ):
+        blobs = [(_created(blob), blob.metadata) for blob in group]
         since, metadata = min(blobs, key=itemgetter(0))[0], blobs[0][1]
         what = (metadata or {}).get(OF, f"{real}/{ROOT}{token}")
-        yield StaleUpload(f"write in parts of {what}", since, (real, token, what))
+        yield StaleUpload(f"multipart upload of {what}", since, (real, token, what))
 
 
-def iter_blobs(connection: Connection, real: str, prefix: str, start: str | None = None) -> Iterator[Any]:
+def iter_blobs(
+    connection: Connection, origin: Origin, real: str, prefix: str, start: str | None = None
+) -> Iterator[Any]:
     """Yield real objects, by the bytes of their names, from `start` on; pages are fetched as they are needed."""
-    listing: Iterator[Any] = connection.client.list_blobs(
+    listing: Any = connection.client.list_blobs(
         real,
         prefix=prefix,
         start_offset=start,
@@ -218,7 +223,14 @@ def iter_blobs(connection: Connection, real: str, prefix: str, start: str | None
         retry=retry(),
         timeout=TIMEOUT,
     )
-    yield from listing
+    yield from rows_of(listing.pages, iter, origin, f"{real}/{prefix}")
+
+
+def _created(blob: Any) -> datetime:
+    try:
+        return blob.time_created or UNKNOWN_TIME
+    except (ValueError, OverflowError):
+        return UNKNOWN_TIME
 
 
 def _short(blob: Any) -> str:
@@ -227,11 +239,7 @@ def _short(blob: Any) -> str:
 
 def _holds(blob: Any, data: PartData) -> bool:
     """Return whether an object has these bytes, by all that the store knows of it."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for piece in pieces_of(data):
-        digest.update(piece)
-    md5 = base64.b64encode(digest.digest()).decode()
-    return (blob.size, blob.crc32c, blob.md5_hash) == (len(data), checksum_of(data), md5)
+    return (blob.size, (blob.crc32c, blob.md5_hash)) == (len(data), checksums_of(data))
 
 
 def _at_once(do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:

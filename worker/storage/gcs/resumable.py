@@ -16,8 +16,8 @@ from worker.storage.driver import Body
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.gcs.client import TIMEOUT, Connection, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, without_address
-from worker.storage.gcs.objects import CONTENT_TYPE, blob_of, described
-from worker.storage.gcs.upload import NOT_FOUND, Write, crc32c_of, delete, extended
+from worker.storage.gcs.objects import CONTENT_TYPE, blob_of
+from worker.storage.gcs.upload import NOT_FOUND, GcsWrite, crc32c_of, delete, extended
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.parts import next_part
 
@@ -30,7 +30,7 @@ _ENDED = {404, 410, 499}
 class ResumableUpload:
     """One upload session. Its address is a secret: who has it can write. It never leaves this object."""
 
-    def __init__(self, connection: Connection, origin: Origin, write: Write, chunk: int) -> None:
+    def __init__(self, connection: Connection, origin: Origin, write: GcsWrite, chunk: int) -> None:
         self._connection = connection
         self._origin = origin
         self._write = write
@@ -41,29 +41,31 @@ class ResumableUpload:
         """Send the body over generation `pin` and return the blob. It becomes visible with the last chunk, or not."""
         self._session = retry()(self._begin)(pin)
         try:
-            resource, crc = self._send_chunks(body)
+            blob, crc = self._send_chunks(body)
         except BaseException:  # a shutdown too: what is left open stays for a week
             self._cancel()
             raise
-        self._check(resource, crc)
-        return blob_of(resource)
+        self._check(blob, crc)
+        return blob
 
     def _begin(self, pin: int) -> str:
-        place = self._write.place
+        name = self._write.name
         reply = self._connection.session.request(
             "POST",
-            self._connection.upload_url(place.bucket),
-            params={"uploadType": "resumable", "name": place.name, **self._connection.pinned(pin)},
-            json={"name": place.name, **described(self._write.metadata, self._write.storage_class)},
+            self._connection.upload_url(name.bucket),
+            params={"uploadType": "resumable", "name": name.name, **self._connection.pinned(pin)},
+            json={"name": name.name, **self._write.description},
             headers={"X-Upload-Content-Length": str(self._write.size), "X-Upload-Content-Type": CONTENT_TYPE},
             timeout=TIMEOUT,
         )
         if reply.status_code == NOT_FOUND:
-            raise missing_bucket(self._origin, place.bucket)
+            raise missing_bucket(self._origin, name.bucket)
         check_answer(reply)
-        return str(reply.headers["Location"])
+        if "Location" not in reply.headers:
+            raise self._failed("the store gives no address for the upload session; check `endpoint`")
+        return reply.headers["Location"]
 
-    def _send_chunks(self, body: Body) -> tuple[Mapping[str, Any], str]:
+    def _send_chunks(self, body: Body) -> tuple[Any, str]:
         """Return what the store says of the finished object, and the checksum of what was sent."""
         sent, crc = 0, 0
         while True:
@@ -71,7 +73,7 @@ class ResumableUpload:
             crc = extended(crc, data)
             last = sent + len(data) >= self._write.size
             if last:
-                drain(body)  # the end is where a body says that it was wrong
+                drain(body)  # a wrong body raises at its end
             # With its checksum the store refuses a damaged object instead of making it visible.
             headers = {"X-Goog-Hash": f"crc32c={crc32c_of(crc)}"} if last else {}
             finished = self._send_chunk(data, sent, headers)
@@ -82,13 +84,13 @@ class ResumableUpload:
             if last:
                 raise self._failed("the store does not finish the upload")
 
-    def _send_chunk(self, data: bytearray, start: int, headers: Mapping[str, str]) -> Mapping[str, Any] | None:
+    def _send_chunk(self, data: bytearray, start: int, headers: Mapping[str, str]) -> Any | None:
         """Send one chunk, whatever of it the store takes at a time; return the object when the upload is finished."""
         broken = False
         held = start
         view = memoryview(data)
 
-        def attempt() -> Mapping[str, Any] | None:
+        def attempt() -> Any | None:
             nonlocal held, broken
             if broken:  # how much of it has arrived, only the store knows
                 held, finished = self._asked()
@@ -104,19 +106,19 @@ class ResumableUpload:
             return None
 
         try:
-            return retry()(attempt)()  # type: ignore[no-any-return]
+            return retry()(attempt)()
         except SDK_ERRORS as error:
             raise without_address(error) from None
 
-    def _put(self, data: memoryview, start: int, headers: Mapping[str, str]) -> tuple[int, Mapping[str, Any] | None]:
+    def _put(self, data: memoryview, start: int, headers: Mapping[str, str]) -> tuple[int, Any | None]:
         total = self._write.size
         spread = f"bytes {start}-{start + len(data) - 1}/{total}"
         return self._told(self._request("PUT", {"Content-Range": spread, **headers}, data))
 
-    def _asked(self) -> tuple[int, Mapping[str, Any] | None]:
+    def _asked(self) -> tuple[int, Any | None]:
         return self._told(self._request("PUT", {"Content-Range": f"bytes */{self._write.size}"}))
 
-    def _told(self, reply: requests.Response) -> tuple[int, Mapping[str, Any] | None]:
+    def _told(self, reply: requests.Response) -> tuple[int, Any | None]:
         """Return how many bytes the store has, and the object if that is all of them."""
         if reply.status_code == _INCOMPLETE:
             _, _, end = reply.headers.get("Range", "").rpartition("-")
@@ -124,7 +126,7 @@ class ResumableUpload:
         if reply.status_code in _ENDED:
             raise Aborted("the upload session was ended")  # whose object is there then, has to be looked for
         check_answer(reply)
-        return self._write.size, reply.json()
+        return self._write.size, blob_of(reply)
 
     def _request(self, method: str, headers: Mapping[str, str], data: bytes | memoryview = b"") -> requests.Response:
         return self._connection.session.request(
@@ -135,11 +137,11 @@ class ResumableUpload:
         with suppress(*SDK_ERRORS):  # never in place of the error that led here; it ends by itself after a week
             self._request("DELETE", {})
 
-    def _check(self, resource: Mapping[str, Any], crc: str) -> None:
-        """Take back, and only that, what is not what was sent: a store may not know the checksum's header."""
-        if (int(resource["size"]), resource.get("crc32c", crc)) == (self._write.size, crc):
+    def _check(self, blob: Any, crc: str) -> None:
+        """Delete what is not what was sent, and only that: a store may not know the checksum's header."""
+        if (blob.size, blob.crc32c or crc) == (self._write.size, crc):
             return
-        delete(self._connection, self._write.place, int(resource["generation"]))
+        delete(self._connection, self._write.name, blob.generation)
         raise self._failed("the bytes were damaged on the way")
 
     def _failed(self, reason: str) -> StorageError:

@@ -1,6 +1,5 @@
 """Objects in Amazon S3, and in everything else that speaks S3."""
 
-import io
 import threading
 import uuid
 from collections.abc import Iterator
@@ -9,7 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
 
-from worker.storage.cloud.error_mapping import Origin, missing_bucket
+from worker.storage.cloud.conditional_write import other_version
+from worker.storage.cloud.driver import MARKER, CloudDriver
+from worker.storage.cloud.error_mapping import missing_bucket
+from worker.storage.cloud.listing import is_reserved, rows_of
+from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -24,18 +28,10 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import (
-    BucketNotEmpty,
-    NotFound,
-    PermanentError,
-    PreconditionFailed,
-    StorageError,
-)
-from worker.storage.keys import RESERVED_SEGMENT
-from worker.storage.s3 import buckets
-from worker.storage.s3.copy import COPY_PART, Copy
-from worker.storage.s3.errors import code_of, is_missing, translated
-from worker.storage.s3.objects import WRITER, S3Reader, stored_metadata, to_metadata, to_stat, written_stat
+from worker.storage.errors import NotFound, PermanentError, StorageError
+from worker.storage.exception_boundary import exception_boundary
+from worker.storage.s3.errors import code_of, is_missing, translate, translated
+from worker.storage.s3.objects import METADATA, to_stat, version_of, written_stat
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
     GIB,
@@ -45,40 +41,32 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.upload import MAX_PART, MAX_PARTS, MIN_PART, Upload, Where, Write
+from worker.storage.s3.upload import COPY_PART, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Between
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
-MARKER = f"{RESERVED_SEGMENT}bucket"
-"""The key of the empty object that keeps an empty logical bucket in existence."""
 MAX_COPY = 5 * GIB
 
 
-class S3Driver:
-    """A store that speaks S3; see `Driver`.
+@exception_boundary
+class S3Driver(CloudDriver):
+    """A store that speaks S3; see `Driver`, `MultipartDriver` and `CopyDriver`.
 
-    In the layout `prefixed` one real bucket holds everything under `bucket/key`; in `native` logical buckets are real.
     The digest is the metadata `sha256`. Memory: one part, whatever the size of the object.
     """
 
     def __init__(self, name: str, config: S3Config, *, copy_part: int = COPY_PART) -> None:
         """Remember how the store is reached; `copy_part` is how many bytes it is asked to copy at a time."""
-        self._name = name
-        self._copy_part = copy_part
+        super().__init__(name, config, endpoint_of(config))
         self._config = config
-        self._prefixed = config.layout == "prefixed"
+        self._copy_part = copy_part
         self._profile = profile_of(config)
-        self._origin = Origin(name, endpoint_of(config), config.bucket if self._prefixed else None)
         self._part_size = max(MIN_PART, int(config.part_size))
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     @property
     def capabilities(self) -> Capabilities:
@@ -99,86 +87,81 @@ class S3Driver:
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        upload = self._upload(bucket, key, info, uuid.uuid4().hex, condition)
-        if condition and not self._profile.conditional_writes:
-            upload.check_condition()
-        return upload.whole(body)
+        return self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition).whole(body)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
-    ) -> S3Reader:
+    ) -> CloudReader:
         del uncached  # nothing of the store is cached on this machine
-        if length == 0:
-            return self._nothing_of(bucket, key)
-        reply = self._get(bucket, key, _range(offset, length))
+        reply = self._get(bucket, key, _range(offset, length)) if length != 0 else None
         if reply is None:
-            return self._nothing_of(bucket, key)
-        if offset and not reply.get("ContentRange"):
-            reply["Body"].close()
-            raise PermanentError(f"{self._name}: {bucket}/{key}: the store ignores that a range was asked for")
-        held = int(reply["ContentLength"])
-        return S3Reader(
-            to_stat(bucket, key, reply), reply["Body"], held if length is None else min(held, length), self._origin
-        )
+            return empty_reader(self.stat(bucket, key), self._origin, translate)
+        stream = reply["Body"]
+        try:
+            if offset and not reply.get("ContentRange"):
+                raise PermanentError(f"{self._name}: {bucket}/{key}: the store ignores that a range was asked for")
+            stat = to_stat(self._name, bucket, key, reply)
+            left = stat.size - offset if length is None else min(length, stat.size - offset)
+        except BaseException:
+            stream.close()
+            raise
+        return CloudReader(stat, left, stream.read, stream.close, origin=self._origin, translate=translate)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        return to_stat(bucket, key, self._head(bucket, key))
+        return to_stat(self._name, bucket, key, self._head(bucket, key))
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         try:
-            found = self.stat(bucket, key)
+            found = version_of(self._head(bucket, key).get("ETag"))
         except NotFound:
             return False
-        if condition and found.version != condition.version:
-            raise PreconditionFailed(
-                f"{self._name}: {bucket}/{key} was expected in version {condition.version}, {found.version} is there"
-            )
+        if condition and found != condition.version:
+            raise other_version(f"{self._name}: {bucket}/{key}", condition, self.stat(bucket, key))
         atomic: dict[str, Any] = (
             {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
         )
         with self._errors(f"{bucket}/{key}"):
             try:
-                self._client().delete_object(**self._where(bucket, key), **atomic)
+                self._client().delete_object(**self._address(bucket, key), **atomic)
             except ClientError as error:
                 if not is_missing(error):
                     raise
-                return False  # somebody else was faster
+                return False  # another process has deleted it since
         return True
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         source = self._head(bucket, key)
-        metadata = {**stored_metadata(source), WRITER: uuid.uuid4().hex}
-        place = self._where(bucket, key)
+        metadata = {**METADATA.stored(source.get("Metadata")), METADATA.writer: uuid.uuid4().hex}
+        original = self._address(bucket, key)
         with self._errors(f"{bucket}/{key} to {to_bucket}/{to_key}"):
             reply = self._client(committing=True).copy_object(
-                **self._where(to_bucket, to_key),
-                CopySource={"Bucket": place["Bucket"], "Key": place["Key"]},
-                CopySourceIfMatch=source["ETag"],  # or the digest would be that of other bytes
+                **self._address(to_bucket, to_key),
+                CopySource={"Bucket": original["Bucket"], "Key": original["Key"]},
+                CopySourceIfMatch=f'"{version_of(source["ETag"])}"',  # or the digest would be that of other bytes
                 MetadataDirective="REPLACE",
                 Metadata=metadata,
                 **cast("Any", self._options()),
             )
         answer = {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
-        return written_stat(to_bucket, to_key, source["ContentLength"], metadata, answer)
+        return written_stat(self._name, f"{to_bucket}/{to_key}", source["ContentLength"], metadata, answer)
 
-    def location(self, bucket: str, key: str) -> Where:
-        return self._where(bucket, key)
+    def location(self, bucket: str, key: str) -> Address:
+        return self._address(bucket, key)
 
-    def copy_from(self, original: Where, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
-        write = self._write(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
-        copy = Copy(self._client(), self._client(committing=True), self._origin, write)
-        return copy.run(original, found.version, self._copy_part, between)
+    def copy_from(self, original: Address, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
+        upload = self._upload(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
+        return upload.copy(original, found.version, self._copy_part, between)
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
-        real, start = self._place(bucket)
+        real, start = self._real(bucket)
         begin = {"StartAfter": start + after} if after else {}
-        for page in self._pages("list_objects_v2", bucket, Bucket=real, Prefix=start + prefix, **begin):
-            for row in page.get("Contents", []):
-                key = row["Key"].removeprefix(start)
-                if key > after and f"/{RESERVED_SEGMENT}" not in f"/{key}":
-                    yield ListedObject(key, row["Size"], row["ETag"].strip('"'), row["LastModified"])
+        for row in self._rows("list_objects_v2", "Contents", bucket, Bucket=real, Prefix=start + prefix, **begin):
+            key = row["Key"].removeprefix(start)
+            if key > after and not is_reserved(key):
+                modified = row.get("LastModified", UNKNOWN_TIME)
+                yield ListedObject(key, int(row["Size"]), version_of(row.get("ETag")), modified)
 
-    # Writes in parts: a token is the writer's own token and the id of the multipart upload
+    # Multipart uploads: a token is the writer's own token and the id of the multipart upload
 
     def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         writer = uuid.uuid4().hex
@@ -193,79 +176,42 @@ class S3Driver:
     def complete_upload(
         self, bucket: str, key: str, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition = None
     ) -> ObjectStat:
-        writer = token.partition(":")[0]
-        upload = self._upload(bucket, key, info, writer, condition)
-        if condition and not self._profile.conditional_writes:
-            upload.check_condition()
+        upload = self._conditional_upload(bucket, key, info, token.partition(":")[0], condition)
         return upload.complete(_upload_id(token), parts)
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         self._upload(bucket, key, WriteInfo()).abort(_upload_id(token))
 
-    # Buckets
-
-    def create_bucket(self, bucket: str) -> bool:
-        existed = self.bucket_exists(bucket)
-        if self._prefixed:  # also beside objects, so that the bucket outlives the last of them
-            with self._errors(bucket):
-                self._client().put_object(**self._where(bucket, MARKER), Body=b"")
-        elif not existed:
-            with self._errors(bucket):
-                return buckets.make(self._client(), bucket, elsewhere=self._config.endpoint is None)
-        return not existed
-
-    def delete_bucket(self, bucket: str) -> bool:
-        if not self._prefixed:
-            with self._errors(bucket):
-                return buckets.delete(self._client(), bucket)
-        marker = self._where(bucket, MARKER)
-        keys = self._first_keys(bucket, f"{bucket}/")
-        if keys - {marker["Key"]}:
-            raise BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects")
-        with self._errors(bucket):
-            self._client().delete_object(**marker)
-        return bool(keys)
-
-    def bucket_exists(self, bucket: str) -> bool:
-        if self._prefixed:
-            return bool(self._first_keys(bucket, f"{bucket}/"))
-        with self._errors(bucket):
-            return buckets.exists(self._client(), bucket)
-
-    # The store
+    # Stale uploads
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         for real in self._real_buckets():
-            for page in self._pages("list_multipart_uploads", real, Bucket=real):
-                for upload in page.get("Uploads", []):
-                    token = (real, upload["Key"], upload["UploadId"])
-                    yield StaleUpload(f"multipart upload of {real}/{upload['Key']}", upload["Initiated"], token)
+            for upload in self._rows("list_multipart_uploads", "Uploads", real, Bucket=real):
+                key = upload["Key"]
+                token = (real, key, upload["UploadId"])
+                since = upload.get("Initiated", UNKNOWN_TIME)
+                ours = self._is_reserved(real, key)  # S3 does not tell who began an upload
+                yield StaleUpload(f"multipart upload of {real}/{key}", since, token, ours=ours)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         real, key, upload_id = stale.token
         with self._errors(f"{real}/{key}"):
             try:
-                self._client().abort_multipart_upload(Bucket=real, Key=key, UploadId=upload_id)
+                self._client().abort_multipart_upload(**self._owned(real), Key=key, UploadId=upload_id)
             except ClientError as error:
                 if code_of(error) not in {"NoSuchUpload", "404"}:
                     raise
                 return False
         return True
 
-    def check(self) -> None:
-        if (
-            self._prefixed
-        ):  # a listing and no HEAD: its answer has a body, which says what is wrong with the credentials
-            self._first_keys(str(self._config.bucket), "")
-        else:
-            self._real_buckets()
+    # The store
 
     def advice(self) -> list[str]:
         return [
             f"{self._name}: bucket {real} has no lifecycle rule that aborts incomplete multipart uploads; add "
-            "AbortIncompleteMultipartUpload after 7 days, for those that nobody sweeps"
+            "AbortIncompleteMultipartUpload after 7 days, for uploads that no cleanup finds"
             for real in self._real_buckets()
-            if buckets.keeps_open_uploads(self._client(), self._origin, real)
+            if self._keeps_stale_uploads(real)
         ]
 
     def close(self) -> None:
@@ -274,60 +220,114 @@ class S3Driver:
                 client.close()
             self._clients.clear()
 
-    # Where things are
+    # Real buckets
 
-    def _place(self, bucket: str) -> tuple[str, str]:
-        """Return the real bucket, and what stands before every key in it."""
-        return (str(self._config.bucket), f"{bucket}/") if self._prefixed else (bucket, "")
-
-    def _where(self, bucket: str, key: str) -> Where:
-        real, start = self._place(bucket)
-        return {"Bucket": real, "Key": start + key}
-
-    def _real_buckets(self) -> list[str]:
-        if self._prefixed:
-            return [str(self._config.bucket)]
+    def _list_real_buckets(self) -> list[str]:
         with self._errors("its buckets"):
             return [bucket["Name"] for bucket in self._client().list_buckets()["Buckets"]]
 
-    def _first_keys(self, what: str, prefix: str) -> set[str]:
-        """Return the first two real keys of the one real bucket that start with `prefix`."""
-        real = str(self._config.bucket)
+    def _real_bucket_exists(self, real: str) -> bool:
+        with self._errors(real):
+            try:
+                self._client().head_bucket(**self._owned(real))
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                return False
+        return True
+
+    def _create_real_bucket(self, real: str) -> bool:
+        if self._real_bucket_exists(real):
+            return False
+        client = self._client()
+        region = client.meta.region_name
+        request: dict[str, Any] = {"Bucket": real}
+        if self._config.endpoint is None and region not in {"us-east-1", "aws-global"}:  # Amazon insists on the region
+            request["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        with self._errors(real):
+            try:
+                client.create_bucket(**request)
+            except ClientError as error:
+                if code_of(error) != "BucketAlreadyOwnedByYou":
+                    raise
+                return False
+        return True
+
+    def _delete_real_bucket(self, real: str) -> bool:
+        with self._errors(real):
+            try:
+                self._client().delete_bucket(**self._owned(real))
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                return False
+        return True
+
+    def _first_names(self, real: str, prefix: str) -> set[str] | None:
         try:
-            with self._errors(what):
-                page = self._client().list_objects_v2(Bucket=real, Prefix=prefix, MaxKeys=2)
-        except NotFound as error:
-            raise missing_bucket(self._origin, real) from error
+            with self._errors(real):
+                page = self._client().list_objects_v2(**self._owned(real), Prefix=prefix, MaxKeys=2)
+        except NotFound:
+            return None
+        except StorageError as error:  # of the one bucket that holds everything
+            if error.code == "NoSuchBucket":
+                return None
+            raise
         return {row["Key"] for row in page.get("Contents", [])}
 
-    def _pages(self, operation: Any, what: str, **request: str) -> Iterator[Any]:
-        """Yield the pages of a listing as they are needed; none for a logical bucket that does not exist."""
+    def _write_marker(self, bucket: str) -> None:
+        with self._errors(bucket):
+            self._client().put_object(**self._address(bucket, MARKER), Body=b"")
+
+    def _delete_marker(self, bucket: str) -> None:
+        with self._errors(bucket):
+            self._client().delete_object(**self._address(bucket, MARKER))
+
+    def _keeps_stale_uploads(self, real: str) -> bool:
+        """Return whether the bucket is known to have no rule of its own that aborts multipart uploads."""
         try:
-            with self._errors(what):
-                yield from self._client().get_paginator(operation).paginate(**request)
-        except NotFound as error:
-            # Some stores say of a bucket without open uploads that there is no such upload.
-            if self._prefixed and code_of(error.__cause__) != "NoSuchUpload":
-                raise missing_bucket(self._origin, request["Bucket"]) from error
+            with self._errors(real):
+                answer: Any = self._client().get_bucket_lifecycle_configuration(**self._owned(real))
+        except StorageError as error:  # many compatible stores have no such thing, and many credentials may not look
+            return error.code == "NoSuchLifecycleConfiguration"
+        if "Rules" not in answer:  # some stores answer this request as if it were another one
+            return False
+        rules = answer["Rules"]
+        return not any("AbortIncompleteMultipartUpload" in rule and rule["Status"] == "Enabled" for rule in rules)
 
     # Requests
 
-    def _upload(self, bucket: str, key: str, info: WriteInfo, writer: str = "", condition: Condition = None) -> Upload:
-        write = self._write(bucket, key, info, writer, condition)
-        return Upload(self._client(), self._client(committing=True), self._origin, write)
+    def _address(self, bucket: str, key: str) -> Address:
+        real, start = self._real(bucket)
+        return cast("Address", {**self._owned(real), "Key": start + key})
 
-    def _write(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Write:
-        return Write(
+    def _owned(self, real: str) -> Any:
+        """Return the arguments that name a real bucket, and who must own it if that is configured."""
+        owner = self._config.bucket_owner
+        return {"Bucket": real} | ({"ExpectedBucketOwner": owner} if owner else {})
+
+    def _upload(self, bucket: str, key: str, info: WriteInfo, writer: str = "", condition: Condition = None) -> Upload:
+        write = S3Write(
             bucket=bucket,
             key=key,
-            where=self._where(bucket, key),
             size=info.size or 0,
-            metadata=to_metadata(info, writer),
+            sha256=str(info.sha256),
+            writer=writer,
+            metadata=METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
             condition=condition,
+            options=self._options(info.storage_class),
+            address=self._address(bucket, key),
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
-            options=self._options(info.storage_class),
         )
+        return Upload(self._client(), self._client(committing=True), self._origin, write)
+
+    def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
+        """Return an upload whose condition was checked here, where the store does not decide it itself."""
+        upload = self._upload(bucket, key, info, writer, condition)
+        if condition and not self._profile.conditional_writes:
+            upload.check_condition()
+        return upload
 
     def _options(self, storage_class: str | None = None) -> dict[str, str]:
         """Return what is asked for with every object that is made: its class and its encryption."""
@@ -348,9 +348,10 @@ class S3Driver:
             return self._clients[read_timeout]
 
     def _head(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
+        evidence: Any = {"ChecksumMode": "ENABLED"} if self._profile.checksums == "when_supported" else {}
         try:
             with self._errors(f"{bucket}/{key}"):
-                return self._client().head_object(**self._where(bucket, key))
+                return self._client().head_object(**self._address(bucket, key), **evidence)
         except NotFound:
             raise self._missing(bucket, key) from None
 
@@ -359,24 +360,25 @@ class S3Driver:
         part: dict[str, Any] = {"Range": wanted} if wanted else {}
         try:
             with self._errors(f"{bucket}/{key}"):
-                return self._client().get_object(**self._where(bucket, key), **part)
+                return self._client().get_object(**self._address(bucket, key), **part)
         except NotFound:
             raise self._missing(bucket, key) from None
         except PermanentError as error:
-            if code_of(error.__cause__) not in {"InvalidRange", "416"}:
+            if error.code not in {"InvalidRange", "416"}:
                 raise
             return None
 
-    def _nothing_of(self, bucket: str, key: str) -> S3Reader:
-        return S3Reader(self.stat(bucket, key), io.BytesIO(), 0, self._origin)
-
-    def _missing(self, bucket: str, key: str) -> StorageError:
-        """Return what is missing: a HEAD does not tell an object from its bucket, and some stores' GET neither."""
-        real, _ = self._place(bucket)
-        with self._errors(real):
-            if not buckets.exists(self._client(), real):
-                return missing_bucket(self._origin, real)
-        return NotFound(f"{self._name}: {bucket}/{key} does not exist")
+    def _rows(self, operation: Any, rows: str, what: str, **request: str) -> Iterator[Any]:
+        """Yield the rows of a listing as they are needed; none for a logical bucket that does not exist."""
+        real = request.pop("Bucket")
+        pages = self._client().get_paginator(operation).paginate(**self._owned(real), **request)
+        try:
+            with self._errors(what):
+                yield from rows_of(pages, lambda page: page.get(rows) or [], self._origin, what)
+        except NotFound as error:
+            # Some stores say of a bucket without open uploads that there is no such upload.
+            if self._prefixed and error.code != "NoSuchUpload":
+                raise missing_bucket(self._origin, real) from None
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return translated(self._origin, what)

@@ -1,23 +1,33 @@
-"""Say in our words what the SDK and S3 say in theirs. The one place that knows S3's error codes.
+"""Translate the errors of the SDK and of S3 into ours. The one place that knows S3's error codes.
 
 A reason never quotes an error of the credentials or the signature: those may carry key ids, signed strings and the
 output of credential programs. What else a store says is quoted in one line, cut short.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import botocore.exceptions as sdk
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from worker.storage.cloud.error_mapping import Kind, Origin, by_class, missing_bucket, quoted, seconds
+from worker.storage.cloud.error_mapping import (
+    ClassRow,
+    CodeRow,
+    Origin,
+    by_class,
+    by_code,
+    code_table,
+    missing_bucket,
+    translator,
+)
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
+    Archived,
     BucketNotEmpty,
     InvalidKey,
+    InvalidMetadata,
     NotFound,
     OutOfSpace,
     PermanentError,
@@ -27,6 +37,7 @@ from worker.storage.errors import (
     Throttled,
     Timeout,
     Unavailable,
+    UploadEnded,
 )
 
 SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError)
@@ -37,7 +48,7 @@ _REGION = "correct `region` or `endpoint`"
 _DAMAGED = "the bytes were damaged on the way"
 _QUOTE = None  # say what the store said
 
-_CODES: tuple[tuple[Kind, str | None, str], ...] = (
+_CODES: tuple[CodeRow, ...] = (
     (NotFound, _QUOTE, "NoSuchKey NoSuchBucket NoSuchVersion NotFound 404"),
     (PreconditionFailed, _QUOTE, "PreconditionFailed ConditionalRequestConflict 412"),
     (AlreadyExists, "the name of the bucket is taken, perhaps by another account", "BucketAlreadyExists"),
@@ -51,12 +62,17 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         "the store asks for fewer requests",
         """SlowDown SlowDownRead SlowDownWrite ServiceUnavailable Held RequestLimitExceeded RequestThrottled
         RequestThrottledException Throttling ThrottlingException ThrottledException TooManyRequests
-        TooManyRequestsException BandwidthLimitExceeded PriorRequestNotComplete 429 503""",
+        TooManyRequestsException KMS.ThrottlingException BandwidthLimitExceeded PriorRequestNotComplete 429 503""",
     ),
     (Timeout, _QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
     (Unavailable, _QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
     (Unavailable, "the store fails, or is not one that speaks S3; check `endpoint`", "500 502"),
-    (NotFound, "the multipart upload is not open any more", "NoSuchUpload"),
+    (UploadEnded, "the multipart upload is not open any more; a new one begins", "NoSuchUpload"),
+    (
+        UploadEnded,
+        "the multipart upload has lost parts, or holds others; a new one begins",
+        "InvalidPart InvalidPartOrder EntityTooSmall",
+    ),
     (Unavailable, _DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
     (
         OutOfSpace,
@@ -92,20 +108,26 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
     ),
     (PermanentError, "the store cannot do this; check `provider`", "NotImplemented MethodNotAllowed 405 501"),
     (
-        PermanentError,
+        Archived,
         "the object is archived and has to be restored first",
         "InvalidObjectState ObjectNotInActiveTierError",
     ),
-    (PermanentError, "the metadata is larger than the store allows (S3: 2 KB)", "MetadataTooLarge"),
+    (
+        PermanentError,
+        "the object's encryption key cannot be used; enable it, or allow its use",
+        """KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException KMS.InvalidStateException
+        KMS.KeyUnavailableException KMS.InvalidKeyUsageException KMS.InvalidGrantTokenException""",
+    ),
+    (InvalidMetadata, "the metadata is larger than the store allows (S3: 2 KB)", "MetadataTooLarge"),
     # The answer to a HEAD has no body, so expired tokens and a wrong region look like this too.
     (PermanentError, "the store calls the request malformed; check `region`, `endpoint` and the keys' expiry", "400"),
     (
         PermanentError,
         _QUOTE,
-        """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited EntityTooSmall InlineDataTooLarge
+        """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited InlineDataTooLarge
         IllegalVersioningConfigurationException IncorrectNumberOfFilesInPostRequest InvalidArgument
-        InvalidAddressingHeader InvalidBucketState InvalidDigest InvalidEncryptionAlgorithmError InvalidPart
-        InvalidPartOrder InvalidPolicyDocument InvalidRange InvalidRequest InvalidStorageClass
+        InvalidAddressingHeader InvalidBucketState InvalidDigest InvalidEncryptionAlgorithmError
+        InvalidPolicyDocument InvalidRange InvalidRequest InvalidStorageClass
         InvalidTargetBucketForLogging MalformedACLError MalformedPOSTRequest MalformedXML MaxMessageLengthExceeded
         MaxPostPreDataLengthExceededError MissingContentLength MissingRequestBodyError NoLoggingStatusForKey
         NoSuchBucketPolicy NoSuchLifecycleConfiguration RequestIsNotMultiPartContent RequestTorrentOfBucketError
@@ -115,13 +137,11 @@ _CODES: tuple[tuple[Kind, str | None, str], ...] = (
         NoSuchAnnotation ObjectAlreadyInActiveTierError TooManyParts UnsupportedMediaType 416""",
     ),
 )
-CODES: Mapping[str, tuple[Kind, str | None]] = {
-    code: (kind, reason) for kind, reason, codes in _CODES for code in codes.split()
-}
+CODES = code_table(_CODES)
 
 # fmt: off
-# The first row with a class that the error is an instance of decides, so the narrower stand before the wider.
-CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
+# The first row with a class that the error is an instance of decides, so narrower classes come before wider ones.
+CLASSES: tuple[ClassRow, ...] = (
     (Timeout, "did not answer in time", (sdk.ReadTimeoutError, ReadTimeoutError)),
     (Timeout, "did not take the connection in time; check `endpoint` and the network", (sdk.ConnectTimeoutError,)),
     (Unavailable, "TLS failed; check `endpoint` and its certificate", (sdk.SSLError,)),
@@ -173,17 +193,8 @@ CLASSES: tuple[tuple[Kind, str, tuple[type[Exception], ...]], ...] = (
 # fmt: on
 
 
-@contextmanager
-def translated(origin: Origin, what: str) -> Iterator[None]:
-    """Raise what the SDK raises as our own error of `what`."""
-    try:
-        yield
-    except SDK_ERRORS as error:
-        raise translate(error, origin, what) from error
-
-
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:
-    """Return the error of ours that says what one of SDK_ERRORS says.
+    """Return our error for what the SDK raised; what is none of SDK_ERRORS is an UnexpectedAnswer.
 
     Args:
         error: what the SDK raised.
@@ -193,6 +204,10 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     if isinstance(error, sdk.ClientError):
         return _translate_answer(error, origin, what)
     return by_class(error, CLASSES, origin, what)
+
+
+translated = translator(SDK_ERRORS, translate)
+"""Raise our errors in place of the SDK's."""
 
 
 def code_of(error: BaseException | None) -> str:
@@ -209,19 +224,15 @@ def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> Stor
     code = code_of(error)
     if code == "NoSuchBucket":
         return missing_bucket(origin, what.partition("/")[0])
-    kind, reason = CODES.get(code) or CODES.get(_status(error)) or _by_class_of_status(_status(error))
-    message = f"{origin.store}: {what}: {reason or _quote(error)} ({code or _status(error)})"
-    if kind is Throttled:
-        return Throttled(message, _retry_after(error))
-    return kind(message)
-
-
-def _by_class_of_status(status: str) -> tuple[Kind, str | None]:
-    return (Unavailable, _QUOTE) if status.startswith("5") else (PermanentError, _QUOTE)
-
-
-def _quote(error: sdk.ClientError) -> str:
-    return quoted(str(_details(error).get("Message", "")))
+    return by_code(
+        origin,
+        what,
+        CODES,
+        code=code,
+        status=str(_metadata(error).get("HTTPStatusCode", "")),
+        said=str(_details(error).get("Message", "")),
+        retry_after=_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""),
+    )
 
 
 def _details(error: sdk.ClientError) -> Mapping[str, Any]:
@@ -230,11 +241,3 @@ def _details(error: sdk.ClientError) -> Mapping[str, Any]:
 
 def _metadata(error: sdk.ClientError) -> Mapping[str, Any]:
     return error.response.get("ResponseMetadata", {})
-
-
-def _status(error: sdk.ClientError) -> str:
-    return str(_metadata(error).get("HTTPStatusCode", ""))
-
-
-def _retry_after(error: sdk.ClientError) -> float | None:
-    return seconds(_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""))

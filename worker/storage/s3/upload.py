@@ -1,18 +1,29 @@
-"""Write one object to S3: the bytes in one request or in parts, and what an unclear answer to the last one means."""
+"""Write one object to S3, in one request, in parts, or by copying parts from an object that the store has."""
 
-from collections.abc import Callable, Mapping
+import base64
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from worker.storage.cloud.conditional_write import Found, Write, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.driver import Body, Condition, Match, ObjectStat, Part, PartData
-from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, TransientError, Unavailable
+from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
+from worker.storage.errors import (
+    NotFound,
+    SizeMismatch,
+    StorageError,
+    TransientError,
+    Unavailable,
+    UnexpectedAnswer,
+    UploadEnded,
+)
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
-from worker.storage.s3.objects import SHA256, WRITER, stored_metadata, to_stat, written_stat
+from worker.storage.s3.objects import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
-from worker.storage.transfer.parts import MIB, next_part, rewound
+from worker.storage.transfer.parts import MIB, next_part, plan_parts, rewound
+from worker.storage.transfer.server_copy import Between
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -21,13 +32,17 @@ if TYPE_CHECKING:
 MIN_PART = 5 * MIB
 MAX_PART = 5 * GIB
 MAX_PARTS = 10_000
+COPY_PART = GIB
+"""Bytes that the store is asked to copy at a time: a job can be stopped only between two requests."""
+_REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
-class Where(TypedDict):
-    """An object as the SDK names it in every request."""
+class Address(TypedDict):
+    """A real object as the SDK names it in every request."""
 
     Bucket: str
     Key: str
+    ExpectedBucketOwner: NotRequired[str]
 
 
 class _Conditions(TypedDict, total=False):
@@ -36,34 +51,18 @@ class _Conditions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
-    """One write.
+class S3Write(Write):
+    """One write, and how this store takes it.
 
     Attributes:
-        bucket: the logical bucket, for messages and the stat.
-        key: the key in it.
-        where: the real place.
-        size: how many bytes there will be.
-        metadata: what is stored beside them, with the writer's token.
-        condition: see `Driver.put`.
+        address: the real object.
         conditional: whether the store decides conditions itself.
-        checksums: whether the SDK adds its CRC32 to every part.
-        options: storage class and encryption, as the SDK names them.
+        checksums: whether the store checks the checksums of S3.
     """
 
-    bucket: str
-    key: str
-    where: Where
-    size: int
-    metadata: Mapping[str, str]
-    condition: Condition
+    address: Address
     conditional: bool
     checksums: bool
-    options: Mapping[str, str]
-
-    @property
-    def what(self) -> str:
-        return f"{self.bucket}/{self.key}"
 
 
 class Upload:
@@ -72,7 +71,7 @@ class Upload:
     `client` is for the bytes, `patient` for the request that may take minutes to be answered.
     """
 
-    def __init__(self, client: "S3Client", patient: "S3Client", origin: Origin, write: Write) -> None:
+    def __init__(self, client: "S3Client", patient: "S3Client", origin: Origin, write: S3Write) -> None:
         self._client = client
         self._patient = patient
         self._origin = origin
@@ -82,22 +81,22 @@ class Upload:
     def whole(self, body: Body) -> ObjectStat:
         """Send an object in one request."""
         data: Any = next_part(body, self._write.size)  # its stubs do not know that the SDK takes a bytearray as it is
-        drain(body)  # the end is where a body says that it was wrong
+        drain(body)  # a wrong body raises at its end
         return self._commit(
             lambda: self._client.put_object(
-                **self._write.where, **self._conditions(), Body=data, Metadata=self._write.metadata, **self._options
+                **self._write.address,
+                **self._conditions(),
+                **self._checksum(),
+                Body=data,
+                Metadata=self._write.metadata,
+                **self._options,
             )
         )
 
     def check_condition(self) -> None:
         """Refuse before anything is sent what the store would refuse at the end, or would not refuse at all."""
-        condition = self._write.condition
-        found = self._found()
-        stat = found and found[0]
-        if condition == "create_only" and stat:
-            raise self._refusal(stat)
-        if isinstance(condition, Match) and (stat is None or stat.version != condition.version):
-            raise self._refusal(stat)
+        if broken := broken_condition(self._write, self._origin, self._found()):
+            raise broken
 
     # Parts
 
@@ -106,20 +105,21 @@ class Upload:
         algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._write.checksums else {}
         with self._errors():
             begun = self._client.create_multipart_upload(
-                **self._write.where, Metadata=self._write.metadata, **algorithm, **self._options
+                **self._write.address, Metadata=self._write.metadata, **algorithm, **self._options
             )
-        return begun["UploadId"]
+        return str(self._required(begun, "UploadId"))
 
     def send_part(self, upload_id: str, number: int, data: PartData) -> Part:
         """Send one part; its tag is what `complete` has to say of it."""
         body: Any = rewound(data)
         with self._errors():
-            reply = self._client.upload_part(**self._write.where, UploadId=upload_id, PartNumber=number, Body=body)
+            reply = self._client.upload_part(**self._write.address, UploadId=upload_id, PartNumber=number, Body=body)
+        self._required(reply, "ETag")
         return Part(number, len(data), _tag(reply))
 
     def list_parts(self, upload_id: str) -> list[Part]:
         """Return the parts that the store has, by number."""
-        pages = self._client.get_paginator("list_parts").paginate(**self._write.where, UploadId=upload_id)
+        pages = self._client.get_paginator("list_parts").paginate(**self._write.address, UploadId=upload_id)
         with self._errors():
             return [Part(row["PartNumber"], row["Size"], _tag(row)) for page in pages for row in page.get("Parts", [])]
 
@@ -128,20 +128,63 @@ class Upload:
         completed = [_completed(part) for part in parts]
         stat = self._commit(
             lambda: self._patient.complete_multipart_upload(
-                **self._write.where, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": completed}
+                **self._write.address, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": completed}
             )
         )
         with suppress(StorageError):  # not every store's answer has the ETag that it keeps; asking costs little here
             found = self._found()
-            return found[0] if found and self._is_ours(*found) else stat
+            return found.stat if found and found.is_of(self._write) else stat
         return stat
 
     def abort(self, upload_id: str) -> None:
-        """End a multipart upload; one that is not open any more is no error."""
+        """Abort a multipart upload; one that is not open any more is no error."""
         with suppress(NotFound), self._errors():
-            self._client.abort_multipart_upload(**self._write.where, UploadId=upload_id)
+            self._client.abort_multipart_upload(**self._write.address, UploadId=upload_id)
 
-    # The request that makes it visible
+    def copy(self, source: Address, version: str, part_size: int, between: Between) -> ObjectStat:
+        """Make the object of exactly this version of `source`, in parts of at least `part_size` bytes.
+
+        In parts also where one request could copy it all: many stores ignore the condition of that request, and honour
+        that of the request that completes a multipart upload.
+        """
+        upload_id = self.begin()
+        try:
+            size = self._write.size
+            part_size = plan_parts(size, min_part=part_size, max_part=MAX_PART, max_parts=MAX_PARTS)
+            for number, span in enumerate(_spans(size, part_size), 1):
+                between()
+                self._copy_part(upload_id, number, source, version, span)
+            return self.complete(upload_id, self._copied(upload_id))
+        except BaseException:
+            with suppress(StorageError):  # never in place of the error that led here; cleanup ends stale uploads
+                self.abort(upload_id)
+            raise
+
+    def _copy_part(self, upload_id: str, number: int, source: Address, version: str, span: range) -> None:
+        # S3 takes no range of an object of 5 MB or less, so the whole is never asked for as a range.
+        whole = len(span) == self._write.size
+        part: dict[str, Any] = {} if whole else {"CopySourceRange": f"bytes={span.start}-{span.stop - 1}"}
+        with self._errors():
+            self._patient.upload_part_copy(
+                **self._write.address,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": source["Bucket"], "Key": source["Key"]},
+                CopySourceIfMatch=f'"{version}"',  # or the parts could be of different objects
+                **part,
+            )
+
+    def _copied(self, upload_id: str) -> list[Part]:
+        """Return the parts as the store lists them: some stores answer that they have copied, and have not."""
+        parts = self.list_parts(upload_id)
+        copied = sum(part.size for part in parts)
+        if copied != self._write.size:
+            raise SizeMismatch(
+                f"{self._origin.store}: {self._write.what}: the store copied {copied} bytes of {self._write.size}"
+            )
+        return parts
+
+    # The request that makes the object visible
 
     def _conditions(self) -> _Conditions:
         condition = self._write.condition
@@ -149,61 +192,57 @@ class Upload:
             return {}
         return {"IfMatch": f'"{condition.version}"'} if isinstance(condition, Match) else {"IfNoneMatch": "*"}
 
+    def _checksum(self) -> dict[str, Any]:
+        """Return the SHA-256 of the whole: the store checks it, and gives it as its own evidence afterwards."""
+        if not self._write.checksums:
+            return {}
+        return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(self._write.sha256)).decode()}
+
     def _commit(self, send: Callable[[], Any]) -> ObjectStat:
         write = self._write
+        failure: StorageError
         try:
-            reply = send()
+            return written_stat(self._origin.store, write.what, write.size, write.metadata, send())
+        except UnexpectedAnswer as error:  # the bytes may be there all the same
+            failure, code = Unavailable(error.message), ""
         except SDK_ERRORS as error:
-            return self._settle(error)
-        return written_stat(write.bucket, write.key, write.size, write.metadata, reply)
+            failure, code = translate(error, self._origin, write.what), code_of(error)
+        ended = isinstance(failure, UploadEnded)
+        # A bucket may have vanished, but an object that a condition names is what most stores miss here.
+        refused = code in _REFUSED or (
+            isinstance(failure, NotFound) and not ended and isinstance(write.condition, Match)
+        )
+        if not (refused or ended or isinstance(failure, TransientError)):
+            raise failure
+        outcome = settle(write, self._origin, failure, self._found, refused=refused)
+        if isinstance(outcome, StorageError):
+            raise outcome
+        return outcome
 
-    def _settle(self, error: Exception) -> ObjectStat:
-        """Find out what became of a write whose answer was an error.
+    def _required(self, reply: Mapping[str, Any], name: str) -> object:
+        if not reply.get(name):
+            what = f"{self._origin.store}: {self._write.what}: {self._origin.endpoint}"
+            raise Unavailable(f"{what}: the answer lacks {name}, which S3 always gives; check `endpoint`")
+        return reply[name]
 
-        The SDK sends a request again whose answer got lost. The second one then meets our own object and is refused,
-        or finds the upload completed and gone: so whoever's object lies there decides, not the answer.
-        """
-        failure = translate(error, self._origin, self._write.what)
-        refused = code_of(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-        gone = code_of(error) == "NoSuchUpload"
-        refused = refused or (isinstance(failure, NotFound) and not gone and isinstance(self._write.condition, Match))
-        if not refused and not gone and not isinstance(failure, TransientError):
-            raise failure from error
-        with suppress(StorageError):
-            found = self._found()
-            if found and self._is_ours(*found):
-                return found[0]
-            if refused:
-                failure = self._refusal(found and found[0])
-        raise failure from error
-
-    def _is_ours(self, stat: ObjectStat, metadata: Mapping[str, str]) -> bool:
-        ours = self._write.metadata
-        return metadata.get(WRITER) == ours[WRITER] and stat.size == self._write.size and stat.sha256 == ours[SHA256]
-
-    def _refusal(self, found: ObjectStat | None) -> StorageError:
-        condition, where = self._write.condition, f"{self._origin.store}: {self._write.what}"
-        if condition == "create_only" and found:
-            return AlreadyExists(f"{where} exists already")
-        if isinstance(condition, Match) and (found is None or found.version != condition.version):
-            there = f"version {found.version}" if found else "nothing"
-            return PreconditionFailed(f"{where} was expected in version {condition.version}, {there} is there")
-        return Unavailable(f"{where}: another write was under way at the same time")
-
-    def _found(self) -> tuple[ObjectStat, Mapping[str, str]] | None:
+    def _found(self) -> Found | None:
         try:
             with self._errors():
-                facts = self._client.head_object(**self._write.where)
+                facts = self._client.head_object(**self._write.address)
         except NotFound:
             return None
-        return to_stat(self._write.bucket, self._write.key, facts), stored_metadata(facts)
+        return to_found(self._origin.store, self._write.bucket, self._write.key, facts)
 
     def _errors(self) -> AbstractContextManager[None]:
         return translated(self._origin, self._write.what)
 
 
+def _spans(size: int, part_size: int) -> Iterator[range]:
+    return (range(first, min(first + part_size, size)) for first in range(0, size, part_size))
+
+
 def _tag(facts: Mapping[str, Any]) -> str:
-    return ":".join((str(facts["ETag"]).strip('"'), *filter(None, [facts.get("ChecksumCRC32")])))
+    return ":".join((version_of(facts["ETag"]), *filter(None, [facts.get("ChecksumCRC32")])))
 
 
 def _completed(part: Part) -> "CompletedPartTypeDef":

@@ -78,13 +78,13 @@ def test_narrow_classes_come_first() -> None:
         ("SomethingNew", 409, errors.PermanentError),
         ("SomethingNew", 507, errors.OutOfSpace),
         ("BlobNotFound", 404, errors.NotFound),
-        ("InvalidBlockList", 400, errors.NotFound),
+        ("InvalidBlockList", 400, errors.UploadEnded),
         ("BlobAlreadyExists", 409, errors.AlreadyExists),
         ("ConditionNotMet", 412, errors.PreconditionFailed),
         ("LeaseIdMissing", 412, errors.PermanentError),
         ("RequestBodyTooLarge", 413, errors.SizeMismatch),
         ("InvalidResourceName", 400, errors.InvalidKey),
-        ("BlobArchived", 409, errors.PermanentError),
+        ("BlobArchived", 409, errors.Archived),
     ],
 )
 def test_answers(code: str, status: int, kind: type[errors.StorageError]) -> None:

@@ -1,0 +1,98 @@
+"""Decide what became of a conditional write whose answer was an error.
+
+An SDK sends a request again whose answer got lost. The second request then meets the object of the first one and is
+refused, or finds the multipart upload completed and gone. So the answer does not decide: the object under the key does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.driver import Condition, Match, ObjectStat
+from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write of one object.
+
+    Attributes:
+        bucket: the logical bucket, for messages and the stat.
+        key: the key in it.
+        size: of the object, in bytes.
+        sha256: of its bytes.
+        writer: the token of this write, unlike that of any other.
+        metadata: what the store keeps beside the bytes, as it is sent; it has the digest and the token.
+        condition: see `Driver.put`.
+        options: the SDK's arguments for class and encryption.
+    """
+
+    bucket: str
+    key: str
+    size: int
+    sha256: str
+    writer: str
+    metadata: Mapping[str, str]
+    condition: Condition
+    options: Mapping[str, Any]
+
+    @property
+    def what(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The object under a key, and the token of the write that made it, if it was one of ours."""
+
+    stat: ObjectStat
+    writer: str | None
+
+    def is_of(self, write: Write) -> bool:
+        """Return whether this very write made the object."""
+        ours = (write.writer, write.size, write.sha256)
+        return (self.writer, self.stat.size, self.stat.sha256) == ours
+
+
+def settle(
+    write: Write, origin: Origin, failure: StorageError, find: Callable[[], Found | None], *, refused: bool
+) -> ObjectStat | StorageError:
+    """Return the stat of the object if this write made it after all, and otherwise the error to raise.
+
+    Args:
+        write: whose answer was an error.
+        origin: the store.
+        failure: what the answer means by itself.
+        find: asks for the object under the key.
+        refused: whether the answer says that the condition does not hold.
+    """
+    try:
+        found = find()
+    except StorageError:  # the first answer says more than that the second request failed too
+        return failure
+    if found and found.is_of(write):
+        return found.stat
+    broken = broken_condition(write, origin, found)
+    return broken or (concurrent_write(write, origin) if refused else failure)
+
+
+def broken_condition(write: Write, origin: Origin, found: Found | None) -> StorageError | None:
+    """Return the error for a condition that does not hold for what is under the key, or None."""
+    condition, where = write.condition, f"{origin.store}: {write.what}"
+    if condition == "create_only" and found:
+        return AlreadyExists(f"{where} exists already")
+    if isinstance(condition, Match) and (found is None or found.stat.version != condition.version):
+        return other_version(where, condition, found.stat if found else None)
+    return None
+
+
+def other_version(where: str, condition: Match, found: ObjectStat | None) -> PreconditionFailed:
+    """Return the error for an object that has another version than the condition names, or is not there."""
+    there = f"version {found.version}" if found else "nothing"
+    return PreconditionFailed(f"{where} was expected in version {condition.version}, {there} is there")
+
+
+def concurrent_write(write: Write, origin: Origin) -> Unavailable:
+    """Return the error for a write that met another one."""
+    return Unavailable(f"{origin.store}: {write.what}: another write was under way at the same time")

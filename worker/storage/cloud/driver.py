@@ -1,0 +1,146 @@
+"""What the drivers of all clouds do alike: layouts, reserved buckets, markers, and where a listing ends."""
+
+from abc import ABC, abstractmethod
+from fnmatch import fnmatchcase
+
+from worker.storage.cloud.error_mapping import Origin, missing_bucket
+from worker.storage.config import CloudConfig
+from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError
+from worker.storage.keys import RESERVED_BUCKET, RESERVED_SEGMENT
+
+MARKER = f"{RESERVED_SEGMENT}bucket"
+"""The key of the empty object that keeps an empty logical bucket in existence."""
+RESERVED_PREFIX = f"{RESERVED_SEGMENT}reserved/"
+"""In the layout `native`, before the names of reserved buckets in the real bucket that settings name for them."""
+
+
+class CloudDriver(ABC):
+    """The base of the drivers of object stores.
+
+    In the layout `prefixed` one real bucket holds everything under `bucket/key`. In `native` logical buckets are real,
+    but for the reserved ones: those have fixed names, and somebody else may own real buckets of such names. They are
+    kept under RESERVED_PREFIX of the bucket that `reserved_bucket` names.
+    """
+
+    def __init__(self, name: str, config: CloudConfig, endpoint: str, *, word: str = "bucket") -> None:
+        self._name = name
+        self._layout = config
+        self._prefixed = config.layout == "prefixed"
+        self._origin = Origin(name, endpoint, config.real_bucket if self._prefixed else None, word)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    # Where things are
+
+    def _real(self, bucket: str) -> tuple[str, str]:
+        """Return the real bucket, and what comes before every key in it.
+
+        Raises:
+            PermanentError: no real bucket is configured for reserved ones.
+        """
+        if self._prefixed:
+            return str(self._layout.real_bucket), f"{bucket}/"
+        if not bucket.startswith(RESERVED_BUCKET):
+            return bucket, ""
+        if self._layout.reserved_bucket is None:
+            raise PermanentError(
+                f"{self._name}: no {self._origin.word} is configured for {bucket!r}; name one of yours with "
+                f"stores.{self._name}.reserved_bucket"
+            )
+        return self._layout.reserved_bucket, f"{RESERVED_PREFIX}{bucket}/"
+
+    def _real_buckets(self) -> list[str]:
+        """Return the real buckets that the settings name: only there is anything looked for that was not asked for."""
+        if self._prefixed:
+            return [str(self._layout.real_bucket)]
+        named = [*self._layout.buckets, *filter(None, [self._layout.reserved_bucket])]
+        if any(char in pattern for pattern in named for char in "*?["):
+            listed = self._list_real_buckets()
+            return [real for real in listed if any(fnmatchcase(real, pattern) for pattern in named)]
+        return list(dict.fromkeys(named))
+
+    def _logical(self, real: str, name: str) -> tuple[str, str]:
+        """Return the logical bucket and the key of a real object."""
+        if not self._prefixed and not name.startswith(RESERVED_PREFIX):
+            return real, name
+        bucket, _, key = name.removeprefix("" if self._prefixed else RESERVED_PREFIX).partition("/")
+        return bucket, key
+
+    def _is_reserved(self, real: str, name: str) -> bool:
+        """Return whether a real object is of a reserved bucket, where nothing is but what we have written."""
+        if not self._prefixed and not name.startswith(RESERVED_PREFIX):
+            return False
+        return self._logical(real, name)[0].startswith(RESERVED_BUCKET)
+
+    # Buckets
+
+    def create_bucket(self, bucket: str) -> bool:
+        if self._is_real(bucket):
+            return self._create_real_bucket(bucket)
+        existed = self.bucket_exists(bucket)
+        self._write_marker(bucket)  # also beside objects, so that the bucket outlives the last of them
+        return not existed
+
+    def delete_bucket(self, bucket: str) -> bool:
+        if self._is_real(bucket):
+            return self._delete_real_bucket(bucket)
+        keys = self._first_keys(bucket)
+        if keys is None or not keys:
+            return False
+        if keys - {MARKER}:
+            raise self._not_empty(bucket)
+        self._delete_marker(bucket)
+        return True
+
+    def bucket_exists(self, bucket: str) -> bool:
+        if self._is_real(bucket):
+            return self._real_bucket_exists(bucket)
+        return bool(self._first_keys(bucket))
+
+    def check(self) -> None:
+        """Ask for the first page of a listing: that needs no right that nothing else here needs."""
+        if self._prefixed:
+            if self._first_names(str(self._layout.real_bucket), "") is None:
+                raise missing_bucket(self._origin, str(self._layout.real_bucket))
+        else:
+            self._list_real_buckets()
+
+    def _is_real(self, bucket: str) -> bool:
+        return not self._prefixed and not bucket.startswith(RESERVED_BUCKET)
+
+    def _first_keys(self, bucket: str) -> set[str] | None:
+        """Return the first two keys of a logical bucket, ours included; None where its real bucket does not exist."""
+        real, start = self._real(bucket)
+        names = self._first_names(real, start)
+        if names is None and self._prefixed:
+            raise missing_bucket(self._origin, real)
+        return names and {name.removeprefix(start) for name in names}
+
+    def _not_empty(self, bucket: str) -> BucketNotEmpty:
+        return BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects")
+
+    def _missing(self, bucket: str, key: str) -> StorageError:
+        """Return what is missing: most answers do not tell an object from its bucket."""
+        real, _ = self._real(bucket)
+        if not self._real_bucket_exists(real):
+            return missing_bucket(self._origin, real)
+        return NotFound(f"{self._name}: {bucket}/{key} does not exist")
+
+    @abstractmethod
+    def _list_real_buckets(self) -> list[str]: ...
+    @abstractmethod
+    def _real_bucket_exists(self, real: str) -> bool: ...
+    @abstractmethod
+    def _create_real_bucket(self, real: str) -> bool: ...
+    @abstractmethod
+    def _delete_real_bucket(self, real: str) -> bool: ...
+    @abstractmethod
+    def _first_names(self, real: str, prefix: str) -> set[str] | None:
+        """Return the first two real names that start with `prefix`, or None where there is no such real bucket."""
+
+    @abstractmethod
+    def _write_marker(self, bucket: str) -> None: ...
+    @abstractmethod
+    def _delete_marker(self, bucket: str) -> None: ...

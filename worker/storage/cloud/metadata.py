@@ -1,0 +1,130 @@
+"""The metadata that a cloud keeps beside the bytes: the digest, the token of the write, and the user's own."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+from worker.storage.driver import ObjectStat, WriteInfo
+from worker.storage.errors import InvalidMetadata, UnexpectedAnswer
+
+SHA256 = "sha256"
+UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
+"""In place of a time that the store does not give: nothing is decided by it."""
+_SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataFormat:
+    """How one provider keeps metadata.
+
+    Attributes:
+        writer: the name under which the token of the write is kept.
+        name: what a name of the user's must match.
+        rule: the same in words, for messages.
+        percent_encoded: values travel as HTTP headers, so what is not visible ASCII is percent-encoded; spaces too,
+            because headers lose those at their ends.
+        limit: bytes of all names and values that the provider takes.
+    """
+
+    writer: str
+    name: re.Pattern[str]
+    rule: str
+    percent_encoded: bool
+    limit: int
+
+    def encode(self, info: WriteInfo, writer: str, where: str) -> dict[str, str]:
+        """Return the metadata to send: the digest, the token `writer`, and the user's own.
+
+        Raises:
+            InvalidMetadata: a name that the provider cannot keep or that is reserved, a value that is not Unicode, or
+                more than the provider keeps; `where` names store and key in the message.
+        """
+        user = {name: self._encode_item(name, value, where) for name, value in info.metadata.items()}
+        encoded = user | {SHA256: str(info.sha256), self.writer: writer}
+        size = sum(len(name) + len(value.encode()) for name, value in encoded.items())
+        if size > self.limit:
+            raise InvalidMetadata(f"{where}: the metadata takes {size} bytes, the store keeps at most {self.limit}")
+        return encoded
+
+    def stored(self, answered: Mapping[str, str] | None) -> Mapping[str, str]:
+        """Return the metadata of an answer under the names that we give it: others write `Sha256` and `SHA256`."""
+        ours = {SHA256, self.writer}
+        folds = self.percent_encoded  # header names have no case; only Cloud Storage keeps it
+        return {
+            (name.lower() if folds or name.lower() in ours else name): value for name, value in (answered or {}).items()
+        }
+
+    def make_stat(
+        self,
+        store: str,
+        bucket: str,
+        key: str,
+        *,
+        size: Any,
+        version: Any,
+        modified: Any,
+        stored: Mapping[str, str],
+        tags: Mapping[str, str | None],
+        sha256: str | None = None,
+    ) -> ObjectStat:
+        """Return the stat of an object from what an answer says of it.
+
+        A missing or impossible time becomes UNKNOWN_TIME.
+
+        Args:
+            store: its name, for messages.
+            bucket: the logical bucket.
+            key: the key in it.
+            size: in bytes; a number, or digits.
+            version: the version tag.
+            modified: a datetime, if the answer gives one.
+            stored: the metadata; see `stored`.
+            tags: weaker evidence; empty ones are left out.
+            sha256: the digest that the store itself has computed, if it gives one; metadata goes first.
+
+        Raises:
+            UnexpectedAnswer: the answer has no version tag or no size.
+        """
+        if not version or not str(size).isdecimal():
+            lacking = "the version tag" if not version else "the size"
+            raise UnexpectedAnswer(f"{store}: {bucket}/{key}: the answer of the store lacks {lacking}")
+        return ObjectStat(
+            bucket=bucket,
+            key=key,
+            size=int(size),
+            version=str(version),
+            modified=modified if isinstance(modified, datetime) else UNKNOWN_TIME,
+            sha256=sha256_of(stored.get(SHA256)) or sha256,
+            metadata={name: self._decode(value) for name, value in stored.items() if name not in {SHA256, self.writer}},
+            storage_tags={name: tag for name, tag in tags.items() if tag},
+        )
+
+    def _encode_item(self, name: str, value: str, where: str) -> str:
+        if name in {SHA256, self.writer} or not self.name.fullmatch(name):
+            raise InvalidMetadata(
+                f"{where}: metadata {name!r} is not allowed: {self.rule}, and neither {SHA256!r} nor {self.writer!r}"
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidMetadata(f"{where}: the value of metadata {name!r} is not valid Unicode") from None
+        return quote(value, safe=_PRINTABLE) if self.percent_encoded else value
+
+    def _decode(self, value: str) -> str:
+        """Return a value as the user gave it; one that is not encoded UTF-8 stays as it is stored."""
+        if not self.percent_encoded:
+            return value
+        try:
+            return unquote_to_bytes(value).decode()
+        except UnicodeError:
+            return value
+
+
+def sha256_of(claimed: str | None) -> str | None:
+    """Return a SHA-256 in lower-case hex digits, or None for anything else."""
+    digits = (claimed or "").strip().lower()
+    return digits if _SHA256_HEX.fullmatch(digits) else None

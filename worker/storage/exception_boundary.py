@@ -1,0 +1,108 @@
+"""Hold the promise of `Driver`: what a store or an SDK makes of a request, its caller sees a StorageError."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from worker.storage.driver import Body, Digest, ObjectStat, StaleUpload
+from worker.storage.errors import StorageError, UnexpectedAnswer
+
+_Class = TypeVar("_Class", bound=type)
+_NOT_OF_A_STORE = {"worker", "tasks", "celery", "billiard"}
+"""Packages whose exceptions end a job, such as a cancellation or a time limit: they are no answer of a store."""
+_LOCAL = {"location", "close"}
+"""Methods that ask nothing of a store."""
+
+
+def exception_boundary(driver: _Class) -> _Class:
+    """Decorate a driver: its public methods, and the iterators that they return, raise StorageErrors only.
+
+    The drivers translate what their SDKs document. This is for the rest: an answer without a header that the SDK takes
+    for granted, a time in the year 30345, a name that only the SDK refuses. It becomes an UnexpectedAnswer about the
+    object that was asked for. What the caller's own body or callback raises passes unchanged.
+    """
+    for name in dir(driver):
+        method = inspect.getattr_static(driver, name)
+        if inspect.isfunction(method) and not name.startswith("_") and name not in _LOCAL:
+            setattr(driver, name, _guarded(method))
+    return driver
+
+
+class _Caller:
+    """Remembers what the caller's own body or callback has raised."""
+
+    def __init__(self) -> None:
+        self.raised: BaseException | None = None
+
+    def wrap(self, argument: Any) -> Any:
+        if hasattr(argument, "read") and hasattr(
+            type(argument), "digest"
+        ):  # its digest may be asked for at the end only
+            return _CallersBody(argument, self)
+        if callable(argument) and not isinstance(argument, type):
+            return self._wrap_call(argument)
+        return argument
+
+    def _wrap_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def remembering(*args: Any) -> Any:
+            try:
+                return call(*args)
+            except BaseException as error:
+                self.raised = error
+                raise
+
+        return remembering
+
+
+class _CallersBody:
+    def __init__(self, body: Body, caller: _Caller) -> None:
+        self._body = body
+        self.read = caller._wrap_call(body.read)  # noqa: SLF001
+
+    @property
+    def digest(self) -> Digest:
+        return self._body.digest
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        caller, what = _Caller(), _what(args)
+        with _storage_errors_only(self.name, what, caller):
+            wrapped = {name: caller.wrap(value) for name, value in kwargs.items()}
+            result = method(self, *map(caller.wrap, args), **wrapped)
+        return _guarded_iterator(result, self.name, what) if isinstance(result, Iterator) else result
+
+    return guarded
+
+
+def _guarded_iterator(rows: Iterator[Any], store: str, what: str) -> Iterator[Any]:
+    with _storage_errors_only(store, what, _Caller()):
+        yield from rows
+
+
+@contextmanager
+def _storage_errors_only(store: str, what: str, caller: _Caller) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if error is caller.raised or type(error).__module__.partition(".")[0] in _NOT_OF_A_STORE:
+            raise
+        # Not the text of the error: nothing is known of it, so it may hold a secret.
+        raise UnexpectedAnswer(
+            f"{store}: {what}: the store or its SDK did something unexpected ({type(error).__name__})"
+        ) from None
+
+
+def _what(args: tuple[Any, ...]) -> str:
+    """Return what a call is about: the bucket and key, or what the description of a stale upload says."""
+    for argument in args:
+        if isinstance(argument, ObjectStat):
+            return f"{argument.bucket}/{argument.key}"
+        if isinstance(argument, StaleUpload):
+            return argument.description
+    return "/".join(argument for argument in args[:2] if isinstance(argument, str)) or "the store"
