@@ -26,6 +26,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         StorageError, Snooze: a store could not be cleaned; the others were.
     """
     age = context.settings.sweep.leftovers.age
+    foreign_uploads = context.settings.sweep.leftovers.foreign_uploads
 
     def clean(name: str) -> tuple[str, int]:
         job.step(f"cleaning {name}")
@@ -37,7 +38,12 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
             job.check()
             if stale.since > clock.now() - age or any(_belongs_to(stale, transfer) for transfer in spared):
                 continue
-            if store.remove_stale_upload(stale):
+            begun_by_us = stale.ours or any(_was_begun_by(stale, transfer) for transfer in transfers)
+            if not begun_by_us and foreign_uploads == "report":
+                logger.warning(
+                    "%s: left %s, begun at %s: this worker did not begin it", name, stale.description, stale.since
+                )
+            elif store.remove_stale_upload(stale):
                 logger.info("%s: removed %s, begun at %s", name, stale.description, stale.since)
                 removed += 1
         for transfer in transfers:
@@ -54,6 +60,11 @@ def _belongs_to(stale: StaleUpload, transfer: OpenTransfer) -> bool:
     """Return whether a stale upload may be part of a write that a job will go on with; in doubt it is."""
     token = (*transfer.token.split(":"), transfer.token)
     return any(piece in token or piece.endswith(transfer.path) for piece in stale.token)
+
+
+def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:
+    """Return whether the catalogue has recorded the beginning of this very upload."""
+    return stale.token[-1] in transfer.token.split(":")
 
 
 def _clean_staging(context: JobContext, age: timedelta) -> int:

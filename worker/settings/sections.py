@@ -103,6 +103,8 @@ class LeftoverSweepSettings(Section):
     every: Duration = timedelta(hours=1)
     age: Duration = timedelta(days=1)
     """Younger ones stay, and so do those that a job which has not ended can resume."""
+    foreign_uploads: Literal["report", "abort"] = "report"
+    """What happens to open multipart uploads that this worker is not known to have begun."""
 
 
 class ProbeSweepSettings(Section):

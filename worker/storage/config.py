@@ -36,6 +36,8 @@ class CloudConfig(_StoreConfig):
     """With `native`: the real buckets in which cleanup looks for stale uploads; `*` and `?` are allowed."""
     reserved_bucket: str | None = None
     """With `native`: the real bucket that holds quarantine and probes, under `.zot-reserved/`; it must exist."""
+    read_back: bool | None = None
+    """Whether each write is read back before it counts; by default where the store does not refuse a wrong checksum."""
     part_size: Size = Size(16 * 1024 * 1024)
     """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
 

@@ -135,6 +135,9 @@ class Capabilities:
             from each other by themselves (`CopyDriver`). None where there is no such way, or it is not safe: where the
             store does not decide `create_only` itself, or where a copy would share its blocks with the original and
             rot with it, as a hard link or a reflink on one filesystem would.
+        checks_uploads: the store compares what arrives with a checksum of what was sent, and refuses what was damaged
+            on the way; None where only a `ChecksumDriver` can find out.
+        reserved_buckets: there is a place for quarantine and probes.
     """
 
     needs_digest_first: bool
@@ -148,6 +151,8 @@ class Capabilities:
     parallel_reads: bool = False
     storage_classes: bool = False
     realm: Hashable | None = None
+    checks_uploads: bool | None = True
+    reserved_buckets: bool = True
 
 
 class Body(Protocol):
@@ -337,6 +342,17 @@ class MultipartDriver(Driver, Protocol):
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """Abort a multipart upload and remove its parts; an upload that is not open any more is no error."""
+        ...
+
+
+class ChecksumDriver(Driver, Protocol):
+    """A backend whose `capabilities.checks_uploads` may be None: it finds out by trying."""
+
+    def refuses_damage(self, bucket: str, key: str) -> bool:
+        """Return whether the store refuses an object, and a part, that arrive with a wrong checksum.
+
+        Nothing is left under the key afterwards.
+        """
         ...
 
 

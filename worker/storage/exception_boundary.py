@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from worker.storage.driver import Body, Digest, ObjectStat, StaleUpload
-from worker.storage.errors import StorageError, UnexpectedAnswer
+from worker.storage.errors import InvalidKey, StorageError, UnexpectedAnswer
 
 _Class = TypeVar("_Class", bound=type)
 _NOT_OF_A_STORE = {"worker", "tasks", "celery", "billiard"}
@@ -92,6 +92,8 @@ def _storage_errors_only(store: str, what: str, caller: _Caller) -> Iterator[Non
     except Exception as error:
         if error is caller.raised or type(error).__module__.partition(".")[0] in _NOT_OF_A_STORE:
             raise
+        if isinstance(error, UnicodeEncodeError):
+            raise InvalidKey(f"{store}: {what}: it is not valid Unicode (lone surrogate)") from None
         # Not the text of the error: nothing is known of it, so it may hold a secret.
         raise UnexpectedAnswer(
             f"{store}: {what}: the store or its SDK did something unexpected ({type(error).__name__})"

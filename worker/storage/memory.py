@@ -20,6 +20,7 @@ from worker.storage.driver import (
     WriteInfo,
 )
 from worker.storage.errors import AlreadyExists, BucketNotEmpty, NotFound, PreconditionFailed
+from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 _CAPABILITIES = Capabilities(
@@ -61,6 +62,7 @@ class MemoryReader:
         self.close()
 
 
+@exception_boundary
 class MemoryDriver:
     """A store that lives as long as its process. Several threads may use it."""
 

@@ -16,6 +16,9 @@ def probe(store: Store) -> str | None:
     Raises:
         StorageError: the store cannot be reached, or does not allow one of these.
     """
+    if not store.capabilities.reserved_buckets:  # `advice` says so
+        store.health_check()
+        return None
     key = f"probe-{secrets.token_hex(8)}"
     store.create_bucket(PROBE_BUCKET)
     try:

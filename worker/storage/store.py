@@ -1,14 +1,17 @@
 """Wrap a driver in the rules that all backends share: keys, hashing, comparison, evidence."""
 
 import hashlib
+import secrets
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
 from worker.storage.driver import (
     Capabilities,
+    ChecksumDriver,
     Condition,
     Digest,
     Driver,
@@ -28,12 +31,13 @@ from worker.storage.errors import (
     PreconditionFailed,
     SizeMismatch,
     StorageError,
+    Unavailable,
 )
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
-from worker.storage.keys import MAX_PATH_BYTES, QUARANTINE_BUCKET, check_any_bucket, check_key
+from worker.storage.keys import MAX_PATH_BYTES, PROBE_BUCKET, QUARANTINE_BUCKET, check_any_bucket, check_key
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
@@ -58,6 +62,8 @@ class Store:
         self._driver = driver
         self._memory = memory
         self._spool_dir = spool_dir
+        self._refuses_damage: bool | None = None
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -127,6 +133,8 @@ class Store:
             stat = self._parted(bucket, key, info, checkpoint).run(body, condition)
         else:
             stat = self._driver.put(bucket, key, body, info, condition=condition)
+        if not self.checks_uploads():
+            self._read_back(stat, body.digest)
         return stat, body.digest
 
     def read_object(
@@ -301,6 +309,22 @@ class Store:
         """Return if the store can be reached with its credentials; raise a StorageError that says what is wrong."""
         self._driver.check()
 
+    def checks_uploads(self) -> bool:
+        """Return whether the store refuses bytes that were damaged on the way; asked once for each process.
+
+        Every write to a store that does not is read back.
+        """
+        known = self.capabilities.checks_uploads
+        if known is not None:
+            return known
+        with self._lock:
+            if self._refuses_damage is None:
+                if not self.capabilities.reserved_buckets:
+                    return False
+                key = f"checksum-{secrets.token_hex(8)}"
+                self._refuses_damage = cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+            return self._refuses_damage
+
     def advice(self) -> list[str]:
         """Return recommendations for the configuration of the store, one sentence each."""
         return self._driver.advice()
@@ -325,6 +349,22 @@ class Store:
     def _check(self, bucket: str, key: str) -> None:
         check_any_bucket(bucket)
         check_key(bucket, key)
+
+    def _read_back(self, written: ObjectStat, digest: Digest) -> None:
+        """Hold what the store has taken to what was sent.
+
+        Raises:
+            Unavailable: other bytes are there; they were deleted, unless another writer has made them since.
+        """
+        where = f"{self.name}: {written.bucket}/{written.key}"
+        with open_resumable(self._driver, written.bucket, written.key) as reader:
+            found = judge(reader, digest, None)
+        if found.verdict is Verdict.VERIFIED:
+            return
+        if found.version == written.version:
+            with suppress(PreconditionFailed):
+                self._driver.delete(written.bucket, written.key, condition=Match(written.version))
+        raise Unavailable(f"{where}: the bytes were damaged on the way to a store that checks no checksums")
 
     def _check_size(self, bucket: str, key: str, size: int | None) -> None:
         limit = self.capabilities.max_object_size

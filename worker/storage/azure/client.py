@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Hashable
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from azure.core.credentials import AzureSasCredential, TokenCredential
@@ -13,7 +12,7 @@ from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlob
 from urllib3 import Retry
 
 from worker.storage.azure.errors import translated
-from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.error_mapping import Origin, shown_url
 from worker.storage.config import AzureConfig
 from worker.storage.errors import PermanentError
 from worker.storage.transfer.chunked_body import mount_chunked_body
@@ -31,19 +30,24 @@ RETRIES = 3
 
 
 def endpoint_of(config: AzureConfig) -> str:
-    """Return the endpoint as messages may show it: without a user, a password or a signature."""
+    """Return the endpoint as messages may show it."""
     if config.account_url:
-        parts = urlsplit(config.account_url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return shown_url(config.account_url)
     found = _settings(config)
     suffix = found.get("ENDPOINTSUFFIX", "core.windows.net")
     known = found.get("BLOBENDPOINT") or f"https://{found.get('ACCOUNTNAME', '?')}.blob.{suffix}"
-    return known.partition("?")[0]
+    return shown_url(known)
 
 
 def is_signed(config: AzureConfig) -> bool:
     """Return whether requests are authorised by a shared access signature, which is part of their URLs."""
     return config.sas_token is not None or "SHAREDACCESSSIGNATURE" in _settings(config)
+
+
+def is_azure(config: AzureConfig) -> bool:
+    """Return whether the store is Azure itself, and no emulator or gateway."""
+    host = endpoint_of(config).partition("//")[2].partition("/")[0]
+    return host.partition(".blob.")[2] in {"core.windows.net", "core.chinacloudapi.cn", "core.usgovcloudapi.net"}
 
 
 def realm_of(config: AzureConfig) -> Hashable:

@@ -1,9 +1,10 @@
 """Objects in Azure Blob Storage."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from hashlib import sha256
 from http import HTTPStatus
 from itertools import islice
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient
 
-from worker.storage.azure.blocks import new_token
-from worker.storage.azure.client import endpoint_of, is_signed, make_service, realm_of, scope_of, tier_of
+from worker.storage.azure.blocks import new_block, new_token
+from worker.storage.azure.client import endpoint_of, is_azure, is_signed, make_service, realm_of, scope_of, tier_of
 from worker.storage.azure.copy import Copy
 from worker.storage.azure.errors import code_of, translate, translated
 from worker.storage.azure.listing import ByteOrder, safe_start
@@ -26,7 +27,7 @@ from worker.storage.azure.objects import (
     version_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.upload import Upload
+from worker.storage.azure.upload import Upload, md5_of
 from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
@@ -92,6 +93,8 @@ class AzureDriver(CloudDriver):
             parallel_reads=True,
             storage_classes=True,
             realm=realm_of(self._config) if self._copies else None,
+            checks_uploads=self._checks_uploads(known=is_azure(self._config)),
+            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
         )
 
     # Objects
@@ -205,8 +208,35 @@ class AzureDriver(CloudDriver):
 
     # The store
 
-    def advice(self) -> list[str]:
-        return []
+    def refuses_damage(self, bucket: str, key: str) -> bool:
+        target = self._target(bucket, key)
+        wrong = md5_of(b"other bytes")
+        info = WriteInfo(size=1, sha256=sha256(b"x").hexdigest())
+        token = self._parts.begin(target, info)
+        try:
+            part = self._refused(
+                lambda: target.blob.stage_block(new_block(token, 1, b"x").id, b"x", transactional_content_md5=wrong),
+                target.what,
+            )
+        finally:
+            self._parts.abort(target, token)
+        try:
+            return part and self._refused(
+                lambda: target.blob.upload_blob(b"x", length=1, overwrite=True, transactional_content_md5=wrong),
+                target.what,
+            )
+        finally:
+            self.delete(bucket, key)
+
+    def _refused(self, send: Callable[[], object], what: str) -> bool:
+        try:
+            with translated(self._origin, what):
+                send()
+        except StorageError as error:
+            if error.code in {"Md5Mismatch", "InvalidMd5", "400"}:
+                return True
+            raise
+        return False
 
     def close(self) -> None:
         with self._lock:

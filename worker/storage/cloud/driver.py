@@ -32,6 +32,23 @@ class CloudDriver(ABC):
     def name(self) -> str:
         return self._name
 
+    def _checks_uploads(self, *, known: bool) -> bool | None:
+        """Return `Capabilities.checks_uploads`: `known` says that this is the provider's own service, which checks."""
+        if self._layout.read_back is not None:
+            return not self._layout.read_back
+        return True if known else None
+
+    def advice(self) -> list[str]:
+        """Return what is missing for quarantine and probes; see `Driver.advice`."""
+        if self._prefixed or self._layout.reserved_bucket:
+            return []
+        return [
+            (
+                f"{self._name}: no {self._origin.word} is configured for quarantine and probes, so nothing can be "
+                f"repaired there; name one of yours with stores.{self._name}.reserved_bucket"
+            )
+        ]
+
     # Where things are
 
     def _real(self, bucket: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from worker.storage.errors import NotFound, PermanentError, StorageError, Throttled, Unavailable, UnexpectedAnswer
 
@@ -111,6 +112,15 @@ def missing_bucket(origin: Origin, bucket: str) -> StorageError:
         f"{origin.store}: {origin.word} {origin.bucket!r} does not exist at {origin.endpoint}; "
         f"create it or correct `{origin.word}`"
     )
+
+
+def shown_url(url: str) -> str:
+    """Return a URL as messages may show it: without user, password, query and fragment, which may hold secrets."""
+    try:
+        parts = urlsplit(url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    except ValueError:
+        return "the configured endpoint"
 
 
 def quoted(said: str) -> str:

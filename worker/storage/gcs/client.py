@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import google.auth
 import google.auth.credentials
@@ -15,6 +15,7 @@ from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from worker.storage.cloud.error_mapping import shown_url
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
 from worker.storage.transfer.chunked_body import mount_chunked_body
@@ -82,9 +83,8 @@ def check_answer(reply: requests.Response) -> None:
 
 
 def endpoint_of(config: GcsConfig) -> str:
-    """Return the endpoint as messages may show it: without a user and password that somebody wrote into the URL."""
-    parts = urlsplit(config.endpoint or GOOGLE)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    """Return the endpoint as messages may show it."""
+    return shown_url(config.endpoint or GOOGLE).rstrip("/")
 
 
 def connect(name: str, config: GcsConfig) -> Connection:

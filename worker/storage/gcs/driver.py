@@ -34,7 +34,7 @@ from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translat
 from worker.storage.gcs.objects import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
-from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, delete, look, rewrite, send_bytes
+from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, rewrite, send_bytes
 from worker.storage.transfer.server_copy import Between
 
 TIB = 1024**4
@@ -72,6 +72,8 @@ class GcsDriver(CloudDriver):
             storage_classes=True,
             parallel_reads=True,
             realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
+            checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
+            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
         )
 
     # Objects
@@ -204,8 +206,22 @@ class GcsDriver(CloudDriver):
 
     # The store
 
-    def advice(self) -> list[str]:
-        return []
+    def refuses_damage(self, bucket: str, key: str) -> bool:
+        """Return whether a wrong checksum is found out: by the store, or by the one that it tells of what it has."""
+        connection, name = self._connected(), self._object(bucket, key)
+        try:
+            with self._errors(f"{bucket}/{key}"):
+                send_bytes(connection, name, b"x", {}, 0, checksums=checksums_of(b"y"))
+        except StorageError as error:
+            if isinstance(error, Unavailable) or error.code in {"invalid", "badRequest", "400"}:
+                return True
+            raise
+        finally:
+            with self._errors(f"{bucket}/{key}"):
+                found = look(connection, name)
+                if found is not None:
+                    delete(connection, name, found.generation)
+        return False
 
     def close(self) -> None:
         with self._lock:

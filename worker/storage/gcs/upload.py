@@ -135,7 +135,13 @@ class Upload:
 
 
 def send_bytes(
-    connection: Connection, name: ObjectName, data: PartData, description: Mapping[str, Any], pin: int
+    connection: Connection,
+    name: ObjectName,
+    data: PartData,
+    description: Mapping[str, Any],
+    pin: int,
+    *,
+    checksums: tuple[str, str] | None = None,
 ) -> Any:
     """Send an object that is in memory or in a file, over generation `pin`, and return its blob.
 
@@ -148,8 +154,9 @@ def send_bytes(
         data: its bytes.
         description: all that it has beside them; see `described`.
         pin: the generation that is replaced, 0 for none.
+        checksums: the CRC32C and the MD5 to send, instead of those of `data`.
     """
-    (checksum, md5), boundary = checksums_of(data), uuid.uuid4().hex
+    (checksum, md5), boundary = checksums or checksums_of(data), uuid.uuid4().hex
     resource = json.dumps({**description, "name": name.name, "crc32c": checksum, "md5Hash": md5})
     head = f"--{boundary}\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n{resource}\r\n"
     head += f"--{boundary}\r\ncontent-type: {CONTENT_TYPE}\r\n\r\n"

@@ -3,7 +3,8 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
@@ -41,7 +42,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.upload import COPY_PART, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
+from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Between
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class S3Driver(CloudDriver):
             parallel_reads=True,
             storage_classes=True,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
+            checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
+            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
         )
 
     # Objects
@@ -207,12 +210,17 @@ class S3Driver(CloudDriver):
     # The store
 
     def advice(self) -> list[str]:
-        return [
+        return super().advice() + [
             f"{self._name}: bucket {real} has no lifecycle rule that aborts incomplete multipart uploads; add "
             "AbortIncompleteMultipartUpload after 7 days, for uploads that no cleanup finds"
             for real in self._real_buckets()
             if self._keeps_stale_uploads(real)
         ]
+
+    def refuses_damage(self, bucket: str, key: str) -> bool:
+        upload = self._upload(bucket, key, WriteInfo(size=len(DAMAGED), sha256=sha256(DAMAGED).hexdigest()))
+        with closing(make_client(self._name, self._config, damaging=True)) as client:
+            return upload.refuses_damage(client)
 
     def close(self) -> None:
         with self._lock:

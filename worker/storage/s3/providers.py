@@ -2,14 +2,18 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
+import botocore.session
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
+from botocore.utils import parse_timestamp
 from pydantic import SecretStr
 
+from worker.storage.cloud.error_mapping import shown_url
+from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
 from worker.storage.transfer.chunked_body import as_chunked_body
@@ -72,11 +76,10 @@ def profile_of(config: S3Config) -> Profile:
 
 
 def endpoint_of(config: S3Config) -> str:
-    """Return the endpoint as messages may show it: without a user and password that somebody wrote into the URL."""
+    """Return the endpoint as messages may show it."""
     if config.endpoint is None:
         return f"Amazon S3 in {config.region}" if config.region else "Amazon S3"
-    parts = urlsplit(config.endpoint)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return shown_url(config.endpoint)
 
 
 def realm_of(config: S3Config) -> Hashable:
@@ -106,14 +109,21 @@ def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Confi
     )
 
 
-def make_client(name: str, config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> "S3Client":
+def make_client(
+    name: str, config: S3Config, *, read_timeout: float = READ_TIMEOUT, damaging: bool = False
+) -> "S3Client":
     """Make a client with the configured keys, or with what the SDK's own chain finds. It belongs to this process.
+
+    `damaging` makes one that changes the first byte of each body after it was signed, as a bad line does.
 
     Raises:
         PermanentError: the endpoint is no URL.
         botocore.exceptions.BotoCoreError: the profile does not exist, or cannot be read.
     """
-    session = boto3.session.Session(profile_name=config.profile)
+    core = botocore.session.Session()
+    # Or one object whose time is in the year 30345 would make the whole page of a listing unreadable.
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+    session = boto3.session.Session(profile_name=config.profile, botocore_session=core)
     region = config.region or session.region_name or (DEFAULT_REGION if config.endpoint else None)
     try:
         client = session.client(
@@ -129,12 +139,26 @@ def make_client(name: str, config: S3Config, *, read_timeout: float = READ_TIMEO
         raise PermanentError(
             f"{name}: {endpoint_of(config)!r} is no URL of a store; correct `endpoint`, such as https://s3.example.com"
         ) from error
-    client.meta.events.register("before-send.s3", _send_in_pieces)
+    client.meta.events.register("before-send.s3", _damage if damaging else _send_in_pieces)
     return client
 
 
 def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
     request.body = as_chunked_body(request.body)  # it is signed, and counted in the headers
+
+
+def _damage(request: AWSPreparedRequest, **_: object) -> None:
+    body: Any = request.body
+    if body:
+        data = body if isinstance(body, bytes | bytearray) else body.read()
+        request.body = bytes([data[0] ^ 1]) + bytes(data[1:])
+
+
+def _time(value: Any) -> datetime:
+    try:
+        return parse_timestamp(value)
+    except (ValueError, OverflowError, TypeError):
+        return UNKNOWN_TIME
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from zlib import crc32
 
 from worker.storage.cloud.conditional_write import Found, Write, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
@@ -34,6 +35,14 @@ MAX_PART = 5 * GIB
 MAX_PARTS = 10_000
 COPY_PART = GIB
 """Bytes that the store is asked to copy at a time: a job can be stopped only between two requests."""
+DAMAGED = b"these bytes are damaged on their way to the store"
+"""What is sent to find out whether a store checks checksums."""
+CRC32_OF_DAMAGED = base64.b64encode(crc32(DAMAGED).to_bytes(4, "big")).decode()
+_DAMAGE_CODES = {
+    *("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"),
+    *("SignatureDoesNotMatch", "InvalidRequest", "400"),
+}
+"""How stores refuse bytes that do not fit to their checksum, or to the signature that covers them."""
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
@@ -183,6 +192,36 @@ class Upload:
                 f"{self._origin.store}: {self._write.what}: the store copied {copied} bytes of {self._write.size}"
             )
         return parts
+
+    def refuses_damage(self, damaging: "S3Client") -> bool:
+        """Return whether the store refuses an object and a part that `damaging`, a client, spoils on their way."""
+        address, checksum = self._write.address, self._checksum()
+        try:
+            whole = self._refused(lambda: damaging.put_object(**address, **checksum, Body=DAMAGED))
+        finally:
+            with self._errors():
+                self._client.delete_object(**address)
+        upload_id = self.begin()
+        part: dict[str, Any] = {"ChecksumCRC32": CRC32_OF_DAMAGED} if self._write.checksums else {}
+        try:
+            return (
+                self._refused(
+                    lambda: damaging.upload_part(**address, UploadId=upload_id, PartNumber=1, Body=DAMAGED, **part)
+                )
+                and whole
+            )
+        finally:
+            self.abort(upload_id)
+
+    def _refused(self, send: Callable[[], object]) -> bool:
+        try:
+            with self._errors():
+                send()
+        except StorageError as error:
+            if error.code in _DAMAGE_CODES:
+                return True
+            raise
+        return False
 
     # The request that makes the object visible
 
