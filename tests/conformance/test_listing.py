@@ -223,15 +223,22 @@ class TestOwnThings:
             bucket.store.delete_object(quarantine, key)
 
     def test_unfinished_uploads_are_seen_and_ended(self, bucket: BucketUnderTest, target: Target) -> None:
-        """What a dead writer left open is listed with its age, and is gone once it is discarded."""
+        """What another program left open is listed as not ours, and goes where the store can end just that."""
         if target.open_upload is None:
             assert list(bucket.store.iter_stale_uploads()) == []
             return
         target.open_upload(bucket.name, "left/open")
         [left] = bucket.store.iter_stale_uploads()
         assert "left/open" in left.description
-        assert bucket.store.remove_stale_upload(left)
-        assert not bucket.store.remove_stale_upload(left)
+        assert not left.ours
+        if target.name.startswith("azure"):  # it drops blocks by a commit only, which would make an object of theirs
+            assert not bucket.store.remove_stale_upload(left)
+            assert [stale.description for stale in bucket.store.iter_stale_uploads()] == [left.description]
+            bucket.write("left/open", b"their own commit")
+            bucket.delete("left/open")
+        else:
+            assert bucket.store.remove_stale_upload(left)
+            assert not bucket.store.remove_stale_upload(left)
         assert list(bucket.store.iter_stale_uploads()) == []
 
 

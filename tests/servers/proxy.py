@@ -40,7 +40,9 @@ class Reset:
 
 @dataclass(frozen=True)
 class Damage:
-    """Change the first byte of the request's body."""
+    """Change one byte of the request's body, the first by default."""
+
+    at: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,15 @@ class Say:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Fault = Lose | Delay | Reset | Damage | Cut | Silence | Say | None
+@dataclass(frozen=True)
+class Header:
+    """Let the server do its work, and pass on its answer with another value of a header, or without it."""
+
+    name: str
+    value: str | None = None
+
+
+Fault = Lose | Delay | Reset | Damage | Cut | Silence | Say | Header | None
 
 
 class FaultyProxy:
@@ -141,7 +151,11 @@ class FaultyProxy:
                 if isinstance(fault, Say):
                     self.say(fault, len(fault.body))
                     return
-                answer = proxy.forward(request, b"!" + body[1:] if isinstance(fault, Damage) else body)
+                if isinstance(fault, Damage):
+                    body = _damaged(body, fault.at)
+                answer = proxy.forward(request, body)
+                if isinstance(fault, Header):
+                    answer = _with_header(answer, fault)
                 if isinstance(fault, Delay):
                     time.sleep(fault.seconds)
                 if isinstance(fault, Lose):
@@ -175,6 +189,17 @@ class FaultyProxy:
                 pass
 
         return Handler
+
+
+def _damaged(body: bytes, at: int) -> bytes:
+    changed = bytearray(body)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def _with_header(answer: Say, fault: Header) -> Say:
+    kept = {name: value for name, value in answer.headers.items() if name.lower() != fault.name.lower()}
+    return Say(answer.status, answer.body, kept | ({fault.name: fault.value} if fault.value is not None else {}))
 
 
 def _reset(handler: BaseHTTPRequestHandler) -> None:

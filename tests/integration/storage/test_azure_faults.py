@@ -292,14 +292,17 @@ class TestOthersBlobs:
         assert blob.exists() is ("hdi_isfolder" in metadata)
 
     def test_blocks_of_another_program(self, azurite: Azurite, service: BlobServiceClient) -> None:
-        """Blocks that another program has staged with other ids are named as what is in the way; ending them helps."""
+        """Blocks that another program has staged with other ids are named as what is in the way, and never dropped."""
         opened = store(azurite, service)
         service.get_blob_client(container_of(opened), f"{BUCKET}/app").stage_block("theirs", b"x")
         with pytest.raises(Unavailable, match="blocks of another program"):
             opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         [left] = opened.iter_stale_uploads()
-        assert opened.remove_stale_upload(left)
-        opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        assert not left.ours
+        assert not opened.remove_stale_upload(left)
+        assert not opened.object_exists(BUCKET, "app")
+        [staged] = service.get_blob_client(container_of(opened), f"{BUCKET}/app").get_block_list("uncommitted")[1]
+        assert staged.id == "theirs"
 
     def test_blocks_of_a_live_write_are_spared(self, azurite: Azurite, service: BlobServiceClient) -> None:
         """Ending one of two writes of a key spares the other's blocks."""

@@ -153,7 +153,7 @@ class TestDialects:
 
     def test_amazon(self, through: Callable[..., Line]) -> None:
         """Amazon gets a checksum with every write, so that it refuses what was damaged on the way."""
-        assert "x-amz-checksum-crc32" in self.put_headers(through(lambda _: None, provider="aws"))
+        assert "x-amz-checksum-sha256" in self.put_headers(through(lambda _: None, provider="aws"))
 
     @pytest.mark.parametrize("size", [100, PART + 1])
     def test_damage_on_the_way(self, through: Callable[..., Line], size: int) -> None:

@@ -173,6 +173,8 @@ class AzureDriver(CloudDriver):
 
         try:
             yield from ByteOrder(rows).sort(rows(prefix, start))
+        except UnicodeError:
+            raise
         except ValueError as error:
             raise Unavailable(f"{self._name}: {bucket}: {error}, which is no order we know") from error
 
@@ -233,7 +235,7 @@ class AzureDriver(CloudDriver):
             with translated(self._origin, what):
                 send()
         except StorageError as error:
-            if error.code in {"Md5Mismatch", "InvalidMd5", "400"}:
+            if error.code in {"Md5Mismatch", "InvalidMd5", "InvalidOperation", "400"}:
                 return True
             raise
         return False

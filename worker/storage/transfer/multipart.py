@@ -148,10 +148,8 @@ class MultipartWrite:
             parts = self._send(body, begun)
             stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
         except NotFound as error:
-            self._checkpoint.ended()
-            raise Unavailable(
-                f"{self._driver.name}: the multipart upload was ended by another program: {error}"
-            ) from error
+            self._abort(begun.token)  # one that has lost a part is still open
+            raise Unavailable(f"{self._driver.name}: the multipart upload must begin anew: {error}") from error
         except BaseException as error:
             if not self._checkpoint.worth_keeping(error):
                 self._abort(begun.token)

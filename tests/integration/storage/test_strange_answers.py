@@ -1,0 +1,286 @@
+"""What a gateway or an emulator answers that no SDK expects: every caller sees a StorageError about that object."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.bodies import digest_of, some_bytes, source
+from tests.conformance.targets import (
+    AZURITE_API,
+    PART,
+    azure_config,
+    gcs_config,
+    make_gcs_bucket,
+    make_s3_bucket,
+    s3_config,
+)
+from tests.servers import Azurite, Ministack
+from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Say
+from worker.storage import Store, StoreConfig, Verdict
+from worker.storage.cloud import listing
+from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.driver import WriteInfo
+from worker.storage.errors import (
+    Archived,
+    InvalidKey,
+    InvalidMetadata,
+    NotFound,
+    StorageError,
+    TransientError,
+    Unavailable,
+    UploadEnded,
+)
+from worker.storage.registry import open_driver
+
+BUCKET = "releases"
+HTML = Say(200, b"<html><body>Sign in to the hotel's network</body></html>", {"Content-Type": "text/html"})
+CLOUDS = ("s3", "gcs", "azure")
+
+
+@pytest.fixture(params=CLOUDS)
+def cloud(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def through(cloud: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., tuple[Store, Store]]]:
+    """Return what opens a store twice: directly, and through a proxy whose `fault` decides what goes wrong."""
+    with ExitStack() as stack:
+
+        def open_both(fault: Callable[[Request], Fault], **changes: Any) -> tuple[Store, Store]:
+            direct, port, elsewhere = _configured(cloud, request, changes)
+            proxy = stack.enter_context(FaultyProxy(port, fault))
+            faulty = direct.model_copy(update=elsewhere(proxy.endpoint))
+            stores = [
+                Store(open_driver(name, c), spool_dir=tmp_path) for name, c in (("near", direct), ("far", faulty))
+            ]
+            for store in stores:
+                stack.callback(store.close)
+            return stores[0], stores[1]
+
+        yield open_both
+
+
+def _configured(
+    cloud: str, request: pytest.FixtureRequest, changes: dict[str, Any]
+) -> tuple[StoreConfig, int, Callable[[str], dict[str, str]]]:
+    if cloud == "s3":
+        s3: Ministack = request.getfixturevalue("ministack")
+        config = s3_config(s3, **changes)
+        make_s3_bucket(s3, str(config.bucket))
+        return config, s3.port, lambda endpoint: {"endpoint": endpoint}
+    if cloud == "gcs":
+        gcs = request.getfixturevalue("strict_gcs")
+        found = gcs_config(gcs, **changes)
+        make_gcs_bucket(gcs, str(found.bucket))
+        return found, gcs.port, lambda endpoint: {"endpoint": endpoint}
+    azurite: Azurite = request.getfixturevalue("azurite")
+    azure = azure_config(azurite, api_version=AZURITE_API, **changes)
+    service = open_driver("making", azure)._service()  # type: ignore[attr-defined]
+    service.create_container(azure.container)
+    service.close()
+    return azure, azurite.port, lambda endpoint: {"account_url": f"{endpoint}/{azurite.account}"}
+
+
+def _of(key: str, *methods: str) -> Callable[[Request], bool]:
+    return lambda request: request.method in methods and key in request.path
+
+
+class TestAnswersAboutOneObject:
+    @pytest.mark.parametrize("name", ["Last-Modified", "ETag"])
+    def test_header_that_a_gateway_leaves_out(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, name: str
+    ) -> None:
+        """Without Last-Modified an object is read and verified; without a version tag it is a StorageError."""
+        asked = _of("app", "GET", "HEAD")
+        direct, faulty = through(lambda request: Header(name) if asked(request) else None)
+        direct.write_object(BUCKET, "app", source(b"hello"))
+        if name == "ETag" and cloud != "gcs":  # Cloud Storage says it in its JSON
+            with pytest.raises(StorageError, match="far: releases/app"):
+                faulty.stat_object(BUCKET, "app")
+            assert faulty.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
+            return
+        if name == "Last-Modified" and cloud != "gcs":
+            assert faulty.stat_object(BUCKET, "app").modified == UNKNOWN_TIME
+        assert faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+    @pytest.mark.parametrize("value", ["Wed, 21 Oct 30345 07:28:00 GMT", "yesterday"])
+    def test_time_that_is_none(self, through: Callable[..., tuple[Store, Store]], cloud: str, value: str) -> None:
+        """A time outside the calendar says nothing of the bytes; at worst that one object cannot be read."""
+        asked = _of("app", "GET", "HEAD")
+        direct, faulty = through(lambda request: Header("Last-Modified", value) if asked(request) else None)
+        direct.write_object(BUCKET, "app", source(b"hello"))
+        verdict = faulty.verify_object(BUCKET, "app").verdict
+        assert verdict is (Verdict.UNREADABLE if cloud == "azure" else Verdict.VERIFIED)
+
+    @pytest.mark.parametrize("answer", [HTML, Say(200, b"{}"), Say(200, b""), Say(200, b"\xff\xfe<"), Say(204)])
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda store: store.stat_object(BUCKET, "app"),
+            lambda store: b"".join(store.read_object(BUCKET, "app")),
+            lambda store: list(store.list_objects(BUCKET)),
+            lambda store: store.write_object(BUCKET, "app", source(b"x")),
+            lambda store: store.write_object(BUCKET, "app", source(some_bytes(PART + 1))),
+            lambda store: store.delete_object(BUCKET, "app"),
+            lambda store: store.health_check(),
+            lambda store: list(store.iter_stale_uploads()),
+        ],
+        ids=["stat", "read", "list", "write", "write_parts", "delete", "check", "stale"],
+    )
+    def test_nonsense(
+        self, through: Callable[..., tuple[Store, Store]], answer: Say, ask: Callable[[Store], object]
+    ) -> None:
+        """HTML, empty JSON, nothing at all or no UTF-8 with status 200 never raises anything but a StorageError."""
+        _, faulty = through(lambda _: answer)
+        try:
+            ask(faulty)
+        except StorageError as error:
+            assert "far" in str(error)  # noqa: PT017  some of these are answers that mean success to the store
+
+    def test_archived(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """An archived object is an answer about that object: permanent, so that it never counts against its store."""
+        if cloud == "gcs":
+            pytest.skip("Cloud Storage reads its archive class at once")
+        xml = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>no</Message></Error>"
+        code, status = (b"InvalidObjectState", 403) if cloud == "s3" else (b"BlobArchived", 409)
+        asked = _of("app", "GET")
+        direct, faulty = through(
+            lambda request: Say(status, xml % code, {"x-ms-error-code": code.decode()}) if asked(request) else None
+        )
+        direct.write_object(BUCKET, "app", source(b"hello"))
+        with pytest.raises(Archived, match="archived"):
+            faulty.read_object(BUCKET, "app")
+        assert not issubclass(Archived, TransientError)
+
+
+class TestListings:
+    def test_empty_pages_without_end(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A listing of empty pages that never ends is given up."""
+        monkeypatch.setattr(listing, "EMPTY_PAGES", 20)
+        numbers = iter(range(1_000_000))
+
+        def page(request: Request) -> Fault:
+            token = next(numbers)
+            if cloud == "s3":
+                more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+                text = f"<ListBucketResult>{more}</ListBucketResult>"
+            elif cloud == "gcs":
+                text = f'{{"nextPageToken": "{token}"}}'
+            else:
+                text = f"<EnumerationResults><Blobs/><NextMarker>{token}</NextMarker></EnumerationResults>"
+            return Say(
+                200, text.encode(), {"Content-Type": "application/json" if cloud == "gcs" else "application/xml"}
+            )
+
+        _, faulty = through(page)
+        with pytest.raises(Unavailable, match="20 empty pages"):
+            list(faulty.list_objects(BUCKET))
+
+
+class TestNames:
+    def test_prefix_that_is_no_unicode(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """A prefix with a lone surrogate is an InvalidKey that names the store."""
+        direct, _ = through(lambda _: None)
+        with pytest.raises(InvalidKey, match="near"):
+            list(direct.list_objects(BUCKET, "a\ud800"))
+
+    def test_metadata_that_is_no_unicode(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """Metadata with a lone surrogate is refused before anything is sent, and never replaced."""
+        direct, _ = through(lambda _: None)
+        with pytest.raises(InvalidMetadata, match="near: releases/app"):
+            direct.write_object(BUCKET, "app", source(b"x"), metadata={"name": "a\ud800"})
+        assert not direct.object_exists(BUCKET, "app")
+
+    def test_metadata_that_is_too_large(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """More metadata than the store keeps, encoded, is refused before anything is sent, with the limit."""
+        direct, _ = through(lambda _: None)
+        with pytest.raises(InvalidMetadata, match="at most (2048|8192)"):
+            direct.write_object(BUCKET, "app", source(b"x"), metadata={"name": "é" * 5000})
+
+    def test_endpoint_with_secrets(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """User, password, query and fragment of an endpoint are in no message."""
+        _, faulty = through(lambda _: None)
+        name = "account_url" if cloud == "azure" else "endpoint"
+        changed = faulty._driver._config.model_copy(  # type: ignore[attr-defined]
+            update={name: "http://user:hush@127.0.0.1:9/base?token=hush#hush"}
+        )
+        with pytest.raises(StorageError) as caught:
+            open_driver("far", changed).stat(BUCKET, "app")
+        assert "hush" not in str(caught.value)
+
+
+class TestDamagedUploads:
+    @pytest.mark.parametrize("size", [100, PART + 100])
+    def test_what_is_damaged_on_the_way_is_no_copy(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, size: int
+    ) -> None:
+        """Bytes that a line damages are refused by the store, or found when they are read back; nothing is left."""
+        done: list[int] = []
+
+        def damage(request: Request) -> Fault:
+            sends = (request.method == "PUT" and "app" in request.path) or "/upload/" in request.path
+            if sends and "comp=blocklist" not in request.path and int(request.headers.get("Content-Length") or 0) >= 90:
+                done.append(1)
+                return Damage(at=-60)
+            return None
+
+        direct, faulty = through(damage, read_back=None)
+        with pytest.raises(StorageError if cloud == "azure" else TransientError):  # azurite has a code of its own
+            faulty.write_object(BUCKET, "app", source(some_bytes(size)))
+        assert done
+        assert not direct.object_exists(BUCKET, "app")
+
+    def test_a_store_that_ignores_checksums_is_found_out(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str
+    ) -> None:
+        """One wrong checksum tells whether a store checks them, and leaves nothing: ministack checks no signature."""
+        direct, _ = through(lambda _: None, read_back=None)
+        assert direct.checks_uploads() is (cloud != "s3")
+        assert list(direct.list_objects("zot-probe")) == []
+        assert list(direct.iter_stale_uploads()) == []
+
+
+class TestOurOwnUpload:
+    @pytest.mark.parametrize("code", ["InvalidPart", "InvalidPartOrder", "EntityTooSmall", "NoSuchUpload"])
+    def test_answers_about_our_own_upload_begin_a_new_one(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, code: str
+    ) -> None:
+        """A multipart upload that the store has spoilt is transient: the next attempt begins a new one."""
+        xml = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>no</Message></Error>"
+        if cloud == "gcs":
+            answer = Say(404, b'{"error": {"code": 404, "errors": [{"reason": "notFound"}]}}')
+        else:
+            word = code if cloud == "s3" else "InvalidBlockList"
+            answer = Say(400, xml % word.encode(), {"x-ms-error-code": word})
+        marks = ("uploadId=", "comp=blocklist", "/compose")
+        left = [answer]
+
+        def spoil(request: Request) -> Fault:
+            completes = request.method in {"POST", "PUT"} and any(mark in request.path for mark in marks)
+            if cloud == "s3":
+                completes = completes and request.method == "POST"
+            return left.pop() if completes and left else None
+
+        _, faulty = through(spoil)
+        with pytest.raises(TransientError):
+            faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        assert list(faulty.iter_stale_uploads()) == []
+        faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        assert faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+    def test_upload_that_is_gone_is_told(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """An upload that was aborted is an UploadEnded, which is a NotFound."""
+        direct, _ = through(lambda _: None)
+        driver: Any = direct._driver
+        digest = digest_of(b"x")
+        token = driver.begin_upload(BUCKET, "app", WriteInfo(digest.size, digest.sha256))
+        driver.abort_upload(BUCKET, "app", token)
+        with pytest.raises(NotFound) as caught:
+            driver.list_parts(BUCKET, "app", token)
+        assert isinstance(caught.value, UploadEnded)
