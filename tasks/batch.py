@@ -54,9 +54,11 @@ QUEUE = Queue.SWEEP
 _IDLE = 3
 """How many times longer the next step waits if there was no progress."""
 _SLACK = timedelta(milliseconds=300)
-_UNTOLD = timedelta(hours=1)
+UNSEEN = timedelta(hours=1)
 """After which a job is sent again where the broker cannot tell whether its message is lost."""
 _LONGEST_STEM = 100
+_CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clocks of two workers may differ."""
 _BROKER = (redis.RedisError, OperationalError, OSError)
 _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "verified")
 """The worst first."""
@@ -109,7 +111,8 @@ def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchR
 def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: Messages) -> BatchResult:
     """Count the outcomes, plan as many jobs as may be in flight, and return the summary if nothing is left."""
     before = context.catalogue.batches.get(job.id)
-    if before and clock.now() < before.next_step_at - _SLACK:
+    early = before.next_step_at - _SLACK - clock.now() if before else timedelta()
+    if timedelta() < early <= _IDLE * context.settings.batch.step:  # what is later was written by a clock ahead
         raise Continue(None)
     before = before or _begin(request, context, job)
     items = context.catalogue.batches.in_flight(job.id)
@@ -120,7 +123,7 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     wait = context.settings.batch.step * (1 if outcomes or page.found else _IDLE)
     new = [_new(request, before, number, found) for number, found in enumerate(page.found, before.planned + 1)]
     lost = _lost(messages, [item for item in items if item.state is JobState.QUEUED and not item.started])
-    kind = BatchItemKind(_SPECS[request.verb].kind, QUEUE.value, now + _UNTOLD if lost is None else None)
+    kind = BatchItemKind(_SPECS[request.verb].kind, QUEUE.value, now + UNSEEN if lost is None else None)
     changes = BatchChanges(outcomes, new, page.cursor, page.exhausted, now + wait)
     after = context.catalogue.batches.advance(before, kind, changes, now)
     _send(messages, request, job, {item.job: item.request for item in (*(lost or ()), *new)})
@@ -157,7 +160,7 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
-        cursor = {"after": ""}
+        cursor = {"after": "", "last": context.catalogue.artifacts.newest_id()}
     if not total and request.verb != DELETE.kind:
         where = request.keys_from or f"{request.bucket}/{request.prefix}"
         raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
@@ -176,8 +179,15 @@ def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) 
         request.bucket, request.prefix, (request.bucket or "", before.cursor["after"]), room
     )
     # An artifact that is newer than the batch is no part of it, least of all of a delete.
-    there = [each for each in artifacts if each.committed_at and each.committed_at <= before.begun_at]
-    cursor = {"after": artifacts[-1].key} if artifacts else before.cursor
+    last, now = before.cursor.get("last"), clock.now() + _CLOCK_SKEW
+    there = [
+        each
+        for each in artifacts
+        if (last is None or each.id <= last)  # ids do not depend on clocks; one that was ahead hides no artifact
+        and each.committed_at
+        and not before.begun_at < each.committed_at <= now
+    ]
+    cursor = {**before.cursor, "after": artifacts[-1].key} if artifacts else before.cursor
     found = [Found(each.bucket, each.key, each.digest.size) for each in there]
     return Page(found, cursor, exhausted=len(artifacts) < room)
 

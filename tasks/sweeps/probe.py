@@ -2,6 +2,7 @@
 
 import logging
 
+from worker.artifacts.log_heads import keep_head
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -16,19 +17,22 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
     """Write, read, list and delete a small object in every store, and report what is wrong with which.
 
     A store that ignores create-if-absent is named: there only our own lease keeps two writers apart. Stores that are
-    paused are left out. Those whose circuit breaker is open are probed too.
+    paused are left out. Those whose circuit breaker is open are probed too. Each store keeps the head of the
+    verification log, and the log is compared with the head that it kept before.
 
     Raises:
         UnknownStore: naming the stores there are.
     """
     names = context.unpaused_stores(request.store)
+    if head := context.catalogue.verifications.head():
+        logger.info("the verification log ends with row %d of %s: %s", head.id, head.at, head.hash)
     faults = {}
     for name in names:
         job.step(f"probing {name}")
         job.check()
         store = context.unlimited_stores[name]
         try:
-            fault = probe(store)
+            fault = probe(store) or keep_head(store, context.catalogue)
         except StorageError as error:
             fault = error.message
         if fault:

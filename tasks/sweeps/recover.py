@@ -1,11 +1,12 @@
 """Recover: send again the open jobs without a heartbeat, so that a killed worker costs a minute and not a day."""
 
 import logging
+from datetime import timedelta
 
 import redis
 from celery import Celery, Task, shared_task
 
-from tasks.batch import end_batch_items
+from tasks.batch import UNSEEN, end_batch_items
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
@@ -13,6 +14,7 @@ from worker.jobs.cancellation import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.task import clean_up
 from worker.limits.pauses import mirror_queues
+from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
 
 logger = logging.getLogger(__name__)
@@ -31,10 +33,20 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     cancelled = cancel_waiting_jobs(context, app, clean_up)
     end_batch_items(context, app)
     messages = Outbox(app).resend(ledger.known, sweep.after)
-    overdue = ledger.overdue(now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE)
+    overdue = ledger.overdue(
+        now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE, delay=_longest_delay(context.settings)
+    )
     for job in overdue:
         _send(app, job)
+    if context.settings.jobs.keep is not None:
+        ledger.prune(before=clock.now() - context.settings.jobs.keep, limit=_AT_ONCE)
     return SweepRecoverResult(messages=messages, jobs=len(overdue), cancelled=cancelled)
+
+
+def _longest_delay(settings: Settings) -> timedelta:
+    """Return the longest time that a waiting job can be given; what is due later was written by a clock ahead."""
+    longest = max(settings.retry.backoff_max, settings.breaker.open_max, UNSEEN, settings.sweep.recover.again)
+    return longest + timedelta(hours=1) + 2 * settings.jobs.lease
 
 
 def _mirror_pauses(context: Context, app: Celery) -> None:

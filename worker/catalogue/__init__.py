@@ -14,15 +14,16 @@ from worker.catalogue.batches import (
     FailedBatchItem,
     NewBatchItem,
 )
-from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, migrate
+from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
+from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
-from worker.catalogue.verifications import Outcome, Verifications
+from worker.catalogue.verifications import LogHead, Outcome, Verifications
 
 __all__ = [
     "Artifact",
@@ -40,12 +41,15 @@ __all__ = [
     "Finding",
     "Finished",
     "FinishedCopy",
+    "ForgottenStore",
     "Held",
     "JobRecord",
     "Leased",
     "Ledger",
+    "LogHead",
     "LostLease",
     "NewBatchItem",
+    "NoCatalogue",
     "OpenTransfer",
     "OtherRequest",
     "Outcome",
@@ -60,15 +64,18 @@ __all__ = [
 class Catalogue:
     """The catalogue in one database. One instance serves one process."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         """Open the catalogue at this SQLAlchemy URL and bring its tables up to date.
+
+        `create`: make one where there is none.
 
         Raises:
             CatalogueUnavailable: it cannot be reached.
+            NoCatalogue: there is none, and it is not to be made.
             CatalogueError: it cannot be used.
         """
-        self._database = Database(url)
-        migrate(self._database.engine)
+        self._database = Database(url, create=create)
+        self.identity = self._database.identity
         self._write_through(self._database)
 
     def fenced(self, job: str, fence: int) -> "Catalogue":
@@ -85,6 +92,7 @@ class Catalogue:
         self.job_admin = JobAdmin(database)
         self.ledger = Ledger(database)
         self.pauses = Pauses(database)
+        self.store_records = StoreRecords(database)
         self.transfers = Transfers(database)
         self.verifications = Verifications(database)
 

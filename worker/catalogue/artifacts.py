@@ -193,6 +193,11 @@ class Artifacts:
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 
+    def newest_id(self) -> int:
+        """Return the id of the version that was recorded last, 0 if there is none; ids only grow."""
+        with self._database.read() as connection:
+            return connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar() or 0
+
     def measure(self, bucket: str, prefix: str = "") -> tuple[int, int]:
         """Return how many artifacts `page` lists in all, and their bytes."""
         counted = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))

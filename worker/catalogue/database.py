@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import URL, Connection, Engine
@@ -24,6 +26,21 @@ class CatalogueError(Exception):
 
 class CatalogueUnavailable(CatalogueError):
     """The catalogue cannot be reached or is locked for too long; trying again later may help."""
+
+
+class NoCatalogue(CatalogueError):
+    """There is no catalogue at the URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """A file, and its device and inode when it was opened."""
+
+    path: Path
+    opened: tuple[int, int] | None
+
+
+_IDENTITY = "SELECT id FROM catalogue_identity"
 
 
 def open_engine(url: str) -> Engine:
@@ -75,22 +92,83 @@ def translated(engine: Engine) -> Iterator[None]:
 
 
 class Database:
-    """The engine, as the queries use it: transactions that write, and transactions that read."""
+    """The engine, as the queries use it: transactions that write, and transactions that read.
 
-    def __init__(self, url: str) -> None:
+    Each is refused when the catalogue's file is not the one that was opened: what is written into a deleted file is
+    lost, and a new file knows nothing. A connection to a server's database that is another catalogue is refused too.
+    """
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self.engine = open_engine(url)
+        self._file: FileIdentity | None = None
+        if not create:
+            _check_there(self.engine)
+        migrate(self.engine)
+        if self.engine.dialect.name == "sqlite" and (path := sqlite.file_of(self.engine.url)):
+            self._file = FileIdentity(path, _device_and_inode(path))
+        with self.read() as connection:
+            self.identity: str = connection.execute(sa.text(_IDENTITY)).scalar_one()
+        sa.event.listen(self.engine, "connect", self._check_identity)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
+        self._check_file()
         with translated(self.engine), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Begin a transaction that sees one state and changes nothing."""
+        self._check_file()
         with translated(self.engine), _reading(self.engine) as connection:
             yield connection
+
+    def _check_file(self) -> None:
+        if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:
+            raise CatalogueUnavailable(
+                f"catalogue {self._file.path}: the file was deleted or replaced while it was in use; "
+                "put it back, or restart the workers on the new one"
+            )
+
+    def _check_identity(self, connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            cursor.execute(_IDENTITY)
+            found = cursor.fetchone()
+        finally:
+            cursor.close()
+            if self.engine.dialect.name == "postgresql":
+                connection.rollback()
+        if found is None or found[0] != self.identity:
+            raise CatalogueUnavailable(
+                f"catalogue {_named(self.engine.url)}: it is another catalogue than the one that was opened; "
+                "restart the workers if it was replaced on purpose"
+            )
+
+
+def _device_and_inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CatalogueUnavailable(f"catalogue {path}: {error.strerror}") from error
+    return found.st_dev, found.st_ino
+
+
+def _check_there(engine: Engine) -> None:
+    path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    try:
+        with translated(engine):
+            there = (path is None or _device_and_inode(path) is not None) and _revision(engine) is not None
+    except CatalogueError:
+        engine.dispose()
+        raise
+    if not there:
+        engine.dispose()
+        way_out = "a worker or `zot-artifacts up` makes one; ZOT_CATALOGUE or ZOT_HOME says where it is"
+        raise NoCatalogue(f"there is no catalogue at {_named(engine.url)}: {way_out}")
 
 
 def _dialect(engine: Engine) -> ModuleType:

@@ -26,7 +26,7 @@ class FencedDatabase(Database):
     """
 
     def __init__(self, database: Database, job: str, fence: int) -> None:
-        self.engine = database.engine
+        self.engine, self.identity, self._file = database.engine, database.identity, database._file  # noqa: SLF001
         self._held = {"job": job, "token": fence}
 
     @contextmanager

@@ -26,6 +26,9 @@ _TAKE = (
         lease_owner=sa.bindparam("lease_owner"), lease_until=sa.bindparam("lease_until"),
         due_at=sa.bindparam("lease_until"), crashes=sa.bindparam("crashes"), queue=sa.bindparam("queue"),
         started_at=sa.func.coalesce(jobs.c.started_at, sa.bindparam("now")),
+        put_off_since=sa.case(
+            (jobs.c.put_off_since > sa.bindparam("now"), sa.bindparam("now")), else_=jobs.c.put_off_since
+        ),
     )
     .returning(jobs)
 )  # fmt: skip
@@ -57,6 +60,7 @@ _BELIEVED = 10
 Several, because the clocks of workers differ by seconds and their settings of the lease differ too."""
 
 
+_WAITING = (JobState.QUEUED, JobState.RETRYING)
 _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED)
 _PRUNED_AT_ONCE = 200
 
@@ -243,11 +247,14 @@ class Ledger:
             requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
             return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
 
-    def overdue(self, *, now: datetime, again: timedelta, lease: timedelta, limit: int) -> list[JobRecord]:
+    def overdue(
+        self, *, now: datetime, again: timedelta, lease: timedelta, limit: int, delay: timedelta | None = None
+    ) -> list[JobRecord]:
         """Claim open jobs without a heartbeat since they were due, the longest overdue first.
 
-        Jobs whose lease is longer than a credible one are claimed too. The caller sends them again; they are not
-        overdue once more before `again` has passed.
+        Jobs whose lease is longer than a credible one are claimed too, and those that wait for longer than `delay`, the
+        longest that anything waits: a clock that was ahead wrote these times. The caller sends the jobs again; they
+        are not overdue once more before `again` has passed.
         """
         open_ = [state for state in JobState if not state.terminal]
         far = now + again + _BELIEVED * lease  # whatever was sent again is due within `again`
@@ -255,7 +262,10 @@ class Ledger:
         ahead = sa.select(jobs).where(jobs.c.due_at > far, jobs.c.state == JobState.RUNNING)
         with self._database.write() as connection:
             found: list[JobRecord] = []
-            for query in (past, ahead):
+            waiting = sa.select(jobs).where(
+                jobs.c.due_at > now + (delay or timedelta()) + again, jobs.c.state.in_(_WAITING)
+            )
+            for query in (past, ahead, *((waiting,) if delay is not None else ())):
                 rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))
                 found += map(job_record, rows)
             if found:

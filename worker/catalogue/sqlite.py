@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -25,6 +26,12 @@ def set_up(engine: Engine) -> None:
     event.listen(engine, "begin", _begin_immediate)
 
 
+def file_of(url: URL) -> Path | None:
+    """Return the file of the catalogue, or None if it has none."""
+    name = url.database
+    return Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
+
+
 def before_migrating(connection: Connection) -> str | None:  # noqa: ARG001 - the other dialect asks it
     """Return why the database is not fit: no reason is known."""
     return None
@@ -41,6 +48,7 @@ def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
     for pragma in (
         "synchronous = FULL",  # an acknowledged job survives a power cut
         "foreign_keys = ON",
+        "recursive_triggers = ON",  # else REPLACE deletes a row without a trigger
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 

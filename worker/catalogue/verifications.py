@@ -27,8 +27,21 @@ _RECORDED = sa.select(
     verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
 ).where(verifications.c.job == sa.bindparam("by"))
 
+_HEAD = (
+    sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
+)
+
 CopyKey = tuple[str, str, str, int]
 """Store, bucket, key and version of a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """The last row of the log at some moment: its id, which counts the rows, its hash and its time."""
+
+    id: int
+    hash: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,27 @@ class Verifications:
         with self._database.read() as connection:
             found = connection.execute(query).one_or_none()
         return tuple(found) if found else None
+
+    def head(self) -> LogHead | None:
+        """Return the last row of the log, or None if it is empty."""
+        with self._database.read() as connection:
+            row = connection.execute(_HEAD).one_or_none()
+        return LogHead(row.id, row.hash, row.at) if row else None
+
+    def check_head(self, kept: LogHead) -> str | None:
+        """Compare the log with a head that was kept elsewhere; return what is wrong, or None.
+
+        Rows that were removed at the end, an emptied log and a chain that was computed anew do not fit the kept head.
+        """
+        found = sa.select(verifications.c.hash).where(verifications.c.id == kept.id)
+        with self._database.read() as connection:
+            there = connection.execute(found).scalar()
+        row = f"row {kept.id} of {kept.at:%Y-%m-%d %H:%M:%S} UTC"
+        if there is None:
+            return f"the verification log has lost rows: {row} is gone"
+        if there != kept.hash:
+            return f"the verification log was rewritten: {row} has another hash than it had"
+        return None
 
     def first_broken(self) -> int | None:
         """Walk the chain and return the id of the first row that does not fit the one before it, or None."""

@@ -148,7 +148,9 @@ class JobSettings(Section):
     max_put_off: Duration = timedelta(days=1)
     """How long a job is snoozed in a row for a store that is away or busy; then it is a dead letter."""
     result_expires: Duration = timedelta(days=1)
-    """How long results stay in the result backend; the ledger in the catalogue keeps them for good."""
+    """How long results stay in the result backend; the ledger in the catalogue keeps them for longer, see `keep`."""
+    keep: Annotated[Duration, Field(ge=timedelta(days=1))] | None = None
+    """How long the ledger keeps jobs that have ended, dead ones excepted; for good if it is not set."""
 
 
 class BatchSettings(Section):

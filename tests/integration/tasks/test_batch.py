@@ -379,3 +379,32 @@ def test_where_the_broker_is_no_redis_jobs_become_due(laid, drive, context):
     headers = message.headers
     assert (headers["id"], headers["parent_id"], headers["ignore_result"]) == ("batch-1.00000001", "batch-1", True)
     assert context.catalogue.ledger.get("batch-1.00000001").due_at > clock.now()
+
+
+def test_a_clock_that_was_set_back_stops_no_batch_and_hides_no_artifact(context, laid, monkeypatch):
+    """A batch that a clock two hours ahead planned goes on at once, and finds what was stored by that clock."""
+    true = clock.now
+    with monkeypatch.context() as ahead:
+        ahead.setattr(clock, "now", lambda: true() + timedelta(hours=2))
+        laid(3)
+        begun_ahead = Driver(context, ALL.model_copy(update={"in_flight": 1}))
+        begun_ahead.deliver()
+    begun_ahead.work()
+    begun_ahead.deliver()
+    assert begun_ahead.queue.sent == ["batch-1.00000001", "batch-1.00000002"]
+
+    begun_after = Driver(context, ALL)
+    begun_after.id = "batch-2"
+    assert begun_after.finish().objects == 3
+
+
+def test_an_artifact_that_was_stored_after_a_batch_began_is_no_part_of_it(context, laid):
+    """A batch works on what was there when it began, also where the clock says that it was there before."""
+    laid(2)
+    driver = Driver(context, ALL.model_copy(update={"in_flight": 1}))
+    driver.step()
+    laid(1, prefix="z/")
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(tables.artifacts).values(committed_at=clock.now() - timedelta(days=1)))
+    driver.work()
+    assert driver.finish().objects == 2

@@ -129,6 +129,25 @@ def test_what_waits_for_long_is_believed(catalogue):
     assert overdue(catalogue) == []
 
 
+def test_what_waits_longer_than_anything_can_is_sent_again(catalogue):
+    """A retry that a clock a day ahead wrote is overdue now, where the longest delay is told, and only once."""
+    for id_ in ("ahead", "soon"):
+        record = begin(catalogue, id_).record
+        due = clock.now() + (24 * BACK if id_ == "ahead" else BACK / 2)
+        catalogue.ledger.retry(id_, record.fence, {"type": "Unavailable"}, due=due)
+    times = {"now": clock.now(), "again": AGAIN, "lease": LEASE, "limit": 9, "delay": BACK}
+    assert [job.id for job in catalogue.ledger.overdue(**times)] == ["ahead"]
+    assert catalogue.ledger.overdue(**times) == []
+
+
+def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
+    """The start of a wait that lies in the future is corrected when the job is leased."""
+    record = begin(catalogue).record
+    catalogue.ledger.snooze(record.id, record.fence, {}, since=clock.now() + 24 * BACK, due=clock.now())
+    now = clock.now()
+    assert begin(catalogue, now=now).record.put_off_since == now
+
+
 @pytest.mark.parametrize(
     "write",
     [

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Leased
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Leased
 
 
 @pytest.fixture
@@ -66,3 +67,29 @@ def test_a_full_disk_is_a_fault_that_passes(url):
 def _allow(catalogue, pages):
     with catalogue._database.read() as connection:  # the pool hands the same one out again
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "REPLACE INTO verifications SELECT * FROM verifications",
+        "REPLACE INTO artifacts SELECT * FROM artifacts",
+        (
+            "REPLACE INTO artifacts (bucket, key, version, size, sha256, metadata, created_at)"
+            " SELECT bucket, key, version, 1, 'b', metadata, created_at FROM artifacts"
+        ),
+    ],
+)
+def test_replace_rewrites_nothing_that_is_append_only(tmp_path, statement):
+    """SQLite's REPLACE, which deletes a row without its trigger, changes neither a digest nor a verdict."""
+    path = tmp_path / "catalogue.sqlite3"
+    catalogue = Catalogue(f"sqlite:///{path}")
+    artifact = stored(catalogue)
+    finding = Finding("job-1", "dr", artifact, "corrupt")
+    catalogue.verifications.record(finding, catalogue.artifacts.copies(artifact)["dr"], tag=None, now=clock.now())
+    catalogue.close()
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as shell,
+        pytest.raises(sqlite3.IntegrityError, match="never replaced"),
+    ):
+        shell.execute(statement)

@@ -1,0 +1,63 @@
+"""A catalogue that is not the one that was opened is refused, and none is made where one was expected."""
+
+import shutil
+
+import pytest
+import sqlalchemy as sa
+
+from tests.unit.catalogue.test_catalogue import begin, stored
+from worker.catalogue import Catalogue, CatalogueUnavailable, NoCatalogue
+
+
+def test_a_deleted_file_is_written_to_by_nobody(tmp_path):
+    """After its file was deleted or replaced under it, a catalogue is unavailable, and makes no new file."""
+    path, other = tmp_path / "catalogue.sqlite3", tmp_path / "other.sqlite3"
+    catalogue = Catalogue(f"sqlite:///{path}")
+    record = begin(catalogue).record
+    fenced = catalogue.fenced(record.id, record.fence)
+    Catalogue(f"sqlite:///{other}").close()
+    aside = path.rename(tmp_path / "aside.sqlite3")
+    for _ in range(2):
+        with pytest.raises(CatalogueUnavailable, match=f"{path}: the file was deleted or replaced"):
+            stored(fenced)
+        with pytest.raises(CatalogueUnavailable, match="deleted or replaced"):
+            catalogue.ledger.get("job-1")
+    assert not path.exists()
+    shutil.move(other, path)
+    with pytest.raises(CatalogueUnavailable, match="deleted or replaced"):
+        catalogue.ledger.get("job-1")
+    aside.rename(path)
+    assert catalogue.ledger.get("job-1") is not None
+    catalogue.close()
+
+
+def test_a_new_connection_to_another_catalogue_is_refused(catalogue, catalogue_url):
+    """A database that was made anew under the same name is not taken for the one that was opened."""
+    with catalogue._database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE catalogue_identity SET id = 'another'"))
+    catalogue._database.engine.dispose()
+    with pytest.raises(CatalogueUnavailable, match="it is another catalogue"):
+        catalogue.ledger.get("job-1")
+    again = Catalogue(catalogue_url)
+    assert again.ledger.get("job-1") is None
+    again.close()
+
+
+def test_no_catalogue_is_made_where_one_was_expected(tmp_path, catalogue_url):
+    """A command that only reads is told that there is no catalogue, and leaves no file behind."""
+    path = tmp_path / "mistyped" / "catalogue.sqlite3"
+    path.parent.mkdir()
+    with pytest.raises(NoCatalogue, match=r"no catalogue at sqlite:///.*mistyped.*ZOT_CATALOGUE"):
+        Catalogue(f"sqlite:///{path}", create=False)
+    assert list(path.parent.iterdir()) == []
+    Catalogue(catalogue_url).close()
+    Catalogue(catalogue_url, create=False).close()
+
+
+def test_an_empty_database_of_a_server_is_no_catalogue(postgres):
+    """An empty database on a server is left as it is by a command that only reads."""
+    with postgres.database(migrated=False) as url:
+        with pytest.raises(NoCatalogue):
+            Catalogue(url, create=False)
+        Catalogue(url).close()
+        Catalogue(url, create=False).close()

@@ -1,0 +1,83 @@
+"""Stores as the catalogue knows them: also those that have left the configuration."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.artifacts import artifact_of
+from worker.catalogue.database import Database
+from worker.catalogue.records import Artifact, CopyState
+from worker.catalogue.tables import artifacts, copies
+
+_GROUP = 500
+_SAMPLE = 100
+_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
+_GOOD = [state for state in CopyState if state.good]
+_other = copies.alias("other")
+_LAST = sa.and_(
+    copies.c.state.in_(_GOOD),
+    artifacts.c.tombstoned_at.is_(None),
+    ~sa.exists().where(
+        _other.c.artifact_id == copies.c.artifact_id, _other.c.store != copies.c.store, _other.c.state.in_(_GOOD)
+    ),
+)
+_IN_STORE = (
+    sa.select(artifacts, copies.c.id.label("copy_id"), _LAST.label("last"))
+    .join(copies, copies.c.artifact_id == artifacts.c.id)
+    .where(
+        copies.c.store == sa.bindparam("of"), copies.c.state.not_in(_GONE), copies.c.id > sa.bindparam("after"),
+    )
+    .order_by(copies.c.id)
+    .limit(_GROUP)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenStore:
+    """The copies of a store that were forgotten, or would be. `last`: artifacts whose only good copy is there.
+
+    `last_examples` names the first 100 of them.
+    """
+
+    forgotten: int
+    last: int
+    last_examples: tuple[Artifact, ...]
+
+
+class StoreRecords:
+    """The copies of the catalogue by the name of their store."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def names(self) -> list[str]:
+        """Return the names of all stores that ever had a copy, configured or not."""
+        with self._database.read() as connection:
+            return list(connection.execute(sa.select(copies.c.store).distinct().order_by(copies.c.store)).scalars())
+
+    def forget(self, name: str, *, dry_run: bool, force: bool = False) -> ForgottenStore:
+        """Record the copies of a store as deleted, in groups; no byte in any store is touched.
+
+        The only good copy of an artifact is counted and kept in the catalogue, unless `force` is given.
+        """
+        forgotten, last, examples, after = 0, 0, list[Artifact](), 0
+        while True:
+            with self._database.read() if dry_run else self._database.write() as connection:
+                rows = connection.execute(_IN_STORE, {"of": name, "after": after}).all()
+                ids = [row.copy_id for row in rows if force or not row.last]
+                if ids and not dry_run:
+                    _forget(connection, ids)
+            if not rows:
+                return ForgottenStore(forgotten, last, tuple(examples))
+            only = [row for row in rows if row.last]
+            forgotten, last, after = forgotten + len(ids), last + len(only), rows[-1].copy_id
+            examples += [artifact_of(row) for row in only[: _SAMPLE - len(examples)]]
+
+
+def _forget(connection: Connection, ids: list[int]) -> None:
+    connection.execute(
+        sa.update(copies)
+        .where(copies.c.id.in_(ids))
+        .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
+    )
