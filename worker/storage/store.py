@@ -134,7 +134,7 @@ class Store:
         else:
             stat = self._driver.put(bucket, key, body, info, condition=condition)
         if not self.checks_uploads():
-            self._read_back(stat, body.digest)
+            self._read_back(stat, body.digest, on_bytes)
         return stat, body.digest
 
     def read_object(
@@ -350,7 +350,7 @@ class Store:
         check_any_bucket(bucket)
         check_key(bucket, key)
 
-    def _read_back(self, written: ObjectStat, digest: Digest) -> None:
+    def _read_back(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None) -> None:
         """Hold what the store has taken to what was sent.
 
         Raises:
@@ -358,7 +358,8 @@ class Store:
         """
         where = f"{self.name}: {written.bucket}/{written.key}"
         with open_resumable(self._driver, written.bucket, written.key) as reader:
-            found = judge(reader, digest, None)
+            # No progress is made, but the caller wants to be asked whether to go on.
+            found = judge(reader, digest, (lambda _size: on_bytes(0)) if on_bytes else None)
         if found.verdict is Verdict.VERIFIED:
             return
         if found.version == written.version:

@@ -15,11 +15,12 @@ from tests.conformance.targets import (
     gcs_config,
     make_gcs_bucket,
     make_s3_bucket,
+    s3_client,
     s3_config,
 )
 from tests.servers import Azurite, Ministack
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Say
-from worker.storage import Store, StoreConfig, Verdict
+from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.driver import WriteInfo
@@ -155,6 +156,68 @@ class TestAnswersAboutOneObject:
         with pytest.raises(Archived, match="archived"):
             faulty.read_object(BUCKET, "app")
         assert not issubclass(Archived, TransientError)
+
+
+class TestRanges:
+    @pytest.mark.parametrize("answered", [range(3, 9), range(2, 4), range(3, 4)])
+    def test_other_range_than_was_asked_for(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, answered: range
+    ) -> None:
+        """A store that answers with a longer, a shorter or another range is found out."""
+        data = b"0123456789"
+
+        def other(request: Request) -> Fault:
+            asked = {name.lower(): value for name, value in request.headers.items()}
+            if request.method != "GET" or not (asked.get("range") or asked.get("x-ms-range")):
+                return None
+            headers = {
+                "Content-Range": f"bytes {answered.start}-{answered.stop - 1}/{len(data)}",
+                "ETag": '"x"',
+                "Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT",
+                "x-ms-blob-type": "BlockBlob",
+            }
+            return Say(206, data[answered.start : answered.stop], headers)
+
+        direct, faulty = through(other)
+        direct.write_object(BUCKET, "app", source(data))
+        with (
+            pytest.raises(StorageError, match="far: releases/app"),
+            faulty.read_object_range(BUCKET, "app", 3, 3) as reader,
+        ):
+            b"".join(reader)
+
+
+class TestOnlyS3:
+    @pytest.fixture
+    def cloud(self) -> str:
+        """Return the one cloud that these cases are about."""
+        return "s3"
+
+    def test_weak_version_tag(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """A proxy that makes ETags weak keeps no condition from being decided by the store behind it."""
+        direct, _ = through(lambda _: None)
+        etag = direct.write_object(BUCKET, "app", source(b"one"))[0].version
+        _, faulty = through(
+            lambda request: Header("ETag", f'W/"{etag}"') if request.method == "HEAD" else None,
+            bucket=direct._driver._config.bucket,  # type: ignore[attr-defined]
+        )
+        stat = faulty.stat_object(BUCKET, "app")
+        assert stat.version == etag
+        faulty.write_object(BUCKET, "app", source(b"two"), condition=Match(stat.version))
+        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"two")
+
+    def test_digest_of_the_store_itself(
+        self, through: Callable[..., tuple[Store, Store]], ministack: Ministack
+    ) -> None:
+        """S3's own SHA-256 of a whole object is the digest of an object that has no metadata of ours."""
+        direct, _ = through(lambda _: None)
+        real = direct._driver._config.bucket  # type: ignore[attr-defined]
+        client = s3_client(ministack)
+        client.put_object(Bucket=real, Key=f"{BUCKET}/tool", Body=b"payload", ChecksumAlgorithm="SHA256")
+        assert direct.stat_object(BUCKET, "tool").sha256 == digest_of(b"payload").sha256
+        assert direct.verify_object(BUCKET, "tool").verdict is Verdict.VERIFIED
+        client.put_object(Bucket=real, Key=f"{BUCKET}/plain", Body=b"payload")
+        assert direct.verify_object(BUCKET, "plain").verdict is Verdict.UNVERIFIABLE
 
 
 class TestListings:

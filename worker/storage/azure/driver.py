@@ -47,7 +47,7 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.errors import NotFound, StorageError, Unavailable, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.server_copy import Between
@@ -123,6 +123,10 @@ class AzureDriver(CloudDriver):
         properties, first = found
         stat = to_stat(self._name, bucket, key, properties)
         end = stat.size if length is None else min(offset + length, stat.size)
+        if len(first) > end - offset:
+            raise UnexpectedAnswer(
+                f"{self._name}: {bucket}/{key}: {end - offset} bytes asked for, {len(first)} answered"
+            )
         stream = BlobStream(self._blob(bucket, key), self._name, stat, first, range(offset + len(first), end))
         return CloudReader(stat, end - offset, stream.read, stream.close, origin=self._origin, translate=translate)
 

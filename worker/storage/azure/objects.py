@@ -153,14 +153,22 @@ def download(blob: BlobClient, offset: int, length: int | None, **pinned: Any) -
     Raises:
         HttpResponseError: among others when the range is past the end.
     """
+    told: list[str] = []  # the SDK puts the range that it asked for into the properties, not the one of the answer
     start = None if not offset and length is None else offset  # the SDK knows a way for empty blobs only without it
     try:
         stream = blob.download_blob(
-            offset=start, length=length and min(length, CHUNK), max_concurrency=1, decompress=False, **pinned
+            offset=start,
+            length=length and min(length, CHUNK),
+            max_concurrency=1,
+            decompress=False,
+            raw_response_hook=lambda reply: told.append(reply.http_response.headers.get("Content-Range") or ""),
+            **pinned,
         )
         first = next(stream.chunks(), b"")  # `read` would copy it twice
         properties: BlobProperties = stream.properties
         properties.size = int(str(properties.content_range).rpartition("/")[2])
     except ValueError:  # an answer without what Azure always says
         raise HttpResponseError("no answer of Azure") from None
+    if told and told[0] and not told[0].startswith(f"bytes {offset}-{offset + len(first) - 1}/"):
+        raise HttpResponseError("the answer has other bytes than were asked for")
     return properties, first

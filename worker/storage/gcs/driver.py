@@ -27,7 +27,7 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import AlreadyExists, NotFound, PermanentError, StorageError, Unavailable
+from worker.storage.errors import AlreadyExists, NotFound, PermanentError, StorageError, Unavailable, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.gcs.client import TIMEOUT, Connection, ObjectName, check_answer, connect, endpoint_of, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
@@ -370,6 +370,12 @@ class GcsDriver(CloudDriver):
         if part and reply.status_code != requests.codes.partial_content:
             reply.close()
             raise PermanentError(f"{self._name}: {bucket}/{key}: the store ignores that a range was asked for")
+        said = reply.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")[0]
+        if part and said and said != f"{part[0]}-{part[1]}":
+            reply.close()
+            raise UnexpectedAnswer(
+                f"{self._name}: {bucket}/{key}: bytes {part[0]}-{part[1]} were asked for, the store answers with {said}"
+            )
         return reply
 
     def _reader(self, stat: ObjectStat, length: int, reply: requests.Response) -> CloudReader:

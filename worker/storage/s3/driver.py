@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +30,7 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, PermanentError, StorageError
+from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
 from worker.storage.s3.objects import METADATA, to_stat, version_of, written_stat
@@ -105,10 +106,29 @@ class S3Driver(CloudDriver):
                 raise PermanentError(f"{self._name}: {bucket}/{key}: the store ignores that a range was asked for")
             stat = to_stat(self._name, bucket, key, reply)
             left = stat.size - offset if length is None else min(length, stat.size - offset)
+            self._check_range(stat, reply, range(offset, offset + left))
+            if stat.sha256 is None and offset == 0:  # a GET gives the store's own digest only together with its check
+                stat = self._with_own_digest(stat)
         except BaseException:
             stream.close()
             raise
         return CloudReader(stat, left, stream.read, stream.close, origin=self._origin, translate=translate)
+
+    def _check_range(self, stat: ObjectStat, reply: Any, wanted: range) -> None:
+        """Raise UnexpectedAnswer if the answer holds other bytes of the object than those that were asked for."""
+        said = str(reply.get("ContentRange") or "").removeprefix("bytes ").partition("/")[0]
+        told = f"{wanted.start}-{wanted.stop - 1}"
+        length = reply.get("ContentLength", len(wanted))
+        whole = not said and length == stat.size
+        if (said and said != told) or not (whole or length == len(wanted)):
+            raise UnexpectedAnswer(
+                f"{self._name}: {stat.bucket}/{stat.key}: bytes {told} were asked for, the store answers with "
+                f"{length} bytes of the range {said or 'none'}"
+            )
+
+    def _with_own_digest(self, stat: ObjectStat) -> ObjectStat:
+        found = self.stat(stat.bucket, stat.key)
+        return replace(stat, sha256=found.sha256) if found.version == stat.version else stat
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         return to_stat(self._name, bucket, key, self._head(bucket, key))
@@ -356,10 +376,9 @@ class S3Driver(CloudDriver):
             return self._clients[read_timeout]
 
     def _head(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
-        evidence: Any = {"ChecksumMode": "ENABLED"} if self._profile.checksums == "when_supported" else {}
         try:
             with self._errors(f"{bucket}/{key}"):
-                return self._client().head_object(**self._address(bucket, key), **evidence)
+                return self._client().head_object(**self._address(bucket, key), ChecksumMode="ENABLED")
         except NotFound:
             raise self._missing(bucket, key) from None
 

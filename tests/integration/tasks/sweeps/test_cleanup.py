@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from tasks.sweeps.cleanup import sweep_cleanup
-from tests.conformance.targets import make_s3_bucket, s3_config
+from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from worker import clock
 from worker.context import Context
 from worker.settings import Settings
@@ -103,6 +103,22 @@ def cloud(context: Context, ministack):
     for unfinished in stores["cloud"].iter_stale_uploads():
         stores["cloud"].remove_stale_upload(unfinished)
     stores.close()
+
+
+@pytest.mark.parametrize("setting", ["report", "abort"])
+def test_an_upload_of_another_program_is_only_reported(run, cloud, ministack, caplog, setting):
+    """A multipart upload that is not recorded as ours is logged and stays, unless a setting says that it goes."""
+    caplog.set_level("INFO")
+    real = cloud.stores["cloud"]._driver._config.bucket
+    s3_client(ministack).create_multipart_upload(Bucket=real, Key="releases/theirs")
+    sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=timedelta(0), foreign_uploads=setting))
+    context = dataclasses.replace(cloud, settings=cloud.settings.model_copy(update={"sweep": sweep}))
+
+    result = run(lambda request, _, job: sweep_cleanup(request, context.for_job(job), job), EVERYTHING)
+
+    assert result.removed == {"cloud": 1 if setting == "abort" else 0}
+    assert "releases/theirs" in caplog.text
+    assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == (0 if setting == "abort" else 1)
 
 
 @pytest.mark.parametrize("live", [True, False])
