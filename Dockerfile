@@ -15,7 +15,7 @@ COPY tasks tasks
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./api_client .
 
 FROM python:3.11-slim
-# Only what the worker needs, and only from the wheels that were checked: the lock's tools for development stay behind.
+# Only what the worker needs, and only from the wheels that were checked: what builds and installs the wheels stays behind.
 RUN --mount=from=wheels,source=/wheels,target=/wheels \
     python -m venv /opt/zot \
     && /opt/zot/bin/pip install --no-cache-dir --no-index --find-links /wheels zot-artifact-worker \

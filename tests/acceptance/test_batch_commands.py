@@ -75,7 +75,7 @@ def test_a_list_comes_from_a_file_or_from_stdin(zot: Zot, bucket: str, tmp_path:
     piped = subprocess.run(
         [*COMMAND, "verify", "--keys-from", "-"],
         input=f"{bucket}/v1/b\nno-slash\n",
-        env=zot.environment, capture_output=True, text=True, check=False, timeout=60,
+        env=zot.environment, capture_output=True, text=True, check=False, timeout=WITHIN,
     )  # fmt: skip
     assert piped.returncode == 1
     assert "line 2: it has no slash" in piped.stderr

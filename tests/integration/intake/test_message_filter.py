@@ -134,7 +134,7 @@ def test_what_is_published_does_not_end_the_worker_either(worker, broker, valkey
     pids = (worker.pid, worker.children())
     broker.publish(channel, data)
     with Celery(broker=valkey.url, set_as_current=False) as anybody:
-        assert until(lambda: anybody.control.ping(timeout=0.5))
+        assert until(lambda: anybody.control.ping(timeout=2))
     assert (worker.pid, worker.children()) == pids
     assert worker.running
     assert SECRET not in worker.log
@@ -185,7 +185,7 @@ def test_celerys_own_clients_work(valkey, worker, ended):
     assert ended(sent.id).error["type"] == "NotFound"
     call = (sys.executable, "-m", "celery", "-b", valkey.url, "call", VERIFY.name, "--queue", "interactive")
     called = subprocess.run(
-        (*call, "--kwargs", json.dumps(FIELDS)), capture_output=True, text=True, timeout=30, check=True
+        (*call, "--kwargs", json.dumps(FIELDS)), capture_output=True, text=True, timeout=WITHIN, check=True
     )
     assert ended(called.stdout.split()[-1]).error["type"] == "NotFound"
 

@@ -65,7 +65,7 @@ class Site:
     def begun(self, key: str, size: int) -> Job:
         """Return a running upload that takes about a second for each MB after the first."""
         job = self.client.upload(self.source(size), "releases", key, stores=["dr"])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WITHIN
         while (record := self.record(job)) is None or record.state != JobState.RUNNING:
             assert time.monotonic() < deadline
             time.sleep(0.02)

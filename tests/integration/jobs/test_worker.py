@@ -119,7 +119,7 @@ def test_progress_is_seen_in_bytes_at_most_once_a_second(client, valkey, source)
     path = source(os.urandom(MIB) * 1500)
     seen: list[tuple[float, Progress]] = []
     job = client.upload(path, "releases", "progress.bin", stores=["primary"])
-    job.wait(100, on_progress=lambda progress: seen.append((time.monotonic(), progress)))
+    job.wait(WITHIN, on_progress=lambda progress: seen.append((time.monotonic(), progress)))
     Path(path).unlink()
     distinct = [at for n, (at, progress) in enumerate(seen) if n == 0 or progress != seen[n - 1][1]]
     assert seen
@@ -196,7 +196,7 @@ def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):
 def test_every_task_of_the_contract_is_registered(valkey, worker):
     """The worker has each task that the contract names, and no other one of ours."""
     with Celery(broker=valkey.url, set_as_current=False) as anybody:
-        registered = next(iter(anybody.control.inspect(timeout=5).registered().values()))
+        registered = next(iter(anybody.control.inspect(timeout=10).registered().values()))
     assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == set(TASKS)
 
 

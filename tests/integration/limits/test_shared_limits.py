@@ -182,10 +182,10 @@ def test_never_more_than_the_limit_over_processes_and_threads(url):
 
 
 def hold(url: str, ready: "multiprocessing.synchronize.Event") -> None:
-    slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(url)), seconds=0.6)
+    slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(url)), seconds=2)
     with slots.acquire("s", "killed", limit=2, local_limit=1):
         ready.set()
-        time.sleep(60)
+        time.sleep(600)
 
 
 def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
@@ -194,7 +194,7 @@ def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
     process = SPAWN.Process(target=hold, args=(url, ready))
     process.start()
     assert ready.wait(WITHIN)
-    slots = DistributedSemaphore(shared, seconds=0.6)
+    slots = DistributedSemaphore(shared, seconds=2)
 
     def free() -> bool:
         slot = slots.acquire("s", "other", limit=2, local_limit=1)
@@ -203,7 +203,7 @@ def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
         return slot is not None
 
     with slots.acquire("s", "alive", limit=2, local_limit=1):
-        deadline = time.monotonic() + 1.5
+        deadline = time.monotonic() + 4.1
         while time.monotonic() < deadline:  # more than twice their time
             assert not free()
             time.sleep(0.05)
@@ -386,7 +386,7 @@ def test_a_success_between_failures_keeps_it_closed(counters):
 
 def test_failures_that_are_far_apart_open_nothing(counters):
     """A failure counts for its time only."""
-    tested = breaker(counters, within="0.2s")
+    tested = breaker(counters, within="1s")
     tested.record_failure()
     tested.record_failure()
     until(lambda: not tested.check(pytest.fail))

@@ -305,7 +305,7 @@ def rename_and_die(source, target, **directories):
 os.rename = rename_and_die
 filesystem(Path({str(tmp_path / "root")!r})).store.write_object("releases", "app", io.BytesIO(b"new bytes"))
 """
-        died = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, timeout=60, check=False)
+        died = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, timeout=WITHIN, check=False)
         assert died.returncode == 9
         found = files.verify_object("releases", "app")
         assert (found.verdict, found.sha256) == (Verdict.VERIFIED, hashlib.sha256(b"new bytes").hexdigest())

@@ -106,7 +106,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch):
         began = time.monotonic()
         with pytest.raises(CatalogueUnavailable, match="timeout"):
             Catalogue(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/zot")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert (
         "connect_timeout" not in postgresql.options(sa.make_url("postgresql:///zot?connect_timeout=9"))["connect_args"]
     )
