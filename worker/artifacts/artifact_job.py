@@ -33,13 +33,13 @@ class CopySlot:
     """The bytes under the key may be the last of their kind: they go into quarantine before they are replaced."""
 
 
+@dataclass(frozen=True, slots=True)
 class ArtifactJob:
     """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue."""
 
-    def __init__(self, context: JobContext, job: RunningJob, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.context = context
-        self.job = job
+    context: JobContext
+    job: RunningJob
+    artifact: Artifact
 
     def inspect(self, store: LimitedStore) -> CopySlot | None:
         """Return where the copy has to be written; None if the store has it already.

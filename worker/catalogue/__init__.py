@@ -1,6 +1,6 @@
 """The catalogue: the SQL database that knows artifacts, copies, jobs and the verification log. No SQL outside it."""
 
-from copy import copy
+from functools import cached_property
 
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, Superseded
@@ -76,25 +76,54 @@ class Catalogue:
         """
         self._database = Database(url, create=create)
         self.identity = self._database.identity
-        self._write_through(self._database)
 
     def fenced(self, job: str, fence: int) -> "Catalogue":
         """Return the same catalogue for one leaseholder of a job: without the lease, writing raises LostLease."""
-        held = copy(self)
-        held._write_through(FencedDatabase(self._database, job, fence))  # noqa: SLF001 - it is one of us
+        held = Catalogue.__new__(Catalogue)
+        held._database = FencedDatabase(self._database, job, fence)  # noqa: SLF001 - it is one of us
         return held
 
-    def _write_through(self, database: Database) -> None:
-        self.artifacts = Artifacts(database)
-        self.artifact_locks = ArtifactLocks(database)
-        self.sweep_claims = SweepClaims(database)
-        self.batches = Batches(database)
-        self.job_admin = JobAdmin(database)
-        self.ledger = Ledger(database)
-        self.pauses = Pauses(database)
-        self.store_records = StoreRecords(database)
-        self.transfers = Transfers(database)
-        self.verifications = Verifications(database)
+    # Each is made when it is first used: no job needs them all.
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        return Artifacts(self._database)
+
+    @cached_property
+    def artifact_locks(self) -> ArtifactLocks:
+        return ArtifactLocks(self._database)
+
+    @cached_property
+    def sweep_claims(self) -> SweepClaims:
+        return SweepClaims(self._database)
+
+    @cached_property
+    def batches(self) -> Batches:
+        return Batches(self._database)
+
+    @cached_property
+    def job_admin(self) -> JobAdmin:
+        return JobAdmin(self._database)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self._database)
+
+    @cached_property
+    def pauses(self) -> Pauses:
+        return Pauses(self._database)
+
+    @cached_property
+    def store_records(self) -> StoreRecords:
+        return StoreRecords(self._database)
+
+    @cached_property
+    def transfers(self) -> Transfers:
+        return Transfers(self._database)
+
+    @cached_property
+    def verifications(self) -> Verifications:
+        return Verifications(self._database)
 
     def close(self) -> None:
         """Give the connections back."""

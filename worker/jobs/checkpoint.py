@@ -1,5 +1,7 @@
 """Remember in the catalogue how far the write of a copy has come, so that any worker can go on with it."""
 
+from dataclasses import dataclass
+
 from celery.exceptions import SoftTimeLimitExceeded
 
 from worker import clock
@@ -10,25 +12,25 @@ from worker.storage.errors import TransientError
 from worker.storage.transfer.multipart import OpenUpload, SentPart
 
 
+@dataclass(frozen=True, slots=True)
 class CopyCheckpoint:
     """The checkpoint of one copy's write in parts; see `worker.storage.transfer.multipart.Checkpoint`."""
 
-    def __init__(self, catalogue: Catalogue, artifact: Artifact, store: str) -> None:
-        self._transfers = catalogue.transfers
-        self._artifact = artifact
-        self._store = store
+    catalogue: Catalogue
+    artifact: Artifact
+    store: str
 
     def resume(self) -> OpenUpload | None:
-        return self._transfers.find(self._artifact, self._store)
+        return self.catalogue.transfers.find(self.artifact, self.store)
 
     def begun(self, token: str, part_size: int) -> None:
-        self._transfers.begin(self._artifact, self._store, token=token, part_size=part_size, now=clock.now())
+        self.catalogue.transfers.begin(self.artifact, self.store, token=token, part_size=part_size, now=clock.now())
 
     def sent(self, part: SentPart) -> None:
-        self._transfers.add(self._artifact, self._store, part)
+        self.catalogue.transfers.add(self.artifact, self.store, part)
 
     def ended(self) -> None:
-        self._transfers.end(self._artifact, self._store)
+        self.catalogue.transfers.end(self.artifact, self.store)
 
     def worth_keeping(self, error: BaseException) -> bool:
         """Return whether there will be another attempt: after transient errors, time limits, shutdowns, lost leases."""

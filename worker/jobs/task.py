@@ -1,7 +1,7 @@
 """Turn a plain function into a durable Celery task.
 
-Every task runs the same way: the message is read as its request, the ledger accepts and hands out the job, the function
-does the work, and whatever comes of it is in the ledger before Celery hears of it.
+Every task runs the same way: the message is validated as its request, the ledger accepts and leases the job, the
+function does the work, and the outcome is in the ledger before Celery learns of it.
 """
 
 import logging
@@ -49,12 +49,12 @@ Work = Callable[[RequestT, JobContext, RunningJob], ResultT]
 AtEnd = Callable[[RequestT, Context], None]
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
-"""By kind, what is done at a job's end, and the model of the request that it is given."""
+"""By kind, the function that is called at a job's end, and the model of the request that it is given."""
 _MORE_DELAY = timedelta(minutes=5)
 """How much longer than `retry.backoff_max` a store may ask a job to wait."""
-_SHORTEST_WAIT = 1.0
-_LONGEST_WAIT = 5.0
-"""Seconds between looks at a job that another worker holds."""
+_MIN_WAIT = 1.0
+_MAX_WAIT = 5.0
+"""Seconds after which a delivery asks again for a job that another worker has leased."""
 
 
 def artifact_task(
@@ -68,7 +68,7 @@ def artifact_task(
         spec: the task's name, models and queue.
         writes: the job changes its artifact's copies, so that only one such job may work on the artifact at a time.
         at_end: is called once the ledger has the job's end, and again for every later delivery; not for a dead job,
-            which may be begun again.
+            which may be redriven.
     """
     if at_end is not None:
         _AT_ENDS[spec.kind] = (spec.request, at_end)
@@ -77,24 +77,24 @@ def artifact_task(
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
             try:
                 context = current()
-            except CatalogueUnavailable as error:  # at a process's first job; later it is the delivery that finds out
+            except CatalogueUnavailable as error:  # at a process's first job; later the delivery handles it
                 logger.warning("job %s waits: %s", task.request.id, error)
-                raise task.retry(exc=error, countdown=_LONGEST_WAIT, throw=False) from error
+                raise task.retry(exc=error, countdown=_MAX_WAIT, throw=False) from error
             return Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
 
         return shared_task(
             name=spec.name,
             bind=True,
             max_retries=None,  # the ledger counts the attempts: waiting for another worker's lease is none
-            default_retry_delay=_LONGEST_WAIT,  # after a child was killed; our own retries name their delay
-            throws=(JobFailed,),  # a job that fails is no fault of the worker's: no traceback in its log
+            default_retry_delay=_MAX_WAIT,  # after a child was killed; our own retries name their delay
+            throws=(JobFailed,),  # a failed job is no bug of the worker: no traceback in its log
         )(run)
 
     return register
 
 
 def clean_up(context: Context, job: JobRecord) -> None:
-    """Do what its task does at a job's end, for one that ended without a delivery."""
+    """Call the `at_end` of a job's task, for a job that ended without a delivery."""
     if job.kind in _AT_ENDS:
         model, at_end = _AT_ENDS[job.kind]
         at_end(model.read(job.request), context)
@@ -125,121 +125,127 @@ class Delivery(Generic[RequestT, ResultT]):
         self._at_end = at_end
         self._id: str = task.request.id
         self._ledger = context.catalogue.ledger
-        self._outbox = Outbox(task.app)
-        self._clean_up: Callable[[], None] = lambda: None
 
     def handle(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
-        """Do the job unless it is done, busy or nonsense; return its result or raise what Celery is to make of it."""
-        request = self._read(args, kwargs)
-        if self._at_end is not None:
-            self._clean_up = partial(self._at_end, request, self._context)
+        """Do the job unless it is finished, leased or invalid; return its result or raise what Celery acts on."""
+        request = self._validate(args, kwargs)
         try:
-            begun = self._begin(request)
-            self._outbox.taken(self._id)
-            if isinstance(begun, Leased):
-                return self._attempt(work, request, begun.record)
+            found = self._ledger.acquire(
+                self._id,
+                self._spec.kind,
+                request.payload(),
+                owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+                holds=f"{request.bucket}/{request.key}" if self._writes else None,  # type: ignore[attr-defined]
+                parent=self._task.request.parent_id,
+                now=clock.now(),
+                lease=self._context.settings.jobs.lease,
+                queue=(self._task.request.delivery_info or {}).get("routing_key"),
+                max_crashes=self._context.settings.retry.max_crashes,
+            )
+            Outbox(self._task.app).taken(self._id)
+            match found:
+                case Leased():
+                    return self._attempt(work, request, found.record)
+                case Held():
+                    logger.info("job %s waits: %s", self._id, found.reason)
+                    left = (found.until - clock.now()).total_seconds()
+                    raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
+                case Finished():
+                    if found.record.state != JobState.DEAD and self._at_end is not None:
+                        self._at_end(request, self._context)  # the worker that ended it may have been killed before
+                    return self._answer(found.record)
         except CatalogueUnavailable as error:
-            # Not even the ledger can be told. If we hold a lease, it lapses by itself.
+            # Nothing can be recorded in the ledger now. A lease that this delivery has expires by itself.
             logger.warning("job %s waits: %s", self._id, error)
             raise self._again(self._backoff(self._task.request.retries), error) from error
         except OtherRequest as error:
-            logger.error("job %s: refused: %s", self._id, error)  # noqa: TRY400 - its own line says it all
-            raise Ignore from error  # and leave the result of the first request alone
-        if isinstance(begun, Finished):
-            if begun.record.state != JobState.DEAD:
-                self._clean_up()  # whoever ended it may have been killed before
-            return self._answer(begun.record)
-        raise self._wait(begun)
+            logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its own line says it all
+            raise Ignore from error  # keeps the result of the first request
 
-    def _read(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> RequestT:
+    def _validate(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> RequestT:
         try:
             if args:
-                self._refuse(kwargs, "arguments are named, this message has positional ones")
+                self._reject(kwargs, "arguments are named, this message has positional ones")
             return self._spec.request.model_validate(kwargs)
         except ValidationError as error:
             problems = [
                 f"{'.'.join(map(str, p['loc'])) or 'message'}: {p['msg']}"
                 for p in error.errors(include_url=False, include_input=False)
             ]
-            self._refuse(kwargs, "; ".join(problems))
+            self._reject(kwargs, "; ".join(problems))
 
-    def _begin(self, request: RequestT) -> Leased | Held | Finished:
-        return self._ledger.acquire(
-            self._id,
-            self._spec.kind,
-            request.payload(),
-            owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
-            holds=f"{request.bucket}/{request.key}" if self._writes else None,  # type: ignore[attr-defined]
-            parent=self._task.request.parent_id,
-            now=clock.now(),
-            lease=self._context.settings.jobs.lease,
-            queue=(self._task.request.delivery_info or {}).get("routing_key"),
-            max_crashes=self._context.settings.retry.max_crashes,
-        )
-
-    def _attempt(self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord) -> dict[str, Any]:
-        reporter = CeleryReporter(self._task)
-        job = RunningJob(record, self._ledger, self._context.settings.jobs, reporter)
+    def _attempt(  # noqa: C901 - one clause for each way in which an attempt ends
+        self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
+    ) -> dict[str, Any]:
+        job = RunningJob(record, self._ledger, self._context.settings.jobs, CeleryReporter(self._task))
+        end = partial(self._end, job, request)
         try:
             with job:
                 job.check()
                 self._context.pauses.check_job(job.id, record.parent)
-                result = work(request, self._context.for_job(job), job)
-                return self._succeed(job, result)
+                result = work(request, self._context.for_job(job), job).model_dump(mode="json")
+                end(JobState.SUCCEEDED, result=result)
+                logger.info("job %s: %s succeeded at attempt %d", job.id, self._spec.kind, job.attempt)
+                return result
         except LostLease as error:
-            logger.warning("%s; this worker lets go of it", error)
+            logger.warning("%s; this worker stops working on it", error)
             raise Ignore from error
         except Cancelled as error:
-            self._cancel(job, error, record)
+            end(JobState.CANCELLED, error=cause(job.id))
+            end_writes(self._context, record)
+            logger.info("%s", error)
+            self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
+            raise Ignore from error
         except Continue as step:
-            self._rest(job, step)
+            self._continue_later(job, step)
         except Requeue as error:
             self._snooze(job, error, record.put_off_since, 0)
+        except Paused as error:
+            self._snooze(job, error, clock.now(), error.seconds)  # `jobs.max_put_off` counts from the end of the pause
         except Snooze as error:
-            self._snooze_or_bury(job, error, record)
+            since = record.put_off_since or clock.now()
+            if clock.now() - since >= self._context.settings.jobs.max_put_off:
+                self._fail(end, job, JobState.DEAD, error, last_cause(record.error))
+            self._snooze(job, error, since, error.seconds)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
-            self._retry_or_bury(job, error)
+            if job.attempt >= self._context.settings.retry.max_attempts:
+                self._fail(end, job, JobState.DEAD, error)
+            self._retry(job, error)
         except (StorageError, CatalogueError) as error:
-            self._end_badly(job, JobState.FAILED, error)
+            self._fail(end, job, JobState.FAILED, error)
         except Exception as error:
-            logger.exception("job %s: %s failed on a fault of ours", self._id, self._spec.kind)
-            self._end_badly(job, JobState.FAILED, error)
+            logger.exception("job %s: %s failed on a bug of the worker", self._id, self._spec.kind)
+            self._fail(end, job, JobState.FAILED, error)
 
-    # How a delivery ends
+    # How an attempt ends
 
     def _end(
         self,
         job: RunningJob,
+        request: RequestT,
         state: JobState,
         *,
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error)
-        if state != JobState.DEAD:  # that one may be begun again, and needs its source then
-            self._clean_up()
+        if state != JobState.DEAD and self._at_end is not None:  # a dead one may be redriven, and needs its source then
+            self._at_end(request, self._context)
 
-    def _succeed(self, job: RunningJob, result: ResultT) -> dict[str, Any]:
-        payload = result.model_dump(mode="json")
-        self._end(job, JobState.SUCCEEDED, result=payload)
-        logger.info("job %s: %s done at attempt %d", job.id, self._spec.kind, job.attempt)
-        return payload
-
-    def _retry_or_bury(self, job: RunningJob, error: Exception) -> NoReturn:
-        if job.attempt >= self._context.settings.retry.max_attempts:
-            self._end_badly(job, JobState.DEAD, error)
-        asked = min(getattr(error, "retry_after", None) or 0, self._longest_delay)
+    def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
+        longest = (self._context.settings.retry.backoff_max + _MORE_DELAY).total_seconds()  # see visibility_timeout
+        asked = min(getattr(error, "retry_after", None) or 0, longest)
         delay = max(self._backoff(job.attempt - 1), asked)
         self._ledger.retry(job.id, job.fence, _details(error), due=self._due(delay))
-        logger.warning("job %s: attempt %d met a passing fault, next in %.0f s: %s", job.id, job.attempt, delay, error)
+        logger.warning("job %s: attempt %d failed, retry in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
 
-    def _rest(self, job: RunningJob, step: Continue) -> NoReturn:
+    def _continue_later(self, job: RunningJob, step: Continue) -> NoReturn:
         """Let the job do its next step later, in a message that counts as its first: no retry, and no failed attempt.
 
-        The result backend keeps saying how far it is.
+        The result backend keeps the progress.
         """
         progress = job.progress.model_dump(mode="json") if step.seconds is not None else None
         self._ledger.continue_later(job.id, job.fence, progress=progress, due=self._due(step.seconds or 0))
@@ -248,46 +254,36 @@ class Delivery(Generic[RequestT, ResultT]):
             self._again(step.seconds)
         raise Ignore from step
 
-    def _snooze_or_bury(self, job: RunningJob, error: Snooze, record: JobRecord) -> NoReturn:
-        if isinstance(error, Paused):
-            self._snooze(job, error, clock.now(), error.seconds)  # its patience begins anew when the pause is over
-        since = record.put_off_since or clock.now()
-        if clock.now() - since >= self._context.settings.jobs.max_put_off:
-            self._end_badly(job, JobState.DEAD, error, last_cause(record.error))
-        self._snooze(job, error, since, error.seconds)
-
     def _snooze(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
-        """Let the job be taken up again later, at no cost to it."""
+        """Give the job back for later at no cost to its attempts."""
         self._ledger.snooze(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
-        logger.info("job %s is put off for %.1f s: %s", job.id, seconds, error)
+        logger.info("job %s is snoozed for %.1f s: %s", job.id, seconds, error)
         raise self._again(seconds, error) from error
 
-    def _end_badly(
-        self, job: RunningJob, state: JobState, error: Exception, before: Mapping[str, Any] | None = None
+    def _fail(
+        self,
+        end: Callable[..., None],
+        job: RunningJob,
+        state: JobState,
+        error: Exception,
+        previous: Mapping[str, Any] | None = None,
     ) -> NoReturn:
         described = _described(error)
-        self._end(job, state, error={**_details(error), **(before or {})})
+        end(state, error={**_details(error), **(previous or {})})
         logger.error(
             "job %s: %s is %s at attempt %d: %s", job.id, self._spec.kind, state, job.attempt, described.message
         )
         raise JobFailed(described.message, described.type, state.value, job.attempt) from error
 
-    def _cancel(self, job: RunningJob, error: Cancelled, record: JobRecord) -> NoReturn:
-        self._end(job, JobState.CANCELLED, error=cause(job.id))
-        end_writes(self._context, record)
-        logger.info("%s", error)
-        self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
-        raise Ignore from error
-
-    def _refuse(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
+    def _reject(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
         error = JobError(type="InvalidMessage", message=f"{self._spec.name} does not accept this message: {reason}")
-        fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # what was sent may be anything, a secret too
+        fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # the values may be anything, a secret too
         self._ledger.reject(self._id, self._spec.kind, fields, error.model_dump(), clock.now())
-        logger.error("job %s: refused: %s", self._id, error.message)
+        logger.error("job %s: rejected: %s", self._id, error.message)
         raise JobFailed(error.message, error.type, JobState.REFUSED.value, 0)
 
     def _answer(self, record: JobRecord) -> dict[str, Any]:
-        """Say again how a job ended whose message was delivered once more."""
+        """Repeat the outcome of a job whose message was delivered once more."""
         logger.info("job %s has ended before: %s", record.id, record.state)
         if record.state == JobState.SUCCEEDED:
             return dict(record.result or {})
@@ -299,23 +295,13 @@ class Delivery(Generic[RequestT, ResultT]):
 
     # Celery's retry
 
-    def _wait(self, busy: Held) -> Exception:
-        logger.info("job %s waits: %s", self._id, busy.reason)
-        left = (busy.until - clock.now()).total_seconds()
-        return self._again(min(max(left, _SHORTEST_WAIT), _LONGEST_WAIT))
-
     def _due(self, delay: float) -> datetime:
-        """Return by when the job must have been heard of again; its message may have to wait for a free process."""
+        """Return when `sweep.recover` takes the message for lost: it may have to wait for a free process first."""
         return clock.now() + timedelta(seconds=delay) + 2 * self._context.settings.jobs.lease
 
     def _again(self, seconds: float, error: Exception | None = None) -> Exception:
         retry: Exception = self._task.retry(exc=error, countdown=seconds, throw=False)
         return retry
-
-    @property
-    def _longest_delay(self) -> float:
-        """Return the seconds that a message may wait in a worker: with the job's own time, Redis must not miss it."""
-        return (self._context.settings.retry.backoff_max + _MORE_DELAY).total_seconds()
 
     def _backoff(self, retries: int) -> float:
         retry = self._context.settings.retry
@@ -329,7 +315,7 @@ class Delivery(Generic[RequestT, ResultT]):
 
 
 def _details(error: Exception) -> dict[str, Any]:
-    """Return what the ledger keeps of an error: also its traceback, and the store that was blamed for it."""
+    """Return what the ledger keeps of an error: also its traceback, and the store that it is about."""
     details = _described(error).model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
     store = getattr(error, "store", None)
     return details | {"store": store} if store else details
@@ -340,4 +326,4 @@ def _described(error: Exception) -> JobError:
         return JobError(type="TimeLimit", message="the attempt took longer than jobs.time_limit allows")
     if isinstance(error, StorageError | CatalogueError | Cancelled | Requeue | Snooze):
         return JobError(type=type(error).__name__, message=str(error))
-    return JobError(type=type(error).__name__, message="a fault of the worker's own; its log has the traceback")
+    return JobError(type=type(error).__name__, message="a bug of the worker; its log has the traceback")

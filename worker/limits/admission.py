@@ -80,37 +80,31 @@ class Admission:
         """Forget the failures that were counted."""
         self._breaker(store).record_success()
 
-    def has_slots(self, store: str) -> bool:
-        """Return whether the concurrency of the store is limited."""
-        return self._limits.get(store, _NO_LIMITS).concurrency is not None
+    def limits_of(self, store: str) -> StoreLimits:
+        """Return the limits of a store. Where one is None there is no need to call the method that keeps it."""
+        return self._limits.get(store, _NO_LIMITS)
 
-    def acquire_slot(self, store: str, holder: str) -> Slot | None:
-        """Return one of the store's slots, to be released after use; None if its concurrency is not limited.
+    def acquire_slot(self, store: str, holder: str, limit: int) -> Slot:
+        """Return one of the store's slots, to be released after use.
 
         Raises:
             Snooze: all slots are taken.
         """
-        limit = self._limits.get(store, _NO_LIMITS).concurrency
-        if limit is None:
-            return None
         local_limit = max(1, int(limit * self._share_of(store)))
         slot = self._semaphore.acquire(store, holder, limit=limit, local_limit=local_limit)
         if slot is None:
             raise _busy(store, limit)
         return slot
 
-    def check_slot(self, store: str) -> None:
+    def check_slots(self, store: str, limit: int) -> None:
         """Raise Snooze if all slots of the store are taken; takes none."""
-        limit = self._limits.get(store, _NO_LIMITS).concurrency
-        if limit is not None and self._semaphore.taken(store) >= limit:
+        if self._semaphore.taken(store) >= limit:
             raise _busy(store, limit)
 
-    def take_bandwidth(self, store: str, count: int, waiting: Callable[[], object]) -> None:
+    def take_bandwidth(self, store: str, count: int, limit: int, waiting: Callable[[], object]) -> None:
         """Return when so many bytes may be read or written; `waiting` is called meanwhile and may raise."""
-        limit = self._limits.get(store, _NO_LIMITS).bytes_per_second
-        if limit is not None and count:
-            local_limit = max(1024, int(limit * self._share_of(store)))
-            self._bandwidth.take(store, count, limit=limit, local_limit=local_limit, waiting=waiting)
+        local_limit = max(1024, int(limit * self._share_of(store)))
+        self._bandwidth.take(store, count, limit=limit, local_limit=local_limit, waiting=waiting)
 
     def _breaker(self, store: str) -> CircuitBreaker:
         found = self._breakers.get(store)
@@ -126,7 +120,7 @@ class Admission:
                 process = f"{socket.gethostname()}:{os.getpid()}"
                 known = self._semaphore.count_in("processes", process, _COUNTED_FOR)
                 self._share = 1 / known if known else self._share
-        return self._limits.get(store, _NO_LIMITS).local_share or self._share or _SHARE_IF_UNKNOWN
+        return self.limits_of(store).local_share or self._share or _SHARE_IF_UNKNOWN
 
 
 def _busy(store: str, limit: int) -> Snooze:

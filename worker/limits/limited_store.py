@@ -62,6 +62,7 @@ class LimitedStore:
         self.name = store.name
         self._store = store
         self._admission = admission
+        self.limits = admission.limits_of(store.name)
         self._job = job
         self._lock = threading.RLock()
         self._admitted_until = 0.0
@@ -209,12 +210,13 @@ class LimitedStore:
     def slot(self) -> Iterator[None]:
         """Admit the job and hold its concurrency slot over several transfers: no other job takes it between them."""
         self.admit()
-        if not self._admission.has_slots(self.name):
+        limit = self.limits.concurrency
+        if limit is None:
             yield
             return
         with self._lock:
             if self._transfers == 0:
-                self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}")
+                self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}", limit)
             self._transfers += 1
         try:
             yield
@@ -237,18 +239,23 @@ class LimitedStore:
     @contextmanager
     def _transfer(self, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
         """Hold a slot, and yield what is to be told of every piece."""
-        tell = on_bytes or self._job.heartbeat
+        tell, limit = on_bytes or self._job.heartbeat, self.limits.bytes_per_second
 
         def metered(count: int) -> None:
             if self._slot is not None and self._slot.lost:
                 error = Snooze(f"{self.name}: this job's concurrency slot was given to another job", 1.0)
                 error.store = self.name
                 raise error
-            self._admission.take_bandwidth(self.name, count, self._job.heartbeat)
+            if limit is not None:
+                self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
             tell(count)
 
-        with self._request(), self.slot():
-            yield metered
+        with self.slot():
+            try:
+                yield metered
+            except StorageError as error:
+                self._blame(error)
+                raise
 
     def _blame(self, error: StorageError) -> None:
         """Name this store in an error that names none yet, and count it if the store is to blame for it."""
@@ -333,8 +340,10 @@ class LimitedStores(Mapping[str, LimitedStore]):
         closed: list[Snooze] = []
         for name in names:
             try:
-                self[name].admit()
-                self._admission.check_slot(name)
+                store = self[name]
+                store.admit()
+                if store.limits.concurrency is not None:
+                    self._admission.check_slots(name, store.limits.concurrency)
             except Snooze as error:
                 closed.append(error)
             else:
