@@ -1,7 +1,7 @@
-"""A file that lists artifacts: in UTF-8, one `bucket/key` on each line.
+"""Key lists: files that name artifacts in UTF-8, one `bucket/key` on each line.
 
-No key that a store may hold has a line end in it, so that nothing needs to be quoted. Empty lines are passed over, and
-so are a byte order mark and the carriage returns of Windows.
+No valid key has a line end in it, so nothing is quoted. Empty lines are ignored, and so are a byte order mark and the
+carriage returns of Windows.
 """
 
 import io
@@ -16,22 +16,22 @@ from worker.settings import Settings
 from worker.storage.errors import InvalidKey, PermanentError
 from worker.storage.keys import check_bucket, check_key
 
-_LONGEST = 8192
+_MAX_LINE = 8192
 """Bytes; no `bucket/key` has as many."""
-_TOLD = 5
-"""Faults that are told by their lines; of the others it is told how many there are."""
-_MOST_TOLD = 200
-_MARK = b"\xef\xbb\xbf"
-_EVERY = 1000
+_MAX_NAMED = 5
+"""Bad lines that the error names; it counts the others."""
+_MAX_MESSAGE = 200
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_HEARTBEAT_LINES = 1000
 
 
 class BadKeyList(PermanentError):
-    """The file that lists the artifacts of a batch has lines that name none, or is not the one that it was."""
+    """The key list of a batch has lines that name no artifact, or was changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """What a file lists, and by what it is known again."""
+class CheckedList:
+    """How many artifacts a key list names, and the tag by which a change of the file is found."""
 
     count: int
     tag: str
@@ -39,49 +39,49 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line that names an artifact, and where the next one begins in the file."""
+    """One line that names an artifact, and the offset of the next line in the file."""
 
     bucket: str
     key: str
     end: int
 
 
-def check(name: str, settings: Settings, tick: Callable[[int], None]) -> Listed:
-    """Read a whole list and return how many artifacts it names; `tick` is called now and then and may raise.
+def check(name: str, settings: Settings, heartbeat: Callable[[], object]) -> CheckedList:
+    """Read a whole list and return how many artifacts it names; `heartbeat` is called now and then and may raise.
 
     Raises:
-        BadKeyList: lines of it name no artifact; says which and why.
+        BadKeyList: lines of it name no artifact; names the first and why.
         SourceRefused, NotFound, AccessDenied: it cannot be opened.
     """
     count, bad = 0, 0
-    told: list[str] = []
+    named: list[str] = []
     with _opened(name, settings) as file:
         for number, _, raw in _lines(file, 0):
-            if number % _EVERY == 0:
-                tick(0)
+            if number % _HEARTBEAT_LINES == 0:
+                heartbeat()
             fault = _fault(raw)
             bad += fault is not None
             count += fault is None
-            if fault is not None and len(told) < _TOLD:
-                told.append(f"line {number}: {fault}")
+            if fault is not None and len(named) < _MAX_NAMED:
+                named.append(f"line {number}: {fault}")
         tag = _tag(file)
     if bad:
-        more = f"; and {bad - len(told)} more" if bad > len(told) else ""
-        raise BadKeyList(f"{name}: nothing was done, {bad} of its lines name no artifact: {'; '.join(told)}{more}")
-    return Listed(count, tag)
+        more = f"; and {bad - len(named)} more" if bad > len(named) else ""
+        raise BadKeyList(f"{name}: nothing was done, {bad} of its lines name no artifact: {'; '.join(named)}{more}")
+    return CheckedList(count, tag)
 
 
 def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int) -> list[Line]:
-    """Return the next artifacts of a list that was checked, from a byte on.
+    """Return the next artifacts of a checked list, from an offset in bytes.
 
     Raises:
-        BadKeyList: it has been changed since it was checked.
+        BadKeyList: it was changed since it was checked.
         SourceRefused, NotFound, AccessDenied: it cannot be opened.
     """
     found: list[Line] = []
     with _opened(name, settings) as file:
         if _tag(file) != tag:
-            raise BadKeyList(f"{name}: it has been changed while its batch was at work; send the rest as a new one")
+            raise BadKeyList(f"{name}: it was changed while its batch ran; send the rest as a new batch")
         file.seek(offset)
         for _, end, raw in _lines(file, offset):
             bucket, _, key = raw.decode().partition("/")
@@ -99,16 +99,16 @@ def _opened(name: str, settings: Settings) -> Iterator[BinaryIO]:
 
 
 def _lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, int, bytes]]:
-    """Return the number of each line that is not empty, where it ends in the file, and what it says."""
+    """Yield the number of each line that is not empty, the offset of its end, and its content."""
     number = 0
-    while line := file.readline(_LONGEST):
+    while line := file.readline(_MAX_LINE):
         number += 1
         start, offset = offset, offset + len(line)
-        while not line.endswith(b"\n") and (rest := file.readline(_LONGEST)):
+        while not line.endswith(b"\n") and (rest := file.readline(_MAX_LINE)):
             offset += len(rest)
-            line = line[:_LONGEST] + rest[-1:]
+            line = line[:_MAX_LINE] + rest[-1:]
         said = line.removesuffix(b"\n").removesuffix(b"\r")
-        said = said.removeprefix(_MARK) if start == 0 else said
+        said = said.removeprefix(_BYTE_ORDER_MARK) if start == 0 else said
         if said:
             yield number, offset, said
 
@@ -122,7 +122,7 @@ def _fault(raw: bytes) -> str | None:
     except UnicodeDecodeError:
         return "it is not in UTF-8"
     except InvalidKey as error:
-        return error.message if len(error.message) <= _MOST_TOLD else f"{error.message[:_MOST_TOLD]}…"
+        return error.message if len(error.message) <= _MAX_MESSAGE else f"{error.message[:_MAX_MESSAGE]}…"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Where uploads come from: files under configured roots, and URLs of configured hosts. Everything else is refused."""
+"""Sources of uploads: files under configured roots, and URLs of configured hosts. Everything else is refused."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 logger = logging.getLogger(__name__)
 
-_MOST_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -41,19 +41,19 @@ class SourceRefused(PermanentError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Bytes on this machine's disk, that can be read several times."""
+    """The bytes of an upload, in a file on this machine that can be read several times."""
 
     name: str
     file: BinaryIO
     size: int
 
     def rewind(self) -> BinaryIO:
-        """Return the file, to be read from its first byte."""
+        """Return the file, positioned at its first byte."""
         self.file.seek(0)
         return self.file
 
     def digests(self, sha256: str | None, on_bytes: OnBytes) -> tuple[Digest, Manifest]:
-        """Read all bytes and return what they are, as a whole and by chunks.
+        """Read all bytes and return their digest, as a whole and by chunks.
 
         Raises:
             DigestMismatch: they do not have the SHA-256 that was announced.
@@ -66,14 +66,14 @@ class Source:
 
 @contextmanager
 def open_source(name: str, settings: Settings) -> Iterator[Source]:
-    """Open a source: an absolute path or an http(s) URL.
+    """Open a source: an absolute path or an http(s) URL. A URL is downloaded to a temporary file first.
 
     Raises:
-        SourceRefused: it is neither, or not one that the settings allow; says which setting would.
-        NotFound: it is not there.
+        SourceRefused: it is neither, or not one that the settings allow; names the setting that would allow it.
+        NotFound: the file or the resource does not exist.
         AccessDenied: the worker may not read it.
-        TransientError: the host does not answer, or asks to come back later.
-        OutOfSpace: there is no room for a download in the data directory.
+        TransientError: the host does not answer, or asks for a retry later.
+        OutOfSpace: the data directory has no space left for the download.
     """
     scheme = urlsplit(name).scheme if "://" in name else ""
     if scheme in {"http", "https"}:
@@ -87,7 +87,7 @@ def open_source(name: str, settings: Settings) -> Iterator[Source]:
 
 
 def remove_staged(name: str, settings: Settings) -> None:
-    """Remove a file that was staged for one job, and the job's own directory; whatever the name, nothing else."""
+    """Remove a file that was staged for one job, and the job's own directory; no other file, whatever the name."""
     path = Path(os.path.realpath(name))
     if path.parent.parent != settings.staging_dir.resolve():
         return
@@ -97,7 +97,7 @@ def remove_staged(name: str, settings: Settings) -> None:
     except FileNotFoundError:
         return  # an earlier delivery of the job has done it
     except OSError as error:
-        logger.warning("the staged file %s stays behind: %s", path, error.strerror)
+        logger.warning("the staged file %s cannot be removed: %s", path, error.strerror)
 
 
 # Files
@@ -120,7 +120,7 @@ def _open_file(name: str, settings: Settings) -> BinaryIO:
         raise SourceRefused(f"source {name}: {error.strerror}") from error
     file = os.fdopen(fd, "rb", buffering=0)
     opened = Path(os.path.realpath(f"/proc/self/fd/{fd}"))
-    # Asked again of what was opened: a link may have been turned between the look and the opening.
+    # Checked again on what was opened: a link may have changed between the check and the opening.
     if not stat.S_ISREG(os.fstat(fd).st_mode) or (opened.exists() and not _inside(opened, roots)):
         file.close()
         raise SourceRefused(f"source {name}: only regular files under a configured root can be uploaded")
@@ -149,7 +149,7 @@ def _download(url: str, settings: Settings) -> Iterator[BinaryIO]:
 def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
     seconds = settings.sources.timeout.total_seconds()
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=min(seconds, 10), read=seconds), retries=False)
-    for _ in range(_MOST_REDIRECTS + 1):
+    for _ in range(_MAX_REDIRECTS + 1):
         _check_host(url, settings.sources.hosts)
         try:
             response = pool.request(
@@ -164,7 +164,7 @@ def _get(url: str, settings: Settings) -> urllib3.BaseHTTPResponse:
             return response
         url = urljoin(url, response.headers.get("Location", ""))
         response.close()
-    raise SourceRefused(f"source {_without_query(url)}: more than {_MOST_REDIRECTS} redirects")
+    raise SourceRefused(f"source {_without_query(url)}: more than {_MAX_REDIRECTS} redirects")
 
 
 def _check_host(url: str, hosts: tuple[str, ...]) -> None:
@@ -181,7 +181,7 @@ def _check_status(response: urllib3.BaseHTTPResponse, name: str) -> None:
         return
     response.close()
     if status in {404, 410}:
-        raise NotFound(f"source {name}: the host answers {status}, there is nothing")
+        raise NotFound(f"source {name}: the host answers {status}, it does not exist")
     if status in {401, 403}:
         raise AccessDenied(f"source {name}: the host answers {status}; sources must be readable without credentials")
     if status in {429, 503}:
@@ -206,7 +206,9 @@ def _copy(response: urllib3.BaseHTTPResponse, spool: BinaryIO, name: str, max_si
     except urllib3.exceptions.HTTPError as error:
         raise Unavailable(f"source {name}: the connection broke after {size} bytes") from error
     except OSError as error:
-        raise OutOfSpace(f"source {name}: no room for the download in the data directory: {error.strerror}") from error
+        raise OutOfSpace(
+            f"source {name}: no space left for the download in the data directory: {error.strerror}"
+        ) from error
 
 
 def _without_query(url: str) -> str:

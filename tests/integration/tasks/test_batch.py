@@ -327,7 +327,7 @@ def test_a_list_that_changes_under_its_batch_stops_it(laid, drive, source_root):
     driver.step()
     driver.work()
     listed.write_text("releases/a/002\nreleases/a/002\n\n")
-    with pytest.raises(BadKeyList, match="has been changed"):
+    with pytest.raises(BadKeyList, match="was changed while"):
         driver.step()
     assert len(driver.queue.sent) == 1
 
