@@ -80,6 +80,7 @@ class Catalogue:
     def fenced(self, job: str, fence: int) -> "Catalogue":
         """Return the same catalogue for one leaseholder of a job: without the lease, writing raises LostLease."""
         held = Catalogue.__new__(Catalogue)
+        held.identity = self.identity
         held._database = FencedDatabase(self._database, job, fence)  # noqa: SLF001 - it is one of us
         return held
 
