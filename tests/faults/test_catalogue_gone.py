@@ -17,17 +17,17 @@ from worker.catalogue import Catalogue
 from zot_artifact_client import ArtifactClient
 
 
-class GatedSource:
-    """Serves one file, whose end it holds back until it is opened."""
+class SlowSource:
+    """Serves one file, whose end it sends only when it is released."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
-        self.open = threading.Event()
+        self.released = threading.Event()
         self.origin = ""
 
     @contextmanager
     def serving(self) -> Iterator[str]:
-        gate = self
+        source = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -35,8 +35,8 @@ class GatedSource:
                 self.send_header("Content-Length", "7")
                 self.end_headers()
                 self.wfile.write(b"release"[:3])
-                gate.reached.set()
-                gate.open.wait(WITHIN)
+                source.reached.set()
+                source.released.wait(WITHIN)
                 self.wfile.write(b"release"[3:])
 
             def log_message(self, *_: object) -> None:
@@ -47,39 +47,43 @@ class GatedSource:
             try:
                 yield f"http://127.0.0.1:{server.server_port}"
             finally:
-                self.open.set()
+                self.released.set()
                 server.shutdown()
 
 
 @dataclass(frozen=True)
-class Place:
-    """A catalogue, what takes it away, and what gives it back."""
+class Outage:
+    """A catalogue, what makes it unavailable, and what ends that."""
 
     url: str
-    take: Callable[[], object]
-    give: Callable[[], object]
+    start: Callable[[], object]
+    end: Callable[[], object]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request, tmp_path):
-    """Return a catalogue that somebody else can lock for longer than is waited for, or whose server can be killed."""
-    if request.param == "sqlite":
-        path = tmp_path / "catalogue.sqlite3"
+@pytest.fixture(params=["locked", "deleted", "postgresql"])
+def outage(request, tmp_path):
+    """Return a catalogue whose file is locked by another process or deleted, or whose server is killed."""
+    path = tmp_path / "catalogue.sqlite3"
+    if request.param == "deleted":
+        aside = tmp_path / "aside.sqlite3"
+        yield Outage(f"sqlite:///{path}?timeout=1", lambda: path.rename(aside), lambda: aside.rename(path))
+        return
+    if request.param == "locked":
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            yield Place(f"sqlite:///{path}?timeout=1", lambda: other.execute("BEGIN EXCLUSIVE"), other.rollback)
+            yield Outage(f"sqlite:///{path}?timeout=1", lambda: other.execute("BEGIN EXCLUSIVE"), other.rollback)
         return
     server = request.getfixturevalue("postgres")
     with server.database() as url:
-        yield Place(url, server.kill, server.restart)
+        yield Outage(url, server.kill, server.restart)
 
 
-def test_jobs_outlive_a_catalogue_that_is_away(place, valkey, tmp_path):
-    """A job at work and one that waits find no catalogue, wait for it, and end well: one version, one whole copy."""
-    gate, broker = GatedSource(), valkey.url.removesuffix("/0") + "/7"
+def test_jobs_outlive_a_catalogue_that_is_away(outage, valkey, tmp_path):
+    """A running job and a waiting one find no catalogue, wait for it, and succeed: one version, one complete copy."""
+    source, broker = SlowSource(), valkey.url.removesuffix("/0") + "/7"
     (tmp_path / "b.tgz").write_bytes(b"release")
-    with gate.serving() as origin:
+    with source.serving() as origin:
         settings = {
-            "catalogue": place.url,
+            "catalogue": outage.url,
             "sources__hosts": json.dumps([origin]),
             "sources__roots": json.dumps([str(tmp_path)]),
             "retry__backoff": "1s",
@@ -90,19 +94,19 @@ def test_jobs_outlive_a_catalogue_that_is_away(place, valkey, tmp_path):
         with worker, ArtifactClient(broker) as client:
             at_work = client.upload(f"{origin}/a.tgz", "releases", "a.tgz")
             waiting = client.upload(str(tmp_path / "b.tgz"), "releases", "b.tgz")
-            assert gate.reached.wait(WITHIN)
-            place.take()
-            gate.open.set()
+            assert source.reached.wait(WITHIN)
+            outage.start()
+            source.released.set()
             until(lambda: all(f"job {job.id} waits: catalogue" in worker.log for job in (at_work, waiting)))
-            place.give()
+            outage.end()
             assert [job.wait(WITHIN).version for job in (at_work, waiting)] == [1, 1]
 
-        catalogue = Catalogue(place.url)
+        catalogue = Catalogue(outage.url)
         attempts = [catalogue.ledger.get(job.id).attempts for job in (at_work, waiting)]
         artifacts = [catalogue.artifacts.current("releases", key) for key in ("a.tgz", "b.tgz")]
         states = [copy.state for artifact in artifacts for copy in catalogue.artifacts.copies(artifact).values()]
         catalogue.close()
     assert attempts == [2, 1]
     assert states == ["stored"] * 4
-    password = make_url(place.url).password
+    password = make_url(outage.url).password
     assert password is None or password not in worker.log

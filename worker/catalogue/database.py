@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from worker.catalogue import postgresql, sqlite
+
+logger = logging.getLogger(__name__)
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _REVISION = "0009"
@@ -101,13 +104,18 @@ class Database:
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.engine = open_engine(url)
         self._file: FileIdentity | None = None
+        path = sqlite.file_of(self.engine.url) if self.engine.dialect.name == "sqlite" else None
         if not create:
             _check_there(self.engine)
+        if path:
+            _check_not_lost(path)
         migrate(self.engine)
-        if self.engine.dialect.name == "sqlite" and (path := sqlite.file_of(self.engine.url)):
+        if path:
             self._file = FileIdentity(path, _device_and_inode(path))
         with self.read() as connection:
             self.identity: str = connection.execute(sa.text(_IDENTITY)).scalar_one()
+        if path:
+            _mark(path, self.identity)
         sa.event.listen(self.engine, "connect", self._check_identity)
 
     @contextmanager
@@ -155,6 +163,41 @@ def _device_and_inode(path: Path) -> tuple[int, int] | None:
     except OSError as error:
         raise CatalogueUnavailable(f"catalogue {path}: {error.strerror}") from error
     return found.st_dev, found.st_ino
+
+
+def _check_not_lost(path: Path) -> None:
+    """Refuse to make an empty catalogue where one was: its marker is still there."""
+    marker = _marker(path)
+    if marker.exists() and _device_and_inode(path) is None:
+        raise CatalogueUnavailable(
+            f"catalogue {path}: the file is gone; restore it from a backup, or remove {marker} to start empty"
+        )
+
+
+def _mark(path: Path, identity: str) -> None:
+    """Keep the id of the catalogue beside its file.
+
+    Raises:
+        CatalogueUnavailable: the id of another catalogue is kept there.
+    """
+    marker = _marker(path)
+    try:
+        if not marker.exists():
+            fresh = marker.with_name(f"{marker.name}.{uuid4().hex}")
+            fresh.write_text(identity, encoding="ascii")
+            fresh.replace(marker)
+        kept = marker.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        logger.warning("catalogue %s: its id cannot be kept at %s: %s", path, marker, error.strerror)
+        return
+    if kept != identity:
+        raise CatalogueUnavailable(
+            f"catalogue {path}: it is another catalogue than the one before; put that back, or remove {marker}"
+        )
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}-id")
 
 
 def _check_there(engine: Engine) -> None:

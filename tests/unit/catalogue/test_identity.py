@@ -31,16 +31,33 @@ def test_a_deleted_file_is_written_to_by_nobody(tmp_path):
     catalogue.close()
 
 
-def test_a_new_connection_to_another_catalogue_is_refused(catalogue, catalogue_url):
+def test_no_empty_catalogue_replaces_one_whose_file_is_gone(tmp_path):
+    """A process that starts while the file is gone, or another one is in its place, makes and uses no other."""
+    path = tmp_path / "catalogue.sqlite3"
+    for name in ("catalogue.sqlite3", "other.sqlite3"):
+        catalogue = Catalogue(f"sqlite:///{tmp_path / name}")
+        begin(catalogue, name)
+        catalogue.close()
+    aside = path.rename(tmp_path / "aside")
+    with pytest.raises(CatalogueUnavailable, match=r"file is gone; restore it .* or remove .*catalogue.sqlite3-id"):
+        Catalogue(f"sqlite:///{path}")
+    assert not path.exists()
+    shutil.copy(tmp_path / "other.sqlite3", path)
+    with pytest.raises(CatalogueUnavailable, match="another catalogue than the one before"):
+        Catalogue(f"sqlite:///{path}")
+    aside.rename(path)
+    catalogue = Catalogue(f"sqlite:///{path}")
+    assert catalogue.ledger.get("catalogue.sqlite3") is not None
+    catalogue.close()
+
+
+def test_a_new_connection_to_another_catalogue_is_refused(catalogue):
     """A database that was made anew under the same name is not taken for the one that was opened."""
     with catalogue._database.engine.begin() as connection:
         connection.execute(sa.text("UPDATE catalogue_identity SET id = 'another'"))
     catalogue._database.engine.dispose()
     with pytest.raises(CatalogueUnavailable, match="it is another catalogue"):
         catalogue.ledger.get("job-1")
-    again = Catalogue(catalogue_url)
-    assert again.ledger.get("job-1") is None
-    again.close()
 
 
 def test_no_catalogue_is_made_where_one_was_expected(tmp_path, catalogue_url):
