@@ -271,4 +271,4 @@ def test_a_refused_message_that_cannot_be_recorded_ends_nothing(worker, broker, 
     finally:
         broker.delete(LATEST)
     assert (worker.pid, worker.children()) == pids
-    assert "the refused message could not be recorded: ResponseError" in worker.log
+    assert "the rejected message could not be recorded: ResponseError" in worker.log

@@ -17,6 +17,8 @@ from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.contract import TASKS, VERIFY, JobState, Progress, Queue
 
 MIB = 1 << 20
+LONG = 80
+"""MiB; writing them to `dr`, which is limited, takes three seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def worker(valkey, tmp_path_factory, incoming) -> Iterator[Worker]:
     settings = {
         "sources__roots": json.dumps([str(incoming)]),
         "breaker__enabled": "false",  # attempts are counted here, and it spares them
+        "store_limits": json.dumps({"dr": {"bytes_per_second": "20MiB"}}),  # a job on it takes seconds
         "retry__max_attempts": "2",
         "retry__backoff": "4s",
         "retry__jitter": "false",
@@ -116,39 +119,39 @@ def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue
 @pytest.mark.usefixtures("worker")
 def test_progress_is_seen_in_bytes_at_most_once_a_second(client, valkey, source):
     """A long upload shows how far it is, and not more often than promised."""
-    path = source(os.urandom(MIB) * 1500)
+    path = source(os.urandom(MIB) * LONG)
     seen: list[tuple[float, Progress]] = []
-    job = client.upload(path, "releases", "progress.bin", stores=["primary"])
+    job = client.upload(path, "releases", "progress.bin", stores=["dr"])
     job.wait(WITHIN, on_progress=lambda progress: seen.append((time.monotonic(), progress)))
     Path(path).unlink()
     distinct = [at for n, (at, progress) in enumerate(seen) if n == 0 or progress != seen[n - 1][1]]
     assert seen
-    assert all(0 < progress.bytes_done <= progress.bytes_total == 3000 * MIB for _, progress in seen)
+    assert all(0 < progress.bytes_done <= progress.bytes_total == 2 * LONG * MIB for _, progress in seen)
     assert all(later - earlier > 0.5 for earlier, later in pairwise(distinct))
 
 
 def test_a_running_job_can_be_cancelled_and_leaves_nothing(client, worker, catalogue, source):
     """Cancelling a running upload ends it as cancelled, with no object and no temporary file."""
-    path = source(os.urandom(MIB) * 1500)
-    job = client.upload(path, "releases", "cancelled.bin", stores=["primary"])
+    path = source(os.urandom(MIB) * LONG)
+    job = client.upload(path, "releases", "cancelled.bin", stores=["dr"])
     until(lambda: job.progress)
     job.cancel()
     with pytest.raises(JobCancelled):
         job.wait(WITHIN)
     Path(path).unlink()
     assert catalogue.ledger.get(job.id).state == "cancelled"
-    assert not list((worker.home / "stores" / "primary" / "releases").glob("*cancelled*"))
-    assert not list((worker.home / "stores" / "primary" / "releases").glob(".zot-tmp-*"))
+    assert not list((worker.home / "stores" / "dr" / "releases").glob("*cancelled*"))
+    assert not list((worker.home / "stores" / "dr" / "releases").glob(".zot-tmp-*"))
 
 
 def test_a_killed_child_does_not_take_its_job_with_it(client, worker, catalogue, source):
     """The child that runs a job is killed; the job is taken up by another one and ends well."""
-    path = source(os.urandom(MIB) * 1500)
-    job = client.upload(path, "releases", "killed.bin", stores=["primary"])
+    path = source(os.urandom(MIB) * LONG)
+    job = client.upload(path, "releases", "killed.bin", stores=["dr"])
     until(lambda: job.progress)
     owner = catalogue.ledger.get(job.id).lease_owner.split(":")
     os.kill(int(owner[1]), signal.SIGKILL)
-    assert job.wait(WITHIN).size == 1500 * MIB
+    assert job.wait(WITHIN).size == LONG * MIB
     Path(path).unlink()
     assert catalogue.ledger.get(job.id).attempts == 2
 
