@@ -455,6 +455,25 @@ def test_an_error_of_a_source_counts_against_the_source_and_not_the_target(share
     assert snooze.value.store == "a"
 
 
+def test_no_driver_takes_an_error_of_a_source_for_its_own(shared, admission, monkeypatch):
+    """A source that is gone leaves the write as that, also where the target would call an upload that is gone so."""
+    source, target = limited(admission(shared), "a"), limited(admission(shared), "b")
+    put = target.driver.put
+
+    def put_in_parts(*args: Any, **options: Any) -> Any:
+        try:
+            return put(*args, **options)
+        except NotFound as error:
+            raise Unavailable("b: another writer ended the upload") from error
+
+    monkeypatch.setattr(target.driver, "put", put_in_parts)
+    with source.read_object("releases", "app") as reader:
+        monkeypatch.setattr(reader._reader, "read", lambda _size: (_ for _ in ()).throw(NotFound("a: not there")))
+        with pytest.raises(NotFound) as error:
+            write(target, reader)
+    assert error.value.store == "a"
+
+
 def test_an_error_of_a_target_counts_against_the_target_and_not_the_source(shared, admission):
     """A copy whose target fails opens the breaker of the target alone."""
     ours = admission(shared, breaker={"failures": 1})
