@@ -2,12 +2,16 @@
 
 import io
 import json
+import logging
+from collections.abc import Iterable
 from datetime import datetime
 
 from worker.catalogue import Catalogue, LogHead
 from worker.storage import Store
 from worker.storage.errors import NotFound, StorageError
 from worker.storage.keys import PROBE_BUCKET
+
+logger = logging.getLogger(__name__)
 
 _LARGEST = 4096
 
@@ -48,6 +52,23 @@ def check_kept_head(store: Store, catalogue: Catalogue) -> str | None:
         raise StorageError(f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is no head of a verification log") from None
     fault = catalogue.verifications.check_head(head)
     return f"{fault}; the head is kept in {store.name} at {PROBE_BUCKET}/{_key(catalogue)}" if fault else None
+
+
+def log_faults(stores: Iterable[Store], catalogue: Catalogue) -> list[str]:
+    """Return what is wrong with the verification log: its chain, and the heads that the stores keep.
+
+    A store that cannot be reached says nothing about the log.
+    """
+    broken = catalogue.verifications.first_broken()
+    faults = [] if broken is None else [f"the verification log was changed at row {broken}"]
+    for store in stores:
+        try:
+            fault = check_kept_head(store, catalogue)
+        except StorageError as error:
+            logger.warning("the head of the verification log that %s keeps was not compared: %s", store.name, error)
+        else:
+            faults += [fault] if fault else []
+    return faults
 
 
 def _key(catalogue: Catalogue) -> str:

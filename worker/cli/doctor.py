@@ -13,6 +13,7 @@ import typer
 from celery import Celery
 from kombu.connection import Connection
 
+from worker.artifacts.log_heads import log_faults
 from worker.beat import last_tick
 from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
@@ -245,11 +246,10 @@ def _catalogue(session: Session) -> Iterator[Check]:
 
 
 def _log(session: Session) -> Check:
-    broken = session.catalogue.verifications.first_broken()
-    if broken is None:
+    faults = log_faults([session.stores[name] for name in session.settings.stores], session.catalogue)
+    if not faults:
         return Check("catalogue", "good", "its tables are up to date, the chain of the verification log is whole")
-    detail = f"the verification log was changed at row {broken}"
-    return Check("catalogue", "bad", detail, "compare it with a backup; later verdicts are no evidence")
+    return Check("catalogue", "bad", "; ".join(faults), "compare it with a backup; later verdicts are no evidence")
 
 
 def _open_breakers(session: Session) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import typer
 
+from worker.artifacts.log_heads import log_faults
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import opened
@@ -18,7 +19,8 @@ def _log() -> None:
 def verify(as_json: AsJson = False) -> None:
     """Check that no row of the log was changed or removed since it was written.
 
-    Each row holds the hash of the row before it. The exit status is 1 if the chain is broken.
+    Each row holds the hash of the row before it, and each store keeps the hash of the last row.
+    The exit status is 1 if the chain is broken, or if the log does not fit what a store keeps.
 
     Example:
 
@@ -26,10 +28,11 @@ def verify(as_json: AsJson = False) -> None:
     """
     with opened(existing=True) as session:
         broken = session.catalogue.verifications.first_broken()
+        faults = log_faults([session.stores[name] for name in session.settings.stores], session.catalogue)
     if as_json:
-        print_json({"good": broken is None, "first_broken": broken})
-    elif broken is None:
+        print_json({"good": not faults, "first_broken": broken, "faults": faults})
+    elif not faults:
         say("the chain of the verification log is whole")
-    else:
-        complain(f"the verification log was changed at row {broken}: compare it with a backup")
-    raise typer.Exit(Status.GOOD if broken is None else Status.BAD)
+    for fault in () if as_json else faults:
+        complain(f"{fault}: compare it with a backup")
+    raise typer.Exit(Status.BAD if faults else Status.GOOD)

@@ -5,12 +5,14 @@ from typing import Any
 
 import typer
 
-from worker.catalogue import Pause, Scope
+from worker.catalogue import CopyState, Pause, Scope
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, print_json, print_table
 from worker.cli.pause import describe_pause
 from worker.cli.session import Session, opened
 from worker.storage.errors import StorageError
+
+_FORGOTTEN = {CopyState.SUPERSEDED, CopyState.DELETED}
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -36,7 +38,7 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"stores": rows})
     else:
-        columns = ("store", "type", "reachable", "copies", "oldest verified", "paused", "error")
+        columns = ("store", "type", "reachable", "copies", "oldest verified", "never verified", "paused", "error")
         print_table(columns, [_cells(row) for row in rows], empty="no stores", flexible=("copies", "paused", "error"))
     raise typer.Exit(Status.GOOD if all(row["reachable"] for row in rows) else Status.UNKNOWN)
 
@@ -44,7 +46,12 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
 def unconfigured(session: Session) -> dict[str, dict[str, int]]:
     """Return the stores that have copies in the catalogue and are not in the settings, with their copies by state."""
     counts = session.catalogue.artifacts.count_by_state()
-    return {name: states for name, states in counts.items() if name not in session.settings.stores and states}
+    present = {
+        name: {state: count for state, count in states.items() if state not in _FORGOTTEN}
+        for name, states in counts.items()
+        if name not in session.settings.stores
+    }
+    return {name: states for name, states in present.items() if states}
 
 
 def _rows(session: Session) -> list[dict[str, Any]]:
@@ -65,6 +72,7 @@ def _rows(session: Session) -> list[dict[str, Any]]:
                 "error": error,
                 "copies": counts.get(name, {}),
                 "oldest_verified_at": session.catalogue.artifacts.oldest_verified(name),
+                "never_verified": session.catalogue.artifacts.never_verified(name),
                 "paused": _paused(paused.get(name)),
             }
         )
@@ -79,6 +87,7 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         reachable if row["configured"] else "not configured",
         ", ".join(f"{count} {state}" for state, count in row["copies"].items()) or "none",
         row["oldest_verified_at"],
+        row["never_verified"],
         row["paused"] and describe_pause(row["paused"]["since"], row["paused"]["reason"]),
         row["error"],
     )

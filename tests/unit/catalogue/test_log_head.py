@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
-from worker.artifacts.log_heads import check_kept_head, keep_head
+from worker.artifacts.log_heads import check_kept_head, keep_head, log_faults
 from worker.catalogue import Catalogue, Finding
 from worker.storage import Store
 from worker.storage.memory import MemoryDriver
@@ -76,6 +76,20 @@ def test_a_log_that_grows_fits_the_head_that_was_kept(catalogue):
     assert check_kept_head(store, catalogue) is None
     assert keep_head(store, catalogue) is None
     assert catalogue.verifications.head().id == 3
+
+
+def test_all_faults_of_the_log_are_told_at_once(path):
+    """`log verify` and `doctor` tell a broken chain and each kept head that does not fit."""
+    catalogue, stores = Catalogue(f"sqlite:///{path}"), [open_store(), open_store()]
+    append(catalogue, "verified", "corrupt")
+    assert [keep_head(store, catalogue) for store in stores] == [None, None]
+    assert log_faults(stores, catalogue) == []
+    catalogue.close()
+    catalogue = tampered(path, "UPDATE verifications SET verdict = 'verified', hash = 'f' WHERE id = 2")
+    faults = log_faults(stores, catalogue)
+    catalogue.close()
+    assert len(faults) == 3
+    assert "changed at row 2" in faults[0]
 
 
 def test_the_head_of_another_catalogue_is_not_mixed_up(catalogue, tmp_path):
