@@ -49,7 +49,7 @@ def keep(source: str, root: str) -> str:
 
 @cache
 def open_database(root: str) -> sqlite3.Connection:
-    """Return this process's connection to the record; the first one makes it, while nobody else looks."""
+    """Return this process's connection to the record; the first one makes it, before any other opens it."""
     database = sqlite3.connect(Path(root, "catalogue.sqlite3"), isolation_level=None, timeout=30)  # commits each
     for statement in (
         "PRAGMA journal_mode = WAL",

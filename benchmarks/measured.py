@@ -1,4 +1,4 @@
-"""What a measurement hands back: one row of the table, its ratio taken pairwise within one run."""
+"""What a measurement returns: one row of the table, its ratio taken pairwise within one run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

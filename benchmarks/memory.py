@@ -65,7 +65,7 @@ def _compare(scene: Scene, kind: str, config: Callable[[], dict[str, str]]) -> l
 
 
 def _peak(scene: Scene, kind: str, config: dict[str, str], size: int) -> Peak:
-    """Upload and verify one file in a worker that has done nothing before, and look at its processes."""
+    """Upload and verify one file in a worker that has done nothing before, and measure its processes."""
     key = f"{size}.bin"
     with (
         scene.file(key, size) as source,

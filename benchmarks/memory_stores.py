@@ -40,13 +40,13 @@ def measure(scene: Scene) -> Iterator[Line]:
         for name in PLACES:
             if not scene.wants(f"{name}: peak memory"):
                 continue
-            size = _bearable(name, large)
+            size = _sized_to_memory(name, large)
             for needed in {SMALL, size} - files.keys():
                 files[needed] = stack.enter_context(scene.file(f"{needed}.bin", needed))
             yield from _on(scene.directory / "place", name, files[SMALL], files[size])
 
 
-def _bearable(place: str, size: int) -> int:
+def _sized_to_memory(place: str, size: int) -> int:
     """Return the size, or as many times smaller as this machine's memory asks for where the server holds it whole."""
     while place == GCS and COMPOSING * size > _available() and size > SMALL:
         size //= 2

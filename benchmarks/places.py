@@ -47,7 +47,7 @@ def filesystem(directory: Path) -> Iterator[Place]:
     """Keep objects as files of a directory."""
     root = directory / "filesystem"
     root.mkdir(parents=True)
-    rclone = Rclone(str(root / BUCKET), of_many=("--exclude", "*.sha256"))  # our sidecars, which nobody asked it for
+    rclone = Rclone(str(root / BUCKET), of_many=("--exclude", "*.sha256"))  # our sidecars, which were not requested
     yield Place({"type": "filesystem", "root": str(root)}, (Synced(rclone), rclone))
 
 

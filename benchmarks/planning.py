@@ -57,18 +57,18 @@ class Planned:
     redis: int
 
 
-class _Nobody:
-    """The outside of a job that nobody watches."""
+class _NullReporter:
+    """A job's reporter without a listener."""
 
     def report(self, progress: Progress) -> None:
-        """Show it to nobody."""
+        """Discard it."""
 
     def cancelled(self) -> bool:
         return False
 
 
 def measure(scene: Scene) -> Iterator[Row]:
-    """Plan in a process of its own, whose memory is nobody else's."""
+    """Plan in a process of its own, whose memory holds nothing else."""
     count = FEW if scene.quick else MANY
     scene.need(3 * GIB if count == MANY else GIB)
     command = [sys.executable, "-m", "benchmarks.planning", scene.directory / "planning", scene.valkey.url, str(count)]
@@ -100,7 +100,7 @@ class _Side:
             lease=timedelta(minutes=5),
         )  # fmt: skip
         assert isinstance(begun, Leased)
-        job = RunningJob(begun.record, ledger, self.context.settings.jobs, _Nobody())
+        job = RunningJob(begun.record, ledger, self.context.settings.jobs, _NullReporter())
         try:
             return step(request, self.context.for_job(job), job, self.messages)
         except Continue:

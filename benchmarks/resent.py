@@ -20,7 +20,7 @@ TARGET = Target(2, unit=" parts")
 
 
 def measure(scene: Scene) -> Iterator[Row]:
-    """Upload to a server that stands behind what counts the parts; kill -9 the worker when half of them have come."""
+    """Upload to a server behind a proxy that counts the parts; kill -9 the worker when half of them have arrived."""
     size, rounds = (128 * MIB, 1) if scene.quick else (GIB, 2)
     scene.need(size)
     with Ministack(scene.directory / "ministack") as server, scene.file("resent.bin", size) as source:
@@ -51,7 +51,7 @@ def _upload_twice(client: ArtifactClient, worker: Worker, source: Path, key: str
     """Upload until the worker is dead, start another, and ask for the same again: it is the same job that goes on."""
     job = client.upload(source, BUCKET, key, idempotency_key=key)
     while worker.running:
-        job.progress  # noqa: B018 - each look waits for an answer; the kill itself announces itself to nobody
+        job.progress  # noqa: B018 - each poll waits for an answer; the kill itself sends no event
     worker.start()
     client.upload(source, BUCKET, key, idempotency_key=key).wait(WAIT)
 

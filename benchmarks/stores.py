@@ -141,7 +141,7 @@ def _puts(bench: Bench) -> Iterable[Line]:
 
 
 def _gets(bench: Bench) -> Iterable[Line]:
-    movers = [mover for mover in bench.movers if not isinstance(mover, Synced)]  # nobody who gets waits for the disk
+    movers = [mover for mover in bench.movers if not isinstance(mover, Synced)]  # a get does not wait for the disk
     if not bench.load.many:
         movers += [Proved(mover) for mover in movers if isinstance(mover, Rclone)]
     movers[0].put(bench.load.path, "given")

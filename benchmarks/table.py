@@ -20,7 +20,7 @@ def keep(table: str, name: str = "") -> None:
     """Put a table in the place of the one in the README: that of everything, or of one measurement by its name.
 
     Raises:
-        NotMeasured: the README has lost the marks between which it stands.
+        NotMeasured: the README has lost the marks around the table.
     """
     before, _, after = _parted(name)
     README.write_text(f"{before}\n\n{table}\n{after}")
@@ -51,7 +51,7 @@ def exchange(lines: Iterable[Line], name: str) -> None:
 
 
 def _rows(kept: str) -> tuple[list[tuple[str, ...]], str]:
-    """Return the cells of a table, and what stands below it."""
+    """Return the cells of a table, and the text below it."""
     lines = kept.strip().splitlines()
     table = [line for line in lines if line.startswith("|")]
     cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table]

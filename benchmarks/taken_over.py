@@ -1,4 +1,4 @@
-"""How long a job stands still whose whole worker was killed, until another worker goes on with it."""
+"""How long a job of a killed worker waits until another worker continues it."""
 
 import json
 import random

@@ -38,7 +38,7 @@ class Load:
         """Return how many jobs were done in a second, all of them waiting already when the worker begins."""
         with self._stopped():
             ids = self.send(jobs)
-            os.sync()  # nobody's bytes are to wait behind those of the sources
+            os.sync()  # no job's bytes are to wait behind those of the sources
             begun = time.perf_counter()
         self._await(ids)
         return jobs / (time.perf_counter() - begun)
@@ -53,7 +53,7 @@ class Load:
             os.kill(self.server.pid, signal.SIGCONT)
 
     def _await(self, ids: Sequence[str]) -> None:
-        """Look at one result after the other: a client that is told of each would compete with the workers."""
+        """Poll one result after the other: a client that subscribes to each would compete with the workers."""
         deadline = time.monotonic() + WAIT
         for id_ in ids:
             while (state := self._state(id_)) in _UNENDED:

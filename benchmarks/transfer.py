@@ -16,7 +16,7 @@ BUCKET = "measured"
 
 
 def open_configured(config: Mapping[str, object]) -> Store:
-    """Return the store of a configuration as it stands in a file."""
+    """Return the store of a configuration as a file holds it."""
     checked: StoreConfig = TypeAdapter[Any](StoreConfig).validate_python(config)
     return open_store("measured", checked)
 

@@ -81,7 +81,7 @@ def _two_at_a_time(command: Sequence[str], files: Sequence[Path]) -> None:
 
 
 def _rate(reader: Reader, files: Sequence[Path]) -> float:
-    """Let somebody read all files, and return how many million bytes a second that were."""
+    """Let a tool read all files, and return how many million bytes a second that were."""
     if not reader.cached:
         _forget(files)
     size = sum(file.stat().st_size for file in files)

@@ -1,7 +1,7 @@
 """The Celery application: `celery -A worker.app worker`, `… beat`, `… flower`.
 
 A worker that gets SIGTERM takes no further jobs, lets those at work end for `jobs.grace`, and then hands them back at
-their next piece: they go on where they stand, in another worker or in this one when it is back.
+their next piece: another worker, or this one after its restart, continues them.
 """
 
 import os
@@ -60,8 +60,8 @@ def make_app(settings: Settings) -> Celery:
         task_queues=queues(unrouted=settings.broker is None),  # on our own broker, a plain `send_task` is ours too
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
         task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
-        worker_consumer="worker.intake.message_filter:Consumer",  # the rest of the door
-        task_create_missing_queues=False,  # a misspelt queue is an error, not a queue that nobody reads
+        worker_consumer="worker.intake.message_filter:Consumer",  # the rest of the message filter
+        task_create_missing_queues=False,  # a misspelt queue is an error, not a queue without a worker
         # Delivery: a message is gone only when its job has ended
         task_acks_late=True,
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
@@ -127,7 +127,7 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
 
 @signals.worker_process_init.connect
 def _die_with_the_worker(**_: Any) -> None:
-    """Let no child outlive a worker that was killed: its job would go on without anybody to answer to."""
+    """Let no child outlive a worker that was killed: its job would continue without a worker."""
     die_with_parent()
 
 
@@ -135,7 +135,7 @@ def _die_with_the_worker(**_: Any) -> None:
 def _outwait_the_result_backend(**_: Any) -> None:
     """Let a child wait for a result backend that is away: what Celery cannot store, it tells the client as failed.
 
-    The children alone: the parent has to serve them all, and a command line has somebody in front of it.
+    The children alone: the parent has to serve them all, and a user waits in front of a command line.
     """
     app.backend.always_retry = True
 
@@ -147,7 +147,7 @@ def _drain(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _probe_stores(sender: Any, **_: Any) -> None:
-    """Let a child try out the stores: the parent must hold no connection when it forks."""
+    """Let a child probe the stores: the parent must hold no connection when it forks."""
     if SWEEP_PROBE.queue in sender.app.amqp.queues.consume_from:
         sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
 

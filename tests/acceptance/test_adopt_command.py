@@ -88,7 +88,7 @@ def test_a_whole_bucket(zot: Zot, root: Path, bucket: str) -> None:
     assert len(zot("ls", bucket, "--json").document["artifacts"]) == 41
 
 
-def test_where_nothing_lies(zot: Zot, bucket: str) -> None:
+def test_a_prefix_without_objects(zot: Zot, bucket: str) -> None:
     """A bucket or a prefix without objects is told, status 1: it may be misspelt."""
     ended = zot("adopt", f"{bucket}/relases/", "--store", "default")
     assert (ended.status, ended.stdout, ended.is_one_line()) == (1, "", True)

@@ -131,7 +131,7 @@ def test_a_file_under_a_root_is_not_staged(zot: Zot, key: str, source: Path) -> 
     assert zot("jobs", document["job"], "--json").document["request"]["source"] == str(rooted)
 
 
-def test_a_rotten_copy_is_found_and_mended(zot: Zot, key: str, source: Path, tmp_path: Path) -> None:
+def test_a_rotten_copy_is_found_and_repaired(zot: Zot, key: str, source: Path, tmp_path: Path) -> None:
     """A flipped byte makes `verify` end with 1, `get` take the other copy, and `replicate` put the bad bytes aside."""
     assert zot("upload", source, key).status == 0
     path = zot.home / "stores" / "primary" / key
@@ -278,7 +278,7 @@ def test_wrong_credentials_fail_at_once(zot: Zot, key: str, source: Path) -> Non
 
 
 def test_a_wrong_endpoint_is_seen_while_it_is_tried(zot: Zot, key: str, source: Path) -> None:
-    """An endpoint that nobody listens on is told at the first attempt, and ends as dead when attempts are used up."""
+    """An endpoint without a listener is reported at the first attempt; the job is dead when attempts are used up."""
     done = zot("upload", source, key, "--store", "nowhere", "--json")
     assert done.status == 1
     assert (done.document["state"], done.document["attempts"]) == ("dead", 2)
@@ -408,7 +408,7 @@ def test_without_arguments_help_is_printed() -> None:
 
 
 def test_get_leaves_no_partial_file(zot: Zot, key: str, source: Path, tmp_path: Path) -> None:
-    """When no copy is right, `get` ends with 1 and neither a file nor a part of one lies at DEST."""
+    """When no copy is right, `get` ends with 1 and DEST has neither a file nor a part of one."""
     zot("upload", source, key, "--store", "primary")
     path = zot.home / "stores" / "primary" / key
     path.write_bytes(path.read_bytes()[:-1] + b"x")

@@ -66,7 +66,7 @@ def _locked_versions(into: Path) -> Path:
 
 
 def test_the_only_top_level_name_is_the_package(wheel: Path) -> None:
-    """The wheel can overwrite nobody's `tasks` or `worker`: everything in it lies in `zot_artifact_client`."""
+    """The wheel overwrites no other `tasks` or `worker`: everything in it is in `zot_artifact_client`."""
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"zot_artifact_client"}
@@ -81,7 +81,7 @@ def test_the_wheel_carries_its_types_and_its_licence(wheel: Path) -> None:
 
 
 def test_nothing_is_required_but_celery_and_pydantic(metadata: Message) -> None:
-    """Whoever installs the client gets no store SDK, no database and nothing of the worker's."""
+    """The installed client brings no store SDK, no database and nothing of the worker's."""
     required = {re.split(r"[\[<>=!~; ]", line)[0] for line in metadata.get_all("Requires-Dist", [])}
     assert required == {"celery", "pydantic"}
 

@@ -1,4 +1,4 @@
-"""`zot-artifacts up`: one per data directory, ends in order, leaves nobody behind, goes on with what was queued."""
+"""`zot-artifacts up` runs once per data directory, stops in order, leaves no process, continues with queued jobs."""
 
 import json
 import os
@@ -219,6 +219,6 @@ def await_states(zot: Zot, jobs: list[str], within: float, wanted: set[str] | No
             states = {record.state if (record := catalogue.ledger.get(job)) else "queued" for job in jobs}
             if states <= wanted or time.monotonic() > deadline:
                 return states
-            time.sleep(0.05)  # the ledger is asked; it tells nobody
+            time.sleep(0.05)  # the ledger has to be polled
     finally:
         catalogue.close()

@@ -153,5 +153,5 @@ def bucket(target: Target) -> Iterator[BucketUnderTest]:
         target.store.delete_object(bucket, row.key)
     target.store.delete_bucket(bucket)
     left = [unfinished.description for unfinished in target.store.iter_stale_uploads()]
-    assert [*left, *target.debris(bucket)] == []
+    assert [*left, *target.stale_files(bucket)] == []
     assert not target.store.bucket_exists(bucket)

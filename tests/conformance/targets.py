@@ -34,14 +34,14 @@ class Target:
     Attributes:
         store: it.
         path_of: where an object's bytes lie as a file, where they do.
-        debris: finds what should not be there, other than by asking the driver.
+        stale_files: finds what should not be there, without asking the driver.
         open_upload: begins a multipart upload beside the driver's back, where the store has those.
     """
 
     name: str
     store: Store
     path_of: Callable[[str, str], Path] | None = None
-    debris: Callable[[str], Iterable[str]] = lambda _bucket: ()
+    stale_files: Callable[[str], Iterable[str]] = lambda _bucket: ()
     open_upload: Callable[[str, str], None] | None = None
 
 
@@ -54,12 +54,12 @@ def memory() -> Target:
 def filesystem(root: Path) -> Target:
     driver = open_driver("filesystem", FilesystemConfig(root=root))
 
-    def debris(bucket: str) -> Iterable[str]:
+    def stale_files(bucket: str) -> Iterable[str]:
         yield from (str(path) for path in (root / bucket).rglob("*"))
         yield from (str(path) for path in root.rglob(".zot-tmp-*"))
         yield from (str(path) for path in (root / ".zot" / "intents").rglob("*"))
 
-    return Target("filesystem", Store(driver, spool_dir=root.parent), lambda b, k: root / b / k, debris)
+    return Target("filesystem", Store(driver, spool_dir=root.parent), lambda b, k: root / b / k, stale_files)
 
 
 def s3_ministack(server: Ministack, spool: Path) -> Target:
@@ -78,7 +78,7 @@ def s3_native(server: Ministack, spool: Path) -> Target:
 def s3_rclone(server: RcloneS3, spool: Path) -> Target:
     real = f"real-{uuid.uuid4().hex[:8]}"
 
-    def debris(bucket: str) -> Iterable[str]:
+    def stale_files(bucket: str) -> Iterable[str]:
         return (str(path) for path in (server.files / real / bucket).rglob("*") if path.is_file())
 
     return _s3(
@@ -88,7 +88,7 @@ def s3_rclone(server: RcloneS3, spool: Path) -> Target:
         bucket=real,
         conditional_writes=False,  # it ignores conditions, and the configuration says so
         path_of=lambda b, k: server.files / real / b / k,
-        debris=debris,
+        stale_files=stale_files,
     )
 
 
@@ -98,7 +98,7 @@ def _s3(
     spool: Path,
     *,
     path_of: Callable[[str, str], Path] | None = None,
-    debris: Callable[[str], Iterable[str]] = lambda _bucket: (),
+    stale_files: Callable[[str], Iterable[str]] = lambda _bucket: (),
     **changes: object,
 ) -> Target:
     config = s3_config(server, **changes)
@@ -110,7 +110,7 @@ def _s3(
         client.create_multipart_upload(Bucket=real, Key=path)
 
     store = Store(open_driver(name, config), spool_dir=spool)
-    return Target(name, store, path_of, debris, open_upload)
+    return Target(name, store, path_of, stale_files, open_upload)
 
 
 def s3_client(server: S3Server) -> Any:
@@ -149,7 +149,7 @@ def s3_config(server: S3Server, **changes: object) -> S3Config:
 
 
 class GcsEndpoint(Protocol):
-    """A server that speaks Cloud Storage, or what stands before one."""
+    """A server that speaks Cloud Storage, or a proxy before one."""
 
     @property
     def endpoint(self) -> str: ...
@@ -211,7 +211,7 @@ def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target
     def named(bucket: str, key: str = "") -> tuple[str, str]:
         return (config.container, f"{bucket}/{key}") if config.container else (bucket, key)
 
-    def debris(bucket: str) -> Iterable[str]:
+    def stale_files(bucket: str) -> Iterable[str]:
         container, prefix = named(bucket)
         found = service.get_container_client(container)
         with suppress(ResourceNotFoundError):
@@ -222,7 +222,7 @@ def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target
         service.get_blob_client(*named(bucket, key)).stage_block("somebody-elses", b"x")
 
     store = Store(open_driver(name, config), spool_dir=spool)
-    return Target(name, store, debris=debris, open_upload=open_upload)
+    return Target(name, store, stale_files=stale_files, open_upload=open_upload)
 
 
 def azure_config(server: Azurite, **changes: object) -> AzureConfig:

@@ -92,7 +92,7 @@ def test_the_whole_object_is_copied(pair: Pair, size: int) -> None:
 
 @pytest.mark.parametrize("size", [10, PART + 1])
 def test_nothing_is_inherited_beside_the_bytes(pair: Pair, size: int) -> None:
-    """Digest, metadata and the writer's token are those of this copy, whatever stands beside the original."""
+    """Digest, metadata and the writer's token are those of this copy, whatever the original has."""
     data = some_bytes(size)
     pair.bucket.store.write_object(pair.bucket.name, "app", source(data), metadata={"owner": "old", "stale": "yes"})
     pair.copy("app", Digest(size, "0" * 64), owner="Zoë  <z@example.com> ")
@@ -108,7 +108,7 @@ def test_an_empty_object_goes_another_way(pair: Pair) -> None:
 
 @pytest.mark.parametrize("size", [10, PART + 1])
 def test_what_is_there_stays(pair: Pair, size: int) -> None:
-    """A copy is made only where nothing lies; bytes that are not proved replace no others."""
+    """A copy is made only where no object is; bytes that are not verified replace no others."""
     pair.bucket.write("app", some_bytes(size))
     before, _ = pair.twin.write_object(pair.bucket.name, "app", source(NEW))
     with pytest.raises(AlreadyExists, match="app"):
@@ -118,7 +118,7 @@ def test_what_is_there_stays(pair: Pair, size: int) -> None:
 
 @pytest.mark.parametrize("size", [10, PART + 1])
 def test_an_original_that_changes_after_the_look(pair: Pair, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An original that is overwritten between the look at it and the copy is an error and no copy."""
+    """An original that is overwritten between its inspection and the copy is an error and no copy."""
     data = some_bytes(size)
     pair.bucket.write("app", data)
     driver: Any = pair.twin._driver
@@ -165,11 +165,11 @@ def test_an_original_of_another_size(pair: Pair) -> None:
 
 
 class Stop(Exception):
-    """Somebody wants the job to end."""
+    """The job is cancelled."""
 
 
 def test_a_copy_can_be_stopped(pair: Pair) -> None:
-    """Whoever stops a copy between its requests leaves nothing visible, and nothing unfinished."""
+    """A copy that is stopped between its requests leaves nothing visible, and nothing unfinished."""
     pair.bucket.write("app", some_bytes(2 * PART + 3))
     calls = list[int]()
 

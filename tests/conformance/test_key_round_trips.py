@@ -1,4 +1,4 @@
-"""Keys that nobody thought of: what the grammar allows, every store keeps exactly; what it refuses, no store sees."""
+"""Unusual keys: every store keeps exactly what the grammar allows, and no store sees what it refuses."""
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -227,7 +227,7 @@ class TestCompleting:
             assert bucket.read(writing.key) == b"small"
 
     def test_by_another_process(self, bucket: BucketUnderTest, target: Target) -> None:
-        """Whoever has the token goes on where another stopped: nothing of a write is in the memory of its driver."""
+        """The token is enough to continue where another driver stopped: nothing of a write is in a driver's memory."""
         with begun(bucket) as writing:
             writing.put(1)
             target.store.close()  # its clients are gone, as they are in another process
@@ -351,7 +351,7 @@ class TestEnding:
             assert (left_in(bucket), bucket.keys(), bucket.read(writing.key)) == ([], [writing.key], OLD)
 
     def test_abort_by_another_process(self, bucket: BucketUnderTest, target: Target) -> None:
-        """Whoever cancels a job of a killed worker leaves nothing of its write, with no more than the token."""
+        """The token is enough to cancel a killed worker's job without leaving anything of its write."""
         with begun(bucket) as writing:
             writing.put_all()
             target.store.close()  # its clients are gone, as they are in another process

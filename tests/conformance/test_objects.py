@@ -20,7 +20,7 @@ class TestRoundTrip:
         assert bucket.read("releases/app.tgz") == data
 
     def test_digest_is_kept_beside_it(self, bucket: BucketUnderTest) -> None:
-        """Whoever asks later gets the size and the digest that were stored at the write."""
+        """A later stat returns the size and the digest that were stored at the write."""
         bucket.write("app", b"hello")
         assert bucket.store.get_object_size(bucket.name, "app") == 5
         assert bucket.store.get_object_hash(bucket.name, "app") == digest_of(b"hello").sha256
@@ -62,7 +62,7 @@ class TestRoundTrip:
         assert bucket.stat("app").sha256 == digest_of(some_bytes(after, 2)).sha256
 
     def test_progress_is_told(self, bucket: BucketUnderTest) -> None:
-        """Whoever wants to know is told of every byte that is sent and of every byte that is read."""
+        """The callback is told of every byte that is sent and of every byte that is read."""
         data, sent, got = some_bytes(PART + 7), list[int](), list[int]()
         bucket.store.write_object(bucket.name, "app", source(data), on_bytes=sent.append)
         with bucket.store.read_object(bucket.name, "app", on_bytes=got.append) as reader:
@@ -131,7 +131,7 @@ class TestRanges:
         [(0, 4, b"0123"), (3, 4, b"3456"), (8, 2, b"89"), (8, 100, b"89"), (10, 5, b""), (99, 5, b""), (4, 0, b"")],
     )
     def test_range(self, bucket: BucketUnderTest, offset: int, length: int, expected: bytes) -> None:
-        """A range is exactly those bytes; what lies past the end is not there, and no error."""
+        """A range is exactly those bytes; a range past the end is shorter, and no error."""
         bucket.write("digits", b"0123456789")
         with bucket.store.read_object_range(bucket.name, "digits", offset, length) as reader:
             got = b"".join(iter(lambda: reader.read(3), b""))

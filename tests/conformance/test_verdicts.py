@@ -83,7 +83,7 @@ class TestRot:
             bucket.store.delete_object(quarantine, key)
 
     def test_foreign_object(self, bucket: BucketUnderTest, target: Target) -> None:
-        """An object that others put there is listed and read, and is `unverifiable`: nobody knows its digest."""
+        """An object of another program is listed and read, and is `unverifiable`: its digest is unknown."""
         path = path_of(target, bucket, "theirs")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"put here by hand")

@@ -1,4 +1,4 @@
-"""A small fleet in bad weather: random jobs, random faults, and what must be true when it has become quiet.
+"""A small fleet with random jobs and random faults, and what must be true when the faults end.
 
 Everything is real: a broker, two workers with their children, an S3 server behind a proxy, two directories. What is
 random comes from one seed, but for the moments at which the processes do what they do.
@@ -82,7 +82,7 @@ class Tally:
 
 
 class Fleet:
-    """The fleet, its clients and its bad weather. A context manager."""
+    """The fleet, its clients and its faults, as a context manager."""
 
     def __init__(self, directory: Path, ministack: Ministack, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -334,7 +334,7 @@ class Fleet:
         return f"{record.state} {record.error}" if record else "not in the ledger"
 
     def judge(self) -> None:
-        """Look at stores, ledger and log, and tell everything that is not as promised."""
+        """Check stores, ledger and log, and report everything that is not as promised."""
         self._sweep()
         self.tally.wrong += [*self._versions(), *self._copies(), *self._orphans()]
         broken = self.catalogue.verifications.first_broken()
@@ -346,7 +346,7 @@ class Fleet:
         self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(WITHIN)
 
     def _versions(self) -> Iterator[str]:
-        """Each upload made one version or none, and no version is anybody else's."""
+        """Each upload made one version or none, and every version is of an upload."""
         for key, uploaded in self._uploads.items():
             versions: list[str] = []
             while artifact := self.catalogue.artifacts.version("data", key, len(versions) + 1):
@@ -368,7 +368,7 @@ class Fleet:
                     yield f"{copy.store}: {artifact.path} is {copy.state} in the catalogue and {seen.verdict}"
 
     def _orphans(self) -> Iterator[str]:
-        """Nothing lies in the stores that the catalogue does not know, and nothing that was begun is left open."""
+        """The stores hold nothing that the catalogue does not know, and no upload is left open."""
         for name in STORES:
             store = self.stores[name]
             for found in store.list_objects("data"):

@@ -1,7 +1,7 @@
 """A worker that dies where it is told to: `python -m tests.faults.dying_worker DIRECTORY …`, else as `celery …`.
 
 A file in that directory, named after a job's key, is an order: it says at which point the process that works on the job
-dies, by SIGKILL, and is renamed at that moment, so that whoever takes the job next lives. An order may ask for another
+dies, by SIGKILL, and is renamed at that moment, so that the next worker lives. An order may ask for another
 misfortune in place of death: the clock jumps.
 """
 

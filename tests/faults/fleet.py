@@ -1,4 +1,4 @@
-"""A few workers of one data directory, a store behind a gate, and a client."""
+"""A few workers of one data directory, a store whose requests can be held, and a client."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class Gate:
 
 
 class Fleet:
-    """Workers of one data directory on one broker, a store behind a gate, and a client."""
+    """Workers of one data directory on one broker, a store whose requests can be held, and a client."""
 
     def __init__(self, valkey: Valkey, ministack: Ministack, gate: Gate, directory: Path) -> None:
         self.gate = gate

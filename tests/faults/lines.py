@@ -1,4 +1,4 @@
-"""The stores whose lines are disturbed: opened directly, and once more through what stands in between."""
+"""The stores whose connections are disturbed: opened directly, and once more through a proxy."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

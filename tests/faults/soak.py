@@ -1,4 +1,4 @@
-"""`make soak`: bad weather for as long as one says, with a look at everything after each minute of it."""
+"""`make soak`: random faults for as long as requested, with a check of everything after each minute."""
 
 import argparse
 import random
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def told(tally: Tally) -> str:
-    """Say in one line how it stands."""
+    """Print the state in one line."""
     return (
         f"{sum(tally.jobs.values())} jobs, {sum(tally.faults.values())} faults, "
         f"{len(tally.lost)} lost, {len(tally.wrong)} wrong"

@@ -1,4 +1,4 @@
-"""Jobs that somebody ends: from the client or Flower, while they run, wait, or lie where a killed worker left them."""
+"""Jobs that are cancelled from the client or Flower while they run, wait, or belong to a killed worker."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def state_of(fleet: Fleet, job: Any) -> str | None:
     return found and found.state
 
 
-def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_nobody(valkey, ministack, tmp_path):
+def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_no_process(valkey, ministack, tmp_path):
     """A running upload that Flower terminates ends in the ledger, with no object, no part and all processes alive.
 
     A job that waits for it is ended at once, and another one, that no worker has taken over, before it begins.
@@ -99,7 +99,7 @@ def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_nobody(valkey, 
 
 
 def test_what_a_killed_worker_left_of_a_cancelled_job_goes_away(valkey, ministack, tmp_path):
-    """A job is cancelled while nobody is up: the next worker ends it, its parts and its message, and begins nothing."""
+    """A job is cancelled while no worker runs: the next worker ends it, its parts and message, and starts nothing."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
         assert fleet.gate.reached.wait(WITHIN)

@@ -1,6 +1,6 @@
-"""Every point of a job's life is its worker's last, once: somebody else ends the job, and the record is true.
+"""A worker dies at every point of a job's life once: another worker ends the job, and the record is true.
 
-What is looked at afterwards are the stores, the ledger and the log of verifications, never what a worker says.
+The checks read the stores, the ledger and the log of verifications, never what a worker says.
 """
 
 import json
@@ -41,7 +41,7 @@ SETTINGS = QUICK | {
 
 @dataclass(frozen=True)
 class Case:
-    """A job, the point at which whoever works on it dies, and what must have come of it.
+    """A job, the point at which its worker dies, and the outcome that it must have.
 
     Attributes:
         name: the artifact's key.
@@ -273,7 +273,7 @@ class Scene:
     def wrong(self, case: Case, job: Job[Any]) -> list[str]:
         """Return everything that is not as promised."""
         record = self.record(job)
-        lost = self.worker.log.count(f"job {job.id} has gone over to another worker; this")  # it stood still
+        lost = self.worker.log.count(f"job {job.id} has gone over to another worker; this")  # it did not move
         ended = (record.state, record.attempts - max(0, min(lost, record.attempts - case.attempts)))
         found = [
             (self._order(case).with_suffix(".died").exists(), True, "whether it died there"),
@@ -395,7 +395,7 @@ def test_a_clock_that_jumps_neither_loses_nor_doubles_a_job(valkey, ministack, t
             jobs = {case: scene.start(case, clock=ahead) for case in cases}
             scene.come_to_rest(list(jobs.values()))
             for case, job in jobs.items():
-                # At work, the one who looks for the dead may come before the next sign of life, or after it.
+                # While the job runs, the sweep may come before the next heartbeat, or after it.
                 attempts = case.attempts if case.meets else min(scene.record(job).attempts, case.attempts)
                 wrong[case.name] = scene.wrong(replace(case, attempts=attempts), job)
         assert {name: what for name, what in wrong.items() if what} == {}

@@ -289,7 +289,7 @@ def test_a_change_between_any_two_calls_of_a_reader_shows_it_one_of_the_two(quic
 
 
 def _read_with_change(store: Store, key: str, count: int, change: Callable[[Store], Any]) -> tuple[bytes | None, bool]:
-    """Read while somebody else changes the key before call number `count`; return the bytes, and if it came so far."""
+    """Read while another writer changes the key before call number `count`; return the bytes, and if it came so far."""
     counter = itertools.count()
     reached = False
 

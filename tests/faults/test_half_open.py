@@ -1,4 +1,4 @@
-"""Connections that stay open and say nothing: whoever waits on them gives up, and goes on over a new one."""
+"""Connections that stay open and silent: a process that waits on one gives up, and continues over a new one."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,7 +88,7 @@ class TestStores:
         assert line.asked(*wanted) >= 2
         assert line.direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
-    def test_a_read_that_falls_silent_goes_on_where_it_stood(self, line: Line) -> None:
+    def test_a_read_that_falls_silent_continues_at_its_offset(self, line: Line) -> None:
         """The head and part of the body come, and then nothing: the rest is fetched over another connection."""
         line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
         line.silence("GET", "app", Silence(after=70_000), times=1)
@@ -97,7 +97,7 @@ class TestStores:
     @pytest.mark.slow
     @pytest.mark.parametrize("after", [None, 1], ids=["head", "body"])
     def test_a_store_that_stays_silent_is_given_up(self, line: Line, after: int | None) -> None:
-        """After a few tries it is a fault that passes; nobody waits without end."""
+        """After a few tries it is a transient error; no process waits without end."""
         line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
         line.silence("GET", "app", Silence(after), times=1000)
         with pytest.raises(TransientError, match="releases/app"), line.faulty.read_object(BUCKET, "app") as reader:

@@ -1,4 +1,4 @@
-"""Jobs whose workers, or whose messages, are gone: somebody else ends them, once."""
+"""Jobs whose workers, or whose messages, are gone: another worker ends them, once."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_a_message_that_redis_lost_is_sent_again(valkey, ministack, tmp_path):
         assert fleet.redis.exists(MESSAGES, ORDER.format(queue="transfer")) == 0
 
 
-def test_a_worker_that_is_asked_to_end_hands_its_job_back(valkey, ministack, tmp_path):
+def test_a_worker_that_shuts_down_requeues_its_job(valkey, ministack, tmp_path):
     """SIGTERM ends the worker at the next part; the next one goes on there, and no attempt and no part is wasted."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("first") as first:
         job = fleet.client.upload(fleet.source(), "releases", "large.bin")
@@ -57,7 +57,7 @@ def test_a_worker_that_is_asked_to_end_hands_its_job_back(valkey, ministack, tmp
     assert sorted(fleet.gate.parts) == list(range(1, PARTS + 1))
 
 
-def test_a_job_that_kills_its_worker_each_time_is_set_aside(valkey, ministack, tmp_path):
+def test_a_job_that_kills_its_worker_each_time_is_dead(valkey, ministack, tmp_path):
     """After as many deaths in a row as are allowed the job is dead, says why, and the queue goes on behind it."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("only", beat=True) as only:
         job = fleet.client.upload(fleet.source(), "releases", "poison.bin")

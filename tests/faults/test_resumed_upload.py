@@ -61,7 +61,7 @@ def test_a_killed_upload_sends_at_most_two_parts_again(
         killing.worker = worker
         job = client.upload(source, "releases", "large.bin", idempotency_key="one upload")
         while worker.running:
-            job.progress  # noqa: B018 - each look waits for an answer; the kill itself announces itself to nobody
+            job.progress  # noqa: B018 - each poll waits for an answer; the kill itself sends no event
         worker.start()
         again = client.upload(source, "releases", "large.bin", idempotency_key="one upload")
         assert again.id == job.id

@@ -49,7 +49,7 @@ def narrow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [PART - 1, 2 * PART], ids=["whole", "parts"])
 def test_an_upload_over_a_slow_line_is_only_slow(narrow: Narrow, size: int) -> None:
-    """Each part takes longer than anybody may wait for a byte, and all arrive: bytes are seen to move all the time."""
+    """Each part takes longer than the timeout for one byte, and all arrive: bytes move all the time."""
     narrow.faulty.write_object(BUCKET, "app", source(some_bytes(size)), condition="create_only")
     assert narrow.direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 

@@ -33,7 +33,7 @@ def wait_for_end(pid: int) -> bool:
 
 
 def test_a_server_that_was_killed_goes_on_with_its_data(valkey: Valkey, tmp_path: Path) -> None:
-    """After `kill` nobody answers, after `restart` the same port answers with what was acknowledged."""
+    """After `kill` no server answers, after `restart` the same port answers with what was acknowledged."""
     import redis
 
     with Valkey(tmp_path) as server:

@@ -1,4 +1,4 @@
-"""A proxy below any protocol, whose connections can fall silent without anybody being told, or be slow."""
+"""A proxy below any protocol, whose connections can fall silent without an event, or be slow."""
 
 import socket
 import threading

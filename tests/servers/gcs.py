@@ -36,7 +36,7 @@ class FakeGcs(GcsServer):
     """Right about listings, ranges, composing and rewriting; keeps everything in memory, or as files.
 
     Ignores conditions on everything but uploads in one request, composes over an object without a new generation, and
-    spoils an upload that is asked how far it has come. `StrictGcs` stands before it where conditions matter.
+    spoils an upload that is asked how far it has come. `StrictGcs` is its proxy where conditions matter.
     """
 
     name = "fake-gcs"
@@ -69,7 +69,7 @@ class GcpEmulator(GcsServer):
 
 
 class StrictGcs(FaultyProxy):
-    """Stands before a fake-gcs-server and holds every request to its generation conditions, as Google documents them.
+    """A proxy of fake-gcs-server that holds every request to its generation conditions, as Google documents them.
 
     One request at a time, so that nothing comes between a condition and what depends on it.
     """

@@ -50,7 +50,7 @@ class Postgres(Server):
             "timezone": "Asia/Kolkata",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        return (*_as_somebody(), _program("postgres"), "-D", str(self._data), *settings)
+        return (*_as_user(), _program("postgres"), "-D", str(self._data), *settings)
 
     def probe(self) -> None:
         """Return when it answers; the port alone is open before the server has recovered from a crash."""
@@ -95,7 +95,7 @@ class Postgres(Server):
         options = ("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C", "--no-sync")
         program = _program("initdb")
         made = subprocess.run(
-            (*_as_somebody(), program, "-D", str(self._data), "-U", self.user, *options),
+            (*_as_user(), program, "-D", str(self._data), "-U", self.user, *options),
             capture_output=True,
             text=True,
             check=False,
@@ -105,7 +105,7 @@ class Postgres(Server):
 
 
 def connect(url: str) -> psycopg.Connection:
-    """Return a connection of somebody with a SQL shell: each statement is a transaction of its own."""
+    """Return a connection like that of a SQL shell: each statement is a transaction of its own."""
     return psycopg.connect(url.replace("+psycopg", ""), autocommit=True)
 
 
@@ -117,7 +117,7 @@ def _program(name: str) -> str:
     return str(found)
 
 
-def _as_somebody() -> tuple[str, ...]:
+def _as_user() -> tuple[str, ...]:
     """Return what a command begins with so that it does not see that it is root's, which PostgreSQL refuses to be."""
     if os.geteuid() != 0:
         return ()

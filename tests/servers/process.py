@@ -57,7 +57,7 @@ def find_server(name: str, program: str | None = None) -> str:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on at this moment."""
+    """Return a loopback port without a listener at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -111,7 +111,7 @@ class Server:
             self.port = free_port()
             try:
                 self._spawn()
-            except ServerFailed:  # somebody else may have taken the port since it was found free
+            except ServerFailed:  # another process may have taken the port since it was found free
                 if attempt + 1 == PORTS_TRIED:
                     raise
             else:
@@ -159,7 +159,7 @@ class Server:
             try:
                 self.probe()
             except OSError:
-                time.sleep(POLL)  # nobody announces a listening socket, so it has to be asked for again and again
+                time.sleep(POLL)  # a listening socket sends no event, so it has to be polled
             else:
                 if self.running:
                     return

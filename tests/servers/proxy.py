@@ -1,4 +1,4 @@
-"""A proxy that stands between a client and a server and does to their talk what networks do."""
+"""A proxy between a client and a server that disturbs their connection as networks do."""
 
 import http.client
 import socket

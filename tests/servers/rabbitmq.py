@@ -50,7 +50,7 @@ class RabbitMQ(Server):
     def environment(self) -> Mapping[str, str]:
         ours = self.directory
         return {
-            "HOME": str(ours),  # the secret between Erlang's processes lies there
+            "HOME": str(ours),  # the secret between Erlang's processes is there
             "RUNNING_UNDER_SYSTEMD": "true",  # the process that is started is the server, and not a shell before it
             "RABBITMQ_NODENAME": "tests@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",

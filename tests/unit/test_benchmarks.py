@@ -20,7 +20,7 @@ def row(what: str, ours: float) -> Row:
 
 @dataclass
 class Tool:
-    """Somebody who needs a second for everything, and fails in the turn that is told."""
+    """A measurement that needs a second for everything, and fails in the given turn."""
 
     name: str
     fails_in: int = 99
@@ -83,7 +83,7 @@ def test_slow_rounds_end_early(bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_without_numbers_says_why() -> None:
-    """The reason stands in the table, on one line and without what would break it."""
+    """The reason is in the table, on one line and without what would break it."""
     text = table.markdown([row("a", 1.0), Missing("b", "no | server:\nrun make setup")], [])
     assert "| a    |" in text
     assert "| **not measured**: no / server: run make setup |" in text

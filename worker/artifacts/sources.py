@@ -1,4 +1,4 @@
-"""Sources of uploads: files under configured roots, and URLs of configured hosts. Everything else is refused."""
+"""Sources of uploads: files under configured roots and URLs of configured hosts, and nothing else."""
 
 import logging
 import os

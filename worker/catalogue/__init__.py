@@ -1,4 +1,4 @@
-"""The catalogue: the SQL database that knows artifacts, copies, jobs and the verification log. No SQL outside it."""
+"""The catalogue: the SQL database of artifacts, copies, jobs and the verification log; there is no SQL outside it."""
 
 from functools import cached_property
 

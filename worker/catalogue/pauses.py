@@ -1,4 +1,4 @@
-"""Pauses: what is paused, since when and why. They outlive every process and every broker."""
+"""Pauses: what is paused, since when and why; they outlive every process and every broker."""
 
 from dataclasses import dataclass
 from datetime import datetime

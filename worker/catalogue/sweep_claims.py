@@ -14,7 +14,7 @@ from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 
 _CLOCK_SKEW = timedelta(minutes=5)
-"""How far the clocks of two workers may differ. What lies further ahead was written by a clock that was ahead."""
+"""How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
 _PART = [0.05 + 0.9 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
     0.75 + 0.2 * again / (SPREADS - FIRST_READS - 1) for again in range(SPREADS - FIRST_READS)
 ]

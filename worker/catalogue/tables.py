@@ -1,4 +1,4 @@
-"""The catalogue's tables. Migrations make them; this is what they look like now."""
+"""The catalogue's tables, as the migrations leave them."""
 
 from sqlalchemy import (
     JSON,

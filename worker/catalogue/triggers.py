@@ -1,4 +1,4 @@
-"""Triggers that keep rows as they were recorded, in both dialects. Migrations use this: change nothing, add another."""
+"""Triggers that keep rows as they were recorded, in both dialects; migrations use them: change none, add another."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The types of the catalogue's columns, alike in both dialects. Migrations use them too: change none, add another."""
+"""The types of the catalogue's columns, alike in both dialects; migrations use them too: change none, add another."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

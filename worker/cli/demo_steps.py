@@ -1,4 +1,4 @@
-"""The steps of the demo. Each looks for itself whether what it shows is so, not only whether somebody says so."""
+"""The steps of the demo, each of which checks its own outcome and does not rely on what the worker says."""
 
 import hashlib
 import os
@@ -226,7 +226,7 @@ def get_back(stage: Stage) -> None:
 
 
 def rot(stage: Stage) -> None:
-    """Flip one byte of a copy in dr behind everybody's back."""
+    """Flip one byte of a copy in dr, without telling the worker."""
     sample = stage.files[-1]
     path = stage.on_disk("dr", sample.key)
     with path.open("r+b") as file:
@@ -270,8 +270,8 @@ def sweep(stage: Stage) -> None:
             status.update(f"verified by the sweep: {len(seen)} of {len(wanted)} copies")
             if seen >= wanted or time.monotonic() > deadline:
                 break
-            time.sleep(0.25)  # the catalogue is asked; it tells nobody what is written to it
-    stage.expect(seen >= wanted, f"beat started it: {len(seen)} of {len(wanted)} copies verified, nobody asked for it")
+            time.sleep(0.25)  # the catalogue is polled; it sends no events
+    stage.expect(seen >= wanted, f"beat started it: {len(seen)} of {len(wanted)} copies verified, without any request")
     broken = stage.session.catalogue.verifications.first_broken()
     stage.expect(broken is None, "the verification log is an unbroken chain of hashes")
 

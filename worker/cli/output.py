@@ -1,6 +1,6 @@
 """What commands print: results for people or as JSON on stdout, everything else on stderr.
 
-Keys, messages, hosts and answers of stores come from outside. `printable` makes each harmless before a terminal has it.
+Keys, messages, hosts and answers of stores come from outside. `printable` escapes each before a terminal gets it.
 """
 
 import json

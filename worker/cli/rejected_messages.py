@@ -18,7 +18,7 @@ from zot_artifact_client.urls import parse_url
 
 @contextmanager
 def open_rejected(settings: Settings) -> Iterator[RejectedMessages | None]:
-    """Give what the workers of these settings set aside; None where neither broker nor result backend is Redis.
+    """Return what the workers of these settings rejected; None where neither broker nor result backend is Redis.
 
     Raises:
         NoBroker: none is configured, and none runs here.

@@ -1,4 +1,4 @@
-"""End the jobs that somebody wants to end: those that wait here, those that run at their next piece."""
+"""End cancelled jobs: waiting ones here, running ones at their next chunk."""
 
 import logging
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def request_cancel(app: Celery, ids: list[str]) -> bool:
 
 
 def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int:
-    """End all jobs that are to end and that nobody is at work on; return how many.
+    """End all cancelled jobs that no worker is running; return how many.
 
     `clean_up` does for a job's request what its task does at its end.
     """
@@ -48,13 +48,13 @@ def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int
     if client is None:
         return 0
     try:
-        client.delete(_CALLED)  # first: whoever asks from now on calls again
+        client.delete(_CALLED)  # first: a later request starts another run
         client.zremrangebyscore(CANCEL_REQUESTS, "-inf", clock.now().timestamp() - CANCEL_TTL)
         ids = [id_.decode() for id_ in client.zrange(CANCEL_REQUESTS, 0, _AT_ONCE - 1)]
         ended = 0
         for id_ in ids:
             if client.zscore(CANCEL_REQUESTS, id_) is None:
-                continue  # somebody has thought better of it since
+                continue  # the cancellation was withdrawn since
             record = _end(context, app, id_)
             if record is not None:
                 clean_up(context, record)
@@ -93,7 +93,7 @@ def cause(id_: str) -> dict[str, Any]:
 
 
 def _end(context: Context, app: Celery, id_: str) -> JobRecord | None:
-    """End a job and return it; None if it has ended, or runs and finds out by itself, or nobody knows it yet."""
+    """End a job and return it; None if it has ended, or runs and finds out by itself, or is not known yet."""
     ended = _end_new(context, app, id_) or context.catalogue.job_admin.cancel(id_, cause(id_), clock.now())
     if ended is None:
         return None

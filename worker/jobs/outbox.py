@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _PAGE = 1000
 _LOOK = 50
-"""Messages that are looked at for one that came through the outbox; retries and the jobs of sweeps do not."""
+"""Messages that are checked for one that came through the outbox; retries and the jobs of sweeps do not."""
 Known = Callable[[list[str]], set[str]]
 
 
@@ -72,7 +72,7 @@ class Outbox:
                 self._app.send_task(job.name, kwargs=job.payload, producer=producer, ignore_result=True, **options)
 
     def lost(self, ids: list[str]) -> set[str] | None:
-        """Return which of these jobs, that no worker has taken over, have no message; None if nobody can tell."""
+        """Return which of these jobs, that no worker has taken over, have no message; None if that is unknown."""
         with self._redis() as client:
             if client is None:
                 return None
@@ -85,7 +85,7 @@ class Outbox:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.
 
         A queue hands out its messages in the order in which they came. So whatever was sent before the message that is
-        next in its queue has been handed out; if the ledger does not have it, it was lost, or it lies in the memory of
+        next in its queue has been handed out; if the ledger does not have it, it was lost, or it is in the memory of
         a worker that may be gone. `known` returns those of the ids that are in the ledger.
         """
         with self._redis() as client:

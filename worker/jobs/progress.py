@@ -20,7 +20,7 @@ class CeleryReporter:
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""
-        if self._task.request.ignore_result:  # nobody looks there, and a million would stay for a day
+        if self._task.request.ignore_result:  # it is not read there, and a million would stay for a day
             return
         try:
             self._task.update_state(state=PROGRESS_STATE, meta=progress.model_dump(mode="json"), max_retries=0)

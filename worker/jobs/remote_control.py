@@ -1,4 +1,4 @@
-"""What a worker's own process does when somebody takes hold of it from outside: Flower, `celery control`, a pause."""
+"""What a worker's main process does on a request from outside: Flower, `celery control`, a pause."""
 
 import logging
 from typing import Any
@@ -17,7 +17,7 @@ from zot_artifact_client.contract import JOB_ID
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 2.0
-"""Seconds between two looks at which queues are paused."""
+"""Seconds between two reads of which queues are paused."""
 _BEFORE = {"PENDING", "RECEIVED", "RETRY"}
 """The states, in the result backend, of a job that waits."""
 
@@ -37,7 +37,7 @@ class Control(bootsteps.StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Look at once, before the first message, and every few seconds from then on."""
+        """Read the pauses at once, before the first message, and every few seconds from then on."""
         self._align(consumer)
         self._timer = consumer.timer.call_repeatedly(_LOOK_EVERY, self._align, (consumer,))
 
@@ -66,7 +66,7 @@ def revoke(worker: Any, task_id: Any, terminate: bool = False, **_: Any) -> dict
     """End jobs: those that wait now, those that run at their next piece. No process is ever killed for it.
 
     In place of Celery's, which drops a waiting job without a record of it, forgets about it when the worker is
-    restarted, and, with `terminate`, kills a process in the middle of somebody's bytes.
+    restarted, and, with `terminate`, kills a process in the middle of a write.
     """
     ids = [id_ for id_ in maybe_list(task_id) or [] if isinstance(id_, str) and JOB_ID.fullmatch(id_)]
     try:
@@ -88,7 +88,7 @@ def terminate(worker: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str
 
 
 def _show(app: Any, id_: str) -> None:
-    """Tell whoever waits for a job that waits itself, as Celery does; the ledger follows within moments."""
+    """Tell the client of a waiting job, as Celery does; the ledger follows within moments."""
     try:
         if app.backend.get_state(id_) in _BEFORE:
             app.backend.mark_as_revoked(id_, f"job {id_} was cancelled")

@@ -1,6 +1,6 @@
 """Tell the jobs in the pool's children that the worker is ending.
 
-Celery tells nobody but its own main process. That process and its children share a few bytes of memory, which is made
+Celery tells only its own main process. That process and its children share a few bytes of memory, which is made
 before the first of them is forked.
 """
 

@@ -1,4 +1,4 @@
-"""Admission control of the stores: pause, circuit breaker, concurrency and bandwidth. No store affects another."""
+"""Admission control of the stores: pause, circuit breaker, concurrency and bandwidth, each store for itself."""
 
 import os
 import random

@@ -1,8 +1,8 @@
-"""The original store's configuration file, read as it stands: its `storage:` becomes one store named `default`.
+"""The original store's configuration file, read unchanged: its `storage:` becomes one store named `default`.
 
 The names are those of the original's storage package (`type` and a section of that name) and of the server around it
 (`rootDirectory`, `storageDriver`). Go compared them in any case, so case, `_` and `-` do not count here either. What of
-the file is taken, read past and refused stands in `docs/settings.md`.
+the file is used, ignored and refused is in `docs/settings.md`.
 """
 
 import difflib
@@ -65,7 +65,7 @@ def translate(file: Mapping[str, Any]) -> dict[str, Any]:
     """Return a file that has `storage:` as one of ours; settings of ours beside it stay as they are.
 
     Raises:
-        OriginalRefused: naming each thing as it stands in the file, none with its value.
+        OriginalRefused: naming each thing as the file does, none with its value.
     """
     if "stores" in file:
         msg = "storage and stores exclude each other: the original's file has the one, ours the other"
@@ -98,7 +98,7 @@ def _store(storage: object) -> dict[str, Any]:
 
 
 def _chosen(said: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
-    """Return the section that counts: where it stands, the backend it is for, and what it says."""
+    """Return the section that counts: where it is in the file, the backend it is for, and what it says."""
     driver = said.get(_DRIVER)
     if driver is not None and not isinstance(driver, Mapping):
         msg = "storage.storageDriver: a mapping is expected"
@@ -156,7 +156,7 @@ def _settle_s3(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_scheme(endpoint: str, *, ssl: bool) -> str:
-    """Return an endpoint as a URL. The original's SDK looked at `useSSL` only where there was no scheme."""
+    """Return an endpoint as a URL. The original's SDK used `useSSL` only where there was no scheme."""
     if "://" in endpoint:
         return endpoint
     return f"{'https' if ssl else 'http'}://{endpoint}"
@@ -180,7 +180,7 @@ _SETTLE = {"filesystem": _as_it_is, "s3": _settle_s3, "gcs": _as_it_is, "azure":
 
 
 def _refusals(where: str, section: Mapping[str, Any], config: dict[str, Any]) -> Iterable[str]:
-    """Yield what the store's own model has against the values, under the names that stand in the file."""
+    """Yield what the store's own model has against the values, under the names that the file uses."""
     try:
         _CONFIG.validate_python(config)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Stores and the backends behind them. Knows neither Celery nor the settings nor the catalogue."""
+"""Stores and the backends behind them; this package knows neither Celery nor the settings nor the catalogue."""
 
 from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import Capabilities, Condition, Digest, ListedObject, Match, ObjectStat, StaleUpload

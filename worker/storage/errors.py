@@ -118,7 +118,7 @@ class BucketNotEmpty(PermanentError):
 
 
 class OutOfSpace(PermanentError):
-    """The store, or the disk it lies on, is full."""
+    """The store, or its disk, is full."""
 
 
 class IntegrityError(PermanentError):

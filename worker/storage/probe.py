@@ -1,4 +1,4 @@
-"""Try out what a store must be able to do, on a small object of our own."""
+"""Probe what a store must be able to do, on a small object of our own."""
 
 import io
 import secrets

@@ -21,7 +21,7 @@ MadeT = TypeVar("MadeT")
 CONNECT_TIMEOUT = 2.0
 SOCKET_TIMEOUT = 4.0
 RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5}
-"""One more try, after 0.1 s. Sending twice is harmless: the worker knows a job by its id."""
+"""One more try, after 0.1 s. Sending is idempotent: the worker knows a job by its id."""
 
 _UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.

@@ -191,7 +191,7 @@ class InMemoryWorker:
         return paths
 
     def _one_of(self, batch: BatchRequest, bucket: str, key: str) -> tuple[str, str | None]:
-        """Do one object of a batch; return what came of it, and what is wrong with that, if anything is."""
+        """Do one object of a batch; return its outcome, and what is wrong with it, if anything is."""
         asked = batch.model_dump(include={"to", "stores", "allow_last"}, exclude_none=True)
         spec = next(spec for spec in (REPLICATE, VERIFY, DELETE) if spec.kind == batch.verb)
         fields = {name: value for name, value in asked.items() if name in spec.request.model_fields}

@@ -1,8 +1,8 @@
 """Leave a request beside its message, in one round trip with it.
 
 Redis can lose a message: between handing it out and having it marked as taken, it exists only in a worker's memory. So
-whoever sends a job also leaves its message in the outbox, from which the worker takes it away once the job is in the
-ledger. What stays there too long is sent again, under the same id, and that is harmless.
+the client also leaves the message of a job in the outbox, from which the worker removes it once the job is in the
+ledger. What stays there too long is sent again, under the same id, which is idempotent.
 """
 
 import base64

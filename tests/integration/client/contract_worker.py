@@ -1,6 +1,6 @@
-"""A tiny worker that speaks the contract: what a job does is said by its key. Run by `celery -A`, see test_client.py.
+"""A tiny worker that speaks the contract, run by `celery -A` (see test_client.py); the key says what a job does.
 
-`hold/…`: report progress, then run until somebody pushes to the list `release:<job id>` in the result backend.
+`hold/…`: report progress, then run until a test pushes to the list `release:<job id>` in the result backend.
 """
 
 import os

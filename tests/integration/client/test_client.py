@@ -123,7 +123,7 @@ def test_a_job_goes_round(client: ArtifactClient, worker: None) -> None:
 
 
 def test_a_result_is_there_for_later(client: ArtifactClient, broker: str, worker: None) -> None:
-    """A job that ended before anybody waited gives its result to whoever knows its id, at once and without a kind."""
+    """A job that ended before any wait returns its result at once to a client that knows its id, without a kind."""
     job = client.verify("releases", "app.tgz", stores=["primary", "dr"])
     result = job.wait(WITHIN)
     with ArtifactClient(broker) as other:
@@ -178,7 +178,7 @@ def test_a_failure_keeps_its_cause(client: ArtifactClient, worker: None) -> None
 
 @pytest.mark.parametrize(("key", "kind"), [("foreign/1", "KeyError"), ("lost/1", "WorkerLostError")])
 def test_a_foreign_failure_is_a_job_that_failed(client: ArtifactClient, worker: None, key: str, kind: str) -> None:
-    """An exception that nobody planned, and a child that is killed, end as JobFailed with their type in one line."""
+    """An unexpected exception, and a killed child, end as JobFailed with their type in one line."""
     with pytest.raises(JobFailed) as caught:
         client.upload("/in", "releases", key).wait(WITHIN)
     assert (caught.value.type, caught.value.state) == (kind, "failed")

@@ -49,8 +49,8 @@ def ended(catalogue) -> Callable[[str], Any]:
     return wait
 
 
-def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker, broker, ended):
-    """None ends, loops or blocks the worker: each is set aside with its reason, and nothing of it stays in the way.
+def test_hostile_messages_are_rejected_and_the_good_one_behind_them_runs(worker, broker, ended):
+    """None stops or blocks the worker: each is rejected with its reason, and nothing of it stays in the queue.
 
     Many of them have one id: together they are one refused job.
     """
@@ -76,7 +76,7 @@ def test_hostile_messages_are_set_aside_and_the_good_one_behind_them_runs(worker
     assert ended(JOB).state == "refused"
 
 
-def test_whoever_waits_for_a_refused_job_is_told(valkey, worker, broker, ended):
+def test_a_client_that_waits_for_a_refused_job_is_told(valkey, worker, broker, ended):
     """A refused message whose id can be read is refused in the ledger, and in the result that its sender waits for."""
     job = str(uuid4())
     message = envelope(job, FIELDS)
@@ -157,7 +157,7 @@ def test_tag_and_routing_of_a_message_are_the_workers(worker, broker, ended):
     assert ended(job).error["type"] == "NotFound"
 
 
-def test_a_message_that_was_never_acknowledged_passes_the_door_again(worker, broker, valkey, ended):
+def test_a_message_that_was_never_acknowledged_passes_the_filter_again(worker, broker, valkey, ended):
     """What a worker took and did not finish is put back into its queue as it was, and is taken in again."""
     job, tag = str(uuid4()), str(uuid4())
     message = envelope(job, FIELDS)
@@ -217,7 +217,7 @@ def _answers(web: httpx.Client) -> bool:
         return False
 
 
-def test_what_was_set_aside_is_shown(worker, valkey, broker, monkeypatch, capsys):
+def test_rejected_messages_are_shown(worker, valkey, broker, monkeypatch, capsys):
     """`jobs --refused` lists the messages with their reasons and counts them, and doctor mentions them."""
     broker.lpush("interactive", b"[]")
     until(lambda: (latest := RejectedMessages(broker).latest(1)) and latest[0].size == 2)
@@ -249,7 +249,7 @@ def test_a_broker_that_is_away_is_told_in_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_the_latest_are_remembered_and_all_are_counted(broker):
-    """The list of what was set aside is bounded, whatever is sent; the counters go on."""
+    """The list of rejected messages is bounded, whatever is sent; the counters continue."""
     message = RejectedMessage.of(Rejection(Reason.BODY, "body: it is no JSON"), b"x", "interactive", datetime.now(UTC))
     before = RejectedMessages(broker).counts().get("body", 0)
     for _ in range(KEPT + 5):

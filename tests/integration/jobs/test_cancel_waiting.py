@@ -86,7 +86,7 @@ def staged(context) -> Path:
 
 
 def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, begin, staged):
-    """It is cancelled in the ledger and for whoever waits, and the source that was staged for it is gone."""
+    """It is cancelled in the ledger and for a waiting client, and the source that was staged for it is gone."""
     fence = begin("waits", source=str(staged), staged=True).record.fence
     away = {"type": "Unavailable", "message": "away"}
     context.catalogue.ledger.retry("waits", fence, away, due=clock.now() + timedelta(hours=1))
@@ -114,7 +114,7 @@ def test_a_job_that_no_worker_has_taken_over_ends_at_once(context, app, client, 
 
 
 def test_a_job_at_work_is_left_to_its_worker_and_looked_after_if_that_dies(context, app, client, begin, monkeypatch):
-    """It is ended here only when its worker has gone silent, and then without being begun again."""
+    """It is ended here only when its worker has gone silent, and then without another attempt."""
     begin("runs")
     cancel(client, "runs")
     assert recover(context, app).cancelled == 0
@@ -125,8 +125,8 @@ def test_a_job_at_work_is_left_to_its_worker_and_looked_after_if_that_dies(conte
     assert context.catalogue.ledger.get("runs").state == "cancelled"
 
 
-def test_an_id_that_nobody_knows_waits_for_its_message(context, app, client, broker):
-    """Whoever cancels a job of a plain Celery client is heard when its message comes; the wish passes after a day."""
+def test_the_cancellation_of_an_unknown_id_waits_for_its_message(context, app, client, broker):
+    """Cancelling a job of a plain Celery client takes effect when its message arrives; it expires after a day."""
     cancel(client, "unknown")
     assert recover(context, app).cancelled == 0
     assert broker.zscore(CANCEL_REQUESTS, "unknown")
@@ -137,7 +137,7 @@ def test_an_id_that_nobody_knows_waits_for_its_message(context, app, client, bro
 
 
 def test_many_that_are_cancelled_call_for_one_look(context, app, broker):
-    """The look is called for again only after it has begun: nobody who asks later is overlooked."""
+    """Another run is requested only after it has started: no later request is missed."""
     for id_ in ("a", "b", "c"):
         assert request_cancel(app, [id_])
     assert broker.llen(SWEEP_RECOVER.queue.value) == 1

@@ -107,8 +107,8 @@ def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(wo
         assert waits.wait(WITHIN).version == 1
 
 
-def test_dead_jobs_begin_again_with_one_command(worker, client, catalogue, zot, source, tmp_path):
-    """Whoever waits for a job that is begun again learns its new end; what ended for another cause stays as it is.
+def test_dead_jobs_are_redriven_by_one_command(worker, client, catalogue, zot, source, tmp_path):
+    """A client that waits for a redriven job gets its new outcome; a job that ended for another cause stays.
 
     A source that was staged for one of them is still there, and goes away with its good end.
     """
@@ -165,8 +165,8 @@ def test_a_paused_job_waits(worker, client, catalogue, zot, source):
     assert zot("pause", "job", job.id, status=1)["error"]["type"] == "JobEnded"
 
 
-def test_a_cancelled_job_begins_again_if_somebody_wants_it_after_all(worker, client, catalogue, zot, source):
-    """A job that waits for a pause is cancelled by a command at once; the wish is forgotten when it begins again."""
+def test_a_cancelled_job_can_be_redriven(worker, client, catalogue, zot, source):
+    """A job that waits for a pause is cancelled by a command at once; a redrive clears the cancellation."""
     zot("pause", "store", "dr")
     job = client.upload(source, "releases", "cancelled.tgz", stores=["dr"])
     until(lambda: (record := catalogue.ledger.get(job.id)) and record.error)

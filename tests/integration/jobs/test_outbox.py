@@ -45,31 +45,31 @@ def ids(broker: redis.Redis) -> list[str]:
     return [json.loads(message)["headers"]["id"] for message in reversed(broker.lrange("transfer", 0, -1))]
 
 
-def nobody(ids: list[str]) -> set[str]:
+def no_job_known(ids: list[str]) -> set[str]:
     return set()
 
 
 def test_what_waits_in_its_queue_is_not_sent_again(client, broker, outbox):
     """However long a queue is, its messages are not doubled."""
     jobs = [client.upload("/a", "releases", f"{n}").id for n in range(60)]
-    assert outbox.resend(nobody, AT_ONCE) == 0
+    assert outbox.resend(no_job_known, AT_ONCE) == 0
     assert ids(broker) == jobs
 
 
 def test_what_was_handed_out_and_not_taken_over_is_sent_again(client, broker, outbox):
-    """Two of four messages are popped by somebody who dies of it: they come again, behind the others, and only once."""
+    """Two of four messages are popped by a worker that dies: they are sent again, behind the others, and only once."""
     jobs = [client.upload("/a", "releases", f"{n}").id for n in range(4)]
     broker.rpop("transfer", 2)
-    assert outbox.resend(nobody, AT_ONCE) == 2
+    assert outbox.resend(no_job_known, AT_ONCE) == 2
     assert ids(broker) == [*jobs[2:], *jobs[:2]]
-    assert outbox.resend(nobody, AT_ONCE) == 0
+    assert outbox.resend(no_job_known, AT_ONCE) == 0
 
 
 def test_a_message_that_is_sent_again_is_another_delivery(client, broker, outbox):
     """Redis keeps deliveries apart by their tags; two under one would be acknowledged together."""
     client.upload("/a", "releases", "a")
     first = json.loads(broker.rpop("transfer"))
-    outbox.resend(nobody, AT_ONCE)
+    outbox.resend(no_job_known, AT_ONCE)
     second = json.loads(broker.rpop("transfer"))
     tags = {message["properties"].pop("delivery_tag") for message in (first, second)}
     assert len(tags) == 2
@@ -101,11 +101,11 @@ def test_a_job_is_taken_away_in_one_round_trip(client, outbox, monkeypatch):
     assert len(sent) == 1
 
 
-def test_a_fresh_request_is_left_alone(client, broker, outbox):
+def test_a_fresh_request_is_not_sent_again(client, broker, outbox):
     """A worker may be about to take it over."""
     client.upload("/a", "releases", "a")
     broker.delete("transfer")
-    assert outbox.resend(nobody, timedelta(minutes=1)) == 0
+    assert outbox.resend(no_job_known, timedelta(minutes=1)) == 0
 
 
 def test_strangers_in_the_queue_are_looked_past(client, broker, outbox):
@@ -114,6 +114,6 @@ def test_strangers_in_the_queue_are_looked_past(client, broker, outbox):
     broker.rpop("transfer")
     waiting = client.upload("/a", "releases", "waiting").id
     broker.rpush("transfer", b"nonsense", json.dumps([1]), json.dumps({"headers": {"id": "stranger"}}))
-    assert outbox.resend(nobody, AT_ONCE) == 1
+    assert outbox.resend(no_job_known, AT_ONCE) == 1
     assert json.loads(broker.lindex("transfer", 0))["headers"]["id"] == lost
     assert broker.zscore(TRANSFER, waiting) is not None

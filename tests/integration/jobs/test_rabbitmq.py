@@ -127,8 +127,8 @@ def test_a_running_job_is_cancelled(site):
     assert site.record(job).state == JobState.CANCELLED
 
 
-def test_a_malformed_message_is_set_aside_and_the_one_behind_it_runs(site):
-    """The door keeps it from Celery, and tells of it in the result backend: RabbitMQ has no place for that."""
+def test_a_malformed_message_is_rejected_and_the_one_behind_it_runs(site):
+    """The filter keeps it from Celery, and records it in the result backend: RabbitMQ cannot keep a list."""
     with Connection(site.rabbitmq.url) as connection:
         producer = connection.Producer()
         producer.publish(

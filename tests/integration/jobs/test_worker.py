@@ -176,7 +176,7 @@ def test_a_message_that_is_no_request_is_refused_by_name_and_recorded(valkey, wo
 
 
 def test_the_sweep_reads_every_copy_by_itself(client, catalogue, source):
-    """Nobody asks for it, and a copy is read in full again and again, within the period that is configured."""
+    """Without any request a copy is read in full again and again, within the period that is configured."""
     client.upload(source(), "releases", "swept.tgz").wait(WITHIN)
 
     def verdicts() -> list[str]:

@@ -85,7 +85,7 @@ class OriginalCloud(Protocol):
         """Return how ours is configured to reach it."""
 
     def file(self, more: str = "") -> str:
-        """Return the `storage:` of the original's configuration file, under its own names; `more` stands in front."""
+        """Return the `storage:` of the original's configuration file, under its own names, after `more`."""
 
 
 def read(cloud: OriginalCloud, key: str) -> bytes:
@@ -132,7 +132,7 @@ class OriginalGcs:
 
     Attributes:
         directory: where that file is laid.
-        tokens: URL of what gives a token to whoever signs for the account in it.
+        tokens: URL of the server that gives a token to a client that signs for the account in it.
     """
 
     server: GcsEndpoint
@@ -228,7 +228,7 @@ def _name() -> str:
 
 
 def _service_account(tokens: str) -> dict[str, str]:
-    """Return the key of an account that nobody else has."""
+    """Return the key of an account that no other client has."""
     key = generate_private_key(public_exponent=65537, key_size=2048)
     return {
         "type": "service_account",

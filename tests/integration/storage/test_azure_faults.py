@@ -193,12 +193,12 @@ class TestWrongConfiguration:
             lost.health_check()
 
     def test_wrong_address(self, azurite: Azurite) -> None:
-        """An address where nobody answers is Unavailable, and named."""
+        """An address without a listener is Unavailable, and named."""
         with pytest.raises(Unavailable, match="127.0.0.1:1/acme: cannot be reached; check `account_url`"):
             store(azurite, account_url="http://127.0.0.1:1/acme").health_check()
 
     def test_identity_needs_https(self) -> None:
-        """A token is never sent over a connection that everybody can read."""
+        """A token is never sent over an unencrypted connection."""
         open_text = AzureConfig(container="c", account_url="http://127.0.0.1:1/acme")
         with pytest.raises(PermanentError, match="only supported with HTTPS"):
             open_driver("azure", open_text).check()
@@ -255,7 +255,7 @@ class TestSignature:
             bucket, _, key = opened.quarantine_object(BUCKET, "app", f"job-{size}").partition("/")
             assert opened.verify_object(bucket, key, digest_of(some_bytes(size))).verdict is Verdict.VERIFIED
 
-    def test_is_told_nobody(self, signed: tuple[Store, str], caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_secret_is_never_told(self, signed: tuple[Store, str], caplog: pytest.LogCaptureFixture) -> None:
         """Neither a log, however talkative, nor an error shows a signature."""
         opened, secret = signed
         with caplog.at_level(logging.DEBUG):
@@ -382,7 +382,7 @@ def peak_of_reading(opened: Store, size: int) -> int:
 
 
 def store(azurite: Azurite, service: BlobServiceClient | None = None, **changes: object) -> Store:
-    """Return a store on the emulator, its container made if somebody is given who makes it."""
+    """Return a store on the emulator, with its container made if `service` is given."""
     config = azure_config(azurite, **changes)
     if service and config.container:
         service.create_container(config.container)

@@ -233,7 +233,7 @@ def test_7_a_body_that_breaks_in_the_middle_goes_on_there(
 
 
 def test_8_static_keys_are_not_needed(rclone: RcloneS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: keys had to stand in the configuration. Without them the SDK's own chain finds what the machine has."""
+    """Fault: the configuration had to hold keys. Without them the SDK's own chain finds what the machine has."""
     config = s3_config(rclone, access_key_id=None, secret_access_key=None, conditional_writes=False)
     assert config.bucket
     (rclone.files / config.bucket).mkdir(parents=True)

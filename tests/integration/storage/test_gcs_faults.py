@@ -56,7 +56,7 @@ class Line:
         return [one for one in self.proxy.requests if one.method == method and part_of_path in one.path]
 
     def put_by_hand(self, name: str, data: bytes, **resource: Any) -> None:
-        """Write a real object as somebody else's tool does."""
+        """Write a real object as another tool does."""
         described = json.dumps({"name": name, **resource}).encode()
         body = b"--x\r\nContent-Type: application/json\r\n\r\n%s\r\n--x\r\nContent-Type: text/plain\r\n\r\n%s\r\n--x--"
         httpx.post(
@@ -126,7 +126,7 @@ class TestPinning:
 
     @pytest.mark.parametrize("compose", [True, False])
     def test_a_newer_object_survives_a_late_write(self, through: Callable[..., Line], compose: bool) -> None:
-        """Who is overtaken while a large object is sent does not overwrite unseen what came meanwhile."""
+        """A writer that meets a conflict while it sends a large object does not overwrite the newer one unseen."""
         late = [b"newer"]
 
         def overtake(request: Request) -> Fault:
@@ -142,8 +142,8 @@ class TestPinning:
             line.write(some_bytes(PART + 1), Match(version))
         assert line.read_directly() == b"newer"
 
-    def test_large_unconditional_write_that_was_overtaken(self, through: Callable[..., Line]) -> None:
-        """One resumable upload cannot be sent again: overtaken, it is Unavailable, and the job may try again."""
+    def test_large_unconditional_write_that_meets_a_conflict(self, through: Callable[..., Line]) -> None:
+        """One resumable upload cannot be sent again: on a conflict it is Unavailable, and the job may be retried."""
         late = [b"newer"]
 
         def overtake(request: Request) -> Fault:
@@ -197,7 +197,7 @@ class TestResumableUpload:
     # Of an upload of which it has nothing yet, the emulator says that it has one byte.
     @pytest.mark.parametrize(("chunk", "fault"), [(0, LOST), (1, LOST), (2, LOST), (1, BUSY), (2, BUSY)])
     def test_goes_on(self, through: Callable[..., Line], gcp_emulator: GcpEmulator, chunk: int, fault: Fault) -> None:
-        """A chunk whose answer is lost, or that is refused for a moment, is taken up where the store says it stands."""
+        """A chunk whose answer is lost, or that is refused for a moment, continues at the store's offset."""
         left = [fault]
 
         def decide(request: Request) -> Fault:
@@ -234,7 +234,7 @@ class TestResumableUpload:
             error = error.__cause__
 
     def test_damage_takes_back_only_itself(self, through: Callable[..., Line]) -> None:
-        """A damaged object is deleted by its generation: what somebody else wrote in its place meanwhile survives."""
+        """A damaged object is deleted by its generation: what another writer put in its place meanwhile survives."""
         newer = [b"newer"]
 
         def decide(request: Request) -> Fault:
@@ -364,7 +364,7 @@ class TestForeignObjects:
         assert line.direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
     def test_no_digest(self, through: Callable[..., Line]) -> None:
-        """An object that others put there is listed and read, and is `unverifiable`: nobody knows its digest."""
+        """An object of another program is listed and read, and is `unverifiable`: its digest is unknown."""
         line = through()
         line.put_by_hand(f"{BUCKET}/theirs", b"put here by hand")
         assert [row.key for row in line.direct.list_objects(BUCKET)] == ["theirs"]
@@ -437,8 +437,8 @@ class TestConfiguration:
         with pytest.raises(NotFound, match="releases/nothing does not exist"):
             through().direct.stat_object(BUCKET, "nothing")
 
-    def test_nobody_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An endpoint where nobody listens is named together with the setting to look at."""
+    def test_no_listener(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An endpoint without a listener is named together with the setting to check."""
         monkeypatch.setattr(gcs_client, "RETRY_FOR", 0.5)
         store = self.open(endpoint="http://user:hidden@127.0.0.1:9", anonymous=True)
         with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9: cannot be reached; check `endpoint`") as caught:

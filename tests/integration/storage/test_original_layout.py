@@ -1,4 +1,4 @@
-"""Data as the original store wrote it is read as it stands, and what we write, the original can read."""
+"""Data of the original store is read unchanged, and the original can read what we write."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def ours(request: pytest.FixtureRequest, cloud: OriginalCloud, tmp_path: Path) -
 
 @dataclass(frozen=True)
 class Ours:
-    """A store in one layout: its logical bucket, and what stands before a key in the real one."""
+    """A store in one layout: its logical bucket, and the prefix of a key in the real one."""
 
     store: Store
     bucket: str

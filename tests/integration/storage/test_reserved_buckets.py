@@ -1,4 +1,4 @@
-"""Quarantine and probes live where the settings say, and in no bucket that only our name stands for."""
+"""Quarantine and probes live where the settings say, and in no bucket that only our reserved name points to."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -212,8 +212,8 @@ class TestConfiguration:
         assert store.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
         store.close()
 
-    def test_nobody_listens(self, rclone: RcloneS3) -> None:
-        """An endpoint where nobody listens is named together with the setting to look at."""
+    def test_no_listener(self, rclone: RcloneS3) -> None:
+        """An endpoint without a listener is named together with the setting to check."""
         store = self.open(rclone, endpoint="http://user:hidden@127.0.0.1:9")
         with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9: cannot be reached; check `endpoint`") as caught:
             store.health_check()

@@ -1,4 +1,4 @@
-"""An object that somebody else wrote becomes known by one full read, and only as what that read has shown."""
+"""An object of another program is recorded after one full read, and only as what that read has shown."""
 
 import hashlib
 from collections.abc import Callable
@@ -153,7 +153,7 @@ def test_adopting_again_changes_nothing(run, context, lay):
 
 
 def test_a_copy_that_was_touched_is_read_again(run, lay):
-    """A known copy that somebody wrote over is held against the record like any other object."""
+    """A known copy that was overwritten is compared with the record like any other object."""
     path = lay()
     run(adopt, PLAIN)
     path.write_bytes(b"another writer's bytes..")
@@ -193,7 +193,7 @@ def test_what_is_not_there_cannot_be_adopted(run, context, lay):
 
 
 def test_a_job_that_is_cancelled_adopts_nothing(run, context, lay, monkeypatch):
-    """Somebody who cancels while the object is read finds nothing recorded."""
+    """A cancellation while the object is read leaves nothing recorded."""
     from tests.integration.tasks.conftest import NullReporter
 
     monkeypatch.setattr("worker.jobs.running_job.REPORT_SECONDS", 0.0)

@@ -52,7 +52,7 @@ def kill() -> None:
 
 
 class Queue:
-    """The broker of a batch: what was sent, in order, and what of it nobody has taken yet."""
+    """The broker of a batch: what was sent, in order, and what of it no worker has taken yet."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -216,7 +216,7 @@ def test_a_death_leaves_nothing_out_and_does_nothing_twice(laid, drive, context,
 
 
 def test_messages_that_the_broker_lost_are_sent_again(laid, drive):
-    """A broker that forgets everything is given the jobs that nobody has taken once more, and only those."""
+    """A broker that lost everything is sent the jobs that no worker has taken again, and only those."""
     laid(6)
     driver = drive(ALL)
     driver.step()
@@ -319,7 +319,7 @@ def test_a_list_with_wrong_lines_is_refused_whole(laid, drive, source_root, cont
 
 
 def test_a_list_that_changes_under_its_batch_stops_it(laid, drive, source_root):
-    """The bytes that a place in the file stood for are others now, so that nothing more is read from it."""
+    """The bytes at a recorded offset of the file are others now, so that nothing more is read from it."""
     laid(3)
     listed = source_root / "list.txt"
     listed.write_text("releases/a/000\nreleases/a/001\n")
@@ -333,7 +333,7 @@ def test_a_list_that_changes_under_its_batch_stops_it(laid, drive, source_root):
 
 
 def test_nothing_to_do_is_no_success(drive, laid):
-    """A prefix under which nothing lies was mistyped, and not verified; to delete it is done already."""
+    """A prefix without artifacts was mistyped: verifying it fails, and deleting it is done already."""
     laid(1)
     for verb in ({"verb": "verify"}, {"verb": "replicate", "to": ("dr",)}):
         with pytest.raises(NotFound, match="releases/b/"):
@@ -350,7 +350,7 @@ def test_a_store_that_there_is_not_is_told_before_anything_is_done(drive, laid, 
 
 
 def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
-    """When a batch ends before its jobs have, their end is asked for, once; those of others are left alone."""
+    """When a batch ends before its jobs have, they are cancelled, once; other jobs are not."""
     laid(4)
     asked: list[list[str]] = []
     monkeypatch.setattr(batches, "request_cancel", lambda _, ids: asked.append(ids) or True)
@@ -366,7 +366,7 @@ def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
 
 
 def test_where_the_broker_is_no_redis_jobs_become_due(laid, drive, context):
-    """Nobody can tell there which messages are lost, so that a job is sent again when nothing was heard of it."""
+    """Lost messages cannot be found there, so that a job is sent again when it reports nothing."""
     laid(1)
     with Celery(broker="memory://", backend="disabled", set_as_current=False) as app:
         app.conf.task_queues = queues()

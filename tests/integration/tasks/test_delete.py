@@ -92,7 +92,7 @@ def test_everywhere_is_everywhere(run, stored):
 
 
 def test_everywhere_finds_old_versions_too(run, source, stored):
-    """An older version that still lies in a store the new one never went to is deleted with it."""
+    """An older version in a store that the new one never went to is deleted with it."""
     run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release two"), stores=("primary",)))
     assert stored("dr").read_bytes() == b"release one"
     run(delete, request())

@@ -30,7 +30,7 @@ def test_a_full_disk_keeps_the_previous_content_and_gets_the_new_one_when_there_
 ):
     """The job fails for good, says which store is full, and leaves nothing half-written; the others have their copies.
 
-    When somebody has made room, sending it again writes what is missing, and makes no other version.
+    When there is room again, sending it again writes what is missing, and makes no other version.
     """
     run(upload, request(source(OLD)))
     with pytest.raises(OutOfSpace, match="dr"):

@@ -38,7 +38,7 @@ MAKES = {
 
 
 class Line:
-    """What stands before a provider: it writes down every request, and lets those go wrong that it is told to."""
+    """A proxy before a provider: it records every request, and makes those fail that it is told to."""
 
     def __init__(self, kind: str, upstream: int) -> None:
         self.kind = kind
@@ -219,7 +219,7 @@ def test_it_can_be_switched_off(run, context: Context, line: Line):
 
 
 @pytest.mark.usefixtures("uploaded")
-def test_what_lies_in_the_place_is_replaced_by_hashed_bytes_only(run, source, context: Context, line: Line):
+def test_an_existing_object_is_replaced_by_hashed_bytes_only(run, source, context: Context, line: Line):
     """Over an older version nothing is copied that was not hashed: a rotten original leaves the older one as it was."""
     run(replicate, TO_FAR)
     newer = some_bytes(200_000, 2)
@@ -255,7 +255,7 @@ def test_what_the_provider_does_not_do_we_do(run, context: Context, line: Line):
 
 @pytest.mark.usefixtures("uploaded")
 @pytest.mark.parametrize("rotten", [False, True])
-def test_a_copy_that_nobody_came_to_read_is_read_first(run, context: Context, monkeypatch, rotten):
+def test_an_unrecorded_copy_is_read_first(run, context: Context, monkeypatch, rotten):
     """After a death between the copy and its reading, the next attempt believes nothing that it has not read."""
     far = context.stores["far"]
     with monkeypatch.context() as dying:

@@ -42,7 +42,7 @@ def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def test_an_upload_lies_in_every_placed_store_with_its_digest_beside_it(run, source, stored):
+def test_an_upload_is_in_every_placed_store_with_its_digest_beside_it(run, source, stored):
     """After an upload each placed store has the bytes and their SHA-256, and no other store has them."""
     result = run(upload, request(source(b"release one")))
 
@@ -115,7 +115,7 @@ def test_a_link_out_of_the_roots_is_refused(run, source_root):
         run(upload, request(str(source_root / "link")))
 
 
-def test_a_fifo_is_refused_and_holds_nobody_up(run, source_root):
+def test_a_fifo_is_refused_and_blocks_no_job(run, source_root):
     """Something that is no regular file is refused at once."""
     os.mkfifo(source_root / "pipe")
     with pytest.raises(SourceRefused, match="regular"):
@@ -149,7 +149,7 @@ def test_a_store_that_is_down_does_not_keep_the_others_from_their_copies(run, so
     assert result.version == 1
 
 
-def test_bytes_that_nobody_recorded_are_kept_before_they_are_replaced(run, source, stored):
+def test_unrecorded_bytes_are_kept_before_they_are_replaced(run, source, stored):
     """Foreign bytes under the key go into quarantine; the upload then takes their place."""
     stored("primary").parent.mkdir(parents=True)
     stored("primary").write_bytes(b"somebody's only copy")
@@ -163,7 +163,7 @@ def test_bytes_that_nobody_recorded_are_kept_before_they_are_replaced(run, sourc
 
 
 def test_a_copy_that_a_killed_job_had_finished_is_found_and_kept(run, source, stored, context: Context):
-    """Bytes that are in place already, though nobody recorded them, are read and adopted, not written again."""
+    """Bytes that are there already, though not recorded, are read and adopted, not written again."""
     run(upload, request(source(b"release one")))
     artifact = context.catalogue.artifacts.current("releases", "app.tgz")
     for copy in context.catalogue.artifacts.copies(artifact).values():
@@ -252,7 +252,7 @@ def test_a_host_leads_only_to_configured_hosts(run, with_host, host):
 
 
 def test_a_host_that_is_busy_or_breaks_off_may_be_asked_again(run, with_host, host, stored):
-    """A throttled answer carries its wish for a pause, a body that is cut off is a passing fault; nothing is stored."""
+    """A throttled answer carries its delay, a body that is cut off is a transient error; nothing is stored."""
     with pytest.raises(TransientError) as busy:
         run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/busy"))
     assert busy.value.retry_after == 17
@@ -271,7 +271,7 @@ def test_a_storage_class_for_a_store_that_has_none_is_refused_before_anything_is
 
 
 def test_a_storage_class_reaches_its_store(run, context, source, ministack):
-    """An object lies in the class that its upload asked for, in one request and in parts."""
+    """An object is in the class that its upload asked for, in one request and in parts."""
     config = s3_config(ministack)
     client = s3_client(ministack)
     client.create_bucket(Bucket=config.bucket)

@@ -96,7 +96,7 @@ def test_a_copy_that_cannot_be_read_says_nothing_about_its_bytes(run, settings, 
 
 
 def test_a_single_bad_read_is_only_a_suspicion(run, context, monkeypatch):
-    """When the second, independent read matches, the copy is verified: the first read met a passing fault."""
+    """When the second, independent read matches, the copy is verified: the first read met a transient error."""
     store = context.stores["dr"]
     reads = []
     really = store._driver.open

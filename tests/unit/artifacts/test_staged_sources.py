@@ -16,7 +16,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_the_file_and_its_directory_go(settings: Settings) -> None:
-    """What was staged for a job is removed; doing it again is harmless."""
+    """What was staged for a job is removed; doing it again is idempotent."""
     directory = settings.staging_dir / "job-1"
     directory.mkdir()
     (directory / "app.tgz").write_bytes(b"x")

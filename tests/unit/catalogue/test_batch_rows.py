@@ -98,8 +98,8 @@ def test_what_came_out_badly_costs_no_later_step(tmp_path):
     assert max(costs) < 1.1 * min(costs)
 
 
-def test_whoever_lost_a_batch_plans_nothing(catalogue, batch):
-    """A step of a worker that was overtaken is void: no child, no cursor, no count."""
+def test_a_worker_that_lost_a_batch_plans_nothing(catalogue, batch):
+    """A step of a worker that lost its lease is void: no child, no cursor, no count."""
     fence = catalogue.ledger.get("b").fence
     with pytest.raises(LostLease):
         plan(catalogue.fenced("b", fence - 1), batch, [1])

@@ -24,7 +24,7 @@ DIGEST = Digest(11, "a" * 64)
 
 @pytest.fixture
 def database(catalogue, catalogue_url):
-    """The database itself, as somebody with a SQL shell would have it."""
+    """The database itself, as a SQL shell shows it."""
     if catalogue_url.startswith("sqlite"):
         connection = sqlite3.connect(catalogue_url.removeprefix("sqlite:///"), isolation_level=None)
     else:
@@ -132,8 +132,8 @@ def test_a_lease_that_ran_out_goes_to_the_next_delivery_and_fences_the_first(cat
     assert catalogue.ledger.get("job-1").state == "succeeded"
 
 
-def test_a_job_that_has_ended_is_not_begun_again(catalogue):
-    """A message that is delivered after its job has ended gets what came of it."""
+def test_a_job_that_has_ended_is_not_started_again(catalogue):
+    """A message that is delivered after its job has ended gets the job's outcome."""
     job = begin(catalogue)
     catalogue.ledger.finish("job-1", job.record.fence, JobState.SUCCEEDED, now=clock.now(), result={"version": 1})
     again = begin(catalogue)
@@ -149,7 +149,7 @@ def test_two_writers_of_one_artifact_take_turns(catalogue):
     assert isinstance(begin(catalogue, "elsewhere", holds="releases/lib.tgz"), Leased)
 
 
-def test_an_id_stands_for_one_request(catalogue):
+def test_an_id_is_of_one_request(catalogue):
     """A second request under the same id or idempotency key is refused; the first one stays."""
     begin(catalogue)
     with pytest.raises(OtherRequest, match="job-1"):

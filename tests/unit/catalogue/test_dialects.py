@@ -167,7 +167,7 @@ def test_who_waits_too_long_for_a_turn_is_told(catalogue_url, monkeypatch):
 
 
 def test_a_reader_sees_one_state_while_others_write(catalogue):
-    """What is recorded while somebody reads does not show in the middle of the reading."""
+    """What is recorded during a read does not show in the middle of it."""
     with catalogue._database.read() as connection:
         count = sa.text("SELECT count(*) FROM artifacts")
         before = connection.execute(count).scalar()
@@ -209,7 +209,7 @@ def test_a_prefix_is_taken_at_its_letters(catalogue):
 @example("a\U0010ffff", "b")
 @example("\U0010ffff", "")
 @example("a\ud7ff", "b")
-def test_what_begins_with_a_prefix_lies_between_it_and_the_first_after(prefix, other):
+def test_what_begins_with_a_prefix_is_between_it_and_the_first_after(prefix, other):
     """The range that is asked for holds what begins with the prefix, and nothing else."""
     end = first_after(prefix)
     for key in (other, prefix + other):

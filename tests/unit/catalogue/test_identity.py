@@ -9,7 +9,7 @@ from tests.unit.catalogue.test_catalogue import begin, stored
 from worker.catalogue import Catalogue, CatalogueUnavailable, NoCatalogue
 
 
-def test_a_deleted_file_is_written_to_by_nobody(tmp_path):
+def test_no_process_writes_to_a_deleted_file(tmp_path):
     """After its file was deleted or replaced under it, a catalogue is unavailable, and makes no new file."""
     path, other = tmp_path / "catalogue.sqlite3", tmp_path / "other.sqlite3"
     catalogue = Catalogue(f"sqlite:///{path}")

@@ -63,8 +63,8 @@ def test_a_job_that_has_ended_is_not_cancelled(catalogue):
     assert catalogue.ledger.get("dead").error == UNAVAILABLE
 
 
-def test_a_job_that_nobody_has_taken_over_is_recorded_as_cancelled(catalogue):
-    """Its message, when it comes, finds that it has ended; one that was taken over meanwhile is left alone."""
+def test_a_job_that_no_worker_has_taken_is_recorded_as_cancelled(catalogue):
+    """Its message, when it arrives, finds that it has ended; one that a worker has taken meanwhile is not ended."""
     request = {"bucket": "releases", "key": "new"}
     assert catalogue.job_admin.cancel_new("new", "upload", request, WHY, NOW).state == "cancelled"
     assert isinstance(begin(catalogue, "new"), Finished)
@@ -72,7 +72,7 @@ def test_a_job_that_nobody_has_taken_over_is_recorded_as_cancelled(catalogue):
     assert catalogue.job_admin.cancel_new("late", "upload", request, WHY, NOW) is None
 
 
-def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
+def test_a_dead_job_is_redriven_as_if_it_were_new(catalogue):
     """Attempts, crashes and waiting count from the start, the holder of before is fenced, and it is sent if lost."""
     bury(catalogue, "dead")
     before = catalogue.ledger.get("dead")
@@ -86,7 +86,7 @@ def test_a_dead_job_begins_again_as_if_it_were_new(catalogue):
     assert taken(catalogue, "dead").record.attempts == 1
 
 
-def test_only_what_ended_without_success_begins_again(catalogue):
+def test_only_what_ended_without_success_is_redriven(catalogue):
     """A job that runs or has succeeded stays as it is."""
     fence = taken(catalogue, "good").record.fence
     assert catalogue.job_admin.redrive("good", WHY, due=NOW) is None
@@ -96,7 +96,7 @@ def test_only_what_ended_without_success_begins_again(catalogue):
 
 
 def test_the_last_real_cause_survives_what_came_after_it(catalogue):
-    """A job that was put off, or that killed its worker in the end, still tells of the failure before that."""
+    """A job that snoozed, or that killed its worker in the end, still shows the failure before that."""
     fence = taken(catalogue, "job").record.fence
     catalogue.ledger.retry("job", fence, UNAVAILABLE, due=NOW)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The ledger knows by when a job must have been heard of, and keeps whoever lost a job from writing."""
+"""The ledger knows when a job is overdue, and keeps a worker that lost its lease from writing."""
 
 from datetime import timedelta
 
@@ -35,7 +35,7 @@ def test_a_job_whose_lease_ran_out_is_overdue_once(catalogue):
     assert overdue(catalogue, 2 * AGAIN) == ["alive", "gone"]
 
 
-def test_a_sign_of_life_and_an_end_are_heard(catalogue):
+def test_a_heartbeat_and_an_end_are_recorded(catalogue):
     """A lease that is renewed moves the moment; a job that has ended has none."""
     record = begin(catalogue, ago=2 * LEASE).record
     catalogue.ledger.renew(record.id, record.fence, until=clock.now() + LEASE, progress=None)
@@ -60,7 +60,7 @@ def test_a_job_that_waits_for_another_one_is_not_forgotten(catalogue):
     assert "second" in overdue(catalogue, 3 * LEASE)
 
 
-def test_a_job_that_is_put_off_has_its_attempt_back(catalogue):
+def test_a_job_that_snoozes_has_its_attempt_back(catalogue):
     """Waiting for what is no fault of its own costs nothing, and since when it waits is kept over the next start."""
     since = clock.now() - AGAIN
     record = begin(catalogue).record
@@ -102,7 +102,7 @@ def test_a_dead_holder_from_before_the_clock_was_set_back_holds_nothing(catalogu
 
 
 def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
-    """Its next sign of life is of the new time. Who comes before it takes the job, and the holder writes nothing."""
+    """Its next heartbeat is of the new time. A worker before it takes the job, and the old holder writes nothing."""
     heard = begin(catalogue, "heard", ago=-BACK).record
     catalogue.ledger.renew(heard.id, heard.fence, until=clock.now() + LEASE, progress=None)
     assert overdue(catalogue) == []
@@ -141,7 +141,7 @@ def test_what_waits_longer_than_anything_can_is_sent_again(catalogue):
 
 
 def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
-    """The start of a wait that lies in the future is corrected when the job is leased."""
+    """The start of a wait that is in the future is corrected when the job is leased."""
     record = begin(catalogue).record
     catalogue.ledger.snooze(record.id, record.fence, {}, since=clock.now() + 24 * BACK, due=clock.now())
     now = clock.now()
@@ -158,7 +158,7 @@ def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
         lambda held, artifact: held.transfers.add(artifact, "dr", SentPart(Part(1, 5, "e"), "a" * 64)),
     ],
 )
-def test_whoever_lost_a_job_writes_nothing_in_its_name(catalogue, write):
+def test_a_worker_that_lost_a_job_writes_nothing_for_it(catalogue, write):
     """The catalogue that a job was given works while the job is the holder's, and is void from then on."""
     artifact = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now())
     catalogue.artifacts.ensure_copy(artifact, "dr")

@@ -81,7 +81,7 @@ def raising(state):
 
 
 def test_a_server_that_is_down_is_told_in_one_line():
-    """The line names the server and the way out, and never the password, wherever in the URL it stands."""
+    """The line names the server and the way out, and never the password, wherever in the URL it is."""
     for url in (
         f"postgresql+psycopg://zot:{SECRET}@127.0.0.1:{free_port()}/zot",
         f"postgresql://127.0.0.1:{free_port()}/zot?user=zot&password={SECRET}",
@@ -93,7 +93,7 @@ def test_a_server_that_is_down_is_told_in_one_line():
 
 
 def test_a_wrong_password_is_told_without_it(postgres):
-    """A password that the server does not take is not shown to anybody."""
+    """A password that the server does not take is never shown."""
     with pytest.raises(CatalogueUnavailable, match="password authentication failed") as raised:
         Catalogue(postgres.url().replace(postgres.password, SECRET))
     assert SECRET not in str(raised.value)
@@ -136,7 +136,7 @@ def test_a_restart_of_the_server_costs_what_was_under_way_and_nothing_else(postg
         record(catalogue)
     postgres.restart()
     assert record(catalogue).version == 1
-    postgres.restart()  # while the connection lies idle
+    postgres.restart()  # while the connection is idle
     assert record(catalogue, "lib.tgz").version == 1
 
 

@@ -1,4 +1,4 @@
-"""What only a catalogue in a file meets: a lock that somebody else holds, and a disk that is full."""
+"""What only a catalogue in a file meets: a lock of another program, and a disk that is full."""
 
 import sqlite3
 import threading
@@ -33,7 +33,7 @@ def test_how_long_a_lock_is_waited_for_is_in_the_url(url):
         assert isinstance(begin(catalogue, "job-1"), Leased)
 
 
-def test_a_new_file_that_somebody_writes_to_is_waited_for(url):
+def test_a_new_file_with_a_writer_is_waited_for(url):
     """SQLite itself does not wait there, and of many processes that open a new catalogue at once one would fail."""
     path = url.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:

@@ -1,4 +1,4 @@
-"""The command line where no broker runs: it looks at jobs, begins ended ones again, and pauses; all in the ledger."""
+"""The command line without a broker: it shows jobs, redrives ended ones, and pauses; all in the ledger."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ def test_a_job_tells_every_cause_with_its_traceback(zot, end):
     assert zot("jobs", "put-off", "--json")[1]["error"] == PUT_OFF
 
 
-def test_a_job_begins_again_though_no_broker_answers(zot, end, catalogue):
+def test_a_job_is_redriven_although_no_broker_answers(zot, end, catalogue):
     """The ledger has it, keeps the cause, and the workers send it by themselves; the line says so."""
     end("dead")
     status, document, told = zot("jobs", "retry", "dead", "--json")
@@ -102,7 +102,7 @@ def test_a_job_begins_again_though_no_broker_answers(zot, end, catalogue):
     ]
 
 
-def test_what_cannot_begin_again_is_named_and_the_rest_does(zot, end, tmp_path, home):
+def test_what_cannot_be_redriven_is_named_and_the_rest_is(zot, end, tmp_path, home):
     """A job that succeeded, one whose staged source is gone, and a refused one stay; the good one begins."""
     source = home / "staging" / "kept" / "app.tgz"
     source.parent.mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_what_cannot_begin_again_is_named_and_the_rest_does(zot, end, tmp_path, 
 
 
 def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
-    """A failed or cancelled job begins again only by name or by its state, and a dry run changes nothing."""
+    """A failed or cancelled job is redriven only by name or by its state, and a dry run changes nothing."""
     for state in (JobState.DEAD, JobState.FAILED, JobState.CANCELLED):
         end(state.value, state=state)
     assert zot("jobs", "retry", "--all", "--dry-run", "--json")[1]["retried"] == ["dead"]
@@ -158,7 +158,7 @@ def test_what_makes_no_sense_is_one_line(zot, catalogue, arguments, status, line
     assert line in told
 
 
-def test_a_pause_is_told_wherever_somebody_looks(zot):
+def test_a_pause_is_shown_by_every_command(zot):
     """`pauses`, `stores` and `doctor` tell what is paused, since when and why, until it is resumed."""
     assert zot("pause", "store", "dr", "--reason", "moving")[0] == 0
     assert zot("pauses", "--json")[1]["pauses"][0]["reason"] == "moving"

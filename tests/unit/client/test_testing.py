@@ -107,8 +107,8 @@ def test_what_the_worker_refuses_fails(
     assert verdicts(uploaded) == {"primary": "verified", "dr": "verified"}
 
 
-def test_rot_is_found_and_mended(uploaded: InMemoryArtifactClient) -> None:
-    """A flipped bit is corrupt, a lost copy is missing, and replication mends both from the copy that is right."""
+def test_rot_is_found_and_repaired(uploaded: InMemoryArtifactClient) -> None:
+    """A flipped bit is corrupt, a lost copy is missing, and replication repairs both from the copy that is right."""
     uploaded.corrupt("releases", "app.tgz", "dr")
     assert verdicts(uploaded) == {"primary": "verified", "dr": "corrupt"}
     mended = uploaded.replicate("releases", "app.tgz", to="dr").wait()

@@ -1,4 +1,4 @@
-"""The door where the broker is no Redis: the consumer looks at what the transport made of a message."""
+"""The filter where the broker is no Redis: the consumer checks what the transport made of a message."""
 
 import json
 import logging
@@ -106,8 +106,8 @@ def test_hostile_messages_neither_end_nor_block_the_worker(app, ended, caplog):
     assert {error for _, error in ended.refused} == {"InvalidMessage", "UnknownTask"}
 
 
-def test_what_celery_cannot_read_although_we_thought_so_is_set_aside(app, ended, caplog, monkeypatch):
-    """A message that Celery trips over in spite of the door ends no worker either."""
+def test_what_celery_cannot_read_although_we_thought_so_is_rejected(app, ended, caplog, monkeypatch):
+    """A message that passes the filter and makes Celery raise stops no worker either."""
     monkeypatch.setattr(message_filter, "check_parsed_message", lambda *_: None)
     for name in ("a time limit that is text", "an empty eta", "an empty list", "no id", "no task", "an unknown task"):
         push(app, name)
@@ -119,7 +119,7 @@ def test_what_celery_cannot_read_although_we_thought_so_is_set_aside(app, ended,
 
 
 def test_a_broker_that_is_away_is_no_fault_of_a_message(app, ended, monkeypatch):
-    """When the connection breaks while a message is taken, the message is not set aside: it comes again."""
+    """When the connection breaks while a message is taken, the message is not rejected: it is delivered again."""
     consumer = message_filter.Consumer.__new__(message_filter.Consumer)
     consumer.app, consumer.connection_errors, consumer.channel_errors = app, (ConnectionError,), ()
 
@@ -146,8 +146,8 @@ def test_a_broker_that_is_away_is_no_fault_of_a_message(app, ended, monkeypatch)
         "redis://a:1;redis://b:1",
     ],
 )
-def test_every_way_to_reach_redis_has_a_door(url):
-    """The door stands before Redis however its URL is written, also after the connection has failed over."""
+def test_every_way_to_reach_redis_has_a_filter(url):
+    """The filter is before Redis however its URL is written, also after the connection has failed over."""
     connection = message_filter.Connection(url)
     assert issubclass(connection.clone().get_transport_cls().Channel, message_filter._Filtered)
     if connection.alt:
@@ -156,12 +156,12 @@ def test_every_way_to_reach_redis_has_a_door(url):
 
 
 def test_other_connections_of_the_process_have_none():
-    """Only the worker's own application has a door; a plain client is left as it is."""
+    """Only the worker's own application has a filter; a plain client is left as it is."""
     assert Connection("redis://h:1/0").get_transport_cls() is kombu_redis.Transport
 
 
 def test_a_channel_whose_connection_was_given_up_is_a_lost_connection() -> None:
-    """Whoever still acknowledges over it is told what Celery bears; kombu alone would trip, and end the worker."""
+    """A late acknowledgement over it raises what Celery handles; kombu alone would stop the worker."""
     with Celery(
         "anybody", broker="redis://127.0.0.1:1/0", amqp="worker.intake.message_filter:AMQP", set_as_current=False
     ) as app:

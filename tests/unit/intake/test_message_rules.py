@@ -1,4 +1,4 @@
-"""What may pass the door, and that Celery can bear all of it."""
+"""What may pass the filter, and that Celery can handle all of it."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ def test_a_hostile_message_is_refused_with_its_reason_and_none_of_its_content(na
 
 
 @pytest.mark.parametrize("name", ["no content type", "two elements", "compressed", "version 1 with a callback"])
-def test_whoever_sent_it_can_be_told(name):
+def test_its_sender_can_be_told(name):
     """The id of a refused message is known wherever it can be read."""
     refusal = check_message(HOSTILE[name][0], RULES, NOW)
     assert refusal is not None
@@ -96,7 +96,7 @@ def test_headers_of_strangers_pass():
 
 
 def test_a_message_may_wait_but_not_longer_than_redis_does():
-    """What is put off beyond the visibility timeout would be handed out again and again: it is refused."""
+    """A delay beyond the visibility timeout would be delivered again and again: it is rejected."""
     message = envelope(JOB, FIELDS)
     message["headers"]["eta"] = (NOW + timedelta(seconds=3599)).isoformat()
     assert said(message) is None
@@ -105,7 +105,7 @@ def test_a_message_may_wait_but_not_longer_than_redis_does():
 
 
 def test_what_is_too_large_is_not_parsed():
-    """The limit holds for the whole message and is looked at first."""
+    """The limit holds for the whole message and is checked first."""
     message = json.dumps(envelope(JOB, FIELDS)).encode()
     assert check_message(message.ljust(MAX_MESSAGE), RULES, NOW) is None
     refusal = check_message(b"x" * (MAX_MESSAGE + 1), RULES, NOW)
@@ -128,7 +128,7 @@ def test_the_largest_request_of_the_contract_fits(letter):
     assert check_message(message.encode(), Rules(frozenset({UPLOAD.name}), 660.0, 3600.0), NOW) is None
 
 
-# Whatever the door lets through, Celery can bear
+# Celery can handle whatever passes the filter
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +240,8 @@ def messages(draw: st.DrawFn) -> bytes:
     return json.dumps(message).encode()
 
 
-def test_celery_bears_whatever_passes(celery):
-    """No message that the door lets through makes Celery raise where it would end the worker, or lose the task."""
+def test_celery_handles_whatever_passes(celery):
+    """No message that passes the filter makes Celery raise where it would stop the worker, or lose the task."""
     passed: list[Request] = []
 
     @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -255,7 +255,7 @@ def test_celery_bears_whatever_passes(celery):
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode(errors="surrogatepass")))
-def test_no_bytes_make_the_door_itself_fail(raw):
-    """Whatever bytes lie in the queue, the door has an answer."""
+def test_no_bytes_make_the_filter_itself_fail(raw):
+    """Whatever bytes are in the queue, the filter has an answer."""
     assert check_message(raw, RULES, NOW) is not None
     assert check_message(base64.b64encode(raw), RULES, NOW) is not None

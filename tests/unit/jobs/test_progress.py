@@ -14,7 +14,7 @@ def test_progress_is_not_kept_back_by_a_result_backend_that_is_away() -> None:
 
     @app.task
     def task() -> None:
-        """Stand for any."""
+        """Represent any task."""
 
     task.push_request(id="job-1")
     CeleryReporter(task).report(Progress())

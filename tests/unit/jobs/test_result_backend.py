@@ -26,7 +26,7 @@ def job():
 
 
 def test_a_success_stays_whatever_is_said_later(app, job):
-    """Who has lost a job, and does not know it yet, cannot let it look undone to whoever waits for it."""
+    """A worker that has lost a job, and does not know it yet, cannot make it look undone to a waiting client."""
     app.backend.store_result(job, {"is": "done"}, "SUCCESS")
     for late in ("STARTED", "PROGRESS", "FAILURE", "SUCCESS"):
         app.backend.store_result(job, ValueError("late") if late == "FAILURE" else {"is": "late"}, late)
@@ -35,7 +35,7 @@ def test_a_success_stays_whatever_is_said_later(app, job):
 
 
 def test_the_last_word_before_a_success_is_kept_told_and_passes(app, valkey, job):
-    """Who listens hears of each state, who asks gets the last, and nobody has to clear it away."""
+    """A subscriber gets each state, a poll gets the last, and no client has to delete it."""
     key = app.backend.get_key_for_task(job).decode()
     with redis.Redis.from_url(valkey.url) as client, client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.subscribe(key)

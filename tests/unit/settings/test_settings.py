@@ -94,7 +94,7 @@ def test_a_wrong_setting_is_named_with_the_way_out(config, text, says):
 
 
 def test_all_mistakes_are_told_at_once(config):
-    """Somebody who made three mistakes reads of three, not of one after the other."""
+    """Three mistakes are reported as three, not one after the other."""
     config("plcement: [a]\nretry: {max_attempt: 3}\nstores: {a: {type: s4}}")
     assert len(problems()) == 3
 

@@ -152,7 +152,7 @@ def test_azure(default):
     assert store.connection_string.get_secret_value() == text
 
 
-def test_a_variable_stands_for_its_value(default, load, monkeypatch):
+def test_a_variable_is_replaced_by_its_value(default, load, monkeypatch):
     """`${NAME}`, which the original's own examples write for secrets, is read from the environment, or named."""
     text = "storage: {type: s3, s3: {bucket: b, accessKeyID: 'id', secretAccessKey: '${MY_SECRET}'}}"
     assert refused(load, text) == ["storage.s3.secretAccessKey: the variable MY_SECRET is not set"]
@@ -160,8 +160,8 @@ def test_a_variable_stands_for_its_value(default, load, monkeypatch):
     assert default(text).secret_access_key.get_secret_value() == "hunter2"
 
 
-def test_our_own_settings_may_stand_beside_it(load):
-    """Somebody who keeps the original's file adds what is ours to it."""
+def test_our_own_settings_may_be_beside_it(load):
+    """The original's file may hold our settings too."""
     settings = load(SERVER + "storage: {rootDirectory: /zot/data}\nretry: {max_attempts: 3}")
     assert settings.retry.max_attempts == 3
 
@@ -187,7 +187,7 @@ def test_our_own_settings_may_stand_beside_it(load):
     ],
 )
 def test_what_cannot_be_meant_is_named(load, text, says):
-    """A mistake in the original's file gets one line that names it as it stands there, and so does mixing the two."""
+    """A mistake in the original's file gets one line with the file's own name for it, and so does mixing the two."""
     assert says in "\n".join(refused(load, text))
 
 

@@ -22,7 +22,7 @@ from worker.storage.driver import PartData
 OPEN = b"o"
 CLOSED = b"x"
 MARK = 0
-_TOKEN, _NUMBER, _STAMP, _DIGEST = 22, 5, 13, 22  # characters; two more stand between
+_TOKEN, _NUMBER, _STAMP, _DIGEST = 22, 5, 13, 22  # characters; two more are between
 _LENGTH = _TOKEN + _NUMBER + _STAMP + _DIGEST + 2
 
 

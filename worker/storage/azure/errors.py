@@ -1,4 +1,4 @@
-"""Translate the errors of the SDK and of Azure into ours. The one place that knows Azure's error codes.
+"""Translate the errors of the SDK and of Azure into ours; only this module knows Azure's error codes.
 
 A reason never quotes an error of the credentials, nor one that the SDK made up itself: those may carry strings to sign,
 the answers of token services, and URLs with a shared access signature. All else is quoted in one short line.

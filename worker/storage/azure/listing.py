@@ -84,7 +84,7 @@ class ByteOrder(Generic[Row]):
 
 
 class _Ahead(Generic[Row]):
-    """An iterator whose next row can be looked at before it is taken."""
+    """An iterator whose next row can be read before it is taken."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self._rows = rows

@@ -27,7 +27,7 @@ _REMEMBERED = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A blob: the client for it, and the bucket and key that it stands for."""
+    """A blob: the client for it, and its bucket and key."""
 
     blob: BlobClient
     bucket: str
@@ -108,7 +108,7 @@ class Parts:
         self._end(target, token)
 
     def stale(self, target: Target, row: BlobProperties) -> Iterator[StaleUpload]:
-        """Yield the uploads that a row of a listing with uncommitted blobs stands for, if it stands for any.
+        """Yield the uploads of a row of a listing with uncommitted blobs, if it has any.
 
         An upload of ours that was ended leaves its blocks until Azure drops them: it is not stale any more.
         """

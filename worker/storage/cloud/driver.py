@@ -18,7 +18,7 @@ class CloudDriver(ABC):
     """The base of the drivers of object stores.
 
     In the layout `prefixed` one real bucket holds everything under `bucket/key`. In `native` logical buckets are real,
-    but for the reserved ones: those have fixed names, and somebody else may own real buckets of such names. They are
+    but for the reserved ones: those have fixed names, and another account may own real buckets of such names. They are
     kept under RESERVED_PREFIX of the bucket that `reserved_bucket` names.
     """
 

@@ -1,4 +1,4 @@
-"""Translate the errors of Google's libraries and of Cloud Storage into ours. The one place that knows their codes.
+"""Translate the errors of Google's libraries and of Cloud Storage into ours; only this module knows their codes.
 
 A reason never quotes an error of the credentials: those may carry tokens, account names and the output of credential
 programs. What else the store says is quoted in one line, cut short.

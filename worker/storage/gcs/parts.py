@@ -1,6 +1,6 @@
 """Multipart uploads on Cloud Storage, whose own take no conditions: part objects that are composed.
 
-Everything of one write lies under `.zot-parts/TOKEN/`: `00000`, empty, says that the write is open and what it is of;
+Everything of one write is under `.zot-parts/TOKEN/`: `00000`, empty, says that the write is open and what it is of;
 `00001` and on are its parts; `join-…` are what several parts were composed to on the way. All of it is hidden from
 listings by its name. The token is also the writer's token of the finished object.
 """
@@ -95,7 +95,7 @@ class MultipartWrite:
         return stat
 
     def remove(self) -> bool:
-        """End the write and delete all that lies under its token; return whether anything was there.
+        """End the write and delete everything under its token; return whether anything was there.
 
         The opening goes first: a process that still sends a part then sees that the upload is over,
         and deletes the part.

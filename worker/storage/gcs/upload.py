@@ -69,7 +69,7 @@ class Upload:
 
         Args:
             send: does it.
-            again: whether it can be done again, after somebody else was faster.
+            again: whether it can be done again after a conflict.
         """
         for attempt in range(TRIES if again else 1):
             pin = self._pin(guess=again and attempt == 0 and self._write.size <= SMALL)

@@ -1,4 +1,4 @@
-"""Translate the errors of the SDK and of S3 into ours. The one place that knows S3's error codes.
+"""Translate the errors of the SDK and of S3 into ours; only this module knows S3's error codes.
 
 A reason never quotes an error of the credentials or the signature: those may carry key ids, signed strings and the
 output of credential programs. What else a store says is quoted in one line, cut short.

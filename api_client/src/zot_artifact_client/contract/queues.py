@@ -1,4 +1,4 @@
-"""The queues as the broker sees them; whoever sends and whoever consumes declare the same ones."""
+"""The queues as the broker sees them; senders and consumers declare the same ones."""
 
 from kombu.entity import Exchange
 from kombu.entity import Queue as BrokerQueue
@@ -13,7 +13,7 @@ def queues(*, unrouted: bool = False) -> tuple[BrokerQueue, ...]:
     """Return the contract's queues, the most urgent first, each with an exchange and a routing key of its own name.
 
     That is also what Celery makes up for `send_task(..., queue="transfer")`, so a sender without this library agrees.
-    With `unrouted`, Celery's default queue comes along: only for a broker that nobody else uses, because the messages
+    With `unrouted`, Celery's default queue comes along: only for a broker without other users, because the messages
     of a neighbour would be taken from it as well.
     """
     names = [queue.value for queue in Queue]

@@ -110,7 +110,7 @@ class DeleteRequest(Request):
 
 
 class AdoptRequest(Request):
-    """Make an object known that a store holds and another program wrote, as it stands, from one full read of it."""
+    """Record an object that another program wrote into a store, unchanged, from one full read of it."""
 
     store: StoreName
     first_read: bool = False
@@ -182,7 +182,7 @@ class SweepLeftoversRequest(Message):
 
 
 class SweepProbeRequest(Message):
-    """Try out one store, or all."""
+    """Probe one store, or all."""
 
     store: StoreName | None = None
 

@@ -61,7 +61,7 @@ class CopyVerdict(Result):
 
 
 class VerifyResult(ArtifactResult):
-    """One verdict for every copy that was looked at."""
+    """One verdict for every copy that was examined."""
 
     copies: tuple[CopyVerdict, ...]
 
@@ -144,14 +144,14 @@ class SweepReplicateResult(Result):
 
 
 class SweepLeftoversResult(Result):
-    """How many left-overs were removed, by store, and how many staged sources."""
+    """How many stale uploads and files were removed, by store, and how many staged sources."""
 
     removed: dict[str, int]
     staged: int = 0
 
 
 class SweepProbeResult(Result):
-    """The stores that were tried out, and what is wrong with those that cannot be relied on."""
+    """The stores that were probed, and what is wrong with those that cannot be relied on."""
 
     probed: tuple[str, ...]
     faults: dict[str, str]
@@ -160,7 +160,7 @@ class SweepProbeResult(Result):
 class SweepRecoverResult(Result):
     """How many jobs were sent again: messages that Redis lost, and jobs whose workers were not heard of any more.
 
-    `cancelled`: how many were ended while they waited, because somebody had cancelled them.
+    `cancelled`: how many waiting jobs were ended because they had been cancelled.
     """
 
     messages: int

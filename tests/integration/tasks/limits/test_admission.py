@@ -143,7 +143,7 @@ def test_a_copy_is_not_read_again_while_the_job_waits_for_another_store(run, con
 
     with pytest.raises(Snooze):
         run(twice, wish)
-    stored("primary", "app").unlink()  # whoever reads it again finds it missing
+    stored("primary", "app").unlink()  # the next read finds it missing
     calm(redis)
     assert run(twice, wish).good
     log = context.catalogue.verifications.of("releases", "app")

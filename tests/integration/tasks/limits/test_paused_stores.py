@@ -1,4 +1,4 @@
-"""Stores that somebody has paused: their jobs wait, and nothing else does."""
+"""Stores that are paused: their jobs wait, and no others do."""
 
 from datetime import timedelta
 
@@ -84,7 +84,7 @@ def test_a_good_copy_elsewhere_is_taken_instead(run, source, stored, pause):
 
 
 def test_sweeps_leave_paused_stores_out(run, context, source, pause):
-    """Neither are copies claimed there, nor is it tried out or cleaned; no sweep waits for it."""
+    """Neither are copies claimed there, nor is it probed or cleaned; no sweep waits for it."""
     run(upload, UploadRequest(**AT, source=source(b"release one")))
     pause("dr")
     assert set(run(sweep_verify, SweepVerifyRequest()).claimed) == {"primary", "cold"}
@@ -101,7 +101,7 @@ def test_a_job_waits_with_its_batch(context, pause):
     context.pauses.check_job("child", "another")
 
 
-def test_whoever_waits_looks_again_soon_at_first_and_seldom_later(context, pause):
+def test_a_paused_job_tries_again_soon_at_first_and_seldom_later(context, pause):
     """A pause of an hour costs each job a look a minute or so, a short one ends within seconds."""
     pause("dr")
     assert context.pauses.of_store("dr").seconds <= 3

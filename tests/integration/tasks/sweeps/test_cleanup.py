@@ -1,4 +1,4 @@
-"""The sweep of left-overs takes what dead writers left, and nothing that somebody still needs."""
+"""The cleanup sweep removes what dead writers left, and nothing that a job still needs."""
 
 import dataclasses
 from datetime import timedelta
@@ -41,7 +41,7 @@ def abandoned(stored):
 
 
 def test_what_a_dead_writer_left_goes(run, abandoned):
-    """A temporary file that nobody writes to any more is removed, and counted for its store."""
+    """A temporary file without a writer is removed, and counted for its store."""
     result = run(sweep_cleanup, EVERYTHING)
     assert not abandoned.exists()
     assert result.removed == {"primary": 1, "dr": 0, "cold": 0}

@@ -86,7 +86,7 @@ def test_what_is_not_brought_in_time_is_claimed_again(context: Context, run, put
     assert run(sweep_replicate, SweepReplicateRequest(store="dr")).claimed == {"dr": 1}
 
 
-def test_a_copy_that_somebody_deleted_is_not_brought_back(run, put, sent):
+def test_a_deleted_copy_is_not_brought_back(run, put, sent):
     """A rule brings what is new; it does not undo an explicit delete of one copy or of an artifact."""
     put("models-en", "small")
     put("models-en", "gone")

@@ -148,7 +148,7 @@ def test_an_object_of_the_original_that_looks_like_a_sidecar_survives(store: Sto
     assert read(store, "x") == b"data"
 
 
-def test_a_sidecar_left_alone_does_not_make_the_next_sidecar_an_object(store: Store, root: Path) -> None:
+def test_a_sidecar_without_data_does_not_make_the_next_sidecar_an_object(store: Store, root: Path) -> None:
     """`x.sha256.sha256` without `x.sha256` is nothing, also after `x` was written."""
     as_the_original(root, "x.sha256.sha256", sha256(b"gone").encode(), None)
     write(store, "x", b"data")
@@ -289,7 +289,7 @@ def test_a_key_is_free_again_when_the_keys_below_it_are_gone(store: Store) -> No
 
 
 def test_an_unfinished_write_below_a_key_is_in_its_way(store: Store, driver: FilesystemDriver) -> None:
-    """While somebody writes `a/b`, `a` is refused; afterwards `a/b` is there."""
+    """During a write of `a/b`, `a` is refused; afterwards `a/b` is there."""
 
     class Interrupting(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -361,7 +361,7 @@ def test_a_pipe_is_no_object(store: Store, root: Path) -> None:
 
 
 def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
-    """Where the store lies is the administrator's to say, and may be said with a link."""
+    """The administrator chooses where the store is, and may use a link."""
     (tmp_path / "link").symlink_to(root)
     store = Store(FilesystemDriver("main", FilesystemConfig(root=tmp_path / "link")))
     store.health_check()
@@ -420,7 +420,7 @@ def test_a_missing_root_takes_nothing_from_the_source(driver: FilesystemDriver, 
     assert source.tell() == 0
 
 
-def test_directories_that_are_no_buckets_are_left_alone(store: Store, root: Path) -> None:
+def test_directories_that_are_no_buckets_are_not_touched(store: Store, root: Path) -> None:
     """What a disk has in its root beside buckets is not looked into."""
     (root / "lost+found").mkdir()
     (root / "lost+found/.zot-tmp-1").write_bytes(b"not ours")
@@ -501,7 +501,7 @@ def test_a_condition_is_checked_before_the_bytes_are_read(store: Store, driver: 
 
 
 def test_a_condition_is_checked_again_at_the_end(store: Store) -> None:
-    """Who is overtaken while its bytes come in is refused, and the other's content stays."""
+    """A writer that meets a conflict while its bytes come in is refused, and the other's content stays."""
 
     class Overtaken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:

@@ -79,7 +79,7 @@ def test_every_documented_reason_is_mapped(reason: str) -> None:
 
 
 def test_narrow_classes_come_first() -> None:
-    """No row of the table is unreachable because a wider class stands before it."""
+    """No row of the table is unreachable because a wider class is before it."""
     seen: list[type[Exception]] = []
     for _, _, classes in CLASSES:
         for found in classes:
@@ -123,7 +123,7 @@ def test_answers(status: int, reason: str, kind: type[errors.StorageError]) -> N
 
 @pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)])
 def test_throttling_carries_the_wish_of_the_store(header: str | None, seconds: float | None) -> None:
-    """The seconds that a store asks for reach whoever decides when to try again, also through a retry that gave up."""
+    """The seconds that a store asks for reach the job's retry, also through a retry that gave up."""
     throttled = answer(429, "rateLimitExceeded", headers={"Retry-After": header} if header else {})
     for error in (throttled, api.RetryError("gave up", cause=throttled)):
         translated = translate(error, ORIGIN, "a/b")

@@ -72,7 +72,7 @@ def test_a_manifest_that_does_not_fit_its_object_is_none(taken):
 
 @given(st.integers(0, SIZE + 5), st.integers(0, SIZE))
 def test_the_chunks_that_cover_a_range_are_all_it_needs_and_no_more(offset, length):
-    """Every byte of the range lies in a chunk, and the first and the last chunk hold some of it."""
+    """Every byte of the range is in a chunk, and the first and the last chunk hold some of it."""
     manifest = Manifest(SIZE, CHUNK_SIZE, bytes(32 * 6))
     chunks = list(manifest.covering(offset, length))
     end = min(offset + length, SIZE)
@@ -93,7 +93,7 @@ def test_a_range_with_a_manifest_is_proved(store, content, taken, offset, length
         assert b"".join(reader) == content[offset : offset + length]
 
 
-def test_rot_is_found_in_the_ranges_that_it_lies_in_and_in_no_other(store, content, taken):
+def test_rot_is_found_in_its_own_ranges_and_in_no_other(store, content, taken):
     """A flipped bit fails the ranges of its chunk; the others are still good."""
     rot(store, content, 2 * CHUNK_SIZE + 7)
     with store.read_object_range("releases", "app.tgz", 0, CHUNK_SIZE, manifest=taken[1]) as good:
@@ -112,7 +112,7 @@ def test_a_range_without_a_manifest_says_that_it_is_not_verified(store):
 
 
 def test_a_large_object_is_verified_by_its_chunks(store, content, taken):
-    """All chunks right is verified; a wrong one is corrupt, and told by where it lies."""
+    """All chunks right is verified; a wrong one is corrupt, and named by its offset."""
     digest, manifest = taken
     assert store.verify_object("releases", "app.tgz", digest, manifest=manifest).verdict == Verdict.VERIFIED
     rot(store, content, SIZE - 1)

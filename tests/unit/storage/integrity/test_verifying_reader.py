@@ -74,7 +74,7 @@ def test_the_end_may_be_read_again() -> None:
 
 
 def test_a_digest_is_not_told_before_the_end() -> None:
-    """The digest of a part is nobody's digest."""
+    """The digest of a part is no object's digest."""
     reader = VerifyingReader(io.BytesIO(CONTENT))
     reader.read(len(CONTENT))
     with pytest.raises(RuntimeError, match="has not been read to its end"):
@@ -138,7 +138,7 @@ def test_one_flipped_bit_of_a_large_piece_is_found() -> None:
 
 
 def test_who_stops_early_leaves_no_thread() -> None:
-    """The thread of a reader that nobody reads to its end ends with it."""
+    """The thread of a reader that is not read to its end ends with it."""
     before = set(threading.enumerate())
     reader = VerifyingReader(io.BytesIO(LARGE))
     reader.read(BUFFER_SIZE)

@@ -56,7 +56,7 @@ def test_every_documented_code_is_mapped(code: str) -> None:
 
 
 def test_narrow_classes_come_first() -> None:
-    """No row of the table is unreachable because a wider class stands before it."""
+    """No row of the table is unreachable because a wider class is before it."""
     seen: list[type[Exception]] = []
     for _, _, classes in CLASSES:
         for found in classes:
@@ -111,7 +111,7 @@ def test_unknown_refusals_are_not_tried_again(status: int) -> None:
 
 @pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)])
 def test_throttling_carries_the_wish_of_the_store(header: str | None, seconds: float | None) -> None:
-    """The seconds that a store asks for reach whoever decides when to try again."""
+    """The seconds that a store asks for reach the job's retry."""
     error = translate(answer("SlowDown", 503, headers={"retry-after": header} if header else {}), ORIGIN, "a/b")
     assert isinstance(error, errors.Throttled)
     assert error.retry_after == seconds

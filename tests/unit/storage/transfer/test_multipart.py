@@ -195,8 +195,8 @@ def test_a_write_that_the_store_has_forgotten_starts_afresh(driver):
     assert stored(driver) == CONTENT
 
 
-def test_a_failure_that_nobody_will_go_on_after_leaves_nothing(driver):
-    """Without somebody to go on, what was begun is aborted, whatever the failure."""
+def test_a_failure_without_another_attempt_leaves_nothing(driver):
+    """Without a checkpoint, what was begun is aborted, whatever the failure."""
     driver.fail_from = 3
     with pytest.raises(Unavailable):
         write(driver, Notes(keep=False))

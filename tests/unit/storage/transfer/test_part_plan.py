@@ -90,7 +90,7 @@ def test_parts_are_the_body(data: bytes, part: int, piece: int, over: bool) -> N
 
 
 def test_an_empty_part_means_that_the_end_was_seen() -> None:
-    """Nobody who sees the empty part has missed the body's own check at its end."""
+    """A driver that sees the empty part has not missed the body's own check at its end."""
     body = VerifyingReader(io.BytesIO(b"12345"), size=6)
     assert next_part(body, 5) == b"12345"
     with pytest.raises(SizeMismatch):

@@ -96,7 +96,7 @@ def test_pieces_of_any_size(driver, piece):
 
 
 def test_no_more_than_so_many_ranges_are_held(driver):
-    """Ranges that nobody has read yet are not read ahead without end: memory stays bounded."""
+    """Ranges that are not consumed yet are not read ahead without end: memory stays bounded."""
     driver.write(content((AHEAD + 3) * WINDOW))
     with open_resumable(driver, *PLACE) as reader:
         assert reader.read(1) == b"\0"

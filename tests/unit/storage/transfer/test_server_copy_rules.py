@@ -120,7 +120,7 @@ def failing(act: Callable[[], object]) -> Callable[[bytes], bytes]:
 
 
 def test_a_failure_is_that_of_a_changed_original_only_if_it_has_changed(near: Store) -> None:
-    """Why a provider refuses is found out by looking at the original: changed, gone, or neither."""
+    """Why a provider refuses is found out by inspecting the original: changed, gone, or neither."""
     for act, error, said in (
         (lambda: None, Unavailable, "far: the store fails"),
         (lambda: near.write_object("b", "app", source(b"other")), PreconditionFailed, r"near: b/app .* version \d+ is"),

@@ -79,7 +79,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
     if op.get_bind().dialect.name == "postgresql":
-        # A row of any other index there has at most 2,700 bytes; nobody has checked yet what a message says here.
+        # A row of any other index there has at most 2,700 bytes; what a message says here is not checked yet.
         op.create_index("ix_jobs_holds", "jobs", ["holds"], postgresql_using="hash")
     else:
         op.create_index("ix_jobs_holds", "jobs", ["holds", "lease_until"])

@@ -1,4 +1,4 @@
-"""Find the children of a batch that are in flight without a look at those that came out badly.
+"""Find the children of a batch that are in flight without reading those that ended badly.
 
 Revision: 0007
 """
