@@ -81,6 +81,7 @@ def main() -> None:
         timed("due, 500 of few", lambda: due(_PERIOD))
         timed("due, 500 of all", lambda: due(_PERIOD / 100))
         timed("absent", absent)
+        timed("overdue", lambda: catalogue.sweep_claims.overdue("main", period=_PERIOD, now=now))
         timed("counts by state", catalogue.artifacts.count_by_state)
         timed("oldest verified", lambda: catalogue.artifacts.oldest_verified("main"))
         timed("never verified", lambda: catalogue.artifacts.never_verified("main"))

@@ -20,10 +20,13 @@ def keep_head(store: Store, catalogue: Catalogue) -> str | None:
     """Compare the log with the head that a store keeps, then keep the present head there.
 
     Return what is wrong with the log, or None. A head that does not fit the log stays as it is: it is the evidence.
+    A store without a bucket for what is ours keeps no head.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
     """
+    if not store.capabilities.reserved_buckets:
+        return None
     fault = check_kept_head(store, catalogue)
     head = catalogue.verifications.head()
     if fault or head is None:
@@ -40,6 +43,8 @@ def check_kept_head(store: Store, catalogue: Catalogue) -> str | None:
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
     """
+    if not store.capabilities.reserved_buckets:
+        return None
     try:
         with store.read_object(PROBE_BUCKET, _key(catalogue)) as reader:
             body = reader.read(_LARGEST)

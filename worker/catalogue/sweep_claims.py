@@ -53,6 +53,17 @@ class SweepClaims:
                 break
         return claimed
 
+    def overdue(self, store: str, *, period: timedelta, now: datetime) -> int:
+        """Return how many copies of a store have not been read fully for longer than `period`."""
+        late = sa.select(sa.func.count()).where(copies.c.store == store, copies.c.read_at <= now - period)
+        with self._database.read() as connection:  # spread is named so that the index is searched, not read
+            found = [
+                connection.execute(late.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))).scalar_one()
+                for spread in range(SPREADS)
+            ]
+            unreadable = connection.execute(late.where(copies.c.next_due_at.is_not(None))).scalar_one()
+        return sum(found) + unreadable
+
     def _claim(self, ids: Sequence[int], now: datetime, until: datetime) -> list[tuple[Artifact, Copy]]:
         claim = (
             sa.update(copies)

@@ -212,6 +212,19 @@ def test_an_unreadable_copy_is_retried_before_the_period_is_over(catalogue):
     assert catalogue.artifacts.oldest_verified("dr") is None
 
 
+def test_copies_that_were_not_read_within_the_period_are_counted(catalogue):
+    """Overdue is what was not read fully for longer than the period, unreadable copies too, deleted ones not."""
+    now = clock.now()
+    old = [stored(catalogue, key, now=now - 2 * PERIOD) for key in ("read", "unread", "unreadable", "deleted")]
+    verified(catalogue, old[0], now=now)
+    copies = [catalogue.artifacts.copies(artifact)["dr"] for artifact in old]
+    finding = Finding("job-1", "dr", old[2], "unreadable")
+    catalogue.verifications.record(finding, copies[2], tag=None, now=now, retry_at=now + timedelta(hours=1))
+    catalogue.artifacts.delete_copy(copies[3])
+    assert catalogue.sweep_claims.overdue("dr", period=PERIOD, now=now) == 2
+    assert catalogue.sweep_claims.overdue("dr", period=3 * PERIOD, now=now) == 0
+
+
 def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
     """After a clock that was ahead was set right, a copy that was read or is to be retried in the future is due now."""
     now, ahead = clock.now(), clock.now() + timedelta(days=365)
