@@ -57,7 +57,7 @@ def make_app(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],  # anything else could carry code
-        task_queues=queues(unrouted=settings.broker is None),  # on our own broker, a plain `send_task` is ours too
+        task_queues=queues(unrouted=settings.serves_default_queue),
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
         task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
         worker_consumer="worker.intake.message_filter:Consumer",  # the rest of the message filter

@@ -201,17 +201,42 @@ def test_compose_starts_the_processes_that_up_starts() -> None:
     programs = {"worker": "worker", "sweeper": "worker", "beat": "beat", "flower": "flower"}
     assert roles == {role: ["celery", "-A", "worker.app", program] for role, program in programs.items()}
     served = [services[role]["command"][6:] for role in ("worker", "sweeper")]
-    assert served == [["--queues", "interactive,transfer"], ["--queues", "sweep", "--concurrency", "1"]]
+    assert served == [["--queues", "interactive,transfer,celery"], ["--queues", "sweep", "--concurrency", "1"]]
     broker = " ".join(services["broker"]["command"])
     assert "--appendonly yes" in broker
     assert "--maxmemory-policy noeviction" in broker
 
 
+def test_compose_serves_every_queue() -> None:
+    """Each queue has a worker, Celery's default one included: a message that names no queue is a job too."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    served = {name for role in ("worker", "sweeper") for name in services[role]["command"][7].split(",")}
+    assert served == {"interactive", "transfer", "sweep", "celery"}
+    assert services["worker"]["environment"]["ZOT_SERVE_DEFAULT_QUEUE"] == "true"
+
+
+def test_compose_gives_containers_no_rights_beyond_their_work() -> None:
+    """No container has capabilities, new privileges, a writable root or unbounded memory; Flower sees no artifact."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for service in services.values():
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert {"mem_limit", "pids_limit"} <= service.keys()
+    assert services["flower"]["volumes"] == []
+    assert {"ZOT_CATALOGUE", "AWS_ACCESS_KEY_ID"} & services["flower"]["environment"].keys() == set()
+    wanted = {"AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CLIENT_SECRET"}
+    assert all(wanted <= services[role]["environment"].keys() for role in ("worker", "sweeper"))
+
+
 def test_compose_opens_nothing_beyond_loopback() -> None:
-    """Only Flower is published, to the host's loopback, and it cannot start without a password."""
+    """Broker and Flower are published to the host's loopback by default, and need a password."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert published == {"flower": ["127.0.0.1:5555:5555"]}
+    assert published == {
+        "broker": ["${ZOT_BROKER_ADDRESS:-127.0.0.1}:6379:6379"],
+        "flower": ["127.0.0.1:5555:5555"],
+    }
+    assert services["broker"]["environment"]["PASSWORD"].startswith("${ZOT_BROKER_PASSWORD:?")
     assert services["flower"]["environment"]["FLOWER_BASIC_AUTH"].startswith("${FLOWER_BASIC_AUTH:?")
 
 

@@ -54,7 +54,14 @@ def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
     from worker.settings.model import NoBroker, SettingsError
     from worker.storage.errors import InvalidKey, StorageError, TransientError
     from worker.storage.registry import UnknownStore
-    from zot_artifact_client.errors import BrokerUnavailable, ClientError, InvalidRequest, JobNotDone, WaitTimeout
+    from zot_artifact_client.errors import (
+        BrokerUnavailable,
+        ClientError,
+        InvalidRequest,
+        JobNotDone,
+        UnknownJob,
+        WaitTimeout,
+    )
 
     return (
         (NoBroker, Status.UNKNOWN),
@@ -64,6 +71,7 @@ def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
         (InvalidRequest, Status.USAGE),
         (BrokerUnavailable, Status.UNKNOWN),
         (WaitTimeout, Status.UNKNOWN),
+        (UnknownJob, Status.UNKNOWN),
         (JobNotDone, Status.BAD),
         (ClientError, Status.USAGE),
         (UnknownStore, Status.USAGE),

@@ -1,4 +1,4 @@
-"""The commands `jobs`, `jobs show`, `jobs retry`, `jobs cancel` and `jobs prune`."""
+"""The commands `jobs`, `jobs retry`, `jobs cancel` and `jobs prune`."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +18,14 @@ from worker.cli.outcome import finish, outcome_of
 from worker.cli.output import AsJson, age, moment, note, out, print_json, print_table, printable, say, size
 from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker, Settings, load_settings
+from worker.storage.units import parse_duration
 from zot_artifact_client.contract import BATCH, TASKS, JobState
 from zot_artifact_client.errors import BrokerUnavailable
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500
 _SHORT_ID = 8
+_ASKED = "requested"
 
 State = Annotated[
     list[str] | None,
@@ -166,7 +168,7 @@ def cancel(
 ) -> None:
     """Cancel jobs: waiting ones end within moments, running ones at their next part.
 
-    The exit status is 1 if one of the jobs has ended already.
+    The exit status is 1 if one of the jobs has ended already, or nothing is known of it.
 
     Example:
 
@@ -177,19 +179,29 @@ def cancel(
     settings = load_settings()
     settings.broker_url  # noqa: B018 - without a broker nothing can be cancelled, and the error says so
     with opened() as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
-        full = {id_: _full_id(session, id_) for id_ in dict.fromkeys(ids)}
-        ended = {id_: record.state for id_ in full.values() if (record := _ended(session, id_))}
-        asked = [id_ for id_ in full.values() if id_ not in ended]
-        for id_ in asked:
-            client.job(id_).cancel()
+        outcomes = {id_: _cancel(session, client, id_) for id_ in dict.fromkeys(_full_id(session, id_) for id_ in ids)}
+    asked = [id_ for id_, outcome in outcomes.items() if outcome == _ASKED]
+    others = {id_: outcome for id_, outcome in outcomes.items() if outcome != _ASKED}
     if as_json:
-        print_json({"asked": asked, "ended": ended})
+        print_json({"asked": asked, "not_cancelled": others})
     else:
         for id_ in asked:
             say(f"{id_}: cancellation requested; `zot-artifacts jobs {id_}` shows its state")
-        for id_, state in ended.items():
-            note(f"{id_}: has ended already: {state}")
-    raise typer.Exit(Status.BAD if ended else Status.GOOD)
+        for id_, outcome in others.items():
+            note(f"{id_}: not cancelled: {outcome}")
+    raise typer.Exit(Status.BAD if others else Status.GOOD)
+
+
+def _cancel(session: Session, client: Any, id_: str) -> str:
+    """Request that a job is cancelled; return `requested`, or why that has no effect."""
+    from zot_artifact_client.errors import UnknownJob
+
+    if record := _ended(session, id_):
+        return f"it has ended already: {record.state}"
+    try:
+        return _ASKED if client.job(id_).cancel() else "it has ended already"
+    except UnknownJob:  # its state has expired, or it was never sent
+        return _ASKED if session.catalogue.ledger.get(id_) else "nothing is known of a job with this id"
 
 
 def document(record: JobRecord) -> dict[str, Any]:
@@ -475,3 +487,37 @@ def _print_retried(retried: list[str], rejected: Mapping[str, str], *, dry_run: 
     for id_ in retried:
         say(id_)
     note(f"{len(retried)} jobs {'would be' if dry_run else 'are'} retried")
+
+
+# Pruning
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str,
+        typer.Option("--older-than", metavar="TIME", help="Least time since the end of a job, such as 90d."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Remove ended jobs from the ledger.
+
+    Dead letters stay until they are retried or cancelled. Artifacts, copies and the log of verifications stay.
+
+    Example:
+
+        zot-artifacts jobs prune --older-than 90d
+    """
+    try:
+        age_ = parse_duration(older_than)
+    except ValueError as error:
+        raise Failure(f"--older-than: {error}", Status.USAGE, type_="UsageError") from None
+    removed = 0
+    with opened(existing=True) as session:
+        before = clock.now() - age_
+        while found := session.catalogue.ledger.prune(before=before):
+            removed += found
+    if as_json:
+        print_json({"removed": removed, "before": before})
+    else:
+        say(f"{removed} jobs removed that ended before {moment(before)}")

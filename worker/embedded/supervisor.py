@@ -143,7 +143,7 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
 
 def _start_workers(settings: Settings, options: UpOptions, children: Children, environment: dict[str, str]) -> None:
     """Start a worker for users and one for sweeps: a sweep's hour of reading then takes no process from a user."""
-    names = [queue.name for queue in queues(unrouted=settings.broker is None)]
+    names = [queue.name for queue in queues(unrouted=settings.serves_default_queue)]
     grace = settings.jobs.grace.total_seconds() + _REQUEUE_WITHIN
     for role, concurrency in (("worker", options.concurrency), ("sweeper", 1)):
         served = [name for name in names if (name == Queue.SWEEP) == (role == "sweeper")]

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     """The data directory: the embedded catalogue, broker and stores, staged and spooled files."""
     broker: SecretStr | None = None
     """URL of the broker; without it, the one that `zot-artifacts up` runs on this data directory."""
+    serve_default_queue: bool | None = None
+    """Serve Celery's default queue too, for messages that name no queue; only on a broker that no other application
+    uses. By default on the embedded broker alone."""
     results: SecretStr | None = None
     """URL of Celery's result backend; the broker's by default."""
     catalogue: SecretStr | None = None
@@ -189,6 +192,11 @@ class Settings(BaseSettings):
             raise NoBroker(
                 f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
             ) from None
+
+    @property
+    def serves_default_queue(self) -> bool:
+        """Return whether workers serve Celery's default queue as well."""
+        return self.broker is None if self.serve_default_queue is None else self.serve_default_queue
 
     @property
     def results_url(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import Celery
 from kombu.pools import ProducerPool
+from redis.exceptions import NoPermissionError
 
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
@@ -17,6 +18,7 @@ from zot_artifact_client.connection import (
 )
 from zot_artifact_client.contract import TaskSpec
 from zot_artifact_client.contract.queues import queues
+from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.idempotency import mismatches
 from zot_artifact_client.outbox import MESSAGES, Outgoing, push
 from zot_artifact_client.urls import ServerUrl, parse_url
@@ -91,9 +93,16 @@ class Publisher:
         return bool(self._with_redis(lambda client: client.hexists(MESSAGES, job_id)))
 
     def revoke(self, job_id: str) -> None:
-        """Tell the workers that are up to cancel a job. Raise BrokerUnavailable."""
-        with self._connected() as connection:
-            self._pools.get().app.control.revoke(job_id, connection=connection)
+        """Tell the workers that are up to cancel a job. Raise BrokerUnavailable.
+
+        Do nothing where the broker's ACL forbids it: the recorded request alone cancels the job, some seconds later.
+        """
+        try:
+            with self._connected() as connection:
+                self._pools.get().app.control.revoke(job_id, connection=connection)
+        except BrokerUnavailable as error:
+            if not _is_forbidden(error):
+                raise
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -127,6 +136,14 @@ class Publisher:
                     ignore_result=False,  # said, because this application has no backend, but the worker's has
                     add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
                 )
+
+
+def _is_forbidden(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, NoPermissionError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _transport_options(server: ServerUrl) -> dict[str, object]:

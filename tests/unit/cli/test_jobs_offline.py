@@ -168,3 +168,63 @@ def test_a_pause_is_shown_by_every_command(zot):
     assert zot("resume", "store", "dr", "--json")[1]["was_paused"]
     assert not zot("resume", "store", "dr", "--json")[1]["was_paused"]
     assert zot("pauses", "--json")[1] == {"pauses": []}
+
+
+def test_a_job_is_found_by_the_beginning_of_its_id(zot, end):
+    """A unique beginning is enough; one that fits more jobs is an error that names them."""
+    end("5f0a1d0e-1111")
+    end("5f0b2222-2222")
+    end("5f0a1d0e-1111.00000003")
+    assert zot("jobs", "5f0a", "--json")[1]["job"] == "5f0a1d0e-1111"
+    assert zot("jobs", "5f0a1d0e.00000003", "--json")[1]["job"] == "5f0a1d0e-1111.00000003"
+    status, _, told = zot("jobs", "5f0")
+    assert (status, "5f0a1d0e-1111, 5f0b2222-2222" in told) == (2, True)
+
+
+def test_one_job_is_shown_in_lines_for_people(zot, end):
+    """Each value is a line of its own with its name; nothing is printed as Python would."""
+    end("put-off", error=PUT_OFF, stores=["primary", "dr"])
+    shown = zot("jobs", "put-off")[1]
+    assert "error        Snooze: dr: left alone" in shown
+    assert "before that  Unavailable: dr: away" in shown
+    assert "stores=primary, dr" in shown
+    assert "{" not in shown
+
+
+def test_a_batch_is_named_by_its_prefix_and_runs_while_it_waits(zot, end, catalogue):
+    """A batch has no key: it shows its verb and prefix, and `running` from its start until its end."""
+    end("b", kind="batch", verb="verify", key=None, prefix="2026/")
+    assert "verify releases/2026/*" in zot("jobs")[1]
+    assert "None" not in zot("jobs")[1]
+
+
+def test_ended_jobs_are_pruned_by_age(zot, end, catalogue):
+    """Jobs that ended before the given time are removed and counted; later ones and dead letters stay."""
+    end("old", state=JobState.FAILED)
+    end("dead")
+    assert zot("jobs", "prune", "--older-than", "1h", "--json")[1]["removed"] == 0
+    assert catalogue.ledger.get("old")
+    assert zot("jobs", "prune", "--older-than", "0", "--json")[1]["removed"] == 1
+    assert (catalogue.ledger.get("old"), catalogue.ledger.get("dead").state) == (None, "dead")
+    assert zot("jobs", "prune", "--older-than", "soon")[0] == 2
+
+
+def test_commands_that_read_make_no_catalogue(zot, home):
+    """Where there is no catalogue, `ls`, `show`, `stores`, `jobs` and others say so and make none."""
+    for command in (["ls"], ["show", "a/b"], ["stores"], ["jobs"], ["pauses"], ["log", "verify"], ["get", "a/b", "x"]):
+        status, _, told = zot(*command)
+        assert (status, "no catalogue here" in told) == (2, True), command
+    assert not (home / "catalogue.sqlite3").exists()
+
+
+def test_a_mistyped_key_is_not_deleted(zot, catalogue):
+    """Deleting what the catalogue never had is an error with status 1 that suggests the key that is there."""
+    from worker.storage import Digest
+
+    recorded = catalogue.artifacts.record(
+        "releases", "app-1.2.tgz", Digest(1, "0" * 64), {}, clock.now(), stores=["dr"]
+    )
+    assert recorded.version == 1
+    status, _, told = zot("delete", "releases/app-1.3.tgz")
+    assert status == 1
+    assert "never was" in told

@@ -1,0 +1,105 @@
+"""The ACL for services, on a real Valkey: the client does its work with it, and everything else is refused."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.servers import Valkey
+from tests.servers.process import REPOSITORY
+from zot_artifact_client import ArtifactClient, JobState, VerifyResult
+from zot_artifact_client.cancellation import CANCEL_REQUESTS
+from zot_artifact_client.contract import CANCEL_KEY, VERIFY
+
+ACL = REPOSITORY / "deploy" / "valkey" / "users.acl"
+RESULT = {"bucket": "b", "key": "k", "version": 1, "size": 1, "sha256": "0" * 64, "copies": []}
+
+
+class GuardedValkey(Valkey):
+    """A Valkey with the users of the ACL file, their passwords `broker` and `service`."""
+
+    def command(self):
+        lines = [line for line in ACL.read_text().splitlines() if not line.startswith("#")]
+        text = "\n".join(lines) + "\n"
+        for name in ("broker", "service"):
+            text = text.replace(f"@{name.upper()}_SHA256@", hashlib.sha256(name.encode()).hexdigest())
+        (self.directory / "users.acl").write_text(text)
+        return (*super().command(), "--aclfile", str(self.directory / "users.acl"))
+
+    def probe(self) -> None:
+        try:
+            with redis.Redis.from_url(self.as_user("default", "broker"), socket_timeout=1) as client:
+                client.ping()
+        except redis.ConnectionError as error:
+            raise OSError(str(error)) from error
+
+    def as_user(self, user: str, password: str) -> str:
+        return f"redis://{user}:{password}@127.0.0.1:{self.port}/0"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedValkey]:
+    server = GuardedValkey(tmp_path_factory.mktemp("guarded"))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def service(guarded: GuardedValkey) -> str:
+    return guarded.as_user("service", "service")
+
+
+@pytest.fixture
+def owner(guarded: GuardedValkey) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(guarded.as_user("default", "broker")) as client:
+        client.flushall()
+        yield client
+
+
+def test_a_service_enqueues_waits_and_cancels(service: str, owner: redis.Redis) -> None:
+    """Each method of the client works with the rights of the ACL, and leaves what a worker acts on."""
+    with ArtifactClient(service) as client:
+        job = client.verify("b", "k", idempotency_key="once")
+        assert client.verify("b", "k", idempotency_key="once").id == job.id
+        assert owner.llen(VERIFY.queue.value) == 2
+        assert job.state is JobState.QUEUED
+        job.cancel()
+        assert owner.exists(CANCEL_KEY.format(job=job.id))
+        assert owner.zcard(CANCEL_REQUESTS) == 1
+        meta = {"status": "SUCCESS", "result": RESULT, "task_id": job.id, "name": VERIFY.name, "traceback": None}
+        owner.set(f"celery-task-meta-{job.id}", json.dumps({**meta, "children": []}))
+        assert isinstance(job.wait(10), VerifyResult)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("LRANGE", "transfer", "0", "-1"),
+        ("RPOP", "transfer"),
+        ("DEL", "transfer"),
+        ("LPUSH", "sweep", "x"),
+        ("LPUSH", "other", "x"),
+        ("HGETALL", "zot-artifacts:outbox"),
+        ("HDEL", "zot-artifacts:outbox", "x"),
+        ("SET", "celery-task-meta-x", "{}"),
+        ("PUBLISH", "/0.celery.pidbox", "shutdown"),
+        ("PUBLISH", "celery-task-meta-x", "{}"),
+        ("SUBSCRIBE", "/0.celery.pidbox"),
+        ("KEYS", "*"),
+        ("SCAN", "0"),
+        ("FLUSHALL",),
+        ("CONFIG", "GET", "*"),
+        ("ACL", "LIST"),
+        ("INFO",),
+        ("SHUTDOWN",),
+        ("EVAL", "return 1", "0"),
+        ("GET", "zot-artifacts:breaker:dr:open"),
+    ],
+    ids=" ".join,
+)
+def test_a_service_can_do_nothing_else(command: tuple[str, ...], service: str, owner: redis.Redis) -> None:
+    """Reading, taking or deleting messages, changing results and controlling workers or the broker is refused."""
+    with redis.Redis.from_url(service) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command)
