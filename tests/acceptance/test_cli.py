@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.acceptance.commands import Zot
+from tests.acceptance.commands import COMMAND, Zot
 from tests.servers import RcloneS3
 from tests.servers.process import free_port
 from tests.waiting import WITHIN
@@ -114,6 +114,42 @@ def test_an_artifact_lives_from_upload_to_delete(zot: Zot, key: str, source: Pat
     assert gone.status == 0
     assert "gone already" in gone.stdout
     assert zot("show", key).status == 1
+
+
+def test_bytes_go_through_pipes(zot: Zot, key: str) -> None:
+    """`upload -` takes standard input, `get … -` writes exactly its bytes to standard output, and nothing else."""
+    content = os.urandom(200_000)
+    command = [*COMMAND, "upload", "-", key, "--json"]
+    sent = subprocess.run(command, input=content, env=zot.environment, capture_output=True, check=True, timeout=60)
+    job = json.loads(sent.stdout)["job"]
+    assert zot("jobs", job[:8], "--wait").status == 0
+    got = subprocess.run([*COMMAND, "get", key, "-"], env=zot.environment, capture_output=True, check=True, timeout=60)
+    assert got.stdout == content
+    assert leftovers(zot) == []
+    ranged = [*COMMAND, "get", key, "-", "--range", "10-19"]
+    part = subprocess.run(ranged, env=zot.environment, capture_output=True, check=True, timeout=60)
+    assert part.stdout == content[10:20]
+
+
+def test_a_corrupt_copy_writes_nothing_to_a_pipe(zot: Zot, key: str, source: Path) -> None:
+    """Where no copy is right, `get … -` ends with 1 and not a byte of the bad one was written."""
+    assert zot("upload", source, key, "--store", "primary").status == 0
+    path = zot.home / "stores" / "primary" / key
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    got = zot("get", key, "-")
+    assert (got.status, got.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_every_encoding_of_the_terminal_works(zot: Zot, source: Path, encoding: str) -> None:
+    """Where the terminal takes no UTF-8, names beyond it are shown as escapes, and no command ends in a traceback."""
+    key = f"releases/日本-{uuid4().hex}"
+    narrow = Zot(zot.home, {**zot.settings, "PYTHONIOENCODING": encoding})
+    for arguments in (["upload", source, key], ["ls", key], ["show", key], ["jobs"], ["stores"]):
+        done = narrow(*arguments)
+        assert "Traceback" not in done.stderr
+        assert done.status in {0, 1, 3}
+    assert "\\u65e5" in narrow("ls", key).stdout
 
 
 def test_a_staged_file_goes_away_with_its_job(zot: Zot, key: str, source: Path) -> None:
