@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
-from uuid import NAMESPACE_OID, uuid5
 
 import redis
 from celery import Celery, current_app
@@ -42,6 +41,7 @@ from zot_artifact_client.contract import (
     ReplicateRequest,
     TaskSpec,
     VerifyRequest,
+    batch_stem,
 )
 from zot_artifact_client.outbox import Outgoing
 
@@ -56,7 +56,6 @@ _IDLE = 3
 _SLACK = timedelta(milliseconds=300)
 UNSEEN = timedelta(hours=1)
 """After which a job is sent again where the broker cannot tell whether its message is lost."""
-_LONGEST_STEM = 100
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ."""
 _BROKER = (redis.RedisError, OperationalError, OSError)
@@ -202,10 +201,9 @@ def _listed(name: str, context: JobContext, cursor: Mapping[str, Any], room: int
 
 def _new(request: BatchRequest, before: Batch, number: int, found: Found) -> NewBatchItem:
     """Return the job for an artifact. Its id is the batch and its number: ids sort in planning order."""
-    stem = before.job if len(before.job) <= _LONGEST_STEM else str(uuid5(NAMESPACE_OID, before.job))
     payload = _REQUESTS[request.verb](request, found).payload()
     holds = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
-    return NewBatchItem(number, f"{stem}.{number:08d}", payload, found.size, holds)
+    return NewBatchItem(number, f"{batch_stem(before.job)}.{number:08d}", payload, found.size, holds)
 
 
 def _lost(messages: Messages, waiting: list[BatchItem]) -> list[BatchItem] | None:

@@ -1,13 +1,19 @@
 """Record a rejected message in the ledger and in the result backend."""
 
+import logging
+
 from celery import Task, shared_task
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable
 from worker.context import Context, current
 from worker.intake.message_filter import RECORD_TASK
+from worker.jobs.outbox import Outbox
 from zot_artifact_client.contract import JobError, JobState
 from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.text import bounded
+
+logger = logging.getLogger(__name__)
 
 _WAIT = 5.0
 """Seconds before the ledger is tried again."""
@@ -22,7 +28,11 @@ def record(context: Context, job: str, task: str, error: JobError) -> bool:
 
 
 def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
+    type_, message = bounded(type_, 64), bounded(message, 1000)
     try:
+        if Outbox(self.app).find(job) is not None:
+            logger.error("job %s: a rejected message has the id of a job that waits; the job is not changed", job)
+            return
         refused = record(current(), job, task, JobError(type=type_, message=message))
     except CatalogueUnavailable as error:
         raise self.retry(exc=error, countdown=_WAIT) from error

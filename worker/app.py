@@ -1,24 +1,35 @@
 """The Celery application: `celery -A worker.app worker`, `… beat`, `… flower`.
 
-A worker that gets SIGTERM takes no further jobs, lets those at work end for `jobs.grace`, and then hands them back at
-their next piece: another worker, or this one after its restart, continues them.
+A worker that gets SIGTERM takes no further jobs, lets the running ones go on for `jobs.grace`, and then requeues them
+at their next chunk: another worker, or this one after its restart, resumes them.
 """
 
+import logging
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
+import redis
 from celery import Celery, signals
 
 from worker import context
 from worker.beat import LONGEST_SLEEP
+from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
+from worker.flower import check_authentication, is_flower
 from worker.jobs import shutdown as draining
 from worker.jobs.result_backend import use_atomic_result_backend
+from worker.limits.pauses import mirror_queues
+from worker.limits.shared_redis import result_backend
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 from zot_artifact_client.contract.queues import queues
+from zot_artifact_client.text import bounded
 from zot_artifact_client.urls import ServerUrl, parse_result_url, parse_url
+
+logger = logging.getLogger(__name__)
 
 TASK_MODULES = (
     "tasks.upload",
@@ -34,11 +45,11 @@ TASK_MODULES = (
     "tasks.sweeps.probe",
     "tasks.sweeps.recover",
 )
-"""Named as strings: the arrows run from the tasks to the worker, never back."""
+"""Named as strings, because the worker imports no task."""
 
 
 def make_app(settings: Settings) -> Celery:
-    """Return the application for these settings. Every option that is not Celery's default has its reason here."""
+    """Return the application for these settings, with the reason of each option that is not Celery's default."""
     for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
         os.environ.pop(variable, None)  # Celery lets them win over what it is told here
     broker, results = parse_url(settings.broker_url, "broker"), parse_result_url(settings.results_url, "results")
@@ -47,9 +58,9 @@ def make_app(settings: Settings) -> Celery:
         broker=broker.text,
         backend=results.text,
         include=TASK_MODULES,
-        amqp="worker.intake.message_filter:AMQP",  # no message comes in unseen: a malformed one would end the worker
+        amqp="worker.intake.message_filter:AMQP",  # filters every message: a malformed one would end the worker
     )
-    use_atomic_result_backend(app)  # results: twice in every job
+    use_atomic_result_backend(app)
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
     app.conf.update(
@@ -60,15 +71,17 @@ def make_app(settings: Settings) -> Celery:
         task_queues=queues(unrouted=settings.serves_default_queue),
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
         task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
-        worker_consumer="worker.intake.message_filter:Consumer",  # the rest of the message filter
-        task_create_missing_queues=False,  # a misspelt queue is an error, not a queue without a worker
+        worker_consumer="worker.intake.message_filter:Consumer",  # filters what other brokers deliver
+        task_create_missing_queues=False,  # a misspelt queue is an error, not a queue without a consumer
         # Delivery: a message is gone only when its job has ended
         task_acks_late=True,
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
         task_retry_on_worker_lost=True,  # a killed child's job gets another try, after the task's default_retry_delay
         worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
         broker_transport_options=_transport_options(settings, broker),
-        broker_channel_error_retry=broker.is_rabbitmq,  # over a long job it closes the channel: no end
+        # RabbitMQ closes the channel over a long job, and a full Redis refuses to start one: neither ends the worker.
+        broker_channel_error_retry=broker.is_rabbitmq or broker.is_redis,
+        worker_eta_task_limit=10_000,  # of other brokers than Redis, whose messages wait in the worker
         visibility_timeout=visibility,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of its broker
@@ -77,7 +90,7 @@ def make_app(settings: Settings) -> Celery:
         task_time_limit=limit + 60,
         # Results, for the clients; the ledger is the record
         result_expires=settings.jobs.result_expires,
-        result_extended=True,  # name and arguments beside the result, for Flower and other readers
+        result_extended=True,  # the name of the task beside the result; the arguments are left out
         result_backend_transport_options={
             **results.transport_options,
             "visibility_timeout": visibility,
@@ -99,7 +112,8 @@ def make_app(settings: Settings) -> Celery:
         timezone="UTC",
         worker_hijack_root_logger=True,
     )
-    app.steps["consumer"].add("worker.jobs.remote_control:Control")  # cancelling and pausing, from outside
+    app.steps["consumer"].add("worker.jobs.remote_control:PausedQueues")
+    app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
     return app
 
 
@@ -127,15 +141,15 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
 
 @signals.worker_process_init.connect
 def _die_with_the_worker(**_: Any) -> None:
-    """Let no child outlive a worker that was killed: its job would continue without a worker."""
+    """End the children of a worker that was killed: their jobs would go on without a heartbeat of the worker."""
     die_with_parent()
 
 
 @signals.worker_process_init.connect
 def _outwait_the_result_backend(**_: Any) -> None:
-    """Let a child wait for a result backend that is away: what Celery cannot store, it tells the client as failed.
+    """Make a child wait for a result backend that is unavailable: else Celery reports the job as failed.
 
-    The children alone: the parent has to serve them all, and a user waits in front of a command line.
+    Only the children wait: the parent serves all of them, and a command line must return.
     """
     app.backend.always_retry = True
 
@@ -145,14 +159,37 @@ def _drain(**_: Any) -> None:
     draining.begin()
 
 
+@signals.worker_init.connect
+def _mirror_pauses(**_: Any) -> None:
+    """Restore the paused queues in Redis before the worker consumes; it may have lost them.
+
+    The catalogue is closed again before the worker forks.
+    """
+    settings = context.configured()
+    try:
+        catalogue = Catalogue(settings.catalogue_url)
+        try:
+            pauses = catalogue.pauses.all()
+        finally:
+            catalogue.close()
+        client = result_backend(app)
+        if client is not None:
+            mirror_queues(client, pauses)
+            client.close()
+    except (CatalogueError, redis.RedisError, OSError) as error:
+        logger.warning("paused queues are not copied to Redis for now: %s", bounded(error))
+
+
 @signals.worker_ready.connect
 def _probe_stores(sender: Any, **_: Any) -> None:
-    """Let a child probe the stores: the parent must hold no connection when it forks."""
+    """Probe the stores in a child: the parent must hold no connection when it forks."""
     if SWEEP_PROBE.queue in sender.app.amqp.queues.consume_from:
         sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
 
 
 def _configured_app() -> Celery:
+    if is_flower(sys.argv[1:]):
+        check_authentication(sys.argv[1:], os.environ, Path.cwd())
     try:
         settings = load_settings()
         settings.prepare()

@@ -2,12 +2,16 @@
 
 import logging
 import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import redis
 from celery.beat import PersistentScheduler
 
 from worker.limits.shared_redis import PREFIX, result_backend
+from zot_artifact_client.text import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +19,7 @@ _TICKED = f"{PREFIX}:beat:ticked"
 _EVERY = 10.0
 """Seconds between two records."""
 _REMEMBERED = 3600
+_CLOCK_SKEW = timedelta(seconds=5)
 LONGEST_SLEEP = 30
 """Seconds that beat sleeps at most, so that the record of a beat that runs is never older than that."""
 
@@ -23,10 +28,34 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
     """The persistent scheduler of Celery, with a record of its last tick in the result backend."""
 
     _recorded = float("-inf")
+
+    def setup_schedule(self) -> None:
+        """Open the file of the last runs; throw away one that cannot be used, and correct times that are ahead."""
+        try:
+            super().setup_schedule()
+            self._correct()
+        except Exception as error:  # noqa: BLE001 - whatever a torn file makes pickle or dbm raise
+            logger.warning("beat's schedule file is thrown away: %s: %s", type(error).__name__, bounded(error, 200))
+            with suppress(Exception):
+                self._store.close()
+            for path in Path(self.schedule_filename).parent.glob(f"{Path(self.schedule_filename).name}*"):
+                path.unlink(missing_ok=True)
+            super().setup_schedule()
+
+    def _correct(self) -> None:
+        """Let an entry whose last run is ahead of the clock be due one period from now at the latest."""
+        for name, entry in self.schedule.items():
+            now = entry.default_now()
+            if entry.last_run_at is None or entry.last_run_at > now + _CLOCK_SKEW:
+                logger.warning("beat: the last run of %s is ahead of the clock: corrected", bounded(name, 64))
+                entry.last_run_at = now
+                self._heap = None
+
     _client: "redis.Redis | None" = None
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Start what is due, then record the tick."""
+        self._correct()
         seconds: float = super().tick(*args, **kwargs)
         if time.monotonic() - self._recorded >= _EVERY:
             self._recorded = time.monotonic()

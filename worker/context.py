@@ -108,6 +108,14 @@ def configure(settings: Settings) -> None:
     _settings = settings
 
 
+def configured() -> Settings:
+    """Return the settings that `configure` was given."""
+    if _settings is None:
+        msg = "the worker's settings have not been configured"
+        raise RuntimeError(msg)
+    return _settings
+
+
 def current() -> Context:
     """Return this process's context, opened at the first use: nothing in it survives a fork."""
     global _context  # noqa: PLW0603

@@ -1,6 +1,7 @@
 """Recover: send again the open jobs without a heartbeat, so that a killed worker costs a minute and not a day."""
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 
 import redis
@@ -12,6 +13,7 @@ from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.jobs.cancellation import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
+from worker.jobs.republish import republish_ends
 from worker.jobs.task import clean_up
 from worker.limits.pauses import mirror_queues
 from worker.settings import Settings
@@ -26,21 +28,53 @@ _SPECS = {spec.kind: spec for spec in TASKS.values()}
 def recover(context: Context, app: Celery) -> SweepRecoverResult:
     """Send again the jobs whose message Redis lost, and the jobs whose worker died.
 
-    Waiting jobs that are to be cancelled are cancelled first.
+    Waiting jobs that are to be cancelled are cancelled first. A step that fails is logged, and stops no other one.
+
+    Raises:
+        CatalogueUnavailable: the catalogue cannot be read or written. Nothing more is sent: no worker could record that
+            it has taken a job, and each turn would send one more message for it.
     """
-    sweep, ledger, lease = context.settings.sweep.recover, context.catalogue.ledger, context.settings.jobs.lease
-    _mirror_pauses(context, app)
-    cancelled = cancel_waiting_jobs(context, app, clean_up)
-    end_batch_items(context, app)
-    messages = Outbox(app).resend(ledger.known, sweep.after)
-    overdue = ledger.overdue(
-        now=clock.now(), again=sweep.again, lease=lease, limit=_AT_ONCE, delay=_longest_delay(context.settings)
+    sweep, ledger = context.settings.sweep.recover, context.catalogue.ledger
+    _step("pauses", lambda: _mirror_pauses(context, app))
+    ledger.check_writable()
+    cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))
+    _step("batches", lambda: end_batch_items(context, app))
+    messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
+    jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
+    _step("result backend", lambda: republish_ends(context, app))
+    _step("old jobs", lambda: _prune(context))
+    return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)
+
+
+def _step(name: str, work: Callable[[], int | None]) -> int:
+    try:
+        return work() or 0
+    except CatalogueUnavailable:
+        raise
+    except Exception:
+        logger.exception("recover: the step %s failed; the others go on", name)
+        return 0
+
+
+def _resend_overdue(context: Context, app: Celery) -> int:
+    settings = context.settings
+    overdue = context.catalogue.ledger.overdue(
+        now=clock.now(),
+        again=settings.sweep.recover.again,
+        lease=settings.jobs.lease,
+        limit=_AT_ONCE,
+        delay=_longest_delay(settings),
     )
+    sent = 0
     for job in overdue:
-        _send(app, job)
-    if context.settings.jobs.keep is not None:
-        ledger.prune(before=clock.now() - context.settings.jobs.keep, limit=_AT_ONCE)
-    return SweepRecoverResult(messages=messages, jobs=len(overdue), cancelled=cancelled)
+        sent += _step(f"job {job.id}", lambda job=job: _send(app, job))  # type: ignore[misc]
+    return sent
+
+
+def _prune(context: Context) -> None:
+    keep = context.settings.jobs.keep
+    if keep is not None:
+        context.catalogue.ledger.prune(before=clock.now() - keep, limit=_AT_ONCE)
 
 
 def _longest_delay(settings: Settings) -> timedelta:
@@ -60,12 +94,13 @@ def _mirror_pauses(context: Context, app: Celery) -> None:
         logger.warning("paused queues are not copied to Redis for now: %s", type(error).__name__)
 
 
-def _send(app: Celery, job: JobRecord) -> None:
+def _send(app: Celery, job: JobRecord) -> int:
     spec = _SPECS[job.kind]
     logger.warning("job %s: no heartbeat since it was due at %s: sent again", job.id, job.due_at)
     queue = job.queue or spec.queue.value
     options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch reads the ledger
     app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue, **options)
+    return 1
 
 
 @shared_task(name=SWEEP_RECOVER.name, bind=True, ignore_result=True)

@@ -311,6 +311,34 @@ class Ledger:
         with self._database.read() as connection:
             return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
 
+    def states(self, ids: Sequence[str]) -> dict[str, JobState]:
+        """Return the states of those of these jobs that are in the ledger, by id."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids)))
+            return {row.id: JobState(row.state) for row in rows}
+
+    def ended_since(self, since: datetime, *, limit: int) -> list[JobRecord]:
+        """Return jobs that ended at this time or later, the earliest first."""
+        query = sa.select(jobs).where(jobs.c.finished_at >= since).order_by(jobs.c.finished_at, jobs.c.id).limit(limit)
+        with self._database.read() as connection:
+            return [job_record(row) for row in connection.execute(query)]
+
+    def resolve(self, prefix: str, *, limit: int = 10) -> list[str]:
+        """Return the job with this id, or the first `limit` jobs whose ids begin with it."""
+        with self._database.read() as connection:
+            if _find(connection, prefix) is not None:
+                return [prefix]
+            begins = jobs.c.id.startswith(prefix, autoescape=True)
+            return list(
+                connection.execute(sa.select(jobs.c.id).where(begins).order_by(jobs.c.id).limit(limit)).scalars()
+            )
+
+    def check_writable(self) -> None:
+        """Write a row as it is. Raise CatalogueUnavailable if the catalogue cannot be written."""
+        first = sa.select(jobs.c.id).limit(1).scalar_subquery()
+        with self._database.write() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.id == first).values(fence=jobs.c.fence))
+
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:
             self._change(connection, id_, fence, values)

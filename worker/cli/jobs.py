@@ -465,7 +465,10 @@ def _send(settings: Settings, records: list[JobRecord]) -> None:
 
     def outgoing(record: JobRecord) -> Outgoing:
         spec = _SPECS[record.kind]
-        return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request))
+        from zot_artifact_client.contract import is_batch_job
+
+        parent = record.parent if is_batch_job(record.id, record.parent) else None
+        return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request), parent)
 
     try:
         publisher = Publisher(settings.broker_url)

@@ -21,6 +21,8 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.uuid import uuid
 
 from worker import clock
+from worker.intake.delayed import delay
+from worker.intake.full_broker import is_full, pause, wait_for_room
 from worker.intake.message_rules import (
     InvalidMessage,
     Reason,
@@ -35,6 +37,7 @@ from worker.intake.message_rules import (
 from worker.intake.rejected import RejectedMessage, rejected_messages
 from zot_artifact_client.contract import TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
+from zot_artifact_client.text import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +48,12 @@ The name is older than the glossary; it stays, because messages of it may be in 
 """
 JOB_QUEUES = frozenset({*(queue.value for queue in Queue), UNROUTED})
 """The queues of jobs. All other queues and channels carry the control messages of Celery's workers."""
+_FULL_WAIT = 2.0
+"""Seconds between two tries to start to consume from a full broker."""
 _EVENT_FLUSH_SECONDS = 0.1
 """Seconds for which events are buffered, so that those of many small jobs are sent together."""
+_SHOWN = 1024
+"""Characters of the arguments that Flower shows."""
 _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What Celery raises over a message that it cannot read. A broker or backend that is unavailable raises others."""
 
@@ -104,6 +111,9 @@ class _Filtered:
         queue = key.decode(errors="replace").rsplit(self.sep, 1)[0]  # type: ignore[attr-defined]
         rejection = check_message(raw, self._rules, clock.now()) if queue in JOB_QUEUES else _check_control_message(raw)
         if rejection is None:
+            if queue in JOB_QUEUES and delay(self, raw, queue):
+                self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]
+                return None
             return key, raw
         self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]  # else a queue full of invalid messages starves the others
         reject(current_app, rejection, raw, queue, self)
@@ -134,12 +144,40 @@ def _check_control_message(raw: bytes) -> Rejection | None:
     return None
 
 
+class _PatientQoS(kombu_redis.QoS):
+    """Records deliveries also in a broker that is full: a message that was popped and not recorded would be lost."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        append = super().append
+        wait_for_room(lambda: append(message, delivery_tag), "a delivered message")  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except redis.ResponseError as error:
+            if not is_full(error):
+                raise
+            logger.warning("a message is not acknowledged, and is delivered again later: the broker is full")
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
+        except redis.ResponseError as error:
+            if not is_full(error):
+                raise
+            return None
+
+
 class Channel(_Filtered, kombu_redis.Channel):
     """A filtered Redis channel."""
+
+    QoS = _PatientQoS
 
 
 class SentinelChannel(_Filtered, kombu_redis.SentinelChannel):
     """A filtered Redis channel behind Sentinel."""
+
+    QoS = _PatientQoS
 
 
 class _RestampedTransport:
@@ -153,6 +191,7 @@ class _RestampedTransport:
         if queue in JOB_QUEUES:
             properties = message["properties"]
             properties["delivery_tag"] = uuid()
+            _bound_shown(message["headers"])
             redelivered = message["headers"].get("redelivered", False)
             properties["delivery_info"] = {"exchange": "", "routing_key": queue, "redelivered": redelivered}
         super()._deliver(message, queue)  # type: ignore[misc]
@@ -206,6 +245,12 @@ class Consumer(CeleryConsumer):
 
     _flush_due = 0.0
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        if is_full(exc):  # Celery would connect again at once, and without end
+            logger.error("the broker is full: this worker waits for room")
+            pause(_FULL_WAIT)
+
     def on_send_event_buffered(self) -> None:
         """Buffer events for a moment: sent one by one they take half of this process's time."""
         now = time.monotonic()
@@ -223,6 +268,8 @@ class Consumer(CeleryConsumer):
             if rejection is not None:
                 self._reject(message, rejection)
                 return
+            if not guarded:
+                _bound_shown(getattr(message, "headers", None) or {})
             try:
                 take(message)
             except (*self.connection_errors, *self.channel_errors):
@@ -250,6 +297,13 @@ class Consumer(CeleryConsumer):
         reject(self.app, rejection, body, queue if queue in JOB_QUEUES else "control", message.channel)
         if not message.acknowledged:
             message.ack_log_error(logger, self.connection_errors)
+
+
+def _bound_shown(headers: dict[str, Any]) -> None:
+    """Bound what Celery's events show of a message: its sender may have written anything there."""
+    for name in ("argsrepr", "kwargsrepr"):
+        if isinstance(headers.get(name), str):
+            headers[name] = bounded(headers[name], _SHOWN)
 
 
 def _rejected_by_celery(message: Message, error: Exception | None) -> Rejection:

@@ -15,14 +15,18 @@ from typing import Any
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
 from kombu.utils.json import loads
+from pydantic import ValidationError
 
-from zot_artifact_client.contract import JOB_ID, MAX_MESSAGE, TASKS
+from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, MAX_MESSAGE, TASKS, is_batch_job
+from zot_artifact_client.text import bounded
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
 _MAX_DEPTH = 16
 """Most levels of nested lists and objects; much deeper ones cannot be pickled for the pool's children."""
 _MAX_RETRIES = 1_000_000
 _SHORT = 255
+_MAX_PROBLEMS = 5
+"""Problems of a request that are told; a message can have tens of thousands."""
 
 
 class Reason(StrEnum):
@@ -34,7 +38,12 @@ class Reason(StrEnum):
     CONTENT = "content"
     HEADERS = "headers"
     BODY = "body"
+    REQUEST = "request"
+    """The arguments are no request of the task."""
+    EXPIRED = "expired"
     UNKNOWN_TASK = "unknown_task"
+    OUTBOX = "outbox"
+    """An entry of the outbox is no message."""
     CELERY = "celery"
     """Celery itself could not read it, although it met these rules."""
 
@@ -194,6 +203,8 @@ def check_parts(parts: Parts, rules: Rules, now: datetime) -> None:
         raise InvalidMessage(Reason.HEADERS, "headers.task: it is missing")
     _check_headers(fields, rules, now)
     _check_identity(fields, rules)
+    args, kwargs = payload[:2] if isinstance(payload, list) else (fields["args"], fields["kwargs"])
+    _check_request(fields["task"], args, kwargs)
 
 
 def check_plain_json(value: object, reason: Reason, depth: int = 0) -> None:
@@ -278,6 +289,10 @@ def _check_headers(fields: Mapping[str, Any], rules: Rules, now: datetime) -> No
         raise InvalidMessage(
             Reason.HEADERS, f"headers.eta: more than {rules.max_eta:.0f} s ahead; send it when it is due"
         )
+    expires = _parse_time(fields.get("expires"))
+    if expires and expires < now and not str(fields.get("task")).startswith("sweep."):  # those are sent again anyway
+        # Celery would store REVOKED, also if another job has this id.
+        raise InvalidMessage(Reason.EXPIRED, "headers.expires: it has expired")
     if any(limit and limit > rules.max_time_limit for limit in fields.get("timelimit") or ()):
         raise InvalidMessage(
             Reason.HEADERS, f"headers.timelimit: at most {rules.max_time_limit:.0f} s, the worker's own limit"
@@ -288,9 +303,33 @@ def _check_identity(fields: Mapping[str, Any], rules: Rules) -> None:
     for name in ("task", "id"):
         if fields.get(name) is None:
             raise InvalidMessage(Reason.HEADERS, f"headers.{name}: it is missing")
+    if BATCH_JOB_ID.fullmatch(fields["id"]) and not is_batch_job(fields["id"], fields.get("parent_id")):
+        raise InvalidMessage(Reason.HEADERS, "headers.id: only a batch sends under an id that ends in 8 digits")
     if fields["task"] not in rules.tasks:
         known = ", ".join(sorted(rules.tasks & TASKS.keys()))
         raise InvalidMessage(Reason.UNKNOWN_TASK, f"no task is named {fields['task'][:100]!r}; this worker has {known}")
+
+
+def _check_request(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Check the arguments here: Celery keeps those of every message that it takes, in its events and results."""
+    spec = TASKS.get(task)
+    if spec is None:
+        return
+    refused = f"{spec.name} does not accept this message"
+    if args:
+        raise InvalidMessage(Reason.REQUEST, f"{refused}: arguments are named, this message has positional ones")
+    try:
+        spec.request.model_validate(kwargs)
+    except ValidationError as error:
+        raise InvalidMessage(Reason.REQUEST, bounded(f"{refused}: {problems_of(error)}", 1000)) from None
+
+
+def problems_of(error: ValidationError) -> str:
+    """Return the first problems of a request and the number of the others, without a value of the request."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{bounded('.'.join(map(str, p['loc'])) or 'message', 64)}: {p['msg']}" for p in problems[:_MAX_PROBLEMS]]
+    more = len(problems) - len(told)
+    return "; ".join([*told, f"and {more} more"] if more else told)
 
 
 def _check(name: str, value: object, reason: Reason) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from kombu.transport.redis import Channel
 
-from worker.intake.message_rules import Rejection
+from worker.intake.message_rules import Reason, Rejection
 
 LATEST = "zot-artifacts:refused"
 """The Redis list, in the broker, of the rejected messages, the latest first."""
@@ -44,6 +44,11 @@ class RejectedMessage:
         """Return what is kept of a message."""
         digest = hashlib.sha256(raw).hexdigest()
         return cls(now, queue, rejection.reason, rejection.message, len(raw), digest, rejection.id, rejection.task)
+
+    @classmethod
+    def of_entry(cls, raw: bytes, queue: str, reason: Reason, message: str, now: datetime) -> "RejectedMessage":
+        """Return what is kept of an entry in Redis that is no message."""
+        return cls(now, queue, reason, message, len(raw), hashlib.sha256(raw).hexdigest(), None, None)
 
     @classmethod
     def read(cls, entry: bytes) -> "RejectedMessage":
@@ -79,7 +84,11 @@ class RejectedMessages:
 
     def latest(self, limit: int = KEPT) -> list[RejectedMessage]:
         """Return the messages, the latest first."""
-        return [RejectedMessage.read(entry) for entry in self._client.lrange(LATEST, 0, limit - 1)]
+        found = []
+        for entry in self._client.lrange(LATEST, 0, limit - 1):
+            with suppress(ValueError, LookupError, TypeError):  # an entry that another program wrote
+                found.append(RejectedMessage.read(entry))
+        return found
 
     def counts(self) -> dict[str, int]:
         """Return how many were rejected since the broker was set up, by reason."""

@@ -1,4 +1,4 @@
-"""End cancelled jobs: waiting ones here, running ones at their next chunk."""
+"""Cancel jobs: waiting ones here, running ones at their next chunk."""
 
 import logging
 from collections.abc import Callable
@@ -9,27 +9,28 @@ from celery import Celery
 from pydantic import ValidationError
 
 from worker import clock
-from worker.catalogue import JobRecord
+from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
-from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, add_requests
-from zot_artifact_client.contract import REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD, JobState
+from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, MAX_CANCEL_REQUESTS, add_requests
+from zot_artifact_client.contract import JOB_ID, REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD
+from zot_artifact_client.outbox import Outgoing
 
 logger = logging.getLogger(__name__)
 
 CleanUp = Callable[[Context, JobRecord], None]
 
 _CALLED = "zot-artifacts:cancelling:called"
-"""The Redis key that is there while `recover` has been called and has not looked yet, so that one call is enough."""
+"""The Redis key that exists while a recovery was requested and has not begun, so that one request is enough."""
 _CALLED_FOR = 30
-_AT_ONCE = 10_000
+_PAGE = 1000
 _WRITERS = {UPLOAD.kind, REPLICATE.kind}
 
 
 def request_cancel(app: Celery, ids: list[str]) -> bool:
-    """Ask for the end of jobs, and have those that wait looked after now. False where no Redis keeps the results."""
+    """Request that jobs are cancelled, and start a recovery for the waiting ones; False without Redis for results."""
     client = _redis(app)
     if client is None:
         return False
@@ -40,38 +41,65 @@ def request_cancel(app: Celery, ids: list[str]) -> bool:
 
 
 def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int:
-    """End all cancelled jobs that no worker is running; return how many.
+    """Cancel the waiting jobs for which that was requested; return how many.
 
-    `clean_up` does for a job's request what its task does at its end.
+    The requests are looked up in pages, so that those for unknown ids cost a few round trips. A job that cannot be
+    cancelled stays requested, and stops no other one. `clean_up` does for
+    a job's request what its task does at its end.
     """
     client = _redis(app)
     if client is None:
         return 0
+    cancelled = 0
     try:
-        client.delete(_CALLED)  # first: a later request starts another run
+        client.delete(_CALLED)  # first: a later request starts another recovery
         client.zremrangebyscore(CANCEL_REQUESTS, "-inf", clock.now().timestamp() - CANCEL_TTL)
-        ids = [id_.decode() for id_ in client.zrange(CANCEL_REQUESTS, 0, _AT_ONCE - 1)]
-        ended = 0
-        for id_ in ids:
-            if client.zscore(CANCEL_REQUESTS, id_) is None:
-                continue  # the cancellation was withdrawn since
-            record = _end(context, app, id_)
+        client.zremrangebyrank(CANCEL_REQUESTS, 0, -MAX_CANCEL_REQUESTS - 1)
+        names = client.zrange(CANCEL_REQUESTS, 0, -1)
+        garbage = [name for name in names if not JOB_ID.fullmatch(name.decode(errors="replace"))]
+        if garbage:
+            logger.error("%d requests to cancel name no job: removed", len(garbage))
+            client.zrem(CANCEL_REQUESTS, *garbage)
+        ids = [name.decode() for name in names if name not in set(garbage)]
+        for first in range(0, len(ids), _PAGE):
+            cancelled += _cancel_page(context, app, client, ids[first : first + _PAGE], clean_up)
+    except redis.RedisError as error:
+        logger.warning("waiting jobs are not cancelled for now: Redis: %s", type(error).__name__)
+    return cancelled
+
+
+def _cancel_page(context: Context, app: Celery, client: Any, ids: list[str], clean_up: CleanUp) -> int:
+    states = context.catalogue.ledger.states(ids)
+    sent = Outbox(app).find_all([id_ for id_ in ids if id_ not in states])
+    ended = [id_ for id_, state in states.items() if state.terminal]
+    cancelled = 0
+    for id_ in ids:
+        if id_ in ended or (id_ not in states and id_ not in sent):
+            continue
+        if client.zscore(CANCEL_REQUESTS, id_) is None:
+            continue  # the request was withdrawn meanwhile
+        try:
+            record = _cancel(context, id_, sent.get(id_))
             if record is not None:
                 clean_up(context, record)
-                _tell(app, record)
-                ended += 1
-            if record is not None or _has_ended(context, id_):
-                client.zrem(CANCEL_REQUESTS, id_)
-    except redis.RedisError as error:
-        logger.warning("cancelled jobs are not looked after for now: Redis: %s", type(error).__name__)
-        return 0
-    return ended
+                _publish_cancelled(app, record)
+        except (CatalogueUnavailable, redis.RedisError):
+            raise
+        except Exception:
+            logger.exception("job %s: not cancelled for now", id_)
+            continue
+        if record is not None:
+            ended.append(id_)
+            cancelled += 1
+    if ended:
+        client.zrem(CANCEL_REQUESTS, *ended)
+    return cancelled
 
 
 def end_writes(context: Context, job: JobRecord) -> None:
-    """End the writes in parts that an ended job has left and no other will go on with.
+    """Abort the multipart uploads of an ended job that no other job will resume.
 
-    Earlier attempts may have begun them, also to other stores. What a store keeps back now, a sweep ends later.
+    Earlier attempts may have begun them, also in other stores. A sweep aborts later what a store does not abort now.
     """
     if job.kind not in _WRITERS:
         return
@@ -88,13 +116,14 @@ def end_writes(context: Context, job: JobRecord) -> None:
 
 
 def cause(id_: str) -> dict[str, Any]:
-    """Return what the ledger says of a job that was cancelled."""
+    """Return the error of a cancelled job, for the ledger."""
     return {"type": "Cancelled", "message": f"job {id_} was cancelled"}
 
 
-def _end(context: Context, app: Celery, id_: str) -> JobRecord | None:
-    """End a job and return it; None if it has ended, or runs and finds out by itself, or is not known yet."""
-    ended = _end_new(context, app, id_) or context.catalogue.job_admin.cancel(id_, cause(id_), clock.now())
+def _cancel(context: Context, id_: str, sent: Outgoing | None) -> JobRecord | None:
+    """Cancel a job and return it; None if it has ended, or runs and is cancelled by its own worker."""
+    ended = _cancel_new(context, sent) if sent is not None else None
+    ended = ended or context.catalogue.job_admin.cancel(id_, cause(id_), clock.now())
     if ended is None:
         return None
     end_writes(context, ended)
@@ -102,31 +131,26 @@ def _end(context: Context, app: Celery, id_: str) -> JobRecord | None:
     return ended
 
 
-def _has_ended(context: Context, id_: str) -> bool:
-    found = context.catalogue.ledger.get(id_)
-    return found is not None and JobState(found.state).terminal
-
-
-def _end_new(context: Context, app: Celery, id_: str) -> JobRecord | None:
-    """End a job that no worker has taken over, if its sender has left its request beside its message."""
-    sent = Outbox(app).find(id_)
-    spec = TASKS.get(sent.name) if sent is not None else None
-    if sent is None or spec is None:
+def _cancel_new(context: Context, sent: Outgoing) -> JobRecord | None:
+    """Cancel a job that no worker has taken, by the request in its outbox."""
+    spec = TASKS.get(sent.name)
+    if spec is None:
         return None
     try:
         request = spec.request.read(sent.payload).payload()
     except ValidationError:
-        return None  # it will be refused
-    return context.catalogue.job_admin.cancel_new(id_, spec.kind, request, cause(id_), clock.now())
+        return None  # its message will be rejected
+    cancelled = cause(sent.job_id)
+    return context.catalogue.job_admin.cancel_new(sent.job_id, spec.kind, request, cancelled, clock.now())
 
 
-def _tell(app: Celery, job: JobRecord) -> None:
+def _publish_cancelled(app: Celery, job: JobRecord) -> None:
     Outbox(app).taken(job.id)
     try:
-        if app.backend.get_state(job.id) != "REVOKED":  # once: a second word might reach who waits for a new begin
+        if app.backend.get_state(job.id) != "REVOKED":  # once: a second message might reach a wait for a redrive
             app.backend.mark_as_revoked(job.id, cause(job.id)["message"])
     except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
-        logger.warning("job %s: that it was cancelled cannot be shown: %s", job.id, type(error).__name__)
+        logger.warning("job %s: its cancellation is not published for now: %s", job.id, type(error).__name__)
 
 
 def _redis(app: Celery) -> Any:

@@ -1,4 +1,4 @@
-"""The outbox of the senders, as the worker sees it: take away what the ledger has, send again what got lost."""
+"""The outbox of the senders, as the worker sees it: remove what the ledger has, send again what was lost."""
 
 import base64
 import json
@@ -14,49 +14,55 @@ import redis
 from celery import Celery
 from kombu.transport.redis import Channel
 
-from zot_artifact_client.contract import Queue
+from worker import clock
+from worker.intake.message_rules import Reason
+from worker.intake.rejected import RejectedMessage, RejectedMessages
+from worker.jobs.unacked import lost_messages
+from zot_artifact_client.contract import JOB_ID, Queue
 from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
+from zot_artifact_client.text import bounded
 
 logger = logging.getLogger(__name__)
 
+RESENDS = "zot-artifacts:outbox:resends"
+"""The Redis hash of how often the message of each job in the outbox was sent again."""
 _PAGE = 1000
-_LOOK = 50
-"""Messages that are checked for one that came through the outbox; retries and the jobs of sweeps do not."""
+_SAMPLE = 50
+"""Messages of a queue that are searched for one that has an entry here; retries and the jobs of sweeps have none."""
+_MOST_DOUBLINGS = 20
+_GARBAGE = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading an entry raises that is no message of ours."""
 Known = Callable[[list[str]], set[str]]
 
 
 class Outbox:
-    """The outbox in the broker; with a broker that is no Redis there is none, and nothing in it."""
+    """The outbox in the broker. With a broker that is no Redis it is always empty."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
     def taken(self, job_id: str) -> None:
-        """Take a job away that is in the ledger now. If that fails, `resend` will do it."""
+        """Remove a job that is in the ledger now. If that fails, `resend` removes it."""
         try:
             with self._redis() as client:
                 if client is None:
                     return
-                with client.pipeline(transaction=False) as pipeline:  # every job comes by here: one round trip
-                    pipeline.hdel(MESSAGES, job_id)
-                    for queue in Queue:
-                        pipeline.zrem(ORDER.format(queue=queue.value), job_id)
+                with client.pipeline(transaction=False) as pipeline:  # every job does this: one round trip
+                    _remove(pipeline, job_id, [queue.value for queue in Queue])
                     pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
 
     def find(self, job_id: str) -> Outgoing | None:
-        """Return a job that no worker has taken over yet, if its request is here."""
+        """Return a job that no worker has taken yet, if its request is here."""
+        return self.find_all([job_id]).get(job_id)
+
+    def find_all(self, ids: list[str]) -> dict[str, Outgoing]:
+        """Return those of these jobs whose requests are here, by id, in one round trip."""
         with self._redis() as client:
-            message = client.hget(MESSAGES, job_id) if client is not None else None
-        if message is None:
-            return None
-        try:
-            sent = json.loads(message)
-            _, kwargs, _ = json.loads(base64.b64decode(sent["body"]))
-            return Outgoing(sent["headers"]["task"], job_id, sent["properties"]["delivery_info"]["routing_key"], kwargs)
-        except (ValueError, LookupError, TypeError):
-            return None  # what a stranger put there
+            messages = client.hmget(MESSAGES, ids) if client is not None and ids else []
+        found = {id_: _outgoing(id_, message) for id_, message in zip(ids, messages, strict=False) if message}
+        return {id_: sent for id_, sent in found.items() if sent is not None}
 
     def send(self, jobs: list[Outgoing]) -> None:
         """Send jobs of the worker's own, in one round trip, each with its entry here."""
@@ -72,7 +78,7 @@ class Outbox:
                 self._app.send_task(job.name, kwargs=job.payload, producer=producer, ignore_result=True, **options)
 
     def lost(self, ids: list[str]) -> set[str] | None:
-        """Return which of these jobs, that no worker has taken over, have no message; None if that is unknown."""
+        """Return which of these jobs, that no worker has taken, have no message; None if that cannot be known."""
         with self._redis() as client:
             if client is None:
                 return None
@@ -85,11 +91,33 @@ class Outbox:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.
 
         A queue hands out its messages in the order in which they came. So whatever was sent before the message that is
-        next in its queue has been handed out; if the ledger does not have it, it was lost, or it is in the memory of
-        a worker that may be gone. `known` returns those of the ids that are in the ledger.
+        next in its queue has been handed out. If the ledger does not have it, the message was lost, or it is in the
+        memory of a worker that was killed. Each further message of one job waits twice as long as the one before.
+
+        A message of another program has no entry here. It is sent again once, if a worker holds it for longer than
+        `after` and the ledger does not have it.
+
+        An entry that is no message is removed and recorded among the rejected messages. A queue that cannot be
+        recovered does not stop the others.
+
+        Args:
+            known: returns those of the ids that are in the ledger.
+            after: how long a job is not sent again.
         """
+        sent = 0
         with self._redis() as client:
-            return 0 if client is None else sum(_resend(client, queue.value, known, after) for queue in Queue)
+            if client is None:
+                return 0
+            for queue in Queue:
+                try:
+                    sent += _resend(client, queue.value, known, after)
+                except redis.ResponseError as error:
+                    logger.error("outbox of %s: not recovered: Redis: %s", queue.value, bounded(error, 200))  # noqa: TRY400
+            try:
+                sent += _resend_unacked(client, known, after)
+            except redis.ResponseError as error:
+                logger.error("messages of lost workers: not recovered: Redis: %s", bounded(error, 200))  # noqa: TRY400
+        return sent
 
     @contextmanager
     def _redis(self) -> Iterator[Any]:
@@ -102,30 +130,97 @@ class Outbox:
                 yield client
 
 
+def _remove(pipeline: Any, job_id: str | bytes, queues: list[str]) -> None:
+    pipeline.hdel(MESSAGES, job_id)
+    pipeline.hdel(RESENDS, job_id)
+    for queue in queues:
+        pipeline.zrem(ORDER.format(queue=queue), job_id)
+
+
+def _outgoing(job_id: str, message: bytes) -> Outgoing | None:
+    try:
+        sent = json.loads(message)
+        _, kwargs, _ = json.loads(base64.b64decode(sent["body"]))
+        return Outgoing(sent["headers"]["task"], job_id, sent["properties"]["delivery_info"]["routing_key"], kwargs)
+    except _GARBAGE:
+        return None
+
+
 def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
     order = ORDER.format(queue=queue)
-    before = min(time.time() - after.total_seconds(), _next_in(client, queue))
-    ids = [id_.decode() for id_ in client.zrangebyscore(order, "-inf", f"({before}", start=0, num=_PAGE)]
-    done = known(ids) if ids else set()
+    now = time.time()
+    before = min(now - after.total_seconds(), _next_in(client, queue))
+    entries = client.zrangebyscore(order, "-inf", f"({before}", start=0, num=_PAGE, withscores=True)
+    if not entries:
+        return 0
+    names = [name for name, _ in entries]
+    messages, resends = client.hmget(MESSAGES, names), client.hmget(RESENDS, names)
+    readable = {name: name.decode() for name in names if JOB_ID.fullmatch(name.decode(errors="replace"))}
+    done = known(list(readable.values()))
     sent = 0
-    for id_ in ids:
-        message = None if id_ in done else client.hget(MESSAGES, id_)
+    for (name, since), message, count in zip(entries, messages, resends, strict=True):
+        again = _again(message)
+        if message is None or readable.get(name) in done:
+            again = None
+        elif name not in readable or again is None:
+            _reject(client, queue, name, message)
+            again = None
+        elif now - since < after.total_seconds() * 2 ** min(_count(count), _MOST_DOUBLINGS):
+            continue
         with client.pipeline(transaction=True) as pipeline:
-            if message is None:
-                pipeline.hdel(MESSAGES, id_)
-                pipeline.zrem(order, id_)
+            if again is None:
+                _remove(pipeline, name, [queue])
             else:
-                pipeline.zadd(order, {id_: time.time()})
-                pipeline.lpush(queue, with_new_delivery_tag(message.decode()))
-                logger.warning("job %s: its message was lost, or is with a worker that does not begin: sent again", id_)
+                pipeline.zadd(order, {name: time.time()})
+                pipeline.hincrby(RESENDS, name, 1)
+                pipeline.lpush(queue, again)
+                logger.warning(
+                    "job %s: its message was lost, or its worker does not start it: sent again", name.decode()
+                )
                 sent += 1
             pipeline.execute()
     return sent
 
 
+def _resend_unacked(client: Any, known: Known, after: timedelta) -> int:
+    """Send again what a worker holds for too long without starting it, and what no other record here has."""
+    lost = lost_messages(client, after)
+    if not lost:
+        return 0
+    done = known(list(lost))
+    waiting = client.hmget(MESSAGES, list(lost))
+    sent = 0
+    for (id_, (queue, message)), entry in zip(lost.items(), waiting, strict=True):
+        if id_ in done or entry is not None or not client.hsetnx(RESENDS, id_, 1):
+            continue
+        client.lpush(queue, with_new_delivery_tag(message))
+        logger.warning("job %s: its worker does not start it: sent again", id_)
+        sent += 1
+    return sent
+
+
+def _again(message: bytes | None) -> str | None:
+    """Return the message with another delivery tag, or None if it is none."""
+    try:
+        return None if message is None else with_new_delivery_tag(message.decode())
+    except _GARBAGE:
+        return None
+
+
+def _count(value: bytes | None) -> int:
+    return int(value) if value is not None and value.isdigit() else 0
+
+
+def _reject(client: Any, queue: str, name: bytes, message: bytes) -> None:
+    shown = bounded(name.decode(errors="replace"), 128)
+    logger.error("outbox of %s: the entry %s is no message: removed", queue, shown)
+    what = "an entry of the outbox is no message"
+    RejectedMessages(client).add(RejectedMessage.of_entry(message, queue, Reason.OUTBOX, what, clock.now()))
+
+
 def _next_in(client: Any, queue: str) -> float:
-    """Return when the message was sent that is handed out next: infinity if none waits, 0 if none of them tells."""
-    waiting = client.lrange(queue, -_LOOK, -1)
+    """Return when the message was sent that is delivered next: infinity if none waits, 0 if none of them tells."""
+    waiting = client.lrange(queue, -_SAMPLE, -1)
     for message in reversed(waiting):
         score = client.zscore(ORDER.format(queue=queue), _id_of(message))
         if score is not None:
@@ -136,5 +231,5 @@ def _next_in(client: Any, queue: str) -> float:
 def _id_of(message: bytes) -> str:
     try:
         return str(json.loads(message)["headers"]["id"])
-    except (ValueError, KeyError, TypeError):
-        return ""  # what a stranger put there; the worker sets it aside when its turn comes
+    except _GARBAGE:
+        return ""  # no message; the worker rejects it at its delivery

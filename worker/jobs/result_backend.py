@@ -1,18 +1,36 @@
-"""Keep what came of a job in the result backend, in one round trip: every job does it twice, and waits for it."""
+"""Store states and results of jobs in one round trip, so that no later state replaces the end of a job.
 
+Celery asks in one round trip whether a success is stored, and writes in another. Two messages with one id, of which one
+is a stranger's, would then overwrite each other.
+"""
+
+import json
 from functools import cached_property
 from typing import Any
 
 from celery import Celery
 from celery.backends import redis
-from celery.states import FAILURE
+from celery.states import FAILURE, READY_STATES, REVOKED
 
-# Celery asks in one round trip whether a success is there, which stays whatever else is said of the job later, and
-# writes in another. Here nothing can come in between.
-_KEEP = """
+from worker.intake.full_broker import is_full
+from zot_artifact_client.contract import JobState
+from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.text import bounded
+
+MAX_RESULT = 1 << 20
+"""Bytes of a stored result; a larger one is left out, and is in the ledger only."""
+_MESSAGE = 2000
+_TRACEBACK = 8000
+_BY_CELERY = {"expired", "revoked", "terminated"}
+"""Why Celery itself revokes a message. It does not know whether the message is that of the job with this id."""
+_STORE = """
 local kept = redis.call('GET', KEYS[1])
-if kept and cjson.decode(kept)['status'] == 'SUCCESS' then
-  return 0
+if kept then
+  local read, meta = pcall(cjson.decode, kept)
+  local status = read and type(meta) == 'table' and meta['status']
+  if status == 'SUCCESS' then return 0 end
+  if (status == 'FAILURE' or status == 'REVOKED') and ARGV[3] == '0' then return 0 end
+  if status and ARGV[4] == '1' then return 0 end
 end
 if tonumber(ARGV[2]) > 0 then
   redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
@@ -22,24 +40,72 @@ end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
 """
+"""ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state."""
 
 
 class _AtomicStore:
-    """What a result backend in Redis does otherwise than Celery's; mixed into both kinds that Celery has."""
+    """How a result backend in Redis differs from Celery's; mixed into both of Celery's classes."""
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
         backend: Any = self
         meta = backend._get_result_meta(result=result, state=state, traceback=traceback, request=request)  # noqa: SLF001
-        kept = backend.encode(meta | {"task_id": task_id})
+        kept = backend.encode(_bounded_meta(meta | {"task_id": task_id}))
+        if len(kept) > MAX_RESULT:
+            kept = backend.encode(meta | {"task_id": task_id, "result": None, "traceback": None})
         seconds = backend.failure_expires if state == FAILURE else backend.expires
-        self._keep(keys=[backend.get_key_for_task(task_id)], args=[kept, int(seconds or 0)])
+        key = backend.get_key_for_task(task_id)
+        ends, yields = int(state in READY_STATES), int(_gives_way(state, result))
+        self._store(keys=[key], args=[kept, int(seconds or 0), ends, yields])
         return result
 
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Return whether to wait and store again: also while the backend is full."""
+        safe: bool = super().exception_safe_to_retry(exc)  # type: ignore[misc]
+        return safe or is_full(exc)
+
     @cached_property
-    def _keep(self) -> Any:
-        return self.client.register_script(_KEEP)  # type: ignore[attr-defined]
+    def _store(self) -> Any:
+        return self.client.register_script(_STORE)  # type: ignore[attr-defined]
+
+
+def _gives_way(state: str, result: Any) -> bool:
+    """Return whether an end says nothing about the job, but only that a message with its id was not accepted."""
+    arguments = result.get("exc_message") if isinstance(result, dict) else None
+    if not isinstance(arguments, list | tuple):
+        return False
+    if state == REVOKED:
+        return bool(arguments) and arguments[0] in _BY_CELERY
+    return result.get("exc_type") == JobFailed.__name__ and JobState.REFUSED in arguments[2:3]
+
+
+def _bounded_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what is stored: without the arguments, which may hold anything, and with bounded texts."""
+    kept = {name: value for name, value in meta.items() if name not in {"args", "kwargs"}}
+    if isinstance(kept.get("traceback"), str):
+        kept["traceback"] = kept["traceback"][-_TRACEBACK:]
+    error = kept.get("result")
+    if isinstance(error, dict) and "exc_message" in error:
+        said = error["exc_message"]
+        said = (
+            [bounded(part, _MESSAGE) if isinstance(part, str) else part for part in said]
+            if isinstance(said, list | tuple)
+            else bounded(said, _MESSAGE)
+        )
+        kept["result"] = error | {"exc_message": said}
+    return kept
+
+
+def stored_states(client: Any, keys: list[bytes]) -> list[str | None]:
+    """Return the Celery states that are stored under these keys; None where there is none, or no readable one."""
+    found: list[str | None] = []
+    for value in client.mget(keys) if keys else []:
+        try:
+            found.append(None if value is None else str(json.loads(value)["status"]))
+        except (ValueError, LookupError, TypeError):
+            found.append(None)
+    return found
 
 
 class Redis(_AtomicStore, redis.RedisBackend):
@@ -51,6 +117,6 @@ class Sentinel(_AtomicStore, redis.SentinelBackend):
 
 
 def use_atomic_result_backend(app: Celery) -> None:
-    """Let an application keep its results so, wherever its URL says that they are."""
+    """Make an application store its results so, for every URL of a Redis."""
     redis_, sentinel = f"{__name__}:Redis", f"{__name__}:Sentinel"
     app.loader.override_backends = {"redis": redis_, "rediss": redis_, "sentinel": sentinel}

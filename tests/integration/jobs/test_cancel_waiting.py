@@ -1,5 +1,6 @@
 """Jobs that wait and are cancelled, without a worker: what looking after jobs does for them, over a real Redis."""
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,14 +12,14 @@ from celery import Celery
 import tasks.upload  # noqa: F401 - as in a worker: it says what is done at a job's end
 from tasks.sweeps.recover import recover
 from worker import clock
-from worker.catalogue import Held, Leased
+from worker.catalogue import CatalogueUnavailable, Held, Leased
 from worker.context import Context
 from worker.jobs.cancellation import request_cancel
 from worker.settings import Settings
 from worker.settings.sections import SourceSettings
 from worker.storage.config import FilesystemConfig
-from zot_artifact_client import ArtifactClient, JobCancelled, UnknownJob
-from zot_artifact_client.cancellation import CANCEL_REQUESTS
+from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, UnknownJob
+from zot_artifact_client.cancellation import CANCEL_REQUESTS, add_requests
 from zot_artifact_client.contract import SWEEP_RECOVER
 from zot_artifact_client.outbox import MESSAGES
 
@@ -144,3 +145,56 @@ def test_many_that_are_cancelled_call_for_one_look(context, app, broker):
     recover(context, app)
     request_cancel(app, ["d"])
     assert broker.llen(SWEEP_RECOVER.queue.value) == 2
+
+
+def test_thousands_of_requests_for_unknown_ids_keep_no_job_waiting(context, app, client, broker):
+    """10,000 requests for unknown ids, and garbage among them, cost a few round trips; a known job is cancelled."""
+    job = client.upload("/in/app.tgz", "releases", "app.tgz")
+    job.cancel()
+    add_requests(broker, [f"unknown-{n}" for n in range(9_990)])
+    broker.zadd(CANCEL_REQUESTS, {b"\xff\xfe": clock.now().timestamp(), "a\0b": clock.now().timestamp()})
+    begin = time.monotonic()
+    assert recover(context, app).cancelled == 1
+    assert time.monotonic() - begin < 10
+    assert broker.zcard(CANCEL_REQUESTS) == 9_990
+    add_requests(broker, [f"more-{n}" for n in range(2_000)])
+    assert broker.zcard(CANCEL_REQUESTS) == 10_000
+
+
+def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, client, begin):
+    """A client of a job whose worker died between ledger and result backend is told the ledger's end."""
+    now = clock.now()
+    ledger = context.catalogue.ledger
+    error = {"type": "NotFound", "message": "not there"}
+    for id_, state in (("done", "succeeded"), ("failed", "failed"), ("silent", "failed")):
+        fence = begin(id_, key=id_).record.fence
+        ledger.finish(id_, fence, state, now=now, result={"ok": 1} if id_ == "done" else None, error=error)
+    app.backend.store_result("done", None, "STARTED")
+    app.backend.store_result("failed", ValueError("again"), "RETRY")
+    recover(context, app)
+    assert client.job("done").result == {"ok": 1}
+    with pytest.raises(JobFailed, match="not there"):
+        client.job("failed").wait(5)
+    assert app.backend.get_state("silent") == "PENDING"
+
+
+def test_a_step_that_fails_stops_no_other_step(context, app, client, broker, monkeypatch):
+    """A fault in one step of the recovery is logged; the message that was lost is sent again nevertheless."""
+    client.upload("/in/app.tgz", "releases", "app.tgz")
+    broker.delete("transfer")
+    monkeypatch.setattr("tasks.sweeps.recover.end_batch_items", lambda *_: 1 / 0)
+    monkeypatch.setattr("worker.jobs.outbox.time.time", lambda: clock.now().timestamp() + 3600)
+    assert recover(context, app).messages == 1
+
+
+def test_nothing_is_sent_again_while_the_catalogue_cannot_be_written(context, app, client, broker, monkeypatch):
+    """Each turn would send one more message for a job that no worker can record."""
+    client.upload("/in/app.tgz", "releases", "app.tgz")
+    broker.delete("transfer")
+    monkeypatch.setattr("worker.jobs.outbox.time.time", lambda: clock.now().timestamp() + 3600)
+    with monkeypatch.context() as full:
+        full.setattr(context.catalogue.ledger, "check_writable", lambda: (_ for _ in ()).throw(CatalogueUnavailable()))
+        with pytest.raises(CatalogueUnavailable):
+            recover(context, app)
+    assert broker.llen("transfer") == 0
+    assert recover(context, app).messages == 1

@@ -1,6 +1,7 @@
 """The outbox beside the queues, in a real Valkey: what is lost is sent again, what waits or is known is not."""
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -8,6 +9,7 @@ import pytest
 import redis
 from celery import Celery
 
+from worker.intake.rejected import RejectedMessages
 from worker.jobs.outbox import Outbox
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.outbox import MESSAGES, ORDER
@@ -117,3 +119,44 @@ def test_strangers_in_the_queue_are_looked_past(client, broker, outbox):
     assert outbox.resend(no_job_known, AT_ONCE) == 1
     assert json.loads(broker.lindex("transfer", 0))["headers"]["id"] == lost
     assert broker.zscore(TRANSFER, waiting) is not None
+
+
+def test_garbage_in_the_outbox_stops_no_other_entry(client, broker, outbox):
+    """An entry that is no message is removed and recorded; the lost job behind it and other queues are recovered."""
+    lost = client.upload("/a", "releases", "lost").id
+    broker.delete("transfer")
+    for name, value in ((b"\xff\xfe", b"x"), (b"bad", b"\xff"), (b"worse", b"[]"), (b"a\0b", b"{}")):
+        broker.hset(MESSAGES, name, value)
+        broker.zadd(TRANSFER, {name: 1})
+    broker.set(ORDER.format(queue="interactive"), "no sorted set")
+    assert outbox.resend(no_job_known, AT_ONCE) == 1
+    assert ids(broker) == [lost]
+    assert broker.hlen(MESSAGES) == 1
+    assert [message.reason for message in RejectedMessages(broker).latest()] == ["outbox"] * 4
+
+
+def test_a_job_that_no_worker_can_record_is_sent_a_bounded_number_of_times(client, broker, outbox, monkeypatch):
+    """Each further message of a job waits twice as long, so that an outage of the catalogue costs only a few."""
+    client.upload("/a", "releases", "a")
+    begin, sent = time.time(), 0
+    for minute in range(1, 240):
+        broker.delete("transfer")  # a worker takes the message and cannot record the job
+        monkeypatch.setattr("worker.jobs.outbox.time.time", lambda now=begin + 60.0 * minute: now)
+        sent += outbox.resend(no_job_known, timedelta(seconds=30))
+    assert 3 <= sent <= 10
+
+
+def test_a_message_of_another_program_that_a_killed_worker_held_comes_back_once(broker, outbox, url):
+    """A message without an entry here, unacknowledged for longer than `after` and not in the ledger, is sent again."""
+    with Celery(broker=url, set_as_current=False) as other:
+        fields = {"bucket": "b", "key": "k"}
+        gone, known = (other.send_task("artifact.verify.v1", kwargs=fields, queue="interactive").id for _ in "ab")
+    for number, raw in enumerate(broker.lrange("interactive", 0, -1)):
+        broker.hset("unacked", f"tag{number}", json.dumps([json.loads(raw), "", "interactive"]))
+        broker.zadd("unacked_index", {f"tag{number}": time.time() - 600})
+    broker.hset("unacked", "garbage", b"\xff")
+    broker.zadd("unacked_index", {"garbage": 1})
+    broker.delete("interactive")
+    assert outbox.resend(lambda found: {known} & set(found), timedelta(minutes=1)) == 1
+    assert outbox.resend(lambda found: {known} & set(found), timedelta(minutes=1)) == 0
+    assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == gone

@@ -84,7 +84,7 @@ def push(app: Celery, name: str) -> None:
 def await_good(app: Celery, ended: Finished) -> None:
     """Send a good message and return when its job, and all that was sent before it, has ended."""
     ended.done.clear()
-    app.send_task(VERIFY.name, queue="interactive")
+    app.send_task(VERIFY.name, kwargs={"bucket": "releases", "key": "a"}, queue="interactive")
     assert ended.done.wait(WITHIN)
 
 

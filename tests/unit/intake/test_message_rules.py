@@ -19,7 +19,7 @@ from kombu.transport.virtual import Message
 from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
 from worker.intake.message_rules import Rules, check_message
 from zot_artifact_client.client import payload_of
-from zot_artifact_client.contract import MAX_MESSAGE, UPLOAD, VERIFY
+from zot_artifact_client.contract import MAX_MESSAGE, UPLOAD, VERIFY, batch_stem
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.outbox import envelope as sent
 
@@ -259,3 +259,32 @@ def test_no_bytes_make_the_filter_itself_fail(raw):
     """Whatever bytes are in the queue, the filter has an answer."""
     assert check_message(raw, RULES, NOW) is not None
     assert check_message(base64.b64encode(raw), RULES, NOW) is not None
+
+
+def test_a_request_with_thousands_of_unknown_fields_is_rejected_in_a_short_line():
+    """The line names the first fields and the number of the others; neither it nor Celery gets what they held."""
+    fields = FIELDS | {f"f{n}": 0 for n in range(40_000)} | {"\x1b[31mred\nline": SECRET}
+    message = said(envelope(JOB, fields))
+    assert message is not None
+    assert "f0: Extra inputs are not permitted" in message
+    assert "and 39996 more" in message
+    assert len(message) < 1001
+    assert SECRET not in message
+    assert message.isprintable()
+
+
+def test_only_a_batch_sends_under_the_ids_of_its_jobs():
+    """A stranger's `BATCH.00000003` is rejected; the batch's own message is accepted, also of a long id."""
+    for batch in ("batch-1", "b" * 120):
+        job = f"{batch_stem(batch)}.00000003"
+        assert said(envelope(job, FIELDS)) is not None
+        message = envelope(job, FIELDS)
+        message["headers"]["parent_id"] = batch
+        assert said(message) is None
+
+
+def test_an_expired_message_is_rejected_before_celery_revokes_the_job_of_its_id():
+    """Celery would store REVOKED under the id, which may be that of another job."""
+    message = envelope(JOB, FIELDS)
+    message["headers"]["expires"] = (NOW - timedelta(seconds=1)).isoformat()
+    assert said(message) == "headers.expires: it has expired"

@@ -6,9 +6,12 @@ from uuid import uuid4
 import pytest
 import redis
 from celery import Celery
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
 
 from tests.waiting import WITHIN
 from worker.jobs.result_backend import use_atomic_result_backend
+from zot_artifact_client.errors import JobFailed
 
 
 @pytest.fixture
@@ -55,3 +58,30 @@ def test_results_are_kept_after_the_backend_has_forgotten_how(app, valkey, job):
         client.script_flush()
     app.backend.store_result(job, {"is": "done"}, "SUCCESS")
     assert app.backend.get_task_meta(job)["status"] == "SUCCESS"
+
+
+def test_an_end_is_replaced_by_no_later_state_and_by_no_strangers_message(app, job):
+    """A message with a copied id cannot make an ended job look open, nor a running one look refused or cancelled."""
+    for end, value in (("FAILURE", ValueError("gone")), ("REVOKED", TaskRevokedError("job x was cancelled"))):
+        id_ = f"{job}-{end}"
+        app.backend.store_result(id_, value, end)
+        app.backend.store_result(id_, None, "STARTED")
+        assert app.backend.get_task_meta(id_)["status"] == end
+    app.backend.store_result(job, None, "STARTED")
+    app.backend.store_result(job, TaskRevokedError("expired"), "REVOKED")
+    app.backend.store_result(job, JobFailed("bad", "InvalidMessage", "refused", 0), "FAILURE")
+    assert app.backend.get_task_meta(job)["status"] == "STARTED"
+
+
+def test_no_argument_and_no_large_text_is_stored(app, valkey, job):
+    """What a request held is in no stored result, and what an error says of it is bounded."""
+    app.conf.result_extended = True
+    request = Context({"id": job, "task": "artifact.verify.v1", "args": ["hunter2"], "kwargs": {"password": "hunter2"}})
+    app.backend.store_result(job, JobFailed("x\n" * 100_000), "FAILURE", request=request)
+    app.backend.store_result(f"{job}-large", {"is": "x" * (2 << 20)}, "SUCCESS", request=request)
+    with redis.Redis.from_url(valkey.url) as client:
+        kept = client.get(app.backend.get_key_for_task(job))
+        assert b"hunter2" not in kept
+        assert b"artifact.verify.v1" in kept
+        assert len(kept) < 10_000
+        assert client.strlen(app.backend.get_key_for_task(f"{job}-large")) < 10_000

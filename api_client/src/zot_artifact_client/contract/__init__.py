@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
+from uuid import NAMESPACE_OID, uuid5
 
 from zot_artifact_client.contract.requests import (
     AdoptRequest,
@@ -120,6 +121,8 @@ __all__ = [
     "Verb",
     "VerifyRequest",
     "VerifyResult",
+    "batch_stem",
+    "is_batch_job",
 ]
 
 CONTRACT_VERSION = 1
@@ -132,6 +135,21 @@ JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """The form of a job's id, which is that of its Celery message."""
 BATCH_JOB_ID = re.compile(r"(?P<batch>.+)\.[0-9]{8}")
 """The form of the id of a job that a batch has sent; only the batch may send under such an id."""
+_LONGEST_STEM = 100
+"""Characters of a batch's id that leave room for the number of its job."""
+
+
+def batch_stem(batch: str) -> str:
+    """Return what the ids of a batch's jobs begin with: its own id, or one that is made from it if that is too long."""
+    return batch if len(batch) <= _LONGEST_STEM else str(uuid5(NAMESPACE_OID, batch))
+
+
+def is_batch_job(job: str, parent: object) -> bool:
+    """Return whether a job's id is one that this batch gives to its jobs."""
+    found = BATCH_JOB_ID.fullmatch(job)
+    return found is not None and isinstance(parent, str) and found["batch"] == batch_stem(parent)
+
+
 MAX_MESSAGE = 1 << 20
 """Bytes of a whole message as the broker holds it. The largest request of this contract has about half of it."""
 

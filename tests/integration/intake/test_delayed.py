@@ -1,0 +1,56 @@
+"""Messages with an eta, in a real Valkey."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from tests.hostile import JOB, envelope
+from worker.intake.delayed import DELAYED, delay, release
+
+FIELDS = {"bucket": "releases", "key": "app.tgz"}
+
+
+class Channel:
+    """Gives the client of a channel, as kombu's does."""
+
+    def __init__(self, client):
+        self._client = client
+
+    def conn_or_acquire(self):
+        return redis.Redis(connection_pool=self._client.connection_pool)
+
+
+@pytest.fixture
+def broker(valkey):
+    with redis.Redis.from_url(valkey.url.removesuffix("/0") + "/9") as client:
+        client.flushdb()
+        yield client
+
+
+def message(seconds):
+    made = envelope(JOB, FIELDS)
+    made["headers"]["eta"] = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+    return json.dumps(made).encode()
+
+
+def test_a_far_eta_waits_in_the_broker_and_comes_back_when_it_is_due(broker, monkeypatch):
+    """It is in no worker's memory meanwhile, and is as it was when it returns to its queue."""
+    raw = message(3600)
+    assert delay(Channel(broker), raw, "transfer")
+    assert release(broker) == 0
+    assert broker.zcard(DELAYED.format(queue="transfer")) == 1
+    later = datetime.now(UTC) + timedelta(seconds=3601)
+    monkeypatch.setattr("worker.clock.now", lambda: later)
+    assert release(broker) == 1
+    assert broker.lrange("transfer", 0, -1) == [raw]
+    assert not broker.exists(DELAYED.format(queue="transfer"))
+
+
+@pytest.mark.parametrize(
+    "raw", [message(2), json.dumps(envelope(JOB, FIELDS)).encode(), b'{"headers": {"eta": 5}}', b'"eta"']
+)
+def test_what_is_due_soon_is_left_to_celery(broker, raw):
+    """A near eta, none at all, and what is no message stay with the consumer."""
+    assert not delay(Channel(broker), raw, "transfer")

@@ -1,0 +1,42 @@
+"""Beat goes on whatever its schedule file holds."""
+
+from datetime import timedelta
+
+import pytest
+from celery import Celery
+
+from worker.beat import Scheduler
+
+
+@pytest.fixture
+def app():
+    with Celery(broker="memory://", set_as_current=False) as app:
+        app.conf.beat_schedule = {"recover": {"task": "sweep.recover.v1", "schedule": timedelta(seconds=15)}}
+        yield app
+
+
+def open_scheduler(app, path):
+    return Scheduler(app=app, schedule_filename=str(path), lazy=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", b"\x00" * 4096, b"SQLite format 3\x00" + b"x" * 100])
+def test_a_torn_schedule_file_is_thrown_away(app, tmp_path, content):
+    """A file that cannot be read costs a log line, not the sweeps."""
+    (tmp_path / "schedule").write_bytes(content)
+    scheduler = open_scheduler(app, tmp_path / "schedule")
+    assert "recover" in scheduler.schedule
+    scheduler.close()
+
+
+def test_a_last_run_ahead_of_the_clock_is_corrected(app, tmp_path):
+    """After a clock that was a day ahead is set right, each sweep runs within its period, also without a restart."""
+    first = open_scheduler(app, tmp_path / "schedule")
+    first.schedule["recover"].last_run_at += timedelta(days=1)
+    first.sync()
+    first.close()
+    scheduler = open_scheduler(app, tmp_path / "schedule")
+    assert scheduler.schedule["recover"].is_due().next <= 15
+    scheduler.schedule["recover"].last_run_at += timedelta(hours=2)
+    scheduler._correct()
+    assert scheduler.schedule["recover"].is_due().next <= 15
+    scheduler.close()

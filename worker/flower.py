@@ -1,0 +1,35 @@
+"""Refuse to start Flower without authentication: it shows every job and can cancel them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_OPTIONS = ("basic_auth", "auth", "auth_provider")
+_CONFIG = "flowerconfig.py"
+
+
+def is_flower(arguments: Sequence[str]) -> bool:
+    """Return whether this command line, without its program, starts Flower."""
+    return "flower" in arguments
+
+
+def check_authentication(arguments: Sequence[str], environ: Mapping[str, str], directory: Path) -> None:
+    """Raise SystemExit, with the way out, unless Flower's options, environment or file name a kind of authentication.
+
+    Args:
+        arguments: the command line.
+        environ: the environment of the process.
+        directory: where Flower reads `flowerconfig.py`.
+    """
+    names = {name.replace("-", "_"): value for name, _, value in (a.lstrip("-").partition("=") for a in arguments)}
+    given = [argument.lstrip("-").replace("-", "_") for argument in arguments if argument.startswith("--")]
+    if any(names.get(option) or (option in given and "=" not in option) for option in _OPTIONS):
+        return
+    if any(environ.get(f"FLOWER_{option.upper()}") for option in _OPTIONS):
+        return
+    config = Path(names.get("conf") or directory / _CONFIG)
+    if config.is_file() and any(option in config.read_text(errors="replace") for option in _OPTIONS):
+        return
+    raise SystemExit(
+        "zot-artifacts: Flower without authentication shows every job and lets anyone cancel them: set "
+        "FLOWER_BASIC_AUTH=USER:PASSWORD, or give --basic-auth or another kind of its authentication"
+    )

@@ -1,0 +1,98 @@
+"""Keep messages with a far eta in Redis instead of in the memory of one worker.
+
+Celery holds such a message in its worker until it is due: without bound, and lost with the worker until the visibility
+timeout has passed. Here it waits in a sorted set of the broker, and any worker returns it to its queue when it is due.
+"""
+
+import json
+import logging
+from datetime import UTC
+from typing import Any
+
+import redis
+from celery import bootsteps
+from celery.utils.time import maybe_iso8601
+from kombu.transport.redis import Channel
+
+from worker import clock
+from zot_artifact_client.contract import Queue
+from zot_artifact_client.contract.queues import UNROUTED
+
+logger = logging.getLogger(__name__)
+
+DELAYED = "zot-artifacts:delayed:{queue}"
+"""The Redis sorted set, in the broker, of the messages of a queue that are not due, each with the second it is due."""
+DELAYED_OVER = 10.0
+"""Seconds of delay up to which a message is left to Celery, whose timer is exact."""
+_RELEASE_EVERY = 1.0
+_AT_ONCE = 200
+_RELEASE = """
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
+for _, message in ipairs(due) do
+  redis.call('LPUSH', KEYS[2], message)
+  redis.call('ZREM', KEYS[1], message)
+end
+return #due
+"""
+
+
+def delay(channel: Any, raw: bytes, queue: str) -> bool:
+    """Keep a message until it is due, and return True; return False if it is due soon, or cannot be kept."""
+    due = _due(raw)
+    if due is None or due - clock.now().timestamp() <= DELAYED_OVER:
+        return False
+    try:
+        with channel.conn_or_acquire() as client:  # never `channel.client`, on which BRPOP waits for its answer
+            client.zadd(DELAYED.format(queue=queue), {raw: due})
+    except (redis.RedisError, OSError) as error:
+        logger.warning("a message with an eta stays in this worker: Redis: %s", type(error).__name__)
+        return False
+    return True
+
+
+def release(client: Any) -> int:
+    """Return the messages that are due to their queues; return how many."""
+    now = clock.now().timestamp()
+    names = (*(queue.value for queue in Queue), UNROUTED)
+    return sum(int(client.eval(_RELEASE, 2, DELAYED.format(queue=name), name, now, _AT_ONCE)) for name in names)
+
+
+def _due(raw: bytes) -> float | None:
+    if b'"eta"' not in raw or b'"eta": null' in raw:  # nearly all of them
+        return None
+    try:
+        eta = maybe_iso8601(json.loads(raw)["headers"].get("eta"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    if eta is None:
+        return None
+    due: float = (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp()
+    return due
+
+
+class ReleaseDelayed(bootsteps.StartStopStep):
+    """Returns delayed messages to their queues, every second, in each worker."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Start to release messages."""
+        if isinstance(consumer.connection.default_channel, Channel):
+            self._timer = consumer.timer.call_repeatedly(_RELEASE_EVERY, self._release, (consumer,))
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Stop to release messages."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @staticmethod
+    def _release(consumer: Any) -> None:
+        try:
+            with consumer.connection.default_channel.conn_or_acquire() as client:
+                release(client)
+        except (redis.RedisError, OSError, AttributeError) as error:  # AttributeError: the connection was just closed
+            logger.debug("delayed messages are not released for now: %s", type(error).__name__)

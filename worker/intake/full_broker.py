@@ -1,0 +1,49 @@
+"""Wait for a broker that is full: out of memory, or with a disk that takes no more of its append-only file."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import redis
+from celery.worker import state
+
+logger = logging.getLogger(__name__)
+
+_WAIT = 1.0
+_FULL = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
+"""What the errors of a Redis begin with that takes no writes for now."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether Redis refused a write that it will accept when there is room again."""
+    if isinstance(error, redis.OutOfMemoryError):
+        return True
+    return isinstance(error, redis.ResponseError) and str(error).startswith(_FULL)
+
+
+def wait_for_room(write: Callable[[], None], what: str) -> None:
+    """Write, again and again while the broker is full, until the worker shuts down.
+
+    Raises:
+        redis.RedisError: the write failed for another reason, or the worker shuts down.
+    """
+    logged = False
+    while True:
+        try:
+            write()
+        except redis.ResponseError as error:
+            if not is_full(error) or state.should_stop is not None or state.should_terminate is not None:
+                raise
+            if not logged:
+                logged = True
+                logger.error("the broker is full (%s): %s waits for room", str(error).partition(" ")[0], what)  # noqa: TRY400
+            pause(_WAIT)
+        else:
+            if logged:
+                logger.warning("the broker has room again: %s goes on", what)
+            return
+
+
+def pause(seconds: float) -> None:
+    """Sleep for a moment; a signal handler runs in between."""
+    time.sleep(seconds)

@@ -1,0 +1,68 @@
+"""Publish the ends of jobs again that the ledger has and the result backend has not: a worker died in between."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.states import READY_STATES
+
+from worker import clock
+from worker.catalogue import JobRecord
+from worker.context import Context
+from worker.jobs.result_backend import stored_states
+from zot_artifact_client.contract import JobError, JobState
+from zot_artifact_client.errors import JobFailed
+
+logger = logging.getLogger(__name__)
+
+CURSOR = "zot-artifacts:republished-until"
+"""The Redis key, in the result backend, of the second up to which the ends of jobs were compared."""
+_PAGE = 500
+_OVERLAP = timedelta(minutes=2)
+"""A worker has this long to store an end after the ledger has it."""
+_LONGEST = timedelta(days=1)
+
+
+def republish_ends(context: Context, app: Celery) -> int:
+    """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
+
+    Only a state that is stored and no end is replaced: a job that stores no result has none.
+    """
+    client = getattr(app.backend, "client", None)
+    if not isinstance(client, redis.Redis):
+        return 0
+    now = clock.now()
+    since = max(_cursor(client, now), now - _LONGEST)
+    ended = context.catalogue.ledger.ended_since(since, limit=_PAGE)
+    keys = [app.backend.get_key_for_task(job.id) for job in ended]
+    published = 0
+    for job, state in zip(ended, stored_states(client, keys), strict=True):
+        if state is not None and state not in READY_STATES:
+            _publish(app, job)
+            published += 1
+    last = ended[-1].finished_at if len(ended) == _PAGE else now - _OVERLAP
+    if last is not None:
+        client.set(CURSOR, f"{max(last, since).timestamp():.6f}")
+    return published
+
+
+def _cursor(client: Any, now: datetime) -> datetime:
+    try:
+        kept = datetime.fromtimestamp(float(client.get(CURSOR) or 0), UTC)
+    except (ValueError, OverflowError, OSError):
+        return now - _LONGEST
+    return min(kept, now - _OVERLAP)  # a clock that was ahead has written it
+
+
+def _publish(app: Celery, job: JobRecord) -> None:
+    logger.warning("job %s: its end, %s, was not in the result backend: published again", job.id, job.state)
+    if job.state == JobState.SUCCEEDED:
+        app.backend.mark_as_done(job.id, dict(job.result or {}))
+        return
+    error = JobError.model_validate(job.error or {"type": "JobFailed", "message": "no cause was recorded"})
+    if job.state == JobState.CANCELLED:
+        app.backend.mark_as_revoked(job.id, error.message)
+    else:
+        app.backend.mark_as_failure(job.id, JobFailed(error.message, error.type, job.state, job.attempts))
