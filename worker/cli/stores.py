@@ -1,18 +1,19 @@
 """The commands `stores` and `stores forget`."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from worker.catalogue import CopyState, Pause, Scope
-from worker.cli.errors import Status
-from worker.cli.output import AsJson, print_json, print_table
+from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
 from worker.cli.session import Session, opened
 from worker.storage.errors import StorageError
 
 _FORGOTTEN = {CopyState.SUPERSEDED, CopyState.DELETED}
+_NAMED = 10
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -41,6 +42,52 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
         columns = ("store", "type", "reachable", "copies", "oldest verified", "never verified", "paused", "error")
         print_table(columns, [_cells(row) for row in rows], empty="no stores", flexible=("copies", "paused", "error"))
     raise typer.Exit(Status.GOOD if all(row["reachable"] for row in rows) else Status.UNKNOWN)
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A store that is no longer configured.")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the counts and change nothing.")] = False,
+    allow_last: Annotated[
+        bool, typer.Option("--allow-last", help="Forget also the only good copies of artifacts.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Record the copies in a store that is gone as deleted. No byte in any store is touched.
+
+    An artifact whose only good copy is there keeps that copy in the catalogue, and the exit status is then 1.
+
+    Examples:
+
+        zot-artifacts stores forget old-nas --dry-run
+
+        zot-artifacts stores forget old-nas
+    """
+    with opened(existing=True) as session:
+        _check_forgettable(session, name)
+        found = session.catalogue.store_records.forget(name, dry_run=dry_run, force=allow_last)
+    kept = 0 if allow_last else found.last
+    examples = [artifact.path for artifact in found.last_examples]
+    if as_json:
+        document = {"store": name, "forgotten": found.forgotten, "last": found.last, "last_examples": examples}
+        print_json({**document, "kept": kept, "dry_run": dry_run})
+    else:
+        say(f"{name}: {found.forgotten} copies {'would be' if dry_run else 'are'} forgotten")
+        if found.last:
+            fate = "kept in the catalogue; --allow-last forgets them" if kept else "forgotten with them"
+            note(f"{found.last} artifacts have their only good copy there, {fate}: {', '.join(examples[:_NAMED])}")
+    raise typer.Exit(Status.BAD if kept else Status.GOOD)
+
+
+def _check_forgettable(session: Session, name: str) -> None:
+    if name in session.settings.stores:
+        message = f"store {name} is configured: take it out of `stores` first, then forget it"
+        raise Failure(message, Status.USAGE, type_="UsageError")
+    known = session.catalogue.store_records.names()
+    if name not in known:
+        message = f"the catalogue has no copies in a store {name!r}{suggestion(name, known)}"
+        raise Failure(message, Status.USAGE, type_="UnknownStore")
 
 
 def unconfigured(session: Session) -> dict[str, dict[str, int]]:

@@ -1,0 +1,68 @@
+"""Stores that have left the configuration: shown, and forgotten by a command that keeps the last good copies."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import cli, clock
+from worker.catalogue import Catalogue
+from worker.settings import load_settings
+from worker.storage import Digest
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalogue]:
+    """Return a catalogue in which `old` has a copy of two artifacts, and `dr` one of the first."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    settings = load_settings()
+    settings.prepare()
+    opened = Catalogue(settings.catalogue_url)
+    for key, stores in (("both", ["old", "dr"]), ("only", ["old"])):
+        digest = Digest(1, "0" * 64)
+        artifact = opened.artifacts.record("releases", key, digest, {}, clock.now(), stores=stores)
+        for store in stores:
+            opened.artifacts.finish_copy(artifact, store, tag="1", evidence={}, now=clock.now())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def zot(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        status = cli.run([*arguments, "--json"])
+        told = capsys.readouterr()
+        return status, json.loads(told.out), told.err
+
+    return run
+
+
+def test_a_store_that_left_the_configuration_is_shown(zot) -> None:
+    """`stores` lists it as not configured with its copies and ends with 3; `doctor` calls it bad."""
+    status, document, _ = zot("stores")
+    [old] = [each for each in document["stores"] if each["store"] == "old"]
+    assert (status, old["configured"], old["reachable"], sum(old["copies"].values())) == (3, False, False, 2)
+    checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
+    assert checks["store old"]["outcome"] == "bad"
+    assert "stores forget old" in checks["store old"]["way_out"]
+
+
+def test_forgetting_keeps_the_last_good_copy(zot) -> None:
+    """A dry run changes nothing; without --allow-last the only good copy of an artifact stays, and the status is 1."""
+    status, document, _ = zot("stores", "forget", "old", "--dry-run")
+    assert (status, document["forgotten"], document["last_examples"]) == (1, 1, ["releases/only"])
+    assert zot("stores", "forget", "old")[1]["forgotten"] == 1
+    assert [copy["store"] for copy in zot("show", "releases/both")[1]["copies"]] == ["dr"]
+    assert [copy["store"] for copy in zot("show", "releases/only")[1]["copies"]] == ["old"]
+    status, document, _ = zot("stores", "forget", "old", "--allow-last")
+    assert (status, document["forgotten"]) == (0, 1)
+    assert [each["store"] for each in zot("stores")[1]["stores"]] == ["primary", "dr"]
+
+
+def test_only_a_store_that_is_gone_can_be_forgotten(zot) -> None:
+    """A configured store and a mistyped name are errors with status 2."""
+    assert zot("stores", "forget", "dr")[0] == 2
+    status, document, _ = zot("stores", "forget", "odl")
+    assert (status, "did you mean 'old'?" in document["error"]["message"]) == (2, True)
