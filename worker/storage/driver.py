@@ -20,6 +20,17 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectProperties:
+    """The HTTP headers that a cloud keeps beside the bytes and gives to its readers; None for what is not set."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    content_disposition: str | None = None
+    content_language: str | None = None
+    cache_control: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WriteInfo:
     """What is known about an object before its first byte is written.
 
@@ -32,6 +43,7 @@ class WriteInfo:
     sha256: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     storage_class: str | None = None
+    properties: ObjectProperties = ObjectProperties()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,7 @@ class ObjectStat:
     sha256: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     storage_tags: Mapping[str, str] = field(default_factory=dict)
+    properties: ObjectProperties = ObjectProperties()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +151,7 @@ class Capabilities:
         checks_uploads: the store compares what arrives with a checksum of what was sent, and refuses what was damaged
             on the way; None where only a `ChecksumDriver` can find out.
         reserved_buckets: there is a place for quarantine and probes.
+        properties: `ObjectProperties` given at the write come back from `stat`.
     """
 
     needs_digest_first: bool
@@ -153,6 +167,7 @@ class Capabilities:
     realm: Hashable | None = None
     checks_uploads: bool | None = True
     reserved_buckets: bool = True
+    properties: bool = False
 
 
 class Body(Protocol):

@@ -31,6 +31,7 @@ _CAPABILITIES = Capabilities(
     user_metadata=True,
     max_object_size=None,
     max_copy_size=2**63 - 1,
+    properties=True,
 )
 
 
@@ -85,7 +86,14 @@ class MemoryDriver:
         with self._lock:
             self._check_condition(bucket, key, condition)
             stat = ObjectStat(
-                bucket, key, len(data), self._version(), datetime.now(UTC), body.digest.sha256, dict(info.metadata)
+                bucket,
+                key,
+                len(data),
+                self._version(),
+                datetime.now(UTC),
+                body.digest.sha256,
+                dict(info.metadata),
+                properties=info.properties,
             )
             self._buckets.setdefault(bucket, {})[key] = _Held(stat, data)
         return stat

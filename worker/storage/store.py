@@ -18,6 +18,7 @@ from worker.storage.driver import (
     ListedObject,
     Match,
     MultipartDriver,
+    ObjectProperties,
     ObjectReader,
     ObjectStat,
     StaleUpload,
@@ -85,6 +86,7 @@ class Store:
         size: int | None = None,
         sha256: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        properties: ObjectProperties | None = None,
         storage_class: str | None = None,
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
@@ -101,6 +103,7 @@ class Store:
             size: how many bytes there must be, if known.
             sha256: the SHA-256 they must have, if known.
             metadata: kept by stores whose capabilities say so.
+            properties: the headers beside the bytes, kept by stores whose capabilities say so.
             storage_class: the store's name of a class or tier, in place of the configured one.
             condition: see `Driver.put`.
             on_bytes: called with the number of bytes after each read of the source.
@@ -120,14 +123,14 @@ class Store:
             with self._spooled(source, size, sha256) as (spool, digest):
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
-                    metadata=metadata, storage_class=storage_class, condition=condition, on_bytes=on_bytes,
-                    checkpoint=checkpoint,
+                    metadata=metadata, properties=properties, storage_class=storage_class, condition=condition,
+                    on_bytes=on_bytes, checkpoint=checkpoint,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
         body = VerifyingReader(
             source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
         )
-        info = WriteInfo(size, sha256, metadata, storage_class)
+        info = WriteInfo(size, sha256, metadata, storage_class, properties or ObjectProperties())
         if self._goes_in_parts(size):
             self._refuse_early(bucket, key, condition)
             stat = self._parted(bucket, key, info, checkpoint).run(body, condition)
@@ -273,6 +276,7 @@ class Store:
         expected: Digest,
         *,
         metadata: Mapping[str, str] | None = None,
+        properties: ObjectProperties | None = None,
         between: Between = lambda: None,
     ) -> ObjectStat | None:
         """Copy an object of another store server-side; return None, with nothing done, where that is impossible.
@@ -284,7 +288,7 @@ class Store:
             StorageError: see `copy_server_side`.
         """
         self._check(bucket, key)
-        info = WriteInfo(expected.size, expected.sha256, metadata or {})
+        info = WriteInfo(expected.size, expected.sha256, metadata or {}, properties=properties or ObjectProperties())
         return copy_server_side(origin._driver, self._driver, bucket, key, info, between=between)  # noqa: SLF001
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from azure.core.exceptions import HttpResponseError
-from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient
+from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient, ContentSettings
 
 from worker.storage.azure.blocks import new_block, new_token
 from worker.storage.azure.client import endpoint_of, is_azure, is_signed, make_service, realm_of, scope_of, tier_of
@@ -32,7 +32,7 @@ from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import is_reserved, rows_of
-from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
@@ -93,6 +93,7 @@ class AzureDriver(CloudDriver):
             parallel_reads=True,
             storage_classes=True,
             realm=realm_of(self._config) if self._copies else None,
+            properties=True,
             checks_uploads=self._checks_uploads(known=is_azure(self._config)),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
         )
@@ -110,6 +111,7 @@ class AzureDriver(CloudDriver):
             metadata=METADATA.encode(info, token, f"{self._name}: {bucket}/{key}"),
             condition=condition,
             options=self._settings(info),
+            properties=info.properties,
         )
         return Upload(self._blob(bucket, key), self._origin, write).whole(body)
 
@@ -251,8 +253,10 @@ class AzureDriver(CloudDriver):
             self._made = None
 
     def _settings(self, info: WriteInfo) -> dict[str, Any]:
-        """Return the SDK's arguments for what is asked for with a whole object: its tier and its encryption."""
-        return self._scope | tier_of(self._config, info.storage_class)
+        """Return the SDK's arguments for what is asked for with a whole object: tier, encryption and properties."""
+        found: dict[str, Any] = dict(set_properties(info.properties))
+        headers = {"content_settings": ContentSettings(**found)} if found else {}
+        return self._scope | tier_of(self._config, info.storage_class) | headers
 
     # Where things are
 
@@ -400,7 +404,7 @@ class AzureDriver(CloudDriver):
 
     def _copy_through_us(self, source: ObjectStat, to_bucket: str, to_key: str) -> ObjectStat:
         """Copy what is small enough for one request, which `capabilities` say is nothing but empty objects."""
-        info = WriteInfo(source.size, source.sha256, source.metadata)
+        info = WriteInfo(source.size, source.sha256, source.metadata, properties=source.properties)
         with self.open(source.bucket, source.key) as reader:
             return self.put(to_bucket, to_key, VerifyingReader(reader, size=source.size), info)
 

@@ -11,7 +11,7 @@ from azure.storage.blob import BlobClient, BlobProperties
 from worker.storage.azure.client import CHUNK
 from worker.storage.azure.errors import SDK_ERRORS, code_of
 from worker.storage.cloud.conditional_write import Found
-from worker.storage.cloud.metadata import MetadataFormat
+from worker.storage.cloud.metadata import MetadataFormat, properties_of
 from worker.storage.driver import Condition, Match, ObjectStat
 from worker.storage.errors import Unavailable
 
@@ -43,6 +43,7 @@ def to_stat(store: str, bucket: str, key: str, properties: BlobProperties) -> Ob
         modified=properties.last_modified,
         stored=METADATA.stored(properties.metadata),
         tags={"etag": version, "content_md5": bytes(md5).hex() if md5 else None},
+        properties=properties_of(lambda name: getattr(properties.content_settings, name, None)),
     )
 
 
@@ -169,6 +170,6 @@ def download(blob: BlobClient, offset: int, length: int | None, **pinned: Any) -
         properties.size = int(str(properties.content_range).rpartition("/")[2])
     except ValueError:  # an answer without what Azure always says
         raise HttpResponseError("no answer of Azure") from None
-    if told and told[0] and not told[0].startswith(f"bytes {offset}-{offset + len(first) - 1}/"):
+    if first and told[-1] and not told[-1].startswith(f"bytes {offset}-{offset + len(first) - 1}/"):
         raise HttpResponseError("the answer has other bytes than were asked for")
     return properties, first

@@ -101,6 +101,7 @@ class Parts:
             metadata=METADATA.encode(info, token, f"{self._origin.store}: {target.what}"),
             condition=condition,
             options=self._settings(info),
+            properties=info.properties,
         )
 
     def abort(self, target: Target, token: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from azure.storage.blob import BlobBlock, BlobClient
@@ -67,7 +68,8 @@ class Upload:
         write = self._write
         failure: StorageError
         try:
-            return written_stat(self._origin.store, write.what, write.size, write.metadata, send())
+            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, send())
+            return replace(stat, properties=write.properties)
         except UnexpectedAnswer as error:  # the bytes may be there all the same
             failure, code = Unavailable(error.message), ""
         except SDK_ERRORS as error:

@@ -1,4 +1,4 @@
-"""Decide what became of a conditional write whose answer was an error.
+"""Decide whether a conditional write succeeded whose answer was an error.
 
 An SDK sends a request again whose answer got lost. The second request then meets the object of the first one and is
 refused, or finds the multipart upload completed and gone. So the answer does not decide: the object under the key does.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.driver import Condition, Match, ObjectStat
+from worker.storage.driver import Condition, Match, ObjectProperties, ObjectStat
 from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, Unavailable
 
 
@@ -26,6 +26,7 @@ class Write:
         metadata: what the store keeps beside the bytes, as it is sent; it has the digest and the token.
         condition: see `Driver.put`.
         options: the SDK's arguments for class and encryption.
+        properties: the headers that the store keeps.
     """
 
     bucket: str
@@ -36,6 +37,7 @@ class Write:
     metadata: Mapping[str, str]
     condition: Condition
     options: Mapping[str, Any]
+    properties: ObjectProperties
 
     @property
     def what(self) -> str:

@@ -1,18 +1,21 @@
 """The metadata that a cloud keeps beside the bytes: the digest, the token of the write, and the user's own."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from worker.storage.driver import ObjectStat, WriteInfo
+from worker.storage.driver import ObjectProperties, ObjectStat, WriteInfo
 from worker.storage.errors import InvalidMetadata, UnexpectedAnswer
 
 SHA256 = "sha256"
 UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 """In place of a time that the store does not give: nothing is decided by it."""
+NO_PROPERTIES = ObjectProperties()
+_DEFAULT_TYPES = {"application/octet-stream", "binary/octet-stream"}
+"""What stores say of an object whose writer has named no type."""
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
@@ -43,6 +46,7 @@ class MetadataFormat:
             InvalidMetadata: a name that the provider cannot keep or that is reserved, a value that is not Unicode, or
                 more than the provider keeps; `where` names store and key in the message.
         """
+        check_properties(info.properties, where)
         user = {name: self._encode_item(name, value, where) for name, value in info.metadata.items()}
         encoded = user | {SHA256: str(info.sha256), self.writer: writer}
         size = sum(len(name) + len(value.encode()) for name, value in encoded.items())
@@ -70,6 +74,7 @@ class MetadataFormat:
         stored: Mapping[str, str],
         tags: Mapping[str, str | None],
         sha256: str | None = None,
+        properties: ObjectProperties = NO_PROPERTIES,
     ) -> ObjectStat:
         """Return the stat of an object from what an answer says of it.
 
@@ -85,6 +90,7 @@ class MetadataFormat:
             stored: the metadata; see `stored`.
             tags: weaker evidence; empty ones are left out.
             sha256: the digest that the store itself has computed, if it gives one; metadata goes first.
+            properties: the headers that the store keeps.
 
         Raises:
             UnexpectedAnswer: the answer has no version tag or no size.
@@ -101,6 +107,7 @@ class MetadataFormat:
             sha256=sha256_of(stored.get(SHA256)) or sha256,
             metadata={name: self._decode(value) for name, value in stored.items() if name not in {SHA256, self.writer}},
             storage_tags={name: tag for name, tag in tags.items() if tag},
+            properties=properties,
         )
 
     def _encode_item(self, name: str, value: str, where: str) -> str:
@@ -122,6 +129,26 @@ class MetadataFormat:
             return unquote_to_bytes(value).decode()
         except UnicodeError:
             return value
+
+
+def properties_of(said: Callable[[str], object]) -> ObjectProperties:
+    """Return the properties that `said` gives by the names of ObjectProperties; a default type is none."""
+    found = {field.name: str(value) for field in fields(ObjectProperties) if (value := said(field.name))}
+    if found.get("content_type") in _DEFAULT_TYPES:
+        del found["content_type"]
+    return ObjectProperties(**found)
+
+
+def check_properties(properties: ObjectProperties, where: str) -> None:
+    """Raise InvalidMetadata if a property cannot travel as an HTTP header."""
+    for name, value in set_properties(properties).items():
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidMetadata(f"{where}: {name} {value!r} is not printable ASCII, as HTTP headers are")
+
+
+def set_properties(properties: ObjectProperties) -> dict[str, str]:
+    """Return the properties that are set, by name."""
+    return {name: value for name, value in asdict(properties).items() if value is not None}
 
 
 def sha256_of(claimed: str | None) -> str | None:

@@ -72,6 +72,7 @@ class GcsDriver(CloudDriver):
             storage_classes=True,
             parallel_reads=True,
             realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
+            properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
         )
@@ -136,6 +137,7 @@ class GcsDriver(CloudDriver):
             metadata={**METADATA.stored(found.metadata), METADATA.writer: writer},
             condition=None,
             options={},
+            properties=stat.properties,
             name=self._object(to_bucket, to_key),
             storage_class=self._config.storage_class,
         )
@@ -309,6 +311,7 @@ class GcsDriver(CloudDriver):
             metadata=METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
             condition=condition,
             options={},
+            properties=info.properties,
             name=self._object(bucket, key),
             storage_class=info.storage_class or self._config.storage_class,
         )

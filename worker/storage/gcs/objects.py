@@ -10,8 +10,8 @@ import requests
 from requests.exceptions import InvalidJSONError
 
 from worker.storage.cloud.conditional_write import Found
-from worker.storage.cloud.metadata import UNKNOWN_TIME, MetadataFormat
-from worker.storage.driver import Match, ObjectStat
+from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, MetadataFormat, properties_of, set_properties
+from worker.storage.driver import Match, ObjectProperties, ObjectStat
 
 METADATA = MetadataFormat(
     writer="zot-writer",
@@ -27,9 +27,14 @@ _NEVER = 1
 """A generation that no object has: they are microseconds since 1970."""
 
 
-def described(metadata: Mapping[str, str], storage_class: str | None) -> dict[str, Any]:
+def described(
+    metadata: Mapping[str, str], storage_class: str | None, properties: ObjectProperties = NO_PROPERTIES
+) -> dict[str, Any]:
     """Return all that an object has beside its bytes, as the store wants it in a request."""
     described = {"metadata": dict(metadata), "contentType": CONTENT_TYPE, "cacheControl": CACHE_CONTROL}
+    for name, value in set_properties(properties).items():
+        first, *rest = name.split("_")
+        described[first + "".join(rest).title()] = value
     return described | ({"storageClass": storage_class} if storage_class else {})
 
 
@@ -53,12 +58,18 @@ def to_stat(store: str, bucket: str, key: str, blob: Any) -> ObjectStat:
         modified=updated(blob),
         stored=METADATA.stored(blob.metadata),
         tags={"crc32c": blob.crc32c, "md5": blob.md5_hash, "etag": blob.etag},
+        properties=properties_of(lambda name: _property(blob, name)),
     )
 
 
 def to_found(store: str, bucket: str, key: str, blob: Any) -> Found:
     """Return an object whose properties were loaded, with the token of its write."""
     return Found(to_stat(store, bucket, key, blob), METADATA.stored(blob.metadata).get(METADATA.writer))
+
+
+def _property(blob: Any, name: str) -> object:
+    value = getattr(blob, name, None)
+    return None if (name, value) == ("cache_control", CACHE_CONTROL) else value  # we set it where none is given
 
 
 def blob_of(reply: requests.Response) -> Any:
@@ -77,6 +88,11 @@ def blob_of(reply: requests.Response) -> Any:
             crc32c=resource.get("crc32c"),
             md5_hash=resource.get("md5Hash"),
             etag=resource.get("etag"),
+            content_type=resource.get("contentType"),
+            content_encoding=resource.get("contentEncoding"),
+            content_disposition=resource.get("contentDisposition"),
+            content_language=resource.get("contentLanguage"),
+            cache_control=resource.get("cacheControl"),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         msg = "the answer describes no object"

@@ -16,7 +16,7 @@ from worker.storage.driver import Body
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.gcs.client import TIMEOUT, Connection, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, without_address
-from worker.storage.gcs.objects import CONTENT_TYPE, blob_of
+from worker.storage.gcs.objects import blob_of
 from worker.storage.gcs.upload import NOT_FOUND, GcsWrite, crc32c_of, delete, extended
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.parts import next_part
@@ -28,7 +28,7 @@ _ENDED = {404, 410, 499}
 
 
 class ResumableUpload:
-    """One upload session. Its address is a secret: who has it can write. It never leaves this object."""
+    """One upload session. Its address is a secret, with which anyone can write: it never leaves this object."""
 
     def __init__(self, connection: Connection, origin: Origin, write: GcsWrite, chunk: int) -> None:
         self._connection = connection
@@ -55,7 +55,10 @@ class ResumableUpload:
             self._connection.upload_url(name.bucket),
             params={"uploadType": "resumable", "name": name.name, **self._connection.pinned(pin)},
             json={"name": name.name, **self._write.description},
-            headers={"X-Upload-Content-Length": str(self._write.size), "X-Upload-Content-Type": CONTENT_TYPE},
+            headers={
+                "X-Upload-Content-Length": str(self._write.size),
+                "X-Upload-Content-Type": self._write.description["contentType"],
+            },
             timeout=TIMEOUT,
         )
         if reply.status_code == NOT_FOUND:

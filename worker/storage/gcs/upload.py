@@ -20,6 +20,7 @@ from requests.exceptions import InvalidJSONError
 
 from worker.storage.cloud.conditional_write import Found, Write, broken_condition, concurrent_write, settle
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
+from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import Body, Match, ObjectStat, PartData
 from worker.storage.errors import StorageError, TransientError
 from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
@@ -47,7 +48,7 @@ class GcsWrite(Write):
 
     @property
     def description(self) -> dict[str, Any]:
-        return described(self.metadata, self.storage_class)
+        return described(self.metadata, self.storage_class, self.properties)
 
 
 class Upload:
@@ -159,7 +160,7 @@ def send_bytes(
     (checksum, md5), boundary = checksums or checksums_of(data), uuid.uuid4().hex
     resource = json.dumps({**description, "name": name.name, "crc32c": checksum, "md5Hash": md5})
     head = f"--{boundary}\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n{resource}\r\n"
-    head += f"--{boundary}\r\ncontent-type: {CONTENT_TYPE}\r\n\r\n"
+    head += f"--{boundary}\r\ncontent-type: {description.get('contentType', CONTENT_TYPE)}\r\n\r\n"
 
     def ask() -> Any:
         reply = connection.session.request(
@@ -189,6 +190,8 @@ def rewrite(connection: Connection, original: Any, write: GcsWrite, pin: int, be
     blob.metadata = dict(write.metadata)
     blob.content_type = CONTENT_TYPE
     blob.cache_control = CACHE_CONTROL
+    for name, value in set_properties(write.properties).items():
+        setattr(blob, name, value)
     if write.storage_class:
         blob.storage_class = write.storage_class
     pins = {"if_generation_match": pin, "if_source_generation_match": original.generation}

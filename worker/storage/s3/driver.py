@@ -14,7 +14,7 @@ from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import is_reserved, rows_of
-from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import S3Config
 from worker.storage.driver import (
@@ -23,6 +23,7 @@ from worker.storage.driver import (
     Condition,
     ListedObject,
     Match,
+    ObjectProperties,
     ObjectStat,
     Part,
     PartData,
@@ -33,7 +34,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
-from worker.storage.s3.objects import METADATA, to_stat, version_of, written_stat
+from worker.storage.s3.objects import METADATA, header_name, to_stat, version_of, written_stat
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
     GIB,
@@ -84,6 +85,7 @@ class S3Driver(CloudDriver):
             parallel_reads=True,
             storage_classes=True,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
+            properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
         )
@@ -156,6 +158,7 @@ class S3Driver(CloudDriver):
         source = self._head(bucket, key)
         metadata = {**METADATA.stored(source.get("Metadata")), METADATA.writer: uuid.uuid4().hex}
         original = self._address(bucket, key)
+        properties = to_stat(self._name, bucket, key, source).properties
         with self._errors(f"{bucket}/{key} to {to_bucket}/{to_key}"):
             reply = self._client(committing=True).copy_object(
                 **self._address(to_bucket, to_key),
@@ -163,7 +166,7 @@ class S3Driver(CloudDriver):
                 CopySourceIfMatch=f'"{version_of(source["ETag"])}"',  # or the digest would be that of other bytes
                 MetadataDirective="REPLACE",
                 Metadata=metadata,
-                **cast("Any", self._options()),
+                **cast("Any", self._options(properties=properties)),
             )
         answer = {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
         return written_stat(self._name, f"{to_bucket}/{to_key}", source["ContentLength"], metadata, answer)
@@ -343,7 +346,8 @@ class S3Driver(CloudDriver):
             writer=writer,
             metadata=METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
             condition=condition,
-            options=self._options(info.storage_class),
+            options=self._options(info.storage_class, info.properties),
+            properties=info.properties,
             address=self._address(bucket, key),
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
@@ -357,9 +361,11 @@ class S3Driver(CloudDriver):
             upload.check_condition()
         return upload
 
-    def _options(self, storage_class: str | None = None) -> dict[str, str]:
-        """Return what is asked for with every object that is made: its class and its encryption."""
-        options = {
+    def _options(
+        self, storage_class: str | None = None, properties: ObjectProperties = NO_PROPERTIES
+    ) -> dict[str, str]:
+        """Return what is asked for with every object that is made: its properties, its class and its encryption."""
+        options = {header_name(name): value for name, value in set_properties(properties).items()} | {
             "StorageClass": storage_class or self._config.storage_class,
             "ServerSideEncryption": self._config.encryption,
             "SSEKMSKeyId": self._config.kms_key_id,

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 from worker.storage.cloud.conditional_write import Found
-from worker.storage.cloud.metadata import MetadataFormat
+from worker.storage.cloud.metadata import MetadataFormat, properties_of
 from worker.storage.driver import ObjectStat
 
 METADATA = MetadataFormat(
@@ -43,6 +43,7 @@ def to_stat(store: str, bucket: str, key: str, facts: Facts) -> ObjectStat:
         stored=METADATA.stored(facts.get("Metadata")),
         tags={"etag": etag},
         sha256=_full_object_sha256(facts),
+        properties=properties_of(lambda name: facts.get(header_name(name))),
     )
 
 
@@ -64,6 +65,11 @@ def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], 
     facts = {"ETag": reply.get("ETag"), "LastModified": modified, "ContentLength": size, "Metadata": metadata}
     bucket, _, key = path.partition("/")
     return to_stat(store, bucket, key, facts)
+
+
+def header_name(name: str) -> str:
+    """Return the SDK's name of a property, such as ContentType."""
+    return name.title().replace("_", "")
 
 
 def version_of(etag: object) -> str:

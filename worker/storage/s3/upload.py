@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from zlib import crc32
 
@@ -241,7 +241,8 @@ class Upload:
         write = self._write
         failure: StorageError
         try:
-            return written_stat(self._origin.store, write.what, write.size, write.metadata, send())
+            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, send())
+            return replace(stat, properties=write.properties)
         except UnexpectedAnswer as error:  # the bytes may be there all the same
             failure, code = Unavailable(error.message), ""
         except SDK_ERRORS as error:

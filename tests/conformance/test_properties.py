@@ -1,0 +1,57 @@
+"""What a store keeps beside the bytes comes back as it was given, however the object was made."""
+
+import pytest
+
+from tests.conformance.bodies import some_bytes, source
+from tests.conformance.conftest import BucketUnderTest
+from tests.conformance.targets import PART
+from worker.storage.driver import ObjectProperties
+from worker.storage.errors import InvalidMetadata
+
+PROPERTIES = ObjectProperties(
+    content_type="text/html; charset=utf-8",
+    content_encoding="identity",
+    content_disposition='attachment; filename="page.html"',
+    content_language="de",
+    cache_control="max-age=60",
+)
+
+
+@pytest.mark.parametrize("size", [5, PART + 1])
+def test_properties_come_back(bucket: BucketUnderTest, size: int) -> None:
+    """Content-Type, -Encoding, -Disposition, -Language and Cache-Control are kept by one request and by parts."""
+    if not bucket.capabilities.properties:
+        return
+    written, _ = bucket.store.write_object(bucket.name, "page", source(some_bytes(size)), properties=PROPERTIES)
+    assert written.properties == PROPERTIES
+    assert bucket.stat("page").properties == PROPERTIES
+    with bucket.store.read_object(bucket.name, "page") as reader:
+        assert reader.stat.properties == PROPERTIES
+        assert b"".join(reader) == some_bytes(size)
+
+
+def test_nothing_is_made_up(bucket: BucketUnderTest) -> None:
+    """An object that was written without properties has none, whatever default a store puts there."""
+    bucket.write("plain", b"x")
+    assert bucket.stat("plain").properties == ObjectProperties()
+
+
+def test_a_copy_has_them_too(bucket: BucketUnderTest) -> None:
+    """A copy inside the store has the properties of the original."""
+    if not bucket.capabilities.properties:
+        return
+    bucket.store.write_object(bucket.name, "page", source(b"page"), properties=PROPERTIES)
+    driver = bucket.store._driver
+    if (bucket.capabilities.max_copy_size or 0) >= 4:
+        driver.copy(bucket.name, "page", bucket.name, "twin")
+        assert bucket.stat("twin").properties == PROPERTIES
+
+
+def test_what_is_no_header_is_refused(bucket: BucketUnderTest) -> None:
+    """A property that cannot travel as a header is refused before anything is sent, with the key."""
+    if not bucket.capabilities.properties or bucket.store.name == "memory":
+        return
+    bad = ObjectProperties(content_disposition="attachment\r\nx: y")
+    with pytest.raises(InvalidMetadata, match=f"{bucket.name}/page"):
+        bucket.store.write_object(bucket.name, "page", source(b"x"), properties=bad)
+    assert not bucket.exists("page")
