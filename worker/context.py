@@ -11,6 +11,7 @@ from worker.limits.pauses import PauseCheck
 from worker.settings import Settings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
+from worker.storage.identity import KnownIdFiles
 from worker.storage.probe import probe
 
 
@@ -33,7 +34,8 @@ class Context:
             CatalogueError: the catalogue cannot be used.
         """
         settings.prepare()
-        stores = Stores(settings.stores, spool_dir=settings.spool_dir)
+        known_ids = KnownIdFiles(settings.broker_file.parent, settings.stores)
+        stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
         catalogue = Catalogue(settings.catalogue_url)
         pauses = PauseCheck(catalogue.pauses)
         admission = Admission(settings, lambda name: probe(stores[name]), paused=pauses.of_store)

@@ -20,7 +20,7 @@ from zot_artifact_client.contract import UploadRequest
 def zot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zot]:
     """Return the command line beside an `up` with two directories as stores."""
     home = tmp_path_factory.mktemp("many") / "home"
-    roots = json.dumps([str(home.parent)])
+    roots = json.dumps([str(home.parent / "in")])
     with running(home, "--no-beat", "--no-flower", ZOT_SOURCES__ROOTS=roots):
         yield Zot(home)
 
@@ -31,7 +31,8 @@ def bucket(zot: Zot) -> str:
     name = f"b-{uuid4().hex[:8]}"
     requests = []
     for key in ("v1/a", "v1/b", "v2/a"):
-        source = zot.home.parent / key.replace("/", "-")
+        source = zot.home.parent / "in" / key.replace("/", "-")
+        source.parent.mkdir(exist_ok=True)
         source.write_text(f"the bytes of {key}")
         requests.append(UploadRequest(source=str(source), bucket=name, key=key, stores=("primary",)))
     with ArtifactClient((zot.home / "run" / "broker-url").read_text().strip()) as client:

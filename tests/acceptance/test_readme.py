@@ -38,9 +38,10 @@ def test_the_commands_exist() -> None:
 
 def test_the_python_example_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A service that does what the README shows has its file uploaded and verified."""
-    source = tmp_path / "app.tgz"
+    source = tmp_path / "in" / "app.tgz"
+    source.parent.mkdir()
     source.write_bytes(b"artifact")
-    roots = {"ZOT_SOURCES__ROOTS": f'["{tmp_path}"]'}
+    roots = {"ZOT_SOURCES__ROOTS": f'["{source.parent}"]'}
     with running(tmp_path / "home", "--no-beat", "--no-flower", **roots):
         broker = (tmp_path / "home" / "run" / "broker-url").read_text().strip()
         example = block("python").replace("redis://broker:6379/0", broker).replace("/srv/in/app.tgz", str(source))

@@ -43,6 +43,7 @@ RCLONE = {
     "part_again": "rclone streams parts as they come and cannot replace one",
     "part_left_out": "rclone streams parts as they come and cannot leave one out",
     "stale_part": "rclone streams parts as they come and cannot replace one",
+    "odd_keys": "rclone keeps objects as files, and lists other characters in place of those",
     "race": "rclone can keep the bytes of one writer beside the metadata of another, or answer 500",
 }
 SAME = dict.fromkeys(("pages", "copies"), "another store of the provider is sent the same requests")

@@ -74,14 +74,15 @@ class Fleet:
         }  # fmt: skip
         settings = QUICK | {
             "stores": json.dumps({"cloud": cloud}),
-            "sources__roots": json.dumps([str(self._directory)]),
+            "sources__roots": json.dumps([str(self._directory / "in")]),
             "catalogue": f"sqlite:///{self._directory / 'catalogue.sqlite3'}",
         }
         broker = broker or self.broker
         return Worker(self._directory / name, broker, concurrency=concurrency, beat=beat, **settings)
 
     def source(self, size: int = PARTS * 5 * MIB) -> Path:
-        path = self._directory / f"{size}.bin"
+        path = self._directory / "in" / f"{size}.bin"
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(os.urandom(size))
         return path
 

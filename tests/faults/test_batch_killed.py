@@ -36,7 +36,7 @@ class Place:
     def worker(self, name: str) -> Worker:
         settings = {
             "stores": json.dumps({s: {"type": "filesystem", "root": str(self.root(s))} for s in ("primary", "dr")}),
-            "sources__roots": json.dumps([str(self.directory)]),
+            "sources__roots": json.dumps([str(self.directory / "in")]),
             "catalogue": f"sqlite:///{self.directory / 'catalogue.sqlite3'}",
         }
         return Worker(self.directory / name, self.broker, beat=True, **QUICK, **STEPS, **settings)
@@ -48,7 +48,8 @@ class Place:
 
     def fill(self, count: int) -> None:
         """Upload so many objects, all with one call."""
-        source = self.directory / "source.bin"
+        source = self.directory / "in" / "source.bin"
+        source.parent.mkdir(exist_ok=True)
         source.write_bytes(b"the bytes of all of them")
         requests = [UploadRequest(source=str(source), bucket="releases", key=f"{n:03d}") for n in range(count)]
         for job in self.client.submit_many(requests, idempotency_key="fill"):

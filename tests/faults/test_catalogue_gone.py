@@ -80,12 +80,13 @@ def outage(request, tmp_path):
 def test_jobs_outlive_a_catalogue_that_is_away(outage, valkey, tmp_path):
     """A running job and a waiting one find no catalogue, wait for it, and succeed: one version, one complete copy."""
     source, broker = SlowSource(), valkey.url.removesuffix("/0") + "/7"
-    (tmp_path / "b.tgz").write_bytes(b"release")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.tgz").write_bytes(b"release")
     with source.serving() as origin:
         settings = {
             "catalogue": outage.url,
             "sources__hosts": json.dumps([origin]),
-            "sources__roots": json.dumps([str(tmp_path)]),
+            "sources__roots": json.dumps([str(tmp_path / "in")]),
             "retry__backoff": "1s",
             "retry__backoff_max": "1s",
             "jobs__lease": "2s",
@@ -93,7 +94,7 @@ def test_jobs_outlive_a_catalogue_that_is_away(outage, valkey, tmp_path):
         worker = Worker(tmp_path / "worker", broker, concurrency=1, **settings)
         with worker, ArtifactClient(broker) as client:
             at_work = client.upload(f"{origin}/a.tgz", "releases", "a.tgz")
-            waiting = client.upload(str(tmp_path / "b.tgz"), "releases", "b.tgz")
+            waiting = client.upload(str(tmp_path / "in" / "b.tgz"), "releases", "b.tgz")
             assert source.reached.wait(WITHIN)
             outage.start()
             source.released.set()

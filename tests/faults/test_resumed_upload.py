@@ -40,7 +40,8 @@ def test_a_killed_upload_sends_at_most_two_parts_again(
 ) -> None:
     """The whole worker is killed at half of an upload; the job goes on, and what was confirmed is not sent again."""
     proxy, killing = line
-    source = tmp_path / "large.bin"
+    source = tmp_path / "in" / "large.bin"
+    source.parent.mkdir()
     source.write_bytes(os.urandom(PARTS * PART))
     cloud = {
         "type": "s3",
@@ -52,7 +53,7 @@ def test_a_killed_upload_sends_at_most_two_parts_again(
     }
     settings = {
         "stores": json.dumps({"cloud": cloud}),
-        "sources__roots": json.dumps([str(tmp_path)]),
+        "sources__roots": json.dumps([str(source.parent)]),
         "jobs__lease": "2s",
         "sweep__verify__enabled": "false",
     }

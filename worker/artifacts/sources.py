@@ -1,5 +1,6 @@
 """Sources of uploads: files under configured roots and URLs of configured hosts, and nothing else."""
 
+import errno
 import logging
 import os
 import stat
@@ -100,6 +101,8 @@ def remove_staged(name: str, settings: Settings) -> None:
         logger.warning("the staged file %s cannot be removed: %s", path, error.strerror)
 
 
+_TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM}
+
 # Files
 
 
@@ -117,14 +120,15 @@ def _open_file(name: str, settings: Settings) -> BinaryIO:
     except PermissionError:
         raise AccessDenied(f"source {name}: the worker may not read it") from None
     except OSError as error:
+        if error.errno in _TRANSIENT:
+            raise Unavailable(f"source {name}: {error.strerror}") from error
         raise SourceRefused(f"source {name}: {error.strerror}") from error
-    file = os.fdopen(fd, "rb", buffering=0)
     opened = Path(os.path.realpath(f"/proc/self/fd/{fd}"))
     # Checked again on what was opened: a link may have changed between the check and the opening.
     if not stat.S_ISREG(os.fstat(fd).st_mode) or (opened.exists() and not _inside(opened, roots)):
-        file.close()
+        os.close(fd)  # before it is a file object: of a directory none can be made, and the descriptor would stay open
         raise SourceRefused(f"source {name}: only regular files under a configured root can be uploaded")
-    return file
+    return os.fdopen(fd, "rb", buffering=0)
 
 
 def _inside(path: Path, roots: list[Path]) -> bool:

@@ -27,6 +27,7 @@ from worker.limits.counters import Counters
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.errors import StorageError
+from worker.storage.identity import OtherStore, SameStore
 from worker.storage.probe import PROBE, probe
 from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
 from zot_artifact_client.contract import Queue
@@ -269,8 +270,11 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
     try:
         store = session.stores[name]
         store.health_check()
+        store.check_identity()
         fault = probe(store)
         advice = store.advice()
+    except (SameStore, OtherStore) as error:
+        return Check(title, "bad", error.message)
     except StorageError as error:
         return Check(title, "unknown", error.message, f"correct stores.{name}, or bring the store back")
     if fault:

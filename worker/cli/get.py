@@ -1,9 +1,7 @@
 """The command `get`."""
 
 import errno
-import os
 import re
-import secrets
 import shutil
 import sys
 import tempfile
@@ -16,6 +14,7 @@ import typer
 from worker.catalogue import Artifact, Copy
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.errors import Failure, Status
+from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, note, print_json, say, size
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
@@ -94,7 +93,7 @@ def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, p
             continue
         try:
             with _open(session, artifact, copy.store, part) as reader:
-                _write(path, reader, on_bytes)
+                _write(path, reader, on_bytes, session.settings.spool_dir)
         except StorageError as error:
             note(f"{error.message}; trying the next copy")
             unread |= isinstance(error, TransientError | AccessDenied)
@@ -174,21 +173,15 @@ def _open(session: Session, artifact: Artifact, store: str, part: Part | None) -
     return opened_store.read_object_range(artifact.bucket, artifact.key, part.offset, part.length, manifest=manifest)
 
 
-def _write(path: Path, reader: VerifiedReader, on_bytes: OnBytes) -> None:
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
+def _write(path: Path, reader: VerifiedReader, on_bytes: OnBytes, spool_dir: Path) -> None:
     try:
-        with temporary.open("xb", buffering=0) as file:
+        with complete_file(path, spool_dir) as file:
             _copy(reader, file, on_bytes)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         way_out = "make room there" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "name another DEST"
         raise Failure(f"{path} cannot be written: {error.strerror}; {way_out}", type_="CannotWrite") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _copy(reader: VerifiedReader, file: BinaryIO, on_bytes: OnBytes) -> None:
@@ -203,11 +196,3 @@ def _copy(reader: VerifiedReader, file: BinaryIO, on_bytes: OnBytes) -> None:
     except StorageError:
         on_bytes(-seen)  # the next copy is read from its beginning
         raise
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

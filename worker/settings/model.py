@@ -30,6 +30,7 @@ from worker.settings.sections import (
     SweepSettings,
 )
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.identity import contains, overlapping
 from zot_artifact_client.errors import InvalidUrl
 from zot_artifact_client.urls import parse_result_url, parse_url
 
@@ -139,6 +140,31 @@ class Settings(BaseSettings):
                     hint = _did_you_mean(name, self.stores)
                     msg = f"{setting} names the store {name!r}, which is not configured{hint}"
                     raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _stores_are_apart(self) -> "Settings":
+        for one, two, reason in overlapping(self.stores):
+            msg = f"stores {one} and {two} are one physical place ({reason}): a copy in each would be one copy"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _roots_are_apart_from_home(self) -> "Settings":
+        own = ("run", "staging", "spool", "broker", "logs")
+        for name, store in self.stores.items():
+            if not isinstance(store, FilesystemConfig):
+                continue
+            if contains(store.root, self.home):
+                msg = f"stores.{name}.root: {store.root} contains the data directory {self.home}"
+                raise ValueError(msg)
+            if inside := next((part for part in own if contains(self.home / part, store.root)), None):
+                msg = f"stores.{name}.root: {store.root} is inside {self.home / inside}, which the worker uses itself"
+                raise ValueError(msg)
+        for root in self.sources.roots:
+            if contains(root, self.home):
+                msg = f"sources.roots: {root} contains the data directory {self.home}: its catalogue could be uploaded"
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ request retries: `Store` does the first two for all of them, Celery the last. A 
 SDK into `worker.storage.errors`, at one place.
 """
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -144,6 +145,7 @@ class Capabilities:
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: a class or tier can be given with each write.
         parallel_reads: reading several ranges of one object at once is faster than reading it in one go.
+        impossible_keys: keys that no object of the store can have: it would take them for another key, or refuse them.
         realm: what provider, endpoint and credentials are; shows no secret. Stores whose realms are equal can copy
             from each other by themselves (`CopyDriver`). None where there is no such way, or it is not safe: where the
             store does not decide `create_only` itself, or where a copy would share its blocks with the original and
@@ -164,6 +166,7 @@ class Capabilities:
     parts: PartLimits | None = None
     parallel_reads: bool = False
     storage_classes: bool = False
+    impossible_keys: re.Pattern[str] | None = None
     realm: Hashable | None = None
     checks_uploads: bool | None = True
     reserved_buckets: bool = True

@@ -15,6 +15,7 @@ StorageError
     ├── InvalidMetadata       the store cannot keep this metadata
     ├── Archived              the object has to be restored before it can be read
     ├── UnexpectedAnswer      the store answered about the object in a way that is not understood
+    ├── InvalidRange          a range is negative or absurdly large
     ├── BucketNotEmpty        a bucket that holds objects cannot be deleted
     ├── OutOfSpace            the store, or the disk under it, is full
     └── IntegrityError        the bytes are not the bytes that were announced
@@ -111,6 +112,10 @@ class UnexpectedAnswer(PermanentError):
 
 class UploadEnded(NotFound):
     """The multipart upload is not open any more, or has not the parts that it had confirmed. A new one must begin."""
+
+
+class InvalidRange(PermanentError):
+    """A range has an offset or a length that no object can have."""
 
 
 class BucketNotEmpty(PermanentError):

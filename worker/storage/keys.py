@@ -23,6 +23,7 @@ RESERVED_SEGMENT = ".zot-"
 RESERVED_BUCKET = "zot-"
 QUARANTINE_BUCKET = "zot-quarantine"
 PROBE_BUCKET = "zot-probe"
+MARKER_BUCKET = "zot-store"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -60,13 +61,62 @@ def check_key(bucket: str, key: str) -> str:
     return key
 
 
-def _broken_rule(bucket: str, key: str) -> str | None:
+def check_existing_key(bucket: str, key: str) -> str:
+    """Return `key` if it can name an object that is already in a store, also one that another program wrote.
+
+    Such an object can be read, verified, adopted and deleted under its real name, although `check_key` would not allow
+    to write it: a `folder/` marker, `//`, a trailing dot, a backslash, a control character.
+
+    Raises:
+        InvalidKey: naming the key and the rule it breaks.
+    """
+    rule = _unsafe_rule(bucket, key)
+    if rule:
+        raise InvalidKey(f"key {key!r} is not allowed: {rule}")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if keys can start with it.
+
+    Raises:
+        InvalidKey: naming the prefix and the rule it breaks.
+    """
+    if not prefix.isascii() and any("\ud800" <= char <= "\udfff" for char in prefix):
+        raise InvalidKey(f"prefix {prefix!r} is not allowed: it is not valid Unicode (lone surrogate)")
+    if "\0" in prefix:
+        raise InvalidKey(f"prefix {prefix!r} is not allowed: it contains a NUL character")
+    return prefix
+
+
+def _unsafe_rule(bucket: str, key: str) -> str | None:
+    if not key:
+        return "it is empty"
+    if "\0" in key:
+        return "it contains a NUL character"
+    if rule := _broken_length(bucket, key):
+        return rule
+    segments = key.split("/")
+    if not {".", ".."}.isdisjoint(segments):
+        return "'.' and '..' cannot be path segments"
+    if any(segment.startswith(RESERVED_SEGMENT) for segment in segments):
+        return f"segments starting with {RESERVED_SEGMENT!r} are reserved"
+    return None
+
+
+def _broken_length(bucket: str, key: str) -> str | None:
     try:
         length = len(f"{bucket}/{key}".encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode (lone surrogate)"
     if length > MAX_PATH_BYTES:
         return f"bucket and key are {length} bytes long, at most {MAX_PATH_BYTES} are possible"
+    return None
+
+
+def _broken_rule(bucket: str, key: str) -> str | None:
+    if rule := _broken_length(bucket, key):
+        return rule
     if "\\" in key:
         return "a backslash cannot be stored by every store"
     if any(unicodedata.category(char) == "Cc" or char in "\ufffe\uffff" for char in key):

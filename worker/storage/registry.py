@@ -8,6 +8,7 @@ from pathlib import Path
 from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import Driver
 from worker.storage.errors import PermanentError
+from worker.storage.identity import Identity, KnownIds
 from worker.storage.store import Store
 
 
@@ -36,16 +37,28 @@ def open_driver(name: str, config: StoreConfig) -> Driver:
             return AzureDriver(name, config)
 
 
-def open_store(name: str, config: StoreConfig, *, spool_dir: Path | None = None) -> Store:
-    """Return the store that is configured under this name."""
-    return Store(open_driver(name, config), spool_dir=spool_dir)
+def open_store(
+    name: str, config: StoreConfig, *, spool_dir: Path | None = None, known_ids: KnownIds | None = None
+) -> Store:
+    """Return the store that is configured under this name; with `known_ids` it checks its identity before each use."""
+    driver = open_driver(name, config)
+    root = config.root if isinstance(config, FilesystemConfig) else None
+    identity = Identity(driver, known_ids, root=root) if known_ids else None
+    return Store(driver, spool_dir=spool_dir, identity=identity)
 
 
 class Stores(Mapping[str, Store]):
     """The configured stores by name, each opened at its first use and again after a fork."""
 
-    def __init__(self, configs: Mapping[str, StoreConfig], *, spool_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        configs: Mapping[str, StoreConfig],
+        *,
+        spool_dir: Path | None = None,
+        known_ids: KnownIds | None = None,
+    ) -> None:
         self._configs = configs
+        self._known_ids = known_ids
         self._spool_dir = spool_dir
         self._open: dict[str, Store] = {}
         self._process = os.getpid()
@@ -61,7 +74,9 @@ class Stores(Mapping[str, Store]):
         if name not in self._configs:
             raise UnknownStore(self._unknown(name))
         if name not in self._open:
-            self._open[name] = open_store(name, self._configs[name], spool_dir=self._spool_dir)
+            self._open[name] = open_store(
+                name, self._configs[name], spool_dir=self._spool_dir, known_ids=self._known_ids
+            )
         return self._open[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
@@ -26,6 +26,8 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import (
     AlreadyExists,
+    InvalidKey,
+    InvalidRange,
     NotFound,
     OutOfSpace,
     PermanentError,
@@ -34,14 +36,25 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
+from worker.storage.identity import Identity
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
-from worker.storage.keys import MAX_PATH_BYTES, PROBE_BUCKET, QUARANTINE_BUCKET, check_any_bucket, check_key
+from worker.storage.keys import (
+    MAX_PATH_BYTES,
+    PROBE_BUCKET,
+    QUARANTINE_BUCKET,
+    check_any_bucket,
+    check_existing_key,
+    check_key,
+    check_prefix,
+)
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
+
+_MAX_OFFSET = 2**63 - 1
 
 
 class Store:
@@ -51,7 +64,14 @@ class Store:
     bucket names are accepted here: callers that take names from users call `check_bucket` first.
     """
 
-    def __init__(self, driver: Driver, *, spool_dir: Path | None = None, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        spool_dir: Path | None = None,
+        memory: int = MEMORY,
+        identity: Identity | None = None,
+    ) -> None:
         """Wrap a driver.
 
         Args:
@@ -59,8 +79,10 @@ class Store:
             spool_dir: where bodies of unknown digest wait on disk for stores that need it first, and parts that are
                 too large for memory; the system's temporary directory by default.
             memory: most bytes of an object that one write keeps in memory.
+            identity: checks before every use that the store was used under its name before.
         """
         self._driver = driver
+        self._identity = identity
         self._memory = memory
         self._spool_dir = spool_dir
         self._refuses_damage: bool | None = None
@@ -91,6 +113,7 @@ class Store:
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
         checkpoint: Checkpoint | None = None,
+        existing_key: bool = False,
     ) -> tuple[ObjectStat, Digest]:
         """Write an object atomically and return its stat and the digest of the bytes that were sent.
 
@@ -108,13 +131,15 @@ class Store:
             condition: see `Driver.put`.
             on_bytes: called with the number of bytes after each read of the source.
             checkpoint: records confirmed parts, so that a killed write resumes with the missing ones.
+            existing_key: the key is that of an object in another store: what this store can hold is allowed.
 
         Raises:
             SizeMismatch, DigestMismatch: the source is not what was announced; nothing was written.
             InvalidKey: nothing was sent.
+            SameStore: another configured store is the same physical place.
             StorageError: see `Driver.put`.
         """
-        self._check(bucket, key)
+        self._check_write(bucket, key, existing_key=existing_key)
         if storage_class and not self.capabilities.storage_classes:
             raise PermanentError(f"{self.name}: the store has no storage classes; {storage_class!r} was asked for")
         metadata = metadata or {}
@@ -124,7 +149,7 @@ class Store:
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
                     metadata=metadata, properties=properties, storage_class=storage_class, condition=condition,
-                    on_bytes=on_bytes, checkpoint=checkpoint,
+                    on_bytes=on_bytes, checkpoint=checkpoint, existing_key=existing_key,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
         body = VerifyingReader(
@@ -155,7 +180,7 @@ class Store:
             NotFound: there is no such object.
             StorageError: see `Driver.open`.
         """
-        self._check(bucket, key)
+        self._check_read(bucket, key)
         reader = open_resumable(self._driver, bucket, key)
         digest = expected or stored_digest(reader.stat)
         body = VerifyingReader(
@@ -175,16 +200,20 @@ class Store:
         With the object's manifest every byte is verified before it is returned, and a corrupt chunk raises
         DigestMismatch. Without it the reader's `verified` is False: the digest of the whole proves nothing of a range.
         """
-        self._check(bucket, key)
-        if offset < 0 or length < 0:
-            msg = f"a range starts at 0 or later and is not negative: offset {offset}, length {length}"
-            raise ValueError(msg)
+        self._check_read(bucket, key)
+        if not (0 <= offset <= _MAX_OFFSET and 0 <= length <= _MAX_OFFSET):
+            raise InvalidRange(
+                f"{self.name}: {bucket}/{key}: a range has an offset and a length from 0 to {_MAX_OFFSET}, "
+                f"these are {offset} and {length}"
+            )
         reader: ObjectReader
         if manifest is None:
             reader = ResumableReader(self._driver, bucket, key, offset=offset, length=length)
         else:
             reader = VerifiedRange(self._driver, self._driver.stat(bucket, key), manifest, offset, length)
-        return VerifiedReader(reader, VerifyingReader(reader), verified=manifest is not None)
+        size = max(0, min(length, reader.stat.size - offset))
+        what = f"{self.name}: {bucket}/{key}: the range of {length} bytes from {offset}"
+        return VerifiedReader(reader, VerifyingReader(reader, size=size, what=what), verified=manifest is not None)
 
     def verify_object(
         self,
@@ -205,8 +234,9 @@ class Store:
                 cores, and a bad one is told by its first bad chunk.
             on_bytes: called with the number of bytes after each read; what it raises passes through.
         """
-        self._check(bucket, key)
+        self._check_existing(bucket, key)
         try:
+            self._check_read(bucket, key)
             if expected and manifest and len(manifest) >= MIN_PARALLEL_CHUNKS:
                 return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
             with open_resumable(self._driver, bucket, key, uncached=True) as reader:
@@ -218,7 +248,7 @@ class Store:
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         """Return what the store says of an object, without reading it. It proves nothing about the bytes."""
-        self._check(bucket, key)
+        self._check_read(bucket, key)
         return self._driver.stat(bucket, key)
 
     def object_exists(self, bucket: str, key: str) -> bool:
@@ -239,7 +269,9 @@ class Store:
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         """Delete an object and return whether there was one; see `Driver.delete`."""
-        self._check(bucket, key)
+        if self._is_impossible(bucket, key):
+            return False
+        self._check_identity(write=True)
         return self._driver.delete(bucket, key, condition=condition)
 
     def quarantine_object(self, bucket: str, key: str, label: str, *, on_bytes: OnBytes | None = None) -> str:
@@ -253,7 +285,8 @@ class Store:
             label: distinguishes this set of bytes from others of the same key, such as a job id.
             on_bytes: told of every piece, where the store cannot copy by itself and the bytes pass through us.
         """
-        self._check(bucket, key)
+        self._check_read(bucket, key)
+        self._check_identity(write=True)
         aside = f"{bucket}/{label}/{key}"
         if len(f"{QUARANTINE_BUCKET}/{aside}".encode()) > MAX_PATH_BYTES:
             aside = f"{bucket}/{label}/{hashlib.sha256(key.encode()).hexdigest()}"
@@ -287,13 +320,16 @@ class Store:
         Raises:
             StorageError: see `copy_server_side`.
         """
-        self._check(bucket, key)
+        self._check_write(bucket, key, existing_key=True)
         info = WriteInfo(expected.size, expected.sha256, metadata or {}, properties=properties or ObjectProperties())
         return copy_server_side(origin._driver, self._driver, bucket, key, info, between=between)  # noqa: SLF001
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
-        check_any_bucket(bucket)
+        self._check_named(check_any_bucket, bucket)
+        self._check_named(check_prefix, prefix)
+        self._check_named(check_prefix, after)
+        self._check_identity(write=False)
         return self._driver.iter_objects(bucket, prefix, after)
 
     # Buckets and the store itself
@@ -329,6 +365,16 @@ class Store:
                 self._refuses_damage = cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
             return self._refuses_damage
 
+    def check_identity(self) -> None:
+        """Return if this is the store that was used under its name before and no other configured store is the same.
+
+        Raises:
+            SameStore, OtherStore: it is not; says the way out.
+            StorageError: it cannot be told.
+        """
+        if self._identity:
+            self._identity.check(write=True, fresh=True)
+
     def advice(self) -> list[str]:
         """Return recommendations for the configuration of the store, one sentence each."""
         return self._driver.advice()
@@ -350,9 +396,39 @@ class Store:
 
     # Internals
 
-    def _check(self, bucket: str, key: str) -> None:
-        check_any_bucket(bucket)
-        check_key(bucket, key)
+    def _check_existing(self, bucket: str, key: str) -> None:
+        """Check the names of an object that another program may have written."""
+        self._check_named(check_any_bucket, bucket)
+        self._check_named(lambda name: check_existing_key(bucket, name), key)
+
+    def _check_read(self, bucket: str, key: str) -> None:
+        if self._is_impossible(bucket, key):
+            raise NotFound(f"{self.name}: {bucket}/{key} does not exist: the store can have no object of this name")
+        self._check_identity(write=False)
+
+    def _check_write(self, bucket: str, key: str, *, existing_key: bool) -> None:
+        if not existing_key:
+            self._check_named(check_any_bucket, bucket)
+            self._check_named(lambda name: check_key(bucket, name), key)
+        elif self._is_impossible(bucket, key):
+            raise InvalidKey(f"{self.name}: the store can have no object of the name {bucket}/{key}")
+        self._check_identity(write=True)
+
+    def _is_impossible(self, bucket: str, key: str) -> bool:
+        """Check the names of an object, and return whether this store can have no such object."""
+        self._check_existing(bucket, key)
+        impossible = self.capabilities.impossible_keys
+        return impossible is not None and impossible.search(key) is not None
+
+    def _check_named(self, check: Callable[[str], str], name: str) -> None:
+        try:
+            check(name)
+        except InvalidKey as error:
+            raise InvalidKey(f"{self.name}: {error.message}") from None
+
+    def _check_identity(self, *, write: bool) -> None:
+        if self._identity:
+            self._identity.check(write=write)
 
     def _read_back(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None) -> None:
         """Hold what the store has taken to what was sent.

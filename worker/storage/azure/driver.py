@@ -1,5 +1,6 @@
 """Objects in Azure Blob Storage."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -52,6 +53,8 @@ from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.server_copy import Between
 
+IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
+"""Azure takes a backslash for a slash, and drops a dot at the end of a segment: such a key would name another blob."""
 MAX_OBJECT = MAX_PART * MAX_PARTS
 _PAGE = 1_000
 _SINCE_START_FROM = "2026-02-06"
@@ -96,6 +99,7 @@ class AzureDriver(CloudDriver):
             properties=True,
             checks_uploads=self._checks_uploads(known=is_azure(self._config)),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
+            impossible_keys=IMPOSSIBLE_KEYS,
         )
 
     # Objects

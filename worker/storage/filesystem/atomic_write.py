@@ -28,12 +28,13 @@ from worker.storage.filesystem.disk import (
     remove,
     stat_of,
 )
-from worker.storage.filesystem.layout import INTENTS, SIDECAR, ObjectPath, leaf_of, parse_sidecar
+from worker.storage.filesystem.layout import INTENTS, SIDECAR, ObjectPath, leaf_of, parse_checksum_line, parse_sidecar
 from worker.storage.filesystem.temp_files import TempFile, write_small
 
 _READ_TRIES = 100
 _INTENT_BYTES = 1 << 16
 _SIDECAR_BYTES = 256
+_CHECKSUM_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ class ObjectFiles:
         _adopt(directory, path.leaf + SIDECAR)
         if path.plain.endswith(SIDECAR):
             _adopt(directory, path.plain)
+            if _is_foreign(directory, path.plain) and not _is_regular(directory, path.leaf):
+                os.rename(path.plain, path.leaf, src_dir_fd=directory, dst_dir_fd=directory)
+                os.fsync(directory)
 
     def commit(self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, *, exclusive: bool) -> None:
         """Place a finished file as an object; under its lock and after `prepare`.
@@ -104,8 +108,7 @@ class ObjectFiles:
         """Remove an object and its sidecar; under its lock and after `prepare`."""
         if remove(directory, path.leaf):
             os.fsync(directory)
-        with suppress(IsADirectoryError):
-            remove(directory, path.sidecar)
+        _remove_sidecars(directory, path)
 
     def remove_orphan(self, path: ObjectPath) -> None:
         """Remove a sidecar that has no data."""
@@ -115,7 +118,7 @@ class ObjectFiles:
             with self._tree.locked(path.lock):
                 self.prepare(directory, path)
                 if self.current(directory, path) is None:
-                    remove(directory, path.sidecar)
+                    _remove_sidecars(directory, path)
 
     def settle(self, directory: int, path: ObjectPath) -> bool:
         """Complete an intent; return False if there is none. Under the object's lock."""
@@ -151,9 +154,9 @@ class ObjectFiles:
             intent = self._intent(path)
             if intent is not None and intent.names(stat):
                 return OpenObject(name, fd, stat, intent.sha256)
-            content = read_small(directory, name + SIDECAR, _SIDECAR_BYTES)
+            sha256 = _read_sidecar(directory, path, name)
             if _name(directory, path) == name and _is_still(directory, name, stat):
-                return OpenObject(name, fd, stat, parse_sidecar(content or b""))
+                return OpenObject(name, fd, stat, sha256)
         except BaseException:
             os.close(fd)
             raise
@@ -191,16 +194,41 @@ def _create(directory: int, path: ObjectPath, temp: TempFile, sha256: str | None
             temp.rename(path.leaf)
     except OSError:
         if not _holds(directory, path.leaf, temp.stat.st_ino):
-            remove(directory, path.sidecar)
+            _remove_sidecars(directory, path)
         raise
     os.fsync(directory)
 
 
 def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None) -> None:
     if sha256 is None:
-        remove(directory, path.sidecar)
+        _remove_sidecars(directory, path)
+    elif _is_foreign(directory, path.sidecar):
+        write_small(directory, path.hidden_sidecar, sha256.encode())
     else:
         write_small(directory, path.sidecar, sha256.encode())
+        remove(directory, path.hidden_sidecar)
+
+
+def _remove_sidecars(directory: int, path: ObjectPath) -> None:
+    """Remove what records an object's digest, and no file of another program."""
+    if not _is_foreign(directory, path.sidecar):
+        with suppress(IsADirectoryError):
+            remove(directory, path.sidecar)
+    remove(directory, path.hidden_sidecar)
+
+
+def _read_sidecar(directory: int, path: ObjectPath, name: str) -> str | None:
+    """Return the digest that is recorded for a file: by its sidecar, or by a checksum file of another program."""
+    content = read_small(directory, name + SIDECAR, _CHECKSUM_BYTES) or b""
+    if digest := parse_sidecar(content):
+        return digest
+    hidden = parse_sidecar(read_small(directory, path.hidden_sidecar, _SIDECAR_BYTES) or b"")
+    return hidden or parse_checksum_line(content, path.plain)
+
+
+def _is_foreign(directory: int, name: str) -> bool:
+    """Return whether a file with the name of a sidecar is none: its content is not the bare hex of a SHA-256."""
+    return _is_regular(directory, name) and parse_sidecar(read_small(directory, name, _SIDECAR_BYTES) or b"") is None
 
 
 def _adopt(directory: int, name: str) -> None:
@@ -224,10 +252,13 @@ def _adopt(directory: int, name: str) -> None:
 
 
 def _name(directory: int, path: ObjectPath) -> str:
-    """Return the file name of an object: only data of the original store has the name of a sidecar."""
+    """Return the file name of an object: only data of the original store or of another program has a sidecar's name."""
     plain = path.plain
-    if plain.endswith(SIDECAR) and _is_regular(directory, plain + SIDECAR) and _is_regular(directory, plain):
-        return plain
+    if plain.endswith(SIDECAR) and _is_regular(directory, plain):
+        if _is_regular(directory, plain + SIDECAR):
+            return plain
+        if _is_foreign(directory, plain) and not _is_regular(directory, path.leaf):
+            return plain
     return path.leaf
 
 

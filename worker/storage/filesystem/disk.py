@@ -6,10 +6,15 @@ it raises Unavailable and never FileNotFoundError, because an unmounted disk mus
 
 import errno
 import fcntl
+import logging
 import os
 import stat
-from collections.abc import Iterator
+import time
+import unicodedata
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 from worker.storage.errors import (
@@ -22,10 +27,19 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
-from worker.storage.filesystem.layout import LOCKS
+from worker.storage.filesystem.layout import LOCKS, OWN, TEMP, folded
+
+logger = logging.getLogger(__name__)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EBADMSG, errno.EUCLEAN}
+"""What a directory or a file says that cannot be read although the disk is well."""
+_MAX_UNREADABLE = 1000
+LOCK_SECONDS = 30.0
+"""Longest wait for the lock of an object."""
+_LOCK_POLL = 0.005
 
 ERRORS: dict[int, type[StorageError]] = {
     errno.ENOENT: NotFound,
@@ -52,7 +66,7 @@ ERRORS: dict[int, type[StorageError]] = {
 _WAYS_OUT: dict[type[StorageError], str] = {
     AccessDenied: "; the worker's user must be able to read and write there",
     OutOfSpace: "; make room, or raise the limit",
-    Unavailable: "; check that the disk is mounted and healthy",
+    Unavailable: "; check that the disk is mounted and healthy, and that the process may open more files",
 }
 
 
@@ -72,6 +86,58 @@ class Tree:
     def __init__(self, store: str, root: Path) -> None:
         self._store = store
         self._root = root
+        self._unreadable: dict[tuple[str, ...], StorageError] = {}
+
+    @cached_property
+    def folds_names(self) -> str | None:
+        """Return what the disk does not tell apart in names, such as "case", or None; it is tried once."""
+        probe = f"{TEMP}{uuid.uuid4().hex}-a\u00e9"
+        variants = {"case": probe.replace("-a", "-A"), "NFC and NFD": unicodedata.normalize("NFD", probe)}
+        try:
+            own = self.open_directory((OWN,), create=True)
+        except OSError:
+            return None  # nothing can be written here either
+        try:
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=own))
+            try:
+                folded = [what for what, name in variants.items() if _exists(own, name)]
+            finally:
+                remove(own, probe)
+        except OSError:
+            folded = ["case"] if self._is_read_only_and_folds() else []
+        finally:
+            os.close(own)
+        return " or ".join(folded) or None
+
+    def other_name(self, path: tuple[str, ...]) -> str | None:
+        """Return the name that is there where the disk takes a component of this path for another name."""
+        if self.folds_names is None:
+            return None
+        for depth, name in enumerate(path):
+            with self.directory_or_none(path[:depth]) as directory:
+                if directory is None or not _exists(directory, name):
+                    return None
+                names = os.listdir(directory)  # noqa: PTH208 - a descriptor
+                if name not in names:
+                    return next((other for other in names if folded(other) == folded(name)), "another name")
+        return None
+
+    def _is_read_only_and_folds(self) -> bool:
+        with self.directory(()) as root:
+            return _exists(root, OWN) and _exists(root, OWN.upper())
+
+    @property
+    def unreadable(self) -> Mapping[tuple[str, ...], StorageError]:
+        """Return the directories and files that could not be read when they were last listed, each with its error."""
+        return dict(self._unreadable)
+
+    def report(self, path: tuple[str, ...], error: OSError) -> None:
+        """Record and log a directory or a file that a listing passes over because it cannot be read."""
+        problem = translate(error, f"{self._store}: {'/'.join(path)}")
+        if path not in self._unreadable:
+            logger.warning("%s; listings pass over it", problem.message)
+        if len(self._unreadable) < _MAX_UNREADABLE:
+            self._unreadable[path] = problem
 
     @contextmanager
     def directory(self, path: tuple[str, ...]) -> Iterator[int]:
@@ -135,16 +201,26 @@ class Tree:
             except OSError:
                 return
 
-    def scan(self, path: tuple[str, ...]) -> tuple[set[str], set[str]]:
-        """Return the names of the files and of the directories in a directory: none in one that is not there."""
+    def scan(self, path: tuple[str, ...], *, strict: bool = False) -> tuple[set[str], set[str]]:
+        """Return the names of the files and of the directories in a directory: none in one that is not there.
+
+        A directory that cannot be read is reported and taken as empty unless `strict`, so that a listing goes on.
+        """
         files: set[str] = set()
         directories: set[str] = set()
-        with suppress(FileNotFoundError), self.directory(path) as fd, os.scandir(fd) as entries:
-            for entry in entries:
-                if entry.is_file(follow_symlinks=False):
-                    files.add(entry.name)
-                elif entry.is_dir(follow_symlinks=False):
-                    directories.add(entry.name)
+        try:
+            with self.directory(path) as fd, os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.is_file(follow_symlinks=False):
+                        files.add(entry.name)
+                    elif entry.is_dir(follow_symlinks=False):
+                        directories.add(entry.name)
+        except FileNotFoundError:
+            return set(), set()
+        except OSError as error:
+            if strict or error.errno not in UNREADABLE:
+                raise
+            self.report(path, error)
         return files, directories
 
     def walk(self, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], set[str]]]:
@@ -158,17 +234,38 @@ class Tree:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold a lock that excludes every other thread and process that asks for the same name."""
+        """Hold a lock that excludes every other thread and process that asks for the same name.
+
+        Raises:
+            Unavailable: another process keeps the lock; names its file.
+        """
         directory = self.open_directory(LOCKS, create=True)
         try:
             lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=directory)
         finally:
             os.close(directory)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._wait_for(lock, name)
             yield
         finally:
             os.close(lock)
+
+    def _wait_for(self, lock: int, name: str) -> None:
+        """Lock a file within `LOCK_SECONDS`: a writer holds a lock for a few system calls, another program for ever."""
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    where = self._root.joinpath(*LOCKS, name)
+                    raise Unavailable(
+                        f"{self._store}: another process has locked {where} for {LOCK_SECONDS:.0f} s; "
+                        f"`fuser {where}` names it"
+                    ) from None
+                time.sleep(_LOCK_POLL)
+            else:
+                return
 
     def _open_root(self) -> int:
         try:
@@ -238,7 +335,7 @@ def read_small(directory: int, name: str, limit: int) -> bytes | None:
     try:
         fd = os.open(name, _FILE, dir_fd=directory)
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
+        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}:
             return None
         raise
     try:
@@ -251,7 +348,17 @@ def remove(directory: int, name: str) -> bool:
     """Remove a file; return False if it was not there."""
     try:
         os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
+            return False
+        raise
+    return True
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        stat_of(directory, name)
+    except OSError:
         return False
     return True
 

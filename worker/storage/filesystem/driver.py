@@ -6,6 +6,7 @@ The root itself is never created here.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -22,7 +23,15 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import AlreadyExists, BucketNotEmpty, PreconditionFailed, StorageError, Unavailable
+from worker.storage.errors import (
+    AlreadyExists,
+    BucketNotEmpty,
+    InvalidKey,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
 from worker.storage.filesystem.layout import LOCKS, ObjectPath
@@ -45,6 +54,7 @@ _CAPABILITIES = Capabilities(
     user_metadata=False,
     max_object_size=None,
     max_copy_size=2**63 - 1,
+    impossible_keys=re.compile(r"^/|//|/$"),
 )
 
 
@@ -96,6 +106,8 @@ class FilesystemDriver:
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         path = ObjectPath(bucket, key)
         with self._errors(path):
+            if self._tree.other_name((*path.parents, path.leaf)):
+                return False
             try:
                 with self._tree.directory(path.parents) as directory:
                     return self._delete(directory, path, condition)
@@ -163,7 +175,10 @@ class FilesystemDriver:
                 temp.close()
 
     def advice(self) -> list[str]:
-        return []
+        advice = [f"listings pass over {error.message}" for error in self._tree.unreadable.values()]
+        if folds := self._tree.folds_names:
+            advice.append(f"the disk does not tell {folds} apart in names: keys that differ only in that are refused")
+        return advice
 
     def close(self) -> None:
         """Do nothing: no file is open between calls."""
@@ -183,6 +198,8 @@ class FilesystemDriver:
         self, path: ObjectPath, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> FilesystemReader:
         with self._errors(path):
+            if self._tree.other_name((*path.parents, path.leaf)):
+                raise NotFound(f"{self._name}: {path} does not exist")
             found = self._files.find(path)
         return FilesystemReader(self._name, path, found, offset=offset, length=length, uncached=uncached)
 
@@ -202,6 +219,7 @@ class FilesystemDriver:
         fresh = done = False
         try:
             with self._errors(path):
+                self._check_name(path)
                 fresh = self._tree.make((path.bucket,))
                 directory, temp = self._begin(path, condition, begin)
             try:
@@ -241,6 +259,7 @@ class FilesystemDriver:
         self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, condition: Condition
     ) -> ObjectStat:
         with self._errors(path), self._tree.locked(path.lock):
+            self._check_name(path)  # again: the name may have been taken meanwhile
             self._files.prepare(directory, path)
             self._check_condition(directory, path, condition)
             self._files.commit(directory, path, temp, sha256, exclusive=condition == "create_only")
@@ -275,6 +294,14 @@ class FilesystemDriver:
         with self._writing(path, None, TempFile) as (directory, temp):
             self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
             return self._commit(directory, path, temp, reader.stat.sha256, None)
+
+    def _check_name(self, path: ObjectPath) -> None:
+        """Refuse a name that the disk would take for another one, whose object a write would replace."""
+        if other := self._tree.other_name((*path.parents, path.leaf)):
+            raise InvalidKey(
+                f"{self._name}: {path}: {other!r} is there, and the disk does not tell {self._tree.folds_names} apart; "
+                "use another key, or a store on another disk"
+            )
 
     def _check_condition(self, directory: int, path: ObjectPath, condition: Condition) -> None:
         if condition is None:

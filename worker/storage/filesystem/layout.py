@@ -6,13 +6,17 @@ the hex of its SHA-256 is in the sidecar `root/bucket/key.sha256`. A key may its
 - the file of a key `x.sha256` is `x.%sha256`, that of a key `x.%sha256` is `x.%%sha256`, and so on, so that no object
   written here has the name of a sidecar;
 - a file with the plain name `x.sha256` is a sidecar, unless it has its own sidecar `x.sha256.sha256` beside it: then
-  the original wrote it as an object, and it is the key `x.sha256`. A write to it, or to `x`, moves it to its new name.
+  the original wrote it as an object, and it is the key `x.sha256`. A write to it, or to `x`, moves it to its new name;
+- a file `x.sha256` that is not the bare hex of a SHA-256 is no sidecar: another program wrote it, such as `sha256sum`.
+  It is the object of the key `x.sha256`, and stays when `x` is written or deleted. The sidecar of `x` is then
+  `.zot-s-x`. A line of `sha256sum` in it counts as the digest of `x` where there is no sidecar.
 
 Our own files are under `root/.zot/`, which is no bucket, and in names starting with `.zot-`, which no key has.
 """
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -23,10 +27,14 @@ LOCKS = (OWN, "locks")
 INTENTS = (OWN, "intents")
 TEMP = f"{RESERVED_SEGMENT}tmp-"
 SIDECAR = ".sha256"
+HIDDEN_SIDECAR = f"{RESERVED_SEGMENT}s-"
+SIDECAR_SIZES = range(64, 67)
+"""Bytes of a sidecar: the hex, with the line end that some programs add."""
 
 _SIDECAR_LIKE = re.compile(r"\.(%*)sha256\Z")
 _ESCAPED = re.compile(r"\.%(%*)sha256\Z")
 _SIDECAR_LIKES = re.compile(r"(?:\.%*sha256)+\Z")
+_CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,14 +69,27 @@ class ObjectPath:
         return self.leaf + SIDECAR
 
     @property
+    def hidden_sidecar(self) -> str:
+        """Return the name of the object's sidecar where another program has a file of the sidecar's name."""
+        return HIDDEN_SIDECAR + self.leaf
+
+    @property
     def lock(self) -> str:
-        """Return the name of its lock, one of 256; `x` and `x.sha256` share one, because each may move the other."""
-        return _hashed(f"{self.bucket}/{_SIDECAR_LIKES.sub('', self.key)}")[:2]
+        """Return the name of its lock, one of 256.
+
+        `x` and `x.sha256` share one, because each may move the other; names that some disks fold into one share one.
+        """
+        return _hashed(folded(f"{self.bucket}/{_SIDECAR_LIKES.sub('', self.key)}"))[:2]
 
     @property
     def intent(self) -> str:
         """Return the name of the intent of a replacement."""
         return _hashed(str(self))
+
+
+def folded(name: str) -> str:
+    """Return one spelling for all names that differ only in case or in Unicode normalization."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def leaf_of(segment: str) -> str:
@@ -81,10 +102,14 @@ def segment_of(leaf: str) -> str:
     return _ESCAPED.sub(r".\1sha256", leaf)
 
 
-def objects_in(files: Collection[str]) -> dict[str, str]:
-    """Return the last segments of the keys in one directory, each with its name, from the names of all files in it."""
+def objects_in(files: Collection[str], foreign: Collection[str] = ()) -> dict[str, str]:
+    """Return the last segments of the keys in one directory, each with its name, from the names of all files in it.
+
+    `foreign` are those of them with the name of a sidecar that are none.
+    """
     own = {segment_of(name): name for name in files if not _is_ours(name) and not name.endswith(SIDECAR)}
-    return own | {name: name for name in files if name.endswith(SIDECAR) and name + SIDECAR in files}
+    original = {name: name for name in files if name.endswith(SIDECAR) and name + SIDECAR in files}
+    return {name: name for name in foreign if not _is_ours(name)} | own | original
 
 
 def orphans_in(files: Collection[str]) -> list[str]:
@@ -105,6 +130,15 @@ def parse_sidecar(content: bytes) -> str | None:
     """Return the digest in a sidecar, lower-case, or None if its content is something else."""
     text = content.decode("ascii", errors="replace").strip().lower()
     return text if _SHA256.fullmatch(text) else None
+
+
+def parse_checksum_line(content: bytes, name: str) -> str | None:
+    """Return the digest that a file in the format of `sha256sum` gives for a file of this name, lower-case, or None."""
+    for line in content.decode(errors="replace").splitlines():
+        found = _CHECKSUM_LINE.fullmatch(line)
+        if found and found[2].rpartition("/")[2] == name:
+            return found[1].lower()
+    return None
 
 
 def _is_ours(name: str) -> bool:

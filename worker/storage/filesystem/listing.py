@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.storage.driver import ListedObject
-from worker.storage.filesystem.disk import Tree, stat_of
-from worker.storage.filesystem.layout import is_encodable, objects_in
+from worker.storage.filesystem.disk import UNREADABLE, Tree, stat_of
+from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, is_encodable, objects_in
 
 _BATCH = 1000
 """Files whose stat is read while their directory is open: a suspended listing keeps no directory open."""
@@ -56,13 +56,27 @@ class Listing:
 
     def _entries(self, path: tuple[str, ...], prefix: str, after: str) -> Iterator[ListedObject | _Entry]:
         base = "".join(f"{name}/" for name in path[1:])
-        files, directories = self._tree.scan(path)
-        keys = [_Entry(base + segment, name) for segment, name in objects_in(files).items()]
+        files, directories = self._tree.scan(path, strict=len(path) == 1)
+        foreign = self._foreign(path, files)
+        keys = [_Entry(base + segment, name) for segment, name in objects_in(files, foreign).items()]
         below = [_Entry(f"{base}{name}/", name) for name in directories]
         wanted = [entry for entry in keys + below if is_encodable(entry.key) and _is_wanted(entry.key, prefix, after)]
         wanted.sort(key=lambda entry: entry.key.encode())
         for start in range(0, len(wanted), _BATCH):
             yield from self._rows(path, wanted[start : start + _BATCH])
+
+    def _foreign(self, path: tuple[str, ...], files: set[str]) -> list[str]:
+        """Return the files with a sidecar's name that have not its size: other programs wrote them."""
+        foreign = []
+        with self._tree.directory_or_none(path) as directory:
+            if directory is None:
+                return []
+            for name in files:
+                if name.endswith(SIDECAR):
+                    with suppress(OSError):
+                        if stat_of(directory, name).st_size not in SIDECAR_SIZES:
+                            foreign.append(name)
+        return foreign
 
     def _rows(self, path: tuple[str, ...], entries: list[_Entry]) -> list[ListedObject | _Entry]:
         rows: list[ListedObject | _Entry] = []
@@ -73,9 +87,15 @@ class Listing:
                 if entry.is_directory:
                     rows.append(entry)
                     continue
-                with suppress(FileNotFoundError):  # deleted since the directory was read
+                try:
                     stat = stat_of(directory, entry.name)
                     rows.append(ListedObject(entry.key, stat.st_size, version_of(stat), modified_of(stat)))
+                except FileNotFoundError:
+                    continue  # deleted since the directory was read
+                except OSError as error:
+                    if error.errno not in UNREADABLE:
+                        raise
+                    self._tree.report((*path, entry.name), error)
         return rows
 
 

@@ -25,7 +25,7 @@ class StaleFiles:
 
     def rows(self) -> Iterator[StaleUpload]:
         """Yield temporary files and intents, those of living writers included."""
-        _, directories = self._tree.scan(())
+        _, directories = self._tree.scan((), strict=True)
         for name in filter(_is_ours, directories):
             yield from self._below((name,))
 

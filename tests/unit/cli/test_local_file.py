@@ -1,0 +1,96 @@
+"""Test that a local destination has the complete bytes or is not changed, and stays what it is."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from worker.cli.local_file import complete_file
+
+DATA = b"all the bytes"
+
+
+def _write(path: Path, spool: Path) -> None:
+    with complete_file(path, spool) as file:
+        file.write(DATA)
+
+
+def _break_off(path: Path, spool: Path) -> None:
+    with complete_file(path, spool) as file:
+        file.write(b"incomplete")
+        assert not path.is_file() or path.read_bytes() == b"old"
+        raise ZeroDivisionError
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Path) -> None:
+    """An existing file has its old bytes until the new ones are complete, and its permissions afterwards."""
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    with pytest.raises(ZeroDivisionError):
+        _break_off(path, tmp_path)
+    assert path.read_bytes() == b"old"
+    _write(path, tmp_path)
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (DATA, 0o640)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_followed_and_stays(tmp_path: Path, exists: bool) -> None:
+    """A symbolic link still refers to its file, which has the bytes."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    if exists:
+        real.write_bytes(b"old")
+    link.symlink_to("real")
+    _write(link, tmp_path)
+    assert link.is_symlink()
+    assert real.read_bytes() == DATA
+
+
+def test_a_fifo_is_written_into(tmp_path: Path) -> None:
+    """The reader of a FIFO gets the bytes once they are complete, and none of incomplete ones."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
+    reader.start()
+    with pytest.raises(ZeroDivisionError):
+        _break_off(fifo, tmp_path)
+    _write(fifo, tmp_path)
+    reader.join(30)
+    assert got == [DATA]
+    assert fifo.is_fifo()
+
+
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    """A device stays a device."""
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    _write(link, tmp_path)
+    assert stat.S_ISCHR(link.stat().st_mode)
+
+
+def test_the_open_standard_output_is_written_into(tmp_path: Path) -> None:
+    """`/dev/stdout` is the descriptor: what a shell has redirected it to is appended to and not replaced."""
+    out = tmp_path / "out"
+    out.write_bytes(b"before ")
+    code = (
+        "import pathlib, sys; from worker.cli.local_file import complete_file\n"
+        f"with complete_file(pathlib.Path('/dev/stdout'), pathlib.Path({str(tmp_path)!r})) as f: f.write({DATA!r})"
+    )
+    with out.open("ab") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert out.read_bytes() == b"before " + DATA
+
+
+def test_a_directory_and_a_missing_directory_are_errors(tmp_path: Path) -> None:
+    """Neither is replaced or created."""
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IsADirectoryError):
+        _write(tmp_path / "d", tmp_path)
+    with pytest.raises(FileNotFoundError):
+        _write(tmp_path / "none" / "f", tmp_path)

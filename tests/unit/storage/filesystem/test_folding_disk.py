@@ -1,0 +1,105 @@
+"""Test that a disk that does not tell names apart loses no object, on a simulation of such a disk."""
+
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.bodies import source
+from worker.storage import FilesystemConfig, Store, Verdict
+from worker.storage.errors import InvalidKey, NotFound
+from worker.storage.filesystem.driver import FilesystemDriver
+
+
+def _case(name: str) -> str:
+    return name.lower()
+
+
+def _normalization(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+@pytest.fixture(params=[_case, _normalization])
+def fold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Make every system call that takes a name take it for one that is there already, as such a disk does."""
+    same: Callable[[str], str] = request.param
+
+    def there(name: Any, directory: int | None) -> Any:
+        if directory is None or not isinstance(name, str) or "/" in name:
+            return name
+        return next((other for other in os.listdir(directory) if same(other) == same(name)), name)  # noqa: PTH208 - a descriptor
+
+    def one(call: Callable[..., Any]) -> Callable[..., Any]:
+        def folding(name: Any, *args: Any, dir_fd: int | None = None, **options: Any) -> Any:
+            return call(there(name, dir_fd), *args, dir_fd=dir_fd, **options)
+
+        return folding
+
+    def two(call: Callable[..., Any]) -> Callable[..., Any]:
+        def folding(name: str, to: str, *, src_dir_fd: int, dst_dir_fd: int, **options: Any) -> Any:
+            names = there(name, src_dir_fd), there(to, dst_dir_fd)
+            return call(*names, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **options)
+
+        return folding
+
+    for name in ("open", "stat", "unlink", "mkdir", "rmdir"):
+        monkeypatch.setattr(os, name, one(getattr(os, name)))
+    for name in ("rename", "link"):
+        monkeypatch.setattr(os, name, two(getattr(os, name)))
+    return same
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    (tmp_path / "root").mkdir()
+    return Store(FilesystemDriver("nas", FilesystemConfig(root=tmp_path / "root")))
+
+
+NAMES = {_case: ("Model.bin", "model.bin"), _normalization: ("caf\u00e9", "cafe\u0301")}
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/k", "d/{}", "{}.sha256"])
+def test_a_second_spelling_neither_replaces_nor_deletes_the_first(
+    fold: Callable[[str], str], store: Store, form: str
+) -> None:
+    """Where the disk takes two keys for one name, the second is refused, not there, and deletes nothing."""
+    first, second = (form.format(name) for name in NAMES[fold])
+    store.write_object("b", first, source(b"first"))
+    with pytest.raises(InvalidKey, match="the disk does not tell"):
+        store.write_object("b", second, source(b"second"))
+    with pytest.raises(NotFound):
+        store.stat_object("b", second)
+    assert not store.delete_object("b", second)
+    assert store.verify_object("b", first).verdict == Verdict.VERIFIED
+    assert [row.key for row in store.list_objects("b")] == [first]
+    store.write_object("b", first, source(b"again"))
+    assert store.delete_object("b", first)
+    store.write_object("b", second, source(b"second"))
+
+
+def test_buckets_are_told_apart_too(fold: Callable[[str], str], store: Store) -> None:
+    """A bucket that the disk takes for another one is refused."""
+    if fold is _normalization:
+        return  # names of buckets are ASCII
+    store.write_object("Bucket", "k", source(b"first"))
+    with pytest.raises(InvalidKey):
+        store.write_object("bucket", "k", source(b"second"))
+    assert not store.delete_object("bucket", "k")
+
+
+def test_the_store_says_what_its_disk_does(fold: Callable[[str], str], store: Store) -> None:
+    """The advice of the store, which `doctor` prints, names what the disk does not tell apart."""
+    word = "case" if fold is _case else "NFC and NFD"
+    assert any(word in line for line in store.advice())
+
+
+def test_other_disks_keep_both(store: Store) -> None:
+    """Where the disk tells names apart nothing is refused and nothing is said."""
+    for names in NAMES.values():
+        for name in names:
+            store.write_object("b", name, source(name.encode()))
+    assert len(list(store.list_objects("b"))) == 4
+    assert store.advice() == []

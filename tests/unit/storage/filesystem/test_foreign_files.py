@@ -1,0 +1,164 @@
+"""Test that files of other programs in a directory store are objects that nothing else replaces or hides."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.bodies import source
+from worker.storage import FilesystemConfig, Store, Verdict
+from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.filesystem import disk
+from worker.storage.filesystem.disk import Tree, translate
+from worker.storage.filesystem.driver import FilesystemDriver
+
+DATA, OTHER = b"right bytes", b"other bytes"
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    path = tmp_path / "root" / "b"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def store(bucket: Path) -> Store:
+    return Store(FilesystemDriver("main", FilesystemConfig(root=bucket.parent)))
+
+
+def _published(data: bytes = DATA) -> bytes:
+    return f"{hashlib.sha256(data).hexdigest()}  x\n".encode()
+
+
+def _keys(store: Store) -> list[str]:
+    return [row.key for row in store.list_objects("b")]
+
+
+@pytest.mark.parametrize("content", [_published(), b"no digest at all", b"", b"\xff" * 1000])
+def test_a_foreign_checksum_file_is_an_object(store: Store, bucket: Path, content: bytes) -> None:
+    """What has a sidecar's name and is none is listed, read, and kept when its neighbour is written and deleted."""
+    (bucket / "x.sha256").write_bytes(content)
+    assert _keys(store) == ["x.sha256"]
+    for data in (DATA, OTHER):
+        store.write_object("b", "x", source(data))
+        assert store.get_object_hash("b", "x") == hashlib.sha256(data).hexdigest()
+        assert store.verify_object("b", "x").verdict == Verdict.VERIFIED
+    assert _keys(store) == ["x", "x.sha256"]
+    assert store.delete_object("b", "x")
+    assert (bucket / "x.sha256").read_bytes() == content
+    assert sorted(path.name for path in bucket.iterdir()) == ["x.sha256"]
+    with store.read_object("b", "x.sha256") as reader:
+        assert b"".join(reader) == content
+
+
+def test_a_checksum_file_is_evidence_until_we_write(store: Store, bucket: Path) -> None:
+    """The digest that `sha256sum` published is that of its file, so that other bytes do not verify."""
+    (bucket / "x").write_bytes(DATA)
+    (bucket / "x.sha256").write_bytes(_published())
+    assert store.get_object_hash("b", "x") == hashlib.sha256(DATA).hexdigest()
+    (bucket / "x").write_bytes(OTHER)
+    assert store.verify_object("b", "x").verdict == Verdict.CORRUPT
+    (bucket / "y").write_bytes(DATA)
+    (bucket / "y.sha256").write_bytes(_published())
+    assert store.get_object_hash("b", "y") is None, "the line names another file"
+
+
+def test_a_program_that_replaces_a_sidecar_keeps_its_file(store: Store, bucket: Path) -> None:
+    """A checksum file that another program writes over our sidecar is its own from then on."""
+    store.write_object("b", "x", source(DATA))
+    (bucket / "x.sha256").write_bytes(_published())
+    store.write_object("b", "x", source(OTHER))
+    assert (bucket / "x.sha256").read_bytes() == _published()
+    assert store.get_object_hash("b", "x") == hashlib.sha256(OTHER).hexdigest()
+    (bucket / "x.sha256").unlink()
+    assert store.get_object_hash("b", "x") == hashlib.sha256(OTHER).hexdigest()
+    store.write_object("b", "x", source(DATA))
+    assert sorted(path.name for path in bucket.iterdir()) == ["x", "x.sha256"]
+    assert store.get_object_hash("b", "x") == hashlib.sha256(DATA).hexdigest()
+
+
+def test_a_foreign_checksum_file_is_replaced_and_deleted_under_its_own_key(store: Store, bucket: Path) -> None:
+    """A write and a delete that name the checksum file itself mean it."""
+    (bucket / "x.sha256").write_bytes(_published())
+    store.write_object("b", "x.sha256", source(OTHER))
+    with store.read_object("b", "x.sha256") as reader:
+        assert b"".join(reader) == OTHER
+    (bucket / "x.sha256").write_bytes(_published())
+    assert _keys(store) == ["x.sha256"]
+    (bucket / "y.sha256").write_bytes(_published())
+    assert store.delete_object("b", "y.sha256")
+    assert not store.object_exists("b", "y.sha256")
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Return the names of directories and files that the system refuses to read; root may read all others."""
+    names: set[str] = set()
+    scan, stat_of = os.scandir, disk.stat_of
+
+    def scandir(fd: int) -> object:
+        if Path(f"/proc/self/fd/{fd}").readlink().name in names:
+            raise PermissionError(13, "Permission denied")
+        return scan(fd)
+
+    def stat(directory: int, name: str) -> os.stat_result:
+        if name in names:
+            raise OSError(5, "Input/output error")
+        return stat_of(directory, name)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    monkeypatch.setattr("worker.storage.filesystem.listing.stat_of", stat)
+    return names
+
+
+def test_an_unreadable_directory_does_not_end_a_listing(store: Store, bucket: Path, refused: set[str]) -> None:
+    """A listing and a search for stale uploads pass over what cannot be read, and report each with its path."""
+    for key in ("a", "m/private/k", "m/z", "n", "z"):
+        store.write_object("b", key, source(DATA))
+    (bucket.parent / "teamx").mkdir()
+    (bucket / "z2").write_bytes(b"of another program")
+    refused |= {"private", "n", "teamx"}
+    assert _keys(store) == ["a", "m/z", "z", "z2"]
+    assert list(store.iter_stale_uploads()) == []
+    assert len(store.advice()) == 3
+    assert any("b/m/private: Permission denied" in line for line in store.advice())
+
+
+def test_an_unreadable_bucket_is_an_error_of_its_listing(store: Store, refused: set[str]) -> None:
+    """A bucket that cannot be read is not an empty bucket."""
+    refused.add("b")
+    with pytest.raises(AccessDenied, match="listing b"):
+        _keys(store)
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "ENFILE", "EIO", "ESTALE", "ETIMEDOUT"])
+def test_errors_of_the_machine_are_transient(code: str) -> None:
+    """What a later attempt may not meet again does not fail a job for good."""
+    number = getattr(__import__("errno"), code)
+    assert isinstance(translate(OSError(number, code), "main: b/k"), Unavailable)
+
+
+def test_a_lock_that_another_process_keeps_ends_the_wait(
+    store: Store, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write waits for a lock for a bounded time, and the error names the lock's file."""
+    monkeypatch.setattr(disk, "LOCK_SECONDS", 0.2)
+    tree = Tree("main", bucket.parent)
+    store.write_object("b", "k", source(DATA))
+    name = next((bucket.parent / ".zot" / "locks").iterdir()).name
+    with tree.locked(name), pytest.raises(Unavailable, match=rf"another process has locked .*\.zot/locks/{name}"):
+        store.write_object("b", "k", source(OTHER))
+    store.write_object("b", "k", source(OTHER))
+
+
+def test_a_name_without_room_for_a_sidecar_is_an_object(store: Store, bucket: Path) -> None:
+    """A file with the longest name that a disk has is listed, read and deleted."""
+    name = "n" * 255
+    (bucket / name).write_bytes(DATA)
+    assert _keys(store) == [name]
+    assert store.verify_object("b", name).verdict == Verdict.UNVERIFIABLE
+    assert store.delete_object("b", name)
+    assert not (bucket / name).exists()

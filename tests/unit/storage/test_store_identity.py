@@ -1,0 +1,178 @@
+"""Test that one physical place is never two stores, and that another disk is never taken for the store."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.bodies import source
+from worker.settings import SettingsError, load_settings
+from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store, StoreConfig, Stores, Verdict
+from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, overlapping
+from worker.storage.memory import MemoryDriver
+
+DATA = b"bytes"
+
+
+def _stores(run: Path, **roots: Path) -> Stores:
+    run.mkdir(exist_ok=True)
+    configs: dict[str, StoreConfig] = {name: FilesystemConfig(root=root) for name, root in roots.items()}
+    return Stores(configs, known_ids=KnownIdFiles(run, configs))
+
+
+def _pairs(configs: Mapping[str, StoreConfig]) -> list[tuple[str, str]]:
+    return [(one, two) for one, two, _ in overlapping(configs)]
+
+
+@pytest.mark.parametrize("inner", [".", "b", "b/c"])
+def test_one_root_in_or_at_another_is_one_place(tmp_path: Path, inner: str) -> None:
+    """A root that is another store's root, or is inside it, is found from the configuration, also through a link."""
+    (tmp_path / "one").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "one", target_is_directory=True)
+    other = tmp_path / "one-more"
+    configs: dict[str, StoreConfig] = {
+        "a": FilesystemConfig(root=tmp_path / "one"),
+        "b": FilesystemConfig(root=link / inner),
+        "c": FilesystemConfig(root=other),
+    }
+    assert _pairs(configs) == [("a", "b")]
+
+
+def test_a_bind_mount_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is mounted a second time elsewhere is found from the table of mounts."""
+    table = [("/", "8:1", "/"), ("/mnt/again", "8:1", "/srv/artifacts/inner"), ("/mnt/other", "8:2", "/")]
+    monkeypatch.setattr("worker.storage.identity._mounts", lambda: table)
+    configs: dict[str, StoreConfig] = {
+        "a": FilesystemConfig(root=Path("/srv/artifacts")),
+        "b": FilesystemConfig(root=Path("/mnt/again")),
+        "c": FilesystemConfig(root=Path("/mnt/other/srv/artifacts")),
+    }
+    assert _pairs(configs) == [("a", "b")]
+
+
+def test_two_spellings_of_one_bucket_are_one_place() -> None:
+    """The same bucket of the same endpoint is one place, whatever the spelling of the endpoint."""
+    azure = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=eA==;EndpointSuffix=core.windows.net"
+    configs = {
+        "s1": S3Config(bucket="b", endpoint="http://Store.example:80"),
+        "s2": S3Config(bucket="b", endpoint="http://store.example/", region="eu-west-1"),
+        "s3": S3Config(bucket="other", endpoint="http://store.example"),
+        "s4": S3Config(bucket="b"),
+        "g1": GcsConfig(bucket="b"),
+        "g2": GcsConfig(bucket="b", storage_class="NEARLINE"),
+        "a1": AzureConfig(container="b", account_url="https://acc.blob.core.windows.net"),
+        "a2": AzureConfig.model_validate({"container": "b", "connection_string": azure}),
+        "a3": AzureConfig(container="b", account_url="https://acc2.blob.core.windows.net"),
+    }
+    assert _pairs(configs) == [("s1", "s2"), ("g1", "g2"), ("a1", "a2")]
+
+
+def test_the_settings_refuse_one_place_with_both_names(tmp_path: Path) -> None:
+    """Settings with two stores in one place do not load, and the error names both."""
+    stores = {"disk": {"root": str(tmp_path / "a")}, "again": {"root": str(tmp_path / "a" / "b")}}
+    for store in stores.values():
+        store["type"] = "filesystem"
+    with pytest.raises(SettingsError, match="disk and again are one physical place"):
+        load_settings(home=tmp_path / "home", stores=stores)
+
+
+@pytest.mark.parametrize("root", ["/", ".", "home", "home/run/x", "home/spool"])
+def test_a_root_around_or_inside_the_data_directory_is_refused(tmp_path: Path, root: str) -> None:
+    """A store's root contains no data directory, and is none of the directories that the worker uses itself."""
+    store = {"type": "filesystem", "root": str(tmp_path / root)}
+    with pytest.raises(SettingsError, match=r"stores\.disk\.root"):
+        load_settings(home=tmp_path / "home", stores={"disk": store})
+
+
+def test_a_source_root_around_the_data_directory_is_refused(tmp_path: Path) -> None:
+    """Nothing of the data directory can be uploaded as a source."""
+    with pytest.raises(SettingsError, match=r"sources\.roots"):
+        load_settings(home=tmp_path / "home", sources={"roots": [str(tmp_path)]})
+
+
+def test_a_place_with_two_names_takes_no_write_and_no_delete(tmp_path: Path) -> None:
+    """What no configuration shows is found by the marker: both stores refuse writes and deletes, and can be read."""
+    root = tmp_path / "root"
+    root.mkdir()
+    first = _stores(tmp_path / "run", one=root)["one"]
+    first.write_object("b", "k", source(DATA))
+    stores = _stores(tmp_path / "run", one=root, two=root)
+    for name in ("two", "one"):
+        with pytest.raises(SameStore, match=r"one.*two|two.*one"):
+            stores[name].write_object("b", "other", source(DATA))
+        with pytest.raises(SameStore):
+            stores[name].delete_object("b", "k")
+        assert stores[name].verify_object("b", "k").verdict == Verdict.VERIFIED
+
+
+def test_two_clients_of_one_bucket_are_found_by_its_marker(tmp_path: Path) -> None:
+    """The marker is an object, so that two endpoints of one bucket show the same one."""
+    driver = MemoryDriver("one")
+    known = KnownIdFiles(tmp_path, {"one": None, "two": None})
+    Store(driver, identity=Identity(driver, known)).write_object("b", "k", source(DATA))
+    other = MemoryDriver("two")
+    other._buckets = driver._buckets
+    with pytest.raises(SameStore, match="two and one"):
+        Store(other, identity=Identity(other, known)).write_object("b", "k", source(DATA))
+
+
+def test_a_store_can_be_pointed_elsewhere_after_it_was_refused(tmp_path: Path) -> None:
+    """Once the settings name another root for one of the two stores, both are used again."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    _stores(tmp_path / "run", one=tmp_path / "a")["one"].write_object("b", "k", source(DATA))
+    with pytest.raises(SameStore):
+        _stores(tmp_path / "run", one=tmp_path / "a", two=tmp_path / "a")["two"].delete_object("b", "k")
+    stores = _stores(tmp_path / "run", one=tmp_path / "a", two=tmp_path / "b")
+    stores["two"].write_object("b", "k", source(DATA))
+    stores["one"].write_object("b", "k", source(DATA))
+
+
+def test_an_unmounted_disk_takes_no_write_and_misses_nothing(tmp_path: Path) -> None:
+    """Where the marker is gone nothing is written, and a copy is unreadable and not missing."""
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    root.mkdir()
+    store = _stores(tmp_path / "run", one=root)["one"]
+    store.write_object("b", "k", source(DATA))
+    root.rename(disk)
+    root.mkdir()  # the directory that the disk was mounted on
+    for opened in (store, _stores(tmp_path / "run", one=root)["one"]):
+        with pytest.raises(OtherStore, match="its marker is gone.*run/identity-one"):
+            opened.write_object("b", "k2", source(DATA))
+        assert opened.verify_object("b", "k").verdict == Verdict.UNREADABLE
+        with pytest.raises(OtherStore):
+            list(opened.list_objects("b"))
+    assert list(root.iterdir()) == []
+    root.rmdir()
+    disk.rename(root)
+    store.write_object("b", "k2", source(DATA))
+
+
+def test_another_disk_is_refused_until_its_record_is_removed(tmp_path: Path) -> None:
+    """A disk with another store's marker is refused; removing the record that the error names accepts it."""
+    first, second, root = tmp_path / "first", tmp_path / "second", tmp_path / "root"
+    for directory in (first, second):
+        directory.mkdir()
+    _stores(tmp_path / "other", one=second)["one"].write_object("b", "k", source(DATA))
+    root.symlink_to(first)
+    _stores(tmp_path / "run", one=root)["one"].write_object("b", "k", source(DATA))
+    root.unlink()
+    root.symlink_to(second)
+    store = _stores(tmp_path / "run", one=root)["one"]
+    with pytest.raises(OtherStore, match="it has the marker"):
+        store.delete_object("b", "k")
+    (tmp_path / "run" / "identity-one").unlink()
+    assert store.delete_object("b", "k")
+
+
+def test_a_foreign_object_in_the_place_of_the_marker_is_kept(tmp_path: Path) -> None:
+    """An object that is no marker is reported and not replaced."""
+    driver = MemoryDriver("one")
+    Store(driver).write_object("zot-store", "identity", io.BytesIO(b"of another program"))
+    store = Store(driver, identity=Identity(driver, KnownIdFiles(tmp_path, {"one": None})))
+    with pytest.raises(OtherStore, match="zot-store/identity is no marker"):
+        store.write_object("b", "k", source(DATA))
+    with Store(driver).read_object("zot-store", "identity") as reader:
+        assert b"".join(reader) == b"of another program"

@@ -1,0 +1,94 @@
+"""Write local files so that a destination has the complete bytes or is not changed."""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_MAX_LINKS = 40
+_DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
+_COPY = 1024**2
+
+
+@contextmanager
+def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to. Its bytes appear at `path` when the block ends, and not at all when the block raises.
+
+    A regular file is replaced atomically and keeps its permissions. A symbolic link is followed, and stays. A device, a
+    FIFO and an open descriptor (`/dev/stdout`) are written into: their bytes wait in `spool_dir` until they are
+    complete, because such a destination takes none back.
+
+    Raises:
+        OSError: the destination cannot be written, is a directory, or is a socket.
+    """
+    target = _followed(path)
+    if target is None or _is_special(target):
+        with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-local-") as spool:
+            yield spool
+            spool.seek(0)
+            with open(_opened(path), "wb", buffering=0) as file:
+                shutil.copyfileobj(spool, file, _COPY)
+        return
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+    try:
+        with temporary.open("xb", buffering=0) as file:
+            yield file
+            with suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _followed(path: Path) -> Path | None:
+    """Return the file that a path refers to, which may not exist yet; None if it is an open descriptor."""
+    for _ in range(_MAX_LINKS):
+        path = Path(os.path.realpath(path.parent)) / path.name
+        if _DESCRIPTOR.fullmatch(str(path.parent)):
+            return None
+        if not path.is_symlink():
+            return path
+        path = path.parent / path.readlink()
+    return path  # a loop: opening it says so
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    return not stat.S_ISREG(mode)
+
+
+def _opened(path: Path) -> int:
+    """Return a new descriptor of a device, a FIFO or an open descriptor."""
+    place = Path(os.path.realpath(path.parent)) / path.name
+    while place.is_symlink() and not _DESCRIPTOR.fullmatch(str(place.parent)):
+        place = place.parent / place.readlink()
+        place = Path(os.path.realpath(place.parent)) / place.name
+    if _DESCRIPTOR.fullmatch(str(place.parent)) and _is_own(place):
+        return os.dup(int(place.name))  # opening its name again would start at the first byte of a redirected file
+    return os.open(place, os.O_WRONLY | os.O_NOCTTY)
+
+
+def _is_own(descriptor: Path) -> bool:
+    return descriptor.parts[2] in {"self", "thread-self", str(os.getpid())} and descriptor.name.isdigit()
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
