@@ -323,16 +323,6 @@ class Ledger:
         with self._database.read() as connection:
             return [job_record(row) for row in connection.execute(query)]
 
-    def resolve(self, prefix: str, *, limit: int = 10) -> list[str]:
-        """Return the job with this id, or the first `limit` jobs whose ids begin with it."""
-        with self._database.read() as connection:
-            if _find(connection, prefix) is not None:
-                return [prefix]
-            begins = jobs.c.id.startswith(prefix, autoescape=True)
-            return list(
-                connection.execute(sa.select(jobs.c.id).where(begins).order_by(jobs.c.id).limit(limit)).scalars()
-            )
-
     def check_writable(self) -> None:
         """Write a row as it is. Raise CatalogueUnavailable if the catalogue cannot be written."""
         first = sa.select(jobs.c.id).limit(1).scalar_subquery()

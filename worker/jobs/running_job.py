@@ -2,15 +2,20 @@
 
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord, Ledger, LostLease
 from worker.jobs import shutdown
+from worker.jobs.interruption import Interrupted, Interrupter
 from worker.settings.sections import JobSettings
 from zot_artifact_client.contract import Progress
 
+_WATCH_EVERY = 1.0
+_STUCK_AFTER = 2.0
+"""Seconds without progress after which a job that is to stop is interrupted in its call."""
 REPORT_SECONDS = 1.0
 """Progress is reported at most this often."""
 
@@ -67,6 +72,10 @@ class RunningJob:
         self._lost = False
         self._lock = threading.Lock()
         self._done = threading.Event()
+        self._active = time.monotonic()
+        self._stop: Exception | None = None
+        self._interrupter = Interrupter()
+        self._watch = threading.Thread(target=self._watch_stuck, name=f"watch-{record.id}", daemon=True)
         self._heartbeats = threading.Thread(target=self._renew, name=f"lease-{record.id}", daemon=True)
 
     def start(self, total: int | None, step: str) -> None:
@@ -100,6 +109,7 @@ class RunningJob:
             with self._lock:
                 done = self._progress.bytes_done + count
                 self._progress = self._progress.model_copy(update={"bytes_done": done})
+        self._active = time.monotonic()
         if self._lost:
             raise LostLease(f"job {self.id} has gone over to another worker")
         if shutdown.over(self._grace):
@@ -119,14 +129,40 @@ class RunningJob:
             raise Cancelled(f"job {self.id} was cancelled")
 
     def __enter__(self) -> Self:
+        self._interrupter.install()
         self._heartbeats.start()
+        self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._done.set()
-        self._heartbeats.join()
+        try:
+            self._watch.join()
+            self._heartbeats.join()
+        except Interrupted:  # sent just before the end
+            self._watch.join()
+        with suppress(Interrupted):
+            self._interrupter.remove()
+        if isinstance(error, Interrupted) and self._stop is not None:
+            raise self._stop from None
+
+    def _watch_stuck(self) -> None:
+        """Interrupt a job that is to stop and does not come to its next `advance`."""
+        while not self._done.wait(_WATCH_EVERY):
+            if time.monotonic() - self._active < _STUCK_AFTER:
+                continue
+            self._stop = self._reason_to_stop()
+            if self._stop is not None and not self._done.is_set():
+                self._interrupter.interrupt()
+
+    def _reason_to_stop(self) -> Exception | None:
+        if shutdown.over(self._grace):
+            return Requeue(f"job {self.id} is requeued: its worker shuts down")
+        if self._reporter.cancelled():
+            return Cancelled(f"job {self.id} was cancelled")
+        return None
 
     def _renew(self) -> None:
         while not self._done.wait(self._lease.total_seconds() / 3):

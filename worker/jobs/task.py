@@ -32,6 +32,7 @@ from worker.catalogue import (
     last_cause,
 )
 from worker.context import Context, JobContext, current
+from worker.intake.message_rules import problems_of
 from worker.jobs.cancellation import cause, end_writes
 from worker.jobs.outbox import Outbox
 from worker.jobs.progress import CeleryReporter
@@ -40,8 +41,12 @@ from worker.limits.snooze import Paused, Snooze
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import JobError, JobState, Message, Queue, TaskSpec
 from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.text import bounded
 
 logger = logging.getLogger(__name__)
+
+_MESSAGE = 2000
+"""Characters of an error's message in the ledger and in the result."""
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
@@ -170,11 +175,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 self._reject(kwargs, "arguments are named, this message has positional ones")
             return self._spec.request.model_validate(kwargs)
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, p['loc'])) or 'message'}: {p['msg']}"
-                for p in error.errors(include_url=False, include_input=False)
-            ]
-            self._reject(kwargs, "; ".join(problems))
+            self._reject(kwargs, problems_of(error))
 
     def _attempt(  # noqa: C901 - one clause for each way in which an attempt ends
         self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
@@ -325,5 +326,5 @@ def _described(error: Exception) -> JobError:
     if isinstance(error, SoftTimeLimitExceeded):
         return JobError(type="TimeLimit", message="the attempt took longer than jobs.time_limit allows")
     if isinstance(error, StorageError | CatalogueError | Cancelled | Requeue | Snooze):
-        return JobError(type=type(error).__name__, message=str(error))
+        return JobError(type=type(error).__name__, message=bounded(error, _MESSAGE))
     return JobError(type=type(error).__name__, message="a bug of the worker; its log has the traceback")

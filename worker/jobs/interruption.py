@@ -1,0 +1,46 @@
+"""Interrupt the main thread of a worker's child while it waits in a call that does not return.
+
+A host that sends nothing, or a store that does not answer, holds a job in a system call. A signal whose handler raises
+is the only thing that ends such a call at once.
+"""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+_SIGNAL = signal.SIGUSR2
+
+
+class Interrupted(BaseException):
+    """The wait was interrupted. It is no Exception, because SDKs take every Exception for a fault of the connection."""
+
+
+class Interrupter:
+    """Raises `Interrupted` in the thread that installed it, if that is the main thread; does nothing in another one."""
+
+    def __init__(self) -> None:
+        self._target: int | None = None
+        self._before: Any = None
+
+    def install(self) -> None:
+        """Take over the signal."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(_SIGNAL, _raise)
+            self._target = threading.main_thread().ident
+
+    def remove(self) -> None:
+        """Give back the signal."""
+        if self._target is not None:
+            self._target = None
+            signal.signal(_SIGNAL, self._before)
+
+    def interrupt(self) -> None:
+        """Raise `Interrupted` in the main thread, from any other one."""
+        target = self._target
+        if target is not None:
+            signal.pthread_kill(target, _SIGNAL)
+
+
+def _raise(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
