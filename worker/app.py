@@ -22,6 +22,7 @@ from worker.jobs import shutdown as draining
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
+from worker.log_safety import make_safe
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS
@@ -137,6 +138,10 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
             "write_timeout": 20,
         }
     return {}
+
+
+signals.after_setup_logger.connect(make_safe)
+signals.after_setup_task_logger.connect(make_safe)
 
 
 @signals.worker_process_init.connect

@@ -92,7 +92,7 @@ def test_a_prefix_without_objects(zot: Zot, bucket: str) -> None:
     """A bucket or a prefix without objects is told, status 1: it may be misspelt."""
     ended = zot("adopt", f"{bucket}/relases/", "--store", "default")
     assert (ended.status, ended.stdout, ended.is_one_line()) == (1, "", True)
-    assert f"nothing lies under {bucket}/relases/" in ended.stderr
+    assert f"there is no object below {bucket}/relases/" in ended.stderr
 
 
 @pytest.mark.parametrize(

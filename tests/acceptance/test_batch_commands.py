@@ -92,7 +92,7 @@ def test_a_list_comes_from_a_file_or_from_stdin(zot: Zot, bucket: str, tmp_path:
         (["delete", "b/v1", "--everything"], "--everything goes with --all BUCKET"),
         (["verify"], "name an artifact, or many with --all"),
         (["verify", "--all"], "--all needs a BUCKET"),
-        (["verify", "b", "--keys-from", "list"], "leave out the place"),
+        (["verify", "b", "--keys-from", "list"], "leave out BUCKET/KEY"),
         (["verify", "b/k", "--in-flight", "3"], "--in-flight goes with --all"),
         (["verify", "--keys-from", "/nowhere/list"], "there is no such file"),
     ],

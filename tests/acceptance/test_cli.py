@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from celery import Celery
 
 from tests.acceptance.commands import COMMAND, Zot
 from tests.servers import RcloneS3
@@ -354,12 +355,12 @@ def test_a_message_that_no_worker_understands_is_refused(zot: Zot, key: str) -> 
     with ArtifactClient((zot.home / "run" / "broker-url").read_text().strip()) as client:
         from zot_artifact_client.contract import VERIFY
 
-        publish = client._publisher._app.send_task  # as any Celery client would
-        broker = (zot.home / "run" / "broker-url").read_text().strip()
+        app = Celery(broker=(zot.home / "run" / "broker-url").read_text().strip(), set_as_current=False)
         ids = {}
-        with client._publisher._app.connection_for_write(broker) as connection:
+        with app.connection_for_write() as connection:
             for name, kwargs in (("artifact.verify.v1", {"bukcet": "a"}), ("artifact.verify.v9", {"bucket": "a"})):
-                ids[name] = publish(name, kwargs=kwargs, queue=VERIFY.queue.value, connection=connection).id
+                sent = app.send_task(name, kwargs=kwargs, queue=VERIFY.queue.value, connection=connection)
+                ids[name] = sent.id
         for name, job in ids.items():
             with pytest.raises(JobFailed):
                 client.job(job).wait(WITHIN)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zot_artifact_client.text import bounded
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -32,9 +34,7 @@ _AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 def printable(text: object, most: int = MOST) -> str:
     r"""Return a text with control characters, line ends and direction marks as `\x1b`, cut to `most` characters."""
-    given = str(text)
-    shown = given if given.isascii() and given.isprintable() else "".join(map(_escaped, given[:most]))
-    return shown if len(given) <= most else f"{shown[:most]}… ({len(given) - most} more characters)"
+    return bounded(text, most)
 
 
 def out() -> "Console":
@@ -164,12 +164,6 @@ def _shorten(columns: Sequence[str], cells: list[list[str]], flexible: Sequence[
         widths[widest] -= 1
         for row in cells:
             row[widest] = middle_cut(row[widest], widths[widest])
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) not in _UNSAFE:
-        return character
-    return character.encode("unicode_escape").decode()
 
 
 def _jsonable(value: Any) -> str:
