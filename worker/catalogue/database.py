@@ -105,10 +105,10 @@ class Database:
         self.engine = open_engine(url)
         self._file: FileIdentity | None = None
         path = sqlite.file_of(self.engine.url) if self.engine.dialect.name == "sqlite" else None
-        if not create:
-            _check_there(self.engine)
         if path:
             _check_not_lost(path)
+        if not create:
+            _check_there(self.engine)
         migrate(self.engine)
         if path:
             self._file = FileIdentity(path, _device_and_inode(path))

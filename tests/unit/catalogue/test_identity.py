@@ -39,8 +39,9 @@ def test_no_empty_catalogue_replaces_one_whose_file_is_gone(tmp_path):
         begin(catalogue, name)
         catalogue.close()
     aside = path.rename(tmp_path / "aside")
-    with pytest.raises(CatalogueUnavailable, match=r"file is gone; restore it .* or remove .*catalogue.sqlite3-id"):
-        Catalogue(f"sqlite:///{path}")
+    for create in (True, False):
+        with pytest.raises(CatalogueUnavailable, match=r"file is gone; restore it .* or remove .*catalogue.sqlite3-id"):
+            Catalogue(f"sqlite:///{path}", create=create)
     assert not path.exists()
     shutil.copy(tmp_path / "other.sqlite3", path)
     with pytest.raises(CatalogueUnavailable, match="another catalogue than the one before"):
