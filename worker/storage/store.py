@@ -34,6 +34,7 @@ from worker.storage.errors import (
     PreconditionFailed,
     SizeMismatch,
     StorageError,
+    TransientError,
     Unavailable,
 )
 from worker.storage.identity import Identity
@@ -352,7 +353,7 @@ class Store:
     def checks_uploads(self) -> bool:
         """Return whether the store refuses bytes that were damaged on the way; asked once for each process.
 
-        Every write to a store that does not is read back.
+        Every write to a store that does not, or that does not let us find out, is read back.
         """
         known = self.capabilities.checks_uploads
         if known is not None:
@@ -362,7 +363,12 @@ class Store:
                 if not self.capabilities.reserved_buckets:
                     return False
                 key = f"checksum-{secrets.token_hex(8)}"
-                self._refuses_damage = cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+                try:
+                    self._refuses_damage = cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+                except TransientError:
+                    return False
+                except StorageError:  # such as credentials that do not reach the place of the probe
+                    self._refuses_damage = False
             return self._refuses_damage
 
     def check_identity(self) -> None:

@@ -126,7 +126,7 @@ class TestBadReads:
         (tmp_path / "root" / "releases" / "app").write_bytes(b"wrong")
         (tmp_path / "to").mkdir()
         (tmp_path / "to" / "app").write_bytes(b"from before")
-        with pytest.raises(Failure, match="no copy could be read whole and right"):
+        with pytest.raises(Failure, match="no copy could be read and verified"):
             fetch(context, artifact, tmp_path / "to" / "app", lambda _: None)
         context.close()
         assert [(path.name, path.read_bytes()) for path in (tmp_path / "to").iterdir()] == [("app", b"from before")]

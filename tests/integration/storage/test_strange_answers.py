@@ -308,6 +308,21 @@ class TestDamagedUploads:
         assert list(direct.list_objects("zot-probe")) == []
         assert list(direct.iter_stale_uploads()) == []
 
+    def test_a_store_that_lets_nothing_be_found_out(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """Credentials that do not reach the place of the probe keep no write from being made, and read back."""
+        denied = Say(403, b"<Error><Code>AccessDenied</Code></Error>", {"x-ms-error-code": "AuthorizationFailure"})
+
+        def deny(request: Request) -> Fault:
+            asked = "zot-probe" in request.path or ("/upload/" in request.path and not wanted)
+            return denied if asked else None
+
+        wanted: list[int] = []
+        _, faulty = through(deny, read_back=None)
+        assert not faulty.checks_uploads()
+        wanted.append(1)
+        faulty.write_object(BUCKET, "app", source(b"x"))
+        assert faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
 
 class TestOurOwnUpload:
     @pytest.mark.parametrize("code", ["InvalidPart", "InvalidPartOrder", "EntityTooSmall", "NoSuchUpload"])
