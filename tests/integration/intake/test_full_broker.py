@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,6 +42,21 @@ def test_a_full_broker_loses_no_job_and_ends_no_worker(server: Valkey, tmp_path:
             until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
         assert worker.pid == pid
         catalogue.close()
+
+
+def test_a_worker_starts_at_a_full_broker_and_waits_for_room(server: Valkey, tmp_path: Path) -> None:
+    """A worker that is started while the broker refuses writes does not end, and answers when there is room."""
+    worker = Worker(tmp_path / "worker", server.url)
+    with redis.Redis.from_url(server.url) as broker, ThreadPoolExecutor(1) as pool:
+        broker.config_set("maxmemory", "1")
+
+        def make_room() -> None:
+            until(lambda: worker._log_path.exists() and "waits for room" in worker.log, within=60)
+            broker.config_set("maxmemory", "0")
+
+        room = pool.submit(make_room)
+        with worker:  # returns when it answers
+            room.result()
 
 
 def _refusal(broker: redis.Redis) -> str:
