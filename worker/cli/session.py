@@ -10,6 +10,7 @@ from worker.catalogue import Artifact, Catalogue, JobRecord
 from worker.cli.errors import Failure, Status, suggestion
 from worker.settings import Settings, load_settings
 from worker.storage.errors import NotFound
+from worker.storage.identity import KnownIdFiles
 from worker.storage.registry import Stores
 
 _SQLITE = "sqlite:///"
@@ -103,7 +104,8 @@ def opened(*, existing: bool = False) -> Iterator[Session]:
 def open_session(settings: Settings) -> Session:
     """Open the catalogue and the stores of these settings; the caller closes the session."""
     settings.prepare()
-    stores = Stores(settings.stores, spool_dir=settings.spool_dir)
+    known_ids = KnownIdFiles(settings.broker_file.parent, settings.stores)
+    stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
     return Session(settings, Catalogue(settings.catalogue_url), stores)
 
 
