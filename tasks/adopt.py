@@ -12,7 +12,7 @@ from worker.jobs.task import artifact_task
 from worker.storage import ObjectStat, Verdict
 from worker.storage.errors import IntegrityError, PermanentError, Unavailable
 from worker.storage.integrity.manifest import compute_digests
-from worker.storage.keys import check_bucket, check_key
+from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
 
 KEPT = "sha256 kept by the store"
@@ -43,7 +43,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         InvalidKey, UnknownStore: nothing was read.
         Snooze: the store takes no job now.
     """
-    check_key(check_bucket(request.bucket), request.key)
+    check_existing_key(check_bucket(request.bucket), request.key)
     artifacts, store = context.catalogue.artifacts, context.stores[request.store]
     stat = store.stat_object(request.bucket, request.key)
     known = artifacts.current(request.bucket, request.key)

@@ -94,6 +94,7 @@ class ArtifactJob:
                 condition=Match(slot.found.version) if slot.found else "create_only",
                 on_bytes=self.job.advance,
                 checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+                existing_key=True,  # an upload's key was checked before it was recorded
             )
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error

@@ -14,7 +14,7 @@ from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import Session, opened
 from worker.cli.submit import Sender, request_of, sender
 from worker.storage.errors import InvalidKey
-from worker.storage.keys import check_bucket, check_key
+from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client import Job
 from zot_artifact_client.client import choose_id
 from zot_artifact_client.contract import ADOPT, AdoptRequest
@@ -124,7 +124,7 @@ def _adopt_all(session: Session, tally: Tally, fields: dict[str, Any], limit: fl
             if len(under_way) == IN_FLIGHT:
                 _await_first(way, tally, under_way, deadline)
             try:
-                check_key(tally.bucket, row.key)
+                check_existing_key(tally.bucket, row.key)
             except InvalidKey as error:
                 tally.fail(row.key, "InvalidKey", f"{tally.store}: {tally.bucket}: {error.message}", Status.BAD)
                 continue

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 import typer
 
 from worker.cli.errors import Failure, Status
-from worker.storage.keys import check_bucket, check_key
+from worker.storage.keys import check_bucket, check_existing_key
 from worker.storage.units import parse_duration
 
 
@@ -64,7 +64,7 @@ class ArtifactPath:
         bucket, slash, key = text.partition("/")
         if not (bucket and slash and key):
             raise Failure(f"{text!r} names no artifact: write BUCKET/KEY, such as releases/app.tgz", Status.USAGE)
-        return cls(check_bucket(bucket), check_key(bucket, key))
+        return cls(check_bucket(bucket), check_existing_key(bucket, key))
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"

@@ -13,6 +13,7 @@ from worker.cli.output import AsJson
 from worker.cli.session import opened
 from worker.cli.staging import check_file, stage, stage_stream, within_roots
 from worker.cli.submit import Sender, request_of, sender
+from worker.storage.keys import check_key
 from zot_artifact_client import BrokerUnavailable
 from zot_artifact_client.client import choose_id
 from zot_artifact_client.contract import UPLOAD, UploadRequest
@@ -56,6 +57,7 @@ def upload(
         zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
     """
     at = ArtifactPath.parse(artifact)
+    check_key(at.bucket, at.key)
     with opened() as session:
         path = None if source == STDIN or "://" in source else check_file(source)
         fields = {

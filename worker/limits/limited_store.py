@@ -128,6 +128,7 @@ class LimitedStore:
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
         checkpoint: Checkpoint | None = None,
+        existing_key: bool = False,
     ) -> tuple[ObjectStat, Digest]:
         """Write an object; an error of a LimitedReader as `source` leaves as that of its own store."""
         with self._transfer(on_bytes) as metered:
@@ -143,6 +144,7 @@ class LimitedStore:
                     condition=condition,
                     on_bytes=metered,
                     checkpoint=checkpoint,
+                    existing_key=existing_key,
                 )
             except _SourceError as failure:
                 raise failure.error from failure.error.__cause__

@@ -67,15 +67,17 @@ class Listing:
 
     def _foreign(self, path: tuple[str, ...], files: set[str]) -> list[str]:
         """Return the files with a sidecar's name that have not its size: other programs wrote them."""
+        sidecars = [name for name in files if name.endswith(SIDECAR)]
+        if not sidecars:
+            return []
         foreign = []
         with self._tree.directory_or_none(path) as directory:
             if directory is None:
                 return []
-            for name in files:
-                if name.endswith(SIDECAR):
-                    with suppress(OSError):
-                        if stat_of(directory, name).st_size not in SIDECAR_SIZES:
-                            foreign.append(name)
+            for name in sidecars:
+                with suppress(OSError):
+                    if stat_of(directory, name).st_size not in SIDECAR_SIZES:
+                        foreign.append(name)
         return foreign
 
     def _rows(self, path: tuple[str, ...], entries: list[_Entry]) -> list[ListedObject | _Entry]:

@@ -55,13 +55,14 @@ class StaleFiles:
             yield from self._in(below, files)
 
     def _in(self, path: tuple[str, ...], files: Iterable[str]) -> list[StaleUpload]:
+        stale = [name for name in files if name.startswith(TEMP) or path == INTENTS]
+        if not stale:
+            return []
         found: list[StaleUpload] = []
         with self._tree.directory_or_none(path) as directory:
             if directory is None:
                 return []
-            for name in files:
-                if not name.startswith(TEMP) and path != INTENTS:
-                    continue
+            for name in stale:
                 with suppress(FileNotFoundError):
                     since = datetime.fromtimestamp(stat_of(directory, name).st_ctime, UTC)
                     what = "temporary file" if name.startswith(TEMP) else "intent of a replacement"

@@ -97,7 +97,12 @@ def test_a_foreign_checksum_file_is_replaced_and_deleted_under_its_own_key(store
 def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Return the names of directories and files that the system refuses to read; root may read all others."""
     names: set[str] = set()
-    scan, stat_of = os.scandir, disk.stat_of
+    scan, stat_of, open_ = os.scandir, disk.stat_of, os.open
+
+    def opened(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path in names and flags & os.O_DIRECTORY:
+            raise PermissionError(13, "Permission denied")
+        return open_(path, flags, mode, dir_fd=dir_fd)
 
     def scandir(fd: int) -> object:
         if Path(f"/proc/self/fd/{fd}").readlink().name in names:
@@ -110,6 +115,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
         return stat_of(directory, name)
 
     monkeypatch.setattr("os.scandir", scandir)
+    monkeypatch.setattr("os.open", opened)
     monkeypatch.setattr("worker.storage.filesystem.listing.stat_of", stat)
     return names
 

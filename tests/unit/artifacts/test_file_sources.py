@@ -1,0 +1,50 @@
+"""Test that a file source that cannot be opened costs nothing and is refused or retried by its reason."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from worker.artifacts.sources import SourceRefused, open_source
+from worker.settings import Settings, load_settings
+from worker.storage.errors import Unavailable
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "in"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, root: Path) -> Settings:
+    made = load_settings(home=tmp_path / "home", sources={"roots": [str(root)]})
+    made.prepare()
+    return made
+
+
+def test_a_directory_as_source_leaves_no_descriptor_open(settings: Settings, root: Path) -> None:
+    """Messages that name a directory are refused, and the process can open as many files as before."""
+    (root / "directory").mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(SourceRefused, match="only regular files"), open_source(str(root / "directory"), settings):
+            pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_what_the_machine_lacks_now_is_transient(
+    settings: Settings, root: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that cannot be opened because of the machine is tried again, and not refused for good."""
+    (root / "f").write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("worker.artifacts.sources.os.open", refuse)
+    with pytest.raises(Unavailable, match=os.strerror(code)), open_source(str(root / "f"), settings):
+        pass
