@@ -155,7 +155,7 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     now = clock.now()
     if request.keys_from is not None:
         job.step("reading the list")
-        listed = keylist.check(request.keys_from, context.settings, job.heartbeat)
+        listed = keylist.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
@@ -173,7 +173,7 @@ def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) 
     if before.exhausted or room <= 0:
         return Page((), before.cursor, before.exhausted)
     if request.keys_from is not None:
-        return _listed(request.keys_from, context, before.cursor, room)
+        return _listed(request.keys_from, context, before, room)
     artifacts = context.catalogue.artifacts.page(
         request.bucket, request.prefix, (request.bucket or "", before.cursor["after"]), room
     )
@@ -191,8 +191,9 @@ def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) 
     return Page(found, cursor, exhausted=len(artifacts) < room)
 
 
-def _listed(name: str, context: JobContext, cursor: Mapping[str, Any], room: int) -> Page:
-    lines = keylist.page(name, context.settings, offset=cursor["offset"], tag=cursor["tag"], limit=room)
+def _listed(name: str, context: JobContext, before: Batch, room: int) -> Page:
+    cursor = before.cursor
+    lines = keylist.page(name, context.settings, offset=cursor["offset"], tag=cursor["tag"], limit=room, job=before.job)
     sizes = context.catalogue.artifacts.sizes((line.bucket, line.key) for line in lines)
     found = [Found(line.bucket, line.key, sizes.get((line.bucket, line.key), 0)) for line in lines]
     end = lines[-1].end if lines else cursor["offset"]
@@ -291,9 +292,9 @@ def _failure(failed: FailedBatchItem) -> BatchFailure:
     )
 
 
-def _at_end(request: BatchRequest, context: Context) -> None:
+def _at_end(request: BatchRequest, context: Context, job: str) -> None:
     if request.staged and request.keys_from is not None:
-        remove_staged(request.keys_from, context.settings)
+        remove_staged(request.keys_from, context.settings, job)
     end_batch_items(context, current_app)
 
 

@@ -35,7 +35,10 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         if not context.stores[name].capabilities.storage_classes:
             raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
     context.stores.check_any(names)  # otherwise the source would be read for nothing
-    with open_source(request.source, context.settings) as source:
+    job.step("opening the source")
+    with open_source(
+        request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat
+    ) as source:
         job.start(source.size * (1 + len(stores)), "hashing the source")
         digest, manifest = source.digests(request.sha256, job.advance)
         artifact = context.catalogue.artifacts.record(
@@ -70,10 +73,10 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
     )
 
 
-def remove_source(request: UploadRequest, context: Context) -> None:
+def remove_source(request: UploadRequest, context: Context, job: str) -> None:
     """Remove the source of an upload that has ended, if it was staged for it."""
     if request.staged:
-        remove_staged(request.source, context.settings)
+        remove_staged(request.source, context.settings, job)
 
 
 upload_task = artifact_task(UPLOAD, writes=True, at_end=remove_source)(upload)

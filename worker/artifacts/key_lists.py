@@ -20,7 +20,7 @@ _MAX_LINE = 8192
 """Bytes; no `bucket/key` has as many."""
 _MAX_NAMED = 5
 """Bad lines that the error names; it counts the others."""
-_MAX_MESSAGE = 200
+_MAX_MESSAGE = 50
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEARTBEAT_LINES = 1000
 
@@ -46,7 +46,7 @@ class Line:
     end: int
 
 
-def check(name: str, settings: Settings, heartbeat: Callable[[], object]) -> CheckedList:
+def check(name: str, settings: Settings, heartbeat: Callable[[], object], *, job: str | None = None) -> CheckedList:
     """Read a whole list and return how many artifacts it names; `heartbeat` is called now and then and may raise.
 
     Raises:
@@ -55,7 +55,7 @@ def check(name: str, settings: Settings, heartbeat: Callable[[], object]) -> Che
     """
     count, bad = 0, 0
     named: list[str] = []
-    with _opened(name, settings) as file:
+    with _opened(name, settings, job) as file:
         for number, _, raw in _lines(file, 0):
             if number % _HEARTBEAT_LINES == 0:
                 heartbeat()
@@ -71,7 +71,7 @@ def check(name: str, settings: Settings, heartbeat: Callable[[], object]) -> Che
     return CheckedList(count, tag)
 
 
-def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int) -> list[Line]:
+def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int, job: str | None = None) -> list[Line]:
     """Return the next artifacts of a checked list, from an offset in bytes.
 
     Raises:
@@ -79,7 +79,7 @@ def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int) ->
         SourceRefused, NotFound, AccessDenied: it cannot be opened.
     """
     found: list[Line] = []
-    with _opened(name, settings) as file:
+    with _opened(name, settings, job) as file:
         if _tag(file) != tag:
             raise BadKeyList(f"{name}: it was changed while its batch ran; send the rest as a new batch")
         file.seek(offset)
@@ -92,8 +92,8 @@ def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int) ->
 
 
 @contextmanager
-def _opened(name: str, settings: Settings) -> Iterator[BinaryIO]:
-    with open_source(name, settings) as source:
+def _opened(name: str, settings: Settings, job: str | None) -> Iterator[BinaryIO]:
+    with open_source(name, settings, job=job) as source:
         assert isinstance(source.file, io.RawIOBase)
         yield io.BufferedReader(source.file)
 

@@ -51,7 +51,8 @@ _MESSAGE = 2000
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
 Work = Callable[[RequestT, JobContext, RunningJob], ResultT]
-AtEnd = Callable[[RequestT, Context], None]
+AtEnd = Callable[[RequestT, Context, str], None]
+"""Its last argument is the id of the job."""
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, the function that is called at a job's end, and the model of the request that it is given."""
@@ -102,7 +103,7 @@ def clean_up(context: Context, job: JobRecord) -> None:
     """Call the `at_end` of a job's task, for a job that ended without a delivery."""
     if job.kind in _AT_ENDS:
         model, at_end = _AT_ENDS[job.kind]
-        at_end(model.read(job.request), context)
+        at_end(model.read(job.request), context, job.id)
 
 
 def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:
@@ -159,7 +160,9 @@ class Delivery(Generic[RequestT, ResultT]):
                     raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
                 case Finished():
                     if found.record.state != JobState.DEAD and self._at_end is not None:
-                        self._at_end(request, self._context)  # the worker that ended it may have been killed before
+                        self._at_end(
+                            request, self._context, self._id
+                        )  # the worker that ended it may have been killed before
                     return self._answer(found.record)
         except CatalogueUnavailable as error:
             # Nothing can be recorded in the ledger now. A lease that this delivery has expires by itself.
@@ -233,7 +236,7 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error)
         if state != JobState.DEAD and self._at_end is not None:  # a dead one may be redriven, and needs its source then
-            self._at_end(request, self._context)
+            self._at_end(request, self._context, self._id)
 
     def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
         longest = (self._context.settings.retry.backoff_max + _MORE_DELAY).total_seconds()  # see visibility_timeout

@@ -130,13 +130,13 @@ class LimitedStore:
         checkpoint: Checkpoint | None = None,
         existing_key: bool = False,
     ) -> tuple[ObjectStat, Digest]:
-        """Write an object; an error of a LimitedReader as `source` leaves as that of its own store."""
+        """Write an object; an error of its source whose `store` is set leaves as it is, and does not count here."""
         with self._transfer(on_bytes) as metered:
             try:
                 written = self._store.write_object(
                     bucket,
                     key,
-                    _Source(source) if isinstance(source, LimitedReader) else source,
+                    _Source(source),
                     size=size,
                     sha256=sha256,
                     metadata=metadata,
@@ -363,9 +363,9 @@ class _SourceError(Exception):
 
 
 class _Source:
-    """A copy that is read while it is written to another store."""
+    """A file, or a copy in another store, that is read while it is written to this store."""
 
-    def __init__(self, reader: LimitedReader) -> None:
+    def __init__(self, reader: Readable) -> None:
         self._reader = reader
 
     def read(self, size: int, /) -> bytes:

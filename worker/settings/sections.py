@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from worker.storage.units import Duration, Size
 
@@ -38,8 +38,12 @@ class SourceSettings(Section):
     hosts: tuple[str, ...] = ()
     """`host` for https, or `http://host:port` and the like for a whole origin."""
     timeout: Duration = timedelta(seconds=60)
-    max_size: Size | None = None
+    """How long a host may send nothing."""
+    max_size: Size = ByteSize(1 << 40)
     """Largest download from a host."""
+    min_rate: Size = ByteSize(1024)
+    """Bytes a second that a host must send, on average over each `rate_window`; 0 for no such limit."""
+    rate_window: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(minutes=1)
 
 
 class ReplicationSettings(Section):

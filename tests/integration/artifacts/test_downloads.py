@@ -1,0 +1,348 @@
+"""A download is the whole that its host has, or an error; and its job can always leave it."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+from pydantic import ByteSize
+
+from worker import clock
+from worker.artifacts.sources import SourceRefused, open_source
+from worker.settings import Settings, load_settings
+from worker.settings.sections import SourceSettings
+from worker.storage.errors import AccessDenied, SizeMismatch, Throttled, Timeout, TransientError, Unavailable
+
+DATA = os.urandom(4 << 20)
+
+
+class Host:
+    """Answers each request with the next of `answers`, bytes as they are; the last one is repeated."""
+
+    def __init__(self):
+        self.requests = []
+        self.answers = []
+        self.closed = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection):
+        with connection, contextlib.suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(65536)
+            self.requests.append(request.decode())
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            if callable(answer):
+                answer(connection)
+            else:
+                connection.sendall(answer)
+        self.closed.set()
+
+    def header(self, name, request=-1):
+        lines = self.requests[request].split("\r\n")
+        return next((line.partition(": ")[2] for line in lines if line.lower().startswith(f"{name.lower()}:")), None)
+
+    def stop(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+def answer(body=b"", status="200 OK", **headers):
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body
+
+
+def whole(body=DATA, **headers):
+    return answer(body, Content_Length=len(body), **headers)
+
+
+def drip(head=b"", pause=0.05):
+    """Send `head`, then a byte now and then, until the other side has gone."""
+
+    def drip(connection):
+        connection.sendall(head)
+        while True:
+            connection.sendall(b"x")
+            time.sleep(pause)
+
+    return drip
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def host():
+    host = Host()
+    yield host
+    host.stop()
+
+
+@pytest.fixture
+def settings(tmp_path, host) -> Settings:
+    made = load_settings(home=tmp_path / "home", sources=SourceSettings(hosts=(host.url, "http://artifacts.example")))
+    made.prepare()
+    return made
+
+
+def having(settings, **changed):
+    return settings.model_copy(update={"sources": settings.sources.model_copy(update=changed)})
+
+
+def fetch(host, settings, path="/app.tgz", **more):
+    with open_source(host.url + path, settings, **more) as source:
+        source.file.seek(0)
+        return source.file.read()
+
+
+def test_a_broken_download_goes_on_where_it_broke(host, settings):
+    """What is missing is asked for by a range of the same version, and the bytes are those of the host."""
+    half = len(DATA) // 2
+    rest = {"Content_Range": f"bytes {half}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"'}
+    host.answers = [
+        answer(DATA[:half], Content_Length=len(DATA), ETag='"v1"'),
+        answer(DATA[half:], "206 Partial Content", Content_Length=len(DATA) - half, **rest),
+    ]
+    assert fetch(host, settings) == DATA
+    assert (host.header("Range"), host.header("If-Range")) == (f"bytes={half}-", '"v1"')
+
+
+def test_another_version_begins_anew(host, settings):
+    """A host that has another version by now sends the whole of it, and nothing of the first one stays."""
+    other = os.urandom(3 << 20)
+    host.answers = [answer(DATA[: 2 << 20], Content_Length=len(DATA), ETag='"v1"'), whole(other, ETag='"v2"')]
+    assert fetch(host, settings) == other
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"'},
+        {"Content_Range": f"bytes {2 << 20}-{len(DATA)}/{len(DATA) + 1}", "ETag": '"v1"'},
+        {"Content_Range": f"bytes {2 << 20}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v2"'},
+        {"ETag": '"v1"'},
+    ],
+)
+def test_another_range_is_never_joined_to_what_is_there(host, settings, headers):
+    """A part of another version, size or place is an error, not the middle of an artifact."""
+    host.answers = [
+        answer(DATA[: 2 << 20], Content_Length=len(DATA), ETag='"v1"'),
+        answer(DATA[2 << 20 :], "206 Partial Content", Content_Length=2 << 20, **headers),
+    ]
+    with pytest.raises(Unavailable, match="another range"):
+        fetch(host, settings)
+
+
+@pytest.mark.parametrize("etag", [{}, {"ETag": 'W/"v1"'}, {"ETag": "v1"}])
+def test_without_a_strong_validator_nothing_is_resumed(host, settings, etag):
+    """Where the version cannot be told, a broken download fails with a transient error and asks for no range."""
+    host.answers = [answer(DATA[:1000], Content_Length=len(DATA), **etag)]
+    with pytest.raises(Unavailable, match="1000"):
+        fetch(host, settings)
+    assert len(host.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        answer(DATA),
+        answer(DATA, Content_Length="4 MB"),
+        answer(DATA, Content_Length="-1"),
+        answer(DATA, Content_Length="4_194_304"),
+        answer(DATA, Content_Length=len(DATA), Content_Encoding="gzip"),
+        answer(DATA, Transfer_Encoding="gzip"),
+        answer(b"5\r\nhello\r\n0\r\n\r\n", Content_Length="5", Transfer_Encoding="chunked"),
+    ],
+)
+def test_an_end_that_the_host_did_not_announce_is_an_error(host, settings, cut):
+    """Without a digest, a body is taken only if its host has said where it ends and that it is not coded."""
+    host.answers = [cut]
+    with pytest.raises(SourceRefused, match="announce"):
+        fetch(host, settings)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        DATA[:1000],
+        b"HTTP/1.1 2oo OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nServer without a colon\r\nContent-Length: 5\r\n\r\nhello",
+        answer(b"hello", Content_Length="5, 6"),
+        answer(b"5\r\nhello\r\n", Transfer_Encoding="chunked"),
+        answer(b"5\r\nhel", Transfer_Encoding="chunked"),
+        answer(b"hell", Content_Length=5),
+    ],
+)
+def test_a_broken_answer_is_never_an_artifact(host, settings, broken):
+    """An answer that is malformed or cut is a transient error, also where a digest is known."""
+    host.answers = [broken]
+    with pytest.raises(TransientError):
+        fetch(host, settings)
+
+
+def test_a_body_with_chunks_is_whole_with_its_last_chunk(host, settings):
+    """A body in chunks announces its end itself."""
+    host.answers = [answer(b"5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked")]
+    assert fetch(host, settings) == b"hello"
+
+
+def test_an_announced_digest_tells_the_end(host, settings):
+    """With the digest of the bytes as they are sent, neither length nor coding is needed."""
+    host.answers = [answer(DATA, Content_Encoding="gzip")]
+    assert fetch(host, settings, sha256=hashlib.sha256(DATA).hexdigest()) == DATA
+
+
+def test_a_slow_host_is_given_up(host, settings):
+    """A host below the least rate is an error that names the setting, though it never falls silent."""
+    host.answers = [drip(answer(Content_Length=len(DATA)))]
+    slow = having(settings, min_rate=ByteSize(1024), rate_window=timedelta(seconds=1))
+    with pytest.raises(Timeout, match=r"sources\.min_rate"):
+        fetch(host, slow)
+
+
+def test_a_host_at_the_least_rate_is_waited_for(host, settings):
+    """Slow is no error above the least rate, whatever the size of the pieces that arrive."""
+
+    def slowly(connection):
+        connection.sendall(answer(Content_Length=5000))
+        for _ in range(50):
+            connection.sendall(b"x" * 100)
+            time.sleep(0.05)
+
+    host.answers = [slowly]
+    assert fetch(host, having(settings, min_rate=ByteSize(500), rate_window=timedelta(seconds=1))) == b"x" * 5000
+
+
+def test_an_answer_that_never_ends_to_begin_is_given_up(host, settings, monkeypatch):
+    """A host that sends its headers byte by byte holds a worker no longer than a silent one."""
+    monkeypatch.setattr("worker.artifacts.sources.download._CONNECT_SECONDS", 0.5)
+    host.answers = [drip(b"HTTP/1.1 200 OK\r\nX: ")]
+    with pytest.raises(Timeout, match="no answer"):
+        fetch(host, having(settings, timeout=timedelta(seconds=1)))
+    assert host.closed.wait(10)
+
+
+@pytest.mark.parametrize("stuck", [b"", answer(Content_Length=5), answer(b"hel", Content_Length=5)])
+def test_a_job_leaves_a_host_that_sends_nothing(host, settings, stuck):
+    """What the heartbeat raises ends the download within seconds, and its connection with it."""
+
+    def stand_still(connection):
+        connection.sendall(stuck)
+        connection.recv(1)
+
+    host.answers = [stand_still]
+
+    def heartbeat():
+        if host.requests:
+            raise InterruptedError
+
+    begun = time.monotonic()
+    with pytest.raises(InterruptedError):
+        fetch(host, settings, heartbeat=heartbeat)
+    assert host.closed.wait(10)
+    assert time.monotonic() - begun < 5
+
+
+def test_no_download_is_larger_than_the_settings_allow(host, settings):
+    """The announced size is refused before a byte is read, and one that was not announced when it is passed."""
+    small = having(settings, max_size=ByteSize(1000))
+    for body in (answer(Content_Length=1001), answer(DATA, Transfer_Encoding="identity")):
+        host.answers = [body]
+        with pytest.raises(SizeMismatch, match=r"sources\.max_size"):
+            fetch(host, small, sha256="0" * 64)
+
+
+def test_a_host_that_is_busy_says_for_how_long(host, settings):
+    """Retry-After is read as seconds and as a date; anything else is no delay."""
+    later = format_datetime(clock.now() + timedelta(seconds=90), usegmt=True)
+    for said, low, high in (("17", 17, 17), (later, 80, 90), ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0)):
+        host.answers = [answer(status="503 Busy", Retry_After=said)]
+        with pytest.raises(Throttled) as busy:
+            fetch(host, settings)
+        assert low <= busy.value.retry_after <= high
+    for said in ("soon", "²", "Thu, 99 Jan 1970"):
+        host.answers = [f"HTTP/1.1 429 Busy\r\nRetry-After: {said}\r\n\r\n".encode("latin-1", "replace")]
+        with pytest.raises(Throttled) as busy:
+            fetch(host, settings)
+        assert busy.value.retry_after is None
+
+
+def test_a_refusal_says_what_it_is(host, settings):
+    """401 and 403 are told apart, and neither error shows what the URL holds beside its path."""
+    for status, says in (("401 Unauthorized", "credentials"), ("403 Forbidden", "forbids")):
+        host.answers = [answer(status=status)]
+        with pytest.raises(AccessDenied, match=says) as refused:
+            fetch(host, settings, path="/app.tgz?session=abc123#part-xyz")
+        assert "/app.tgz" in refused.value.message
+        assert not {"session", "abc123", "part-xyz"} & set(refused.value.message.replace("?", " ").split())
+        assert "abc123" not in refused.value.message
+
+
+def test_no_part_of_a_redirect_that_may_be_secret_is_shown(host, settings):
+    """A redirect to another host is refused without its user, password and query."""
+    host.answers = [answer(status="302 Found", Location="http://me:pass@elsewhere.example/b?sig=abc123#xyz")]
+    with pytest.raises(SourceRefused, match=r"http://elsewhere\.example is not") as refused:
+        fetch(host, settings)
+    assert not [secret for secret in ("me:", "pass", "abc123", "xyz") if secret in refused.value.message]
+    with pytest.raises(SourceRefused) as refused, open_source("ftp://me:pass@host/a?sig=abc123", settings):
+        pass
+    assert not [secret for secret in ("me:", "pass", "abc123") if secret in refused.value.message]
+
+
+def test_the_host_learns_who_asks(host, settings):
+    """A request has a User-Agent of ours and asks for uncoded bytes."""
+    host.answers = [whole(b"hello")]
+    fetch(host, settings)
+    assert host.header("User-Agent").startswith("zot-artifact-worker/")
+    assert host.header("Accept-Encoding") == "identity"
+
+
+def test_the_proxy_of_the_environment_is_used(host, settings, monkeypatch):
+    """A host behind a proxy is asked through it, with the proxy's credentials, unless no_proxy names the host."""
+    monkeypatch.setenv("http_proxy", host.url.replace("http://", "http://me:s%40cret@"))
+    host.answers = [whole(b"hello")]
+    with open_source("http://artifacts.example/app.tgz", settings) as source:
+        assert source.size == 5
+    assert host.requests[-1].startswith("GET http://artifacts.example/app.tgz HTTP/1.1")
+    assert host.header("Proxy-Authorization") == "Basic bWU6c0BjcmV0"
+    monkeypatch.setenv("no_proxy", "127.0.0.0/8")
+    assert fetch(host, settings) == b"hello"
+    assert host.requests[-1].startswith("GET /app.tgz HTTP/1.1")
+
+
+def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
+    """A download that succeeds, breaks or is refused leaves neither connection nor thread nor file."""
+    fetched = [whole(b"hello"), answer(b"5\r\nhel", Transfer_Encoding="chunked"), answer(b"x", status="403 Forbidden")]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    threads = {thread for thread in threading.enumerate() if thread.name == "download"}
+    for each in fetched * 5:
+        host.answers = [each]
+        with contextlib.suppress(TransientError, AccessDenied):
+            fetch(host, settings)
+    assert {thread for thread in threading.enumerate() if thread.name == "download"} == threads
+    assert not list(settings.spool_dir.iterdir())
+    while len(list(Path("/proc/self/fd").iterdir())) > before:  # the host's own threads end a moment later
+        time.sleep(0.05)

@@ -1,0 +1,415 @@
+"""Download a source by HTTP, resumed after a broken connection, in a thread that its job can always leave.
+
+A socket that has timed out cannot be read again, and a host that sends a byte a minute lets no read time out. So the
+bytes are received in a thread of their own, and the job's thread only watches: it calls the heartbeat, measures the
+rate, and shuts the connection down if the job has to end.
+"""
+
+import email.utils
+import logging
+import os
+import re
+import socket
+import ssl
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urljoin, urlsplit
+
+import urllib3
+from requests.utils import get_environ_proxies, select_proxy
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from worker import clock
+from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
+from worker.settings import Settings
+from worker.storage.errors import (
+    AccessDenied,
+    NotFound,
+    OutOfSpace,
+    SizeMismatch,
+    StorageError,
+    Throttled,
+    Timeout,
+    Unavailable,
+)
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE
+
+logger = logging.getLogger(__name__)
+
+TRIES = 4
+"""Connections without progress of `BUFFER_SIZE` bytes; then the host is Unavailable."""
+_MAX_REDIRECTS = 5
+_REDIRECTS = {301, 302, 303, 307, 308}
+_WATCH_SECONDS = 0.5
+_CONNECT_SECONDS = 10.0
+_END_SECONDS = 2.0
+_USER_AGENT = f"zot-artifact-worker/{version('zot-artifact-worker')}"
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_LENGTH = re.compile(r"[0-9]{1,19}")
+_STRONG_ETAG = re.compile(r'"[^"]*"')
+
+
+class Downloads:
+    """The downloads of one job."""
+
+    def __init__(self, settings: Settings, heartbeat: Callable[[], object]) -> None:
+        self._settings = settings
+        self._heartbeat = heartbeat
+
+    @contextmanager
+    def fetch(self, url: str, *, announced: bool) -> Iterator[BinaryIO]:
+        """Yield a temporary file with the whole body.
+
+        Args:
+            url: of a configured host.
+            announced: the digest is known, and compared by the caller. Without it, an end that the host has not
+                announced is an error.
+
+        Raises:
+            SourceRefused, AccessDenied, NotFound, SizeMismatch: the host will answer so again.
+            Unavailable, Timeout, Throttled: the host is away, too slow or busy.
+            OutOfSpace: the data directory has no space left.
+        """
+        with tempfile.TemporaryFile(dir=self._settings.spool_dir, prefix="zot-spool-") as spool:
+            transfer = _Transfer(url, spool, self._settings, announced=announced)
+            pace = _Pace(transfer, self._settings)
+            transfer.start()
+            try:
+                while not transfer.ended.wait(_WATCH_SECONDS):
+                    self._heartbeat()
+                    pace.check()
+            finally:
+                transfer.stop()
+            if transfer.error is not None:
+                raise transfer.error
+            yield spool
+
+
+class _Pace:
+    """Whether a host answers in time and sends at the least rate."""
+
+    def __init__(self, transfer: "_Transfer", settings: Settings) -> None:
+        self._transfer = transfer
+        self._timeout = settings.sources.timeout.total_seconds()
+        self._window = settings.sources.rate_window.total_seconds()
+        self._least = settings.sources.min_rate * self._window
+        self._name = shown(transfer.url)
+        self._since = 0.0
+        self._received = 0
+
+    def check(self) -> None:
+        """Raise Timeout if the host is too slow."""
+        now, answered = time.monotonic(), self._transfer.answered_at
+        if answered is None:
+            # The socket's own timeout begins anew with each byte of an answer.
+            if now - self._transfer.asked_at > self._timeout + _CONNECT_SECONDS:
+                raise Timeout(f"source {self._name}: no answer within {self._timeout:.0f} s")
+            return
+        received = self._transfer.received
+        if answered > self._since:
+            self._since, self._received = answered, received
+        if now - self._since < self._window:
+            return
+        got = received - self._received
+        if got < self._least:
+            raise Timeout(
+                f"source {self._name}: the host sent {got} bytes in {self._window:.0f} s, less than sources.min_rate"
+            )
+        self._since, self._received = now, received
+
+
+class _Transfer:
+    """A thread that receives a body into a file. It ends soon after `stop`, whatever the host does."""
+
+    def __init__(self, url: str, spool: BinaryIO, settings: Settings, *, announced: bool) -> None:
+        self.url = url
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
+        self.asked_at = time.monotonic()
+        self.answered_at: float | None = None
+        self.received = 0
+        """Bytes over all connections, for the rate."""
+        self._name = shown(url)
+        self._spool = spool
+        self._sources = settings.sources
+        self._announced = announced
+        self._connections = _Connections(settings.sources.timeout.total_seconds())
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="download", daemon=True)
+        self._size = 0
+        self._total: int | None = None
+        self._etag: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._fetch()
+        except BaseException as error:  # noqa: BLE001 - raised in the job's thread
+            self.error = error
+        finally:
+            self.ended.set()
+
+    def stop(self) -> None:
+        """Shut the connections down and wait for the thread, though not for a name server that does not answer."""
+        self._stopping.set()
+        self._connections.shut_down()
+        self._thread.join(_END_SECONDS)
+
+    def _fetch(self) -> None:
+        failures = 0
+        while True:
+            before = self.received
+            try:
+                self._receive()
+            except (Unavailable, Timeout) as error:
+                failures = 0 if self.received - before >= BUFFER_SIZE else failures + 1
+                if self._etag is None or failures >= TRIES or self._stopping.wait(0.1 * 2**failures):
+                    raise
+                logger.warning("%s; resuming at byte %d", error, self._size)
+            else:
+                return
+
+    def _receive(self) -> None:
+        """Receive the body, or what is missing of it."""
+        response = self._ask()
+        try:
+            self._accept(response)
+            self._write(response)
+        except urllib3.exceptions.TimeoutError as error:
+            raise Timeout(f"source {self._name}: the host stopped sending after {self._size} bytes") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise Unavailable(f"source {self._name}: the connection broke after {self._size} bytes") from error
+        finally:
+            response.close()
+        if self._total is not None and self._size < self._total:
+            raise Unavailable(f"source {self._name}: the connection broke after {self._size} of {self._total} bytes")
+
+    def _ask(self) -> urllib3.BaseHTTPResponse:
+        """Return the answer of the host, or of the one that it redirects to."""
+        headers = {"Accept-Encoding": "identity", "User-Agent": _USER_AGENT}
+        if self._size and self._etag is not None:
+            headers |= {"Range": f"bytes={self._size}-", "If-Range": self._etag}
+        url = self.url
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._check_host(url)
+            self.asked_at, self.answered_at = time.monotonic(), None
+            try:
+                response = self._connections.get(url, headers)
+            except urllib3.exceptions.HTTPError as error:
+                raise _connection_error(shown(url), error, self._sources.timeout.total_seconds()) from error
+            self.answered_at = time.monotonic()
+            if response.status not in _REDIRECTS:
+                return response
+            url = urljoin(url, response.headers.get("Location", ""))
+            response.close()
+        raise SourceRefused(f"source {self._name}: more than {_MAX_REDIRECTS} redirects")
+
+    def _check_host(self, url: str) -> None:
+        origin = origin_of(url)
+        allowed = {host.lower() for host in self._sources.hosts}
+        if origin in allowed or (origin.startswith("https://") and origin.removeprefix("https://") in allowed):
+            return
+        raise SourceRefused(f"source {shown(url)}: {origin} is not a configured host; add it to sources.hosts")
+
+    def _accept(self, response: urllib3.BaseHTTPResponse) -> None:
+        """Check what the answer announces, and go to where its first byte belongs in the file."""
+        if _is_malformed(response):
+            raise Unavailable(f"source {self._name}: the headers of the answer are malformed")
+        if self._size and response.status == 206:  # noqa: PLR2004 - RFC 9110
+            self._check_range(response)
+            return
+        _check_status(response, self._name)
+        self._size, self._total = 0, self._announced_size(response)
+        self._spool.seek(0)
+        self._spool.truncate()
+        etag = response.headers.get("ETag", "")
+        self._etag = etag if _STRONG_ETAG.fullmatch(etag) else None
+
+    def _check_range(self, response: urllib3.BaseHTTPResponse) -> None:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        etag = response.headers.get("ETag", self._etag)
+        expected = found and int(found[1]) == self._size and self._total in {None, int(found[3])}
+        if not found or not expected or etag != self._etag:
+            self._etag = None
+            raise Unavailable(f"source {self._name}: the host answered with another range than it was asked for")
+        self._total = int(found[3])
+
+    def _announced_size(self, response: urllib3.BaseHTTPResponse) -> int | None:
+        """Return the size that the answer announces, None if the body tells its end in another way.
+
+        An end of the connection is no end of the body: without a digest to compare with, cut bytes would be taken for
+        the whole. A coded body would be stored as it was coded.
+        """
+        lengths = {each.strip() for each in response.headers.get("Content-Length", "").split(",")} - {""}
+        length = lengths.pop() if len(lengths) == 1 else ""
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        transfer = response.headers.get("Transfer-Encoding", "").strip().lower()
+        size = int(length) if _LENGTH.fullmatch(length) and not transfer else None
+        if size is not None and size > self._sources.max_size:
+            raise self._too_large()
+        if not self._announced and coding not in {"", "identity"}:
+            raise SourceRefused(
+                f"source {self._name}: the host sends it in the content coding {coding!r}; "
+                "announce the SHA-256 of the bytes as they are sent"
+            )
+        if not self._announced and size is None and (transfer != "chunked" or lengths or length):
+            raise SourceRefused(
+                f"source {self._name}: the host does not announce where the bytes end; announce their SHA-256"
+            )
+        return size
+
+    def _write(self, response: urllib3.BaseHTTPResponse) -> None:
+        while piece := response.read1(BUFFER_SIZE, decode_content=False):
+            if self._stopping.is_set():
+                raise Unavailable(f"source {self._name}: the download was ended")
+            if self._size + len(piece) > self._sources.max_size:
+                raise self._too_large()
+            try:
+                self._spool.write(piece)
+                self._spool.flush()
+            except OSError as error:
+                raise OutOfSpace(
+                    f"source {self._name}: no space left for the download in the data directory: {error.strerror}"
+                ) from error
+            self._size += len(piece)
+            self.received += len(piece)
+
+    def _too_large(self) -> SizeMismatch:
+        return SizeMismatch(f"source {self._name}: larger than sources.max_size, {self._sources.max_size} bytes")
+
+
+class _Connections:
+    """The connections of one transfer, through the proxy and with the certificates that the environment names."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = urllib3.Timeout(connect=min(seconds, _CONNECT_SECONDS), read=seconds)
+        self._pools: list[urllib3.PoolManager] = []
+        self._sockets: list[socket.socket] = []
+        self._closed = False
+
+    def get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        return self._pool(url).request(
+            "GET", url, headers=headers, timeout=self._timeout, retries=False, redirect=False, preload_content=False
+        )
+
+    def shut_down(self) -> None:
+        """End every read and write that waits, also those of later connections."""
+        self._closed = True
+        while self._sockets:
+            with suppress(OSError), self._sockets.pop() as own:
+                own.shutdown(socket.SHUT_RDWR)
+        while self._pools:
+            self._pools.pop().clear()
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # SSL_CERT_FILE: by OpenSSL
+        trust: dict[str, Any] = {"ca_cert_dir" if bundle and Path(bundle).is_dir() else "ca_certs": bundle}
+        proxy = select_proxy(url, get_environ_proxies(url))
+        if not proxy:
+            pool = urllib3.PoolManager(**trust)
+        else:
+            proxy = proxy if "://" in proxy else f"http://{proxy}"
+            parts = urlsplit(proxy)
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+            try:
+                pool = urllib3.ProxyManager(
+                    proxy, proxy_headers=urllib3.make_headers(proxy_basic_auth=user, user_agent=_USER_AGENT), **trust
+                )
+            except urllib3.exceptions.ProxySchemeUnknown:
+                raise SourceRefused(
+                    f"source {shown(url)}: the environment names a proxy of the kind {parts.scheme}; http and https "
+                    "proxies can be used"
+                ) from None
+        self._pools.append(pool)
+        pool.pool_classes_by_scheme = {"http": self._plain(), "https": self._secure()}
+        return pool
+
+    def _keep(self, made: socket.socket) -> socket.socket:
+        self._sockets.append(made.dup())  # a duplicate: TLS detaches the original
+        if self._closed:
+            self.shut_down()
+        return made
+
+    def _plain(self) -> type[HTTPConnectionPool]:
+        keep = self._keep
+
+        class Connection(HTTPConnection):
+            def _new_conn(self) -> socket.socket:
+                return keep(super()._new_conn())
+
+        return type("Pool", (HTTPConnectionPool,), {"ConnectionCls": Connection})
+
+    def _secure(self) -> type[HTTPSConnectionPool]:
+        keep = self._keep
+
+        class Connection(HTTPSConnection):
+            def _new_conn(self) -> socket.socket:
+                return keep(super()._new_conn())
+
+        return type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": Connection})
+
+
+def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: float) -> StorageError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return SourceRefused(
+                f"source {name}: the certificate of the host is not trusted: {cause.verify_message}; "
+                "SSL_CERT_FILE or REQUESTS_CA_BUNDLE names the certificates to trust"
+            )
+        cause = cause.__cause__ or cause.__context__ or next((a for a in cause.args if isinstance(a, Exception)), None)
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        return Unavailable(f"source {name}: the proxy that the environment names cannot be used")
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return Timeout(f"source {name}: no answer within {seconds:.0f} s")
+    return Unavailable(f"source {name}: {type(error).__name__}")
+
+
+def _is_malformed(response: urllib3.BaseHTTPResponse) -> bool:
+    """Return whether a line of the headers could not be parsed: those after it are lost without an error."""
+    original = getattr(response, "_original_response", None)
+    return bool(original and original.msg.defects)
+
+
+def _check_status(response: urllib3.BaseHTTPResponse, name: str) -> None:
+    status = response.status
+    if status == 200:  # noqa: PLR2004 - the only answer that is the whole object
+        return
+    if status in {404, 410}:
+        raise NotFound(f"source {name}: the host answers {status}, it does not exist")
+    if status == 401:  # noqa: PLR2004
+        raise AccessDenied(
+            f"source {name}: the host answers 401, it asks for credentials, and a source cannot have any"
+        )
+    if status == 403:  # noqa: PLR2004
+        raise AccessDenied(
+            f"source {name}: the host answers 403, it forbids this download: the link may have expired, or this "
+            "worker's address may not be allowed"
+        )
+    if status == 407:  # noqa: PLR2004
+        raise AccessDenied(f"source {name}: the proxy answers 407, it asks for credentials; put them into its URL")
+    if status in {429, 503}:
+        raise Throttled(f"source {name}: the host answers {status}", _retry_after(response))
+    if status in {408, 416} or status >= 500:  # noqa: PLR2004 - RFC 9110
+        raise Unavailable(f"source {name}: the host answers {status}")
+    raise SourceRefused(f"source {name}: the host answers {status}")
+
+
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    """Return the seconds after which the host wants to be asked again, which it gives as a number or as a date."""
+    said = response.headers.get("Retry-After", "").strip()
+    if said.isascii() and said.isdigit():
+        return float(said)
+    try:
+        return max(0.0, (email.utils.parsedate_to_datetime(said) - clock.now()).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # no date; or one without a time zone
+        return None

@@ -1,0 +1,31 @@
+"""Why a source cannot be uploaded, and what of its name may be shown."""
+
+from urllib.parse import urlsplit
+
+from worker.storage.errors import PermanentError, StorageError
+
+
+class SourceRefused(PermanentError):
+    """The source is not one that the settings allow, or that can be trusted."""
+
+
+def about_no_store(error: StorageError) -> StorageError:
+    """Return an error of a source, marked so that it counts against no store while its bytes are written to one."""
+    error.store = ""
+    return error
+
+
+def shown(name: str) -> str:
+    """Return a source as messages show it: of a URL neither user, password, query nor fragment."""
+    if "://" not in name:
+        return name
+    base = name.split("?", 1)[0].split("#", 1)[0]
+    scheme, _, rest = base.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def origin_of(url: str) -> str:
+    """Return `scheme://host:port` of a URL, without the user and password that it may have."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()

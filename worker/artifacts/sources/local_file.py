@@ -1,0 +1,78 @@
+"""Files under the configured roots, and files that were staged for the job."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.artifacts.sources.errors import SourceRefused
+from worker.settings import Settings
+from worker.storage.errors import AccessDenied, NotFound, StorageError, Unavailable
+from zot_artifact_client.contract import BATCH_JOB_ID
+
+_ONLY_FILES = "only regular files under a configured root can be uploaded"
+_ABOUT_THE_NAME = {
+    errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ENODEV, errno.ENOTDIR, errno.ENXIO,
+}  # fmt: skip
+"""The other errors are about the disk or the machine, such as EIO, ESTALE and EMFILE, and may pass."""
+
+
+def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
+    """Open a regular file under a root, or one that was staged for this job, without a buffer.
+
+    Raises:
+        SourceRefused: it is not one of those; names the setting that would allow it.
+        NotFound, AccessDenied: it does not exist, or the worker may not read it.
+        Unavailable: the disk or the machine cannot open it now.
+    """
+    path = Path(name)
+    if not path.is_absolute():
+        raise SourceRefused(f"source {name!r}: give an absolute path")
+    roots = [root.resolve() for root in settings.sources.roots]
+    _check_allowed(name, Path(os.path.realpath(path)), roots, settings, job)
+    try:
+        # Asked before the opening as well: opening a device may already have an effect.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceRefused(f"source {name}: {_ONLY_FILES}")
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # non-blocking: a FIFO must not hold a worker
+    except OSError as error:
+        raise file_error(name, error) from error
+    try:
+        # Checked again on what was opened: a link may have changed between the check and the opening.
+        opened = Path(os.path.realpath(f"/proc/self/fd/{fd}"))
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise SourceRefused(f"source {name}: {_ONLY_FILES}")
+        if opened.exists():
+            _check_allowed(name, opened, roots, settings, job)
+        return os.fdopen(fd, "rb", buffering=0)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def file_error(name: str, error: OSError) -> StorageError:
+    """Return what an error of the operating system means for a source. What the disk or machine lacks may pass."""
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"source {name}: there is no such file")
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"source {name}: the worker may not read it")
+    if error.errno in _ABOUT_THE_NAME:
+        return SourceRefused(f"source {name}: {error.strerror}")
+    return Unavailable(f"source {name}: it cannot be read now: {error.strerror}")
+
+
+def _check_allowed(name: str, real: Path, roots: list[Path], settings: Settings, job: str | None) -> None:
+    staging = settings.staging_dir.resolve()
+    if staging in real.parents:
+        if real.parent == staging / staging_name(job):
+            return
+        raise SourceRefused(f"source {name}: it is staged for another job")
+    if not any(root in real.parents for root in roots):
+        raise SourceRefused(f"source {name}: it is not under a configured root; add its directory to sources.roots")
+
+
+def staging_name(job: str | None) -> str:
+    """Return the name of the directory in which the files of a job are staged; a batch's jobs share that of it."""
+    found = BATCH_JOB_ID.fullmatch(job or "")
+    return found["batch"] if found else job or "-"

@@ -1,0 +1,109 @@
+"""Open the source of an upload, and remove what was staged for it."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.artifacts.sources.download import Downloads
+from worker.artifacts.sources.errors import SourceRefused, about_no_store, shown
+from worker.artifacts.sources.local_file import file_error, open_file, staging_name
+from worker.settings import Settings
+from worker.storage.driver import Digest
+from worker.storage.errors import DigestMismatch
+from worker.storage.integrity.manifest import Manifest, compute_digests
+from worker.storage.integrity.verifying_reader import OnBytes, Readable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The bytes of an upload, in a file on this machine that can be read several times."""
+
+    name: str
+    file: BinaryIO
+    size: int
+
+    def rewind(self) -> Readable:
+        """Return the bytes from the first one. An error of the disk is an error of this source, and of no store."""
+        self.file.seek(0)
+        return _Reader(self.name, self.file)
+
+    def digests(self, sha256: str | None, on_bytes: OnBytes) -> tuple[Digest, Manifest]:
+        """Read all bytes and return their digest, as a whole and by chunks.
+
+        Raises:
+            DigestMismatch: they do not have the SHA-256 that was announced.
+            Unavailable: the disk does not give them now.
+        """
+        digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
+        if sha256 is not None and digest.sha256 != sha256:
+            raise DigestMismatch(f"{self.name} has SHA-256 {digest.sha256}, announced was {sha256}")
+        return digest, manifest
+
+
+class _Reader:
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self._name = name
+        self._file = file
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            raise about_no_store(file_error(self._name, error)) from error
+
+
+@contextmanager
+def open_source(
+    name: str,
+    settings: Settings,
+    *,
+    job: str | None = None,
+    sha256: str | None = None,
+    heartbeat: Callable[[], object] = lambda: None,
+) -> Iterator[Source]:
+    """Open a source: an absolute path or an http(s) URL. A URL is downloaded to a temporary file first.
+
+    Args:
+        name: the path or the URL.
+        settings: which of them are allowed.
+        job: the job that uploads it; it may open what was staged for it, and no other staged file.
+        sha256: the announced digest, with which the end of a download is known also where its host does not tell it.
+        heartbeat: called at least once a second during a download; what it raises ends the download.
+
+    Raises:
+        SourceRefused: it is neither, or not one that the settings allow; names the setting that would allow it.
+        NotFound: the file or the resource does not exist.
+        AccessDenied: the worker may not read it.
+        SizeMismatch: it is larger than the settings allow.
+        TransientError: the host or the disk does not answer, is too slow, or asks for a retry later.
+        OutOfSpace: the data directory has no space left for the download.
+    """
+    scheme = name.partition("://")[0].lower() if "://" in name else ""
+    if scheme in {"http", "https"}:
+        with Downloads(settings, heartbeat).fetch(name, announced=sha256 is not None) as file:
+            yield Source(shown(name), file, os.fstat(file.fileno()).st_size)
+    elif scheme:
+        raise SourceRefused(f"source {shown(name)}: only files and http(s) URLs can be uploaded")
+    else:
+        with open_file(name, settings, job) as file:
+            yield Source(name, file, os.fstat(file.fileno()).st_size)
+
+
+def remove_staged(name: str, settings: Settings, job: str) -> None:
+    """Remove a file that was staged for this job, and the job's own directory; no other file, whatever the name."""
+    path = Path(os.path.realpath(name))
+    if path.parent != settings.staging_dir.resolve() / staging_name(job):
+        return
+    try:
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+    except FileNotFoundError:
+        return  # an earlier delivery of the job has done it
+    except OSError as error:
+        logger.warning("the staged file %s cannot be removed: %s", path, error.strerror)
