@@ -14,7 +14,6 @@ import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 
 from worker.storage.errors import (
@@ -86,17 +85,29 @@ class Tree:
     def __init__(self, store: str, root: Path) -> None:
         self._store = store
         self._root = root
+        self._folds: str | None = None
         self._unreadable: dict[tuple[str, ...], StorageError] = {}
 
-    @cached_property
+    @property
     def folds_names(self) -> str | None:
-        """Return what the disk does not tell apart in names, such as "case", or None; it is tried once."""
+        """Return what the disk does not tell apart in names, such as "case", or None; it is tried once.
+
+        Nothing is created for it in a root that has no directory of ours: it may be one whose disk is not mounted.
+        """
+        if self._folds is None:
+            try:
+                own = self.open_directory((OWN,))
+            except OSError:
+                return None
+            try:
+                self._folds = self._tried(own)
+            finally:
+                os.close(own)
+        return self._folds or None
+
+    def _tried(self, own: int) -> str:
         probe = f"{TEMP}{uuid.uuid4().hex}-a\u00e9"
         variants = {"case": probe.replace("-a", "-A"), "NFC and NFD": unicodedata.normalize("NFD", probe)}
-        try:
-            own = self.open_directory((OWN,), create=True)
-        except OSError:
-            return None  # nothing can be written here either
         try:
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=own))
             try:
@@ -105,9 +116,7 @@ class Tree:
                 remove(own, probe)
         except OSError:
             folded = ["case"] if self._is_read_only_and_folds() else []
-        finally:
-            os.close(own)
-        return " or ".join(folded) or None
+        return " or ".join(folded)
 
     def other_name(self, path: tuple[str, ...]) -> str | None:
         """Return the name that is there where the disk takes a component of this path for another name."""

@@ -34,7 +34,7 @@ from worker.storage.errors import (
 )
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
-from worker.storage.filesystem.layout import LOCKS, ObjectPath
+from worker.storage.filesystem.layout import LOCKS, OWN, ObjectPath
 from worker.storage.filesystem.listing import Listing, version_of
 from worker.storage.filesystem.reader import FilesystemReader, object_stat
 from worker.storage.filesystem.stale_files import StaleFiles
@@ -297,6 +297,7 @@ class FilesystemDriver:
 
     def _check_name(self, path: ObjectPath) -> None:
         """Refuse a name that the disk would take for another one, whose object a write would replace."""
+        os.close(self._tree.open_directory((OWN,), create=True))
         if other := self._tree.other_name((*path.parents, path.leaf)):
             raise InvalidKey(
                 f"{self._name}: {path}: {other!r} is there, and the disk does not tell {self._tree.folds_names} apart; "
