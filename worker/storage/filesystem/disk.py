@@ -119,12 +119,13 @@ class Tree:
         return " or ".join(folded)
 
     def other_name(self, path: tuple[str, ...]) -> str | None:
-        """Return the name that is there where the disk takes a component of this path for another name."""
-        if self.folds_names is None:
-            return None
+        """Return the name that is there where the disk takes a component of this path for another name.
+
+        Nothing is written where no bucket of that name is: the directory of an unmounted disk stays empty.
+        """
         for depth, name in enumerate(path):
             with self.directory_or_none(path[:depth]) as directory:
-                if directory is None or not _exists(directory, name):
+                if directory is None or not _exists(directory, name) or self.folds_names is None:
                     return None
                 names = os.listdir(directory)  # noqa: PTH208 - a descriptor
                 if name not in names:
