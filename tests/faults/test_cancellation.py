@@ -84,7 +84,7 @@ def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_no_process(valk
             waiting.wait(WITHIN)
 
         web.post(f"/api/task/revoke/{running.id}", params={"terminate": "true"}).raise_for_status()
-        until(lambda: f"asked to end {running.id}" in only.log)
+        until(lambda: f"requested to cancel {running.id}" in only.log)
         assert state_of(fleet, running) == "running"
         fleet.gate.open.wait(REPORT_SECONDS)  # a job looks no more often than that
         fleet.gate.open.set()
