@@ -1,8 +1,8 @@
 """The command `doctor`."""
 
 import os
+import shlex
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +26,8 @@ from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.counters import Counters
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings.model import NoBroker, Settings, load_settings
+from worker.settings.private_files import open_to_others, private_paths
+from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
 from worker.storage.identity import OtherStore, SameStore
 from worker.storage.probe import PROBE, probe
@@ -94,12 +96,18 @@ def _home(settings: Settings) -> Check:
     try:
         with tempfile.TemporaryFile(dir=settings.home) as file:
             file.write(PROBE)
-        mode = stat.S_IMODE(settings.home.stat().st_mode)
     except OSError as error:
         return Check(name, "bad", f"{settings.home}: {error.strerror}", "set ZOT_HOME to one that works")
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        detail = f"{settings.home}: other users can read it (mode {mode:04o})"
-        return Check(name, "bad", detail, f"chmod 700 {settings.home}")
+    own_stores = [
+        store.root
+        for store in settings.stores.values()
+        if isinstance(store, FilesystemConfig) and store.dir_mode is None and settings.home in store.root.parents
+    ]
+    exposed = open_to_others([*private_paths(settings.home), *own_stores])
+    if exposed:
+        paths = ", ".join(f"{path} (mode {mode:04o})" for path, mode in exposed)
+        way_out = f"chmod go= {' '.join(shlex.quote(str(path)) for path, _ in exposed)}"
+        return Check(name, "bad", f"other users can read {paths}", way_out)
     free = shutil.disk_usage(settings.home).free
     detail = f"{settings.home}: writable, {size(free)} free"
     if free < _LEAST_FREE:

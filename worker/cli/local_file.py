@@ -8,9 +8,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from worker.settings.private_files import mode_for_the_user
 
 _MAX_LINKS = 40
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
@@ -21,9 +23,9 @@ _COPY = 1024**2
 def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
     """Yield a file to write to. Its bytes appear at `path` when the block ends, and not at all when the block raises.
 
-    A regular file is replaced atomically and keeps its permissions. A symbolic link is followed, and stays. A device, a
-    FIFO and an open descriptor (`/dev/stdout`) are written into: their bytes wait in `spool_dir` until they are
-    complete, because such a destination takes none back.
+    A regular file is replaced atomically and keeps its permissions; a new one has those that the user's umask gives. A
+    symbolic link is followed, and stays. A device, a FIFO and an open descriptor (`/dev/stdout`) are written into:
+    their bytes wait in `spool_dir` until they are complete, because such a destination takes none back.
 
     Raises:
         OSError: the destination cannot be written, is a directory, or is a socket.
@@ -40,8 +42,7 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb", buffering=0) as file:
             yield file
-            with suppress(FileNotFoundError):
-                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode) if target.exists() else mode_for_the_user())
             os.fsync(file.fileno())
         temporary.replace(target)
         _sync_directory(target.parent)

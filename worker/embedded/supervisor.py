@@ -72,8 +72,7 @@ def run(
         AlreadyRunning: another `up` runs on the data directory; names its process.
         NotReady: a program does not answer in time; all have been stopped.
     """
-    os.umask(0o077)  # queues, artifacts, catalogue and logs are for this user; the programs inherit it
-    settings.prepare()
+    settings.prepare()  # and a umask by which queues, artifacts, catalogue and logs are for this user alone
     logs = settings.home / "logs"
     _make_logs(logs)
     with _locked(settings.home) as lock, Children(logs, say) as children:

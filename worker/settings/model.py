@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from worker.settings.original import OriginalRefused, translate
+from worker.settings.private_files import OWN_FOLDERS, make_files_private, tighten
 from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
@@ -151,14 +152,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _roots_are_apart_from_home(self) -> "Settings":
-        own = ("run", "staging", "spool", "broker", "logs")
         for name, store in self.stores.items():
             if not isinstance(store, FilesystemConfig):
                 continue
             if contains(store.root, self.home):
                 msg = f"stores.{name}.root: {store.root} contains the data directory {self.home}"
                 raise ValueError(msg)
-            if inside := next((part for part in own if contains(self.home / part, store.root)), None):
+            if inside := next((part for part in OWN_FOLDERS if contains(self.home / part, store.root)), None):
                 msg = f"stores.{name}.root: {store.root} is inside {self.home / inside}, which the worker uses itself"
                 raise ValueError(msg)
         for root in self.sources.roots:
@@ -264,26 +264,34 @@ class Settings(BaseSettings):
     def prepare(self) -> None:
         """Make the data directory and the directories in it. Stores elsewhere must exist already.
 
+        Everything that this process and its children make from now on is for the worker's user alone, except in stores
+        with a `file_mode` or `dir_mode`. Our own folders and files that other users can read are tightened.
+
         Raises:
             SettingsError: the directory cannot be made.
         """
+        make_files_private()
         ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
         try:
             for directory in ours:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, store in self.stores.items():
                 if isinstance(store, FilesystemConfig) and self.home in store.root.parents:
-                    _make_once(store.root, self.broker_file.parent / f"store-{name}")
+                    _make_once(store, self.broker_file.parent / f"store-{name}")
+            tighten(self.home)
         except OSError as error:
             raise SettingsError(
                 f"the data directory {self.home} cannot be used: {error.strerror}; set ZOT_HOME to one that can"
             ) from error
 
 
-def _make_once(root: Path, made: Path) -> None:
+def _make_once(store: FilesystemConfig, made: Path) -> None:
     """Make a store's root, but only once: a root that is gone later is a lost disk, not an empty store."""
     if not made.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        if not store.root.exists():
+            store.root.mkdir(parents=True)
+            if store.dir_mode is not None:
+                store.root.chmod(store.dir_mode)
         made.touch()
 
 

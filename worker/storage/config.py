@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from worker.storage.units import Size
 
@@ -20,11 +20,38 @@ def _readable_class(name: str) -> str:
     return name
 
 
+def _mode(text: object) -> object:
+    """Return the mode that a text of octal digits says; a number is refused, because YAML reads 0640 and 640 apart."""
+    if isinstance(text, str) and re.fullmatch(r"[0-7]{3,4}", text):
+        return int(text, 8)
+    msg = 'is no mode: write octal digits in quotes, such as "0640"'
+    raise ValueError(msg)
+
+
+def _file_mode(mode: int) -> int:
+    return _with_owner(mode, 0o600, 0o777)
+
+
+def _dir_mode(mode: int) -> int:
+    return _with_owner(mode, 0o700, 0o3777)
+
+
+def _with_owner(mode: int, least: int, most: int) -> int:
+    if mode & least != least or mode & ~most:
+        msg = f"{mode:04o} cannot be used: the worker itself needs {least:04o}, and at most {most:04o} is possible"
+        raise ValueError(msg)
+    return mode
+
+
 class FilesystemConfig(_StoreConfig):
     """A directory that holds `bucket/key`, with each object's SHA-256 in `bucket/key.sha256`."""
 
     type: Literal["filesystem"] = "filesystem"
     root: Path
+    file_mode: Annotated[int, BeforeValidator(_mode), AfterValidator(_file_mode)] | None = None
+    """Mode of the files that are written, in octal digits, such as "0640"; for the worker's user alone by default."""
+    dir_mode: Annotated[int, BeforeValidator(_mode), AfterValidator(_dir_mode)] | None = None
+    """Mode of the directories that are made, such as "0750" or "2770"; for the worker's user alone by default."""
 
 
 class CloudConfig(_StoreConfig):

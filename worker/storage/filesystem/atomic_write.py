@@ -86,9 +86,10 @@ class ObjectFiles:
     def prepare(self, directory: int, path: ObjectPath) -> None:
         """Complete what a dead writer left of an object, before it is written; under its lock."""
         self.settle(directory, path)
-        _adopt(directory, path.leaf + SIDECAR)
+        mode = self._tree.file_mode
+        _adopt(directory, path.leaf + SIDECAR, mode)
         if path.plain.endswith(SIDECAR):
-            _adopt(directory, path.plain)
+            _adopt(directory, path.plain, mode)
             if _is_foreign(directory, path.plain) and not _is_regular(directory, path.leaf):
                 os.rename(path.plain, path.leaf, src_dir_fd=directory, dst_dir_fd=directory)
                 os.fsync(directory)
@@ -100,7 +101,8 @@ class ObjectFiles:
             FileExistsError: `exclusive`, and a program that takes no locks has put a file there.
         """
         if regular_stat(directory, path.leaf) is None:
-            _create(directory, path, temp, sha256, exclusive=exclusive)
+            _place_sidecar(directory, path, sha256, self._tree.file_mode)
+            _create(directory, path, temp, exclusive=exclusive)
         else:
             self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256))
 
@@ -127,7 +129,7 @@ class ObjectFiles:
                 return False
             found = regular_stat(directory, path.leaf)
             if found is not None and intent.names(found):
-                _place_sidecar(directory, path, intent.sha256)
+                _place_sidecar(directory, path, intent.sha256, self._tree.file_mode)
                 os.fsync(directory)
             return remove(intents, path.intent)
 
@@ -170,7 +172,7 @@ class ObjectFiles:
     def _replace(self, directory: int, path: ObjectPath, temp: TempFile, intent: Intent) -> None:
         intents = self._tree.open_directory(INTENTS, create=True)
         try:
-            write_small(intents, path.intent, json.dumps(asdict(intent)).encode())
+            write_small(intents, path.intent, json.dumps(asdict(intent)).encode(), self._tree.file_mode)
             os.fsync(intents)
         finally:
             os.close(intents)
@@ -185,8 +187,7 @@ class ObjectFiles:
             self.settle(directory, path)
 
 
-def _create(directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, *, exclusive: bool) -> None:
-    _place_sidecar(directory, path, sha256)
+def _create(directory: int, path: ObjectPath, temp: TempFile, *, exclusive: bool) -> None:
     try:
         if exclusive:
             temp.link(path.leaf)
@@ -199,13 +200,13 @@ def _create(directory: int, path: ObjectPath, temp: TempFile, sha256: str | None
     os.fsync(directory)
 
 
-def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None) -> None:
+def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None, mode: int | None) -> None:
     if sha256 is None:
         _remove_sidecars(directory, path)
     elif _is_foreign(directory, path.sidecar):
-        write_small(directory, path.hidden_sidecar, sha256.encode())
+        write_small(directory, path.hidden_sidecar, sha256.encode(), mode)
     else:
-        write_small(directory, path.sidecar, sha256.encode())
+        write_small(directory, path.sidecar, sha256.encode(), mode)
         remove(directory, path.hidden_sidecar)
 
 
@@ -231,7 +232,7 @@ def _is_foreign(directory: int, name: str) -> bool:
     return _is_regular(directory, name) and parse_sidecar(read_small(directory, name, _SIDECAR_BYTES) or b"") is None
 
 
-def _adopt(directory: int, name: str) -> None:
+def _adopt(directory: int, name: str, mode: int | None) -> None:
     """Move an object that the original wrote under a sidecar's name to its name in this layout, with its sidecar.
 
     A sidecar without data, from a dead writer, is removed: with it, the next sidecar of this name would count as data.
@@ -244,7 +245,8 @@ def _adopt(directory: int, name: str) -> None:
             errno.EINVAL, f"{name!r}, {marker!r} and its sidecar are objects of the old layout: move them away"
         )
     if _is_regular(directory, name):
-        write_small(directory, leaf_of(name) + SIDECAR, read_small(directory, marker, _SIDECAR_BYTES) or b"")
+        content = read_small(directory, marker, _SIDECAR_BYTES) or b""
+        write_small(directory, leaf_of(name) + SIDECAR, content, mode)
         os.rename(name, leaf_of(name), src_dir_fd=directory, dst_dir_fd=directory)
         os.fsync(directory)
     remove(directory, marker)

@@ -82,7 +82,10 @@ def translate(error: OSError, what: str) -> StorageError:
 class Tree:
     """The directories below one root, given as tuples of names. Only the root itself may be a link."""
 
-    def __init__(self, store: str, root: Path) -> None:
+    def __init__(self, store: str, root: Path, *, file_mode: int | None = None, dir_mode: int | None = None) -> None:
+        """Prepare a tree. The modes are those of what is made in it; the umask decides where they are None."""
+        self.file_mode = file_mode
+        self._dir_mode = dir_mode
         self._store = store
         self._root = root
         self._folds: str | None = None
@@ -183,7 +186,7 @@ class Tree:
         try:
             for depth in range(1, len(path) + 1):
                 if create:
-                    _make(fd, path[depth - 1])
+                    self._make(fd, path[depth - 1])
                 child = _step(fd, path[:depth], create=create)
                 os.close(fd)
                 fd = child
@@ -195,7 +198,7 @@ class Tree:
     def make(self, path: tuple[str, ...]) -> bool:
         """Make a directory whose parents exist; return False if it was there already."""
         with self.directory(path[:-1]) as parent:
-            if _make(parent, path[-1]):
+            if self._make(parent, path[-1]):
                 return True
             os.close(_step(parent, path, create=True))  # raises where it is no directory
         return False
@@ -251,7 +254,7 @@ class Tree:
         """
         directory = self.open_directory(LOCKS, create=True)
         try:
-            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=directory)
+            lock = self._lock_file(directory, name)
         finally:
             os.close(directory)
         try:
@@ -259,6 +262,26 @@ class Tree:
             yield
         finally:
             os.close(lock)
+
+    def _lock_file(self, directory: int, name: str) -> int:
+        flags = os.O_RDWR | os.O_NOFOLLOW
+        try:
+            lock = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
+        except FileExistsError:
+            return os.open(name, flags | os.O_CREAT, 0o666, dir_fd=directory)
+        give_mode(lock, self.file_mode)
+        return lock
+
+    def _make(self, parent: int, name: str) -> bool:
+        if not _make(parent, name):
+            return False
+        if self._dir_mode is not None:
+            fd = os.open(name, _DIRECTORY, dir_fd=parent)
+            try:
+                os.fchmod(fd, self._dir_mode)
+            finally:
+                os.close(fd)
+        return True
 
     def _wait_for(self, lock: int, name: str) -> None:
         """Lock a file within `LOCK_SECONDS`: a writer holds a lock for a few system calls, another program for ever."""
@@ -285,6 +308,12 @@ class Tree:
                 f"{self._store}: its root {self._root} is not a directory that exists: "
                 f"mount the disk, or make it with `mkdir -p {self._root}`"
             ) from error
+
+
+def give_mode(fd: int, mode: int | None) -> None:
+    """Give a file that was just made its mode, whatever the process's umask is; None leaves it as it is."""
+    if mode is not None:
+        os.fchmod(fd, mode)
 
 
 def is_link_refusal(error: OSError) -> bool:

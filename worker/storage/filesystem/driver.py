@@ -72,7 +72,7 @@ class FilesystemDriver:
     def __init__(self, name: str, config: FilesystemConfig) -> None:
         self._name = name
         self._root = config.root
-        self._tree = Tree(name, config.root)
+        self._tree = Tree(name, config.root, file_mode=config.file_mode, dir_mode=config.dir_mode)
         self._files = ObjectFiles(name, self._tree)
         self._listing = Listing(self._tree)
         self._stale = StaleFiles(name, self._tree, self._files, self._listing)
@@ -90,7 +90,7 @@ class FilesystemDriver:
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         del info  # the body checks size and digest itself
         path = ObjectPath(bucket, key)
-        with self._writing(path, condition, TempFile) as (directory, temp):
+        with self._writing(path, condition, self._temp_file) as (directory, temp):
             self._fill(path, temp, body)
             return self._commit(directory, path, temp, body.digest.sha256, condition)
 
@@ -167,7 +167,7 @@ class FilesystemDriver:
 
     def check(self) -> None:
         with self._errors(self._root), self._tree.locked("check"), self._tree.directory(LOCKS) as directory:
-            temp = TempFile(directory)
+            temp = self._temp_file(directory)
             try:
                 temp.write(b"zot")
                 temp.finish()
@@ -210,6 +210,9 @@ class FilesystemDriver:
             if row is None:
                 return
             yield row
+
+    def _temp_file(self, directory: int) -> TempFile:
+        return TempFile(directory, self._tree.file_mode)
 
     @contextmanager
     def _writing(
@@ -291,7 +294,7 @@ class FilesystemDriver:
 
     def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
         """Copy the bytes with the digest that the source claims: corrupt bytes must not get a digest that matches."""
-        with self._writing(path, None, TempFile) as (directory, temp):
+        with self._writing(path, None, self._temp_file) as (directory, temp):
             self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 

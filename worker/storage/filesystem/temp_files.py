@@ -7,7 +7,7 @@ import time
 import uuid
 from contextlib import suppress
 
-from worker.storage.filesystem.disk import is_link_refusal, link, open_regular, remove, stat_of
+from worker.storage.filesystem.disk import give_mode, is_link_refusal, link, open_regular, remove, stat_of
 from worker.storage.filesystem.layout import TEMP
 
 _TRIES = 10
@@ -16,10 +16,10 @@ _TRIES = 10
 class TempFile:
     """A hidden file, locked while its writer is alive, and removed when it is closed before it is placed."""
 
-    def __init__(self, directory: int) -> None:
-        """Create an empty file in a directory that the caller keeps open meanwhile."""
+    def __init__(self, directory: int, mode: int | None = None) -> None:
+        """Create an empty file in a directory that the caller keeps open; the umask decides without `mode`."""
         self._directory = directory
-        self._name, self._fd = _unique(directory)
+        self._name, self._fd = _unique(directory, mode)
         self._written = 0
 
     @property
@@ -90,9 +90,9 @@ class LinkedTempFile(TempFile):
         self._written = self.stat.st_size
 
 
-def write_small(directory: int, name: str, content: bytes) -> None:
+def write_small(directory: int, name: str, content: bytes, mode: int | None = None) -> None:
     """Write a small file atomically, replacing what has this name. The directory is not synced."""
-    temp = TempFile(directory)
+    temp = TempFile(directory, mode)
     try:
         temp.write(content)
         temp.finish()
@@ -120,12 +120,13 @@ def _temp_name() -> str:
     return f"{TEMP}{uuid.uuid4().hex}"
 
 
-def _unique(directory: int) -> tuple[str, int]:
+def _unique(directory: int, mode: int | None) -> tuple[str, int]:
     for _ in range(_TRIES):
         name = _temp_name()
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
+            give_mode(fd, mode)
             if os.fstat(fd).st_nlink:
                 return name, fd
         except BaseException:

@@ -1,0 +1,70 @@
+"""Keep what the worker makes in its data directory from the other users of the machine."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+OWN_FOLDERS = ("run", "logs", "broker", "staging", "spool")
+"""The folders of the data directory that hold nothing but what the worker writes."""
+_CATALOGUE_FILES = ("catalogue.sqlite3", "catalogue.sqlite3-wal", "catalogue.sqlite3-shm", "catalogue.sqlite3-id")
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_PRIVATE = 0o077
+
+_users_umask: int | None = None
+
+
+def make_files_private() -> None:
+    """Set the umask of this process, which its children inherit: no other user can read what they make."""
+    global _users_umask  # noqa: PLW0603 - the umask is a fact of the process, and cannot be read without setting it
+    before = os.umask(_PRIVATE)
+    _users_umask = before if _users_umask is None else _users_umask
+
+
+def mode_for_the_user() -> int:
+    """Return the mode of a new file that is made for the user of a command, as the shell's umask has it."""
+    return 0o666 & ~(_PRIVATE if _users_umask is None else _users_umask)
+
+
+def tighten(home: Path) -> None:
+    """Take the rights of other users from our own folders and files in a data directory that is there already.
+
+    Links are not followed; what belongs to another user, or is on a disk without modes, stays as it is.
+    """
+    for path in _ours(home):
+        try:
+            fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # closing a descriptor would drop SQLite's locks
+        except OSError:
+            continue
+        try:
+            found = os.fstat(fd)
+            ours = found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode)
+            if ours and found.st_mode & _OTHERS:
+                Path(f"/proc/self/fd/{fd}").chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+        except OSError:
+            continue  # `doctor` reports it
+        finally:
+            os.close(fd)
+
+
+def open_to_others(paths: list[Path]) -> list[tuple[Path, int]]:
+    """Return those of these paths that other users can use, each with its mode."""
+    found = []
+    for path in paths:
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError:
+            continue
+        if mode & _OTHERS:
+            found.append((path, mode))
+    return found
+
+
+def private_paths(home: Path) -> list[Path]:
+    """Return what no other user should be able to use: the data directory, and our own folders and files in it."""
+    return [home, *_ours(home)]
+
+
+def _ours(home: Path) -> Iterator[Path]:
+    for name in (*OWN_FOLDERS, *_CATALOGUE_FILES):
+        yield home / name
