@@ -5,14 +5,13 @@ Keys, messages, hosts and answers of stores come from outside. `printable` escap
 
 import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text import bounded, is_hidden
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +25,6 @@ _GOOD = {"verified", "stored", "succeeded", "reachable", "good"}
 _BAD = {"corrupt", "missing", "size_mismatch", "failed", "dead", "refused", "rejected", "unreachable", "bad"}
 _WIDE = 2000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories that can move the cursor, end a line, turn the direction of text or hide in it."""
 _LEAST_FLEXIBLE = 12
 _AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
@@ -64,7 +61,7 @@ def print_json(document: object) -> None:
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(document, ensure_ascii=ascii_only, default=_jsonable)
     if not text.isascii() or not text.isprintable():
-        text = "".join(json.dumps(each)[1:-1] if unicodedata.category(each) in _UNSAFE else each for each in text)
+        text = "".join(json.dumps(each)[1:-1] if is_hidden(each) else each for each in text)
     print(text, flush=True)
 
 
@@ -140,11 +137,24 @@ def size(count: float) -> str:
 
 
 def middle_cut(text: str, width: int) -> str:
-    """Return a text of at most `width` characters: its beginning and its end, with `…` between."""
-    if len(text) <= width:
+    """Return a text of at most `width` cells of a terminal: its beginning and its end, with `…` between.
+
+    A wide character, such as a Chinese one, has two cells.
+    """
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
         return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+    head, tail = "", ""
+    for char in text:
+        if cell_len(head + char) > (width - 1) // 2:
+            break
+        head += char
+    for char in reversed(text):
+        if cell_len(head + "…" + char + tail) > width:
+            break
+        tail = char + tail
+    return f"{head}…{tail}"
 
 
 def _cell(value: object) -> str:
@@ -155,7 +165,9 @@ def _cell(value: object) -> str:
 
 def _shorten(columns: Sequence[str], cells: list[list[str]], flexible: Sequence[str], width: int) -> None:
     """Shorten the flexible columns in place: the widest first, none below a dozen characters."""
-    widths = [max(len(row[n]) for row in [list(columns), *cells]) for n in range(len(columns))]
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(row[n]) for row in [list(columns), *cells]) for n in range(len(columns))]
     chosen = [n for n, name in enumerate(columns) if name in flexible]
     while sum(widths) + 2 * len(widths) - 1 > width:
         widest = max(chosen, key=lambda n: widths[n], default=None)

@@ -26,7 +26,7 @@ Arguments are positional, so that every error survives pickling between worker p
 and the object and is meant for a person; nothing in it is secret.
 """
 
-import unicodedata
+from zot_artifact_client.text import bounded
 
 MAX_MESSAGE = 500
 """Characters of the message of one error."""
@@ -42,7 +42,7 @@ class StorageError(Exception):
     """The store that the error is about, once it has left the store as a job uses it; see `LimitedStore`."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(bounded(message, MAX_MESSAGE, keep_end=True))
 
     @property
     def message(self) -> str:
@@ -136,21 +136,3 @@ class DigestMismatch(IntegrityError):
 
 class SizeMismatch(IntegrityError):
     """There are more or fewer bytes than announced."""
-
-
-def printable(text: str, limit: int = MAX_MESSAGE) -> str:
-    """Return text from outside as one line that a terminal and a log can show, of at most `limit` characters.
-
-    Longer text is cut in its middle.
-    Control characters, line ends, bidirectional overrides and lone surrogates become escapes.
-    """
-    shown = "".join(map(_escaped, text if len(text) <= 2 * limit else text[:limit] + text[-limit:]))
-    if len(shown) <= limit:
-        return shown
-    head = limit // 2
-    return f"{shown[:head]}…{shown[len(shown) - (limit - head - 1) :]}"  # the way out comes last
-
-
-def _escaped(char: str) -> str:
-    hidden = unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    return char.encode("unicode_escape").decode() if hidden else char

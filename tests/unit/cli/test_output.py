@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from rich.cells import cell_len
 
 from worker.cli import output
 
@@ -66,6 +67,17 @@ def test_a_table_fits_the_terminal(terminal: None, capsys: pytest.CaptureFixture
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 80
     assert "1.2.3.tgz" in told
+
+
+def test_wide_characters_count_twice(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table with Chinese keys fits the terminal too: each of their characters has two cells."""
+    rows = [("5f0a1d0e", f"releases/{'発行' * 60}.tgz", "succeeded")]
+    output.print_table(("job", "artifact", "state"), rows, empty="", flexible=("artifact",))
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert len(lines) == 3
+    assert "発行.tgz" in told
 
 
 def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
