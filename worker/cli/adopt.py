@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,11 @@ from worker.cli.session import Session, opened
 from worker.cli.submit import Sender, request_of, sender
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_existing_key
-from zot_artifact_client import Job
-from zot_artifact_client.client import choose_id
 from zot_artifact_client.contract import ADOPT, AdoptRequest
+from zot_artifact_client.job_ids import choose_id
+
+if TYPE_CHECKING:
+    from zot_artifact_client import Job
 
 IN_FLIGHT = 32
 """Jobs of one bucket that wait in the queue or run at a time: a listing may be longer than the broker has memory."""
@@ -137,7 +139,7 @@ def _adopt_all(session: Session, tally: Tally, fields: dict[str, Any], limit: fl
     return tally
 
 
-def _await_first(way: Sender, tally: Tally, under_way: deque[tuple[str, Job[Any]]], deadline: float | None) -> None:
+def _await_first(way: Sender, tally: Tally, under_way: "deque[tuple[str, Job[Any]]]", deadline: float | None) -> None:
     key, job = under_way.popleft()
     outcome = way.wait(job, None if deadline is None else max(0.0, deadline - time.monotonic()))
     tally.count(key, outcome)

@@ -28,8 +28,8 @@ from worker.embedded.supervisor import FLOWER_USER
 from worker.embedded.up_process import Up
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import NotFound
-from zot_artifact_client.client import choose_id
 from zot_artifact_client.contract import DELETE, REPLICATE, UPLOAD, VERIFY, TaskSpec
+from zot_artifact_client.job_ids import choose_id
 
 BUCKET = "demo"
 _SIZES = ((10_000, 200_000), (1024**2, 8 * 1024**2), (8 * 1024**2 + 1, 200 * 1024**2))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
     BarColumn,
@@ -21,8 +21,12 @@ from worker.catalogue import Catalogue, JobRecord
 from worker.cli.errors import Failure, Status
 from worker.cli.output import err, note, size
 from worker.settings import Settings
-from zot_artifact_client import BrokerUnavailable, Job, JobNotDone, JobState, WaitTimeout
+from zot_artifact_client.contract import JobState
 from zot_artifact_client.contract import Progress as JobProgress
+from zot_artifact_client.errors import BrokerUnavailable, JobNotDone, WaitTimeout
+
+if TYPE_CHECKING:
+    from zot_artifact_client import Job
 
 _POLL = 0.5
 """Seconds between two reads of the ledger, which knows states that the result backend does not have."""
@@ -88,7 +92,7 @@ def bar(step: str) -> Iterator[Bar]:
 
 
 def await_end(
-    job: Job[Any], catalogue: Catalogue, settings: Settings, shown: Bar, timeout: float | None
+    job: "Job[Any]", catalogue: Catalogue, settings: Settings, shown: Bar, timeout: float | None
 ) -> JobNotDone | None:
     """Return when the job has ended, or when the time is up; return its error if the result backend told one.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -13,8 +13,11 @@ from worker.cli.output import note
 from worker.cli.progress import Bar, await_end, bar
 from worker.cli.session import Session
 from worker.settings import Settings
-from zot_artifact_client import ArtifactClient, BrokerUnavailable, Job
 from zot_artifact_client.contract import Message, TaskSpec
+from zot_artifact_client.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from zot_artifact_client import ArtifactClient, Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Sender:
     """The connection to the broker, and the progress bar of the command."""
 
     session: Session
-    client: ArtifactClient
+    client: "ArtifactClient"
     shown: Bar
 
     def known(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
@@ -46,7 +49,7 @@ class Sender:
             )
         return True
 
-    def send(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> Job[Any]:
+    def send(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> "Job[Any]":
         """Send a job.
 
         Raises:
@@ -57,7 +60,7 @@ class Sender:
         except BrokerUnavailable as error:
             raise BrokerUnavailable(f"{error}; {_way_out(self.session.settings)}") from error
 
-    def wait(self, job: Job[Any], timeout: float | None) -> Outcome:
+    def wait(self, job: "Job[Any]", timeout: float | None) -> Outcome:
         """Wait until the job has ended or the time is up, and return its state then.
 
         Raises:
@@ -82,6 +85,8 @@ def sender(session: Session, step: str) -> Iterator[Sender]:
     Raises:
         NoBroker: none is configured, and none runs on the data directory.
     """
+    from zot_artifact_client import ArtifactClient  # it imports Celery, which takes half a second
+
     settings = session.settings
     with ArtifactClient(settings.broker_url, settings.results_url) as client, bar(step) as shown:
         yield Sender(session, client, shown)

@@ -14,9 +14,9 @@ from worker.cli.session import opened
 from worker.cli.staging import check_file, stage, stage_stream, within_roots
 from worker.cli.submit import Sender, request_of, sender
 from worker.storage.keys import check_key
-from zot_artifact_client import BrokerUnavailable
-from zot_artifact_client.client import choose_id
 from zot_artifact_client.contract import UPLOAD, UploadRequest
+from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.job_ids import choose_id
 
 STDIN = "-"
 

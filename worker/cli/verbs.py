@@ -11,9 +11,9 @@ from worker.cli.outcome import Outcome
 from worker.cli.session import Session
 from worker.cli.staging import check_file, stage, within_roots
 from worker.cli.submit import Sender, request_of, sender
-from zot_artifact_client import BrokerUnavailable
-from zot_artifact_client.client import choose_id
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
+from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.job_ids import choose_id
 
 
 @dataclass(frozen=True, slots=True)

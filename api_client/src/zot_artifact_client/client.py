@@ -4,9 +4,8 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, overload
-from uuid import UUID, uuid4, uuid5
 
 from pydantic import ValidationError
 
@@ -14,9 +13,7 @@ from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
-    BATCH_JOB_ID,
     DELETE,
-    JOB_ID,
     MAX_MESSAGE,
     REPLICATE,
     SWEEP_VERIFY,
@@ -39,13 +36,12 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import ClientError, IdempotencyMismatch, InvalidRequest
 from zot_artifact_client.idempotency import digest_of
 from zot_artifact_client.job import Job
+from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.publisher import Publisher
 from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.urls import parse_url
 
-IDEMPOTENCY_NAMESPACE = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
-"""The namespace of ids that are made from idempotency keys; another one would give another job for the same key."""
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _ENVELOPE_SIZE = 16 * 1024
@@ -54,7 +50,6 @@ _ENVELOPE_SIZE = 16 * 1024
 
 PIPELINE_SIZE = 500
 """Jobs that are sent in one round trip: some hundred kilobytes."""
-_BY_REQUEST: dict[type[Message], TaskSpec[Any, Any]] = {spec.request: spec for spec in TASKS.values()}
 
 
 class Artifacts(ABC):
@@ -330,32 +325,6 @@ def idempotency_mismatch(jobs: Sequence[str]) -> IdempotencyMismatch:
     )
 
 
-def choose_id(
-    spec: TaskSpec[Any, Any],
-    *,
-    idempotency_key: str | None = None,
-    job_id: str | None = None,
-    service: str | None = None,
-) -> str:
-    """Return the id to send a job under: the caller's, or one of kind, service and key, or a new one.
-
-    Raises:
-        InvalidRequest: the caller gave both, or an id that is none.
-    """
-    if job_id is not None:
-        if idempotency_key is not None:
-            msg = f"{spec.kind}: give job_id or idempotency_key, not both"
-            raise InvalidRequest(msg)
-        return check_own_id(job_id)
-    if idempotency_key is None:
-        return str(uuid4())
-    if not idempotency_key:
-        msg = f"{spec.kind}: idempotency_key is empty"
-        raise InvalidRequest(msg)
-    scope = spec.kind if service is None else f"{spec.kind}@{service}"
-    return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{idempotency_key}"))
-
-
 def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, object]:
     """Return the fields of a request, as they are sent.
 
@@ -368,35 +337,6 @@ def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, ob
         msg = f"{spec.kind}: the message would have {size} bytes, at most {MAX_MESSAGE} are accepted"
         raise InvalidRequest(msg)
     return payload
-
-
-def choose_ids(
-    requests: Iterable[Message], idempotency_key: str | None, *, service: str | None = None
-) -> Iterator[tuple[str, TaskSpec[Any, Any], Message]]:
-    """Return each request with its kind and the id to send it under. Raise InvalidRequest."""
-    for number, request in enumerate(requests):
-        spec = _BY_REQUEST.get(type(request))
-        if spec is None:
-            msg = f"requests[{number}]: a {type(request).__name__} is no request"
-            raise InvalidRequest(msg)
-        key = idempotency_key if not idempotency_key else f"{idempotency_key}/{number}"
-        yield choose_id(spec, idempotency_key=key, service=service), spec, request
-
-
-def check_id(job_id: str) -> str:
-    """Return a job's id. Raise InvalidRequest if it is none."""
-    if not JOB_ID.fullmatch(job_id):
-        msg = "job_id: a letter or digit, then letters, digits, '.', '_' and '-', 128 characters at most"
-        raise InvalidRequest(msg)
-    return job_id
-
-
-def check_own_id(job_id: str) -> str:
-    """Return an id that a caller may choose. Raise InvalidRequest if it is none, or has the form of a batch's job."""
-    if BATCH_JOB_ID.fullmatch(check_id(job_id)):
-        msg = "job_id: an id that ends in '.' and 8 digits is that of a batch's own job"
-        raise InvalidRequest(msg)
-    return job_id
 
 
 def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | None:

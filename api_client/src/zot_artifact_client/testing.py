@@ -13,10 +13,7 @@ from typing import Any, overload
 
 from zot_artifact_client.client import (
     Artifacts,
-    check_id,
     check_service,
-    choose_id,
-    choose_ids,
     idempotency_mismatch,
     payload_of,
     spec_of,
@@ -26,6 +23,7 @@ from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, Wait
 from zot_artifact_client.idempotency import digest_of
 from zot_artifact_client.in_memory import InMemoryWorker
 from zot_artifact_client.job import Job, OnProgress, Snapshot, unknown_job
+from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
 
 
 class InMemoryArtifactClient(Artifacts):

@@ -45,6 +45,13 @@ def test_help_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["upload", "replicate", "verify", "delete", "adopt"])
+def test_help_of_a_verb_imports_no_celery(name: str, tmp_path: Path) -> None:
+    """A verb connects to the broker when it runs: its help needs neither Celery nor a broker's client."""
+    modules = modules_after([name, "--help"], tmp_path)
+    assert {module for module in modules if module.split(".")[0] in HEAVY} == set()
+
+
 def test_ls_imports_the_catalogue_and_nothing_beyond(tmp_path: Path) -> None:
     """Listing artifacts needs no SDK, no Celery and no broker's client; a new catalogue alone needs Alembic."""
     from worker.catalogue import Catalogue
