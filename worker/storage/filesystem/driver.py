@@ -32,6 +32,7 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
+from worker.storage.exception_boundary import exception_boundary
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
 from worker.storage.filesystem.layout import LOCKS, OWN, ObjectPath
@@ -66,6 +67,7 @@ class _NoLinks(Exception):
     """The disk makes no hard link between the two directories."""
 
 
+@exception_boundary
 class FilesystemDriver:
     """A store whose objects are files below one root."""
 

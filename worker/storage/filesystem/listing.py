@@ -33,7 +33,15 @@ def version_of(stat: os.stat_result) -> str:
 
 def modified_of(stat: os.stat_result) -> datetime:
     """Return when the bytes were written."""
-    return datetime.fromtimestamp(stat.st_mtime, UTC)
+    return to_time(stat.st_mtime)
+
+
+def to_time(seconds: float) -> datetime:
+    """Return a time of the disk, or the epoch for one outside the years 1 to 9999: no decision depends on it."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 class Listing:

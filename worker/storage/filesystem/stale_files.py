@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from worker.storage.driver import StaleUpload
 from worker.storage.errors import InvalidKey
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.disk import Tree, stat_of
 from worker.storage.filesystem.layout import INTENTS, OWN, TEMP, ObjectPath, is_encodable, orphans_in
-from worker.storage.filesystem.listing import Listing
+from worker.storage.filesystem.listing import Listing, to_time
 from worker.storage.filesystem.temp_files import remove_dead
 from worker.storage.keys import check_any_bucket
 
@@ -64,7 +63,7 @@ class StaleFiles:
                 return []
             for name in stale:
                 with suppress(FileNotFoundError):
-                    since = datetime.fromtimestamp(stat_of(directory, name).st_ctime, UTC)
+                    since = to_time(stat_of(directory, name).st_ctime)
                     what = "temporary file" if name.startswith(TEMP) else "intent of a replacement"
                     where = "/".join((*path, name))
                     found.append(StaleUpload(f"{self._store}: {what} {where}", since, (*path, name)))
