@@ -28,6 +28,8 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
     age = context.settings.sweep.leftovers.age
     foreign_uploads = context.settings.sweep.leftovers.foreign_uploads
 
+    foreign: dict[str, int] = {}
+
     def clean(name: str) -> tuple[str, int]:
         job.step(f"cleaning {name}")
         store = context.stores[name]
@@ -40,6 +42,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
                 continue
             begun_by_us = stale.ours or any(_was_begun_by(stale, transfer) for transfer in transfers)
             if not begun_by_us and foreign_uploads == "report":
+                foreign[name] = foreign.get(name, 0) + 1
                 logger.warning(
                     "%s: left %s, begun at %s: this worker did not begin it", name, stale.description, stale.since
                 )
@@ -53,7 +56,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
 
     removed = for_each_store(context.unpaused_stores(request.store), clean)
     staged = 0 if request.store else _clean_staging(context, age)
-    return SweepLeftoversResult(removed=dict(removed), staged=staged)
+    return SweepLeftoversResult(removed=dict(removed), staged=staged, foreign=foreign)
 
 
 def _belongs_to(stale: StaleUpload, transfer: OpenTransfer) -> bool:

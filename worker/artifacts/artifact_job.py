@@ -118,7 +118,13 @@ class ArtifactJob:
         artifact, store, job = self.artifact, slot.store, self.job
         where = artifact.bucket, artifact.key
         try:
-            made = store.copy_object(self.context.stores[origin], *where, artifact.digest, metadata=artifact.metadata)
+            made = store.copy_object(
+                self.context.stores[origin],
+                *where,
+                artifact.digest,
+                metadata=artifact.metadata,
+                checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+            )
         except AlreadyExists as error:
             raise self._conflict(store) from error
         except StorageError as error:

@@ -20,6 +20,7 @@ from worker.storage import (
     Store,
     Verification,
 )
+from worker.storage.driver import ObjectProperties
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
@@ -124,6 +125,7 @@ class LimitedStore:
         size: int | None = None,
         sha256: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        properties: ObjectProperties | None = None,
         storage_class: str | None = None,
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
@@ -140,9 +142,11 @@ class LimitedStore:
                     size=size,
                     sha256=sha256,
                     metadata=metadata,
+                    properties=properties,
                     storage_class=storage_class,
                     condition=condition,
                     on_bytes=metered,
+                    on_read_back=self._metered(self._job.heartbeat),
                     checkpoint=checkpoint,
                     existing_key=existing_key,
                 )
@@ -180,6 +184,8 @@ class LimitedStore:
         expected: Digest,
         *,
         metadata: Mapping[str, str] | None = None,
+        properties: ObjectProperties | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> ObjectStat | None:
         """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
         origin.admit()
@@ -191,6 +197,8 @@ class LimitedStore:
                     key,
                     expected,
                     metadata=metadata,
+                    properties=properties,
+                    checkpoint=checkpoint,
                     between=self._job.heartbeat,
                 )
             except StorageError as error:
@@ -241,7 +249,16 @@ class LimitedStore:
     @contextmanager
     def _transfer(self, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
         """Hold a slot, and yield what is to be told of every piece."""
-        tell, limit = on_bytes or self._job.heartbeat, self.limits.bytes_per_second
+        with self.slot():
+            try:
+                yield self._metered(on_bytes or self._job.heartbeat)
+            except StorageError as error:
+                self._blame(error)
+                raise
+
+    def _metered(self, tell: OnBytes) -> OnBytes:
+        """Return what takes every piece from the bandwidth, and then tells of it."""
+        limit = self.limits.bytes_per_second
 
         def metered(count: int) -> None:
             if self._slot is not None and self._slot.lost:
@@ -252,12 +269,7 @@ class LimitedStore:
                 self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
             tell(count)
 
-        with self.slot():
-            try:
-                yield metered
-            except StorageError as error:
-                self._blame(error)
-                raise
+        return metered
 
     def _blame(self, error: StorageError) -> None:
         """Name this store in an error that names none yet, and count it if the store is to blame for it."""

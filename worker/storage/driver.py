@@ -366,6 +366,19 @@ class MultipartDriver(Driver, Protocol):
 class ChecksumDriver(Driver, Protocol):
     """A backend whose `capabilities.checks_uploads` may be None: it finds out by trying."""
 
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        to_bucket: str,
+        to_key: str,
+        *,
+        condition: Condition = None,
+        storage_class: str | None = None,
+    ) -> ObjectStat:
+        """Do as `Driver.copy`, over what `condition` allows; see `Driver.put`."""
+        ...
+
     def refuses_damage(self, bucket: str, key: str) -> bool:
         """Return whether the store refuses an object, and a part, that arrive with a wrong checksum.
 
@@ -382,13 +395,20 @@ class CopyDriver(Driver, Protocol):
         ...
 
     def copy_from(
-        self, original: Any, found: ObjectStat, info: WriteInfo, *, between: Callable[[], object]
+        self,
+        original: Any,
+        found: ObjectStat,
+        info: WriteInfo,
+        *,
+        between: Callable[[], object],
+        begun: Callable[[str], object],
     ) -> ObjectStat:
         """Make an object of the very version that `found` describes, under its bucket and key, where nothing is there.
 
         Everything beside the bytes is from `info`, as for `put`; class and encryption are this store's. The caller
         guarantees that `original` and `found` are of a driver of the same realm, and that `info` has the digest and
-        the size, which is not 0. `between` is called between requests; what it raises ends the copy.
+        the size, which is not 0. `between` is called between requests; what it raises ends the copy. `begun` is told
+        the token of a multipart upload, where the copy is made by one.
 
         The bytes were not hashed on the way: they are whatever the source has, rotten or not. The stat tells the size
         that the store gives. Until the whole copy is there, nothing is visible. An answer that got lost is settled by

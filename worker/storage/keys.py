@@ -23,6 +23,7 @@ RESERVED_SEGMENT = ".zot-"
 RESERVED_BUCKET = "zot-"
 QUARANTINE_BUCKET = "zot-quarantine"
 PROBE_BUCKET = "zot-probe"
+STAGING_BUCKET = "zot-staging"
 MARKER_BUCKET = "zot-store"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -46,6 +46,7 @@ from worker.storage.keys import (
     MAX_PATH_BYTES,
     PROBE_BUCKET,
     QUARANTINE_BUCKET,
+    STAGING_BUCKET,
     check_any_bucket,
     check_existing_key,
     check_key,
@@ -113,12 +114,15 @@ class Store:
         storage_class: str | None = None,
         condition: Condition = None,
         on_bytes: OnBytes | None = None,
+        on_read_back: OnBytes | None = None,
         checkpoint: Checkpoint | None = None,
         existing_key: bool = False,
     ) -> tuple[ObjectStat, Digest]:
         """Write an object atomically and return its stat and the digest of the bytes that were sent.
 
         Large objects are sent as multipart uploads, several parts at once, where the store has them.
+        What a store without checksums takes is read back. Where it replaces an object, it is written to a reserved
+        bucket and read there first, and then copied over by the store.
 
         Args:
             bucket: the logical bucket.
@@ -131,6 +135,7 @@ class Store:
             storage_class: the store's name of a class or tier, in place of the configured one.
             condition: see `Driver.put`.
             on_bytes: called with the number of bytes after each read of the source.
+            on_read_back: called with the number of bytes after each read of what the store has taken.
             checkpoint: records confirmed parts, so that a killed write resumes with the missing ones.
             existing_key: the key is that of an object in another store: what this store can hold is allowed.
 
@@ -150,7 +155,7 @@ class Store:
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
                     metadata=metadata, properties=properties, storage_class=storage_class, condition=condition,
-                    on_bytes=on_bytes, checkpoint=checkpoint, existing_key=existing_key,
+                    on_bytes=on_bytes, on_read_back=on_read_back, checkpoint=checkpoint, existing_key=existing_key,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
         body = VerifyingReader(
@@ -159,12 +164,22 @@ class Store:
         info = WriteInfo(size, sha256, metadata, storage_class, properties or ObjectProperties())
         if self._goes_in_parts(size):
             self._refuse_early(bucket, key, condition)
-            stat = self._parted(bucket, key, info, checkpoint).run(body, condition)
-        else:
-            stat = self._driver.put(bucket, key, body, info, condition=condition)
-        if not self.checks_uploads():
-            self._read_back(stat, body.digest, on_bytes)
-        return stat, body.digest
+
+        def send(bucket: str, key: str, condition: Condition) -> ObjectStat:
+            if self._goes_in_parts(size):
+                return self._parted(bucket, key, info, checkpoint).run(body, condition)
+            return self._driver.put(bucket, key, body, info, condition=condition)
+
+        if self.checks_uploads():
+            return send(bucket, key, condition), body.digest
+        path = f"{bucket}/{key}"
+        if not self._replaces(bucket, key, size, condition):
+            stat = send(bucket, key, condition)
+            self._read_back(stat, body.digest, on_read_back, path)
+            return stat, body.digest
+        staged = send(STAGING_BUCKET, _reserved_key(STAGING_BUCKET, f"{sha256}/{bucket}", key), None)
+        self._read_back(staged, body.digest, on_read_back, path)
+        return self._swap_in(staged, bucket, key, condition, storage_class), body.digest
 
     def read_object(
         self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None
@@ -288,9 +303,7 @@ class Store:
         """
         self._check_read(bucket, key)
         self._check_identity(write=True)
-        aside = f"{bucket}/{label}/{key}"
-        if len(f"{QUARANTINE_BUCKET}/{aside}".encode()) > MAX_PATH_BYTES:
-            aside = f"{bucket}/{label}/{hashlib.sha256(key.encode()).hexdigest()}"
+        aside = _reserved_key(QUARANTINE_BUCKET, f"{bucket}/{label}", key)
         stat = self._driver.stat(bucket, key)
         if not self.capabilities.implicit_buckets:
             self._driver.create_bucket(QUARANTINE_BUCKET)
@@ -311,19 +324,29 @@ class Store:
         *,
         metadata: Mapping[str, str] | None = None,
         properties: ObjectProperties | None = None,
+        checkpoint: Checkpoint | None = None,
         between: Between = lambda: None,
     ) -> ObjectStat | None:
         """Copy an object of another store server-side; return None, with nothing done, where that is impossible.
 
         The bytes do not pass through this process, so they prove nothing: the caller verifies the copy before it
-        counts. The destination must be empty: unverified bytes replace nothing.
+        counts. The destination must be empty: unverified bytes replace nothing. `checkpoint` records a multipart upload
+        that the copy is made of, so that one whose process was killed is known to be ours.
 
         Raises:
             StorageError: see `copy_server_side`.
         """
         self._check_write(bucket, key, existing_key=True)
         info = WriteInfo(expected.size, expected.sha256, metadata or {}, properties=properties or ObjectProperties())
-        return copy_server_side(origin._driver, self._driver, bucket, key, info, between=between)  # noqa: SLF001
+        return copy_server_side(
+            origin._driver,  # noqa: SLF001
+            self._driver,
+            bucket,
+            key,
+            info,
+            between=between,
+            checkpoint=checkpoint or NoCheckpoint(),
+        )
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
@@ -391,11 +414,20 @@ class Store:
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the unfinished uploads, those that are still being written included."""
-        return self._driver.iter_stale_uploads()
+        yield from self._driver.iter_stale_uploads()
+        if self.capabilities.checks_uploads is not True and self.capabilities.reserved_buckets:
+            for row in self._driver.iter_objects(STAGING_BUCKET):
+                token = (STAGING_BUCKET, row.version, row.key)
+                yield StaleUpload(f"object {STAGING_BUCKET}/{row.key}, not swapped in", row.modified, token)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""
-        return self._driver.remove_stale_upload(stale)
+        if stale.token[0] != STAGING_BUCKET:
+            return self._driver.remove_stale_upload(stale)
+        _, version, key = stale.token
+        with suppress(PreconditionFailed):
+            return self._driver.delete(STAGING_BUCKET, key, condition=Match(version))
+        return False
 
     def close(self) -> None:
         self._driver.close()
@@ -436,22 +468,42 @@ class Store:
         if self._identity:
             self._identity.check(write=write)
 
-    def _read_back(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None) -> None:
-        """Hold what the store has taken to what was sent.
+    def _replaces(self, bucket: str, key: str, size: int | None, condition: Condition) -> bool:
+        """Return whether a write may replace an object, which has to stay if the new bytes arrive damaged.
+
+        Where the store can neither keep something of ours nor copy so large an object, the answer is no: what was there
+        is lost if its replacement is damaged.
+        """
+        if condition == "create_only" or not self.capabilities.reserved_buckets:
+            return False
+        return (size or 0) <= (self.capabilities.max_copy_size or 0) and self.object_exists(bucket, key)
+
+    def _swap_in(
+        self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
+    ) -> ObjectStat:
+        """Have the store copy what was read back over the object that it replaces, and delete it where it waited."""
+        try:
+            return cast("ChecksumDriver", self._driver).copy(
+                staged.bucket, staged.key, bucket, key, condition=condition, storage_class=storage_class
+            )
+        finally:
+            with suppress(StorageError):  # cleanup removes what is left
+                self._driver.delete(staged.bucket, staged.key, condition=Match(staged.version))
+
+    def _read_back(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None, path: str) -> None:
+        """Hold what the store has taken to what was sent; `path` is the bucket and key that it is for.
 
         Raises:
             Unavailable: other bytes are there; they were deleted, unless another writer has made them since.
         """
-        where = f"{self.name}: {written.bucket}/{written.key}"
         with open_resumable(self._driver, written.bucket, written.key) as reader:
-            # No progress is made, but the caller wants to be asked whether to go on.
-            found = judge(reader, digest, (lambda _size: on_bytes(0)) if on_bytes else None)
+            found = judge(reader, digest, on_bytes)
         if found.verdict is Verdict.VERIFIED:
             return
         if found.version == written.version:
             with suppress(PreconditionFailed):
                 self._driver.delete(written.bucket, written.key, condition=Match(written.version))
-        raise Unavailable(f"{where}: the bytes were damaged on the way to a store that checks no checksums")
+        raise Unavailable(f"{self.name}: {path}: the bytes were damaged on the way to a store that checks no checksums")
 
     def _check_size(self, bucket: str, key: str, size: int | None) -> None:
         limit = self.capabilities.max_object_size
@@ -504,3 +556,11 @@ class Store:
             except OSError as error:
                 raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error
             yield spool, body.digest
+
+
+def _reserved_key(reserved: str, start: str, key: str) -> str:
+    """Return the key in a reserved bucket for what belongs to `key`: its digest where the whole would be too long."""
+    found = f"{start}/{key}"
+    if len(f"{reserved}/{found}".encode()) <= MAX_PATH_BYTES:
+        return found
+    return f"{start}/{hashlib.sha256(key.encode()).hexdigest()}"

@@ -23,17 +23,19 @@ from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Say
 from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
-from worker.storage.driver import WriteInfo
+from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import (
     Archived,
     InvalidKey,
     InvalidMetadata,
     NotFound,
+    PreconditionFailed,
     StorageError,
     TransientError,
     Unavailable,
     UploadEnded,
 )
+from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.registry import open_driver
 
 BUCKET = "releases"
@@ -298,6 +300,64 @@ class TestDamagedUploads:
             faulty.write_object(BUCKET, "app", source(some_bytes(size)))
         assert done
         assert not direct.object_exists(BUCKET, "app")
+
+    @pytest.mark.parametrize("size", [100, PART + 100])
+    def test_what_a_damaged_write_was_to_replace_is_kept(
+        self, through: Callable[..., tuple[Store, Store]], size: int
+    ) -> None:
+        """An object stays as it was when its replacement is damaged on the way; a right one replaces it."""
+        damaging, done, counted = [True], [0], [0]
+
+        def damage(request: Request) -> Fault:
+            sends = (request.method == "PUT" and "app" in request.path) or "/upload/" in request.path
+            bytes_sent = int(request.headers.get("Content-Length") or 0)
+            if damaging[0] and sends and "comp=blocklist" not in request.path and bytes_sent >= 90:
+                done[0] += 1
+                return Damage(at=-60)
+            return None
+
+        direct, faulty = through(damage, read_back=True)
+        before, _ = direct.write_object(BUCKET, "app", source(b"before"))
+        with pytest.raises(StorageError):
+            faulty.write_object(BUCKET, "app", source(some_bytes(size)), condition=Match(before.version))
+        assert done[0]
+        assert direct.stat_object(BUCKET, "app").version == before.version
+        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"before")
+        assert list(direct.iter_stale_uploads()) == []
+
+        damaging[0] = False
+        with pytest.raises(PreconditionFailed):
+            faulty.write_object(BUCKET, "app", source(some_bytes(size)), condition=Match("1"))
+        made, _ = faulty.write_object(
+            BUCKET,
+            "app",
+            source(some_bytes(size)),
+            condition=Match(before.version),
+            metadata={"name": "value"},
+            properties=ObjectProperties(content_type="text/plain"),
+            on_read_back=counted.append,
+        )
+        found = direct.stat_object(BUCKET, "app")
+        assert (found.version, found.metadata, found.properties) == (made.version, made.metadata, made.properties)
+        assert (found.metadata, found.properties.content_type) == ({"name": "value"}, "text/plain")
+        assert direct.verify_object(BUCKET, "app").expected == digest_of(some_bytes(size))
+        assert sum(counted) == size
+        assert list(direct.iter_stale_uploads()) == []
+
+    def test_an_object_that_a_killed_write_left_before_the_swap_is_cleaned_up(
+        self, through: Callable[..., tuple[Store, Store]]
+    ) -> None:
+        """What was written and not yet swapped in is listed as a stale upload of ours, and removed."""
+        direct, _ = through(lambda _: None, read_back=True)
+        body = VerifyingReader(source(b"x"))
+        digest = digest_of(b"x")
+        direct._driver.put("zot-staging", "x/releases/app", body, WriteInfo(digest.size, digest.sha256))
+        (stale,) = direct.iter_stale_uploads()
+        assert stale.ours
+        assert "releases/app" in stale.description
+        assert direct.remove_stale_upload(stale)
+        assert not direct.remove_stale_upload(stale)
+        assert list(direct.iter_stale_uploads()) == []
 
     def test_a_store_that_ignores_checksums_is_found_out(
         self, through: Callable[..., tuple[Store, Store]], cloud: str

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from azure.storage.blob import BlobServiceClient
 
 from tasks.replicate import NoGoodSource, replicate
+from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.conformance import targets
@@ -20,11 +22,11 @@ from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings import Settings
-from worker.settings.sections import ReplicationSettings, SourceSettings
+from worker.settings.sections import LeftoverSweepSettings, ReplicationSettings, SourceSettings, SweepSettings
 from worker.storage import FilesystemConfig, StoreConfig
 from worker.storage.azure import copy as azure_copy
-from worker.storage.errors import Unavailable
-from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
+from worker.storage.errors import StorageError, Unavailable
+from zot_artifact_client.contract import ReplicateRequest, SweepLeftoversRequest, UploadRequest, VerifyRequest
 
 PLACE = {"bucket": "releases", "key": "app one.tgz"}
 CONTENT = some_bytes(200_000)
@@ -299,6 +301,35 @@ def test_between_two_endpoints_the_bytes_pass_through_us(run, context: Context, 
         assert (line.copies, line.downloads) == ([], ["near"])
         assert content(apart, "far") == CONTENT
         apart.close()
+
+
+@pytest.mark.parametrize("line", ["s3"], indirect=True)
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.usefixtures("uploaded")
+def test_the_upload_of_a_copy_that_was_killed_is_known_to_be_ours(run, context: Context, line: Line, again):
+    """A multipart upload that a killed copy has begun is taken up by the next attempt, or removed by cleanup."""
+    dead: list[bool] = []
+
+    def die(request: Request) -> Fault:
+        if "x-amz-copy-source" in request.headers:
+            dead.append(True)
+        return Say(403, b"<Error><Code>AccessDenied</Code></Error>") if dead else None
+
+    line.fault = die
+    with pytest.raises(StorageError):
+        run(replicate, TO_FAR)
+    line.fault = lambda _: None
+    [left] = context.stores["far"].iter_stale_uploads()
+    assert not left.ours  # as far as the store can tell
+    if again:
+        assert run(replicate, TO_FAR).copies[0].outcome == "stored"
+        assert len(line.copies) == 1
+    else:
+        sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=timedelta(0)))
+        aged = dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
+        result = run(lambda asked, _, job: sweep_cleanup(asked, aged.for_job(job), job), SweepLeftoversRequest())
+        assert (result.removed["far"], result.foreign) == (1, {})
+    assert list(context.stores["far"].iter_stale_uploads()) == []
 
 
 @pytest.mark.parametrize("line", ["gcs"], indirect=True)

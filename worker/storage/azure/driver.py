@@ -51,7 +51,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, StorageError, Unavailable, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.transfer.server_copy import Between
+from worker.storage.transfer.server_copy import Begun, Between
 
 IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
 """Azure takes a backslash for a slash, and drops a dot at the end of a segment: such a key would name another blob."""
@@ -153,19 +153,32 @@ class AzureDriver(CloudDriver):
             raise missing_bucket(self._origin, bucket)
         return code == "ConditionNotMet" and self._refuse_delete(bucket, key, condition)
 
-    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        to_bucket: str,
+        to_key: str,
+        *,
+        condition: Condition = None,
+        storage_class: str | None = None,
+    ) -> ObjectStat:
         source = self._properties(bucket, key)
         if not self._copies:
             return self._copy_through_us(to_stat(self._name, bucket, key, source), to_bucket, to_key)
         copy = Copy(self._blob(to_bucket, to_key), self._origin, f"{to_bucket}/{to_key}")
         metadata = {**METADATA.stored(source.metadata), METADATA.writer: new_token()}
-        found = copy.make(self._blob(bucket, key), str(source.etag), metadata, tier_of(self._config))
+        settings = tier_of(self._config, storage_class) | conditions(condition)
+        found = copy.make(self._blob(bucket, key), str(source.etag), metadata, settings)
         return to_stat(self._name, to_bucket, to_key, found)
 
     def location(self, bucket: str, key: str) -> BlobClient:
         return self._blob(bucket, key)
 
-    def copy_from(self, original: BlobClient, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
+    def copy_from(
+        self, original: BlobClient, found: ObjectStat, info: WriteInfo, *, between: Between, begun: Begun
+    ) -> ObjectStat:
+        del begun  # no multipart upload is made
         bucket, key = found.bucket, found.key
         copy = Copy(self._blob(bucket, key), self._origin, f"{bucket}/{key}", between)
         settings = tier_of(self._config, info.storage_class) | conditions("create_only")

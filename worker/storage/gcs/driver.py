@@ -3,10 +3,11 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import requests
+from google.cloud.storage.exceptions import DataCorruption
 
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
@@ -35,7 +36,7 @@ from worker.storage.gcs.objects import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
 from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, rewrite, send_bytes
-from worker.storage.transfer.server_copy import Between
+from worker.storage.transfer.server_copy import Begun, Between
 
 TIB = 1024**4
 MAX_OBJECT = 5 * TIB
@@ -125,7 +126,16 @@ class GcsDriver(CloudDriver):
                     return True
         raise Unavailable(f"{self._name}: {bucket}/{key} is overwritten again and again while it is deleted")
 
-    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        to_bucket: str,
+        to_key: str,
+        *,
+        condition: Condition = None,
+        storage_class: str | None = None,
+    ) -> ObjectStat:
         found = self._look(bucket, key)
         stat, writer = to_stat(self._name, bucket, key, found), uuid.uuid4().hex
         write = GcsWrite(
@@ -135,11 +145,11 @@ class GcsDriver(CloudDriver):
             sha256=str(stat.sha256),
             writer=writer,
             metadata={**METADATA.stored(found.metadata), METADATA.writer: writer},
-            condition=None,
+            condition=condition,
             options={},
             properties=stat.properties,
             name=self._object(to_bucket, to_key),
-            storage_class=self._config.storage_class,
+            storage_class=storage_class or self._config.storage_class,
         )
         connection = self._connected()
         original = connection.blob(self._object(bucket, key), found.generation)
@@ -148,7 +158,10 @@ class GcsDriver(CloudDriver):
     def location(self, bucket: str, key: str) -> ObjectName:
         return self._object(bucket, key)
 
-    def copy_from(self, original: ObjectName, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
+    def copy_from(
+        self, original: ObjectName, found: ObjectStat, info: WriteInfo, *, between: Between, begun: Begun
+    ) -> ObjectStat:
+        del begun  # no multipart upload is made
         write = self._write(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
         connection = self._connected()
         blob = connection.blob(original, int(found.version))
@@ -209,13 +222,16 @@ class GcsDriver(CloudDriver):
     # The store
 
     def refuses_damage(self, bucket: str, key: str) -> bool:
-        """Return whether a wrong checksum is found out: by the store, or by the one that it tells of what it has."""
+        """Return whether the store refuses a wrong checksum.
+
+        One that only tells the checksum of what it has taken has replaced what was there before.
+        """
         connection, name = self._connected(), self._object(bucket, key)
         try:
-            with self._errors(f"{bucket}/{key}"):
+            with self._errors(f"{bucket}/{key}"), suppress(DataCorruption):
                 send_bytes(connection, name, b"x", {}, 0, checksums=checksums_of(b"y"))
         except StorageError as error:
-            if isinstance(error, Unavailable) or error.code in {"invalid", "badRequest", "400"}:
+            if error.code in {"invalid", "badRequest", "400"}:
                 return True
             raise
         finally:

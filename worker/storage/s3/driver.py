@@ -34,7 +34,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
-from worker.storage.s3.objects import METADATA, header_name, to_stat, version_of, written_stat
+from worker.storage.s3.objects import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
     GIB,
@@ -45,7 +45,7 @@ from worker.storage.s3.providers import (
     realm_of,
 )
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
-from worker.storage.transfer.server_copy import Between
+from worker.storage.transfer.server_copy import Begun, Between
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -154,29 +154,49 @@ class S3Driver(CloudDriver):
                 return False  # another process has deleted it since
         return True
 
-    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        to_bucket: str,
+        to_key: str,
+        *,
+        condition: Condition = None,
+        storage_class: str | None = None,
+    ) -> ObjectStat:
         source = self._head(bucket, key)
-        metadata = {**METADATA.stored(source.get("Metadata")), METADATA.writer: uuid.uuid4().hex}
-        original = self._address(bucket, key)
-        properties = to_stat(self._name, bucket, key, source).properties
-        with self._errors(f"{bucket}/{key} to {to_bucket}/{to_key}"):
-            reply = self._client(committing=True).copy_object(
-                **self._address(to_bucket, to_key),
-                CopySource={"Bucket": original["Bucket"], "Key": original["Key"]},
-                CopySourceIfMatch=f'"{version_of(source["ETag"])}"',  # or the digest would be that of other bytes
-                MetadataDirective="REPLACE",
-                Metadata=metadata,
-                **cast("Any", self._options(properties=properties)),
-            )
-        answer = {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
-        return written_stat(self._name, f"{to_bucket}/{to_key}", source["ContentLength"], metadata, answer)
+        found, writer = to_stat(self._name, bucket, key, source), uuid.uuid4().hex
+        write = S3Write(
+            bucket=to_bucket,
+            key=to_key,
+            size=found.size,
+            sha256=str(found.sha256),
+            writer=writer,
+            metadata={**METADATA.stored(source.get("Metadata")), METADATA.writer: writer},
+            condition=condition,
+            options=self._options(storage_class, found.properties),
+            properties=found.properties,
+            address=self._address(to_bucket, to_key),
+            conditional=self._profile.conditional_writes,
+            checksums=self._profile.checksums == "when_supported",
+        )
+        return self._carried_out(write).copy_whole(self._address(bucket, key), found.version)
 
     def location(self, bucket: str, key: str) -> Address:
         return self._address(bucket, key)
 
-    def copy_from(self, original: Address, found: ObjectStat, info: WriteInfo, *, between: Between) -> ObjectStat:
-        upload = self._upload(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
-        return upload.copy(original, found.version, self._copy_part, between)
+    def copy_from(
+        self, original: Address, found: ObjectStat, info: WriteInfo, *, between: Between, begun: Begun
+    ) -> ObjectStat:
+        writer = uuid.uuid4().hex
+        upload = self._upload(found.bucket, found.key, info, writer, "create_only")
+        return upload.copy(
+            original,
+            found.version,
+            self._copy_part,
+            between=between,
+            begun=lambda upload_id: begun(_token(writer, upload_id)),
+        )
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         real, start = self._real(bucket)
@@ -191,7 +211,7 @@ class S3Driver(CloudDriver):
 
     def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         writer = uuid.uuid4().hex
-        return f"{writer}:{self._upload(bucket, key, info, writer).begin()}"
+        return _token(writer, self._upload(bucket, key, info, writer).begin())
 
     def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
         return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data)
@@ -352,6 +372,9 @@ class S3Driver(CloudDriver):
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
         )
+        return self._carried_out(write)
+
+    def _carried_out(self, write: S3Write) -> Upload:
         return Upload(self._client(), self._client(committing=True), self._origin, write)
 
     def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
@@ -422,6 +445,10 @@ def _range(offset: int, length: int | None) -> str | None:
     if length is None:
         return f"bytes={offset}-" if offset else None
     return f"bytes={offset}-{offset + length - 1}"
+
+
+def _token(writer: str, upload_id: str) -> str:
+    return f"{writer}:{upload_id}"
 
 
 def _upload_id(token: str) -> str:

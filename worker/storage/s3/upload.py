@@ -24,7 +24,7 @@ from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.objects import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
 from worker.storage.transfer.parts import MIB, next_part, plan_parts, rewound
-from worker.storage.transfer.server_copy import Between
+from worker.storage.transfer.server_copy import Begun, Between
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -150,7 +150,28 @@ class Upload:
         with suppress(NotFound), self._errors():
             self._client.abort_multipart_upload(**self._write.address, UploadId=upload_id)
 
-    def copy(self, source: Address, version: str, part_size: int, between: Between) -> ObjectStat:
+    def copy_whole(self, source: Address, version: str) -> ObjectStat:
+        """Make the object of exactly this version of `source` in one request, which takes up to 5 GiB."""
+        if self._write.condition:
+            self.check_condition()  # many stores ignore that of this request
+
+        def copy() -> Mapping[str, Any]:
+            reply = self._patient.copy_object(
+                **self._write.address,
+                **self._conditions(),
+                CopySource={"Bucket": source["Bucket"], "Key": source["Key"]},
+                CopySourceIfMatch=f'"{version}"',  # or the digest would be that of other bytes
+                MetadataDirective="REPLACE",
+                Metadata=self._write.metadata,
+                **self._options,
+            )
+            return {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
+
+        return self._commit(copy)
+
+    def copy(
+        self, source: Address, version: str, part_size: int, *, between: Between, begun: Begun = lambda _id: None
+    ) -> ObjectStat:
         """Make the object of exactly this version of `source`, in parts of at least `part_size` bytes.
 
         In parts also where one request could copy it all: many stores ignore the condition of that request, and honour
@@ -158,6 +179,7 @@ class Upload:
         """
         upload_id = self.begin()
         try:
+            begun(upload_id)
             size = self._write.size
             part_size = plan_parts(size, min_part=part_size, max_part=MAX_PART, max_parts=MAX_PARTS)
             for number, span in enumerate(_spans(size, part_size), 1):

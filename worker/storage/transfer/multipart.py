@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
-from worker.storage.driver import Body, Condition, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
+from worker.storage.driver import Body, Condition, Driver, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
 from worker.storage.errors import NotFound, StorageError, Unavailable
 from worker.storage.transfer.parts import next_part, plan_parts, spool_part
 
@@ -42,6 +42,13 @@ def plan_upload(part_size: int, memory: int = MEMORY) -> UploadPlan:
     if at_once < 1:
         return UploadPlan(PARALLEL_PARTS, spooled=True, held=PARALLEL_PARTS * STREAMED)
     return UploadPlan(at_once, spooled=False, held=(at_once + 1) * part_size)
+
+
+def part_size_of(driver: Driver, size: int) -> int:
+    """Return the size of the parts in which an object of `size` bytes is sent to a store that has parts."""
+    limits = driver.capabilities.parts
+    assert limits is not None
+    return plan_parts(size, min_part=limits.min_size, max_part=limits.max_size, max_parts=limits.max_parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +178,8 @@ class MultipartWrite:
         return OpenUpload(begun.token, begun.part_size, sent)
 
     def _begin(self) -> OpenUpload:
-        limits = self._driver.capabilities.parts
-        assert limits is not None
         assert self._info.size is not None
-        part_size = plan_parts(
-            self._info.size, min_part=limits.min_size, max_part=limits.max_size, max_parts=limits.max_parts
-        )
+        part_size = part_size_of(self._driver, self._info.size)
         begun = OpenUpload(self._driver.begin_upload(*self._place, self._info), part_size, {})
         self._checkpoint.begun(begun.token, part_size)
         return begun

@@ -3,19 +3,31 @@
 from collections.abc import Callable
 from typing import cast
 
-from worker.storage.driver import CopyDriver, Driver, Match, ObjectStat, WriteInfo
+from worker.storage.driver import CopyDriver, Driver, Match, MultipartDriver, ObjectStat, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, SizeMismatch, StorageError
+from worker.storage.transfer.multipart import Checkpoint, part_size_of
 
 Between = Callable[[], object]
 """Called between the requests of a copy. What it raises ends the copy; nothing becomes visible."""
+Begun = Callable[[str], object]
+"""Called with the token of the multipart upload that makes a copy."""
 
 
 def copy_server_side(
-    source: Driver, target: Driver, bucket: str, key: str, info: WriteInfo, *, between: Between
+    source: Driver,
+    target: Driver,
+    bucket: str,
+    key: str,
+    info: WriteInfo,
+    *,
+    between: Between,
+    checkpoint: Checkpoint,
 ) -> ObjectStat | None:
     """Make `target` copy an object of `source` server-side to an empty key; return None where that is impossible.
 
     An empty object is not copied server-side: a provider's copy is made of ranges, and an empty object has none.
+    The multipart upload that a copy is made of is recorded in `checkpoint`: nothing else tells whose it is when this
+    process is killed.
 
     Raises:
         AlreadyExists: an object is at the destination.
@@ -33,9 +45,16 @@ def copy_server_side(
     except StorageError as error:
         error.store = source.name
         raise
+
+    def begun(token: str) -> None:
+        if earlier := checkpoint.resume():  # of a process that was killed
+            cast("MultipartDriver", target).abort_upload(bucket, key, earlier.token)
+        checkpoint.begun(token, part_size_of(target, found.size))
+
     try:
         original = cast("CopyDriver", source).location(bucket, key)
-        made = cast("CopyDriver", target).copy_from(original, found, info, between=between)
+        made = cast("CopyDriver", target).copy_from(original, found, info, between=between, begun=begun)
+        checkpoint.ended()
     except AlreadyExists:
         raise
     except StorageError as error:

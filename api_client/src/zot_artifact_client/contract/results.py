@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from zot_artifact_client.contract.requests import Message
 
@@ -148,6 +148,8 @@ class SweepLeftoversResult(Result):
 
     removed: dict[str, int]
     staged: int = 0
+    foreign: dict[str, int] = Field(default_factory=dict)
+    """How many unfinished uploads of other programs are open and were left, by store; only stores that have some."""
 
 
 class SweepProbeResult(Result):

@@ -117,6 +117,7 @@ def test_an_upload_of_another_program_is_only_reported(run, cloud, ministack, ca
     result = run(lambda request, _, job: sweep_cleanup(request, context.for_job(job), job), EVERYTHING)
 
     assert result.removed == {"cloud": 1 if setting == "abort" else 0}
+    assert result.foreign == ({} if setting == "abort" else {"cloud": 1})
     assert "releases/theirs" in caplog.text
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == (0 if setting == "abort" else 1)
 

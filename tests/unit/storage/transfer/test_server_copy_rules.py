@@ -87,8 +87,15 @@ class Copying(MemoryDriver):
         return self, bucket, key
 
     def copy_from(
-        self, original: tuple["Copying", str, str], found: ObjectStat, info: WriteInfo, *, between: Callable[[], object]
+        self,
+        original: tuple["Copying", str, str],
+        found: ObjectStat,
+        info: WriteInfo,
+        *,
+        between: Callable[[], object],
+        begun: Callable[[str], object],
     ) -> ObjectStat:
+        del begun  # no multipart upload is made
         between()
         driver, bucket, key = original
         with driver.open(bucket, key) as reader:
