@@ -1,11 +1,13 @@
 """Listings, buckets, and keys that are difficult but allowed."""
 
+import contextlib
+
 import pytest
 
 from tests.conformance.bodies import digest_of
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import Target
-from worker.storage.errors import BucketNotEmpty, InvalidKey, StorageError
+from worker.storage.errors import BucketNotEmpty, InvalidKey, NotFound, StorageError
 from worker.storage.keys import MAX_SEGMENT_BYTES, QUARANTINE_BUCKET
 
 DIFFICULT = (
@@ -65,6 +67,9 @@ REFUSED = (
     "x/.zot-y",
 )
 
+UNSAFE = ("", "..", "../a", "a/../b", ".", "a/./b", "\x00", ".zot-x", "x/.zot-y")
+"""Keys that no store is ever asked for."""
+
 
 class TestKeys:
     def test_difficult_keys(self, bucket: BucketUnderTest) -> None:
@@ -81,7 +86,19 @@ class TestKeys:
 
     @pytest.mark.parametrize("key", REFUSED)
     def test_refused_keys(self, bucket: BucketUnderTest, key: str) -> None:
-        """A key that not all stores can hold is refused by every verb before anything is sent, and named."""
+        """A key that not all stores can hold is never written; other verbs refuse it too, or find no such object."""
+        with pytest.raises(InvalidKey):
+            bucket.write(key, b"x")
+        for ask in (bucket.read, bucket.stat):
+            with pytest.raises((InvalidKey, NotFound)):
+                ask(key)
+        with contextlib.suppress(InvalidKey):
+            assert not bucket.delete(key)
+        assert bucket.keys() == []
+
+    @pytest.mark.parametrize("key", UNSAFE)
+    def test_unsafe_keys(self, bucket: BucketUnderTest, key: str) -> None:
+        """A key that could lead out of its bucket, or into our own files, is refused by every verb."""
         for ask in (bucket.read, bucket.stat, bucket.delete, lambda key: bucket.write(key, b"x")):
             with pytest.raises(InvalidKey):
                 ask(key)
