@@ -39,6 +39,7 @@ TASK_MODULES = (
     "tasks.delete",
     "tasks.adopt",
     "tasks.batch",
+    "tasks.page",
     "tasks.record_rejected",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",

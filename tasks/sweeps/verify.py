@@ -1,44 +1,72 @@
-"""Sweep verify: send a job for every copy whose verification is due."""
+"""Sweep verify: send as many pages as there are copies whose verification is due."""
 
-from uuid import NAMESPACE_OID, uuid5
+import logging
+from collections.abc import Sequence
+
+from celery import current_app
 
 from worker import clock
 from worker.context import JobContext
+from worker.jobs.outbox import Outbox
+from worker.jobs.planned_pages import Messages, plan, resume
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task, send_child
+from worker.jobs.task import artifact_task
 from zot_artifact_client.contract import (
     SWEEP_VERIFY,
-    VERIFY,
-    Queue,
+    ClaimSelection,
+    PageRequest,
     SweepVerifyRequest,
     SweepVerifyResult,
-    VerifyRequest,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJob) -> SweepVerifyResult:
-    """Claim the copies that are due, oldest attempt first and up to a limit for each store, and send their jobs.
+    """Count the copies that are due in each store, and send so many pages; each claims its copies when it begins.
 
     Stores that are paused are left out.
 
     Raises:
         UnknownStore: naming the stores there are.
     """
-    sweep = context.settings.sweep.verify
-    claimed = {}
-    for store in context.unpaused_stores(request.store):
-        now = clock.now()
-        until = now + sweep.claim
-        due = context.catalogue.sweep_claims.due(
-            store, period=sweep.period_of(store), now=now, until=until, limit=sweep.batch
-        )
-        for artifact, copy in due:
-            job.check()
-            id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {until}")  # one job a claim
-            wanted = VerifyRequest(bucket=artifact.bucket, key=artifact.key, stores=(store,), version=artifact.version)
-            send_child(VERIFY, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
-        claimed[store] = len(due)
-    return SweepVerifyResult(claimed=claimed)
+    return sweep(request, context, job, Outbox(current_app))
+
+
+def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, messages: Messages) -> SweepVerifyResult:
+    """Do as `sweep_verify`, with these messages."""
+    stores = context.unpaused_stores(request.store)
+    planned = context.catalogue.pages.planned_by(job.id)
+    if planned:  # at an attempt whose worker died
+        resume(job.id, planned, messages)
+        return _result(dict.fromkeys(stores, 0), [PageRequest.read(each.request) for each in planned])
+    open_ = context.catalogue.pages.open_by_store("verify")
+    due, pages = {}, []
+    for store in stores:
+        job.check()
+        due[store], wanted = _due(context, store)
+        room = min(wanted - open_[store], context.settings.page.in_flight - open_[store])
+        pages += [PageRequest(verb="verify", claim=ClaimSelection(store=store))] * max(room, 0)
+    plan(context.catalogue, job.id, pages, messages)
+    return _result(due, pages)
+
+
+def _due(context: JobContext, store: str) -> tuple[int, int]:
+    """Return how many copies of a store are due, and how many pages they fill."""
+    sweep, page, now = context.settings.sweep.verify, context.settings.page, clock.now()
+    most = sweep.batch or page.in_flight * page.objects
+    claims = context.catalogue.sweep_claims
+    count = claims.count_due(store, period=sweep.period_of(store), now=now, limit=most)
+    if not count:
+        return 0, 0
+    size = claims.mean_size(store, period=sweep.period_of(store), now=now, largest=page.large)
+    per_page = max(1, min(page.objects, page.size // max(size, 1)))
+    return count, -(-count // per_page)
+
+
+def _result(due: dict[str, int], pages: Sequence[PageRequest]) -> SweepVerifyResult:
+    sent = {store: sum(page.claim is not None and page.claim.store == store for page in pages) for store in due}
+    return SweepVerifyResult(claimed=due, pages=sent)
 
 
 sweep_verify_task = artifact_task(SWEEP_VERIFY, writes=False)(sweep_verify)

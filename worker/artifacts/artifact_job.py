@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
 """Verdicts that say that the copy is not there as it should be."""
-_SOON = timedelta(hours=1)
+RETRY_UNREADABLE = timedelta(hours=1)
+"""Longest time until a copy that could not be read is read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +172,18 @@ class ArtifactJob:
             seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=job.advance)
             if seen.verdict in BAD:
                 logger.warning("%s: %s is suspect (%s), reading it again", store.name, artifact.path, seen.verdict)
-                seen = store.verify_object(*where, artifact.digest)
-            if seen.verdict in BAD and self._replaced(copy):
-                return None
+                confirmed = self.confirm(copy)
+                if confirmed is None:
+                    return None
+                seen = confirmed
         self._record_verdict(copy, seen)
         return seen
+
+    def confirm(self, copy: Copy) -> Verification | None:
+        """Read a suspect copy a second time, independently; None if the copy has been replaced meanwhile."""
+        store = self.context.stores[copy.store]
+        seen = store.verify_object(self.artifact.bucket, self.artifact.key, self.artifact.digest)
+        return None if seen.verdict in BAD and self._replaced(copy) else seen
 
     def _replaced(self, copy: Copy) -> bool:
         """Return whether another version was written over the copy, by a job that has not recorded it yet."""
@@ -212,7 +220,7 @@ class ArtifactJob:
 
     def _record_verdict(self, copy: Copy, seen: Verification) -> None:
         now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
-        retry_at = now + min(_SOON, period / 10) if seen.verdict == Verdict.UNREADABLE else None
+        retry_at = now + min(RETRY_UNREADABLE, period / 10) if seen.verdict == Verdict.UNREADABLE else None
         finding = Finding(self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
         self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, retry_at=retry_at)
         if seen.verdict != Verdict.VERIFIED:

@@ -18,12 +18,13 @@ from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Data
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
+from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
-from worker.catalogue.verifications import LogHead, Outcome, Verifications
+from worker.catalogue.verifications import LogHead, Outcome, VerdictRow, Verifications
 
 __all__ = [
     "Artifact",
@@ -42,6 +43,7 @@ __all__ = [
     "Finished",
     "FinishedCopy",
     "ForgottenStore",
+    "Group",
     "Held",
     "JobRecord",
     "Leased",
@@ -53,10 +55,15 @@ __all__ = [
     "OpenTransfer",
     "OtherRequest",
     "Outcome",
+    "Page",
+    "PageCopy",
+    "PageOutcome",
     "Pause",
     "Pauses",
+    "PlannedPage",
     "Scope",
     "Superseded",
+    "VerdictRow",
     "last_cause",
 ]
 
@@ -109,6 +116,10 @@ class Catalogue:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self._database)
+
+    @cached_property
+    def pages(self) -> Pages:
+        return Pages(self._database)
 
     @cached_property
     def pauses(self) -> Pauses:

@@ -281,21 +281,9 @@ class Artifacts:
 
     def finish_copies(self, finished: Sequence["FinishedCopy"], *, now: datetime) -> None:
         """Record that copies are complete, in one transaction; see `finish_copy`."""
-        if not finished:
-            return
-        written = [
-            {"of": each.artifact.id, "at": each.store, "tag": each.tag, "evidence": dict(each.evidence),
-             "written_at": now}
-            for each in finished
-        ]  # fmt: skip
-        superseding = [
-            {"at": each.store, "bucket": each.artifact.bucket, "key": each.artifact.key, "of": each.artifact.id}
-            for each in finished
-        ]
-        with self._database.write() as connection:
-            connection.execute(_FINISH, written)
-            connection.execute(_COMMIT, [{"of": each.artifact.id, "committed_at": now} for each in finished])
-            connection.execute(_SUPERSEDE, superseding)
+        if finished:
+            with self._database.write() as connection:
+                finish_copies(connection, finished, now)
 
     def delete_copy(self, copy: Copy) -> None:
         """Record that a copy was deleted on request."""
@@ -305,7 +293,7 @@ class Artifacts:
         """Record that copies were deleted on request, in one transaction."""
         if deleted:
             with self._database.write() as connection:
-                connection.execute(_DELETE_COPY, [{"copy": copy.id} for copy in deleted])
+                delete_copies(connection, deleted)
 
     def buckets(self) -> list[str]:
         """Return the names of all buckets that have ever had an artifact."""
@@ -382,6 +370,29 @@ def first_after(prefix: str) -> str | None:
         return None
     following = ord(kept[-1]) + 1
     return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
+
+
+def finish_copies(connection: Connection, finished: Sequence[FinishedCopy], now: datetime) -> None:
+    """Record that copies are complete; see `Artifacts.finish_copy`."""
+    if not finished:
+        return
+    written = [
+        {"of": each.artifact.id, "at": each.store, "tag": each.tag, "evidence": dict(each.evidence), "written_at": now}
+        for each in finished
+    ]
+    superseding = [
+        {"at": each.store, "bucket": each.artifact.bucket, "key": each.artifact.key, "of": each.artifact.id}
+        for each in finished
+    ]
+    connection.execute(_FINISH, written)
+    connection.execute(_COMMIT, [{"of": each.artifact.id, "committed_at": now} for each in finished])
+    connection.execute(_SUPERSEDE, superseding)
+
+
+def delete_copies(connection: Connection, deleted: Sequence[Copy]) -> None:
+    """Record that copies were deleted on request."""
+    if deleted:
+        connection.execute(_DELETE_COPY, [{"copy": copy.id} for copy in deleted])
 
 
 def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:

@@ -13,6 +13,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 
+_SOME = 100
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
 _PART = [0.05 + 0.9 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
@@ -36,17 +37,12 @@ class SweepClaims:
         copy, so that copies written together are not read together. A claim keeps other sweeps away until a verdict
         is recorded, or until `until`.
         """
-        times = {"of": store, "now": now, "claimed_far": _far(now, until), "period_ahead": now + period, "most": limit}
-        times["ahead"] = now + _CLOCK_SKEW
-        times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
         claimed: list[tuple[Artifact, Copy]] = []
         while len(claimed) < limit:
             with self._database.read() as connection:  # what is due is found without keeping writers waiting
-                found = connection.execute(_DUE, times).all()
-            if not found:
+                wanted = due_copies(connection, store, period=period, now=now, until=until, limit=limit - len(claimed))
+            if not wanted:
                 break
-            late = [(row.moment + period * (_PART[row.spread] if row.spread >= 0 else 0), row.id) for row in found]
-            wanted = [id_ for _, id_ in sorted(late)[: limit - len(claimed)]]
             got = self._claim(wanted, now, until)
             claimed += got
             if len(got) == len(wanted):  # no other sweep came between
@@ -64,19 +60,31 @@ class SweepClaims:
             unreadable = connection.execute(late.where(copies.c.next_due_at.is_not(None))).scalar_one()
         return sum(found) + unreadable
 
+    def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int) -> int:
+        """Return how many copies are due, claimed ones included, counted up to about `limit`."""
+        times = {"of": store, "now": now, "most": limit}
+        times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
+        with self._database.read() as connection:
+            found: int = connection.execute(_COUNT_DUE, times).scalar_one()
+        return min(int(found), limit)
+
+    def mean_size(self, store: str, *, period: timedelta, now: datetime, largest: int) -> int:
+        """Return the mean size of some copies that are due, each counted with `largest` bytes at most."""
+        with self._database.read() as connection:
+            some = due_copies(connection, store, period=period, now=now, until=now, limit=_SOME)
+            of = sa.select(artifacts.c.size).join(copies, copies.c.artifact_id == artifacts.c.id)
+            sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
+        return sum(sizes) // len(sizes) if sizes else 0
+
     def _claim(self, ids: Sequence[int], now: datetime, until: datetime) -> list[tuple[Artifact, Copy]]:
-        claim = (
-            sa.update(copies)
-            .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(now, until))))
-            .values(claimed_until=until)
-            .returning(copies)
-        )
         with self._database.write() as connection:
-            claimed = {row.id: copy_of(row) for row in connection.execute(claim)}
+            taken = claim_copies(connection, ids, now=now, until=until)
+            rows = connection.execute(sa.select(copies).where(copies.c.id.in_(taken)))
+            claimed = {row.id: copy_of(row) for row in rows}
             wanted = {copy.artifact_id for copy in claimed.values()}
             versions = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(wanted))).all()
         by_id = {row.id: artifact_of(row) for row in versions}
-        return [(by_id[claimed[id_].artifact_id], claimed[id_]) for id_ in ids if id_ in claimed]
+        return [(by_id[claimed[id_].artifact_id], claimed[id_]) for id_ in taken]
 
     def absent(
         self,
@@ -134,6 +142,30 @@ class SweepClaims:
         return absent
 
 
+def due_copies(
+    connection: Connection, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int
+) -> list[int]:
+    """Return the ids of copies that are due and not claimed, the longest overdue first."""
+    times = {"of": store, "now": now, "claimed_far": _far(now, until), "period_ahead": now + period, "most": limit}
+    times["ahead"] = now + _CLOCK_SKEW
+    times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
+    found = connection.execute(_DUE, times).all()
+    late = [(row.moment + period * (_PART[row.spread] if row.spread >= 0 else 0), row.id) for row in found]
+    return [id_ for _, id_ in sorted(late)[:limit]]
+
+
+def claim_copies(connection: Connection, ids: Sequence[int], *, now: datetime, until: datetime) -> list[int]:
+    """Claim copies until `until`, and return those that no other sweep had claimed meanwhile, in the same order."""
+    claim = (
+        sa.update(copies)
+        .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(now, until))))
+        .values(claimed_until=until)
+        .returning(copies.c.id)
+    )
+    claimed = set(connection.execute(claim).scalars())
+    return [id_ for id_ in ids if id_ in claimed]
+
+
 def _far(now: datetime, until: datetime) -> datetime:
     """Return the moment after which no claim made now can end; one that does was made by a clock that was ahead."""
     return until + (until - now) + _CLOCK_SKEW
@@ -165,5 +197,22 @@ def _due() -> sa.CompoundSelect[Any]:
     return sa.union_all(*(sa.select(part) for part in parts))
 
 
+def _count_due() -> sa.Select[Any]:
+    """Return the query that counts what is due: from the index alone, so that it reads no row of a copy."""
+    found = []
+    for spread in range(SPREADS):
+        of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
+        found.append(sa.select(copies.c.spread).where(*of, copies.c.read_at <= sa.bindparam(f"before_{spread}")))
+    retry = sa.select(copies.c.store).where(
+        copies.c.store == sa.bindparam("of"),
+        copies.c.next_due_at.is_not(None),
+        copies.c.next_due_at <= sa.bindparam("now"),
+    )
+    parts = [query.limit(sa.bindparam("most")).subquery() for query in (*found, retry)]
+    counts = sa.union_all(*(sa.select(sa.func.count().label("due")).select_from(part) for part in parts)).subquery()
+    return sa.select(sa.func.sum(counts.c.due))
+
+
 _DUE = _due()
+_COUNT_DUE = _count_due()
 _CURSOR = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("sweep"))

@@ -216,6 +216,21 @@ artifact_locks = Table(
 )
 """The artifacts that a page may write to, while its job has its lease under this fence."""
 
+pages = Table(
+    "pages",
+    metadata,
+    Column("job", Text(64), primary_key=True),
+    Column("claimed_until", UtcDateTime),
+    Column("open", JSON, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("outcomes", JSON, nullable=False),
+    Column("failures", JSON, nullable=False),
+    Column("left", JSON, nullable=False),
+)
+"""A page whose job has not ended. `open`: the ids of the copies or artifacts, or the numbers of the lines, without an
+outcome. A claim of a copy is this page's while both have the same `claimed_until`.
+"""
+
 catalogue_identity = Table("catalogue_identity", metadata, Column("id", Text(36), primary_key=True))
 """One row: an id that no other catalogue has."""
 

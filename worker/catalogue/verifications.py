@@ -31,6 +31,26 @@ _HEAD = (
     sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
 )
 
+
+@dataclass(frozen=True, slots=True)
+class VerdictRow:
+    """One verdict of a page, as plain values: see `Finding` and `Outcome`."""
+
+    copy: int
+    job: str
+    store: str
+    bucket: str
+    key: str
+    version: int
+    verdict: str
+    expected_sha256: str
+    found_sha256: str | None = None
+    found_size: int | None = None
+    detail: str | None = None
+    tag: str | None = None
+    retry_at: datetime | None = None
+
+
 CopyKey = tuple[str, str, str, int]
 """Store, bucket, key and version of a copy."""
 
@@ -165,23 +185,27 @@ def _key(finding: Finding) -> CopyKey:
 
 
 def _record(connection: Connection, outcomes: Sequence[Outcome], now: datetime) -> None:
+    append_verdicts(connection, [_verdict_row(outcome) for outcome in outcomes], now)
+
+
+def append_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime) -> None:
     """Append verdicts to the log, each chained to the one before it, and update their copies."""
-    if not outcomes:
+    if not verdicts:
         return
     previous = connection.execute(_LAST_HASH).scalar() or _FIRST
     rows = []
-    for outcome in outcomes:
-        row = _row(outcome.finding, now) | {"previous": previous}
-        previous = _hash_of(row)
-        rows.append(row | {"hash": previous})
+    for verdict in verdicts:
+        row = _row(verdict, now, previous)
+        row["hash"] = previous = _hash_of(row)
+        rows.append(row)
     connection.execute(_APPEND, rows)
-    for verdict in dict.fromkeys(outcome.finding.verdict for outcome in outcomes):
+    for word in dict.fromkeys(verdict.verdict for verdict in verdicts):
         values = [
-            {"copy": each.copy.id, "tag": each.tag, "now": now, "retry_at": each.retry_at}
-            for each in outcomes
-            if each.finding.verdict == verdict
+            {"copy": each.copy, "tag": each.tag, "now": now, "retry_at": each.retry_at}
+            for each in verdicts
+            if each.verdict == word
         ]
-        connection.execute(_UPDATES[Verdict(verdict)], values)
+        connection.execute(_UPDATES[Verdict(word)], values)
 
 
 def _update(verdict: Verdict) -> sa.Update:
@@ -203,19 +227,29 @@ def _update(verdict: Verdict) -> sa.Update:
     return sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(values)
 
 
-def _row(finding: Finding, now: datetime) -> dict[str, Any]:
+def _verdict_row(outcome: Outcome) -> VerdictRow:
+    finding = outcome.finding
+    artifact = finding.artifact
+    return VerdictRow(
+        outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version, finding.verdict,
+        artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail, outcome.tag, outcome.retry_at,
+    )  # fmt: skip
+
+
+def _row(verdict: VerdictRow, now: datetime, previous: str) -> dict[str, Any]:
     return {
         "at": now,
-        "job": without_nul(finding.job),  # the hash is over what can be read back
-        "store": finding.store,
-        "bucket": finding.artifact.bucket,
-        "key": finding.artifact.key,
-        "version": finding.artifact.version,
-        "verdict": finding.verdict,
-        "expected_sha256": finding.artifact.digest.sha256,
-        "found_sha256": finding.found_sha256,
-        "found_size": finding.found_size,
-        "detail": without_nul(finding.detail[:2000]) if finding.detail else None,
+        "job": without_nul(verdict.job),  # the hash is over what can be read back
+        "store": verdict.store,
+        "bucket": verdict.bucket,
+        "key": verdict.key,
+        "version": verdict.version,
+        "verdict": verdict.verdict,
+        "expected_sha256": verdict.expected_sha256,
+        "found_sha256": verdict.found_sha256,
+        "found_size": verdict.found_size,
+        "detail": without_nul(verdict.detail[:2000]) if verdict.detail else None,
+        "previous": previous,
     }
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, Self
 
@@ -172,6 +172,26 @@ class LimitedStore:
                 self._blame(seen.error)
             return seen
 
+    def verify_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[Verification]:
+        """Verify small objects one after the other; the limits are those of `verify_object`, for each of them."""
+        limit = self.limits.bytes_per_second
+
+        def admitted() -> Iterator[tuple[str, str, Digest]]:
+            for each in wanted:
+                self.admit()
+                self._check_slot()
+                if limit is not None:
+                    self._admission.take_bandwidth(self.name, each[2].size, limit, self._job.heartbeat)
+                yield each
+
+        with self.slot():
+            for seen in self._store.verify_objects(admitted()):
+                if seen.error is not None:
+                    self._blame(seen.error)
+                elif self._failing:
+                    self._succeeded()
+                yield seen
+
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
         with self._transfer(None) as metered:
             return self._store.quarantine_object(bucket, key, label, on_bytes=metered)
@@ -261,15 +281,18 @@ class LimitedStore:
         limit = self.limits.bytes_per_second
 
         def metered(count: int) -> None:
-            if self._slot is not None and self._slot.lost:
-                error = Snooze(f"{self.name}: this job's concurrency slot was given to another job", 1.0)
-                error.store = self.name
-                raise error
+            self._check_slot()
             if limit is not None:
                 self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
             tell(count)
 
         return metered
+
+    def _check_slot(self) -> None:
+        if self._slot is not None and self._slot.lost:
+            error = Snooze(f"{self.name}: this job's concurrency slot was given to another job", 1.0)
+            error.store = self.name
+            raise error
 
     def _blame(self, error: StorageError) -> None:
         """Name this store in an error that names none yet, and count it if the store is to blame for it."""

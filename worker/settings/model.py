@@ -23,6 +23,7 @@ from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
     JobSettings,
+    PageSettings,
     PlacementRule,
     ReplicationSettings,
     RetrySettings,
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
     sweep: SweepSettings = SweepSettings()
     jobs: JobSettings = JobSettings()
     batch: BatchSettings = BatchSettings()
+    page: PageSettings = PageSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""
     breaker: BreakerSettings = BreakerSettings()

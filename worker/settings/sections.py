@@ -79,10 +79,10 @@ class VerifySweepSettings(Section):
     """Every copy of a store is fully read within this time."""
     periods: dict[str, Duration] = {}
     """Other periods for single stores, by name."""
-    batch: Annotated[int, Field(ge=1, le=10_000)] = 500
-    """Most copies of one store that one sweep claims."""
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """Most copies of one store that one sweep sends to be read; as many as are due by default."""
     claim: Duration = timedelta(hours=6)
-    """How long a claim lasts: then another sweep may claim the copy."""
+    """How long a claim lasts: then another page may claim the copy."""
 
     def period_of(self, store: str) -> timedelta:
         """Return the time within which every copy of this store is read again."""
@@ -164,6 +164,21 @@ class BatchSettings(Section):
     """Most jobs of one batch that wait or run at a time; a batch may name another number."""
     step: Duration = timedelta(seconds=1)
     """How often a batch counts the ended jobs and sends as many more. It occupies no process in between."""
+
+
+class PageSettings(Section):
+    """How much of a batch or sweep one job does at once."""
+
+    objects: Annotated[int, Field(ge=1, le=1000)] = 500
+    """Most objects of a page."""
+    size: Annotated[Size, Field(ge=1)] = ByteSize(1 << 30)
+    """Most bytes of a page."""
+    large: Annotated[Size, Field(ge=1)] = ByteSize(64 << 20)
+    """Objects that have more bytes are jobs of their own."""
+    threads: Annotated[int, Field(ge=1, le=128)] = 16
+    """Objects of one page that are worked on at a time."""
+    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Most pages of one store that a sweep lets wait or run at a time."""
 
 
 class StoreLimits(Section):

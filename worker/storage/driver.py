@@ -387,6 +387,25 @@ class ChecksumDriver(Driver, Protocol):
         ...
 
 
+class SmallReads(Protocol):
+    """Reads many small objects one after the other, with less to do for each than `Driver.open`. One thread uses it."""
+
+    def read(self, bucket: str, key: str, size: int) -> tuple[bytes, str] | None:
+        """Return all bytes of an object, and its version.
+
+        Returns None where the object is not simply there with this size; `Driver.open` tells why.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class SmallReadDriver(Driver, Protocol):
+    """A driver that reads many small objects faster than one by one."""
+
+    def small_reads(self) -> SmallReads: ...
+
+
 class CopyDriver(Driver, Protocol):
     """A backend whose `capabilities.realm` is not None: it copies server-side from any store of that realm."""
 

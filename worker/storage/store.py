@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from worker.storage.driver import (
     ObjectProperties,
     ObjectReader,
     ObjectStat,
+    SmallReadDriver,
     StaleUpload,
     WriteInfo,
 )
@@ -57,6 +58,8 @@ from worker.storage.transfer.resumable_read import ResumableReader, open_resumab
 from worker.storage.transfer.server_copy import Between, copy_server_side
 
 _MAX_OFFSET = 2**63 - 1
+_SMALL = 1 << 20
+"""Bytes of an object that is read in one piece."""
 
 
 class Store:
@@ -261,6 +264,27 @@ class Store:
             return Verification(Verdict.MISSING, expected, detail=error.message)
         except StorageError as error:
             return Verification(Verdict.UNREADABLE, expected, detail=error.message, error=error)
+
+    def verify_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[Verification]:
+        """Verify small objects, each given as bucket, key and recorded digest, one after the other.
+
+        Every verdict is that of `verify_object`, but the bytes may come from a cache of this machine.
+        """
+        open_reads = getattr(self._driver, "small_reads", None)
+        reads = cast("SmallReadDriver", self._driver).small_reads() if open_reads else None
+        try:
+            for bucket, key, expected in wanted:
+                found = None
+                if reads is not None and expected.size <= _SMALL:
+                    self._check_read(bucket, key)
+                    found = reads.read(bucket, key, expected.size)
+                if found is not None and hashlib.sha256(found[0]).hexdigest() == expected.sha256:
+                    yield Verification(Verdict.VERIFIED, expected, expected.size, expected.sha256, found[1])
+                else:  # a bad copy is judged by a read of its own
+                    yield self.verify_object(bucket, key, expected)
+        finally:
+            if reads is not None:
+                reads.close()
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         """Return what the store says of an object, without reading it. It proves nothing about the bytes."""

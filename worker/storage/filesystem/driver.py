@@ -38,6 +38,7 @@ from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, 
 from worker.storage.filesystem.layout import LOCKS, OWN, ObjectPath
 from worker.storage.filesystem.listing import Listing, version_of
 from worker.storage.filesystem.reader import FilesystemReader, object_stat
+from worker.storage.filesystem.small_reads import FilesystemSmallReads
 from worker.storage.filesystem.stale_files import StaleFiles
 from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader
@@ -100,6 +101,9 @@ class FilesystemDriver:
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> ObjectReader:
         return self._open(ObjectPath(bucket, key), offset=offset, length=length, uncached=uncached)
+
+    def small_reads(self) -> FilesystemSmallReads:
+        return FilesystemSmallReads(self._tree)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         with self.open(bucket, key) as reader:

@@ -16,10 +16,14 @@ from zot_artifact_client.contract.requests import (
     AdoptRequest,
     BatchRequest,
     Bucket,
+    ClaimSelection,
     DeleteRequest,
     Key,
+    LinesSelection,
     Message,
     Metadata,
+    PageRequest,
+    RangeSelection,
     ReplicateRequest,
     Request,
     Sha256,
@@ -44,6 +48,8 @@ from zot_artifact_client.contract.results import (
     DeletedCopy,
     DeleteResult,
     JobError,
+    PageFailure,
+    PageResult,
     PlacedCopy,
     Progress,
     ReplicateResult,
@@ -66,6 +72,7 @@ __all__ = [
     "DELETE",
     "JOB_ID",
     "MAX_MESSAGE",
+    "PAGE",
     "PROGRESS_STATE",
     "REPLICATE",
     "SWEEP_LEFTOVERS",
@@ -83,6 +90,7 @@ __all__ = [
     "BatchRequest",
     "BatchResult",
     "Bucket",
+    "ClaimSelection",
     "CopyVerdict",
     "DeleteRequest",
     "DeleteResult",
@@ -90,11 +98,16 @@ __all__ = [
     "JobError",
     "JobState",
     "Key",
+    "LinesSelection",
     "Message",
     "Metadata",
+    "PageFailure",
+    "PageRequest",
+    "PageResult",
     "PlacedCopy",
     "Progress",
     "Queue",
+    "RangeSelection",
     "ReplicateRequest",
     "ReplicateResult",
     "Request",
@@ -205,6 +218,7 @@ REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, Rep
 VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
 DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
 ADOPT = TaskSpec("artifact.adopt.v1", "adopt", AdoptRequest, AdoptResult, Queue.TRANSFER)
+PAGE = TaskSpec("artifact.page.v1", "page", PageRequest, PageResult, Queue.SWEEP)
 BATCH = TaskSpec("artifact.batch.v1", "batch", BatchRequest, BatchResult, Queue.TRANSFER)
 SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, SweepVerifyResult, Queue.SWEEP)
 SWEEP_REPLICATE = TaskSpec(
@@ -221,7 +235,7 @@ SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, Sweep
 TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
-        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH,
+        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
     )
 }  # fmt: skip

@@ -42,6 +42,7 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
 Verb = Literal["replicate", "verify", "delete"]
+PageVerb = Literal["replicate", "verify", "delete"]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
 Metadata = Annotated[
@@ -161,6 +162,57 @@ class BatchRequest(Message):
     @property
     def _sweeping(self) -> bool:
         return self.verb == "delete" and self.bucket is not None and not self.prefix
+
+
+class ClaimSelection(Message):
+    """Copies of one store that a sweep has found due; the worker that takes the page claims them."""
+
+    store: StoreName
+
+
+class RangeSelection(Message):
+    """The artifacts of a bucket with a prefix, from behind one key up to another one."""
+
+    bucket: Bucket
+    prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
+    after: Annotated[str, StringConstraints(max_length=1024)] = ""
+    """The page begins behind this key."""
+    until: Key
+    """The last key of the page."""
+    newest: Annotated[int, Field(ge=0)]
+    """The newest artifact version that the catalogue had when the batch began; later ones are no part of it."""
+
+
+class LinesSelection(Message):
+    """The lines of a file between two offsets in bytes."""
+
+    file: Annotated[Source, AfterValidator(_no_url)]
+    offset: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+    tag: Annotated[str, StringConstraints(max_length=64)]
+    """Tells whether the file was changed."""
+
+
+class PageRequest(Message):
+    """Do one verb to all objects of a page: the part of a batch or sweep that one job does at once.
+
+    The message names a selection, and never the objects.
+    """
+
+    verb: PageVerb
+    claim: ClaimSelection | None = None
+    range: RangeSelection | None = None
+    lines: LinesSelection | None = None
+    to: StoreNames | None = None
+    stores: StoreNames | None = None
+    allow_last: bool = False
+
+    @model_validator(mode="after")
+    def _selects_once(self) -> Self:
+        if [self.claim, self.range, self.lines].count(None) != 2:  # noqa: PLR2004 - one of three is given
+            msg = "give one of claim, range and lines"
+            raise ValueError(msg)
+        return self
 
 
 class SweepVerifyRequest(Message):

@@ -131,10 +131,36 @@ class BatchResult(Result):
         return self.failed == 0
 
 
+class PageFailure(Result):
+    """One object of a page that did not come out as it should: the verdict on it, or the error."""
+
+    bucket: str
+    key: str
+    outcome: str
+    message: str = ""
+
+
+class PageResult(Result):
+    """What became of all objects of a page.
+
+    `bytes` are those of the objects. `outcomes` counts the objects by what came of them. `failures` names those that
+    failed. `left` are the objects, as `bucket/key`, that left the page as jobs of their own.
+    """
+
+    verb: str
+    objects: int
+    bytes: int
+    outcomes: dict[str, int]
+    failed: int = 0
+    failures: tuple[PageFailure, ...] = ()
+    left: tuple[str, ...] = ()
+
+
 class SweepVerifyResult(Result):
-    """How many due copies were claimed, by store; each is verified by a job of its own."""
+    """How many due copies were found, by store, and how many pages were sent to verify them."""
 
     claimed: dict[str, int]
+    pages: dict[str, int] = Field(default_factory=dict)
 
 
 class SweepReplicateResult(Result):

@@ -1,0 +1,153 @@
+"""Verifying many small files: a sweep on two worker processes, against `rclone hashsum` on the same files."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.scene import GIB, KIB, WAIT, Scene
+from tests.servers.process import find_server
+from tests.servers.worker import Worker
+from worker import clock
+from worker.catalogue import Catalogue
+from worker.catalogue.tables import artifacts, copies
+from zot_artifact_client import ArtifactClient
+from zot_artifact_client.contract import SWEEP_VERIFY, SweepVerifyRequest
+
+BUCKET = "swept"
+MANY, FEW = 20_000, 4_000
+CHECKERS = (2, 8, 32)
+_SIZE = 16 * KIB
+_PER_DIRECTORY = 100
+_RATE, _PROCESSOR = Target(0.95, at_least=True), Target(0.15, unit=" ms")
+_ROWS = 1000
+_LONGEST = 300.0
+"""Seconds of one sweep, after which it is not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """One sweep over all files: objects a second, and milliseconds of processor time for each object."""
+
+    rate: float
+    processor: float
+
+
+def measure(scene: Scene) -> Iterator[Row]:
+    """Sweep the files, let rclone hash them with few and with many checkers, and compare within each round."""
+    count, rounds = (FEW, 3) if scene.quick else (MANY, 5)
+    scene.need(GIB)
+    for cached in (True, False):
+        sweeps, best = _rounds(scene, count, rounds, cached=cached)
+        where = "from the page cache" if cached else "from the disk"
+        what = f"a sweep of {count:,} files of 16 KiB {where}"
+        rates = Samples([each.rate for each in sweeps], " a second")
+        yield Row(f"{what}, against the best of rclone hashsum", rates, Samples(best, " a second"), _RATE)
+        if cached:
+            times = Samples([each.processor for each in sweeps], " ms", 3)
+            yield Row(f"{what}: processor time of each copy", times, target=_PROCESSOR)
+
+
+def _rounds(scene: Scene, count: int, rounds: int, *, cached: bool) -> tuple[list[_Sweep], list[float]]:
+    sweeps, best = [], []
+    with scene.worker("sweep", 2) as worker, scene.client() as client:
+        root = worker.home / "stores" / "primary" / BUCKET
+        catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+        _fill(catalogue, root, count)
+        for _ in range(rounds + 1):
+            best.append(max(_timed(count, lambda n=n: _rclone(root, n), root, cached=cached) for n in CHECKERS))
+            _make_due(catalogue)
+            if not cached:
+                _forget(root)
+            sweeps.append(_sweep(worker, client, catalogue, count))
+        catalogue.close()
+    return sweeps[1:], best[1:]  # the first round has warmed the worker and the cache
+
+
+def _fill(catalogue: Catalogue, root: Path, count: int) -> None:
+    """Lay the files and record them as copies of the store, in a catalogue and a store that are otherwise empty."""
+    import hashlib
+
+    now, rows = clock.now(), []
+    for number in range(count):
+        key = f"{number // _PER_DIRECTORY:05d}/{number:07d}.bin"
+        data = number.to_bytes(8, "big") + os.urandom(_SIZE - 8)
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.with_name(f"{path.name}.sha256").write_text(hashlib.sha256(data).hexdigest())
+        rows.append({
+            "id": number + 1, "bucket": BUCKET, "key": key, "version": 1, "size": _SIZE, "metadata": {},
+            "sha256": hashlib.sha256(data).hexdigest(), "created_at": now, "committed_at": now,
+        })  # fmt: skip
+    for start in range(0, count, _ROWS):
+        part = rows[start : start + _ROWS]
+        with catalogue._database.write() as connection:
+            connection.execute(sa.insert(artifacts), part)
+            connection.execute(
+                sa.insert(copies),
+                [
+                    {"artifact_id": row["id"], "store": "primary", "state": "stored", "evidence": {},
+                     "attempts": 0, "spread": row["id"] % 12}
+                    for row in part
+                ],
+            )  # fmt: skip
+
+
+def _make_due(catalogue: Catalogue) -> None:
+    with catalogue._database.write() as connection:
+        connection.execute(sa.update(copies).values(read_at=clock.now() - timedelta(days=60), claimed_until=None))
+
+
+def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: int) -> _Sweep:
+    used, begun = _processor(worker), time.perf_counter()
+    client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
+    due = sa.select(sa.func.count()).where(copies.c.read_at < clock.now() - timedelta(days=30))
+    while time.perf_counter() - begun < _LONGEST:
+        with catalogue._database.read() as connection:
+            if not connection.execute(due).scalar():
+                break
+        time.sleep(0.02)
+    taken = time.perf_counter() - begun
+    with catalogue._database.read() as connection:
+        good = connection.execute(sa.select(sa.func.count()).where(copies.c.last_verdict == "verified")).scalar()
+    if good != count:
+        raise NotMeasured(f"of {count} copies {good} were verified")
+    return _Sweep(count / taken, 1000 * (_processor(worker) - used) / count)
+
+
+def _processor(worker: Worker) -> float:
+    """Return the seconds of processor time that the worker and its children have used."""
+    ticks = 0
+    for pid in (worker.pid, *worker.children()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _timed(count: int, run: Callable[[], None], root: Path, *, cached: bool) -> float:
+    if not cached:
+        _forget(root)
+    begun = time.perf_counter()
+    run()
+    return count / (time.perf_counter() - begun)
+
+
+def _rclone(root: Path, checkers: int) -> None:
+    command = [
+        find_server("rclone"), "hashsum", "sha256", str(root), "--checkers", str(checkers), "--exclude", "*.sha256",
+    ]  # fmt: skip
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def _forget(root: Path) -> None:
+    for path in root.rglob("*.bin"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

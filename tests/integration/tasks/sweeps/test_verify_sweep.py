@@ -1,0 +1,212 @@
+"""The sweep that verifies: it plans pages, each of which claims copies that are due and records their verdicts."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tasks.page import page
+from tasks.sweeps.verify import sweep
+from tasks.upload import upload
+from tests.integration.tasks.conftest import NullReporter
+from worker import clock
+from worker.catalogue import Leased, LostLease, tables
+from worker.context import Context
+from worker.jobs.running_job import Requeue, RunningJob
+from worker.limits.snooze import Snooze
+from zot_artifact_client.contract import JobState, PageRequest, PageResult, SweepVerifyRequest, UploadRequest
+from zot_artifact_client.outbox import Outgoing
+
+
+class Messages:
+    """The broker: what was sent, by the job's id."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Outgoing] = {}
+
+    def send(self, jobs: list[Outgoing]) -> None:
+        self.sent |= {job.job_id: job for job in jobs}
+
+    def lost(self, ids: list[str]) -> set[str] | None:
+        return set(ids) - set(self.sent)
+
+
+class Sweeper:
+    """Plans sweeps, and takes up the pages as a worker does."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.messages = Messages()
+
+    def take(self, id_: str, kind: str, request: dict[str, Any]) -> RunningJob:
+        begun = self.context.catalogue.ledger.acquire(
+            id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+        )
+        assert isinstance(begun, Leased), begun
+        return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, NullReporter())
+
+    def plan(self, id_: str = "sweep-1") -> Any:
+        job = self.take(id_, "sweep.verify", {})
+        return sweep(SweepVerifyRequest(), self.context.for_job(job), job, self.messages)
+
+    def page(self, id_: str, *, ends: bool = True) -> PageResult:
+        request = self.messages.sent[id_].payload
+        job = self.take(id_, "page", request)
+        result = page(PageRequest.read(request), self.context.for_job(job), job)
+        if ends:
+            self.context.catalogue.ledger.finish(
+                id_, job.fence, JobState.SUCCEEDED, now=clock.now(), result=result.model_dump(mode="json")
+            )
+        return result
+
+    def verdicts(self) -> list[tuple[str, str, str]]:
+        table = tables.verifications.c
+        with self.context.catalogue._database.read() as connection:
+            rows = connection.execute(sa.select(table.store, table.key, table.verdict).order_by(table.store, table.key))
+            return [tuple(row) for row in rows]
+
+
+@pytest.fixture
+def sweeper(context: Context) -> Sweeper:
+    return Sweeper(context)
+
+
+@pytest.fixture
+def due(run, source, context) -> Callable[[int], None]:
+    """Upload so many small artifacts to two stores, and make their copies due."""
+
+    def lay(number: int) -> None:
+        for n in range(number):
+            run(upload, UploadRequest(bucket="releases", key=f"a/{n:03d}", source=source(f"bytes {n}".encode())))
+        with context.catalogue._database.write() as connection:
+            connection.execute(sa.update(tables.copies).values(read_at=clock.now() - timedelta(days=60)))
+
+    return lay
+
+
+def test_a_sweep_sends_pages_that_verify_what_is_due(sweeper, due, context, monkeypatch):
+    """Each copy that is due gets one verdict, from as many pages as it takes; nothing is due after that."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 3)
+    due(5)
+    planned = sweeper.plan()
+    assert (planned.claimed, planned.pages) == ({"primary": 5, "dr": 5, "cold": 0}, {"primary": 2, "dr": 2, "cold": 0})
+    results = [sweeper.page(id_) for id_ in list(sweeper.messages.sent)]
+    assert [result.outcomes for result in results] == [{"verified": 3}, {"verified": 2}] * 2
+    assert len(sweeper.verdicts()) == len(set(sweeper.verdicts())) == 10
+    assert context.catalogue.verifications.first_broken() is None
+    assert sweeper.plan("sweep-2").pages == {"primary": 0, "dr": 0, "cold": 0}
+
+
+def test_pages_that_wait_are_not_planned_twice(sweeper, due):
+    """A sweep that runs while the pages of the one before it wait adds none for the same copies."""
+    due(2)
+    sweeper.plan()
+    assert sweeper.plan("sweep-2").pages == {"primary": 0, "dr": 0, "cold": 0}
+    assert len(sweeper.messages.sent) == 2
+
+
+def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sweeper, due, monkeypatch):
+    """The pages are in the ledger before their messages, so that the next attempt sends those and plans no others."""
+    due(2)
+    with monkeypatch.context() as dying:
+        dying.setattr(sweeper.messages, "send", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sweeper.plan()
+    assert sweeper.messages.sent == {}
+    sweeper.plan()
+    assert sorted(sweeper.messages.sent) == ["sweep-1.00000001", "sweep-1.00000002"]
+
+
+def test_bad_copies_are_read_twice_and_named(sweeper, due, stored, context):
+    """A corrupt and a missing copy have one bad verdict each, after a second read, and the page names them."""
+    due(4)
+    stored("primary", "a/001").write_bytes(b"rotten!")
+    stored("primary", "a/003").unlink()
+    sweeper.plan()
+    result = sweeper.page("sweep-1.00000001")
+    assert (result.objects, result.failed, result.outcomes) == (4, 2, {"verified": 2, "corrupt": 1, "missing": 1})
+    assert [(each.key, each.outcome) for each in result.failures] == [("a/001", "corrupt"), ("a/003", "missing")]
+    artifact = context.catalogue.artifacts.current("releases", "a/001")
+    copy = context.catalogue.artifacts.copies(artifact)["primary"]
+    assert (copy.state, copy.last_verified_at) == ("corrupt", None)
+
+
+def test_an_unreadable_copy_is_due_again_soon(sweeper, due, stored, context):
+    """A copy that cannot be read keeps its state, and is read again within the hour; the others are verified."""
+    due(2)
+    path = stored("primary", "a/000")
+    path.unlink()
+    path.mkdir()
+    (path / "x").symlink_to("/nowhere")
+    path.rename(path.with_name("kept"))
+    path.symlink_to("kept")
+    sweeper.plan()
+    assert sweeper.page("sweep-1.00000001").outcomes == {"unreadable": 1, "verified": 1}
+    copy = context.catalogue.artifacts.copies(context.catalogue.artifacts.current("releases", "a/000"))["primary"]
+    assert copy.state == "stored"
+    assert clock.now() < copy.next_due_at < clock.now() + timedelta(hours=2)
+
+
+def test_a_page_that_was_stopped_goes_on_with_what_it_has_claimed(sweeper, due, context, monkeypatch):
+    """The copies that were read keep their verdicts, the others are read at the next delivery, none is read twice."""
+    due(8)
+    monkeypatch.setitem(context.settings.page.__dict__, "threads", 1)
+    sweeper.plan()
+    calls = []
+
+    def stop(job: RunningJob, count: int) -> None:
+        calls.append(count)
+        if len(calls) == 3:
+            raise Requeue("the worker shuts down")
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(RunningJob, "advance", stop)
+        with pytest.raises(Requeue):
+            sweeper.page("sweep-1.00000001")
+    read = len(sweeper.verdicts())
+    assert 0 < read < 8
+    assert sweeper.page("sweep-1.00000001").outcomes == {"verified": 8}
+    assert len(sweeper.verdicts()) == len(set(sweeper.verdicts())) == 8
+
+
+def test_a_page_whose_lease_was_lost_records_nothing(sweeper, due, monkeypatch):
+    """Of two deliveries of a page at once, the one without the lease writes no verdict."""
+    due(3)
+    sweeper.plan()
+    start = RunningJob.start
+    other: list[PageResult] = []
+
+    def start_frozen(job: RunningJob, *args: Any) -> None:
+        monkeypatch.setattr(RunningJob, "start", start)
+        other.append(sweeper.page("sweep-1.00000001"))
+        start(job, *args)
+
+    monkeypatch.setattr(RunningJob, "start", start_frozen)
+    with pytest.raises(LostLease):
+        sweeper.page("sweep-1.00000001")
+    assert other[0].outcomes == {"verified": 3}
+    assert len(sweeper.verdicts()) == 3
+
+
+def test_a_large_copy_leaves_the_page_as_a_job_of_its_own(sweeper, due, context, monkeypatch):
+    """A page sends a verify job for each copy above `page.large`, and reads the others."""
+    due(2)
+    monkeypatch.setitem(context.settings.page.__dict__, "large", 6)
+    sent: list[Any] = []
+    monkeypatch.setattr("tasks.page.send_child", lambda *args, **options: sent.append((args[1].key, options["id_"])))
+    sweeper.plan()
+    result = sweeper.page("sweep-1.00000001")
+    assert (result.objects, result.left) == (0, ("releases/a/000", "releases/a/001"))
+    assert [key for key, _ in sent] == ["a/000", "a/001"]
+
+
+def test_a_paused_store_keeps_its_page_waiting(sweeper, due, context):
+    """A page of a store that takes no job now claims nothing and reads nothing."""
+    due(1)
+    sweeper.plan()
+    context.catalogue.pauses.begin("store", "primary", reason=None, now=clock.now())
+    with pytest.raises(Snooze):
+        sweeper.page("sweep-1.00000001")
+    assert (context.catalogue.pages.get("sweep-1.00000001"), sweeper.verdicts()) == (None, [])

@@ -1,0 +1,254 @@
+"""Pages: the objects of each that have no outcome yet, and the outcomes of the others.
+
+A group of outcomes is one transaction, under the fencing token of the page's job: verdicts, copies and the page's own
+row change together. So a page that is delivered again does not repeat what is recorded.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies
+from worker.catalogue.database import Database
+from worker.catalogue.records import Copy, CopyState
+from worker.catalogue.sweep_claims import claim_copies, due_copies
+from worker.catalogue.tables import artifacts, copies, jobs, pages
+from worker.catalogue.verifications import VerdictRow, append_verdicts
+from worker.storage import Digest
+from zot_artifact_client.contract import JobState
+
+_OPEN = [state for state in JobState if not state.terminal]
+_ENDED = [state for state in JobState if state.terminal and state != JobState.DEAD]
+_AT_ONCE = 500
+
+_FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
+_INSERT = sa.insert(pages)
+_UPDATE = (
+    sa.update(pages)
+    .where(pages.c.job == sa.bindparam("of"))
+    .values(
+        open=sa.bindparam("still"), bytes=sa.bindparam("size"), outcomes=sa.bindparam("counts"),
+        failures=sa.bindparam("failed"), left=sa.bindparam("leaving"),
+    )
+)  # fmt: skip
+_CLAIMED = (
+    sa.select(
+        copies.c.id, copies.c.store, copies.c.state, copies.c.artifact_id,
+        artifacts.c.bucket, artifacts.c.key, artifacts.c.version, artifacts.c.size, artifacts.c.sha256,
+    )
+    .join(artifacts, artifacts.c.id == copies.c.artifact_id)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """A copy that a page verifies, and the version that it is a copy of."""
+
+    id: int
+    store: str
+    state: CopyState
+    artifact_id: int
+    bucket: str
+    key: str
+    version: int
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class PageOutcome:
+    """The outcome of one object of a page, in one word.
+
+    `failure`: why it failed, None if it did not. `left`: it leaves the page as a job of its own, without an outcome.
+    """
+
+    id: int
+    path: str
+    size: int
+    outcome: str
+    failure: str | None = None
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What one transaction of a page records: outcomes, and what follows from them."""
+
+    outcomes: Sequence[PageOutcome]
+    verdicts: Sequence[VerdictRow] = ()
+    finished: Sequence[FinishedCopy] = ()
+    deleted: Sequence[Copy] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The progress of a page. `open` are the objects without an outcome, in the order of the page."""
+
+    job: str
+    claimed_until: datetime | None
+    open: Sequence[int]
+    bytes: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    failures: Sequence[Mapping[str, str]] = ()
+    left: Sequence[str] = ()
+
+    @property
+    def objects(self) -> int:
+        """Return how many objects have an outcome."""
+        return sum(self.outcomes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPage:
+    """The job of a page. `started`: a worker has leased it."""
+
+    job: str
+    request: Mapping[str, Any]
+    started: bool = False
+
+
+class Pages:
+    """The pages whose jobs have not ended, by the ids of their jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, job: str) -> Page | None:
+        """Return the progress of a page, or None if it has not begun."""
+        with self._database.read() as connection:
+            row = connection.execute(_FIND, {"of": job}).one_or_none()
+        return Page(*row) if row else None
+
+    def begin(self, job: str, objects: Sequence[int]) -> Page:
+        """Record the objects of a page, by ids or numbers."""
+        page = Page(job, None, list(objects))
+        with self._database.write() as connection:
+            _insert(connection, page)
+        return page
+
+    def claim_due(self, job: str, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int) -> Page:
+        """Claim copies of a store that are due, the longest overdue first, and record them as the objects of a page."""
+        claimed: list[int] = []
+        while True:
+            room = limit - len(claimed)
+            with self._database.read() as connection:  # what is due is found without keeping writers waiting
+                wanted = due_copies(connection, store, period=period, now=now, until=until, limit=room)
+            with self._database.write() as connection:
+                got = claim_copies(connection, wanted, now=now, until=until)
+                claimed += got
+                if len(got) == len(wanted) or len(claimed) >= limit:  # no other page came between
+                    page = Page(job, until, claimed)
+                    _insert(connection, page)
+                    return page
+
+    def claimed_copies(self, page: Page) -> list[PageCopy]:
+        """Return the open copies of a page that are still claimed by it, in the order of the page."""
+        query = _CLAIMED.where(copies.c.id.in_(page.open), copies.c.claimed_until == page.claimed_until)
+        with self._database.read() as connection:
+            found = {
+                row[0]: PageCopy(row[0], row[1], CopyState(row[2]), *row[3:7], Digest(row[7], row[8]))
+                for row in connection.execute(query)
+            }
+        return [found[id_] for id_ in page.open if id_ in found]
+
+    def record(self, page: Page, group: Group, *, now: datetime) -> Page:
+        """Record a group of outcomes, and what follows from them, in one transaction; return the page after it.
+
+        Raises:
+            LostLease: another worker has the lease; nothing was written.
+        """
+        after = _after(page, group.outcomes)
+        with self._database.write() as connection:
+            append_verdicts(connection, group.verdicts, now)
+            finish_copies(connection, group.finished, now)
+            delete_copies(connection, group.deleted)
+            connection.execute(_UPDATE, _progress(after))
+        return after
+
+    def release(self, page: Page, ids: Sequence[int]) -> Page:
+        """Give up claimed copies of a page, so that another page can claim them at once."""
+        after = replace(page, open=[id_ for id_ in page.open if id_ not in set(ids)])
+        ours = sa.and_(copies.c.id.in_(ids), copies.c.claimed_until == page.claimed_until)
+        with self._database.write() as connection:
+            connection.execute(sa.update(copies).where(ours).values(claimed_until=None))
+            connection.execute(_UPDATE, _progress(after))
+        return after
+
+    def remove_ended(self) -> None:
+        """Forget the pages whose jobs have ended; a dead one may be redriven and goes on then."""
+        ended = sa.select(pages.c.job).join(jobs, jobs.c.id == pages.c.job).where(jobs.c.state.in_(_ENDED))
+        with self._database.read() as connection:
+            ids = list(connection.execute(ended.limit(_AT_ONCE)).scalars())
+        if ids:
+            with self._database.write() as connection:
+                connection.execute(sa.delete(pages).where(pages.c.job.in_(ids)))
+
+    # Planning
+
+    def plan(
+        self, parent: str, planned: Sequence[PlannedPage], *, queue: str, due: datetime | None, now: datetime
+    ) -> None:
+        """Accept the jobs of pages into the ledger, in one transaction. `due`: see `BatchItemKind`."""
+        accepted = {
+            "kind": "page", "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "parent": parent,
+            "created_at": now, "queue": queue, "due_at": due,
+        }  # fmt: skip
+        if planned:
+            with self._database.write() as connection:
+                rows = [accepted | {"id": page.job, "request": dict(page.request)} for page in planned]
+                connection.execute(sa.insert(jobs), rows)
+
+    def planned_by(self, parent: str) -> list[PlannedPage]:
+        """Return the pages that a job has planned, in the order of their ids."""
+        query = (
+            sa.select(jobs.c.id, jobs.c.request, jobs.c.started_at).where(jobs.c.parent == parent).order_by(jobs.c.id)
+        )
+        with self._database.read() as connection:
+            return [
+                PlannedPage(id_, request, started is not None) for id_, request, started in connection.execute(query)
+            ]
+
+    def open_by_store(self, verb: str) -> Counter[str]:
+        """Return how many pages of claims wait or run, by store."""
+        query = sa.select(jobs.c.request).where(jobs.c.kind == "page", jobs.c.state.in_(_OPEN))
+        with self._database.read() as connection:
+            requests = list(connection.execute(query).scalars())
+        return Counter(each["claim"]["store"] for each in requests if each["verb"] == verb and each.get("claim"))
+
+
+def _progress(page: Page) -> dict[str, Any]:
+    return {
+        "of": page.job, "still": page.open, "size": page.bytes, "counts": page.outcomes, "failed": page.failures,
+        "leaving": page.left,
+    }  # fmt: skip
+
+
+def _insert(connection: Connection, page: Page) -> None:
+    row: dict[str, Any] = {
+        "job": page.job, "claimed_until": page.claimed_until, "open": page.open, "bytes": page.bytes,
+        "outcomes": page.outcomes, "failures": page.failures, "left": page.left,
+    }  # fmt: skip
+    connection.execute(_INSERT, row)
+
+
+def _after(page: Page, outcomes: Sequence[PageOutcome]) -> Page:
+    """Return the page with these outcomes counted."""
+    ended = {each.id for each in outcomes}
+    counted = [each for each in outcomes if not each.left]
+    failures = [
+        {"path": each.path, "outcome": each.outcome, "message": each.failure}
+        for each in counted
+        if each.failure is not None
+    ]
+    return replace(
+        page,
+        open=[id_ for id_ in page.open if id_ not in ended],
+        bytes=page.bytes + sum(each.size for each in counted),
+        outcomes=dict(Counter(page.outcomes) + Counter(each.outcome for each in counted)),
+        failures=[*page.failures, *failures],
+        left=[*page.left, *(each.path for each in outcomes if each.left)],
+    )

@@ -1,0 +1,57 @@
+"""Send the pages of a sweep: they are in the ledger before their messages, so that a death in between loses none."""
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Protocol
+
+import redis
+from kombu.exceptions import OperationalError
+
+from worker import clock
+from worker.catalogue import Catalogue, PlannedPage
+from zot_artifact_client.contract import PAGE, PageRequest, batch_stem
+from zot_artifact_client.outbox import Outgoing
+
+logger = logging.getLogger(__name__)
+
+UNSEEN = timedelta(hours=1)
+"""After which a job is sent again where the broker cannot tell whether its message is lost."""
+BROKER_ERRORS = (redis.RedisError, OperationalError, OSError)
+
+
+class Messages(Protocol):
+    """The messages of a batch's or sweep's jobs on the broker."""
+
+    def send(self, jobs: list[Outgoing]) -> None:
+        """Send jobs; sending is idempotent."""
+        ...
+
+    def lost(self, ids: list[str]) -> set[str] | None:
+        """Return which of these unstarted jobs have no message; None if the broker cannot tell."""
+        ...
+
+
+def plan(catalogue: Catalogue, sweep: str, requests: Sequence[PageRequest], messages: Messages) -> None:
+    """Accept the pages of a sweep into the ledger, and send their messages."""
+    stem, now = batch_stem(sweep), clock.now()
+    planned = [PlannedPage(f"{stem}.{number:08d}", each.payload()) for number, each in enumerate(requests, 1)]
+    try:
+        told = messages.lost([]) is not None
+    except BROKER_ERRORS:
+        told = False
+    catalogue.pages.plan(sweep, planned, queue=PAGE.queue.value, due=None if told else now + UNSEEN, now=now)
+    _send(sweep, planned, messages)
+
+
+def resume(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> None:
+    """Send the pages that an earlier attempt has planned and whose messages are lost, or were never sent."""
+    waiting = [page for page in planned if not page.started]
+    lost = messages.lost([page.job for page in waiting])
+    _send(sweep, [page for page in waiting if lost is None or page.job in lost], messages)
+
+
+def _send(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> None:
+    queue = PAGE.queue.value
+    if planned:
+        messages.send([Outgoing(PAGE.name, each.job, queue, dict(each.request), parent=sweep) for each in planned])
