@@ -10,7 +10,9 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import PART, Target
+from tests.conformance.test_properties import PROPERTIES
 from worker.storage import AzureConfig, Digest, FilesystemConfig, GcsConfig, ObjectStat, S3Config, Store
+from worker.storage.driver import ObjectProperties
 from worker.storage.errors import AlreadyExists, InvalidKey, NotFound, PreconditionFailed, SizeMismatch, StorageError
 from worker.storage.memory import MemoryDriver
 from worker.storage.registry import open_driver
@@ -45,10 +47,22 @@ class Pair:
         self.twin = twin
 
     def copy(
-        self, key: str, expected: Digest, *, between: Callable[[], object] = lambda: None, **metadata: str
+        self,
+        key: str,
+        expected: Digest,
+        *,
+        between: Callable[[], object] = lambda: None,
+        properties: ObjectProperties | None = None,
+        **metadata: str,
     ) -> ObjectStat:
         made = self.twin.copy_object(
-            self.bucket.store, self.bucket.name, key, expected, metadata=metadata, between=between
+            self.bucket.store,
+            self.bucket.name,
+            key,
+            expected,
+            metadata=metadata,
+            properties=properties,
+            between=between,
         )
         assert made is not None
         return made
@@ -98,6 +112,20 @@ def test_nothing_is_inherited_beside_the_bytes(pair: Pair, size: int) -> None:
     pair.copy("app", Digest(size, "0" * 64), owner="Zoë  <z@example.com> ")
     stat = pair.stat("app")
     assert (stat.sha256, stat.metadata) == ("0" * 64, {"owner": "Zoë  <z@example.com> "})
+
+
+@pytest.mark.parametrize("properties", [ObjectProperties(), PROPERTIES])
+@pytest.mark.parametrize("size", [10, PART + 1])
+def test_properties_are_those_that_were_asked_for(pair: Pair, size: int, properties: ObjectProperties) -> None:
+    """Content-Type and the other headers are those of this copy, and none where none are given."""
+    data = some_bytes(size)
+    other = ObjectProperties(content_type="text/x-old", cache_control="no-store")
+    pair.bucket.store.write_object(pair.bucket.name, "app", source(data), properties=other)
+    made = pair.copy("app", digest_of(data), properties=properties)
+    there = pair.stat("app")
+    assert there.properties == properties
+    assert (made.properties, made.version, made.sha256) == (properties, there.version, there.sha256)
+    assert pair.read("app") == data
 
 
 def test_an_empty_object_goes_another_way(pair: Pair) -> None:

@@ -32,7 +32,7 @@ from worker.storage.errors import StorageError
 from worker.storage.identity import OtherStore, SameStore
 from worker.storage.probe import PROBE, probe
 from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
-from zot_artifact_client.contract import Queue
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState, Queue
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.urls import parse_result_url, parse_url, redis_client
 
@@ -242,7 +242,11 @@ def _catalogue(session: Session) -> Iterator[Check]:
     yield _log(session)
     breakers = _open_breakers(session)
     for name in session.settings.stores:
-        yield _store(session, name, breakers.get(name))
+        check = _store(session, name, breakers.get(name))
+        yield check
+        if check.outcome == "good":
+            yield from _checksums(session, name)
+    yield from _foreign_uploads(session)
     for name, states in unconfigured(session).items():
         copies = ", ".join(f"{count} {state}" for state, count in states.items())
         detail = f"not configured, and the catalogue has copies in it: {copies}"
@@ -292,6 +296,36 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
         return Check(title, "bad", detail, "see `zot-artifacts jobs --error Snooze` for the errors that opened it")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
+
+
+def _checksums(session: Session, name: str) -> Iterator[Check]:
+    """Check whether bytes that are damaged on their way are found: by the store, or by us."""
+    title, store = f"checksums {name}", session.stores[name]
+    try:
+        refuses = store.refuses_damage()
+    except StorageError as error:
+        yield Check(title, "unknown", error.message)
+        return
+    if refuses is None:
+        if store.capabilities.checks_uploads is None:
+            yield Check(title, "good", "not tried without a reserved_bucket; every write is read back")
+        return
+    reads_back = not store.checks_uploads()
+    told = "the store refuses wrong checksums" if refuses else "the store does not refuse wrong checksums"
+    detail = f"{told}; writes are {'read back' if reads_back else 'not read back'}"
+    if refuses or reads_back:
+        yield Check(title, "good", detail)
+    else:
+        yield Check(title, "bad", f"{detail}: damage on the way goes unseen", f"remove stores.{name}.read_back")
+
+
+def _foreign_uploads(session: Session) -> Iterator[Check]:
+    """Tell what the last cleanup left: to list it anew can take as long as a listing of the whole store."""
+    for record in session.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_LEFTOVERS.kind, limit=1):
+        for name, count in ((record.result or {}).get("foreign") or {}).items():
+            detail = f"{count} unfinished uploads of other programs, as the last cleanup found"
+            way_out = "end them there, or set sweep.leftovers.foreign_uploads to `abort`"
+            yield Check(f"uploads {name}", "good", detail, way_out)
 
 
 def _status(checks: list[Check]) -> Status:

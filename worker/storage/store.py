@@ -407,16 +407,26 @@ class Store:
             return known
         with self._lock:
             if self._refuses_damage is None:
-                if not self.capabilities.reserved_buckets:
-                    return False
-                key = f"checksum-{secrets.token_hex(8)}"
                 try:
-                    self._refuses_damage = cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+                    self._refuses_damage = self.refuses_damage()
                 except TransientError:
                     return False
                 except StorageError:  # such as credentials that do not reach the place of the probe
                     self._refuses_damage = False
-            return self._refuses_damage
+            return self._refuses_damage or False
+
+    def refuses_damage(self) -> bool | None:
+        """Send wrong checksums and return whether the store refuses them; None where there is no place to try it.
+
+        A store on a local filesystem has no line that could damage bytes, and no checksums: None too.
+
+        Raises:
+            StorageError: it cannot be told.
+        """
+        if not hasattr(self._driver, "refuses_damage") or not self.capabilities.reserved_buckets:
+            return None
+        key = f"checksum-{secrets.token_hex(8)}"
+        return cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
 
     def check_identity(self) -> None:
         """Return if this is the store that was used under its name before and no other configured store is the same.

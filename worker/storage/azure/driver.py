@@ -8,7 +8,7 @@ from datetime import datetime
 from hashlib import sha256
 from http import HTTPStatus
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient, ContentSettings
@@ -184,7 +184,15 @@ class AzureDriver(CloudDriver):
         settings = tier_of(self._config, info.storage_class) | conditions("create_only")
         metadata = METADATA.encode(info, new_token(), f"{self._name}: {bucket}/{key}")
         made = copy.make(original, f'"{found.version}"', metadata, settings)
-        return to_stat(self._name, bucket, key, made)
+        if to_stat(self._name, bucket, key, made).properties == info.properties:
+            return to_stat(self._name, bucket, key, made)
+        # A copy has the headers of its source: the request that makes it takes no others.
+        headers = ContentSettings(
+            content_md5=made.content_settings.content_md5, **cast("Any", set_properties(info.properties))
+        )
+        with translated(self._origin, f"{bucket}/{key}"):
+            self._blob(bucket, key).set_http_headers(headers, **conditions(Match(version_of(made.etag))))
+        return self.stat(bucket, key)
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         if after > prefix and not after.startswith(prefix):
