@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from worker.settings import Settings
 from worker.settings.sections import BreakerSettings, StoreLimits
 from worker.storage import Digest, Store
 from worker.storage.config import FilesystemConfig
+from worker.storage.driver import ObjectProperties
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
@@ -83,6 +85,14 @@ class FailingDriver(MemoryDriver):
     def open(self, *args, **options):
         self._ask()
         return super().open(*args, **options)
+
+
+class UncheckedDriver(FailingDriver):
+    """A store that checks no checksums, so that what it takes is read back."""
+
+    @property
+    def capabilities(self):
+        return replace(super().capabilities, checks_uploads=False)
 
 
 @pytest.fixture
@@ -592,3 +602,28 @@ def test_work_for_several_stores_begins_if_one_of_them_takes_a_job(shared, admis
         bound.check_any(["a", "b"])
     assert error.value.seconds < 10
     bound.check_any([])
+
+
+def test_what_is_read_back_counts_against_the_bandwidth_and_is_no_progress(admission, shared, monkeypatch):
+    """Bytes that are read back are taken from the bandwidth limit of the store; progress counts what was written."""
+    ours = admission(shared, store_limits={"a": StoreLimits(bytes_per_second=1 << 40)})
+    taken: list[int] = []
+    told: list[int] = []
+    monkeypatch.setattr(ours, "take_bandwidth", lambda _name, count, *_rest: taken.append(count))
+    store = LimitedStore(Store(UncheckedDriver("a")), ours, Job())
+    properties = ObjectProperties(content_type="text/plain")
+    store.write_object("releases", "app", io.BytesIO(b"release"), on_bytes=told.append, properties=properties)
+    assert (sum(taken), sum(told)) == (14, 7)
+    assert store.stat_object("releases", "app").properties == properties
+
+
+def test_a_job_is_stopped_while_its_write_is_read_back(admission, shared):
+    """Cancelling a job ends the reading back too."""
+    job = Job()
+
+    def stop_at_the_end(_count: int) -> None:
+        job.stop = True
+
+    store = LimitedStore(Store(UncheckedDriver("a")), admission(shared), job)
+    with pytest.raises(Cancelled):
+        store.write_object("releases", "app", io.BytesIO(b"release"), on_bytes=stop_at_the_end)
