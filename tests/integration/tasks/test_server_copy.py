@@ -367,7 +367,7 @@ def test_a_copy_that_is_pending_is_waited_for(run, context: Context, line: Line,
     monkeypatch.setattr(azure_copy, "COPY_POLL", 0.0)
     line.fault = telling("pending", 3)
     run(replicate, TO_FAR)
-    asked = [request.method for request in line.proxy.requests if "/far-" in request.path]
+    asked = [request.method for request in line.proxy.requests if "/far-" in request.path and "app%20" in request.path]
     assert asked == ["HEAD", "PUT", "HEAD", "HEAD", "HEAD", "HEAD", "GET"]
     assert state(context, "far").state == "verified"
 
