@@ -1,13 +1,17 @@
 """Delete: delete an artifact's copies in some stores, or the artifact in all of them."""
 
+from collections.abc import Mapping, Sequence
+
 from worker import clock
+from worker.artifacts.artifact_job import not_configured
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.snooze import Snooze
-from worker.storage.errors import PermanentError, StorageError
+from worker.storage.errors import Archived, PermanentError, StorageError
+from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult
 
 _REPLICATION_POLL = 5.0
@@ -21,22 +25,30 @@ class LastCopy(PermanentError):
 def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> DeleteResult:
     """Delete the copies in the stores that were named, or the artifact everywhere; what is gone already is no error.
 
-    Everything under the key is deleted, whichever version it is: also what a killed job has written there.
+    Everything under the key is deleted, whichever version it is: also what a killed job has written there. All stores
+    are resolved first. A copy in a store that is not configured cannot be deleted: the result names it.
 
     Raises:
+        NotFound: the catalogue never had an artifact under this key; names the nearest key.
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
-        UnknownStore: naming the stores there are.
+        UnknownStore: a store that was named, or every store with a copy, is not configured; nothing was deleted.
         Snooze: a replication of the artifact has not ended, or the store of the copy that would remain takes no job
             now; nothing was deleted.
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
-    named = [context.stores[name].name for name in request.stores or ()]
     artifacts = context.catalogue.artifacts
     artifact = artifacts.current(request.bucket, request.key)
     held = artifacts.copies_by_store(request.bucket, request.key)
+    if not held and artifacts.version(request.bucket, request.key, 1) is None:
+        context.artifact(request.bucket, request.key)  # its error names the nearest key
+    named = request.stores or ()
+    stores = _resolve(context, named, held) if named else [name for name in held if name in context.stores]
+    beyond = [name for name in held if name not in context.stores] if not named else []
+    if artifact and beyond and not stores:
+        raise UnknownStore(f"{artifact.path}: nothing was deleted: {not_configured(beyond[0])}")
     if artifact and named and not request.allow_last:
         _check_no_replication(context, artifact)
-        _check_good_copy_remains(context, artifact, named)
+        _check_good_copy_remains(context, artifact, stores)
 
     def delete_from(store: str) -> DeletedCopy:
         job.step(f"deleting from {store}")
@@ -49,7 +61,7 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
             artifacts.delete_copy(copy)
         return DeletedCopy(store=store, outcome="deleted" if deleted else "already_gone")
 
-    deleted = for_each_store(named or held, delete_from)
+    deleted = for_each_store(stores, delete_from)
     if artifact and not named:
         artifacts.tombstone(artifact, clock.now())
     return DeleteResult(
@@ -58,7 +70,15 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
         everywhere=not named,
         unchanged=all(copy.outcome == "already_gone" for copy in deleted),
         copies=tuple(deleted),
+        not_configured=tuple(beyond),
     )
+
+
+def _resolve(context: JobContext, named: Sequence[str], held: Mapping[str, object]) -> list[str]:
+    for name in named:
+        if name in held and name not in context.stores:
+            raise UnknownStore(f"nothing was deleted: {not_configured(name)}")
+    return [context.stores[name].name for name in named]  # the error of a misspelt name has the nearest one
 
 
 def _check_no_replication(context: JobContext, artifact: Artifact) -> None:
@@ -80,7 +100,7 @@ def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: li
     closed: list[Snooze] = []
     for store in (store for store, copy in copies.items() if copy.state.good and store not in stores):
         try:
-            if context.stores[store].stat_object(artifact.bucket, artifact.key).size == artifact.digest.size:
+            if _has_readable_copy(context, artifact, store):
                 return
         except Snooze as error:
             closed.append(error)
@@ -92,6 +112,18 @@ def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: li
         f"{artifact.path}: no good copy would remain outside {', '.join(stores)}; replicate it first, delete it "
         "everywhere by naming no store, or allow the last copy to go"
     )
+
+
+def _has_readable_copy(context: JobContext, artifact: Artifact, store: str) -> bool:
+    """Ask a store for the size and the first byte: it tells the size also of what it does not give."""
+    limited = context.stores[store]
+    if limited.stat_object(artifact.bucket, artifact.key).size != artifact.digest.size:
+        return False
+    try:
+        limited.read_first_byte(artifact.bucket, artifact.key)
+    except Archived:
+        return context.settings.delete.archived_counts
+    return True
 
 
 delete_task = artifact_task(DELETE, writes=True)(delete)

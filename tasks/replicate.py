@@ -9,12 +9,16 @@ from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage import Verdict
-from worker.storage.errors import IntegrityError, StorageError, TransientError
+from worker.storage.errors import IntegrityError, StorageError, TransientError, Unavailable
 from zot_artifact_client.contract import REPLICATE, PlacedCopy, ReplicateRequest, ReplicateResult
 
 
 class NoGoodSource(IntegrityError):
     """No copy has the bytes that were recorded."""
+
+
+class BadSource(IntegrityError):
+    """A copy that was bad at its last read still is, or its store is not configured."""
 
 
 class ReadBackMismatch(IntegrityError):
@@ -25,7 +29,8 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     """Write a copy that matches the recorded digest to each store that was named, hashed all the way.
 
     Where two stores belong to one provider, it copies by itself, and the new copy is read back in full. A source that
-    is corrupt is recorded as such, nothing of it stays at the target, and the next source is tried.
+    is corrupt is recorded as such, nothing of it stays at the target, and the next source is tried. Copies that were
+    bad at their last read are verified before they are copied from, once no good one is left: a disk may be back.
 
     Raises:
         NotFound: the artifact is not in the catalogue.
@@ -39,7 +44,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     job.start(artifact.digest.size * len(targets), "replicating")
 
     def replicate_to(target: LimitedStore) -> PlacedCopy:
-        sources = _sources(context, artifact, target.name)
+        sources = _sources(work, target.name)
         slot = work.inspect(target)
         if slot is None:
             job.advance(artifact.digest.size)
@@ -49,13 +54,14 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
             for source in sources:
                 job.step(f"copying from {source.store} to {target.name}")
                 try:
+                    _check_source(work, source)
                     placed = work.copy_server_side(slot, source.store) or _stream(work, slot, source)
                     return placed.model_copy(update={"source": source.store})
                 except (StorageError, Snooze) as error:
                     if error.store != source.store:
                         raise
                     failures.append(error)
-                    if not isinstance(error, TransientError | Snooze):
+                    if source.state.good and not isinstance(error, TransientError | Snooze):
                         work.verify(source)
         raise _no_source(artifact, failures)
 
@@ -71,11 +77,30 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     )
 
 
-def _sources(context: JobContext, artifact: Artifact, target: str) -> list[Copy]:
-    """Return the copies that may be read from, those first that were verified by a full read."""
-    known = context.catalogue.artifacts.copies(artifact).values()
-    good = [copy for copy in known if copy.state.good and copy.store != target]
-    return sorted(good, key=lambda copy: copy.last_verified_at is None)
+def _sources(work: ArtifactJob, target: str) -> list[Copy]:
+    """Return the copies that may be read from: first those verified by a full read, last those that were bad."""
+    known = work.context.catalogue.artifacts.copies(work.artifact).values()
+    there = [copy for copy in known if copy.state.present and copy.store != target]
+    return sorted(there, key=lambda copy: (not copy.state.good, copy.last_verified_at is None))
+
+
+def _check_source(work: ArtifactJob, source: Copy) -> None:
+    """Return if a copy may be copied from; one that was bad at its last read is read in full first.
+
+    Raises:
+        BadSource, Unavailable: it is not right now; its `store` is that of the copy.
+    """
+    if source.store in work.context.stores and source.state.good:
+        return
+    seen = work.verify(source, on_bytes=work.job.heartbeat)
+    if seen is not None and seen.verdict == Verdict.VERIFIED:
+        return
+    said = f"{source.store}: {seen.verdict}: {seen.detail}" if seen else f"{source.store}: it was replaced meanwhile"
+    error: StorageError = BadSource(said)
+    if seen is not None and isinstance(seen.error, TransientError):
+        error = Unavailable(said)
+    error.store = source.store
+    raise error
 
 
 def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:

@@ -13,7 +13,8 @@ from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, Ver
 def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> VerifyResult:
     """Read every copy that was asked for to its end, and record one verdict for each.
 
-    A copy that cannot be read has the verdict `unreadable`, and the others are read nevertheless.
+    A copy that cannot be read has the verdict `unreadable`, and the others are read nevertheless. So has a copy in a
+    store that is not configured.
 
     Raises:
         NotFound: the artifact is not in the catalogue, or has no copy in a store that was named.
@@ -61,7 +62,8 @@ def _find_copies(request: VerifyRequest, context: JobContext, artifact: Artifact
     present = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.present}
     if request.stores is None:
         return list(present.values())
-    stores = [context.stores[name].name for name in request.stores]  # a misspelt name is told from an absent copy
+    # A misspelt name is told from an absent copy, and a store that left the configuration from both.
+    stores = [name if name in present else context.stores[name].name for name in request.stores]
     if request.version is None:
         for name in stores:
             if name not in present:

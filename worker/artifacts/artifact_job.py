@@ -12,7 +12,7 @@ from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
-from worker.storage.integrity.verifying_reader import Readable
+from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from zot_artifact_client.contract import PlacedCopy
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,12 @@ BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
 """Verdicts that say that the copy is not there as it should be."""
 RETRY_UNREADABLE = timedelta(hours=1)
 """Longest time until a copy that could not be read is read again."""
+
+
+def not_configured(store: str) -> str:
+    """Return what to say of a copy in a store that has left the configuration."""
+    way_out = f"add it to `stores` again, or `zot-artifacts stores forget {store}`"
+    return f"the store {store!r} is not configured: {way_out}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,8 @@ class ArtifactJob:
         """Return where the copy has to be written; None if the store has it already.
 
         Bytes are trusted without reading them only if the store says that they are unchanged since we wrote or read
-        them. Anything else under the key is read: it may be a copy that a killed job had finished.
+        them, and if that was within `sweep.verify.trust`: a store does not notice rot. Anything else under the key is
+        read: it may be a copy that a killed job had finished.
 
         Raises:
             Unavailable: what is under the key cannot be read, so it is not replaced.
@@ -59,7 +66,7 @@ class ArtifactJob:
         except NotFound:
             return CopySlot(store, copy, None, quarantine=False)
         if copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size):
-            return None
+            return None if self._is_trusted(copy) else self._read_again(store, copy, found)
         held = artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
         if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
             return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
@@ -70,6 +77,23 @@ class ArtifactJob:
             self._record_copy(store, found)
             return None
         return CopySlot(store, copy, found, quarantine=True)
+
+    def _is_trusted(self, copy: Copy) -> bool:
+        if copy.read_at is None:
+            return False
+        age = clock.now() - copy.read_at
+        return timedelta() <= age < self.context.settings.sweep.verify.trust_of(copy.store)
+
+    def _read_again(self, store: LimitedStore, copy: Copy, found: ObjectStat) -> CopySlot | None:
+        """Read a copy whose last full read is long ago; return None if it is right, else where it has to be written."""
+        seen = self.verify(copy, on_bytes=self.job.heartbeat)
+        if seen is None:
+            raise self._conflict(store)
+        if seen.verdict == Verdict.UNREADABLE:
+            raise self._unavailable(store, f"what is at {self.artifact.path} cannot be read: {seen.detail}")
+        if seen.verdict == Verdict.VERIFIED:
+            return None
+        return CopySlot(store, copy, None if seen.verdict == Verdict.MISSING else found, quarantine=True)
 
     def write(self, slot: CopySlot, source: Readable, *, storage_class: str | None = None) -> PlacedCopy:
         """Write the copy. What is under its key is replaced only by bytes that match, and kept in quarantine.
@@ -157,19 +181,25 @@ class ArtifactJob:
         artifact = self.artifact
         return self.context.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
 
-    def verify(self, copy: Copy) -> Verification | None:
+    def verify(self, copy: Copy, *, on_bytes: OnBytes | None = None) -> Verification | None:
         """Read all bytes of a copy, record the verdict and return it; None if the copy has been replaced meanwhile.
 
-        One bad read makes a copy suspect. The verdict is bad if a second, independent read confirms it.
+        One bad read makes a copy suspect. The verdict is bad if a second, independent read confirms it. A copy in a
+        store that is not configured is unreadable. `on_bytes` is by default the job's `advance`.
 
         Raises:
             Snooze: the store takes no job now; nothing is recorded.
         """
-        artifact, store, job = self.artifact, self.context.stores[copy.store], self.job
+        artifact, job = self.artifact, self.job
+        if copy.store not in self.context.stores:
+            seen = Verification(Verdict.UNREADABLE, artifact.digest, detail=not_configured(copy.store))
+            self._record_verdict(copy, seen)
+            return seen
+        store = self.context.stores[copy.store]
         where = artifact.bucket, artifact.key
         manifest = self.context.catalogue.artifacts.manifest(artifact)
         with store.slot():
-            seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=job.advance)
+            seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=on_bytes or job.advance)
             if seen.verdict in BAD:
                 logger.warning("%s: %s is suspect (%s), reading it again", store.name, artifact.path, seen.verdict)
                 confirmed = self.confirm(copy)

@@ -118,6 +118,8 @@ def _print_verdicts(result: Mapping[str, Any]) -> None:
 
 def _print_deleted(result: Mapping[str, Any]) -> None:
     path = f"{result['bucket']}/{result['key']}"
+    for store in result.get("not_configured", ()):
+        complain(f"{store}: a copy of {path} stays, the store is not configured: `zot-artifacts stores forget {store}`")
     if result["unchanged"]:
         say(_ALREADY_GONE.format(path=path))
         return

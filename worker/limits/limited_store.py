@@ -104,6 +104,11 @@ class LimitedStore:
         with self._request():
             self._store.abort_upload(bucket, key, token)
 
+    def read_first_byte(self, bucket: str, key: str) -> None:
+        """Return if the store gives the first byte of an object, or the object is empty."""
+        with self._request(), self._store.read_object_range(bucket, key, 0, 1) as reader:
+            reader.read(1)
+
     # Bytes
 
     def read_object(

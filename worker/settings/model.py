@@ -22,6 +22,7 @@ from worker.settings.private_files import OWN_FOLDERS, make_files_private, tight
 from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
+    DeleteSettings,
     JobSettings,
     PageSettings,
     PlacementRule,
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     batch: BatchSettings = BatchSettings()
     page: PageSettings = PageSettings()
+    delete: DeleteSettings = DeleteSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""
     breaker: BreakerSettings = BreakerSettings()

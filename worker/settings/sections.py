@@ -81,8 +81,17 @@ class VerifySweepSettings(Section):
     """Other periods for single stores, by name."""
     batch: Annotated[int, Field(ge=1)] | None = None
     """Most copies of one store that one sweep sends to be read; as many as are due by default."""
+    trust: Duration | None = None
+    """How long an upload or replication trusts a copy that it finds unchanged, without a read; the period by default.
+
+    `0s`: it is always read.
+    """
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another page may claim the copy."""
+
+    def trust_of(self, store: str) -> timedelta:
+        """Return how long after its last full read a copy in this store is trusted."""
+        return self.period_of(store) if self.trust is None else self.trust
 
     def period_of(self, store: str) -> timedelta:
         """Return the time within which every copy of this store is read again."""
@@ -155,6 +164,13 @@ class JobSettings(Section):
     """How long results stay in the result backend; the ledger in the catalogue keeps them for longer, see `keep`."""
     keep: Annotated[Duration, Field(ge=timedelta(days=1))] | None = None
     """How long the ledger keeps jobs that have ended, dead ones excepted; for good if it is not set."""
+
+
+class DeleteSettings(Section):
+    """What keeps the last good copy of an artifact."""
+
+    archived_counts: bool = False
+    """An archived copy, which has to be restored before it can be read, may be the last good one."""
 
 
 class BatchSettings(Section):

@@ -1,5 +1,6 @@
 """Deleting takes what was asked for, and never the last good copy by accident."""
 
+import dataclasses
 import io
 
 import pytest
@@ -9,9 +10,12 @@ from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
 from worker.catalogue import Scope
+from worker.context import Context
 from worker.limits.snooze import Paused
-from worker.storage import Digest
-from worker.storage.errors import NotFound, Unavailable
+from worker.settings.sections import DeleteSettings
+from worker.storage import Digest, Stores
+from worker.storage.errors import Archived, NotFound, Unavailable
+from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
 
@@ -142,3 +146,71 @@ def test_what_a_killed_upload_has_written_is_deleted_too(run, context, stored):
     result = run(delete, DeleteRequest(bucket="releases", key="half.tgz"))
     assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
     assert not stored("primary", "half.tgz").exists()
+
+
+def test_a_key_that_the_catalogue_never_had_is_an_error(run):
+    """Deleting a mistyped key fails with the nearest key that there is; one that was deleted before is gone already."""
+    with pytest.raises(NotFound, match=r"did you mean releases/app\.tgz"):
+        run(delete, DeleteRequest(bucket="releases", key="app.tgx"))
+    with pytest.raises(NotFound):
+        run(delete, DeleteRequest(bucket="releases", key="app.tgx", stores=("dr",)))
+    run(delete, request())
+    assert run(delete, request()).unchanged
+
+
+def without(context: Context, *names: str) -> Context:
+    """Return the context after these stores have left the configuration."""
+    configs = {name: config for name, config in context.settings.stores.items() if name not in names}
+    settings = context.settings.model_copy(update={"stores": configs})
+    return dataclasses.replace(context, settings=settings, stores=Stores(configs))
+
+
+def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, stored):
+    """The copies that can be reached are deleted, and the result names the store whose copy stays."""
+    left = without(context, "dr")
+    result = run(lambda r, _c, job: delete(r, left.for_job(job), job), request())
+    assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
+    assert result.not_configured == ("dr",)
+    assert not stored("primary").exists()
+    assert stored("dr").exists()
+    again = run(lambda r, _c, job: delete(r, left.for_job(job), job), request())
+    assert (again.unchanged, again.not_configured) == (True, ("dr",))
+    assert [copy.outcome for copy in run(delete, request()).copies] == ["deleted"], "the store is back"
+
+
+@pytest.mark.parametrize("named", [("dr",), ("primary", "dr"), ()])
+def test_nothing_is_deleted_before_all_stores_are_resolved(run, context, stored, named):
+    """A named store, or the only ones with a copy, that left the configuration are an error that says what to do."""
+    left = without(context, "dr") if named else without(context, "dr", "primary")
+    with pytest.raises(UnknownStore, match="stores forget dr"):
+        run(lambda r, _c, job: delete(r, left.for_job(job), job), request(*named, allow_last=bool(named)))
+    assert stored("primary").exists()
+    assert context.catalogue.artifacts.current("releases", "app.tgz") is not None
+
+
+def test_a_copy_in_a_store_that_left_is_no_last_good_copy(run, context, stored):
+    """What cannot be reached is no reason to let the last copy go that can."""
+    left = without(context, "dr")
+    with pytest.raises(LastCopy):
+        run(lambda r, _c, job: delete(r, left.for_job(job), job), request("primary"))
+    assert stored("primary").exists()
+
+
+def test_an_archived_copy_is_the_last_good_one_only_if_the_settings_say_so(run, context, stored, monkeypatch):
+    """A copy that has to be restored before it can be read lets no other go, unless it is allowed to."""
+    driver = context.stores["dr"]._driver
+    really = driver.open
+
+    def archived(bucket, key, **more):
+        if key == "app.tgz" and "length" in more:  # a stat still works
+            raise Archived("dr: releases/app.tgz is archived")
+        return really(bucket, key, **more)
+
+    monkeypatch.setattr(driver, "open", archived)
+    with pytest.raises(LastCopy):
+        run(delete, request("primary"))
+    assert stored("primary").exists()
+    settings = context.settings.model_copy(update={"delete": DeleteSettings(archived_counts=True)})
+    trusting = dataclasses.replace(context, settings=settings)
+    run(lambda r, _c, job: delete(r, trusting.for_job(job), job), request("primary"))
+    assert not stored("primary").exists()

@@ -1,14 +1,18 @@
 """Replication copies only what is right, and says what is not."""
 
 import dataclasses
+from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tasks.replicate import NoGoodSource, ReadBackMismatch, replicate
 from tasks.upload import upload
 from tasks.verify import verify
+from worker.catalogue.tables import copies
 from worker.context import Context
-from worker.settings.sections import ReplicationSettings
+from worker.settings.sections import ReplicationSettings, VerifySweepSettings
+from worker.storage import Stores
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
@@ -142,3 +146,82 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_out(run, reread, 
         run(lambda r, _c, job: replicate(r, reread.for_job(job), job), request("cold"))
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "corrupt"
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_is_back_is_a_source_once_it_was_read(run, context, stored):
+    """A copy that was missing at its last read is verified, and copied from, where no good copy is left."""
+    away = stored("dr").rename(stored("dr").with_name("away"))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    stored("primary").unlink()
+    away.rename(stored("dr"))
+
+    result = run(replicate, request("cold"))
+
+    assert (result.copies[0].source, stored("cold").read_bytes()) == ("dr", b"release one")
+    artifact = context.catalogue.artifacts.current("releases", "app.tgz")
+    assert context.catalogue.artifacts.copies(artifact)["dr"].state == "verified"
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_is_still_bad_is_no_source(run, stored):
+    """A copy that was corrupt at its last read and still is is named, and nothing of it is at the target."""
+    rot(stored("dr"))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    stored("primary").unlink()
+    with pytest.raises(NoGoodSource, match=r"primary: .*dr: corrupt"):
+        run(replicate, request("cold"))
+    assert not stored("cold").exists()
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_source_that_left_the_configuration_is_passed_over(run, context, stored):
+    """A copy in a store that is not configured keeps no job from the copies that can be read."""
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",)))  # dr would be the first
+    configs = {name: config for name, config in context.settings.stores.items() if name != "dr"}
+    left = dataclasses.replace(context, stores=Stores(configs))
+    result = run(lambda r, _c, job: replicate(r, left.for_job(job), job), request("cold"))
+    assert result.copies[0].source == "primary"
+
+
+@pytest.fixture
+def distrustful(context: Context) -> Context:
+    """The same context, with every copy read before an upload or replication believes in it."""
+    always = context.settings.sweep.verify.model_copy(update={"trust": timedelta()})
+    sweep = context.settings.sweep.model_copy(update={"verify": always})
+    return dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
+
+
+def rot_unnoticed(context, path):
+    """Let a copy rot while its store gives the version tag and size that are on record."""
+    rot(path)
+    artifact = context.catalogue.artifacts.current("releases", "app.tgz")
+    tag = context.stores["dr"].stat_object("releases", "app.tgz").version
+    with context.catalogue._database.write() as connection:
+        connection.execute(
+            sa.update(copies).where(copies.c.artifact_id == artifact.id, copies.c.store == "dr").values(tag=tag)
+        )
+
+
+@pytest.mark.parametrize("verb", ["upload", "replicate"])
+def test_rot_that_no_store_notices_is_found_where_the_last_read_is_long_ago(
+    run, source, stored, context, distrustful, uploaded, verb
+):
+    """What is there already is read where its last full read is older than the trust, and rot is repaired."""
+    rot_unnoticed(context, stored("dr"))
+    again = UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one"), stores=("dr",))
+    work, wish = (upload, again) if verb == "upload" else (replicate, request("dr"))
+    assert run(work, wish).unchanged, "the write was just now: within the trust nothing is read"
+    result = run(lambda r, _c, job: work(r, distrustful.for_job(job), job), wish)
+    assert result.copies[0].outcome == "repaired"
+    assert result.copies[0].quarantined
+    assert stored("dr").read_bytes() == b"release one"
+    assert run(lambda r, _c, job: work(r, distrustful.for_job(job), job), wish).unchanged
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_the_trust_is_the_period_of_the_store(context):
+    """Without a setting a copy is trusted for the time within which the sweep reads it again."""
+    verify_sweep = VerifySweepSettings(period=timedelta(days=30), periods={"dr": timedelta(days=7)})
+    assert [verify_sweep.trust_of(store) for store in ("primary", "dr")] == [timedelta(days=30), timedelta(days=7)]
+    assert VerifySweepSettings(trust=timedelta(days=1)).trust_of("dr") == timedelta(days=1)

@@ -1,11 +1,14 @@
 """Only a full read that matched is good news, and each verdict says no more than was seen."""
 
+import dataclasses
+
 import pytest
 
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
 from worker.context import Context
+from worker.storage import Stores
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import UploadRequest, VerifyRequest
 
@@ -136,3 +139,17 @@ def test_a_copy_that_was_replaced_is_not_called_corrupt(run, source):
     run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release two")))
     old = VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",), version=1)
     assert run(verify, old).copies == ()
+
+
+@pytest.mark.parametrize("stores", [None, ("primary", "dr")])
+def test_a_copy_in_a_store_that_left_the_configuration_is_unreadable(run, context, stores):
+    """The verdict on that copy says what to do, is recorded, and keeps no other copy from its verdict."""
+    configs = {name: config for name, config in context.settings.stores.items() if name != "dr"}
+    left = dataclasses.replace(context, stores=Stores(configs))
+    wish = VerifyRequest(bucket="releases", key="app.tgz", stores=stores)
+    result = run(lambda r, _c, job: verify(r, left.for_job(job), job), wish)
+    verdicts = {copy.store: copy for copy in result.copies}
+    assert {store: copy.verdict for store, copy in verdicts.items()} == {"primary": "verified", "dr": "unreadable"}
+    assert "stores forget dr" in verdicts["dr"].detail
+    assert copy_of(context).last_verdict == "unreadable"
+    assert copy_of(context, "primary").state == "verified"

@@ -79,13 +79,17 @@ class DeletedCopy(Result):
 
 
 class DeleteResult(Result):
-    """The copies that are gone. `everywhere`: the artifact was deleted, not only some copies."""
+    """The copies that are gone. `everywhere`: the artifact was deleted, not only some copies.
+
+    `not_configured`: stores that have a copy and are not configured. Nothing was deleted there.
+    """
 
     bucket: str
     key: str
     everywhere: bool
     unchanged: bool
     copies: tuple[DeletedCopy, ...]
+    not_configured: tuple[str, ...] = ()
 
 
 class AdoptResult(ArtifactResult):
