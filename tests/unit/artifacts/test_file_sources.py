@@ -45,6 +45,6 @@ def test_what_the_machine_lacks_now_is_transient(
     def refuse(*_: object, **__: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("worker.artifacts.sources.os.open", refuse)
+    monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", refuse)
     with pytest.raises(Unavailable, match=os.strerror(code)), open_source(str(root / "f"), settings):
         pass
