@@ -79,7 +79,14 @@ class Header:
     value: str | None = None
 
 
-Fault = Lose | Delay | Reset | Damage | Cut | Silence | Say | Header | None
+@dataclass(frozen=True)
+class Rewrite:
+    """Let the server do its work, and pass on its answer with another body."""
+
+    change: Callable[[bytes], bytes]
+
+
+Fault = Rewrite | Lose | Delay | Reset | Damage | Cut | Silence | Say | Header | None
 
 
 class FaultyProxy:
@@ -154,6 +161,9 @@ class FaultyProxy:
                 if isinstance(fault, Damage):
                     body = _damaged(body, fault.at)
                 answer = proxy.forward(request, body)
+                if isinstance(fault, Rewrite):
+                    kept = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
+                    answer = Say(answer.status, fault.change(answer.body), kept)
                 if isinstance(fault, Header):
                     answer = _with_header(answer, fault)
                 if isinstance(fault, Delay):

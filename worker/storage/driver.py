@@ -80,10 +80,13 @@ class ObjectStat:
 
 @dataclass(frozen=True, slots=True)
 class ListedObject:
-    """One row of a listing: what every store can say without a request per object."""
+    """One row of a listing: what every store can say without a request per object.
+
+    `size` is None, `version` empty and `modified` 1970 where the store gives no such thing that can be read.
+    """
 
     key: str
-    size: int
+    size: int | None
     version: str
     modified: datetime
 

@@ -1,7 +1,9 @@
 """What a gateway or an emulator answers that no SDK expects: every caller sees a StorageError about that object."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tests.conformance.targets import (
     s3_config,
 )
 from tests.servers import Azurite, Ministack
-from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Say
+from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Rewrite, Say
 from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
@@ -246,6 +248,47 @@ class TestListings:
         _, faulty = through(page)
         with pytest.raises(Unavailable, match="20 empty pages"):
             list(faulty.list_objects(BUCKET))
+
+    @pytest.mark.parametrize(
+        ("what", "bad"),
+        [
+            ("size", b"many"),
+            ("size", b""),
+            ("size", b"-5"),
+            ("size", b"9" * 5000),
+            ("time", b"yesterday"),
+            ("time", b"Wed, 31 Feb 2026 07:28:00 GMT"),
+            ("time", b"30345-02-30T00:00:00.000Z"),
+        ],
+        ids=["word", "nothing", "negative", "huge", "no_time", "no_day", "no_year"],
+    )
+    def test_a_value_that_is_none_ends_no_listing(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, what: str, bad: bytes
+    ) -> None:
+        """One object whose size or time cannot be read is listed without it, and all others as they are."""
+        names = {
+            "s3": {"size": rb"(<Size>)\d+", "time": rb"(<LastModified>)[^<]+"},
+            "gcs": {"size": rb'("size": *")\d+', "time": rb'("updated": *")[^"]+'},
+            "azure": {"size": rb"(<Content-Length>)\d+", "time": rb"(<Last-Modified>)[^<]+"},
+        }
+        changed: list[int] = []
+
+        def spoil(page: bytes) -> bytes:
+            spoilt, count = re.subn(names[cloud][what], lambda found: found[1] + bad, page, count=1)
+            changed.append(count)
+            return spoilt
+
+        lists = ("list-type=2", "comp=list", "/o?")
+        direct, faulty = through(
+            lambda request: Rewrite(spoil) if any(mark in request.path for mark in lists) else None
+        )
+        for key in ("a", "b", "c"):
+            direct.write_object(BUCKET, key, source(b"hello"))
+        right = list(direct.list_objects(BUCKET))
+        found = list(faulty.list_objects(BUCKET))
+        assert changed == [1]
+        unknown = replace(right[0], **{"size": None} if what == "size" else {"modified": UNKNOWN_TIME})
+        assert found == [unknown, *right[1:]]
 
 
 class TestNames:

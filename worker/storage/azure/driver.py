@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http import HTTPStatus
 from itertools import islice
@@ -32,7 +33,7 @@ from worker.storage.azure.upload import Upload, md5_of
 from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.listing import is_reserved, rows_of
+from worker.storage.cloud.listing import check_size, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import AzureConfig
@@ -57,6 +58,8 @@ IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
 """Azure takes a backslash for a slash, and drops a dot at the end of a segment: such a key would name another blob."""
 MAX_OBJECT = MAX_PART * MAX_PARTS
 _PAGE = 1_000
+_TIMES = ("Last-Modified", "Creation-Time", "CopyCompletionTime", "AccessTierChangeTime", "LastAccessTime")
+_READABLE = {"Content-Length": check_size, **dict.fromkeys(_TIMES, parsedate_to_datetime)}
 _SINCE_START_FROM = "2026-02-06"
 
 
@@ -363,7 +366,9 @@ class AzureDriver(CloudDriver):
         client = self._service().get_container_client(container)
         try:
             with translated(self._origin, what):
-                pages = client.list_blobs(results_per_page=_PAGE, response_format="xml", **wanted).by_page()
+                pages = client.list_blobs(
+                    results_per_page=_PAGE, response_format="xml", raw_response_hook=_clean_page, **wanted
+                ).by_page()
                 yield from rows_of(pages, lambda page: page, self._origin, what)
         except NotFound:
             if self._prefixed:
@@ -432,6 +437,12 @@ class AzureDriver(CloudDriver):
         info = WriteInfo(source.size, source.sha256, source.metadata, properties=source.properties)
         with self.open(source.bucket, source.key) as reader:
             return self.put(to_bucket, to_key, VerifyingReader(reader, size=source.size), info)
+
+
+def _clean_page(reply: Any) -> None:
+    """Take what the SDK cannot read out of a page, before the SDK reads it."""
+    answer = reply.http_response
+    answer._content = without_malformed(answer.body(), _READABLE)  # noqa: SLF001  the SDK offers no other place
 
 
 def _modified(blob: BlobProperties) -> datetime:

@@ -1,6 +1,7 @@
 """The pages of a listing, with a bound on what a store can make of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin
@@ -9,6 +10,8 @@ from worker.storage.keys import RESERVED_SEGMENT
 
 EMPTY_PAGES = 1_000
 """Pages without a row, one after the other, before a listing is given up. Some stores give a few, after deletions."""
+
+_MAX_DIGITS = 20
 
 _Row = TypeVar("_Row")
 
@@ -30,6 +33,39 @@ def rows_of(pages: Iterable[Any], rows: Callable[[Any], Iterable[_Row]], origin:
             raise Unavailable(
                 f"{origin.store}: {what}: {origin.endpoint}: the listing gives {empty} empty pages in a row"
             )
+
+
+def without_malformed(page: bytes, readable: Mapping[str, Callable[[str], object]]) -> bytes:
+    """Return a page of a listing in XML without the values that its SDK could not read.
+
+    One such value would make the SDK refuse the whole page: with it the listing would end at that page for ever.
+
+    Args:
+        page: the answer of the store.
+        readable: by the names of elements, what raises ValueError for a value that is not what the name says.
+    """
+
+    def kept(found: re.Match[bytes]) -> bytes:
+        try:
+            readable[found[1].decode()](found[2].decode())
+        except (ValueError, OverflowError):
+            return b""
+        return found[0]
+
+    names = "|".join(map(re.escape, readable))
+    return re.sub(rf"<({names})>([^<]*)</\1>".encode(), kept, page)
+
+
+def size_of(said: object) -> int | None:
+    """Return the size that a row of a listing gives, or None where it gives none."""
+    return int(str(said)) if str(said).isdecimal() and len(str(said)) < _MAX_DIGITS else None
+
+
+def check_size(said: str) -> None:
+    """Raise ValueError for what is no size in bytes."""
+    if size_of(said) is None:
+        msg = f"{said!r} is no size"
+        raise ValueError(msg)
 
 
 def is_reserved(key: str) -> bool:

@@ -12,7 +12,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.listing import is_reserved, rows_of
+from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
@@ -173,7 +173,8 @@ class GcsDriver(CloudDriver):
         for blob in self._listed(real, start + prefix, start + after if after else None):
             key = blob.name.removeprefix(start)
             if key > after and not is_reserved(key):
-                yield ListedObject(key, int(blob.size), str(blob.generation), updated(blob))
+                facts = blob._properties  # noqa: SLF001  its own attributes raise for one bad value
+                yield ListedObject(key, size_of(facts.get("size")), str(facts.get("generation", "")), updated(blob))
 
     # Multipart uploads
 

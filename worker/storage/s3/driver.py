@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.listing import is_reserved, rows_of
+from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import S3Config
@@ -205,7 +205,7 @@ class S3Driver(CloudDriver):
             key = row["Key"].removeprefix(start)
             if key > after and not is_reserved(key):
                 modified = row.get("LastModified", UNKNOWN_TIME)
-                yield ListedObject(key, int(row["Size"]), version_of(row.get("ETag")), modified)
+                yield ListedObject(key, size_of(row.get("Size")), version_of(row.get("ETag")), modified)
 
     # Multipart uploads: a token is the writer's own token and the id of the multipart upload
 

@@ -13,6 +13,7 @@ from botocore.utils import parse_timestamp
 from pydantic import SecretStr
 
 from worker.storage.cloud.error_mapping import shown_url
+from worker.storage.cloud.listing import check_size, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
@@ -139,8 +140,13 @@ def make_client(
         raise PermanentError(
             f"{name}: {endpoint_of(config)!r} is no URL of a store; correct `endpoint`, such as https://s3.example.com"
         ) from error
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _clean_page)
     client.meta.events.register("before-send.s3", _damage if damaging else _send_in_pieces)
     return client
+
+
+def _clean_page(response_dict: dict[str, Any], **_: object) -> None:
+    response_dict["body"] = without_malformed(response_dict["body"], {"Size": check_size})
 
 
 def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
