@@ -16,15 +16,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from worker.storage.config import FilesystemConfig
-from worker.storage.driver import Match
+from worker.storage.driver import HashedBytes, Match, SmallPut
 from worker.storage.errors import AlreadyExists, NotFound, OutOfSpace, StorageError
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.filesystem.layout import ObjectPath
@@ -32,7 +33,7 @@ from worker.storage.store import Store
 
 OLD, NEW, THIRD = b"old content", b"new content, which is longer", b"third"
 
-_CALLS = ["open", "mkdir", "write", "utime", "fsync", "rename", "link", "unlink", "rmdir"]
+_CALLS = ["open", "mkdir", "write", "utime", "setxattr", "fsync", "rename", "link", "unlink", "rmdir"]
 """All calls by which the driver changes the disk; a process dies before one of them. Dying before one that only looks
 is the same as dying after the change before it."""
 
@@ -48,8 +49,8 @@ def quick(tmp_path: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def store_at(root: Path) -> Store:
-    return Store(FilesystemDriver("main", FilesystemConfig(root=root)))
+def store_at(root: Path, digest: Literal["sidecar", "xattr"] = "sidecar") -> Store:
+    return Store(FilesystemDriver("main", FilesystemConfig(root=root, digest=digest)))
 
 
 def write(store: Store, key: str, content: bytes, **options: Any) -> None:
@@ -114,6 +115,7 @@ class Scene:
     before: Callable[[Path], None]
     change: Callable[[Store], Any]
     may_be: dict[str, set[bytes | None]]
+    digest: Literal["sidecar", "xattr"] = "sidecar"
 
 
 def _nothing(_root: Path) -> None:
@@ -156,6 +158,18 @@ def _original(root: Path) -> None:
     (root / "b" / "k.sha256.sha256").write_text(hashlib.sha256(OLD).hexdigest())
 
 
+def write_group(store: Store, contents: dict[str, bytes]) -> None:
+    """Write some objects as one group; raise the first error."""
+    puts = [SmallPut("b", key, HashedBytes.of(content)) for key, content in contents.items()]
+    for written in store.write_objects(puts):
+        if isinstance(written, StorageError):
+            raise written
+
+
+_GROUP = {"d/e/k": NEW, "k": THIRD, "other": NEW}
+_GROUP_MAY_BE: dict[str, set[bytes | None]] = {"d/e/k": {None, NEW}, "k": {OLD, THIRD}, "other": {None, NEW}}
+
+
 def _match(store: Store) -> Match:
     return Match(store.stat_object("b", "k").version)
 
@@ -170,6 +184,10 @@ SCENES = {
     "copy": Scene(_two, lambda s: s._driver.copy("b", "other", "b", "k"), {"k": {OLD, NEW}, "other": {NEW}}),
     "replace the half replaced": Scene(_half_replaced, lambda s: write(s, "k", NEW), {"k": {THIRD, NEW}}),
     "delete the half replaced": Scene(_half_replaced, lambda s: s.delete_object("b", "k"), {"k": {THIRD, None}}),
+    "create with an attribute": Scene(_nothing, lambda s: write(s, "k", NEW), {"k": {None, NEW}}, "xattr"),
+    "replace with an attribute": Scene(_old, lambda s: write(s, "k", NEW), {"k": {OLD, NEW}}, "xattr"),
+    "write a group": Scene(_old, lambda s: write_group(s, _GROUP), _GROUP_MAY_BE),
+    "write a group with attributes": Scene(_old, lambda s: write_group(s, _GROUP), _GROUP_MAY_BE, "xattr"),
     "write beside the original's": Scene(
         _original, lambda s: write(s, "k", NEW), {"k": {None, NEW}, "k.sha256": {OLD}}
     ),
@@ -185,7 +203,7 @@ def crashes(root: Path, scene: Scene) -> Iterator[int]:
         scene.before(root)
 
         def play(count: int = count) -> None:
-            store = store_at(root)
+            store = store_at(root, scene.digest)
             die_at(count)
             scene.change(store)
 
@@ -262,6 +280,7 @@ def _anew(store: Store) -> None:
 
 READS: dict[str, tuple[Callable[[Path], None], Callable[[Store], Any], str, set[bytes | None]]] = {
     "replaced": (_old, lambda s: write(s, "k", NEW), "k", {OLD, NEW}),
+    "replaced by a group": (_old, lambda s: write_group(s, {"k": NEW}), "k", {OLD, NEW}),
     "replaced twice": (_old, _twice, "k", {OLD, THIRD}),
     "deleted": (_old, lambda s: s.delete_object("b", "k"), "k", {OLD, None}),
     "written anew": (_old, _anew, "k", {OLD, NEW}),
@@ -351,6 +370,52 @@ def test_every_step_is_on_the_disk_before_the_next_begins(tmp_path: Path) -> Non
         "fsync temp", "rename k.sha256", "fsync b", f"unlink {intent}",
     ]  # fmt: skip
     assert deleted == ["unlink k", "fsync b", "unlink k.sha256"]
+
+
+def test_a_group_is_on_the_disk_before_any_of_it_is_visible(tmp_path: Path) -> None:
+    """Of a group, all contents are synced before the first is placed, and each directory once after the last."""
+    calls: list[str] = []
+    store = store_at(tmp_path)
+    write(store, "other", OLD)
+    real_fsync, real_link = os.fsync, os.link
+
+    def fsync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        calls.append("fsync file" if path.name.endswith("(deleted)") else f"fsync {path.name}")
+        real_fsync(fd)
+
+    def link(source: str, target: str, **options: Any) -> None:
+        calls.append(f"link {target}")
+        real_link(source, target, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "link", link)
+        write_group(store, {"k": OLD, "k2": NEW})
+    assert calls == ["fsync file"] * 4 + ["link k.sha256", "link k", "link k2.sha256", "link k2", "fsync b"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_an_error_at_any_call_of_a_group_is_of_its_own_object(quick: Path, error: int) -> None:
+    """Whichever call fails, each object of a group is there with its digest, or has an error of its own."""
+    for count in itertools.count():
+        root = quick / str(count)
+        root.mkdir()
+        store = store_at(root)
+        write(store, "k", OLD)
+        puts = [SmallPut("b", key, HashedBytes.of(content)) for key, content in _GROUP.items()]
+        with failing_at(count, error) as reached:
+            written = store.write_objects(puts)
+        for put, result in zip(puts, written, strict=True):
+            found = content_of(store, put.key)
+            assert found in _GROUP_MAY_BE[put.key], count
+            assert isinstance(result, StorageError) or found == put.body.data, "a write that succeeds is there"
+        if not reached:
+            break
+        write_group(store, _GROUP)
+        assert {key: content_of(store, key) for key in _GROUP} == _GROUP
+        shutil.rmtree(root)
+    assert count > 20
 
 
 def _hammer(root: Path, writer: int, rounds: int) -> None:
@@ -487,14 +552,24 @@ def test_an_error_at_any_call_leaves_one_of_the_two_whole(quick: Path, error: in
 
 def _write_with_error(store: Store, count: int, error: int) -> tuple[bool, bool]:
     """Write NEW while changing call number `count` fails; return whether the write failed and if it came so far."""
-    counter = itertools.count()
-    reached = False
+    with failing_at(count, error) as reached:
+        try:
+            write(store, "k", NEW)
+        except StorageError:
+            return True, bool(reached)
+    return False, bool(reached)
 
-    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+
+@contextmanager
+def failing_at(count: int, error: int) -> Iterator[list[str]]:
+    """Let changing call number `count` fail; yield a list that has its name once it was reached."""
+    counter = itertools.count()
+    reached: list[str] = []
+
+    def failing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **options: Any) -> Any:
-            nonlocal reached
             if next(counter) == count:
-                reached = True
+                reached.append(name)
                 raise OSError(error, os.strerror(error))
             return call(*args, **options)
 
@@ -502,9 +577,5 @@ def _write_with_error(store: Store, count: int, error: int) -> tuple[bool, bool]
 
     with pytest.MonkeyPatch.context() as patch:
         for name in _CALLS:
-            patch.setattr(os, name, failing(getattr(os, name)))
-        try:
-            write(store, "k", NEW)
-        except StorageError:
-            return True, reached
-    return False, reached
+            patch.setattr(os, name, failing(name, getattr(os, name)))
+        yield reached

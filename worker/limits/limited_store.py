@@ -20,7 +20,7 @@ from worker.storage import (
     Store,
     Verification,
 )
-from worker.storage.driver import ObjectProperties
+from worker.storage.driver import ObjectProperties, SmallPut
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
@@ -158,6 +158,19 @@ class LimitedStore:
             except _SourceError as failure:
                 raise failure.error from failure.error.__cause__
             self._succeeded()
+            return written
+
+    def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
+        """Write small objects as a group; the limits are those of `write_object`, for each of them."""
+        with self._transfer(None) as metered:
+            for put in puts:
+                metered(put.body.digest.size)
+            written = self._store.write_objects(puts)
+            failed = [each for each in written if isinstance(each, StorageError)]
+            for error in failed:
+                self._blame(error)
+            if len(failed) < len(puts):
+                self._succeeded()
             return written
 
     def verify_object(

@@ -48,6 +48,8 @@ class FilesystemConfig(_StoreConfig):
 
     type: Literal["filesystem"] = "filesystem"
     root: Path
+    digest: Literal["sidecar", "xattr"] = "sidecar"
+    """Where the SHA-256 of a written object is kept: in `key.sha256`, or in an attribute of its file. Both are read."""
     file_mode: Annotated[int, BeforeValidator(_mode), AfterValidator(_file_mode)] | None = None
     """Mode of the files that are written, in octal digits, such as "0640"; for the worker's user alone by default."""
     dir_mode: Annotated[int, BeforeValidator(_mode), AfterValidator(_dir_mode)] | None = None

@@ -5,11 +5,14 @@ request retries: `Store` does the first two for all of them, Celery the last. A 
 SDK into `worker.storage.errors`, at one place.
 """
 
+import hashlib
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, Self
+
+from worker.storage.errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,7 @@ class Capabilities:
             on the way; None where only a `ChecksumDriver` can find out.
         reserved_buckets: there is a place for quarantine and probes.
         properties: `ObjectProperties` given at the write come back from `stat`.
+        groups: many small objects are written faster as a group (`GroupDriver`).
     """
 
     needs_digest_first: bool
@@ -174,6 +178,7 @@ class Capabilities:
     checks_uploads: bool | None = True
     reserved_buckets: bool = True
     properties: bool = False
+    groups: bool = False
 
 
 class Body(Protocol):
@@ -189,6 +194,29 @@ class Body(Protocol):
     def digest(self) -> Digest:
         """Return the digest of the bytes; only to be asked for after the end was read."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class HashedBytes:
+    """Bytes in memory with their own digest, so that they are hashed once for all stores that they go to."""
+
+    data: bytes
+    digest: Digest
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Hash bytes."""
+        return cls(data, Digest(len(data), hashlib.sha256(data).hexdigest()))
+
+
+@dataclass(frozen=True, slots=True)
+class SmallPut:
+    """An object of a group that is written at once; see `GroupDriver`."""
+
+    bucket: str
+    key: str
+    body: HashedBytes
+    condition: Condition = None
 
 
 class ObjectReader(Protocol):
@@ -363,6 +391,18 @@ class MultipartDriver(Driver, Protocol):
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """Abort a multipart upload and remove its parts; an upload that is not open any more is no error."""
+        ...
+
+
+class GroupDriver(Driver, Protocol):
+    """A backend whose `capabilities.groups` is True: it makes many small objects durable at once."""
+
+    def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
+        """Write small objects, and return the stat or the error of each, in their order.
+
+        Each object is atomic by itself, as for `put`, and has its bytes and name on the disk when this returns. The
+        caller guarantees that no two have the same key.
+        """
         ...
 
 

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
@@ -15,12 +15,14 @@ from worker.storage.driver import (
     Condition,
     Digest,
     Driver,
+    GroupDriver,
     ListedObject,
     Match,
     MultipartDriver,
     ObjectProperties,
     ObjectReader,
     ObjectStat,
+    SmallPut,
     SmallReadDriver,
     StaleUpload,
     WriteInfo,
@@ -183,6 +185,24 @@ class Store:
         staged = send(STAGING_BUCKET, _reserved_key(STAGING_BUCKET, f"{sha256}/{bucket}", key), None)
         self._read_back(staged, body.digest, on_read_back, path)
         return self._swap_in(staged, bucket, key, condition, storage_class), body.digest
+
+    def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
+        """Write small objects of different keys as a group, and return the stat or the error of each, in their order.
+
+        Each is atomic by itself and durable when this returns. Only for stores whose capabilities have `groups`.
+        """
+        allowed: list[SmallPut] = []
+        refused: dict[int, StorageError] = {}
+        for number, put in enumerate(puts):
+            try:
+                self._check_write(put.bucket, put.key, existing_key=True)
+                self._check_size(put.bucket, put.key, put.body.digest.size)
+            except StorageError as error:
+                refused[number] = error
+            else:
+                allowed.append(put)
+        results = iter(cast("GroupDriver", self._driver).put_many(allowed)) if allowed else iter(())
+        return [refused[number] if number in refused else next(results) for number in range(len(puts))]
 
     def read_object(
         self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None

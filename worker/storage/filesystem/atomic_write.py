@@ -8,6 +8,8 @@ A writer holds the lock of the object; a reader needs none.
   before the next one begins.
 - A reader that finds an intent for the data it has opened takes the digest from the intent, otherwise from the sidecar.
 - A writer first completes an intent that a dead writer left.
+- A file may have its digest in an extended attribute instead, which is placed with the data in one step and needs no
+  intent. It counts before intent and sidecar, and an older version's sidecar is removed after the data is placed.
 
 A reader opens the data, reads the intent and the sidecar, and checks that the data is still the same file. If it is,
 the sidecar belongs to it, because a sidecar only changes after its data. If it is not, the reader starts again.
@@ -20,6 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from worker.storage.errors import Unavailable
+from worker.storage.filesystem.digest_attribute import read_digest
 from worker.storage.filesystem.disk import (
     Tree,
     open_regular,
@@ -100,11 +103,28 @@ class ObjectFiles:
         Raises:
             FileExistsError: `exclusive`, and a program that takes no locks has put a file there.
         """
-        if regular_stat(directory, path.leaf) is None:
+        if sha256 is not None and temp.digest == sha256:
+            self._place(directory, path, temp, exclusive=exclusive)
+        elif regular_stat(directory, path.leaf) is None:
             _place_sidecar(directory, path, sha256, self._tree.file_mode)
             _create(directory, path, temp, exclusive=exclusive)
+            os.fsync(directory)
         else:
             self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256))
+
+    def create(self, directory: int, path: ObjectPath, temp: TempFile, sidecar: TempFile | None) -> bool:
+        """Place finished files as a new object and its sidecar, if no file has their names.
+
+        As `commit`, but the directory is not synced: the caller does that once for many objects. Returns False, with
+        nothing changed, where another file has one of the names.
+        """
+        for name in (path.leaf, path.sidecar, path.hidden_sidecar):
+            if _exists(directory, name):
+                return False
+        if sidecar is not None:
+            sidecar.link(path.sidecar)
+        _create(directory, path, temp, exclusive=True)
+        return True
 
     def remove(self, directory: int, path: ObjectPath) -> None:
         """Remove an object and its sidecar; under its lock and after `prepare`."""
@@ -153,10 +173,11 @@ class ObjectFiles:
             raise
         try:
             stat = os.fstat(fd)
-            intent = self._intent(path)
+            sha256 = read_digest(fd, stat)
+            intent = None if sha256 else self._intent(path)
             if intent is not None and intent.names(stat):
                 return OpenObject(name, fd, stat, intent.sha256)
-            sha256 = _read_sidecar(directory, path, name)
+            sha256 = sha256 or _read_sidecar(directory, path, name)
             if _name(directory, path) == name and _is_still(directory, name, stat):
                 return OpenObject(name, fd, stat, sha256)
         except BaseException:
@@ -168,6 +189,16 @@ class ObjectFiles:
     def _intent(self, path: ObjectPath) -> Intent | None:
         with self._tree.directory_or_none(INTENTS) as intents:
             return None if intents is None else _read_intent(intents, path.intent)
+
+    def _place(self, directory: int, path: ObjectPath, temp: TempFile, *, exclusive: bool) -> None:
+        """Place a file that has its digest in an attribute."""
+        if exclusive and regular_stat(directory, path.leaf) is None:
+            temp.link(path.leaf)
+        else:
+            temp.rename(path.leaf)
+        os.fsync(directory)
+        with suppress(OSError):  # the attribute counts before a sidecar
+            _remove_sidecars(directory, path)
 
     def _replace(self, directory: int, path: ObjectPath, temp: TempFile, intent: Intent) -> None:
         intents = self._tree.open_directory(INTENTS, create=True)
@@ -197,7 +228,6 @@ def _create(directory: int, path: ObjectPath, temp: TempFile, *, exclusive: bool
         if not _holds(directory, path.leaf, temp.stat.st_ino):
             _remove_sidecars(directory, path)
         raise
-    os.fsync(directory)
 
 
 def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None, mode: int | None) -> None:
@@ -262,6 +292,16 @@ def _name(directory: int, path: ObjectPath) -> str:
         if _is_foreign(directory, plain) and not _is_regular(directory, path.leaf):
             return plain
     return path.leaf
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        stat_of(directory, name)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
+            return False
+        raise
+    return True
 
 
 def _is_regular(directory: int, name: str) -> bool:

@@ -7,7 +7,7 @@ The root itself is never created here.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from worker.storage.driver import (
     Match,
     ObjectReader,
     ObjectStat,
+    SmallPut,
     StaleUpload,
     WriteInfo,
 )
@@ -34,6 +35,7 @@ from worker.storage.errors import (
 )
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.filesystem.atomic_write import ObjectFiles
+from worker.storage.filesystem.bulk_write import BulkWrite, Rules
 from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
 from worker.storage.filesystem.layout import LOCKS, OWN, ObjectPath
 from worker.storage.filesystem.listing import Listing, version_of
@@ -57,6 +59,7 @@ _CAPABILITIES = Capabilities(
     max_object_size=None,
     max_copy_size=2**63 - 1,
     impossible_keys=re.compile(r"^/|//|/$"),
+    groups=True,
 )
 
 
@@ -79,6 +82,9 @@ class FilesystemDriver:
         self._files = ObjectFiles(name, self._tree)
         self._listing = Listing(self._tree)
         self._stale = StaleFiles(name, self._tree, self._files, self._listing)
+        self._attributes = config.digest == "xattr"
+        rules = Rules(self._check_name, self._remove_empty_directories, self._check_condition)
+        self._bulk = BulkWrite(name, self._tree, self._files, attributes=self._attributes, rules=rules)
 
     @property
     def name(self) -> str:
@@ -95,7 +101,16 @@ class FilesystemDriver:
         path = ObjectPath(bucket, key)
         with self._writing(path, condition, self._temp_file) as (directory, temp):
             self._fill(path, temp, body)
-            return self._commit(directory, path, temp, body.digest.sha256, condition)
+            digest = body.digest.sha256
+            with self._errors(path):
+                temp.stamp()
+                if self._attributes:
+                    temp.keep_digest(digest)
+                temp.sync()
+            return self._commit(directory, path, temp, digest, condition)
+
+    def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
+        return self._bulk.put_many(puts)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
@@ -261,8 +276,6 @@ class FilesystemDriver:
         while data := body.read(BUFFER_SIZE):
             with self._errors(path):
                 temp.write(data)
-        with self._errors(path):
-            temp.finish()
 
     def _commit(
         self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, condition: Condition
@@ -302,6 +315,8 @@ class FilesystemDriver:
         """Copy the bytes with the digest that the source claims: corrupt bytes must not get a digest that matches."""
         with self._writing(path, None, self._temp_file) as (directory, temp):
             self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
+            with self._errors(path):
+                temp.finish()
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
     def _check_name(self, path: ObjectPath) -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from contextlib import suppress
 
+from worker.storage.filesystem.digest_attribute import read_digest, write_digest
 from worker.storage.filesystem.disk import give_mode, is_link_refusal, link, open_regular, remove, stat_of
 from worker.storage.filesystem.layout import TEMP
 
@@ -27,6 +28,11 @@ class TempFile:
         """Return what the file is now."""
         return os.fstat(self._fd)
 
+    @property
+    def digest(self) -> str | None:
+        """Return the SHA-256 in the file's attribute, or None if it has none."""
+        return read_digest(self._fd, self.stat)
+
     def write(self, data: bytes) -> None:
         """Write all of `data`."""
         rest = memoryview(data)
@@ -36,23 +42,38 @@ class TempFile:
             rest = rest[count:]
 
     def finish(self) -> None:
-        """Make the written bytes durable.
+        """Make the written bytes durable."""
+        self.stamp()
+        self.sync()
 
-        The modification time is set to the nanosecond: the kernel's own advances in steps of some milliseconds, and
-        with a reused inode two versions could get the same version tag.
+    def stamp(self) -> None:
+        """Set the modification time to the nanosecond.
+
+        The kernel's own advances in steps of some milliseconds, and with a reused inode two versions could get the same
+        version tag.
         """
         now = time.time_ns()
         os.utime(self._fd, ns=(now, now))
+
+    def keep_digest(self, sha256: str) -> bool:
+        """Keep a digest in an extended attribute of the stamped file; return False if the disk has no such attributes.
+
+        It becomes durable with the bytes.
+        """
+        return write_digest(self._fd, sha256)
+
+    def sync(self) -> None:
+        """Make the bytes and attributes durable."""
         os.fsync(self._fd)
         if self.stat.st_size != self._written:
             raise OSError(errno.EIO, f"{self._written} bytes were written and {self.stat.st_size} are on the disk")
 
     def rename(self, name: str) -> None:
-        """ObjectPath the file, over whatever has this name."""
+        """Place the file, over whatever has this name."""
         os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def link(self, name: str) -> None:
-        """ObjectPath the file; raise FileExistsError if something has this name."""
+        """Place the file; raise FileExistsError if something has this name."""
         try:
             link(self._directory, self._name, self._directory, name)
         except OSError as error:
@@ -60,11 +81,68 @@ class TempFile:
                 raise
             self.rename(name)  # no hard links here; the lock is held, and nothing had this name
 
+    def move_to(self, directory: int) -> None:
+        """Place the file in this directory, which is the one that it is in: its own name keeps that from removal."""
+
     def close(self) -> None:
         """Close the file, and remove it unless it was placed."""
         with suppress(OSError):  # what cannot be removed now is found by `iter_stale_uploads` later
             remove(self._directory, self._name)
         os.close(self._fd)
+
+
+class UnnamedFile(TempFile):
+    """A file without a name until it is placed: its writer's death leaves nothing. Not every disk can have one."""
+
+    def __init__(self, directory: int, mode: int | None = None) -> None:
+        """Create an empty file on the disk of a directory.
+
+        Raises:
+            NoUnnamedFiles: the disk or the system has no such files.
+        """
+        self._directory = directory
+        self._name = _temp_name()
+        try:
+            self._fd = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=directory)
+        except AttributeError as error:
+            raise NoUnnamedFiles from error
+        except OSError as error:
+            if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}:
+                raise NoUnnamedFiles from error
+            raise
+        try:
+            give_mode(self._fd, mode)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._written = 0
+
+    def rename(self, name: str) -> None:
+        """Place the file, over whatever has this name."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)  # its writer is alive, while it has the name of a temporary file
+        self.link(self._name)
+        try:
+            super().rename(name)
+        except BaseException:
+            with suppress(OSError):
+                remove(self._directory, self._name)
+            raise
+
+    def link(self, name: str) -> None:
+        """Place the file; raise FileExistsError if something has this name."""
+        os.link(f"/proc/self/fd/{self._fd}", name, dst_dir_fd=self._directory, follow_symlinks=True)
+
+    def move_to(self, directory: int) -> None:
+        """Place the file in this directory: the one that it was made in may have been removed meanwhile."""
+        self._directory = directory
+
+    def close(self) -> None:
+        """Close the file, which is gone then unless it was placed."""
+        os.close(self._fd)
+
+
+class NoUnnamedFiles(Exception):
+    """The disk has no files without a name."""
 
 
 class LinkedTempFile(TempFile):
