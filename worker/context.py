@@ -11,7 +11,6 @@ from worker.limits.pauses import PauseCheck
 from worker.settings import Settings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
-from worker.storage.identity import KnownIdFiles
 from worker.storage.probe import probe
 
 
@@ -34,9 +33,9 @@ class Context:
             CatalogueError: the catalogue cannot be used.
         """
         settings.prepare()
-        known_ids = KnownIdFiles(settings.broker_file.parent, settings.stores)
-        stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
         catalogue = Catalogue(settings.catalogue_url)
+        known_ids = catalogue.store_identities(settings.stores, settings.broker_file.parent)
+        stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
         pauses = PauseCheck(catalogue.pauses)
         admission = Admission(settings, lambda name: probe(stores[name]), paused=pauses.of_store)
         return cls(settings, catalogue, stores, admission, pauses)

@@ -1,6 +1,8 @@
 """The catalogue: the SQL database of artifacts, copies, jobs and the verification log; there is no SQL outside it."""
 
+from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, Superseded
@@ -21,10 +23,12 @@ from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
+from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import LogHead, Outcome, VerdictRow, Verifications
+from worker.storage.identity import KnownIdFiles
 
 __all__ = [
     "Artifact",
@@ -62,6 +66,7 @@ __all__ = [
     "Pauses",
     "PlannedPage",
     "Scope",
+    "StoreIdentities",
     "Superseded",
     "VerdictRow",
     "last_cause",
@@ -124,6 +129,11 @@ class Catalogue:
     @cached_property
     def pauses(self) -> Pauses:
         return Pauses(self._database)
+
+    def store_identities(self, names: Iterable[str], run: Path) -> StoreIdentities:
+        """Return the recorded ids of these stores; `run` has the files of a version that kept them there."""
+        known = tuple(names)
+        return StoreIdentities(self._database, known, KnownIdFiles(run, known))
 
     @cached_property
     def store_records(self) -> StoreRecords:

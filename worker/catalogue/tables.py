@@ -261,3 +261,11 @@ pauses = Table(
     Column("reason", Text(500)),
 )
 """What is paused: a store, a queue, or one job."""
+
+store_identities = Table(
+    "store_identities",
+    metadata,
+    Column("store", Text(128), primary_key=True),
+    Column("marker", Text(64), nullable=False),
+)
+"""The id in the marker of each store, as it was when the store was first used under its name."""

@@ -45,7 +45,7 @@ COMMANDS = {
     "verify": Entry(_ARTIFACTS, "Read every copy in full and compare its digest.", "verify:verify"),
     "delete": Entry(_ARTIFACTS, "Delete artifacts, or their copies in single stores.", "delete:delete"),
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
-    "stores": Entry(_STORES, "List the stores, or forget one that is no longer configured.", "stores:app"),
+    "stores": Entry(_STORES, "List the stores, forget one that is gone, accept one that was replaced.", "stores:app"),
     "log": Entry(_STORES, "Check the log of verifications.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),
     "pause": Entry(_JOBS, "Let the jobs of a store, a queue or a batch wait.", "pause:pause"),

@@ -10,7 +10,6 @@ from worker.catalogue import Artifact, Catalogue, JobRecord
 from worker.cli.errors import Failure, Status, suggestion
 from worker.settings import Settings, load_settings
 from worker.storage.errors import NotFound
-from worker.storage.identity import KnownIdFiles
 from worker.storage.registry import Stores
 
 _SQLITE = "sqlite:///"
@@ -104,9 +103,10 @@ def opened(*, existing: bool = False) -> Iterator[Session]:
 def open_session(settings: Settings) -> Session:
     """Open the catalogue and the stores of these settings; the caller closes the session."""
     settings.prepare()
-    known_ids = KnownIdFiles(settings.broker_file.parent, settings.stores)
+    catalogue = Catalogue(settings.catalogue_url)
+    known_ids = catalogue.store_identities(settings.stores, settings.broker_file.parent)
     stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
-    return Session(settings, Catalogue(settings.catalogue_url), stores)
+    return Session(settings, catalogue, stores)
 
 
 def has_catalogue(settings: Settings) -> bool:

@@ -1,4 +1,4 @@
-"""The commands `stores` and `stores forget`."""
+"""The commands `stores`, `stores forget` and `stores accept`."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ app = typer.Typer(invoke_without_command=True, add_completion=False)
 
 @app.callback()
 def stores(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the stores, or forget one that is no longer configured.
+    """List the stores, forget one that is gone, accept one that was replaced.
 
     For each store: whether it can be reached, and the copies in it.
     A store that has copies in the catalogue and is not in the settings is listed as `not configured`.
@@ -67,6 +67,8 @@ def forget(
     with opened(existing=True) as session:
         _check_forgettable(session, name)
         found = session.catalogue.store_records.forget(name, dry_run=dry_run, force=allow_last)
+        if not dry_run:
+            session.catalogue.store_identities((), session.settings.broker_file.parent).forget(name)
     kept = 0 if allow_last else found.last
     examples = [artifact.path for artifact in found.last_examples]
     if as_json:
@@ -78,6 +80,30 @@ def forget(
             fate = "kept in the catalogue; --allow-last forgets them" if kept else "forgotten with them"
             note(f"{found.last} artifacts have their only good copy there, {fate}: {', '.join(examples[:_NAMED])}")
     raise typer.Exit(Status.BAD if kept else Status.GOOD)
+
+
+@app.command()
+def accept(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A configured store that was replaced on purpose.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let another disk or bucket be used under a store's name. Its next use records the new one.
+
+    Without this, a store whose marker is gone or belongs to another store takes no writes.
+    Verify its copies afterwards: the catalogue still has those of the store before.
+
+    Example:
+
+        zot-artifacts stores accept dr
+    """
+    with opened(existing=True) as session:
+        session.store_names([name])
+        settings = session.settings
+        before = session.catalogue.store_identities(settings.stores, settings.broker_file.parent).forget(name)
+    if as_json:
+        print_json({"store": name, "before": before})
+    else:
+        say(f"{name}: {'no store was recorded' if before is None else 'what is there now is used from now on'}")
 
 
 def _check_forgettable(session: Session, name: str) -> None:

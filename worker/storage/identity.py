@@ -10,14 +10,15 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
+from worker.storage.config import AzureConfig, CloudConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import Condition, Driver, WriteInfo
 from worker.storage.errors import AccessDenied, AlreadyExists, InvalidKey, NotFound, PermanentError, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader
@@ -29,6 +30,8 @@ RECHECK_SECONDS = 600
 
 _ID = re.compile(rb"zot-store ([0-9a-f]{32})\n")
 _MARKER_BYTES = 1024
+_DEPTH_BELOW = 3
+_MOST_BELOW = 1000
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -55,17 +58,17 @@ class KnownIds(Protocol):
         """Return the ids of the other configured stores that have been seen."""
         ...
 
-    def where(self, name: str) -> str:
-        """Return where the id of the store of this name is recorded, for messages."""
+    def way_out(self, name: str) -> str:
+        """Return the command that lets another store be used under this name, for messages."""
         ...
 
 
 class KnownIdFiles:
     """The ids as files of one directory, `identity-NAME`."""
 
-    def __init__(self, directory: Path, names: Mapping[str, object]) -> None:
+    def __init__(self, directory: Path, names: Iterable[str]) -> None:
         self._directory = directory
-        self._names = names
+        self._names = tuple(names)
 
     def get(self, name: str) -> str | None:
         try:
@@ -81,8 +84,12 @@ class KnownIdFiles:
     def others(self, name: str) -> Mapping[str, str]:
         return {other: found for other in self._names if other != name and (found := self.get(other))}
 
-    def where(self, name: str) -> str:
-        return str(self._file(name))
+    def way_out(self, name: str) -> str:
+        return f"`rm {self._file(name)}`"
+
+    def forget(self, name: str) -> None:
+        """Remove the record of a store, if there is one."""
+        self._file(name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self._directory / f"identity-{name}"
@@ -103,7 +110,7 @@ class Identity:
         self._known = known
         self._root = root
         self._checked: tuple[object, float] | None = None
-        self._same_as: str | None = None
+        self._looked_below = False
 
     def check(self, *, write: bool, fresh: bool = False) -> None:
         """Return if the store is the one that was used before; the result is reused for some minutes.
@@ -135,6 +142,12 @@ class Identity:
             self._refuse_same(found, write=write)
         if found is not None and known is None:
             self._known.put(self._driver.name, found)
+            known = self._own_known()
+            if known not in {None, found}:  # another machine was faster, and its disk is another one
+                self._refuse_other(known, found)
+        if self._root is not None and write:
+            self._refuse_nested(self._root, below=fresh or not self._looked_below)
+            self._looked_below = True
         self._checked = (mount, time.monotonic() + RECHECK_SECONDS)
 
     def _own_known(self) -> str | None:
@@ -180,12 +193,11 @@ class Identity:
             return None
         return self._read(None)
 
-    def _refuse_other(self, known: str, found: str | None) -> None:
+    def _refuse_other(self, known: str | None, found: str | None) -> None:
         there = f"it has the marker {found}" if found else "its marker is gone"
         raise OtherStore(
             f"{self._driver.name}: this is not the store that was used before (id {known}): {there}. Mount the right "
-            "disk or correct the settings; if the store was replaced on purpose, remove "
-            f"{self._known.where(self._driver.name)}"
+            f"disk or correct the settings; {self._known.way_out(self._driver.name)} if it was replaced on purpose"
         )
 
     def _refuse_same(self, found: str, *, write: bool) -> None:
@@ -198,6 +210,53 @@ class Identity:
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
                 "be one copy. Remove one of them from the settings, or point it to another place"
             )
+
+    def _refuse_nested(self, root: Path, *, below: bool) -> None:
+        """Find the marker of another configured store around the root, or below it: one share that is mounted twice."""
+        others = {marker: name for name, marker in self._known.others(self._driver.name).items()}
+        if not others:
+            return
+        for directory in [*root.resolve().parents, *(_directories_below(root) if below else ())]:
+            name = others.get(_marker_in(directory) or "")
+            if name is not None:
+                raise SameStore(
+                    f"stores {self._driver.name} and {name} are one physical place: {directory} is the root of "
+                    f"{name}, and one root is inside the other. Remove one of them from the settings, or point it to "
+                    f"another place; if {directory} is only a copy of {name}, remove {MARKER_BUCKET}/{MARKER_KEY} in it"
+                )
+
+
+def _marker_in(directory: Path) -> str | None:
+    """Return the id of the store whose root a directory is, or None."""
+    try:
+        fd = os.open(directory / MARKER_BUCKET / MARKER_KEY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        found = _ID.fullmatch(os.read(fd, _MARKER_BYTES))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return found[1].decode() if found else None
+
+
+def _directories_below(root: Path) -> Iterator[Path]:
+    """Yield the directories below a root, those near it first, down to `_DEPTH_BELOW` and at most `_MOST_BELOW`."""
+    level, count = [root], 0
+    for _ in range(_DEPTH_BELOW):
+        below = []
+        for directory in level:
+            try:
+                with os.scandir(directory) as entries:
+                    below += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            except OSError:
+                continue  # the driver reports it
+            if count + len(below) > _MOST_BELOW:
+                break
+        yield from below[: _MOST_BELOW - count]
+        count += len(below)
+        level = below[: max(0, _MOST_BELOW - count)]
 
 
 def _sha256(content: bytes) -> str:
@@ -250,10 +309,25 @@ def _overlap(first: StoreConfig, second: StoreConfig, mounts: list[_Mount]) -> s
         if device != other_device or not (_within(one, two) or _within(two, one)):
             return None
         return "both roots are one directory" if one == two else "one root is inside the other"
-    location = _location(first)
-    if location is not None and location == _location(second):
+    location, other = _location(first), _location(second)
+    if location is not None and location == other:
         return "both are one bucket of one endpoint"
+    for outer, inner in ((first, second), (second, first)):
+        if isinstance(outer, CloudConfig) and isinstance(inner, CloudConfig) and _lists(outer, inner):
+            return "one is a bucket that `buckets` of the other names"
     return None
+
+
+def _lists(native: CloudConfig, prefixed: CloudConfig) -> bool:
+    """Return whether the bucket of a store is one of those that a store with a bucket for each logical one names."""
+    if (native.layout, prefixed.layout) != ("native", "prefixed") or _server(native) != _server(prefixed):
+        return False
+    return any(fnmatchcase(prefixed.real_bucket or "", pattern) for pattern in native.buckets)
+
+
+def _server(config: CloudConfig) -> tuple[str | None, ...] | None:
+    location = _location(config)  # type: ignore[arg-type]  # the classes of clouds are all known to it
+    return None if location is None else location[:2]
 
 
 def _location(config: StoreConfig) -> tuple[str | None, ...] | None:

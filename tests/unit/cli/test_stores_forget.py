@@ -66,3 +66,17 @@ def test_only_a_store_that_is_gone_can_be_forgotten(zot) -> None:
     assert zot("stores", "forget", "dr")[0] == 2
     status, document, _ = zot("stores", "forget", "odl")
     assert (status, "did you mean 'old'?" in document["error"]["message"]) == (2, True)
+
+
+def test_a_store_that_was_replaced_is_accepted(zot, tmp_path: Path) -> None:
+    """`stores accept` lets another disk be used under a store's name; a mistyped name is an error with status 2."""
+    root = tmp_path / "home" / "stores" / "dr"
+    assert zot("doctor")[1]["checks"][-1]["name"]  # it probes each store, and records what is there
+    root.rename(tmp_path / "gone")
+    root.mkdir()
+    checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
+    assert "`zot-artifacts stores accept dr`" in checks["store dr"]["detail"]
+    assert zot("stores", "accept", "dr")[0] == 0
+    checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
+    assert checks["store dr"]["outcome"] == "good"
+    assert zot("stores", "accept", "rd")[0] == 2

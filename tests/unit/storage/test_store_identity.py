@@ -139,7 +139,7 @@ def test_an_unmounted_disk_takes_no_write_and_misses_nothing(tmp_path: Path) -> 
     root.rename(disk)
     root.mkdir()  # the directory that the disk was mounted on
     for opened in (store, _stores(tmp_path / "run", one=root)["one"]):
-        with pytest.raises(OtherStore, match="its marker is gone.*run/identity-one"):
+        with pytest.raises(OtherStore, match="its marker is gone.*rm .*run/identity-one"):
             opened.write_object("b", "k2", source(DATA))
         assert opened.verify_object("b", "k").verdict == Verdict.UNREADABLE
         with pytest.raises(OtherStore):
@@ -165,6 +165,32 @@ def test_another_disk_is_refused_until_its_record_is_removed(tmp_path: Path) -> 
         store.delete_object("b", "k")
     (tmp_path / "run" / "identity-one").unlink()
     assert store.delete_object("b", "k")
+
+
+def test_one_share_that_is_mounted_twice_is_found_inside_the_other(tmp_path: Path) -> None:
+    """Where no configuration shows that one root is inside another, the markers show it, from both roots."""
+    outer = tmp_path / "outer"
+    inner = outer / "team" / "artifacts"
+    inner.mkdir(parents=True)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    _stores(tmp_path / "run", one=outer)["one"].write_object("b", "k", source(DATA))
+    with pytest.raises(SameStore, match="two and one are one physical place"):
+        _stores(tmp_path / "run", one=aside, two=inner)["two"].write_object("b", "k", source(DATA))
+    _stores(tmp_path / "other", two=inner)["two"].write_object("b", "k", source(DATA))
+    with pytest.raises(SameStore, match="one and two are one physical place"):
+        _stores(tmp_path / "other", one=outer, two=aside)["one"].write_object("b", "k", source(DATA))
+
+
+def test_a_bucket_that_another_store_names_is_one_place() -> None:
+    """A store with a bucket for each logical one, and a store of one of these buckets, would count one object twice."""
+    configs = {
+        "all": S3Config(layout="native", buckets=("team-*",), endpoint="http://store.example"),
+        "inside": S3Config(bucket="team-a", endpoint="http://store.example:80"),
+        "beside": S3Config(bucket="other", endpoint="http://store.example"),
+        "elsewhere": S3Config(bucket="team-a", endpoint="http://store2.example"),
+    }
+    assert _pairs(configs) == [("all", "inside")]
 
 
 def test_a_foreign_object_in_the_place_of_the_marker_is_kept(tmp_path: Path) -> None:

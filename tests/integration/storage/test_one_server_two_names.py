@@ -1,0 +1,47 @@
+"""One bucket of a real server that is configured by two addresses is one store."""
+
+import secrets
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tests.conformance.bodies import source
+from tests.servers import Ministack
+from worker.catalogue import Catalogue
+from worker.settings import Settings
+from worker.storage import S3Config, Stores
+from worker.storage.identity import SameStore
+
+
+@pytest.fixture
+def configs(ministack: Ministack) -> dict[str, S3Config]:
+    """Return two stores of one bucket, each with another address of the server."""
+    bucket = f"twice-{secrets.token_hex(4)}"
+    keys = {"access_key_id": ministack.access_key_id, "secret_access_key": ministack.secret_access_key}
+    client = boto3.client(
+        "s3", endpoint_url=ministack.endpoint, region_name="us-east-1", aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )  # fmt: skip
+    client.create_bucket(Bucket=bucket)
+    return {
+        name: S3Config.model_validate({"bucket": bucket, "endpoint": f"http://{host}:{ministack.port}", **keys})
+        for name, host in (("numbers", "127.0.0.1"), ("letters", "localhost"))
+    }
+
+
+def test_two_addresses_of_one_server_are_one_store(configs: dict[str, S3Config], tmp_path: Path) -> None:
+    """The settings cannot tell, and the marker does: both are refused for writes and deletes, each with both names."""
+    settings = Settings(home=tmp_path / "home", stores=configs)  # the settings do not refuse them
+    settings.prepare()
+    catalogue = Catalogue(settings.catalogue_url)
+    stores = Stores(settings.stores, known_ids=catalogue.store_identities(settings.stores, tmp_path))
+    stores["numbers"].write_object("releases", "a", source(b"bytes"))
+    with pytest.raises(SameStore, match="letters and numbers are one physical place"):
+        stores["letters"].write_object("releases", "b", source(b"bytes"))
+    with pytest.raises(SameStore, match="letters and numbers are one physical place"):
+        stores["letters"].delete_object("releases", "a")
+    again = Stores(settings.stores, known_ids=catalogue.store_identities(settings.stores, tmp_path))
+    with pytest.raises(SameStore, match="numbers and letters are one physical place"):
+        again["numbers"].delete_object("releases", "a")
+    catalogue.close()

@@ -1,0 +1,71 @@
+"""The catalogue knows which store was used under a name, so that a new machine knows it too."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.bodies import source
+from worker.catalogue import Catalogue
+from worker.storage import FilesystemConfig, Stores
+from worker.storage.errors import NotFound
+from worker.storage.identity import OtherStore
+
+DATA = b"bytes"
+
+
+def _machine(catalogue: Catalogue, run: Path, **roots: Path) -> Stores:
+    run.mkdir(exist_ok=True)
+    configs = {name: FilesystemConfig(root=root) for name, root in roots.items()}
+    return Stores(configs, known_ids=catalogue.store_identities(configs, run))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    (tmp_path / "disk").mkdir()
+    return tmp_path / "disk"
+
+
+def test_a_new_machine_writes_nothing_into_an_unmounted_mount_point(catalogue, tmp_path, disk):
+    """A store that one machine has used is refused on another whose disk is not mounted, and nothing is made there."""
+    _machine(catalogue, tmp_path / "first", disk=disk)["disk"].write_object("b", "k", source(DATA))
+    empty = tmp_path / "mount-point"
+    empty.mkdir()
+    store = _machine(catalogue, tmp_path / "second", disk=empty)["disk"]
+    with pytest.raises(OtherStore, match="its marker is gone.*stores accept disk"):
+        store.write_object("b", "k", source(DATA))
+    assert list(empty.iterdir()) == []
+
+
+def test_two_machines_that_begin_at_once_keep_one_of_two_disks(catalogue, tmp_path, disk):
+    """The first id that is recorded counts; a machine that made another one at the same moment is refused."""
+    other = tmp_path / "other"
+    other.mkdir()
+    known = catalogue.store_identities(["disk"], tmp_path)
+    known.put("disk", "1" * 32)
+    known.put("disk", "2" * 32)
+    assert known.get("disk") == "1" * 32
+    with pytest.raises(OtherStore):
+        _machine(catalogue, tmp_path / "run", disk=other)["disk"].write_object("b", "k", source(DATA))
+
+
+def test_the_files_of_a_version_before_still_count(catalogue, tmp_path, disk):
+    """An id that an earlier version kept in a file of this machine is known."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "identity-disk").write_text("1" * 32 + "\n")
+    store = _machine(catalogue, tmp_path / "run", disk=disk)["disk"]
+    with pytest.raises(OtherStore):
+        store.write_object("b", "k", source(DATA))
+
+
+def test_a_store_that_was_replaced_is_accepted_by_name(catalogue, tmp_path, disk):
+    """After its record is forgotten the disk that is there is used, and recorded for every machine."""
+    _machine(catalogue, tmp_path / "first", disk=disk)["disk"].write_object("b", "k", source(DATA))
+    new = tmp_path / "new"
+    new.mkdir()
+    assert catalogue.store_identities(["disk"], tmp_path / "first").forget("disk")
+    store = _machine(catalogue, tmp_path / "first", disk=new)["disk"]
+    store.write_object("b", "k2", source(DATA))
+    with pytest.raises(NotFound):
+        store.read_object("b", "k")
+    with pytest.raises(OtherStore, match="it has the marker"):
+        _machine(catalogue, tmp_path / "second", disk=disk)["disk"].write_object("b", "k", source(DATA))

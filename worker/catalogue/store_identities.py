@@ -1,0 +1,57 @@
+"""The id of each store as it was last seen, for all machines: a machine that is new knows which disk belongs there."""
+
+from collections.abc import Iterable, Mapping
+
+import sqlalchemy as sa
+
+from worker.catalogue.database import Database
+from worker.catalogue.tables import store_identities
+from worker.storage.identity import KnownIdFiles
+
+_ALL = sa.select(store_identities.c.store, store_identities.c.marker)
+
+
+class StoreIdentities:
+    """The recorded ids of the configured stores (`KnownIds`).
+
+    A version before kept them in files of one machine: such a file counts where the catalogue has no id yet.
+    """
+
+    def __init__(self, database: Database, names: Iterable[str], files: KnownIdFiles) -> None:
+        self._database = database
+        self._names = frozenset(names)
+        self._files = files
+
+    def get(self, name: str) -> str | None:
+        return self._recorded().get(name) or self._files.get(name)
+
+    def put(self, name: str, store_id: str) -> None:
+        """Record the id of a store, unless another machine has recorded another one that no other store has."""
+        with self._database.write() as connection:
+            recorded: dict[str, str] = {row.store: row.marker for row in connection.execute(_ALL)}
+            before = recorded.get(name)
+            shared = before in {marker for store, marker in recorded.items() if store != name and store in self._names}
+            if before is None:
+                connection.execute(sa.insert(store_identities), {"store": name, "marker": store_id})
+            elif shared:
+                own = store_identities.c.store == name
+                connection.execute(sa.update(store_identities).where(own).values(marker=store_id))
+
+    def others(self, name: str) -> Mapping[str, str]:
+        known = {**self._files.others(name), **self._recorded()}
+        return {other: marker for other, marker in known.items() if other != name and other in self._names}
+
+    def way_out(self, name: str) -> str:
+        return f"`zot-artifacts stores accept {name}`"
+
+    def forget(self, name: str) -> str | None:
+        """Remove the record of a store and return its id, or None if there is none: the next use records a new one."""
+        before = self.get(name)
+        self._files.forget(name)
+        with self._database.write() as connection:
+            connection.execute(sa.delete(store_identities).where(store_identities.c.store == name))
+        return before
+
+    def _recorded(self) -> dict[str, str]:
+        with self._database.read() as connection:
+            return {row.store: row.marker for row in connection.execute(_ALL)}
