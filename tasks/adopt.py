@@ -1,5 +1,6 @@
 """Adopt: record an object as a copy that another program wrote, such as the original store."""
 
+import logging
 from collections.abc import Mapping
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,10 +11,14 @@ from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import ObjectStat, Verdict
+from worker.storage.cloud.metadata import set_properties
 from worker.storage.errors import IntegrityError, PermanentError, Unavailable
 from worker.storage.integrity.manifest import compute_digests
 from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
+from zot_artifact_client.text import bounded
+
+logger = logging.getLogger(__name__)
 
 KEPT = "sha256 kept by the store"
 RECORDED = "sha256 in the catalogue"
@@ -64,7 +69,13 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         )
     now = clock.now()
     artifact = known or artifacts.record(
-        request.bucket, request.key, digest, _valid_metadata(stat.metadata), now, manifest=manifest
+        request.bucket,
+        request.key,
+        digest,
+        _valid_metadata(stat.metadata),
+        now,
+        manifest=manifest,
+        properties=set_properties(stat.properties),
     )
     copy = artifacts.ensure_copy(artifact, store.name)
     artifacts.finish_copy(
@@ -98,7 +109,10 @@ def _valid_metadata(found: Mapping[str, str]) -> Mapping[str, str]:
             valid |= _METADATA.validate_python({name: value})
         except ValidationError:
             continue
-    return dict(list(valid.items())[:16])
+    kept = dict(list(valid.items())[:16])
+    if lost := sorted(set(found) - set(kept)):
+        logger.warning("metadata that no artifact can have is not recorded: %s", bounded(", ".join(lost)))
+    return kept
 
 
 def _result(artifact: Artifact, store: str, evidence: str, *, unchanged: bool = False) -> AdoptResult:

@@ -50,6 +50,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             manifest=manifest,
             stores=names,
             job=job.id,
+            properties=request.properties,
         )
         work = ArtifactJob(context, job, artifact)
 

@@ -11,6 +11,7 @@ from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
+from worker.storage.driver import ObjectProperties
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from zot_artifact_client.contract import PlacedCopy
@@ -115,6 +116,7 @@ class ArtifactJob:
                 size=artifact.digest.size,
                 sha256=artifact.digest.sha256,
                 metadata=artifact.metadata,
+                properties=self._properties(store),
                 storage_class=storage_class,
                 condition=Match(slot.found.version) if slot.found else "create_only",
                 on_bytes=self.job.advance,
@@ -125,7 +127,7 @@ class ArtifactJob:
             raise self._conflict(store) from error
         self._record_copy(store, stat)
         outcome = "repaired" if slot.copy.state.present else "stored"
-        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined)
+        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=self._not_kept(store))
 
     def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
         """Have the provider copy the artifact to where nothing is, read the copy in full, and record it if it is right.
@@ -148,6 +150,7 @@ class ArtifactJob:
                 *where,
                 artifact.digest,
                 metadata=artifact.metadata,
+                properties=self._properties(store),
                 checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
             )
         except AlreadyExists as error:
@@ -174,7 +177,21 @@ class ArtifactJob:
             raise self._conflict(store)
         self._record_copy(store, made)
         self._record_verdict(slot.copy, seen)
-        return PlacedCopy(store=store.name, outcome="repaired" if slot.copy.state.present else "stored")
+        outcome = "repaired" if slot.copy.state.present else "stored"
+        return PlacedCopy(store=store.name, outcome=outcome, not_kept=self._not_kept(store))
+
+    def _properties(self, store: LimitedStore) -> ObjectProperties | None:
+        return ObjectProperties(**self.artifact.properties) if store.capabilities.properties else None
+
+    def _not_kept(self, store: LimitedStore) -> tuple[str, ...]:
+        """Return, and log, what the store cannot keep beside the bytes."""
+        kept, artifact = store.capabilities, self.artifact
+        lost = [] if kept.properties else sorted(artifact.properties)
+        if artifact.metadata and not kept.user_metadata:
+            lost.append("metadata")
+        if lost:
+            logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), artifact.path)
+        return tuple(lost)
 
     def open(self, copy: Copy) -> LimitedReader:
         """Open a copy to be read once; its end raises IntegrityError if the bytes are not what was recorded."""

@@ -130,8 +130,11 @@ class Artifacts:
         manifest: Manifest | None = None,
         stores: Iterable[str] = (),
         job: str | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> Artifact:
         """Return the newest version if it has this digest, else record a new one with its manifest and copies.
+
+        A version keeps the metadata and properties that it was recorded with.
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
@@ -146,6 +149,7 @@ class Artifacts:
                 version = {
                     "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
+                    "properties": dict(properties) if properties else None,
                 }  # fmt: skip
                 row = connection.execute(_INSERT_VERSION, version).one()
                 if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
@@ -418,7 +422,7 @@ def artifact_of(row: Row[Any]) -> Artifact:
     """Return the artifact that a row is."""
     return Artifact(
         row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
-        row.created_at, row.committed_at, row.tombstoned_at,
+        row.created_at, row.committed_at, row.tombstoned_at, row.properties or {},
     )  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class Artifact:
     created_at: datetime
     committed_at: datetime | None = None
     tombstoned_at: datetime | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    """The headers that clouds keep beside the bytes, by the names of `ObjectProperties`."""
 
     @property
     def path(self) -> str:

@@ -41,10 +41,13 @@ artifacts = Table(
     Column("committed_at", UtcDateTime),
     Column("tombstoned_at", UtcDateTime),
     Column("job", Text(64)),
+    Column("properties", JSON),
     UniqueConstraint("bucket", "key", "version"),
     Index("ix_artifacts_job", "job"),
 )
 """One row a version. `committed_at`: its first copy was whole. `job` is the one that recorded it.
+
+`properties`: the headers beside its bytes, by the names of `ObjectProperties`.
 
 Triggers forbid updates of its digest.
 """

@@ -103,6 +103,8 @@ def _print_copies(result: Mapping[str, Any]) -> None:
     for copy in result["copies"]:
         if copy.get("quarantined"):
             say(f"{copy['store']}: the bad bytes that were there are in quarantine at {copy['quarantined']}")
+        if copy.get("not_kept"):
+            say(f"{copy['store']}: keeps no {', '.join(copy['not_kept'])} beside the bytes, the catalogue does")
 
 
 def _print_verdicts(result: Mapping[str, Any]) -> None:

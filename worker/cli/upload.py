@@ -14,7 +14,7 @@ from worker.cli.session import opened
 from worker.cli.staging import check_file, stage, stage_stream, within_roots
 from worker.cli.submit import Sender, request_of, sender
 from worker.storage.keys import check_key
-from zot_artifact_client.contract import UPLOAD, UploadRequest
+from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.job_ids import choose_id
 
@@ -38,6 +38,12 @@ def upload(
     storage_class: Annotated[
         list[str] | None,
         typer.Option(metavar="STORE=CLASS", help="Storage class or access tier in a store. Can be repeated."),
+    ] = None,
+    property_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--property", metavar="NAME=VALUE", help=f"Keep a header beside the bytes: {', '.join(PROPERTIES)}."
+        ),
     ] = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
@@ -66,6 +72,7 @@ def upload(
             "stores": session.store_names(store),
             "metadata": _pairs("--metadata", metadata or []),
             "storage_classes": _pairs("--storage-class", storage_class or []),
+            **_properties(property_ or []),
         }
         if source == STDIN:
             fields["source"] = "/dev/stdin"  # the staged file takes its place
@@ -130,6 +137,15 @@ def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
             raise Failure(f"{option} {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
         pairs[name] = value
     return pairs or None
+
+
+def _properties(given: list[str]) -> dict[str, str]:
+    pairs = _pairs("--property", given) or {}
+    for name in pairs:
+        if name not in PROPERTIES:
+            known = ", ".join(PROPERTIES)
+            raise Failure(f"--property {name!r}: there are {known}", Status.USAGE, type_="UsageError")
+    return pairs
 
 
 def _text(path: Path) -> str:

@@ -70,13 +70,16 @@ class Artifacts(ABC):
         stores: str | Iterable[str] | None = None,
         metadata: Mapping[str, str] | None = None,
         storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Job[UploadResult]:
         """Bring the bytes of a file below one of the worker's roots, or of a URL, under a key.
 
         The source is as the worker sees it: an absolute path, or an http(s) URL of a host that it is configured for.
         With `sha256`, any other bytes fail the job and leave the key as it was. Without `stores`, placement decides.
-        `storage_classes` names, for single stores, the class or tier that the store is to use.
+        `storage_classes` names, for single stores, the class or tier that the store is to use. `properties` are kept
+        beside the bytes and sent as headers to those who download them from a cloud: `content_type`,
+        `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
         """
         request = _request(
             UPLOAD,
@@ -87,6 +90,7 @@ class Artifacts(ABC):
             stores=_names(stores),
             metadata=None if metadata is None else dict(metadata),
             storage_classes=None if storage_classes is None else dict(storage_classes),
+            **dict(properties or {}),
         )
         return self.submit(UPLOAD, request, idempotency_key=idempotency_key)
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 from zot_artifact_client.contract.requests import (
+    PROPERTIES,
     AdoptRequest,
     BatchRequest,
     Bucket,
@@ -74,6 +75,7 @@ __all__ = [
     "MAX_MESSAGE",
     "PAGE",
     "PROGRESS_STATE",
+    "PROPERTIES",
     "REPLICATE",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",

@@ -51,6 +51,12 @@ Metadata = Annotated[
 ]
 
 
+Header = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[!-~]([ -~]*[!-~])?$")]
+"""The value of an HTTP header: printable ASCII without spaces at its ends."""
+PROPERTIES = ("content_type", "content_encoding", "content_disposition", "content_language", "cache_control")
+"""The fields of an upload that clouds keep beside the bytes, and send as headers to those who download them."""
+
+
 class Message(BaseModel):
     """A request or a result, as one JSON object."""
 
@@ -86,6 +92,16 @@ class UploadRequest(Request):
     """The class or tier to use in single stores, by the name it has there, in place of the configured one."""
     staged: bool = False
     """The source was laid into the worker's staging directory for this job and goes away with it."""
+    content_type: Header | None = None
+    content_encoding: Header | None = None
+    content_disposition: Header | None = None
+    content_language: Header | None = None
+    cache_control: Header | None = None
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Return the headers to keep beside the bytes, by the names of these fields."""
+        return {name: value for name in PROPERTIES if (value := getattr(self, name)) is not None}
 
 
 class ReplicateRequest(Request):

@@ -22,6 +22,8 @@ class PlacedCopy(Result):
     """The store it was copied from, where it came from a store."""
     quarantined: str | None = None
     """Where the bytes that were found in its place are kept, as `bucket/key` in the same store."""
+    not_kept: tuple[str, ...] = ()
+    """What the store cannot keep beside the bytes, such as `content_type`. The catalogue has it."""
 
 
 class ArtifactResult(Result):
