@@ -21,6 +21,7 @@ from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.units import parse_duration
 from zot_artifact_client.contract import BATCH, TASKS, JobState
 from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.text import without_secrets
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500
@@ -204,10 +205,18 @@ def _cancel(session: Session, client: Any, id_: str) -> str:
         return _ASKED if session.catalogue.ledger.get(id_) else "nothing is known of a job with this id"
 
 
+def _shown_request(record: JobRecord) -> dict[str, Any]:
+    """Return a request without what may be a secret in the URL of its source."""
+    return {
+        name: without_secrets(value) if name == "source" and isinstance(value, str) else value
+        for name, value in record.request.items()
+    }
+
+
 def document(record: JobRecord) -> dict[str, Any]:
     """Return a job as JSON, without its traceback."""
     times = {"created_at": record.created_at, "started_at": record.started_at, "finished_at": record.finished_at}
-    about = {"request": dict(record.request), "progress": record.progress and dict(record.progress)}
+    about = {"request": _shown_request(record), "progress": record.progress and dict(record.progress)}
     return {**outcome_of(record).document(), **about, **times}
 
 
@@ -286,7 +295,7 @@ def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
         yield name, value and moment(value)
     for number, cause in enumerate(_causes(record)):
         yield "before that" if number else "error", f"{cause.get('type')}: {cause.get('message')}"
-    for name, value in record.request.items():
+    for name, value in _shown_request(record).items():
         if name not in {"bucket", "key"}:
             yield "request" if name == next(iter(record.request)) else "", f"{name}={_flat(value)}"
     for name, value in (record.result or {}).items():

@@ -37,7 +37,7 @@ from worker.intake.message_rules import (
 from worker.intake.rejected import RejectedMessage, rejected_messages
 from zot_artifact_client.contract import TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text import bounded, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +303,7 @@ def _bound_shown(headers: dict[str, Any]) -> None:
     """Bound what Celery's events show of a message: its sender may have written anything there."""
     for name in ("argsrepr", "kwargsrepr"):
         if isinstance(headers.get(name), str):
-            headers[name] = bounded(headers[name], _SHOWN)
+            headers[name] = bounded(without_secrets(headers[name]), _SHOWN)
 
 
 def _rejected_by_celery(message: Message, error: Exception | None) -> Rejection:

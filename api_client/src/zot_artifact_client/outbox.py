@@ -14,6 +14,8 @@ from uuid import uuid4
 
 from celery import Celery
 
+from zot_artifact_client.text import without_secrets
+
 MESSAGES = "zot-artifacts:outbox"
 """The Redis hash, in the broker, of the messages whose jobs no worker has taken over yet, by id."""
 ORDER = "zot-artifacts:outbox:{queue}"
@@ -51,7 +53,7 @@ def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
 def envelope(app: Celery, job: Outgoing) -> str:
     """Return a job's message, in version 2 of Celery's protocol, as Redis holds it."""
     options = {"parent_id": job.parent, "root_id": job.parent, "ignore_result": True} if job.parent else {}
-    shown = repr(job.payload)  # Celery's own way to it takes as long as all the rest together
+    shown = without_secrets(repr(job.payload))  # Celery's own way to it takes as long as all the rest together
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     message = app.amqp.as_task_v2(
         job.job_id, job.name, kwargs=job.payload, argsrepr="()", kwargsrepr=shown, **options

@@ -21,6 +21,7 @@ from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.idempotency import mismatches
 from zot_artifact_client.outbox import MESSAGES, Outgoing, push
+from zot_artifact_client.text import bounded, without_secrets
 from zot_artifact_client.urls import ServerUrl, parse_url
 
 POOL_SIZE = 10
@@ -130,6 +131,7 @@ class Publisher:
                 pools.app.send_task(
                     job.name,
                     kwargs=job.payload,
+                    kwargsrepr=bounded(without_secrets(repr(job.payload))),
                     task_id=job.job_id,
                     queue=job.queue,
                     producer=producer,

@@ -1,9 +1,11 @@
 """Bound and escape text that comes from outside, before it reaches a log, a terminal, a result or the ledger."""
 
+import re
 import unicodedata
 
 LINE = 500
 """Characters of an error message, or of one line of a log."""
+_URL = re.compile(r"""([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/?#'"]*@)?([^\s?#'"]*)(?:[?#][^\s'"]*)?""")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
@@ -22,6 +24,11 @@ def bounded(text: object, limit: int = LINE, *, keep_end: bool = False) -> str:
         return kept
     note = f"... ({len(raw)} characters)"
     return kept[: max(0, limit - len(note))] + note
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have neither user, password, query nor fragment: any of them may be a secret."""
+    return _URL.sub(r"\1\2", text) if "://" in text else text
 
 
 def escaped(text: str, *, keep: str = "") -> str:

@@ -3,6 +3,7 @@
 from urllib.parse import urlsplit
 
 from worker.storage.errors import PermanentError, StorageError
+from zot_artifact_client.text import without_secrets
 
 
 class SourceRefused(PermanentError):
@@ -19,10 +20,7 @@ def shown(name: str) -> str:
     """Return a source as messages show it: of a URL neither user, password, query nor fragment."""
     if "://" not in name:
         return name
-    base = name.split("?", 1)[0].split("#", 1)[0]
-    scheme, _, rest = base.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    return without_secrets(name.split("?", 1)[0].split("#", 1)[0])
 
 
 def origin_of(url: str) -> str:
