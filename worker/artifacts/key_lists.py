@@ -14,7 +14,7 @@ from typing import BinaryIO
 from worker.artifacts.sources import open_source
 from worker.settings import Settings
 from worker.storage.errors import InvalidKey, PermanentError
-from worker.storage.keys import check_bucket, check_key
+from worker.storage.keys import check_bucket, check_existing_key
 
 _MAX_LINE = 8192
 """Bytes; no `bucket/key` has as many."""
@@ -118,7 +118,7 @@ def _fault(raw: bytes) -> str | None:
         bucket, slash, key = raw.decode().partition("/")
         if not slash:
             return "it has no slash; write bucket/key"
-        check_key(check_bucket(bucket), key)
+        check_existing_key(check_bucket(bucket), key)
     except UnicodeDecodeError:
         return "it is not in UTF-8"
     except InvalidKey as error:

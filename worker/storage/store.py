@@ -356,7 +356,7 @@ class Store:
             self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
         else:
             with self._driver.open(bucket, key) as reader:
-                self.write_object(QUARANTINE_BUCKET, aside, reader, on_bytes=on_bytes)
+                self.write_object(QUARANTINE_BUCKET, aside, reader, on_bytes=on_bytes, existing_key=True)
         return f"{QUARANTINE_BUCKET}/{aside}"
 
     def copy_object(

@@ -298,6 +298,29 @@ class TestNames:
         with pytest.raises(InvalidKey, match="near"):
             list(direct.list_objects(BUCKET, "a\ud800"))
 
+    @pytest.mark.parametrize("bucket", ["ends-", "a_", "A", "x"])
+    def test_real_bucket_that_cannot_be(self, through: Callable[..., tuple[Store, Store]], bucket: str) -> None:
+        """A name that only a store or its SDK refuses is a typed error that names store and bucket, from every verb."""
+        direct, _ = through(lambda _: None)
+        field = "container" if hasattr(direct._driver._config, "container") else "bucket"  # type: ignore[attr-defined]
+        native = {"layout": "native", field: None, "buckets": ["*"], "reserved_bucket": "reserved"}
+        driver = open_driver("near", direct._driver._config.model_copy(update=native))  # type: ignore[attr-defined]
+        store = Store(driver)
+        for ask in (
+            lambda: store.stat_object(bucket, "app"),
+            lambda: store.delete_object(bucket, "app"),
+            lambda: list(store.list_objects(bucket)),
+            lambda: store.write_object(bucket, "app", source(b"x")),
+            lambda: store.bucket_exists(bucket),
+            lambda: store.delete_bucket(bucket),
+        ):
+            try:
+                ask()
+            except (NotFound, InvalidKey) as error:
+                assert error.message.startswith("near: ")  # noqa: PT017  others say that there is no such bucket
+                assert bucket in error.message  # noqa: PT017
+        store.close()
+
     def test_metadata_that_is_no_unicode(self, through: Callable[..., tuple[Store, Store]]) -> None:
         """Metadata with a lone surrogate is refused before anything is sent, and never replaced."""
         direct, _ = through(lambda _: None)

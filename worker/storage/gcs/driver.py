@@ -28,7 +28,15 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import AlreadyExists, NotFound, PermanentError, StorageError, Unavailable, UnexpectedAnswer
+from worker.storage.errors import (
+    AlreadyExists,
+    InvalidKey,
+    NotFound,
+    PermanentError,
+    StorageError,
+    Unavailable,
+    UnexpectedAnswer,
+)
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.gcs.client import TIMEOUT, Connection, ObjectName, check_answer, connect, endpoint_of, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
@@ -249,6 +257,25 @@ class GcsDriver(CloudDriver):
             self._connection = None
 
     # Real buckets
+
+    def _real(self, bucket: str) -> tuple[str, str]:
+        real, start = super()._real(bucket)
+        self._check_real(real)
+        return real, start
+
+    def _is_real(self, bucket: str) -> bool:
+        real = super()._is_real(bucket)
+        if real:
+            self._check_real(bucket)
+        return real
+
+    def _check_real(self, real: str) -> None:
+        """Refuse what the library refuses with a ValueError of its own."""
+        if not (real[0].isalnum() and real[-1].isalnum()):
+            raise InvalidKey(
+                f"{self._name}: bucket {real!r} is not allowed: Cloud Storage has names that start and end with a "
+                "letter or a digit"
+            )
 
     def _list_real_buckets(self) -> list[str]:
         with self._errors("its buckets"):
