@@ -146,11 +146,15 @@ def due_copies(
     connection: Connection, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int
 ) -> list[int]:
     """Return the ids of copies that are due and not claimed, the longest overdue first."""
-    times = {"of": store, "now": now, "claimed_far": _far(now, until), "period_ahead": now + period, "most": limit}
+    times = {"of": store, "now": now, "claimed_far": _far(now, until), "period_ahead": now + period}
     times["ahead"] = now + _CLOCK_SKEW
     times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
-    found = connection.execute(_DUE, times).all()
-    late = [(row.moment + period * (_PART[row.spread] if row.spread >= 0 else 0), row.id) for row in found]
+    most = limit // 4 + 1  # of each search; what is due is seldom due by one of them alone
+    found = connection.execute(_DUE, times | {"most": most}).all()
+    if most <= len(found) < limit:
+        found = connection.execute(_DUE, times | {"most": limit}).all()
+    parts = [period * part for part in _PART] + [timedelta()]  # the last is that of -1, a retry
+    late = [(moment + parts[spread], id_) for id_, spread, moment in found]
     return [id_ for _, id_ in sorted(late)[:limit]]
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
+from worker.catalogue.bulk import BulkStatement
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
@@ -18,10 +19,15 @@ from worker.catalogue.types import without_nul
 from worker.storage import Verdict
 
 _FIRST = "0" * 64
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True).encode
 _CHAINED = [c.name for c in verifications.c if c.name not in {"id", "hash"}]
 
 
-_APPEND = sa.insert(verifications)
+_APPEND = BulkStatement(
+    sa.insert(verifications).values(
+        {column.name: sa.bindparam(column.name) for column in verifications.c if column.name != "id"}
+    )
+)
 _LAST_HASH = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
 _RECORDED = sa.select(
     verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
@@ -198,14 +204,12 @@ def append_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now:
         row = _row(verdict, now, previous)
         row["hash"] = previous = _hash_of(row)
         rows.append(row)
-    connection.execute(_APPEND, rows)
+    _APPEND.execute(connection, rows, at=now)
     for word in dict.fromkeys(verdict.verdict for verdict in verdicts):
         values = [
-            {"copy": each.copy, "tag": each.tag, "now": now, "retry_at": each.retry_at}
-            for each in verdicts
-            if each.verdict == word
+            {"copy": each.copy, "tag": each.tag, "retry_at": each.retry_at} for each in verdicts if each.verdict == word
         ]
-        connection.execute(_UPDATES[Verdict(word)], values)
+        _UPDATES[Verdict(word)].execute(connection, values, now=now)
 
 
 def _update(verdict: Verdict) -> sa.Update:
@@ -253,7 +257,7 @@ def _row(verdict: VerdictRow, now: datetime, previous: str) -> dict[str, Any]:
     }
 
 
-_UPDATES = {verdict: _update(verdict) for verdict in Verdict}
+_UPDATES = {verdict: BulkStatement(_update(verdict)) for verdict in Verdict}
 
 
 def _hash(row: Row[Any]) -> str:
@@ -262,4 +266,4 @@ def _hash(row: Row[Any]) -> str:
 
 def _hash_of(row: dict[str, Any]) -> str:
     canonical = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
-    return hashlib.sha256(json.dumps(canonical, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL(canonical).encode()).hexdigest()

@@ -59,12 +59,17 @@ def check_key(bucket: str, key: str) -> str:
     Raises:
         InvalidKey: naming the key and the rule it breaks.
     """
-    if len(bucket) + len(key) < MAX_SEGMENT_BYTES and _PLAIN.fullmatch(key):
+    if is_plain(bucket, key):
         return key
     rule = _broken_rule(bucket, key)
     if rule:
         raise InvalidKey(f"key {key!r} is not allowed: {rule}")
     return key
+
+
+def is_plain(bucket: str, key: str) -> bool:
+    """Return whether a key is short and of letters, digits and `.`, `_`, `-` alone, so that it breaks no rule."""
+    return len(bucket) + len(key) < MAX_SEGMENT_BYTES and _PLAIN.fullmatch(key) is not None
 
 
 def check_existing_key(bucket: str, key: str) -> str:

@@ -24,6 +24,7 @@ from worker.storage.driver import (
     ObjectStat,
     SmallPut,
     SmallReadDriver,
+    SmallReads,
     StaleUpload,
     WriteInfo,
 )
@@ -54,6 +55,7 @@ from worker.storage.keys import (
     check_existing_key,
     check_key,
     check_prefix,
+    is_plain,
 )
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
@@ -290,13 +292,11 @@ class Store:
 
         Every verdict is that of `verify_object`, but the bytes may come from a cache of this machine.
         """
-        open_reads = getattr(self._driver, "small_reads", None)
-        reads = cast("SmallReadDriver", self._driver).small_reads() if open_reads else None
+        reads = self._small_reads()
         try:
             for bucket, key, expected in wanted:
                 found = None
-                if reads is not None and expected.size <= _SMALL:
-                    self._check_read(bucket, key)
+                if reads is not None and expected.size <= _SMALL and is_plain(bucket, key):
                     found = reads.read(bucket, key, expected.size)
                 if found is not None and hashlib.sha256(found[0]).hexdigest() == expected.sha256:
                     yield Verification(Verdict.VERIFIED, expected, expected.size, expected.sha256, found[1])
@@ -517,6 +517,16 @@ class Store:
             check(name)
         except InvalidKey as error:
             raise InvalidKey(f"{self.name}: {error.message}") from None
+
+    def _small_reads(self) -> SmallReads | None:
+        """Return what reads many small objects; None where the driver has nothing of the kind, or the store fails."""
+        if not hasattr(self._driver, "small_reads"):
+            return None
+        try:
+            self._check_identity(write=False)
+        except StorageError:
+            return None  # it is raised again for each object
+        return cast("SmallReadDriver", self._driver).small_reads()
 
     def _check_identity(self, *, write: bool) -> None:
         if self._identity:
