@@ -478,6 +478,18 @@ class TestOurOwnUpload:
         faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         assert faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
+    def test_an_upload_to_a_reserved_bucket_is_ours(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """A multipart upload to the quarantine that a killed job has left is known to be ours without a record."""
+        direct, _ = through(lambda _: None)
+        driver: Any = direct._driver
+        info = WriteInfo(1, digest_of(b"x").sha256)
+        token = driver.begin_upload("zot-quarantine", "releases/job/app", info)
+        driver.upload_part("zot-quarantine", "releases/job/app", token, 1, b"x")
+        [stale] = direct.iter_stale_uploads()
+        assert stale.ours
+        assert direct.remove_stale_upload(stale)
+        assert list(direct.iter_stale_uploads()) == []
+
     def test_upload_that_is_gone_is_told(self, through: Callable[..., tuple[Store, Store]]) -> None:
         """An upload that was aborted is an UploadEnded, which is a NotFound."""
         direct, _ = through(lambda _: None)
