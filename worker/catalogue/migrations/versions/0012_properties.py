@@ -1,13 +1,13 @@
 """Keep the headers that belong to an artifact beside its bytes, such as its Content-Type.
 
-Revision: 0011
+Revision: 0012
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 
 
 def upgrade() -> None:
