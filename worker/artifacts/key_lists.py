@@ -1,7 +1,7 @@
 """Key lists: files that name artifacts in UTF-8, one `bucket/key` on each line.
 
-No valid key has a line end in it, so nothing is quoted. Empty lines are ignored, and so are a byte order mark and the
-carriage returns of Windows.
+No key of ours has a line end in it, so nothing is quoted; an adopted key that has one is named by its prefix instead.
+Empty lines are ignored, and so are a byte order mark and the carriage returns of Windows.
 """
 
 import io
