@@ -228,3 +228,23 @@ def test_a_mistyped_key_is_not_deleted(zot, catalogue):
     status, _, told = zot("delete", "releases/app-1.3.tgz")
     assert status == 1
     assert "never was" in told
+
+
+def test_a_batch_that_waits_for_its_jobs_is_running(zot, catalogue):
+    """Between its turns a batch shows as running, with verb, bucket and prefix; one that has not begun is queued."""
+    lease = timedelta(seconds=30)
+    request = {"verb": "verify", "bucket": "releases", "prefix": "v1/"}
+    for id_ in ("begun", "waits"):
+        given = {"owner": "here", "holds": "x", "parent": None, "now": clock.now(), "lease": lease}
+        held = catalogue.ledger.acquire(id_, "batch", request, **given)
+        if id_ == "begun":
+            due = clock.now() + lease
+            catalogue.ledger.continue_later(id_, held.record.fence, progress={"objects_done": 1}, due=due)
+            blocker = catalogue.ledger.acquire("blocker", "upload", {"bucket": "b", "key": "k"}, **given)
+            assert isinstance(blocker, Leased)
+    found = {each["job"]: each["state"] for each in zot("jobs", "--kind", "batch", "--json")[1]["jobs"]}
+    assert found == {"begun": "running", "waits": "queued"}
+    [line] = [line for line in zot("jobs", "--kind", "batch")[1].splitlines() if "begun" in line]
+    assert "verify releases/v1/*" in line
+    assert "running" in line
+    assert "running" in zot("jobs", "begun")[1]

@@ -1,0 +1,90 @@
+"""What `doctor` tells of workers, beat, circuit breakers and the data directory, beside real processes."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import Valkey
+from tests.servers.worker import Beat, Worker
+from tests.waiting import until
+from worker import cli
+from worker.beat import last_tick
+from worker.limits.circuit_breaker import CircuitBreaker
+from worker.limits.counters import Counters
+from worker.limits.shared_redis import SharedRedis
+from worker.settings import load_settings
+from zot_artifact_client.urls import redis_client
+
+Doctor = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Valkey]:
+    """Return a broker of this test's own: nothing else serves its queues."""
+    (tmp_path / "valkey").mkdir()
+    with Valkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def doctor(
+    tmp_path: Path, broker: Valkey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Doctor:
+    """Return what runs `doctor` on this broker and returns its checks by name."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOT_BROKER", broker.url)
+
+    def run() -> dict[str, Any]:
+        cli.run(["doctor", "--json"])
+        return {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+
+    return run
+
+
+class _Interactive(Worker):
+    """A worker that serves one queue."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--queues", "interactive"]
+
+
+def test_a_queue_without_a_worker_is_bad(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
+    """Without any worker, and with one that serves other queues only, the line names what is missing."""
+    nobody = doctor()["workers"]
+    assert (nobody["outcome"], nobody["detail"]) == ("bad", "none answers")
+    with _Interactive(tmp_path, broker.url, concurrency=1):
+        found = doctor()["workers"]
+    assert (found["outcome"], "none serves transfer, sweep" in found["detail"]) == ("bad", True)
+    assert "--queues transfer,sweep" in found["way_out"]
+
+
+def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
+    """Beat that never ticked is bad; beside a real one the line is good."""
+    assert doctor()["beat"]["outcome"] == "bad"
+    with Beat(tmp_path, broker.url), redis_client(broker.url) as client:
+        until(lambda: last_tick(client))
+        found = doctor()["beat"]
+    assert (found["outcome"], found["detail"].startswith("it ticked ")) == ("good", True)
+
+
+def test_an_open_circuit_breaker_is_bad(doctor: Doctor, broker: Valkey) -> None:
+    """A store whose breaker is open is bad although it answers; the other one stays good."""
+    settings = load_settings()
+    with redis_client(broker.url) as client:
+        breaker = CircuitBreaker("dr", Counters(SharedRedis(lambda: client)), settings.breaker)
+        for _ in range(settings.breaker.failures):
+            breaker.record_failure()
+    checks = doctor()
+    assert (checks["store dr"]["outcome"], "circuit breaker is open" in checks["store dr"]["detail"]) == ("bad", True)
+    assert checks["store primary"]["outcome"] == "good"
+
+
+def test_an_open_data_directory_is_bad(doctor: Doctor, tmp_path: Path) -> None:
+    """A data directory that others can read is bad, with the command that closes it."""
+    assert doctor()["data directory"]["outcome"] == "good"
+    (tmp_path / "home").chmod(0o755)
+    found = doctor()["data directory"]
+    assert (found["outcome"], found["way_out"]) == ("bad", f"chmod go= {tmp_path / 'home'}")

@@ -1,0 +1,28 @@
+"""What the bar of a command shows of a job."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from worker.cli import progress
+from zot_artifact_client.contract import Progress
+
+
+@pytest.mark.parametrize(
+    ("seen", "amount"),
+    [
+        (Progress(step="verifying", objects_done=17, objects_total=400), "17/400 objects"),
+        (Progress(step="verifying", bytes_done=1024**2, bytes_total=8 * 1024**2, objects_done=1), "1.0/8.0 MiB"),
+    ],
+)
+def test_a_bar_counts_objects_where_no_bytes_are_known(
+    seen: Progress, amount: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch whose bytes are unknown shows its objects, every other job its bytes."""
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "err", lambda: screen)
+    with progress.bar("waiting") as shown:
+        shown.update(seen)
+    assert amount in screen.file.getvalue()
+    assert "verifying" in screen.file.getvalue()
