@@ -410,6 +410,12 @@ class S3Driver(CloudDriver):
                 return self._client().head_object(**self._address(bucket, key), ChecksumMode="ENABLED")
         except NotFound:
             raise self._missing(bucket, key) from None
+        except PermanentError as error:
+            if error.code == "400":  # the answer to a HEAD has no body that says why; that to a GET has
+                found = self._get(bucket, key, "bytes=0-0")
+                if found:
+                    found["Body"].close()
+            raise
 
     def _get(self, bucket: str, key: str, wanted: str | None) -> "GetObjectOutputTypeDef | None":
         """Ask for an object, or for a range of it; return None where the range is past its end."""

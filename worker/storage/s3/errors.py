@@ -221,16 +221,18 @@ def is_missing(error: Exception) -> bool:
 
 
 def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> StorageError:
-    code = code_of(error)
+    code, said = code_of(error), str(_details(error).get("Message", ""))
     if code == "NoSuchBucket":
         return missing_bucket(origin, what.partition("/")[0])
+    if code == "InvalidArgument" and "object name" in said.lower():  # rclone has no code of its own for it
+        code = "InvalidObjectName"
     return by_code(
         origin,
         what,
         CODES,
         code=code,
         status=str(_metadata(error).get("HTTPStatusCode", "")),
-        said=str(_details(error).get("Message", "")),
+        said=said,
         retry_after=_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""),
     )
 
