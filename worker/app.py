@@ -103,7 +103,7 @@ def make_app(settings: Settings) -> Celery:
         redis_socket_keepalive=not results.is_socket,
         redis_backend_health_check_interval=10,
         # What Flower sees
-        task_track_started=True,
+        task_track_started=False,  # Delivery publishes it, under the job's fence
         task_send_sent_event=True,
         worker_send_task_events=True,
         # Beat

@@ -27,6 +27,8 @@ class FreezingProxy:
         self._rate = rate
         self._taken = 0
         self._stops_at: int | None = None
+        self.stopped = False
+        """Whether a connection that `stop_reading` asked for has been reached."""
         self._ready = 0.0  # when the line has room again
         self._lock = threading.Lock()
         self._frozen = threading.Event()  # that of the connections which are made from now on
@@ -88,6 +90,7 @@ class FreezingProxy:
             stops = self._stops_at is not None and self._taken > self._stops_at
             if stops:
                 self._stops_at = None
+                self.stopped = True
             if self._rate:
                 self._ready = max(self._ready, time.monotonic()) + count / self._rate
             wait = self._ready - time.monotonic()

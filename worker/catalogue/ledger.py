@@ -13,7 +13,7 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.fencing import LostLease
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
-from zot_artifact_client.contract import JobState
+from zot_artifact_client.contract import BATCH_JOB_ID, JobState
 
 # The statements of every job are built once: SQLAlchemy builds one more slowly than SQLite runs it.
 _FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
@@ -110,19 +110,22 @@ class Ledger:
         lease: timedelta,
         queue: str | None = None,
         max_crashes: int = 5,
+        planned: bool = False,
     ) -> Leased | Held | Finished:
         """Accept a job if it is new, and lease it unless it has ended or it or its artifact is leased.
 
         Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: it
-        may be what kills its workers.
+        may be what kills its workers. A `planned` job is one of a batch, which accepts its jobs before it sends them.
 
         Raises:
-            OtherRequest: the id belongs to another request.
+            OtherRequest: the id belongs to another request, or to a batch that has not planned the job.
         """
         given = {"id": id_, "kind": kind, "request": dict(request), "parent": parent, "created_at": now}
         taken = {"lease_owner": owner, "lease_until": now + lease, "queue": queue}
         with self._database.write() as connection:
             found = _find(connection, id_)
+            if found is None and planned:
+                raise OtherRequest(f"{id_} is the id of a job of batch {parent}, which has not planned it")
             if found is None:
                 return _accept(connection, given, holds, taken, lease)
             if (found.kind, found.request) != (kind, given["request"]):
@@ -212,7 +215,9 @@ class Ledger:
         )  # fmt: skip
 
     def reject(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
-        """Record a rejected message. A job that has the id already is not changed."""
+        """Record a rejected message. A job that has the id already is not changed, and no id of a batch is taken."""
+        if BATCH_JOB_ID.fullmatch(id_):
+            return
         with self._database.write() as connection:
             if _find(connection, id_) is None:
                 values = {"state": JobState.REFUSED, "error": dict(error), "finished_at": now}

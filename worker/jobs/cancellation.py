@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context
+from worker.jobs.interruption import at_most
 from worker.jobs.outbox import Outbox
+from worker.jobs.result_backend import fenced_request
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, MAX_CANCEL_REQUESTS, add_requests
@@ -26,16 +28,24 @@ _CALLED = "zot-artifacts:cancelling:called"
 """The Redis key that exists while a recovery was requested and has not begun, so that one request is enough."""
 _CALLED_FOR = 30
 _PAGE = 1000
+_ABORT_SECONDS = 5.0
+"""Seconds that a store has for aborting an upload: one that says nothing must hold neither a child nor other jobs."""
 _WRITERS = {UPLOAD.kind, REPLICATE.kind}
 
 
-def request_cancel(app: Celery, ids: list[str]) -> bool:
-    """Request that jobs are cancelled, and start a recovery for the waiting ones; False without Redis for results."""
+def request_cancel(app: Celery, ids: list[str], start: Callable[[], bool] = lambda: False) -> bool:
+    """Request that jobs are cancelled, and start a recovery for the waiting ones; False without Redis for results.
+
+    Args:
+        app: the worker's application.
+        ids: of the jobs.
+        start: cancels the waiting jobs in another way than by a recovery, and returns whether it does.
+    """
     client = _redis(app)
     if client is None:
         return False
     add_requests(client, ids)
-    if client.set(_CALLED, 1, ex=_CALLED_FOR, nx=True):
+    if client.set(_CALLED, 1, ex=_CALLED_FOR, nx=True) and not start():
         app.send_task(SWEEP_RECOVER.name, queue=SWEEP_RECOVER.queue.value, expires=_CALLED_FOR, ignore_result=True)
     return True
 
@@ -108,8 +118,9 @@ def end_writes(context: Context, job: JobRecord) -> None:
         try:
             store = context.stores[transfer.store]
             context.admission.check(store.name)
-            store.abort_upload(bucket, key, transfer.token)
-        except (StorageError, Snooze) as error:
+            with at_most(_ABORT_SECONDS):
+                store.abort_upload(bucket, key, transfer.token)
+        except (StorageError, Snooze, TimeoutError) as error:
             logger.warning("%s: parts of %s stay for now: %s", transfer.store, transfer.path, error)
         else:
             context.catalogue.transfers.forget(transfer)
@@ -148,7 +159,7 @@ def _publish_cancelled(app: Celery, job: JobRecord) -> None:
     Outbox(app).taken(job.id)
     try:
         if app.backend.get_state(job.id) != "REVOKED":  # once: a second message might reach a wait for a redrive
-            app.backend.mark_as_revoked(job.id, cause(job.id)["message"])
+            app.backend.mark_as_revoked(job.id, cause(job.id)["message"], request=fenced_request(job))
     except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
         logger.warning("job %s: its cancellation is not published for now: %s", job.id, type(error).__name__)
 

@@ -6,6 +6,8 @@ is the only thing that ends such a call at once.
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -40,6 +42,25 @@ class Interrupter:
         target = self._target
         if target is not None:
             signal.pthread_kill(target, _SIGNAL)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Leave the body after so many seconds, and raise TimeoutError; in another thread than the main one, never."""
+    interrupter = Interrupter()
+    interrupter.install()
+    timer = threading.Timer(seconds, interrupter.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Interrupted:
+        raise TimeoutError(f"it took longer than {seconds:.0f} s") from None
+    finally:
+        timer.cancel()
+        with suppress(Interrupted):
+            timer.join()
+            interrupter.remove()
 
 
 def _raise(_number: int, _frame: FrameType | None) -> None:

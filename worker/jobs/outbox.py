@@ -57,6 +57,12 @@ class Outbox:
         """Return a job that no worker has taken yet, if its request is here."""
         return self.find_all([job_id]).get(job_id)
 
+    def message(self, job_id: str) -> bytes | None:
+        """Return the message that a sender left here for a job, as it is; None if there is none."""
+        with self._redis() as client:
+            found: bytes | None = client.hget(MESSAGES, job_id) if client is not None else None
+            return found
+
     def find_all(self, ids: list[str]) -> dict[str, Outgoing]:
         """Return those of these jobs whose requests are here, by id, in one round trip."""
         with self._redis() as client:

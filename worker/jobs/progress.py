@@ -17,13 +17,15 @@ class CeleryReporter:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._id: str = task.request.id
+        self._request = task.request  # that of this thread: a thread that reports has another one, without the fence
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""
-        if self._task.request.ignore_result:  # it is not read there, and a million would stay for a day
+        if self._request.ignore_result:  # it is not read there, and a million would stay for a day
             return
         try:
-            self._task.update_state(state=PROGRESS_STATE, meta=progress.model_dump(mode="json"), max_retries=0)
+            shown = progress.model_dump(mode="json")
+            self._task.backend.store_result(self._id, shown, PROGRESS_STATE, request=self._request, max_retries=0)
         except (redis.RedisError, BackendError, RuntimeError) as error:  # RuntimeError: Celery's retries are used up
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
 

@@ -1,6 +1,8 @@
 """Obey requests from outside in a worker's own process: pauses, and `revoke` of Flower and `celery control`."""
 
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import redis
@@ -10,7 +12,6 @@ from celery.worker import control, state
 from kombu.exceptions import OperationalError
 
 from worker.jobs.cancellation import request_cancel
-from worker.jobs.outbox import Outbox
 from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
 from zot_artifact_client.contract import JOB_ID
@@ -20,10 +21,8 @@ logger = logging.getLogger(__name__)
 
 _CHECK_EVERY = 2.0
 """Seconds between two reads of the paused queues."""
-_MOST_SHOWN = 1000
-"""Jobs of one request whose cancellation is published at once; that of the others follows with the ledger."""
-_WAITING = {"PENDING", "RECEIVED", "RETRY"}
-"""The states, in the result backend, of a waiting job."""
+_CANCEL = (sys.executable, "-m", "worker.cancel_waiting")
+_started: list["subprocess.Popen[bytes]"] = []
 
 
 class PausedQueues(bootsteps.StartStopStep):
@@ -69,17 +68,18 @@ class PausedQueues(bootsteps.StartStopStep):
 def revoke(worker: Any, task_id: Any, terminate: bool = False, **_: Any) -> dict[str, str]:  # noqa: FBT001, FBT002
     """Cancel jobs: waiting ones now, running ones at their next chunk. No process is killed.
 
+    The waiting ones are cancelled in the catalogue by a process of its own: all children may be busy, and this process
+    must not open the catalogue, because it forks.
+
     This replaces Celery's command, which drops a waiting job without a record, forgets the request when the worker is
     restarted, and, with `terminate`, kills a process in the middle of a write.
     """
     ids = [id_ for id_ in maybe_list(task_id) or [] if isinstance(id_, str) and JOB_ID.fullmatch(id_)]
     try:
-        if not request_cancel(worker.app, ids):
+        if not request_cancel(worker.app, ids, _cancel_waiting):
             state.revoked.update(ids)  # no Redis keeps the results: all that can be done
     except (redis.RedisError, OperationalError, OSError) as error:
         return {"error": f"the jobs cannot be cancelled for now: {type(error).__name__}"}
-    for id_ in ids[:_MOST_SHOWN]:
-        _publish_cancelled(worker.app, id_)
     told = bounded(", ".join(ids))
     logger.info("requested to cancel %s%s", told, ", at their next chunk: no process is killed" * terminate)
     return {"ok": f"requested to cancel {told}"}
@@ -92,12 +92,12 @@ def terminate(worker: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str
     return answer
 
 
-def _publish_cancelled(app: Any, id_: str) -> None:
-    """Publish the cancellation of a waiting job, as Celery does; the ledger has it within moments."""
+def _cancel_waiting() -> bool:
+    """Start a process that cancels the waiting jobs, and return whether it was started."""
+    _started[:] = [process for process in _started if process.poll() is None]  # else they stay as zombies
     try:
-        state_ = app.backend.get_state(id_)
-        # PENDING is also the state of an id that no job has.
-        if state_ in _WAITING and (state_ != "PENDING" or Outbox(app).find(id_) is not None):
-            app.backend.mark_as_revoked(id_, f"job {id_} was cancelled")
-    except (redis.RedisError, RuntimeError) as error:
-        logger.warning("job %s: its cancellation is not published for now: %s", id_, type(error).__name__)
+        _started.append(subprocess.Popen(_CANCEL, stdin=subprocess.DEVNULL))
+    except OSError as error:
+        logger.warning("waiting jobs are cancelled by the next recovery: %s", error)
+        return False
+    return True

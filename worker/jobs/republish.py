@@ -11,7 +11,7 @@ from celery.states import READY_STATES
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.context import Context
-from worker.jobs.result_backend import stored_states
+from worker.jobs.result_backend import fenced_request, stored_states
 from zot_artifact_client.contract import JobError, JobState
 from zot_artifact_client.errors import JobFailed
 
@@ -58,11 +58,13 @@ def _cursor(client: Any, now: datetime) -> datetime:
 
 def _publish(app: Celery, job: JobRecord) -> None:
     logger.warning("job %s: its end, %s, was not in the result backend: published again", job.id, job.state)
+    request = fenced_request(job)
     if job.state == JobState.SUCCEEDED:
-        app.backend.mark_as_done(job.id, dict(job.result or {}))
+        app.backend.mark_as_done(job.id, dict(job.result or {}), request=request)
         return
     error = JobError.model_validate(job.error or {"type": "JobFailed", "message": "no cause was recorded"})
     if job.state == JobState.CANCELLED:
-        app.backend.mark_as_revoked(job.id, error.message)
+        app.backend.mark_as_revoked(job.id, error.message, request=request)
     else:
-        app.backend.mark_as_failure(job.id, JobFailed(error.message, error.type, job.state, job.attempts))
+        failed = JobFailed(error.message, error.type, job.state, job.attempts)
+        app.backend.mark_as_failure(job.id, failed, request=request)

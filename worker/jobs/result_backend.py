@@ -1,7 +1,8 @@
-"""Store states and results of jobs in one round trip, so that no later state replaces the end of a job.
+"""Store states and results of jobs in one round trip, and only those of the job's own latest delivery.
 
 Celery asks in one round trip whether a success is stored, and writes in another. Two messages with one id, of which one
-is a stranger's, would then overwrite each other.
+is a stranger's, would then overwrite each other. So each state has the fencing token of the lease under which it was
+written, and a state with a lower token, or without one, replaces none with a higher token.
 """
 
 import json
@@ -9,11 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery
+from celery.app.task import Context
 from celery.backends import redis
 from celery.states import FAILURE, READY_STATES, REVOKED
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
+from worker.catalogue import JobRecord
 from worker.intake.full_broker import is_full
-from zot_artifact_client.contract import JobState
+from worker.jobs.outbox import Outbox
+from zot_artifact_client.contract import BATCH_JOB_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
 
@@ -21,6 +27,9 @@ MAX_RESULT = 1 << 20
 """Bytes of a stored result; a larger one is left out, and is in the ledger only."""
 _MESSAGE = 2000
 _TRACEBACK = 8000
+_FENCE = "_zot_fence"
+"""The attribute of a task's request that holds the fencing token. No header can set it: see `message_rules`."""
+_NAMES = {spec.kind: spec.name for spec in TASKS.values()}
 _BY_CELERY = {"expired", "revoked", "terminated"}
 """Why Celery itself revokes a message. It does not know whether the message is that of the job with this id."""
 _STORE = """
@@ -28,8 +37,10 @@ local kept = redis.call('GET', KEYS[1])
 if kept then
   local read, meta = pcall(cjson.decode, kept)
   local status = read and type(meta) == 'table' and meta['status']
-  if status == 'SUCCESS' then return 0 end
-  if (status == 'FAILURE' or status == 'REVOKED') and ARGV[3] == '0' then return 0 end
+  local fence = status and tonumber(meta['fence']) or 0
+  if status == 'SUCCESS' or tonumber(ARGV[5]) < fence then return 0 end
+  local ended = status == 'FAILURE' or status == 'REVOKED'
+  if ended and ARGV[3] == '0' and tonumber(ARGV[5]) == fence then return 0 end
   if status and ARGV[4] == '1' then return 0 end
 end
 if tonumber(ARGV[2]) > 0 then
@@ -40,7 +51,17 @@ end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
 """
-"""ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state."""
+"""ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence."""
+
+
+def fence_request(request: Any, fence: int) -> None:
+    """Give a task's request the fencing token of its job, so that the states which it stores count."""
+    setattr(request, _FENCE, fence)
+
+
+def fenced_request(job: JobRecord) -> Context:
+    """Return a request in the name of the ledger, for a state of a job that is stored without a delivery."""
+    return Context({"id": job.id, "task": _NAMES.get(job.kind), _FENCE: job.fence})
 
 
 class _AtomicStore:
@@ -50,15 +71,28 @@ class _AtomicStore:
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
         backend: Any = self
+        yields, token = _gives_way(state, result), getattr(request, _FENCE, None)
+        if yields and token is None and self._waits(task_id):
+            return result
+        fence = token or 0
         meta = backend._get_result_meta(result=result, state=state, traceback=traceback, request=request)  # noqa: SLF001
-        kept = backend.encode(_bounded_meta(meta | {"task_id": task_id}))
+        meta = _bounded_meta(meta | {"task_id": task_id} | ({"fence": fence} if fence else {}))
+        kept = backend.encode(meta)
         if len(kept) > MAX_RESULT:
-            kept = backend.encode(meta | {"task_id": task_id, "result": None, "traceback": None})
+            kept = backend.encode(meta | {"result": None, "traceback": None})
         seconds = backend.failure_expires if state == FAILURE else backend.expires
         key = backend.get_key_for_task(task_id)
-        ends, yields = int(state in READY_STATES), int(_gives_way(state, result))
-        self._store(keys=[key], args=[kept, int(seconds or 0), ends, yields])
+        self._store(keys=[key], args=[kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence])
         return result
+
+    def _waits(self, job_id: str) -> bool:
+        """Return whether the outbox or a batch has the job: then another message with its id says nothing about it."""
+        if BATCH_JOB_ID.fullmatch(job_id):
+            return True
+        try:
+            return Outbox(self.app).find(job_id) is not None  # type: ignore[attr-defined]
+        except (RedisError, OperationalError, OSError):
+            return False
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Return whether to wait and store again: also while the backend is full."""

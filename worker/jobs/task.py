@@ -14,9 +14,12 @@ from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 from uuid import uuid4
 
+import redis
 from celery import Celery, Task, current_app, shared_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
+from celery.states import STARTED
 from celery.utils.time import get_exponential_backoff_interval
+from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from worker import clock
@@ -36,10 +39,11 @@ from worker.intake.message_rules import problems_of
 from worker.jobs.cancellation import cause, end_writes
 from worker.jobs.outbox import Outbox
 from worker.jobs.progress import CeleryReporter
+from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.storage.errors import StorageError, TransientError
-from zot_artifact_client.contract import JobError, JobState, Message, Queue, TaskSpec
+from zot_artifact_client.contract import JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
 
@@ -138,6 +142,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """Do the job unless it is finished, leased or invalid; return its result or raise what Celery acts on."""
         request = self._validate(args, kwargs)
         try:
+            self._check_sender(request)
             found = self._ledger.acquire(
                 self._id,
                 self._spec.kind,
@@ -149,16 +154,19 @@ class Delivery(Generic[RequestT, ResultT]):
                 lease=self._context.settings.jobs.lease,
                 queue=(self._task.request.delivery_info or {}).get("routing_key"),
                 max_crashes=self._context.settings.retry.max_crashes,
+                planned=is_batch_job(self._id, self._task.request.parent_id),
             )
             Outbox(self._task.app).taken(self._id)
             match found:
                 case Leased():
+                    self._started(found.record)
                     return self._attempt(work, request, found.record)
                 case Held():
                     logger.info("job %s waits: %s", self._id, found.reason)
                     left = (found.until - clock.now()).total_seconds()
                     raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
                 case Finished():
+                    fence_request(self._task.request, found.record.fence)
                     if found.record.state != JobState.DEAD and self._at_end is not None:
                         self._at_end(
                             request, self._context, self._id
@@ -180,6 +188,26 @@ class Delivery(Generic[RequestT, ResultT]):
         except ValidationError as error:
             self._reject(kwargs, problems_of(error))
 
+    def _check_sender(self, request: RequestT) -> None:
+        """Raise OtherRequest if the outbox has another request under this id: its own message is still to come."""
+        try:
+            sent = Outbox(self._task.app).find(self._id)
+            own = sent is None or (sent.name, self._spec.request.read(sent.payload)) == (self._spec.name, request)
+        except (redis.RedisError, OperationalError, OSError):
+            return
+        except ValidationError:
+            own = False
+        if not own:
+            raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
+
+    def _started(self, record: JobRecord) -> None:
+        """Publish that the job runs. Celery would do so for every message, also for one that copies a job's id."""
+        fence_request(self._task.request, record.fence)
+        if self._task.request.ignore_result:
+            return
+        at = {"pid": os.getpid(), "hostname": self._task.request.hostname}
+        self._task.backend.store_result(self._id, at, STARTED, request=self._task.request)
+
     def _attempt(  # noqa: C901 - one clause for each way in which an attempt ends
         self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
     ) -> dict[str, Any]:
@@ -198,9 +226,9 @@ class Delivery(Generic[RequestT, ResultT]):
             raise Ignore from error
         except Cancelled as error:
             end(JobState.CANCELLED, error=cause(job.id))
-            end_writes(self._context, record)
-            logger.info("%s", error)
             self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
+            logger.info("%s", error)
+            end_writes(self._context, record)
             raise Ignore from error
         except Continue as step:
             self._continue_later(job, step)

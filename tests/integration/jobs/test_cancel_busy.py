@@ -1,0 +1,124 @@
+"""Jobs that are cancelled or requeued while all children of a real worker wait in calls that do not return."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.conformance.targets import make_s3_bucket
+from tests.servers import Ministack, Valkey
+from tests.servers.freezing import FreezingProxy
+from tests.servers.silent import SilentHost
+from tests.servers.worker import Worker
+from tests.waiting import WITHIN, until
+from worker.catalogue import Catalogue
+from zot_artifact_client import ArtifactClient, JobCancelled
+
+GRACE = 2
+SLACK = 8
+"""Seconds beyond what is promised, for a machine that does other work too."""
+
+
+@pytest.fixture
+def url(valkey: Valkey) -> str:
+    url = valkey.url.removesuffix("/0") + "/10"
+    redis.Redis.from_url(url).flushdb()
+    return url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[ArtifactClient]:
+    with ArtifactClient(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def silent() -> Iterator[SilentHost]:
+    with SilentHost() as host:
+        yield host
+
+
+def worker_of(directory: Path, url: str, **settings: Any) -> Worker:
+    quick = {"jobs__grace": f"{GRACE}s", "sweep__probe__enabled": "false"}
+    return Worker(directory, url, concurrency=1, **quick, **settings)
+
+
+def state_of(worker: Worker, job: str) -> str | None:
+    catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+    try:
+        found = catalogue.ledger.get(job)
+        return found and found.state
+    finally:
+        catalogue.close()
+
+
+def test_a_busy_worker_cancels_waiting_jobs_and_stuck_ones_within_seconds(url, client, silent, tmp_path):
+    """The only child waits for a silent host: a queued job, then the running one, end in the ledger and the result."""
+    with worker_of(tmp_path, url, sources__hosts=json.dumps([silent.origin])) as worker:
+        children = worker.children()
+        stuck = client.upload(f"{silent.origin}/app.tgz", "releases", "app.tgz")
+        assert silent.asked.wait(WITHIN)
+        waits = client.verify("releases", "absent.tgz")
+        for job, promised in ((waits, 5), (stuck, 5)):
+            begin = time.monotonic()
+            job.cancel()
+            with pytest.raises(JobCancelled):
+                job.wait(WITHIN)
+            assert time.monotonic() - begin < promised + SLACK
+            assert state_of(worker, job.id) == "cancelled"
+        assert set(children) <= set(worker.children())  # and what cancels the waiting ones
+
+
+def test_a_shutdown_ends_a_worker_whose_job_is_stuck(url, client, silent, tmp_path):
+    """SIGTERM ends it within the grace and a few seconds, and the job waits for the next worker."""
+    with worker_of(tmp_path, url, sources__hosts=json.dumps([silent.origin])) as worker:
+        job = client.upload(f"{silent.origin}/app.tgz", "releases", "app.tgz")
+        assert silent.asked.wait(WITHIN)
+        until(lambda: state_of(worker, job.id) == "running")
+        end_within(worker, GRACE + 5)
+        assert state_of(worker, job.id) == "queued"
+
+
+@pytest.mark.parametrize("size", [1 << 20, 24 << 20], ids=["whole", "parts"])
+@pytest.mark.parametrize("end", ["cancel", "shutdown"])
+def test_a_store_that_says_nothing_holds_no_job(url, client, ministack: Ministack, tmp_path, size, end):
+    """A write to a store that stopped to answer, of a whole object or in parts, is cancelled or requeued in seconds."""
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "app.bin"
+    source.write_bytes(os.urandom(size))
+    make_s3_bucket(ministack, bucket := f"silent-{end}-{size}")
+    with FreezingProxy(ministack.port, rate=12 << 20) as line:
+        store = {
+            "type": "s3", "bucket": bucket, "endpoint": f"http://127.0.0.1:{line.port}", "part_size": "5MiB",
+            "access_key_id": ministack.access_key_id, "secret_access_key": ministack.secret_access_key,
+        }  # fmt: skip
+        settings = {"stores": json.dumps({"cloud": store}), "sources__roots": json.dumps([str(source.parent)])}
+        with worker_of(tmp_path / "worker", url, **settings) as worker:
+            children = worker.children()
+            job = client.upload(str(source), "releases", "app.bin")
+            line.stop_reading(after=size // 2)
+            until(lambda: line.stopped)
+            line.freeze()
+            if end == "shutdown":
+                end_within(worker, GRACE + 5)
+                assert state_of(worker, job.id) == "queued"
+                return
+            begin = time.monotonic()
+            job.cancel()
+            with pytest.raises(JobCancelled):
+                job.wait(WITHIN)
+            assert time.monotonic() - begin < 5 + SLACK
+            assert set(children) <= set(worker.children())
+
+
+def end_within(worker: Worker, seconds: float) -> None:
+    begin = time.monotonic()
+    os.kill(worker.pid, signal.SIGTERM)
+    until(lambda: not worker.running)
+    assert time.monotonic() - begin < seconds + SLACK
