@@ -55,7 +55,7 @@ def client(url) -> Iterator[ArtifactClient]:
 @pytest.fixture
 def context(tmp_path) -> Iterator[Context]:
     stores = {"primary": FilesystemConfig(root=tmp_path / "home" / "primary")}
-    settings = Settings(home=tmp_path / "home", stores=stores, sources=SourceSettings(roots=(tmp_path,)))
+    settings = Settings(home=tmp_path / "home", stores=stores, sources=SourceSettings(roots=(tmp_path / "in",)))
     opened = Context.open(settings)
     yield opened
     opened.close()
