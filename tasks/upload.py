@@ -3,7 +3,7 @@
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob
 from worker.artifacts.per_store import for_each_store
-from worker.artifacts.sources import open_source, remove_staged
+from worker.artifacts.sources import open_source, remove_partial, remove_staged
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -75,9 +75,11 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
 
 
 def remove_source(request: UploadRequest, context: Context, job: str) -> None:
-    """Remove the source of an upload that has ended, if it was staged for it."""
+    """Remove what was staged for an upload that has ended, or downloaded."""
     if request.staged:
         remove_staged(request.source, context.settings, job)
+    elif "://" in request.source:
+        remove_partial(context.settings, job)
 
 
 upload_task = artifact_task(UPLOAD, writes=True, at_end=remove_source)(upload)

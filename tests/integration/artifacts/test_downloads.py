@@ -14,7 +14,7 @@ import pytest
 from pydantic import ByteSize
 
 from worker import clock
-from worker.artifacts.sources import SourceRefused, open_source
+from worker.artifacts.sources import SourceRefused, open_source, remove_partial
 from worker.settings import Settings, load_settings
 from worker.settings.sections import SourceSettings
 from worker.storage.errors import AccessDenied, SizeMismatch, Throttled, Timeout, TransientError, Unavailable
@@ -346,3 +346,56 @@ def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
     assert not list(settings.spool_dir.iterdir())
     while len(list(Path("/proc/self/fd").iterdir())) > before:  # the host's own threads end a moment later
         time.sleep(0.05)
+
+
+def test_the_next_attempt_goes_on_where_the_last_one_was_interrupted(host, settings):
+    """A job that was requeued asks for what is missing, and for nothing if all was there; its end leaves no file."""
+    half = len(DATA) // 2
+
+    def stuck(connection):
+        connection.sendall(answer(DATA[:half], Content_Length=len(DATA), ETag='"v1"'))
+        connection.recv(1)
+
+    def heartbeat():
+        if (settings.staging_dir / "job-1" / ".zot-download").stat().st_size == half:
+            raise InterruptedError
+
+    host.answers = [stuck]
+    with pytest.raises(InterruptedError):
+        fetch(host, settings, job="job-1", heartbeat=heartbeat)
+
+    rest = {"Content_Range": f"bytes {half}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"'}
+    host.answers = [answer(DATA[half:], "206 Partial Content", Content_Length=len(DATA) - half, **rest)]
+    with contextlib.suppress(Unavailable), open_source(f"{host.url}/app.tgz", settings, job="job-1") as source:
+        assert (source.size, host.header("Range")) == (len(DATA), f"bytes={half}-")
+        raise Unavailable("a store is away")
+
+    host.answers = [answer(status="304 Not Modified", ETag='"v1"')]
+    assert fetch(host, settings, job="job-1") == DATA
+    assert host.header("If-None-Match") == '"v1"'
+    assert not list(settings.staging_dir.iterdir())
+
+
+def test_bytes_that_an_attempt_left_are_used_only_as_it_left_them(host, settings):
+    """What a crash has damaged, another job has left, or another URL is of, is downloaded anew."""
+    half = len(DATA) // 2
+
+    def interrupted(job):
+        host.answers = [answer(DATA[:half], Content_Length=len(DATA), ETag='"v1"'), answer(status="500 Broken")]
+        with pytest.raises(TransientError):
+            fetch(host, settings, job=job)
+        return settings.staging_dir / job / ".zot-download"
+
+    damaged = interrupted("job-1")
+    with damaged.open("r+b") as file:
+        file.seek(1000)
+        file.write(bytes(1000))
+    for job, path in (("job-1", "/app.tgz"), ("job-2", "/app.tgz"), ("job-3", "/other.tgz")):
+        if job == "job-3":
+            interrupted(job)
+        host.answers = [whole(ETag='"v1"')]
+        assert fetch(host, settings, path=path, job=job) == DATA
+        assert host.header("Range") is None
+    interrupted("job-4")
+    remove_partial(settings, "job-4")
+    assert not list(settings.staging_dir.iterdir())

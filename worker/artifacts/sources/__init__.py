@@ -1,6 +1,7 @@
 """Sources of uploads: files under configured roots and URLs of configured hosts, and nothing else."""
 
 from worker.artifacts.sources.errors import SourceRefused
+from worker.artifacts.sources.partial import remove_partial
 from worker.artifacts.sources.source import Source, open_source, remove_staged
 
-__all__ = ["Source", "SourceRefused", "open_source", "remove_staged"]
+__all__ = ["Source", "SourceRefused", "open_source", "remove_partial", "remove_staged"]

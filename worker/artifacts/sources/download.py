@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker import clock
 from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
+from worker.artifacts.sources.partial import Partial, partial_download
 from worker.settings import Settings
 from worker.storage.errors import (
     AccessDenied,
@@ -56,40 +56,38 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _STRONG_ETAG = re.compile(r'"[^"]*"')
 
 
-class Downloads:
-    """The downloads of one job."""
+@contextmanager
+def downloaded(
+    url: str, settings: Settings, *, job: str | None, announced: bool, heartbeat: Callable[[], object]
+) -> Iterator[BinaryIO]:
+    """Yield a file with the whole body, which is gone afterwards unless the job is to be tried again.
 
-    def __init__(self, settings: Settings, heartbeat: Callable[[], object]) -> None:
-        self._settings = settings
-        self._heartbeat = heartbeat
+    Args:
+        url: of a configured host.
+        settings: the limits of a download.
+        job: goes on with what its earlier attempt has received.
+        announced: the digest is known, and compared by the caller. Without it, an end that the host has not announced
+            is an error.
+        heartbeat: called at least once a second; what it raises ends the download.
 
-    @contextmanager
-    def fetch(self, url: str, *, announced: bool) -> Iterator[BinaryIO]:
-        """Yield a temporary file with the whole body.
-
-        Args:
-            url: of a configured host.
-            announced: the digest is known, and compared by the caller. Without it, an end that the host has not
-                announced is an error.
-
-        Raises:
-            SourceRefused, AccessDenied, NotFound, SizeMismatch: the host will answer so again.
-            Unavailable, Timeout, Throttled: the host is away, too slow or busy.
-            OutOfSpace: the data directory has no space left.
-        """
-        with tempfile.TemporaryFile(dir=self._settings.spool_dir, prefix="zot-spool-") as spool:
-            transfer = _Transfer(url, spool, self._settings, announced=announced)
-            pace = _Pace(transfer, self._settings)
-            transfer.start()
-            try:
-                while not transfer.ended.wait(_WATCH_SECONDS):
-                    self._heartbeat()
-                    pace.check()
-            finally:
-                transfer.stop()
-            if transfer.error is not None:
-                raise transfer.error
-            yield spool
+    Raises:
+        SourceRefused, AccessDenied, NotFound, SizeMismatch: the host will answer so again.
+        Unavailable, Timeout, Throttled: the host is away, too slow or busy.
+        OutOfSpace: the data directory has no space left.
+    """
+    with partial_download(url, settings, job, heartbeat) as partial:
+        transfer = _Transfer(url, partial, settings, announced=announced)
+        pace = _Pace(transfer, settings)
+        transfer.start()
+        try:
+            while not transfer.ended.wait(_WATCH_SECONDS):
+                heartbeat()
+                pace.check()
+        finally:
+            transfer.stop()
+        if transfer.error is not None:
+            raise transfer.error
+        yield partial.file
 
 
 class _Pace:
@@ -128,7 +126,7 @@ class _Pace:
 class _Transfer:
     """A thread that receives a body into a file. It ends soon after `stop`, whatever the host does."""
 
-    def __init__(self, url: str, spool: BinaryIO, settings: Settings, *, announced: bool) -> None:
+    def __init__(self, url: str, partial: Partial, settings: Settings, *, announced: bool) -> None:
         self.url = url
         self.ended = threading.Event()
         self.error: BaseException | None = None
@@ -137,15 +135,12 @@ class _Transfer:
         self.received = 0
         """Bytes over all connections, for the rate."""
         self._name = shown(url)
-        self._spool = spool
+        self._partial = partial
         self._sources = settings.sources
         self._announced = announced
         self._connections = _Connections(settings.sources.timeout.total_seconds())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="download", daemon=True)
-        self._size = 0
-        self._total: int | None = None
-        self._etag: str | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -172,9 +167,9 @@ class _Transfer:
                 self._receive()
             except (Unavailable, Timeout) as error:
                 failures = 0 if self.received - before >= BUFFER_SIZE else failures + 1
-                if self._etag is None or failures >= TRIES or self._stopping.wait(0.1 * 2**failures):
+                if self._partial.etag is None or failures >= TRIES or self._stopping.wait(0.1 * 2**failures):
                     raise
-                logger.warning("%s; resuming at byte %d", error, self._size)
+                logger.warning("%s; resuming at byte %d", error, self._partial.size)
             else:
                 return
 
@@ -185,19 +180,23 @@ class _Transfer:
             self._accept(response)
             self._write(response)
         except urllib3.exceptions.TimeoutError as error:
-            raise Timeout(f"source {self._name}: the host stopped sending after {self._size} bytes") from error
+            raise Timeout(f"source {self._name}: the host stopped sending after {self._partial.size} bytes") from error
         except urllib3.exceptions.HTTPError as error:
-            raise Unavailable(f"source {self._name}: the connection broke after {self._size} bytes") from error
+            raise Unavailable(f"source {self._name}: the connection broke after {self._partial.size} bytes") from error
         finally:
             response.close()
-        if self._total is not None and self._size < self._total:
-            raise Unavailable(f"source {self._name}: the connection broke after {self._size} of {self._total} bytes")
+        if self._partial.total is not None and self._partial.size < self._partial.total:
+            raise Unavailable(
+                f"source {self._name}: the connection broke after {self._partial.size} of {self._partial.total} bytes"
+            )
 
     def _ask(self) -> urllib3.BaseHTTPResponse:
         """Return the answer of the host, or of the one that it redirects to."""
         headers = {"Accept-Encoding": "identity", "User-Agent": _USER_AGENT}
-        if self._size and self._etag is not None:
-            headers |= {"Range": f"bytes={self._size}-", "If-Range": self._etag}
+        if self._partial.etag is not None and self._partial.size == self._partial.total:
+            headers |= {"If-None-Match": self._partial.etag}
+        elif self._partial.etag is not None and self._partial.size:
+            headers |= {"Range": f"bytes={self._partial.size}-", "If-Range": self._partial.etag}
         url = self.url
         for _ in range(_MAX_REDIRECTS + 1):
             self._check_host(url)
@@ -224,24 +223,23 @@ class _Transfer:
         """Check what the answer announces, and go to where its first byte belongs in the file."""
         if _is_malformed(response):
             raise Unavailable(f"source {self._name}: the headers of the answer are malformed")
-        if self._size and response.status == 206:  # noqa: PLR2004 - RFC 9110
+        if self._partial.size and response.status == 206:  # noqa: PLR2004 - RFC 9110
             self._check_range(response)
             return
+        if response.status == 304 and self._partial.size == self._partial.total:  # noqa: PLR2004 - all of it is there already
+            return
         _check_status(response, self._name)
-        self._size, self._total = 0, self._announced_size(response)
-        self._spool.seek(0)
-        self._spool.truncate()
         etag = response.headers.get("ETag", "")
-        self._etag = etag if _STRONG_ETAG.fullmatch(etag) else None
+        self._partial.begin(self._announced_size(response), etag if _STRONG_ETAG.fullmatch(etag) else None)
 
     def _check_range(self, response: urllib3.BaseHTTPResponse) -> None:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        etag = response.headers.get("ETag", self._etag)
-        expected = found and int(found[1]) == self._size and self._total in {None, int(found[3])}
-        if not found or not expected or etag != self._etag:
-            self._etag = None
+        etag = response.headers.get("ETag", self._partial.etag)
+        expected = found and int(found[1]) == self._partial.size and self._partial.total in {None, int(found[3])}
+        if not found or not expected or etag != self._partial.etag:
+            self._partial.begin(None, None)
             raise Unavailable(f"source {self._name}: the host answered with another range than it was asked for")
-        self._total = int(found[3])
+        self._partial.total = int(found[3])
 
     def _announced_size(self, response: urllib3.BaseHTTPResponse) -> int | None:
         """Return the size that the answer announces, None if the body tells its end in another way.
@@ -271,16 +269,14 @@ class _Transfer:
         while piece := response.read1(BUFFER_SIZE, decode_content=False):
             if self._stopping.is_set():
                 raise Unavailable(f"source {self._name}: the download was ended")
-            if self._size + len(piece) > self._sources.max_size:
+            if self._partial.size + len(piece) > self._sources.max_size:
                 raise self._too_large()
             try:
-                self._spool.write(piece)
-                self._spool.flush()
+                self._partial.append(piece)
             except OSError as error:
                 raise OutOfSpace(
                     f"source {self._name}: no space left for the download in the data directory: {error.strerror}"
                 ) from error
-            self._size += len(piece)
             self.received += len(piece)
 
     def _too_large(self) -> SizeMismatch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.artifacts.sources.download import Downloads
+from worker.artifacts.sources.download import downloaded
 from worker.artifacts.sources.errors import SourceRefused, about_no_store, shown
 from worker.artifacts.sources.local_file import file_error, open_file, staging_name
 from worker.settings import Settings
@@ -86,7 +86,8 @@ def open_source(
     """
     scheme = name.partition("://")[0].lower() if "://" in name else ""
     if scheme in {"http", "https"}:
-        with Downloads(settings, heartbeat).fetch(name, announced=sha256 is not None) as file:
+        announced = sha256 is not None
+        with downloaded(name, settings, job=job, announced=announced, heartbeat=heartbeat) as file:
             yield Source(shown(name), file, os.fstat(file.fileno()).st_size)
     elif scheme:
         raise SourceRefused(f"source {shown(name)}: only files and http(s) URLs can be uploaded")

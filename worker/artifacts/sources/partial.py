@@ -1,0 +1,113 @@
+"""The file of a download, which the next attempt of its job goes on with if this one was interrupted."""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from worker.settings import Settings
+from worker.storage.errors import OutOfSpace, PermanentError
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE
+
+_FILE = ".zot-download"
+_STATE = ".zot-download.json"
+
+
+class Partial:
+    """The bytes that were received, and the strong ETag of the version that they are of."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.size = 0
+        self.total: int | None = None
+        self.etag: str | None = None
+        self._hash = hashlib.sha256()
+
+    def begin(self, total: int | None, etag: str | None) -> None:
+        """Forget what is there."""
+        self.size, self.total, self.etag, self._hash = 0, total, etag, hashlib.sha256()
+        self.file.seek(0)
+        self.file.truncate()
+
+    def append(self, piece: bytes) -> None:
+        self.file.write(piece)
+        self.file.flush()
+        self._hash.update(piece)
+        self.size += len(piece)
+
+    def state(self, url: str) -> dict[str, Any]:
+        """Return what the next attempt has to know. The URL may have secrets: its digest is enough."""
+        known = {"etag": self.etag, "total": self.total, "size": self.size, "sha256": self._hash.hexdigest()}
+        return known | {"url": hashlib.sha256(url.encode()).hexdigest()}
+
+    def take_up(self, state: dict[str, Any], url: str, heartbeat: Callable[[], object]) -> None:
+        """Go on with the bytes of an earlier attempt if they are the ones that it had received, read back in full."""
+        self.file.seek(0)
+        while self.size < state["size"] and (piece := self.file.read(min(BUFFER_SIZE, state["size"] - self.size))):
+            self._hash.update(piece)
+            self.size += len(piece)
+            heartbeat()
+        self.etag, self.total = state["etag"], state["total"]
+        if self.state(url) == state and self.etag is not None:
+            self.file.truncate(self.size)  # what was written after the state was
+        else:
+            self.begin(None, None)
+
+
+@contextmanager
+def partial_download(
+    url: str, settings: Settings, job: str | None, heartbeat: Callable[[], object]
+) -> Iterator[Partial]:
+    """Yield the file of a job's download; it stays for the next attempt after anything but a permanent error."""
+    directory = settings.staging_dir / (job or "")
+    with ExitStack() as held:
+        try:
+            file = _claimed(directory, held) if job else None
+            other = file or held.enter_context(tempfile.TemporaryFile(dir=settings.spool_dir, prefix="zot-spool-"))
+        except OSError as error:
+            raise OutOfSpace(f"the data directory cannot take a download: {error.strerror}") from error
+        partial = Partial(other)
+        if file is None:  # another delivery of the job has the file
+            yield partial
+            return
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            partial.take_up(json.loads((directory / _STATE).read_bytes()), url, heartbeat)
+        try:
+            yield partial
+        except PermanentError:
+            _remove(directory)
+            raise
+        except BaseException:
+            if partial.etag is not None and partial.size:
+                with suppress(OSError):  # without the state, the next attempt begins anew
+                    (directory / _STATE).write_text(json.dumps(partial.state(url)))
+            raise
+        _remove(directory)
+
+
+def remove_partial(settings: Settings, job: str) -> None:
+    """Remove what an interrupted download of a job has left on this machine."""
+    _remove(settings.staging_dir / job)
+
+
+def _claimed(directory: Path, held: ExitStack) -> BinaryIO | None:
+    directory.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = held.enter_context(os.fdopen(fd, "r+b"))
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    return file
+
+
+def _remove(directory: Path) -> None:
+    with suppress(OSError):  # what stays is removed by the cleanup sweep
+        for name in (_FILE, _STATE):
+            (directory / name).unlink(missing_ok=True)
+        directory.rmdir()
