@@ -41,6 +41,7 @@ class Site:
         self.rabbitmq = rabbitmq
         self.results = results
         self.directory = directory
+        (directory / "in").mkdir()
         self.client = ArtifactClient(rabbitmq.url, result_url=results)
         self.worker = self.another()
         self._catalogue = Catalogue(f"sqlite:///{self.worker.home / 'catalogue.sqlite3'}")
@@ -49,7 +50,7 @@ class Site:
         """Return the worker once more, running: on the same data, after the one before."""
         settings = {
             "results": self.results,
-            "sources__roots": json.dumps([str(self.directory)]),
+            "sources__roots": json.dumps([str(self.directory / "in")]),
             "store_limits": json.dumps({"dr": {"bytes_per_second": "1MB"}}),
             "jobs__lease": "2s",
             "sweep__verify__enabled": "false",
@@ -58,7 +59,7 @@ class Site:
         return self.worker
 
     def source(self, size: int) -> str:
-        path = self.directory / uuid.uuid4().hex
+        path = self.directory / "in" / uuid.uuid4().hex
         path.write_bytes(os.urandom(size))
         return str(path)
 
