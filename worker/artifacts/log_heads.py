@@ -3,8 +3,10 @@
 import io
 import json
 import logging
+import secrets
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 
 from worker.catalogue import Catalogue, LogHead
 from worker.storage import Store
@@ -32,8 +34,7 @@ def keep_head(store: Store, catalogue: Catalogue) -> str | None:
     if fault or head is None:
         return fault
     store.create_bucket(PROBE_BUCKET)
-    kept = {"id": head.id, "hash": head.hash, "at": head.at.isoformat()}
-    store.write_object(PROBE_BUCKET, _key(catalogue), io.BytesIO(json.dumps(kept).encode()))
+    store.write_object(PROBE_BUCKET, _key(catalogue), io.BytesIO(_bytes_of(head)))
     return None
 
 
@@ -51,21 +52,23 @@ def check_kept_head(store: Store, catalogue: Catalogue) -> str | None:
     except NotFound:
         return None
     try:
-        kept = json.loads(body)
-        head = LogHead(int(kept["id"]), str(kept["hash"]), datetime.fromisoformat(kept["at"]))
+        head = _head_of(body)
     except (ValueError, KeyError, TypeError):
         raise StorageError(f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is no head of a verification log") from None
     fault = catalogue.verifications.check_head(head)
     return f"{fault}; the head is kept in {store.name} at {PROBE_BUCKET}/{_key(catalogue)}" if fault else None
 
 
-def log_faults(stores: Iterable[Store], catalogue: Catalogue) -> list[str]:
+def log_faults(stores: Iterable[Store], catalogue: Catalogue, checked: LogHead | None = None) -> list[str]:
     """Return what is wrong with the verification log: its chain, and the heads that the stores keep.
 
+    `checked` is a row up to which the chain was whole before; only the rows behind it are read.
     A store that cannot be reached says nothing about the log.
     """
-    broken = catalogue.verifications.first_broken()
-    faults = [] if broken is None else [f"the verification log was changed at row {broken}"]
+    cut = catalogue.verifications.check_head(checked) if checked else None
+    broken = None if cut else catalogue.verifications.first_broken(checked)
+    faults = [cut] if cut else []
+    faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
     for store in stores:
         try:
             fault = check_kept_head(store, catalogue)
@@ -74,6 +77,35 @@ def log_faults(stores: Iterable[Store], catalogue: Catalogue) -> list[str]:
         else:
             faults += [fault] if fault else []
     return faults
+
+
+class CheckedLog:
+    """The row up to which this machine has found the log whole, in a file outside the catalogue."""
+
+    def __init__(self, directory: Path, catalogue: Catalogue) -> None:
+        self._file = directory / f"log-checked-{catalogue.identity}.json"
+
+    def get(self) -> LogHead | None:
+        """Return the row, or None if the log has to be read from its beginning."""
+        try:
+            return _head_of(self._file.read_bytes())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, head: LogHead) -> None:
+        """Record that the log is whole up to this row."""
+        temporary = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
+        temporary.write_bytes(_bytes_of(head))
+        temporary.replace(self._file)
+
+
+def _head_of(body: bytes) -> LogHead:
+    kept = json.loads(body)
+    return LogHead(int(kept["id"]), str(kept["hash"]), datetime.fromisoformat(kept["at"]))
+
+
+def _bytes_of(head: LogHead) -> bytes:
+    return json.dumps({"id": head.id, "hash": head.hash, "at": head.at.isoformat()}).encode()
 
 
 def _key(catalogue: Catalogue) -> str:

@@ -105,7 +105,7 @@ class SweepClaims:
         A claim keeps other sweeps away until the copy is written, or until `until`.
         """
         here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-        unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(now, until)))
+        unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(until)))
         query = (
             sa.select(artifacts)
             .outerjoin(copies, here)
@@ -146,7 +146,7 @@ def due_copies(
     connection: Connection, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int
 ) -> list[int]:
     """Return the ids of copies that are due and not claimed, the longest overdue first."""
-    times = {"of": store, "now": now, "claimed_far": _far(now, until), "period_ahead": now + period}
+    times = {"of": store, "now": now, "claimed_far": _far(until), "period_ahead": now + period}
     times["ahead"] = now + _CLOCK_SKEW
     times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
     most = limit // 4 + 1  # of each search; what is due is seldom due by one of them alone
@@ -162,7 +162,7 @@ def claim_copies(connection: Connection, ids: Sequence[int], *, now: datetime, u
     """Claim copies until `until`, and return those that no other sweep had claimed meanwhile, in the same order."""
     claim = (
         sa.update(copies)
-        .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(now, until))))
+        .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(until))))
         .values(claimed_until=until)
         .returning(copies.c.id)
     )
@@ -170,9 +170,9 @@ def claim_copies(connection: Connection, ids: Sequence[int], *, now: datetime, u
     return [id_ for id_ in ids if id_ in claimed]
 
 
-def _far(now: datetime, until: datetime) -> datetime:
+def _far(until: datetime) -> datetime:
     """Return the moment after which no claim made now can end; one that does was made by a clock that was ahead."""
-    return until + (until - now) + _CLOCK_SKEW
+    return until + _CLOCK_SKEW
 
 
 def _unclaimed(now: sa.ColumnElement[Any], far: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:

@@ -170,10 +170,15 @@ class Verifications:
             return f"the verification log was rewritten: {row} has another hash than it had"
         return None
 
-    def first_broken(self) -> int | None:
-        """Walk the chain and return the id of the first row that does not fit the one before it, or None."""
-        previous = _FIRST
+    def first_broken(self, after: LogHead | None = None) -> int | None:
+        """Walk the chain and return the id of the first row that does not fit the one before it, or None.
+
+        `after`: a row up to which the chain was found whole before, and which `check_head` has compared.
+        """
+        previous = _FIRST if after is None else after.hash
         query = sa.select(verifications).order_by(verifications.c.id).execution_options(yield_per=1000)
+        if after is not None:
+            query = query.where(verifications.c.id > after.id)
         with self._database.read() as connection, connection.execute(query) as rows:
             for row in rows:
                 if row.previous != previous or row.hash != _hash(row):

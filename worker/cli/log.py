@@ -17,7 +17,7 @@ def _log() -> None:
 
 @app.command()
 def verify(as_json: AsJson = False) -> None:
-    """Check that no row of the log was changed or removed since it was written.
+    """Check that no row of the log was changed or removed since it was written; all rows are read.
 
     Each row holds the hash of the row before it, and each store keeps the hash of the last row.
     The exit status is 1 if the chain is broken, or if the log does not fit what a store keeps.

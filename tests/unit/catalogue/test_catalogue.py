@@ -275,6 +275,23 @@ def test_a_claim_that_lasts_too_long_is_not_believed(catalogue):
     assert claimed(timedelta(0)) == (0, 0)
 
 
+def test_a_clock_that_was_two_hours_ahead_stops_no_sweep(catalogue):
+    """Claims by a clock that is then set back two hours are void at once; those of a right clock hold."""
+    now = clock.now()
+    stored(catalogue, now=now - 2 * PERIOD)
+
+    def claimed(ahead):
+        times = {"now": now + ahead, "until": now + ahead + timedelta(hours=6), "limit": 9}
+        due = catalogue.sweep_claims.due("dr", period=PERIOD, **times)
+        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda _: True, **times)
+        return len(due), len(absent)
+
+    assert claimed(timedelta(hours=2)) == (1, 1)
+    assert claimed(timedelta(0)) == (1, 1)
+    assert claimed(timedelta(minutes=-4)) == (0, 0), "clocks of machines differ by seconds to minutes"
+    assert claimed(timedelta(hours=5)) == (0, 0)
+
+
 def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
     """Each call reads the newest artifacts and the next slice of the older ones, until each one was claimed once."""
     for number in range(12):

@@ -1,5 +1,6 @@
 """The head of the verification log, kept outside the database, shows what the chain inside it cannot."""
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.catalogue.test_catalogue import stored
-from worker import clock
-from worker.artifacts.log_heads import check_kept_head, keep_head, log_faults
+from worker import cli, clock
+from worker.artifacts.log_heads import CheckedLog, check_kept_head, keep_head, log_faults
 from worker.catalogue import Catalogue, Finding
 from worker.storage import Store
 from worker.storage.memory import MemoryDriver
@@ -90,6 +91,46 @@ def test_all_faults_of_the_log_are_told_at_once(path):
     catalogue.close()
     assert len(faults) == 3
     assert "changed at row 2" in faults[0]
+
+
+def test_a_log_that_was_checked_before_is_read_from_there(path, tmp_path):
+    """Only rows behind the last checked one are read; a cut or rewritten log does not fit the row that was checked."""
+    catalogue, store = Catalogue(f"sqlite:///{path}"), open_store()
+    append(catalogue, "verified", "corrupt", "verified")
+    record = CheckedLog(tmp_path, catalogue)
+    assert record.get() is None
+    record.put(catalogue.verifications.head())
+    checked = CheckedLog(tmp_path, catalogue).get()
+    assert checked == catalogue.verifications.head()
+    append(catalogue, "corrupt", "verified")
+    assert log_faults([store], catalogue, checked) == []
+    catalogue.close()
+    for statement, seen in (
+        ("UPDATE verifications SET verdict = 'verified' WHERE id = 2", []),
+        ("UPDATE verifications SET verdict = 'verified' WHERE id = 4", ["changed at row 4"]),
+        ("UPDATE verifications SET hash = 'f' WHERE id = 3", ["rewritten: row 3"]),
+        ("DELETE FROM verifications WHERE id > 2", ["lost rows: row 3"]),
+    ):
+        catalogue = tampered(path, statement)
+        faults = log_faults([store], catalogue, checked)
+        assert log_faults([store], catalogue) != [], "the whole walk finds each of them"
+        catalogue.close()
+        assert len(faults) == len(seen)
+        assert all(said in fault for said, fault in zip(seen, faults, strict=True))
+
+
+def test_doctor_reads_the_log_once(path, tmp_path, monkeypatch, capsys):
+    """The second `doctor` begins behind the row up to which the first one found the log whole, and says so."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path))
+    append(catalogue := Catalogue(f"sqlite:///{path}"), "verified", "corrupt")
+    catalogue.close()
+    said = []
+    for _ in range(2):
+        cli.run(["doctor", "--json"])
+        said += [each for each in json.loads(capsys.readouterr().out)["checks"] if each["name"] == "catalogue"]
+    assert [each["outcome"] for each in said] == ["good", "good"]
+    assert "since row" not in said[0]["detail"]
+    assert "since row 2; `zot-artifacts log verify` reads all" in said[1]["detail"]
 
 
 def test_the_head_of_another_catalogue_is_not_mixed_up(catalogue, tmp_path):
