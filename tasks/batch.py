@@ -1,4 +1,4 @@
-"""Batch: apply one verb to every artifact of a bucket or prefix, or of a key list, with one job each.
+"""Batch: apply one verb to every artifact of a bucket or prefix, or of a key list, in pages of many artifacts each.
 
 The planner of a batch runs in short steps and holds no process between them. Each step counts the outcomes, accepts the
 next jobs into the ledger together with its cursor, and only then sends their messages. So a death at any point skips
@@ -6,9 +6,11 @@ nothing and repeats nothing: the next step finds a job without a message.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any, Protocol
 
 import redis
@@ -17,8 +19,18 @@ from kombu.exceptions import OperationalError
 
 from worker import clock
 from worker.artifacts import key_lists as keylist
+from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split
 from worker.artifacts.sources import remove_staged
-from worker.catalogue import Batch, BatchChanges, BatchItem, BatchItemKind, BatchOutcome, FailedBatchItem, NewBatchItem
+from worker.catalogue import (
+    Batch,
+    BatchChanges,
+    BatchItem,
+    BatchItemKind,
+    BatchOutcome,
+    FailedBatchItem,
+    NewBatchItem,
+    PageCounts,
+)
 from worker.context import Context, JobContext
 from worker.jobs.cancellation import request_cancel
 from worker.jobs.outbox import Outbox
@@ -29,6 +41,7 @@ from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
     BATCH,
     DELETE,
+    PAGE,
     REPLICATE,
     VERIFY,
     BatchFailure,
@@ -36,8 +49,12 @@ from zot_artifact_client.contract import (
     BatchResult,
     DeleteRequest,
     JobState,
+    LinesSelection,
+    PageRequest,
+    PageResult,
     Progress,
     Queue,
+    RangeSelection,
     ReplicateRequest,
     TaskSpec,
     VerifyRequest,
@@ -58,6 +75,8 @@ UNSEEN = timedelta(hours=1)
 """After which a job is sent again where the broker cannot tell whether its message is lost."""
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ."""
+_PAGES_AT_ONCE = 32
+"""Pages that one step plans at most: it reads their artifacts."""
 _BROKER = (redis.RedisError, OperationalError, OSError)
 _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "verified")
 """The worst first."""
@@ -79,7 +98,7 @@ class Messages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An artifact of the next page."""
+    """An artifact that is a job of its own."""
 
     bucket: str
     key: str
@@ -87,12 +106,28 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """The next artifacts, and the cursor behind them."""
+class FoundPage:
+    """The request of a page, with the bytes of its objects."""
 
-    found: Sequence[Found]
+    request: PageRequest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The next jobs of a batch, and the cursor behind them."""
+
+    found: Sequence[Found | FoundPage]
     cursor: Mapping[str, Any]
     exhausted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The outcome of a job of a batch, and the objects that left it."""
+
+    outcome: BatchOutcome
+    left: Sequence[Found] = ()
 
 
 def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchResult:
@@ -115,19 +150,24 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
         raise Continue(None)
     before = before or _begin(request, context, job)
     items = context.catalogue.batches.in_flight(job.id)
-    outcomes = [_outcome(request, item) for item in items if item.state.terminal]
-    room = (request.in_flight or context.settings.batch.in_flight) - len(items) + len(outcomes)
-    page = _next(request, context, before, room)
+    ended = [_ended(request, context, item) for item in items if item.state.terminal]
+    left = [found for each in ended for found in each.left]
+    room = (request.in_flight or context.settings.batch.in_flight) - len(items) + len(ended) - len(left)
+    planned = _next(request, context, before, room)
     now = clock.now()
-    wait = context.settings.batch.step * (1 if outcomes or page.found else _IDLE)
-    new = [_new(request, before, number, found) for number, found in enumerate(page.found, before.planned + 1)]
+    wait = context.settings.batch.step * (1 if ended or planned.found else _IDLE)
+    new = [
+        _new(request, before, number, each) for number, each in enumerate([*left, *planned.found], before.planned + 1)
+    ]
     lost = _lost(messages, [item for item in items if item.state is JobState.QUEUED and not item.started])
-    kind = BatchItemKind(_SPECS[request.verb].kind, QUEUE.value, now + UNSEEN if lost is None else None)
-    changes = BatchChanges(outcomes, new, page.cursor, page.exhausted, now + wait)
+    kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
+    changes = BatchChanges([each.outcome for each in ended], new, planned.cursor, planned.exhausted, now + wait)
     after = context.catalogue.batches.advance(before, kind, changes, now)
-    _send(messages, request, job, {item.job: item.request for item in (*(lost or ()), *new)})
-    job.publish_progress(_progress(request, after))
-    if after.exhausted and after.ended == after.planned:
+    resent = {item.job: (item.kind, item.request) for item in lost or ()}
+    _send(messages, job, resent | {item.job: (item.kind or request.verb, item.request) for item in new})
+    running = [item.job for item in items if item.kind == PAGE.kind and not item.state.terminal]
+    job.publish_progress(_progress(request, after, *context.catalogue.pages.progress_of(running)))
+    if after.exhausted and not new and len(ended) == len(items):
         return _result(request, context, after)
     raise Continue(wait.total_seconds())
 
@@ -169,42 +209,75 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
 # Planning
 
 
-def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> Page:
+def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> Planned:
     if before.exhausted or room <= 0:
-        return Page((), before.cursor, before.exhausted)
+        return Planned((), before.cursor, before.exhausted)
+    most = min(room, _PAGES_AT_ONCE) * context.settings.page.objects
     if request.keys_from is not None:
-        return _listed(request.keys_from, context, before, room)
-    artifacts = context.catalogue.artifacts.page(
-        request.bucket, request.prefix, (request.bucket or "", before.cursor["after"]), room
-    )
+        return _next_lines(request, context, before, room, most)
+    return _next_range(request, context, before, room, most)
+
+
+def _next_range(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> Planned:
+    assert request.bucket is not None
+    after, newest, now = before.cursor["after"], before.cursor.get("last"), clock.now()
+    artifacts = context.catalogue.artifacts.page(request.bucket, request.prefix, (request.bucket, after), most)
     # An artifact that is newer than the batch is no part of it, least of all of a delete.
-    last, now = before.cursor.get("last"), clock.now() + _CLOCK_SKEW
-    there = [
-        each
-        for each in artifacts
-        if (last is None or each.id <= last)  # ids do not depend on clocks; one that was ahead hides no artifact
-        and each.committed_at
-        and not before.begun_at < each.committed_at <= now
-    ]
-    cursor = {**before.cursor, "after": artifacts[-1].key} if artifacts else before.cursor
-    found = [Found(each.bucket, each.key, each.digest.size) for each in there]
-    return Page(found, cursor, exhausted=len(artifacts) < room)
+    objects = [artifact_object(each) for each in artifacts if is_older(each, newest, before.begun_at, now)]
+    found: list[Found | FoundPage] = []
+    pages = list(split(objects, context.settings.page))
+    for page in pages[:room]:
+        until = str(page[-1].end)
+        selection = RangeSelection(
+            bucket=request.bucket, prefix=request.prefix, after=after, until=until, newest=newest,
+            begun_at=before.begun_at,
+        )  # fmt: skip
+        found.append(_found(page, _page_request(request).model_copy(update={"range": selection})))
+        after = until
+    if len(pages) <= room:
+        return Planned(found, _behind(before, artifacts[-1].key if artifacts else after), len(artifacts) < most)
+    return Planned(found, _behind(before, after), exhausted=False)
 
 
-def _listed(name: str, context: JobContext, before: Batch, room: int) -> Page:
-    cursor = before.cursor
-    lines = keylist.page(name, context.settings, offset=cursor["offset"], tag=cursor["tag"], limit=room, job=before.job)
-    sizes = context.catalogue.artifacts.sizes((line.bucket, line.key) for line in lines)
-    found = [Found(line.bucket, line.key, sizes.get((line.bucket, line.key), 0)) for line in lines]
-    end = lines[-1].end if lines else cursor["offset"]
-    return Page(found, {**cursor, "offset": end}, exhausted=len(lines) < room)
+def _behind(before: Batch, key: str) -> dict[str, Any]:
+    return {**before.cursor, "after": key}
 
 
-def _new(request: BatchRequest, before: Batch, number: int, found: Found) -> NewBatchItem:
-    """Return the job for an artifact. Its id is the batch and its number: ids sort in planning order."""
+def _next_lines(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> Planned:
+    assert request.keys_from is not None
+    offset, tag = before.cursor["offset"], before.cursor["tag"]
+    lines = keylist.page(request.keys_from, context.settings, offset=offset, tag=tag, limit=most, job=before.job)
+    found: list[Found | FoundPage] = []
+    pages = list(split(of_lines(lines, context.catalogue), context.settings.page))
+    for page in pages[:room]:
+        selection = LinesSelection(file=request.keys_from, offset=offset, end=int(page[-1].end), tag=tag)
+        found.append(_found(page, _page_request(request).model_copy(update={"lines": selection})))
+        offset = int(page[-1].end)
+    return Planned(found, {**before.cursor, "offset": offset}, len(lines) < most and len(pages) <= room)
+
+
+def _page_request(request: BatchRequest) -> PageRequest:
+    """Return what all pages of a batch have in common; each has a selection as well."""
+    return PageRequest.model_construct(
+        verb=request.verb, to=request.to, stores=request.stores, allow_last=request.allow_last
+    )
+
+
+def _found(page: Sequence[PageObject], request: PageRequest) -> Found | FoundPage:
+    """Return the job of a page; one of a single object is a job on that object."""
+    if len(page) == 1:
+        return Found(page[0].bucket, page[0].key, page[0].size)
+    return FoundPage(request, sum(each.size for each in page))
+
+
+def _new(request: BatchRequest, before: Batch, number: int, found: Found | FoundPage) -> NewBatchItem:
+    """Return a job of the batch. Its id is the batch and its number: ids sort in planning order."""
+    id_ = f"{batch_stem(before.job)}.{number:08d}"
+    if isinstance(found, FoundPage):
+        return NewBatchItem(number, id_, found.request.payload(), found.size, None, PAGE.kind)
     payload = _REQUESTS[request.verb](request, found).payload()
     holds = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
-    return NewBatchItem(number, f"{batch_stem(before.job)}.{number:08d}", payload, found.size, holds)
+    return NewBatchItem(number, id_, payload, found.size, holds)
 
 
 def _lost(messages: Messages, waiting: list[BatchItem]) -> list[BatchItem] | None:
@@ -217,9 +290,11 @@ def _lost(messages: Messages, waiting: list[BatchItem]) -> list[BatchItem] | Non
     return None if lost is None else [item for item in waiting if item.job in lost]
 
 
-def _send(messages: Messages, request: BatchRequest, job: RunningJob, jobs: Mapping[str, Mapping[str, Any]]) -> None:
-    name = _SPECS[request.verb].name
-    outgoing = [Outgoing(name, id_, QUEUE.value, dict(payload), parent=job.id) for id_, payload in jobs.items()]
+def _send(messages: Messages, job: RunningJob, jobs: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    outgoing = [
+        Outgoing(_SPECS[kind].name, id_, QUEUE.value, dict(payload), parent=job.id)
+        for id_, (kind, payload) in jobs.items()
+    ]
     try:
         if outgoing:
             messages.send(outgoing)
@@ -227,7 +302,7 @@ def _send(messages: Messages, request: BatchRequest, job: RunningJob, jobs: Mapp
         logger.warning("batch %s: the next step sends its jobs again: %s", job.id, type(error).__name__)
 
 
-_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE)}
+_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE, PAGE)}
 _REQUESTS: dict[str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRequest | DeleteRequest]] = {
     REPLICATE.kind: lambda asked, at: ReplicateRequest(bucket=at.bucket, key=at.key, to=asked.to or ()),
     VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
@@ -238,6 +313,40 @@ _REQUESTS: dict[str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRe
 
 
 # Counting
+
+
+def _ended(request: BatchRequest, context: JobContext, item: BatchItem) -> Ended:
+    if item.kind != PAGE.kind:
+        return Ended(_outcome(request, item))
+    if item.state is JobState.SUCCEEDED:
+        result = PageResult.read(item.result or {})
+        counts = PageCounts(result.outcomes, result.bytes, result.failed)
+        left = [_found_at(path, context) for path in result.left]
+        return Ended(BatchOutcome(item, "failed" if result.failed else "done", not result.failed, counts), left)
+    return _ended_early(context, item)
+
+
+def _ended_early(context: JobContext, item: BatchItem) -> Ended:
+    """Count what a page has recorded that did not succeed; the other objects become jobs of their own.
+
+    One of them may be what ended the page. The objects of a cancelled page count as cancelled.
+    """
+    page = context.catalogue.pages.get(item.job)
+    objects = open_objects(PageRequest.read(item.request), page, context, item.job)
+    outcomes: Counter[str] = Counter(page.outcomes if page else {})
+    size, failed = page.bytes if page else 0, len(page.failures) if page else 0
+    if item.state is JobState.CANCELLED:
+        outcomes[item.state.value] += len(objects)
+        counts = PageCounts(outcomes, size + sum(each.size for each in objects), failed + len(objects))
+        return Ended(BatchOutcome(item, item.state.value, good=False, page=counts))
+    left = [Found(each.bucket, each.key, each.size) for each in objects]
+    left += [_found_at(path, context) for path in (page.left if page else ())]
+    return Ended(BatchOutcome(item, item.state.value, good=not failed, page=PageCounts(outcomes, size, failed)), left)
+
+
+def _found_at(path: str, context: JobContext) -> Found:
+    bucket, _, key = path.partition("/")
+    return Found(bucket, key, context.catalogue.artifacts.sizes([(bucket, key)]).get((bucket, key), 0))
 
 
 def _outcome(request: BatchRequest, item: BatchItem) -> BatchOutcome:
@@ -256,14 +365,15 @@ def _first(order: Sequence[str], words: Sequence[str], without: str) -> str:
     return next((word for word in order if word in words), without)
 
 
-def _progress(request: BatchRequest, at: Batch) -> Progress:
+def _progress(request: BatchRequest, at: Batch, objects: int, size: int) -> Progress:
+    """Return how far the batch is; `objects` and `size` are those that pages have done that still run."""
     failed = f", {at.failed} failed" if at.failed else ""
     of = f" of {at.total}" if at.total is not None else ""
     return Progress(
-        bytes_done=at.ended_bytes,
+        bytes_done=at.ended_bytes + size,
         bytes_total=at.total_bytes,
-        step=f"{request.verb}: {at.ended}{of} objects{failed}",
-        objects_done=at.ended,
+        step=f"{request.verb}: {at.ended + objects}{of} objects{failed}",
+        objects_done=at.ended + objects,
         objects_total=at.total,
     )
 
@@ -276,8 +386,17 @@ def _result(request: BatchRequest, context: JobContext, at: Batch) -> BatchResul
         bytes=at.ended_bytes,
         outcomes=dict(at.outcomes),
         failed=at.failed,
-        failures=tuple(_failure(each) for each in failures),
+        failures=tuple(islice((failure for each in failures for failure in _failures(each)), FAILURES)),
     )
+
+
+def _failures(failed: FailedBatchItem) -> Iterator[BatchFailure]:
+    """Yield the failures of a job, of which a page has several."""
+    if "key" in failed.request:
+        yield _failure(failed)
+        return
+    for each in (failed.result or {}).get("failures", ()):
+        yield BatchFailure(job=failed.job, **{name: each[name] for name in ("bucket", "key", "outcome", "message")})
 
 
 def _failure(failed: FailedBatchItem) -> BatchFailure:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from worker import clock
-from worker.artifacts.artifact_job import not_configured
+from worker.artifacts.artifact_job import Records, not_configured
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact
 from worker.context import JobContext
@@ -36,6 +36,13 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
             now; nothing was deleted.
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
+    return delete_artifact(request, context, job)
+
+
+def delete_artifact(
+    request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None = None
+) -> DeleteResult:
+    """Do as `delete`; `records`: what was deleted is kept there until a page records it."""
     artifacts = context.catalogue.artifacts
     artifact = artifacts.current(request.bucket, request.key)
     held = artifacts.copies_by_store(request.bucket, request.key)
@@ -57,13 +64,19 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
         limited = context.stores[store]
         limited.admit()
         deleted = bool(copies) and limited.delete_object(request.bucket, request.key)
-        for copy in copies:
-            artifacts.delete_copy(copy)
+        if records is not None:
+            records.deleted.extend(copies)
+        else:
+            for copy in copies:
+                artifacts.delete_copy(copy)
         return DeletedCopy(store=store, outcome="deleted" if deleted else "already_gone")
 
     deleted = for_each_store(stores, delete_from)
     if artifact and not named:
-        artifacts.tombstone(artifact, clock.now())
+        if records is not None:
+            records.tombstoned.append(artifact)
+        else:
+            artifacts.tombstone(artifact, clock.now())
     return DeleteResult(
         bucket=request.bucket,
         key=request.key,

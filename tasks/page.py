@@ -1,17 +1,27 @@
 """Page: do one verb to many objects in one job, which is the part of a batch or of a sweep that is done at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from uuid import NAMESPACE_OID, uuid5
 
+from tasks.delete import delete_artifact
+from tasks.replicate import replicate_to
 from worker import clock
-from worker.artifacts.page_verify import VerifyPage
+from worker.artifacts.artifact_job import ArtifactJob, Records
+from worker.artifacts.page import work_on
+from worker.artifacts.page_selection import PageObject, open_objects
+from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.catalogue import Group, Page, PageCopy, PageOutcome
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
+from worker.limits.snooze import Snooze
+from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     PAGE,
+    REPLICATE,
     VERIFY,
+    DeleteRequest,
     PageFailure,
     PageRequest,
     PageResult,
@@ -19,19 +29,49 @@ from zot_artifact_client.contract import (
     VerifyRequest,
 )
 
-FAILURES = 100
-"""Failures that the result of a page names."""
+_PLACED = ("repaired", "stored", "already_there")
+_DELETED = ("deleted", "already_gone")
+_LEFT = "left"
 
 
 def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResult:
     """Do the verb to all objects of the page that have no outcome yet, and return what became of all of them.
 
+    An object at which the verb fails leaves the page, as a job of its own: no page waits for its worst object.
+
     Raises:
+        BadKeyList, SourceRefused, NotFound: the file of the page was changed, or cannot be opened.
         UnknownStore: naming the stores there are.
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
-    assert request.claim is not None
-    return _result(request, _verify_claimed(request.claim.store, context, job))
+    if request.claim is not None:
+        done = _verify_claimed(request.claim.store, context, job)
+    elif request.verb == VERIFY.kind:
+        done = _verify_selected(request, context, job)
+    else:
+        done = _write_selected(request, context, job)
+    return _result(request, done)
+
+
+def _begin(request: PageRequest, context: JobContext, job: RunningJob) -> tuple[Page, list[PageObject]]:
+    """Return the progress of the page, and its objects without an outcome; those too large for a page leave it."""
+    pages = context.catalogue.pages
+    found = pages.get(job.id)
+    objects = open_objects(request, found, context, job.parent or job.id)
+    found = found or pages.begin(job.id, [each.id for each in objects])
+    small = [each for each in objects if each.artifact is not None and each.size <= context.settings.page.large]
+    return _leave(found, [each for each in objects if each not in small], context), small
+
+
+def _leave(found: Page, objects: Sequence[PageObject], context: JobContext) -> Page:
+    """Record that objects leave the page; the batch sends their jobs when it counts the page."""
+    if not objects:
+        return found
+    left = [PageOutcome(each.id, each.path, each.size, _LEFT, left=True) for each in objects]
+    return context.catalogue.pages.record(found, Group(left), now=clock.now())
+
+
+# Verify
 
 
 def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
@@ -45,14 +85,14 @@ def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
             job.id, name, period=sweep.period_of(name), now=now, until=now + sweep.claim,
             limit=context.settings.page.objects,
         )  # fmt: skip
-    copies = pages.claimed_copies(found)
-    small, large, released = _fitting(copies, context)
+    small, large, released = _fitting(pages.claimed_copies(found), context)
     if released:
         found = pages.release(found, [copy.id for copy in released])
     if large:
-        found = _leave(found, large, context, job)
+        found = _send_large(found, large, context, job)
     job.start(sum(copy.digest.size for copy in small), f"verifying {len(small)} copies in {name}")
-    return VerifyPage(context, job, found, name).run(small)
+    objects = [ObjectToVerify(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, (copy,)) for copy in small]
+    return VerifyPage(context, job, found, objects).run()
 
 
 def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:
@@ -72,32 +112,135 @@ def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[Page
     return small, large, released
 
 
-def _leave(page: Page, copies: Sequence[PageCopy], context: JobContext, job: RunningJob) -> Page:
+def _send_large(found: Page, copies: Sequence[PageCopy], context: JobContext, job: RunningJob) -> Page:
     """Send a job for each of these copies, which stay claimed; sending again is idempotent."""
     for copy in copies:
         wanted = VerifyRequest(bucket=copy.bucket, key=copy.key, stores=(copy.store,), version=copy.version)
-        id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {page.claimed_until}")
+        id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {found.claimed_until}")
         send_child(VERIFY, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
-    left = [PageOutcome(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, "left", left=True) for copy in copies]
-    return context.catalogue.pages.record(page, Group(left), now=clock.now())
+    left = [PageOutcome(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, _LEFT, left=True) for copy in copies]
+    return context.catalogue.pages.record(found, Group(left), now=clock.now())
 
 
-def _result(request: PageRequest, page: Page) -> PageResult:
-    failures = [
-        PageFailure(
-            bucket=each["path"].partition("/")[0], key=each["path"].partition("/")[2], outcome=each["outcome"],
-            message=each["message"],
+def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    found, selected = _begin(request, context, job)
+    copies = context.catalogue.pages.copies_of([each.artifact.id for each in selected if each.artifact])
+    before = context.catalogue.pages.verdicts_by(job.id)
+    objects, leaving = [], []
+    for each in selected:
+        assert each.artifact is not None
+        of = [
+            copy for copy in copies.get(each.artifact.id, ()) if request.stores is None or copy.store in request.stores
+        ]
+        if not of or any(copy.store not in context.stores for copy in of):
+            leaving.append(each)
+            continue
+        known = {copy.id: before.get((copy.store, copy.bucket, copy.key, copy.version)) for copy in of}
+        words = {id_: word for id_, word in known.items() if word is not None}
+        objects.append(ObjectToVerify(each.id, each.path, each.size, of, words))
+    found = _leave(found, leaving, context)
+    job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {len(objects)} objects")
+    return VerifyPage(context, job, found, objects).run()
+
+
+# Replicate and delete
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    outcome: PageOutcome
+    records: Records = field(default_factory=Records)
+
+
+@dataclass(slots=True)
+class _Writes:
+    """A page that replicates or deletes."""
+
+    request: PageRequest
+    context: JobContext
+    job: RunningJob
+    page: Page
+    closed: list[Snooze] = field(default_factory=list)
+    """Why objects had to wait: they stay in the page."""
+
+    def do(self, part: Sequence[PageObject]) -> Iterator[_Done]:
+        for each in part:
+            self.job.heartbeat()
+            try:
+                yield self._replicate(each) if self.request.verb == REPLICATE.kind else self._delete(each)
+            except Snooze as error:
+                self.closed.append(error)
+            except StorageError:  # it is tried again in a job of its own, which tells what is wrong
+                yield _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True))
+
+    def record(self, done: Sequence[_Done]) -> None:
+        group = Group(
+            [each.outcome for each in done],
+            [row for each in done for row in each.records.verdicts],
+            [copy for each in done for copy in each.records.finished],
+            [copy for each in done for copy in each.records.deleted],
+            [artifact for each in done for artifact in each.records.tombstoned],
         )
-        for each in page.failures[:FAILURES]
-    ]  # fmt: skip
+        self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
+
+    def _replicate(self, each: PageObject) -> _Done:
+        artifact = self.context.artifact(each.bucket, each.key)
+        reread = self.context.settings.replication.proof == "reread"  # it asks the catalogue for what it has written
+        records = Records()
+        work = ArtifactJob(self.context, self.job, artifact, None if reread else records)
+        words = [copy.outcome for copy in replicate_to(work, self.request.to or ())]
+        return _Done(PageOutcome(each.id, each.path, each.size, _first(_PLACED, words)), records)
+
+    def _delete(self, each: PageObject) -> _Done:
+        wanted = DeleteRequest(
+            bucket=each.bucket, key=each.key, stores=self.request.stores, allow_last=self.request.allow_last
+        )
+        records = Records()
+        words = [copy.outcome for copy in delete_artifact(wanted, self.context, self.job, records).copies]
+        return _Done(PageOutcome(each.id, each.path, each.size, _first(_DELETED, words)), records)
+
+
+def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    """Replicate or delete the objects that no other job writes to; the others leave the page."""
+    found, objects = _begin(request, context, job)
+    locks = context.catalogue.artifact_locks
+    paths = [(each.bucket, each.key) for each in objects]
+    locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
+    found = _leave(found, [each for each in objects if (each.bucket, each.key) not in locked], context)
+    mine = [each for each in objects if (each.bucket, each.key) in locked]
+    if request.verb == REPLICATE.kind:
+        wanted = [(each.artifact, context.stores[name].name) for each in mine for name in request.to or ()]
+        context.catalogue.artifacts.ensure_copies([(artifact, name) for artifact, name in wanted if artifact])
+    job.start(sum(each.size for each in mine), f"{request.verb}: {len(mine)} objects")
+    work = _Writes(request, context, job, found)
+    try:
+        work_on(mine, work.do, work.record, threads=context.settings.page.threads)
+    finally:
+        locks.release(job.id)
+    if work.closed:
+        raise min(work.closed, key=lambda error: error.seconds)
+    return work.page
+
+
+def _first(order: Sequence[str], words: Sequence[str]) -> str:
+    """Return the first of these words that is among those of an object's copies, and the last if it has none."""
+    return next((word for word in order if word in words), order[-1])
+
+
+def _result(request: PageRequest, done: Page) -> PageResult:
+    failures = [
+        PageFailure(bucket=bucket, key=key, outcome=each["outcome"], message=each["message"])
+        for each in done.failures
+        for bucket, _, key in [each["path"].partition("/")]
+    ]
     return PageResult(
         verb=request.verb,
-        objects=page.objects,
-        bytes=page.bytes,
-        outcomes=dict(page.outcomes),
-        failed=len(page.failures),
+        objects=done.objects,
+        bytes=done.bytes,
+        outcomes=dict(done.outcomes),
+        failed=len(failures),
         failures=tuple(failures),
-        left=tuple(page.left),
+        left=tuple(done.left),
     )
 
 

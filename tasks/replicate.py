@@ -1,5 +1,7 @@
 """Replicate: copy an artifact to more stores, from any copy whose bytes are right."""
 
+from collections.abc import Sequence
+
 from worker.artifacts.artifact_job import ArtifactJob, CopySlot
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
@@ -39,11 +41,26 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
-    targets = [context.stores[name] for name in request.to]
     work = ArtifactJob(context, job, artifact)
-    job.start(artifact.digest.size * len(targets), "replicating")
+    job.start(artifact.digest.size * len(request.to), "replicating")
+    placed = replicate_to(work, request.to)
+    return ReplicateResult(
+        bucket=artifact.bucket,
+        key=artifact.key,
+        version=artifact.version,
+        size=artifact.digest.size,
+        sha256=artifact.digest.sha256,
+        unchanged=all(copy.outcome == "already_there" for copy in placed),
+        copies=tuple(placed),
+    )
 
-    def replicate_to(target: LimitedStore) -> PlacedCopy:
+
+def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
+    """Bring copies of one artifact to these stores; see `replicate`."""
+    context, job, artifact = work.context, work.job, work.artifact
+    targets = [context.stores[name] for name in stores]
+
+    def replicate_one(target: LimitedStore) -> PlacedCopy:
         sources = _sources(work, target.name)
         slot = work.inspect(target)
         if slot is None:
@@ -65,16 +82,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
                         work.verify(source)
         raise _no_source(artifact, failures)
 
-    placed = for_each_store(targets, replicate_to)
-    return ReplicateResult(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=artifact.digest.size,
-        sha256=artifact.digest.sha256,
-        unchanged=all(copy.outcome == "already_there" for copy in placed),
-        copies=tuple(placed),
-    )
+    return for_each_store(targets, replicate_one)
 
 
 def _sources(work: ArtifactJob, target: str) -> list[Copy]:

@@ -1,11 +1,11 @@
 """One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from worker import clock
-from worker.catalogue import Artifact, Copy, Finding
+from worker.catalogue import Artifact, Copy, Finding, FinishedCopy, Outcome, VerdictRow
 from worker.context import JobContext
 from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running_job import Cancelled, RunningJob
@@ -41,13 +41,27 @@ class CopySlot:
     """The bytes under the key may be the last of their kind: they go into quarantine before they are replaced."""
 
 
+@dataclass(slots=True)
+class Records:
+    """What is to be recorded of an object of a page, together with that of others."""
+
+    finished: list[FinishedCopy] = field(default_factory=list)
+    verdicts: list[VerdictRow] = field(default_factory=list)
+    deleted: list[Copy] = field(default_factory=list)
+    tombstoned: list[Artifact] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class ArtifactJob:
-    """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue."""
+    """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue.
+
+    `records`: in place of that, it is kept here until a page records it.
+    """
 
     context: JobContext
     job: RunningJob
     artifact: Artifact
+    records: Records | None = None
 
     def inspect(self, store: LimitedStore) -> CopySlot | None:
         """Return where the copy has to be written; None if the store has it already.
@@ -261,6 +275,9 @@ class ArtifactJob:
         return error
 
     def _record_copy(self, store: LimitedStore, stat: ObjectStat) -> None:
+        if self.records is not None:
+            self.records.finished.append(FinishedCopy(self.artifact, store.name, stat.version, stat.storage_tags))
+            return
         self.context.catalogue.artifacts.finish_copy(
             self.artifact, store.name, tag=stat.version, evidence=stat.storage_tags, now=clock.now()
         )
@@ -269,6 +286,10 @@ class ArtifactJob:
         now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
         retry_at = now + min(RETRY_UNREADABLE, period / 10) if seen.verdict == Verdict.UNREADABLE else None
         finding = Finding(self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
-        self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, retry_at=retry_at)
+        if self.records is not None and any(each.store == copy.store for each in self.records.finished):
+            outcome = Outcome(finding, copy, seen.version, retry_at)
+            self.records.verdicts.append(VerdictRow.of(outcome))  # it is recorded after the write, and not before
+        else:
+            self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, retry_at=retry_at)
         if seen.verdict != Verdict.VERIFIED:
             logger.error("%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 
 from worker import clock
 from worker.artifacts.artifact_job import BAD, RETRY_UNREADABLE, ArtifactJob
@@ -11,88 +13,119 @@ from worker.artifacts.page import GROUP, work_on
 from worker.catalogue import Group, Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
+from worker.limits.snooze import Snooze
 from worker.storage import Verdict, Verification
 
 logger = logging.getLogger(__name__)
 
 SUPERSEDED = "superseded"
 """The outcome of a copy that was replaced while the page ran: there is no verdict on it."""
+WORST_FIRST = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "verified", SUPERSEDED)
 
 
 @dataclass(slots=True)
+class ObjectToVerify:
+    """An object of a page: its copies, and what is known of those that were read. `id` is its id in the page."""
+
+    id: int
+    path: str
+    size: int
+    copies: Sequence[PageCopy]
+    words: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    """The verdict on each copy, by the copy's id, with the detail of a bad one."""
+
+    @property
+    def outcome(self) -> PageOutcome:
+        """Return the worst verdict on any copy, and what is wrong with those that are bad."""
+        word = next(word for word in WORST_FIRST if word in {said for said, _ in self.words.values()})
+        if word in {"verified", SUPERSEDED}:
+            return PageOutcome(self.id, self.path, self.size, word)
+        bad = [(copy.store, *self.words[copy.id]) for copy in self.copies]
+        failure = "; ".join(f"{store}: {detail or said}" for store, said, detail in bad if said != "verified")
+        return PageOutcome(self.id, self.path, self.size, word, failure)
+
+
 class VerifyPage:
-    """A page of copies of one store, claimed by it."""
+    """A page of copies that are read and compared with the recorded digests."""
 
-    context: JobContext
-    job: RunningJob
-    page: Page
-    store: str
+    def __init__(self, context: JobContext, job: RunningJob, page: Page, objects: Sequence[ObjectToVerify]) -> None:
+        self._context = context
+        self._job = job
+        self._page = page
+        self._all = objects
+        self._objects = {copy.id: each for each in objects for copy in each.copies}
+        self._closed: dict[str, Snooze] = {}
+        """The stores that take no job now."""
 
-    def run(self, copies: Sequence[PageCopy]) -> Page:
-        """Read all copies and record a verdict for each; return the page after that.
+    def run(self) -> Page:
+        """Read all copies without a verdict and record one for each; return the page after that.
 
         Raises:
-            Snooze: the store takes no job now; the copies that were read have their verdicts.
+            Snooze: a store takes no job now; the copies that were read have their verdicts.
         """
+        copies = [copy for each in self._all for copy in each.copies if copy.id not in each.words]
         suspects: list[PageCopy] = []
 
         def record(seen: Sequence[tuple[PageCopy, Verification]]) -> None:
             suspects.extend(copy for copy, each in seen if each.verdict in BAD)
             self._record([(copy, each) for copy, each in seen if each.verdict not in BAD])
 
-        work_on(copies, self._read, record, threads=self.context.settings.page.threads)
-        order = {copy.id: number for number, copy in enumerate(copies)}
+        by_store = sorted(copies, key=attrgetter("store"))  # stable: keys stay in order
+        work_on(by_store, self._read, record, threads=self._context.settings.page.threads)
+        order = {id_: number for number, id_ in enumerate(self._objects)}
         suspects.sort(key=lambda copy: order[copy.id])
         for start in range(0, len(suspects), GROUP):
             self._record([(copy, self._read_again(copy)) for copy in suspects[start : start + GROUP]])
-        return self.page
+        if self._closed:
+            raise min(self._closed.values(), key=lambda error: error.seconds)
+        return self._page
 
     def _read(self, part: Sequence[PageCopy]) -> Iterator[tuple[PageCopy, Verification]]:
-        store = self.context.stores[self.store]
-        wanted = [(copy.bucket, copy.key, copy.digest) for copy in part]
-        yield from zip(part, store.verify_objects(wanted), strict=True)
-        self.job.advance(sum(copy.digest.size for copy in part))
+        for name, copies in groupby(part, attrgetter("store")):
+            if name in self._closed:
+                continue
+            of_store = list(copies)
+            wanted = [(copy.bucket, copy.key, copy.digest) for copy in of_store]
+            try:
+                yield from zip(of_store, self._context.stores[name].verify_objects(wanted), strict=True)
+            except Snooze as error:
+                if error.store is None:
+                    raise
+                self._closed[error.store] = error  # the copies in other stores are read
+        self._job.advance(sum(copy.digest.size for copy in part))
 
     def _read_again(self, copy: PageCopy) -> Verification | None:
         """Read a suspect copy a second time; None if it was replaced meanwhile."""
         logger.warning("%s: %s/%s is suspect, reading it again", copy.store, copy.bucket, copy.key)
-        self.job.heartbeat()
-        artifacts = self.context.catalogue.artifacts
+        self._job.heartbeat()
+        artifacts = self._context.catalogue.artifacts
         artifact = artifacts.version(copy.bucket, copy.key, copy.version)
         known = artifacts.copies(artifact).get(copy.store) if artifact else None
         if artifact is None or known is None:
             return None
-        return ArtifactJob(self.context, self.job, artifact).confirm(known)
+        return ArtifactJob(self._context, self._job, artifact).confirm(known)
 
     def _record(self, seen: Sequence[tuple[PageCopy, Verification | None]]) -> None:
         if not seen:
             return
         now = clock.now()
-        retry_at = now + min(RETRY_UNREADABLE, self.context.settings.sweep.verify.period_of(self.store) / 10)
-        verdicts = [_verdict(self.job.id, copy, each, retry_at) for copy, each in seen if each is not None]
-        outcomes = [_outcome(copy, each) for copy, each in seen]
-        self.page = self.context.catalogue.pages.record(self.page, Group(outcomes, verdicts), now=now)
+        verdicts = [self._verdict(copy, each, now) for copy, each in seen if each is not None]
+        outcomes = []
+        for copy, each in seen:
+            of = self._objects[copy.id]
+            of.words[copy.id] = (SUPERSEDED, None) if each is None else (each.verdict.value, each.detail)
+            if len(of.words) == len(of.copies):
+                outcomes.append(of.outcome)
+        self._page = self._context.catalogue.pages.record(self._page, Group(outcomes, verdicts), now=now)
 
-
-def _verdict(job: str, copy: PageCopy, seen: Verification, retry_at: datetime) -> VerdictRow:
-    if seen.verdict is Verdict.VERIFIED:
+    def _verdict(self, copy: PageCopy, seen: Verification, now: datetime) -> VerdictRow:
+        retry_at = None
+        if seen.verdict is not Verdict.VERIFIED:
+            logger.error("%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
+        if seen.verdict is Verdict.UNREADABLE:
+            period = self._context.settings.sweep.verify.period_of(copy.store)
+            retry_at = now + min(RETRY_UNREADABLE, period / 10)
         return VerdictRow(
-            copy.id, job, copy.store, copy.bucket, copy.key, copy.version, "verified", copy.digest.sha256,
-            seen.sha256, seen.size, None, seen.version,
+            copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, seen.verdict.value,
+            copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
         )  # fmt: skip
-    logger.error("%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
-    return VerdictRow(
-        copy.id, job, copy.store, copy.bucket, copy.key, copy.version, seen.verdict.value, copy.digest.sha256,
-        seen.sha256, seen.size, seen.detail, seen.version,
-        retry_at if seen.verdict is Verdict.UNREADABLE else None,
-    )  # fmt: skip
-
-
-def _outcome(copy: PageCopy, seen: Verification | None) -> PageOutcome:
-    path = f"{copy.bucket}/{copy.key}"
-    if seen is None:
-        return PageOutcome(copy.id, path, copy.digest.size, SUPERSEDED)
-    if seen.verdict is Verdict.VERIFIED:
-        return PageOutcome(copy.id, path, copy.digest.size, "verified")
-    failure = f"{copy.store}: {seen.detail or seen.verdict}"
-    return PageOutcome(copy.id, path, copy.digest.size, seen.verdict.value, failure)

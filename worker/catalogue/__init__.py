@@ -15,6 +15,7 @@ from worker.catalogue.batches import (
     BatchOutcome,
     FailedBatchItem,
     NewBatchItem,
+    PageCounts,
 )
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue
 from worker.catalogue.fencing import FencedDatabase, LostLease
@@ -61,6 +62,7 @@ __all__ = [
     "Outcome",
     "Page",
     "PageCopy",
+    "PageCounts",
     "PageOutcome",
     "Pause",
     "Pauses",

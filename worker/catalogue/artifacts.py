@@ -56,6 +56,12 @@ _FINISH = (
         last_attempt_at=None, last_verdict=None, next_due_at=None, claimed_until=None,
     )
 )  # fmt: skip
+_TOMBSTONE = (
+    sa.update(artifacts)
+    .where(artifacts.c.bucket == sa.bindparam("of"), artifacts.c.key == sa.bindparam("under"))
+    .where(artifacts.c.version <= sa.bindparam("last"), artifacts.c.tombstoned_at.is_(None))
+    .values(tombstoned_at=sa.bindparam("at"))
+)
 _DELETE_COPY = (
     sa.update(copies)
     .where(copies.c.id == sa.bindparam("copy"))
@@ -177,12 +183,7 @@ class Artifacts:
     def tombstone(self, artifact: Artifact, now: datetime) -> None:
         """Record that the artifact was deleted, all its versions with it."""
         with self._database.write() as connection:
-            connection.execute(
-                sa.update(artifacts)
-                .where(artifacts.c.bucket == artifact.bucket, artifacts.c.key == artifact.key)
-                .where(artifacts.c.version <= artifact.version, artifacts.c.tombstoned_at.is_(None))
-                .values(tombstoned_at=now)
-            )
+            tombstone_all(connection, [artifact], now)
 
     def page(
         self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000
@@ -215,6 +216,19 @@ class Artifacts:
         with self._database.read() as connection:
             found = {path: _current(connection, *path) for path in paths}
         return {path: artifact.digest.size for path, artifact in found.items() if artifact}
+
+    def currents(self, paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Artifact]:
+        """Return the current versions under these keys, of those that there are."""
+        with self._database.read() as connection:
+            found = {path: _current(connection, *path) for path in paths}
+        return {path: artifact for path, artifact in found.items() if artifact}
+
+    def by_ids(self, ids: Sequence[int]) -> list[Artifact]:
+        """Return the versions of these ids, in the same order, also those that were deleted or replaced."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(ids)))
+            found = {row.id: artifact_of(row) for row in rows}
+        return [found[id_] for id_ in ids if id_ in found]
 
     # Copies
 
@@ -288,6 +302,13 @@ class Artifacts:
         if finished:
             with self._database.write() as connection:
                 finish_copies(connection, finished, now)
+
+    def ensure_copies(self, wanted: Sequence[tuple[Artifact, str]]) -> None:
+        """Record copies as `writing` that are new, superseded or deleted, in one transaction; see `ensure_copy`."""
+        if wanted:
+            with self._database.write() as connection:
+                for artifact, store in wanted:
+                    ensure_copy(connection, artifact, store)
 
     def delete_copy(self, copy: Copy) -> None:
         """Record that a copy was deleted on request."""
@@ -391,6 +412,13 @@ def finish_copies(connection: Connection, finished: Sequence[FinishedCopy], now:
     connection.execute(_FINISH, written)
     connection.execute(_COMMIT, [{"of": each.artifact.id, "committed_at": now} for each in finished])
     connection.execute(_SUPERSEDE, superseding)
+
+
+def tombstone_all(connection: Connection, deleted: Sequence[Artifact], now: datetime) -> None:
+    """Record that artifacts were deleted, all their versions with them."""
+    values = [{"of": each.bucket, "under": each.key, "last": each.version, "at": now} for each in deleted]
+    if values:
+        connection.execute(_TOMBSTONE, values)
 
 
 def delete_copies(connection: Connection, deleted: Sequence[Copy]) -> None:

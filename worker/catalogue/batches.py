@@ -21,7 +21,7 @@ _OF = sa.select(batches).where(batches.c.job == sa.bindparam("batch"))
 _IN_FLIGHT = (
     sa.select(
         batch_items.c.number, batch_items.c.job, batch_items.c.size,
-        jobs.c.request, jobs.c.state, jobs.c.result, jobs.c.error, jobs.c.started_at,
+        jobs.c.request, jobs.c.state, jobs.c.result, jobs.c.error, jobs.c.started_at, jobs.c.kind,
     )
     .join(jobs, jobs.c.id == batch_items.c.job)
     .where(batch_items.c.batch == sa.bindparam("batch"), batch_items.c.outcome.is_(None))
@@ -50,7 +50,10 @@ _ENDED_OPEN = (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The progress of a batch. `cursor` is where its next page begins, as the planner wrote it."""
+    """The progress of a batch. `cursor` is where its next page begins, as the planner wrote it.
+
+    `planned` counts jobs, and `ended` objects: a page is one job.
+    """
 
     job: str
     cursor: Mapping[str, Any]
@@ -68,13 +71,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class NewBatchItem:
-    """A job that a batch is about to accept, the `number`th."""
+    """A job that a batch is about to accept, the `number`th. `kind`: that of the batch's verb by default."""
 
     number: int
     job: str
     request: Mapping[str, Any]
     size: int
     holds: str | None
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +93,31 @@ class BatchItem:
     started: bool
     result: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """What became of the objects of a page: how many there are of each outcome, their bytes, and how many failed."""
+
+    outcomes: Mapping[str, int]
+    bytes: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """The outcome of a batch item, in one word, and whether the item succeeded."""
+    """The outcome of a batch item, in one word, and whether the item succeeded. `page`: of all its objects."""
 
     item: BatchItem
     outcome: str
     good: bool
+    page: PageCounts | None = None
+
+    @property
+    def counts(self) -> PageCounts:
+        """Return the counts of an item of one object or of a page."""
+        return self.page or PageCounts({self.outcome: 1}, self.item.size, int(not self.good))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +182,7 @@ class Batches:
         return [
             BatchItem(
                 row.number, row.job, row.size, row.request, JobState(row.state), row.started_at is not None,
-                row.result, row.error,
+                row.result, row.error, row.kind,
             )
             for row in rows
         ]  # fmt: skip
@@ -236,7 +256,11 @@ def _accept(
     }  # fmt: skip
     connection.execute(
         sa.insert(jobs),
-        [accepted | {"id": each.job, "request": dict(each.request), "holds": each.holds} for each in items],
+        [
+            accepted
+            | {"id": each.job, "request": dict(each.request), "holds": each.holds, "kind": each.kind or kind.kind}
+            for each in items
+        ],
     )
     connection.execute(
         sa.insert(batch_items),
@@ -245,14 +269,17 @@ def _accept(
 
 
 def _after(batch: Batch, changes: BatchChanges) -> dict[str, Any]:
-    outcomes = Counter(batch.outcomes) + Counter(each.outcome for each in changes.outcomes)
+    counts = [each.counts for each in changes.outcomes]
+    outcomes = Counter(batch.outcomes)
+    for each in counts:
+        outcomes.update(each.outcomes)
     return {
         "cursor": dict(changes.cursor),
         "exhausted": changes.exhausted,
         "planned": batch.planned + len(changes.items),
-        "ended": batch.ended + len(changes.outcomes),
-        "ended_bytes": batch.ended_bytes + sum(each.item.size for each in changes.outcomes),
-        "failed": batch.failed + sum(not each.good for each in changes.outcomes),
+        "ended": batch.ended + sum(sum(each.outcomes.values()) for each in counts),
+        "ended_bytes": batch.ended_bytes + sum(each.bytes for each in counts),
+        "failed": batch.failed + sum(each.failed for each in counts),
         "outcomes": dict(outcomes),
         "next_step_at": changes.next_at,
     }

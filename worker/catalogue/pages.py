@@ -13,11 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies
+from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.database import Database
-from worker.catalogue.records import Copy, CopyState
+from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.sweep_claims import claim_copies, due_copies
-from worker.catalogue.tables import artifacts, copies, jobs, pages
+from worker.catalogue.tables import artifacts, copies, jobs, pages, verifications
 from worker.catalogue.verifications import VerdictRow, append_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
@@ -82,6 +82,7 @@ class Group:
     verdicts: Sequence[VerdictRow] = ()
     finished: Sequence[FinishedCopy] = ()
     deleted: Sequence[Copy] = ()
+    tombstoned: Sequence[Artifact] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,31 @@ class Pages:
             }
         return [found[id_] for id_ in page.open if id_ in found]
 
+    def copies_of(self, artifact_ids: Sequence[int]) -> dict[int, list[PageCopy]]:
+        """Return the copies of these versions that their stores should have, by version, in the order of the stores."""
+        query = _CLAIMED.where(copies.c.artifact_id.in_(artifact_ids)).order_by(copies.c.store)
+        found: dict[int, list[PageCopy]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query):
+                copy = PageCopy(row[0], row[1], CopyState(row[2]), *row[3:7], Digest(row[7], row[8]))
+                if copy.state.present:
+                    found.setdefault(copy.artifact_id, []).append(copy)
+        return found
+
+    def verdicts_by(self, job: str) -> dict[tuple[str, str, str, int], tuple[str, str | None]]:
+        """Return the verdicts that a page has recorded, with their details, by store, bucket, key and version."""
+        row = verifications.c
+        query = sa.select(row.store, row.bucket, row.key, row.version, row.verdict, row.detail).where(row.job == job)
+        with self._database.read() as connection:
+            return {tuple(found[:4]): (found[4], found[5]) for found in connection.execute(query)}
+
+    def progress_of(self, job_ids: Sequence[str]) -> tuple[int, int]:
+        """Return how many objects of these pages have an outcome, and their bytes."""
+        query = sa.select(pages.c.outcomes, pages.c.bytes).where(pages.c.job.in_(job_ids))
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return sum(sum(outcomes.values()) for outcomes, _ in rows), sum(size for _, size in rows)
+
     def record(self, page: Page, group: Group, *, now: datetime) -> Page:
         """Record a group of outcomes, and what follows from them, in one transaction; return the page after it.
 
@@ -163,9 +189,10 @@ class Pages:
         """
         after = _after(page, group.outcomes)
         with self._database.write() as connection:
-            append_verdicts(connection, group.verdicts, now)
             finish_copies(connection, group.finished, now)
+            append_verdicts(connection, group.verdicts, now)  # after the writes: a copy that was read back is verified
             delete_copies(connection, group.deleted)
+            tombstone_all(connection, group.tombstoned, now)
             connection.execute(_UPDATE, _progress(after))
         return after
 

@@ -56,6 +56,16 @@ class VerdictRow:
     tag: str | None = None
     retry_at: datetime | None = None
 
+    @classmethod
+    def of(cls, outcome: "Outcome") -> "VerdictRow":
+        """Return the same verdict as plain values."""
+        finding, artifact = outcome.finding, outcome.finding.artifact
+        return cls(
+            outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version,
+            finding.verdict, artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail,
+            outcome.tag, outcome.retry_at,
+        )  # fmt: skip
+
 
 CopyKey = tuple[str, str, str, int]
 """Store, bucket, key and version of a copy."""
@@ -196,7 +206,7 @@ def _key(finding: Finding) -> CopyKey:
 
 
 def _record(connection: Connection, outcomes: Sequence[Outcome], now: datetime) -> None:
-    append_verdicts(connection, [_verdict_row(outcome) for outcome in outcomes], now)
+    append_verdicts(connection, [VerdictRow.of(outcome) for outcome in outcomes], now)
 
 
 def append_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime) -> None:
@@ -234,15 +244,6 @@ def _update(verdict: Verdict) -> sa.Update:
     if verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
         values["state"] = CopyState(verdict)
     return sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(values)
-
-
-def _verdict_row(outcome: Outcome) -> VerdictRow:
-    finding = outcome.finding
-    artifact = finding.artifact
-    return VerdictRow(
-        outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version, finding.verdict,
-        artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail, outcome.tag, outcome.retry_at,
-    )  # fmt: skip
 
 
 def _row(verdict: VerdictRow, now: datetime, previous: str) -> dict[str, Any]:

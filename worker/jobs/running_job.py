@@ -60,6 +60,7 @@ class RunningJob:
 
     def __init__(self, record: JobRecord, ledger: Ledger, settings: JobSettings, reporter: Reporter) -> None:
         self.id = record.id
+        self.parent = record.parent
         self.attempt = record.attempts
         self.fence = record.fence
         self.was_snoozed = record.put_off_since is not None

@@ -10,6 +10,7 @@ from celery import Celery
 
 from tasks import batch as batches
 from tasks.delete import delete
+from tasks.page import page
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
@@ -28,6 +29,7 @@ from zot_artifact_client.contract import (
     BatchResult,
     DeleteRequest,
     JobState,
+    PageRequest,
     ReplicateRequest,
     UploadRequest,
     VerifyRequest,
@@ -40,6 +42,7 @@ VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
     "artifact.verify.v1": (verify, VerifyRequest),
     "artifact.replicate.v1": (replicate, ReplicateRequest),
     "artifact.delete.v1": (delete, DeleteRequest),
+    "artifact.page.v1": (page, PageRequest),
 }
 
 
@@ -151,6 +154,12 @@ def laid(run, source) -> Callable[..., None]:
 
 
 @pytest.fixture
+def one_each(context, monkeypatch) -> None:
+    """Let every artifact be a job of its own."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 1)
+
+
+@pytest.fixture
 def drive(context) -> Callable[[BatchRequest], Driver]:
     return lambda request: Driver(context, request)
 
@@ -159,7 +168,8 @@ def children(context: Context) -> list[Any]:
     return [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == "batch-1"]
 
 
-def test_a_whole_bucket_is_done_in_pages(laid, drive, context):
+@pytest.mark.usefixtures("one_each")
+def test_a_whole_bucket_is_done_in_jobs_of_one_object(laid, drive, context):
     """Every artifact gets its job, no more of them wait at a time than allowed, and all are counted, bytes too."""
     laid(10)
     laid(1, bucket="other")
@@ -177,6 +187,7 @@ def test_a_whole_bucket_is_done_in_pages(laid, drive, context):
     assert (last.objects_done, last.objects_total, last.bytes_total) == (10, 10, result.bytes)
 
 
+@pytest.mark.usefixtures("one_each")
 def test_what_came_out_badly_is_named(laid, drive, stored):
     """A corrupt, a missing and an unreadable copy are counted by their verdicts and named; the others are good."""
     laid(5)
@@ -193,6 +204,7 @@ def test_what_came_out_badly_is_named(laid, drive, stored):
 
 
 @pytest.mark.parametrize("point", ["before it is recorded", "before its messages", "after its messages"])
+@pytest.mark.usefixtures("one_each")
 def test_a_death_leaves_nothing_out_and_does_nothing_twice(laid, drive, context, monkeypatch, point):
     """A worker is killed in the middle of a step; the next one goes on, and each artifact has one job that was done."""
     laid(9)
@@ -215,6 +227,7 @@ def test_a_death_leaves_nothing_out_and_does_nothing_twice(laid, drive, context,
     assert {job.attempts for job in found} == {1}
 
 
+@pytest.mark.usefixtures("one_each")
 def test_messages_that_the_broker_lost_are_sent_again(laid, drive):
     """A broker that lost everything is sent the jobs that no worker has taken again, and only those."""
     laid(6)
@@ -242,6 +255,7 @@ def test_a_broker_that_is_away_keeps_no_step_from_counting(laid, drive):
     assert driver.finish().outcomes == {"verified": 3}
 
 
+@pytest.mark.usefixtures("one_each")
 def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     """A message that comes before its step is due does nothing, calls for no other, and leaves the progress alone."""
     laid(3)
@@ -285,6 +299,7 @@ def test_copies_are_brought_to_a_store(laid, drive, context):
     assert again.finish().outcomes == {"already_there": 3}
 
 
+@pytest.mark.usefixtures("one_each")
 def test_a_list_names_what_is_done(laid, drive, source_root, context):
     """Exactly what the file lists is done, from as many buckets as it names; what is not there is a failure by name."""
     laid(3)
@@ -318,6 +333,7 @@ def test_a_list_with_wrong_lines_is_refused_whole(laid, drive, source_root, cont
     assert (children(context), context.catalogue.batches.get("batch-1")) == ([], None)
 
 
+@pytest.mark.usefixtures("one_each")
 def test_a_list_that_changes_under_its_batch_stops_it(laid, drive, source_root):
     """The bytes at a recorded offset of the file are others now, so that nothing more is read from it."""
     laid(3)
@@ -349,6 +365,7 @@ def test_a_store_that_there_is_not_is_told_before_anything_is_done(drive, laid, 
     assert children(context) == []
 
 
+@pytest.mark.usefixtures("one_each")
 def test_a_batch_that_ends_ends_its_jobs(laid, drive, context, monkeypatch):
     """When a batch ends before its jobs have, they are cancelled, once; other jobs are not."""
     laid(4)
@@ -381,6 +398,7 @@ def test_where_the_broker_is_no_redis_jobs_become_due(laid, drive, context):
     assert context.catalogue.ledger.get("batch-1.00000001").due_at > clock.now()
 
 
+@pytest.mark.usefixtures("one_each")
 def test_a_clock_that_was_set_back_stops_no_batch_and_hides_no_artifact(context, laid, monkeypatch):
     """A batch that a clock two hours ahead planned goes on at once, and finds what was stored by that clock."""
     true = clock.now

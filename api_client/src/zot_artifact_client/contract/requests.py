@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
 
@@ -195,8 +195,10 @@ class RangeSelection(Message):
     """The page begins behind this key."""
     until: Key
     """The last key of the page."""
-    newest: Annotated[int, Field(ge=0)]
+    newest: Annotated[int, Field(ge=0)] | None = None
     """The newest artifact version that the catalogue had when the batch began; later ones are no part of it."""
+    begun_at: AwareDatetime
+    """When the batch began."""
 
 
 class LinesSelection(Message):

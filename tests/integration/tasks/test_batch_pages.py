@@ -1,0 +1,238 @@
+"""A batch works in pages: what is recorded is not done twice, and what fails leaves the page as a job of its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tasks.upload import upload
+from tests.integration.tasks.test_batch import Driver
+from worker import clock
+from worker.catalogue import tables
+from worker.context import Context
+from worker.jobs.running_job import Cancelled, RunningJob
+from worker.limits.snooze import Snooze
+from worker.storage.errors import Unavailable
+from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest
+
+ALL = BatchRequest(verb="verify", bucket="releases")
+VERBS = [
+    ALL,
+    BatchRequest(verb="replicate", bucket="releases", to=("cold",)),
+    BatchRequest(verb="delete", bucket="releases", everything=True),
+]
+GOOD = {"verify": "verified", "replicate": "stored", "delete": "deleted"}
+
+
+@pytest.fixture(autouse=True)
+def small_pages(context, monkeypatch) -> None:
+    """Let a page have three objects, and two threads."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 3)
+    monkeypatch.setitem(context.settings.page.__dict__, "threads", 2)
+
+
+@pytest.fixture
+def laid(run, source) -> Callable[..., None]:
+    """Upload so many small artifacts."""
+
+    def lay(number: int, prefix: str = "a/") -> None:
+        for n in range(number):
+            content = f"the bytes of {prefix}{n:03d}".encode()
+            run(upload, UploadRequest(bucket="releases", key=f"{prefix}{n:03d}", source=source(content)))
+
+    return lay
+
+
+@pytest.fixture
+def drive(context) -> Callable[[BatchRequest], Driver]:
+    return lambda request: Driver(context, request)
+
+
+def kinds(context: Context) -> list[str]:
+    """Return the kinds of the jobs that the batch has sent, in planning order."""
+    found = [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == "batch-1"]
+    return [job.kind for job in sorted(found, key=lambda job: job.id)]
+
+
+def verdicts(context: Context) -> list[tuple[Any, ...]]:
+    table = tables.verifications.c
+    with context.catalogue._database.read() as connection:
+        return [tuple(row) for row in connection.execute(sa.select(table.key, table.store, table.job))]
+
+
+@pytest.mark.parametrize("request_", VERBS, ids=lambda each: each.verb)
+def test_every_artifact_has_one_outcome(laid, drive, context, request_):
+    """Pages of three and a rest of one do all artifacts once, with every verb, and are counted in objects and bytes."""
+    laid(7)
+    result = drive(request_).finish()
+    assert (result.objects, result.failed, result.outcomes) == (7, 0, {GOOD[request_.verb]: 7})
+    assert result.bytes == 7 * len("the bytes of a/000")
+    assert kinds(context) == ["page", "page", request_.verb]
+
+
+def test_the_progress_of_running_pages_is_shown(laid, drive, context):
+    """Objects of a page that still runs count as done in the progress of its batch, and are not counted twice."""
+    laid(3)
+    driver = drive(ALL)
+    driver.step()
+    driver.work()
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(tables.jobs).where(tables.jobs.c.kind == "page").values(state=JobState.RUNNING))
+    driver.step()
+    shown = driver.outside.reports[-1]
+    assert (shown.objects_done, shown.bytes_done, shown.objects_total) == (3, 3 * len("the bytes of a/000"), 3)
+
+
+def test_bad_copies_are_named_with_the_page(laid, drive, stored):
+    """A page goes on after a corrupt and a missing copy, and the batch names both."""
+    laid(3)
+    stored("dr", "a/001").write_bytes(b"rotten" * 3)
+    stored("primary", "a/002").unlink()
+    result = drive(ALL).finish()
+    assert (result.objects, result.failed) == (3, 2)
+    assert result.outcomes == {"verified": 1, "corrupt": 1, "missing": 1}
+    assert [(each.key, each.outcome) for each in result.failures] == [("a/001", "corrupt"), ("a/002", "missing")]
+    assert "dr" in result.failures[0].message
+
+
+def test_what_fails_leaves_the_page_as_a_job_of_its_own(laid, drive, stored, context):
+    """An artifact without a good copy is tried again in its own job, which fails by name; the others are replicated."""
+    laid(3)
+    for store in ("primary", "dr"):
+        stored(store, "a/001").unlink()
+    result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
+    assert (result.objects, result.outcomes) == (3, {"stored": 2, "failed": 1})
+    assert [(each.key, each.outcome) for each in result.failures] == [("a/001", "failed")]
+    assert kinds(context) == ["page", "replicate"]
+
+
+def test_a_large_artifact_is_a_job_of_its_own(laid, drive, run, source, context, monkeypatch):
+    """An artifact above `page.large` is no part of a page, and ends the one before it."""
+    laid(2)
+    run(upload, UploadRequest(bucket="releases", key="b", source=source(b"x" * 100)))
+    laid(2, "c/")
+    monkeypatch.setitem(context.settings.page.__dict__, "large", 50)
+    assert drive(ALL).finish().outcomes == {"verified": 5}
+    assert kinds(context) == ["page", "verify", "page"]
+
+
+@pytest.mark.parametrize("request_", VERBS, ids=lambda each: each.verb)
+def test_an_artifact_that_another_job_writes_to_leaves_the_page(laid, drive, context, request_):
+    """A page that writes does nothing to what another job has locked; a page that verifies reads it."""
+    laid(3)
+    driver = drive(request_)
+    driver.step()
+    context.catalogue.ledger.acquire(
+        "other", "upload", {}, owner="x", holds="releases/a/001", parent=None, now=clock.now(),
+        lease=context.settings.jobs.lease,
+    )  # fmt: skip
+    driver.work()
+    driver.step()
+    assert kinds(context) == (["page"] if request_.verb == "verify" else ["page", request_.verb])
+
+
+@pytest.mark.parametrize("request_", VERBS, ids=lambda each: each.verb)
+def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, context, monkeypatch, request_):
+    """The objects whose group was recorded are not done again; each has one verdict, write or delete."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 6)
+    monkeypatch.setattr("worker.artifacts.page.GROUP", 2)
+    laid(6)
+    driver = drive(request_)
+    driver.step()
+    record, recorded = type(context.catalogue.pages).record, []
+
+    def dying(pages: Any, page: Any, group: Any, *, now: Any) -> Any:
+        if len(recorded) == 1:
+            raise KeyboardInterrupt
+        recorded.append([each.path for each in group.outcomes])
+        return record(pages, page, group, now=now)
+
+    sent = dict(driver.queue.waiting)
+    with monkeypatch.context() as dead:
+        dead.setattr(type(context.catalogue.pages), "record", dying)
+        with pytest.raises(KeyboardInterrupt):
+            driver.work()
+    driver.queue.waiting |= sent
+    result = driver.finish()
+    assert (result.objects, result.failed, sum(result.outcomes.values())) == (6, 0, 6)
+    if request_.verb == "verify":
+        assert len(verdicts(context)) == len(set(verdicts(context))) == 12
+    assert context.catalogue.verifications.first_broken() is None
+
+
+def test_a_page_that_is_dead_leaves_its_objects_to_jobs_of_their_own(laid, drive, context):
+    """What ends the workers of a page is found: each of its artifacts without an outcome becomes a job of its own."""
+    laid(3)
+    driver = drive(ALL)
+    driver.step()
+    (id_,) = driver.queue.waiting
+    job = driver._take(id_, "page", driver.queue.waiting.pop(id_).payload)
+    driver._end(job, JobState.DEAD, error={"type": "Poison", "message": "its worker died"})
+    result = driver.finish()
+    assert (result.objects, result.outcomes, result.failed) == (3, {"verified": 3}, 0)
+    assert kinds(context) == ["page", "verify", "verify", "verify"]
+
+
+def test_a_cancelled_page_counts_its_objects(laid, drive, context):
+    """The objects of a page that was cancelled alone are counted as cancelled, so that the batch ends."""
+    laid(3)
+    driver = drive(ALL)
+    driver.step()
+    (id_,) = driver.queue.waiting
+    job = driver._take(id_, "page", driver.queue.waiting.pop(id_).payload)
+    driver._end(job, JobState.CANCELLED, error={"type": "Cancelled", "message": "cancelled"})
+    result = driver.finish()
+    assert (result.objects, result.outcomes, result.failed) == (3, {"cancelled": 3}, 3)
+
+
+def test_a_store_that_takes_no_job_keeps_only_its_own_copies_waiting(laid, drive, context):
+    """A page reads the copies in the other stores, and waits for the paused one; no copy is read twice."""
+    laid(3)
+    driver = drive(ALL)
+    driver.step()
+    sent = dict(driver.queue.waiting)
+    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)
+    with pytest.raises(Snooze):
+        driver.work()
+    assert {store for _, store, _ in verdicts(context)} == {"primary"}
+    context.catalogue.pauses.end("store", "dr")
+    context.pauses.__init__(context.catalogue.pauses)
+    driver.queue.waiting |= sent
+    assert driver.finish().outcomes == {"verified": 3}
+    assert len(verdicts(context)) == len(set(verdicts(context))) == 6
+
+
+def test_a_cancelled_page_stops_and_keeps_what_it_has_recorded(laid, drive, monkeypatch, context):
+    """A page whose job is cancelled starts no further object, and what was read has its verdict."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 6)
+    monkeypatch.setitem(context.settings.page.__dict__, "threads", 1)
+    laid(6)
+    driver = drive(ALL)
+    driver.step()
+
+    def cancelled(job: RunningJob, count: int) -> None:
+        raise Cancelled("cancelled")
+
+    monkeypatch.setattr(RunningJob, "advance", cancelled)
+    with pytest.raises(Cancelled):
+        driver.work()
+    assert 0 < len(verdicts(context)) < 12
+
+
+def test_a_transient_error_of_one_object_does_not_end_the_page(laid, drive, context, monkeypatch):
+    """The object leaves the page and is replicated by its own job, with its retries."""
+    laid(3)
+    open_, failed = type(context.stores["cold"]).write_object, []
+
+    def failing(store: Any, bucket: str, key: str, *args: Any, **options: Any) -> Any:
+        if key == "a/001" and not failed:
+            failed.append(key)
+            raise Unavailable("cold: it does not answer")
+        return open_(store, bucket, key, *args, **options)
+
+    monkeypatch.setattr(type(context.stores["cold"]), "write_object", failing)
+    result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
+    assert (result.objects, result.outcomes) == (3, {"stored": 3})
+    assert kinds(context) == ["page", "replicate"]

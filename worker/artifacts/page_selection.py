@@ -1,0 +1,126 @@
+"""The objects of a page: from a range of keys, or from the lines of a file."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker import clock
+from worker.artifacts import key_lists
+from worker.catalogue import Artifact, Catalogue, Page
+from worker.context import JobContext
+from worker.settings import Settings
+from worker.settings.sections import PageSettings
+from zot_artifact_client.contract import LinesSelection, PageRequest, RangeSelection
+
+_CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clocks of two workers may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageObject:
+    """An object of a page. `id` is that of the artifact, or the number of the line; `artifact`: None if there is none.
+
+    `end` is where the object after it begins: behind this key, or at this offset of the file.
+    """
+
+    id: int
+    bucket: str
+    key: str
+    size: int
+    artifact: Artifact | None
+    end: str | int
+
+    @property
+    def path(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+
+def is_older(artifact: Artifact, newest: int | None, begun_at: datetime, now: datetime) -> bool:
+    """Return whether an artifact was there when a batch began; one that is newer is no part of the batch."""
+    if newest is not None and artifact.id > newest:  # ids do not depend on clocks; one that was ahead hides no artifact
+        return False
+    committed = artifact.committed_at
+    return committed is not None and not begun_at < committed <= now + _CLOCK_SKEW
+
+
+def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: str) -> list[PageObject]:
+    """Return the objects of a page, in its order.
+
+    Raises:
+        BadKeyList: the file was changed since it was checked.
+        SourceRefused, NotFound, AccessDenied: the file cannot be opened.
+    """
+    if request.range is not None:
+        return list(_in_range(request.range, catalogue))
+    assert request.lines is not None
+    return _in_lines(request.lines, catalogue, settings, job)
+
+
+def open_objects(request: PageRequest, page: Page | None, context: JobContext, job: str) -> list[PageObject]:
+    """Return the objects of a page that have no outcome yet, in its order; `page`: its progress, None at its start.
+
+    Raises:
+        BadKeyList, SourceRefused, NotFound, AccessDenied: see `select`.
+    """
+    if page is None:
+        return select(request, context.catalogue, context.settings, job)
+    if request.range is not None:  # also those that were replaced since the page began
+        return [artifact_object(artifact) for artifact in context.catalogue.artifacts.by_ids(page.open)]
+    still = set(page.open)
+    return [each for each in select(request, context.catalogue, context.settings, job) if each.id in still]
+
+
+def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[PageObject]]:
+    """Yield the objects of each page, in order; one that is too large for a page is alone."""
+    page: list[PageObject] = []
+    size = 0
+    for each in objects:
+        large = each.size > most.large
+        if page and (large or len(page) >= most.objects or size + each.size > most.size):
+            yield page
+            page, size = [], 0
+        page.append(each)
+        size += each.size
+        if large:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page
+
+
+def _in_range(selection: RangeSelection, catalogue: Catalogue) -> Iterator[PageObject]:
+    after, now = selection.after, clock.now()
+    while True:
+        found = catalogue.artifacts.page(selection.bucket, selection.prefix, (selection.bucket, after))
+        for artifact in found:
+            if artifact.key > selection.until:
+                return
+            if is_older(artifact, selection.newest, selection.begun_at, now):
+                yield artifact_object(artifact)
+        if not found or found[-1].key >= selection.until:
+            return
+        after = found[-1].key
+
+
+def _in_lines(selection: LinesSelection, catalogue: Catalogue, settings: Settings, job: str) -> list[PageObject]:
+    lines = key_lists.page(
+        selection.file, settings, offset=selection.offset, tag=selection.tag, limit=settings.page.objects * 2, job=job
+    )
+    return of_lines([line for line in lines if line.end <= selection.end], catalogue)
+
+
+def of_lines(lines: Sequence[key_lists.Line], catalogue: Catalogue) -> list[PageObject]:
+    """Return the objects that lines of a key list name; `id` counts from 1."""
+    found = catalogue.artifacts.currents((line.bucket, line.key) for line in lines)
+    return [
+        PageObject(
+            number, line.bucket, line.key, artifact.digest.size if artifact else 0, artifact, line.end,
+        )
+        for number, line in enumerate(lines, 1)
+        for artifact in [found.get((line.bucket, line.key))]
+    ]  # fmt: skip
+
+
+def artifact_object(artifact: Artifact) -> PageObject:
+    """Return an artifact as an object of a page."""
+    return PageObject(artifact.id, artifact.bucket, artifact.key, artifact.digest.size, artifact, artifact.key)
