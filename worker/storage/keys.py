@@ -81,7 +81,8 @@ def check_existing_key(bucket: str, key: str) -> str:
     Raises:
         InvalidKey: naming the key and the rule it breaks.
     """
-    rule = _unsafe_rule(bucket, key)
+    del bucket  # in the layout `native` it is no part of the real key
+    rule = _unsafe_rule(key)
     if rule:
         raise InvalidKey(f"key {key!r} is not allowed: {rule}")
     return key
@@ -100,12 +101,12 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def _unsafe_rule(bucket: str, key: str) -> str | None:
+def _unsafe_rule(key: str) -> str | None:
     if not key:
         return "it is empty"
     if "\0" in key:
         return "it contains a NUL character"
-    if rule := _broken_length(bucket, key):
+    if rule := _broken_length(key, "it is"):
         return rule
     segments = key.split("/")
     if not {".", ".."}.isdisjoint(segments):
@@ -115,18 +116,18 @@ def _unsafe_rule(bucket: str, key: str) -> str | None:
     return None
 
 
-def _broken_length(bucket: str, key: str) -> str | None:
+def _broken_length(text: str, what: str) -> str | None:
     try:
-        length = len(f"{bucket}/{key}".encode())
+        length = len(text.encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode (lone surrogate)"
     if length > MAX_PATH_BYTES:
-        return f"bucket and key are {length} bytes long, at most {MAX_PATH_BYTES} are possible"
+        return f"{what} {length} bytes long, at most {MAX_PATH_BYTES} are possible"
     return None
 
 
 def _broken_rule(bucket: str, key: str) -> str | None:
-    if rule := _broken_length(bucket, key):
+    if rule := _broken_length(f"{bucket}/{key}", "bucket and key are"):
         return rule
     if "\\" in key:
         return "a backslash cannot be stored by every store"

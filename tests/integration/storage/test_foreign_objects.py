@@ -117,6 +117,18 @@ def _azure(request: pytest.FixtureRequest, bucket: str, changes: dict[str, Any],
     return config, put
 
 
+@pytest.mark.parametrize("layout", ["native"], indirect=True)
+def test_the_longest_key_of_a_real_bucket_is_usable(theirs: Theirs) -> None:
+    """A key of 1,024 bytes is no longer than the clouds allow: the bucket does not count where it is a real one."""
+    key = "/".join(["k" * 127] * 8) + "k"
+    theirs.put(key, b"bytes")
+    assert [row.key for row in theirs.store.list_objects(theirs.bucket)] == [key]
+    assert theirs.store.verify_object(theirs.bucket, key, digest_of(b"bytes")).verdict is Verdict.VERIFIED
+    aside = theirs.store.quarantine_object(theirs.bucket, key, "job").partition("/")
+    assert theirs.store.verify_object(aside[0], aside[2], digest_of(b"bytes")).verdict is Verdict.VERIFIED
+    assert theirs.store.delete_object(theirs.bucket, key)
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_what_another_program_wrote_is_usable_under_its_name(theirs: Theirs, key: str) -> None:
     """It is listed, read, verified, kept in quarantine, replaced and deleted, with what is beside its bytes."""
