@@ -10,17 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import redis
 from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
+from tasks.batch_upload import begin_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
+from worker.artifacts.directory_lists import ListedFile
 from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split
-from worker.artifacts.sources import remove_staged
+from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.catalogue import (
     Batch,
     BatchChanges,
@@ -29,6 +31,7 @@ from worker.catalogue import (
     BatchOutcome,
     FailedBatchItem,
     NewBatchItem,
+    Page,
     PageCounts,
 )
 from worker.context import Context, JobContext
@@ -43,6 +46,7 @@ from zot_artifact_client.contract import (
     DELETE,
     PAGE,
     REPLICATE,
+    UPLOAD,
     VERIFY,
     BatchFailure,
     BatchRequest,
@@ -57,6 +61,7 @@ from zot_artifact_client.contract import (
     RangeSelection,
     ReplicateRequest,
     TaskSpec,
+    UploadRequest,
     VerifyRequest,
     batch_stem,
 )
@@ -82,6 +87,7 @@ _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable"
 """The worst first."""
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")
+_FAILED = "failed"
 
 
 class Messages(Protocol):
@@ -98,11 +104,12 @@ class Messages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An artifact that is a job of its own."""
+    """An artifact that is a job of its own. `source`: the file that an upload reads."""
 
     bucket: str
     key: str
     size: int
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +200,16 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     for name in (*(request.to or ()), *(request.stores or ())):
         context.stores[name]  # raises UnknownStore with the nearest name
     now = clock.now()
-    if request.keys_from is not None:
+    if request.verb == UPLOAD.kind:
+        cursor, total, size = begin_upload(request, context, job)
+    elif request.keys_from is not None:
         job.step("reading the list")
         listed = keylist.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
         cursor = {"after": "", "last": context.catalogue.artifacts.newest_id()}
-    if not total and request.verb != DELETE.kind:
+    if not total and request.verb not in {DELETE.kind, UPLOAD.kind}:
         where = request.keys_from or f"{request.bucket}/{request.prefix}"
         raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
     return context.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
@@ -212,6 +221,9 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
 def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> Planned:
     if before.exhausted or room <= 0:
         return Planned((), before.cursor, before.exhausted)
+    if request.verb == UPLOAD.kind:
+        pages, cursor, exhausted = next_upload_pages(request, context, before, min(room, _PAGES_AT_ONCE))
+        return Planned([FoundPage(page, size) for page, size in pages], cursor, exhausted)
     most = min(room, _PAGES_AT_ONCE) * context.settings.page.objects
     if request.keys_from is not None:
         return _next_lines(request, context, before, room, most)
@@ -302,10 +314,13 @@ def _send(messages: Messages, job: RunningJob, jobs: Mapping[str, tuple[str, Map
         logger.warning("batch %s: the next step sends its jobs again: %s", job.id, type(error).__name__)
 
 
-_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE, PAGE)}
-_REQUESTS: dict[str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRequest | DeleteRequest]] = {
+_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE, UPLOAD, PAGE)}
+_REQUESTS: dict[
+    str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRequest | DeleteRequest | UploadRequest]
+] = {
     REPLICATE.kind: lambda asked, at: ReplicateRequest(bucket=at.bucket, key=at.key, to=asked.to or ()),
     VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
+    UPLOAD.kind: lambda asked, at: UploadRequest(bucket=at.bucket, key=at.key, source=at.source, stores=asked.stores),
     DELETE.kind: lambda asked, at: DeleteRequest(
         bucket=at.bucket, key=at.key, stores=asked.stores, allow_last=asked.allow_last
     ),
@@ -321,8 +336,8 @@ def _ended(request: BatchRequest, context: JobContext, item: BatchItem) -> Ended
     if item.state is JobState.SUCCEEDED:
         result = PageResult.read(item.result or {})
         counts = PageCounts(result.outcomes, result.bytes, result.failed)
-        left = [_found_at(path, context) for path in result.left]
-        return Ended(BatchOutcome(item, "failed" if result.failed else "done", not result.failed, counts), left)
+        left = _found_left(PageRequest.read(item.request), result.left, context, item)
+        return Ended(BatchOutcome(item, _FAILED if result.failed else "done", not result.failed, counts), left)
     return _ended_early(context, item)
 
 
@@ -332,16 +347,38 @@ def _ended_early(context: JobContext, item: BatchItem) -> Ended:
     One of them may be what ended the page. The objects of a cancelled page count as cancelled.
     """
     page = context.catalogue.pages.get(item.job)
-    objects = open_objects(PageRequest.read(item.request), page, context, item.job)
+    request = PageRequest.read(item.request)
+    objects = _still_open(request, page, context, item)
     outcomes: Counter[str] = Counter(page.outcomes if page else {})
     size, failed = page.bytes if page else 0, len(page.failures) if page else 0
     if item.state is JobState.CANCELLED:
         outcomes[item.state.value] += len(objects)
         counts = PageCounts(outcomes, size + sum(each.size for each in objects), failed + len(objects))
         return Ended(BatchOutcome(item, item.state.value, good=False, page=counts))
-    left = [Found(each.bucket, each.key, each.size) for each in objects]
-    left += [_found_at(path, context) for path in (page.left if page else ())]
+    left = [*objects, *_found_left(request, page.left if page else (), context, item)]
     return Ended(BatchOutcome(item, item.state.value, good=not failed, page=PageCounts(outcomes, size, failed)), left)
+
+
+def _still_open(request: PageRequest, page: Page | None, context: JobContext, item: BatchItem) -> list[Found]:
+    """Return the objects of a page that have no outcome."""
+    if request.verb == UPLOAD.kind:
+        files = files_of(request, context, item.job)
+        still = range(len(files)) if page is None else page.open
+        return [_found_file(files[number]) for number in still]
+    return [Found(each.bucket, each.key, each.size) for each in open_objects(request, page, context, item.job)]
+
+
+def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, item: BatchItem) -> list[Found]:
+    """Return the objects that have left a page."""
+    if request.verb != UPLOAD.kind or not left:
+        return [_found_at(path, context) for path in left]
+    wanted = set(left)
+    files = files_of(request, context, item.job)
+    return [_found_file(file) for file in files if f"{file.bucket}/{file.key}" in wanted]
+
+
+def _found_file(file: ListedFile) -> Found:
+    return Found(file.bucket, file.key, file.size, file.path)
 
 
 def _found_at(path: str, context: JobContext) -> Found:
@@ -357,7 +394,7 @@ def _outcome(request: BatchRequest, item: BatchItem) -> BatchOutcome:
         verdict = _first(_VERDICTS, [copy["verdict"] for copy in copies], "missing")
         return BatchOutcome(item, verdict, good=verdict == "verified")
     outcomes = [copy["outcome"] for copy in copies]
-    words = (_PLACED, "already_there") if request.verb == REPLICATE.kind else (_DELETED, "already_gone")
+    words = (_DELETED, "already_gone") if request.verb == DELETE.kind else (_PLACED, "already_there")
     return BatchOutcome(item, _first(words[0], outcomes, words[1]), good=True)
 
 
@@ -380,13 +417,18 @@ def _progress(request: BatchRequest, at: Batch, objects: int, size: int) -> Prog
 
 def _result(request: BatchRequest, context: JobContext, at: Batch) -> BatchResult:
     failures = context.catalogue.batches.failed(at.job, limit=FAILURES)
+    unlisted = [BatchFailure(job=at.job, outcome=_FAILED, **each) for each in at.cursor.get("problems", ())]
+    named = chain(unlisted, (failure for each in failures for failure in _failures(each)))
+    outcomes, refused = Counter(at.outcomes), int(at.cursor.get("refused", 0))
+    if refused:
+        outcomes[_FAILED] += refused
     return BatchResult(
         verb=request.verb,
-        objects=at.ended,
+        objects=at.ended + refused,
         bytes=at.ended_bytes,
-        outcomes=dict(at.outcomes),
-        failed=at.failed,
-        failures=tuple(islice((failure for each in failures for failure in _failures(each)), FAILURES)),
+        outcomes=dict(outcomes),
+        failed=at.failed + refused,
+        failures=tuple(islice(named, FAILURES)),
     )
 
 
@@ -412,7 +454,9 @@ def _failure(failed: FailedBatchItem) -> BatchFailure:
 
 
 def _at_end(request: BatchRequest, context: Context, job: str) -> None:
-    if request.staged and request.keys_from is not None:
+    if request.verb == UPLOAD.kind:
+        remove_staged_directory(context.settings, job)
+    elif request.staged and request.keys_from is not None:
         remove_staged(request.keys_from, context.settings, job)
     end_batch_items(context, current_app)
 

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_OID, uuid5
 
+from tasks.batch_upload import files_of
 from tasks.delete import delete_artifact
 from tasks.replicate import replicate_to
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
 from worker.artifacts.page import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
+from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.catalogue import Group, Page, PageCopy, PageOutcome
 from worker.context import JobContext
@@ -20,6 +22,7 @@ from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     PAGE,
     REPLICATE,
+    UPLOAD,
     VERIFY,
     DeleteRequest,
     PageFailure,
@@ -46,6 +49,8 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
     """
     if request.claim is not None:
         done = _verify_claimed(request.claim.store, context, job)
+    elif request.verb == UPLOAD.kind:
+        done = _upload_listed(request, context, job)
     elif request.verb == VERIFY.kind:
         done = _verify_selected(request, context, job)
     else:
@@ -69,6 +74,22 @@ def _leave(found: Page, objects: Sequence[PageObject], context: JobContext) -> P
         return found
     left = [PageOutcome(each.id, each.path, each.size, _LEFT, left=True) for each in objects]
     return context.catalogue.pages.record(found, Group(left), now=clock.now())
+
+
+# Upload
+
+
+def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    """Upload the files of some lines of a directory list."""
+    for name in request.stores or ():
+        context.stores[name]  # raises UnknownStore
+    pages, files = context.catalogue.pages, files_of(request, context, job.id)
+    found = pages.get(job.id) or pages.begin(job.id, range(len(files)))
+    job.start(sum(files[number].size for number in found.open), f"uploading {len(found.open)} files")
+    try:
+        return UploadPage(context, job, found, request.stores).run(files)
+    finally:
+        context.catalogue.artifact_locks.release(job.id)
 
 
 # Verify

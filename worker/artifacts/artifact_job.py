@@ -11,7 +11,7 @@ from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
-from worker.storage.driver import ObjectProperties
+from worker.storage.driver import HashedBytes, ObjectProperties
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from zot_artifact_client.contract import PlacedCopy
@@ -110,7 +110,7 @@ class ArtifactJob:
             return None
         return CopySlot(store, copy, None if seen.verdict == Verdict.MISSING else found, quarantine=True)
 
-    def write(self, slot: CopySlot, source: Readable, *, storage_class: str | None = None) -> PlacedCopy:
+    def write(self, slot: CopySlot, source: Readable | HashedBytes, *, storage_class: str | None = None) -> PlacedCopy:
         """Write the copy. What is under its key is replaced only by bytes that match, and kept in quarantine.
 
         Raises:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from worker.catalogue.artifact_locks import ArtifactLocks
-from worker.catalogue.artifacts import Artifacts, FinishedCopy, Superseded
+from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, Superseded
 from worker.catalogue.batches import (
     Batch,
     BatchChanges,
@@ -56,6 +56,7 @@ __all__ = [
     "LogHead",
     "LostLease",
     "NewBatchItem",
+    "NewVersion",
     "NoCatalogue",
     "OpenTransfer",
     "OtherRequest",
@@ -67,6 +68,7 @@ __all__ = [
     "Pause",
     "Pauses",
     "PlannedPage",
+    "Recorded",
     "Scope",
     "StoreIdentities",
     "Superseded",

@@ -21,6 +21,8 @@ FIRST_READS = 12
 """Of the values of `spread`, those of copies that were written and not read yet; the others follow."""
 SPREADS = 16
 
+_KEYS = 200
+"""Keys that one statement names at most: databases bound the number of parameters."""
 _MOST_VERSIONS = 2**31 - 1
 """What the column holds; PostgreSQL does not let itself be asked for more."""
 
@@ -35,11 +37,15 @@ _VERSIONS = (
 )
 _NEWEST = _VERSIONS.limit(1)
 _CURRENT = _VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1)
-_RECORDED_BY = sa.select(artifacts).where(artifacts.c.job == sa.bindparam("by"))
+_RECORDED_BY = sa.select(artifacts).where(
+    artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"),
+    artifacts.c.job == sa.bindparam("by"),
+)  # fmt: skip
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = _COPIES.order_by(copies.c.store)
 _COPY = _COPIES.where(copies.c.store == sa.bindparam("at"))
 _INSERT_VERSION = sa.insert(artifacts).returning(artifacts)
+_INSERT_VERSIONS = sa.insert(artifacts).returning(artifacts, sort_by_parameter_order=True)
 _INSERT_MANIFEST = sa.insert(manifests)
 _INSERT_COPIES = sa.insert(copies)
 _INSERT_COPY = sa.insert(copies).returning(copies)
@@ -99,6 +105,24 @@ class FinishedCopy:
     store: str
     tag: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """The content that a page uploads under a key: of one chunk, so that its digest is all that is recorded of it."""
+
+    bucket: str
+    key: str
+    digest: Digest
+    stores: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The version that an upload writes. `fresh`: it is new, and no store has it."""
+
+    artifact: Artifact
+    fresh: bool
 
 
 class Artifacts:
@@ -169,6 +193,32 @@ class Artifacts:
             for store in stores:
                 ensure_copy(connection, artifact, store)
             return artifact
+
+    def record_many(
+        self, versions: Sequence[NewVersion], metadata: Mapping[str, str], now: datetime, *, job: str
+    ) -> list[Recorded | Superseded]:
+        """Record versions of different keys in one transaction; for each see `record`. Superseded ones are returned."""
+        recorded: dict[int, Recorded | Superseded] = {}
+        with self._database.write() as connection:
+            newest = _newest_of(connection, [(each.bucket, each.key) for each in versions])
+            fresh: list[tuple[int, NewVersion, int]] = []
+            for number, each in enumerate(versions):
+                row = newest.get((each.bucket, each.key))
+                try:
+                    if row is not None:
+                        _check_not_superseded(connection, row, job)
+                except Superseded as error:
+                    recorded[number] = error
+                    continue
+                if row is None or row.tombstoned_at is not None or artifact_of(row).digest != each.digest:
+                    fresh.append((number, each, row.version + 1 if row else 1))
+                    continue
+                artifact = artifact_of(row)
+                for store in each.stores:
+                    ensure_copy(connection, artifact, store)
+                recorded[number] = Recorded(artifact, fresh=False)
+            recorded |= _insert_versions(connection, fresh, {"metadata": dict(metadata), "created_at": now, "job": job})
+        return [recorded[number] for number in range(len(versions))]
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
         """Return the digests of a version's chunks, or None if none were recorded."""
@@ -348,8 +398,39 @@ class Artifacts:
             return connection.execute(sa.select(sa.func.count()).where(never)).scalar_one()
 
 
+def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
+    """Return the newest version of each key that has one."""
+    found: dict[tuple[str, str], Row[Any]] = {}
+    query = sa.select(artifacts).order_by(artifacts.c.version)
+    for start in range(0, len(paths), _KEYS):
+        group = paths[start : start + _KEYS]
+        for row in connection.execute(query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key).in_(group))):
+            found[row.bucket, row.key] = row
+    return found
+
+
+def _insert_versions(
+    connection: Connection, fresh: Sequence[tuple[int, NewVersion, int]], shared: Mapping[str, Any]
+) -> dict[int, Recorded]:
+    if not fresh:
+        return {}
+    rows = connection.execute(
+        _INSERT_VERSIONS,
+        [
+            {"bucket": each.bucket, "key": each.key, "version": version, "size": each.digest.size,
+             "sha256": each.digest.sha256, **shared}
+            for _, each, version in fresh
+        ],
+    ).all()  # fmt: skip
+    begun = [_new_copy(row.id, store) for row, (_, each, _) in zip(rows, fresh, strict=True) for store in each.stores]
+    if begun:
+        connection.execute(_INSERT_COPIES, begun)
+    return {number: Recorded(artifact_of(row), fresh=True) for row, (number, _, _) in zip(rows, fresh, strict=True)}
+
+
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
-    own = connection.execute(_RECORDED_BY, {"by": job}).one_or_none()
+    at = {"bucket": newest.bucket, "key": newest.key, "by": job}
+    own = connection.execute(_RECORDED_BY, at).one_or_none()
     if own is None:
         return
     what = f"version {own.version} of {own.bucket}/{own.key}, which this job recorded at an earlier attempt,"

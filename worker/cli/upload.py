@@ -1,18 +1,23 @@
 """The command `upload`."""
 
 import sys
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from worker.cli.arguments import ArtifactArgument, ArtifactPath, IdempotencyKey, NoWait, Stores, Timeout
+from worker.artifacts.directory_listing import DirectoryListing, Filters
+from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Stores, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish
 from worker.cli.output import AsJson
 from worker.cli.session import opened
 from worker.cli.staging import check_file, stage, stage_stream, within_roots
 from worker.cli.submit import Sender, request_of, sender
+from worker.cli.upload_directory import Waiting, listing_of, report, upload_directory
+from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
 from zot_artifact_client.errors import BrokerUnavailable
@@ -21,13 +26,44 @@ from zot_artifact_client.job_ids import choose_id
 STDIN = "-"
 
 
+class SymlinkPolicy(StrEnum):
+    """What a recursive upload does with symbolic links."""
+
+    skip = "skip"
+    follow = "follow"
+    error = "error"
+
+
 def upload(
     source: Annotated[
         str,
         typer.Argument(metavar="SOURCE", help="A file, `-` for standard input, or a URL of a host in sources.hosts."),
     ],
-    artifact: ArtifactArgument,
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUCKET/KEY",
+            help="The artifact, such as releases/app.tgz. With --recursive: BUCKET or BUCKET/PREFIX.",
+        ),
+    ],
     *,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="SOURCE is a directory: upload the files in and below it.")
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
+    ] = None,
+    symlinks: Annotated[
+        SymlinkPolicy, typer.Option(help="With -r: what to do with symbolic links.")
+    ] = SymlinkPolicy.skip,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With -r: count files and bytes, and send nothing.")
+    ] = False,
     sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="Reject the upload if the bytes have another SHA-256.")
     ] = None,
@@ -50,9 +86,13 @@ def upload(
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file, standard input or a URL as an artifact.
+    """Upload a file, standard input or a URL as an artifact, or with -r the files of a directory.
 
     Without --store the artifact goes to the stores that the placement settings name.
+
+    A directory is uploaded as one batch. The same command again goes on: what a store has is `already there`.
+    A GLOB without a slash is matched with names, one with a slash with the path in the directory; `**` is any number
+    of directories.
 
     Examples:
 
@@ -61,7 +101,19 @@ def upload(
         tar c dir | zot-artifacts upload - backups/dir.tar --store dr
 
         zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
+
+        zot-artifacts upload -r build releases/2026-11 --exclude '*.tmp'
     """
+    if recursive:
+        single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class}
+        _refuse("is for one file: leave it out with --recursive", single)
+        waiting = Waiting(not no_wait, timeout, idempotency_key)
+        filters = Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value)
+        _upload_directory(listing_of(source, artifact, filters), store, waiting, dry=dry_run, as_json=as_json)
+        return
+    link_policy = symlinks if symlinks is not SymlinkPolicy.skip else None
+    several = {"--include": include, "--exclude": exclude, "--symlinks": link_policy, "--dry-run": dry_run}
+    _refuse("goes with --recursive", several)
     at = ArtifactPath.parse(artifact)
     check_key(at.bucket, at.key)
     with opened() as session:
@@ -84,6 +136,26 @@ def upload(
             else:
                 outcome = upload_one(way, job_id, request, path, wait=not no_wait, timeout=timeout)
     finish(outcome, waited=not no_wait, as_json=as_json)
+
+
+def _upload_directory(
+    listing: DirectoryListing, store: list[str] | None, waiting: Waiting, *, dry: bool, as_json: bool
+) -> None:
+    if dry:
+        raise typer.Exit(print_dry_run(listing, as_json=as_json))
+    with opened() as session:
+        outcome = upload_directory(session, listing, session.store_names(store), waiting)
+    left_out = report(listing)
+    try:
+        finish(outcome, waited=waiting.wait, as_json=as_json)
+    except typer.Exit as end:
+        raise typer.Exit(end.exit_code or left_out) from None
+
+
+def _refuse(why: str, options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if value:
+            raise Failure(f"{name} {why}", Status.USAGE, type_="UsageError")
 
 
 def upload_one(

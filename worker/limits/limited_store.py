@@ -20,7 +20,7 @@ from worker.storage import (
     Store,
     Verification,
 )
-from worker.storage.driver import ObjectProperties, SmallPut
+from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
@@ -125,7 +125,7 @@ class LimitedStore:
         self,
         bucket: str,
         key: str,
-        source: Readable,
+        source: Readable | HashedBytes,
         *,
         size: int | None = None,
         sha256: str | None = None,
@@ -143,7 +143,7 @@ class LimitedStore:
                 written = self._store.write_object(
                     bucket,
                     key,
-                    _Source(source),
+                    source if isinstance(source, HashedBytes) else _Source(source),
                     size=size,
                     sha256=sha256,
                     metadata=metadata,

@@ -219,6 +219,28 @@ class SmallPut:
     condition: Condition = None
 
 
+class HashedBody:
+    """Hashed bytes as the body of one write."""
+
+    def __init__(self, content: HashedBytes, on_bytes: Callable[[int], None] | None = None) -> None:
+        self._content = content
+        self._on_bytes = on_bytes
+        self._at = 0
+
+    @property
+    def digest(self) -> Digest:
+        """Return the digest of the bytes."""
+        return self._content.digest
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes, `b""` at the end."""
+        data = self._content.data[self._at : self._at + size]
+        self._at += len(data)
+        if data and self._on_bytes:
+            self._on_bytes(len(data))
+        return data
+
+
 class ObjectReader(Protocol):
     """The bytes of one version of one object, as a context manager.
 

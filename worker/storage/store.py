@@ -16,6 +16,8 @@ from worker.storage.driver import (
     Digest,
     Driver,
     GroupDriver,
+    HashedBody,
+    HashedBytes,
     ListedObject,
     Match,
     MultipartDriver,
@@ -112,7 +114,7 @@ class Store:
         self,
         bucket: str,
         key: str,
-        source: Readable,
+        source: Readable | HashedBytes,
         *,
         size: int | None = None,
         sha256: str | None = None,
@@ -134,7 +136,7 @@ class Store:
         Args:
             bucket: the logical bucket.
             key: the key in it.
-            source: the bytes, read once, in pieces.
+            source: the bytes, read once, in pieces; hashed bytes are not hashed again.
             size: how many bytes there must be, if known.
             sha256: the SHA-256 they must have, if known.
             metadata: kept by stores whose capabilities say so.
@@ -156,8 +158,10 @@ class Store:
         if storage_class and not self.capabilities.storage_classes:
             raise PermanentError(f"{self.name}: the store has no storage classes; {storage_class!r} was asked for")
         metadata = metadata or {}
+        if isinstance(source, HashedBytes):
+            size, sha256 = source.digest.size, source.digest.sha256
         needs_digest = self.capabilities.needs_digest_first or self.capabilities.parts
-        if needs_digest and (size is None or sha256 is None):
+        if not isinstance(source, HashedBytes) and needs_digest and (size is None or sha256 is None):
             with self._spooled(source, size, sha256) as (spool, digest):
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
@@ -165,9 +169,13 @@ class Store:
                     on_bytes=on_bytes, on_read_back=on_read_back, checkpoint=checkpoint, existing_key=existing_key,
                 )  # fmt: skip
         self._check_size(bucket, key, size)
-        body = VerifyingReader(
-            source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
-        )
+        body: HashedBody | VerifyingReader
+        if isinstance(source, HashedBytes):
+            body = HashedBody(source, on_bytes)
+        else:
+            body = VerifyingReader(
+                source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
+            )
         info = WriteInfo(size, sha256, metadata, storage_class, properties or ObjectProperties())
         if self._goes_in_parts(size):
             self._refuse_early(bucket, key, condition)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,16 @@ class Source:
         if sha256 is not None and digest.sha256 != sha256:
             raise DigestMismatch(f"{self.name} has SHA-256 {digest.sha256}, announced was {sha256}")
         return digest, manifest
+
+
+def staged_directory(settings: Settings, job: str) -> Path:
+    """Return the directory in which the files of a job are staged; it may not exist."""
+    return settings.staging_dir / staging_name(job)
+
+
+def remove_staged_directory(settings: Settings, job: str) -> None:
+    """Remove all files that were staged for a job."""
+    shutil.rmtree(staged_directory(settings, job), ignore_errors=True)
 
 
 class _Reader:

@@ -42,7 +42,10 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
 Verb = Literal["replicate", "verify", "delete"]
-PageVerb = Literal["replicate", "verify", "delete"]
+BatchVerb = Literal["replicate", "verify", "delete", "upload"]
+PageVerb = Literal["replicate", "verify", "delete", "upload"]
+Symlinks = Literal["skip", "follow", "error"]
+Globs = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...], Field(max_length=100)]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
 Metadata = Annotated[
@@ -140,12 +143,23 @@ class BatchRequest(Message):
     What a verb does not take is refused rather than ignored.
     """
 
-    verb: Verb
+    verb: BatchVerb
     bucket: Bucket | None = None
     prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
     """Text that the keys begin with; it need not end at a slash."""
     keys_from: Annotated[Source, AfterValidator(_no_url)] | None = None
-    """In place of a bucket: a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line."""
+    """In place of a bucket: a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line.
+
+    To upload: a directory list, with one JSON object (`bucket`, `key`, `path`, `size`, `mtime_ns`) on each line.
+    """
+    directory: Annotated[Source, AfterValidator(_no_url)] | None = None
+    """To upload: a directory below one of the worker's roots; its files go to `bucket`, with `prefix` before paths."""
+    include: Globs = ()
+    """With directory: only files whose name, or with a slash in the pattern whose path in it, matches one of them."""
+    exclude: Globs = ()
+    """With directory: no files and directories that match one of them."""
+    symlinks: Symlinks = "skip"
+    """With directory: what to do with symbolic links."""
     staged: bool = False
     """The file was laid into the worker's staging directory for this job and goes away with it."""
     to: StoreNames | None = None
@@ -167,13 +181,23 @@ class BatchRequest(Message):
         return (
             ((self.bucket is None) == (self.keys_from is None), "give either bucket or keys_from"),
             (self.prefix and self.bucket is None, "prefix goes with bucket"),
+            (
+                self.verb == "upload" and (self.keys_from is None) == (self.directory is None),
+                "upload takes keys_from or directory",
+            ),
+            (self.directory is not None and self.verb != "upload", "directory goes with upload"),
+            (self._filtered and self.directory is None, "include, exclude and symlinks go with directory"),
             (self.staged and self.keys_from is None, "staged goes with keys_from"),
             ((self.to is None) == (self.verb == "replicate"), "to goes with replicate, and it has to have it"),
-            (self.stores is not None and self.verb == "replicate", "stores goes with verify and delete"),
+            (self.stores is not None and self.verb == "replicate", "stores goes with upload, verify and delete"),
             (self.allow_last and (self.verb != "delete" or self.stores is None), "allow_last goes with delete, stores"),
             (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
             (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
         )
+
+    @property
+    def _filtered(self) -> bool:
+        return bool(self.include or self.exclude or self.symlinks != "skip")
 
     @property
     def _sweeping(self) -> bool:

@@ -1,0 +1,154 @@
+"""List the files of a directory that are to be uploaded, and the keys that they get."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from worker.artifacts.directory_lists import ListedFile
+from worker.storage.errors import InvalidKey
+from worker.storage.keys import check_key
+
+Symlinks = Literal["skip", "follow", "error"]
+_MAX_NAMED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which files are taken: those that match an `include` pattern, or all without one, and no `exclude` pattern.
+
+    A pattern without a slash is matched with each name in the path, one with a slash with the whole path below the
+    directory. `*` and `?` match within a name, `**` any number of directories.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    symlinks: Symlinks = "skip"
+
+
+@dataclass(slots=True)
+class DirectoryListing:
+    """A walk through a directory. What it counts is complete when its files are listed.
+
+    `problems` are the first of the `failed` files and directories that cannot be uploaded, each with its reason.
+    """
+
+    directory: Path
+    bucket: str
+    prefix: str
+    filters: Filters = Filters()
+    count: int = 0
+    size: int = 0
+    links: int = 0
+    special: int = 0
+    failed: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    _unwanted: list[tuple[bool, re.Pattern[str]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compile the patterns."""
+        self._unwanted = [_compiled(pattern) for pattern in self.filters.exclude]
+
+    def files(self) -> Iterator[ListedFile]:
+        """Yield the files in the order of their paths, each with its size and time of change."""
+        wanted = [_compiled(pattern) for pattern in self.filters.include]
+        for below, path, found in self._walk(os.fspath(self.directory), "", ()):
+            if wanted and not _matches(wanted, below):
+                continue
+            if not stat.S_ISREG(found.st_mode):
+                self.special += 1
+                continue
+            key = self.prefix + below
+            try:
+                key.encode()
+                check_key(self.bucket, key)
+            except UnicodeEncodeError:
+                self.refuse(below, "its name is not UTF-8, as keys are; rename it")
+                continue
+            except InvalidKey as error:
+                self.refuse(below, error.message)
+                continue
+            self.count += 1
+            self.size += found.st_size
+            yield ListedFile(self.bucket, key, path, found.st_size, found.st_mtime_ns)
+
+    def _walk(
+        self, directory: str, below: str, above: tuple[tuple[int, int], ...]
+    ) -> Iterator[tuple[str, str, os.stat_result]]:
+        try:
+            here = os.stat(directory)  # noqa: PTH116 - a million paths are no objects
+            with os.scandir(directory) as entries:
+                names = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.refuse(below or ".", error.strerror or str(error))
+            return
+        if (here.st_dev, here.st_ino) in above:
+            self.refuse(below, "a symbolic link leads back to a directory above it")
+            return
+        for entry in names:
+            path = f"{below}{entry.name}"
+            if _matches(self._unwanted, path):
+                continue
+            try:
+                found = self._stat(entry, path)
+            except OSError as error:
+                self.refuse(path, error.strerror or str(error))
+                continue
+            if found is None:
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                yield from self._walk(entry.path, f"{path}/", (*above, (here.st_dev, here.st_ino)))
+            else:
+                yield path, entry.path, found
+
+    def _stat(self, entry: os.DirEntry[str], path: str) -> os.stat_result | None:
+        """Return what an entry is, or None if it is a symbolic link that is not followed."""
+        if not entry.is_symlink() or self.filters.symlinks == "follow":
+            return entry.stat()
+        if self.filters.symlinks == "error":
+            self.refuse(path, "it is a symbolic link; see --symlinks")
+        else:
+            self.links += 1
+        return None
+
+    def refuse(self, path: str, reason: str) -> None:
+        """Count a file or directory that cannot be uploaded."""
+        self.failed += 1
+        if len(self.problems) < _MAX_NAMED:
+            self.problems.append((path, reason))
+
+
+def _matches(patterns: Sequence[tuple[bool, re.Pattern[str]]], path: str) -> bool:
+    return any(
+        pattern.fullmatch(path) if whole else any(pattern.fullmatch(name) for name in path.split("/"))
+        for whole, pattern in patterns
+    )
+
+
+def _compiled(glob: str) -> tuple[bool, re.Pattern[str]]:
+    """Return whether a pattern is for the whole path, and its regular expression."""
+    trimmed = glob.strip("/")
+    parts = [r"(?:[^/]+/)*" if part == "**" else f"{_segment(part)}/" for part in trimmed.split("/")]
+    text = "".join(parts)
+    # a pattern also takes everything below the directory that it names
+    text = text.removesuffix("/") + r"(?:/.*)?" if text.endswith("/") else text + r".*"
+    return "/" in glob, re.compile(text, re.DOTALL)
+
+
+def _segment(part: str) -> str:
+    """Return the regular expression of a pattern without slashes."""
+    text, at = "", 0
+    while at < len(part):
+        end = part.find("]", at + 2) if part[at] == "[" else -1
+        if end > 0:
+            text += (
+                "[" + part[at + 1 : end].replace("\\", r"\\").replace("!", "^", 1 if part[at + 1] == "!" else 0) + "]"
+            )
+            at = end
+        else:
+            text += {"*": "[^/]*", "?": "[^/]"}.get(part[at], re.escape(part[at]))
+        at += 1
+    return text

@@ -1,0 +1,268 @@
+"""Upload the files of a page: each is read and hashed once, and recorded and written in groups.
+
+While one group is written to the stores, the files of the next are read. Each group is three steps: one transaction
+records the versions, the stores write, and one transaction records copies and outcomes. A page that is delivered again
+does the objects without an outcome; what a killed attempt had written is found by its digest.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker import clock
+from worker.artifacts.artifact_job import ArtifactJob
+from worker.artifacts.directory_lists import ListedFile
+from worker.artifacts.page import GROUP
+from worker.artifacts.sources import open_source
+from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStore
+from worker.storage import ObjectStat
+from worker.storage.driver import HashedBytes, SmallPut
+from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError, TransientError
+from worker.storage.integrity.manifest import CHUNK_SIZE
+
+logger = logging.getLogger(__name__)
+
+LARGEST = CHUNK_SIZE
+"""Bytes of a file that is read into memory. Its digest is its manifest."""
+_GROUP_SIZE = 64 << 20
+"""Most bytes of a group. Two groups are in memory at a time."""
+
+
+class SourceChanged(PermanentError):
+    """A file is not what it was when the directory was listed."""
+
+
+@dataclass(slots=True)
+class _Item:
+    """A file of the page, and how far its upload is."""
+
+    number: int
+    file: ListedFile
+    stores: tuple[str, ...]
+    content: HashedBytes | None = None
+    artifact: Artifact | None = None
+    fresh: bool = False
+    written: dict[str, ObjectStat] = field(default_factory=dict)
+    outcomes: list[str] = field(default_factory=list)
+    error: StorageError | Exception | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.file.bucket}/{self.file.key}"
+
+
+@dataclass(slots=True)
+class UploadPage:
+    """A page of files that go to the stores that are named, or that placement names."""
+
+    context: JobContext
+    job: RunningJob
+    page: Page
+    stores: tuple[str, ...] | None
+
+    def run(self, files: Sequence[ListedFile]) -> Page:
+        """Upload the files that have no outcome yet, and return the page after that.
+
+        A file that is too large for memory, whose key another job is writing, or whose upload failed transiently,
+        leaves the page.
+
+        Raises:
+            Snooze: a store takes no job now; the outcomes so far are recorded.
+        """
+        items = [_Item(number, files[number], self._stores_of(files[number])) for number in self.page.open]
+        free = self._lock(items)
+        self._leave([item for item in items if item not in free])
+        with ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool:
+            try:
+                self._run(_groups(free), pool)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return self.page
+
+    def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor) -> None:
+        ahead = self._reading(next(groups, None), pool)
+        while ahead is not None:
+            group, reads = ahead
+            ahead = self._reading(next(groups, None), pool)
+            for read in reads:
+                read.result()
+            self._record_versions(group)
+            for store in dict.fromkeys(name for item in group for name in item.stores):
+                self._write(self.context.stores[store], [item for item in group if store in item.stores], pool)
+            self._record(group)
+
+    def _reading(
+        self, group: list[_Item] | None, pool: ThreadPoolExecutor
+    ) -> tuple[list[_Item], list[Future[None]]] | None:
+        if group is None:
+            return None
+        return group, [pool.submit(self._read, item) for item in group]
+
+    def _read(self, item: _Item) -> None:
+        try:
+            item.content = _content(item.file, self.context, self.job)
+        except StorageError as error:
+            item.error = error
+
+    def _record_versions(self, group: Sequence[_Item]) -> None:
+        self.job.heartbeat()
+        read = [item for item in group if item.content is not None]
+        versions = [
+            NewVersion(item.file.bucket, item.file.key, item.content.digest, item.stores)
+            for item in read
+            if item.content is not None
+        ]
+        recorded = self.context.catalogue.artifacts.record_many(versions, {}, clock.now(), job=self.job.id)
+        for item, each in zip(read, recorded, strict=True):
+            if isinstance(each, Recorded):
+                item.artifact, item.fresh = each.artifact, each.fresh
+            else:
+                item.error = each
+
+    def _write(self, store: LimitedStore, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
+        """Write what is new as new, and what may be there with a look at what is under its key."""
+        wanted = [item for item in items if item.error is None]
+        fresh = [item for item in wanted if item.fresh]
+        if store.capabilities.groups and fresh:
+            self._write_group(store, fresh)
+        else:
+            _all(pool, lambda item: self._write_new(store, item), fresh)
+        _all(pool, lambda item: self._write_known(store, item), [item for item in wanted if _is_left(item, store)])
+
+    def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> None:
+        puts = [
+            SmallPut(item.file.bucket, item.file.key, item.content, "create_only") for item in items if item.content
+        ]
+        for item, result in zip(items, store.write_objects(puts), strict=True):
+            _note(store, item, result)
+
+    def _write_new(self, store: LimitedStore, item: _Item) -> None:
+        assert item.content is not None
+        try:
+            stat, _ = store.write_object(
+                item.file.bucket, item.file.key, item.content, condition="create_only", existing_key=True
+            )
+        except StorageError as error:
+            _note(store, item, error)
+        else:
+            _note(store, item, stat)
+
+    def _write_known(self, store: LimitedStore, item: _Item) -> None:
+        assert item.artifact is not None
+        assert item.content is not None
+        work = ArtifactJob(self.context, self.job, item.artifact)
+        try:
+            slot = work.inspect(store)
+            placed = work.write(slot, item.content) if slot else None
+        except StorageError as error:
+            item.error = item.error or error
+        else:
+            item.outcomes.append(placed.outcome if placed else "already_there")
+
+    def _record(self, group: Sequence[_Item]) -> None:
+        """Record copies and outcomes; a file that failed transiently leaves the page."""
+        finished = [
+            FinishedCopy(item.artifact, store, stat.version, stat.storage_tags)
+            for item in group
+            if item.artifact
+            for store, stat in item.written.items()
+        ]
+        self._save([_outcome(item) for item in group], finished)
+        self.job.advance(sum(item.file.size for item in group))
+
+    def _leave(self, items: Sequence[_Item]) -> None:
+        if items:
+            self._save([PageOutcome(item.number, item.path, item.file.size, "left", left=True) for item in items])
+
+    def _save(self, outcomes: Sequence[PageOutcome], finished: Sequence[FinishedCopy] = ()) -> None:
+        group = Group(outcomes, finished=finished)
+        self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
+
+    def _lock(self, items: Sequence[_Item]) -> list[_Item]:
+        """Return the files that fit into memory and whose keys no other job is writing; this job has their locks."""
+        small = [item for item in items if item.file.size <= min(LARGEST, self.context.settings.page.large)]
+        paths = [(item.file.bucket, item.file.key) for item in small]
+        lease = self.context.settings.jobs.lease
+        locks = self.context.catalogue.artifact_locks
+        granted = locks.acquire(self.job.id, self.job.fence, paths, now=clock.now(), lease=lease)
+        return [item for item in small if (item.file.bucket, item.file.key) in granted]
+
+    def _stores_of(self, file: ListedFile) -> tuple[str, ...]:
+        return self.stores or self.context.settings.placement_of(file.bucket, file.key)
+
+
+def _content(file: ListedFile, context: JobContext, job: RunningJob) -> HashedBytes:
+    """Read and hash a file.
+
+    Raises:
+        SourceChanged: it is not what was listed, or it changed while it was read.
+        StorageError: it cannot be read; see `open_source`.
+    """
+    with open_source(file.path, context.settings, job=job.id) as source:
+        before = os.fstat(source.file.fileno())
+        _check_unchanged(file, before, "since the directory was listed")
+        reader, data = source.rewind(), bytearray()
+        while piece := reader.read(max(file.size - len(data), 1)):
+            data += piece
+            if len(data) > file.size:
+                break
+        _check_unchanged(file, os.fstat(source.file.fileno()), "while it was read")
+    if len(data) != file.size:
+        raise SizeMismatch(f"source {file.path}: {len(data)} bytes were read of a file of {file.size}")
+    return HashedBytes.of(bytes(data))
+
+
+def _check_unchanged(file: ListedFile, found: os.stat_result, when: str) -> None:
+    if (found.st_size, found.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise SourceChanged(f"source {file.path}: it has changed {when}; upload the directory again")
+
+
+def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    group: list[_Item] = []
+    size = 0
+    for item in items:
+        if group and (len(group) >= GROUP or size + item.file.size > _GROUP_SIZE):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += item.file.size
+    if group:
+        yield group
+
+
+def _all(pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item]) -> None:
+    """Do something for all items, and raise what it raised first, after it has ended for all."""
+    futures = [pool.submit(do, item) for item in items]
+    errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _note(store: LimitedStore, item: _Item, result: ObjectStat | StorageError) -> None:
+    if isinstance(result, ObjectStat):
+        item.written[store.name] = result
+        item.outcomes.append("stored")
+    elif not isinstance(result, AlreadyExists):  # what is there may be what a killed attempt wrote
+        item.error = item.error or result
+
+
+def _is_left(item: _Item, store: LimitedStore) -> bool:
+    return item.error is None and store.name not in item.written
+
+
+def _outcome(item: _Item) -> PageOutcome:
+    if isinstance(item.error, TransientError):
+        logger.warning("%s leaves its page: %s", item.path, item.error)
+        return PageOutcome(item.number, item.path, item.file.size, "left", left=True)
+    if item.error is not None:
+        return PageOutcome(item.number, item.path, item.file.size, "failed", str(item.error))
+    outcome = next((word for word in ("repaired", "stored") if word in item.outcomes), "already_there")
+    return PageOutcome(item.number, item.path, item.file.size, outcome)

@@ -1,0 +1,166 @@
+"""Upload the files of a directory: list them, make them readable for the worker, and send one batch."""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.artifacts.directory_listing import DirectoryListing, Filters
+from worker.artifacts.directory_lists import ListedFile
+from worker.cli.errors import Failure, Status
+from worker.cli.outcome import Outcome
+from worker.cli.output import complain, note, print_json, say, size
+from worker.cli.session import Session
+from worker.cli.staging import within_roots
+from worker.cli.submit import Sender, request_of, sender
+from worker.settings import Settings
+from worker.storage.keys import check_bucket, check_prefix
+from zot_artifact_client.contract import BATCH, BatchRequest
+from zot_artifact_client.job_ids import choose_id
+
+_LIST = "list"
+_COPY = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Whether and how long a command waits for the end of its job."""
+
+    wait: bool
+    timeout: float | None
+    key: str | None
+
+
+def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
+    """Return the walk through a directory whose files go to BUCKET or BUCKET/PREFIX.
+
+    Raises:
+        Failure: there is no such directory.
+        InvalidKey: naming the rule that bucket or prefix breaks.
+    """
+    directory = Path(source).expanduser().absolute()
+    bucket, _, prefix = target.partition("/")
+    if prefix and not prefix.endswith("/"):
+        prefix += "/"
+    try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            raise Failure(f"source {directory}: is no directory; leave out --recursive", Status.USAGE)
+    except OSError as error:
+        raise Failure(f"source {directory}: {error.strerror}", type_="NotFound") from None
+    return DirectoryListing(directory, check_bucket(bucket), check_prefix(prefix), filters)
+
+
+def dry_run(listing: DirectoryListing, *, as_json: bool) -> Status:
+    """Print what an upload of the directory would read, and return the exit status."""
+    for _ in listing.files():
+        pass
+    if as_json:
+        print_json(
+            {"objects": listing.count, "bytes": listing.size, "symlinks_skipped": listing.links,
+             "special_files_skipped": listing.special, "failed": listing.failed,
+             "failures": [{"path": path, "message": reason} for path, reason in listing.problems]}
+        )  # fmt: skip
+    else:
+        say(f"{listing.count} files, {size(listing.size)} would be uploaded; nothing was sent")
+    return report(listing)
+
+
+def report(listing: DirectoryListing) -> Status:
+    """Print what the listing left out, and return the exit status."""
+    if listing.links:
+        note(f"{listing.links} symbolic links were skipped; --symlinks follow uploads what they refer to")
+    if listing.special:
+        note(f"{listing.special} devices, sockets and FIFOs were skipped")
+    for path, reason in listing.problems:
+        complain(f"{listing.directory / path}: {reason}")
+    if listing.failed > len(listing.problems):
+        complain(f"and {listing.failed - len(listing.problems)} more")
+    return Status.BAD if listing.failed else Status.GOOD
+
+
+def upload_directory(
+    session: Session, listing: DirectoryListing, stores: tuple[str, ...] | None, waiting: Waiting
+) -> Outcome:
+    """Send the upload of a directory as one batch, and wait for its end if that is wanted.
+
+    Raises:
+        Failure: the list or the files cannot be staged; nothing was sent.
+        BrokerUnavailable: nothing was sent; nothing is left in the staging directory.
+    """
+    job_id = choose_id(BATCH, idempotency_key=waiting.key)
+    staged = session.settings.staging_dir / job_id
+    fields = {"verb": "upload", "keys_from": str(staged / _LIST), "staged": True, "stores": stores}
+    request: BatchRequest = request_of(BATCH, **fields)
+    with sender(session, "listing") as way:
+        if way.known(BATCH, job_id, request):
+            job = way.client.job(job_id, BATCH)
+        else:
+            job = _send(way, job_id, request, listing, staged)
+        return way.wait(job, waiting.timeout) if waiting.wait else Outcome(job_id, BATCH.kind)
+
+
+def _send(way: Sender, job_id: str, request: BatchRequest, listing: DirectoryListing, staged: Path) -> Any:
+    sent = False
+    try:
+        _stage(listing, staged, way.session.settings, way.shown.moved)
+        if not listing.count:
+            raise Failure(f"source {listing.directory}: there is no file to upload in it", type_="NotFound")
+        job = way.send(BATCH, job_id, request)
+        sent = True
+    finally:
+        if not sent:
+            shutil.rmtree(staged, ignore_errors=True)
+    return job
+
+
+def _stage(listing: DirectoryListing, staged: Path, settings: Settings, moved: Callable[[int], None]) -> None:
+    """Write the list, with the files themselves where the worker may read them, else with a hard link or a copy."""
+    in_place = within_roots(listing.directory / "file", settings) and listing.filters.symlinks != "follow"
+    try:
+        staged.mkdir(mode=0o700)
+        with (staged / _LIST).open("wb") as file:
+            for listed in listing.files():
+                try:
+                    readable = listed if in_place else _staged(listed, staged / str(listing.count))
+                except (PermissionError, FileNotFoundError) as error:
+                    listing.refuse(listed.path, error.strerror or str(error))
+                    continue
+                file.write(readable.line())
+                moved(listed.size)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Failure(
+            f"source {listing.directory}: it cannot be staged in {staged.parent}: {error.strerror}; make room there, "
+            "or add the directory to sources.roots",
+            type_="StagingFailed",
+        ) from error
+
+
+def _staged(listed: ListedFile, path: Path) -> ListedFile:
+    """Give a file a second name in the staging directory; copy it if it is on another disk or another user's."""
+    try:
+        os.link(os.path.realpath(listed.path), path)
+    except OSError as error:
+        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}:
+            raise
+        _copy(listed.path, path)
+    found = path.stat()
+    return ListedFile(listed.bucket, listed.key, str(path), found.st_size, found.st_mtime_ns)
+
+
+def _copy(source: str, path: Path) -> None:
+    """Copy a file, sharing its blocks where the disk can."""
+    with Path(source).open("rb") as original, path.open("xb") as copy:
+        try:
+            while os.copy_file_range(original.fileno(), copy.fileno(), _COPY):
+                pass
+        except OSError:
+            original.seek(0)
+            copy.seek(0)
+            copy.truncate()
+            shutil.copyfileobj(original, copy)
