@@ -127,7 +127,7 @@ class UploadPage:
                 item.error = each
 
     def _write(self, store: LimitedStore, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
-        """Write what is new as new, and what may be there with a look at what is under its key."""
+        """Write new versions where nothing is; the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
         fresh = [item for item in wanted if item.fresh]
         if store.capabilities.groups and fresh:

@@ -1,0 +1,191 @@
+"""A page of an upload reads each file once, records it, and leaves out nothing after a death."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.page import page
+from tests.integration.tasks.conftest import NullReporter
+from worker import clock
+from worker.artifacts import directory_lists, page_upload
+from worker.artifacts.directory_listing import DirectoryListing
+from worker.artifacts.directory_lists import ListedFile
+from worker.catalogue import Leased
+from worker.catalogue.artifact_locks import ArtifactLocks
+from worker.context import Context
+from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStore
+from worker.storage import ObjectStat
+from worker.storage.driver import SmallPut
+from worker.storage.errors import StorageError, Unavailable
+from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult
+
+NAMES = [f"d{number % 3}/f{number:03d}" for number in range(130)]
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def directory(source_root: Path) -> Path:
+    """Return a directory of 130 files, which are more than one group."""
+    for number, name in enumerate(NAMES):
+        path = source_root / "dir" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"the bytes of {name}".encode() * number)
+    return source_root / "dir"
+
+
+def request_for(context: Context, files: list[ListedFile], root: Path) -> PageRequest:
+    """Write a directory list and return the page of all its lines."""
+    (root / "list").write_bytes(b"".join(file.line() for file in files))
+    listed = directory_lists.check(str(root / "list"), context.settings, lambda: None, job="page")
+    lines = LinesSelection(file=str(root / "list"), offset=0, end=(root / "list").stat().st_size, tag=listed.tag)
+    return PageRequest(verb="upload", lines=lines)
+
+
+@pytest.fixture
+def request_(context: Context, directory: Path, source_root: Path) -> PageRequest:
+    files = list(DirectoryListing(directory, "releases", "v1/").files())
+    return request_for(context, files, source_root)
+
+
+@pytest.fixture
+def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
+    """Run the page as one more delivery of the same job, after the lease of the one before has run out."""
+    deliveries = iter(range(10))
+
+    def deliver(request: PageRequest) -> PageResult:
+        ledger, lease = context.catalogue.ledger, context.settings.jobs.lease
+        leased = ledger.acquire(
+            "page",
+            "page",
+            {},
+            owner="test",
+            holds=None,
+            parent=None,
+            now=clock.now() + 2 * next(deliveries) * lease,
+            lease=lease,
+        )
+        assert isinstance(leased, Leased)
+        with RunningJob(leased.record, ledger, context.settings.jobs, NullReporter()) as job:
+            return page(request, context.for_job(job), job)
+
+    return deliver
+
+
+def assert_all_there(context: Context) -> None:
+    for name in NAMES:
+        artifact = context.artifact("releases", f"v1/{name}")
+        assert artifact.version == 1
+        copies = context.catalogue.artifacts.copies(artifact)
+        assert {store: copy.state.good for store, copy in copies.items()} == {"primary": True, "dr": True}
+        for store, copy in copies.items():
+            stat = context.stores[store].stat_object("releases", f"v1/{name}")
+            assert (stat.version, stat.sha256) == (copy.tag, artifact.digest.sha256)
+
+
+def test_a_page_uploads_all_its_files(context: Context, request_: PageRequest, run: Callable[..., Any]) -> None:
+    """Every file is a version with a copy in each store of its placement, and its locks are released."""
+    result = run(page, request_)
+    assert (result.objects, result.outcomes, result.failed, result.left) == (130, {"stored": 130}, 0, ())
+    assert_all_there(context)
+    again = run(page, request_)
+    assert again.outcomes == {"already_there": 130}
+    assert_all_there(context)
+
+
+def test_a_changed_file_is_a_failure_by_name(
+    context: Context, request_: PageRequest, directory: Path, run: Callable[..., Any]
+) -> None:
+    """Files that changed, vanished or cannot be uploaded are named; the others are uploaded."""
+    (directory / NAMES[3]).write_bytes(b"other bytes")
+    (directory / NAMES[4]).unlink()
+    result = run(page, request_)
+    assert result.outcomes == {"stored": 128, "failed": 2}
+    named = {each.key: each.message for each in result.failures}
+    assert set(named) == {f"v1/{NAMES[3]}", f"v1/{NAMES[4]}"}
+    assert "it has changed since the directory was listed" in named[f"v1/{NAMES[3]}"]
+    assert context.catalogue.artifacts.current("releases", f"v1/{NAMES[3]}") is None
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_recorded(
+    context: Context, source_root: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of a file that is written to meanwhile becomes no version."""
+    path = source_root / "f"
+    path.write_bytes(b"first")
+    found = path.stat()
+    file = ListedFile("releases", "f", str(path), found.st_size, found.st_mtime_ns)
+    real = page_upload._check_unchanged
+    seen: list[str] = []
+
+    def check(listed: ListedFile, stat: Any, when: str) -> None:
+        real(listed, stat, when)
+        if not seen:
+            seen.append(when)
+            path.write_bytes(b"other")
+
+    monkeypatch.setattr(page_upload, "_check_unchanged", check)
+    result = run(page, request_for(context, [file], source_root))
+    assert "it has changed while it was read" in result.failures[0].message
+    assert context.catalogue.artifacts.current("releases", "f") is None
+
+
+@pytest.mark.parametrize("place", ["record_many", "write_objects before", "write_objects after", "record"])
+@pytest.mark.parametrize("group", [0, 1])
+def test_a_page_that_is_delivered_again_goes_on(
+    context: Context, request_: PageRequest, deliver: Callable[[PageRequest], PageResult],
+    monkeypatch: pytest.MonkeyPatch, place: str, group: int,
+) -> None:  # fmt: skip
+    """A death before, between and after the steps of a group leaves no file out and makes no second version."""
+    name, _, when = place.partition(" ")
+    kinds = {"record_many": "worker.catalogue.artifacts.Artifacts", "record": "worker.catalogue.pages.Pages"}
+    owner = kinds.get(name, "worker.limits.limited_store.LimitedStore")
+    module, _, cls = owner.rpartition(".")
+    target = getattr(__import__(module, fromlist=[cls]), cls)
+    real, calls = getattr(target, name), iter(range(1000))
+
+    def dying(*args: Any, **options: Any) -> Any:
+        dies = next(calls) == group
+        if dies and when != "after":
+            raise Killed
+        result = real(*args, **options)
+        if dies:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, dying)
+        with pytest.raises(Killed):
+            deliver(request_)
+    result = deliver(request_)
+    assert (result.objects, result.failed, result.left) == (130, 0, ())
+    assert set(result.outcomes) <= {"stored", "already_there"}
+    assert_all_there(context)
+
+
+def test_what_fails_transiently_or_is_locked_leaves_the_page(
+    context: Context, request_: PageRequest, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One object that a store cannot take now, and one that another job is writing, become jobs of their own."""
+    real_write, real_acquire = LimitedStore.write_objects, ArtifactLocks.acquire
+
+    def write(store: LimitedStore, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        written = real_write(store, puts)
+        bad = [number for number, put in enumerate(puts) if put.key == f"v1/{NAMES[7]}"]
+        for number in bad:
+            written[number] = Unavailable("not now")
+        return written
+
+    def acquire(self: Any, job: str, fence: int, paths: Any, **options: Any) -> set[tuple[str, str]]:
+        return real_acquire(self, job, fence, paths, **options) - {("releases", f"v1/{NAMES[9]}")}
+
+    monkeypatch.setattr(LimitedStore, "write_objects", write)
+    monkeypatch.setattr(ArtifactLocks, "acquire", acquire)
+    result = run(page, request_)
+    assert result.outcomes == {"stored": 128}
+    assert set(result.left) == {f"releases/v1/{NAMES[7]}", f"releases/v1/{NAMES[9]}"}
