@@ -26,6 +26,7 @@ from worker.storage.config import FilesystemConfig, S3Config
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client import ArtifactClient, Job
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, UPLOAD, JobState, Queue, SweepLeftoversRequest, UploadRequest
+from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outbox import MESSAGES
 
 BUCKET = "points"
@@ -240,14 +241,15 @@ class Scene:
         return self.worker.orders / f"{case.name}.order"
 
     def _upload(self, case: Case, content: bytes, stores: Sequence[str]) -> Job[Any]:
-        directory = self.worker.home / "staging" / case.name if case.staged else self._sources
+        once = case.name if case.staged else None
+        directory = self.worker.home / "staging" / choose_id(UPLOAD, idempotency_key=once) if once else self._sources
         directory.mkdir(parents=True, exist_ok=True)
         source = directory / f"{case.name}-{len(content)}"
         source.write_bytes(content)
         request = UploadRequest(
             source=str(source), bucket=BUCKET, key=case.name, stores=tuple(stores), staged=case.staged
         )
-        return self.client.submit(UPLOAD, request)
+        return self.client.submit(UPLOAD, request, idempotency_key=once)
 
     def come_to_rest(self, jobs: Sequence[Job[Any]]) -> None:
         """Wait until all jobs have ended and no message is left, not even one that comes twice; sweep the stores."""

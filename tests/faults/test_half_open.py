@@ -26,15 +26,15 @@ WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 """By store, the request that writes a small object, a part of a large one, and the large one's end."""
 PATIENCE = {
-    "s3.READ_TIMEOUT": 0.5,
-    "s3.COMMIT_TIMEOUT": 0.6,
-    "azure_client.READ_TIMEOUT": 0.5,
-    "azure_upload.COMMIT_TIMEOUT": 0.5,
-    "gcs.TIMEOUT": (5.0, 0.5),
-    "gcs_upload.TIMEOUT": (5.0, 0.5),
-    "gcs_parts.TIMEOUT": (5.0, 0.5),
-    "gcs_parts.COMMIT_TIMEOUT": (5.0, 0.5),
-    "gcs_client.RETRY_FOR": 3.0,
+    "s3.driver.READ_TIMEOUT": 0.5,
+    "s3.driver.COMMIT_TIMEOUT": 0.6,
+    "azure.client.READ_TIMEOUT": 0.5,
+    "azure.upload.COMMIT_TIMEOUT": 0.5,
+    "gcs.driver.TIMEOUT": (5.0, 0.5),
+    "gcs.upload.TIMEOUT": (5.0, 0.5),
+    "gcs.parts.TIMEOUT": (5.0, 0.5),
+    "gcs.parts.COMMIT_TIMEOUT": (5.0, 0.5),
+    "gcs.client.RETRY_FOR": 3.0,
 }
 """Seconds that the drivers wait for the next byte here; a minute and more is too long for a test."""
 

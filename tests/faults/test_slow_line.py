@@ -16,9 +16,9 @@ MIB = 1024 * 1024
 PART = 16 * MIB
 """Bytes: of less, the kernel takes so much at once that nobody has to wait."""
 PATIENCE = {
-    "s3_profiles.CONNECT_TIMEOUT": 2.0,
-    "azure_client.CONNECT_TIMEOUT": 2.0,
-    "gcs_upload.TIMEOUT": (2.0, 60.0),
+    "s3.providers.CONNECT_TIMEOUT": 2.0,
+    "azure.client.CONNECT_TIMEOUT": 2.0,
+    "gcs.upload.TIMEOUT": (2.0, 60.0),
 }
 """Seconds to connect, which HTTP libraries also hold one call of a socket's `send` to; otherwise 5."""
 
