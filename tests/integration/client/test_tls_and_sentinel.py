@@ -1,0 +1,55 @@
+"""Brokers behind TLS and behind a Sentinel, with a real worker and a real client."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Valkey
+from tests.servers.sentinel import MASTER, Sentinel
+from tests.servers.tls import Authority, TlsProxy
+from tests.servers.worker import Worker
+from tests.waiting import WITHIN
+from worker import cli
+from zot_artifact_client import ArtifactClient, BrokerUnavailable, JobFailed
+
+
+class WorkerBehindSentinel(Worker):
+    """A worker whose URL plain Celery cannot read."""
+
+    def probe(self) -> None:
+        if " ready." not in self.log:
+            raise ConnectionError("it has not begun yet")
+
+
+def ends(url: str) -> None:
+    """Send a job and wait for its end."""
+    with ArtifactClient(url) as client, pytest.raises(JobFailed, match="not in the catalogue"):
+        client.verify("releases", "absent.tgz").wait(WITHIN)
+
+
+def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeypatch, capsys):
+    """With the right authority jobs run; without it, or with another one, client and commands refuse in one line."""
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    with TlsProxy(valkey.port, ours.context()) as tls:
+        bare = f"rediss://127.0.0.1:{tls.port}/12"
+        good = f"{bare}?ssl_ca_certs={ours.path}"
+        with Worker(tmp_path / "worker", good, concurrency=1):
+            ends(good)
+            ends(f"{bare}?ssl_cert_reqs=none")
+        for wrong in (bare, f"{bare}?ssl_ca_certs={other.path}"):
+            with ArtifactClient(wrong) as client, pytest.raises(BrokerUnavailable) as refused:
+                client.verify("releases", "absent.tgz")
+            assert "certificate verify failed" in str(refused.value)
+            assert "\n" not in str(refused.value)
+            monkeypatch.setenv("ZOT_HOME", str(tmp_path / "worker" / "home"))
+            monkeypatch.setenv("ZOT_BROKER", wrong)
+            assert cli.run(["jobs", "--refused"]) == 3
+            assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path):
+    """Worker and client ask the Sentinel for the master, for messages and results alike."""
+    with Sentinel(tmp_path / "sentinel", valkey.port) as sentinel:
+        url = f"sentinel://127.0.0.1:{sentinel.port}/13?master_name={MASTER}"
+        with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1):
+            ends(url)

@@ -1,0 +1,34 @@
+"""What a child of the pool keeps of the jobs that it has done."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.servers import Valkey
+from tests.servers.process import REPOSITORY
+from tests.waiting import WITHIN
+
+ABSENT_HOST = "http://127.0.0.1:9"
+ROUNDS = 60
+PER_ROUND = 2
+"""Objects that each round may keep: far less than one exception with its frames."""
+
+
+def test_a_child_keeps_nothing_of_the_jobs_that_it_has_done(valkey: Valkey, tmp_path):
+    """Uploads, verifies, deletes, failing jobs and retried ones leave no object in their process."""
+    sources = tmp_path / "in"
+    sources.mkdir()
+    (sources / "app.tgz").write_bytes(b"release one")
+    settings = {
+        "ZOT_HOME": str(tmp_path / "home"), "ZOT_BROKER": valkey.url.removesuffix("/0") + "/11",
+        "ZOT_SOURCES__ROOTS": json.dumps([str(sources)]), "ZOT_SOURCES__HOSTS": json.dumps([ABSENT_HOST]),
+        "ABSENT_HOST": ABSENT_HOST, "SOURCE": str(sources / "app.tgz"), "PYTHONPATH": str(REPOSITORY),
+    }  # fmt: skip
+    command = (sys.executable, "-m", "tests.integration.jobs.counting_child", str(ROUNDS))
+    done = subprocess.run(
+        command, env=os.environ | settings, cwd=REPOSITORY, capture_output=True, text=True, timeout=WITHIN, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split()[-2:])
+    assert after - before < PER_ROUND * ROUNDS, done.stdout
