@@ -22,6 +22,7 @@ from kombu.utils.uuid import uuid
 
 from worker import clock
 from worker.intake.delayed import delay
+from worker.intake.event_rules import CHANNEL, check_events
 from worker.intake.full_broker import is_full, pause, wait_for_room
 from worker.intake.message_rules import (
     InvalidMessage,
@@ -122,21 +123,26 @@ class _Filtered:
     def _handle_message(self, client: Any, response: Any) -> Mapping[str, Any]:
         """Return what was published, without its data if it is no valid message."""
         payload: dict[str, Any] = super()._handle_message(client, response)  # type: ignore[misc]
+        if payload is None:  # the answer to the last unsubscription
+            return payload
         raw = payload["data"]
-        rejection = _check_control_message(raw) if isinstance(raw, bytes) and raw else None
+        events = CHANNEL in (payload.get("channel") or b"")
+        rejection = _check_control_message(raw, events=events) if isinstance(raw, bytes) and raw else None
         if rejection is not None:
             reject(current_app, rejection, raw, "control", self)
             payload["data"] = None
         return payload
 
 
-def _check_control_message(raw: bytes) -> Rejection | None:
+def _check_control_message(raw: bytes, *, events: bool = False) -> Rejection | None:
     """Return why a control message is rejected, or None."""
     try:
         envelope = parse_envelope(raw)
         check_envelope(envelope)
         envelope["properties"]["delivery_tag"]
         envelope["properties"]["delivery_info"]["routing_key"].split(".")
+        if events:
+            check_events(envelope)
     except InvalidMessage as unfit:
         return rejection_of(unfit, None)
     except (LookupError, TypeError, AttributeError):

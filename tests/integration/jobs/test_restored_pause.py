@@ -1,0 +1,36 @@
+"""A paused queue, and a Redis that has lost that it is paused."""
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import redis
+
+from tests.hostile import envelope
+from tests.servers import Valkey
+from tests.servers.worker import Worker
+from tests.waiting import until
+from worker import clock
+from worker.catalogue import Catalogue, Scope
+from worker.limits.pauses import paused_queues
+
+FIELDS = {"bucket": "releases", "key": "absent.tgz"}
+
+
+def test_a_worker_that_starts_obeys_a_pause_that_redis_has_lost(valkey: Valkey, tmp_path: Path):
+    """The pause of the catalogue is in Redis again before the first message: a job of that queue waits, others run."""
+    url = valkey.url.removesuffix("/0") + "/15"
+    worker = Worker(tmp_path, url, concurrency=1)
+    worker.home.mkdir(parents=True)
+    catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+    with redis.Redis.from_url(url) as broker:
+        broker.flushdb()
+        catalogue.pauses.begin(Scope.QUEUE, "transfer", reason=None, now=clock.now())
+        broker.lpush("transfer", json.dumps(envelope(job := str(uuid4()), FIELDS, queue="transfer")))
+        with worker:
+            until(lambda: "queue transfer is paused" in worker.log)
+            assert paused_queues(broker) == {"transfer"}
+            broker.lpush("interactive", json.dumps(envelope(other := str(uuid4()), FIELDS)))
+            until(lambda: (found := catalogue.ledger.get(other)) and found.finished_at)
+            assert (broker.llen("transfer"), catalogue.ledger.get(job)) == (1, None)
+    catalogue.close()

@@ -1,0 +1,95 @@
+"""Flower as operators start it: with the worker's application, a real broker, and forged events."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from celery import Celery
+
+from tests.servers import Valkey
+from tests.servers.process import REPOSITORY, free_port
+from tests.servers.worker import Worker
+from tests.waiting import WITHIN, until
+from zot_artifact_client import ArtifactClient
+
+MARKUP = "<script>alert(1)</script>"
+PAGES = ("/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/api/queues/length", "/api/task/types")
+
+
+@pytest.fixture
+def url(valkey: Valkey) -> str:
+    return valkey.url.removesuffix("/0") + "/14"
+
+
+def started(url: str, directory: Path, *options: str, **more: object) -> "subprocess.Popen[str]":
+    command = (sys.executable, "-m", "celery", "-A", "worker.app", "flower", "--address=127.0.0.1", *options)
+    environment = {"ZOT_HOME": str(directory / "home"), "ZOT_BROKER": url, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, env=environment, cwd=directory, text=True, **more)
+
+
+@contextmanager
+def flower(url: str, directory: Path) -> Iterator[httpx.Client]:
+    port = free_port()
+    with (
+        (directory / "flower.log").open("w") as log,
+        started(url, directory, f"--port={port}", "--basic-auth=a:b", stdout=log, stderr=log) as process,
+    ):
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=WITHIN) as web:
+                until(lambda: _answers(web))
+                yield web
+        finally:
+            process.terminate()
+
+
+def _answers(web: httpx.Client) -> bool:
+    try:
+        return bool(web.get("/healthcheck").status_code)
+    except httpx.TransportError:
+        return False
+
+
+def test_flower_without_authentication_does_not_start(url, tmp_path):
+    """The command ends at once, with one line that names the way out."""
+    process = started(url, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, complained = process.communicate(timeout=WITHIN)
+    assert process.returncode != 0
+    assert "FLOWER_BASIC_AUTH" in complained
+    assert (said + complained).strip().count("\n") == 0
+
+
+def test_no_page_without_the_password_and_no_forged_event_breaks_one(url, tmp_path):
+    """Every page answers 401 without the password; huge, mistyped and HTML events are escaped and stop no page."""
+    with flower(url, tmp_path) as web:
+        assert {page: web.get(page).status_code for page in PAGES} == dict.fromkeys(PAGES, 401)
+        assert web.post("/api/task/revoke/x").status_code == 401
+        web.auth = httpx.BasicAuth("a", "b")
+        forge(url)
+        until(lambda: b"seen-last" in web.get("/api/tasks", params={"limit": 100}).content)
+        with Worker(tmp_path / "worker", url, concurrency=1), ArtifactClient(url) as client:
+            job = client.verify("releases", "absent.tgz")
+            until(lambda: web.get(f"/api/task/info/{job.id}").is_success)
+            until(lambda: web.get(f"/api/task/info/{job.id}").json()["state"] == "FAILURE")
+        for page in ("/workers", "/tasks", "/task/seen-last", "/api/tasks"):
+            answer = web.get(page)
+            assert answer.status_code == 200, page
+            assert len(answer.content) < 2 << 20, page
+            if not page.startswith("/api"):
+                assert MARKUP not in answer.text, page
+
+
+def forge(url: str) -> None:
+    """Send events as a program with access to the broker can."""
+    with Celery(broker=url, set_as_current=False) as app, app.connection_for_write() as connection:
+        for hostname in (MARKUP, "x" * 100_000, "plain"):
+            with app.events.Dispatcher(connection, hostname=hostname) as events:
+                events.send("worker-heartbeat", freq=2, active="many", processed=MARKUP, loadavg=[MARKUP, None])
+                events.send("worker-online", sw_ident=MARKUP, sw_sys={"a": 1})
+                events.send("task-received", uuid="huge", name="n" * 100_000, args="a" * 500_000, kwargs="{}")
+                events.send("task-received", uuid="typed", name=17, args=[1], kwargs={"a": 1}, eta=[], retries="x")
+                events.send("task-succeeded", uuid="typed", result={"a": MARKUP}, runtime="long")
+                events.send("task-received", uuid="seen-last", name="task", args=MARKUP, kwargs=MARKUP, retries=0)
