@@ -120,9 +120,9 @@ class _Filtered:
         reject(current_app, rejection, raw, queue, self)
         return None
 
-    def _handle_message(self, client: Any, response: Any) -> Mapping[str, Any]:
+    def _handle_message(self, client: Any, response: Any) -> Mapping[str, Any] | None:
         """Return what was published, without its data if it is no valid message."""
-        payload: dict[str, Any] = super()._handle_message(client, response)  # type: ignore[misc]
+        payload: dict[str, Any] | None = super()._handle_message(client, response)  # type: ignore[misc]
         if payload is None:  # the answer to the last unsubscription
             return payload
         raw = payload["data"]
