@@ -1,8 +1,10 @@
-"""Sweep cleanup: remove what killed writers left in the stores and in the staging directory."""
+"""Sweep cleanup: remove what killed writers left in the stores, the staging directory and the spool directory."""
 
 import logging
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from worker import clock
 from worker.artifacts.per_store import for_each_store
@@ -71,15 +73,32 @@ def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:
 
 
 def _clean_staging(context: JobContext, age: timedelta) -> int:
-    """Remove staged sources that no open job needs."""
+    """Remove staged sources that no open job needs, and what killed commands left in the spool directory."""
     wanted = context.catalogue.ledger.sources_of_open_jobs()
     removed = 0
-    for staged in context.settings.staging_dir.iterdir():
-        old = datetime.fromtimestamp(staged.stat().st_mtime, UTC) <= clock.now() - age
-        if old and not any(source.startswith(f"{staged}/") for source in wanted):
-            shutil.rmtree(staged, ignore_errors=True)
+    settings = context.settings
+    for path in [*settings.staging_dir.iterdir(), *settings.spool_dir.iterdir()]:
+        old = _last_change(path) <= clock.now() - age
+        if old and not any(source.startswith(f"{path}/") for source in wanted):
+            _remove(path)
             removed += 1
     return removed
+
+
+def _last_change(path: Path) -> datetime:
+    """Return when a file, or what is in a directory, was last written; a link is not followed."""
+    times = [path.lstat().st_mtime]
+    if path.is_dir() and not path.is_symlink():
+        with suppress(FileNotFoundError):
+            times += [each.lstat().st_mtime for each in path.iterdir()]
+    return datetime.fromtimestamp(max(times), UTC)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 sweep_cleanup_task = artifact_task(SWEEP_LEFTOVERS, writes=False)(sweep_cleanup)

@@ -2,15 +2,18 @@
 
 import hashlib
 import os
-import shutil
+import secrets
 import stat
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, Status
 from worker.settings import Settings
+from worker.settings.private_files import open_own
+from worker.storage.filesystem.disk import is_link_refusal
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 
@@ -20,10 +23,13 @@ class Staged:
 
     path: Path
     sha256: str
+    fresh: bool = True
+    """It was not there before: an earlier request with the same idempotency key may need what was."""
 
     def drop(self) -> None:
         """Remove it: its job was not sent."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        if self.fresh:
+            _remove(self.path)
 
 
 def check_file(name: str) -> Path:
@@ -80,15 +86,13 @@ def stage_stream(
 
 def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_bytes: OnBytes) -> Staged:
     what = "standard input" if source is sys.stdin.buffer else f"source {source.name}"
-    what = "standard input" if source is sys.stdin.buffer else f"source {source.name}"
-    staged = None
+    partial = directory / f".zot-partial-{secrets.token_hex(8)}"
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        partial = directory / ".zot-partial"
-        with partial.open("wb", buffering=0) as copy:
+        fd = open_own(directory, partial.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(fd, "wb", buffering=0) as copy:
             digest = _copy(source, copy, on_bytes)
             os.fsync(copy.fileno())
-        staged = Staged(partial.replace(directory / name), digest)
+        staged = _placed(partial, directory / name, digest)
     except OSError as error:
         raise Failure(
             f"{what}: it cannot be staged in {directory.parent}: {error.strerror}; make room there, or add the file's "
@@ -96,14 +100,41 @@ def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_
             type_="StagingFailed",
         ) from error
     finally:
-        if staged is None:  # also when Ctrl-C ends it
-            shutil.rmtree(directory, ignore_errors=True)
+        _remove(partial)  # also when Ctrl-C ends it
     if sha256 is not None and sha256 != staged.sha256:
         staged.drop()
         raise Failure(
             f"{what}: its SHA-256 is {staged.sha256}, announced was {sha256}; nothing was sent", type_="DigestMismatch"
         )
     return staged
+
+
+def _placed(partial: Path, path: Path, digest: str) -> Staged:
+    """Give a staged file its name, unless an earlier request with the same idempotency key has the same bytes there."""
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        fd = open_own(path.parent, path.name, os.O_RDONLY)
+        with os.fdopen(fd, "rb") as there:
+            if hashlib.file_digest(there, "sha256").hexdigest() == digest:
+                return Staged(path, digest, fresh=False)
+        raise Failure(
+            "the idempotency key was used for another file, which waits for a worker: give this one a key of its own",
+            Status.USAGE,
+            type_="OtherRequest",
+        ) from None
+    except OSError as error:
+        if not is_link_refusal(error):
+            raise
+        partial.replace(path)  # no hard links on this disk
+    return Staged(path, digest)
+
+
+def _remove(path: Path) -> None:
+    """Remove a staged file, and its directory if nothing else is there."""
+    with suppress(OSError):  # the cleanup sweep removes what stays
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes) -> str:

@@ -26,6 +26,20 @@ def mode_for_the_user() -> int:
     return 0o666 & ~(_PRIVATE if _users_umask is None else _users_umask)
 
 
+def open_own(directory: Path, name: str, flags: int) -> int:
+    """Open a file in a directory of ours, which is made if it is not there; neither of them may be a link.
+
+    Raises:
+        OSError: it cannot be opened; ELOOP or ENOTDIR where a link is.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
 def tighten(home: Path) -> None:
     """Take the rights of other users from our own folders and files in a data directory that is there already.
 

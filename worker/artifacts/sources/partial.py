@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.settings import Settings
+from worker.settings.private_files import open_own
 from worker.storage.errors import OutOfSpace, PermanentError
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
@@ -76,7 +77,9 @@ def partial_download(
             yield partial
             return
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            partial.take_up(json.loads((directory / _STATE).read_bytes()), url, heartbeat)
+            with os.fdopen(open_own(directory, _STATE, os.O_RDONLY), "rb") as state:
+                kept = json.load(state)
+            partial.take_up(kept, url, heartbeat)
         try:
             yield partial
         except PermanentError:
@@ -85,7 +88,9 @@ def partial_download(
         except BaseException:
             if partial.etag is not None and partial.size:
                 with suppress(OSError):  # without the state, the next attempt begins anew
-                    (directory / _STATE).write_text(json.dumps(partial.state(url)))
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+                    with os.fdopen(open_own(directory, _STATE, flags), "w") as state:
+                        json.dump(partial.state(url), state)
             raise
         _remove(directory)
 
@@ -96,8 +101,7 @@ def remove_partial(settings: Settings, job: str) -> None:
 
 
 def _claimed(directory: Path, held: ExitStack) -> BinaryIO | None:
-    directory.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(directory / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_own(directory, _FILE, os.O_RDWR | os.O_CREAT)
     file = held.enter_context(os.fdopen(fd, "r+b"))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

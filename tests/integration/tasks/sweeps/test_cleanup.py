@@ -141,3 +141,18 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
     assert result.removed == {"cloud": 0 if live else 1}
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == int(live)
     assert (cloud.catalogue.transfers.find(artifact, "cloud") is not None) == live
+
+
+def test_what_a_killed_command_left_in_the_spool_directory_goes(run, context):
+    """Files and directories of commands that were killed expire; what is young, and what a link names, stays."""
+    settings = context.settings
+    (settings.spool_dir / "get-1").mkdir()
+    (settings.spool_dir / "get-1" / "object").write_bytes(b"half of a release")
+    (settings.spool_dir / "zot-spool-1").write_bytes(b"half of a part")
+    (settings.spool_dir / "link").symlink_to(settings.broker_file.parent)
+    young = aged(context, timedelta(hours=1))
+    run(lambda request, _, job: sweep_cleanup(request, young.for_job(job), job), EVERYTHING)
+    assert len(list(settings.spool_dir.iterdir())) == 3
+    assert run(sweep_cleanup, EVERYTHING).staged == 3
+    assert list(settings.spool_dir.iterdir()) == []
+    assert settings.broker_file.parent.is_dir()

@@ -1,0 +1,88 @@
+"""A file is staged whole, in a directory of ours, through no link, and never over the file of another job."""
+
+import hashlib
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from worker.artifacts.sources.partial import partial_download
+from worker.cli.errors import Failure
+from worker.cli.staging import stage
+from worker.settings import Settings
+from worker.storage.errors import OutOfSpace
+
+DATA = os.urandom(200_000)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    made = Settings(home=tmp_path / "home")
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "app.tgz"
+    path.write_bytes(DATA)
+    return path
+
+
+def test_a_file_is_staged_and_dropped(settings: Settings, source: Path) -> None:
+    """The staged file has the bytes and their digest, for our user alone; dropped, it leaves nothing."""
+    staged = stage(source, settings, "job-1")
+    assert (staged.path, staged.path.read_bytes()) == (settings.staging_dir / "job-1" / "app.tgz", DATA)
+    assert (staged.sha256, staged.path.stat().st_mode & 0o777) == (hashlib.sha256(DATA).hexdigest(), 0o600)
+    staged.drop()
+    assert list(settings.staging_dir.iterdir()) == []
+
+
+def test_no_link_is_followed(settings: Settings, source: Path, tmp_path: Path) -> None:
+    """A link in the place of a job's directory or of its file is refused, and what it names stays as it was."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (settings.staging_dir / "job-1").symlink_to(victim, target_is_directory=True)
+    with pytest.raises(Failure, match="cannot be staged"):
+        stage(source, settings, "job-1")
+    assert list(victim.iterdir()) == []
+    (victim / "kept").write_bytes(b"kept")
+    (settings.staging_dir / "job-2").mkdir()
+    (settings.staging_dir / "job-2" / "app.tgz").symlink_to(victim / "kept")
+    with pytest.raises(Failure):
+        stage(source, settings, "job-2")
+    (settings.staging_dir / "job-3").mkdir()
+    (settings.staging_dir / "job-3" / ".zot-download").symlink_to(victim / "kept")
+    download = partial_download("https://builds.example/app.tgz", settings, "job-3", lambda: None)
+    with pytest.raises(OutOfSpace, match="cannot take a download"), download:
+        pytest.fail("the link was followed")
+    assert (victim / "kept").read_bytes() == b"kept"
+
+
+def test_a_full_disk_is_one_line(settings: Settings, source: Path) -> None:
+    """Where the bytes do not fit, one line names the directory and the way out, and nothing is left behind."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
+        with pytest.raises(Failure, match=r"cannot be staged in .*/staging: File too large; make room there"):
+            stage(source, settings, "job-1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(settings.staging_dir.iterdir()) == []
+
+
+def test_the_file_of_an_earlier_request_stays(settings: Settings, source: Path) -> None:
+    """A second request of one idempotency key neither replaces nor removes the file that the first one waits with."""
+    first = stage(source, settings, "job-1")
+    again = stage(source, settings, "job-1")
+    assert (again.path, again.sha256) == (first.path, first.sha256)
+    again.drop()
+    source.write_bytes(b"other bytes")
+    with pytest.raises(Failure, match="the idempotency key was used for another file"):
+        stage(source, settings, "job-1")
+    assert first.path.read_bytes() == DATA
+    assert os.listdir(first.path.parent) == ["app.tgz"]  # noqa: PTH208 - names
