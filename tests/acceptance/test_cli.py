@@ -42,7 +42,7 @@ def zot(tmp_path_factory: pytest.TempPathFactory, rclone: RcloneS3, doomed: Rclo
         "primary": {"type": "filesystem", "root": str(home / "stores" / "primary")},
         "dr": {"type": "filesystem", "root": str(home / "stores" / "dr")},
         "cloud": s3,
-        "badkey": s3 | {"secret_access_key": "wrong-wrong-wrong"},
+        "badkey": s3 | {"bucket": "another", "secret_access_key": "wrong-wrong-wrong"},
         "doomed": s3_store(doomed),
         "nowhere": s3 | {"endpoint": f"http://127.0.0.1:{free_port()}"},
     }
