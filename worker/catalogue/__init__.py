@@ -21,6 +21,7 @@ from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Data
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
+from worker.catalogue.open_findings import BAD, Coverage, OpenFinding, OpenFindings
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
@@ -32,6 +33,7 @@ from worker.catalogue.verifications import LogHead, Outcome, VerdictRow, Verific
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [
+    "BAD",
     "Artifact",
     "Batch",
     "BatchChanges",
@@ -43,6 +45,7 @@ __all__ = [
     "CatalogueUnavailable",
     "Copy",
     "CopyState",
+    "Coverage",
     "FailedBatchItem",
     "Finding",
     "Finished",
@@ -58,6 +61,7 @@ __all__ = [
     "NewBatchItem",
     "NewVersion",
     "NoCatalogue",
+    "OpenFinding",
     "OpenTransfer",
     "OtherRequest",
     "Outcome",
@@ -125,6 +129,10 @@ class Catalogue:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self._database)
+
+    @cached_property
+    def open_findings(self) -> OpenFindings:
+        return OpenFindings(self._database)
 
     @cached_property
     def pages(self) -> Pages:

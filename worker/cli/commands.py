@@ -45,6 +45,11 @@ COMMANDS = {
     "verify": Entry(_ARTIFACTS, "Read every copy in full and compare its digest.", "verify:verify"),
     "delete": Entry(_ARTIFACTS, "Delete artifacts, or their copies in single stores.", "delete:delete"),
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
+    "status": Entry(
+        _STORES,
+        "Show what is open: findings, repairs, dead letters, and how far the copies are read.",
+        "status:status",
+    ),
     "stores": Entry(_STORES, "List the stores, forget one that is gone, accept one that was replaced.", "stores:app"),
     "log": Entry(_STORES, "Check the log of verifications.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),

@@ -1,11 +1,12 @@
 """The commands `stores`, `stores forget` and `stores accept`."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
 
-from worker.catalogue import CopyState, Pause, Scope
+from worker.catalogue import BAD, CopyState, Pause, Scope
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
@@ -24,7 +25,8 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
 
     For each store: whether it can be reached, and the copies in it.
     A store that has copies in the catalogue and is not in the settings is listed as `not configured`.
-    The exit status is 3 if a store cannot be reached or is not configured.
+    The exit status is 1 if a copy is corrupt, missing or of another size.
+    Else it is 3 if a store cannot be reached or is not configured.
 
     Examples:
 
@@ -41,6 +43,8 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
     else:
         columns = ("store", "type", "reachable", "copies", "oldest verified", "never verified", "paused", "error")
         print_table(columns, [_cells(row) for row in rows], empty="no stores", flexible=("copies", "paused", "error"))
+    if any(bad_copies(row["copies"]) for row in rows):
+        raise typer.Exit(Status.BAD)
     raise typer.Exit(Status.GOOD if all(row["reachable"] for row in rows) else Status.UNKNOWN)
 
 
@@ -114,6 +118,11 @@ def _check_forgettable(session: Session, name: str) -> None:
     if name not in known:
         message = f"the catalogue has no copies in a store {name!r}{suggestion(name, known)}"
         raise Failure(message, Status.USAGE, type_="UnknownStore")
+
+
+def bad_copies(states: Mapping[str, int]) -> dict[str, int]:
+    """Return the copies by state that are corrupt, missing or of another size."""
+    return {state: states[state] for state in BAD if states.get(state)}
 
 
 def unconfigured(session: Session) -> dict[str, dict[str, int]]:

@@ -1,0 +1,31 @@
+"""`zot-artifacts status` beside a real `up`: rot shows until it is repaired."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.commands import Zot
+from tests.waiting import until
+from worker.embedded.up_process import running
+
+
+@pytest.mark.slow
+def test_rot_shows_in_status_until_it_is_repaired(tmp_path: Path) -> None:
+    """After a flipped byte `status` ends with 1 and names the copy; after its repair it ends with 0 again."""
+    zot = Zot(tmp_path / "home")
+    source = tmp_path / "app.tgz"
+    source.write_bytes(os.urandom(100_000))
+    with running(zot.home, "--no-flower", **zot.settings):
+        assert zot("upload", source, "releases/app.tgz").status == 0
+        until(lambda: zot("status").status == 0)  # once beat has ticked
+        copy = zot.home / "stores" / "dr" / "releases" / "app.tgz"
+        copy.write_bytes(b"x" + copy.read_bytes()[1:])
+        assert zot("verify", "releases/app.tgz").status == 1
+        found = zot("status", "--json")
+        assert (found.status, [each["kind"] for each in found.document["findings"]]) == (1, ["corrupt"])
+        shown = zot("status")
+        assert "releases/app.tgz" in shown.stdout
+        assert "findings: 1 corrupt" in shown.stdout
+        assert zot("replicate", "releases/app.tgz", "--to", "dr").status == 0
+        assert zot("status").status == 0

@@ -1,0 +1,114 @@
+"""What is open is counted and named from the catalogue alone: bad, unreadable, overdue and lost."""
+
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
+from tests.unit.catalogue.test_stores import copied
+from worker import clock
+from worker.catalogue import BAD, CopyState, Finding
+from zot_artifact_client.contract import JobState
+
+RECENT = timedelta(hours=6)
+
+
+def judged(catalogue, artifact, store, verdict, *, now=None, retry_at=None):
+    """Record a verdict about a copy."""
+    copy = catalogue.artifacts.copies(artifact)[store]
+    finding = Finding("job-1", store, artifact, verdict)
+    catalogue.verifications.record(finding, copy, tag="1", now=now or clock.now(), retry_at=retry_at)
+
+
+@pytest.mark.parametrize("state", BAD)
+def test_a_bad_copy_is_named_with_its_store_and_time(catalogue, state):
+    """Each bad state names its copies, and no other state does."""
+    artifact = copied(catalogue, "app.tgz", "primary", "dr")
+    copied(catalogue, "right", "primary", "dr")
+    now = clock.now()
+    judged(catalogue, artifact, "dr", state.value, now=now)
+    [found] = catalogue.open_findings.bad("dr", state, limit=5)
+    assert (found.store, found.bucket, found.key, found.version, found.since) == ("dr", "releases", "app.tgz", 1, now)
+    others = [each for each in CopyState if each in BAD and each != state]
+    assert [catalogue.open_findings.bad("dr", each, limit=5) for each in others] == [[], []]
+    assert catalogue.open_findings.bad("primary", state, limit=5) == []
+
+
+def test_lost_is_what_has_a_bad_copy_and_no_good_one(catalogue):
+    """An artifact is lost without a good copy; one good copy, a delete or a newer version means that it is not."""
+    kept, lost, gone, replaced = (copied(catalogue, key, "primary", "dr") for key in ("kept", "lost", "gone", "old"))
+    for artifact in (lost, gone, replaced):
+        judged(catalogue, artifact, "primary", "missing")
+        judged(catalogue, artifact, "dr", "corrupt")
+    judged(catalogue, kept, "dr", "corrupt")
+    catalogue.artifacts.tombstone(gone, clock.now())
+    newer = catalogue.artifacts.record(
+        "releases", "old", type(DIGEST)(12, "b" * 64), {}, clock.now(), stores=["primary"]
+    )
+    catalogue.artifacts.finish_copy(newer, "primary", tag="2", evidence={}, now=clock.now())
+    assert [each.key for each in catalogue.open_findings.lost(["primary", "dr"], limit=5)] == ["lost"]
+    judged(catalogue, lost, "dr", "verified")
+    assert catalogue.open_findings.lost(["primary", "dr"], limit=5) == []
+
+
+def test_the_coverage_tells_read_never_read_and_unreadable_apart(catalogue):
+    """A copy counts as read by its last full read; a write is none, and an attempt without an answer is none."""
+    now = clock.now()
+    fresh, stale, silent, new = (copied(catalogue, key, "dr") for key in ("fresh", "stale", "silent", "new"))
+    judged(catalogue, fresh, "dr", "verified", now=now - timedelta(hours=1))
+    judged(catalogue, stale, "dr", "verified", now=now - PERIOD - timedelta(days=1))
+    judged(catalogue, silent, "dr", "unreadable", now=now, retry_at=now + timedelta(hours=1))
+    found = catalogue.open_findings.coverage("dr", period=PERIOD, recent=RECENT, now=now)
+    assert (found.read, found.recent, found.never, found.unreadable) == (1, 1, 2, 1)
+    assert found.oldest_read_at == now - PERIOD - timedelta(days=1)
+    assert [each.key for each in catalogue.open_findings.unreadable("dr", limit=5)] == ["silent"]
+    [late] = catalogue.open_findings.overdue("dr", period=PERIOD, now=now, limit=5)
+    assert (late.key, late.since) == ("stale", found.oldest_read_at)
+    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(new)["dr"])
+    assert catalogue.open_findings.coverage("dr", period=PERIOD, recent=RECENT, now=now).never == 1
+
+
+def test_nothing_is_open_in_an_empty_catalogue(catalogue):
+    """Without copies and jobs every count is zero."""
+    found = catalogue.open_findings.coverage("dr", period=PERIOD, recent=RECENT, now=clock.now())
+    assert (found.read, found.recent, found.never, found.unreadable, found.oldest_read_at) == (0, 0, 0, 0, None)
+    assert catalogue.open_findings.lost(["dr"], limit=5) == []
+    assert catalogue.open_findings.jobs() == (0, 0)
+
+
+def test_replications_and_dead_letters_are_counted(catalogue):
+    """An open replication is a repair under way; a job whose attempts are used up is a dead letter."""
+    ledger, lease = catalogue.ledger, timedelta(seconds=30)
+    for name, kind in (("repairing", "replicate"), ("done", "replicate"), ("dying", "upload")):
+        ledger.acquire(name, kind, {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
+    ledger.finish("done", 1, JobState.SUCCEEDED, now=clock.now(), result={})
+    ledger.finish("dying", 1, JobState.DEAD, now=clock.now(), error={"type": "Unavailable", "message": "away"})
+    assert catalogue.open_findings.jobs() == (1, 1)
+
+
+def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_url):
+    """Every query about one store searches an index: none scans the copies or the artifacts."""
+    if not catalogue_url.startswith("sqlite"):
+        pytest.skip("PostgreSQL scans a table this small whatever its indexes are")
+    copied(catalogue, "app.tgz", "dr")
+    plans = []
+
+    def plan(connection, _cursor, statement, parameters, *_):
+        if statement.startswith("SELECT"):
+            rows = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[3] for row in rows)
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
+    try:
+        found = catalogue.open_findings
+        found.coverage("dr", period=PERIOD, recent=RECENT, now=clock.now())
+        found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
+        found.unreadable("dr", limit=5)
+        found.bad("dr", CopyState.CORRUPT, limit=5)
+        found.lost(["dr"], limit=5)
+        found.jobs()
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
+    assert plans
+    assert [each for each in plans if each.startswith("SCAN")] == []

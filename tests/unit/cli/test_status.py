@@ -1,0 +1,113 @@
+"""`status` shows what is open until it is resolved, and its exit status says so; `stores` and `doctor` agree."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import cli, clock
+from worker.catalogue import Artifact, Catalogue, Finding
+from worker.settings import load_settings
+from worker.storage import Digest
+
+Zot = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalogue]:
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    settings = load_settings()
+    settings.prepare()
+    opened = Catalogue(settings.catalogue_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def artifact(catalogue: Catalogue) -> Artifact:
+    """Return an artifact with a copy in each of both stores."""
+    digest, stores = Digest(1, "0" * 64), ["primary", "dr"]
+    made = catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=stores)
+    for store in stores:
+        catalogue.artifacts.finish_copy(made, store, tag="1", evidence={}, now=clock.now())
+    return made
+
+
+@pytest.fixture
+def zot(capsys: pytest.CaptureFixture[str]) -> Zot:
+    def run(*arguments: str) -> tuple[int, Any]:
+        status = cli.run([*arguments, "--json"])
+        return status, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def judge(catalogue: Catalogue, artifact: Artifact, store: str, verdict: str, **more: Any) -> None:
+    copy = catalogue.artifacts.copies(artifact)[store]
+    more = {"now": clock.now()} | more
+    catalogue.verifications.record(Finding("job-1", store, artifact, verdict), copy, tag="1", **more)
+
+
+def kinds(document: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    return {each["kind"]: (each["store"], each["count"]) for each in document["findings"]}
+
+
+@pytest.mark.parametrize("verdict", ["corrupt", "missing", "size_mismatch"])
+def test_a_bad_copy_is_open_until_it_is_right_again(
+    catalogue: Catalogue, artifact: Artifact, zot: Zot, verdict: str
+) -> None:
+    """A bad copy is in `status` by name and ends `status`, `stores` and `doctor` with 1, until it is verified."""
+    judge(catalogue, artifact, "dr", verdict)
+    status, document = zot("status")
+    assert (status, kinds(document)) == (1, {verdict: ("dr", 1)})
+    [example] = document["findings"][0]["examples"]
+    assert (example["bucket"], example["key"], example["store"]) == ("releases", "app.tgz", "dr")
+    assert zot("stores")[0] == 1
+    checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
+    assert (checks["copies dr"]["outcome"], checks["copies dr"]["detail"]) == ("bad", f"1 {verdict}")
+    judge(catalogue, artifact, "dr", "verified")
+    status, document = zot("status")
+    assert (status, document["findings"]) == (3, [])  # there is no broker here
+    assert zot("stores")[0] == 0
+    assert "copies dr" not in {each["name"] for each in zot("doctor")[1]["checks"]}
+
+
+def test_an_artifact_without_a_good_copy_is_lost(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
+    """The first finding that is shown is the lost artifact."""
+    judge(catalogue, artifact, "dr", "corrupt")
+    judge(catalogue, artifact, "primary", "missing")
+    status, document = zot("status")
+    assert (status, [each["kind"] for each in document["findings"]]) == (1, ["lost", "corrupt", "missing"])
+
+
+def test_what_has_no_answer_and_what_is_late_is_open(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
+    """An unreadable and an overdue copy end `status` with 1."""
+    now = clock.now()
+    judge(catalogue, artifact, "primary", "verified", now=now - timedelta(days=40))
+    judge(catalogue, artifact, "dr", "unreadable", retry_at=now + timedelta(hours=1))
+    status, document = zot("status")
+    assert (status, kinds(document)) == (1, {"unreadable": ("dr", 1), "overdue": ("primary", 1)})
+
+
+def test_a_store_that_is_not_configured_is_open(catalogue: Catalogue, zot: Zot) -> None:
+    """Copies in a store that left the settings are a finding."""
+    made = catalogue.artifacts.record("releases", "a", Digest(1, "0" * 64), {}, clock.now(), stores=["old"])
+    catalogue.artifacts.finish_copy(made, "old", tag="1", evidence={}, now=clock.now())
+    status, document = zot("status")
+    assert (status, kinds(document)) == (1, {"not configured": ("old", 1)})
+
+
+def test_the_screen_fits_eighty_columns(
+    catalogue: Catalogue, artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tables for people name the store, its coverage and the finding within 80 columns."""
+    judge(catalogue, artifact, "dr", "corrupt")
+    assert cli.run(["status"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    tables = lines[: lines.index("findings: 1 corrupt")]
+    assert max(len(line.rstrip()) for line in tables) <= 80
+    assert any(line.split() == ["corrupt", "dr", "0s", "releases/app.tgz"] for line in tables)
+    assert any(line.split()[:2] == ["dr", "1"] for line in tables)

@@ -1,0 +1,158 @@
+"""What the broker tells: whether it answers, who serves its queues, whether beat ticks, which breakers are open."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import redis
+from celery import Celery
+from kombu.connection import Connection
+
+from worker.beat import last_tick
+from worker.cli.rejected_messages import describe_counts, open_rejected
+from worker.limits.circuit_breaker import CircuitBreaker
+from worker.limits.counters import Counters
+from worker.limits.shared_redis import SharedRedis, result_backend
+from worker.settings.model import NoBroker, Settings
+from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
+from zot_artifact_client.contract import Queue
+from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.urls import parse_result_url, parse_url, redis_client
+
+_BEAT_WITHIN = 90.0
+"""Seconds since its last tick after which beat counts as stopped; it ticks every few seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was checked: `good`, `bad`, or `unknown` where there was no answer."""
+
+    name: str
+    outcome: str
+    detail: str
+    way_out: str | None = None
+
+
+def broker_checks(settings: Settings) -> Iterator[Check]:
+    """Check the broker, the result backend, the workers and beat."""
+    try:
+        url = settings.broker_url
+    except NoBroker as error:
+        yield Check("broker", "unknown", str(error))
+        return
+    name = without_credentials(url)
+    try:
+        if is_redis(url):
+            yield _redis(url, name)
+        elif is_rabbitmq(url):
+            yield _rabbitmq(url, name)
+        if settings.results is not None and is_redis(settings.results_url):
+            yield _result_backend(settings.results_url)
+    except redis.RedisError as error:
+        way_out = "start `zot-artifacts up`" if settings.broker is None else "start it, or correct ZOT_BROKER"
+        yield Check("broker", "unknown", f"{name}: {_first_line(error)}", way_out)
+        return
+    yield from _rejected(settings)
+    yield _workers(url)
+    yield _beat(settings)
+
+
+def _redis(url: str, name: str) -> Check:
+    with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
+        client.ping()
+        try:
+            policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+        except redis.ResponseError:  # hosted ones forbid the question
+            return Check("broker", "good", f"{name} answers; its maxmemory-policy cannot be read")
+    if policy == "noeviction":
+        return Check("broker", "good", f"{name} answers; maxmemory-policy is noeviction")
+    return Check("broker", "bad", f"{name}: maxmemory-policy is {policy}", "set it to noeviction: else jobs are lost")
+
+
+def _rabbitmq(url: str, name: str) -> Check:
+    try:
+        with Connection(parse_url(url, "broker").text, connect_timeout=3) as connection:
+            version = connection.connection.server_properties.get("version", "of an unknown version")
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
+        return Check("broker", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_BROKER")
+    return Check("broker", "good", f"{name}: RabbitMQ {version} answers; its consumer_timeout cannot be read")
+
+
+def _result_backend(url: str) -> Check:
+    with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
+        client.ping()
+    return Check("result backend", "good", f"{without_credentials(url)} answers")
+
+
+def _rejected(settings: Settings) -> Iterator[Check]:
+    try:
+        with open_rejected(settings) as refused:
+            counts = refused.counts() if refused else {}
+    except BrokerUnavailable as error:
+        yield Check("messages", "unknown", str(error))
+        return
+    if counts:
+        yield Check("messages", "good", describe_counts(counts), "list them with `zot-artifacts jobs --rejected`")
+
+
+def _workers(url: str) -> Check:
+    """Check that every queue has a worker: jobs of a queue that is not served wait for ever."""
+    server = parse_url(url, "broker")
+    app = Celery("zot-artifacts-doctor", broker=server.text, set_as_current=False)
+    app.conf.broker_transport_options = server.transport_options
+    try:
+        answers = app.control.inspect(timeout=2).active_queues() or {}
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
+        return Check("workers", "unknown", f"no answer: {_first_line(error)}")
+    finally:
+        app.close()
+    start = "start `zot-artifacts up`, or `celery -A worker.app worker"
+    if not answers:
+        return Check("workers", "bad", "none answers", f"{start}`")
+    served = {queue["name"] for queues in answers.values() for queue in queues or ()}
+    missing = [queue.value for queue in Queue if queue.value not in served]
+    detail = f"{len(answers)} answer: {', '.join(sorted(answers))}"
+    if missing:
+        return Check(
+            "workers", "bad", f"{detail}; none serves {', '.join(missing)}", f"{start} --queues {','.join(missing)}`"
+        )
+    return Check("workers", "good", f"{detail}; every queue is served")
+
+
+def _result_app(settings: Settings) -> Celery:
+    server = parse_result_url(settings.results_url, "results")
+    app = Celery("zot-artifacts-doctor", backend=server.text, set_as_current=False)
+    app.conf.result_backend_transport_options = server.transport_options
+    return app
+
+
+def _beat(settings: Settings) -> Check:
+    """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
+    way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
+    try:
+        app = _result_app(settings)
+        client = result_backend(app)
+        seen = None if client is None else last_tick(client)
+    except redis.RedisError as error:
+        return Check("beat", "unknown", f"no answer: {_first_line(error)}")
+    if seen is None:
+        return Check("beat", "bad", "it has not ticked in the last hour", way_out)
+    passed = max(0.0, time.time() - seen)
+    if passed > _BEAT_WITHIN:
+        return Check("beat", "bad", f"its last tick was {passed:.0f} s ago", way_out)
+    return Check("beat", "good", f"it ticked {passed:.0f} s ago")
+
+
+def open_breakers(settings: Settings) -> dict[str, float]:
+    """Return the stores whose circuit breaker is open, with the seconds until the next half-open probe."""
+    try:
+        app = _result_app(settings)
+    except NoBroker:
+        return {}
+    counters = Counters(SharedRedis(lambda: result_backend(app)))
+    left = {name: CircuitBreaker(name, counters, settings.breaker).seconds_open() for name in settings.stores}
+    return {name: seconds for name, seconds in left.items() if seconds}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
