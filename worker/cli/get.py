@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from worker.catalogue import Artifact, Copy
-from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.arguments import ArtifactPath
 from worker.cli.errors import Failure, Status
 from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, note, print_json, say, size
@@ -44,10 +44,18 @@ class Part:
 
 
 def get(
-    artifact: ArtifactArgument,
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz. With -r: BUCKET or BUCKET/PREFIX."
+        ),
+    ],
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="A file, a directory to put it into, or `-` for standard output.")
     ],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="All artifacts below the prefix, into the directory DEST.")
+    ] = False,
     range_: Annotated[
         str | None,
         typer.Option("--range", metavar="FIRST-LAST", help="Only these bytes, the last one included, such as 0-1023."),
@@ -64,7 +72,15 @@ def get(
         zot-artifacts get releases/app.tgz .
 
         zot-artifacts get backups/dir.tar - | tar x
+
+        zot-artifacts get -r releases/2026-11 ./2026-11
+
+    With -r each file is verified before it is placed, and files that have the recorded bytes are skipped, so that the
+    same command goes on where it was interrupted. A key that has no safe place in DEST is refused by name.
     """
+    if recursive:
+        _get_directory(artifact, dest, range_, as_json=as_json)
+        return
     at = ArtifactPath.parse(artifact)
     if dest == STDOUT and as_json:
         raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
@@ -77,6 +93,17 @@ def get(
         else:
             fetched = fetch(session, found, _file(Path(dest), found), shown.moved, part)
     _print(fetched, part, as_json=as_json)
+
+
+def _get_directory(source: str, dest: str, range_: str | None, *, as_json: bool) -> None:
+    from worker.cli.get_directory import finish, get_directory
+
+    if range_ or dest == STDOUT:
+        what = "--range" if range_ else "DEST `-`"
+        raise Failure(f"{what} is for one artifact: leave it out with --recursive", Status.USAGE)
+    with opened(existing=True) as session, bar("reading") as shown:
+        done = get_directory(session, source, dest, shown)
+    raise typer.Exit(finish(done, as_json=as_json))
 
 
 def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, part: Part | None = None) -> Fetched:

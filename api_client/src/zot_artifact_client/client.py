@@ -28,6 +28,7 @@ from zot_artifact_client.contract import (
     RequestT,
     ResultT,
     SweepVerifyResult,
+    Symlinks,
     TaskSpec,
     UploadResult,
     Verb,
@@ -182,6 +183,38 @@ class Artifacts(ABC):
             allow_last=allow_last or None,
             everything=everything or None,
             in_flight=in_flight,
+        )
+        return self.submit(BATCH, request, idempotency_key=idempotency_key)
+
+    def upload_dir(
+        self,
+        directory: str | os.PathLike[str],
+        bucket: str,
+        prefix: str = "",
+        *,
+        stores: str | Iterable[str] | None = None,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        symlinks: Symlinks = "skip",
+        idempotency_key: str | None = None,
+    ) -> Job[BatchResult]:
+        """Upload the files in and below a directory that is below one of the worker's roots, as one batch.
+
+        The key of a file is the prefix, with a slash at its end, and the path of the file in the directory. A pattern
+        without a slash is matched with names, one with a slash with paths in the directory; `**` is any number of
+        directories. Files that fail, or change while they are read, are in the result by name, and fail no job: ask
+        `result.good`. The same call again goes on: what is there already is not written again.
+        """
+        request = _request(
+            BATCH,
+            verb="upload",
+            bucket=bucket,
+            prefix=f"{prefix.rstrip('/')}/" if prefix else None,
+            directory=os.fspath(directory),
+            include=tuple(include) or None,
+            exclude=tuple(exclude) or None,
+            symlinks=symlinks,
+            stores=_names(stores),
         )
         return self.submit(BATCH, request, idempotency_key=idempotency_key)
 

@@ -4,12 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from zot_artifact_client.contract import (
     DELETE,
     REPLICATE,
+    UPLOAD,
     VERIFY,
     AdoptRequest,
     AdoptResult,
@@ -162,6 +164,8 @@ class InMemoryWorker:
 
     def _batch(self, request: BatchRequest) -> BatchResult:
         self._known(request.to or request.stores or ())
+        if request.verb == UPLOAD.kind:
+            return self._upload_directory(request)
         paths = self._listed(request.keys_from) if request.keys_from else self._below(request)
         if not paths and request.verb != DELETE.kind:
             raise JobFailed(f"{request.keys_from or request.bucket}: there is no artifact there", "NotFound")
@@ -177,6 +181,28 @@ class InMemoryWorker:
         return BatchResult(
             verb=request.verb, objects=len(paths), bytes=size, outcomes=counts, failed=len(failures), failures=failures
         )
+
+    def _upload_directory(self, request: BatchRequest) -> BatchResult:
+        """Upload the files of a directory; symbolic links are skipped whatever is asked."""
+        if request.directory is None:
+            raise JobFailed(f"{request.keys_from}: directory lists need a real worker", "SourceRefused")
+        root, size, counts = Path(request.directory), 0, Counter[str]()
+        for path in sorted(each for each in root.rglob("*") if each.is_file() and not each.is_symlink()):
+            below = path.relative_to(root).as_posix()
+            if not _is_taken(below, request):
+                continue
+            wanted = UPLOAD.request.read(
+                {"bucket": request.bucket, "key": request.prefix + below, "source": str(path),
+                 **request.model_dump(include={"stores"}, exclude_none=True)}
+            )  # fmt: skip
+            done: Any = self.run(UPLOAD, wanted)
+            size += done["size"]
+            counts["already_there" if done["unchanged"] else "stored"] += 1
+        if not counts:
+            raise JobFailed(f"{root}: there is no file there to upload", "NotFound")
+        return BatchResult(
+            verb="upload", objects=counts.total(), bytes=size, outcomes=dict(counts), failed=0
+        )  # fmt: skip
 
     def _below(self, request: BatchRequest) -> list[tuple[str, str]]:
         below = (path for path, artifact in self._artifacts.items() if artifact.copies and path[0] == request.bucket)
@@ -259,3 +285,12 @@ class InMemoryWorker:
 
 def _nothing_done(copies: tuple[PlacedCopy, ...]) -> bool:
     return all(copy.outcome == "already_there" for copy in copies)
+
+
+def _is_taken(below: str, request: BatchRequest) -> bool:
+    def matches(pattern: str) -> bool:
+        if "/" in pattern:
+            return fnmatch(below, pattern.strip("/")) or below.startswith(f"{pattern.strip('/')}/")
+        return any(fnmatch(name, pattern) for name in below.split("/"))
+
+    return (not request.include or any(map(matches, request.include))) and not any(map(matches, request.exclude))

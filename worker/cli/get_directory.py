@@ -1,0 +1,199 @@
+"""Write many artifacts into a directory: each is verified before it is placed, and what is there already is skipped."""
+
+import hashlib
+import os
+import threading
+import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.catalogue import Artifact
+from worker.cli.errors import Failure, Status
+from worker.cli.get import fetch
+from worker.cli.output import complain, print_json, say, size
+from worker.cli.progress import Bar
+from worker.cli.session import Session
+from worker.storage.errors import InvalidKey, StorageError
+from worker.storage.keys import check_bucket, check_prefix
+
+_THREADS = 8
+_PAGE = 1000
+_PIECE = 1 << 20
+_MAX_NAMED = 100
+
+
+class Refused(Exception):
+    """An artifact has no safe place below the directory."""
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What has become of the artifacts. `failures` are the first of `failed`, each with its reason."""
+
+    written: int = 0
+    already_there: int = 0
+    size: int = 0
+    failed: int = 0
+    unknown: bool = False
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def fail(self, path: str, reason: str) -> None:
+        """Count an artifact that was not written."""
+        self.failed += 1
+        if len(self.failures) < _MAX_NAMED:
+            self.failures.append((path, reason))
+
+
+@dataclass(slots=True)
+class Target:
+    """The directory, and which file belongs to which key: no two keys may have one file."""
+
+    root: Path
+    placed: dict[tuple[int, int], str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def path_of(self, relative: str) -> Path:
+        """Return where an artifact goes; its directory is made.
+
+        Raises:
+            Refused: it would be outside the directory, or where another artifact is.
+            OSError: its directory cannot be made.
+        """
+        parts = relative.split("/")
+        if any(part in {"", ".", ".."} or "\0" in part for part in parts):
+            raise Refused("the key would leave the directory, or is no file name")
+        path = self.root.joinpath(*parts)
+        if self.root not in Path(os.path.realpath(path)).parents:
+            raise Refused("a symbolic link in the directory leads out of it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise Refused("another artifact, or another file, is where its directory should be") from None
+        if path.is_symlink():
+            raise Refused("a symbolic link is in its place")
+        if path.is_dir():
+            raise Refused("a directory is in its place")
+        self.check(path, relative)
+        return path
+
+    def check(self, path: Path, relative: str) -> None:
+        """Raise Refused if the file at this path was written for another key: the disk takes the two for one."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return
+        with self.lock:
+            owner = self.placed.setdefault((found.st_dev, found.st_ino), relative)
+        if owner != relative:
+            raise Refused(f"the disk does not tell its name from that of {owner}")
+
+
+def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetched:
+    """Write all artifacts of BUCKET, or below BUCKET/PREFIX, into a directory that is made if it is not there.
+
+    Raises:
+        Failure: there is no such artifact, or the directory cannot be made.
+        InvalidKey: naming the rule that bucket or prefix breaks.
+    """
+    bucket, _, prefix = source.partition("/")
+    if prefix and not prefix.endswith("/"):
+        prefix += "/"
+    count, total = session.catalogue.artifacts.measure(check_bucket(bucket), check_prefix(prefix))
+    if not count:
+        raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
+    target = Target(_made(dest))
+    shown.expect(total, f"reading {count} artifacts")
+    done = Fetched()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
+        waiting: dict[Future[bool], Artifact] = {}
+        names: set[int] = set()
+        for artifact in _artifacts(session, bucket, prefix):
+            relative = artifact.key[len(prefix) :]
+            name = hash(unicodedata.normalize("NFC", relative).casefold())
+            while len(waiting) >= 4 * _THREADS or (waiting and name in names):  # the disk may take two keys for one
+                _collect(waiting, done)
+            names.add(name)
+            waiting[pool.submit(_get_one, session, artifact, target, relative, shown)] = artifact
+        while waiting:
+            _collect(waiting, done)
+    return done
+
+
+def finish(done: Fetched, *, as_json: bool) -> Status:
+    """Print what was written, and return the exit status."""
+    if as_json:
+        print_json(
+            {"written": done.written, "already_there": done.already_there, "bytes": done.size, "failed": done.failed,
+             "failures": [{"path": path, "message": reason} for path, reason in done.failures]}
+        )  # fmt: skip
+    else:
+        say(f"{done.written} written, {done.already_there} already there, {size(done.size)}, verified")
+    for path, reason in done.failures:
+        complain(f"{path}: {reason}")
+    if done.failed > len(done.failures):
+        complain(f"and {done.failed - len(done.failures)} more")
+    if not done.failed:
+        return Status.GOOD
+    return Status.UNKNOWN if done.unknown else Status.BAD
+
+
+def _made(dest: str) -> Path:
+    root = Path(dest).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"{root}: {error.strerror}; name another DEST", type_="CannotWrite") from error
+    return root.resolve()
+
+
+def _artifacts(session: Session, bucket: str, prefix: str) -> Iterator[Artifact]:
+    after = ""
+    while page := session.catalogue.artifacts.page(bucket, prefix, (bucket, after), _PAGE):
+        yield from page
+        after = page[-1].key
+
+
+def _get_one(session: Session, artifact: Artifact, target: Target, relative: str, shown: Bar) -> bool:
+    """Write an artifact; return False if the file was there already."""
+    path = target.path_of(relative)
+    if _has(path, artifact):
+        shown.moved(artifact.digest.size)
+        return False
+    fetch(session, artifact, path, shown.moved)
+    target.check(path, relative)
+    return True
+
+
+def _has(path: Path, artifact: Artifact) -> bool:
+    """Return whether a file has the recorded bytes; they are read."""
+    try:
+        if path.stat().st_size != artifact.digest.size:
+            return False
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except FileNotFoundError:
+        return False
+    return digest.hexdigest() == artifact.digest.sha256
+
+
+def _collect(waiting: dict[Future[bool], Artifact], done: Fetched) -> None:
+    """Count the artifacts that have ended; wait for one at least."""
+    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+        artifact = waiting.pop(future)
+        try:
+            written = future.result()
+        except Failure as error:
+            done.unknown |= error.status is Status.UNKNOWN
+            done.fail(artifact.path, str(error))
+        except (Refused, InvalidKey) as error:
+            done.fail(artifact.path, str(error))
+        except (StorageError, OSError) as error:
+            done.fail(artifact.path, getattr(error, "strerror", None) or str(error))
+        else:
+            done.written += written
+            done.already_there += not written
+            done.size += artifact.digest.size
