@@ -10,7 +10,7 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from tests.waiting import WITHIN
-from worker.jobs.result_backend import use_atomic_result_backend
+from worker.jobs.result_backend import fence_request, use_atomic_result_backend
 from zot_artifact_client.errors import JobFailed
 
 
@@ -85,3 +85,21 @@ def test_no_argument_and_no_large_text_is_stored(app, valkey, job):
         assert b"artifact.verify.v1" in kept
         assert len(kept) < 10_000
         assert client.strlen(app.backend.get_key_for_task(f"{job}-large")) < 10_000
+
+
+def test_a_state_with_a_lower_fencing_token_or_none_replaces_none_with_a_higher_one(app, job):
+    """A delivery that lost its lease, and a message that never had one, change nothing; a later lease does."""
+
+    def store(state: str, fence: int | None) -> str:
+        request = Context({"id": job, "task": "artifact.verify.v1"})
+        if fence is not None:
+            fence_request(request, fence)
+        app.backend.store_result(job, ValueError("x") if state in {"RETRY", "FAILURE"} else {}, state, request=request)
+        return app.backend.get_task_meta(job)["status"]
+
+    assert store("STARTED", 2) == "STARTED"
+    for stale in (None, 1):
+        assert [store(state, stale) for state in ("RETRY", "FAILURE", "SUCCESS")] == ["STARTED"] * 3
+    assert store("FAILURE", 2) == "FAILURE"
+    assert store("STARTED", 2) == "FAILURE"
+    assert store("STARTED", 3) == "STARTED"
