@@ -54,12 +54,17 @@ KINDS = {
     "filesystem": Kind(_filesystem, offers=FILES),
     "s3-ministack": Kind(targets.s3_ministack, "ministack"),
     "s3-aws": Kind(targets.s3_aws, "ministack", excludes={"pages": SAME["pages"]}),
+    "s3-sdk": Kind(targets.s3_sdk, "ministack", excludes=SAME),
+    "s3-aws-sdk": Kind(targets.s3_aws_sdk, "ministack", excludes=SAME),
     "s3-native": Kind(targets.s3_native, "ministack", excludes=SAME),
     "s3-rclone": Kind(targets.s3_rclone, "rclone", PARTS | FILES, RCLONE),
+    "s3-rclone-sdk": Kind(targets.s3_rclone_sdk, "rclone", PARTS | FILES, RCLONE),
     "gcs": Kind(targets.gcs, "strict_gcs"),
+    "gcs-sdk": Kind(targets.gcs_sdk, "strict_gcs", excludes=SAME),
     "gcs-native": Kind(targets.gcs_native, "strict_gcs", excludes=SAME),
     "gcs-resumable": Kind(targets.gcs_resumable, "strict_gcs", COPIES, SAME),
     "azure": Kind(targets.azure, "azurite"),
+    "azure-sdk": Kind(targets.azure_sdk, "azurite", excludes=SAME),
     "azure-native": Kind(targets.azure_native, "azurite", excludes=SAME),
 }
 

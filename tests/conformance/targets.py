@@ -66,6 +66,15 @@ def s3_ministack(server: Ministack, spool: Path) -> Target:
     return _s3("s3-ministack", server, spool)
 
 
+def s3_sdk(server: Ministack, spool: Path) -> Target:
+    """Return the store as it is when every request is the SDK's."""
+    return _s3("s3-sdk", server, spool, data_path="sdk")
+
+
+def s3_aws_sdk(server: Ministack, spool: Path) -> Target:
+    return _s3("s3-aws-sdk", server, spool, provider="aws", data_path="sdk")
+
+
 def s3_aws(server: Ministack, spool: Path) -> Target:
     """Return the dialect that Amazon is spoken to in: the SDK's own checksums on every request and part."""
     return _s3("s3-aws", server, spool, provider="aws")
@@ -75,20 +84,25 @@ def s3_native(server: Ministack, spool: Path) -> Target:
     return _s3("s3-native", server, spool, **NATIVE)
 
 
-def s3_rclone(server: RcloneS3, spool: Path) -> Target:
+def s3_rclone_sdk(server: RcloneS3, spool: Path) -> Target:
+    return s3_rclone(server, spool, name="s3-rclone-sdk", data_path="sdk")
+
+
+def s3_rclone(server: RcloneS3, spool: Path, *, name: str = "s3-rclone", **changes: object) -> Target:
     real = f"real-{uuid.uuid4().hex[:8]}"
 
     def stale_files(bucket: str) -> Iterable[str]:
         return (str(path) for path in (server.files / real / bucket).rglob("*") if path.is_file())
 
     return _s3(
-        "s3-rclone",
+        name,
         server,
         spool,
         bucket=real,
         conditional_writes=False,  # it ignores conditions, and the configuration says so
         path_of=lambda b, k: server.files / real / b / k,
         stale_files=stale_files,
+        **changes,
     )
 
 
@@ -159,6 +173,10 @@ def gcs(server: GcsEndpoint, spool: Path) -> Target:
     return _gcs("gcs", server, spool)
 
 
+def gcs_sdk(server: GcsEndpoint, spool: Path) -> Target:
+    return _gcs("gcs-sdk", server, spool, data_path="sdk")
+
+
 def gcs_native(server: GcsEndpoint, spool: Path) -> Target:
     return _gcs("gcs-native", server, spool, **NATIVE)
 
@@ -197,6 +215,10 @@ def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
 
 def azure(server: Azurite, spool: Path) -> Target:
     return _azure("azure", server, spool)
+
+
+def azure_sdk(server: Azurite, spool: Path) -> Target:
+    return _azure("azure-sdk", server, spool, data_path="sdk")
 
 
 def azure_native(server: Azurite, spool: Path) -> Target:

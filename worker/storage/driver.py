@@ -10,9 +10,12 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from worker.storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,14 @@ class ListedObject:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeObject:
+    """The bytes of a whole small object, as a buffer, and the version tag that they are of."""
+
+    version: str
+    data: "Buffer"
+
+
+@dataclass(frozen=True, slots=True)
 class StaleUpload:
     """A write that was begun and not finished: a temporary file or an open multipart upload.
 
@@ -150,6 +161,7 @@ class Capabilities:
         max_copy_size: bytes of the largest object that `copy` can copy inside the store.
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: a class or tier can be given with each write.
+        whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
         parallel_reads: reading several ranges of one object at once is faster than reading it in one go.
         impossible_keys: keys that no object of the store can have: it would take them for another key, or refuse them.
         realm: what provider, endpoint and credentials are; shows no secret. Stores whose realms are equal can copy
@@ -172,6 +184,7 @@ class Capabilities:
     max_copy_size: int | None
     parts: PartLimits | None = None
     parallel_reads: bool = False
+    whole_reads: int = 0
     storage_classes: bool = False
     impossible_keys: re.Pattern[str] | None = None
     realm: Hashable | None = None
@@ -424,6 +437,18 @@ class GroupDriver(Driver, Protocol):
 
         Each object is atomic by itself, as for `put`, and has its bytes and name on the disk when this returns. The
         caller guarantees that no two have the same key.
+        """
+        ...
+
+
+class WholeReadDriver(Driver, Protocol):
+    """A backend whose `capabilities.whole_reads` is not 0: it reads a small object with a single request."""
+
+    def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
+        """Return an object of exactly `size` bytes, at most `capabilities.whole_reads`.
+
+        Returns None where only `open` can tell: the object has another size, the answer is not understood, or the line
+        is slow.
         """
         ...
 

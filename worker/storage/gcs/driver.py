@@ -12,6 +12,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
+from worker.storage.cloud.fast_path import SMALL
 from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import GcsConfig
@@ -40,6 +41,7 @@ from worker.storage.errors import (
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.gcs.client import TIMEOUT, Connection, ObjectName, check_answer, connect, endpoint_of, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
+from worker.storage.gcs.fast_path import fast_path
 from worker.storage.gcs.objects import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
@@ -66,6 +68,7 @@ class GcsDriver(CloudDriver):
         self._composes = config.storage_class in {None, "STANDARD"} if config.compose is None else config.compose
         self._connection: Connection | None = None
         self._lock = threading.Lock()
+        self._fast = fast_path(config, self._origin, self._connected)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -80,6 +83,7 @@ class GcsDriver(CloudDriver):
             parts=self._part_limits() if self._composes else None,
             storage_classes=True,
             parallel_reads=True,
+            whole_reads=SMALL if self._fast else 0,
             realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
             properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
@@ -251,6 +255,8 @@ class GcsDriver(CloudDriver):
         return False
 
     def close(self) -> None:
+        if self._fast:
+            self._fast.close()
         with self._lock:
             if self._connection is not None:
                 self._connection.close()

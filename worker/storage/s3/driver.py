@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
+from worker.storage.cloud.fast_path import PROPERTIES, SMALL, Place
 from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
@@ -34,6 +35,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
+from worker.storage.s3.fast_path import fast_path, writes_fast
 from worker.storage.s3.objects import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
@@ -44,7 +46,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
+from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Send, Upload
 from worker.storage.transfer.server_copy import Begun, Between
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class S3Driver(CloudDriver):
         self._part_size = max(MIN_PART, int(config.part_size))
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
+        self._fast = fast_path(config, self._origin, self._client)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -83,6 +86,7 @@ class S3Driver(CloudDriver):
             max_copy_size=MAX_COPY,
             parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
             parallel_reads=True,
+            whole_reads=SMALL if self._fast else 0,
             storage_classes=True,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
             properties=True,
@@ -133,7 +137,9 @@ class S3Driver(CloudDriver):
         return replace(stat, sha256=found.sha256) if found.version == stat.version else stat
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        return to_stat(self._name, bucket, key, self._head(bucket, key))
+        found = self._head_fast(bucket, key)
+        # Of the digests, obstore tells that of the metadata alone.
+        return found if found and found.sha256 else to_stat(self._name, bucket, key, self._head(bucket, key))
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         try:
@@ -266,6 +272,8 @@ class S3Driver(CloudDriver):
             return upload.refuses_damage(client)
 
     def close(self) -> None:
+        if self._fast:
+            self._fast.close()
         with self._lock:
             for client in self._clients.values():
                 client.close()
@@ -372,10 +380,18 @@ class S3Driver(CloudDriver):
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
         )
-        return self._carried_out(write)
+        return self._carried_out(write, self._sender(write))
 
-    def _carried_out(self, write: S3Write) -> Upload:
-        return Upload(self._client(), self._client(committing=True), self._origin, write)
+    def _carried_out(self, write: S3Write, send_fast: Send | None = None) -> Upload:
+        return Upload(self._client(), self._client(committing=True), self._origin, write, send_fast)
+
+    def _sender(self, write: S3Write) -> Send | None:
+        """Return what sends a small object on the fast path; None where the SDK sends it."""
+        if self._fast is None or write.size > SMALL or not writes_fast(write.options):
+            return None
+        fast, (real, start) = self._fast, self._real(write.bucket)
+        place, condition = Place(real, start + write.key, write.what), write.condition if write.conditional else None
+        return lambda data: fast.write(place, data, write.metadata, write.options, condition)
 
     def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
         """Return an upload whose condition was checked here, where the store does not decide it itself."""
@@ -416,6 +432,22 @@ class S3Driver(CloudDriver):
                 if found:
                     found["Body"].close()
             raise
+
+    def _head_fast(self, bucket: str, key: str) -> ObjectStat | None:
+        """Return what the fast path can tell of an object."""
+        if self._fast is None:
+            return None
+        real, start = self._real(bucket)
+        try:
+            found = self._fast.head(Place(real, start + key, f"{bucket}/{key}"))
+        except NotFound:
+            raise self._missing(bucket, key) from None
+        if found is None or not found[0]["e_tag"]:
+            return None
+        meta, metadata = found[0], dict(found[1])
+        properties = {name: metadata.pop(header, None) for name, header in PROPERTIES.items()}
+        facts = {"ETag": meta["e_tag"], "ContentLength": meta["size"], "LastModified": meta["last_modified"]}
+        return to_stat(self._name, bucket, key, {**facts, **properties, "Metadata": metadata})
 
     def _get(self, bucket: str, key: str, wanted: str | None) -> "GetObjectOutputTypeDef | None":
         """Ask for an object, or for a range of it; return None where the range is past its end."""

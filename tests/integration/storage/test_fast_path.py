@@ -1,0 +1,209 @@
+"""Small objects take one request, mean the same as through the SDKs, and never hang, leak or follow the environment."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance import targets
+from tests.conformance.bodies import digest_of, some_bytes, source
+from tests.conformance.targets import Target
+from tests.faults.lines import opened_through, port_of
+from tests.servers import Ministack, RcloneS3
+from tests.servers.proxy import Delay, Fault, FaultyProxy, Request, Say
+from worker.storage import Store, Verdict
+from worker.storage.cloud import fast_path
+from worker.storage.cloud.fast_path import SMALL
+from worker.storage.driver import ObjectProperties
+from worker.storage.errors import AlreadyExists, Throttled, Timeout, Unavailable
+from worker.storage.registry import open_driver
+
+BUCKET = "releases"
+BODY = some_bytes(16 * 1024)
+CLOUDS: dict[str, tuple[str, Callable[[Any, Path], Target]]] = {
+    "s3": ("ministack", targets.s3_ministack),
+    "gcs": ("strict_gcs", targets.gcs),
+    "azure": ("azurite", targets.azure),
+}
+
+
+@pytest.fixture(params=list(CLOUDS))
+def cloud(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def direct(cloud: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Return a store with one small object in it."""
+    server, opened = CLOUDS[cloud]
+    store = opened(request.getfixturevalue(server), tmp_path).store
+    store.write_object(BUCKET, "app", source(BODY))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def through(direct: Store, cloud: str, tmp_path: Path) -> Iterator[Callable[..., tuple[Store, FaultyProxy]]]:
+    """Return what opens the store once more, through a proxy whose `fault` decides what goes wrong."""
+    with ExitStack() as stack:
+
+        def open_faulty(
+            fault: Callable[[Request], Fault] = lambda _: None, **changes: Any
+        ) -> tuple[Store, FaultyProxy]:
+            proxy = stack.enter_context(FaultyProxy(port_of(cloud, direct), fault))
+            store = opened_through(cloud, direct, proxy.port, tmp_path, **changes)
+            stack.callback(store.close)
+            return store, proxy
+
+        yield open_faulty
+
+
+def verdict(store: Store, key: str = "app", body: bytes = BODY) -> Verdict:
+    return store.verify_object(BUCKET, key, digest_of(body)).verdict
+
+
+def test_verifying_is_one_request(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
+    """A small object is verified with one GET; through the SDKs the same takes more, or the bytes as a range."""
+    store, proxy = through()
+    assert verdict(store) is Verdict.VERIFIED
+    assert [request.method for request in proxy.requests] == ["GET"]
+    assert "Range" not in proxy.requests[0].headers
+
+
+def test_a_large_object_is_the_sdks(through: Callable[..., tuple[Store, FaultyProxy]], direct: Store) -> None:
+    """What is larger than SMALL is streamed by the SDK: its memory stays bounded."""
+    body = some_bytes(SMALL + 1)
+    direct.write_object(BUCKET, "large", source(body))
+    store, proxy = through()
+    assert verdict(store, "large", body) is Verdict.VERIFIED
+    assert all("object_store" not in str(request.headers) for request in proxy.requests)
+
+
+def test_switched_off(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
+    """With `data_path: sdk` no request is made by obstore."""
+    store, proxy = through(data_path="sdk")
+    store.write_object(BUCKET, "new", source(BODY))
+    assert verdict(store) is Verdict.VERIFIED
+    store.stat_object(BUCKET, "app")
+    assert all("object_store" not in str(request.headers) for request in proxy.requests)
+
+
+def test_version_and_verdicts_are_those_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
+    """Both paths give the same verdict, and the same version tag, for a good, a wrong and a missing object."""
+    fast, sdk = through()[0], through(data_path="sdk")[0]
+    for key, body in (("app", BODY), ("app", some_bytes(len(BODY), seed=1)), ("app", b"short"), ("none", BODY)):
+        expected = digest_of(body)
+        one, other = (store.verify_object(BUCKET, key, expected) for store in (fast, sdk))
+        assert one == other
+
+
+def test_stat_is_that_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
+    """What is told of an object, and of a write of it, does not depend on the path."""
+    fast, sdk = through()[0], through(data_path="sdk")[0]
+    given = {"owner": "Zoë ", "content_type": "mine", "note": "a b"}
+    properties = ObjectProperties(content_type="text/plain", cache_control="no-cache")
+    written = [
+        store.write_object(BUCKET, key, source(BODY), metadata=given, properties=properties)[0]
+        for key, store in (("fast", fast), ("sdk", sdk))
+    ]
+    seen = [replace(stat, key="", version="", storage_tags={}, modified=written[0].modified) for stat in written]
+    assert seen[0] == seen[1]
+    for key in ("fast", "sdk"):
+        assert fast.stat_object(BUCKET, key) == sdk.stat_object(BUCKET, key)
+
+
+def test_a_slow_answer_is_waited_for(
+    through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that takes longer than obstore waits is no dead store: the SDK waits for it."""
+    monkeypatch.setattr(fast_path, "PATIENCE", 1)
+    store, _ = through(lambda request: Delay(3) if "/app" in request.path or "%2Fapp" in request.path else None)
+    assert verdict(store) is Verdict.VERIFIED
+    store.write_object(BUCKET, "app", source(b"new"))
+    assert verdict(store, body=b"new") is Verdict.VERIFIED
+
+
+def test_a_store_that_asks_for_fewer_requests(through: Callable[..., tuple[Store, FaultyProxy]], cloud: str) -> None:
+    """A refusal has the class that it has through the SDK, so that the limits treat it alike."""
+    store, _ = through(lambda request: Say(429 if cloud != "azure" else 503, b"") if request.method == "GET" else None)
+    error = store.verify_object(BUCKET, "app", digest_of(BODY)).error
+    assert isinstance(error, Throttled | Unavailable | Timeout)
+
+
+def test_a_forked_child_reads_all_the_same(direct: Store) -> None:
+    """A process that has used obstore and forks has no threads for it in the child: the child uses the SDK."""
+    assert verdict(direct) is Verdict.VERIFIED
+    found = multiprocessing.get_context("fork").SimpleQueue()
+
+    def child() -> None:
+        config = direct._driver._config  # type: ignore[attr-defined]
+        found.put(str(verdict(Store(open_driver("child", config)))))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("the child hangs")
+    assert found.get() == "verified"
+
+
+class TestS3:
+    @pytest.fixture
+    def line(self, ministack: Ministack) -> Iterator[tuple[Store, FaultyProxy]]:
+        """Return a store, and the proxy that sees its requests."""
+        config = targets.s3_config(ministack)
+        targets.make_s3_bucket(ministack, str(config.bucket))
+        with FaultyProxy(ministack.port, lambda _: None) as proxy:
+            store = Store(open_driver("s3", config.model_copy(update={"endpoint": proxy.endpoint})))
+            yield store, proxy
+            store.close()
+
+    def test_writing_is_one_request(self, line: tuple[Store, FaultyProxy]) -> None:
+        """A small object is written with one PUT that has its condition in it, and covers its bytes."""
+        store, proxy = line
+        store.write_object(BUCKET, "new", source(BODY), condition="create_only")
+        assert [request.method for request in proxy.requests] == ["PUT"]
+        headers = {name.lower(): value for name, value in proxy.requests[0].headers.items()}
+        assert headers["if-none-match"] == "*"
+        assert headers["x-amz-content-sha256"] == digest_of(BODY).sha256
+        with pytest.raises(AlreadyExists):
+            store.write_object(BUCKET, "new", source(b"other"), condition="create_only")
+
+    def test_the_environment_changes_nothing(
+        self, line: tuple[Store, FaultyProxy], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Variables that obstore takes for settings of its own reach no request."""
+        for name, value in {
+            "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+            "AWS_SKIP_SIGNATURE": "true",
+            "AWS_SERVER_SIDE_ENCRYPTION": "aws:kms",
+            "AWS_SSE_KMS_KEY_ID": "key",
+            "AWS_UNSIGNED_PAYLOAD": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        store, proxy = line
+        store.write_object(BUCKET, "new", source(BODY))
+        assert verdict(store, "new") is Verdict.VERIFIED
+        for request in proxy.requests:
+            assert "encryption" not in str(request.headers).lower()
+            assert "AWS4-HMAC-SHA256" in str(request.headers)
+
+    def test_metadata_with_the_name_of_a_header(self, line: tuple[Store, FaultyProxy]) -> None:
+        """Metadata that obstore would take for a header of the object stays metadata."""
+        store, _ = line
+        given = {"content-type": "mine", "storage-class": "mine", "cache-control": "mine"}
+        store.write_object(BUCKET, "new", source(BODY), metadata=given)
+        assert store.stat_object(BUCKET, "new").metadata == given
+
+    def test_wrong_credentials_are_not_told(self, rclone: RcloneS3, tmp_path: Path) -> None:
+        """A refused signature is AccessDenied, without the keys, the address or the signature."""
+        store = targets.s3_rclone(rclone, tmp_path, access_key_id="AKIA5ecre7", secret_access_key="5ecre7").store
+        seen = store.verify_object(BUCKET, "app", digest_of(BODY))
+        assert seen.verdict is Verdict.UNREADABLE
+        assert "5ecre7" not in str(seen.detail)
+        assert "Signature=" not in str(seen.detail)

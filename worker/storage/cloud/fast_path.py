@@ -1,0 +1,251 @@
+"""Read and write small objects with obstore: one request, at about a tenth of the processor time of the SDKs.
+
+What it does is chosen by facts of the configuration; docs/decisions says what stays with the SDKs, and why.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import obstore
+from obstore.exceptions import BaseError
+
+from worker.storage.cloud.error_mapping import Meaning, Origin
+from worker.storage.cloud.fast_errors import NotUnderstood, translate
+from worker.storage.driver import Condition, Match, WholeObject
+from worker.storage.errors import StorageError, Timeout
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+SMALL = 1024 * 1024
+"""Bytes of the largest object on this path. It is in memory as a whole, once for each thread."""
+PATIENCE = 20
+"""Seconds for one request. What takes longer is on a slow line: the SDK waits for every piece of it anew."""
+CREDENTIALS_FOR = timedelta(minutes=5)
+"""How long credentials are used before their own library is asked again; it renews them long before they expire."""
+FAILURES = (BaseError, OSError, ValueError, NotImplementedError)
+"""What obstore raises. Nothing wider: what ends a job may be raised in its calls as well."""
+_PLAIN = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f]+")
+"""Names that obstore can say: it drops a slash at the beginning, and refuses the other names that this leaves out."""
+PROPERTIES = {
+    "ContentType": "Content-Type",
+    "ContentEncoding": "Content-Encoding",
+    "ContentLanguage": "Content-Language",
+    "ContentDisposition": "Content-Disposition",
+    "CacheControl": "Cache-Control",
+    "StorageClass": "Storage-Class",
+}
+"""Attributes of an object that are not metadata, by the names that the SDK of S3 has for them."""
+_PROPERTIES = {name.lower() for name in PROPERTIES.values()}
+"""What obstore takes for one of them in any case, so that metadata of such a name is for the SDKs alone."""
+_BUCKETS = 64
+"""Real buckets whose clients are kept; each has its own connections."""
+_CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+class _Process:
+    """The process that has used obstore: in a child forked from it every call would hang, for want of its threads."""
+
+    used_by: int | None = None
+
+
+class KeptCredentials:
+    """Credentials from an SDK, and what it raised: obstore turns that into text, which may hold a secret."""
+
+    def __init__(self, fetch: Callable[[], Mapping[str, Any]]) -> None:
+        """Call `fetch` for the credentials of a request, without `expires_at` where the SDK does not tell it."""
+        self._fetch = fetch
+        self.error: Exception | None = None
+
+    def __call__(self) -> Any:
+        """Return the credentials in the form that obstore wants."""
+        try:
+            found = self._fetch()
+        except Exception as error:
+            self.error = error
+            raise
+        self.error = None
+        return {"expires_at": datetime.now(UTC) + CREDENTIALS_FOR, **found}
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client for one real bucket, and where its credentials come from, if they come from an SDK."""
+
+    store: "ObjectStore"
+    credentials: KeptCredentials | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one provider answers.
+
+    Attributes:
+        codes: the meaning of its codes and statuses.
+        version: the version tag of an object, from what obstore says of it; empty where it says none.
+        sdk_errors: what the provider's SDK raises while it connects or fetches credentials.
+        translate: the meaning of that.
+    """
+
+    codes: Mapping[str, Meaning]
+    version: Callable[[Mapping[str, Any]], str]
+    sdk_errors: tuple[type[Exception], ...]
+    translate: Callable[[Exception, Origin, str], StorageError]
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """Return all that connecting may raise."""
+        return (*FAILURES, *self.sdk_errors)
+
+
+class Place(NamedTuple):
+    """A real object: its real bucket, its name in that, and the logical bucket and key, for messages."""
+
+    real: str
+    name: str
+    what: str
+
+
+class FastPath:
+    """The small objects of one store.
+
+    A method returns None where only the SDK can tell: an answer that obstore does not understand, a line that is too
+    slow, a bucket that it cannot be pointed at, or a process that must not use it. Nothing was changed then.
+    """
+
+    def __init__(self, origin: Origin, dialect: Dialect, connect: Callable[[str], Client | None]) -> None:
+        """Reach real buckets with what `connect` returns for their names; None for those that the SDK has to reach."""
+        self._origin = origin
+        self._dialect = dialect
+        self._connect = connect
+        self._clients: dict[str, Client | None] = {}
+        self._lock = threading.Lock()
+
+    def read(self, place: Place, size: int) -> WholeObject | None:
+        """Return an object that has exactly `size` bytes; one of another size is not read."""
+        client = self._client(place)
+        if client is None:
+            return None
+        try:
+            reply = obstore.get(client.store, place.name)
+            meta = reply.meta
+            version = self._dialect.version(meta)
+            if meta["size"] != size or not version:
+                return None
+            data = reply.bytes()
+        except FAILURES as error:
+            self._failed(error, client, place)
+            return None
+        return WholeObject(version, data) if len(data) == size else None
+
+    def head(self, place: Place) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
+        """Return what obstore says of an object, and its attributes: its metadata, and PROPERTIES."""
+        client = self._client(place)
+        if client is None:
+            return None
+        try:
+            reply = obstore.get(client.store, place.name, options={"head": True})
+            found = reply.meta, reply.attributes
+        except FAILURES as error:
+            self._failed(error, client, place)
+            return None
+        return found
+
+    def write(
+        self,
+        place: Place,
+        data: bytes | bytearray,
+        metadata: Mapping[str, str],
+        properties: Mapping[str, str],
+        condition: Condition,
+    ) -> str | None:
+        """Write an object in one request and return its ETag; None only if nothing was sent.
+
+        Args:
+            place: the object to make.
+            data: its bytes.
+            metadata: as the store keeps it.
+            properties: by the names in PROPERTIES.
+            condition: see `Driver.put`.
+
+        Raises:
+            StorageError: with the code of the answer. NotUnderstood and Timeout leave open whether the object is there.
+        """
+        client = None if _PROPERTIES & metadata.keys() else self._client(place)
+        if client is None:
+            return None
+        mode: Any = {"e_tag": f'"{condition.version}"'} if isinstance(condition, Match) else "overwrite"
+        mode = "create" if condition == "create_only" else mode
+        attributes = {**metadata, **{PROPERTIES[name]: value for name, value in properties.items()}}
+        try:
+            reply = obstore.put(client.store, place.name, data, attributes=attributes, mode=mode, use_multipart=False)
+        except FAILURES as error:
+            raise self._translated(error, client, place) from None
+        return reply["e_tag"] or ""
+
+    def close(self) -> None:
+        """Forget the clients; their connections end with them."""
+        with self._lock:
+            self._clients.clear()
+
+    def _client(self, place: Place) -> Client | None:
+        real = place.real
+        if _Process.used_by not in {None, os.getpid()} or not _PLAIN.fullmatch(place.name):
+            return None
+        try:
+            return self._clients[real]
+        except KeyError:
+            pass
+        with self._lock:
+            if real not in self._clients:
+                _Process.used_by = os.getpid()
+                while len(self._clients) >= _BUCKETS:
+                    self._clients.pop(next(iter(self._clients)))
+                try:
+                    self._clients[real] = self._connect(real)
+                except self._dialect.failures:
+                    return None  # the SDK says what is wrong
+            return self._clients[real]
+
+    def _failed(self, error: Exception, client: Client, place: Place) -> None:
+        """Return if only the SDK can tell what an answer means; raise what it means otherwise."""
+        failure = self._translated(error, client, place)
+        if not isinstance(failure, NotUnderstood | Timeout):
+            raise failure from None
+
+    def _translated(self, error: Exception, client: Client, place: Place) -> StorageError:
+        if client.credentials and client.credentials.error:
+            return self._dialect.translate(client.credentials.error, self._origin, place.what)
+        return translate(error, self._origin, place.what, self._dialect.codes)
+
+
+def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "ClientConfig":
+    """Return how a client connects; obstore takes from the environment what is not given."""
+    options: ClientConfig = {
+        "allow_http": endpoint.startswith("http://"),
+        "allow_invalid_certificates": False,
+        "connect_timeout": "5s",
+        "timeout": f"{PATIENCE}s",
+        "http1_only": True,
+    }
+    if headers:
+        options["default_headers"] = dict(headers)
+    bundle = Path(next(filter(None, map(os.environ.get, _CA_BUNDLES)), ""))
+    if bundle.is_file():  # a directory of certificates is for the SDKs alone
+        options["root_certificate"] = bundle.read_bytes()
+    return options
+
+
+def retry_config() -> "RetryConfig":
+    """Return how a request is repeated: about as often as by the SDKs, and never after PATIENCE has run out."""
+    return {
+        "max_retries": 3,
+        "retry_timeout": timedelta(seconds=PATIENCE),
+        "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
+    }

@@ -1,0 +1,124 @@
+"""Reach the small objects of a store that speaks S3 with obstore, where its configuration leaves no doubt how."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import botocore.exceptions as sdk
+from botocore.exceptions import ClientError
+from obstore.store import S3Store
+
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.fast_path import (
+    PROPERTIES,
+    Client,
+    Dialect,
+    FastPath,
+    KeptCredentials,
+    client_options,
+    retry_config,
+)
+from worker.storage.config import S3Config
+from worker.storage.s3.errors import CODES, SDK_ERRORS, translate
+from worker.storage.s3.objects import version_of
+from worker.storage.s3.providers import DEFAULT_REGION, profile_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mypy_boto3_s3 import S3Client
+
+_PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""Not an access point, nor a name that needs path-style addressing at Amazon; those have dots."""
+_READ_BY_OBSTORE = re.compile(
+    r"aws_(server_side_encryption|sse_|checksum_algorithm|request_payer|metadata_)", re.IGNORECASE
+)
+"""Variables that obstore takes for settings of every write, and that the SDK does not know."""
+DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, translate)
+
+
+def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> FastPath | None:
+    """Return the fast path of a store; None where every request is the SDK's.
+
+    That is where the owner of the bucket has to be sent along, or buckets are parts of the host name of an endpoint
+    that we do not know, or the endpoint has a password in it.
+    """
+    endpoint = config.endpoint
+    if config.data_path == "sdk" or config.bucket_owner or (endpoint and ("@" in endpoint or not _path_style(config))):
+        return None
+    return FastPath(origin, DIALECT, lambda real: _connect(config, real, client()))
+
+
+def writes_fast(options: Mapping[str, Any]) -> bool:
+    """Return whether a write asks for nothing that only the SDK sends, such as an encryption key."""
+    return options.keys() <= PROPERTIES.keys() and not any(map(_READ_BY_OBSTORE.match, os.environ))
+
+
+def _path_style(config: S3Config) -> bool:
+    return (config.addressing or "path") == "path"
+
+
+def _connect(config: S3Config, real: str, client: "S3Client") -> Client | None:
+    if config.endpoint:
+        endpoint, region, virtual = config.endpoint.rstrip("/"), client.meta.region_name or DEFAULT_REGION, False
+    else:
+        region = _region_of(client, real)
+        known = {f"https://s3.{client.meta.region_name}.amazonaws.com", "https://s3.amazonaws.com"}
+        if client.meta.endpoint_url not in known or not _PLAIN_BUCKET.fullmatch(real):
+            return None  # another partition, FIPS, dual stack, or an endpoint from the environment
+        virtual = config.addressing != "path" and "." not in real
+        endpoint = f"https://{real}.s3.{region}.amazonaws.com" if virtual else f"https://s3.{region}.amazonaws.com"
+    credentials = KeptCredentials(_fetcher(config))
+    options: dict[str, Any] = {"checksum_algorithm": "SHA256"} if _sends_checksums(config) else {}
+    store = S3Store(
+        real,
+        endpoint=endpoint,
+        aws_endpoint_url_s3=endpoint,  # or a variable of the environment would lead elsewhere
+        region=region,
+        virtual_hosted_style_request=virtual,
+        skip_signature=False,
+        unsigned_payload=False,
+        s3_express=False,
+        credential_provider=credentials,
+        client_options=client_options(endpoint),
+        retry_config=retry_config(),
+        **options,
+    )
+    return Client(store, credentials)
+
+
+def _sends_checksums(config: S3Config) -> bool:
+    return profile_of(config).checksums == "when_supported"
+
+
+def _region_of(client: "S3Client", real: str) -> str:
+    """Return where a bucket is: the SDK follows redirects to another region, obstore does not."""
+    headers: Mapping[str, str] = {}
+    try:
+        headers = client.head_bucket(Bucket=real)["ResponseMetadata"]["HTTPHeaders"]
+    except ClientError as error:  # the answer names the region also where it refuses
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return headers.get("x-amz-bucket-region") or client.meta.region_name
+
+
+def _fetcher(config: S3Config) -> "Callable[[], Mapping[str, Any]]":
+    """Return what gives the configured keys, or those that the SDK's own chain finds and renews."""
+    if config.access_key_id and config.secret_access_key:
+        token = config.session_token
+        keys = {
+            "access_key_id": config.access_key_id.get_secret_value(),
+            "secret_access_key": config.secret_access_key.get_secret_value(),
+            "token": token.get_secret_value() if token else None,
+        }
+        return lambda: keys
+    found = boto3.session.Session(profile_name=config.profile).get_credentials()
+
+    def fetch() -> Mapping[str, Any]:
+        if found is None:
+            raise sdk.NoCredentialsError
+        kept = found.get_frozen_credentials()
+        return {"access_key_id": kept.access_key, "secret_access_key": kept.secret_key, "token": kept.token}
+
+    return fetch
