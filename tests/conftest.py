@@ -87,6 +87,12 @@ def running(server: Server) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.fixture(params=["auto", "sdk"])
+def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test twice: small objects moved by obstore where it can, and by the SDKs alone."""
+    monkeypatch.setattr("tests.conformance.targets.DATA_PATH", request.param)
+
+
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """Return a running Valkey; who kills it restarts it."""

@@ -21,6 +21,8 @@ from worker.storage.registry import open_driver
 PART = 5 * 1024 * 1024
 """Bytes; the smallest part that S3 allows."""
 
+DATA_PATH = "auto"
+"""How stores are configured unless a test says otherwise; `both_paths` changes it."""
 NATIVE: dict[str, Any] = {"layout": "native", "buckets": ["b-*"], "reserved_bucket": "reserved"}
 """The layout in which logical buckets are real ones; those of the cases begin with `b-`."""
 AZURITE_API = "2025-11-05"
@@ -155,6 +157,7 @@ def s3_config(server: S3Server, **changes: object) -> S3Config:
             "access_key_id": server.access_key_id,
             "secret_access_key": server.secret_access_key,
             "part_size": PART,
+            "data_path": DATA_PATH,
             "read_back": False,  # asked for by the cases that are about it
             **changes,
             **({"bucket": None} if changes.get("layout") == "native" else {}),
@@ -206,6 +209,7 @@ def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
             "project": "test",
             "anonymous": True,
             "part_size": PART,
+            "data_path": DATA_PATH,
             "read_back": False,  # asked for by the cases that are about it
             **changes,
             **({"bucket": None} if changes.get("layout") == "native" else {}),
@@ -255,6 +259,7 @@ def azure_config(server: Azurite, **changes: object) -> AzureConfig:
             "account_url": server.account_url,
             "account_key": server.account_key,
             "part_size": PART,
+            "data_path": DATA_PATH,
             "read_back": False,  # asked for by the cases that are about it
             **changes,
             **({"container": None} if changes.get("layout") == "native" else {}),

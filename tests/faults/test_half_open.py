@@ -18,6 +18,8 @@ from worker.storage import Verdict
 from worker.storage.errors import TransientError
 from zot_artifact_client import ArtifactClient, BrokerUnavailable
 
+pytestmark = pytest.mark.usefixtures("both_paths")
+
 BUCKET = "releases"
 WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "s3": {"object": ("PUT", "/app"), "part": ("PUT", "partNumber=2"), "commit": ("POST", "uploadId=")},

@@ -40,6 +40,8 @@ from worker.storage.errors import (
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.registry import open_driver
 
+pytestmark = pytest.mark.usefixtures("both_paths")
+
 BUCKET = "releases"
 HTML = Say(200, b"<html><body>Sign in to the hotel's network</body></html>", {"Content-Type": "text/html"})
 CLOUDS = ("s3", "gcs", "azure")

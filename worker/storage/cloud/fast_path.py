@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError
 from worker.storage.cloud.error_mapping import Meaning, Origin
 from worker.storage.cloud.fast_errors import NotUnderstood, translate
 from worker.storage.driver import Condition, Match, WholeObject
-from worker.storage.errors import StorageError, Timeout
+from worker.storage.errors import StorageError, TransientError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -31,6 +31,8 @@ CREDENTIALS_FOR = timedelta(minutes=5)
 """How long credentials are used before their own library is asked again; it renews them long before they expire."""
 FAILURES = (BaseError, OSError, ValueError, NotImplementedError)
 """What obstore raises. Nothing wider: what ends a job may be raised in its calls as well."""
+ONLY_THE_SDK = (NotUnderstood, TransientError)
+"""What is left to the SDK: it may understand the answer, waits for every piece, and asks again when the store wants."""
 _PLAIN = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f]+")
 """Names that obstore can say: it drops a slash at the beginning, and refuses the other names that this leaves out."""
 PROPERTIES = {
@@ -115,8 +117,9 @@ class Place(NamedTuple):
 class FastPath:
     """The small objects of one store.
 
-    A method returns None where only the SDK can tell: an answer that obstore does not understand, a line that is too
-    slow, a bucket that it cannot be pointed at, or a process that must not use it. Nothing was changed then.
+    It asks once. A method returns None where the SDK has to ask: after an error that may pass, an answer that obstore
+    does not understand, or a request of more than PATIENCE; for a bucket that obstore cannot be pointed at, a key that
+    it cannot say, and in a process that must not use it.
     """
 
     def __init__(self, origin: Origin, dialect: Dialect, connect: Callable[[str], Client | None]) -> None:
@@ -165,7 +168,9 @@ class FastPath:
         properties: Mapping[str, str],
         condition: Condition,
     ) -> str | None:
-        """Write an object in one request and return its ETag; None only if nothing was sent.
+        """Write an object in one request and return its ETag.
+
+        Where it returns None the object may be there all the same, as after any lost answer.
 
         Args:
             place: the object to make.
@@ -175,7 +180,7 @@ class FastPath:
             condition: see `Driver.put`.
 
         Raises:
-            StorageError: with the code of the answer. NotUnderstood and Timeout leave open whether the object is there.
+            StorageError: the store refuses, with the code of its answer.
         """
         client = None if _PROPERTIES & metadata.keys() else self._client(place)
         if client is None:
@@ -186,8 +191,9 @@ class FastPath:
         try:
             reply = obstore.put(client.store, place.name, data, attributes=attributes, mode=mode, use_multipart=False)
         except FAILURES as error:
-            raise self._translated(error, client, place) from None
-        return reply["e_tag"] or ""
+            self._failed(error, client, place)
+            return None
+        return reply["e_tag"]
 
     def close(self) -> None:
         """Forget the clients; their connections end with them."""
@@ -214,9 +220,9 @@ class FastPath:
             return self._clients[real]
 
     def _failed(self, error: Exception, client: Client, place: Place) -> None:
-        """Return if only the SDK can tell what an answer means; raise what it means otherwise."""
+        """Return if the SDK has to ask; raise what an answer means otherwise."""
         failure = self._translated(error, client, place)
-        if not isinstance(failure, NotUnderstood | Timeout):
+        if not isinstance(failure, ONLY_THE_SDK):
             raise failure from None
 
     def _translated(self, error: Exception, client: Client, place: Place) -> StorageError:
@@ -243,9 +249,5 @@ def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "
 
 
 def retry_config() -> "RetryConfig":
-    """Return how a request is repeated: about as often as by the SDKs, and never after PATIENCE has run out."""
-    return {
-        "max_retries": 3,
-        "retry_timeout": timedelta(seconds=PATIENCE),
-        "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=5), "base": 2},
-    }
+    """Return that a request is not repeated: the SDK does that."""
+    return {"max_retries": 0, "retry_timeout": timedelta(seconds=PATIENCE)}

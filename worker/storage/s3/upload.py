@@ -14,7 +14,6 @@ from worker.storage.errors import (
     NotFound,
     SizeMismatch,
     StorageError,
-    Timeout,
     TransientError,
     Unavailable,
     UnexpectedAnswer,
@@ -76,11 +75,7 @@ class S3Write(Write):
 
 
 Send = Callable[[bytes | bytearray], str | None]
-"""Sends a whole object and returns its ETag; None if nothing was sent."""
-
-
-class _NotSent(Exception):
-    """The fast path cannot be used."""
+"""Sends a whole object and returns its ETag; None where the SDK has to send it."""
 
 
 class Upload:
@@ -104,38 +99,24 @@ class Upload:
         """Send an object in one request."""
         data: Any = next_part(body, self._write.size)  # its stubs do not know that the SDK takes a bytearray as it is
         drain(body)  # a wrong body raises at its end
-        return (self._whole_fast(data) if self._send_fast else None) or self._commit(
-            lambda: self._client.put_object(
-                **self._write.address,
-                **self._conditions(),
-                **self._checksum(),
-                Body=data,
-                Metadata=self._write.metadata,
-                **self._options,
+        return self._commit(
+            lambda: (
+                self._whole_fast(data)
+                or self._client.put_object(
+                    **self._write.address,
+                    **self._conditions(),
+                    **self._checksum(),
+                    Body=data,
+                    Metadata=self._write.metadata,
+                    **self._options,
+                )
             )
         )
 
-    def _whole_fast(self, data: bytes | bytearray) -> ObjectStat | None:
-        """Send an object on the fast path; return None where it has to be sent by the SDK.
-
-        On a slow line the SDK waits for every piece; the fast path only for a while. What it has sent is looked for.
-        """
-
-        def send() -> Mapping[str, Any]:
-            assert self._send_fast is not None
-            etag = self._send_fast(data)
-            if etag is None:
-                raise _NotSent
-            return {"ETag": etag}
-
-        try:
-            return self._commit(send)
-        except _NotSent:
-            return None
-        except Timeout as error:
-            if error.code:  # the answer of a store that is slow itself
-                raise
-            return None
+    def _whole_fast(self, data: bytes | bytearray) -> Mapping[str, Any] | None:
+        """Send an object on the fast path; return None where the SDK has to send it."""
+        etag = self._send_fast(data) if self._send_fast else None
+        return {"ETag": etag} if etag else None
 
     def check_condition(self) -> None:
         """Refuse before anything is sent what the store would refuse at the end, or would not refuse at all."""
