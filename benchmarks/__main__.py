@@ -19,6 +19,7 @@ from benchmarks import (
     sweep,
     taken_over,
     throughput,
+    upload_dir,
     verifying,
 )
 from benchmarks.machine import facts
@@ -39,7 +40,11 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "taken-over": taken_over.measure,
     "planning": planning.measure,
 }
-LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {"stores": stores.measure, "memory-stores": memory_stores.measure}
+LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
+    "stores": stores.measure,
+    "memory-stores": memory_stores.measure,
+    "upload-dir": upload_dir.measure,
+}
 """Only measured when they are named, and kept in tables of their own."""
 ALL = MEASUREMENTS | LONG
 _CHOICE = f"what to measure: {', '.join(MEASUREMENTS)} if nothing is named; {' or '.join(LONG)}, which take long"

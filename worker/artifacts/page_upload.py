@@ -38,7 +38,7 @@ class SourceChanged(PermanentError):
     """A file is not what it was when the directory was listed."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Item:
     """A file of the page, and how far its upload is."""
 
@@ -77,7 +77,8 @@ class UploadPage:
         """
         items = [_Item(number, files[number], self._stores_of(files[number])) for number in self.page.open]
         free = self._lock(items)
-        self._leave([item for item in items if item not in free])
+        mine = {item.number for item in free}
+        self._leave([item for item in items if item.number not in mine])
         with ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool:
             try:
                 self._run(_groups(free), pool)

@@ -6,8 +6,9 @@ each directory is synced once.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,8 @@ from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.filesystem.reader import object_stat
 from worker.storage.filesystem.temp_files import NoUnnamedFiles, TempFile, UnnamedFile
 
-_SYNCS = 16
-"""Files that are synced at a time."""
+_THREADS = 16
+"""Files that are written and synced at a time."""
 _RACES = 100
 
 
@@ -76,8 +77,8 @@ class BulkWrite:
         fresh: set[str] = set()
         with _Directories(self._tree) as directories:
             try:
-                self._write(items, directories, fresh)
-                self._sync(items)
+                with ThreadPoolExecutor(_THREADS, thread_name_prefix="bulk") as pool:
+                    self._write(items, directories, fresh, pool)
                 self._place(items, directories)
                 self._sync_directories(items, directories)
             finally:
@@ -86,13 +87,26 @@ class BulkWrite:
                 self._prune([item for item in items if item.stat is None or item.error], fresh)
         return [item.error or cast("ObjectStat", item.stat) for item in items]
 
-    def _write(self, items: Sequence[_Item], directories: "_Directories", fresh: set[str]) -> None:
+    def _write(self, items: Sequence[_Item], directories: "_Directories", fresh: set[str], pool: Executor) -> None:
+        """Write and sync the files: to make a file without a name waits for the disk's journal, as a sync does."""
+
+        def write(item: _Item) -> None:
+            with self._errors_of(item):
+                directories.use(item.path.parents, partial(self._write_one, item))
+
+        def sync(item: _Item) -> None:
+            with self._errors_of(item):
+                for file in item.files:
+                    file.sync()
+
         for item in items:
             with self._errors_of(item):
                 self._rules.name(item.path)
                 if item.path.bucket not in directories.buckets and self._tree.make((item.path.bucket,)):
                     fresh.add(item.path.bucket)
-                directories.use(item.path.parents, partial(self._write_one, item))
+                directories.open(item.path.parents)
+        for step in (write, sync):
+            list(pool.map(step, [item for item in items if item.error is None]))
 
     def _write_one(self, item: _Item, directory: int) -> None:
         self._rules.directories(directory, item.path)
@@ -114,15 +128,6 @@ class BulkWrite:
             file.close()
             raise
         return file
-
-    def _sync(self, items: Sequence[_Item]) -> None:
-        def sync(item: _Item) -> None:
-            with self._errors_of(item):
-                for file in item.files:
-                    file.sync()
-
-        with ThreadPoolExecutor(_SYNCS, thread_name_prefix="sync") as pool:
-            list(pool.map(sync, [item for item in items if item.error is None]))
 
     def _place(self, items: Sequence[_Item], directories: "_Directories") -> None:
         for item in items:
@@ -180,15 +185,17 @@ class _Directories:
         self._tree = tree
         self._open: dict[tuple[str, ...], int] = {}
         self._forgotten: list[int] = []
+        self._lock = threading.Lock()
         self.buckets: set[str] = set()
 
     def open(self, parents: tuple[str, ...]) -> int:
         """Return a directory; it stays open to the end of the group."""
-        fd = self._open.get(parents)
-        if fd is None:
-            fd = self._open[parents] = self._made(parents)
-            self.buckets.add(parents[0])
-        return fd
+        with self._lock:
+            fd = self._open.get(parents)
+            if fd is None:
+                fd = self._open[parents] = self._made(parents)
+                self.buckets.add(parents[0])
+            return fd
 
     def use(self, parents: tuple[str, ...], do: Callable[[int], None]) -> None:
         """Do something in a directory, and again where a delete has meanwhile removed the directory as empty."""
@@ -199,7 +206,9 @@ class _Directories:
             except OSError:
                 if os.fstat(fd).st_nlink or not left:
                     raise
-                self._forgotten.append(self._open.pop(parents))
+                with self._lock:
+                    if self._open.get(parents) == fd:
+                        self._forgotten.append(self._open.pop(parents))
             else:
                 return
 

@@ -1,0 +1,113 @@
+"""Uploading a directory: `upload_dir` with two worker processes, against rclone and s5cmd with the same files."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.movers import Mover, Rclone, Synced
+from benchmarks.places import azure, filesystem, s3_rclone
+from benchmarks.scene import KIB, MIB, WAIT, Scene, shown
+from benchmarks.transfer import BUCKET
+from zot_artifact_client import ArtifactClient
+
+FILES, FEW = 2_000, 500
+SIZES = (16 * KIB, MIB)
+_PLACES = {
+    "a directory": (filesystem, {}, 1.0),
+    "a directory with digest: xattr": (filesystem, {"digest": "xattr"}, 1.0),
+    "s3 (rclone serve s3)": (s3_rclone, {}, 1.4),
+    "azure (azurite)": (azure, {}, 1.4),
+}
+_TRANSFERS = (4, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    directory: Path
+    count: int
+    rounds: int
+
+
+def measure(scene: Scene) -> Iterator[Line]:
+    """Upload a directory with each of them in turn, and compare within each round."""
+    count, rounds = (FEW, 2) if scene.quick else (FILES, 5)
+    for size in SIZES:
+        for place in _PLACES:
+            what = f"upload of {count:,} files of {shown(size)} to {place}"
+            if not scene.wants(what):
+                continue
+            try:
+                scene.need(6 * count * size)
+                with _files(scene, count, size) as directory:
+                    yield _row(scene, what, place, _Load(directory, count, rounds))
+            except FAILURES as error:
+                yield Missing(what, str(error))
+
+
+def _row(scene: Scene, what: str, name: str, load: _Load) -> Row:
+    place, changes, least = _PLACES[name]
+    ours: list[float] = []
+    best: list[float] = []
+    with place(scene.directory / "place") as there:
+        config = {**there.config, **changes}
+        settings = {"stores": json.dumps({"place": config}), "placement": '["place"]'}
+        with scene.worker("upload-dir", 2, **settings) as _, scene.client() as client:
+            for number in range(load.rounds + 1):
+                best.append(max(_rate(mover, load, number) for mover in _movers(there.tools)))
+                os.sync()
+                ours.append(_upload(client, load, f"ours-{number}"))
+    shutil.rmtree(scene.directory / "place", ignore_errors=True)
+    ours, best = ours[1:], best[1:]  # the first round has warmed the worker and the cache
+    against = "rclone copy and fsync" if least == 1.0 else "the best of rclone copy and s5cmd"
+    target = Target(least, at_least=True)
+    return Row(f"{what}, against {against}", Samples(ours, " a second"), Samples(best, " a second"), target)
+
+
+def _movers(tools: Sequence[Mover]) -> Iterator[Mover]:
+    """Yield the tools, rclone with few and with many transfers; to a directory only what is durable at its end."""
+    durable = any(isinstance(tool, Synced) for tool in tools)
+    for tool in tools:
+        if isinstance(tool, Synced):
+            yield from (Synced(each) for each in _with_transfers(tool.rclone))
+        elif isinstance(tool, Rclone):
+            yield from () if durable else _with_transfers(tool)
+        else:
+            yield tool
+
+
+def _with_transfers(rclone: Rclone) -> list[Rclone]:
+    return [replace(rclone, of_many=(*rclone.of_many, "--transfers", str(number))) for number in _TRANSFERS]
+
+
+def _rate(mover: Mover, load: _Load, number: int) -> float:
+    os.sync()
+    options = getattr(mover, "rclone", mover)
+    key = f"{mover.name.replace(' ', '-')}-{'-'.join(getattr(options, 'of_many', ())).strip('-*.')}-{number}"
+    return load.count / mover.put(load.directory, key.replace("*", "").replace("--", "-"))
+
+
+def _upload(client: ArtifactClient, load: _Load, prefix: str) -> float:
+    begun = perf_counter()
+    result = client.upload_dir(load.directory, BUCKET, prefix).wait(WAIT)
+    taken = perf_counter() - begun
+    if result.outcomes != {"stored": load.count}:
+        raise NotMeasured(f"of {load.count} files {result.outcomes} were uploaded")
+    return load.count / taken
+
+
+@contextmanager
+def _files(scene: Scene, count: int, size: int) -> Iterator[Path]:
+    directory = scene.incoming / f"files-{size}"
+    directory.mkdir()
+    try:
+        for number in range(count):
+            (directory / f"{number:07d}.bin").write_bytes(os.urandom(size))
+        yield directory
+    finally:
+        shutil.rmtree(directory)
