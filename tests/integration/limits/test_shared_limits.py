@@ -155,9 +155,12 @@ def fail_with(store: Any, error: Exception, call: Callable[[Any], object] = read
 
 
 def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") -> None:
-    """Take slots from several threads of a process, and tell Redis how many are held at once."""
+    """Take slots from several threads of a process, at last one that is held until each process has one.
+
+    Redis is told how many are held at once.
+    """
     redis = Redis.from_url(url)
-    slots = DistributedSemaphore(SharedRedis(lambda: redis), seconds=5)
+    slots = DistributedSemaphore(SharedRedis(lambda: redis), seconds=WITHIN)
 
     def one(n: int) -> None:
         for turn in range(12):
@@ -174,6 +177,12 @@ def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") 
     together.wait(WITHIN)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(one, range(3)))
+    together.wait(WITHIN)
+    last = slots.acquire(name, f"{os.getpid()}-last", limit=3, local_limit=1)
+    assert last is not None
+    with last:
+        redis.zadd("most", {"most": redis.incr("inside")}, gt=True)
+        together.wait(WITHIN)
 
 
 def test_never_more_than_the_limit_over_processes_and_threads(url):
