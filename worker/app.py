@@ -43,6 +43,7 @@ TASK_MODULES = (
     "tasks.record_rejected",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",
+    "tasks.sweeps.repair",
     "tasks.sweeps.cleanup",
     "tasks.sweeps.probe",
     "tasks.sweeps.recover",

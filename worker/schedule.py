@@ -8,6 +8,7 @@ from zot_artifact_client.contract import (
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_RECOVER,
+    SWEEP_REPAIR,
     SWEEP_REPLICATE,
     SWEEP_VERIFY,
     TaskSpec,
@@ -17,11 +18,13 @@ from zot_artifact_client.contract import (
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return Celery's schedule. A sweep that could not start before the next one is due is dropped, not piled up."""
     recover, verify, replicate = settings.sweep.recover, settings.sweep.verify, settings.sweep.replicate
+    repair = settings.sweep.repair
     leftovers, probe = settings.sweep.leftovers, settings.sweep.probe
     sweeps: list[tuple[TaskSpec[Any, Any], bool, timedelta]] = [
         (SWEEP_RECOVER, recover.enabled, recover.every),
         (SWEEP_VERIFY, verify.enabled, verify.every),
         (SWEEP_REPLICATE, replicate.enabled and bool(settings.placement_rules), replicate.every),
+        (SWEEP_REPAIR, repair.enabled, repair.every),
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
     ]

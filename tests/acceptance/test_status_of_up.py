@@ -13,14 +13,14 @@ from worker.embedded.up_process import running
 @pytest.mark.slow
 def test_rot_shows_in_status_until_it_is_repaired(tmp_path: Path) -> None:
     """After a flipped byte `status` ends with 1 and names the copy; after its repair it ends with 0 again."""
-    zot = Zot(tmp_path / "home")
+    zot = Zot(tmp_path / "home", {"ZOT_SWEEP__REPAIR__ENABLED": "false"})
     source = tmp_path / "app.tgz"
     source.write_bytes(os.urandom(100_000))
     with running(zot.home, "--no-flower", **zot.settings):
         assert zot("upload", source, "releases/app.tgz").status == 0
         until(lambda: zot("status").status == 0)  # once beat has ticked
         copy = zot.home / "stores" / "dr" / "releases" / "app.tgz"
-        copy.write_bytes(b"x" + copy.read_bytes()[1:])
+        copy.write_bytes(bytes([copy.read_bytes()[0] ^ 1]) + copy.read_bytes()[1:])
         assert zot("verify", "releases/app.tgz").status == 1
         found = zot("status", "--json")
         assert (found.status, [each["kind"] for each in found.document["findings"]]) == (1, ["corrupt"])
@@ -29,3 +29,18 @@ def test_rot_shows_in_status_until_it_is_repaired(tmp_path: Path) -> None:
         assert "findings: 1 corrupt" in shown.stdout
         assert zot("replicate", "releases/app.tgz", "--to", "dr").status == 0
         assert zot("status").status == 0
+
+
+@pytest.mark.slow
+def test_rot_is_repaired_without_an_operator(tmp_path: Path) -> None:
+    """With repairs on, beat, worker and catalogue bring the right bytes back, and nothing stays open."""
+    zot = Zot(tmp_path / "home", {"ZOT_SWEEP__REPAIR__EVERY": "2s"})
+    source = tmp_path / "app.tgz"
+    source.write_bytes(os.urandom(100_000))
+    with running(zot.home, "--no-flower", **zot.settings):
+        assert zot("upload", source, "releases/app.tgz").status == 0
+        copy = zot.home / "stores" / "dr" / "releases" / "app.tgz"
+        copy.write_bytes(bytes([source.read_bytes()[0] ^ 1]) + source.read_bytes()[1:])
+        assert zot("verify", "releases/app.tgz").status == 1
+        until(lambda: copy.read_bytes() == source.read_bytes())
+        until(lambda: zot("status").status == 0)

@@ -25,6 +25,7 @@ from worker.catalogue.open_findings import BAD, Coverage, OpenFinding, OpenFindi
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
+from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import SweepClaims
@@ -76,6 +77,7 @@ __all__ = [
     "Scope",
     "StoreIdentities",
     "Superseded",
+    "UntrustedStore",
     "VerdictRow",
     "last_cause",
 ]
@@ -141,6 +143,10 @@ class Catalogue:
     @cached_property
     def pauses(self) -> Pauses:
         return Pauses(self._database)
+
+    @cached_property
+    def repairs(self) -> Repairs:
+        return Repairs(self._database)
 
     def store_identities(self, names: Iterable[str], run: Path) -> StoreIdentities:
         """Return the recorded ids of these stores; `run` has the files of a version that kept them there."""

@@ -170,6 +170,11 @@ def claim_copies(connection: Connection, ids: Sequence[int], *, now: datetime, u
     return [id_ for id_ in ids if id_ in claimed]
 
 
+def unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
+    """Return the condition that no claim made now until `until` takes a copy from another sweep."""
+    return _unclaimed(sa.literal(now), sa.literal(_far(until)))
+
+
 def _far(until: datetime) -> datetime:
     """Return the moment after which no claim made now can end; one that does was made by a clock that was ahead."""
     return until + _CLOCK_SKEW

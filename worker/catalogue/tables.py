@@ -121,6 +121,9 @@ jobs = Table(
 `put_off_since`: since when a job is snoozed.
 """
 
+BAD_VERDICT = text("verdict IN ('corrupt', 'missing', 'size_mismatch')")
+"""As the index of bad verdicts has it: with parameters SQLite does not use that index."""
+
 verifications = Table(
     "verifications",
     metadata,
@@ -138,6 +141,7 @@ verifications = Table(
     Column("detail", Text(2000)),
     Column("previous", Text(64), nullable=False),
     Column("hash", Text(64), nullable=False),
+    Index("ix_verifications_bad", "store", "at", sqlite_where=BAD_VERDICT, postgresql_where=BAD_VERDICT),
     Index("ix_verifications_job", "job"),
     Index("ix_verifications_object", "bucket", "key", "store"),
 )
@@ -272,3 +276,13 @@ store_identities = Table(
     Column("marker", Text(64), nullable=False),
 )
 """The id in the marker of each store, as it was when the store was first used under its name."""
+
+store_trust = Table(
+    "store_trust",
+    metadata,
+    Column("store", Text(128), primary_key=True),
+    Column("untrusted_since", UtcDateTime),
+    Column("reason", Text(500)),
+    Column("trusted_at", UtcDateTime),
+)
+"""The stores whose repairs stopped, since when and why, and when an operator trusted each again."""

@@ -118,6 +118,9 @@ def _catalogue(session: Session) -> Iterator[Check]:
         way_out = f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
         yield Check(f"store {name}", "bad", detail, way_out)
     yield from _copies(session)
+    for stop in session.catalogue.repairs.untrusted().values():
+        way_out = f"find out what is wrong with it, then `zot-artifacts stores trust {stop.store}`"
+        yield Check(f"repairs {stop.store}", "bad", f"stopped: {stop.reason}", way_out)
     for pause in session.catalogue.pauses.all():
         way_out = f"`zot-artifacts resume {pause.scope} {pause.name}` ends it"
         detail = f"paused {describe_pause(pause.since, pause.reason)}"

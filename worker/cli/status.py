@@ -25,7 +25,7 @@ _NAMED = 5
 _MOST_LOST = 1000
 """Lost artifacts that are counted; more are told as `1000 or more`."""
 _LEAST_FREE = 1024**3
-_KINDS = ("lost", *(state.value for state in BAD), "unreadable", "overdue", "not configured")
+_KINDS = ("lost", "store untrusted", *(state.value for state in BAD), "unreadable", "overdue", "not configured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Open:
     store: str
     count: int
     examples: tuple[OpenFinding, ...] = ()
+    since: datetime | None = None
+    detail: str | None = None
 
 
 def status(as_json: AsJson = False) -> None:
@@ -121,6 +123,9 @@ def _findings(
             period = timedelta(seconds=row["period_seconds"])
             some = known.overdue(name, period=period, now=now, limit=_NAMED)
             yield Open("overdue", name, row["overdue"], tuple(some))
+    for stop in session.catalogue.repairs.untrusted().values():
+        detail = f"{stop.reason}; its repairs stopped: `zot-artifacts stores trust {stop.store}`"
+        yield Open("store untrusted", stop.store, 1, since=stop.since, detail=detail)
     for name, states in unconfigured(session).items():
         yield Open("not configured", name, sum(states.values()))
     lost = known.lost(list(counts), limit=_MOST_LOST)
@@ -196,7 +201,9 @@ def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...
             each["since"] and age(each["since"], now),
             f"{each['bucket']}/{each['key']}",
         )
-    if more := found["count"] - len(found["examples"]):
+    if found["detail"]:
+        yield found["kind"], found["store"], age(found["since"], now), found["detail"]
+    elif more := found["count"] - len(found["examples"]):
         yield found["kind"], found["store"], None, f"{more} {'more' if found['examples'] else 'copies'}"
 
 

@@ -1,4 +1,4 @@
-"""The commands `stores`, `stores forget` and `stores accept`."""
+"""The commands `stores`, `stores forget`, `stores accept` and `stores trust`."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from worker import clock
 from worker.catalogue import BAD, CopyState, Pause, Scope
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
@@ -108,6 +109,28 @@ def accept(
         print_json({"store": name, "before": before})
     else:
         say(f"{name}: {'no store was recorded' if before is None else 'what is there now is used from now on'}")
+
+
+@app.command()
+def trust(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A store whose repairs stopped.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let the repairs of a store go on that stopped because too many of its copies were found bad.
+
+    What was found bad before counts no more. Find out first what is wrong with the store: `zot-artifacts status`.
+
+    Example:
+
+        zot-artifacts stores trust dr
+    """
+    with opened(existing=True) as session:
+        session.store_names([name])
+        stopped = session.catalogue.repairs.trust(name, now=clock.now())
+    if as_json:
+        print_json({"store": name, "stopped": stopped})
+    else:
+        say(f"{name}: {'its repairs go on at the next sweep' if stopped else 'its repairs had not stopped'}")
 
 
 def _check_forgettable(session: Session, name: str) -> None:

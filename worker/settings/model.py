@@ -137,6 +137,7 @@ class Settings(BaseSettings):
             "placement": self.placement or (),
             **{f"placement_rules.{n}": rule.stores for n, rule in enumerate(self.placement_rules)},
             "sweep.verify.periods": self.sweep.verify.periods,
+            "sweep.repair.off": self.sweep.repair.off,
             "store_limits": self.store_limits,
         }
         for setting, names in named.items():

@@ -109,6 +109,24 @@ class ReplicateSweepSettings(Section):
     """How long a claim lasts: then another sweep may claim the copy."""
 
 
+class RepairSweepSettings(Section):
+    """How often copies that were found bad are repaired, and when so many are bad that the store is the suspect."""
+
+    enabled: bool = True
+    every: Duration = timedelta(minutes=5)
+    off: tuple[str, ...] = ()
+    """Stores whose copies are not repaired."""
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+    """Most copies of one store that one sweep claims."""
+    claim: Duration = timedelta(hours=6)
+    """How long a claim lasts: then another sweep may claim the copy."""
+    suspect_copies: Annotated[int, Field(ge=1)] = 1000
+    """If more copies of a store are found bad within `window`, its repairs stop until it is trusted again."""
+    suspect_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
+    """The same as a share of the store's copies; 20 bad copies or fewer are never too many by their share."""
+    window: Duration = timedelta(days=1)
+
+
 class LeftoverSweepSettings(Section):
     """How long stale temporary files, stale uploads and staged sources of killed writers stay."""
 
@@ -145,6 +163,7 @@ class SweepSettings(Section):
 
     verify: VerifySweepSettings = VerifySweepSettings()
     replicate: ReplicateSweepSettings = ReplicateSweepSettings()
+    repair: RepairSweepSettings = RepairSweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
 

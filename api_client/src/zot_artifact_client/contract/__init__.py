@@ -34,6 +34,7 @@ from zot_artifact_client.contract.requests import (
     SweepLeftoversRequest,
     SweepProbeRequest,
     SweepRecoverRequest,
+    SweepRepairRequest,
     SweepReplicateRequest,
     SweepVerifyRequest,
     Symlinks,
@@ -59,6 +60,7 @@ from zot_artifact_client.contract.results import (
     SweepLeftoversResult,
     SweepProbeResult,
     SweepRecoverResult,
+    SweepRepairResult,
     SweepReplicateResult,
     SweepVerifyResult,
     UploadResult,
@@ -81,6 +83,7 @@ __all__ = [
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
     "SWEEP_RECOVER",
+    "SWEEP_REPAIR",
     "SWEEP_REPLICATE",
     "SWEEP_VERIFY",
     "TASKS",
@@ -127,6 +130,8 @@ __all__ = [
     "SweepProbeResult",
     "SweepRecoverRequest",
     "SweepRecoverResult",
+    "SweepRepairRequest",
+    "SweepRepairResult",
     "SweepReplicateRequest",
     "SweepReplicateResult",
     "SweepVerifyRequest",
@@ -228,6 +233,7 @@ SWEEP_VERIFY = TaskSpec("sweep.verify.v1", "sweep.verify", SweepVerifyRequest, S
 SWEEP_REPLICATE = TaskSpec(
     "sweep.replicate.v1", "sweep.replicate", SweepReplicateRequest, SweepReplicateResult, Queue.SWEEP
 )
+SWEEP_REPAIR = TaskSpec("sweep.repair.v1", "sweep.repair", SweepRepairRequest, SweepRepairResult, Queue.SWEEP)
 SWEEP_LEFTOVERS = TaskSpec(
     "sweep.leftovers.v1", "sweep.leftovers", SweepLeftoversRequest, SweepLeftoversResult, Queue.SWEEP
 )
@@ -240,6 +246,6 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
         UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
-        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
+        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
     )
 }  # fmt: skip

@@ -269,6 +269,12 @@ class SweepReplicateRequest(Message):
     store: StoreName | None = None
 
 
+class SweepRepairRequest(Message):
+    """Repair the copies that were found bad and that have a good copy elsewhere; of one store, or of all."""
+
+    store: StoreName | None = None
+
+
 class SweepLeftoversRequest(Message):
     """Remove what killed writers left behind, in one store or in all."""
 

@@ -175,6 +175,17 @@ class SweepReplicateResult(Result):
     claimed: dict[str, int]
 
 
+class SweepRepairResult(Result):
+    """How many bad copies were claimed, by store; each is repaired by a job of its own.
+
+    `untrusted`: the stores of which too many copies are bad. `lost`: artifacts without a good copy, 1,000 at most.
+    """
+
+    claimed: dict[str, int]
+    untrusted: tuple[str, ...] = ()
+    lost: int = 0
+
+
 class SweepLeftoversResult(Result):
     """How many stale uploads and files were removed, by store, and how many staged sources."""
 

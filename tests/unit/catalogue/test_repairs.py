@@ -1,0 +1,77 @@
+"""What may be repaired is claimed once, and a store of which too much is bad is remembered until it is trusted."""
+
+from datetime import timedelta
+
+import pytest
+
+from tests.unit.catalogue.test_open_findings import judged
+from tests.unit.catalogue.test_stores import copied
+from worker import clock
+from worker.storage import Digest
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def claim(catalogue):
+    """Return what claims copies in `dr` and returns the keys of their artifacts."""
+
+    def claim(*sources, now=None):
+        now = now or clock.now()
+        found = catalogue.repairs.claim("dr", sources=sources or ["primary", "dr"], now=now, until=now + HOUR, limit=10)
+        return sorted(artifact.key for _, artifact in found)
+
+    return claim
+
+
+def test_a_bad_copy_with_a_good_one_elsewhere_is_claimed_once(catalogue, claim):
+    """Good copies, lost artifacts and copies without a source in the given stores are not claimed; a claim ends."""
+    for key in ("good", "bad", "lost"):
+        copied(catalogue, key, "primary", "dr")
+    judged(catalogue, catalogue.artifacts.current("releases", "bad"), "dr", "missing")
+    lost = catalogue.artifacts.current("releases", "lost")
+    for store in ("primary", "dr"):
+        judged(catalogue, lost, store, "corrupt")
+    assert claim("dr", "elsewhere") == []
+    assert claim() == ["bad"]
+    assert claim() == []
+    assert claim(now=clock.now() + 2 * HOUR) == ["bad"]
+
+
+def test_only_copies_of_the_current_version_are_claimed(catalogue, claim):
+    """A bad copy of a version that was replaced or deleted is no reason to write another version there."""
+    old, gone = copied(catalogue, "old", "primary", "dr"), copied(catalogue, "gone", "primary", "dr")
+    for artifact in (old, gone):
+        judged(catalogue, artifact, "dr", "corrupt")
+    catalogue.artifacts.tombstone(gone, clock.now())
+    newer = catalogue.artifacts.record("releases", "old", Digest(1, "b" * 64), {}, clock.now(), stores=["cold"])
+    catalogue.artifacts.finish_copy(newer, "cold", tag="1", evidence={}, now=clock.now())
+    assert claim("primary", "cold") == []
+
+
+def test_bad_copies_are_counted_once_each_and_by_their_time(catalogue):
+    """A copy that was found bad twice counts once, a repaired one counts, one from before the window does not."""
+    now = clock.now()
+    twice, repaired, old = (copied(catalogue, key, "primary", "dr") for key in ("twice", "repaired", "old"))
+    judged(catalogue, old, "dr", "corrupt", now=now - 2 * HOUR)
+    for artifact in (twice, twice, repaired):
+        judged(catalogue, artifact, "dr", "corrupt", now=now)
+    judged(catalogue, repaired, "dr", "verified", now=now)
+    judged(catalogue, repaired, "primary", "missing", now=now)
+    assert catalogue.repairs.count_bad("dr", since=now - HOUR, limit=10) == 2
+    assert catalogue.repairs.count_bad("dr", since=now - HOUR, limit=1) == 1
+    assert catalogue.repairs.count_bad("dr", since=now - 3 * HOUR, limit=10) == 3
+
+
+def test_a_store_stays_untrusted_until_it_is_trusted(catalogue):
+    """The reason and the time are kept; trust ends it, and what was found bad before counts no more."""
+    now = clock.now()
+    judged(catalogue, copied(catalogue, "bad", "primary", "dr"), "dr", "corrupt", now=now - HOUR)
+    assert catalogue.repairs.untrusted() == {}
+    catalogue.repairs.distrust("dr", reason="too many", now=now)
+    [stop] = catalogue.repairs.untrusted().values()
+    assert (stop.store, stop.since, stop.reason) == ("dr", now, "too many")
+    assert catalogue.repairs.trust("dr", now=now) is True
+    assert catalogue.repairs.untrusted() == {}
+    assert catalogue.repairs.trust("dr", now=now) is False
+    assert catalogue.repairs.count_bad("dr", since=now - 2 * HOUR, limit=10) == 0

@@ -1,0 +1,106 @@
+"""Repairs: the bad copies that can be repaired, and the stores of which too many copies are bad to trust them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from worker.catalogue.artifacts import artifact_of
+from worker.catalogue.database import Database
+from worker.catalogue.open_findings import BAD, CURRENT
+from worker.catalogue.records import Artifact, CopyState
+from worker.catalogue.sweep_claims import claim_copies, unclaimed
+from worker.catalogue.tables import BAD_VERDICT, artifacts, copies, store_trust, verifications
+
+_GOOD = [state for state in CopyState if state.good]
+_other = copies.alias("other")
+
+
+@dataclass(frozen=True, slots=True)
+class UntrustedStore:
+    """A store whose repairs stopped, since when and why."""
+
+    store: str
+    since: datetime
+    reason: str
+
+
+class Repairs:
+    """What repairs need to know of copies and stores."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(
+        self, store: str, *, sources: Sequence[str], now: datetime, until: datetime, limit: int
+    ) -> list[tuple[int, Artifact]]:
+        """Claim bad copies of a store whose artifact has a good copy in another of `sources`.
+
+        Only copies of the current version are claimed. A copy whose artifact is lost is not touched.
+
+        Returns:
+            The id of each copy and its artifact.
+        """
+        good_elsewhere = sa.exists().where(
+            _other.c.artifact_id == copies.c.artifact_id,
+            _other.c.store != store,
+            _other.c.store.in_(sources),
+            _other.c.state.in_(_GOOD),
+        )
+        query = (
+            sa.select(artifacts, copies.c.id.label("copy"))
+            .join(copies, copies.c.artifact_id == artifacts.c.id)
+            .where(copies.c.store == store, copies.c.state.in_(BAD), unclaimed(now, until), good_elsewhere, *CURRENT)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            found = {row.copy: artifact_of(row) for row in connection.execute(query)}
+        if not found:
+            return []
+        with self._database.write() as connection:
+            claimed = claim_copies(connection, list(found), now=now, until=until)
+        return [(copy, found[copy]) for copy in claimed]
+
+    def count_bad(self, store: str, *, since: datetime, limit: int) -> int:
+        """Return how many copies of a store were found bad since a time, or since `trust`; `limit` at most.
+
+        Copies that have been repaired meanwhile count: many repairs show a store that fails as well as many bad copies.
+        """
+        with self._database.read() as connection:
+            trusted = connection.execute(
+                sa.select(store_trust.c.trusted_at).where(store_trust.c.store == store)
+            ).scalar()
+            row = verifications.c
+            found = (
+                sa.select(row.bucket, row.key, row.version)
+                .where(row.store == store, row.at > max(since, trusted or since), BAD_VERDICT)
+                .distinct()
+                .limit(limit)
+                .subquery()
+            )
+            return connection.execute(sa.select(sa.func.count()).select_from(found)).scalar_one()
+
+    def untrusted(self) -> dict[str, UntrustedStore]:
+        """Return the stores whose repairs stopped, by name."""
+        query = sa.select(store_trust).where(store_trust.c.untrusted_since.is_not(None)).order_by(store_trust.c.store)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {row.store: UntrustedStore(row.store, row.untrusted_since, row.reason) for row in rows}
+
+    def distrust(self, store: str, *, reason: str, now: datetime) -> None:
+        """Stop the repairs of a store until `trust`."""
+        with self._database.write() as connection:
+            _put(connection, store, untrusted_since=now, reason=reason)
+
+    def trust(self, store: str, *, now: datetime) -> bool:
+        """Let repairs go on and return whether they had stopped; what was found bad before counts no more."""
+        stopped = store in self.untrusted()
+        with self._database.write() as connection:
+            _put(connection, store, untrusted_since=None, reason=None, trusted_at=now)
+        return stopped
+
+
+def _put(connection: sa.Connection, store: str, **values: object) -> None:
+    if not connection.execute(sa.update(store_trust).where(store_trust.c.store == store).values(**values)).rowcount:
+        connection.execute(sa.insert(store_trust).values(store=store, **values))
