@@ -29,6 +29,7 @@ from zot_artifact_client.contract import (
     PageRequest,
     PageResult,
     Queue,
+    ReplicateRequest,
     VerifyRequest,
 )
 
@@ -47,8 +48,10 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         UnknownStore: naming the stores there are.
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
-    if request.claim is not None:
+    if request.claim is not None and request.verb == VERIFY.kind:
         done = _verify_claimed(request.claim.store, context, job)
+    elif request.claim is not None:
+        done = _replicate_claimed(request, context, job)
     elif request.verb == UPLOAD.kind:
         done = _upload_listed(request, context, job)
     elif request.verb == VERIFY.kind:
@@ -150,10 +153,11 @@ def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob)
     objects, leaving = [], []
     for each in selected:
         assert each.artifact is not None
-        of = [
-            copy for copy in copies.get(each.artifact.id, ()) if request.stores is None or copy.store in request.stores
-        ]
-        if not of or any(copy.store not in context.stores for copy in of):
+        of = copies.get(each.artifact.id, [])
+        if request.stores is not None:
+            of = [copy for copy in of if copy.store in request.stores]
+        complete = request.stores is None or len(of) == len(request.stores)
+        if not of or not complete or any(copy.store not in context.stores for copy in of):
             leaving.append(each)
             continue
         known = {copy.id: before.get((copy.store, copy.bucket, copy.key, copy.version)) for copy in of}
@@ -219,6 +223,20 @@ class _Writes:
         records = Records()
         words = [copy.outcome for copy in delete_artifact(wanted, self.context, self.job, records).copies]
         return _Done(PageOutcome(each.id, each.path, each.size, _first(_DELETED, words)), records)
+
+
+def _replicate_claimed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    """Replicate what the sweep has claimed for this page; what fails is sent as a job of its own."""
+    found = context.catalogue.pages.get(job.id)
+    if found is None:
+        return Page(job.id, None, ())  # it has ended before
+    done = _write_selected(request, context, job)
+    for path in done.left:
+        bucket, _, key = path.partition("/")
+        wanted = ReplicateRequest(bucket=bucket, key=key, to=request.to or ())
+        id_ = uuid5(NAMESPACE_OID, f"replicate {path} {request.to} {done.claimed_until}")
+        send_child(REPLICATE, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
+    return done
 
 
 def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:

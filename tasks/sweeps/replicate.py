@@ -1,58 +1,79 @@
-"""Sweep replicate: send a job for every copy that the placement rules want and that does not exist."""
+"""Sweep replicate: send pages for the copies that the placement rules want and that do not exist."""
 
+from collections import Counter
 from fnmatch import fnmatchcase
 from functools import partial
-from uuid import NAMESPACE_OID, uuid5
+
+from celery import current_app
 
 from worker import clock
 from worker.catalogue import Artifact
 from worker.context import JobContext
+from worker.jobs.outbox import Outbox
+from worker.jobs.planned_pages import Claimed, Messages, plan, resume
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task, send_child
+from worker.jobs.task import artifact_task
 from worker.settings import Settings
 from worker.settings.sections import PlacementRule
 from zot_artifact_client.contract import (
-    REPLICATE,
     SWEEP_REPLICATE,
-    Queue,
-    ReplicateRequest,
+    ClaimSelection,
+    PageRequest,
     SweepReplicateRequest,
     SweepReplicateResult,
 )
 
 
 def sweep_replicate(request: SweepReplicateRequest, context: JobContext, job: RunningJob) -> SweepReplicateResult:
-    """Claim the copies that a rule wants and that do not exist, up to a limit for each store, and send their jobs.
+    """Claim the copies that a rule wants and that do not exist, up to a limit for each store, and send their pages.
 
     Stores that are paused are left out.
 
     Raises:
         UnknownStore: naming the stores there are.
     """
-    sweep, settings = context.settings.sweep.replicate, context.settings
+    return sweep(request, context, job, Outbox(current_app))
+
+
+def sweep(
+    request: SweepReplicateRequest, context: JobContext, job: RunningJob, messages: Messages
+) -> SweepReplicateResult:
+    """Do as `sweep_replicate`, with these messages."""
+    stores = set(context.unpaused_stores(request.store))
+    pages = context.catalogue.pages
+    if planned := pages.planned_by(job.id):  # at an attempt whose worker died
+        resume(job.id, planned, messages)
+        return SweepReplicateResult(claimed={})
+    settings = context.settings
     buckets = context.catalogue.artifacts.buckets()
-    claimed = dict.fromkeys(context.unpaused_stores(request.store), 0)
+    count: Counter[str] = Counter()
+    requests, claimed = [], []
     for rule in settings.placement_rules:
         for bucket in (bucket for bucket in buckets if fnmatchcase(bucket, rule.bucket)):
-            for store in (store for store in rule.stores if claimed.get(store, sweep.batch) < sweep.batch):
-                now = clock.now()
-                until = now + sweep.claim
-                absent = context.catalogue.sweep_claims.absent(
-                    store,
-                    bucket,
-                    rule.prefix,
-                    wanted=partial(_is_placed_by, rule, settings),
-                    now=now,
-                    until=until,
-                    limit=sweep.batch - claimed[store],
-                )
-                for artifact in absent:
+            for store in (store for store in rule.stores if store in stores):
+                while True:
                     job.check()
-                    id_ = uuid5(NAMESPACE_OID, f"replicate {artifact.id} {store} {until}")
-                    wanted = ReplicateRequest(bucket=artifact.bucket, key=artifact.key, to=(store,))
-                    send_child(REPLICATE, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
-                claimed[store] += len(absent)
-    return SweepReplicateResult(claimed={store: count for store, count in claimed.items() if count})
+                    room = min(settings.page.objects, settings.sweep.replicate.batch - count[store])
+                    found = _claim(context, rule, bucket, store, room) if room > 0 else None
+                    if found is None or not found.artifacts:
+                        break
+                    requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
+                    claimed.append(found)
+                    count[store] += len(found.artifacts)
+                    if len(found.artifacts) < room:
+                        break
+    plan(context.catalogue, job.id, requests, messages, claimed)
+    return SweepReplicateResult(claimed=dict(count))
+
+
+def _claim(context: JobContext, rule: PlacementRule, bucket: str, store: str, limit: int) -> Claimed:
+    now = clock.now()
+    until = now + context.settings.sweep.replicate.claim
+    absent = context.catalogue.sweep_claims.absent(
+        store, bucket, rule.prefix, wanted=partial(_is_placed_by, rule, context.settings), now=now, until=until,
+        limit=limit,
+    )  # fmt: skip
+    return Claimed([artifact.id for artifact in absent], until)
 
 
 def _is_placed_by(rule: PlacementRule, settings: Settings, artifact: Artifact) -> bool:

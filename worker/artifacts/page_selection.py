@@ -64,7 +64,7 @@ def open_objects(request: PageRequest, page: Page | None, context: JobContext, j
     """
     if page is None:
         return select(request, context.catalogue, context.settings, job)
-    if request.range is not None:  # also those that were replaced since the page began
+    if request.lines is None:  # also those that were replaced since the page began
         return [artifact_object(artifact) for artifact in context.catalogue.artifacts.by_ids(page.open)]
     still = set(page.open)
     return [each for each in select(request, context.catalogue, context.settings, job) if each.id in still]

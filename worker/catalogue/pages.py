@@ -105,11 +105,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPage:
-    """The job of a page. `started`: a worker has leased it."""
+    """The job of a page. `started`: a worker has leased it.
+
+    `objects`: what the page works on, where the planner has claimed that until `claimed_until`.
+    """
 
     job: str
     request: Mapping[str, Any]
     started: bool = False
+    objects: Sequence[int] | None = None
+    claimed_until: datetime | None = None
 
 
 class Pages:
@@ -228,6 +233,9 @@ class Pages:
             with self._database.write() as connection:
                 rows = [accepted | {"id": page.job, "request": dict(page.request)} for page in planned]
                 connection.execute(sa.insert(jobs), rows)
+                for page in planned:
+                    if page.objects is not None:
+                        _insert(connection, Page(page.job, page.claimed_until, list(page.objects)))
 
     def planned_by(self, parent: str) -> list[PlannedPage]:
         """Return the pages that a job has planned, in the order of their ids."""

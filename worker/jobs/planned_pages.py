@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import redis
@@ -32,10 +33,29 @@ class Messages(Protocol):
         ...
 
 
-def plan(catalogue: Catalogue, sweep: str, requests: Sequence[PageRequest], messages: Messages) -> None:
-    """Accept the pages of a sweep into the ledger, and send their messages."""
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The artifacts that a page works on, which the planner has claimed until this moment."""
+
+    artifacts: Sequence[int]
+    until: datetime
+
+
+def plan(
+    catalogue: Catalogue,
+    sweep: str,
+    requests: Sequence[PageRequest],
+    messages: Messages,
+    claimed: Sequence[Claimed] | None = None,
+) -> None:
+    """Accept the pages of a sweep into the ledger, and send their messages; `claimed`: what each of them works on."""
     stem, now = batch_stem(sweep), clock.now()
     planned = [PlannedPage(f"{stem}.{number:08d}", each.payload()) for number, each in enumerate(requests, 1)]
+    if claimed is not None:
+        planned = [
+            replace(page, objects=of.artifacts, claimed_until=of.until)
+            for page, of in zip(planned, claimed, strict=True)
+        ]
     try:
         told = messages.lost([]) is not None
     except BROKER_ERRORS:

@@ -3,13 +3,14 @@
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tasks.delete import delete
-from tasks.replicate import replicate
 from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
+from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
-from worker.catalogue import Leased
+from worker.catalogue import Leased, tables
 from worker.context import Context
 from worker.limits.snooze import Snooze
 from worker.settings.sections import PlacementRule
@@ -33,13 +34,11 @@ def settings(settings):
 
 
 @pytest.fixture
-def sent(monkeypatch) -> list[tuple[str, tuple[str, ...]]]:
-    """Return what the sweep sends; the queue between is that of tests with real workers."""
-    jobs: list[tuple[str, tuple[str, ...]]] = []
-    monkeypatch.setattr(
-        "tasks.sweeps.replicate.send_child", lambda spec, request, **_: jobs.append((request.key, request.to))
-    )
-    return jobs
+def sent(monkeypatch, context) -> Sweeper:
+    """Return the broker of the sweep, and what takes up its pages; one with real workers is that of other tests."""
+    sweeper = Sweeper(context)
+    monkeypatch.setattr("tasks.sweeps.replicate.Outbox", lambda _: sweeper.messages)
+    return sweeper
 
 
 @pytest.fixture
@@ -67,10 +66,9 @@ def test_what_lacks_a_copy_gets_it_once(context, run, put, sent):
     put("models-en", "right")
     put("releases", "other", "cold")
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"primary": 1, "dr": 1, "cold": 1}
-    assert sorted(sent) == [("big/a", ("cold",)), ("small", ("dr",)), ("small", ("primary",))]
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
-    for key, to in sent:
-        run(replicate, ReplicateRequest(bucket="models-en", key=key, to=to))
+    results = [sent.page(id_) for id_ in sent.messages.sent]
+    assert [result.outcomes for result in results] == [{"stored": 1}] * 3
     small = context.catalogue.artifacts.current("models-en", "small")
     assert {store for store, copy in context.catalogue.artifacts.copies(small).items() if copy.state.good} == {
         "primary", "dr", "cold",
@@ -115,3 +113,28 @@ def test_a_source_stays_while_a_replication_may_still_need_it(context, run, put,
     jobs.finish("copying", 2, JobState.SUCCEEDED, now=clock.now(), result={})
     run(delete, DeleteRequest(bucket="releases", key="app.tgz", stores=("dr",)))
     assert not stored("dr").exists()
+
+
+def test_what_fails_in_a_page_of_a_sweep_becomes_a_job_of_its_own(context, run, put, sent, stored, monkeypatch):
+    """The artifact without a good source is sent as a replicate job under an id of its own, each time the same one."""
+    put("models-en", "good", "cold")
+    put("models-en", "rotten", "cold")
+    stored("cold", "rotten", bucket="models-en").unlink()
+    singles = []
+    monkeypatch.setattr("tasks.page.send_child", lambda spec, wanted, *, id_, **_: singles.append((wanted.key, id_)))
+    run(sweep_replicate, SweepReplicateRequest(store="dr"))
+    (id_,) = sent.messages.sent
+    assert sent.page(id_, ends=False).outcomes == {"stored": 1}
+    sent.page(id_)
+    assert [key for key, _ in singles] == ["rotten", "rotten"]
+    assert len(set(singles)) == 1
+
+
+def test_a_page_of_a_sweep_that_has_ended_does_nothing(context, run, put, sent):
+    """A page whose progress is gone, because it had ended, replicates nothing."""
+    put("models-en", "small", "cold")
+    run(sweep_replicate, SweepReplicateRequest(store="dr"))
+    (id_,) = sent.messages.sent
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.delete(tables.pages))
+    assert sent.page(id_).objects == 0
