@@ -13,6 +13,7 @@ from benchmarks import (
     latency,
     memory,
     memory_stores,
+    paging,
     planning,
     resent,
     stores,
@@ -39,6 +40,7 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "resent": resent.measure,
     "taken-over": taken_over.measure,
     "planning": planning.measure,
+    "paging": paging.measure,
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "stores": stores.measure,

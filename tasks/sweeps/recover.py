@@ -39,6 +39,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     ledger.check_writable()
     cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))
     _step("batches", lambda: end_batch_items(context, app))
+    _step("pages", context.catalogue.pages.remove_ended)
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
     _step("result backend", lambda: republish_ends(context, app))

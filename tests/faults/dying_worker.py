@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -54,6 +55,20 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "result shown": ("celery.backends.base:Backend.mark_as_done", "after"),
 }
 """Every point at which a process can be told to die: a call, and on which side of it."""
+PAGE_POINTS: Mapping[str, tuple[str, When, tuple[str, ...]]] = {
+    "page received": ("worker.artifacts.page_selection:select", "before", ("verify", "replicate", "delete")),
+    "page begun": ("worker.catalogue.pages:Pages.begin", "after", ("verify", "replicate", "delete")),
+    "artifacts locked": ("worker.catalogue.artifact_locks:ArtifactLocks.acquire", "after", ("replicate", "delete")),
+    "copies begun": ("worker.catalogue.artifacts:Artifacts.ensure_copies", "after", ("replicate",)),
+    "object written": ("worker.storage.store:Store.write_object", "after", ("replicate",)),
+    "object deleted": ("worker.storage.store:Store.delete_object", "after", ("delete",)),
+    "group not recorded": ("worker.catalogue.pages:Pages.record", "before", ("verify", "replicate", "delete")),
+    "group recorded": ("worker.catalogue.pages:Pages.record", "after", ("verify", "replicate", "delete")),
+    "artifacts not released": ("worker.catalogue.artifact_locks:ArtifactLocks.release", "before", ("delete",)),
+    "page not finished": ("worker.catalogue.ledger:Ledger.finish", "before", ("verify", "replicate", "delete")),
+    "page finished": ("worker.catalogue.ledger:Ledger.finish", "after", ("verify", "replicate", "delete")),
+}
+"""The points of a page, and the verbs whose pages pass them."""
 
 
 class Death:
@@ -73,6 +88,13 @@ class Death:
         if self._passed[point] <= order["skip"]:
             return
         self._path.rename(self._path.with_suffix(".died"))
+        if order.get("freeze"):
+            self._path.with_suffix(".frozen").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return
+        if order.get("lock"):
+            _keep_locked(order["lock"])
+            return
         if order["clock"] is not None:
             (self._directory / "clock.new").write_text(str(order["clock"]))
             (self._directory / "clock.new").rename(self._directory / "clock")
@@ -87,7 +109,8 @@ class Death:
 
         @wraps(handle)
         def handled(delivery: Any, work: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-            self._key, self._passed = kwargs.get("key") or kwargs.get("prefix"), Counter()
+            page = (kwargs.get("range") or {}).get("prefix", "").rstrip("/")
+            self._key, self._passed = kwargs.get("key") or kwargs.get("prefix") or page, Counter()
             return handle(delivery, work, args, kwargs)  # what is left to do for the job after that is still its own
 
         return handled
@@ -163,6 +186,17 @@ class Death:
             return None
 
 
+def _keep_locked(catalogue: str) -> None:
+    """Let another program keep the catalogue locked for longer than a lease."""
+    code = (
+        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30);"
+        "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); time.sleep(4); c.execute('ROLLBACK')"
+    )
+    locking = subprocess.Popen([sys.executable, "-c", code, catalogue], stdout=subprocess.PIPE, text=True)
+    assert locking.stdout is not None
+    locking.stdout.readline()
+
+
 def wrap(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Put something around a function or method, named as `module:Class.method`."""
     module, _, path = target.partition(":")
@@ -186,6 +220,9 @@ def prepare(directory: Path) -> None:
     wrap("worker.clock:now", death.jumping)
     for point, (target, when) in POINTS.items():
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
+    for point, (target, when, _) in PAGE_POINTS.items():
+        wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
+    importlib.import_module("worker.artifacts.page").GROUP = 5  # so that a small page has several groups
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copie
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.sweep_claims import claim_copies, due_copies
-from worker.catalogue.tables import artifacts, copies, jobs, pages, verifications
+from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
 from worker.catalogue.verifications import VerdictRow, append_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
@@ -211,8 +211,13 @@ class Pages:
         return after
 
     def remove_ended(self) -> None:
-        """Forget the pages whose jobs have ended; a dead one may be redriven and goes on then."""
-        ended = sa.select(pages.c.job).join(jobs, jobs.c.id == pages.c.job).where(jobs.c.state.in_(_ENDED))
+        """Forget the pages whose jobs have ended; one without success stays until its batch has counted it.
+
+        A dead one stays: it may be redriven and goes on then.
+        """
+        counting = sa.exists().where(batches.c.job == jobs.c.parent, batches.c.open.is_(True))
+        counted = sa.or_(jobs.c.state == JobState.SUCCEEDED, sa.and_(jobs.c.state.in_(_ENDED), ~counting))
+        ended = sa.select(pages.c.job).join(jobs, jobs.c.id == pages.c.job).where(counted)
         with self._database.read() as connection:
             ids = list(connection.execute(ended.limit(_AT_ONCE)).scalars())
         if ids:

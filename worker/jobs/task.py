@@ -111,9 +111,12 @@ def clean_up(context: Context, job: JobRecord) -> None:
 
 
 def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:
-    """Enqueue a job as the child of a running one; idempotent, because the ledger knows the id."""
+    """Enqueue a job as the child of a running one; idempotent, because the ledger knows the id.
+
+    It leaves no result in the result backend: nothing waits for it.
+    """
     app: Celery = current_app
-    app.send_task(spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue)
+    app.send_task(spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True)
 
 
 class Delivery(Generic[RequestT, ResultT]):

@@ -1,0 +1,243 @@
+"""The worker of a page dies at every point of the page once: another one ends it, and every effect happened once.
+
+The checks read the stores, the ledger and the log of verifications, never what a worker says.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+from celery import Celery
+
+from tests.faults.dying_worker import PAGE_POINTS
+from tests.faults.fleet import QUICK
+from tests.faults.test_death_points import DyingWorker
+from tests.servers import Valkey
+from tests.waiting import WITHIN, until
+from worker.catalogue import Catalogue, tables
+from zot_artifact_client import ArtifactClient, Job
+from zot_artifact_client.contract import JobState, Queue, UploadRequest
+from zot_artifact_client.contract.queues import queues
+from zot_artifact_client.outbox import MESSAGES
+
+COUNT = 24
+BUCKET = "pages"
+STORES = ("primary", "dr", "cold")
+SETTINGS = QUICK | {
+    "batch__step": "3s",  # many batches at once: their steps come before pages
+    "page__objects": str(COUNT),
+    "page__threads": "2",
+    "sweep__recover__again": "20s",
+    "sweep__verify__enabled": "false",
+    "retry__backoff": "1s",
+    "placement": json.dumps(["primary", "dr"]),
+}
+VERBS = ("verify", "replicate", "delete")
+"""Each point is passed by pages of these verbs, where the point is part of the verb."""
+
+
+class Scene:
+    """A dying worker on three directories, and a bucket of small artifacts. A context manager."""
+
+    def __init__(self, valkey: Valkey, directory: Path) -> None:
+        self.directory = directory
+        self.broker = broker = valkey.url.removesuffix("/0") + "/9"
+        self.redis = redis.Redis.from_url(broker)
+        self.redis.flushdb()
+        self.client = ArtifactClient(broker)
+        self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
+        stores = {name: {"type": "filesystem", "root": str(self.root(name))} for name in STORES}
+        (directory / "sources").mkdir()
+        settings = SETTINGS | {
+            "stores": json.dumps(stores),
+            "sources__roots": json.dumps([str(directory / "sources")]),
+            "catalogue": f"sqlite:///{directory / 'catalogue.sqlite3'}",
+        }
+        self.worker = DyingWorker(directory / "worker", broker, concurrency=2, beat=True, **settings)
+        self.worker.orders.mkdir(parents=True)
+
+    def root(self, store: str) -> Path:
+        path = self.directory / store
+        path.mkdir(exist_ok=True)
+        return path
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.client.close()
+        self.catalogue.close()
+        self.redis.close()
+
+    def fill(self, prefix: str) -> None:
+        """Upload the artifacts of one case."""
+        requests = []
+        for n in range(COUNT):
+            source = self.directory / "sources" / f"{prefix}-{n}"
+            source.write_text(f"the bytes of {prefix} {n}")
+            requests.append(UploadRequest(source=str(source), bucket=BUCKET, key=f"{prefix}/{n:03d}"))
+        for job in self.client.submit_many(requests):
+            job.wait(WITHIN)
+
+    def order(self, name: str, at: str, **how: Any) -> None:
+        """Let the process that works on the page of this prefix die at a point."""
+        order = {"at": at, "skip": 0, "whole": False, "meets": None, "clock": None} | how
+        (self.worker.orders / f"{name}.order").write_text(json.dumps(order))
+
+    def start(self, verb: str, prefix: str) -> Job[Any]:
+        more = {"to": ["cold"]} if verb == "replicate" else {}
+        return self.client.batch(verb, BUCKET, f"{prefix}/", **more)
+
+    def come_to_rest(self, jobs: list[Job[Any]]) -> None:
+        until(lambda: all(self._ended(job) for job in jobs))
+        until(lambda: not self._messages())
+
+    def _ended(self, job: Job[Any]) -> bool:
+        found = self.catalogue.ledger.get(job.id)
+        return found is not None and JobState(found.state).terminal
+
+    def _messages(self) -> int:
+        waiting = [self.redis.llen(queue.value) for queue in Queue]
+        return sum(waiting) + self.redis.hlen("unacked") + self.redis.hlen(MESSAGES)
+
+    # What is true afterwards
+
+    def wrong(self, verb: str, prefix: str, job: Job[Any]) -> list[str]:
+        """Return everything that is not as promised."""
+        record = self.catalogue.ledger.get(job.id)
+        assert record is not None
+        result = record.result or {}
+        keys = [f"{prefix}/{n:03d}" for n in range(COUNT)]
+        read = ("primary", "dr") if verb == "verify" else ()
+        there = {"verify": ("primary", "dr"), "replicate": STORES, "delete": ()}[verb]
+        current = {key for key in keys if self.catalogue.artifacts.current(BUCKET, key)}
+        found = [
+            (record.state, "succeeded", f"how the batch ended: {record.error}"),
+            ((result.get("objects"), result.get("failed")), (COUNT, 0), "what it counted"),
+            (sum(result.get("outcomes", {}).values()), COUNT, f"the outcomes: {result.get('outcomes')}"),
+            (self._verdicts(keys), Counter({(key, store): 1 for key in keys for store in read}), "the verdicts"),
+            (self._copies(keys), {key: sorted(there) for key in keys}, "the copies that the catalogue relies on"),
+            (self._files(keys), {key: sorted(there) for key in keys}, "the files"),
+            (current, set() if verb == "delete" else set(keys), "the artifacts"),
+        ]
+        return [f"{what}: {is_!r}, not {should!r}" for is_, should, what in found if is_ != should]
+
+    def _verdicts(self, keys: list[str]) -> Counter[tuple[str, str]]:
+        rows = [row for key in keys for row in self.catalogue.verifications.of(BUCKET, key)]
+        return Counter((row["key"], row["store"]) for row in rows)
+
+    def _copies(self, keys: list[str]) -> dict[str, list[str]]:
+        found = {}
+        for key in keys:
+            version = self.catalogue.artifacts.version(BUCKET, key, 1)
+            assert version is not None
+            copies = self.catalogue.artifacts.copies(version)
+            found[key] = sorted(store for store, copy in copies.items() if copy.state.good)
+        return found
+
+    def _files(self, keys: list[str]) -> dict[str, list[str]]:
+        return {key: sorted(name for name in STORES if (self.root(name) / BUCKET / key).is_file()) for key in keys}
+
+    def pages_left(self) -> int:
+        with self.catalogue._database.read() as connection:
+            locks = connection.execute(sa.select(sa.func.count()).select_from(tables.artifact_locks)).scalar_one()
+            pages = connection.execute(sa.select(sa.func.count()).select_from(tables.pages)).scalar_one()
+        return locks + pages
+
+
+@contextmanager
+def scene_of(valkey: Valkey, directory: Path) -> Iterator[Scene]:
+    scene = Scene(valkey, directory)
+    try:
+        scene.worker.start()
+        yield scene
+    finally:
+        scene.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
+    """The process of a page dies before, between and after its groups; nothing is lost, and nothing happens twice."""
+    cases = {
+        f"{verb}-{number}": (verb, at)
+        for number, (at, (_, _, verbs)) in enumerate(PAGE_POINTS.items())
+        for verb in verbs
+    }
+    with scene_of(valkey, tmp_path) as scene:
+        for prefix in cases:
+            scene.fill(prefix)
+        jobs = {}
+        for prefix, (verb, at) in cases.items():
+            scene.order(prefix, at, skip=1 if at == "group recorded" else 0)
+            jobs[prefix] = scene.start(verb, prefix)
+        scene.come_to_rest(list(jobs.values()))
+        wrong = {prefix: scene.wrong(verb, prefix, jobs[prefix]) for prefix, (verb, _) in cases.items()}
+        undead = [f"{cases[p]}" for p in cases if not (scene.worker.orders / f"{p}.died").exists()]
+        assert {f"{prefix} {cases[prefix][1]}": what for prefix, what in wrong.items() if what} == {}
+        assert undead == []
+        assert scene.catalogue.verifications.first_broken() is None
+        until(lambda: scene.pages_left() == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path, verb):
+    """A worker is frozen in a page until another one has ended that; when it wakes up, it records nothing."""
+    with scene_of(valkey, tmp_path) as scene:
+        scene.fill(verb)
+        scene.order(verb, "group not recorded", freeze=True)
+        job = scene.start(verb, verb)
+        pid = until(lambda: _frozen(scene, verb))
+        try:
+            until(lambda: scene._ended(job))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        scene.come_to_rest([job])
+        until(lambda: "this worker stops working on it" in scene.worker.log)
+        assert scene.wrong(verb, verb, job) == []
+
+
+def _frozen(scene: Scene, prefix: str) -> int | None:
+    path = scene.worker.orders / f"{prefix}.frozen"
+    return int(path.read_text()) if path.exists() and path.read_text() else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_deliveries_of_a_page_at_once_do_it_once(valkey, tmp_path, verb):
+    """The message of a page is delivered to two processes at once: every effect happens once."""
+    with scene_of(valkey, tmp_path) as scene, Celery(broker=scene.broker, set_as_current=False) as app:
+        app.conf.task_queues = queues()
+        scene.fill(verb)
+        job = scene.start(verb, verb)
+        page = until(lambda: scene.catalogue.batches.child_jobs(job.id))[0]
+        for _ in range(3):
+            sent = {"task_id": page.id, "parent_id": job.id, "queue": "sweep", "ignore_result": True}
+            app.send_task("artifact.page.v1", kwargs=dict(page.request), **sent)
+        scene.come_to_rest([job])
+        assert scene.wrong(verb, verb, job) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_page_outlives_a_catalogue_that_is_locked(valkey, tmp_path):
+    """Another program keeps the catalogue locked while pages run: they wait, and every effect happens once."""
+    with scene_of(valkey, tmp_path) as scene:
+        for verb in VERBS:
+            scene.fill(verb)
+        jobs = {}
+        for verb in VERBS:
+            scene.order(verb, "group not recorded", lock=str(tmp_path / "catalogue.sqlite3"))
+            jobs[verb] = scene.start(verb, verb)
+        scene.come_to_rest(list(jobs.values()))
+        wrong = {verb: scene.wrong(verb, verb, job) for verb, job in jobs.items()}
+        assert {verb: what for verb, what in wrong.items() if what} == {}
