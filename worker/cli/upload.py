@@ -86,7 +86,9 @@ def upload(
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file, standard input or a URL as an artifact, or with -r the files of a directory.
+    """Upload a file, standard input or a URL as an artifact.
+
+    With -r the files of a directory are uploaded, each as an artifact.
 
     Without --store the artifact goes to the stores that the placement settings name.
 

@@ -189,7 +189,7 @@ class BatchRequest(Message):
             (self._filtered and self.directory is None, "include, exclude and symlinks go with directory"),
             (self.staged and self.keys_from is None, "staged goes with keys_from"),
             ((self.to is None) == (self.verb == "replicate"), "to goes with replicate, and it has to have it"),
-            (self.stores is not None and self.verb == "replicate", "stores goes with upload, verify and delete"),
+            (self.stores is not None and self.verb == "replicate", "stores goes with verify, delete and upload"),
             (self.allow_last and (self.verb != "delete" or self.stores is None), "allow_last goes with delete, stores"),
             (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
             (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
