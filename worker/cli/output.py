@@ -22,7 +22,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 MOST = 2000
 """Characters of one text from outside that are shown."""
 _GOOD = {"verified", "stored", "succeeded", "reachable", "good"}
-_BAD = {"corrupt", "missing", "size_mismatch", "failed", "dead", "refused", "rejected", "unreachable", "bad"}
+_BAD = {
+    "lost",
+    "store untrusted",
+    "corrupt",
+    "missing",
+    "size_mismatch",
+    "failed",
+    "dead",
+    "refused",
+    "rejected",
+    "unreachable",
+    "bad",
+}
 _WIDE = 2000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LEAST_FLEXIBLE = 12

@@ -111,3 +111,15 @@ def test_the_screen_fits_eighty_columns(
     assert max(len(line.rstrip()) for line in tables) <= 80
     assert any(line.split() == ["corrupt", "dr", "0s", "releases/app.tgz"] for line in tables)
     assert any(line.split()[:2] == ["dr", "1"] for line in tables)
+
+
+def test_a_store_that_is_not_trusted_is_open(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
+    """A store whose repairs stopped ends `status` with 1 and `doctor` calls it bad, until `stores trust`."""
+    catalogue.repairs.distrust("dr", reason="more than 20 of its copies were found bad", now=clock.now())
+    status, document = zot("status")
+    assert (status, kinds(document)) == (1, {"store untrusted": ("dr", 1)})
+    assert "stores trust dr" in document["findings"][0]["detail"]
+    checks = {each["name"]: each["outcome"] for each in zot("doctor")[1]["checks"]}
+    assert checks["repairs dr"] == "bad"
+    assert zot("stores", "trust", "dr") == (0, {"store": "dr", "stopped": True})
+    assert zot("status")[1]["findings"] == []
