@@ -61,10 +61,12 @@ def test_what_came_out_badly_is_named_and_found_again(zot: Zot, bucket: str) -> 
     assert f"{bucket}/v1/b: corrupt: primary: " in done.stderr
     job = zot("verify", bucket, "--all", "--json").document["job"]
     failed = zot("jobs", "--parent", job, "--failed", "--json").document["jobs"]
-    assert [each["request"]["key"] for each in failed] == ["v1/b"]
-    children = zot("jobs", "--parent", job, "--limit", 2, "--json").document["jobs"]
-    rest = zot("jobs", "--parent", job, "--after", children[-1]["job"], "--json").document["jobs"]
-    assert [each["request"]["key"] for each in children + rest] == ["v1/a", "v1/b", "v2/a"]
+    named = [(bad["key"], bad["outcome"]) for each in failed for bad in each["result"]["failures"]]
+    assert named == [("v1/b", "corrupt")]
+    (page,) = zot("jobs", "--parent", job, "--limit", 2, "--json").document["jobs"]
+    assert (page["kind"], page["result"]["objects"]) == ("page", 3)
+    assert zot("jobs", "--parent", job, "--after", page["job"], "--json").document["jobs"] == []
+    assert f"verify {bucket}/..v2/a" in zot("jobs", "--parent", job).stdout
     assert zot("jobs", job, "--json").document["progress"]["objects_total"] == 3
 
 

@@ -19,7 +19,7 @@ from worker.cli.output import AsJson, age, moment, note, out, print_json, print_
 from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.units import parse_duration
-from zot_artifact_client.contract import BATCH, TASKS, JobState
+from zot_artifact_client.contract import BATCH, PAGE, TASKS, JobState
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.text import without_secrets
 
@@ -267,9 +267,19 @@ def _artifact(record: JobRecord) -> str | None:
             if bucket
             else f"{request.get('verb')} list"
         )
+    if record.kind == PAGE.kind:
+        return _page(request)
     if not bucket:
         return None
     return f"{bucket}/{key}" if key else str(bucket)
+
+
+def _page(request: Mapping[str, Any]) -> str:
+    """Return what a page is about: its range of keys, what is due in a store, or a part of a list."""
+    verb, keys, claim = request.get("verb"), request.get("range"), request.get("claim")
+    if keys:
+        return f"{verb} {keys['bucket']}/{keys.get('after') or keys.get('prefix') or ''}..{keys['until']}"
+    return f"{verb} what is due in {claim['store']}" if claim else f"{verb} list"
 
 
 def _show(record: JobRecord, *, traceback: bool, as_json: bool) -> None:
