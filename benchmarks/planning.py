@@ -22,7 +22,7 @@ from celery import Celery
 
 from benchmarks.measured import NotMeasured, Row, Samples, Target
 from benchmarks.scene import GIB, MIB, Scene
-from tasks.batch import step
+from tasks.batch import _PAGES_AT_ONCE, step
 from worker import clock
 from worker.catalogue import Catalogue, Leased
 from worker.catalogue.tables import artifacts, batches, jobs
@@ -30,15 +30,24 @@ from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.settings import Settings
-from zot_artifact_client.contract import BatchRequest, BatchResult, JobState, Progress, Queue
+from zot_artifact_client.contract import BatchRequest, BatchResult, JobState, PageFailure, PageResult, Progress, Queue
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.outbox import MESSAGES, ORDER
 
 BUCKET = "planned"
-MANY, FEW = 1_000_000, 20_000
+MANY, FEW = 1_000_000, 320_000
 _PAGE = 10_000
 _BAD = 10
-"""One child in so many does not come out as it should: those stay in the catalogue."""
+"""One object in so many does not come out as it should: those stay in the catalogue, with their pages."""
+_SIZE = 1024
+_END = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("of"))
+    .values(
+        started_at=sa.bindparam("ended"), finished_at=sa.bindparam("ended"), attempts=1, state=sa.bindparam("state"),
+        result=sa.bindparam("with"),
+    )
+)  # fmt: skip
 _BATCH = "batch"
 _GROWTH = Target(16, unit=" MiB")
 _REDIS = Target(64, unit=" MiB")
@@ -84,6 +93,19 @@ def measure(scene: Scene) -> Iterator[Row]:
     yield Row(f"{what}: Redis, the most at any step", Samples([planned.redis / MIB], " MiB", 1), target=_REDIS)
 
 
+def _page_result(objects: int) -> dict[str, Any]:
+    bad = objects // _BAD
+    failures = [
+        PageFailure(bucket=BUCKET, key=f"{n}", outcome="corrupt", message="primary: it rots") for n in range(bad)
+    ]
+    outcomes = {"verified": objects - bad, "corrupt": bad}
+    size = objects * _SIZE
+    result = PageResult(
+        verb="verify", objects=objects, bytes=size, outcomes=outcomes, failed=bad, failures=tuple(failures)
+    )
+    return result.model_dump(mode="json")
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
     """A batch over all artifacts of a catalogue."""
@@ -111,13 +133,11 @@ class _Side:
         """Do what many workers do between two steps, but for the work; and let the time of the next step come."""
         self.broker.delete(Queue.SWEEP.value, MESSAGES, ORDER.format(queue=Queue.SWEEP.value))
         open_ = self.context.catalogue.batches.in_flight(_BATCH)
-        bad, good = [c.job for c in open_ if c.number % _BAD == 0], [c.job for c in open_ if c.number % _BAD]
-        at: dict[str, Any] = {"started_at": clock.now(), "finished_at": clock.now(), "attempts": 1}
-        verified = {"state": JobState.SUCCEEDED, "result": {"copies": [{"store": "primary", "verdict": "verified"}]}}
-        dead = {"state": JobState.DEAD, "error": {"message": "the store does not answer"}}
+        at: dict[str, Any] = {"ended": clock.now(), "state": JobState.SUCCEEDED}
+        values = [at | {"of": each.job, "with": _page_result(each.size // _SIZE)} for each in open_]
         with self.context.catalogue._database.write() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id.in_(good)).values(**at, **verified))
-            connection.execute(sa.update(jobs).where(jobs.c.id.in_(bad)).values(**at, **dead))
+            if values:
+                connection.execute(_END, values)
             connection.execute(sa.update(batches).values(next_step_at=clock.now()))
 
     def timed(self) -> tuple[float, BatchResult | None]:
@@ -145,7 +165,7 @@ def plan(home: Path, broker: str, count: int) -> Planned:
 
 
 def _take_turns(old: _Side, young: _Side, count: int) -> Planned:
-    steps = count // old.context.settings.batch.in_flight  # that plan as much as a step may
+    steps = count // (_PAGES_AT_ONCE * old.context.settings.page.objects)  # that plan as much as a step may
     tenth = max(steps // 10, 1)
     first, last, memory, most = [], [], [], 0
     for side in (old, young):  # the very first step counts all
@@ -165,7 +185,7 @@ def _take_turns(old: _Side, young: _Side, count: int) -> Planned:
         most = max(most, int(old.broker.info("memory")["used_memory"]))
         old.end_batch_items()
     bad = count // _BAD
-    if result.outcomes != {"verified": count - bad, "dead": bad}:
+    if result.outcomes != {"verified": count - bad, "corrupt": bad}:
         raise NotMeasured(f"of {count} keys {result.objects} were done: {dict(result.outcomes)}")
     return Planned(count, first, last, memory[min(tenth, len(memory) - 1)], memory[-1], most)
 
@@ -179,7 +199,7 @@ def _make(home: Path, broker: str, count: int) -> None:
 def _fill(catalogue: Catalogue, count: int) -> None:
     now = clock.now()
     row = {
-        "bucket": BUCKET, "version": 1, "size": 1024, "sha256": "0" * 64, "metadata": {}, "created_at": now,
+        "bucket": BUCKET, "version": 1, "size": _SIZE, "sha256": "0" * 64, "metadata": {}, "created_at": now,
         "committed_at": now,
     }  # fmt: skip
     for start in range(0, count, _PAGE):

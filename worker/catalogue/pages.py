@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
-from worker.catalogue.sweep_claims import claim_copies, due_copies
+from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
 from worker.catalogue.verifications import VerdictRow, append_verdicts
 from worker.storage import Digest
@@ -144,7 +144,7 @@ class Pages:
             with self._database.read() as connection:  # what is due is found without keeping writers waiting
                 wanted = due_copies(connection, store, period=period, now=now, until=until, limit=room)
             with self._database.write() as connection:
-                got = claim_copies(connection, wanted, now=now, until=until)
+                got = claim_copies(connection, wanted, still_due(period, now), now=now, until=until)
                 claimed += got
                 if len(got) == len(wanted) or len(claimed) >= limit:  # no other page came between
                     page = Page(job, until, claimed)

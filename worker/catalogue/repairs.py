@@ -59,7 +59,7 @@ class Repairs:
         if not found:
             return []
         with self._database.write() as connection:
-            claimed = claim_copies(connection, list(found), now=now, until=until)
+            claimed = claim_copies(connection, list(found), copies.c.state.in_(BAD), now=now, until=until)
         return [(copy, found[copy]) for copy in claimed]
 
     def count_bad(self, store: str, *, since: datetime, limit: int) -> int:

@@ -43,7 +43,7 @@ class SweepClaims:
                 wanted = due_copies(connection, store, period=period, now=now, until=until, limit=limit - len(claimed))
             if not wanted:
                 break
-            got = self._claim(wanted, now, until)
+            got = self._claim(wanted, period, now, until)
             claimed += got
             if len(got) == len(wanted):  # no other sweep came between
                 break
@@ -76,9 +76,11 @@ class SweepClaims:
             sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
         return sum(sizes) // len(sizes) if sizes else 0
 
-    def _claim(self, ids: Sequence[int], now: datetime, until: datetime) -> list[tuple[Artifact, Copy]]:
+    def _claim(
+        self, ids: Sequence[int], period: timedelta, now: datetime, until: datetime
+    ) -> list[tuple[Artifact, Copy]]:
         with self._database.write() as connection:
-            taken = claim_copies(connection, ids, now=now, until=until)
+            taken = claim_copies(connection, ids, still_due(period, now), now=now, until=until)
             rows = connection.execute(sa.select(copies).where(copies.c.id.in_(taken)))
             claimed = {row.id: copy_of(row) for row in rows}
             wanted = {copy.artifact_id for copy in claimed.values()}
@@ -158,11 +160,17 @@ def due_copies(
     return [id_ for _, id_ in sorted(late)[:limit]]
 
 
-def claim_copies(connection: Connection, ids: Sequence[int], *, now: datetime, until: datetime) -> list[int]:
-    """Claim copies until `until`, and return those that no other sweep had claimed meanwhile, in the same order."""
+def claim_copies(
+    connection: Connection, ids: Sequence[int], still: sa.ColumnElement[bool], *, now: datetime, until: datetime
+) -> list[int]:
+    """Claim copies until `until`, and return those that could be claimed, in the same order.
+
+    `still` is the condition of what was looked for: since a copy was found, another sweep may have claimed it, done its
+    work and ended the claim.
+    """
     claim = (
         sa.update(copies)
-        .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(until))))
+        .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(until))), still)
         .values(claimed_until=until)
         .returning(copies.c.id)
     )
@@ -173,6 +181,13 @@ def claim_copies(connection: Connection, ids: Sequence[int], *, now: datetime, u
 def unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
     """Return the condition that no claim made now until `until` takes a copy from another sweep."""
     return _unclaimed(sa.literal(now), sa.literal(_far(until)))
+
+
+def still_due(period: timedelta, now: datetime) -> sa.ColumnElement[bool]:
+    """Return the condition that no copy meets that was read just now, whatever its `spread`."""
+    read, retry = copies.c.read_at, copies.c.next_due_at
+    first_read = sa.and_(retry.is_(None), sa.or_(read <= now - period * min(_PART), read > now + _CLOCK_SKEW))
+    return sa.or_(first_read, retry <= now, retry > now + period)
 
 
 def _far(until: datetime) -> datetime:

@@ -12,7 +12,7 @@ from tasks.sweeps.verify import sweep
 from tasks.upload import upload
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.catalogue import Leased, LostLease, tables
+from worker.catalogue import Leased, LostLease, pages, tables
 from worker.context import Context
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.limits.snooze import Snooze
@@ -188,6 +188,25 @@ def test_a_page_whose_lease_was_lost_records_nothing(sweeper, due, monkeypatch):
         sweeper.page("sweep-1.00000001")
     assert other[0].outcomes == {"verified": 3}
     assert len(sweeper.verdicts()) == 3
+
+
+def test_a_copy_that_another_page_has_read_meanwhile_is_not_read_again(sweeper, due, context, monkeypatch):
+    """Between finding what is due and claiming it, another page claims and reads the same copies: it keeps them."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 2)
+    due(4)
+    sweeper.plan()
+    find, other = pages.due_copies, []
+
+    def find_late(*args: Any, **options: Any) -> list[int]:
+        found = find(*args, **options)
+        if not other:
+            other.append(None)
+            other[0] = sweeper.page("sweep-1.00000002")
+        return found
+
+    monkeypatch.setattr(pages, "due_copies", find_late)
+    assert sweeper.page("sweep-1.00000001").outcomes == other[0].outcomes == {"verified": 2}
+    assert len(sweeper.verdicts()) == len(set(sweeper.verdicts())) == 4
 
 
 def test_a_large_copy_leaves_the_page_as_a_job_of_its_own(sweeper, due, context, monkeypatch):
