@@ -93,7 +93,7 @@ def test_flowers_terminate_ends_a_job_at_its_next_part_and_kills_no_process(valk
         assert (state_of(fleet, running), fleet.record(running).error["type"]) == ("cancelled", "Cancelled")
         assert left_in(ministack, fleet) == ([], 0)
         assert len(fleet.gate.parts) < 8
-        assert only.children() == children
+        assert set(children) <= set(only.children())  # beside them, one that records cancelled jobs may run
         assert fleet.redis.hlen(MESSAGES) == 0
         assert fleet.client.upload(fleet.source(100), "releases", "after.bin").wait(WITHIN).version == 1
 

@@ -37,6 +37,7 @@ SETTINGS = QUICK | {
     "retry__backoff": "1s",
     "sweep__leftovers__age": "100ms",
     "sweep__leftovers__enabled": "false",
+    "sweep__leftovers__foreign_uploads": "abort",  # one that was begun and not yet recorded cannot be told from others
 }
 
 

@@ -290,7 +290,7 @@ class Store:
             self._check_read(bucket, key)
             if expected and manifest and len(manifest) >= MIN_PARALLEL_CHUNKS:
                 return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
-            if expected and expected.size <= self._whole_reads:
+            if expected and 0 < expected.size <= self._whole_reads:
                 good = self._verify_small(bucket, key, expected, on_bytes)
                 if good:
                     return good

@@ -54,6 +54,7 @@ def through(direct: Store, cloud: str, tmp_path: Path) -> Iterator[Callable[...,
         def open_faulty(
             fault: Callable[[Request], Fault] = lambda _: None, **changes: Any
         ) -> tuple[Store, FaultyProxy]:
+            changes = {"data_path": "auto", **changes}
             proxy = stack.enter_context(FaultyProxy(port_of(cloud, direct), fault))
             store = opened_through(cloud, direct, proxy.port, tmp_path, **changes)
             stack.callback(store.close)

@@ -106,7 +106,12 @@ class ObjectFiles:
         if sha256 is not None and temp.digest == sha256:
             self._place(directory, path, temp, exclusive=exclusive)
         elif regular_stat(directory, path.leaf) is None:
-            _place_sidecar(directory, path, sha256, self._tree.file_mode)
+            try:
+                _place_sidecar(directory, path, sha256, self._tree.file_mode)
+            except OSError:
+                with suppress(OSError):  # no object is there that it could belong to
+                    _remove_sidecars(directory, path)
+                raise
             _create(directory, path, temp, exclusive=exclusive)
             os.fsync(directory)
         else:

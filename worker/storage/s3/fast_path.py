@@ -1,6 +1,5 @@
 """Reach the small objects of a store that speaks S3 with obstore, where its configuration leaves no doubt how."""
 
-import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from obstore.store import S3Store
 
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.fast_path import (
-    PROPERTIES,
     Client,
     Dialect,
     FastPath,
@@ -49,11 +47,6 @@ def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]"
     if config.data_path == "sdk" or config.bucket_owner or (endpoint and ("@" in endpoint or not _path_style(config))):
         return None
     return FastPath(origin, DIALECT, lambda real: _connect(config, real, client()))
-
-
-def writes_fast(options: Mapping[str, Any]) -> bool:
-    """Return whether a write asks for nothing that only the SDK sends, such as an encryption key."""
-    return options.keys() <= PROPERTIES.keys() and not any(map(_READ_BY_OBSTORE.match, os.environ))
 
 
 def _path_style(config: S3Config) -> bool:
