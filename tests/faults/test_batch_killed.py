@@ -38,6 +38,9 @@ class Place:
         settings = {
             "stores": json.dumps({s: {"type": "filesystem", "root": str(self.root(s))} for s in ("primary", "dr")}),
             "sources__roots": json.dumps([str(self.directory / "in")]),
+            "store_limits": json.dumps(
+                {s: {"bytes_per_second": 16_000} for s in ("primary", "dr")}
+            ),  # so it takes seconds
             "catalogue": f"sqlite:///{self.directory / 'catalogue.sqlite3'}",
         }
         return Worker(self.directory / name, self.broker, beat=True, **QUICK, **STEPS, **settings)
@@ -51,7 +54,7 @@ class Place:
         """Upload so many objects, all with one call."""
         source = self.directory / "in" / "source.bin"
         source.parent.mkdir(exist_ok=True)
-        source.write_bytes(b"the bytes of all of them")
+        source.write_bytes(b"the bytes of all of them" * 40)
         requests = [UploadRequest(source=str(source), bucket="releases", key=f"{n:03d}") for n in range(count)]
         for job in self.client.submit_many(requests, idempotency_key="fill"):
             job.wait(WITHIN)
@@ -90,7 +93,7 @@ def test_a_batch_outlives_its_worker(valkey, tmp_path):
         with place.worker("first") as first:
             place.fill(60)
             for n in (7, 30, 55):
-                (place.root("dr") / "releases" / f"{n:03d}").write_bytes(b"THE bytes of all of them")
+                (place.root("dr") / "releases" / f"{n:03d}").write_bytes(b"THE bytes of all of them" * 40)
             (place.root("primary") / "releases" / "044").unlink()
             job = place.client.batch("verify", "releases")
             until(lambda: done(job) >= 16)
@@ -113,7 +116,7 @@ def test_a_cancelled_batch_plans_no_more_and_ends_its_jobs(valkey, tmp_path):
     """Cancelling a batch ends it and all its jobs in flight; what was not planned yet is never begun."""
     with place_of(valkey, tmp_path) as place, place.worker("only"):
         place.fill(80)
-        job = place.client.batch("verify", "releases", in_flight=8)
+        job = place.client.batch("verify", "releases", in_flight=2)
         until(lambda: done(job) >= 8)
         job.cancel()
         with pytest.raises(JobCancelled):
