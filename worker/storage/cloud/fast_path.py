@@ -17,7 +17,7 @@ from obstore.exceptions import BaseError
 
 from worker.storage.cloud.error_mapping import Meaning, Origin
 from worker.storage.cloud.fast_errors import NotUnderstood, translate
-from worker.storage.driver import Condition, Match, WholeObject
+from worker.storage.driver import WholeObject
 from worker.storage.errors import StorageError, TransientError
 
 if TYPE_CHECKING:
@@ -159,41 +159,6 @@ class FastPath:
             self._failed(error, client, place)
             return None
         return found
-
-    def write(
-        self,
-        place: Place,
-        data: bytes | bytearray,
-        metadata: Mapping[str, str],
-        properties: Mapping[str, str],
-        condition: Condition,
-    ) -> str | None:
-        """Write an object in one request and return its ETag.
-
-        Where it returns None the object may be there all the same, as after any lost answer.
-
-        Args:
-            place: the object to make.
-            data: its bytes.
-            metadata: as the store keeps it.
-            properties: by the names in PROPERTIES.
-            condition: see `Driver.put`.
-
-        Raises:
-            StorageError: the store refuses, with the code of its answer.
-        """
-        client = None if _PROPERTIES & metadata.keys() else self._client(place)
-        if client is None:
-            return None
-        mode: Any = {"e_tag": f'"{condition.version}"'} if isinstance(condition, Match) else "overwrite"
-        mode = "create" if condition == "create_only" else mode
-        attributes = {**metadata, **{PROPERTIES[name]: value for name, value in properties.items()}}
-        try:
-            reply = obstore.put(client.store, place.name, data, attributes=attributes, mode=mode, use_multipart=False)
-        except FAILURES as error:
-            self._failed(error, client, place)
-            return None
-        return reply["e_tag"]
 
     def close(self) -> None:
         """Forget the clients; their connections end with them."""
