@@ -44,8 +44,6 @@ PROPERTIES = {
     "StorageClass": "Storage-Class",
 }
 """Attributes of an object that are not metadata, by the names that the SDK of S3 has for them."""
-_PROPERTIES = {name.lower() for name in PROPERTIES.values()}
-"""What obstore takes for one of them in any case, so that metadata of such a name is for the SDKs alone."""
 _BUCKETS = 64
 """Real buckets whose clients are kept; each has its own connections."""
 _CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 _PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """Not an access point, nor a name that needs path-style addressing at Amazon; those have dots."""
-_READ_BY_OBSTORE = re.compile(
-    r"aws_(server_side_encryption|sse_|checksum_algorithm|request_payer|metadata_)", re.IGNORECASE
-)
-"""Variables that obstore takes for settings of every write, and that the SDK does not know."""
 DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, translate)
 
 
