@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from worker.artifacts import directory_lists
+from worker.artifacts import upload_lists
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.artifacts.sources import SourceRefused, staged_directory
 from worker.catalogue import Batch
@@ -40,7 +40,7 @@ def begin_upload(
         name, problems = _list(request, request.directory, context, job)
     assert name is not None
     job.step("reading the list")
-    listed = directory_lists.check(name, context.settings, job.heartbeat, job=job.id)
+    listed = upload_lists.check(name, context.settings, job.heartbeat, job=job.id)
     if not listed.count and not problems.get("refused"):
         raise NotFound(f"{request.directory or name}: there is no file there to upload")
     return {"file": name, "offset": 0, "tag": listed.tag, **problems}, listed.count, listed.size
@@ -82,7 +82,7 @@ def next_upload_pages(
 ) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
     """Return the next pages with their bytes, the cursor behind them, and whether they are the last."""
     cursor, most = dict(before.cursor), context.settings.page
-    extents = directory_lists.extents(
+    extents = upload_lists.extents(
         cursor["file"], context.settings, offset=cursor["offset"], tag=cursor["tag"], job=before.job,
         objects=most.objects, size=most.size, limit=room,
     )  # fmt: skip
@@ -94,10 +94,8 @@ def next_upload_pages(
     return pages, cursor, len(extents) < room
 
 
-def files_of(request: PageRequest, context: JobContext, job: str) -> list[directory_lists.ListedFile]:
+def files_of(request: PageRequest, context: JobContext, job: str) -> list[upload_lists.ListedFile]:
     """Return all files of a page of an upload."""
     lines = request.lines
     assert lines is not None
-    return directory_lists.read(
-        lines.file, context.settings, offset=lines.offset, end=lines.end, tag=lines.tag, job=job
-    )
+    return upload_lists.read(lines.file, context.settings, offset=lines.offset, end=lines.end, tag=lines.tag, job=job)

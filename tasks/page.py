@@ -9,7 +9,7 @@ from tasks.delete import delete_artifact
 from tasks.replicate import replicate_to
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
-from worker.artifacts.page import work_on
+from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
@@ -83,7 +83,7 @@ def _leave(found: Page, objects: Sequence[PageObject], context: JobContext) -> P
 
 
 def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
-    """Upload the files of some lines of a directory list."""
+    """Upload the files of some lines of an upload list."""
     for name in request.stores or ():
         context.stores[name]  # raises UnknownStore
     pages, files = context.catalogue.pages, files_of(request, context, job.id)

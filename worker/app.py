@@ -18,7 +18,7 @@ from worker.beat import LONGEST_SLEEP
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower import check_authentication, is_flower
-from worker.jobs import shutdown as draining
+from worker.jobs import shutdown_flag
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
@@ -163,7 +163,7 @@ def _outwait_the_result_backend(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
-    draining.begin()
+    shutdown_flag.announce()
 
 
 @signals.worker_init.connect

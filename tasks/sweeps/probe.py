@@ -2,7 +2,7 @@
 
 import logging
 
-from worker.artifacts.log_heads import keep_head
+from worker.artifacts.verification_log_head import keep_head
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task

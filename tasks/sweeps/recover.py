@@ -13,7 +13,7 @@ from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.jobs.cancellation import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
-from worker.jobs.republish import republish_ends
+from worker.jobs.republish_ends import republish_ends
 from worker.jobs.task import clean_up
 from worker.limits.pauses import mirror_queues
 from worker.settings import Settings

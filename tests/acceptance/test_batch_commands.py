@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.commands import COMMAND, Zot
 from tests.waiting import WITHIN
 from worker.cli import run
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest
 

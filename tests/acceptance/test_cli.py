@@ -16,7 +16,7 @@ from tests.acceptance.commands import COMMAND, Zot
 from tests.servers import RcloneS3
 from tests.servers.process import free_port
 from tests.waiting import WITHIN
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient, JobFailed
 
 BUCKET = "artifacts"

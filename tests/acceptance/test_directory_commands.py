@@ -9,7 +9,7 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.waiting import WITHIN
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient
 
 

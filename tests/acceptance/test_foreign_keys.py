@@ -11,7 +11,7 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.servers import Ministack
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 
 KEYS = {"folder/": b"", "a//b": b"two slashes", "back\\slash": b"a backslash", "dot.": b"a dot at the end"}
 STORES = ("old", "new")

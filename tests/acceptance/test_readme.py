@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.servers.process import REPOSITORY
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 
 README = (REPOSITORY / "README.md").read_text()
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.waiting import until
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 
 
 @pytest.mark.slow

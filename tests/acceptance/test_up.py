@@ -19,7 +19,7 @@ from tests.servers.process import REPOSITORY
 from tests.waiting import WITHIN
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program
-from worker.embedded.up_process import Up, UpFailed, running, still_there
+from worker.embedded.up_subprocess import Up, UpFailed, running, still_there
 from zot_artifact_client import ArtifactClient
 
 LEAN = ("--no-beat", "--no-flower")

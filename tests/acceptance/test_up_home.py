@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.commands import Zot
-from worker.embedded.up_process import running
+from worker.embedded.up_subprocess import running
 
 
 @pytest.mark.parametrize("name", ["a b", "x%20y", "q?x#y", 'jürgen "日本"'])

@@ -222,7 +222,7 @@ def prepare(directory: Path) -> None:
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
     for point, (target, when, _) in PAGE_POINTS.items():
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
-    importlib.import_module("worker.artifacts.page").GROUP = 5  # so that a small page has several groups
+    importlib.import_module("worker.artifacts.page_runner").GROUP = 5  # so that a small page has several groups
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from typing import Any
 
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob
-from worker.artifacts.directory_lists import ListedFile
-from worker.artifacts.page import GROUP
+from worker.artifacts.page_runner import GROUP
 from worker.artifacts.sources import open_source
+from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob

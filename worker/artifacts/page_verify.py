@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from worker import clock
 from worker.artifacts.artifact_job import BAD, RETRY_UNREADABLE, ArtifactJob
-from worker.artifacts.page import GROUP, work_on
+from worker.artifacts.page_runner import GROUP, work_on
 from worker.catalogue import Group, Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob

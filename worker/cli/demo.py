@@ -13,7 +13,7 @@ from rich.console import Console
 from worker.cli import demo_steps as steps
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json
-from worker.embedded.up_process import UpFailed, running, still_there
+from worker.embedded.up_subprocess import UpFailed, running, still_there
 from worker.settings.model import ENV_PREFIX, load_settings
 
 _CONFIG = """\

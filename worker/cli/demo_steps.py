@@ -25,7 +25,7 @@ from worker.cli.session import Session, opened
 from worker.cli.submit import request_of, sender
 from worker.cli.upload import upload_one
 from worker.embedded.supervisor import FLOWER_USER
-from worker.embedded.up_process import Up
+from worker.embedded.up_subprocess import Up
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import DELETE, REPLICATE, UPLOAD, VERIFY, TaskSpec

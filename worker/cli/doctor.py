@@ -9,12 +9,12 @@ from dataclasses import asdict
 
 import typer
 
-from worker.artifacts.log_heads import CheckedLog, log_faults
+from worker.artifacts.verification_log_head import CheckedLog, log_faults
 from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
-from worker.cli.services import Check, broker_checks, open_breakers
+from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, open_session
 from worker.cli.stores import bad_copies, unconfigured
 from worker.settings.model import Settings, load_settings

@@ -2,7 +2,7 @@
 
 import typer
 
-from worker.artifacts.log_heads import log_faults
+from worker.artifacts.verification_log_head import log_faults
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import opened

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from worker.cli.errors import Failure, Status
 from worker.settings import Settings
 from worker.settings.private_files import open_own
-from worker.storage.filesystem.disk import is_link_refusal
+from worker.storage.filesystem.directory_tree import is_link_refusal
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 

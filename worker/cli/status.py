@@ -14,7 +14,7 @@ from worker.catalogue import BAD, CopyState, OpenFinding, Pause, Scope
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, age, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
-from worker.cli.services import Check, broker_checks, open_breakers
+from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.storage.config import FilesystemConfig

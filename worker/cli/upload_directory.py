@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.artifacts.directory_listing import DirectoryListing, Filters
-from worker.artifacts.directory_lists import ListedFile
+from worker.artifacts.upload_lists import ListedFile
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context
-from worker.jobs.interruption import at_most
+from worker.jobs.interrupt_signal import at_most
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request
 from worker.limits.snooze import Snooze

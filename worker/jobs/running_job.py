@@ -8,8 +8,8 @@ from typing import Protocol, Self
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord, Ledger, LostLease
-from worker.jobs import shutdown
-from worker.jobs.interruption import Interrupted, Interrupter
+from worker.jobs import shutdown_flag
+from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.settings.sections import JobSettings
 from zot_artifact_client.contract import Progress
 
@@ -113,7 +113,7 @@ class RunningJob:
         self._active = time.monotonic()
         if self._lost:
             raise LostLease(f"job {self.id} has gone over to another worker")
-        if shutdown.over(self._grace):
+        if shutdown_flag.grace_is_over(self._grace):
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
@@ -159,7 +159,7 @@ class RunningJob:
                 self._interrupter.interrupt()
 
     def _reason_to_stop(self) -> Exception | None:
-        if shutdown.over(self._grace):
+        if shutdown_flag.grace_is_over(self._grace):
             return Requeue(f"job {self.id} is requeued: its worker shuts down")
         if self._reporter.cancelled():
             return Cancelled(f"job {self.id} was cancelled")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from worker.limits.bandwidth import BandwidthLimit
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore, Slot
-from worker.limits.counters import Counters
+from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
 from worker.limits.snooze import Snooze
 from worker.settings import Settings

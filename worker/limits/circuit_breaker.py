@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from worker.limits.counters import Counters
+from worker.limits.expiring_counters import Counters
 from worker.limits.snooze import Snooze
 from worker.settings.sections import BreakerSettings
 from worker.storage.errors import StorageError, TransientError

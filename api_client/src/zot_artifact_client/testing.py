@@ -21,7 +21,7 @@ from zot_artifact_client.client import (
 from zot_artifact_client.contract import JobState, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, WaitTimeout
 from zot_artifact_client.idempotency import digest_of
-from zot_artifact_client.in_memory import InMemoryWorker
+from zot_artifact_client.in_memory_worker import InMemoryWorker
 from zot_artifact_client.job import Job, OnProgress, Snapshot, unknown_job
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
 

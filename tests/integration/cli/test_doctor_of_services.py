@@ -13,7 +13,7 @@ from tests.waiting import until
 from worker import cli
 from worker.beat import last_tick
 from worker.limits.circuit_breaker import CircuitBreaker
-from worker.limits.counters import Counters
+from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import load_settings
 from zot_artifact_client.urls import redis_client

@@ -21,7 +21,7 @@ from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN
 from worker.catalogue import Catalogue, JobRecord
-from worker.cli import services
+from worker.cli import service_checks
 from worker.intake.rejected import RejectedMessages
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, JobCancelled
@@ -113,8 +113,8 @@ def test_every_verb_runs(site):
 
 def test_doctor_asks_it(site):
     """It says which RabbitMQ answers, and without one that none does."""
-    there = next(services.broker_checks(Settings(broker=site.rabbitmq.url, results=site.results)))
-    gone = next(services.broker_checks(Settings(broker="amqp://127.0.0.1:1//", results=site.results)))
+    there = next(service_checks.broker_checks(Settings(broker=site.rabbitmq.url, results=site.results)))
+    gone = next(service_checks.broker_checks(Settings(broker="amqp://127.0.0.1:1//", results=site.results)))
     assert (there.outcome, gone.outcome) == ("good", "unknown")
     assert re.search(r"RabbitMQ \d+\.\d+\.\d+ answers", there.detail)
 

@@ -25,7 +25,7 @@ from worker.limits.admission import Admission
 from worker.limits.bandwidth import BandwidthLimit
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore
-from worker.limits.counters import Counters
+from worker.limits.expiring_counters import Counters
 from worker.limits.limited_store import LimitedStore, LimitedStores
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.limits.snooze import Snooze

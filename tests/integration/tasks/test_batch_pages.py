@@ -136,7 +136,7 @@ def test_an_artifact_that_another_job_writes_to_leaves_the_page(laid, drive, con
 def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, context, monkeypatch, request_):
     """The objects whose group was recorded are not done again; each has one verdict, write or delete."""
     monkeypatch.setitem(context.settings.page.__dict__, "objects", 6)
-    monkeypatch.setattr("worker.artifacts.page.GROUP", 2)
+    monkeypatch.setattr("worker.artifacts.page_runner.GROUP", 2)
     laid(6)
     driver = drive(request_)
     driver.step()

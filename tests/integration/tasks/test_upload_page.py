@@ -9,9 +9,9 @@ import pytest
 from tasks.page import page
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.artifacts import directory_lists, page_upload
+from worker.artifacts import page_upload, upload_lists
 from worker.artifacts.directory_listing import DirectoryListing
-from worker.artifacts.directory_lists import ListedFile
+from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Leased
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
@@ -40,9 +40,9 @@ def directory(source_root: Path) -> Path:
 
 
 def request_for(context: Context, files: list[ListedFile], root: Path) -> PageRequest:
-    """Write a directory list and return the page of all its lines."""
+    """Write an upload list and return the page of all its lines."""
     (root / "list").write_bytes(b"".join(file.line() for file in files))
-    listed = directory_lists.check(str(root / "list"), context.settings, lambda: None, job="page")
+    listed = upload_lists.check(str(root / "list"), context.settings, lambda: None, job="page")
     lines = LinesSelection(file=str(root / "list"), offset=0, end=(root / "list").stat().st_size, tag=listed.tag)
     return PageRequest(verb="upload", lines=lines)
 

@@ -10,7 +10,7 @@ from azure.storage.blob import BlobClient, BlobProperties
 
 from worker.storage.azure.client import COMMIT_TIMEOUT
 from worker.storage.azure.errors import translated
-from worker.storage.azure.objects import METADATA, conditions, version_of, writer_of
+from worker.storage.azure.object_stat import METADATA, conditions, version_of, writer_of
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Match
 from worker.storage.errors import StorageError, Timeout, Unavailable

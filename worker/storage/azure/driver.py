@@ -20,7 +20,7 @@ from worker.storage.azure.copy import Copy
 from worker.storage.azure.errors import code_of, translate, translated
 from worker.storage.azure.fast_path import fast_path
 from worker.storage.azure.listing import ByteOrder, safe_start
-from worker.storage.azure.objects import (
+from worker.storage.azure.object_stat import (
     METADATA,
     BlobStream,
     conditions,

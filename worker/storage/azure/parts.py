@@ -11,7 +11,7 @@ from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
 
 from worker.storage.azure.blocks import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
 from worker.storage.azure.errors import code_of, translated
-from worker.storage.azure.objects import DROPPING, METADATA, conditions, is_object, version_of, writer_of
+from worker.storage.azure.object_stat import DROPPING, METADATA, conditions, is_object, version_of, writer_of
 from worker.storage.azure.upload import REFUSED, Upload, md5_of
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin

@@ -9,7 +9,7 @@ from azure.storage.blob import BlobBlock, BlobClient
 
 from worker.storage.azure.client import COMMIT_TIMEOUT
 from worker.storage.azure.errors import SDK_ERRORS, code_of, translate, translated
-from worker.storage.azure.objects import conditions, is_object, to_found, written_stat
+from worker.storage.azure.object_stat import conditions, is_object, to_found, written_stat
 from worker.storage.cloud.conditional_write import Found, Write, settle
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Body, ObjectStat, PartData

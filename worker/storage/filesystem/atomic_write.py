@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 
 from worker.storage.errors import Unavailable
 from worker.storage.filesystem.digest_attribute import read_digest
-from worker.storage.filesystem.disk import (
+from worker.storage.filesystem.directory_tree import (
     Tree,
     open_regular,
     read_small,

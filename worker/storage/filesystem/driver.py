@@ -36,7 +36,7 @@ from worker.storage.errors import (
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.bulk_write import BulkWrite, Rules
-from worker.storage.filesystem.disk import Tree, is_link_refusal, regular_stat, translate
+from worker.storage.filesystem.directory_tree import Tree, is_link_refusal, regular_stat, translate
 from worker.storage.filesystem.layout import LOCKS, OWN, ObjectPath
 from worker.storage.filesystem.listing import Listing, version_of
 from worker.storage.filesystem.reader import FilesystemReader, object_stat

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.storage.driver import ListedObject
-from worker.storage.filesystem.disk import UNREADABLE, Tree, stat_of
+from worker.storage.filesystem.directory_tree import UNREADABLE, Tree, stat_of
 from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, is_encodable, objects_in
 
 _BATCH = 1000

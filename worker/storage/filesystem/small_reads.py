@@ -4,7 +4,7 @@ import os
 import stat
 from contextlib import suppress
 
-from worker.storage.filesystem.disk import Tree
+from worker.storage.filesystem.directory_tree import Tree
 from worker.storage.filesystem.layout import SIDECAR
 from worker.storage.filesystem.listing import version_of
 

@@ -8,7 +8,7 @@ import uuid
 from contextlib import suppress
 
 from worker.storage.filesystem.digest_attribute import read_digest, write_digest
-from worker.storage.filesystem.disk import give_mode, is_link_refusal, link, open_regular, remove, stat_of
+from worker.storage.filesystem.directory_tree import give_mode, is_link_refusal, link, open_regular, remove, stat_of
 from worker.storage.filesystem.layout import TEMP
 
 _TRIES = 10

@@ -42,7 +42,7 @@ from worker.storage.exception_boundary import exception_boundary
 from worker.storage.gcs.client import TIMEOUT, Connection, ObjectName, check_answer, connect, endpoint_of, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
 from worker.storage.gcs.fast_path import fast_path
-from worker.storage.gcs.objects import METADATA, generation_of, to_stat, updated
+from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
 from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, rewrite, send_bytes

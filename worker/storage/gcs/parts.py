@@ -22,7 +22,7 @@ from worker.storage.driver import ObjectStat, Part, PartData, StaleUpload
 from worker.storage.errors import SizeMismatch, StorageError, Unavailable, UploadEnded
 from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
-from worker.storage.gcs.objects import blob_of, described, to_stat
+from worker.storage.gcs.object_stat import blob_of, described, to_stat
 from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
 

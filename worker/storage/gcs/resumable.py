@@ -16,7 +16,7 @@ from worker.storage.driver import Body
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.gcs.client import TIMEOUT, Connection, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, without_address
-from worker.storage.gcs.objects import blob_of
+from worker.storage.gcs.object_stat import blob_of
 from worker.storage.gcs.upload import NOT_FOUND, GcsWrite, crc32c_of, delete, extended
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.parts import next_part

@@ -25,7 +25,15 @@ from worker.storage.driver import Body, Match, ObjectStat, PartData
 from worker.storage.errors import StorageError, TransientError
 from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
-from worker.storage.gcs.objects import CACHE_CONTROL, CONTENT_TYPE, blob_of, described, generation_of, to_found, to_stat
+from worker.storage.gcs.object_stat import (
+    CACHE_CONTROL,
+    CONTENT_TYPE,
+    blob_of,
+    described,
+    generation_of,
+    to_found,
+    to_stat,
+)
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.chunked_body import ChunkedBody
 from worker.storage.transfer.parts import next_part, pieces_of

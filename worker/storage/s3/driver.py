@@ -36,7 +36,7 @@ from worker.storage.errors import NotFound, PermanentError, StorageError, Unexpe
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
 from worker.storage.s3.fast_path import fast_path
-from worker.storage.s3.objects import METADATA, header_name, to_stat, version_of
+from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
     GIB,

@@ -20,7 +20,7 @@ from worker.storage.cloud.fast_path import (
 )
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import CODES, SDK_ERRORS, translate
-from worker.storage.s3.objects import version_of
+from worker.storage.s3.object_stat import version_of
 from worker.storage.s3.providers import DEFAULT_REGION, profile_of
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from worker.storage.errors import (
 )
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
-from worker.storage.s3.objects import to_found, version_of, written_stat
+from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
 from worker.storage.transfer.parts import MIB, next_part, plan_parts, rewound
 from worker.storage.transfer.server_copy import Begun, Between

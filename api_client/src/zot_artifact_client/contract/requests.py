@@ -150,7 +150,7 @@ class BatchRequest(Message):
     keys_from: Annotated[Source, AfterValidator(_no_url)] | None = None
     """In place of a bucket: a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line.
 
-    To upload: a directory list, with one JSON object (`bucket`, `key`, `path`, `size`, `mtime_ns`) on each line.
+    To upload: an upload list, with one JSON object (`bucket`, `key`, `path`, `size`, `mtime_ns`) on each line.
     """
     directory: Annotated[Source, AfterValidator(_no_url)] | None = None
     """To upload: a directory below one of the worker's roots; its files go to `bucket`, with `prefix` before paths."""

@@ -25,7 +25,7 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
-from worker.storage.filesystem.disk import ERRORS, translate
+from worker.storage.filesystem.directory_tree import ERRORS, translate
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.filesystem.layout import ObjectPath, leaf_of, segment_of
 from worker.storage.integrity.verdict import Verdict

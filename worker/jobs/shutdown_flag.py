@@ -1,4 +1,4 @@
-"""Tell the jobs in the pool's children that the worker is ending.
+"""Tell the jobs in the children of the pool that the worker shuts down.
 
 Celery tells only its own main process. That process and its children share a few bytes of memory, which is made
 before the first of them is forked.
@@ -13,12 +13,12 @@ _SINCE = struct.Struct("d")
 _shared = mmap.mmap(-1, _SINCE.size)
 
 
-def begin() -> None:
-    """Say that the worker is ending, to this process and to those that it forked."""
+def announce() -> None:
+    """Tell this process, and those that it forked, that the worker shuts down."""
     _SINCE.pack_into(_shared, 0, time.monotonic())
 
 
-def over(grace: timedelta) -> bool:
-    """Return whether the worker has been ending for at least this long."""
+def grace_is_over(grace: timedelta) -> bool:
+    """Return whether the worker has been shutting down for at least this long."""
     (since,) = _SINCE.unpack_from(_shared, 0)
     return bool(since) and time.monotonic() > since + grace.total_seconds()

@@ -11,7 +11,7 @@ from kombu.connection import Connection
 from worker.beat import last_tick
 from worker.cli.rejected_messages import describe_counts, open_rejected
 from worker.limits.circuit_breaker import CircuitBreaker
-from worker.limits.counters import Counters
+from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings.model import NoBroker, Settings
 from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
-from worker.artifacts.log_heads import CheckedLog, check_kept_head, keep_head, log_faults
+from worker.artifacts.verification_log_head import CheckedLog, check_kept_head, keep_head, log_faults
 from worker.catalogue import Catalogue, Finding
 from worker.storage import Store
 from worker.storage.memory import MemoryDriver

@@ -185,7 +185,7 @@ class InMemoryWorker:
     def _upload_directory(self, request: BatchRequest) -> BatchResult:
         """Upload the files of a directory; symbolic links are skipped whatever is asked."""
         if request.directory is None:
-            raise JobFailed(f"{request.keys_from}: directory lists need a real worker", "SourceRefused")
+            raise JobFailed(f"{request.keys_from}: upload lists need a real worker", "SourceRefused")
         root, size, counts = Path(request.directory), 0, Counter[str]()
         for path in sorted(each for each in root.rglob("*") if each.is_file() and not each.is_symlink()):
             below = path.relative_to(root).as_posix()

@@ -1,4 +1,4 @@
-"""Directory lists: the files that a batch uploads, and the keys that they get.
+"""Upload lists: the files that a batch uploads, and the keys that they get.
 
 A list is a file with one JSON object on each line: `bucket`, `key`, `path`, and the `size` in bytes and `mtime_ns` that
 the file had when it was listed. So a file that changes before it is read is found.
@@ -133,7 +133,7 @@ def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, ListedFile]]:
         try:
             yield offset, _listed(json.loads(line))
         except (ValueError, TypeError, KeyError):
-            raise BadKeyList(f"{name}: the line at byte {start} is no line of a directory list") from None
+            raise BadKeyList(f"{name}: the line at byte {start} is no line of an upload list") from None
 
 
 def _listed(row: Any) -> ListedFile:
