@@ -36,7 +36,7 @@ class OtherContent(IntegrityError):
 
 
 def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptResult:
-    """Read an object in full, and record it, where it is, as a copy of the artifact that its bytes are.
+    """Read an object in full and record it as a copy of its artifact; the object does not change.
 
     A read that matched a digest counts as a verification; a first read proves nothing and is recorded as that.
 

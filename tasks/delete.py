@@ -103,7 +103,7 @@ def _check_no_replication(context: JobContext, artifact: Artifact) -> None:
 
 
 def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: list[str]) -> None:
-    """Ask the other stores, which may know better than the catalogue, until one says that it has its copy.
+    """Ask the other stores, in case the catalogue is wrong, until one has its copy.
 
     A store that does not answer has no copy to rely on. One that takes no job now is waited for, if no other has one.
     """
@@ -128,7 +128,7 @@ def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: li
 
 
 def _has_readable_copy(context: JobContext, artifact: Artifact, store: str) -> bool:
-    """Ask a store for the size and the first byte: it tells the size also of what it does not give."""
+    """Ask a store for the size and the first byte: it reports the size also of an object that it cannot read."""
     limited = context.stores[store]
     if limited.stat_object(artifact.bucket, artifact.key).size != artifact.digest.size:
         return False

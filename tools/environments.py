@@ -142,7 +142,7 @@ def install_packages(home: Path, packages: Sequence[Path], say: Say) -> None:
 
 @dataclass(frozen=True)
 class Installer:
-    """uv where it can be had, for it takes seconds where pip takes minutes, and pip where uv fails."""
+    """Installs with uv, which takes seconds where pip takes minutes, and with pip where uv fails."""
 
     python: Path
 
@@ -197,7 +197,7 @@ def step(
     cwd: Path = ROOT,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run a command, passing on what it says as it says it.
+    """Run a command and show its output as it appears.
 
     Raises:
         InstallFailed: it cannot be started, or its exit status is not 0.

@@ -1,4 +1,4 @@
-"""Sweep probe: probe every store, so that a broken one is known before it is needed."""
+"""Sweep probe: probe every store, so that a broken one is found before a job needs it."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Record that a job is to be cancelled where every worker finds it: the one that runs it, and the one that recovers."""
+"""Record requests to cancel jobs in Redis, where the workers that run the jobs and `sweep.recover` read them."""
 
 import time
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The client: one method a verb, for one artifact or for many; each call is a job."""
+"""Send jobs: one method per verb, for one artifact or for many; each call is one job."""
 
 import json
 import os
@@ -54,11 +54,11 @@ PIPELINE_SIZE = 500
 
 
 class Artifacts(ABC):
-    """The requests that a service can send; the type to annotate with where tests use the in-memory client.
+    """The requests that a service can send; annotate with this type where tests use the in-memory client.
 
-    Every verb returns at once with a Job. With an `idempotency_key`, sending again gives the same job and does nothing
-    twice; another request under the same key raises IdempotencyMismatch. Stores are named by one name or by several.
-    All raise InvalidRequest, naming the field and the rule, and BrokerUnavailable.
+    Every verb sends one job and returns it without waiting. The same request sent again with the same `idempotency_key`
+    returns the same job; a different request with that key raises IdempotencyMismatch. `stores` is one name or several.
+    Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable.
     """
 
     def upload(
@@ -74,13 +74,13 @@ class Artifacts(ABC):
         properties: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Job[UploadResult]:
-        """Bring the bytes of a file below one of the worker's roots, or of a URL, under a key.
+        """Store the bytes of a file or of a URL as an artifact.
 
-        The source is as the worker sees it: an absolute path, or an http(s) URL of a host that it is configured for.
-        With `sha256`, any other bytes fail the job and leave the key as it was. Without `stores`, placement decides.
-        `storage_classes` names, for single stores, the class or tier that the store is to use. `properties` are kept
-        beside the bytes and sent as headers to those who download them from a cloud: `content_type`,
-        `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
+        The source is what the worker sees: an absolute path below one of its roots, or an http(s) URL of one of its
+        hosts. With `sha256`, a source with other bytes fails the job and the artifact does not change. Without
+        `stores`, the placement rules choose the stores. `storage_classes` names, for single stores, the class or tier
+        that the store is to use. `properties` are kept beside the bytes and sent as headers to those who download them
+        from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
         """
         request = _request(
             UPLOAD,
@@ -98,7 +98,7 @@ class Artifacts(ABC):
     def replicate(
         self, bucket: str, key: str, *, to: str | Iterable[str], idempotency_key: str | None = None
     ) -> Job[ReplicateResult]:
-        """Bring copies to the stores named, from any copy that is right."""
+        """Copy the artifact to the named stores, from any copy whose bytes are right."""
         request = _request(REPLICATE, bucket=bucket, key=key, to=_names(to))
         return self.submit(REPLICATE, request, idempotency_key=idempotency_key)
 
@@ -111,9 +111,9 @@ class Artifacts(ABC):
         version: int | None = None,
         idempotency_key: str | None = None,
     ) -> Job[VerifyResult]:
-        """Read all bytes of the copies in the stores named, or of all copies, and say what they are.
+        """Read all bytes of the copies in the named stores, or of all copies, and compare them with the digest.
 
-        A bad copy is a verdict in the result, not a failed job: ask `result.good`.
+        A bad copy is a verdict in the result and not a failed job: check `result.good`.
         """
         request = _request(VERIFY, bucket=bucket, key=key, stores=_names(stores), version=version)
         return self.submit(VERIFY, request, idempotency_key=idempotency_key)
@@ -127,9 +127,9 @@ class Artifacts(ABC):
         allow_last: bool = False,
         idempotency_key: str | None = None,
     ) -> Job[DeleteResult]:
-        """Delete the copies in the stores named, or the artifact everywhere.
+        """Delete the copies in the named stores, or the artifact everywhere.
 
-        A job that would leave no good copy in the stores not named fails and deletes nothing, unless `allow_last`.
+        A job that would leave no good copy in the other stores fails and deletes nothing, unless `allow_last`.
         """
         request = _request(DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last)
         return self.submit(DELETE, request, idempotency_key=idempotency_key)
@@ -143,10 +143,10 @@ class Artifacts(ABC):
         first_read: bool = False,
         idempotency_key: str | None = None,
     ) -> Job[AdoptResult]:
-        """Make an object known that another program wrote into a store: it is read in full, and stays where it is.
+        """Record an object that another program wrote into a store, after one full read; the object does not change.
 
-        Its bytes must match the digest that the store keeps beside it, and that of the artifact if it is known. With
-        no digest at all the job fails with Unverifiable, unless `first_read` lets the read itself become the record.
+        Its bytes must match the digest that the store keeps beside it, and that of the artifact if it is known. With no
+        digest at all the job fails with Unverifiable, unless `first_read` makes the digest of this read the record.
         """
         request = _request(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read)
         return self.submit(ADOPT, request, idempotency_key=idempotency_key)
@@ -168,9 +168,9 @@ class Artifacts(ABC):
         """Replicate, verify or delete every artifact of a bucket or prefix, or those that a file lists.
 
         The list is a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line. `to`, `stores`
-        and `allow_last` are those of the verb. To delete from a bucket without a prefix, say `everything`. What did
-        not come out as it should is in the result, and fails no job: ask `result.good`. At most `in_flight` artifacts
-        are at work at a time; cancelling the batch ends those too.
+        and `allow_last` mean what they mean for the verb. To delete a whole bucket, set `everything`. An artifact that
+        fails is in the result and does not fail the batch: check `result.good`. At most `in_flight` artifacts are
+        worked on at a time; cancelling the batch cancels those too.
         """
         request = _request(
             BATCH,
@@ -202,8 +202,8 @@ class Artifacts(ABC):
 
         The key of a file is the prefix, with a slash at its end, and the path of the file in the directory. A pattern
         without a slash is matched with names, one with a slash with paths in the directory; `**` is any number of
-        directories. Files that fail, or change while they are read, are in the result by name, and fail no job: ask
-        `result.good`. The same call again goes on: what is there already is not written again.
+        directories. A file that fails, or changes while it is read, is in the result and does not fail the batch: check
+        `result.good`. The same call again continues: what is stored already is not written again.
         """
         request = _request(
             BATCH,
@@ -219,7 +219,7 @@ class Artifacts(ABC):
         return self.submit(BATCH, request, idempotency_key=idempotency_key)
 
     def sweep_verify(self, store: str | None = None, *, idempotency_key: str | None = None) -> Job[SweepVerifyResult]:
-        """Verify the copies of one store, or of all, that are due; the worker also does it on its own schedule."""
+        """Verify the copies of one store, or of all, that are due; beat also starts this sweep on a schedule."""
         return self.submit(SWEEP_VERIFY, _request(SWEEP_VERIFY, store=store), idempotency_key=idempotency_key)
 
     @abstractmethod
@@ -231,14 +231,14 @@ class Artifacts(ABC):
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
-        """Send a request of any kind, under an id of the caller's if it has one."""
+        """Send a request of any kind; `job_id` is an id that the caller chooses."""
 
     @abstractmethod
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
         """Send many requests, of one kind or several, some hundreds in one round trip each.
 
-        With an `idempotency_key`, each job's id follows from it and from the place in the list: the same list sent
-        again under the same key is the same jobs. Raise BrokerUnavailable: some may have been sent.
+        With an `idempotency_key`, each job's id is made from it and from the position in the list: the same list sent
+        again with the same key gives the same jobs. Raise BrokerUnavailable: some may have been sent.
         """
 
     @overload
@@ -247,7 +247,7 @@ class Artifacts(ABC):
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     @abstractmethod
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        """Return the job of an id that was kept. Without its kind, its result may be plain JSON."""
+        """Return the job with an id. Without `kind`, its result may be plain JSON."""
 
     @abstractmethod
     def close(self) -> None:
@@ -263,7 +263,7 @@ class Artifacts(ABC):
 class ArtifactClient(Artifacts):
     """Sends jobs to the worker over its broker; safe for threads and forks, so one for a program is enough.
 
-    Nothing is connected before the first job. A broker that does not answer is BrokerUnavailable within seconds.
+    It connects when it sends the first job. A broker that does not answer raises BrokerUnavailable within seconds.
 
     Args:
         broker_url: the worker's: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://.
@@ -404,6 +404,6 @@ def _request(spec: TaskSpec[RequestT, Any], **fields: object) -> RequestT:
 
 def _fault(location: tuple[int | str, ...], rule: str) -> str:
     field = str(location[0]) if location else "request"
-    # Deeper names are values of the caller's: keys of metadata. Only places in a list are told.
+    # Deeper names are the caller's values, such as keys of metadata: only positions in a list are named.
     place = f"[{location[1]}]" if len(location) > 1 and isinstance(location[1], int) else ""
     return f"{field}{place}: {rule.removeprefix('Value error, ')}"

@@ -93,7 +93,7 @@ class PerProcess(Generic[MadeT]):
         self._lock = (os.getpid(), threading.Lock())
 
     def get(self) -> MadeT:
-        """Return this process's own."""
+        """Return the object of this process; make it at the first call."""
         made, process = self._made, os.getpid()
         if made is not None and made[0] == process:
             return made[1]
@@ -105,5 +105,5 @@ class PerProcess(Generic[MadeT]):
             return self._made[1]
 
     def made(self) -> MadeT | None:
-        """Return this process's own if it has been made, else None."""
+        """Return the object of this process, or None if it has not been made."""
         return self._made[1] if self._made is not None and self._made[0] == os.getpid() else None

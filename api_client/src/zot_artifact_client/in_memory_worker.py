@@ -1,4 +1,4 @@
-"""What the worker does, in small and in memory: the other half of `testing`."""
+"""Run requests as the worker does, in memory, for the client in `testing`."""
 
 import hashlib
 from collections import Counter
@@ -54,7 +54,7 @@ class _Artifact:
 
 
 class InMemoryWorker:
-    """Stores that are dictionaries, the versions of what is in them, and the verbs."""
+    """The stores as dictionaries, the versions of the artifacts in them, and the verbs."""
 
     def __init__(self, stores: Iterable[str], sources: Mapping[str, bytes]) -> None:
         self.stores: dict[str, dict[tuple[str, str], bytes]] = {name: {} for name in stores}
@@ -69,7 +69,7 @@ class InMemoryWorker:
             self._kept[store, bucket, key] = sha256
 
     def run(self, spec: TaskSpec[Any, Any], request: Any) -> object:
-        """Do a request and return its result as JSON. Raise JobFailed."""
+        """Run a request and return its result as JSON. Raise JobFailed."""
         verbs: dict[str, Callable[[Any], Any]] = {
             "upload": self._upload,
             "replicate": self._replicate,
@@ -154,7 +154,7 @@ class InMemoryWorker:
         if known not in {None, sha256}:
             raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, recorded is {known}", "OtherContent")
         if kept is known is None and not request.first_read:
-            raise JobFailed(f"{store}: {path} has no digest to hold its bytes against", "Unverifiable")
+            raise JobFailed(f"{store}: {path} has no digest to compare its bytes with", "Unverifiable")
         if known is None:
             artifact.versions.append((sha256, len(body)))
         unchanged = store in artifact.copies
@@ -183,7 +183,7 @@ class InMemoryWorker:
         )
 
     def _upload_directory(self, request: BatchRequest) -> BatchResult:
-        """Upload the files of a directory; symbolic links are skipped whatever is asked."""
+        """Upload the files of a directory; symbolic links are skipped, whatever the request says."""
         if request.directory is None:
             raise JobFailed(f"{request.keys_from}: upload lists need a real worker", "SourceRefused")
         root, size, counts = Path(request.directory), 0, Counter[str]()
@@ -217,7 +217,7 @@ class InMemoryWorker:
         return paths
 
     def _one_of(self, batch: BatchRequest, bucket: str, key: str) -> tuple[str, str | None]:
-        """Do one object of a batch; return its outcome, and what is wrong with it, if anything is."""
+        """Do the verb to one object of a batch; return its outcome, and the error if it failed."""
         asked = batch.model_dump(include={"to", "stores", "allow_last"}, exclude_none=True)
         spec = next(spec for spec in (REPLICATE, VERIFY, DELETE) if spec.kind == batch.verb)
         fields = {name: value for name, value in asked.items() if name in spec.request.model_fields}

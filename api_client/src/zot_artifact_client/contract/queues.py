@@ -12,9 +12,9 @@ UNROUTED = "celery"
 def queues(*, unrouted: bool = False) -> tuple[BrokerQueue, ...]:
     """Return the contract's queues, the most urgent first, each with an exchange and a routing key of its own name.
 
-    That is also what Celery makes up for `send_task(..., queue="transfer")`, so a sender without this library agrees.
-    With `unrouted`, Celery's default queue comes along: only for a broker without other users, because the messages
-    of a neighbour would be taken from it as well.
+    Celery declares the same for `send_task(..., queue="transfer")`, so a sender without this library agrees. With
+    `unrouted`, Celery's default queue is included: only for a broker without other applications, because their messages
+    would be taken from it as well.
     """
     names = [queue.value for queue in Queue]
     if unrouted:

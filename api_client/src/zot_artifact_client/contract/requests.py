@@ -1,4 +1,4 @@
-"""What can be asked of the worker: one model a kind of job, each one JSON object."""
+"""The requests that the worker accepts: one model per kind of job, each sent as one JSON object."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -83,18 +83,18 @@ class Request(Message):
 
 
 class UploadRequest(Request):
-    """Bring the bytes of a source under a key, to the stores that are named or that placement names."""
+    """Write the bytes of a source under a key, to the named stores or to those of the placement rules."""
 
     source: Source
     """A file under one of the worker's configured roots, or an http(s) URL of a configured host."""
     sha256: Sha256 | None = None
-    """The SHA-256 the bytes must have; anything else is refused."""
+    """The SHA-256 that the bytes must have; a source with other bytes fails the job."""
     stores: StoreNames | None = None
     metadata: Metadata = {}
     storage_classes: dict[StoreName, Annotated[str, Field(min_length=1, max_length=64)]] = {}
     """The class or tier to use in single stores, by the name it has there, in place of the configured one."""
     staged: bool = False
-    """The source was laid into the worker's staging directory for this job and goes away with it."""
+    """The source is in the worker's staging directory and is removed when this job ends."""
     content_type: Header | None = None
     content_encoding: Header | None = None
     content_disposition: Header | None = None
@@ -108,7 +108,7 @@ class UploadRequest(Request):
 
 
 class ReplicateRequest(Request):
-    """Bring copies of an artifact to the named stores, from any copy that is right."""
+    """Copy an artifact to the named stores, from any copy whose bytes are right."""
 
     to: StoreNames
 
@@ -134,13 +134,15 @@ class AdoptRequest(Request):
 
     store: StoreName
     first_read: bool = False
-    """Where no digest is kept beside the object: make what is read this once the record. It proves nothing before."""
+    """Where no digest is kept beside the object: record the digest of this read. It does not show what the bytes were
+    before.
+    """
 
 
 class BatchRequest(Message):
-    """Do one verb to every artifact of a bucket or prefix as it is now, or to those that a file lists; a job for each.
+    """Do one verb to every artifact that a bucket or prefix has now, or to those that a file lists.
 
-    What a verb does not take is refused rather than ignored.
+    A field that the verb does not use is an error.
     """
 
     verb: BatchVerb
@@ -161,14 +163,14 @@ class BatchRequest(Message):
     symlinks: Symlinks = "skip"
     """With directory: what to do with symbolic links."""
     staged: bool = False
-    """The file was laid into the worker's staging directory for this job and goes away with it."""
+    """The file is in the worker's staging directory and is removed when this job ends."""
     to: StoreNames | None = None
     stores: StoreNames | None = None
     allow_last: bool = False
     everything: bool = False
     """To delete from a bucket without a prefix."""
     in_flight: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """How many of its jobs wait or run at a time at most; a setting of the worker's by default."""
+    """The most jobs of the batch that wait or run at a time; by default a setting of the worker."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -211,12 +213,12 @@ class ClaimSelection(Message):
 
 
 class RangeSelection(Message):
-    """The artifacts of a bucket with a prefix, from behind one key up to another one."""
+    """The artifacts of a bucket with a prefix, after one key and up to another one."""
 
     bucket: Bucket
     prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
     after: Annotated[str, StringConstraints(max_length=1024)] = ""
-    """The page begins behind this key."""
+    """The page begins after this key."""
     until: Key
     """The last key of the page."""
     newest: Annotated[int, Field(ge=0)] | None = None
@@ -264,7 +266,7 @@ class SweepVerifyRequest(Message):
 
 
 class SweepReplicateRequest(Message):
-    """Bring the copies that the placement rules want and that are not there; to one store, or to all."""
+    """Write the copies that the placement rules want and that do not exist, in one store or in all."""
 
     store: StoreName | None = None
 
@@ -288,4 +290,4 @@ class SweepProbeRequest(Message):
 
 
 class SweepRecoverRequest(Message):
-    """Send again the jobs of which nothing is heard."""
+    """Send again the jobs without a heartbeat."""

@@ -1,4 +1,4 @@
-"""What the worker answers: one model a kind of job, each one JSON object."""
+"""The results of jobs: one model per kind of job, each sent as one JSON object."""
 
 from typing import Literal
 
@@ -8,22 +8,22 @@ from zot_artifact_client.contract.requests import Message
 
 
 class Result(Message):
-    """What a worker answers."""
+    """The result of a job."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # an older client understands a newer worker
 
 
 class PlacedCopy(Result):
-    """What was done to have a copy in a store."""
+    """How a store got its copy."""
 
     store: str
     outcome: Literal["stored", "already_there", "repaired"]
     source: str | None = None
-    """The store it was copied from, where it came from a store."""
+    """The store that the bytes were copied from, unless they came from the source of an upload."""
     quarantined: str | None = None
-    """Where the bytes that were found in its place are kept, as `bucket/key` in the same store."""
+    """Where the bytes that it replaced are in quarantine, as `bucket/key` in the same store."""
     not_kept: tuple[str, ...] = ()
-    """What the store cannot keep beside the bytes, such as `content_type`. The catalogue has it."""
+    """The properties that the store cannot keep, such as `content_type`; the catalogue has them."""
 
 
 class ArtifactResult(Result):
@@ -74,14 +74,14 @@ class VerifyResult(ArtifactResult):
 
 
 class DeletedCopy(Result):
-    """What was done to have no copy in a store."""
+    """How the copy in one store was deleted."""
 
     store: str
     outcome: Literal["deleted", "already_gone"]
 
 
 class DeleteResult(Result):
-    """The copies that are gone. `everywhere`: the artifact was deleted, not only some copies.
+    """The copies that were deleted. `everywhere`: the artifact was deleted, not only some copies.
 
     `not_configured`: stores that have a copy and are not configured. Nothing was deleted there.
     """
@@ -97,8 +97,8 @@ class DeleteResult(Result):
 class AdoptResult(ArtifactResult):
     """The version that the object in the store is now a copy of. `unchanged`: it was known already, and not read.
 
-    `evidence` says what its bytes were held against: `sha256 kept by the store`, `sha256 in the catalogue`, or nothing
-    but their own `first read`.
+    `evidence` names what its bytes were compared with: `sha256 kept by the store`, `sha256 in the catalogue`, or, for
+    no digest at all, `first read`.
     """
 
     store: str
@@ -107,7 +107,7 @@ class AdoptResult(ArtifactResult):
 
 
 class BatchFailure(Result):
-    """One object of a batch that did not come out as it should: the verdict on it, or how its job ended."""
+    """One object of a batch that failed: its verdict, or how its job ended."""
 
     job: str
     bucket: str
@@ -117,11 +117,11 @@ class BatchFailure(Result):
 
 
 class BatchResult(Result):
-    """What became of all objects of a batch.
+    """The outcomes of all objects of a batch.
 
-    `bytes` are those of the artifacts, each counted once. `outcomes` counts the objects by what came of them: by the
-    worst verdict, by what was done, or by how a job ended that did not succeed. `failures` are the first of `failed`;
-    the ledger has them all.
+    `bytes` is the size of the artifacts, each counted once. `outcomes` counts the objects by outcome: the worst
+    verdict, what was done, or the state of a job that did not succeed. `failures` are the first of the `failed`
+    objects; the ledger has all of them.
     """
 
     verb: str
@@ -133,12 +133,12 @@ class BatchResult(Result):
 
     @property
     def good(self) -> bool:
-        """Return whether every object came out as it should."""
+        """Return whether no object failed."""
         return self.failed == 0
 
 
 class PageFailure(Result):
-    """One object of a page that did not come out as it should: the verdict on it, or the error."""
+    """One object of a page that failed: its verdict, or the error."""
 
     bucket: str
     key: str
@@ -147,10 +147,10 @@ class PageFailure(Result):
 
 
 class PageResult(Result):
-    """What became of all objects of a page.
+    """The outcomes of all objects of a page.
 
-    `bytes` are those of the objects. `outcomes` counts the objects by what came of them. `failures` names those that
-    failed. `left` are the objects, as `bucket/key`, that left the page as jobs of their own.
+    `bytes` is the size of the objects. `outcomes` counts the objects by outcome. `failures` names those that failed.
+    `left` names the objects, as `bucket/key`, that left the page as jobs of their own.
     """
 
     verb: str
@@ -170,7 +170,7 @@ class SweepVerifyResult(Result):
 
 
 class SweepReplicateResult(Result):
-    """How many absent copies were claimed, by store; each is brought by a job of its own."""
+    """How many absent copies were claimed, by store; the pages that were sent write them."""
 
     claimed: dict[str, int]
 
@@ -203,7 +203,7 @@ class SweepProbeResult(Result):
 
 
 class SweepRecoverResult(Result):
-    """How many jobs were sent again: messages that Redis lost, and jobs whose workers were not heard of any more.
+    """How many jobs were sent again: messages that Redis lost, and jobs whose workers sent no heartbeat any more.
 
     `cancelled`: how many waiting jobs were ended because they had been cancelled.
     """
@@ -224,7 +224,7 @@ class Progress(Result):
 
 
 class JobError(Result):
-    """Why a job did not succeed: the name of the error, and its one line."""
+    """Why a job did not succeed: the name of the error, and its message."""
 
     type: str
     message: str
