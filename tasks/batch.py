@@ -283,7 +283,7 @@ def _found(page: Sequence[PageObject], request: PageRequest) -> Found | FoundPag
 
 
 def _new(request: BatchRequest, before: Batch, number: int, found: Found | FoundPage) -> NewBatchItem:
-    """Return a job of the batch. Its id is the batch and its number: ids sort in planning order."""
+    """Return a job of the batch. Its id is made of the batch and its number, so that ids sort in planning order."""
     id_ = f"{batch_stem(before.job)}.{number:08d}"
     if isinstance(found, FoundPage):
         return NewBatchItem(number, id_, found.request.payload(), found.size, None, PAGE.kind)

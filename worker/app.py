@@ -52,9 +52,9 @@ TASK_MODULES = (
 
 
 def make_app(settings: Settings) -> Celery:
-    """Return the application for these settings, with the reason of each option that is not Celery's default."""
+    """Return the application for these settings; each option that is not Celery's default has its reason beside it."""
     for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
-        os.environ.pop(variable, None)  # Celery lets them win over what it is told here
+        os.environ.pop(variable, None)  # Celery would prefer them to the options below
     broker, results = parse_url(settings.broker_url, "broker"), parse_result_url(settings.results_url, "results")
     app = Celery(
         "zot-artifacts",
@@ -124,19 +124,19 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
     if broker.is_redis:
         return {
             **broker.transport_options,
-            # Longer than any job or wait: else Redis hands out a running job again.
+            # Longer than any job or wait: otherwise Redis delivers a running job again.
             "visibility_timeout": settings.visibility_timeout.total_seconds(),
             "socket_timeout": 10,  # the default waits for ever on a connection that has silently died
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
-            "health_check_interval": 10,  # a worker whose connection has silently died is deaf for twice as long
+            "health_check_interval": 10,  # a worker notices a connection that has silently died after twice as long
             "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
-            "queue_order_strategy": "priority",  # in the order of task_queues; in turns, every user waits for a sweep
+            "queue_order_strategy": "priority",  # in the order of task_queues; else users wait for sweeps
         }
     if broker.is_rabbitmq:
         return {
-            "confirm_publish": True,  # the default takes a message as sent that RabbitMQ has lost
-            "read_timeout": 20,  # and then waits for ever for its confirmation
+            "confirm_publish": True,  # by default, a message that RabbitMQ lost counts as sent
+            "read_timeout": 20,  # by default, the wait for a confirmation has no end
             "write_timeout": 20,
         }
     return {}

@@ -30,12 +30,16 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
     _recorded = float("-inf")
 
     def setup_schedule(self) -> None:
-        """Open the file of the last runs; throw away one that cannot be used, and correct times that are ahead."""
+        """Open the file of the last runs; discard one that cannot be used, and correct times in the future."""
         try:
             super().setup_schedule()
             self._correct()
         except Exception as error:  # noqa: BLE001 - whatever a torn file makes pickle or dbm raise
-            logger.warning("beat's schedule file is thrown away: %s: %s", type(error).__name__, bounded(error, 200))
+            logger.warning(
+                "beat's schedule file cannot be used and is discarded: %s: %s",
+                type(error).__name__,
+                bounded(error, 200),
+            )
             with suppress(Exception):
                 self._store.close()
             for path in Path(self.schedule_filename).parent.glob(f"{Path(self.schedule_filename).name}*"):
@@ -43,11 +47,11 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
             super().setup_schedule()
 
     def _correct(self) -> None:
-        """Let an entry whose last run is ahead of the clock be due one period from now at the latest."""
+        """Make an entry whose last run is in the future due one period from now at the latest."""
         for name, entry in self.schedule.items():
             now = entry.default_now()
             if entry.last_run_at is None or entry.last_run_at > now + _CLOCK_SKEW:
-                logger.warning("beat: the last run of %s is ahead of the clock: corrected", bounded(name, 64))
+                logger.warning("beat: the last run of %s is in the future: corrected", bounded(name, 64))
                 entry.last_run_at = now
                 self._heap = None
 

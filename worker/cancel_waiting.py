@@ -1,4 +1,4 @@
-"""Cancel the waiting jobs for which that was requested: `python -m worker.cancel_waiting`, which a worker starts."""
+"""Cancel the waiting jobs that are to be cancelled: `python -m worker.cancel_waiting`, which a worker starts."""
 
 import logging
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Cancel them; what cannot be cancelled now stays requested, and `sweep.recover` does it."""
     app.log.setup(loglevel=logging.INFO)
-    app.loader.import_default_modules()  # the tasks say what is done at the end of their jobs
+    app.loader.import_default_modules()  # it registers what the tasks do at the end of their jobs
     try:
         cancel_waiting_jobs(current(), app, clean_up)
     except CatalogueError as error:

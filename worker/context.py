@@ -1,4 +1,4 @@
-"""What a process and its jobs work with: the settings, the catalogue, the stores and their limits."""
+"""The context of a process and of its jobs: the settings, the catalogue, the stores and their limits."""
 
 import difflib
 import os
@@ -16,7 +16,7 @@ from worker.storage.probe import probe
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What this process works with. Its stores have no limits: they serve commands and probes, and no job."""
+    """The settings, catalogue and stores of this process; the stores have no limits, for commands and probes."""
 
     settings: Settings
     catalogue: Catalogue
@@ -41,7 +41,7 @@ class Context:
         return cls(settings, catalogue, stores, admission, pauses)
 
     def for_job(self, job: Job) -> "JobContext":
-        """Return what one attempt at a job works with. Once its lease is lost, the catalogue raises LostLease."""
+        """Return the context of one attempt at a job. Once its lease is lost, the catalogue raises LostLease."""
         stores = LimitedStores(self.stores, self.admission, job)
         return JobContext(self.settings, self.catalogue.fenced(job.id, job.fence), stores, self.stores, self.pauses)
 
@@ -61,7 +61,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What one attempt at a job works with, passed to its task."""
+    """The settings, catalogue and stores of one attempt at a job, passed to its task."""
 
     settings: Settings
     catalogue: Catalogue
@@ -104,8 +104,8 @@ _context: tuple[int, Context] | None = None
 
 
 def configure(settings: Settings) -> None:
-    """Set the settings of this process and of those it forks, before any job runs."""
-    global _settings  # noqa: PLW0603 - Celery gives tasks no other way to find what their process was started with
+    """Set the settings of this process and of those that it forks, before any job runs."""
+    global _settings  # noqa: PLW0603 - Celery gives tasks no other way to find the settings of their process
     _settings = settings
 
 

@@ -1,4 +1,4 @@
-"""Make log records harmless: a record is one line, whatever a key, a message or a store's answer contains."""
+"""Make log records safe to read: each is one line, whatever a key, a message or a store's answer contains."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ _MOST = 8_000
 
 
 class SafeFormatter(logging.Formatter):
-    """Another formatter, given records whose text is escaped and bounded."""
+    """Formats with another formatter, after it has escaped and bounded the text of the record."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class SafeFormatter(logging.Formatter):
 
 
 def make_safe(logger: logging.Logger, **_: Any) -> None:
-    """Let every handler of a logger write safe records; idempotent."""
+    """Make every handler of a logger write safe records; idempotent."""
     for handler in logger.handlers:
         if not isinstance(handler.formatter, SafeFormatter):
             handler.setFormatter(SafeFormatter(handler.formatter or logging.Formatter()))

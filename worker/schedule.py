@@ -1,4 +1,4 @@
-"""What beat starts by the clock, made from the settings."""
+"""The schedule of beat: which sweeps it starts, and how often."""
 
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from zot_artifact_client.contract import (
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return Celery's schedule. A sweep that could not start before the next one is due is dropped, not piled up."""
+    """Return Celery's schedule. A sweep that has not started before the next one is due is dropped."""
     recover, verify, replicate = settings.sweep.recover, settings.sweep.verify, settings.sweep.replicate
     repair = settings.sweep.repair
     leftovers, probe = settings.sweep.leftovers, settings.sweep.probe

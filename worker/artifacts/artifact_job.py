@@ -19,13 +19,13 @@ from zot_artifact_client.contract import PlacedCopy
 logger = logging.getLogger(__name__)
 
 BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
-"""Verdicts that say that the copy is not there as it should be."""
+"""The verdicts that say that the bytes of a copy are missing or wrong."""
 RETRY_UNREADABLE = timedelta(hours=1)
-"""Longest time until a copy that could not be read is read again."""
+"""The longest time until a copy that could not be read is read again."""
 
 
 def not_configured(store: str) -> str:
-    """Return what to say of a copy in a store that has left the configuration."""
+    """Return the message about a copy in a store that is not configured any more."""
     way_out = f"add it to `stores` again, or `zot-artifacts stores forget {store}`"
     return f"the store {store!r} is not configured: {way_out}"
 
@@ -86,7 +86,7 @@ class ArtifactJob:
         if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
             return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
         seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest)
-        if seen.verdict == Verdict.UNREADABLE:  # it may be the very bytes that are wanted
+        if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
             raise self._unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
         if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
             self._record_copy(store, found)
@@ -144,18 +144,18 @@ class ArtifactJob:
         return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=self._not_kept(store))
 
     def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
-        """Have the provider copy the artifact to where nothing is, read the copy in full, and record it if it is right.
+        """Have the provider copy the artifact to a free key, read the copy in full, and record it if it is right.
 
-        Returns None where the provider does not copy, or has copied other bytes, which are then deleted: the bytes have
-        to go through us, and that shows whether the original has rotted. A job that is killed here leaves a copy that
-        is not recorded; its next attempt reads that first.
+        Returns None where the provider does not copy, or has copied other bytes, which are then deleted: then the
+        worker copies the bytes itself, which shows whether the original is corrupt. A job that is killed here leaves a
+        copy that is not recorded; its next attempt reads that first.
 
         Raises:
             Unavailable: another writer wrote to the key at the same time, or the copy cannot be read.
             StorageError, Snooze: a bad copy cannot be removed; one of the stores takes no job now.
         """
         if slot.found or not self.context.settings.replication.server_side:
-            return None  # what is under the key could be lost to bytes that are not right
+            return None  # the provider would replace the bytes under the key before the new ones are verified
         artifact, store, job = self.artifact, slot.store, self.job
         where = artifact.bucket, artifact.key
         try:
@@ -198,7 +198,7 @@ class ArtifactJob:
         return ObjectProperties(**self.artifact.properties) if store.capabilities.properties else None
 
     def _not_kept(self, store: LimitedStore) -> tuple[str, ...]:
-        """Return, and log, what the store cannot keep beside the bytes."""
+        """Return and log the properties that the store cannot keep beside the bytes."""
         kept, artifact = store.capabilities, self.artifact
         lost = [] if kept.properties else sorted(artifact.properties)
         if artifact.metadata and not kept.user_metadata:
@@ -208,7 +208,7 @@ class ArtifactJob:
         return tuple(lost)
 
     def open(self, copy: Copy) -> LimitedReader:
-        """Open a copy to be read once; its end raises IntegrityError if the bytes are not what was recorded."""
+        """Open a copy to be read once; its end raises IntegrityError if the bytes are not the recorded ones."""
         artifact = self.artifact
         return self.context.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
 
@@ -259,7 +259,7 @@ class ArtifactJob:
         )
 
     def _remove(self, store: LimitedStore, made: ObjectStat) -> None:
-        """Delete a copy that is not to stay, and nothing that another writer wrote."""
+        """Delete a copy that this job made, and nothing that another writer wrote."""
         try:
             store.delete_object(self.artifact.bucket, self.artifact.key, condition=Match(made.version))
         except PreconditionFailed as error:

@@ -18,7 +18,7 @@ _MAX_NAMED = 100
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which files are taken: those that match an `include` pattern, or all without one, and no `exclude` pattern.
+    """Which files are uploaded: those that match an `include` pattern, or all without one, and no `exclude` pattern.
 
     A pattern without a slash is matched with each name in the path, one with a slash with the whole path below the
     directory. `*` and `?` match within a name, `**` any number of directories.
@@ -133,7 +133,7 @@ def _compiled(glob: str) -> tuple[bool, re.Pattern[str]]:
     trimmed = glob.strip("/")
     parts = [r"(?:[^/]+/)*" if part == "**" else f"{_segment(part)}/" for part in trimmed.split("/")]
     text = "".join(parts)
-    # a pattern also takes everything below the directory that it names
+    # a pattern also matches everything below the directory that it names
     text = text.removesuffix("/") + r"(?:/.*)?" if text.endswith("/") else text + r".*"
     return "/" in glob, re.compile(text, re.DOTALL)
 

@@ -1,6 +1,6 @@
 """Key lists: files that name artifacts in UTF-8, one `bucket/key` on each line.
 
-No key of ours has a line end in it, so nothing is quoted; an adopted key that has one is named by its prefix instead.
+No key of an upload has a line end in it, so nothing is quoted; an adopted key that has one can be named by a prefix.
 Empty lines are ignored, and so are a byte order mark and the carriage returns of Windows.
 """
 
@@ -47,7 +47,7 @@ class Line:
 
 
 def check(name: str, settings: Settings, heartbeat: Callable[[], object], *, job: str | None = None) -> CheckedList:
-    """Read a whole list and return how many artifacts it names; `heartbeat` is called now and then and may raise.
+    """Read a whole list and return how many artifacts it names; `heartbeat` is called often and may raise.
 
     Raises:
         BadKeyList: lines of it name no artifact; names the first and why.

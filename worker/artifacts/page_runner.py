@@ -14,9 +14,9 @@ DoneT = TypeVar("DoneT")
 GROUP = 100
 """Most results of one transaction: a longer one would keep the jobs of users waiting."""
 GROUP_SECONDS = 1.0
-"""Results wait no longer than this for a group to be full."""
+"""The longest time that results wait for a group to be full."""
 _PART = 25
-"""Objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
+"""Objects that a thread takes at a time: to take each alone costs more than to read a small one."""
 
 
 def work_on(
@@ -35,8 +35,8 @@ def work_on(
         threads: how many parts are worked on at a time.
 
     Raises:
-        BaseException: what `do` or `record` raised first. No item is handed out after that; what was done by then is
-            recorded, unless the catalogue itself is what failed.
+        BaseException: what `do` or `record` raised first. No item is begun after that; the results until then are
+        recorded, unless the catalogue itself failed.
     """
     _Run(items, do, record, threads).run()
 
@@ -74,7 +74,7 @@ class _Run(Generic[ItemT, DoneT]):
             raise error
 
     def _hand_out(self, pool: ThreadPoolExecutor) -> BaseException | None:
-        """Hand out all parts and record groups meanwhile; return what stopped that, or None."""
+        """Give all parts to threads and record groups meanwhile; return the error that stopped it, or None."""
         error = None
         while True:
             while len(self._pending) < 2 * self._threads and not self._stop.is_set():

@@ -20,7 +20,7 @@ _CLOCK_SKEW = timedelta(minutes=5)
 class PageObject:
     """An object of a page. `id` is that of the artifact, or the number of the line; `artifact`: None if there is none.
 
-    `end` is where the object after it begins: behind this key, or at this offset of the file.
+    `end` is where the object after it begins: after this key, or at this offset of the file.
     """
 
     id: int
@@ -36,8 +36,10 @@ class PageObject:
 
 
 def is_older(artifact: Artifact, newest: int | None, begun_at: datetime, now: datetime) -> bool:
-    """Return whether an artifact was there when a batch began; one that is newer is no part of the batch."""
-    if newest is not None and artifact.id > newest:  # ids do not depend on clocks; one that was ahead hides no artifact
+    """Return whether an artifact existed when a batch began; a newer one does not belong to the batch."""
+    if (
+        newest is not None and artifact.id > newest
+    ):  # ids do not depend on clocks, so a clock that was ahead hides no artifact
         return False
     committed = artifact.committed_at
     return committed is not None and not begun_at < committed <= now + _CLOCK_SKEW

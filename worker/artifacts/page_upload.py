@@ -35,7 +35,7 @@ _GROUP_SIZE = 64 << 20
 
 
 class SourceChanged(PermanentError):
-    """A file is not what it was when the directory was listed."""
+    """A file has changed since the directory was listed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +59,7 @@ class _Item:
 
 @dataclass(slots=True)
 class UploadPage:
-    """A page of files that go to the stores that are named, or that placement names."""
+    """A page of files for the named stores, or for those of the placement rules."""
 
     context: JobContext
     job: RunningJob
@@ -128,7 +128,7 @@ class UploadPage:
                 item.error = each
 
     def _write(self, store: LimitedStore, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
-        """Write new versions where nothing is; the others after an inspection of what is under their keys."""
+        """Write new versions under free keys, and the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
         fresh = [item for item in wanted if item.fresh]
         if store.capabilities.groups and fresh:
@@ -239,7 +239,7 @@ def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
 
 
 def _all(pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item]) -> None:
-    """Do something for all items, and raise what it raised first, after it has ended for all."""
+    """Do something for all items; after all have ended, raise the first error."""
     futures = [pool.submit(do, item) for item in items]
     errors = [future.exception() for future in futures]
     for error in errors:

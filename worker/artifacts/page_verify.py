@@ -36,7 +36,7 @@ class ObjectToVerify:
 
     @property
     def outcome(self) -> PageOutcome:
-        """Return the worst verdict on any copy, and what is wrong with those that are bad."""
+        """Return the worst verdict on any copy, and the details of the bad ones."""
         word = next(word for word in WORST_FIRST if word in {said for said, _ in self.words.values()})
         if word in {"verified", SUPERSEDED}:
             return PageOutcome(self.id, self.path, self.size, word)

@@ -1,4 +1,4 @@
-"""Do the same for several stores, none of which stops the others."""
+"""Do the same for several stores; an error of one does not stop the others."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -13,8 +13,7 @@ ResultT = TypeVar("ResultT")
 def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> list[ResultT]:
     """Do something for every item, also after one has failed, and return the results.
 
-    Raises:
-        StorageError, Snooze: the most retryable failure, see `most_retryable`; after all items had their turn.
+    Raises: StorageError, Snooze: the most retryable failure, see `most_retryable`, after all items are done.
     """
     results: list[ResultT] = []
     failures: list[StorageError | Snooze] = []

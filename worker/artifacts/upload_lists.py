@@ -56,7 +56,7 @@ class Extent:
 
 
 def check(name: str, settings: Settings, heartbeat: Callable[[], object], *, job: str) -> CheckedDirectory:
-    """Read a whole list; `heartbeat` is called now and then and may raise.
+    """Read a whole list; `heartbeat` is called often and may raise.
 
     Raises:
         BadKeyList: a line names no file or no valid key; says which.

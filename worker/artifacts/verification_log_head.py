@@ -1,4 +1,4 @@
-"""Keep the head of the verification log in the stores: what the catalogue's database cannot rewrite."""
+"""Keep the head of the verification log in the stores, where a rewritten database cannot change it."""
 
 import io
 import json
@@ -21,8 +21,8 @@ _LARGEST = 4096
 def keep_head(store: Store, catalogue: Catalogue) -> str | None:
     """Compare the log with the head that a store keeps, then keep the present head there.
 
-    Return what is wrong with the log, or None. A head that does not fit the log stays as it is: it is the evidence.
-    A store without a bucket for what is ours keeps no head.
+    Return what is wrong with the log, or None. A head that does not fit the log is not changed, because it is the
+    evidence. A store without a bucket for the worker's own objects keeps no head.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
@@ -54,7 +54,9 @@ def check_kept_head(store: Store, catalogue: Catalogue) -> str | None:
     try:
         head = _head_of(body)
     except (ValueError, KeyError, TypeError):
-        raise StorageError(f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is no head of a verification log") from None
+        raise StorageError(
+            f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is not a head of a verification log"
+        ) from None
     fault = catalogue.verifications.check_head(head)
     return f"{fault}; the head is kept in {store.name} at {PROBE_BUCKET}/{_key(catalogue)}" if fault else None
 
@@ -62,8 +64,8 @@ def check_kept_head(store: Store, catalogue: Catalogue) -> str | None:
 def log_faults(stores: Iterable[Store], catalogue: Catalogue, checked: LogHead | None = None) -> list[str]:
     """Return what is wrong with the verification log: its chain, and the heads that the stores keep.
 
-    `checked` is a row up to which the chain was whole before; only the rows behind it are read.
-    A store that cannot be reached says nothing about the log.
+    `checked` is a row up to which the chain was whole before; only the rows after it are read. A store that cannot be
+    reached says nothing about the log.
     """
     cut = catalogue.verifications.check_head(checked) if checked else None
     broken = None if cut else catalogue.verifications.first_broken(checked)

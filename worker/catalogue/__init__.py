@@ -103,7 +103,7 @@ class Catalogue:
         """Return the same catalogue for one leaseholder of a job: without the lease, writing raises LostLease."""
         held = Catalogue.__new__(Catalogue)
         held.identity = self.identity
-        held._database = FencedDatabase(self._database, job, fence)  # noqa: SLF001 - it is one of us
+        held._database = FencedDatabase(self._database, job, fence)  # noqa: SLF001 - the catalogue is one package
         return held
 
     # Each is made when it is first used: no job needs them all.
@@ -149,7 +149,7 @@ class Catalogue:
         return Repairs(self._database)
 
     def store_identities(self, names: Iterable[str], run: Path) -> StoreIdentities:
-        """Return the recorded ids of these stores; `run` has the files of a version that kept them there."""
+        """Return the recorded ids of these stores; `run` is the directory where earlier versions kept them in files."""
         known = tuple(names)
         return StoreIdentities(self._database, known, KnownIdFiles(run, known))
 
@@ -166,5 +166,5 @@ class Catalogue:
         return Verifications(self._database)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._database.engine.dispose()

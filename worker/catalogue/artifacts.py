@@ -1,4 +1,4 @@
-"""Artifact versions and their copies: what is recorded, and the last verdict about it."""
+"""Artifact versions and their copies: what is recorded, and the last verdict on each."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,18 +18,18 @@ _GOOD = [state for state in CopyState if state.good]
 _ABSENT = [state for state in CopyState if not state.present]
 
 FIRST_READS = 12
-"""Of the values of `spread`, those of copies that were written and not read yet; the others follow."""
+"""Values of `spread` for copies that were written and not read yet; the further ones are for copies that were read."""
 SPREADS = 16
 
 _KEYS = 200
 """Keys that one statement names at most: databases bound the number of parameters."""
 _MOST_VERSIONS = 2**31 - 1
-"""What the column holds; PostgreSQL does not let itself be asked for more."""
+"""The largest value of the column; PostgreSQL raises an error for a larger one."""
 
 _SURROGATES = range(0xD800, 0xE000)
-"""Code points that are no characters."""
+"""Surrogates: code points that are no characters."""
 
-# The statements of every upload are built once: SQLAlchemy builds one more slowly than SQLite runs it.
+# The statements of every upload are built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
 _VERSIONS = (
     sa.select(artifacts)
     .where(artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"))
@@ -109,7 +109,7 @@ class FinishedCopy:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """The content that a page uploads under a key: of one chunk, so that its digest is all that is recorded of it."""
+    """The content that a page uploads under a key. It has one chunk, so no manifest is recorded beside its digest."""
 
     bucket: str
     key: str
@@ -528,7 +528,7 @@ def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy |
 
 
 def artifact_of(row: Row[Any]) -> Artifact:
-    """Return the artifact that a row is."""
+    """Return a row as an Artifact."""
     return Artifact(
         row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
         row.created_at, row.committed_at, row.tombstoned_at, row.properties or {},
@@ -536,7 +536,7 @@ def artifact_of(row: Row[Any]) -> Artifact:
 
 
 def copy_of(row: Row[Any]) -> Copy:
-    """Return the copy that a row is."""
+    """Return a row as a Copy."""
     return Copy(
         row.id, row.artifact_id, row.store, CopyState(row.state), row.tag, row.attempts, row.last_verdict,
         row.last_attempt_at, row.last_verified_at, row.next_due_at, row.read_at, row.evidence,

@@ -71,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class NewBatchItem:
-    """A job that a batch is about to accept, the `number`th. `kind`: that of the batch's verb by default."""
+    """A job that a batch is about to accept; `number` is its position. `kind`: that of the batch's verb by default."""
 
     number: int
     job: str
@@ -98,7 +98,7 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class PageCounts:
-    """What became of the objects of a page: how many there are of each outcome, their bytes, and how many failed."""
+    """The outcomes of the objects of a page: how many there are of each, their bytes, and how many failed."""
 
     outcomes: Mapping[str, int]
     bytes: int

@@ -1,6 +1,6 @@
 """Run one statement for many rows.
 
-The text of the statement is made once: SQLAlchemy prepares a row more slowly than SQLite runs it.
+The text of the statement is made once: SQLAlchemy takes longer to prepare a row than SQLite takes to run it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -76,7 +76,7 @@ def migrate(engine: Engine) -> None:
             if _revision(engine) != _REVISION:
                 _upgrade(engine)
     except CatalogueError as error:
-        engine.dispose()  # it is not used any more
+        engine.dispose()  # the engine is not used any more
         if isinstance(error, CatalogueUnavailable):
             way_out = "see that ZOT_CATALOGUE names a database that answers"
             raise CatalogueUnavailable(f"{error}; {way_out}") from error
@@ -97,8 +97,8 @@ def translated(engine: Engine) -> Iterator[None]:
 class Database:
     """The engine, as the queries use it: transactions that write, and transactions that read.
 
-    Each is refused when the catalogue's file is not the one that was opened: what is written into a deleted file is
-    lost, and a new file knows nothing. A connection to a server's database that is another catalogue is refused too.
+    Each raises CatalogueUnavailable when the catalogue's file is not the one that was opened: rows in a deleted file
+    are lost, and a new file has none. So does a connection to a server's database that is another catalogue.
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
@@ -237,7 +237,7 @@ def _upgrade(engine: Engine) -> None:
     from alembic.util import CommandError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each of its plugins
-    with engine.begin() as connection:  # this is the lock: only one gets to migrate
+    with engine.begin() as connection:  # this write takes the lock: only one process migrates
         unfit = _dialect(engine).before_migrating(connection)
         if unfit:
             raise CatalogueError(f"the catalogue {_named(engine.url)} cannot be made: {unfit}")

@@ -20,9 +20,10 @@ class LostLease(CatalogueError):
 
 
 class FencedDatabase(Database):
-    """The database as the leaseholder of one job may write to it: nothing once another worker has the lease.
+    """The database for the leaseholder of one job: writing raises LostLease once another worker has the lease.
 
-    The fencing token is checked in the transaction that writes, so that no pause of the process can come between.
+    The fencing token is checked in the transaction that writes, so that a process that was paused between the two
+    writes nothing.
     """
 
     def __init__(self, database: Database, job: str, fence: int) -> None:
@@ -38,5 +39,5 @@ class FencedDatabase(Database):
         """
         with super().write() as connection:
             if connection.execute(_HELD, self._held).one_or_none() is None:
-                raise LostLease(f"job {self._held['job']} has gone over to another worker")
+                raise LostLease(f"job {self._held['job']} is leased by another worker now")
             yield connection

@@ -111,7 +111,7 @@ class JobAdmin:
             return job_record(connection.execute(sa.insert(jobs).returning(jobs), row).one())
 
     def redrive(self, id_: str, cause: Mapping[str, Any], *, due: datetime) -> JobRecord | None:
-        """Queue a job that ended without success as if it were new and return it; None if it did not.
+        """Queue a job that ended without success as if it were new and return it; None for any other job.
 
         `cause` says why it is queued again. If its message is lost, it is sent again from `due` on.
         """

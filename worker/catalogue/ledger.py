@@ -15,7 +15,7 @@ from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
 
-# The statements of every job are built once: SQLAlchemy builds one more slowly than SQLite runs it.
+# The statements of every job are built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
 _FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
 _ACCEPT = sa.insert(jobs)
 _TAKE = (
@@ -56,8 +56,9 @@ _SETTLE = sa.update(jobs).where(
 
 
 _BELIEVED = 10
-"""Longest credible lease, in leases. A longer one was written by a clock that was ahead; it counts as expired.
-Several, because the clocks of workers differ by seconds and their settings of the lease differ too."""
+"""The longest credible lease, in leases. A longer one was written by a clock that was ahead; it counts as expired.
+Several, because the clocks of workers differ by seconds and their settings of the lease differ too.
+"""
 
 
 _WAITING = (JobState.QUEUED, JobState.RETRYING)
@@ -114,8 +115,8 @@ class Ledger:
     ) -> Leased | Held | Finished:
         """Accept a job if it is new, and lease it unless it has ended or it or its artifact is leased.
 
-        Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: it
-        may be what kills its workers. A `planned` job is one of a batch, which accepts its jobs before it sends them.
+        Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: the
+        job itself may kill its workers. A `planned` job is one of a batch, which accepts its jobs before it sends them.
 
         Raises:
             OtherRequest: the id belongs to another request, or to a batch that has not planned the job.
@@ -215,7 +216,7 @@ class Ledger:
         )  # fmt: skip
 
     def reject(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
-        """Record a rejected message. A job that has the id already is not changed, and no id of a batch is taken."""
+        """Record a rejected message. A job that has the id already is not changed, and an id of a batch is not used."""
         if BATCH_JOB_ID.fullmatch(id_):
             return
         with self._database.write() as connection:
@@ -258,11 +259,11 @@ class Ledger:
         """Claim open jobs without a heartbeat since they were due, the longest overdue first.
 
         Jobs whose lease is longer than a credible one are claimed too, and those that wait for longer than `delay`, the
-        longest that anything waits: a clock that was ahead wrote these times. The caller sends the jobs again; they
-        are not overdue once more before `again` has passed.
+        longest that anything waits: a clock that was ahead wrote these times. The caller sends the jobs again; none of
+        them is overdue again before `again` has passed.
         """
         open_ = [state for state in JobState if not state.terminal]
-        far = now + again + _BELIEVED * lease  # whatever was sent again is due within `again`
+        far = now + again + _BELIEVED * lease  # a job that was sent again is due within `again`
         past = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_))
         ahead = sa.select(jobs).where(jobs.c.due_at > far, jobs.c.state == JobState.RUNNING)
         with self._database.write() as connection:
@@ -289,7 +290,7 @@ class Ledger:
             .order_by(jobs.c.finished_at)
             .limit(limit)
         )
-        with self._database.read() as connection:  # so that writers wait for the deletes only
+        with self._database.read() as connection:  # so that other writers wait for the deletes only
             ids = list(connection.execute(ended).scalars())
         for start in range(0, len(ids), _PRUNED_AT_ONCE):
             group = ids[start : start + _PRUNED_AT_ONCE]
@@ -329,7 +330,7 @@ class Ledger:
             return [job_record(row) for row in connection.execute(query)]
 
     def check_writable(self) -> None:
-        """Write a row as it is. Raise CatalogueUnavailable if the catalogue cannot be written."""
+        """Write a row without a change. Raise CatalogueUnavailable if the catalogue cannot be written."""
         first = sa.select(jobs.c.id).limit(1).scalar_subquery()
         with self._database.write() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == first).values(fence=jobs.c.fence))
@@ -342,7 +343,7 @@ class Ledger:
     def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})
         if changed.rowcount != 1:
-            raise LostLease(f"job {id_} has gone over to another worker")
+            raise LostLease(f"job {id_} is leased by another worker now")
 
 
 def _find(connection: Connection, id_: str) -> JobRecord | None:
@@ -379,7 +380,7 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
 
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:
-    message = f"its worker died after each of {crashes} starts in a row: the job may be what kills it"
+    message = f"its worker died after each of {crashes} starts in a row: the job may be the cause"
     return {"job": job.id, "now": now, "cause": {"type": "Poison", "message": message} | last_cause(job.error)}
 
 

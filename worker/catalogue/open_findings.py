@@ -1,4 +1,4 @@
-"""What is open: copies that are not as they should be, artifacts without a good copy, and how far reading has come."""
+"""The open findings: bad, unreadable and overdue copies, lost artifacts, and what part of each store was read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.sto
 
 @dataclass(frozen=True, slots=True)
 class OpenFinding:
-    """A copy that is not as it should be. `since`: its last attempt; of an overdue copy its last full read or write."""
+    """A copy that is bad, unreadable or overdue. `since`: its last attempt; if overdue, its last full read or write."""
 
     store: str
     bucket: str
@@ -48,7 +48,7 @@ class OpenFinding:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How far the copies of a store have been read.
+    """How many copies of a store have been read.
 
     `read`: fully, within the period. `recent`: fully, within the last hours that were asked for. `never`: not since
     they were written. `unreadable`: the last attempt had no answer. A copy that was found bad counts as read.
@@ -108,7 +108,7 @@ class OpenFindings:
         return self._some(query, limit)
 
     def coverage(self, store: str, *, period: timedelta, recent: timedelta, now: datetime) -> Coverage:
-        """Return how far the copies of a store have been read within `period`, and within the time `recent`."""
+        """Return how many copies of a store have been read within `period`, and within the time `recent`."""
         count = sa.select(sa.func.count()).where(copies.c.store == store)
         oldest = sa.select(sa.func.min(copies.c.read_at)).where(copies.c.store == store, copies.c.read_at.is_not(None))
         retry = copies.c.next_due_at.is_not(None)

@@ -141,12 +141,12 @@ class Pages:
         claimed: list[int] = []
         while True:
             room = limit - len(claimed)
-            with self._database.read() as connection:  # what is due is found without keeping writers waiting
+            with self._database.read() as connection:  # a read finds what is due, so that no writer waits for it
                 wanted = due_copies(connection, store, period=period, now=now, until=until, limit=room)
             with self._database.write() as connection:
                 got = claim_copies(connection, wanted, still_due(period, now), now=now, until=until)
                 claimed += got
-                if len(got) == len(wanted) or len(claimed) >= limit:  # no other page came between
+                if len(got) == len(wanted) or len(claimed) >= limit:  # no other page has claimed it meanwhile
                     page = Page(job, until, claimed)
                     _insert(connection, page)
                     return page
@@ -211,9 +211,9 @@ class Pages:
         return after
 
     def remove_ended(self) -> None:
-        """Forget the pages whose jobs have ended; one without success stays until its batch has counted it.
+        """Delete the pages whose jobs have ended; one without success stays until its batch has counted it.
 
-        A dead one stays: it may be redriven and goes on then.
+        A dead one stays, because it continues when it is redriven.
         """
         counting = sa.exists().where(batches.c.job == jobs.c.parent, batches.c.open.is_(True))
         counted = sa.or_(jobs.c.state == JobState.SUCCEEDED, sa.and_(jobs.c.state.in_(_ENDED), ~counting))

@@ -49,7 +49,7 @@ class Pauses:
             return Pause(scope, name, row.since, row.reason) if row else None
 
     def begin(self, scope: Scope, name: str, *, reason: str | None, now: datetime) -> Pause:
-        """Pause a store, a queue or a job. What is paused already keeps its start, and its reason if none is given."""
+        """Pause a store, a queue or a job. A second pause keeps the start, and the reason if none is given."""
         with self._database.write() as connection:
             row = connection.execute(sa.select(pauses).where(*_of(scope, name))).one_or_none()
             if row is None:

@@ -1,7 +1,7 @@
 """The catalogue in PostgreSQL: a server, for more than one machine.
 
-Writers take turns, as they do in SQLite: the ledger, the claims of the sweep and the chain of the verification log rely
-on it. docs/decisions has why.
+One transaction writes at a time, as in SQLite: the ledger, the claims of the sweep and the chain of the verification
+log rely on it. docs/decisions/0011-writers-take-turns.md has the reasons.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 LOCK_SECONDS = 30
-"""How long a writer waits for its turn, as in SQLite."""
+"""How long a writer waits for the lock, as in SQLite."""
 IDLE_SECONDS = 20
-"""A writer that was stopped within a transaction loses its turn before the writers behind it give up."""
+"""A writer that was stopped within a transaction loses the lock before the next writers give up."""
 STATEMENT_SECONDS = 60
 
-# The snapshot of such a reader is one state of everything; a writer's must be taken anew after it got its turn, so
-# that it must not be REPEATABLE READ.
+# The snapshot of a reader is one state of all tables. A writer must see what was committed before it got the lock, so
+# that its transaction must not be REPEATABLE READ.
 READING: Mapping[str, Any] = {"reads": True, "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 _WRITING = "READ COMMITTED"
 
@@ -50,24 +50,24 @@ _PASSING = {
 
 
 def options(url: URL) -> dict[str, Any]:
-    """Return what the engine is made with. What the URL says of connecting counts before ours."""
+    """Return the options of the engine; options of connecting in the URL win over them."""
     return {
         "connect_args": {name: value for name, value in _CONNECTING.items() if name not in url.query},
         "isolation_level": _WRITING,
-        "pool_pre_ping": True,  # a connection from before the server's restart is replaced, not tried
+        "pool_pre_ping": True,  # a connection from before a restart of the server is replaced before use
         "pool_size": 2,  # a job and its heartbeat, for each child of a worker; more are closed after use
         "max_overflow": 8,
     }
 
 
 def set_up(engine: Engine) -> None:
-    """Let no connection wait for ever, and every writer wait for its turn."""
+    """Give every connection time limits, and make every writer wait for the lock."""
     event.listen(engine, "connect", _set_limits)
     event.listen(engine, "begin", _take_turn)
 
 
 def before_migrating(connection: Connection) -> str | None:
-    """Let this transaction's statements take as long as they need; return why the database is not fit, if it is not."""
+    """Remove the time limit of this transaction's statements; return why the database cannot be used, or None."""
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
     return None if encoding == "UTF8" else f"its encoding is {encoding}: make a database with the encoding UTF8"
@@ -76,13 +76,13 @@ def before_migrating(connection: Connection) -> str | None:
 def passes(error: DBAPIError) -> bool:
     """Return whether trying again later may help."""
     state = getattr(error.orig, "sqlstate", None)
-    if error.connection_invalidated or state is None:  # none: it could not even be asked
+    if error.connection_invalidated or state is None:  # none: the server could not be reached
         return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
     return state[:2] in _PASSING_CLASSES or state in _PASSING
 
 
 def _set_limits(connection: Any, _record: Any) -> None:
-    connection.autocommit = True  # else they would be undone with the first transaction that is
+    connection.autocommit = True  # otherwise a rollback of the first transaction would undo them
     connection.execute(
         f"SET lock_timeout = '{LOCK_SECONDS}s'; SET statement_timeout = '{STATEMENT_SECONDS}s';"
         f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"

@@ -27,7 +27,7 @@ class UntrustedStore:
 
 
 class Repairs:
-    """What repairs need to know of copies and stores."""
+    """The copies and stores, as repairs need them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -94,7 +94,7 @@ class Repairs:
             _put(connection, store, untrusted_since=now, reason=reason)
 
     def trust(self, store: str, *, now: datetime) -> bool:
-        """Let repairs go on and return whether they had stopped; what was found bad before counts no more."""
+        """Continue repairs and return whether they had stopped; what was found bad before does not count any more."""
         stopped = store in self.untrusted()
         with self._database.write() as connection:
             _put(connection, store, untrusted_since=None, reason=None, trusted_at=now)

@@ -10,18 +10,18 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 BUSY_SECONDS = 30
-"""How long a writer waits for its turn, unless the URL says otherwise: `?timeout=SECONDS`."""
+"""How long a writer waits for the lock, unless the URL says otherwise: `?timeout=SECONDS`."""
 
 READING: Mapping[str, Any] = {"reads": True}
 
 
 def options(url: URL) -> dict[str, Any]:
-    """Return what the engine is made with. What the URL says of connecting counts before ours."""
+    """Return the options of the engine; options of connecting in the URL win over them."""
     return {} if "timeout" in url.query else {"connect_args": {"timeout": BUSY_SECONDS}}
 
 
 def set_up(engine: Engine) -> None:
-    """Let every connection keep what was acknowledged, and wait for the writer before it."""
+    """Make every connection durable, and make it wait for the writer before it."""
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin_immediate)
 
@@ -33,7 +33,7 @@ def file_of(url: URL) -> Path | None:
 
 
 def before_migrating(connection: Connection) -> str | None:  # noqa: ARG001 - the other dialect asks it
-    """Return why the database is not fit: no reason is known."""
+    """Return why the database cannot be used: there is no reason."""
     return None
 
 
@@ -43,12 +43,12 @@ def passes(error: DBAPIError) -> bool:
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin by itself: see _begin_immediate
+    connection.isolation_level = None  # the driver must begin no transaction by itself: see _begin_immediate
     _switch_to_wal(connection)
     for pragma in (
         "synchronous = FULL",  # an acknowledged job survives a power cut
         "foreign_keys = ON",
-        "recursive_triggers = ON",  # else REPLACE deletes a row without a trigger
+        "recursive_triggers = ON",  # otherwise REPLACE deletes a row without a trigger
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 

@@ -14,7 +14,7 @@ _ALL = sa.select(store_identities.c.store, store_identities.c.marker)
 class StoreIdentities:
     """The recorded ids of the configured stores (`KnownIds`).
 
-    A version before kept them in files of one machine: such a file counts where the catalogue has no id yet.
+    Earlier versions kept them in files of one machine: such a file counts where the catalogue has no id yet.
     """
 
     def __init__(self, database: Database, names: Iterable[str], files: KnownIdFiles) -> None:

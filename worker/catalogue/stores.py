@@ -1,4 +1,4 @@
-"""Stores as the catalogue knows them: also those that have left the configuration."""
+"""The stores that have copies in the catalogue, including those that are not configured any more."""
 
 from dataclasses import dataclass
 

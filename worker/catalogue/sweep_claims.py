@@ -19,7 +19,8 @@ _CLOCK_SKEW = timedelta(minutes=5)
 _PART = [0.05 + 0.9 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
     0.75 + 0.2 * again / (SPREADS - FIRST_READS - 1) for again in range(SPREADS - FIRST_READS)
 ]
-"""The part of the period after which a copy is due, by its `spread`: a first read any time, a further one late."""
+"""The part of the period after which a copy is due, by its `spread`: first reads at any part, others late.
+"""
 
 
 class SweepClaims:
@@ -39,13 +40,13 @@ class SweepClaims:
         """
         claimed: list[tuple[Artifact, Copy]] = []
         while len(claimed) < limit:
-            with self._database.read() as connection:  # what is due is found without keeping writers waiting
+            with self._database.read() as connection:  # a read finds what is due, so that no writer waits for it
                 wanted = due_copies(connection, store, period=period, now=now, until=until, limit=limit - len(claimed))
             if not wanted:
                 break
             got = self._claim(wanted, period, now, until)
             claimed += got
-            if len(got) == len(wanted):  # no other sweep came between
+            if len(got) == len(wanted):  # no other sweep has claimed it meanwhile
                 break
         return claimed
 
@@ -100,11 +101,11 @@ class SweepClaims:
         limit: int,
         scan: int = 10_000,
     ) -> list[Artifact]:
-        """Claim current artifacts of which a store never had a copy that it is wanted to have, the oldest first.
+        """Claim current artifacts that a store should have and never had a copy of, the oldest first.
 
-        A call reads the `scan` newest artifacts and as many of the older ones, these where the call before ended: its
-        cost does not grow with the catalogue. A copy that was deleted there, or that is there and bad, is not absent.
-        A claim keeps other sweeps away until the copy is written, or until `until`.
+        A call reads the `scan` newest artifacts, and as many older ones from where the previous call ended, so that its
+        cost does not grow with the catalogue. A copy that was deleted there, or that is there and bad, is not absent. A
+        claim keeps other sweeps away until the copy is written, or until `until`.
         """
         here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
         unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(until)))
@@ -124,7 +125,7 @@ class SweepClaims:
             return some
 
         cursor = f"replicate {store} {bucket}/{prefix}"
-        with self._database.read() as connection:  # it may scan many rows, and a writer keeps the others waiting
+        with self._database.read() as connection:  # it may scan many rows, and other writers would wait for it
             newest = connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar() or 0
             old = max(newest - scan, 0)
             absent = found(connection, old, newest, limit if not old else limit - limit // 2)
@@ -151,7 +152,7 @@ def due_copies(
     times = {"of": store, "now": now, "claimed_far": _far(until), "period_ahead": now + period}
     times["ahead"] = now + _CLOCK_SKEW
     times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
-    most = limit // 4 + 1  # of each search; what is due is seldom due by one of them alone
+    most = limit // 4 + 1  # the limit of each search
     found = connection.execute(_DUE, times | {"most": most}).all()
     if most <= len(found) < limit:
         found = connection.execute(_DUE, times | {"most": limit}).all()
@@ -165,7 +166,7 @@ def claim_copies(
 ) -> list[int]:
     """Claim copies until `until`, and return those that could be claimed, in the same order.
 
-    `still` is the condition of what was looked for: since a copy was found, another sweep may have claimed it, done its
+    `still` is the condition by which the copies were found: since then, another sweep may have claimed a copy, done its
     work and ended the claim.
     """
     claim = (
@@ -191,7 +192,7 @@ def still_due(period: timedelta, now: datetime) -> sa.ColumnElement[bool]:
 
 
 def _far(until: datetime) -> datetime:
-    """Return the moment after which no claim made now can end; one that does was made by a clock that was ahead."""
+    """Return the latest moment at which a claim can end; one that ends later was made by a clock that was ahead."""
     return until + _CLOCK_SKEW
 
 
@@ -201,7 +202,7 @@ def _unclaimed(now: sa.ColumnElement[Any], far: sa.ColumnElement[Any]) -> sa.Col
 
 
 def _due() -> sa.CompoundSelect[Any]:
-    """Return the query of what is due: a search of the index for each `spread`, so that no period is kept in rows."""
+    """Return the query of due copies: a search of the index for each `spread`, so that no row holds a period."""
     unclaimed = _unclaimed(sa.bindparam("now"), sa.bindparam("claimed_far"))
     found = []
     for spread in range(SPREADS):
@@ -222,7 +223,7 @@ def _due() -> sa.CompoundSelect[Any]:
 
 
 def _count_due() -> sa.Select[Any]:
-    """Return the query that counts what is due: from the index alone, so that it reads no row of a copy."""
+    """Return the query that counts due copies from the index alone, so that it reads no row."""
     found = []
     for spread in range(SPREADS):
         of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))

@@ -1,4 +1,4 @@
-"""Triggers that keep rows as they were recorded, in both dialects; migrations use them: change none, add another."""
+"""Triggers that forbid changes of rows, in both dialects; migrations use them, so change none and add another."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ BEGIN RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation', MESSAGE 
 
 
 def forbid(rules: Mapping[str, tuple[str, str]]) -> None:
-    """Make a trigger for each name: on what it fires, as `BEFORE DELETE ON table`, and what it says."""
+    """Make a trigger for each name: when it fires, as `BEFORE DELETE ON table`, and its message."""
     if op.get_bind().dialect.name != "postgresql":
         for name, (when, why) in rules.items():
             op.execute(f"CREATE TRIGGER {name} {when} BEGIN SELECT RAISE(ABORT, '{why}'); END")
@@ -19,7 +19,7 @@ def forbid(rules: Mapping[str, tuple[str, str]]) -> None:
     op.execute(_RAISE)
     for name, (when, why) in rules.items():
         op.execute(f"CREATE TRIGGER {name} {when} FOR EACH ROW EXECUTE FUNCTION zot_never('{why}')")
-        if "DELETE" in when:  # TRUNCATE removes all rows and fires for none
+        if "DELETE" in when:  # TRUNCATE removes all rows and fires no trigger of a row
             truncate = when.replace("DELETE", "TRUNCATE")
             op.execute(
                 f"CREATE TRIGGER {name}_at_once {truncate} FOR EACH STATEMENT EXECUTE FUNCTION zot_never('{why}')"

@@ -1,4 +1,4 @@
-"""The types of the catalogue's columns, alike in both dialects; migrations use them too: change none, add another."""
+"""The types of the catalogue's columns, alike in both dialects; migrations use them, so change none and add another."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ Id = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by i
 
 
 class Text(TypeDecorator[str]):
-    """Text that is ordered and compared byte by byte; the length says what is expected, and no database holds to it.
+    """Text that is ordered and compared byte by byte; the length is informative, and no database enforces it.
 
     SQLite does so by itself. PostgreSQL would order by the locale of the database, refuse what is longer,
     and refuse the NUL character, which becomes U+FFFD there: no key of a store has it, but what a message says may.
@@ -26,7 +26,7 @@ class Text(TypeDecorator[str]):
         return dialect.type_descriptor(impl)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None] | None:
-        """Return what takes out what the database cannot hold, or None where it holds everything."""
+        """Return the function that removes what the database cannot store, or None."""
         return without_nul if dialect.name == "postgresql" else None
 
 
@@ -53,5 +53,5 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def without_nul(value: str | None) -> str | None:
-    """Return the text as PostgreSQL can hold it."""
+    """Return the text as PostgreSQL can store it."""
     return value.replace("\0", "\ufffd") if value else value

@@ -112,7 +112,7 @@ class RunningJob:
                 self._progress = self._progress.model_copy(update={"bytes_done": done})
         self._active = time.monotonic()
         if self._lost:
-            raise LostLease(f"job {self.id} has gone over to another worker")
+            raise LostLease(f"job {self.id} is leased by another worker now")
         if shutdown_flag.grace_is_over(self._grace):
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:

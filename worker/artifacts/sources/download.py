@@ -44,7 +44,7 @@ from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 logger = logging.getLogger(__name__)
 
 TRIES = 4
-"""Connections without progress of `BUFFER_SIZE` bytes; then the host is Unavailable."""
+"""Connections in a row without `BUFFER_SIZE` bytes of progress; after them the host is Unavailable."""
 _MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 _WATCH_SECONDS = 0.5
@@ -60,7 +60,7 @@ _STRONG_ETAG = re.compile(r'"[^"]*"')
 def downloaded(
     url: str, settings: Settings, *, job: str | None, announced: bool, heartbeat: Callable[[], object]
 ) -> Iterator[BinaryIO]:
-    """Yield a file with the whole body, which is gone afterwards unless the job is to be tried again.
+    """Yield a file with the whole body; it is removed afterwards unless the job will be retried.
 
     Args:
         url: of a configured host.
@@ -220,7 +220,7 @@ class _Transfer:
         raise SourceRefused(f"source {shown(url)}: {origin} is not a configured host; add it to sources.hosts")
 
     def _accept(self, response: urllib3.BaseHTTPResponse) -> None:
-        """Check what the answer announces, and go to where its first byte belongs in the file."""
+        """Check what the answer announces, and seek to the position of its first byte in the file."""
         if _is_malformed(response):
             raise Unavailable(f"source {self._name}: the headers of the answer are malformed")
         if self._partial.size and response.status == 206:  # noqa: PLR2004 - RFC 9110

@@ -1,4 +1,4 @@
-"""Why a source cannot be uploaded, and what of its name may be shown."""
+"""Why a source cannot be uploaded, and how messages name it without secrets."""
 
 from urllib.parse import urlsplit
 
@@ -7,7 +7,7 @@ from zot_artifact_client.text import without_secrets
 
 
 class SourceRefused(PermanentError):
-    """The source is not one that the settings allow, or that can be trusted."""
+    """The source is not allowed by the settings, or cannot be trusted."""
 
 
 def about_no_store(error: StorageError) -> StorageError:

@@ -32,14 +32,14 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
     roots = [root.resolve() for root in settings.sources.roots]
     _check_allowed(name, Path(os.path.realpath(path)), roots, settings, job)
     try:
-        # Asked before the opening as well: opening a device may already have an effect.
+        # Checked before the open as well: to open a device may already have an effect.
         if not stat.S_ISREG(path.stat().st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # non-blocking: a FIFO must not hold a worker
     except OSError as error:
         raise file_error(name, error) from error
     try:
-        # Checked again on what was opened: a link may have changed between the check and the opening.
+        # Checked again on the open file: a link may have changed between the check and the open.
         opened = Path(os.path.realpath(f"/proc/self/fd/{fd}"))
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
@@ -52,7 +52,7 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
 
 
 def file_error(name: str, error: OSError) -> StorageError:
-    """Return what an error of the operating system means for a source. What the disk or machine lacks may pass."""
+    """Return the error of a source for an error of the operating system; those of the disk or machine are transient."""
     if isinstance(error, FileNotFoundError):
         return NotFound(f"source {name}: there is no such file")
     if isinstance(error, PermissionError):
@@ -73,6 +73,6 @@ def _check_allowed(name: str, real: Path, roots: list[Path], settings: Settings,
 
 
 def staging_name(job: str | None) -> str:
-    """Return the name of the directory in which the files of a job are staged; a batch's jobs share that of it."""
+    """Return the name of the directory where the files of a job are staged; the jobs of a batch share its directory."""
     found = BATCH_JOB_ID.fullmatch(job or "")
     return found["batch"] if found else job or "-"

@@ -1,4 +1,4 @@
-"""The file of a download, which the next attempt of its job goes on with if this one was interrupted."""
+"""The partial file of a download, which the next attempt of its job resumes."""
 
 import fcntl
 import hashlib
@@ -30,7 +30,7 @@ class Partial:
         self._hash = hashlib.sha256()
 
     def begin(self, total: int | None, etag: str | None) -> None:
-        """Forget what is there."""
+        """Discard the bytes received so far."""
         self.size, self.total, self.etag, self._hash = 0, total, etag, hashlib.sha256()
         self.file.seek(0)
         self.file.truncate()
@@ -42,12 +42,12 @@ class Partial:
         self.size += len(piece)
 
     def state(self, url: str) -> dict[str, Any]:
-        """Return what the next attempt has to know. The URL may have secrets: its digest is enough."""
+        """Return what the next attempt needs. The URL may hold secrets, so only its digest is kept."""
         known = {"etag": self.etag, "total": self.total, "size": self.size, "sha256": self._hash.hexdigest()}
         return known | {"url": hashlib.sha256(url.encode()).hexdigest()}
 
     def take_up(self, state: dict[str, Any], url: str, heartbeat: Callable[[], object]) -> None:
-        """Go on with the bytes of an earlier attempt if they are the ones that it had received, read back in full."""
+        """Resume from the bytes of an earlier attempt, if a full read shows that they are the ones that it received."""
         self.file.seek(0)
         while self.size < state["size"] and (piece := self.file.read(min(BUFFER_SIZE, state["size"] - self.size))):
             self._hash.update(piece)
@@ -55,7 +55,7 @@ class Partial:
             heartbeat()
         self.etag, self.total = state["etag"], state["total"]
         if self.state(url) == state and self.etag is not None:
-            self.file.truncate(self.size)  # what was written after the state was
+            self.file.truncate(self.size)  # bytes that were written after the state
         else:
             self.begin(None, None)
 

@@ -30,7 +30,7 @@ class Source:
     size: int
 
     def rewind(self) -> Readable:
-        """Return the bytes from the first one. An error of the disk is an error of this source, and of no store."""
+        """Return the bytes from the first one. An error of the disk counts against the source, and against no store."""
         self.file.seek(0)
         return _Reader(self.name, self.file)
 
@@ -82,7 +82,7 @@ def open_source(
 
     Args:
         name: the path or the URL.
-        settings: which of them are allowed.
+        settings: which sources are allowed.
         job: the job that uploads it; it may open what was staged for it, and no other staged file.
         sha256: the announced digest, with which the end of a download is known also where its host does not tell it.
         heartbeat: called at least once a second during a download; what it raises ends the download.

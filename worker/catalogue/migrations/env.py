@@ -7,6 +7,6 @@ from worker.catalogue.tables import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    transactional_ddl=False,  # the catalogue has one transaction around all of it
+    transactional_ddl=False,  # the catalogue runs all migrations in one transaction
 )
 context.run_migrations()
