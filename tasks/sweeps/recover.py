@@ -43,7 +43,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
     _step("result backend", lambda: republish_ends(context, app))
-    _step("old jobs", lambda: _prune(context))
+    _step("old jobs and findings", lambda: _prune(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)
 
 
@@ -73,6 +73,7 @@ def _resend_overdue(context: Context, app: Celery) -> int:
 
 
 def _prune(context: Context) -> None:
+    context.catalogue.findings.prune(before=clock.now() - context.settings.findings.retention)
     keep = context.settings.jobs.keep
     if keep is not None:
         context.catalogue.ledger.prune(before=clock.now() - keep, limit=_AT_ONCE)

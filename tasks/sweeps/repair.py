@@ -42,18 +42,20 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
             continue
         now = clock.now()
         until = now + sweep.claim
-        found = repairs.claim(store, sources=list(context.stores), now=now, until=until, limit=sweep.batch)
-        for copy, artifact in found:
+        found = repairs.claim(
+            store, sources=list(context.stores), now=now, until=until, limit=sweep.batch,
+            job_of=lambda copy, until=until: str(uuid5(NAMESPACE_OID, f"repair {copy} {until}")),  # type: ignore[misc]
+        )  # fmt: skip
+        for id_, artifact in found:
             job.check()
-            id_ = uuid5(NAMESPACE_OID, f"repair {copy} {until}")
             wanted = ReplicateRequest(bucket=artifact.bucket, key=artifact.key, to=(store,))
-            send_child(REPLICATE, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
+            send_child(REPLICATE, wanted, id_=id_, parent=job.id, queue=Queue.SWEEP)
         if found:
             claimed[store] = len(found)
-    lost = context.catalogue.open_findings.lost(list(context.stores), limit=_MOST_LOST)
-    for each in lost[:_FEW]:
-        logger.error("%s/%s version %d is lost: no copy of it is good", each.bucket, each.key, each.version)
-    return SweepRepairResult(claimed=claimed, untrusted=tuple(repairs.untrusted()), lost=len(lost))
+    lost = context.catalogue.findings.see_lost(list(context.stores), now=clock.now(), limit=_MOST_LOST)
+    if lost:
+        logger.critical("%d artifacts are lost: `zot-artifacts findings --kind lost` names them", lost)
+    return SweepRepairResult(claimed=claimed, untrusted=tuple(repairs.untrusted()), lost=lost)
 
 
 def _is_trusted(context: JobContext, store: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
+from worker.artifacts.store_findings import see_stores
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.planned_pages import Messages, plan, resume
@@ -40,6 +41,7 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
     if planned:  # at an attempt whose worker died
         resume(job.id, planned, messages)
         return _result(dict.fromkeys(stores, 0), [PageRequest.read(each.request) for each in planned])
+    see_stores(context.settings, context.catalogue, clock.now())
     open_ = context.catalogue.pages.open_by_store("verify")
     due, pages = {}, []
     for store in stores:

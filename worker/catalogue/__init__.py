@@ -17,14 +17,15 @@ from worker.catalogue.batches import (
     NewBatchItem,
     PageCounts,
 )
+from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue
 from worker.catalogue.fencing import FencedDatabase, LostLease
+from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
-from worker.catalogue.open_findings import BAD, Coverage, OpenFinding, OpenFindings
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
-from worker.catalogue.records import Artifact, Copy, CopyState, Finding, JobRecord
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord
 from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
@@ -35,6 +36,7 @@ from worker.storage.identity import KnownIdFiles
 
 __all__ = [
     "BAD",
+    "COPY_KINDS",
     "Artifact",
     "Batch",
     "BatchChanges",
@@ -49,23 +51,28 @@ __all__ = [
     "Coverage",
     "FailedBatchItem",
     "Finding",
+    "FindingCount",
+    "FindingKind",
+    "FindingRecord",
     "Finished",
     "FinishedCopy",
     "ForgottenStore",
     "Group",
     "Held",
     "JobRecord",
+    "LastRun",
     "Leased",
     "Ledger",
     "LogHead",
     "LostLease",
     "NewBatchItem",
+    "NewFinding",
     "NewVersion",
     "NoCatalogue",
-    "OpenFinding",
     "OpenTransfer",
     "OtherRequest",
     "Outcome",
+    "OverdueCopy",
     "Page",
     "PageCopy",
     "PageCounts",
@@ -133,8 +140,12 @@ class Catalogue:
         return Ledger(self._database)
 
     @cached_property
-    def open_findings(self) -> OpenFindings:
-        return OpenFindings(self._database)
+    def coverage(self) -> CoverageQueries:
+        return CoverageQueries(self._database)
+
+    @cached_property
+    def findings(self) -> Findings:
+        return Findings(self._database)
 
     @cached_property
     def pages(self) -> Pages:

@@ -8,9 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from worker import clock
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.records import Artifact, Copy, CopyState
-from worker.catalogue.tables import artifacts, copies, manifests
+from worker.catalogue.tables import CURRENT, artifacts, copies, manifests
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 
@@ -447,12 +449,7 @@ def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
 
 def listed() -> list[sa.ColumnElement[bool]]:
     """Return the conditions of a current version: committed, newest and not deleted."""
-    newer = artifacts.alias("newer")
-    superseded = sa.exists().where(
-        newer.c.bucket == artifacts.c.bucket, newer.c.key == artifacts.c.key,
-        newer.c.version > artifacts.c.version, newer.c.committed_at.is_not(None),
-    )  # fmt: skip
-    return [artifacts.c.committed_at.is_not(None), artifacts.c.tombstoned_at.is_(None), ~superseded]
+    return list(CURRENT)
 
 
 def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
@@ -493,6 +490,7 @@ def finish_copies(connection: Connection, finished: Sequence[FinishedCopy], now:
     connection.execute(_FINISH, written)
     connection.execute(_COMMIT, [{"of": each.artifact.id, "committed_at": now} for each in finished])
     connection.execute(_SUPERSEDE, superseding)
+    note_writes(connection, [(each.artifact, each.store) for each in finished], now)
 
 
 def tombstone_all(connection: Connection, deleted: Sequence[Artifact], now: datetime) -> None:
@@ -500,12 +498,14 @@ def tombstone_all(connection: Connection, deleted: Sequence[Artifact], now: date
     values = [{"of": each.bucket, "under": each.key, "last": each.version, "at": now} for each in deleted]
     if values:
         connection.execute(_TOMBSTONE, values)
+        note_tombstones(connection, deleted, now)
 
 
 def delete_copies(connection: Connection, deleted: Sequence[Copy]) -> None:
     """Record that copies were deleted on request."""
     if deleted:
         connection.execute(_DELETE_COPY, [{"copy": copy.id} for copy in deleted])
+        note_deletes(connection, deleted, "deleted", clock.now())
 
 
 def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:

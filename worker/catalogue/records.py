@@ -35,6 +35,37 @@ class CopyState(StrEnum):
         return self not in {CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED}
 
 
+BAD = (CopyState.CORRUPT, CopyState.MISSING, CopyState.SIZE_MISMATCH)
+"""The states that two independent reads have confirmed."""
+
+
+class FindingKind(StrEnum):
+    """What is not as it should be, the worst first."""
+
+    LOST = "lost"
+    """An artifact: no copy of its current version is good."""
+    LOG_CHANGED = "log_changed"
+    """The verification log does not fit the head that a store keeps."""
+    STORE_UNTRUSTED = "store_untrusted"
+    """A store of which too many copies were found bad: its repairs stopped."""
+    LISTING_SUSPECT = "listing_suspect"
+    """A store whose listing lacks too many recorded objects to be believed."""
+    CORRUPT = "corrupt"
+    MISSING = "missing"
+    SIZE_MISMATCH = "size_mismatch"
+    SUSPECT = "suspect"
+    """A copy that one read found bad, and that no second read has judged yet."""
+    UNREADABLE = "unreadable"
+    UNDER_REPLICATED = "under_replicated"
+    """An artifact that lacks a copy in a store where placement wants one."""
+    OVERDUE = "overdue"
+    """A store with copies that were not read within its period."""
+    ORPHAN = "orphan"
+    """An object that the catalogue does not know."""
+    STORE_NOT_CONFIGURED = "store_not_configured"
+    """A store that has copies in the catalogue and is not in the settings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One version of the bytes under a bucket and key."""

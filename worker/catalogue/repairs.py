@@ -1,6 +1,6 @@
 """Repairs: the bad copies that can be repaired, and the stores of which too many copies are bad to trust them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,10 +8,10 @@ import sqlalchemy as sa
 
 from worker.catalogue.artifacts import artifact_of
 from worker.catalogue.database import Database
-from worker.catalogue.open_findings import BAD, CURRENT
-from worker.catalogue.records import Artifact, CopyState
+from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
+from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind
 from worker.catalogue.sweep_claims import claim_copies, unclaimed
-from worker.catalogue.tables import BAD_VERDICT, artifacts, copies, store_trust, verifications
+from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, store_trust, verifications
 
 _GOOD = [state for state in CopyState if state.good]
 _other = copies.alias("other")
@@ -33,14 +33,22 @@ class Repairs:
         self._database = database
 
     def claim(
-        self, store: str, *, sources: Sequence[str], now: datetime, until: datetime, limit: int
-    ) -> list[tuple[int, Artifact]]:
+        self,
+        store: str,
+        *,
+        sources: Sequence[str],
+        now: datetime,
+        until: datetime,
+        limit: int,
+        job_of: Callable[[int], str] = str,
+    ) -> list[tuple[str, Artifact]]:
         """Claim bad copies of a store whose artifact has a good copy in another of `sources`.
 
-        Only copies of the current version are claimed. A copy whose artifact is lost is not touched.
+        Only copies of the current version are claimed. A copy whose artifact is lost is not touched. `job_of` gives the
+        id of the job that will repair a copy, which its findings name from now on.
 
         Returns:
-            The id of each copy and its artifact.
+            The id of the job for each copy, and the artifact of the copy.
         """
         good_elsewhere = sa.exists().where(
             _other.c.artifact_id == copies.c.artifact_id,
@@ -60,7 +68,9 @@ class Repairs:
             return []
         with self._database.write() as connection:
             claimed = claim_copies(connection, list(found), copies.c.state.in_(BAD), now=now, until=until)
-        return [(copy, found[copy]) for copy in claimed]
+            repairs = [(job_of(copy), found[copy]) for copy in claimed]
+            note_action(connection, {(store, of.bucket, of.key): job for job, of in repairs}, "repair", now)
+        return repairs
 
     def count_bad(self, store: str, *, since: datetime, limit: int) -> int:
         """Return how many copies of a store were found bad since a time, or since `trust`; `limit` at most.
@@ -92,12 +102,14 @@ class Repairs:
         """Stop the repairs of a store until `trust`."""
         with self._database.write() as connection:
             _put(connection, store, untrusted_since=now, reason=reason)
+            see(connection, [NewFinding(FindingKind.STORE_UNTRUSTED, store, evidence={"reason": reason})], now)
 
     def trust(self, store: str, *, now: datetime) -> bool:
         """Continue repairs and return whether they had stopped; what was found bad before does not count any more."""
         stopped = store in self.untrusted()
         with self._database.write() as connection:
             _put(connection, store, untrusted_since=None, reason=None, trusted_at=now)
+            resolve_store(connection, FindingKind.STORE_UNTRUSTED, store, "trusted by an operator", now)
         return stopped
 
 

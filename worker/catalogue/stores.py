@@ -1,12 +1,15 @@
 """The stores that have copies in the catalogue, including those that are not configured any more."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import artifact_of
+from worker import clock
+from worker.catalogue.artifacts import artifact_of, copy_of
 from worker.catalogue.database import Database
+from worker.catalogue.findings import note_deletes
 from worker.catalogue.records import Artifact, CopyState
 from worker.catalogue.tables import artifacts, copies
 
@@ -56,6 +59,19 @@ class StoreRecords:
         with self._database.read() as connection:
             return list(connection.execute(sa.select(copies.c.store).distinct().order_by(copies.c.store)).scalars())
 
+    def unconfigured(self, configured: Collection[str]) -> dict[str, dict[str, int]]:
+        """Return the copies by state in the stores that are not among these, of the stores that have any."""
+        query = (
+            sa.select(copies.c.store, copies.c.state, sa.func.count())
+            .where(copies.c.store.not_in(list(configured)), copies.c.state.not_in(_GONE))
+            .group_by(copies.c.store, copies.c.state)
+        )
+        found: dict[str, dict[str, int]] = {}
+        with self._database.read() as connection:
+            for store, state, count in connection.execute(query):
+                found.setdefault(store, {})[state] = count
+        return found
+
     def forget(self, name: str, *, dry_run: bool, force: bool = False) -> ForgottenStore:
         """Record the copies of a store as deleted, in groups; no byte in any store is touched.
 
@@ -68,6 +84,8 @@ class StoreRecords:
                 ids = [row.copy_id for row in rows if force or not row.last]
                 if ids and not dry_run:
                     _forget(connection, ids)
+                    forgotten_copies = connection.execute(sa.select(copies).where(copies.c.id.in_(ids)))
+                    note_deletes(connection, [copy_of(row) for row in forgotten_copies], "store forgotten", clock.now())
             if not rows:
                 return ForgottenStore(forgotten, last, tuple(examples))
             only = [row for row in rows if row.last]

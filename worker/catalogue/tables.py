@@ -13,6 +13,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     UniqueConstraint,
+    exists,
     text,
 )
 
@@ -52,6 +53,19 @@ artifacts = Table(
 Triggers forbid updates of its digest.
 """
 
+_newer = artifacts.alias("newer")
+CURRENT = (
+    artifacts.c.committed_at.is_not(None),
+    artifacts.c.tombstoned_at.is_(None),
+    ~exists().where(
+        _newer.c.bucket == artifacts.c.bucket,
+        _newer.c.key == artifacts.c.key,
+        _newer.c.version > artifacts.c.version,
+        _newer.c.committed_at.is_not(None),
+    ),
+)
+"""The conditions of a current version: committed, newest and not deleted."""
+
 _NO_RETRY = text("next_due_at IS NULL")
 _HAS_RETRY = text("next_due_at IS NOT NULL")
 
@@ -84,6 +98,8 @@ is the part of the period that the copy waits, see `sweep_claims`. `next_due_at`
 """
 
 _FINISHED = text("finished_at IS NOT NULL")
+SWEEPS = text("kind LIKE 'sweep.%'")
+"""As the index of the runs of sweeps has it: with parameters SQLite does not use that index."""
 
 jobs = Table(
     "jobs",
@@ -114,6 +130,7 @@ jobs = Table(
     Index("ix_jobs_holds", "holds", "lease_until"),
     Index("ix_jobs_parent", "parent", "id"),
     Index("ix_jobs_state", "state", "lease_until"),
+    Index("ix_jobs_sweeps", "kind", "created_at", sqlite_where=SWEEPS, postgresql_where=SWEEPS),
 )
 """The ledger. `holds` is the `bucket/key` that no other job may write to while this one's lease lasts.
 
@@ -286,3 +303,41 @@ store_trust = Table(
     Column("trusted_at", UtcDateTime),
 )
 """The stores whose repairs stopped, since when and why, and when an operator trusted each again."""
+
+_OPEN = text("resolved_at IS NULL")
+_RESOLVED = text("resolved_at IS NOT NULL")
+
+findings = Table(
+    "findings",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("kind", Text(32), nullable=False),
+    Column("bucket", Text(63), nullable=False, server_default=""),
+    Column("key", Text(1024), nullable=False, server_default=""),
+    Column("version", Integer, nullable=False, server_default="0"),
+    Column("store", Text(128), nullable=False, server_default=""),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("last_seen_at", UtcDateTime, nullable=False),
+    Column("acted_at", UtcDateTime),
+    Column("action", Text(64)),
+    Column("job", Text(64)),
+    Column("resolved_at", UtcDateTime),
+    Column("how", Text(500)),
+    Column("acknowledged_at", UtcDateTime),
+    Column("acknowledged_by", Text(500)),
+    Column("note", Text(500)),
+    Column("evidence", JSON, nullable=False),
+    Index(
+        "uq_findings_open", "bucket", "key", "store", "kind", "version",
+        unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN,
+    ),
+    Index(
+        "ix_findings_kind", "kind", "store", "id", "opened_at", "acknowledged_at", "acted_at",
+        sqlite_where=_OPEN, postgresql_where=_OPEN,
+    ),
+    Index("ix_findings_resolved", "resolved_at", sqlite_where=_RESOLVED, postgresql_where=_RESOLVED),
+)  # fmt: skip
+"""One row for what is not as it should be: a copy, an artifact, an object or a store, see `FindingKind`.
+
+What does not apply is empty, and `version` 0, so that the index of open ones keeps each kind and place once.
+"""

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.bulk import BulkStatement
 from worker.catalogue.database import Database
+from worker.catalogue.findings import note_verdicts
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import without_nul
@@ -225,6 +226,7 @@ def append_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now:
             {"copy": each.copy, "tag": each.tag, "retry_at": each.retry_at} for each in verdicts if each.verdict == word
         ]
         _UPDATES[Verdict(word)].execute(connection, values, now=now)
+    note_verdicts(connection, verdicts, now)
 
 
 def _update(verdict: Verdict) -> sa.Update:

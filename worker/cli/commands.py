@@ -50,6 +50,9 @@ COMMANDS = {
         "Show what is open: findings, repairs, dead letters, and how far the copies are read.",
         "status:status",
     ),
+    "findings": Entry(
+        _STORES, "List what is not as it should be, show one finding, or acknowledge it.", "findings:app"
+    ),
     "stores": Entry(_STORES, "List the stores, forget one that is gone, accept one that was replaced.", "stores:app"),
     "log": Entry(_STORES, "Check the log of verifications.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),

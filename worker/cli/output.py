@@ -24,7 +24,9 @@ MOST = 2000
 _GOOD = {"verified", "stored", "succeeded", "reachable", "good"}
 _BAD = {
     "lost",
-    "store untrusted",
+    "log_changed",
+    "store_untrusted",
+    "listing_suspect",
     "corrupt",
     "missing",
     "size_mismatch",

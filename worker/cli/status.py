@@ -10,42 +10,48 @@ from typing import Any
 import typer
 
 from worker import clock
-from worker.catalogue import BAD, CopyState, OpenFinding, Pause, Scope
+from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
 from worker.cli.errors import Status
+from worker.cli.findings import what
 from worker.cli.output import AsJson, age, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.storage.config import FilesystemConfig
+from zot_artifact_client.contract import TASKS
 
-_RECENT = timedelta(hours=6)
+_RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
 _NAMED = 5
-_MOST_LOST = 1000
-"""Lost artifacts that are counted; more are told as `1000 or more`."""
 _LEAST_FREE = 1024**3
-_KINDS = ("lost", "store untrusted", *(state.value for state in BAD), "unreadable", "overdue", "not configured")
+_RANK = list(FindingKind)
+_REPAIRED = {FindingKind(state) for state in BAD}
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """The open findings of one kind in one store, the first few by name."""
+    """The open findings of one kind in one store, the first few by name.
 
-    kind: str
-    store: str
+    `acknowledged` and `acted`: how many of them an operator knows of, and about how many something was begun.
+    """
+
+    kind: FindingKind
+    store: str | None
     count: int
-    examples: tuple[OpenFinding, ...] = ()
+    acknowledged: int = 0
+    acted: int = 0
     since: datetime | None = None
+    examples: tuple[dict[str, Any], ...] = ()
     detail: str | None = None
 
 
 def status(as_json: AsJson = False) -> None:
     """Show what is open: findings, repairs, dead letters, and how far the copies are read.
 
-    The exit status is 0 if nothing is open, and 1 if something is: a finding, a dead letter, an open circuit breaker,
-    a queue without a worker, a beat that does not tick, or less than 1 GiB free. It is 3 if that cannot be told.
-    A pause is shown and is not open: an operator began it.
+    The exit status is 0 if nothing is open, and 1 if something is: a finding that is not acknowledged, a dead letter,
+    an open circuit breaker, a queue without a worker, a beat that does not tick, or less than 1 GiB free.
+    It is 3 if that cannot be told. A pause is shown and is not open: an operator began it.
 
     Examples:
 
@@ -63,15 +69,16 @@ def status(as_json: AsJson = False) -> None:
 
 
 def _document(session: Session) -> dict[str, Any]:
-    now = clock.now()
+    now, catalogue = clock.now(), session.catalogue
     with ThreadPoolExecutor(max_workers=2) as pool:  # workers have seconds to answer
         asked = pool.submit(lambda: list(broker_checks(session.settings)))
         breakers = pool.submit(open_breakers, session.settings)
-        pauses = session.catalogue.pauses.all()
-        counts = session.catalogue.artifacts.count_by_state()
+        pauses = catalogue.pauses.all()
+        counts = catalogue.artifacts.count_by_state()
         stores = [_store(session, name, counts.get(name, {}), pauses, now) for name in session.settings.stores]
-        repairs, dead = session.catalogue.open_findings.jobs()
-        findings = sorted(_findings(session, stores, counts, now), key=lambda each: _KINDS.index(each.kind))
+        repairs, dead = catalogue.coverage.jobs()
+        findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
+        runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
         checks = [*asked.result(), *(_breaker(*each) for each in breakers.result().items()), *_disks(session)]
     return {
         "status": _status(findings, dead, checks),
@@ -81,6 +88,7 @@ def _document(session: Session) -> dict[str, Any]:
         "repairs": repairs,
         "dead_letters": dead,
         "paused": [{"scope": each.scope, "name": each.name, **_paused(each)} for each in pauses],
+        "sweeps": [_run(kind, run) for kind, run in runs.items()],
         "checks": [asdict(check) for check in checks],
     }
 
@@ -89,7 +97,7 @@ def _store(
     session: Session, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime
 ) -> dict[str, Any]:
     period = session.settings.sweep.verify.period_of(name)
-    coverage = session.catalogue.open_findings.coverage(name, period=period, recent=_RECENT, now=now)
+    coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
     present = sum(count for state, count in states.items() if CopyState(state).present)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
     left = max(present - coverage.read, 0)
@@ -108,30 +116,69 @@ def _store(
     }
 
 
-def _findings(
-    session: Session, stores: list[dict[str, Any]], counts: Mapping[str, Mapping[str, int]], now: datetime
-) -> Iterator[Open]:
-    known = session.catalogue.open_findings
+def _findings(session: Session, stores: list[dict[str, Any]], now: datetime) -> Iterator[Open]:
+    """Yield what the catalogue has open; what is overdue or not configured is counted now, not at the last sweep."""
+    known = {(each.kind, each.store): each for each in session.catalogue.findings.counts()}
     for row in stores:
-        name = row["store"]
-        for state in BAD:
-            if count := row["states"].get(state, 0):
-                yield Open(state.value, name, count, tuple(known.bad(name, state, limit=_NAMED)))
-        if row["unreadable"]:
-            yield Open("unreadable", name, row["unreadable"], tuple(known.unreadable(name, limit=_NAMED)))
+        before = known.pop((FindingKind.OVERDUE, row["store"]), None)
         if row["overdue"]:
             period = timedelta(seconds=row["period_seconds"])
-            some = known.overdue(name, period=period, now=now, limit=_NAMED)
-            yield Open("overdue", name, row["overdue"], tuple(some))
-    for stop in session.catalogue.repairs.untrusted().values():
-        detail = f"{stop.reason}; its repairs stopped: `zot-artifacts stores trust {stop.store}`"
-        yield Open("store untrusted", stop.store, 1, since=stop.since, detail=detail)
+            late = session.catalogue.coverage.overdue(row["store"], period=period, now=now, limit=_NAMED)
+            yield _counted(FindingKind.OVERDUE, row["store"], row["overdue"], before, tuple(map(asdict, late)))
     for name, states in unconfigured(session).items():
-        yield Open("not configured", name, sum(states.values()))
-    lost = known.lost(list(counts), limit=_MOST_LOST)
-    for name in dict.fromkeys(each.store for each in lost):
-        there = [each for each in lost if each.store == name]
-        yield Open("lost", name, len(there), tuple(there[:_NAMED]))
+        before = known.pop((FindingKind.STORE_NOT_CONFIGURED, name), None)
+        yield _counted(FindingKind.STORE_NOT_CONFIGURED, name, sum(states.values()), before)
+    untrusted = session.catalogue.repairs.untrusted()
+    for (kind, store), each in known.items():
+        if kind in {FindingKind.OVERDUE, FindingKind.STORE_NOT_CONFIGURED}:
+            continue  # it is no longer so, which the next sweep records
+        some = session.catalogue.findings.page(kind=kind, store=store or "", limit=_NAMED)
+        detail = None
+        if kind is FindingKind.STORE_UNTRUSTED and store in untrusted:
+            reason = untrusted[store].reason
+            detail = f"{reason}; its repairs stopped: `zot-artifacts stores trust {store}`"
+        elif some and some[0].bucket is None:
+            detail = str(some[0].evidence.get("detail") or what(some[0]))
+        doing = _doing(session, kind, store, stopped=store in untrusted)
+        yield Open(
+            kind, store, each.count, each.acknowledged, each.acted, each.since,
+            () if detail else tuple(_example(session, found, doing) for found in some), detail,
+        )  # fmt: skip
+
+
+def _counted(
+    kind: FindingKind, store: str, count: int, before: FindingCount | None, some: tuple[dict[str, Any], ...] = ()
+) -> Open:
+    acknowledged = count if before and before.acknowledged else 0
+    return Open(kind, store, count, acknowledged, since=before.since if before else None, examples=some)
+
+
+def _example(session: Session, found: FindingRecord, doing: str) -> dict[str, Any]:
+    job = session.catalogue.ledger.get(found.job) if found.job else None
+    if found.action:
+        doing = f"{found.action} {job.state if job else 'sent'}"
+    return {
+        "id": found.id, "bucket": found.bucket, "key": found.key, "version": found.version, "store": found.store,
+        "since": found.opened_at, "action": found.action, "job": found.job, "job_state": job.state if job else None,
+        "doing": f"acknowledged by {found.acknowledged_by}" if found.acknowledged_at else doing,
+    }  # fmt: skip
+
+
+def _doing(session: Session, kind: FindingKind, store: str | None, *, stopped: bool) -> str:
+    """Return what is done about the findings of one kind in one store before a job is sent."""
+    repair = session.settings.sweep.repair
+    if kind in _REPAIRED and stopped:
+        return "repairs stopped"
+    if kind in _REPAIRED and (store in repair.off or not repair.enabled):
+        return "repairs are off"
+    if kind in _REPAIRED:
+        return "waits for repair"
+    return {FindingKind.UNREADABLE: "is read again", FindingKind.SUSPECT: "is read again"}.get(kind, "nothing")
+
+
+def _run(kind: str, run: LastRun) -> dict[str, Any]:
+    seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
+    return {"sweep": kind, "seconds": seconds, **asdict(run)}
 
 
 def _breaker(name: str, seconds: float) -> Check:
@@ -153,7 +200,7 @@ def _disks(session: Session) -> Iterator[Check]:
 
 def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:
     outcomes = {check.outcome for check in checks}
-    if findings or dead or "bad" in outcomes:
+    if any(each.count > each.acknowledged for each in findings) or dead or "bad" in outcomes:
         return Status.BAD
     return Status.UNKNOWN if "unknown" in outcomes else Status.GOOD
 
@@ -167,12 +214,19 @@ def _paused(pause: Pause) -> dict[str, Any]:
 
 def _print(document: Mapping[str, Any]) -> None:
     now = document["at"]
+    for each in document["findings"]:
+        if each["kind"] == FindingKind.LOST:
+            say(f"{each['count']} LOST: no copy of an artifact is good: `zot-artifacts findings --kind lost`")
     columns = ("store", "copies", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
     if document["findings"]:
         say("")
         rows = [row for each in document["findings"] for row in _rows(each, now)]
-        print_table(("finding", "store", "since", "artifact"), rows, empty="", flexible=("artifact", "store"))
+        print_table(_FINDING_COLUMNS, rows, empty="", flexible=("artifact", "store", "what is done"))
+    if document["sweeps"]:
+        say("")
+        sweeps = [_sweep_cells(run, now) for run in document["sweeps"]]
+        print_table(("sweep", "last run", "took", "result"), sweeps, empty="", flexible=("result",))
     say("")
     say(f"findings: {_sum(document['findings'])}")
     say(f"repairs and replications under way: {document['repairs']}")
@@ -185,34 +239,55 @@ def _print(document: Mapping[str, Any]) -> None:
         say(f"{line}; {check['way_out']}" if check["way_out"] and check["outcome"] != "good" else line)
 
 
+_FINDING_COLUMNS = ("finding", "store", "since", "artifact", "what is done")
+
+
 def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
-    share = f"{100 * row['read_within_period'] // row['copies']} %" if row["copies"] else None
+    share, late = _share(row["read_within_period"], row["copies"]), row["overdue"]
     oldest = row["oldest_read_at"] and age(row["oldest_read_at"], now)
     forecast = row["forecast_seconds"]
     ahead = None if forecast is None else age(now, now + timedelta(seconds=min(forecast, 10**10)))
-    return row["store"], row["copies"], share, oldest, row["never_read"], row["overdue"], ahead
+    overdue = f"{late} ({_share(late, row['copies'])})" if late else 0
+    return row["store"], row["copies"], share, oldest, row["never_read"], overdue, ahead
+
+
+def _share(part: int, whole: int) -> str | None:
+    return f"{100 * part // whole} %" if whole else None
 
 
 def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...]]:
+    kind, store, done = found["kind"], found["store"], found["acknowledged"]
     for each in found["examples"]:
-        yield (
-            found["kind"],
-            found["store"],
-            each["since"] and age(each["since"], now),
-            f"{each['bucket']}/{each['key']}",
-        )
+        since = each["since"] and age(each["since"], now)
+        yield kind, each["store"], since, f"{each['bucket']}/{each['key']}", each.get("doing")
+    known = f"{done} acknowledged" if done else None
+    since = found["since"] and age(found["since"], now)
     if found["detail"]:
-        yield found["kind"], found["store"], age(found["since"], now), found["detail"]
+        yield kind, store, since, found["detail"], known
     elif more := found["count"] - len(found["examples"]):
-        yield found["kind"], found["store"], None, f"{more} {'more' if found['examples'] else 'copies'}"
+        acted = f"{found['acted']} acted on" if found["acted"] else None
+        said = f"{more} more" if found["examples"] else f"{more} copies"
+        yield kind, store, since, said, ", ".join(filter(None, (acted, known))) or None
+
+
+def _sweep_cells(run: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
+    began = run["started_at"] and age(run["started_at"], now)
+    took = None if run["seconds"] is None else f"{run['seconds']:.1f} s"
+    told = ", ".join(f"{name} {_brief(value)}" for name, value in (run["result"] or {}).items() if value)
+    error = (run["error"] or {}).get("message")
+    return run["sweep"], began, took, f"{run['state']}: {error or told or 'nothing to do'}"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={each}" for name, each in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _sum(findings: list[Mapping[str, Any]]) -> str:
     counts: dict[str, int] = {}
     for each in findings:
         counts[each["kind"]] = counts.get(each["kind"], 0) + each["count"]
-    told = [
-        f"{count}{' or more' if kind == 'lost' and count >= _MOST_LOST else ''} {kind}"
-        for kind, count in counts.items()
-    ]
-    return ", ".join(told) or "none is open"
+    known = sum(each["acknowledged"] for each in findings)
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return (f"{told}; {known} of them acknowledged" if known else told) or "none is open"

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from worker import clock
-from worker.catalogue import BAD, CopyState, Pause, Scope
+from worker.catalogue import BAD, Pause, Scope
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
 from worker.cli.session import Session, opened
 from worker.storage.errors import StorageError
 
-_FORGOTTEN = {CopyState.SUPERSEDED, CopyState.DELETED}
 _NAMED = 10
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
@@ -150,13 +149,7 @@ def bad_copies(states: Mapping[str, int]) -> dict[str, int]:
 
 def unconfigured(session: Session) -> dict[str, dict[str, int]]:
     """Return the stores that have copies in the catalogue and are not in the settings, with their copies by state."""
-    counts = session.catalogue.artifacts.count_by_state()
-    present = {
-        name: {state: count for state, count in states.items() if state not in _FORGOTTEN}
-        for name, states in counts.items()
-        if name not in session.settings.stores
-    }
-    return {name: states for name, states in present.items() if states}
+    return session.catalogue.store_records.unconfigured(session.settings.stores)
 
 
 def _rows(session: Session) -> list[dict[str, Any]]:

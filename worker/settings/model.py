@@ -23,6 +23,7 @@ from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
     DeleteSettings,
+    FindingSettings,
     JobSettings,
     PageSettings,
     PlacementRule,
@@ -81,6 +82,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     page: PageSettings = PageSettings()
     delete: DeleteSettings = DeleteSettings()
+    findings: FindingSettings = FindingSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""
     breaker: BreakerSettings = BreakerSettings()

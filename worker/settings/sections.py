@@ -185,6 +185,13 @@ class JobSettings(Section):
     """How long the ledger keeps jobs that have ended, dead ones excepted; for good if it is not set."""
 
 
+class FindingSettings(Section):
+    """How long findings are kept."""
+
+    retention: Annotated[Duration, Field(ge=timedelta(days=1))] = timedelta(days=365)
+    """How long a finding stays in the catalogue after it was resolved; an open one always stays."""
+
+
 class DeleteSettings(Section):
     """What keeps the last good copy of an artifact."""
 

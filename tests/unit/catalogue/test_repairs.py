@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.unit.catalogue.test_open_findings import judged
+from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
 from worker.storage import Digest

@@ -150,7 +150,7 @@ class TestSuspect:
             assert (sweep().claimed, sweep().untrusted) == ({}, ("dr",))
         assert states(context, "a")["dr"] == "corrupt"
         assert status() == 1
-        assert "store untrusted" in capsys.readouterr().out
+        assert "store_untrusted" in capsys.readouterr().out
         assert cli.run(["stores", "trust", "dr"]) == 0
         assert (sweep().claimed, sweep().untrusted) == ({"dr": 3}, ())
         assert status() == 0

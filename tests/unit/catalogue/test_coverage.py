@@ -1,14 +1,14 @@
-"""What is open is counted and named from the catalogue alone: bad, unreadable, overdue and lost."""
+"""How far the copies are read is counted from the catalogue alone, by searches of indexes."""
 
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
+from tests.unit.catalogue.test_catalogue import PERIOD
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
-from worker.catalogue import BAD, CopyState, Finding
+from worker.catalogue import Finding, FindingKind
 from zot_artifact_client.contract import JobState
 
 RECENT = timedelta(hours=6)
@@ -21,37 +21,6 @@ def judged(catalogue, artifact, store, verdict, *, now=None, retry_at=None):
     catalogue.verifications.record(finding, copy, tag="1", now=now or clock.now(), retry_at=retry_at)
 
 
-@pytest.mark.parametrize("state", BAD)
-def test_a_bad_copy_is_named_with_its_store_and_time(catalogue, state):
-    """Each bad state names its copies, and no other state does."""
-    artifact = copied(catalogue, "app.tgz", "primary", "dr")
-    copied(catalogue, "right", "primary", "dr")
-    now = clock.now()
-    judged(catalogue, artifact, "dr", state.value, now=now)
-    [found] = catalogue.open_findings.bad("dr", state, limit=5)
-    assert (found.store, found.bucket, found.key, found.version, found.since) == ("dr", "releases", "app.tgz", 1, now)
-    others = [each for each in CopyState if each in BAD and each != state]
-    assert [catalogue.open_findings.bad("dr", each, limit=5) for each in others] == [[], []]
-    assert catalogue.open_findings.bad("primary", state, limit=5) == []
-
-
-def test_lost_is_what_has_a_bad_copy_and_no_good_one(catalogue):
-    """An artifact is lost without a good copy; one good copy, a delete or a newer version means that it is not."""
-    kept, lost, gone, replaced = (copied(catalogue, key, "primary", "dr") for key in ("kept", "lost", "gone", "old"))
-    for artifact in (lost, gone, replaced):
-        judged(catalogue, artifact, "primary", "missing")
-        judged(catalogue, artifact, "dr", "corrupt")
-    judged(catalogue, kept, "dr", "corrupt")
-    catalogue.artifacts.tombstone(gone, clock.now())
-    newer = catalogue.artifacts.record(
-        "releases", "old", type(DIGEST)(12, "b" * 64), {}, clock.now(), stores=["primary"]
-    )
-    catalogue.artifacts.finish_copy(newer, "primary", tag="2", evidence={}, now=clock.now())
-    assert [each.key for each in catalogue.open_findings.lost(["primary", "dr"], limit=5)] == ["lost"]
-    judged(catalogue, lost, "dr", "verified")
-    assert catalogue.open_findings.lost(["primary", "dr"], limit=5) == []
-
-
 def test_the_coverage_tells_read_never_read_and_unreadable_apart(catalogue):
     """A copy counts as read by its last full read; a write is none, and an attempt without an answer is none."""
     now = clock.now()
@@ -59,22 +28,20 @@ def test_the_coverage_tells_read_never_read_and_unreadable_apart(catalogue):
     judged(catalogue, fresh, "dr", "verified", now=now - timedelta(hours=1))
     judged(catalogue, stale, "dr", "verified", now=now - PERIOD - timedelta(days=1))
     judged(catalogue, silent, "dr", "unreadable", now=now, retry_at=now + timedelta(hours=1))
-    found = catalogue.open_findings.coverage("dr", period=PERIOD, recent=RECENT, now=now)
+    found = catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=now)
     assert (found.read, found.recent, found.never, found.unreadable) == (1, 1, 2, 1)
     assert found.oldest_read_at == now - PERIOD - timedelta(days=1)
-    assert [each.key for each in catalogue.open_findings.unreadable("dr", limit=5)] == ["silent"]
-    [late] = catalogue.open_findings.overdue("dr", period=PERIOD, now=now, limit=5)
+    [late] = catalogue.coverage.overdue("dr", period=PERIOD, now=now, limit=5)
     assert (late.key, late.since) == ("stale", found.oldest_read_at)
     catalogue.artifacts.delete_copy(catalogue.artifacts.copies(new)["dr"])
-    assert catalogue.open_findings.coverage("dr", period=PERIOD, recent=RECENT, now=now).never == 1
+    assert catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=now).never == 1
 
 
 def test_nothing_is_open_in_an_empty_catalogue(catalogue):
     """Without copies and jobs every count is zero."""
-    found = catalogue.open_findings.coverage("dr", period=PERIOD, recent=RECENT, now=clock.now())
+    found = catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
     assert (found.read, found.recent, found.never, found.unreadable, found.oldest_read_at) == (0, 0, 0, 0, None)
-    assert catalogue.open_findings.lost(["dr"], limit=5) == []
-    assert catalogue.open_findings.jobs() == (0, 0)
+    assert catalogue.coverage.jobs() == (0, 0)
 
 
 def test_replications_and_dead_letters_are_counted(catalogue):
@@ -84,14 +51,14 @@ def test_replications_and_dead_letters_are_counted(catalogue):
         ledger.acquire(name, kind, {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
     ledger.finish("done", 1, JobState.SUCCEEDED, now=clock.now(), result={})
     ledger.finish("dying", 1, JobState.DEAD, now=clock.now(), error={"type": "Unavailable", "message": "away"})
-    assert catalogue.open_findings.jobs() == (1, 1)
+    assert catalogue.coverage.jobs() == (1, 1)
 
 
 def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_url):
     """Every query about one store searches an index: none scans the copies, the artifacts or the log."""
     if not catalogue_url.startswith("sqlite"):
         pytest.skip("PostgreSQL scans a table this small whatever its indexes are")
-    copied(catalogue, "app.tgz", "dr")
+    artifact = copied(catalogue, "app.tgz", "dr")
     plans = []
 
     def plan(connection, _cursor, statement, parameters, *_):
@@ -101,16 +68,24 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
 
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
     try:
-        found = catalogue.open_findings
-        found.coverage("dr", period=PERIOD, recent=RECENT, now=clock.now())
+        found = catalogue.coverage
+        found.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
         found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
-        found.unreadable("dr", limit=5)
-        found.bad("dr", CopyState.CORRUPT, limit=5)
-        found.lost(["dr"], limit=5)
         found.jobs()
+        found.last_runs(["sweep.verify"])
+        findings = catalogue.findings
+        findings.see_lost(["dr"], now=clock.now(), limit=5)
+        findings.counts()
+        findings.page(kind=FindingKind.CORRUPT, store="dr", limit=5)
+        findings.prune(before=clock.now())
         catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5)
         catalogue.repairs.count_bad("dr", since=clock.now(), limit=5)
+        asked = list(plans)
+        judged(catalogue, artifact, "dr", "verified")
     finally:
         sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
+    assert [each for each in plans if each.startswith("SEARCH findings USING INDEX uq_findings_open ((bucket,key)>")]
     assert [each for each in plans if "ix_verifications_bad" in each]
-    assert [each for each in plans if each.startswith(("SCAN copies", "SCAN artifacts", "SCAN verifications"))] == []
+    assert [
+        each for each in asked if each.startswith(("SCAN copies", "SCAN artifacts", "SCAN verifications", "SCAN jobs"))
+    ] == []

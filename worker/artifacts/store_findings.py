@@ -1,0 +1,25 @@
+"""Open and resolve the findings on whole stores that follow from the time and the settings."""
+
+from datetime import datetime
+
+from worker.catalogue import Catalogue, FindingKind
+from worker.settings import Settings
+
+_OF_STORES = 1000
+
+
+def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
+    """Open a finding on each store with overdue copies, and on each that is not configured; resolve the others."""
+    findings = catalogue.findings
+    for store in settings.stores:
+        period = settings.sweep.verify.period_of(store)
+        late = catalogue.sweep_claims.overdue(store, period=period, now=now)
+        evidence = {"copies": late, "period_seconds": period.total_seconds()}
+        findings.see_store(FindingKind.OVERDUE, store, evidence if late else None, now=now)
+    beyond = catalogue.store_records.unconfigured(settings.stores)
+    for store, states in beyond.items():
+        findings.see_store(FindingKind.STORE_NOT_CONFIGURED, store, {"copies": sum(states.values())}, now=now)
+    for kind, wrong in ((FindingKind.OVERDUE, settings.stores), (FindingKind.STORE_NOT_CONFIGURED, beyond)):
+        over = [each.id for each in findings.page(kind=kind, limit=_OF_STORES) if each.store not in wrong]
+        if over:
+            findings.resolve(over, "no longer so", now=now)
