@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from worker.storage import Store, StoreConfig, open_store
+from worker.storage import Store, StoreConfig, Stores
 from worker.storage.integrity.manifest import compute_digests
 
 BUCKET = "measured"
@@ -18,7 +18,7 @@ BUCKET = "measured"
 def open_configured(config: Mapping[str, object]) -> Store:
     """Return the store of a configuration as a file holds it."""
     checked: StoreConfig = TypeAdapter[Any](StoreConfig).validate_python(config)
-    return open_store("measured", checked)
+    return Stores({"measured": checked})["measured"]
 
 
 def put(store: Store, path: Path, key: str) -> None:

@@ -4,7 +4,7 @@ from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Co
 from worker.storage.driver import Capabilities, Condition, Digest, ListedObject, Match, ObjectStat, StaleUpload
 from worker.storage.integrity.verdict import Verdict, Verification
 from worker.storage.integrity.verifying_reader import VerifiedReader
-from worker.storage.registry import Stores, open_store
+from worker.storage.registry import Stores
 from worker.storage.store import Store
 
 __all__ = [
@@ -25,5 +25,4 @@ __all__ = [
     "Verdict",
     "Verification",
     "VerifiedReader",
-    "open_store",
 ]

@@ -1,11 +1,23 @@
 """How a store is configured: one frozen model per backend, told apart by `type`."""
 
+import base64
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from worker.storage.endpoint import Endpoint, parse_endpoint
 from worker.storage.units import Size
 
 
@@ -43,6 +55,42 @@ def _with_owner(mode: int, least: int, most: int) -> int:
     return mode
 
 
+def _plain_secret(secret: SecretStr) -> SecretStr:
+    """Return a secret that can be part of a header; the end of a line in a file of secrets is not meant to be."""
+    text = secret.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        msg = "it is empty, or has white space, a control character or a letter that is not ASCII"
+        raise ValueError(msg)
+    return secret
+
+
+def _base64_secret(secret: SecretStr) -> SecretStr:
+    try:
+        base64.b64decode(secret.get_secret_value(), validate=True)
+    except ValueError:
+        msg = "it is no key of an account, which is base64"
+        raise ValueError(msg) from None
+    return secret
+
+
+def _sas_token(secret: SecretStr) -> SecretStr:
+    if "://" in secret.get_secret_value():
+        msg = "it is the part behind the '?' of the address alone"
+        raise ValueError(msg)
+    return secret
+
+
+def _real_name(name: str | None) -> str | None:
+    if name is not None and (not name or "/" in name) and not name.startswith("arn:"):
+        msg = "it is the name of one bucket or container, without a scheme and without a path behind it"
+        raise ValueError(msg)
+    return name
+
+
+Secret = Annotated[SecretStr, AfterValidator(_plain_secret)]
+RealName = Annotated[str | None, AfterValidator(_real_name)]
+
+
 class FilesystemConfig(_StoreConfig):
     """A directory that holds `bucket/key`, with each object's SHA-256 in `bucket/key.sha256`."""
 
@@ -63,7 +111,7 @@ class CloudConfig(_StoreConfig):
     """`native`: every logical bucket is a real bucket of the same name."""
     buckets: tuple[str, ...] = ()
     """With `native`: the real buckets in which cleanup looks for stale uploads; `*` and `?` are allowed."""
-    reserved_bucket: str | None = None
+    reserved_bucket: RealName = None
     """With `native`: the real bucket that holds quarantine and probes, under `.zot-reserved/`; it must exist."""
     read_back: bool | None = None
     """Whether each write is read back before it counts; by default where the store does not refuse a wrong checksum."""
@@ -95,7 +143,7 @@ class S3Config(CloudConfig):
     """
 
     type: Literal["s3"] = "s3"
-    bucket: str | None = None
+    bucket: RealName = None
     """The real bucket; logical buckets are the first path segment of the keys in it. Required for `prefixed`."""
     endpoint: str | None = None
     """URL of a compatible store; Amazon's own endpoint by default."""
@@ -104,9 +152,9 @@ class S3Config(CloudConfig):
     """Which dialect the endpoint speaks: `aws` without an endpoint, `other` with one."""
     addressing: Literal["auto", "path", "virtual"] | None = None
     """How the bucket is named in requests; `path` by default where an endpoint is configured."""
-    access_key_id: SecretStr | None = None
-    secret_access_key: SecretStr | None = None
-    session_token: SecretStr | None = None
+    access_key_id: Secret | None = None
+    secret_access_key: Secret | None = None
+    session_token: Secret | None = None
     profile: str | None = None
     """A profile of the SDK's shared configuration files."""
     bucket_owner: str | None = None
@@ -125,6 +173,27 @@ class S3Config(CloudConfig):
     @property
     def real_bucket(self) -> str | None:
         return self.bucket
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None:
+            return None
+        credentials = "keys belong into access_key_id and secret_access_key"
+        found = parse_endpoint(url, example="https://s3.example.com", credentials=credentials)
+        if "_" in found.host:
+            msg = "the SDK takes no host with an underscore in it"
+            raise ValueError(msg)
+        _check_no_bucket(found, info.data.get("bucket"), no_path=found.host.endswith(".amazonaws.com"))
+        return found.text
+
+    @field_validator("region")
+    @classmethod
+    def _region(cls, region: str | None) -> str | None:
+        if region is not None and not re.fullmatch(r"(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", region):
+            msg = "it is no region, such as eu-west-1: letters, digits and '-'"
+            raise ValueError(msg)
+        return region
 
     @model_validator(mode="after")
     def _complete(self) -> "S3Config":
@@ -148,7 +217,7 @@ class GcsConfig(CloudConfig):
     """
 
     type: Literal["gcs"] = "gcs"
-    bucket: str | None = None
+    bucket: RealName = None
     """The real bucket; logical buckets are the first path segment of the keys in it. Required for `prefixed`."""
     project: str | None = None
     """Who owns the buckets that are made and listed; the credentials' own project by default."""
@@ -178,6 +247,16 @@ class GcsConfig(CloudConfig):
     def real_bucket(self) -> str | None:
         return self.bucket
 
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None:
+            return None
+        credentials = "credentials belong into credentials_file"
+        found = parse_endpoint(url, example="https://storage.googleapis.com", credentials=credentials)
+        _check_no_bucket(found, info.data.get("bucket"))
+        return found.text
+
     @model_validator(mode="after")
     def _complete(self) -> "GcsConfig":
         if self.layout == "prefixed" and not self.bucket:
@@ -188,9 +267,6 @@ class GcsConfig(CloudConfig):
             raise ValueError(msg)
         if self.anonymous and self.credentials_file:
             msg = "`anonymous` and `credentials_file` exclude each other"
-            raise ValueError(msg)
-        if self.endpoint and not re.match(r"https?://[^/]", self.endpoint):
-            msg = "`endpoint` is no URL of a store, such as https://storage.googleapis.com"
             raise ValueError(msg)
         return self
 
@@ -203,7 +279,7 @@ class AzureConfig(CloudConfig):
     """
 
     type: Literal["azure"] = "azure"
-    container: str | None = None
+    container: RealName = None
     """The real container; logical buckets are the first path segment of the names in it. Required for `prefixed`.
 
     With `native` every logical bucket is a container, whose name must follow Azure's stricter rule.
@@ -211,8 +287,8 @@ class AzureConfig(CloudConfig):
     account_url: str | None = None
     """Such as https://ACCOUNT.blob.core.windows.net; this or a connection string."""
     connection_string: SecretStr | None = None
-    account_key: SecretStr | None = None
-    sas_token: SecretStr | None = None
+    account_key: Annotated[Secret, AfterValidator(_base64_secret)] | None = None
+    sas_token: Annotated[Secret, AfterValidator(_sas_token)] | None = None
     """A shared access signature, without the address that it is written behind."""
     api_version: str = "2026-02-06"
     """The version of the REST interface: from this one on, a listing goes on behind a key without reading up to it."""
@@ -223,6 +299,35 @@ class AzureConfig(CloudConfig):
     @property
     def real_bucket(self) -> str | None:
         return self.container
+
+    @field_validator("account_url")
+    @classmethod
+    def _account_url(cls, url: str | None, info: ValidationInfo) -> str | None:
+        return None if url is None else _azure_endpoint(url, info.data.get("container")).text
+
+    @field_validator("connection_string")
+    @classmethod
+    def _connection_string(cls, string: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if string is None:
+            return None
+        fields = connection_fields(string)
+        if "BLOBENDPOINT" in fields:
+            try:
+                _azure_endpoint(fields["BLOBENDPOINT"], info.data.get("container"))
+            except ValueError as error:
+                msg = f"BlobEndpoint: {error}"
+                raise ValueError(msg) from None
+        elif "ACCOUNTNAME" not in fields:
+            msg = (
+                "it has neither AccountName nor BlobEndpoint; expected is NAME=VALUE;NAME=VALUE as the portal shows it"
+            )
+            raise ValueError(msg)
+        if fields.get("DEFAULTENDPOINTSPROTOCOL", "https").lower() not in {"http", "https"}:
+            msg = "DefaultEndpointsProtocol is https or http"
+            raise ValueError(msg)
+        if "ACCOUNTKEY" in fields:
+            _base64_secret(SecretStr(fields["ACCOUNTKEY"]))
+        return string
 
     @model_validator(mode="after")
     def _complete(self) -> "AzureConfig":
@@ -235,10 +340,29 @@ class AzureConfig(CloudConfig):
         if sum(found is not None for found in (self.connection_string, self.account_key, self.sas_token)) > 1:
             msg = "give one of `connection_string`, `account_key` and `sas_token`, or none of them"
             raise ValueError(msg)
-        if "?" in (self.account_url or ""):
-            msg = "`account_url` ends before the '?': a shared access signature belongs into `sas_token`"
-            raise ValueError(msg)
         return self
+
+
+def connection_fields(string: SecretStr) -> dict[str, str]:
+    """Return what a connection string says, under upper-case names."""
+    pairs = (pair.partition("=") for pair in string.get_secret_value().split(";"))
+    return {name.strip().upper(): value for name, _, value in pairs if value}
+
+
+def _azure_endpoint(url: str, container: str | None) -> Endpoint:
+    credentials = "a shared access signature belongs into sas_token, a key into account_key"
+    found = parse_endpoint(url, example="https://ACCOUNT.blob.core.windows.net", credentials=credentials)
+    # The address of an emulator ends in the name of its account.
+    inside = container if found.path.count("/") > 1 else None
+    _check_no_bucket(found, inside, no_path=found.host.endswith(".blob.core.windows.net"))
+    return found
+
+
+def _check_no_bucket(endpoint: Endpoint, bucket: str | None, *, no_path: bool = False) -> None:
+    """Refuse the address of a bucket in place of that of a store: every object would be looked for in a wrong place."""
+    if endpoint.path and (no_path or endpoint.path.rpartition("/")[2] == bucket):
+        msg = "the URL has a path behind it: the name of the bucket or container is a setting of its own"
+        raise ValueError(msg)
 
 
 StoreConfig = Annotated[FilesystemConfig | S3Config | GcsConfig | AzureConfig, Field(discriminator="type")]

@@ -10,19 +10,35 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
-from worker.storage.config import AzureConfig, CloudConfig, FilesystemConfig, GcsConfig, S3Config, StoreConfig
+from worker.storage.config import (
+    AzureConfig,
+    CloudConfig,
+    FilesystemConfig,
+    GcsConfig,
+    S3Config,
+    StoreConfig,
+    connection_fields,
+)
 from worker.storage.driver import Condition, Driver, WriteInfo
-from worker.storage.errors import AccessDenied, AlreadyExists, InvalidKey, NotFound, PermanentError, Unavailable
+from worker.storage.endpoint import InvalidEndpoint, parse_endpoint
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidKey,
+    NotFound,
+    PermanentError,
+    StorageError,
+    Unavailable,
+)
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.keys import MARKER_BUCKET
+from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
 
 MARKER_KEY = "identity"
 RECHECK_SECONDS = 600
@@ -32,7 +48,10 @@ _ID = re.compile(rb"zot-store ([0-9a-f]{32})\n")
 _MARKER_BYTES = 1024
 _DEPTH_BELOW = 3
 _MOST_BELOW = 1000
-_PORTS = {"http": 80, "https": 443}
+_MOUNT_POINT = 4  # field of a line of mountinfo
+_AMAZON = re.compile(r"(?!.*\bus-(?:gov|iso))(?:[a-z0-9-]+\.)*s3[a-z0-9-]*\.(?:[a-z0-9-]+\.)*amazonaws\.com")
+_GOOGLE = re.compile(r"(?:[a-z]+-)?storage\.googleapis\.com|www\.googleapis\.com")
+"""Hosts of one name space of buckets: a bucket is the same one at each of them."""
 
 
 class SameStore(PermanentError):
@@ -98,17 +117,29 @@ class KnownIdFiles:
 class Identity:
     """Checks that one store is the one that was used under its name before."""
 
-    def __init__(self, driver: Driver, known: KnownIds, *, root: Path | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        known: KnownIds,
+        *,
+        configs: Mapping[str, StoreConfig] | None = None,
+        driver_of: Callable[[str], Driver] | None = None,
+    ) -> None:
         """Prepare the checks; nothing is read.
 
         Args:
             driver: the store.
             known: the ids that were seen before.
-            root: the directory of the store, if it has one: another disk that is mounted there is noticed at once.
+            configs: all stores by name. Another disk that is mounted at the root of this one is noticed at once, and
+                its marker is looked for through the others.
+            driver_of: returns another store by its name.
         """
         self._driver = driver
         self._known = known
-        self._root = root
+        self._configs = configs or {}
+        self._driver_of = driver_of
+        own = self._configs.get(driver.name)
+        self._root = own.root if isinstance(own, FilesystemConfig) else None
         self._checked: tuple[object, float] | None = None
         self._looked_below = False
 
@@ -145,8 +176,9 @@ class Identity:
             known = self._own_known()
             if known not in {None, found}:  # another machine was faster, and its disk is another one
                 self._refuse_other(known, found)
-        if self._root is not None and write:
-            self._refuse_nested(self._root, below=fresh or not self._looked_below)
+        if write:
+            self._refuse_nested(found, below=fresh or not self._looked_below)
+            self._refuse_one_server(found)
             self._looked_below = True
         self._checked = (mount, time.monotonic() + RECHECK_SECONDS)
 
@@ -211,19 +243,62 @@ class Identity:
                 "be one copy. Remove one of them from the settings, or point it to another place"
             )
 
-    def _refuse_nested(self, root: Path, *, below: bool) -> None:
-        """Find the marker of another configured store around the root, or below it: one share that is mounted twice."""
+    def _refuse_nested(self, own: str | None, *, below: bool) -> None:
+        """Find the marker of another store around or below the root, or that of this one below another root.
+
+        No configuration shows that of one share that is mounted twice, or of a directory that a server gives out.
+
+        Args:
+            own: the id of this store.
+            below: search the directories below the roots, too.
+        """
         others = {marker: name for name, marker in self._known.others(self._driver.name).items()}
-        if not others:
+        if self._root is not None and others:
+            around = self._root.resolve().parents
+            for directory in [*around, *(_directories_below(self._root) if below else ())]:
+                name = others.get(_marker_in(directory) or "")
+                if name is not None:
+                    raise self._nested(name, directory, name)
+        if own is None or not below:
             return
-        for directory in [*root.resolve().parents, *(_directories_below(root) if below else ())]:
-            name = others.get(_marker_in(directory) or "")
-            if name is not None:
+        for name, config in self._configs.items():
+            if name == self._driver.name or not isinstance(config, FilesystemConfig):
+                continue
+            for directory in _directories_below(config.root):
+                if _marker_in(directory) == own:
+                    raise self._nested(name, directory, self._driver.name)
+
+    def _nested(self, other: str, directory: Path, root_of: str) -> SameStore:
+        return SameStore(
+            f"stores {self._driver.name} and {other} are one physical place: {directory} is the root of "
+            f"{root_of}, and one root is inside the other. Remove one of them from the settings, or point it to "
+            f"another place; if {directory} is only a copy of {root_of}, remove {MARKER_BUCKET}/{MARKER_KEY} in it"
+        )
+
+    def _refuse_one_server(self, own: str | None) -> None:
+        """Find the marker of a store through another one that names its bucket: two addresses of one server."""
+        if self._driver_of is None:
+            return
+        markers = {**self._known.others(self._driver.name), self._driver.name: own}
+        for through, of, bucket, key in _crossings(self._driver.name, self._configs):
+            if not (marker := markers.get(of)):
+                continue
+            driver = self._driver if through == self._driver.name else self._driver_of(through)
+            if _marker_through(driver, bucket, key) == marker:
                 raise SameStore(
-                    f"stores {self._driver.name} and {name} are one physical place: {directory} is the root of "
-                    f"{name}, and one root is inside the other. Remove one of them from the settings, or point it to "
-                    f"another place; if {directory} is only a copy of {name}, remove {MARKER_BUCKET}/{MARKER_KEY} in it"
+                    f"stores {through} and {of} are one physical place: the bucket {bucket} of {of} is there through "
+                    f"{through} as well. Remove one of them from the settings, or point it to another place"
                 )
+
+
+def _marker_through(driver: Driver, bucket: str, key: str) -> str | None:
+    """Return the id of the store whose marker an object is; None where there is none, as on most other servers."""
+    try:
+        with driver.open(bucket, key) as reader:
+            found = _ID.fullmatch(reader.read(_MARKER_BYTES))
+    except StorageError:
+        return None
+    return found[1].decode() if found else None
 
 
 def _marker_in(directory: Path) -> str | None:
@@ -242,7 +317,9 @@ def _marker_in(directory: Path) -> str | None:
 
 
 def _directories_below(root: Path) -> Iterator[Path]:
-    """Yield the directories below a root, those near it first, down to `_DEPTH_BELOW` and at most `_MOST_BELOW`."""
+    """Yield what is mounted below a root, then directories near it, to `_DEPTH_BELOW` and at most `_MOST_BELOW`."""
+    real = os.path.realpath(root)
+    yield from (Path(point) for point, _, _ in _mounts() if point != real and _within(point, real))
     level, count = [root], 0
     for _ in range(_DEPTH_BELOW):
         below = []
@@ -257,6 +334,24 @@ def _directories_below(root: Path) -> Iterator[Path]:
         yield from below[: _MOST_BELOW - count]
         count += len(below)
         level = below[: max(0, _MOST_BELOW - count)]
+
+
+def _crossings(name: str, configs: Mapping[str, StoreConfig]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield where the marker of one store would be found through another one, if both were on one server.
+
+    Yields:
+        the store to look through, the one whose marker it is, the real bucket and the key; one of both is `name`.
+    """
+    for through, seeing in configs.items():
+        for of, seen in configs.items():
+            if through == of or name not in {through, of}:
+                continue
+            if not (isinstance(seeing, CloudConfig) and isinstance(seen, CloudConfig) and type(seeing) is type(seen)):
+                continue
+            if _names_bucket_of(seeing, seen):
+                yield through, of, str(seen.real_bucket), f"{MARKER_BUCKET}/{MARKER_KEY}"
+            if (seeing.layout, seen.layout) == ("native", "native") and seen.reserved_bucket:
+                yield through, of, seen.reserved_bucket, f"{RESERVED_PREFIX}{MARKER_BUCKET}/{MARKER_KEY}"
 
 
 def _sha256(content: bytes) -> str:
@@ -291,24 +386,48 @@ def physical_path(path: Path, mounts: "list[_Mount] | None" = None) -> tuple[str
 
 
 def contains(outer: Path, inner: Path) -> bool:
-    """Return whether a directory is, or contains, another one, with links and bind mounts resolved."""
-    mounts = _mounts()
-    device, path = physical_path(outer, mounts)
-    other_device, other = physical_path(inner, mounts)
-    resolved = _within(os.path.realpath(inner), os.path.realpath(outer))  # also where another disk is mounted between
-    return resolved or (device == other_device and _within(other, path))
+    """Return whether a directory is, or contains, another one, with links and bind mounts resolved.
+
+    What is mounted inside a directory is contained in it, wherever else it is.
+    """
+    return _contains(outer, inner, _mounts())
 
 
 _Mount = tuple[str, str, str]
 
 
+def _contains(outer: Path, inner: Path, mounts: list[_Mount]) -> bool:
+    real = os.path.realpath(outer)
+    if _within(os.path.realpath(inner), real) or _is_or_is_above(outer, inner):
+        return True
+    device, path = physical_path(inner, mounts)
+    return any(device == where and _within(path, top) for where, top in _extents(outer, mounts))
+
+
+def _extents(root: Path, mounts: list[_Mount]) -> Iterator[tuple[str, str]]:
+    """Yield each directory of a device that a root shows: its own, and those that are mounted inside it."""
+    yield physical_path(root, mounts)
+    real = os.path.realpath(root)
+    for point, device, top in mounts:
+        if point != real and _within(point, real):
+            yield device, top
+
+
+def _is_or_is_above(outer: Path, inner: Path) -> bool:
+    """Return whether a directory is another one, or one around it, also where the disk tells no upper case apart."""
+    with suppress(OSError):  # a root that is gone is reported by the driver
+        found = outer.stat()
+        real = Path(os.path.realpath(inner))
+        for directory in (real, *real.parents):
+            with suppress(OSError):
+                if os.path.samestat(directory.stat(), found):
+                    return True
+    return False
+
+
 def _overlap(first: StoreConfig, second: StoreConfig, mounts: list[_Mount]) -> str | None:
     if isinstance(first, FilesystemConfig) and isinstance(second, FilesystemConfig):
-        device, one = physical_path(first.root, mounts)
-        other_device, two = physical_path(second.root, mounts)
-        if device != other_device or not (_within(one, two) or _within(two, one)):
-            return None
-        return "both roots are one directory" if one == two else "one root is inside the other"
+        return _roots_overlap(first.root, second.root, mounts)
     location, other = _location(first), _location(second)
     if location is not None and location == other:
         return "both are one bucket of one endpoint"
@@ -318,9 +437,27 @@ def _overlap(first: StoreConfig, second: StoreConfig, mounts: list[_Mount]) -> s
     return None
 
 
+def _roots_overlap(one: Path, two: Path, mounts: list[_Mount]) -> str | None:
+    inside, around = _contains(one, two, mounts), _contains(two, one, mounts)
+    if inside and around:
+        return "both roots are one directory"
+    if inside or around:
+        return "one root is inside the other"
+    # Two roots inside which one directory is mounted, or one of which shows a part of the other.
+    shown = set(_extents(one, mounts))
+    for device, top in _extents(two, mounts):
+        if any(device == where and (_within(top, path) or _within(path, top)) for where, path in shown):
+            return "a directory is mounted inside one root that the other shows as well"
+    return None
+
+
 def _lists(native: CloudConfig, prefixed: CloudConfig) -> bool:
     """Return whether the bucket of a store is one of those that a store with a bucket for each logical one names."""
-    if (native.layout, prefixed.layout) != ("native", "prefixed") or _server(native) != _server(prefixed):
+    return _names_bucket_of(native, prefixed) and _server(native) == _server(prefixed)
+
+
+def _names_bucket_of(native: CloudConfig, prefixed: CloudConfig) -> bool:
+    if type(native) is not type(prefixed) or (native.layout, prefixed.layout) != ("native", "prefixed"):
         return False
     return any(fnmatchcase(prefixed.real_bucket or "", pattern) for pattern in native.buckets)
 
@@ -333,9 +470,9 @@ def _server(config: CloudConfig) -> tuple[str | None, ...] | None:
 def _location(config: StoreConfig) -> tuple[str | None, ...] | None:
     match config:
         case S3Config():
-            return "s3", _endpoint(config.endpoint), config.layout, config.bucket
+            return "s3", _endpoint(config.endpoint, _AMAZON), config.layout, config.bucket
         case GcsConfig():
-            return "gcs", _endpoint(config.endpoint), config.layout, config.bucket
+            return "gcs", _endpoint(config.endpoint, _GOOGLE), config.layout, config.bucket
         case AzureConfig():
             return "azure", _account(config), config.layout, config.container
         case _:
@@ -345,35 +482,34 @@ def _location(config: StoreConfig) -> tuple[str | None, ...] | None:
 def _account(config: AzureConfig) -> str | None:
     if config.connection_string is None:
         return _endpoint(config.account_url)
-    fields = dict(
-        field.split("=", 1) for field in config.connection_string.get_secret_value().split(";") if "=" in field
-    )
-    suffix = fields.get("EndpointSuffix", "core.windows.net")
-    default = f"{fields.get('DefaultEndpointsProtocol', 'https')}://{fields.get('AccountName')}.blob.{suffix}"
-    return _endpoint(fields.get("BlobEndpoint", default))
+    fields = connection_fields(config.connection_string)
+    suffix = fields.get("ENDPOINTSUFFIX", "core.windows.net")
+    default = f"{fields.get('DEFAULTENDPOINTSPROTOCOL', 'https')}://{fields.get('ACCOUNTNAME')}.blob.{suffix}"
+    return _endpoint(fields.get("BLOBENDPOINT", default))
 
 
-def _endpoint(url: str | None) -> str | None:
+def _endpoint(url: str | None, own: re.Pattern[str] | None = None) -> str | None:
+    """Return what is the same for two spellings of one endpoint; None for any of the provider's own, `own`."""
     if url is None:
         return None
     try:
-        parts = urlsplit(url)
-        port = parts.port or _PORTS.get(parts.scheme)
-    except ValueError:
+        found = parse_endpoint(url, example="", credentials="")
+    except InvalidEndpoint:
         return url
-    return f"{(parts.hostname or '').lower()}:{port}{parts.path.rstrip('/')}"
+    return None if own and own.fullmatch(found.host) else found.place
 
 
 def _mounts() -> list[_Mount]:
     """Return each mount of this machine: its directory, its device, and the directory of the device that is mounted."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
     except OSError:
         return []  # not Linux: only links are resolved
     found = []
     for line in lines:
         fields = line.split(" ")
-        found.append((_unescaped(fields[4]), fields[2], _unescaped(fields[3])))
+        if len(fields) > _MOUNT_POINT:
+            found.append((_unescaped(fields[_MOUNT_POINT]), fields[2], _unescaped(fields[3])))
     return found
 
 

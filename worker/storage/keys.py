@@ -21,6 +21,8 @@ MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 247
 RESERVED_SEGMENT = ".zot-"
 RESERVED_BUCKET = "zot-"
+RESERVED_PREFIX = f"{RESERVED_SEGMENT}reserved/"
+"""In the layout `native`, before the names of reserved buckets in the real bucket that settings name for them."""
 QUARANTINE_BUCKET = "zot-quarantine"
 PROBE_BUCKET = "zot-probe"
 STAGING_BUCKET = "zot-staging"

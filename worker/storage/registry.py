@@ -37,16 +37,6 @@ def open_driver(name: str, config: StoreConfig) -> Driver:
             return AzureDriver(name, config)
 
 
-def open_store(
-    name: str, config: StoreConfig, *, spool_dir: Path | None = None, known_ids: KnownIds | None = None
-) -> Store:
-    """Return the store that is configured under this name; with `known_ids` it checks its identity before each use."""
-    driver = open_driver(name, config)
-    root = config.root if isinstance(config, FilesystemConfig) else None
-    identity = Identity(driver, known_ids, root=root) if known_ids else None
-    return Store(driver, spool_dir=spool_dir, identity=identity)
-
-
 class Stores(Mapping[str, Store]):
     """The configured stores by name, each opened at its first use and again after a fork."""
 
@@ -61,6 +51,7 @@ class Stores(Mapping[str, Store]):
         self._known_ids = known_ids
         self._spool_dir = spool_dir
         self._open: dict[str, Store] = {}
+        self._drivers: dict[str, Driver] = {}
         self._process = os.getpid()
 
     def __getitem__(self, name: str) -> Store:
@@ -70,14 +61,23 @@ class Stores(Mapping[str, Store]):
             UnknownStore: naming the store that was asked for and those that there are.
         """
         if os.getpid() != self._process:  # SDK clients and their connections do not survive a fork
-            self._open, self._process = {}, os.getpid()
+            self._open, self._drivers, self._process = {}, {}, os.getpid()
         if name not in self._configs:
             raise UnknownStore(self._unknown(name))
         if name not in self._open:
-            self._open[name] = open_store(
-                name, self._configs[name], spool_dir=self._spool_dir, known_ids=self._known_ids
+            driver = self._driver(name)
+            identity = (
+                Identity(driver, self._known_ids, configs=self._configs, driver_of=self._driver)
+                if self._known_ids
+                else None
             )
+            self._open[name] = Store(driver, spool_dir=self._spool_dir, identity=identity)
         return self._open[name]
+
+    def _driver(self, name: str) -> Driver:
+        if name not in self._drivers:
+            self._drivers[name] = open_driver(name, self._configs[name])
+        return self._drivers[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._configs)
@@ -87,9 +87,10 @@ class Stores(Mapping[str, Store]):
 
     def close(self) -> None:
         """Close the stores that were opened."""
-        for store in self._open.values():
-            store.close()
+        for driver in self._drivers.values():
+            driver.close()
         self._open.clear()
+        self._drivers.clear()
 
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(name, self._configs, n=1)

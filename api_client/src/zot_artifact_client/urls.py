@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from zot_artifact_client.address import BAD_ESCAPE, split_address
 from zot_artifact_client.errors import InvalidUrl
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _parse_server(url: str, setting: str) -> _Server:
             f"{setting}: the user or password has a character that must be percent-encoded: @ is %40, / is %2F, "
             "# is %23, ? is %3F"
         )
-    if re.search(r"%(?![0-9a-fA-F]{2})", rest):
+    if BAD_ESCAPE.search(rest):
         raise InvalidUrl(f"{setting}: a % that is no percent-encoding must be written as %25")
     user, colon, password = credentials.partition(":")
     path, _, query_text = tail.partition("?")
@@ -191,15 +192,11 @@ def _unknown_scheme(scheme: str) -> str:
 
 
 def _address(scheme: str, address: str, setting: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::(.*))?", address)
-    if found is None:
-        raise InvalidUrl(f"{setting}: the host is no host; an IPv6 address is written in brackets")
-    host, port = found[1].strip("[]") or "127.0.0.1", found[2]
-    if not port:
-        return host, _DEFAULT_PORTS[scheme]
-    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 1 << 16:
-        raise InvalidUrl(f"{setting}: the port must be a number from 1 to 65535")
-    return host, int(port)
+    try:
+        host, port = split_address(address, _DEFAULT_PORTS[scheme])
+    except ValueError as error:
+        raise InvalidUrl(f"{setting}: {error}") from None
+    return host or "127.0.0.1", port
 
 
 def _query(scheme: str, text: str, setting: str) -> dict[str, str]:

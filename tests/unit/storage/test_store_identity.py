@@ -1,6 +1,10 @@
 """Test that one physical place is never two stores, and that another disk is never taken for the store."""
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,6 +56,71 @@ def test_a_bind_mount_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert _pairs(configs) == [("a", "b")]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("/srv/artifacts", "/srv/artifacts/disk"),
+        ("/srv/artifacts", "/mnt/disk"),
+        ("/srv/artifacts", "/mnt/disk/shared/team"),
+        ("/srv/artifacts", "/mnt"),
+        ("/srv/artifacts", "/srv/others"),
+    ],
+    ids=["at_the_mount", "where_it_is_mounted_too", "below_what_is_mounted", "around_it", "mounted_inside_both"],
+)
+def test_what_is_mounted_inside_a_root_is_part_of_it(monkeypatch: pytest.MonkeyPatch, first: str, second: str) -> None:
+    """A disk, or a part of one, that is mounted inside a root is found there from both stores."""
+    table = [
+        ("/", "8:1", "/"),
+        ("/mnt/disk", "8:2", "/"),
+        ("/srv/artifacts/disk", "8:2", "/shared"),
+        ("/srv/others/a/b/c/d/e", "8:2", "/shared/team"),
+    ]
+    monkeypatch.setattr("worker.storage.identity._mounts", lambda: table)
+    for one, two in ((first, second), (second, first)):
+        configs: dict[str, StoreConfig] = {
+            "a": FilesystemConfig(root=Path(one)),
+            "b": FilesystemConfig(root=Path(two)),
+            "c": FilesystemConfig(root=Path("/mnt2")),
+        }
+        assert _pairs(configs) == [("a", "b")]
+
+
+def test_a_mounted_directory_is_found_on_a_real_system(tmp_path: Path) -> None:
+    """A directory that is bound into a root is found from both stores, in the kernel's own table of mounts."""
+    for name in ("outer/in/side", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    program = (
+        "import sys; from pathlib import Path; from worker.storage import FilesystemConfig as C;"
+        "from worker.storage.identity import overlapping;"
+        "a, b = (C(root=Path(p)) for p in sys.argv[1:]);"
+        "print(len([*overlapping({'a': a, 'b': b}), *overlapping({'b': b, 'a': a})]))"
+    )
+    mounted = f'mount --bind elsewhere outer/in/side && exec "{sys.executable}" -c "$0" "$1" "$2"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, program]
+    if subprocess.run([*command[:4], "mount", "--bind", ".", "."], cwd=tmp_path, check=False).returncode:
+        pytest.skip("this user cannot mount")
+    found = subprocess.run(
+        [*command, str(tmp_path / "outer"), str(tmp_path / "elsewhere" / "deep")], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == "2"
+
+
+def test_names_that_a_disk_does_not_tell_apart_are_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two spellings of one directory are found by the directory itself, also where one root is inside the other."""
+    inner = tmp_path / "Data" / "b"
+    inner.mkdir(parents=True)
+    real = Path.stat
+
+    def folding(path: Path, **options: bool) -> os.stat_result:
+        return real(Path(str(path).replace("data", "Data")), **options)
+
+    monkeypatch.setattr(Path, "stat", folding)
+    for first, second in (("Data", "data"), ("Data", "data/b"), ("data/b", "Data")):
+        configs = {name: FilesystemConfig(root=tmp_path / root) for name, root in (("a", first), ("b", second))}
+        assert _pairs(configs) == [("a", "b")]
+
+
 def test_two_spellings_of_one_bucket_are_one_place() -> None:
     """The same bucket of the same endpoint is one place, whatever the spelling of the endpoint."""
     azure = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=eA==;EndpointSuffix=core.windows.net"
@@ -60,13 +129,17 @@ def test_two_spellings_of_one_bucket_are_one_place() -> None:
         "s2": S3Config(bucket="b", endpoint="http://store.example/", region="eu-west-1"),
         "s3": S3Config(bucket="other", endpoint="http://store.example"),
         "s4": S3Config(bucket="b"),
+        "s5": S3Config(bucket="b", endpoint="https://s3.eu-west-1.amazonaws.com", region="eu-west-1"),
+        "s6": S3Config(bucket="b", endpoint="https://s3.us-gov-west-1.amazonaws.com"),
+        "v6": S3Config(bucket="b", endpoint="http://[2001:DB8::1]:9000"),
+        "v7": S3Config(bucket="b", endpoint="http://[2001:db8:0::1]:9000/"),
         "g1": GcsConfig(bucket="b"),
-        "g2": GcsConfig(bucket="b", storage_class="NEARLINE"),
+        "g2": GcsConfig(bucket="b", storage_class="NEARLINE", endpoint="https://storage.googleapis.com"),
         "a1": AzureConfig(container="b", account_url="https://acc.blob.core.windows.net"),
         "a2": AzureConfig.model_validate({"container": "b", "connection_string": azure}),
         "a3": AzureConfig(container="b", account_url="https://acc2.blob.core.windows.net"),
     }
-    assert _pairs(configs) == [("s1", "s2"), ("g1", "g2"), ("a1", "a2")]
+    assert _pairs(configs) == [("s1", "s2"), ("s4", "s5"), ("v6", "v7"), ("g1", "g2"), ("a1", "a2")]
 
 
 def test_the_settings_refuse_one_place_with_both_names(tmp_path: Path) -> None:
@@ -168,12 +241,24 @@ def test_another_disk_is_refused_until_its_record_is_removed(tmp_path: Path) -> 
 
 
 def test_one_share_that_is_mounted_twice_is_found_inside_the_other(tmp_path: Path) -> None:
-    """Where no configuration shows that one root is inside another, the markers show it, from both roots."""
+    """Where no configuration shows that one root is inside another, the markers show it, from both stores."""
     outer = tmp_path / "outer"
     inner = outer / "team" / "artifacts"
     inner.mkdir(parents=True)
     aside = tmp_path / "aside"
     aside.mkdir()
+    other = tmp_path / "the-same-by-another-mount"
+    (other / "zot-store").mkdir(parents=True)
+    inner_store = _stores(tmp_path / "inner", two=other, one=outer)["two"]
+    inner_store.write_object("b", "k", source(DATA))
+    (inner / "zot-store").mkdir()
+    (inner / "zot-store" / "identity").write_bytes((other / "zot-store" / "identity").read_bytes())
+    with pytest.raises(SameStore, match="two and one are one physical place"):
+        inner_store.check_identity()
+    with pytest.raises(SameStore, match="one and two are one physical place"):
+        _stores(tmp_path / "inner", two=other, one=outer)["one"].check_identity()
+    shutil.rmtree(inner / "zot-store")
+    shutil.rmtree(outer / "zot-store", ignore_errors=True)
     _stores(tmp_path / "run", one=outer)["one"].write_object("b", "k", source(DATA))
     with pytest.raises(SameStore, match="two and one are one physical place"):
         _stores(tmp_path / "run", one=aside, two=inner)["two"].write_object("b", "k", source(DATA))

@@ -13,7 +13,7 @@ from urllib3 import Retry
 
 from worker.storage.azure.errors import translated
 from worker.storage.cloud.error_mapping import Origin, shown_url
-from worker.storage.config import AzureConfig
+from worker.storage.config import AzureConfig, connection_fields
 from worker.storage.errors import PermanentError
 from worker.storage.transfer.chunked_body import mount_chunked_body
 
@@ -127,9 +127,7 @@ def _credential(config: AzureConfig) -> str | AzureSasCredential | TokenCredenti
 
 def _settings(config: AzureConfig) -> dict[str, str]:
     """Return what the connection string says, under upper-case names."""
-    text = config.connection_string.get_secret_value() if config.connection_string else ""
-    pairs = (pair.partition("=") for pair in text.split(";"))
-    return {name.strip().upper(): value for name, _, value in pairs if value}
+    return connection_fields(config.connection_string) if config.connection_string else {}
 
 
 def _hide_signatures(record: logging.LogRecord) -> bool:

@@ -8,12 +8,10 @@ from worker.storage.cloud.fast_path import FastPath, Place
 from worker.storage.config import CloudConfig
 from worker.storage.driver import WholeObject
 from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError
-from worker.storage.keys import RESERVED_BUCKET, RESERVED_SEGMENT
+from worker.storage.keys import RESERVED_BUCKET, RESERVED_PREFIX, RESERVED_SEGMENT
 
 MARKER = f"{RESERVED_SEGMENT}bucket"
 """The key of the empty object that keeps an empty logical bucket in existence."""
-RESERVED_PREFIX = f"{RESERVED_SEGMENT}reserved/"
-"""In the layout `native`, before the names of reserved buckets in the real bucket that settings name for them."""
 
 
 class CloudDriver(ABC):
