@@ -161,7 +161,7 @@ def test_a_stubborn_child_is_killed_after_its_grace(tmp_path: Path) -> None:
             children.wait(0.05)
         before = time.monotonic()
     assert time.monotonic() - before < 20
-    assert said == ["deaf did not end within its grace and is killed"]
+    assert said == ["deaf did not end within its grace period and is killed"]
 
 
 def test_waiting_is_ended_by_a_signal(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ ResultT = TypeVar("ResultT")
 def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> list[ResultT]:
     """Do something for every item, also after one has failed, and return the results.
 
-    Raises: StorageError, Snooze: the most retryable failure, see `most_retryable`, after all items are done.
+    Raises:
+        StorageError, Snooze: the most retryable failure, see `most_retryable`, after all items are done.
     """
     results: list[ResultT] = []
     failures: list[StorageError | Snooze] = []

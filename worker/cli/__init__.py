@@ -40,25 +40,25 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Run before every command; its options act by themselves."""
+    """Define the options of `zot-artifacts` itself, such as --version."""
 
 
 def main() -> None:
-    """Run the command that was asked for, and end with its exit status."""
+    """Run the command of this command line, and exit with its status."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a stream that a caller replaced
+        with contextlib.suppress(AttributeError):  # a caller may have replaced the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status; every foreseen error is one line."""
+    """Run one command and return its exit status; every expected error is printed as one line."""
     try:
         return app(arguments, prog_name="zot-artifacts", standalone_mode=False) or Status.GOOD
     except (KeyboardInterrupt, typer.Abort):
         return Status.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python prints an error when it exits
         return Status.BAD
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zot_artifact_client import Job
 
 IN_FLIGHT = 32
-"""Jobs of one bucket that wait in the queue or run at a time: a listing may be longer than the broker has memory."""
+"""Jobs that wait or run at a time: the broker has no memory for a job for each object of a long listing."""
 _NAMED = 1000
 
 
@@ -94,7 +94,7 @@ class Tally:
         self.fail(key, told["type"], told["message"], outcome.status)
 
     def fail(self, key: str, type_: str, message: str, status: Status) -> None:
-        """Count an object that was not adopted; a bad one outweighs an unreadable one."""
+        """Count an object that was not adopted; the exit status of a bad one wins over that of an unreadable one."""
         self.failed += 1
         if len(self.failures) < _NAMED:
             self.failures.append({"key": key, "type": type_, "message": message})
@@ -102,7 +102,7 @@ class Tally:
         complain(message)
 
     def document(self) -> dict[str, Any]:
-        """Return it as the JSON document."""
+        """Return the tally as the JSON document."""
         names = ("bucket", "prefix", "store", "adopted", "unchanged", "failed", "failures")
         return {name: getattr(self, name) for name in names}
 
@@ -146,7 +146,7 @@ def _await_first(way: Sender, tally: Tally, under_way: "deque[tuple[str, Job[Any
     if not outcome.ended and deadline is not None and time.monotonic() >= deadline:
         raise Failure(
             f"the time is up: {tally.adopted} objects of {tally.bucket}/{tally.prefix} were adopted, {tally.unchanged} "
-            "were known; the same command again goes on",
+            "were known; run the same command again to continue",
             Status.UNKNOWN,
             type_="WaitTimeout",
         )

@@ -11,7 +11,7 @@ from worker.storage.units import parse_duration
 
 
 def seconds(text: str) -> float:
-    """Read a time to wait: `90`, or with a unit `90s`, `15m`, `2h`."""
+    """Read a time to wait, in seconds or with a unit: `90`, `90s`, `15m`, `2h`."""
     try:
         return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text).total_seconds()
     except ValueError as error:
@@ -29,26 +29,34 @@ ArtifactsArgument = Annotated[
 ]
 Stores = Annotated[list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")]
 IdempotencyKey = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Send the request once: the same key again is the same job.")
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Do not send the request again if a job with this key exists; wait for that one."
+    ),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and exit without waiting for its end.")]
 Timeout = Annotated[
     float | None,
     typer.Option(parser=seconds, metavar="TIME", help="Stop waiting after this time, such as 90s. The job goes on."),
 ]
-All = Annotated[bool, typer.Option("--all", help="Every artifact of the bucket or below the prefix.")]
+All = Annotated[bool, typer.Option("--all", help="All artifacts of the bucket or below the prefix.")]
 KeysFrom = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Every artifact in FILE, one BUCKET/KEY on each line. `-` is standard input."),
+    typer.Option(
+        metavar="FILE", help="All artifacts that FILE lists, one BUCKET/KEY on each line. `-` is standard input."
+    ),
 ]
 InFlight = Annotated[
-    int | None, typer.Option(min=1, max=10_000, metavar="N", help="With --all or --keys-from: most jobs at a time.")
+    int | None,
+    typer.Option(
+        min=1, max=10_000, metavar="N", help="With --all or --keys-from: how many jobs wait or run at a time, at most."
+    ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactPath:
-    """An artifact as people name it: BUCKET/KEY."""
+    """An artifact as the command line names it: BUCKET/KEY."""
 
     bucket: str
     key: str

@@ -1,4 +1,4 @@
-"""Every command by name: where its function is, and the line that the list of commands shows for it.
+"""The commands by name: the module of each, and its line in the list of commands.
 
 The function's module is imported when the command runs. The list of commands, `--version` and the completion of
 command names import none of them.
@@ -15,12 +15,12 @@ from typer.main import get_command
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A command that is not loaded yet."""
+    """A command whose module is not imported yet."""
 
     panel: str
     summary: str
     target: str
-    """Module in this package and name in it, `module:name`: a function, or the Typer application of a group."""
+    """`module:name` of a function, or of the Typer application of a group, in this package."""
 
     def load(self, name: str) -> Any:
         """Import the command and return it as Typer runs it."""
@@ -47,20 +47,20 @@ COMMANDS = {
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
     "status": Entry(
         _STORES,
-        "Show what is open: findings, repairs, dead letters, and how far the copies are read.",
+        "Show what needs attention: findings, repairs, dead letters, overdue reads.",
         "status:status",
     ),
     "findings": Entry(
         _STORES, "List what is not as it should be, show one finding, or acknowledge it.", "findings:app"
     ),
-    "stores": Entry(_STORES, "List the stores, forget one that is gone, accept one that was replaced.", "stores:app"),
-    "log": Entry(_STORES, "Check the log of verifications.", "log:app"),
+    "stores": Entry(_STORES, "List the stores; forget, accept or trust one.", "stores:app"),
+    "log": Entry(_STORES, "Check that the verification log was not changed.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),
-    "pause": Entry(_JOBS, "Let the jobs of a store, a queue or a batch wait.", "pause:pause"),
+    "pause": Entry(_JOBS, "Pause the jobs of a store, a queue or a batch.", "pause:pause"),
     "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
-    "pauses": Entry(_JOBS, "List what is paused, since when and why.", "pause:pauses"),
+    "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
-    "doctor": Entry(_SERVICE, "Check everything that the worker needs.", "doctor:doctor"),
+    "doctor": Entry(_SERVICE, "Check settings, stores, broker, workers and beat.", "doctor:doctor"),
     "demo": Entry(_SERVICE, "Show upload, replication, verification and repair on real files.", "demo:demo"),
 }  # fmt: skip
 
@@ -74,7 +74,7 @@ class LazyGroup(TyperGroup):
             self.commands[name] = TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Replace the listed command by the real one."""
+        """Return the command, imported, in place of its entry in the list."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             command = COMMANDS[name].load(name)

@@ -31,7 +31,7 @@ def delete(
         bool, typer.Option("--allow-last", help="Delete even if no good copy remains in another store.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--everything", help="With --all BUCKET: confirm that the whole bucket is meant.")
+        bool, typer.Option("--everything", help="With --all BUCKET: confirm that the whole bucket is to be deleted.")
     ] = False,
     all_below: All = False,
     keys_from: KeysFrom = None,
@@ -43,7 +43,8 @@ def delete(
 ) -> None:
     """Delete artifacts, or their copies in single stores.
 
-    Without --store the artifact is deleted from all stores. `zot-artifacts ls` shows beforehand what a prefix names.
+    Without --store the artifact is deleted from all stores. `zot-artifacts ls PREFIX` lists the artifacts that --all
+    would delete.
 
     Examples:
 
@@ -65,7 +66,7 @@ def delete(
 
 
 def _require_known(session: Session, at: ArtifactPath) -> None:
-    """Reject a key that the catalogue never had: it is mistyped. One that was deleted before is gone already."""
+    """Raise Failure for a key that the catalogue never had: it is mistyped. A deleted artifact is no error."""
     if session.catalogue.artifacts.version(at.bucket, at.key, 1) is not None:
         return
     raise Failure(

@@ -42,8 +42,8 @@ def demo(
 ) -> None:
     """Show upload, replication, verification and repair on real files.
 
-    The demo runs `zot-artifacts up`, uploads three files, damages a copy, repairs it and deletes everything again.
-    Each step checks its effect, and the exit status is 0 only if all steps had theirs.
+    The demo runs `zot-artifacts up`, uploads three files, damages a copy, repairs it and deletes everything again. Each
+    step checks its effect. The exit status is 0 only if every check passed.
 
     Example:
 
@@ -56,7 +56,7 @@ def demo(
         try:
             _play(console, Path(directory).absolute(), s3_endpoint, s3_bucket)
         except steps.NotSeen as error:
-            raise Failure(f"demo: step {error.step!r} was not seen to work: {error}", type_="NotSeen") from error
+            raise Failure(f"demo: step {error.step!r} failed: {error}", type_="NotSeen") from error
         except UpFailed as error:
             raise Failure(f"demo: {error}", type_="UpFailed") from error
     if as_json:
@@ -81,13 +81,13 @@ def _play(console: Console, home: Path, endpoint: str | None, bucket: str) -> No
         family |= up.family()
     left = still_there(family, 5)
     if left:
-        raise steps.NotSeen("end", f"processes are left behind: {sorted(left)}")
-    console.print(f"[green]✓[/] `up` has ended in order; none of its {len(family)} processes is left")
-    console.rule("[green]every step was seen to work[/]")
+        raise steps.NotSeen("end", f"processes still run: {sorted(left)}")
+    console.print(f"[green]✓[/] `up` has shut down; none of its {len(family)} processes is left")
+    console.rule("[green]every step passed[/]")
 
 
 def _configure(home: Path, endpoint: str | None, bucket: str) -> None:
-    """Write a configuration and make it the only one that this process and its children see."""
+    """Write a configuration, and make it the only one for this process and its children."""
     if (home / "catalogue.sqlite3").exists():
         raise Failure(f"{home} is a data directory in use: name one for the demo alone", Status.USAGE)
     home.mkdir(parents=True, exist_ok=True)

@@ -35,14 +35,14 @@ BUCKET = "demo"
 _SIZES = ((10_000, 200_000), (1024**2, 8 * 1024**2), (8 * 1024**2 + 1, 200 * 1024**2))
 """Bytes that the three files have, from and to."""
 _MEASURABLE = 1024**2
-"""Bytes below which a rate says more of the queue than of the stores."""
+"""Bytes below which no rate is shown: it would measure the queue and not the stores."""
 _JOB_WITHIN = 120.0
 _SWEEP_WITHIN = 60.0
 _FLIPPED = 4096
 
 
 class NotSeen(Exception):
-    """A step was not seen to work."""
+    """A check of a step failed."""
 
     def __init__(self, step: str, message: str) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class NotSeen(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A file of the installation, with the key it gets and what its bytes are."""
+    """A file of the installation, with its key, size and SHA-256."""
 
     path: Path
     key: str
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Stage:
-    """What the steps share: the files, the stores they go to, and the way to the worker."""
+    """The files, the stores and the client that all steps use."""
 
     console: Console
     session: Session
@@ -88,7 +88,7 @@ class Stage:
             raise NotSeen(self.title, str(error)) from error
 
     def expect(self, seen: bool, what: str) -> None:
-        """Say what was seen, or end the demo because it was not."""
+        """Print a check that passed, or end the demo if it failed."""
         if not seen:
             raise NotSeen(self.title, what)
         self.console.print(f"  [green]✓[/] {what}")
@@ -109,7 +109,7 @@ class Stage:
         return outcome, time.monotonic() - began
 
     def tell(self, sample: Sample, line: str, moved: int = 0, seconds: float = 0.0) -> None:
-        """Show what was done with a file, and how fast."""
+        """Print what was done with a file, and how fast."""
         rate = f", {size(moved / seconds)}/s" if moved > _MEASURABLE and seconds else ""
         widest = max(len(each.key) for each in self.files)
         self.console.print(f"  {sample.key:{widest}} {size(sample.size):>9}  {sample.sha256[:12]}…  {line}{rate}")
@@ -245,7 +245,7 @@ def rot(stage: Stage) -> None:
 
 
 def repair(stage: Stage) -> None:
-    """Replicate again: the bad bytes are kept aside, right ones take their place."""
+    """Replicate again: the bad copy is repaired, and its bytes go into quarantine."""
     sample = stage.files[-1]
     bad = _sha256(stage.on_disk("dr", sample.key))
     outcome, seconds = stage.run(REPLICATE, sample, to=("dr",))
@@ -277,7 +277,7 @@ def sweep(stage: Stage) -> None:
 
 
 def delete(stage: Stage) -> None:
-    """Delete everywhere; nothing is left under the keys."""
+    """Delete the artifacts from all stores."""
     for sample in stage.files:
         outcome, _ = stage.run(DELETE, sample)
         gone = [copy["store"] for copy in (outcome.result or {})["copies"] if copy["outcome"] == "deleted"]
@@ -288,7 +288,7 @@ def delete(stage: Stage) -> None:
     files = [s.key for s in stage.files for store in ("primary", "dr") if stage.on_disk(store, s.key).exists()]
     stage.expect(not left and not files, "no store has them, and no file of them is on disk")
     outcome, _ = stage.run(DELETE, stage.files[0])
-    stage.expect((outcome.result or {})["unchanged"], "deleting what is gone is a success that says so")
+    stage.expect((outcome.result or {})["unchanged"], "deleting a deleted artifact is no error")
 
 
 def flower(stage: Stage) -> None:

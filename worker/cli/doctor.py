@@ -29,11 +29,11 @@ _LEAST_FREE = 1024**3
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check everything that the worker needs.
+    """Check settings, stores, broker, workers and beat.
 
-    Each line is one check: what, its state, and the way out where it is not good. Every store is probed: a small
-    object is written, read, verified, listed and deleted.
-    The exit status is 1 if a check is bad, and 3 if one could not be made.
+    Each line is one check: its name, its state, and what to do if it is not good. Every store is probed: a small object
+    is written, read, verified, listed and deleted. The exit status is 1 if a check is bad, and 3 if one could not be
+    made.
 
     Example:
 
@@ -170,7 +170,7 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
 
 
 def _checksums(session: Session, name: str) -> Iterator[Check]:
-    """Check whether bytes that are damaged on their way are found: by the store, or by us."""
+    """Check whether bytes that are damaged on their way are detected, by the store or by the worker."""
     title, store = f"checksums {name}", session.stores[name]
     try:
         refuses = store.refuses_damage()

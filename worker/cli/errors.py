@@ -1,4 +1,4 @@
-"""What an error means on the command line: one line, and an exit status."""
+"""Map errors to one line and an exit status."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import typer
 
 
 class Status(IntEnum):
-    """How a command ends. Scripts rely on the numbers."""
+    """The exit status of a command. Scripts rely on the numbers."""
 
     GOOD = 0
     BAD = 1
@@ -21,7 +21,7 @@ class Status(IntEnum):
 
 
 class Failure(Exception):
-    """A command cannot do what was asked; the message is the one line that a person sees."""
+    """A command failed; the message is the line that the user sees."""
 
     def __init__(self, message: str, status: Status = Status.BAD, *, type_: str = "Failure") -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class Failure(Exception):
 
 
 def failure_of(error: Exception) -> Failure | None:
-    """Return what a foreseen error means, or None for a fault of the program."""
+    """Return the Failure for an expected error, or None for a bug."""
     if isinstance(error, Failure):
         return error
     if isinstance(error, typer.TyperException):
@@ -49,7 +49,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
-    """Return the status of each error; the first that fits counts. Imported here: only a failed command pays for it."""
+    """Return the exit status of each error; the first match counts. Only a failed command needs these imports."""
     from worker.catalogue import CatalogueError, CatalogueUnavailable
     from worker.settings.model import NoBroker, SettingsError
     from worker.storage.errors import InvalidKey, StorageError, TransientError

@@ -54,7 +54,7 @@ def get(
         str, typer.Argument(metavar="DEST", help="A file, a directory to put it into, or `-` for standard output.")
     ],
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="All artifacts below the prefix, into the directory DEST.")
+        bool, typer.Option("--recursive", "-r", help="Write all artifacts below the prefix into the directory DEST.")
     ] = False,
     range_: Annotated[
         str | None,
@@ -64,8 +64,8 @@ def get(
 ) -> None:
     """Write an artifact to a file or to standard output.
 
-    The bytes are compared with the recorded digest before they appear: DEST is the whole artifact or is not changed,
-    and nothing is written to standard output before the last byte is verified.
+    The bytes are verified before they appear: DEST becomes the whole artifact or is not changed, and standard output
+    gets nothing before the last byte is verified.
 
     Examples:
 
@@ -75,8 +75,8 @@ def get(
 
         zot-artifacts get -r releases/2026-11 ./2026-11
 
-    With -r each file is verified before it is placed, and files that have the recorded bytes are skipped, so that the
-    same command goes on where it was interrupted. A key that has no safe place in DEST is refused by name.
+    With -r each file is verified before it appears, and files that already have the right bytes are skipped: run the
+    same command again to continue. A key that would lead out of DEST is not written, and is reported.
     """
     if recursive:
         _get_directory(artifact, dest, range_, as_json=as_json)
@@ -156,7 +156,7 @@ def _part(text: str, artifact: Artifact) -> Part:
 
 
 def _fetch_to_stdout(session: Session, artifact: Artifact, on_bytes: OnBytes, part: Part | None) -> Fetched:
-    """Write verified bytes to stdout. They wait in a file until the last one is verified: a pipe takes none back."""
+    """Write verified bytes to stdout. They wait in a file until the last one is verified."""
     with tempfile.TemporaryDirectory(dir=session.settings.spool_dir, prefix="get-") as directory:
         fetched = fetch(session, artifact, Path(directory) / "object", on_bytes, part)
         with (Path(directory) / "object").open("rb") as file:

@@ -1,4 +1,4 @@
-"""Write many artifacts into a directory: each is verified before it is placed, and what is there already is skipped."""
+"""Write many artifacts into a directory: each is verified first, and files with the right bytes are skipped."""
 
 import hashlib
 import os
@@ -25,12 +25,12 @@ _MAX_NAMED = 100
 
 
 class Refused(Exception):
-    """An artifact has no safe place below the directory."""
+    """The key of an artifact cannot be a file below the directory."""
 
 
 @dataclass(slots=True)
 class Fetched:
-    """What has become of the artifacts. `failures` are the first of `failed`, each with its reason."""
+    """Counts of the artifacts. `failures` are the first of those that `failed`, each with its reason."""
 
     written: int = 0
     already_there: int = 0
@@ -48,14 +48,14 @@ class Fetched:
 
 @dataclass(slots=True)
 class Target:
-    """The directory, and which file belongs to which key: no two keys may have one file."""
+    """The directory, and the key of each file in it: no two keys may have the same file."""
 
     root: Path
     placed: dict[tuple[int, int], str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def path_of(self, relative: str) -> Path:
-        """Return where an artifact goes; its directory is made.
+        """Return the path of an artifact's file; its directory is made.
 
         Raises:
             Refused: it would be outside the directory, or where another artifact is.
@@ -79,7 +79,7 @@ class Target:
         return path
 
     def check(self, path: Path, relative: str) -> None:
-        """Raise Refused if the file at this path was written for another key: the disk takes the two for one."""
+        """Raise Refused if the file at this path was written for another key, with the same name on this disk."""
         try:
             found = path.stat()
         except FileNotFoundError:

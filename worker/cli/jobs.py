@@ -39,14 +39,14 @@ ErrorOption = Annotated[
     str | None, typer.Option("--error", metavar="TYPE", help="Only jobs with this error, such as Unavailable.")
 ]
 Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only jobs of this kind, such as upload.")]
-Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Most jobs to list.")]
+Limit = Annotated[int, typer.Option(min=1, max=10_000, help="How many jobs to list, at most.")]
 Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID...", help="Job ids, or unique beginnings of them.", show_default=False)
 ]
 
 
 class _ListByDefault(TyperGroup):
-    """Takes `jobs`, `jobs ID` and `jobs --dead` for `jobs list …`."""
+    """Reads `jobs`, `jobs ID` and `jobs --dead` as `jobs list …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
@@ -80,7 +80,7 @@ def list_(
     parent: Annotated[
         str | None, typer.Option(metavar="ID", help="Only jobs of this batch. With --failed: those without success.")
     ] = None,
-    after: Annotated[str, typer.Option(metavar="ID", help="With --parent: start after this job.")] = "",
+    after: Annotated[str, typer.Option(metavar="ID", help="With --parent: list the jobs after this one.")] = "",
     limit: Limit = 50,
     rejected: Annotated[
         bool, typer.Option("--rejected", "--refused", help="List the messages that are no valid request.")
@@ -124,7 +124,7 @@ def list_(
 def retry(
     ids: Ids = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="Every job that the options select.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Retry all jobs that the options select.")] = False,
     state: State = None,
     store: StoreOption = None,
     error: ErrorOption = None,
@@ -133,9 +133,9 @@ def retry(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send jobs again that ended without success, under their ids and with all their attempts.
+    """Send jobs again that ended without success.
 
-    With --all and without --state, the dead letters are meant.
+    They keep their ids, and all attempts are available again. --all without --state retries the dead letters.
 
     Examples:
 
@@ -169,7 +169,7 @@ def cancel(
 ) -> None:
     """Cancel jobs: waiting ones end within moments, running ones at their next part.
 
-    The exit status is 1 if one of the jobs has ended already, or nothing is known of it.
+    The exit status is 1 if one of the jobs has ended already or is unknown.
 
     Example:
 
@@ -178,7 +178,7 @@ def cancel(
     from zot_artifact_client import ArtifactClient
 
     settings = load_settings()
-    settings.broker_url  # noqa: B018 - without a broker nothing can be cancelled, and the error says so
+    settings.broker_url  # noqa: B018 - raises NoBroker now: nothing can be cancelled without one
     with opened() as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
         outcomes = {id_: _cancel(session, client, id_) for id_ in dict.fromkeys(_full_id(session, id_) for id_ in ids)}
     asked = [id_ for id_, outcome in outcomes.items() if outcome == _ASKED]
@@ -194,7 +194,7 @@ def cancel(
 
 
 def _cancel(session: Session, client: Any, id_: str) -> str:
-    """Request that a job is cancelled; return `requested`, or why that has no effect."""
+    """Request that a job is cancelled; return `requested`, or why it cannot be cancelled."""
     from zot_artifact_client.errors import UnknownJob
 
     if record := _ended(session, id_):
@@ -206,7 +206,7 @@ def _cancel(session: Session, client: Any, id_: str) -> str:
 
 
 def _shown_request(record: JobRecord) -> dict[str, Any]:
-    """Return a request without what may be a secret in the URL of its source."""
+    """Return a request without the secrets that the URL of its source may have."""
     return {
         name: without_secrets(value) if name == "source" and isinstance(value, str) else value
         for name, value in record.request.items()
@@ -258,7 +258,7 @@ def _state(record: JobRecord) -> str:
 
 
 def _artifact(record: JobRecord) -> str | None:
-    """Return what a job is about: an artifact, or for a batch its prefix or its list."""
+    """Return the target of a job: an artifact, or for a batch its prefix or its list."""
     request = record.request
     bucket, key = request.get("bucket"), request.get("key")
     if record.kind == BATCH.kind:
@@ -275,7 +275,7 @@ def _artifact(record: JobRecord) -> str | None:
 
 
 def _page(request: Mapping[str, Any]) -> str:
-    """Return what a page is about: its range of keys, what is due in a store, or a part of a list."""
+    """Return the target of a page: its range of keys, the due copies of a store, or a part of a list."""
     verb, keys, claim = request.get("verb"), request.get("range"), request.get("claim")
     if keys:
         return f"{verb} {keys['bucket']}/{keys.get('after') or keys.get('prefix') or ''}..{keys['until']}"
@@ -358,7 +358,7 @@ def _wait(session: Session, id_: str, timeout: float | None, *, as_json: bool) -
 
 
 def _full_id(session: Session, id_: str) -> str:
-    """Return the id of the job that is meant; one that no worker has taken yet must be given in full."""
+    """Return the full id of a job; the id of one that no worker has taken yet must be given in full."""
     try:
         return session.job(id_).id
     except Failure as error:
@@ -401,7 +401,7 @@ def _check_store(session: Session, store: str | None) -> None:
 
 
 def _causes(record: JobRecord) -> Iterator[Mapping[str, Any]]:
-    """Yield the error of the last attempt, and the one before it if that was the failure proper."""
+    """Yield the error of the last attempt, and the earlier one if that was the cause."""
     cause = record.error
     while cause:
         yield cause
@@ -432,7 +432,7 @@ def _why_not(record: JobRecord) -> str | None:
     if record.state not in REDRIVABLE:
         return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
     if record.kind == BATCH.kind or record.kind not in _SPECS:
-        return f"a {record.kind} cannot be retried: send it anew, what is done already is not done twice"
+        return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
     if record.request.get("staged") and not Path(record.request["source"]).exists():
         return "its staged source is gone: upload it again"
     return None
@@ -496,7 +496,7 @@ def _send(settings: Settings, records: list[JobRecord]) -> None:
         finally:
             publisher.close()
     except (NoBroker, BrokerUnavailable) as error:
-        note(f"{error}; the workers send the jobs by themselves once they reach it")
+        note(f"{error}; the workers send the jobs as soon as they reach it")
 
 
 def _print_retried(retried: list[str], rejected: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
@@ -518,7 +518,9 @@ def _print_retried(retried: list[str], rejected: Mapping[str, str], *, dry_run: 
 def prune(
     older_than: Annotated[
         str,
-        typer.Option("--older-than", metavar="TIME", help="Least time since the end of a job, such as 90d."),
+        typer.Option(
+            "--older-than", metavar="TIME", help="Remove jobs that ended at least this long ago, such as 90d."
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -25,7 +25,7 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
 
     A regular file is replaced atomically and keeps its permissions; a new one has those that the user's umask gives. A
     symbolic link is followed, and stays. A device, a FIFO and an open descriptor (`/dev/stdout`) are written into:
-    their bytes wait in `spool_dir` until they are complete, because such a destination takes none back.
+    their bytes wait in `spool_dir` until they are complete, because such a write cannot be undone.
 
     Raises:
         OSError: the destination cannot be written, is a directory, or is a socket.
@@ -59,7 +59,7 @@ def _followed(path: Path) -> Path | None:
         if not path.is_symlink():
             return path
         path = path.parent / path.readlink()
-    return path  # a loop: opening it says so
+    return path  # a loop: to open it raises the error
 
 
 def _is_special(path: Path) -> bool:

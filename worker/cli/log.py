@@ -7,7 +7,7 @@ from worker.cli.errors import Status
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import opened
 
-app = typer.Typer(help="Check the log of verifications.", add_completion=False, no_args_is_help=True)
+app = typer.Typer(help="Check that the verification log was not changed.", add_completion=False, no_args_is_help=True)
 
 
 @app.callback()

@@ -1,4 +1,4 @@
-"""A job as a command shows it: its state or its end, the exit status, and the lines for people."""
+"""Show the outcome of a job: its state, the lines of its result, and the exit status of the command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _ALREADY_GONE = "{path} is gone already, nothing was deleted"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A job as the ledger has it."""
+    """The state, result and error of a job."""
 
     job: str
     kind: str
@@ -65,7 +65,7 @@ def outcome_of(record: JobRecord) -> Outcome:
 
 
 def outcome_from_client(job_id: str, kind: str, told: JobNotDone) -> Outcome:
-    """Return the end of a job that no worker took, from the result backend."""
+    """Return the end of a job that no worker has taken, from the result backend."""
     error = {"type": getattr(told, "type", "Cancelled"), "message": getattr(told, "message", str(told))}
     return Outcome(job_id, kind, getattr(told, "state", JobState.CANCELLED), 0, error)
 
@@ -82,7 +82,7 @@ def finish(outcome: Outcome, *, waited: bool, as_json: bool) -> None:
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Print the result on stdout, or on stderr in one line why there is none."""
+    """Print the result on stdout, or the reason for having none in one line on stderr."""
     if outcome.result is not None:
         _PRINT.get(outcome.kind, _print_fields)(outcome.result)
         _print_unnamed_failures(outcome.job, outcome.result)

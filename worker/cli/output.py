@@ -1,4 +1,4 @@
-"""What commands print: results for people or as JSON on stdout, everything else on stderr.
+"""Print results, as text or as JSON, on stdout, and everything else on stderr.
 
 Keys, messages, hosts and answers of stores come from outside. `printable` escapes each before a terminal gets it.
 """
@@ -66,7 +66,7 @@ def err() -> "Console":
 
 
 def say(line: object) -> None:
-    """Print one line of a result for people."""
+    """Print one line of a result."""
     out().print(printable(line, _WIDE * 5), markup=False)
 
 
@@ -80,19 +80,19 @@ def print_json(document: object) -> None:
 
 
 def note(line: object) -> None:
-    """Tell a person something that is no result."""
+    """Print a message that is no result on stderr."""
     err().print(printable(line), style="dim", markup=False)
 
 
 def complain(line: str) -> None:
-    """Say on stderr what is wrong, in one line."""
+    """Print an error or a warning in one line on stderr."""
     typer.echo(f"zot-artifacts: {printable(' '.join(line.split()))}", err=True)
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, flexible: Sequence[str] = ()
 ) -> None:
-    """Print a table, or in one line that there is nothing to list.
+    """Print a table, or one line if it is empty.
 
     On a terminal the columns that are `flexible` are shortened in their middle until the table fits its width.
     """
@@ -144,7 +144,7 @@ def age(value: datetime, now: datetime) -> str:
 def size(count: float) -> str:
     """Return a number of bytes with a unit."""
     for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:  # noqa: PLR2004 - what the units mean
+        if count < 1024 or unit == _UNITS[-1]:  # noqa: PLR2004 - the size of the units
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError

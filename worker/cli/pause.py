@@ -25,9 +25,9 @@ def pause(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the jobs of a store, a queue or a batch wait.
+    """Pause the jobs of a store, a queue or a batch.
 
-    Waiting costs none of their attempts. Jobs that run already go on to their end.
+    Waiting costs no attempts. Jobs that already run are not interrupted.
 
     Examples:
 
@@ -70,7 +70,7 @@ def resume(what: WhatArgument, name: NameArgument, as_json: AsJson = False) -> N
 
 
 def pauses(as_json: AsJson = False) -> None:
-    """List what is paused, since when and why."""
+    """List the pauses, with their start and reason."""
     with opened(existing=True) as session:
         found = session.catalogue.pauses.all()
     if as_json:
@@ -81,7 +81,7 @@ def pauses(as_json: AsJson = False) -> None:
 
 
 def describe_pause(since: datetime, reason: str | None) -> str:
-    """Return in a few words since when something is paused, and why."""
+    """Return the start and the reason of a pause, as text."""
     return f"since {moment(since)}" + (f": {reason}" if reason else "")
 
 
@@ -90,7 +90,7 @@ def _document(found: Pause) -> dict[str, Any]:
 
 
 def _checked(session: Session, what: Scope, name: str) -> str:
-    """Return the name of what to pause, a job's in full."""
+    """Return the checked name of the store or queue, or the full id of the job."""
     if what is Scope.STORE:
         session.store_names([name])
     if what is Scope.QUEUE:

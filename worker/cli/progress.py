@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _POLL = 0.5
 """Seconds between two reads of the ledger, which knows states that the result backend does not have."""
 _PATIENCE = 5.0
-"""Seconds after which a person learns that no worker has taken the job."""
+"""Seconds after which the command tells that no worker has taken the job."""
 
 
 class Bar:
@@ -42,7 +42,7 @@ class Bar:
         self._task = task
 
     def update(self, seen: JobProgress) -> None:
-        """Show how far the job is: in bytes where they are known, else in objects."""
+        """Show the progress of the job: in bytes where they are known, else in objects."""
         done, total, in_objects = seen.bytes_done, seen.bytes_total, False
         if not total and seen.objects_total:
             done, total, in_objects = seen.objects_done or 0, seen.objects_total, True
@@ -55,7 +55,7 @@ class Bar:
         self._progress.update(self._task, completed=0, total=total, description=step, in_objects=False)
 
     def moved(self, count: int) -> None:
-        """Show that so many more bytes are done."""
+        """Add this many bytes to the progress."""
         self._progress.advance(self._task, count)
 
 
@@ -81,7 +81,7 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def bar(step: str) -> Iterator[Bar]:
-    """Show a progress bar for the length of a block."""
+    """Show a progress bar while the block runs."""
     console = err()
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), _Amount(binary_units=True), _Speed(), TimeRemainingColumn(),
@@ -94,7 +94,7 @@ def bar(step: str) -> Iterator[Bar]:
 def await_end(
     job: "Job[Any]", catalogue: Catalogue, settings: Settings, shown: Bar, timeout: float | None
 ) -> JobNotDone | None:
-    """Return when the job has ended, or when the time is up; return its error if the result backend told one.
+    """Wait until the job has ended or the time is up; return its error if the result backend has one.
 
     Raises:
         Failure: the broker has gone away, and the ledger does not show the end of the job.
@@ -128,7 +128,7 @@ def _ended(record: JobRecord | None) -> bool:
 
 
 class _Watch:
-    """Tells a person, once each, why a job has not ended yet."""
+    """Prints why a job has not ended yet, each reason once."""
 
     def __init__(self, job_id: str, settings: Settings) -> None:
         self._id = job_id

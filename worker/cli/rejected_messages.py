@@ -1,4 +1,4 @@
-"""List the rejected messages: what arrived at the broker and is no valid request."""
+"""List the rejected messages, which arrived at the broker and are no valid requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

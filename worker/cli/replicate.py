@@ -30,7 +30,8 @@ def replicate(
 ) -> None:
     """Copy artifacts to more stores, or repair bad copies.
 
-    The bytes come from a copy whose digest is right. Bad bytes that are replaced are kept in quarantine.
+    The bytes come from a copy whose digest is right. A bad copy in a named store is repaired; its bytes go into
+    quarantine.
 
     Examples:
 

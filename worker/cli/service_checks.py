@@ -1,4 +1,4 @@
-"""What the broker tells: whether it answers, who serves its queues, whether beat ticks, which breakers are open."""
+"""Check the broker, the result backend, the workers of its queues and beat; read the open circuit breakers."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _BEAT_WITHIN = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was checked: `good`, `bad`, or `unknown` where there was no answer."""
+    """The outcome of one check: `good`, `bad`, or `unknown` where there was no answer."""
 
     name: str
     outcome: str
@@ -62,7 +62,7 @@ def _redis(url: str, name: str) -> Check:
         client.ping()
         try:
             policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
-        except redis.ResponseError:  # hosted ones forbid the question
+        except redis.ResponseError:  # hosted servers forbid the command
             return Check("broker", "good", f"{name} answers; its maxmemory-policy cannot be read")
     if policy == "noeviction":
         return Check("broker", "good", f"{name} answers; maxmemory-policy is noeviction")
@@ -73,7 +73,7 @@ def _rabbitmq(url: str, name: str) -> Check:
     try:
         with Connection(parse_url(url, "broker").text, connect_timeout=3) as connection:
             version = connection.connection.server_properties.get("version", "of an unknown version")
-    except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
+    except Exception as error:  # noqa: BLE001 - each transport raises other errors
         return Check("broker", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_BROKER")
     return Check("broker", "good", f"{name}: RabbitMQ {version} answers; its consumer_timeout cannot be read")
 
@@ -102,7 +102,7 @@ def _workers(url: str) -> Check:
     app.conf.broker_transport_options = server.transport_options
     try:
         answers = app.control.inspect(timeout=2).active_queues() or {}
-    except Exception as error:  # noqa: BLE001 - whatever the transport raises, there is no answer
+    except Exception as error:  # noqa: BLE001 - each transport raises other errors
         return Check("workers", "unknown", f"no answer: {_first_line(error)}")
     finally:
         app.close()

@@ -1,4 +1,4 @@
-"""What a command works with: the settings, the catalogue and the stores, opened for this one command."""
+"""The session of one command: its settings, catalogue and stores."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ class Session:
         return suggestion(f"{bucket}/{key}", dict.fromkeys(near))
 
     def store_names(self, given: Sequence[str] | None) -> tuple[str, ...] | None:
-        """Return the stores that were named, by one option each or with commas between; None if none was.
+        """Return the names of the stores that the options give, one each or separated by commas, or None.
 
         Raises:
             UnknownStore: naming those that are configured. Nothing has been sent.
@@ -64,7 +64,7 @@ class Session:
             if record is not None:
                 return record
         if ids:
-            named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")  # noqa: PLR2004 - three are enough to see it
+            named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")  # noqa: PLR2004 - three are enough to show
             raise Failure(f"more than one job begins with {id_}: {named}", Status.USAGE, type_="AmbiguousJob")
         raise Failure(
             f"no worker has taken a job {id_}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
@@ -83,7 +83,7 @@ def opened(*, existing: bool = False) -> Iterator[Session]:
     """Open the catalogue and the stores of the settings.
 
     Args:
-        existing: refuse to make a catalogue, for commands that only read.
+        existing: raise Failure instead of making a catalogue, for commands that only read.
 
     Raises:
         SettingsError: the settings or the data directory cannot be used.
@@ -110,7 +110,7 @@ def open_session(settings: Settings) -> Session:
 
 
 def has_catalogue(settings: Settings) -> bool:
-    """Return whether the catalogue exists; one that is not a file is taken to."""
+    """Return whether the catalogue exists; a catalogue on a server is assumed to exist."""
     if settings.catalogue is None:
         return settings.catalogue_file.exists()
     url = settings.catalogue_url.partition("?")[0]

@@ -1,4 +1,4 @@
-"""Copy a file that is outside sources.roots into the staging directory, where the worker may read it."""
+"""Copy a file that is outside sources.roots into the staging directory, where the worker can read it."""
 
 import hashlib
 import os
@@ -24,10 +24,10 @@ class Staged:
     path: Path
     sha256: str
     fresh: bool = True
-    """It was not there before: an earlier request with the same idempotency key may need what was."""
+    """Whether this command made it; an earlier request with the same idempotency key may need a file that was there."""
 
     def drop(self) -> None:
-        """Remove it: its job was not sent."""
+        """Remove the file, because its job was not sent."""
         if self.fresh:
             _remove(self.path)
 
@@ -54,7 +54,7 @@ def check_file(name: str) -> Path:
 
 
 def within_roots(path: Path, settings: Settings) -> bool:
-    """Return whether the worker reads this file in place. A message cannot hold a name that is not text."""
+    """Return whether the worker can read the file where it is. A message cannot hold a name that is not text."""
     real = Path(os.path.realpath(path))
     inside = any(root.resolve() in real.parents for root in settings.sources.roots)
     return inside and str(path).isprintable()
@@ -66,7 +66,7 @@ def stage(
     """Copy a file into the staging directory of a job, hashing it on the way.
 
     Raises:
-        Failure: it cannot be read, there is no room, or its SHA-256 is not the one given; nothing is left behind.
+        Failure: it cannot be read, there is no room, or its SHA-256 is not the one given; no staged file is left.
     """
     try:
         source = path.open("rb", buffering=0)
@@ -110,7 +110,7 @@ def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_
 
 
 def _placed(partial: Path, path: Path, digest: str) -> Staged:
-    """Give a staged file its name, unless an earlier request with the same idempotency key has the same bytes there."""
+    """Rename a staged file to its name, unless an earlier request with the same key has staged the same bytes."""
     try:
         path.hardlink_to(partial)
     except FileExistsError:
@@ -119,7 +119,7 @@ def _placed(partial: Path, path: Path, digest: str) -> Staged:
             if hashlib.file_digest(there, "sha256").hexdigest() == digest:
                 return Staged(path, digest, fresh=False)
         raise Failure(
-            "the idempotency key was used for another file, which waits for a worker: give this one a key of its own",
+            "the idempotency key was used for another file, which waits for a worker: use another key for this one",
             Status.USAGE,
             type_="OtherRequest",
         ) from None

@@ -47,7 +47,7 @@ class Open:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show what is open: findings, repairs, dead letters, and how far the copies are read.
+    """Show what needs attention: findings, repairs, dead letters, overdue reads.
 
     The exit status is 0 if nothing is open, and 1 if something is: a finding that is not acknowledged, a dead letter,
     an open circuit breaker, a queue without a worker, a beat that does not tick, or less than 1 GiB free.

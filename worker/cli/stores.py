@@ -21,7 +21,7 @@ app = typer.Typer(invoke_without_command=True, add_completion=False)
 
 @app.callback()
 def stores(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the stores, forget one that is gone, accept one that was replaced.
+    """List the stores; forget, accept or trust one.
 
     For each store: whether it can be reached, and the copies in it.
     A store that has copies in the catalogue and is not in the settings is listed as `not configured`.
@@ -91,10 +91,10 @@ def accept(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A configured store that was replaced on purpose.")],
     as_json: AsJson = False,
 ) -> None:
-    """Let another disk or bucket be used under a store's name. Its next use records the new one.
+    """Accept a new disk or bucket under the name of a store. The next use of the store records it.
 
-    Without this, a store whose marker is gone or belongs to another store takes no writes.
-    Verify its copies afterwards: the catalogue still has those of the store before.
+    Until then, a store whose marker is missing or belongs to another store takes no writes. Verify its copies
+    afterwards: the catalogue still has those of the replaced store.
 
     Example:
 
@@ -107,7 +107,7 @@ def accept(
     if as_json:
         print_json({"store": name, "before": before})
     else:
-        say(f"{name}: {'no store was recorded' if before is None else 'what is there now is used from now on'}")
+        say(f"{name}: {'no store was recorded' if before is None else 'the next use records the new store'}")
 
 
 @app.command()
@@ -115,9 +115,9 @@ def trust(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A store whose repairs stopped.")],
     as_json: AsJson = False,
 ) -> None:
-    """Let the repairs of a store go on that stopped because too many of its copies were found bad.
+    """Continue the repairs of a store, which stopped because too many of its copies were found bad.
 
-    What was found bad before counts no more. Find out first what is wrong with the store: `zot-artifacts status`.
+    Copies that were found bad before do not count any more. `zot-artifacts status` shows what is wrong with the store.
 
     Example:
 

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """The connection to the broker, and the progress bar of the command."""
+    """The connection to the broker, with the progress bar of the command."""
 
     session: Session
     client: "ArtifactClient"
     shown: Bar
 
     def known(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
-        """Return whether the ledger has this very job, as it does when an idempotency key is used again.
+        """Return whether the ledger has this job already, because its idempotency key is used again.
 
         Raises:
-            Failure: the job of this id is another request.
+            Failure: the job with this id has another request.
         """
         record = self.session.catalogue.ledger.get(job_id)
         if record is None:
@@ -43,7 +43,7 @@ class Sender:
             theirs.pop(staging, None)
         if (record.kind, theirs) != (spec.kind, ours):
             raise Failure(
-                f"the idempotency key was used for another request, job {job_id}: give this one a key of its own",
+                f"the idempotency key was used for another request, job {job_id}: use another key for this one",
                 Status.USAGE,
                 type_="OtherRequest",
             )
@@ -93,10 +93,10 @@ def sender(session: Session, step: str) -> Iterator[Sender]:
 
 
 def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:
-    """Return the request with the fields that are given.
+    """Return the request with these fields.
 
     Raises:
-        Failure: the worker would not accept it; nothing was sent.
+        Failure: the request is not valid; nothing was sent.
     """
     try:
         return spec.request.read({name: value for name, value in fields.items() if value is not None})

@@ -24,8 +24,8 @@ def up(
 ) -> None:
     """Run broker, workers, beat and Flower on this machine.
 
-    Everything runs until Ctrl-C or SIGTERM. Jobs that are not done then stay queued, and the next `up` runs them.
-    The queues, the catalogue, the stores and the logs are in the data directory (ZOT_HOME, default ./var).
+    Everything runs until Ctrl-C or SIGTERM. Jobs that have not ended by then stay queued for the next `up`. The queues,
+    the catalogue, the stores and the logs are in the data directory (ZOT_HOME, default ./var).
 
     Examples:
 
@@ -81,4 +81,4 @@ def _print(running: Running, stores: list[str]) -> None:
         say(where + shown)
     say(f"stores   {', '.join(stores)}")
     say(f"logs     {running.logs}")
-    out().print("[green]ready[/]    Ctrl-C ends it; jobs that are not done then stay queued")
+    out().print("[green]ready[/]    Ctrl-C stops everything; jobs that have not ended stay queued")

@@ -62,14 +62,15 @@ def upload(
         SymlinkPolicy, typer.Option(help="With -r: what to do with symbolic links.")
     ] = SymlinkPolicy.skip,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With -r: count files and bytes, and send nothing.")
+        bool, typer.Option("--dry-run", help="With -r: count files and bytes, and upload nothing.")
     ] = False,
     sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="Reject the upload if the bytes have another SHA-256.")
     ] = None,
     store: Stores = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Record this beside the artifact. Can be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Record this metadata with the artifact. Can be repeated."),
     ] = None,
     storage_class: Annotated[
         list[str] | None,
@@ -88,13 +89,12 @@ def upload(
 ) -> None:
     """Upload a file, standard input or a URL as an artifact.
 
-    With -r the files of a directory are uploaded, each as an artifact.
+    With -r each file of a directory is uploaded as an artifact, in one batch.
 
-    Without --store the artifact goes to the stores that the placement settings name.
+    Without --store the placement settings choose the stores.
 
-    A directory is uploaded as one batch. The same command again goes on: what a store has is `already there`.
-    A GLOB without a slash is matched with names, one with a slash with the path in the directory; `**` is any number
-    of directories.
+    The same command again continues: files that a store has are reported as `already there`. A GLOB without a slash
+    matches names; one with a slash matches paths in the directory, and `**` any number of directories.
 
     Examples:
 
@@ -129,7 +129,7 @@ def upload(
             **_properties(property_ or []),
         }
         if source == STDIN:
-            fields["source"] = "/dev/stdin"  # the staged file takes its place
+            fields["source"] = "/dev/stdin"  # the staged file replaces it as the source
         request = request_of(UPLOAD, bucket=at.bucket, key=at.key, **fields)
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
         with sender(session, "uploading") as way:
@@ -163,10 +163,10 @@ def _refuse(why: str, options: Mapping[str, object]) -> None:
 def upload_one(
     way: Sender, job_id: str, request: UploadRequest, path: Path | None, *, wait: bool, timeout: float | None = None
 ) -> Outcome:
-    """Send an upload; a file that the worker may not read in place is copied to its staging directory first.
+    """Send an upload; a file outside sources.roots is copied into the staging directory first.
 
     Raises:
-        Failure: the file cannot be staged, or is not what was announced; nothing was sent.
+        Failure: the file cannot be staged, or has another SHA-256 than the given one; nothing was sent.
         BrokerUnavailable: nothing was sent, and nothing is left in the staging directory.
     """
     settings = way.session.settings

@@ -28,7 +28,7 @@ _COPY = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Whether and how long a command waits for the end of its job."""
+    """Whether a command waits for the end of its job, and how long."""
 
     wait: bool
     timeout: float | None
@@ -36,7 +36,7 @@ class Waiting:
 
 
 def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
-    """Return the walk through a directory whose files go to BUCKET or BUCKET/PREFIX.
+    """Return the listing of a directory whose files go to BUCKET or BUCKET/PREFIX.
 
     Raises:
         Failure: there is no such directory.
@@ -70,7 +70,7 @@ def dry_run(listing: DirectoryListing, *, as_json: bool) -> Status:
 
 
 def report(listing: DirectoryListing) -> Status:
-    """Print what the listing left out, and return the exit status."""
+    """Print which files the listing skipped, and return the exit status."""
     if listing.links:
         note(f"{listing.links} symbolic links were skipped; --symlinks follow uploads what they refer to")
     if listing.special:
@@ -85,7 +85,7 @@ def report(listing: DirectoryListing) -> Status:
 def upload_directory(
     session: Session, listing: DirectoryListing, stores: tuple[str, ...] | None, waiting: Waiting
 ) -> Outcome:
-    """Send the upload of a directory as one batch, and wait for its end if that is wanted.
+    """Send the upload of a directory as one batch, and wait for its end unless --no-wait is given.
 
     Raises:
         Failure: the list or the files cannot be staged; nothing was sent.
@@ -118,7 +118,7 @@ def _send(way: Sender, job_id: str, request: BatchRequest, listing: DirectoryLis
 
 
 def _stage(listing: DirectoryListing, staged: Path, settings: Settings, moved: Callable[[int], None]) -> None:
-    """Write the list, with the files themselves where the worker may read them, else with a hard link or a copy."""
+    """Write the list. Files outside sources.roots are named by a hard link or a copy in the staging directory."""
     in_place = within_roots(listing.directory / "file", settings) and listing.filters.symlinks != "follow"
     try:
         staged.mkdir(mode=0o700)
@@ -142,7 +142,7 @@ def _stage(listing: DirectoryListing, staged: Path, settings: Settings, moved: C
 
 
 def _staged(listed: ListedFile, path: Path) -> ListedFile:
-    """Give a file a second name in the staging directory; copy it if it is on another disk or another user's."""
+    """Link a file into the staging directory; copy it if it is on another disk or belongs to another user."""
     try:
         os.link(os.path.realpath(listed.path), path)
     except OSError as error:

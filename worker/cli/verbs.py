@@ -18,7 +18,7 @@ from zot_artifact_client.job_ids import choose_id
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The artifacts that a command is about, as its arguments name them."""
+    """The artifacts that the arguments of a command name."""
 
     path: str
     all_below: bool
@@ -27,10 +27,10 @@ class Selection:
 
     @property
     def many(self) -> bool:
-        """Return whether it is of many artifacts.
+        """Return whether the selection is many artifacts.
 
         Raises:
-            Failure: the arguments contradict each other, or name nothing.
+            Failure: the arguments contradict each other, or select nothing.
         """
         if self.keys_from is not None and (self.path or self.all_below):
             raise Failure("--keys-from names all artifacts: leave out BUCKET/KEY and --all", Status.USAGE)
@@ -54,7 +54,7 @@ def run_verb(
     wait: bool,
     timeout: float | None,
 ) -> Outcome:
-    """Send one job, or one batch where the selection is of many artifacts, and wait for its end if that is wanted."""
+    """Send one job, or one batch for a selection of many artifacts, and wait for its end unless --no-wait is given."""
     if selection.many:
         return _run_batch(session, spec.kind, selection, fields, key=key, wait=wait, timeout=timeout)
     at = ArtifactPath.parse(selection.path)

@@ -1,1 +1,1 @@
-"""What `zot-artifacts up` runs: broker, worker, beat and Flower, as child processes on loopback."""
+"""Run broker, workers, beat and Flower as child processes on loopback, for `zot-artifacts up`."""

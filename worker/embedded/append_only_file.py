@@ -1,4 +1,4 @@
-"""Repair the broker's append-only file when bytes at its end are no commands: the server would refuse to start."""
+"""Repair the broker's append-only file when its last bytes are no commands, with which the server does not start."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from worker import clock
 
 _CHECKER = "valkey-check-aof"
-"""The server is this program too, when it is called by this name."""
+"""The name under which the server's program checks append-only files."""
 _ANALYZED = re.compile(r"size=(\d+), ok_up_to=(\d+)")
 _INCREMENT = re.compile(r'^file "?([^" ]+\.aof)"? seq \d+ type i', flags=re.MULTILINE)
 
@@ -35,7 +35,7 @@ class Repair:
 
 
 def repair(directory: Path, server: Path) -> Repair | None:
-    """Cut off what follows the last whole command, after a copy of all files was made; None if nothing is damaged.
+    """Copy all files, then cut off what follows the last whole command; return None if nothing is damaged.
 
     Args:
         directory: the server's data directory.

@@ -26,7 +26,7 @@ class StopRequested(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run.
+    """A program to run.
 
     Attributes:
         name: for people, and for its log.
@@ -66,7 +66,7 @@ class _Child:
             # A session of its own: Ctrl-C in the terminal reaches only this process, which stops the programs in order.
             self.process = subprocess.Popen(
                 self.program.command,
-                cwd=self.log.parent,  # elsewhere Celery would import a package `worker` or `tasks` that is there
+                cwd=self.log.parent,  # elsewhere, Celery would import a package `worker` or `tasks` from there
                 env={**os.environ, **self.program.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -111,7 +111,7 @@ class Children:
         self._children[program.name] = _Child(program, self._logs / f"{program.name}.log")
 
     def wait(self, seconds: float) -> None:
-        """Let this time pass; a program that ends meanwhile is restarted with exponential backoff.
+        """Wait this long; a program that ends meanwhile is restarted with exponential backoff.
 
         Raises:
             StopRequested: SIGINT or SIGTERM arrived.
@@ -139,7 +139,7 @@ class Children:
                 self._say("second signal: killing what still runs")
                 break
         for child in _alive(ending):
-            self._say(f"{child.program.name} did not end within its grace and is killed")
+            self._say(f"{child.program.name} did not end within its grace period and is killed")
             _signal(child, signal.SIGKILL)
         for child in ending:
             child.process.wait()
@@ -171,7 +171,7 @@ def _bound_to(parent: int, signum: signal.Signals) -> Callable[[], None] | None:
 
     def prepare() -> None:
         die_with_parent(signum)
-        if os.getppid() != parent:  # the parent died before the kernel was asked
+        if os.getppid() != parent:  # the parent died before this call
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

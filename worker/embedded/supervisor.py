@@ -42,7 +42,7 @@ class NotReady(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `up` runs beside the broker."""
+    """Which programs `up` runs beside the broker."""
 
     concurrency: int = 2
     beat: bool = True
@@ -51,7 +51,7 @@ class UpOptions:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The running programs: where they are reached, and where their logs are."""
+    """The addresses of the running programs, and the directory of their logs."""
 
     home: Path
     logs: Path
@@ -132,7 +132,7 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
         password, made = valkey.remembered_secret(password_file)
         port = valkey.remembered_port(settings.home / "run" / "flower-port")
         url = f"http://127.0.0.1:{port}"
-        # In its environment and not on its command line, which every process can read.
+        # In its environment, because every process can read its command line.
         environment |= {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{password}"}
         children.start(_celery("flower", "--address=127.0.0.1", f"--port={port}", environment=environment))
         _await(children, lambda: _listens(port), _READY_WITHIN, f"Flower; see {logs / 'flower.log'}")
@@ -141,7 +141,7 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
 
 
 def _start_workers(settings: Settings, options: UpOptions, children: Children, environment: dict[str, str]) -> None:
-    """Start a worker for users and one for sweeps: a sweep's hour of reading then takes no process from a user."""
+    """Start a worker for users and one for sweeps, so that a sweep of an hour takes no process from users."""
     names = [queue.name for queue in queues(unrouted=settings.serves_default_queue)]
     grace = settings.jobs.grace.total_seconds() + _REQUEUE_WITHIN
     for role, concurrency in (("worker", options.concurrency), ("sweeper", 1)):
@@ -165,11 +165,11 @@ def _celery(command: str, *arguments: str, environment: dict[str, str], grace: f
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return the environment in which the programs read the settings of this process."""
+    """Return the environment from which the programs read the settings of this process."""
     environment = {
         "ZOT_HOME": str(settings.home),
         "PYTHONUNBUFFERED": "1",
-        "MALLOC_ARENA_MAX": "2",  # threads that move parts must not each keep a heap of their own
+        "MALLOC_ARENA_MAX": "2",  # otherwise each thread that moves parts keeps a heap of its own
     }
     if config := os.environ.get("ZOT_CONFIG"):
         environment["ZOT_CONFIG"] = str(Path(config).absolute())
@@ -240,7 +240,7 @@ def _lock(fd: int, home: Path) -> None:
                     f"`zot-artifacts up` runs on {home} already (process {holder}): stop that one first, or set "
                     "ZOT_HOME to another data directory"
                 ) from None
-            time.sleep(_POLL)  # a killed `up`: its broker still writes its file, and no event tells when it ends
+            time.sleep(_POLL)  # a killed `up`: its broker still writes its file, and no event shows when it ends
         else:
             return
 

@@ -20,7 +20,7 @@ ENDED_WITHIN = 60.0
 
 
 class UpFailed(Exception):
-    """`up` did not get ready, or did not end; the message has the end of its log."""
+    """`up` did not become ready, or did not end; the message has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ def descendants(pid: int) -> set[int]:
 
 
 def still_there(pids: set[int], within: float) -> set[int]:
-    """Return the processes that have not ended within so many seconds; zombies have ended."""
+    """Return the processes that have not ended within this many seconds; a zombie counts as ended."""
     deadline = time.monotonic() + within
     while (left := {pid for pid in pids if _lives(pid)}) and time.monotonic() < deadline:
-        time.sleep(0.05)  # no event tells the end of a process that is not a child of this one
+        time.sleep(0.05)  # no event shows the end of a process that is not a child of this one
     return left
 
 

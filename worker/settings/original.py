@@ -1,8 +1,8 @@
 """The original store's configuration file, read unchanged: its `storage:` becomes one store named `default`.
 
 The names are those of the original's storage package (`type` and a section of that name) and of the server around it
-(`rootDirectory`, `storageDriver`). Go compared them in any case, so case, `_` and `-` do not count here either. What of
-the file is used, ignored and refused is in `docs/settings.md`.
+(`rootDirectory`, `storageDriver`). Go compared them without case, so case, `_` and `-` do not count here either.
+`docs/settings.md` lists which settings are used, ignored and refused.
 """
 
 import difflib
@@ -20,7 +20,7 @@ STORE = "default"
 """The name of the one store that the original had."""
 
 _LAYOUT = {"layout": "layout"}
-"""The one name that the original did not know: `native` finds what its S3 backend wrote at the top of the bucket."""
+"""The one setting that the original did not have: `native` finds what its S3 backend wrote at the top of the bucket."""
 _NAMES: dict[str, dict[str, str]] = {
     "filesystem": dict.fromkeys(("rootdirectory", "rootdir", "root", "directory", "path"), "root"),
     "s3": {
@@ -39,33 +39,35 @@ _NAMES: dict[str, dict[str, str]] = {
         "container": "container", "endpoint": "endpoint",
     } | _LAYOUT,
 }  # fmt: skip
-"""What each section may say, and what that is called here. Names that are no setting of ours are settled below."""
+"""The settings of each section, with their names here. Names that are no setting here are translated below."""
 
 _FLAGS = {"ssl", "path_style", "skip_verify"}
 _ROOT = "rootdirectory"
 _DRIVER = "storagedriver"
 _CHOOSING = {"type", _ROOT, _DRIVER, *_NAMES}
 _READ_PAST = {"enablechecksum", "maxretries", "retrydelay", "dedupe", "gc", "gcdelay", "gcinterval", "commit"}
-"""In `storage:`: bytes are always hashed here, and retries, deduplication and garbage are not its stores' business."""
+"""In `storage:`: settings that have no effect here: bytes are always hashed, and stores neither retry, deduplicate nor
+collect garbage.
+"""
 _OTHER_SECTIONS = {
     "distspecversion", "http", "server", "log", "logging", "extensions", "auth", "rbac", "supplychain", "metrics",
     "tracing", "health", "limits", "cluster", "database",
 }  # fmt: skip
-"""Beside `storage:`: they tell the original's own server something."""
+"""Beside `storage:`: settings of the original's own server, which have no effect here."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _CONFIG: TypeAdapter[Any] = TypeAdapter(StoreConfig)
 
 
 class OriginalRefused(ValueError):
-    """The file cannot be read as the original's; one line for each thing that is wrong with it."""
+    """The file cannot be read as the original's; the message has one line for each error."""
 
 
 def translate(file: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a file that has `storage:` as one of ours; settings of ours beside it stay as they are.
+    """Return a file with `storage:` as a file with `stores:`; other settings do not change.
 
     Raises:
-        OriginalRefused: naming each thing as the file does, none with its value.
+        OriginalRefused: names each error as the file does, without its value.
     """
     if "stores" in file:
         msg = "storage and stores exclude each other: the original's file has the one, ours the other"
@@ -98,7 +100,7 @@ def _store(storage: object) -> dict[str, Any]:
 
 
 def _chosen(said: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
-    """Return the section that counts: where it is in the file, the backend it is for, and what it says."""
+    """Return the section of the backend in use: its place in the file, its backend and its values."""
     driver = said.get(_DRIVER)
     if driver is not None and not isinstance(driver, Mapping):
         msg = "storage.storageDriver: a mapping is expected"
@@ -128,7 +130,7 @@ def _unknown(where: str, section: Mapping[str, Any], known: Iterable[str]) -> It
 def _values(
     where: str, section: Mapping[str, Any], names: Mapping[str, str], problems: list[str]
 ) -> Iterable[tuple[str, Any]]:
-    """Yield what a section says under our names; an empty value is one that was left out, as Go has it."""
+    """Yield the values of a section under the names here; an empty value counts as left out, as in Go."""
     for name, given in section.items():
         ours, value = names.get(_plain(name)), given
         if isinstance(given, str) and (variable := _VARIABLE.fullmatch(given.strip())):
@@ -165,7 +167,7 @@ def _with_scheme(endpoint: str, *, ssl: bool) -> str:
 def _settle_azure(values: dict[str, Any]) -> dict[str, Any]:
     account, endpoint = values.pop("account_name", None), values.pop("endpoint", None)
     if account and endpoint and (key := values.pop("account_key", None)):
-        # An endpoint of its own need not begin with the account's name, and only a connection string says both.
+        # An endpoint need not begin with the account's name, and only a connection string has both.
         values["connection_string"] = f"AccountName={account};AccountKey={key};BlobEndpoint={endpoint}"
     elif endpoint or account:
         values["account_url"] = endpoint or f"https://{account}.blob.core.windows.net"
@@ -180,7 +182,7 @@ _SETTLE = {"filesystem": _as_it_is, "s3": _settle_s3, "gcs": _as_it_is, "azure":
 
 
 def _refusals(where: str, section: Mapping[str, Any], config: dict[str, Any]) -> Iterable[str]:
-    """Yield what the store's own model has against the values, under the names that the file uses."""
+    """Yield the errors of the store's model under the names that the file uses."""
     try:
         _CONFIG.validate_python(config)
     except ValidationError as error:

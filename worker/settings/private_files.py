@@ -1,4 +1,4 @@
-"""Keep what the worker makes in its data directory from the other users of the machine."""
+"""Make the files in the data directory private to the worker's user."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OWN_FOLDERS = ("run", "logs", "broker", "staging", "spool")
-"""The folders of the data directory that hold nothing but what the worker writes."""
+"""The folders of the data directory that only the worker writes to."""
 _CATALOGUE_FILES = ("catalogue.sqlite3", "catalogue.sqlite3-wal", "catalogue.sqlite3-shm", "catalogue.sqlite3-id")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _PRIVATE = 0o077
@@ -15,19 +15,19 @@ _users_umask: int | None = None
 
 
 def make_files_private() -> None:
-    """Set the umask of this process, which its children inherit: no other user can read what they make."""
-    global _users_umask  # noqa: PLW0603 - the umask is a fact of the process, and cannot be read without setting it
+    """Set the umask of this process and its children, so that no other user can read their files."""
+    global _users_umask  # noqa: PLW0603 - the umask belongs to the process, and cannot be read without setting it
     before = os.umask(_PRIVATE)
     _users_umask = before if _users_umask is None else _users_umask
 
 
 def mode_for_the_user() -> int:
-    """Return the mode of a new file that is made for the user of a command, as the shell's umask has it."""
+    """Return the mode of a new file for the user of a command, by the umask of the shell."""
     return 0o666 & ~(_PRIVATE if _users_umask is None else _users_umask)
 
 
 def open_own(directory: Path, name: str, flags: int) -> int:
-    """Open a file in a directory of ours, which is made if it is not there; neither of them may be a link.
+    """Open a file in one of the worker's directories, which is made if it is missing; neither may be a link.
 
     Raises:
         OSError: it cannot be opened; ELOOP or ENOTDIR where a link is.
@@ -41,9 +41,9 @@ def open_own(directory: Path, name: str, flags: int) -> int:
 
 
 def tighten(home: Path) -> None:
-    """Take the rights of other users from our own folders and files in a data directory that is there already.
+    """Remove the rights of other users from the worker's folders and files in a data directory.
 
-    Links are not followed; what belongs to another user, or is on a disk without modes, stays as it is.
+    Links are not followed; files of another user, or on a disk without modes, do not change.
     """
     for path in _ours(home):
         try:
@@ -75,7 +75,7 @@ def open_to_others(paths: list[Path]) -> list[tuple[Path, int]]:
 
 
 def private_paths(home: Path) -> list[Path]:
-    """Return what no other user should be able to use: the data directory, and our own folders and files in it."""
+    """Return the paths that only the worker's user may use: the data directory, and the worker's own files in it."""
     return [home, *_ours(home)]
 
 

@@ -36,9 +36,9 @@ class SourceSettings(Section):
     roots: tuple[Path, ...] = ()
     """Directories; files below them can be uploaded, symbolic links out of them cannot."""
     hosts: tuple[str, ...] = ()
-    """`host` for https, or `http://host:port` and the like for a whole origin."""
+    """`host` for https, or a whole origin such as `http://host:port`."""
     timeout: Duration = timedelta(seconds=60)
-    """How long a host may send nothing."""
+    """The longest time for which a host may send nothing."""
     max_size: Size = ByteSize(1 << 40)
     """Largest download from a host."""
     min_rate: Size = ByteSize(1024)
@@ -56,12 +56,12 @@ class ReplicationSettings(Section):
 
 
 class PlacementRule(Section):
-    """Where the artifacts of some buckets belong; the first rule that fits an artifact counts."""
+    """The stores of some buckets or prefixes; the first rule that fits an artifact counts."""
 
     bucket: Annotated[str, Field(min_length=1, max_length=63)]
-    """Its name, or a pattern with `*`, `?` and `[…]`."""
+    """The bucket's name, or a pattern with `*`, `?` and `[…]`."""
     prefix: Annotated[str, Field(max_length=1024)] = ""
-    """Only keys that begin like this."""
+    """Only keys that begin with this text."""
     stores: Annotated[tuple[str, ...], Field(min_length=1)]
 
     def fits(self, bucket: str, key: str) -> bool:
@@ -135,7 +135,7 @@ class LeftoverSweepSettings(Section):
     age: Duration = timedelta(days=1)
     """Younger ones stay, and so do those that a job which has not ended can resume."""
     foreign_uploads: Literal["report", "abort"] = "report"
-    """What happens to open multipart uploads that this worker is not known to have begun."""
+    """What cleanup does with open multipart uploads that, as far as is known, this worker did not begin."""
 
 
 class ProbeSweepSettings(Section):
@@ -172,7 +172,7 @@ class JobSettings(Section):
     """Limits on a single job."""
 
     time_limit: Duration = timedelta(hours=6)
-    """A longer attempt is stopped. It has a minute to end by itself before it is killed."""
+    """The longest time of an attempt. After it, the job has a minute to end before it is killed."""
     lease: Duration = timedelta(seconds=30)
     """How long a job belongs to its worker after the last heartbeat."""
     grace: Duration = timedelta(seconds=5)
@@ -180,9 +180,9 @@ class JobSettings(Section):
     max_put_off: Duration = timedelta(days=1)
     """How long a job is snoozed in a row for a store that is away or busy; then it is a dead letter."""
     result_expires: Duration = timedelta(days=1)
-    """How long results stay in the result backend; the ledger in the catalogue keeps them for longer, see `keep`."""
+    """How long results stay in the result backend; the ledger in the catalogue keeps them longer, see `keep`."""
     keep: Annotated[Duration, Field(ge=timedelta(days=1))] | None = None
-    """How long the ledger keeps jobs that have ended, dead ones excepted; for good if it is not set."""
+    """How long the ledger keeps jobs that have ended, except dead ones; without it, for ever."""
 
 
 class FindingSettings(Section):
@@ -224,14 +224,16 @@ class PageSettings(Section):
 
 
 class StoreLimits(Section):
-    """What all workers together ask of one store at most."""
+    """The most that all workers together may ask of one store."""
 
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Jobs that read from or write to the store at a time."""
     bytes_per_second: Annotated[Size, Field(ge=1024)] | None = None
     """Bytes that are read from and written to the store in a second, together."""
     local_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The part of both limits that one process takes while Redis is away; by default its part among all processes."""
+    """The part of both limits that one process uses while Redis does not answer; by default an equal part of all
+    processes.
+    """
 
 
 class BreakerSettings(Section):

@@ -72,7 +72,7 @@ def test_only_some_jobs_wait_at_a_time(monkeypatch: pytest.MonkeyPatch, context:
 def test_when_the_time_is_up_no_more_is_sent(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
     """A time limit is for the whole: the first job that has not ended by then ends the command."""
     way = Way(left="running")
-    with pytest.raises(Failure, match="the time is up.*again goes on"):
+    with pytest.raises(Failure, match="the time is up.*again to continue"):
         go_through(monkeypatch, context, way, limit=0.0)
     assert len(way.sent) == cli.IN_FLIGHT
 
