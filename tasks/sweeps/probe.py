@@ -2,7 +2,9 @@
 
 import logging
 
+from worker import clock
 from worker.artifacts.verification_log_head import keep_head
+from worker.catalogue import FindingKind
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -32,9 +34,14 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
         job.check()
         store = context.unlimited_stores[name]
         try:
-            fault = probe(store) or keep_head(store, context.catalogue)
+            fault = probe(store)
+            changed = None if fault else keep_head(store, context.catalogue)
         except StorageError as error:
-            fault = error.message
+            fault, changed = error.message, None
+        else:
+            evidence = {"detail": changed} if changed else None
+            context.catalogue.findings.see_store(FindingKind.LOG_CHANGED, name, evidence, now=clock.now())
+        fault = fault or changed
         if fault:
             logger.error("store %s cannot be relied on: %s", name, fault)
             faults[name] = fault

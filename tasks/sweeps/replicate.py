@@ -1,6 +1,7 @@
 """Sweep replicate: send pages for the copies that the placement rules want and that do not exist."""
 
 from collections import Counter
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -40,40 +41,51 @@ def sweep(
 ) -> SweepReplicateResult:
     """Do as `sweep_replicate`, with these messages."""
     stores = set(context.unpaused_stores(request.store))
-    pages = context.catalogue.pages
-    if planned := pages.planned_by(job.id):  # at an attempt whose worker died
+    if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)
         return SweepReplicateResult(claimed={})
     settings = context.settings
     buckets = context.catalogue.artifacts.buckets()
     count: Counter[str] = Counter()
-    requests, claimed = [], []
+    requests, claimed = [], list[Claimed]()
+    late: list[list[tuple[str, str, str]]] = []
     for rule in settings.placement_rules:
         for bucket in (bucket for bucket in buckets if fnmatchcase(bucket, rule.bucket)):
             for store in (store for store in rule.stores if store in stores):
                 while True:
                     job.check()
                     room = min(settings.page.objects, settings.sweep.replicate.batch - count[store])
-                    found = _claim(context, rule, bucket, store, room) if room > 0 else None
-                    if found is None or not found.artifacts:
+                    found, until = _claim(context, rule, bucket, store, room) if room > 0 else ([], clock.now())
+                    if not found:
                         break
                     requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
-                    claimed.append(found)
-                    count[store] += len(found.artifacts)
-                    if len(found.artifacts) < room:
+                    claimed.append(Claimed([artifact.id for artifact in found], until))
+                    count[store] += len(found)
+                    since = _late_since(context)
+                    late.append([(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since])
+                    if len(found) < room:
                         break
-    plan(context.catalogue, job.id, requests, messages, claimed)
+    pages = plan(context.catalogue, job.id, requests, messages, claimed)
+    for page, places in zip(pages, late, strict=True):
+        context.catalogue.findings.act(dict.fromkeys(places, page), "replicate", now=clock.now())
     return SweepReplicateResult(claimed=dict(count))
 
 
-def _claim(context: JobContext, rule: PlacementRule, bucket: str, store: str, limit: int) -> Claimed:
+def _claim(
+    context: JobContext, rule: PlacementRule, bucket: str, store: str, limit: int
+) -> tuple[list[Artifact], datetime]:
     now = clock.now()
     until = now + context.settings.sweep.replicate.claim
     absent = context.catalogue.sweep_claims.absent(
         store, bucket, rule.prefix, wanted=partial(_is_placed_by, rule, context.settings), now=now, until=until,
-        limit=limit,
+        limit=limit, late_since=_late_since(context),
     )  # fmt: skip
-    return Claimed([artifact.id for artifact in absent], until)
+    return absent, until
+
+
+def _late_since(context: JobContext) -> datetime:
+    """Return the moment before which an artifact was committed whose absent copy is a finding."""
+    return clock.now() - context.settings.sweep.replicate.late
 
 
 def _is_placed_by(rule: PlacementRule, settings: Settings, artifact: Artifact) -> bool:

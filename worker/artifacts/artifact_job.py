@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from worker import clock
-from worker.catalogue import Artifact, Copy, Finding, FinishedCopy, Outcome, VerdictRow
+from worker.catalogue import (
+    Artifact,
+    Copy,
+    Finding,
+    FindingKind,
+    FinishedCopy,
+    NewFinding,
+    Outcome,
+    PageCopy,
+    VerdictRow,
+)
 from worker.context import JobContext
 from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running_job import Cancelled, RunningJob
@@ -20,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
 """The verdicts that say that the bytes of a copy are missing or wrong."""
+_DETAIL = 500
 RETRY_UNREADABLE = timedelta(hours=1)
 """The longest time until a copy that could not be read is read again."""
 
@@ -28,6 +39,12 @@ def not_configured(store: str) -> str:
     """Return the message about a copy in a store that is not configured any more."""
     way_out = f"add it to `stores` again, or `zot-artifacts stores forget {store}`"
     return f"the store {store!r} is not configured: {way_out}"
+
+
+def suspicion(of: Artifact | PageCopy, store: str, seen: Verification, job: str) -> NewFinding:
+    """Return the finding about a copy that one read found bad."""
+    evidence = {"verdict": seen.verdict.value, "detail": (seen.detail or "")[:_DETAIL], "job": job}
+    return NewFinding(FindingKind.SUSPECT, store, of.bucket, of.key, of.version, evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +250,12 @@ class ArtifactJob:
             seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=on_bytes or job.advance)
             if seen.verdict in BAD:
                 logger.warning("%s: %s is suspect (%s), reading it again", store.name, artifact.path, seen.verdict)
+                findings = self.context.catalogue.findings
+                of = suspicion(artifact, copy.store, seen, job.id)
+                findings.see([of], now=clock.now())
                 confirmed = self.confirm(copy)
                 if confirmed is None:
+                    findings.end_suspicion(copy.store, artifact.bucket, artifact.key, now=clock.now())
                     return None
                 seen = confirmed
         self._record_verdict(copy, seen)

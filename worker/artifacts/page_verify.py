@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from worker import clock
-from worker.artifacts.artifact_job import BAD, RETRY_UNREADABLE, ArtifactJob
+from worker.artifacts.artifact_job import BAD, RETRY_UNREADABLE, ArtifactJob, suspicion
 from worker.artifacts.page_runner import GROUP, work_on
 from worker.catalogue import Group, Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
@@ -69,6 +69,8 @@ class VerifyPage:
         def record(seen: Sequence[tuple[PageCopy, Verification]]) -> None:
             suspects.extend(copy for copy, each in seen if each.verdict in BAD)
             self._record([(copy, each) for copy, each in seen if each.verdict not in BAD])
+            found = [suspicion(copy, copy.store, each, self._job.id) for copy, each in seen if each.verdict in BAD]
+            self._context.catalogue.findings.see(found, now=clock.now())
 
         by_store = sorted(copies, key=attrgetter("store"))  # stable: keys stay in order
         work_on(by_store, self._read, record, threads=self._context.settings.page.threads)
@@ -112,6 +114,8 @@ class VerifyPage:
         verdicts = [self._verdict(copy, each, now) for copy, each in seen if each is not None]
         outcomes = []
         for copy, each in seen:
+            if each is None:
+                self._context.catalogue.findings.end_suspicion(copy.store, copy.bucket, copy.key, now=now)
             of = self._objects[copy.id]
             of.words[copy.id] = (SUPERSEDED, None) if each is None else (each.verdict.value, each.detail)
             if len(of.words) == len(of.copies):

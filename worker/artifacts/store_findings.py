@@ -1,11 +1,12 @@
-"""Open and resolve the findings on whole stores that follow from the time and the settings."""
+"""Open and resolve the findings that follow from the time and the settings."""
 
 from datetime import datetime
 
-from worker.catalogue import Catalogue, FindingKind
+from worker.catalogue import Catalogue, FindingKind, FindingRecord
 from worker.settings import Settings
 
 _OF_STORES = 1000
+_OF_ARTIFACTS = 10_000
 
 
 def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
@@ -23,3 +24,15 @@ def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
         over = [each.id for each in findings.page(kind=kind, limit=_OF_STORES) if each.store not in wrong]
         if over:
             findings.resolve(over, "no longer so", now=now)
+    unwanted = [
+        each.id
+        for each in findings.page(kind=FindingKind.UNDER_REPLICATED, limit=_OF_ARTIFACTS)
+        if not _wanted(settings, each)
+    ]
+    if unwanted:
+        findings.resolve(unwanted, "no rule wants the copy any more", now=now)
+
+
+def _wanted(settings: Settings, found: FindingRecord) -> bool:
+    rule = settings.rule_for(found.bucket or "", found.key or "")
+    return rule is not None and found.store in rule.stores

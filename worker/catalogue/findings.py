@@ -148,10 +148,23 @@ class Findings:
             else:
                 resolve_store(connection, kind, store, "no longer so", now)
 
+    def end_suspicion(self, store: str, bucket: str, key: str, *, now: datetime) -> None:
+        """Resolve that a copy is suspect: it was replaced or deleted before it was read a second time."""
+        with self._database.write() as connection:
+            found = _open_at(connection, {(bucket, key)})
+            ids = [row.id for row in found if (row.store, row.kind) == (store, FindingKind.SUSPECT)]
+            _resolve(connection, dict.fromkeys(ids, "replaced before the second read"), now)
+
     def resolve(self, ids: Iterable[int], how: str, *, now: datetime) -> None:
         """Resolve open findings by their ids."""
         with self._database.write() as connection:
             _resolve(connection, dict.fromkeys(ids, how), now)
+
+    def act(self, places: Mapping[tuple[str, str, str], str], action: str, *, now: datetime) -> None:
+        """Record what was begun about the open findings of copies, by store, bucket and key; the values are jobs."""
+        if places:
+            with self._database.write() as connection:
+                note_action(connection, places, action, now)
 
     def see_lost(self, stores: Sequence[str], *, now: datetime, limit: int) -> int:
         """Open what is lost and has no finding yet, and return how many artifacts are lost in all, `limit` at most.
@@ -254,11 +267,6 @@ def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now:
     see(connection, [_finding_of(each, FindingKind(each.verdict)) for each in [*bad, *unread]], now)
     if bad:
         _see_lost(connection, _lost_among(connection, {(each.bucket, each.key) for each in bad}), now)
-
-
-def note_suspects(connection: Connection, verdicts: Sequence["VerdictRow"], now: datetime) -> None:
-    """Open what one read found bad; the verdict of the second read resolves it."""
-    see(connection, [_finding_of(each, FindingKind.SUSPECT) for each in verdicts], now)
 
 
 def note_writes(connection: Connection, written: Collection[tuple["Artifact", str]], now: datetime) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, copy_of, ensure_copy, following, listed
 from worker.catalogue.database import Database
-from worker.catalogue.records import Artifact, Copy, CopyState
+from worker.catalogue.findings import NewFinding, see
+from worker.catalogue.records import Artifact, Copy, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 
 _SOME = 100
@@ -100,6 +101,7 @@ class SweepClaims:
         until: datetime,
         limit: int,
         scan: int = 10_000,
+        late_since: datetime | None = None,
     ) -> list[Artifact]:
         """Claim current artifacts that a store should have and never had a copy of, the oldest first.
 
@@ -139,6 +141,9 @@ class SweepClaims:
         with self._database.write() as connection:
             ids = [ensure_copy(connection, artifact, store).id for artifact in absent]
             connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
+            late = [of for of in absent if late_since and of.committed_at and of.committed_at <= late_since]
+            kind = FindingKind.UNDER_REPLICATED
+            see(connection, [NewFinding(kind, store, of.bucket, of.key, of.version) for of in late], now)
             if old:
                 connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == cursor))
                 connection.execute(sa.insert(sweep_cursors), {"name": cursor, "after": last})

@@ -127,7 +127,9 @@ def kind_of(name: str | None) -> FindingKind | None:
 
 def what(found: FindingRecord) -> str:
     """Return what a finding is about."""
-    return f"{found.bucket}/{found.key}" if found.bucket is not None else f"store {found.store}"
+    if found.bucket is not None:
+        return f"{found.bucket}/{found.key}"
+    return f"store {found.store}" if found.store else "the catalogue"
 
 
 def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_json: bool) -> None:

@@ -2,7 +2,9 @@
 
 import typer
 
+from worker import clock
 from worker.artifacts.verification_log_head import log_faults
+from worker.catalogue import FindingKind
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import opened
@@ -20,6 +22,7 @@ def verify(as_json: AsJson = False) -> None:
     """Check that no row of the log was changed or removed since it was written; all rows are read.
 
     Each row holds the hash of the row before it, and each store keeps the hash of the last row.
+    A broken chain is a finding from then on, until `log verify` finds it whole.
     The exit status is 1 if the chain is broken, or if the log does not fit what a store keeps.
 
     Example:
@@ -29,6 +32,8 @@ def verify(as_json: AsJson = False) -> None:
     with opened(existing=True) as session:
         broken = session.catalogue.verifications.first_broken()
         faults = log_faults([session.stores[name] for name in session.settings.stores], session.catalogue)
+        evidence = None if broken is None else {"detail": f"the verification log was changed at row {broken}"}
+        session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
     if as_json:
         print_json({"good": not faults, "first_broken": broken, "faults": faults})
     elif not faults:

@@ -47,8 +47,11 @@ def plan(
     requests: Sequence[PageRequest],
     messages: Messages,
     claimed: Sequence[Claimed] | None = None,
-) -> None:
-    """Accept the pages of a sweep into the ledger, and send their messages; `claimed`: what each of them works on."""
+) -> list[str]:
+    """Accept the pages of a sweep into the ledger, send their messages and return their ids.
+
+    `claimed`: what each of them works on.
+    """
     stem, now = batch_stem(sweep), clock.now()
     planned = [PlannedPage(f"{stem}.{number:08d}", each.payload()) for number, each in enumerate(requests, 1)]
     if claimed is not None:
@@ -62,6 +65,7 @@ def plan(
         told = False
     catalogue.pages.plan(sweep, planned, queue=PAGE.queue.value, due=None if told else now + UNSEEN, now=now)
     _send(sweep, planned, messages)
+    return [page.job for page in planned]
 
 
 def resume(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> None:

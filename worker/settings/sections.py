@@ -107,6 +107,8 @@ class ReplicateSweepSettings(Section):
     """Most copies of one store that one sweep claims."""
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another sweep may claim the copy."""
+    late: Duration = timedelta(minutes=15)
+    """How long after its upload an artifact may lack a copy before that is a finding."""
 
 
 class RepairSweepSettings(Section):

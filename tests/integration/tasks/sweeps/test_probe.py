@@ -4,10 +4,15 @@ import dataclasses
 import logging
 import os
 
+import sqlalchemy as sa
+
 from tasks.sweeps.probe import sweep_probe
+from tasks.upload import upload
+from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
+from worker.catalogue import tables
 from worker.storage import Stores
-from zot_artifact_client.contract import SweepProbeRequest
+from zot_artifact_client.contract import SweepProbeRequest, UploadRequest, VerifyRequest
 
 
 def test_stores_that_work_have_no_fault_and_keep_nothing_of_the_probe(run, settings):
@@ -23,6 +28,27 @@ def test_a_store_that_is_away_is_named_and_the_others_are_probed(run, settings):
     result = run(sweep_probe, SweepProbeRequest())
     assert list(result.faults) == ["dr"]
     assert "dr" in result.faults["dr"]
+
+
+def test_a_log_that_was_cut_is_a_finding_until_it_fits_again(run, context, source):
+    """A store that keeps the head of a row that is gone opens a finding; a log that fits what is kept resolves it."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    run(sweep_probe, SweepProbeRequest())
+    database, table = context.catalogue._database, tables.verifications
+    with database.write() as connection:
+        rows = [dict(row._mapping) for row in connection.execute(sa.select(table))]
+        connection.exec_driver_sql("DROP TRIGGER verifications_are_never_deleted")
+        connection.execute(sa.delete(table))
+    result = run(sweep_probe, SweepProbeRequest())
+    assert "has lost rows" in result.faults["dr"]
+    assert {(each.kind, each.store) for each in context.catalogue.findings.page()} == {
+        ("log_changed", store) for store in ("primary", "dr", "cold")
+    }
+    with database.write() as connection:
+        connection.execute(sa.insert(table), rows)
+    assert run(sweep_probe, SweepProbeRequest()).faults == {}
+    assert context.catalogue.findings.page() == []
 
 
 def test_a_store_that_ignores_create_if_absent_is_found_out(run, context, rclone, caplog):

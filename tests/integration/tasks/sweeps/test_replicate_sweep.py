@@ -10,6 +10,7 @@ from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
+from worker.artifacts.store_findings import see_stores
 from worker.catalogue import Leased, tables
 from worker.context import Context
 from worker.limits.snooze import Snooze
@@ -138,3 +139,32 @@ def test_a_page_of_a_sweep_that_has_ended_does_nothing(context, run, put, sent):
     with context.catalogue._database.write() as connection:
         connection.execute(sa.delete(tables.pages))
     assert sent.page(id_).objects == 0
+
+
+def test_what_lacks_a_copy_for_long_is_a_finding_until_it_has_one(context: Context, run, put, sent, monkeypatch):
+    """An artifact that was uploaded just now is no finding; an older one is, with the page that replicates it."""
+    put("models-en", "old", "cold")
+    later = clock.now() + context.settings.sweep.replicate.late
+    monkeypatch.setattr(clock, "now", lambda: later)
+    put("models-en", "new", "cold")
+    run(sweep_replicate, SweepReplicateRequest())
+    found = {(each.kind, each.store, each.key): each for each in context.catalogue.findings.page()}
+    assert set(found) == {("under_replicated", "primary", "old"), ("under_replicated", "dr", "old")}
+    assert {each.job for each in found.values()} == set(sent.messages.sent)
+    assert {each.action for each in found.values()} == {"replicate"}
+    for id_ in sent.messages.sent:
+        sent.page(id_)
+    assert context.catalogue.findings.page() == []
+
+
+def test_an_absent_copy_that_no_rule_wants_any_more_is_no_finding(context: Context, run, put, sent, monkeypatch):
+    """A rule that was removed leaves no open finding behind."""
+    put("models-en", "old", "cold")
+    later = clock.now() + context.settings.sweep.replicate.late
+    monkeypatch.setattr(clock, "now", lambda: later)
+    run(sweep_replicate, SweepReplicateRequest(store="dr"))
+    see_stores(context.settings, context.catalogue, later)
+    assert [each.kind for each in context.catalogue.findings.page()] == ["under_replicated"]
+    without = context.settings.model_copy(update={"placement_rules": ()})
+    see_stores(without, context.catalogue, later)
+    assert context.catalogue.findings.page() == []

@@ -229,3 +229,43 @@ def test_a_paused_store_keeps_its_page_waiting(sweeper, due, context):
     with pytest.raises(Snooze):
         sweeper.page("sweep-1.00000001")
     assert (context.catalogue.pages.get("sweep-1.00000001"), sweeper.verdicts()) == (None, [])
+
+
+def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due, stored, context, monkeypatch):
+    """A worker that dies between both reads leaves a suspect; the second read ends that, right or wrong."""
+    due(2)
+    stored("primary", "a/000").write_bytes(b"rotten!")
+    stored("primary", "a/001").write_bytes(b"rotten!")
+    sweeper.plan()
+    with monkeypatch.context() as dying:
+        dying.setattr("worker.artifacts.artifact_job.ArtifactJob.confirm", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sweeper.page("sweep-1.00000001")
+    assert [(each.kind, each.key) for each in context.catalogue.findings.page(store="primary") if each.key] == [
+        ("suspect", "a/000"),
+        ("suspect", "a/001"),
+    ]
+    stored("primary", "a/001").write_bytes(b"bytes 1")
+    sweeper.page("sweep-1.00000001")
+    still = [(each.kind, each.key) for each in context.catalogue.findings.page() if each.key]
+    assert still == [("corrupt", "a/000")]
+    how = {each.key: each.how for each in context.catalogue.findings.page(resolved=True) if each.kind == "suspect"}
+    assert how == {
+        "a/000": "found corrupt by job sweep-1.00000001", "a/001": "verified by job sweep-1.00000001",
+    }  # fmt: skip
+
+
+def test_a_sweep_opens_what_is_overdue_or_not_configured_and_resolves_it(sweeper, due, context):
+    """A store with overdue copies is a finding until they were read, and a store without settings until it has some."""
+    due(1)
+    made = context.catalogue.artifacts.current("releases", "a/000")
+    context.catalogue.artifacts.ensure_copy(made, "old")
+    context.catalogue.artifacts.finish_copy(made, "old", tag="1", evidence={}, now=clock.now())
+    sweeper.plan()
+    found = {(each.kind, each.store): each.evidence["copies"] for each in context.catalogue.findings.page()}
+    assert found == {("overdue", "primary"): 1, ("overdue", "dr"): 1, ("store_not_configured", "old"): 1}
+    for id_ in list(sweeper.messages.sent):
+        sweeper.page(id_)
+    context.catalogue.store_records.forget("old", dry_run=False)
+    sweeper.plan("sweep-2")
+    assert context.catalogue.findings.page() == []
