@@ -241,10 +241,8 @@ def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due
         dying.setattr("worker.artifacts.artifact_job.ArtifactJob.confirm", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sweeper.page("sweep-1.00000001")
-    assert [(each.kind, each.key) for each in context.catalogue.findings.page(store="primary") if each.key] == [
-        ("suspect", "a/000"),
-        ("suspect", "a/001"),
-    ]
+    open_ = {(each.kind, each.key) for each in context.catalogue.findings.page(store="primary") if each.key}
+    assert open_ == {("suspect", "a/000"), ("suspect", "a/001")}
     stored("primary", "a/001").write_bytes(b"bytes 1")
     sweeper.page("sweep-1.00000001")
     still = [(each.kind, each.key) for each in context.catalogue.findings.page() if each.key]
