@@ -1,1 +1,1 @@
-"""What may come in from the broker: message filter, message rules, rejected messages."""
+"""Check and delay messages from the broker, and keep a record of the rejected ones."""

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DELAYED = "zot-artifacts:delayed:{queue}"
 """The Redis sorted set, in the broker, of the messages of a queue that are not due, each with the second it is due."""
 DELAYED_OVER = 10.0
-"""Seconds of delay up to which a message is left to Celery, whose timer is exact."""
+"""Up to this delay in seconds Celery keeps a message, because its timer is exact."""
 _RELEASE_EVERY = 1.0
 _AT_ONCE = 200
 _RELEASE = """
@@ -58,7 +58,7 @@ def release(client: Any) -> int:
 
 
 def _due(raw: bytes) -> float | None:
-    if b'"eta"' not in raw or b'"eta": null' in raw:  # nearly all of them
+    if b'"eta"' not in raw or b'"eta": null' in raw:  # most messages have no eta
         return None
     try:
         eta = maybe_iso8601(json.loads(raw)["headers"].get("eta"))
@@ -80,12 +80,12 @@ class ReleaseDelayed(bootsteps.StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Start to release messages."""
+        """Start the release of messages."""
         if isinstance(consumer.connection.default_channel, Channel):
             self._timer = consumer.timer.call_repeatedly(_RELEASE_EVERY, self._release, (consumer,))
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop to release messages."""
+        """Stop the release of messages."""
         if self._timer is not None:
             self._timer.cancel()
 

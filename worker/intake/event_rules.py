@@ -9,7 +9,7 @@ from kombu.utils.json import loads
 from worker.intake.message_rules import InvalidMessage, Reason, body_of, check_plain_json
 
 CHANNEL = b".celeryev/"
-"""What the names of the Redis channels of events have in them."""
+"""A part of the names of the Redis channels of events."""
 _LONGEST = 1 << 16
 """Characters of the longest text of an event: a traceback."""
 _NAME = re.compile(r"[^\s<>\"'&\\]{1,255}")

@@ -11,18 +11,18 @@ logger = logging.getLogger(__name__)
 
 _WAIT = 1.0
 _FULL = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
-"""What the errors of a Redis begin with that takes no writes for now."""
+"""The first words of the errors of a Redis that accepts no writes for now."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether Redis refused a write that it will accept when there is room again."""
+    """Return whether Redis refused a write that it will accept when it has room again."""
     if isinstance(error, redis.OutOfMemoryError):
         return True
     return isinstance(error, redis.ResponseError) and str(error).startswith(_FULL)
 
 
 def wait_for_room(write: Callable[[], None], what: str) -> None:
-    """Write, again and again while the broker is full, until the worker shuts down.
+    """Write, and try again while the broker is full, until the worker shuts down.
 
     Raises:
         redis.RedisError: the write failed for another reason, or the worker shuts down.
@@ -40,7 +40,7 @@ def wait_for_room(write: Callable[[], None], what: str) -> None:
             pause(_WAIT)
         else:
             if logged:
-                logger.warning("the broker has room again: %s goes on", what)
+                logger.warning("the broker has room again: %s continues", what)
             return
 
 

@@ -2,7 +2,7 @@
 
 Celery has no hook for this, so the filter sits in two configurable classes. With Redis it is the transport: a message
 is checked directly after its pop, so a rejected one is never among the unacknowledged messages. With any other broker
-it is the consumer, which checks what the transport made of the message.
+it is the consumer, which checks the message as the transport has parsed it.
 """
 
 import logging
@@ -56,11 +56,11 @@ _EVENT_FLUSH_SECONDS = 0.1
 _SHOWN = 1024
 """Characters of the arguments that Flower shows."""
 _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What Celery raises over a message that it cannot read. A broker or backend that is unavailable raises others."""
+"""The errors of Celery for a message that it cannot read; those of an unavailable broker or backend are others."""
 
 
 def rules_for(app: Celery) -> Rules:
-    """Return what this application's worker accepts."""
+    """Return the rules for the messages of this application's worker."""
     conf = app.conf
     return Rules(frozenset({*TASKS, RECORD_TASK}), float(conf.task_time_limit), float(conf.visibility_timeout))
 
@@ -68,7 +68,7 @@ def rules_for(app: Celery) -> Rules:
 def reject(app: Celery, rejection: Rejection, raw: bytes, queue: str, channel: object) -> None:
     """Record a rejected message: one log line, the list of rejected messages, and a task for the ledger and the client.
 
-    If the broker fails meanwhile, the log line is all that remains.
+    If the broker fails meanwhile, only the log line remains.
     """
     about = f"job {rejection.id}: " if rejection.id else ""
     logger.error("%srejected a message in %s, %s: %s", about, queue, rejection.reason, rejection.message)
@@ -79,7 +79,7 @@ def reject(app: Celery, rejection: Rejection, raw: bytes, queue: str, channel: o
         if rejection.id and rejection.task != RECORD_TASK:
             args = (rejection.id, rejection.task or "unknown", rejection.error, rejection.message)
             app.send_task(RECORD_TASK, args=args, queue=Queue.INTERACTIVE.value, ignore_result=True)
-    except Exception as error:  # noqa: BLE001 - no fault over a rejected message may end the worker
+    except Exception as error:  # noqa: BLE001 - no error about a rejected message may end the worker
         logger.error("%sthe rejected message could not be recorded: %s", about, type(error).__name__)  # noqa: TRY400
 
 
@@ -92,11 +92,11 @@ class _Filtered:
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
         connection = self.connection  # type: ignore[attr-defined]
         if connection is None or connection.client is None:
-            # A channel that is closed, or acknowledges, after its connection was closed: kombu fails on the None with
-            # an error that ends the worker, where it only has to reconnect.
+            # A channel that is closed, or acknowledges, after its connection was closed: kombu then raises an error
+            # about None that ends the worker, although it only has to reconnect.
             raise redis.ConnectionError("the connection of this channel was closed")
         client = super()._create_client(asynchronous)  # type: ignore[misc]
-        if asynchronous:  # the one that waits for messages
+        if asynchronous:  # the client that waits for messages
             client.set_response_callback("BRPOP", self._filter)
         return client
 
@@ -105,7 +105,7 @@ class _Filtered:
         return rules_for(current_app)
 
     def _filter(self, popped: tuple[bytes, bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
-        """Return what was popped, or None if the message was rejected."""
+        """Return the popped message, or None if it was rejected."""
         if not popped:
             return None
         key, raw = popped
@@ -116,12 +116,12 @@ class _Filtered:
                 self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]
                 return None
             return key, raw
-        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]  # else a queue full of invalid messages starves the others
+        self._queue_cycle.rotate(queue)  # type: ignore[attr-defined]  # otherwise a queue full of invalid messages starves the others
         reject(current_app, rejection, raw, queue, self)
         return None
 
     def _handle_message(self, client: Any, response: Any) -> Mapping[str, Any] | None:
-        """Return what was published, without its data if it is no valid message."""
+        """Return the published message, without its data if it is not valid."""
         payload: dict[str, Any] | None = super()._handle_message(client, response)  # type: ignore[misc]
         if payload is None:  # the answer to the last unsubscription
             return payload
@@ -230,7 +230,7 @@ class Connection(KombuConnection):
 
 
 class AMQP(amqp.AMQP):
-    """Makes Celery use the filtered connection: set as the application's `amqp`."""
+    """Makes Celery use the filtered connection, as the application's `amqp`."""
 
     Connection = Connection
 
@@ -239,7 +239,7 @@ class AMQP(amqp.AMQP):
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, which no message can end: set as `worker_consumer`.
+    """Celery's consumer, made safe against every message; set as `worker_consumer`.
 
     It has no gossip step: gossip does not check what it reads, and is not used here.
     """
@@ -253,14 +253,14 @@ class Consumer(CeleryConsumer):
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
-        if is_full(exc):  # Celery would connect again at once, and without end
+        if is_full(exc):  # Celery would reconnect at once and for ever
             logger.error("the broker is full: this worker waits for room")
             pause(_FULL_WAIT)
 
     def on_send_event_buffered(self) -> None:
-        """Buffer events for a moment: sent one by one they take half of this process's time."""
+        """Buffer events for a moment, because one by one they take half of this process's time."""
         now = time.monotonic()
-        if self.hub and now >= self._flush_due:  # a time, and no flag: a lost connection takes the timer with it
+        if self.hub and now >= self._flush_due:  # a time and not a flag, because a lost connection ends the timer
             self._flush_due = now + _EVENT_FLUSH_SECONDS
             self.hub.call_later(_EVENT_FLUSH_SECONDS, self._flush_events)
 
@@ -306,7 +306,7 @@ class Consumer(CeleryConsumer):
 
 
 def _bound_shown(headers: dict[str, Any]) -> None:
-    """Bound what Celery's events show of a message: its sender may have written anything there."""
+    """Bound the texts of a message that Celery's events show: its sender may have written anything there."""
     for name in ("argsrepr", "kwargsrepr"):
         if isinstance(headers.get(name), str):
             headers[name] = bounded(without_secrets(headers[name]), _SHOWN)

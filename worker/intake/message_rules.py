@@ -26,11 +26,11 @@ _MAX_DEPTH = 16
 _MAX_RETRIES = 1_000_000
 _SHORT = 255
 _MAX_PROBLEMS = 5
-"""Problems of a request that are told; a message can have tens of thousands."""
+"""How many problems of a request are named; a message can have tens of thousands."""
 
 
 class Reason(StrEnum):
-    """Why a message is rejected; the counters have one number a reason."""
+    """Why a message is rejected; each reason has a counter."""
 
     OVERSIZE = "oversize"
     NOT_JSON = "not_json"
@@ -79,7 +79,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A message, taken apart."""
+    """The parts of a message."""
 
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
@@ -106,7 +106,7 @@ def check_message(raw: bytes, rules: Rules, now: datetime) -> Rejection | None:
         check_parts(Parts(envelope["headers"], envelope["properties"], *content, body_of(envelope)), rules, now)
     except InvalidMessage as unfit:
         return rejection_of(unfit, envelope)
-    except Exception as error:  # noqa: BLE001 - a message that makes this code fail is invalid
+    except Exception as error:  # noqa: BLE001 - a message at which this code fails is invalid
         return rejection_of(InvalidMessage(Reason.ENVELOPE, f"it cannot be read: {type(error).__name__}"), envelope)
     return None
 
@@ -141,7 +141,7 @@ def rejection_of(unfit: InvalidMessage, envelope: object) -> Rejection:
 
 
 def parse_envelope(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object that a message in Redis is. Raise InvalidMessage if it is too large, or is none."""
+    """Return a message of Redis as a JSON object. Raise InvalidMessage if it is too large, or no such object."""
     check_size(len(raw))
     try:
         envelope = loads(raw.decode())
@@ -153,7 +153,7 @@ def parse_envelope(raw: bytes) -> dict[str, Any]:
 
 
 def check_envelope(envelope: Mapping[str, Any]) -> None:
-    """Raise InvalidMessage if kombu's Redis transport cannot make a message of it."""
+    """Raise InvalidMessage if kombu's Redis transport cannot read the envelope."""
     check_plain_json(envelope, Reason.ENVELOPE)
     for part in ("headers", "properties"):
         if not isinstance(envelope.get(part), dict):
@@ -170,7 +170,7 @@ def check_size(size: int) -> None:
 
 
 def body_of(envelope: Mapping[str, Any]) -> bytes:
-    """Return the bytes of the body. Raise InvalidMessage if there are none."""
+    """Return the bytes of the body. Raise InvalidMessage if it has none."""
     body, encoding = envelope.get("body"), envelope["properties"].get("body_encoding")
     if not isinstance(body, str):
         raise InvalidMessage(Reason.BODY, f"body: text is expected, not {_kind(body)}")
@@ -185,7 +185,7 @@ def body_of(envelope: Mapping[str, Any]) -> bytes:
 
 
 def check_parts(parts: Parts, rules: Rules, now: datetime) -> None:
-    """Check every part of a message that Celery makes a request of, in either version of its protocol.
+    """Check every part of a message that Celery reads as a request, in either version of its protocol.
 
     Raises:
         InvalidMessage: naming the first part that is wrong, never with its value.
@@ -208,7 +208,7 @@ def check_parts(parts: Parts, rules: Rules, now: datetime) -> None:
 
 
 def check_plain_json(value: object, reason: Reason, depth: int = 0) -> None:
-    """Raise InvalidMessage unless a value is plain JSON, not too deep, and all its text can be written down."""
+    """Raise InvalidMessage unless a value is plain JSON, not too deep, and its text can be encoded."""
     if depth > _MAX_DEPTH:
         raise InvalidMessage(reason, f"more than {_MAX_DEPTH} levels of lists or objects")
     if isinstance(value, dict):
@@ -236,7 +236,7 @@ def _check_text(value: str, reason: Reason) -> None:
 def _first_protocol(envelope: dict[str, Any]) -> dict[str, Any]:
     try:
         payload = loads(body_of(envelope))
-    except Exception:  # noqa: BLE001 - it is being rejected already, this only reads its id
+    except Exception:  # noqa: BLE001 - the message is rejected already, this only reads its id
         return {}
     return payload if isinstance(payload, dict) else {}
 
@@ -290,7 +290,7 @@ def _check_headers(fields: Mapping[str, Any], rules: Rules, now: datetime) -> No
             Reason.HEADERS, f"headers.eta: more than {rules.max_eta:.0f} s ahead; send it when it is due"
         )
     expires = _parse_time(fields.get("expires"))
-    if expires and expires < now and not str(fields.get("task")).startswith("sweep."):  # those are sent again anyway
+    if expires and expires < now and not str(fields.get("task")).startswith("sweep."):  # a retry is sent again anyway
         # Celery would store REVOKED, also if another job has this id.
         raise InvalidMessage(Reason.EXPIRED, "headers.expires: it has expired")
     if any(limit and limit > rules.max_time_limit for limit in fields.get("timelimit") or ()):
@@ -340,7 +340,7 @@ def _check(name: str, value: object, reason: Reason) -> None:
 
 
 def _parse_time(value: object) -> datetime | None:
-    """Return the time that a header names, as Celery reads it. Raise ValueError or OverflowError if it names none."""
+    """Return the time in a header as Celery reads it. Raise ValueError or OverflowError if it has none."""
     if not isinstance(value, str):
         return None
     moment: datetime | None = maybe_iso8601(value)
@@ -412,5 +412,5 @@ _FIELDS: dict[str, tuple[_Predicate, str]] = {
     "retries": _COUNT,
     "timelimit": (_are_limits, "two numbers of seconds above 0, or null, are expected"),
 }  # fmt: skip
-"""The fields that Celery reads of a message by name, and the values that it can read there."""
+"""The headers that Celery reads by name, and the check of each value."""
 _EMBEDDED = {"args", "kwargs", "callbacks", "errbacks", "chain", "chord"}

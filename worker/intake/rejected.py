@@ -41,13 +41,13 @@ class RejectedMessage:
 
     @classmethod
     def of(cls, rejection: Rejection, raw: bytes, queue: str, now: datetime) -> "RejectedMessage":
-        """Return what is kept of a message."""
+        """Return the record of a message."""
         digest = hashlib.sha256(raw).hexdigest()
         return cls(now, queue, rejection.reason, rejection.message, len(raw), digest, rejection.id, rejection.task)
 
     @classmethod
     def of_entry(cls, raw: bytes, queue: str, reason: Reason, message: str, now: datetime) -> "RejectedMessage":
-        """Return what is kept of an entry in Redis that is no message."""
+        """Return the record of an entry in Redis that is no message."""
         return cls(now, queue, reason, message, len(raw), hashlib.sha256(raw).hexdigest(), None, None)
 
     @classmethod
@@ -61,7 +61,7 @@ class RejectedMessage:
         return json.dumps(self.document())
 
     def document(self) -> dict[str, object]:
-        """Return it as plain JSON."""
+        """Return the record as plain JSON."""
         return {
             "at": self.at.isoformat(), "queue": self.queue, "reason": self.reason, "message": self.message,
             "size": self.size, "sha256": self.sha256, "id": self.id, "task": self.task,
@@ -98,10 +98,10 @@ class RejectedMessages:
 
 @contextmanager
 def rejected_messages(channel: object, app: Celery) -> Iterator[RejectedMessages | None]:
-    """Yield the rejected messages: in the broker if that is Redis, else in the result backend if that is, else None."""
+    """Yield the rejected messages: of the broker if it is Redis, else of the result backend if that is, else None."""
     if isinstance(channel, Channel):
         with channel.conn_or_acquire() as client:
             yield RejectedMessages(client)
         return
     client = getattr(app.backend, "client", None)
-    yield RejectedMessages(client) if isinstance(client, redis.Redis) else None  # memcached has a client too
+    yield RejectedMessages(client) if isinstance(client, redis.Redis) else None  # memcached has a `client` too

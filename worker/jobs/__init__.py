@@ -1,1 +1,1 @@
-"""What makes a Celery task a durable job: the ledger, the lease, progress, cancelling, retries."""
+"""Turn Celery tasks into durable jobs: lease, progress, cancellation, retry, outbox and shutdown."""

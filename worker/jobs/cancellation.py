@@ -1,4 +1,4 @@
-"""Cancel jobs: waiting ones here, running ones at their next chunk."""
+"""Cancel jobs: waiting ones in this process, running ones at their next chunk."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _CALLED = "zot-artifacts:cancelling:called"
 _CALLED_FOR = 30
 _PAGE = 1000
 _ABORT_SECONDS = 5.0
-"""Seconds that a store has for aborting an upload: one that says nothing must hold neither a child nor other jobs."""
+"""Seconds that a store has to abort an upload: a store that does not answer must hold no process and no other job."""
 _WRITERS = {UPLOAD.kind, REPLICATE.kind}
 
 
@@ -51,18 +51,17 @@ def request_cancel(app: Celery, ids: list[str], start: Callable[[], bool] = lamb
 
 
 def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int:
-    """Cancel the waiting jobs for which that was requested; return how many.
+    """Cancel the waiting jobs that are to be cancelled; return how many.
 
-    The requests are looked up in pages, so that those for unknown ids cost a few round trips. A job that cannot be
-    cancelled stays requested, and stops no other one. `clean_up` does for
-    a job's request what its task does at its end.
+    The requests are looked up in pages, so that those for unknown ids cost a few round trips. The request for a job
+    that cannot be cancelled is kept, and stops no other one. `clean_up` runs the `at_end` of a job's task.
     """
     client = _redis(app)
     if client is None:
         return 0
     cancelled = 0
     try:
-        client.delete(_CALLED)  # first: a later request starts another recovery
+        client.delete(_CALLED)  # removed first, so that a later request starts another recovery
         client.zremrangebyscore(CANCEL_REQUESTS, "-inf", clock.now().timestamp() - CANCEL_TTL)
         client.zremrangebyrank(CANCEL_REQUESTS, 0, -MAX_CANCEL_REQUESTS - 1)
         names = client.zrange(CANCEL_REQUESTS, 0, -1)
@@ -109,7 +108,8 @@ def _cancel_page(context: Context, app: Celery, client: Any, ids: list[str], cle
 def end_writes(context: Context, job: JobRecord) -> None:
     """Abort the multipart uploads of an ended job that no other job will resume.
 
-    Earlier attempts may have begun them, also in other stores. A sweep aborts later what a store does not abort now.
+    Earlier attempts may have begun them, also in other stores. An upload that a store does not abort now is aborted by
+    a sweep.
     """
     if job.kind not in _WRITERS:
         return
@@ -158,7 +158,7 @@ def _cancel_new(context: Context, sent: Outgoing) -> JobRecord | None:
 def _publish_cancelled(app: Celery, job: JobRecord) -> None:
     Outbox(app).taken(job.id)
     try:
-        if app.backend.get_state(job.id) != "REVOKED":  # once: a second message might reach a wait for a redrive
+        if app.backend.get_state(job.id) != "REVOKED":  # not twice: a client may wait for the end of a redrive
             app.backend.mark_as_revoked(job.id, cause(job.id)["message"], request=fenced_request(job))
     except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
         logger.warning("job %s: its cancellation is not published for now: %s", job.id, type(error).__name__)

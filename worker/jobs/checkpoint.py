@@ -1,4 +1,4 @@
-"""Remember in the catalogue how far the write of a copy has come, so that any worker can go on with it."""
+"""Record the parts of a multipart upload in the catalogue, so that any worker can resume it."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from worker.storage.transfer.multipart import OpenUpload, SentPart
 
 @dataclass(frozen=True, slots=True)
 class CopyCheckpoint:
-    """The checkpoint of one copy's write in parts; see `worker.storage.transfer.multipart.Checkpoint`."""
+    """The checkpoint of one copy's multipart upload; see `worker.storage.transfer.multipart.Checkpoint`."""
 
     catalogue: Catalogue
     artifact: Artifact

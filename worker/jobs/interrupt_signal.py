@@ -1,7 +1,7 @@
 """Interrupt the main thread of a worker's child while it waits in a call that does not return.
 
-A host that sends nothing, or a store that does not answer, holds a job in a system call. A signal whose handler raises
-is the only thing that ends such a call at once.
+A host that sends nothing, or a store that does not answer, holds a job in a system call. Only a signal whose handler
+raises ends such a call at once.
 """
 
 import signal
@@ -26,13 +26,13 @@ class Interrupter:
         self._before: Any = None
 
     def install(self) -> None:
-        """Take over the signal."""
+        """Install the signal handler."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(_SIGNAL, _raise)
             self._target = threading.main_thread().ident
 
     def remove(self) -> None:
-        """Give back the signal."""
+        """Restore the signal handler that was there before."""
         if self._target is not None:
             self._target = None
             signal.signal(_SIGNAL, self._before)
@@ -46,7 +46,7 @@ class Interrupter:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Leave the body after so many seconds, and raise TimeoutError; in another thread than the main one, never."""
+    """Interrupt the block after so many seconds and raise TimeoutError; outside the main thread, do nothing."""
     interrupter = Interrupter()
     interrupter.install()
     timer = threading.Timer(seconds, interrupter.interrupt)

@@ -1,4 +1,4 @@
-"""The outbox of the senders, as the worker sees it: remove what the ledger has, send again what was lost."""
+"""The worker's side of the outbox: remove the jobs that the ledger has, and send lost messages again."""
 
 import base64
 import json
@@ -28,10 +28,10 @@ RESENDS = "zot-artifacts:outbox:resends"
 """The Redis hash of how often the message of each job in the outbox was sent again."""
 _PAGE = 1000
 _SAMPLE = 50
-"""Messages of a queue that are searched for one that has an entry here; retries and the jobs of sweeps have none."""
+"""Messages of a queue that are searched for one with an entry in the outbox; retries and jobs of sweeps have none."""
 _MOST_DOUBLINGS = 20
 _GARBAGE = (ValueError, LookupError, TypeError, AttributeError)
-"""What reading an entry raises that is no message of ours."""
+"""The errors of reading an entry that is no message of a client."""
 Known = Callable[[list[str]], set[str]]
 
 
@@ -54,24 +54,24 @@ class Outbox:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
 
     def find(self, job_id: str) -> Outgoing | None:
-        """Return a job that no worker has taken yet, if its request is here."""
+        """Return a job that no worker has taken yet, if the outbox has its request."""
         return self.find_all([job_id]).get(job_id)
 
     def message(self, job_id: str) -> bytes | None:
-        """Return the message that a sender left here for a job, as it is; None if there is none."""
+        """Return the unparsed message of a job in the outbox, or None."""
         with self._redis() as client:
             found: bytes | None = client.hget(MESSAGES, job_id) if client is not None else None
             return found
 
     def find_all(self, ids: list[str]) -> dict[str, Outgoing]:
-        """Return those of these jobs whose requests are here, by id, in one round trip."""
+        """Return those of these jobs that are in the outbox, by id, in one round trip."""
         with self._redis() as client:
             messages = client.hmget(MESSAGES, ids) if client is not None and ids else []
         found = {id_: _outgoing(id_, message) for id_, message in zip(ids, messages, strict=False) if message}
         return {id_: sent for id_, sent in found.items() if sent is not None}
 
     def send(self, jobs: list[Outgoing]) -> None:
-        """Send jobs of the worker's own, in one round trip, each with its entry here."""
+        """Send jobs of the worker itself, each with its entry in the outbox, in one round trip."""
         with self._redis() as client:
             if client is not None:
                 with client.pipeline(transaction=True) as pipeline:
@@ -84,7 +84,7 @@ class Outbox:
                 self._app.send_task(job.name, kwargs=job.payload, producer=producer, ignore_result=True, **options)
 
     def lost(self, ids: list[str]) -> set[str] | None:
-        """Return which of these jobs, that no worker has taken, have no message; None if that cannot be known."""
+        """Return which of these jobs, which no worker has taken, have no message; None if the broker cannot tell."""
         with self._redis() as client:
             if client is None:
                 return None
@@ -96,9 +96,9 @@ class Outbox:
     def resend(self, known: Known, after: timedelta) -> int:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.
 
-        A queue hands out its messages in the order in which they came. So whatever was sent before the message that is
-        next in its queue has been handed out. If the ledger does not have it, the message was lost, or it is in the
-        memory of a worker that was killed. Each further message of one job waits twice as long as the one before.
+        A queue delivers its messages in order. So every message that was sent before the next one in its queue has been
+        delivered. If the ledger does not have its job, the message was lost, or it is in the memory of a worker that
+        was killed. Each further message of one job waits twice as long as the one before.
 
         A message of another program has no entry here. It is sent again once, if a worker holds it for longer than
         `after` and the ledger does not have it.
@@ -189,7 +189,7 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
 
 
 def _resend_unacked(client: Any, known: Known, after: timedelta) -> int:
-    """Send again what a worker holds for too long without starting it, and what no other record here has."""
+    """Send again the messages that a worker holds too long without a start, and that the outbox does not have."""
     lost = lost_messages(client, after)
     if not lost:
         return 0
@@ -206,7 +206,7 @@ def _resend_unacked(client: Any, known: Known, after: timedelta) -> int:
 
 
 def _again(message: bytes | None) -> str | None:
-    """Return the message with another delivery tag, or None if it is none."""
+    """Return the message with another delivery tag, or None if it cannot be read."""
     try:
         return None if message is None else with_new_delivery_tag(message.decode())
     except _GARBAGE:
@@ -225,7 +225,7 @@ def _reject(client: Any, queue: str, name: bytes, message: bytes) -> None:
 
 
 def _next_in(client: Any, queue: str) -> float:
-    """Return when the message was sent that is delivered next: infinity if none waits, 0 if none of them tells."""
+    """Return when the next message of the queue was sent: infinity if none waits, 0 if none has the time."""
     waiting = client.lrange(queue, -_SAMPLE, -1)
     for message in reversed(waiting):
         score = client.zscore(ORDER.format(queue=queue), _id_of(message))

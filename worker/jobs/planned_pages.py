@@ -1,4 +1,4 @@
-"""Send the pages of a sweep: they are in the ledger before their messages, so that a death in between loses none."""
+"""Send the pages of a sweep: the ledger has them before their messages are sent, so that a crash loses none."""
 
 import logging
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Messages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The artifacts that a page works on, which the planner has claimed until this moment."""
+    """The artifacts that the planner has claimed for a page until this moment."""
 
     artifacts: Sequence[int]
     until: datetime

@@ -1,4 +1,4 @@
-"""Show a running job through Celery, and learn through Redis that it should stop."""
+"""Publish the progress of a running job through Celery, and read from Redis whether it was cancelled."""
 
 import logging
 
@@ -12,16 +12,16 @@ logger = logging.getLogger(__name__)
 
 
 class CeleryReporter:
-    """The outside of a running job, as Celery's result backend shows it."""
+    """Reports to Celery's result backend, and reads requests to cancel there."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._id: str = task.request.id
-        self._request = task.request  # that of this thread: a thread that reports has another one, without the fence
+        self._request = task.request  # of this thread: the thread that reports has another one, without the fence
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""
-        if self._request.ignore_result:  # it is not read there, and a million would stay for a day
+        if self._request.ignore_result:  # no client reads it, and a million would stay for a day
             return
         try:
             shown = progress.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Obey requests from outside in a worker's own process: pauses, and `revoke` of Flower and `celery control`."""
+"""Apply pauses of queues, and `revoke` of Flower and `celery control`, in a worker's main process."""
 
 import logging
 import subprocess
@@ -26,7 +26,7 @@ _started: list["subprocess.Popen[bytes]"] = []
 
 
 class PausedQueues(bootsteps.StartStopStep):
-    """Stops a worker to consume from paused queues, also one that was just started, and starts it again.
+    """Makes a worker stop and resume to consume from paused queues.
 
     While Redis does not answer, nothing changes.
     """
@@ -45,7 +45,7 @@ class PausedQueues(bootsteps.StartStopStep):
         self._timer = consumer.timer.call_repeatedly(_CHECK_EVERY, self._apply_pauses, (consumer,))
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop to apply the pauses."""
+        """Stop the check of the pauses."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -55,7 +55,7 @@ class PausedQueues(bootsteps.StartStopStep):
             return
         served = set(consumer.app.amqp.queues.consume_from)
         for queue in paused & served:
-            logger.warning("queue %s is paused: this worker stops to consume from it", queue)
+            logger.warning("queue %s is paused: this worker stops consuming from it", queue)
             consumer.cancel_task_queue(queue)
             self._held.add(queue)
         for queue in tuple(self._held - paused):
@@ -77,7 +77,7 @@ def revoke(worker: Any, task_id: Any, terminate: bool = False, **_: Any) -> dict
     ids = [id_ for id_ in maybe_list(task_id) or [] if isinstance(id_, str) and JOB_ID.fullmatch(id_)]
     try:
         if not request_cancel(worker.app, ids, _cancel_waiting):
-            state.revoked.update(ids)  # no Redis keeps the results: all that can be done
+            state.revoked.update(ids)  # no Redis keeps the results, so only this worker has the request
     except (redis.RedisError, OperationalError, OSError) as error:
         return {"error": f"the jobs cannot be cancelled for now: {type(error).__name__}"}
     told = bounded(", ".join(ids))

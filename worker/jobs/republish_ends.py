@@ -1,4 +1,4 @@
-"""Publish the ends of jobs again that the ledger has and the result backend has not: a worker died in between."""
+"""Publish again the ends of jobs that are in the ledger and not in the result backend: a worker was killed."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ _LONGEST = timedelta(days=1)
 def republish_ends(context: Context, app: Celery) -> int:
     """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
 
-    Only a state that is stored and no end is replaced: a job that stores no result has none.
+    Only a stored state that is not an end is replaced, because some jobs store no result.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
@@ -53,7 +53,7 @@ def _cursor(client: Any, now: datetime) -> datetime:
         kept = datetime.fromtimestamp(float(client.get(CURSOR) or 0), UTC)
     except (ValueError, OverflowError, OSError):
         return now - _LONGEST
-    return min(kept, now - _OVERLAP)  # a clock that was ahead has written it
+    return min(kept, now - _OVERLAP)  # a clock that was ahead wrote it
 
 
 def _publish(app: Celery, job: JobRecord) -> None:

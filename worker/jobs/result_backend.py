@@ -1,7 +1,7 @@
 """Store states and results of jobs in one round trip, and only those of the job's own latest delivery.
 
-Celery asks in one round trip whether a success is stored, and writes in another. Two messages with one id, of which one
-is a stranger's, would then overwrite each other. So each state has the fencing token of the lease under which it was
+Celery asks in one round trip whether a success is stored, and writes in another. Two messages with one id, one of them
+of another sender, would then overwrite each other. So each state has the fencing token of the lease under which it was
 written, and a state with a lower token, or without one, replaces none with a higher token.
 """
 
@@ -31,7 +31,9 @@ _FENCE = "_zot_fence"
 """The attribute of a task's request that holds the fencing token. No header can set it: see `message_rules`."""
 _NAMES = {spec.kind: spec.name for spec in TASKS.values()}
 _BY_CELERY = {"expired", "revoked", "terminated"}
-"""Why Celery itself revokes a message. It does not know whether the message is that of the job with this id."""
+"""Celery's reasons for revoking a message by itself. It cannot know whether the message belongs to the job with this
+id.
+"""
 _STORE = """
 local kept = redis.call('GET', KEYS[1])
 if kept then
@@ -55,17 +57,17 @@ return 1
 
 
 def fence_request(request: Any, fence: int) -> None:
-    """Give a task's request the fencing token of its job, so that the states which it stores count."""
+    """Set the fencing token of the job on a task's request, so that the states that it stores count."""
     setattr(request, _FENCE, fence)
 
 
 def fenced_request(job: JobRecord) -> Context:
-    """Return a request in the name of the ledger, for a state of a job that is stored without a delivery."""
+    """Return a request with which a state of a job is stored without a delivery."""
     return Context({"id": job.id, "task": _NAMES.get(job.kind), _FENCE: job.fence})
 
 
 class _AtomicStore:
-    """How a result backend in Redis differs from Celery's; mixed into both of Celery's classes."""
+    """Stores states with their fencing tokens; mixed into both of Celery's classes for Redis."""
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
@@ -151,6 +153,6 @@ class Sentinel(_AtomicStore, redis.SentinelBackend):
 
 
 def use_atomic_result_backend(app: Celery) -> None:
-    """Make an application store its results so, for every URL of a Redis."""
+    """Make an application use these classes for every URL of a Redis."""
     redis_, sentinel = f"{__name__}:Redis", f"{__name__}:Sentinel"
     app.loader.override_backends = {"redis": redis_, "rediss": redis_, "sentinel": sentinel}

@@ -1,4 +1,4 @@
-"""A job while it runs: its progress, its lease, and whether it has to stop."""
+"""A running job: its progress, its lease, and whether it has to stop."""
 
 import threading
 import time
@@ -25,13 +25,13 @@ class Cancelled(Exception):
 
 
 class Requeue(Exception):
-    """The worker shuts down; another worker goes on with the job from where it is."""
+    """The worker shuts down; another worker resumes the job."""
 
 
 class Continue(Exception):
-    """The job has done one of its steps and wants to do the next in so many seconds.
+    """A step of the job is done, and the next one is due in so many seconds.
 
-    With None, another message for that step is on its way, and this delivery ends here.
+    With None, another message for that step is on its way, and this delivery ends.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -47,15 +47,14 @@ class Reporter(Protocol):
         ...
 
     def cancelled(self) -> bool:
-        """Return whether a client cancelled the job; False if that cannot be asked."""
+        """Return whether a client cancelled the job; False if Redis does not answer."""
         ...
 
 
 class RunningJob:
-    """A job that this process has leased. Tasks tell it what they move; it raises when they have to stop.
+    """A job that this process has leased. Tasks report the bytes that they move, and it raises when they have to stop.
 
-    While it is entered as a context manager, a thread renews the lease in the ledger. Its methods may be called from
-    several threads.
+    Inside its `with` block a thread renews the lease in the ledger. Its methods may be called from several threads.
     """
 
     def __init__(self, record: JobRecord, ledger: Ledger, settings: JobSettings, reporter: Reporter) -> None:
@@ -80,12 +79,12 @@ class RunningJob:
         self._heartbeats = threading.Thread(target=self._renew, name=f"lease-{record.id}", daemon=True)
 
     def start(self, total: int | None, step: str) -> None:
-        """Name the first step, and how many bytes the job moves in all."""
+        """Set the first step, and how many bytes the job moves in all."""
         self._progress = Progress(bytes_done=self._progress.bytes_done, bytes_total=total, step=step)
 
     @property
     def progress(self) -> Progress:
-        """Return the progress as the task has told it."""
+        """Return the progress as the task has reported it."""
         return self._progress
 
     def publish_progress(self, progress: Progress) -> None:
@@ -94,17 +93,17 @@ class RunningJob:
         self._reporter.report(progress)
 
     def step(self, name: str) -> None:
-        """Name the step that begins now."""
+        """Set the step that begins now."""
         with self._lock:
             self._progress = self._progress.model_copy(update={"step": name})
 
     def advance(self, count: int) -> None:
-        """Count so many bytes more as done; this is where a job is stopped.
+        """Add this many bytes to the progress, and raise if the job has to stop.
 
         Raises:
             Cancelled: a client cancelled the job.
             LostLease: another worker has the job's lease.
-            Requeue: the worker shuts down, and the job has had its time to end by itself.
+            Requeue: the worker shuts down, and the grace period of its jobs is over.
         """
         if count:
             with self._lock:
@@ -121,7 +120,7 @@ class RunningJob:
             self.check()
 
     def heartbeat(self, _count: int = 0) -> None:
-        """Do as `advance` does, without progress: for bytes that are read once more, and while waiting."""
+        """Raise as `advance` does, without progress: for bytes that are read again, and while waiting."""
         self.advance(0)
 
     def check(self) -> None:
@@ -150,7 +149,7 @@ class RunningJob:
             raise self._stop from None
 
     def _watch_stuck(self) -> None:
-        """Interrupt a job that is to stop and does not come to its next `advance`."""
+        """Interrupt a job that has to stop and does not reach its next `advance`."""
         while not self._done.wait(_WATCH_EVERY):
             if time.monotonic() - self._active < _STUCK_AFTER:
                 continue
@@ -178,4 +177,4 @@ class RunningJob:
                 self._lost = True
                 return
             except CatalogueUnavailable:
-                continue  # the lease lasts for three renewals; the next one may get through
+                continue  # the lease lasts for three renewals; the next one may succeed

@@ -59,7 +59,7 @@ AtEnd = Callable[[RequestT, Context, str], None]
 """Its last argument is the id of the job."""
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
-"""By kind, the function that is called at a job's end, and the model of the request that it is given."""
+"""By kind, the function that is called at a job's end, and the model of its request."""
 _MORE_DELAY = timedelta(minutes=5)
 """How much longer than `retry.backoff_max` a store may ask a job to wait."""
 _MIN_WAIT = 1.0
@@ -72,7 +72,7 @@ def artifact_task(
 ) -> Callable[[Work[RequestT, ResultT]], Task]:
     """Register a plain function as the task that `spec` describes.
 
-    Celery accepts any misspelt option in silence; these are all the options there are.
+    Celery ignores misspelt options; these are all the options that tasks have.
 
     Args:
         spec: the task's name, models and queue.
@@ -87,7 +87,7 @@ def artifact_task(
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
             try:
                 context = current()
-            except CatalogueUnavailable as error:  # at a process's first job; later the delivery handles it
+            except CatalogueUnavailable as error:  # at the first job of a process; later the delivery handles it
                 logger.warning("job %s waits: %s", task.request.id, error)
                 raise task.retry(exc=error, countdown=_MAX_WAIT, throw=False) from error
             return Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
@@ -95,9 +95,9 @@ def artifact_task(
         return shared_task(
             name=spec.name,
             bind=True,
-            max_retries=None,  # the ledger counts the attempts: waiting for another worker's lease is none
+            max_retries=None,  # the ledger counts the attempts; waiting for another worker's lease is not one
             default_retry_delay=_MAX_WAIT,  # after a child was killed; our own retries name their delay
-            throws=(JobFailed,),  # a failed job is no bug of the worker: no traceback in its log
+            throws=(JobFailed,),  # a failed job is not a bug of the worker, so its log gets no traceback
         )(run)
 
     return register
@@ -113,14 +113,14 @@ def clean_up(context: Context, job: JobRecord) -> None:
 def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:
     """Enqueue a job as the child of a running one; idempotent, because the ledger knows the id.
 
-    It leaves no result in the result backend: nothing waits for it.
+    It stores no result in the result backend, because no client waits for it.
     """
     app: Celery = current_app
     app.send_task(spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True)
 
 
 class Delivery(Generic[RequestT, ResultT]):
-    """One delivery of a job's message to this worker. There may be others, before, after and at the same time."""
+    """One delivery of a job's message to this worker. There may be earlier, later and simultaneous ones."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Delivery(Generic[RequestT, ResultT]):
     def handle(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
-        """Do the job unless it is finished, leased or invalid; return its result or raise what Celery acts on."""
+        """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
         request = self._validate(args, kwargs)
         try:
             self._check_sender(request)
@@ -173,14 +173,14 @@ class Delivery(Generic[RequestT, ResultT]):
                     if found.record.state != JobState.DEAD and self._at_end is not None:
                         self._at_end(
                             request, self._context, self._id
-                        )  # the worker that ended it may have been killed before
+                        )  # the worker that ended it may have been killed before its cleanup
                     return self._answer(found.record)
         except CatalogueUnavailable as error:
-            # Nothing can be recorded in the ledger now. A lease that this delivery has expires by itself.
+            # Nothing can be recorded in the ledger now. A lease of this delivery expires.
             logger.warning("job %s waits: %s", self._id, error)
             raise self._again(self._backoff(self._task.request.retries), error) from error
         except OtherRequest as error:
-            logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its own line says it all
+            logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
             raise Ignore from error  # keeps the result of the first request
 
     def _validate(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> RequestT:
@@ -192,7 +192,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._reject(kwargs, problems_of(error))
 
     def _check_sender(self, request: RequestT) -> None:
-        """Raise OtherRequest if the outbox has another request under this id: its own message is still to come."""
+        """Raise OtherRequest if the outbox has another request under this id, whose message is not delivered yet."""
         try:
             sent = Outbox(self._task.app).find(self._id)
             own = sent is None or (sent.name, self._spec.request.read(sent.payload)) == (self._spec.name, request)
@@ -204,14 +204,14 @@ class Delivery(Generic[RequestT, ResultT]):
             raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
 
     def _started(self, record: JobRecord) -> None:
-        """Publish that the job runs. Celery would do so for every message, also for one that copies a job's id."""
+        """Publish that the job runs. Celery would do so for every message, even for one that copies a job's id."""
         fence_request(self._task.request, record.fence)
         if self._task.request.ignore_result:
             return
         at = {"pid": os.getpid(), "hostname": self._task.request.hostname}
         self._task.backend.store_result(self._id, at, STARTED, request=self._task.request)
 
-    def _attempt(  # noqa: C901 - one clause for each way in which an attempt ends
+    def _attempt(  # noqa: C901 - one clause for each end of an attempt
         self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
     ) -> dict[str, Any]:
         job = RunningJob(record, self._ledger, self._context.settings.jobs, CeleryReporter(self._task))
@@ -266,7 +266,7 @@ class Delivery(Generic[RequestT, ResultT]):
         error: Mapping[str, Any] | None = None,
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error)
-        if state != JobState.DEAD and self._at_end is not None:  # a dead one may be redriven, and needs its source then
+        if state != JobState.DEAD and self._at_end is not None:  # a dead job needs its source when it is redriven
             self._at_end(request, self._context, self._id)
 
     def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
@@ -278,7 +278,7 @@ class Delivery(Generic[RequestT, ResultT]):
         raise self._again(delay, error) from error
 
     def _continue_later(self, job: RunningJob, step: Continue) -> NoReturn:
-        """Let the job do its next step later, in a message that counts as its first: no retry, and no failed attempt.
+        """Send the message for the next step of the job, which counts as no retry and no failed attempt.
 
         The result backend keeps the progress.
         """
@@ -312,7 +312,7 @@ class Delivery(Generic[RequestT, ResultT]):
 
     def _reject(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
         error = JobError(type="InvalidMessage", message=f"{self._spec.name} does not accept this message: {reason}")
-        fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # the values may be anything, a secret too
+        fields = {str(name)[:64]: "…" for name in list(kwargs)[:32]}  # the values may hold secrets
         self._ledger.reject(self._id, self._spec.kind, fields, error.model_dump(), clock.now())
         logger.error("job %s: rejected: %s", self._id, error.message)
         raise JobFailed(error.message, error.type, JobState.REFUSED.value, 0)
@@ -331,7 +331,7 @@ class Delivery(Generic[RequestT, ResultT]):
     # Celery's retry
 
     def _due(self, delay: float) -> datetime:
-        """Return when `sweep.recover` takes the message for lost: it may have to wait for a free process first."""
+        """Return when `sweep.recover` counts the message as lost: it may have to wait for a free process first."""
         return clock.now() + timedelta(seconds=delay) + 2 * self._context.settings.jobs.lease
 
     def _again(self, seconds: float, error: Exception | None = None) -> Exception:
@@ -350,7 +350,7 @@ class Delivery(Generic[RequestT, ResultT]):
 
 
 def _details(error: Exception) -> dict[str, Any]:
-    """Return what the ledger keeps of an error: also its traceback, and the store that it is about."""
+    """Return the record of an error for the ledger, with its traceback and the store that it is about."""
     details = _described(error).model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
     store = getattr(error, "store", None)
     return details | {"store": store} if store else details

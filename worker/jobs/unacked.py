@@ -18,8 +18,8 @@ _QUEUES = frozenset(queue.value for queue in Queue)
 def lost_messages(client: Any, after: timedelta) -> dict[str, tuple[str, str]]:
     """Return the messages of jobs that were delivered longer than `after` ago, as (queue, message) by job id.
 
-    A message whose eta is not longer ago than `after` is still waited for. The visibility timeout would return these
-    messages too, but only after the longest time that a job may run: hours.
+    A message with an eta counts from that time. The visibility timeout would return these messages too, but only after
+    the longest time that a job may run: hours.
     """
     until = time.time() - after.total_seconds()
     tags = client.zrangebyscore(UNACKED_INDEX, "-inf", until, start=0, num=_PAGE)

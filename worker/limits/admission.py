@@ -17,9 +17,9 @@ from worker.settings import Settings
 from worker.settings.sections import StoreLimits
 
 _SHARE_IF_UNKNOWN = 1 / 16
-"""The part of a limit that a process takes that has never been able to ask how many processes there are."""
+"""The part of a limit that a process uses before it has learned how many processes there are."""
 _COUNTED_FOR = 3600.0
-"""Seconds for which a process counts that has used a limited store."""
+"""Seconds for which a process counts as a user of a limited store."""
 _COUNT_EVERY = 60.0
 _BUSY = (1.0, 4.0)
 """Seconds after which a job asks again for a slot."""
@@ -37,10 +37,10 @@ class Admission:
         *,
         paused: Callable[[str], Snooze | None] = lambda _: None,
     ) -> None:
-        """Prepare the limits; nothing is asked yet.
+        """Prepare the limits, without a request to Redis.
 
         Args:
-            settings: the limits, the breakers, and for how long a slot lasts that is not renewed.
+            settings: the limits, the breakers, and how long a slot lasts without a renewal.
             probe: probes a store by name; raises a TransientError if it cannot be used.
             shared: the Redis that all workers share; by default that of Celery's result backend.
             paused: returns the exception for a job that needs a store which is paused.
@@ -59,10 +59,10 @@ class Admission:
         self._lock = threading.Lock()
 
     def check(self, store: str) -> bool:
-        """Return, if the store may be used now, whether failures of it are being counted.
+        """Raise unless the store may be used now; return whether failures of it are being counted.
 
         Raises:
-            Snooze: the store is paused or its circuit breaker is open; `store` says which one it is.
+            Snooze: the store is paused or its circuit breaker is open; `store` is its name.
         """
         try:
             if paused := self._paused(store):
@@ -77,11 +77,11 @@ class Admission:
         self._breaker(store).record_failure()
 
     def record_success(self, store: str) -> None:
-        """Forget the failures that were counted."""
+        """Reset the count of failures."""
         self._breaker(store).record_success()
 
     def limits_of(self, store: str) -> StoreLimits:
-        """Return the limits of a store. Where one is None there is no need to call the method that keeps it."""
+        """Return the limits of a store; None for a limit that it does not have."""
         return self._limits.get(store, _NO_LIMITS)
 
     def acquire_slot(self, store: str, holder: str, limit: int) -> Slot:
@@ -102,7 +102,7 @@ class Admission:
             raise _busy(store, limit)
 
     def take_bandwidth(self, store: str, count: int, limit: int, waiting: Callable[[], object]) -> None:
-        """Return when so many bytes may be read or written; `waiting` is called meanwhile and may raise."""
+        """Wait until so many bytes may be read or written; `waiting` is called meanwhile and may raise."""
         local_limit = max(1024, int(limit * self._share_of(store)))
         self._bandwidth.take(store, count, limit=limit, local_limit=local_limit, waiting=waiting)
 
@@ -113,7 +113,7 @@ class Admission:
         return found
 
     def _share_of(self, store: str) -> float:
-        """Return the part of a store's limits that this process takes while Redis cannot be asked."""
+        """Return the part of a store's limits that this process uses while Redis does not answer."""
         with self._lock:
             if time.monotonic() - self._counted >= _COUNT_EVERY:
                 self._counted = time.monotonic()
@@ -124,7 +124,7 @@ class Admission:
 
 
 def _busy(store: str, limit: int) -> Snooze:
-    seconds = random.uniform(*_BUSY)  # noqa: S311 - jobs do not all return at the same moment
+    seconds = random.uniform(*_BUSY)  # noqa: S311 - spreads the jobs in time
     error = Snooze(f"{store}: {limit} jobs use the store, which is its concurrency limit", seconds)
     error.store = store
     return error

@@ -13,13 +13,13 @@ from redis import Redis
 from worker.limits.shared_redis import PREFIX, SharedRedis
 
 _POLL = 0.05
-"""Seconds between two requests for bytes; a job that waits is stopped as soon as one that moves bytes."""
+"""Seconds between two requests for bytes; a waiting job stops as soon as one that moves bytes."""
 _SLICES = 8
-"""A second's bytes are taken in so many slices, so that many jobs share them evenly."""
+"""The bytes of a second are taken in this many slices, so that jobs share them evenly."""
 
 
 class BandwidthLimit:
-    """The bytes per second of the stores, by name; in Redis, or from a bucket of this process's share."""
+    """The bytes per second of each store: a token bucket in Redis, or one of this process for its share."""
 
     def __init__(self, shared: SharedRedis) -> None:
         self._shared = shared
@@ -27,14 +27,14 @@ class BandwidthLimit:
         self._buckets: dict[tuple[str, int], TokenBucket] = {}
 
     def take(self, name: str, count: int, *, limit: int, local_limit: int, waiting: Callable[[], object]) -> None:
-        """Return when so many bytes may be moved.
+        """Wait until so many bytes may be moved.
 
         Args:
             name: the store.
             count: bytes.
             limit: bytes per second of all workers.
-            local_limit: bytes per second of this process, while Redis cannot be asked.
-            waiting: called again and again while there is nothing to do but wait; what it raises ends the waiting.
+            local_limit: bytes per second of this process, while Redis does not answer.
+            waiting: called repeatedly during the wait; what it raises ends the wait.
         """
         slice_ = max(1, min(limit, local_limit) // _SLICES)
         while count > 0:

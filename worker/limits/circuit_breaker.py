@@ -1,4 +1,4 @@
-"""Circuit breaker: a store that keeps failing is not asked again until a probe of it succeeds."""
+"""Circuit breaker: a store that keeps failing gets no requests until a probe of it succeeds."""
 
 import logging
 import random
@@ -13,15 +13,16 @@ logger = logging.getLogger(__name__)
 
 _DAY = 86_400.0
 _PROBE_SECONDS = 120.0
-"""How long a probe may take, the SDK's own retries included; if its process was killed, the next one may probe then."""
+"""How long a probe may take, with the SDK's retries. After that another process may probe, because this one was killed.
+"""
 _JITTER = 3.0
 
 
 class CircuitBreaker:
     """The circuit breaker of one store, kept in counters that all workers see.
 
-    Closed, it counts failures in a row. Open, it turns every job away. Half-open, exactly one job probes the store:
-    the breaker closes if the store answers, and else is open for twice as long.
+    Closed, it counts failures in a row. Open, it snoozes every job. Half-open, exactly one job probes the store: the
+    breaker closes if the store answers, and else is open for twice as long.
     """
 
     def __init__(self, store: str, counters: Counters, settings: BreakerSettings) -> None:
@@ -30,11 +31,11 @@ class CircuitBreaker:
         self._settings = settings
         self._failures = f"breaker:{store}:failures"
         self._open = f"breaker:{store}:open"
-        self._opened = f"breaker:{store}:opened"  # how often in a row; exists until a probe has succeeded
+        self._opened = f"breaker:{store}:opened"  # how often in a row; it exists until a probe succeeds
         self._probing = f"breaker:{store}:probing"
 
     def check(self, probe: Callable[[], object]) -> bool:
-        """Return, if the store may be used, whether failures are being counted; probe the store first if half-open.
+        """Raise unless the store may be used, after a probe if half-open; return whether failures are being counted.
 
         Raises:
             Snooze: the breaker is open, or another job is probing the store.
@@ -53,7 +54,7 @@ class CircuitBreaker:
         return self._counters.get(self._open)[0][1] if self._settings.enabled else 0.0
 
     def record_failure(self) -> None:
-        """Count a failure of the store, and open the breaker if it is one too many."""
+        """Count a failure of the store, and open the breaker if there are too many."""
         if not self._settings.enabled:
             return
         count = self._counters.increment(self._failures, self._settings.within.total_seconds())
@@ -61,7 +62,7 @@ class CircuitBreaker:
             self._trip(f"{count} failures in a row")
 
     def record_success(self) -> None:
-        """Forget the failures: the store did as it was asked."""
+        """Reset the failures, because a request succeeded."""
         self._counters.delete(self._failures)
 
     def _trip(self, reason: str) -> None:
@@ -78,7 +79,7 @@ class CircuitBreaker:
             raise self._snooze(_JITTER)
         try:
             (_, left), (opened, _) = self._counters.get(self._open, self._opened)
-            if left:  # another job has probed the store since `check` asked
+            if left:  # another job has probed the store since the check
                 raise self._snooze(left)
             if opened:
                 self._probe(probe)
@@ -91,11 +92,11 @@ class CircuitBreaker:
         except TransientError as error:
             self._trip(error.message)
             raise self._snooze(self.seconds_open()) from error
-        except StorageError as error:  # waiting would hide it: the jobs say what is wrong
+        except StorageError as error:  # an open breaker would hide the error; the jobs report it
             logger.warning("store %s answers, but %s", self._store, error)
         self._counters.delete(self._opened, self._failures)
         logger.warning("store %s: the circuit breaker closes", self._store)
 
     def _snooze(self, left: float) -> Snooze:
-        seconds = left + random.uniform(0.1, _JITTER)  # noqa: S311 - jobs do not all return at the same moment
+        seconds = left + random.uniform(0.1, _JITTER)  # noqa: S311 - spreads the jobs in time
         return Snooze(f"{self._store}: the store keeps failing, its circuit breaker is open", seconds)

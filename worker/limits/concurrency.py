@@ -8,8 +8,8 @@ from redis import Redis
 
 from worker.limits.shared_redis import PREFIX, SharedRedis
 
-# The holders are members of a sorted set, each with the time until which it is believed to live. The clock is the
-# server's: those of the workers differ. Answers whether a slot was free, and how many are taken now.
+# The holders are members of a sorted set, each with the time at which its slot expires. The clock is the server's,
+# because those of the workers differ. Returns whether a slot was free, and how many are taken now.
 _ACQUIRE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -26,10 +26,10 @@ return {1, known and taken or taken + 1}
 
 
 class DistributedSemaphore:
-    """Slots by name. A holder that was killed loses its slot when its time has passed."""
+    """Slots by name. The slot of a killed holder expires."""
 
     def __init__(self, shared: SharedRedis, *, seconds: float) -> None:
-        """Share the slots; a holder that does not renew its slot for so many seconds loses it."""
+        """Share the slots; a slot that is not renewed expires after so many seconds."""
         self._shared = shared
         self._seconds = seconds
         self._local: defaultdict[str, set[str]] = defaultdict(set)
@@ -38,7 +38,7 @@ class DistributedSemaphore:
     def acquire(self, name: str, holder: str, *, limit: int, local_limit: int) -> "Slot | None":
         """Take a slot and renew it until it is released; None if all are taken.
 
-        `limit` is for all workers; `local_limit` is how many this process takes while Redis cannot be asked.
+        `limit` is for all workers; `local_limit` is for this process while Redis does not answer.
         """
         with self._lock:
             free = len(self._local[name]) < local_limit
@@ -48,7 +48,7 @@ class DistributedSemaphore:
         return Slot(self, name, holder, limit)
 
     def renew(self, name: str, holder: str, *, limit: int, otherwise: bool) -> bool:
-        """Return whether the holder has a slot for the next seconds; `otherwise` while Redis cannot be asked."""
+        """Renew a slot and return whether the holder still has it; `otherwise` while Redis does not answer."""
         return self._shared.ask(
             lambda redis: self._run(redis, name, holder, limit, self._seconds)[0] == 1, lambda: otherwise
         )
@@ -66,12 +66,12 @@ class DistributedSemaphore:
         )
 
     def count_in(self, name: str, member: str, seconds: float) -> int | None:
-        """Add a member for so long, without limit, and return how many there are; None if Redis cannot be asked."""
+        """Add a member for a time, without limit, and return how many there are; None if Redis does not answer."""
         return self._shared.ask(lambda redis: self._run(redis, name, member, 1 << 31, seconds)[1], lambda: None)
 
     @property
     def seconds(self) -> float:
-        """Return for how long a slot lasts that is not renewed."""
+        """Return how long a slot lasts without a renewal."""
         return self._seconds
 
     @staticmethod
@@ -86,7 +86,7 @@ class Slot:
 
     def __init__(self, semaphore: DistributedSemaphore, name: str, holder: str, limit: int) -> None:
         self.lost = False
-        """The slot was not renewed for so long that another holder may have it now."""
+        """The slot expired, so that another holder may have it now."""
         self._semaphore = semaphore
         self._name = name
         self._holder = holder

@@ -1,4 +1,4 @@
-"""A store as a running job uses it: every call is admitted, metered and blamed on the right store."""
+"""A store as a running job uses it: admission control for every call, and each error counts against its store."""
 
 import threading
 import time
@@ -32,13 +32,13 @@ _ADMITTED_FOR = 1.0
 
 
 class Job(Protocol):
-    """What the limits need of a running job."""
+    """The part of a running job that the limits use."""
 
     id: str
     fence: int
 
     def heartbeat(self, _count: int = 0) -> None:
-        """Return if the job may go on; raise what stops it otherwise."""
+        """Raise if the job has to stop."""
         ...
 
 
@@ -48,11 +48,11 @@ class LimitedStore:
     Each method is that of `Store` with the same name. In addition:
 
     - Before the store is asked, the pause and the circuit breaker are checked, at most once a second.
-    - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the
-      number of its transfers, and within its bandwidth. `on_bytes` is told of each piece, by default the job's
+    - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the number
+      of its transfers, and within its bandwidth. `on_bytes` is called with the size of each piece, by default the job's
       `heartbeat`; what it raises ends the transfer.
-    - A StorageError has the name of the store that it is about in `store`. A transient one counts against the
-      circuit breaker of that store and of no other. What is wrong with one object never counts.
+    - A StorageError has the name of the store that it is about in `store`. A transient one counts against the circuit
+      breaker of that store and of no other. An error of one object never counts.
 
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, or its slots are all taken. The store
@@ -105,7 +105,7 @@ class LimitedStore:
             self._store.abort_upload(bucket, key, token)
 
     def read_first_byte(self, bucket: str, key: str) -> None:
-        """Return if the store gives the first byte of an object, or the object is empty."""
+        """Raise unless the store returns the first byte of an object, or the object is empty."""
         with self._request(), self._store.read_object_range(bucket, key, 0, 1) as reader:
             reader.read(1)
 
@@ -286,7 +286,7 @@ class LimitedStore:
 
     @contextmanager
     def _transfer(self, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
-        """Hold a slot, and yield what is to be told of every piece."""
+        """Hold a slot, and yield the function to call with the size of every piece."""
         with self.slot():
             try:
                 yield self._metered(on_bytes or self._job.heartbeat)
@@ -295,7 +295,7 @@ class LimitedStore:
                 raise
 
     def _metered(self, tell: OnBytes) -> OnBytes:
-        """Return what takes every piece from the bandwidth, and then tells of it."""
+        """Return the function that takes the size of every piece from the bandwidth, and then calls `tell`."""
         limit = self.limits.bytes_per_second
 
         def metered(count: int) -> None:
@@ -313,17 +313,17 @@ class LimitedStore:
             raise error
 
     def _blame(self, error: StorageError) -> None:
-        """Name this store in an error that names none yet, and count it if the store is to blame for it."""
+        """Set this store in an error that names none yet, and count the error if it is one of the store."""
         if error.store is not None:
             return
         error.store = self.name
-        # A transient error made of a permanent one, such as a conflict with another writer, is about one object.
+        # A transient error with a permanent cause, such as a conflict with another writer, is about one object.
         if isinstance(error, TransientError) and not isinstance(error.__cause__, PermanentError):
             self._admitted_until = 0.0
             self._admission.record_failure(self.name)
 
     def _succeeded(self) -> None:
-        """Forget the store's failures. Called where bytes were moved: a stat may work while nothing else does."""
+        """Reset the store's failures, after bytes were moved: a stat may work while nothing else does."""
         if self._failing:
             self._failing = False
             self._admission.record_success(self.name)
@@ -348,7 +348,7 @@ class LimitedReader:
         try:
             data = self._reader.read(size)
         except StorageError as error:
-            self._store._blame(error)  # noqa: SLF001 - they are one thing
+            self._store._blame(error)  # noqa: SLF001 - both belong to one store
             raise
         if not data:
             self._store._succeeded()  # noqa: SLF001

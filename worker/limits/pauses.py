@@ -1,4 +1,4 @@
-"""Hold jobs back while an operator has paused what they need: a store, a job or batch, a queue."""
+"""Check the pauses of operators: of a store, a job or batch, or a queue."""
 
 import random
 from typing import Any
@@ -20,7 +20,7 @@ _MIN_WAIT, _MAX_WAIT = 2.0, 60.0
 
 
 class PauseCheck:
-    """Tells jobs what is paused. Nothing is cached: no work begins once the pause is recorded."""
+    """Reads the pauses. Nothing is cached, so that no work begins after a pause is recorded."""
 
     def __init__(self, pauses: Pauses) -> None:
         self._pauses = pauses
@@ -41,7 +41,7 @@ class PauseCheck:
         pause = self._pauses.get(scope, name)
         if pause is None:
             return None
-        # A long pause is asked about seldom, and jobs do not all ask at the same moment.
+        # Jobs check a long pause seldom, and not all at the same moment.
         lasted = (clock.now() - pause.since).total_seconds()
         seconds = min(max(_MIN_WAIT, lasted / 4), _MAX_WAIT) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
         return Paused(f"{message}: {pause.reason}" if pause.reason else message, seconds)

@@ -1,4 +1,4 @@
-"""Ask the Redis that all workers share, or decide in this process alone while it cannot be asked."""
+"""Use the Redis that all workers share, or the state of this process while Redis does not answer."""
 
 import logging
 import time
@@ -16,9 +16,11 @@ logger = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 PREFIX = "zot-artifacts"
-"""Begins every key of ours."""
+"""The prefix of every key of the worker."""
 _NOT_ASKED_FOR = 5.0
-"""Seconds for which a Redis that did not answer is not asked again: a silent one takes as long each time."""
+"""Seconds for which a Redis that did not answer is not asked again: each request to a silent one takes its whole time
+limit.
+"""
 
 
 def result_backend(app: Celery = current_app) -> "redis.Redis | None":
@@ -39,9 +41,9 @@ def result_backend(app: Celery = current_app) -> "redis.Redis | None":
 
 
 class SharedRedis:
-    """The state that all workers share. Logs once when Redis cannot be asked, and once when it can again.
+    """The state that all workers share. It logs once when Redis does not answer, and once when it does again.
 
-    Used from several threads.
+    Safe for threads.
     """
 
     def __init__(self, find: Callable[[], "redis.Redis | None"] = result_backend) -> None:
@@ -52,8 +54,8 @@ class SharedRedis:
         self._not_before = 0.0
 
     def ask(self, question: Callable[["redis.Redis"], AnswerT], locally: Callable[[], AnswerT]) -> AnswerT:
-        """Return what Redis answers, or what this process decides alone."""
-        if not self._found:  # once and in the thread that asks first: Celery makes another backend for each thread
+        """Return the answer of Redis, or of `locally` while Redis does not answer."""
+        if not self._found:  # once, in the first thread that asks, because Celery makes another backend for each thread
             self._client, self._found = self._find(), True
             if self._client is None:
                 logger.warning("no Redis is shared with the other workers: limits and breakers are this process's own")

@@ -2,10 +2,10 @@
 
 
 class Snooze(Exception):
-    """The job has to wait at least `seconds` for something that is no fault of its own. It costs no attempt."""
+    """The job has to wait at least `seconds` for a reason outside of it; that costs no attempt."""
 
     store: str | None = None
-    """The store that the job has to wait for, if it is one."""
+    """The store that the job has to wait for, or None."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason, seconds)
@@ -16,4 +16,4 @@ class Snooze(Exception):
 
 
 class Paused(Snooze):
-    """An operator has paused what the job needs. However long that takes, it does not count against the job."""
+    """An operator has paused what the job needs. The length of a pause does not count against the job."""
