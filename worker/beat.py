@@ -76,6 +76,9 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
 
 
 def last_tick(client: "redis.Redis") -> float | None:
-    """Return the Unix time of beat's last recorded tick, or None if none was recorded in the last hour."""
-    value: Any = client.get(_TICKED)
-    return None if value is None else float(value)
+    """Return how many seconds ago beat recorded a tick, or None if it recorded none in the last hour.
+
+    Redis counts the seconds: the clock of the machine that beat runs on may be wrong.
+    """
+    left: Any = client.pttl(_TICKED)
+    return None if left < 0 else max(0.0, _REMEMBERED - left / 1000)

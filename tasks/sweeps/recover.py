@@ -14,8 +14,8 @@ from worker.context import Context, current
 from worker.jobs.cancellation import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.republish_ends import republish_ends
-from worker.jobs.task import clean_up
-from worker.limits.pauses import mirror_queues
+from worker.jobs.task import MORE_DELAY, clean_up
+from worker.limits.pauses import LONGEST_PAUSE, mirror_queues
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
 
@@ -65,6 +65,7 @@ def _resend_overdue(context: Context, app: Celery) -> int:
         lease=settings.jobs.lease,
         limit=_AT_ONCE,
         delay=_longest_delay(settings),
+        unseen=UNSEEN,
     )
     sent = 0
     for job in overdue:
@@ -80,9 +81,9 @@ def _prune(context: Context) -> None:
 
 
 def _longest_delay(settings: Settings) -> timedelta:
-    """Return the longest time that a waiting job can be given; what is due later was written by a clock ahead."""
-    longest = max(settings.retry.backoff_max, settings.breaker.open_max, UNSEEN, settings.sweep.recover.again)
-    return longest + timedelta(hours=1) + 2 * settings.jobs.lease
+    """Return the longest time that a started job waits; what is due later was written by a clock ahead."""
+    retry = settings.retry.backoff_max + MORE_DELAY
+    return max(retry, settings.breaker.open_max, LONGEST_PAUSE, settings.batch.step * 3) + 2 * settings.jobs.lease
 
 
 def _mirror_pauses(context: Context, app: Celery) -> None:

@@ -254,13 +254,21 @@ class Ledger:
             return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
 
     def overdue(
-        self, *, now: datetime, again: timedelta, lease: timedelta, limit: int, delay: timedelta | None = None
+        self,
+        *,
+        now: datetime,
+        again: timedelta,
+        lease: timedelta,
+        limit: int,
+        delay: timedelta | None = None,
+        unseen: timedelta = timedelta(),
     ) -> list[JobRecord]:
         """Claim open jobs without a heartbeat since they were due, the longest overdue first.
 
         Jobs whose lease is longer than a credible one are claimed too, and those that wait for longer than `delay`, the
-        longest that anything waits: a clock that was ahead wrote these times. The caller sends the jobs again; none of
-        them is overdue again before `again` has passed.
+        longest that anything waits: a clock that was ahead wrote these times. A job that has not started may wait for
+        `unseen`, if that is longer. The caller sends the jobs again; none of them is overdue again before
+        `again` has passed.
         """
         open_ = [state for state in JobState if not state.terminal]
         far = now + again + _BELIEVED * lease  # a job that was sent again is due within `again`
@@ -268,8 +276,11 @@ class Ledger:
         ahead = sa.select(jobs).where(jobs.c.due_at > far, jobs.c.state == JobState.RUNNING)
         with self._database.write() as connection:
             found: list[JobRecord] = []
+            longest = now + (delay or timedelta()) + again
             waiting = sa.select(jobs).where(
-                jobs.c.due_at > now + (delay or timedelta()) + again, jobs.c.state.in_(_WAITING)
+                jobs.c.due_at > longest,
+                jobs.c.state.in_(_WAITING),
+                sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at > max(longest, now + unseen + again)),
             )
             for query in (past, ahead, *((waiting,) if delay is not None else ())):
                 rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))

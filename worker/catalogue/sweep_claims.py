@@ -64,7 +64,7 @@ class SweepClaims:
 
     def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int) -> int:
         """Return how many copies are due, claimed ones included, counted up to about `limit`."""
-        times = {"of": store, "now": now, "most": limit}
+        times = {"of": store, "now": now, "most": limit, "ahead": now + _CLOCK_SKEW, "period_ahead": now + period}
         times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
         with self._database.read() as connection:
             found: int = connection.execute(_COUNT_DUE, times).scalar_one()
@@ -232,13 +232,13 @@ def _count_due() -> sa.Select[Any]:
     found = []
     for spread in range(SPREADS):
         of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
-        found.append(sa.select(copies.c.spread).where(*of, copies.c.read_at <= sa.bindparam(f"before_{spread}")))
-    retry = sa.select(copies.c.store).where(
-        copies.c.store == sa.bindparam("of"),
-        copies.c.next_due_at.is_not(None),
-        copies.c.next_due_at <= sa.bindparam("now"),
-    )
-    parts = [query.limit(sa.bindparam("most")).subquery() for query in (*found, retry)]
+        read = sa.select(copies.c.spread).where(*of)
+        found.append(read.where(copies.c.read_at <= sa.bindparam(f"before_{spread}")))
+        found.append(read.where(copies.c.read_at > sa.bindparam("ahead")))
+    retry = sa.select(copies.c.store).where(copies.c.store == sa.bindparam("of"), copies.c.next_due_at.is_not(None))
+    found.append(retry.where(copies.c.next_due_at <= sa.bindparam("now")))
+    found.append(retry.where(copies.c.next_due_at > sa.bindparam("period_ahead")))
+    parts = [query.limit(sa.bindparam("most")).subquery() for query in found]
     counts = sa.union_all(*(sa.select(sa.func.count().label("due")).select_from(part) for part in parts)).subquery()
     return sa.select(sa.func.sum(counts.c.due))
 

@@ -1,24 +1,27 @@
 """Wait for a broker that is full: out of memory, or with a disk that takes no more of its append-only file."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 
 import redis
 from celery.worker import state
 
+from zot_artifact_client.text import bounded
+
 logger = logging.getLogger(__name__)
 
 _WAIT = 1.0
-_FULL = ("OOM", "MISCONF", "NOREPLICAS", "READONLY")
-"""The first words of the errors of a Redis that accepts no writes for now."""
+_FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
+"""What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether Redis refused a write that it will accept when it has room again."""
     if isinstance(error, redis.OutOfMemoryError):
         return True
-    return isinstance(error, redis.ResponseError) and str(error).startswith(_FULL)
+    return isinstance(error, redis.ResponseError) and _FULL.search(str(error)) is not None
 
 
 def wait_for_room(write: Callable[[], None], what: str) -> None:
@@ -36,7 +39,7 @@ def wait_for_room(write: Callable[[], None], what: str) -> None:
                 raise
             if not logged:
                 logged = True
-                logger.error("the broker is full (%s): %s waits for room", str(error).partition(" ")[0], what)  # noqa: TRY400
+                logger.error("the broker is full: %s waits for room: %s", what, bounded(error, 200))  # noqa: TRY400
             pause(_WAIT)
         else:
             if logged:

@@ -5,6 +5,7 @@ is checked directly after its pop, so a rejected one is never among the unacknow
 it is the consumer, which checks the message as the transport has parsed it.
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.connection import Connection as KombuConnection
 from kombu.message import Message
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
 from worker import clock
@@ -55,6 +57,10 @@ _EVENT_FLUSH_SECONDS = 0.1
 """Seconds for which events are buffered, so that those of many small jobs are sent together."""
 _SHOWN = 1024
 """Characters of the arguments that Flower shows."""
+_RECORD = """#!lua flags=allow-oom
+redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+"""
 _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """The errors of Celery for a message that it cannot read; those of an unavailable broker or backend are others."""
 
@@ -155,7 +161,27 @@ class _PatientQoS(kombu_redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         append = super().append
-        wait_for_room(lambda: append(message, delivery_tag), "a delivered message")  # type: ignore[no-untyped-call]
+
+        def record() -> None:
+            try:
+                append(message, delivery_tag)  # type: ignore[no-untyped-call]
+            except redis.ResponseError as error:
+                if not is_full(error) or not self._record_beyond_memory(message, delivery_tag):
+                    raise
+                virtual.QoS.append(self, message, delivery_tag)
+
+        wait_for_room(record, "a delivered message")
+
+    def _record_beyond_memory(self, message: Any, delivery_tag: str) -> bool:
+        """Record a delivery although the broker is out of memory: it just freed as much. Return whether it did."""
+        at = message.delivery_info
+        entry = json.dumps([message._raw, at["exchange"], at["routing_key"]])  # noqa: SLF001 - as kombu writes it
+        try:
+            with self.channel.conn_or_acquire() as client:
+                client.eval(_RECORD, 2, self.unacked_index_key, self.unacked_key, time.time(), delivery_tag, entry)
+        except redis.ResponseError:  # it is full in another way, or a Redis before 7 that does not know the flag
+            return False
+        return True
 
     def ack(self, delivery_tag: str) -> None:
         try:

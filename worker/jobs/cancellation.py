@@ -14,6 +14,7 @@ from worker.context import Context
 from worker.jobs.interrupt_signal import at_most
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request
+from worker.jobs.unacked import correct_times
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, MAX_CANCEL_REQUESTS, add_requests
@@ -62,7 +63,9 @@ def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int
     cancelled = 0
     try:
         client.delete(_CALLED)  # removed first, so that a later request starts another recovery
-        client.zremrangebyscore(CANCEL_REQUESTS, "-inf", clock.now().timestamp() - CANCEL_TTL)
+        correct_times(client, CANCEL_REQUESTS)
+        # Clients write the times: one whose clock is a day behind must not lose its requests.
+        client.zremrangebyscore(CANCEL_REQUESTS, "-inf", clock.now().timestamp() - 2 * CANCEL_TTL)
         client.zremrangebyrank(CANCEL_REQUESTS, 0, -MAX_CANCEL_REQUESTS - 1)
         names = client.zrange(CANCEL_REQUESTS, 0, -1)
         garbage = [name for name in names if not JOB_ID.fullmatch(name.decode(errors="replace"))]

@@ -17,7 +17,7 @@ from kombu.transport.redis import Channel
 from worker import clock
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessage, RejectedMessages
-from worker.jobs.unacked import lost_messages
+from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_messages
 from zot_artifact_client.contract import JOB_ID, Queue
 from zot_artifact_client.outbox import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
 from zot_artifact_client.text import bounded
@@ -100,7 +100,7 @@ class Outbox:
         delivered. If the ledger does not have its job, the message was lost, or it is in the memory of a worker that
         was killed. Each further message of one job waits twice as long as the one before.
 
-        A message of another program has no entry here. It is sent again once, if a worker holds it for longer than
+        A message of another program has no entry here. It returns to its queue if a worker holds it for longer than
         `after` and the ledger does not have it.
 
         An entry that is no message is removed and recorded among the rejected messages. A queue that cannot be
@@ -120,7 +120,7 @@ class Outbox:
                 except redis.ResponseError as error:
                     logger.error("outbox of %s: not recovered: Redis: %s", queue.value, bounded(error, 200))  # noqa: TRY400
             try:
-                sent += _resend_unacked(client, known, after)
+                sent += _return_unacked(client, known, after)
             except redis.ResponseError as error:
                 logger.error("messages of lost workers: not recovered: Redis: %s", bounded(error, 200))  # noqa: TRY400
         return sent
@@ -154,6 +154,7 @@ def _outgoing(job_id: str, message: bytes) -> Outgoing | None:
 
 def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
     order = ORDER.format(queue=queue)
+    correct_times(client, order)
     now = time.time()
     before = min(now - after.total_seconds(), _next_in(client, queue))
     entries = client.zrangebyscore(order, "-inf", f"({before}", start=0, num=_PAGE, withscores=True)
@@ -188,20 +189,17 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
     return sent
 
 
-def _resend_unacked(client: Any, known: Known, after: timedelta) -> int:
-    """Send again the messages that a worker holds too long without a start, and that the outbox does not have."""
-    lost = lost_messages(client, after)
-    if not lost:
-        return 0
-    done = known(list(lost))
-    waiting = client.hmget(MESSAGES, list(lost))
+def _return_unacked(client: Any, known: Known, after: timedelta) -> int:
+    """Return what a worker holds for too long without starting it, and what no other record here has."""
+    correct_times(client, UNACKED_INDEX)
     sent = 0
-    for (id_, (queue, message)), entry in zip(lost.items(), waiting, strict=True):
-        if id_ in done or entry is not None or not client.hsetnx(RESENDS, id_, 1):
-            continue
-        client.lpush(queue, with_new_delivery_tag(message))
-        logger.warning("job %s: its worker does not start it: sent again", id_)
-        sent += 1
+    for page in lost_messages(client, after):
+        done = known([held.job for held in page])
+        waiting = client.hmget(MESSAGES, [held.job for held in page]) if page else []
+        for held, entry in zip(page, waiting, strict=True):
+            if held.job not in done and entry is None and give_back(client, held):
+                logger.warning("job %s: its worker does not start it: returned to %s", held.job, held.queue)
+                sent += 1
     return sent
 
 

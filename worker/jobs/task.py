@@ -59,8 +59,8 @@ AtEnd = Callable[[RequestT, Context, str], None]
 """Its last argument is the id of the job."""
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
-"""By kind, the function that is called at a job's end, and the model of its request."""
-_MORE_DELAY = timedelta(minutes=5)
+"""By kind, the function that is called at a job's end, and the model of the request that it is given."""
+MORE_DELAY = timedelta(minutes=5)
 """How much longer than `retry.backoff_max` a store may ask a job to wait."""
 _MIN_WAIT = 1.0
 _MAX_WAIT = 5.0
@@ -270,7 +270,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._at_end(request, self._context, self._id)
 
     def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
-        longest = (self._context.settings.retry.backoff_max + _MORE_DELAY).total_seconds()  # see visibility_timeout
+        longest = (self._context.settings.retry.backoff_max + MORE_DELAY).total_seconds()  # see visibility_timeout
         asked = min(getattr(error, "retry_after", None) or 0, longest)
         delay = max(self._backoff(job.attempt - 1), asked)
         self._ledger.retry(job.id, job.fence, _details(error), due=self._due(delay))

@@ -2,42 +2,80 @@
 
 import json
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
 
 from zot_artifact_client.contract import JOB_ID, TASKS, Queue
+from zot_artifact_client.outbox import with_new_delivery_tag
 
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 """kombu's names of the hash of these messages by delivery tag, and of the sorted set of their delivery times."""
-_PAGE = 500
+CLOCK_SKEW = 60.0
+"""Seconds by which the clocks of two machines may differ. What is further ahead was written by a wrong clock."""
+_PAGE = 100
+_MOST = 20_000
+"""Messages that one turn reads."""
 _QUEUES = frozenset(queue.value for queue in Queue)
 
 
-def lost_messages(client: Any, after: timedelta) -> dict[str, tuple[str, str]]:
-    """Return the messages of jobs that were delivered longer than `after` ago, as (queue, message) by job id.
+@dataclass(frozen=True, slots=True)
+class Unacknowledged:
+    """A message that a worker holds: its delivery tag, the id of its job, its queue and its text."""
+
+    tag: bytes
+    job: str
+    queue: str
+    message: str
+
+
+def lost_messages(client: Any, after: timedelta) -> Iterator[list[Unacknowledged]]:
+    """Return pages of the messages of jobs that were delivered longer than `after` ago.
 
     A message with an eta counts from that time. The visibility timeout would return these messages too, but only after
     the longest time that a job may run: hours.
     """
     until = time.time() - after.total_seconds()
-    tags = client.zrangebyscore(UNACKED_INDEX, "-inf", until, start=0, num=_PAGE)
-    found: dict[str, tuple[str, str]] = {}
-    for entry in client.hmget(UNACKED, tags) if tags else []:
-        message = _message(entry, until)
-        if message is not None:
-            found[message[0]] = message[1:]
-    return found
+    tags = client.zrangebyscore(UNACKED_INDEX, "-inf", until, start=0, num=_MOST)
+    for first in range(0, len(tags), _PAGE):
+        page = tags[first : first + _PAGE]
+        found = [_message(tag, entry, until) for tag, entry in zip(page, client.hmget(UNACKED, page), strict=True)]
+        yield [message for message in found if message is not None]
 
 
-def _message(entry: bytes | None, until: float) -> tuple[str, str, str] | None:
+def give_back(client: Any, held: Unacknowledged) -> bool:
+    """Return a message to its queue at once; return False if it was acknowledged meanwhile."""
+
+    def move(pipeline: Any) -> None:
+        there = pipeline.hexists(UNACKED, held.tag)
+        pipeline.multi()
+        if there:
+            pipeline.zrem(UNACKED_INDEX, held.tag)
+            pipeline.hdel(UNACKED, held.tag)
+            pipeline.lpush(held.queue, with_new_delivery_tag(held.message))
+
+    return bool(client.transaction(move, UNACKED))
+
+
+def correct_times(client: Any, name: str) -> None:
+    """Let what is ahead of the clock in a sorted set of times count as of now: a clock that was ahead wrote it."""
+    now = time.time()
+    ahead = client.zrangebyscore(name, f"({now + CLOCK_SKEW}", "+inf", start=0, num=_MOST)
+    if ahead:
+        client.zadd(name, dict.fromkeys(ahead, now), xx=True)
+
+
+def _message(tag: bytes, entry: bytes | None, until: float) -> Unacknowledged | None:
     try:
         message, _, queue = json.loads(entry or b"")
         headers = message["headers"]
         eta = maybe_iso8601(headers.get("eta"))
         due = eta.timestamp() if eta is not None else 0.0
         known = headers["task"] in TASKS and JOB_ID.fullmatch(headers["id"]) and queue in _QUEUES
+        text = json.dumps(message)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    return (headers["id"], queue, json.dumps(message)) if known and due <= until else None
+    return Unacknowledged(tag, headers["id"], queue, text) if known and due <= until else None

@@ -1,6 +1,7 @@
 """Check the pauses of operators: of a store, a job or batch, or a queue."""
 
 import random
+from datetime import timedelta
 from typing import Any
 
 from redis import Redis
@@ -17,6 +18,8 @@ The main process of a worker reads it, because it must not open the catalogue. T
 """
 _MIN_WAIT, _MAX_WAIT = 2.0, 60.0
 """Seconds after which a job asks again whether a pause is over."""
+LONGEST_PAUSE = timedelta(seconds=_MAX_WAIT * 1.5)
+"""The longest time after which a job asks again."""
 
 
 class PauseCheck:

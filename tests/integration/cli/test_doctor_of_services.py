@@ -65,7 +65,7 @@ def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: P
     """Beat that never ticked is bad; beside a real one the line is good."""
     assert doctor()["beat"]["outcome"] == "bad"
     with Beat(tmp_path, broker.url), redis_client(broker.url) as client:
-        until(lambda: last_tick(client))
+        until(lambda: last_tick(client) is not None)
         found = doctor()["beat"]
     assert (found["outcome"], found["detail"].startswith("it ticked ")) == ("good", True)
 

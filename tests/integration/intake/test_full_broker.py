@@ -1,8 +1,11 @@
-"""A real worker with a real Valkey that has no memory left."""
+"""A real worker with a real Valkey that has no memory left, or no disk."""
 
 import json
-from collections.abc import Iterator
+import resource
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +22,24 @@ FIELDS = {"bucket": "releases", "key": "absent.tgz"}
 JOBS = 8
 
 
+class SmallDisk(Valkey):
+    """A Valkey whose disk can be made full: the kernel refuses to let its append-only file grow."""
+
+    def command(self) -> Sequence[str]:
+        ignore = (
+            "import os, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        return (sys.executable, "-c", ignore, *super().command())
+
+    def fill(self) -> None:
+        """Let no file grow from now on."""
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+    def make_room(self) -> None:
+        """Let files grow again."""
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Valkey]:
     with Valkey(tmp_path / "valkey") as server:
@@ -26,22 +47,47 @@ def server(tmp_path: Path) -> Iterator[Valkey]:
 
 
 def test_a_full_broker_loses_no_job_and_ends_no_worker(server: Valkey, tmp_path: Path) -> None:
-    """A worker starts and goes on at a broker that refuses writes; when there is room, all accepted jobs are done."""
+    """A worker goes on at a broker that refuses writes; when there is room, all accepted jobs are done."""
     with redis.Redis.from_url(server.url) as broker, Worker(tmp_path / "worker", server.url) as worker:
         catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
         pid = worker.pid
         jobs = [str(uuid4()) for _ in range(JOBS)]
-        broker.config_set("maxmemory", "1")
-        until(lambda: "OOM" in _refusal(broker))
-        broker.config_set("maxmemory", "0")
-        broker.lpush("interactive", *(json.dumps(envelope(job, FIELDS)) for job in jobs))
-        broker.config_set("maxmemory", "1")
-        until(lambda: "waits for room" in worker.log, within=60)
+        _fill_with(broker, jobs)
+        until(lambda: broker.hlen("unacked") > 0, within=60)
         broker.config_set("maxmemory", "0")
         for job in jobs:
             until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
         assert worker.pid == pid
         catalogue.close()
+
+
+def test_what_a_worker_took_from_a_full_broker_outlives_the_worker(server: Valkey, tmp_path: Path) -> None:
+    """Messages of other programs, some with an eta, that a killed worker held come back within seconds."""
+    settings = {"sweep__recover__every": "1s", "sweep__recover__after": "3s", "sweep__recover__again": "4s"}
+    settings |= {"jobs__lease": "3s"}
+    with redis.Redis.from_url(server.url) as broker:
+        jobs = [str(uuid4()) for _ in range(JOBS)]
+        with Worker(tmp_path / "worker", server.url, **settings) as worker:
+            _fill_with(broker, jobs, eta=5)
+            until(lambda: broker.hlen("unacked") > 1, within=60)
+            worker.kill()
+        broker.config_set("maxmemory", "0")
+        with Worker(tmp_path / "worker", server.url, beat=True, **settings) as worker:
+            catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+            for job in jobs:
+                until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
+            catalogue.close()
+
+
+def _fill_with(broker: redis.Redis, jobs: list[str], eta: float | None = None) -> None:
+    """Send jobs as another program does, without an outbox entry, and leave the broker no memory."""
+    messages = [envelope(job, FIELDS) for job in jobs]
+    for message in messages[::2]:
+        message["headers"]["eta"] = eta and (datetime.now(UTC) + timedelta(seconds=eta)).isoformat()
+    with broker.pipeline(transaction=True) as pipeline:  # at once, so that no worker takes one before it is full
+        pipeline.lpush("interactive", *map(json.dumps, messages))
+        pipeline.config_set("maxmemory", "1")
+        pipeline.execute()
 
 
 def test_a_worker_starts_at_a_full_broker_and_waits_for_room(server: Valkey, tmp_path: Path) -> None:
@@ -59,9 +105,33 @@ def test_a_worker_starts_at_a_full_broker_and_waits_for_room(server: Valkey, tmp
             room.result()
 
 
+def test_a_full_disk_of_the_broker_loses_no_job_and_ends_no_worker(tmp_path: Path) -> None:
+    """A worker outlives a broker that cannot write its append-only file, and does all accepted jobs afterwards."""
+    settings = {"sweep__recover__every": "1s", "sweep__recover__after": "3s", "sweep__recover__again": "4s"}
+    with (
+        SmallDisk(tmp_path / "valkey") as server,
+        Worker(tmp_path / "worker", server.url, beat=True, **settings) as worker,
+    ):
+        catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+        pid = worker.pid
+        jobs = [str(uuid4()) for _ in range(10 * JOBS)]
+        with redis.Redis.from_url(server.url) as broker:
+            broker.lpush("interactive", *(json.dumps(envelope(job, FIELDS)) for job in jobs))
+            server.fill()
+            until(lambda: "MISCONF" in _refusal(broker), within=60)
+            until(lambda: "MISCONF" in worker.log, within=60)
+            server.make_room()
+            until(lambda: not _refusal(broker), within=60)
+        for job in jobs:
+            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
+        assert worker.pid == pid
+        assert worker.running
+        catalogue.close()
+
+
 def _refusal(broker: redis.Redis) -> str:
     try:
         broker.set("room", 1)
     except redis.ResponseError as error:
-        return str(error) if "OOM" in str(error) else f"OOM {error}"
+        return str(error) if "MISCONF" in str(error) else f"OOM {error}"
     return ""

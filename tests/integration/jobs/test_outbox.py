@@ -9,6 +9,7 @@ import pytest
 import redis
 from celery import Celery
 
+from tests.hostile import envelope
 from worker.intake.rejected import RejectedMessages
 from worker.jobs.outbox import Outbox
 from zot_artifact_client import ArtifactClient
@@ -146,17 +147,47 @@ def test_a_job_that_no_worker_can_record_is_sent_a_bounded_number_of_times(clien
     assert 3 <= sent <= 10
 
 
-def test_a_message_of_another_program_that_a_killed_worker_held_comes_back_once(broker, outbox, url):
-    """A message without an entry here, unacknowledged for longer than `after` and not in the ledger, is sent again."""
+def unacknowledged(broker, raws, *, at):
+    """Let a worker hold messages since a moment, as kombu records it."""
+    for number, raw in enumerate(raws):
+        broker.hset("unacked", f"tag{number}", json.dumps([json.loads(raw), "", "interactive"]))
+        broker.zadd("unacked_index", {f"tag{number}": at + number / 1000})
+    broker.delete("interactive")
+
+
+def test_a_message_of_another_program_that_a_killed_worker_held_comes_back(broker, outbox, url):
+    """A message without an entry here, unacknowledged for longer than `after` and not in the ledger, returns once."""
     with Celery(broker=url, set_as_current=False) as other:
         fields = {"bucket": "b", "key": "k"}
         gone, known = (other.send_task("artifact.verify.v1", kwargs=fields, queue="interactive").id for _ in "ab")
-    for number, raw in enumerate(broker.lrange("interactive", 0, -1)):
-        broker.hset("unacked", f"tag{number}", json.dumps([json.loads(raw), "", "interactive"]))
-        broker.zadd("unacked_index", {f"tag{number}": time.time() - 600})
+    unacknowledged(broker, broker.lrange("interactive", 0, -1), at=time.time() - 600)
     broker.hset("unacked", "garbage", b"\xff")
     broker.zadd("unacked_index", {"garbage": 1})
-    broker.delete("interactive")
     assert outbox.resend(lambda found: {known} & set(found), timedelta(minutes=1)) == 1
     assert outbox.resend(lambda found: {known} & set(found), timedelta(minutes=1)) == 0
     assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == gone
+    assert broker.hlen("unacked") == 2
+
+
+def test_many_stale_messages_hide_no_lost_one(broker, outbox):
+    """A lost message behind more than a thousand others that a worker has started is found in the same turn."""
+    raws = [json.dumps(envelope(f"job-{number}", {"bucket": "b", "key": "k"})) for number in range(1200)]
+    unacknowledged(broker, raws, at=time.time() - 600)
+    assert outbox.resend(lambda found: set(found) - {"job-1199"}, timedelta(minutes=1)) == 1
+    assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == "job-1199"
+
+
+def test_times_of_a_clock_that_was_a_day_ahead_are_corrected(client, broker, outbox, monkeypatch):
+    """A lost message, and one that a killed worker held, are sent again soon after the clock was set right."""
+    day = time.time() + 86400
+    monkeypatch.setattr("zot_artifact_client.outbox.time.time", lambda: day)
+    lost = client.upload("/a", "releases", "a").id
+    monkeypatch.undo()
+    broker.delete("transfer")
+    unacknowledged(broker, [json.dumps(envelope("held", {"bucket": "b", "key": "k"}))], at=day)
+    assert outbox.resend(no_job_known, timedelta(minutes=1)) == 0
+    soon = time.time() + 90
+    monkeypatch.setattr("worker.jobs.outbox.time.time", lambda: soon)
+    assert outbox.resend(no_job_known, timedelta(minutes=1)) == 2
+    assert ids(broker) == [lost]
+    assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == "held"

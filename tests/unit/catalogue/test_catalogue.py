@@ -234,6 +234,7 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
     catalogue.verifications.record(
         Finding("job-1", "dr", artifact, "unreadable"), copy, tag=None, now=ahead, retry_at=ahead + timedelta(hours=1)
     )
+    assert catalogue.sweep_claims.count_due("dr", period=PERIOD, now=now, limit=9) == 2
     due = catalogue.sweep_claims.due("dr", period=PERIOD, now=now, until=now + timedelta(hours=6), limit=9)
     assert {artifact.key for artifact, _ in due} == {"read", "unreadable"}
 

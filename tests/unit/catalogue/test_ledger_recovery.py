@@ -3,9 +3,11 @@
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from worker import clock
 from worker.catalogue import Finished, Held, Leased, LostLease, Superseded
+from worker.catalogue.tables import jobs
 from worker.storage import Digest
 from worker.storage.driver import Part
 from worker.storage.transfer.multipart import SentPart
@@ -138,6 +140,20 @@ def test_what_waits_longer_than_anything_can_is_sent_again(catalogue):
     times = {"now": clock.now(), "again": AGAIN, "lease": LEASE, "limit": 9, "delay": BACK}
     assert [job.id for job in catalogue.ledger.overdue(**times)] == ["ahead"]
     assert catalogue.ledger.overdue(**times) == []
+
+
+def test_a_retry_of_a_clock_two_hours_ahead_is_sent_again_and_a_job_that_no_worker_has_seen_may_wait(catalogue):
+    """How long a job may wait depends on whether it has started: one of a batch waits longer for its first start."""
+    record = begin(catalogue, "ahead").record
+    catalogue.ledger.retry("ahead", record.fence, {"type": "Unavailable"}, due=clock.now() + 2 * BACK)
+    begin(catalogue, "holder", holds="releases/a")
+    begin(catalogue, "unseen", holds="releases/a", lease=LEASE)
+    with catalogue._database.write() as connection:
+        due = {"due_at": clock.now() + 2 * BACK, "started_at": None}
+        connection.execute(sa.update(jobs).where(jobs.c.id == "unseen").values(due))
+    times = {"now": clock.now(), "again": AGAIN, "lease": LEASE, "limit": 9, "delay": BACK / 6}
+    assert [job.id for job in catalogue.ledger.overdue(**times, unseen=2 * BACK)] == ["ahead"]
+    assert [job.id for job in catalogue.ledger.overdue(**times, unseen=BACK)] == ["unseen"]
 
 
 def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
