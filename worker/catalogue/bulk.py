@@ -1,18 +1,26 @@
 """Run one statement for many rows.
 
-The text of the statement is made once: SQLAlchemy takes longer to prepare a row than SQLite takes to run it.
+The text of the statement is made once: SQLAlchemy takes longer to prepare a row than SQLite takes to run it. PostgreSQL
+gets the rows as one array for each column, so that a group of rows is one request and one plan.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Insert, Update
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection, Dialect, Insert, Update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import TypeEngine
 
 from worker.catalogue.types import UtcDateTime
 
 _MOMENT = UtcDateTime()
+
+Given = Callable[[str], ColumnElement[Any]]
+"""Returns a value of a row, by its name, as a part of a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +33,15 @@ class _Text:
 
 
 class BulkStatement:
-    """An INSERT or UPDATE whose values are bound by name: text, numbers, moments and None, but no JSON."""
+    """An INSERT or UPDATE for many rows, of text, numbers, moments and None, but no JSON."""
 
-    def __init__(self, statement: Insert | Update) -> None:
-        self._statement = statement
+    def __init__(self, make: Callable[[Given], Insert | Update], types: Mapping[str, TypeEngine[Any]]) -> None:
+        """Make the statement with the values of a row, which have these names and types.
+
+        A value that all rows have is bound as `sa.bindparam`.
+        """
+        self._make = make
+        self._types = types
         self._texts: dict[str, _Text] = {}
 
     def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:
@@ -38,15 +51,33 @@ class BulkStatement:
         dialect = connection.dialect
         found = self._texts.get(dialect.name) or self._compile(dialect)
         same = {**found.constants, **{name: _bound(value, dialect) for name, value in shared.items()}}
-        varying = [name for name in dict.fromkeys(found.names) if name not in same]
-        full = [same | {name: _bound(row[name], dialect) for name in varying} for row in rows]
-        if dialect.positional:
-            connection.exec_driver_sql(found.text, [tuple(row[name] for name in found.names) for row in full])
-        else:
-            connection.exec_driver_sql(found.text, full)
+        if not dialect.positional:
+            columns = {name: [_bound(row[name], dialect) for row in rows] for name in self._types}
+            connection.exec_driver_sql(found.text, {**same, **columns})
+            return
+        names = found.names
+        take = itemgetter(*names) if len(names) > 1 else lambda row: (row[names[0]],)
+        moments = [name for name, type_ in self._types.items() if isinstance(type_, UtcDateTime)]
+        values = []
+        for row in rows:
+            full = {**row, **same}
+            for name in moments:
+                full[name] = _bound(full[name], dialect)
+            values.append(take(full))
+        connection.exec_driver_sql(found.text, values)
 
     def _compile(self, dialect: Dialect) -> _Text:
-        compiled = self._statement.compile(dialect=dialect)
+        if dialect.positional:
+            statement = self._make(lambda name: sa.bindparam(name, type_=self._types[name]))
+        else:
+            arrays = [sa.bindparam(name, type_=ARRAY(type_)) for name, type_ in self._types.items()]
+            given = (
+                sa.func.unnest(*arrays)
+                .table_valued(*(sa.column(name, type_) for name, type_ in self._types.items()), name="given")
+                .render_derived()
+            )
+            statement = self._make(lambda name: given.c[name])
+        compiled = statement.compile(dialect=dialect)
         names = list(getattr(compiled, "positiontup", None) or compiled.params)
         constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
         self._texts[dialect.name] = _Text(str(compiled), names, constants)

@@ -18,7 +18,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
-from worker.catalogue.verifications import VerdictRow, append_verdicts
+from worker.catalogue.verifications import VerdictRow, append_verdicts, prepare_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -192,10 +192,10 @@ class Pages:
         Raises:
             LostLease: another worker has the lease; nothing was written.
         """
-        after = _after(page, group.outcomes)
+        after, verdicts = _after(page, group.outcomes), prepare_verdicts(group.verdicts, now)
         with self._database.write() as connection:
             finish_copies(connection, group.finished, now)
-            append_verdicts(connection, group.verdicts, now)  # after the writes: a copy that was read back is verified
+            append_verdicts(connection, verdicts)  # after the writes: a copy that was read back is verified
             delete_copies(connection, group.deleted)
             tombstone_all(connection, group.tombstoned, now)
             connection.execute(_UPDATE, _progress(after))

@@ -1,34 +1,37 @@
 """The verification log: append-only, each row chained to the one before it."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
-from worker.catalogue.bulk import BulkStatement
+from worker.catalogue.bulk import BulkStatement, Given
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
-from worker.catalogue.types import without_nul
+from worker.catalogue.types import UtcDateTime, without_nul
 from worker.storage import Verdict
 
 _FIRST = "0" * 64
-_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True).encode
-_CHAINED = [c.name for c in verifications.c if c.name not in {"id", "hash"}]
+_CHAINED = sorted(c.name for c in verifications.c if c.name not in {"id", "hash"})
+_BEFORE, _AFTER = ([n for n in _CHAINED if n < "previous"], [n for n in _CHAINED if n > "previous"])
 
 
-_APPEND = BulkStatement(
-    sa.insert(verifications).values(
-        {column.name: sa.bindparam(column.name) for column in verifications.c if column.name != "id"}
-    )
-)
+def _append(given: Given) -> sa.Insert:
+    names = [column.name for column in verifications.c if column.name != "id"]
+    values = [sa.bindparam("at", type_=UtcDateTime()) if name == "at" else given(name) for name in names]
+    return sa.insert(verifications).from_select(names, sa.select(*values))
+
+
+_APPEND = BulkStatement(_append, {c.name: c.type for c in verifications.c if c.name not in {"id", "at"}})
 _LAST_HASH = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
 _RECORDED = sa.select(
     verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
@@ -207,48 +210,66 @@ def _key(finding: Finding) -> CopyKey:
 
 
 def _record(connection: Connection, outcomes: Sequence[Outcome], now: datetime) -> None:
-    append_verdicts(connection, [VerdictRow.of(outcome) for outcome in outcomes], now)
+    append_verdicts(connection, prepare_verdicts([VerdictRow.of(outcome) for outcome in outcomes], now))
 
 
-def append_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime) -> None:
+@dataclass(frozen=True, slots=True)
+class PreparedVerdicts:
+    """Verdicts as rows of the log, all but the links of its chain; made before other writers have to wait."""
+
+    verdicts: Sequence[VerdictRow]
+    now: datetime
+    rows: Sequence[dict[str, Any]]
+    texts: Sequence[tuple[str, str]]
+    """What is hashed of each row, before and after the hash of the row before it."""
+
+
+def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedVerdicts:
+    """Prepare verdicts to be appended to the log."""
+    rows = [_row(verdict, now) for verdict in verdicts]
+    return PreparedVerdicts(verdicts, now, rows, [_canonical(row) for row in rows])
+
+
+def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
     """Append verdicts to the log, each chained to the one before it, and update their copies."""
-    if not verdicts:
+    if not prepared.verdicts:
         return
     previous = connection.execute(_LAST_HASH).scalar() or _FIRST
-    rows = []
-    for verdict in verdicts:
-        row = _row(verdict, now, previous)
-        row["hash"] = previous = _hash_of(row)
-        rows.append(row)
-    _APPEND.execute(connection, rows, at=now)
-    for word in dict.fromkeys(verdict.verdict for verdict in verdicts):
+    for row, text in zip(prepared.rows, prepared.texts, strict=True):
+        row["previous"] = previous
+        row["hash"] = previous = _linked(text, previous)
+    _APPEND.execute(connection, prepared.rows, at=prepared.now)
+    for word in dict.fromkeys(verdict.verdict for verdict in prepared.verdicts):
         values = [
-            {"copy": each.copy, "tag": each.tag, "retry_at": each.retry_at} for each in verdicts if each.verdict == word
+            {"copy": each.copy, "tag": each.tag, "retry_at": each.retry_at}
+            for each in prepared.verdicts
+            if each.verdict == word
         ]
-        _UPDATES[Verdict(word)].execute(connection, values, now=now)
-    note_verdicts(connection, verdicts, now)
+        _UPDATES[Verdict(word)].execute(connection, values, now=prepared.now)
+    note_verdicts(connection, prepared.verdicts, prepared.now)
 
 
-def _update(verdict: Verdict) -> sa.Update:
+def _update(verdict: Verdict, given: Given) -> sa.Update:
     """Return how a verdict updates its copy."""
+    now = sa.bindparam("now", type_=UtcDateTime())
     values: dict[str, Any] = {
-        "last_attempt_at": sa.bindparam("now"),
+        "last_attempt_at": now,
         "last_verdict": verdict,
-        "next_due_at": sa.bindparam("retry_at"),
+        "next_due_at": given("retry_at"),
         "claimed_until": None,
         "attempts": copies.c.attempts + 1,
     }
     if verdict != Verdict.UNREADABLE:
         spread = FIRST_READS + copies.c.artifact_id % (SPREADS - FIRST_READS)
-        values |= {"read_at": sa.bindparam("now"), "spread": spread}
+        values |= {"read_at": now, "spread": spread}
     if verdict == Verdict.VERIFIED:
-        values |= {"last_verified_at": sa.bindparam("now"), "tag": sa.bindparam("tag")}
+        values |= {"last_verified_at": now, "tag": given("tag")}
     if verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
         values["state"] = CopyState(verdict)
-    return sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(values)
+    return sa.update(copies).where(copies.c.id == given("copy")).values(values)
 
 
-def _row(verdict: VerdictRow, now: datetime, previous: str) -> dict[str, Any]:
+def _row(verdict: VerdictRow, now: datetime) -> dict[str, Any]:
     return {
         "at": now,
         "job": without_nul(verdict.job),  # the hash is over what can be read back
@@ -261,17 +282,33 @@ def _row(verdict: VerdictRow, now: datetime, previous: str) -> dict[str, Any]:
         "found_sha256": verdict.found_sha256,
         "found_size": verdict.found_size,
         "detail": without_nul(verdict.detail[:2000]) if verdict.detail else None,
-        "previous": previous,
     }
 
 
-_UPDATES = {verdict: BulkStatement(_update(verdict)) for verdict in Verdict}
+_GIVEN = {"copy": copies.c.id.type, "tag": copies.c.tag.type, "retry_at": copies.c.next_due_at.type}
+_UPDATES = {verdict: BulkStatement(partial(_update, verdict), _GIVEN) for verdict in Verdict}
 
 
 def _hash(row: Row[Any]) -> str:
-    return _hash_of({name: getattr(row, name) for name in _CHAINED})
+    return _linked(_canonical({name: getattr(row, name) for name in _CHAINED}), row.previous)
 
 
-def _hash_of(row: dict[str, Any]) -> str:
-    canonical = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
-    return hashlib.sha256(_CANONICAL(canonical).encode()).hexdigest()
+def _linked(text: tuple[str, str], previous: str) -> str:
+    before, after = text
+    return hashlib.sha256(f"{before}{previous}{after}".encode()).hexdigest()
+
+
+def _canonical(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a row as JSON with its names in order, moments in ISO format: what is before and after `previous`."""
+    before = ", ".join([f'"{name}": {_json(row[name])}' for name in _BEFORE])
+    after = ", ".join([f'"{name}": {_json(row[name])}' for name in _AFTER])
+    return f'{{{before}, "previous": "', f'", {after}}}'
+
+
+def _json(value: Any) -> str:
+    # json.dumps of the whole row takes three times as long, and a page has hundreds of rows.
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    if value is None:
+        return "null"
+    return encode_basestring_ascii(value.isoformat()) if isinstance(value, datetime) else str(value)
