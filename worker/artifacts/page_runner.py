@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from worker.catalogue import CatalogueError
@@ -14,9 +16,13 @@ DoneT = TypeVar("DoneT")
 GROUP = 100
 """Most results of one transaction: a longer one would keep the jobs of users waiting."""
 GROUP_SECONDS = 1.0
-"""The longest time that results wait for a group to be full."""
+"""Results wait no longer than this for a group to be full."""
 _PART = 25
-"""Objects that a thread takes at a time: to take each alone costs more than to read a small one."""
+"""Objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
+_SLOW = 0.001
+"""Seconds for an object above which its thread mostly waits, so that another thread makes the page faster."""
+_ABANDON_AFTER = 1.0
+"""Seconds after which a thread that only reads is no longer waited for when its page has to stop."""
 
 
 def work_on(
@@ -25,6 +31,8 @@ def work_on(
     record: Callable[[Sequence[DoneT]], None],
     *,
     threads: int,
+    begin: int | None = None,
+    reads_only: bool = False,
 ) -> None:
     """Do something for all items, and record the results.
 
@@ -33,12 +41,25 @@ def work_on(
         do: is called in several threads with a few of the items, and yields the result of each.
         record: is called in the calling thread with at most `GROUP` results.
         threads: how many parts are worked on at a time.
+        begin: how many at first, where threads may only take the processor from each other. There are twice as many
+            as soon as an object takes longer than `_SLOW`.
+        reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
 
     Raises:
-        BaseException: what `do` or `record` raised first. No item is begun after that; the results until then are
-        recorded, unless the catalogue itself failed.
+        BaseException: what `do` or `record` raised first. No item is handed out after that; what was done by then is
+            recorded, unless the catalogue itself is what failed.
     """
-    _Run(items, do, record, threads).run()
+    _Run(items, do, record, threads, begin or threads, reads_only=reads_only).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(Generic[DoneT]):
+    """What a thread says after each part. `error`: what ended it; `seconds`: how long an object took."""
+
+    done: Sequence[DoneT] = ()
+    error: BaseException | None = None
+    seconds: float = 0.0
+    is_last: bool = False
 
 
 class _Run(Generic[ItemT, DoneT]):
@@ -48,48 +69,55 @@ class _Run(Generic[ItemT, DoneT]):
         do: Callable[[Sequence[ItemT]], Iterable[DoneT]],
         record: Callable[[Sequence[DoneT]], None],
         threads: int,
+        begin: int,
+        *,
+        reads_only: bool,
     ) -> None:
-        size = max(1, min(_PART, len(items) // (4 * threads)))
+        size = max(1, min(_PART, len(items) // (4 * begin)))
         self._parts: Iterator[Sequence[ItemT]] = (items[at : at + size] for at in range(0, len(items), size))
+        self._taking = threading.Lock()
         self._do = do
         self._record = record
-        self._threads = threads
+        self._threads = min(threads, -(-len(items) // size))
+        self._begin = min(begin, self._threads)
+        self._patience = _ABANDON_AFTER if reads_only else None
         self._stop = threading.Event()
+        self._said: SimpleQueue[_Part[DoneT]] = SimpleQueue()
+        self._started = self._ended = 0
         self._done: list[DoneT] = []
         self._recorded = time.monotonic()
-        self._pending: set[Future[tuple[list[DoneT], BaseException | None]]] = set()
 
     def run(self) -> None:
         error: BaseException | None = None
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="page") as pool:
-            try:
-                error = self._hand_out(pool)
-            except BaseException as raised:  # noqa: BLE001 - it is raised below, after what was done is recorded
-                self._stop.set()
-                error = raised
-                self._collect(wait(self._pending).done)
+        try:
+            self._start(self._begin)
+            error = self._collect()
+        except BaseException as raised:  # noqa: BLE001 - it is raised below, after what was done is recorded
+            error = raised
+            self._stop.set()
+            self._wait()
         if self._done and not isinstance(error, CatalogueError):
             self._record_done(everything=True)
         if error is not None:
             raise error
 
-    def _hand_out(self, pool: ThreadPoolExecutor) -> BaseException | None:
-        """Give all parts to threads and record groups meanwhile; return the error that stopped it, or None."""
-        error = None
-        while True:
-            while len(self._pending) < 2 * self._threads and not self._stop.is_set():
-                part = next(self._parts, None)
-                if part is None:
-                    break
-                self._pending.add(pool.submit(self._do_part, part))
-            if not self._pending:
-                return error
-            ended = wait(self._pending, timeout=GROUP_SECONDS, return_when=FIRST_COMPLETED).done
-            error = self._collect(ended) or error
-            self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
+    def _start(self, count: int) -> None:
+        for _ in range(min(count, self._threads - self._started)):
+            self._started += 1
+            threading.Thread(target=self._work, name=f"page-{self._started}", daemon=True).start()
 
-    def _do_part(self, part: Sequence[ItemT]) -> tuple[list[DoneT], BaseException | None]:
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            with self._taking:
+                part = next(self._parts, None)
+            if part is None:
+                break
+            self._said.put(self._do_part(part))
+        self._said.put(_Part(is_last=True))
+
+    def _do_part(self, part: Sequence[ItemT]) -> _Part[DoneT]:
         done: list[DoneT] = []
+        begun = time.monotonic()
         try:
             for result in self._do(part):
                 done.append(result)
@@ -97,17 +125,41 @@ class _Run(Generic[ItemT, DoneT]):
                     break
         except BaseException as error:  # noqa: BLE001 - raised in the thread of the page
             self._stop.set()
-            return done, error
-        return done, None
+            return _Part(done, error)
+        return _Part(done, seconds=(time.monotonic() - begun) / len(part))
 
-    def _collect(self, ended: Iterable[Future[tuple[list[DoneT], BaseException | None]]]) -> BaseException | None:
-        error = None
-        for future in list(ended):
-            self._pending.discard(future)
-            done, failed = future.result()
-            self._done += done
-            error = error or failed
+    def _collect(self) -> BaseException | None:
+        """Record groups until all threads have ended; return what stopped them, or None."""
+        error, deadline = None, None
+        while self._ended < self._started:
+            if self._stop.is_set() and deadline is None and self._patience is not None:
+                deadline = time.monotonic() + self._patience
+            try:
+                said = self._said.get(timeout=GROUP_SECONDS)
+            except Empty:
+                said = _Part(seconds=GROUP_SECONDS)
+            error = error or said.error
+            self._take(said)
+            if said.seconds > _SLOW and not self._stop.is_set():
+                self._start(self._started)
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
         return error
+
+    def _wait(self) -> None:
+        """Wait for the threads of a page that stops, and take what they have done."""
+        deadline = None if self._patience is None else time.monotonic() + self._patience
+        while self._ended < self._started:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            with suppress(Empty):
+                self._take(self._said.get(timeout=left))
+
+    def _take(self, said: _Part[DoneT]) -> None:
+        self._done += said.done
+        self._ended += said.is_last
 
     def _record_done(self, *, everything: bool) -> None:
         while len(self._done) >= GROUP or (everything and self._done):

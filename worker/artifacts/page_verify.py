@@ -73,7 +73,10 @@ class VerifyPage:
             self._context.catalogue.findings.see(found, now=clock.now())
 
         by_store = sorted(copies, key=attrgetter("store"))  # stable: keys stay in order
-        work_on(by_store, self._read, record, threads=self._context.settings.page.threads)
+        local = all(self._context.stores[name].capabilities.local for name in {copy.store for copy in copies})
+        begin = 1 if local else None  # more would only take Python's lock from each other
+        threads = self._context.settings.page.threads
+        work_on(by_store, self._read, record, threads=threads, begin=begin, reads_only=True)
         order = {id_: number for number, id_ in enumerate(self._objects)}
         suspects.sort(key=lambda copy: order[copy.id])
         for start in range(0, len(suspects), GROUP):

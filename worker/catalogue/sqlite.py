@@ -3,8 +3,9 @@
 import sqlite3
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -13,6 +14,9 @@ BUSY_SECONDS = 30
 """How long a writer waits for the lock, unless the URL says otherwise: `?timeout=SECONDS`."""
 
 READING: Mapping[str, Any] = {"reads": True}
+
+_POLL, _LONGEST_POLL = 0.0005, 0.005
+"""Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
 
 def options(url: URL) -> dict[str, Any]:
@@ -71,5 +75,25 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get("reads", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
+    # lock again: a job beside it waited for seconds.
+    raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)
+    milliseconds = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+    deadline = time.monotonic() + milliseconds / 1000
+    raw.execute("PRAGMA busy_timeout = 0").close()
+    try:
+        for tries in count(1):
+            try:
+                raw.execute("BEGIN IMMEDIATE").close()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # again, for SQLAlchemy's own class of error
+                    return
+                time.sleep(min(tries * _POLL, _LONGEST_POLL))
+            else:
+                return
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {milliseconds}").close()

@@ -102,6 +102,8 @@ class FilesystemConfig(_StoreConfig):
     """Mode of the files that are written, in octal digits, such as "0640"; for the worker's user alone by default."""
     dir_mode: Annotated[int, BeforeValidator(_mode), AfterValidator(_dir_mode)] | None = None
     """Mode of the directories that are made, such as "0750" or "2770"; for the worker's user alone by default."""
+    verify_cached: bool = False
+    """Whether small files may be verified from the page cache, which is faster and does not find what the disk lost."""
 
 
 class CloudConfig(_StoreConfig):

@@ -7,7 +7,7 @@ SDK into `worker.storage.errors`, at one place.
 
 import hashlib
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -173,6 +173,7 @@ class Capabilities:
         reserved_buckets: there is a place for quarantine and probes.
         properties: `ObjectProperties` given at the write come back from `stat`.
         groups: many small objects are written faster as a group (`GroupDriver`).
+        local: a read is mostly work of this machine's processor, so that more threads are no faster.
     """
 
     needs_digest_first: bool
@@ -192,6 +193,7 @@ class Capabilities:
     reserved_buckets: bool = True
     properties: bool = False
     groups: bool = False
+    local: bool = False
 
 
 class Body(Protocol):
@@ -477,13 +479,17 @@ class ChecksumDriver(Driver, Protocol):
         ...
 
 
+SmallRead = tuple[str, str, int]
+"""An object to read as a whole: its bucket, its key and how many bytes it must have."""
+
+
 class SmallReads(Protocol):
     """Reads many small objects one after the other, with less to do for each than `Driver.open`. One thread uses it."""
 
-    def read(self, bucket: str, key: str, size: int) -> tuple[bytes, str] | None:
-        """Return all bytes of an object, and its version.
+    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[tuple[bytes, str] | None]:
+        """Yield all bytes of each object and its version, in their order; it may open some before it reads the first.
 
-        Returns None where the object is not simply there with this size; `Driver.open` tells why.
+        Yields None where the object is not simply there with this size, which `Driver.open` tells why, and for None.
         """
         ...
 

@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -26,6 +27,7 @@ from worker.storage.driver import (
     ObjectReader,
     ObjectStat,
     SmallPut,
+    SmallRead,
     SmallReadDriver,
     SmallReads,
     StaleUpload,
@@ -304,21 +306,31 @@ class Store:
     def verify_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects, each given as bucket, key and recorded digest, one after the other.
 
-        Every verdict is that of `verify_object`, but the bytes may come from a cache of this machine.
+        Every verdict is that of `verify_object`. Some objects more may be taken from `wanted` than verdicts are out.
         """
         reads = self._small_reads()
-        try:
+        if reads is None:
             for bucket, key, expected in wanted:
-                found = None
-                if reads is not None and expected.size <= _SMALL and is_plain(bucket, key):
-                    found = reads.read(bucket, key, expected.size)
+                yield self.verify_object(bucket, key, expected)
+            return
+        taken: deque[tuple[str, str, Digest]] = deque()
+
+        def small() -> Iterator[SmallRead | None]:
+            for each in wanted:
+                taken.append(each)
+                bucket, key, expected = each
+                plain = expected.size <= _SMALL and is_plain(bucket, key)
+                yield (bucket, key, expected.size) if plain else None
+
+        try:
+            for found in reads.read(small()):
+                bucket, key, expected = taken.popleft()
                 if found is not None and hashlib.sha256(found[0]).hexdigest() == expected.sha256:
                     yield Verification(Verdict.VERIFIED, expected, expected.size, expected.sha256, found[1])
                 else:  # a bad copy is judged by a read of its own
                     yield self.verify_object(bucket, key, expected)
         finally:
-            if reads is not None:
-                reads.close()
+            reads.close()
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         """Return what the store says of an object, without reading it. It proves nothing about the bytes."""

@@ -1,5 +1,7 @@
 """Outcomes recorded in groups: atomic, fenced, once for each job and copy, chained like single ones."""
 
+import hashlib
+import json
 from datetime import timedelta
 
 import pytest
@@ -116,3 +118,13 @@ def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue):
     catalogue.batches.close("batch")
     assert catalogue.ledger.prune(before=before) == 2
     assert catalogue.batches.get("batch") is None
+
+
+def test_the_hash_of_a_row_is_that_of_its_json(catalogue):
+    """The chain is what anyone computes from the rows with a JSON library, whatever characters they have."""
+    artifact = stored(catalogue, 'ü\n"k\\')
+    finding = Finding("page", "dr", artifact, "corrupt", "b" * 64, 7, "found \x7f\u2028 é")
+    catalogue.verifications.record(finding, catalogue.artifacts.copies(artifact)["dr"], tag=None, now=clock.now())
+    (row,) = catalogue.verifications.of("releases", artifact.key)
+    plain = {name: value for name, value in row.items() if name not in {"id", "hash"}} | {"at": row["at"].isoformat()}
+    assert row["hash"] == hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

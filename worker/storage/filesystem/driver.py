@@ -60,6 +60,7 @@ _CAPABILITIES = Capabilities(
     max_copy_size=2**63 - 1,
     impossible_keys=re.compile(r"^/|//|/$"),
     groups=True,
+    local=True,
 )
 
 
@@ -83,6 +84,7 @@ class FilesystemDriver:
         self._listing = Listing(self._tree)
         self._stale = StaleFiles(name, self._tree, self._files, self._listing)
         self._attributes = config.digest == "xattr"
+        self._verify_cached = config.verify_cached
         rules = Rules(self._check_name, self._remove_empty_directories, self._check_condition)
         self._bulk = BulkWrite(name, self._tree, self._files, attributes=self._attributes, rules=rules)
 
@@ -118,7 +120,7 @@ class FilesystemDriver:
         return self._open(ObjectPath(bucket, key), offset=offset, length=length, uncached=uncached)
 
     def small_reads(self) -> FilesystemSmallReads:
-        return FilesystemSmallReads(self._tree)
+        return FilesystemSmallReads(self._tree, cached=self._verify_cached)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         with self.open(bucket, key) as reader:

@@ -1,26 +1,51 @@
-"""Read many small objects: without their sidecars, and with the directory of the object before still open."""
+"""Read many small objects from the disk: without their sidecars, and several files ahead of the one that is read."""
 
 import os
 import stat
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from worker.storage.driver import SmallRead
 from worker.storage.filesystem.directory_tree import Tree
 from worker.storage.filesystem.layout import SIDECAR
 from worker.storage.filesystem.listing import version_of
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_AHEAD = 16
+"""Files that are open at a time: while one is read, the disk reads the others."""
+_ADVICE = hasattr(os, "posix_fadvise")
 
 
 class FilesystemSmallReads:
     """The small objects of one tree. It is closed soon: a directory that is renamed meanwhile stays open."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, *, cached: bool) -> None:
+        """Read from the disk, or with `cached` also from the page cache, which may still have what has rotted."""
         self._tree = tree
+        self._from_disk = _ADVICE and not cached
         self._above: tuple[str, str] | None = None
         self._directory = -1
+        self._ahead: deque[tuple[int, os.stat_result] | None] = deque()
 
-    def read(self, bucket: str, key: str, size: int) -> tuple[bytes, str] | None:
-        """Return all bytes of an object and its version, or None; see `SmallReads`."""
+    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[tuple[bytes, str] | None]:
+        """Yield all bytes of each object and its version, or None; see `SmallReads`."""
+        for each in wanted:
+            self._ahead.append(self._open(each) if each else None)
+            if len(self._ahead) == _AHEAD:
+                yield self._finish()
+        while self._ahead:
+            yield self._finish()
+
+    def close(self) -> None:
+        """Close the directory, and what was opened and not read."""
+        while self._ahead:
+            if file := self._ahead.popleft():
+                os.close(file[0])
+        self._leave()
+
+    def _open(self, wanted: SmallRead) -> tuple[int, os.stat_result] | None:
+        bucket, key, size = wanted
         above, _, name = key.rpartition("/")
         if name.endswith(SIDECAR[1:]):  # the name on disk may be another one
             return None
@@ -32,24 +57,40 @@ class FilesystemSmallReads:
             return None
         try:
             found = os.fstat(fd)
-            if found.st_size != size or not stat.S_ISREG(found.st_mode):
-                return None
-            data = os.read(fd, size + 1)
+            if found.st_size == size and stat.S_ISREG(found.st_mode):
+                if self._from_disk:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                if _ADVICE:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                return fd, found
+        except OSError:
+            pass
+        os.close(fd)
+        return None
+
+    def _finish(self) -> tuple[bytes, str] | None:
+        file = self._ahead.popleft()
+        if file is None:
+            return None
+        fd, found = file
+        try:
+            data = os.read(fd, found.st_size + 1)
+            if self._from_disk:  # a sweep over the whole store must not push out what others read
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError:
             return None
         finally:
             os.close(fd)
-        return (data, version_of(found)) if len(data) == size else None
+        return (data, version_of(found)) if len(data) == found.st_size else None
 
-    def close(self) -> None:
-        """Close the directory."""
+    def _enter(self, bucket: str, above: str) -> None:
+        self._leave()
+        self._directory = self._tree.open_directory((bucket, *above.split("/")) if above else (bucket,))
+        self._above = (bucket, above)
+
+    def _leave(self) -> None:
         self._above = None
         if self._directory >= 0:
             with suppress(OSError):
                 os.close(self._directory)
             self._directory = -1
-
-    def _enter(self, bucket: str, above: str) -> None:
-        self.close()
-        self._directory = self._tree.open_directory((bucket, *above.split("/")) if above else (bucket,))
-        self._above = (bucket, above)

@@ -1,0 +1,90 @@
+"""The threads of a page: groups of results, errors, slow objects and requests that hang."""
+
+import threading
+import time
+
+import pytest
+
+from worker.artifacts.page_runner import GROUP, work_on
+
+
+def test_all_results_are_recorded_in_groups_by_the_calling_thread():
+    """Each result is recorded once, in no more than GROUP at a time, and never in the thread that made it."""
+    groups, where = [], set()
+
+    def record(done):
+        groups.append(list(done))
+        where.add(threading.get_ident())
+
+    work_on(range(250), lambda part: (2 * n for n in part), record, threads=4)
+    assert sorted(n for group in groups for n in group) == [2 * n for n in range(250)]
+    assert max(map(len, groups)) <= GROUP
+    assert where == {threading.get_ident()}
+
+
+def test_an_error_stops_the_page_and_what_was_done_is_recorded():
+    """The first error is raised after the results before it were recorded; nothing is handed out any more."""
+    recorded = []
+
+    def do(part):
+        for n in part:
+            if n == 30:
+                raise KeyError(n)
+            yield n
+
+    with pytest.raises(KeyError):
+        work_on(range(1000), do, recorded.extend, threads=1)
+    assert recorded == list(range(30))
+
+
+def test_threads_are_added_where_objects_are_slow():
+    """A page that begins with one thread gets more when an object takes long, and no more than allowed."""
+    first, together = threading.Event(), threading.Barrier(3, timeout=60)
+
+    def do(part):
+        if not first.is_set():
+            first.set()
+            time.sleep(0.2)  # slow: 100 ms for each of its objects
+            return part
+        together.wait()  # three threads at once: the first two say nothing meanwhile
+        return part
+
+    recorded = []
+    work_on(range(8), do, recorded.extend, threads=3, begin=1)
+    assert len(recorded) == 8
+
+
+def test_a_page_that_reads_does_not_wait_for_a_request_that_hangs():
+    """A page that has to stop ends while one of its threads still waits for a store; its own result is discarded."""
+    answered, recorded = threading.Event(), []
+
+    def do(part):
+        if part[0] == 0:
+            answered.wait(60)
+        else:
+            raise InterruptedError
+        yield from part
+
+    begun = time.monotonic()
+    with pytest.raises(InterruptedError):
+        work_on(range(2), do, recorded.extend, threads=2, reads_only=True)
+    assert time.monotonic() - begun < 30
+    assert not recorded
+    answered.set()
+
+
+def test_a_page_that_writes_waits_for_its_threads():
+    """A write that is under way ends, and is recorded, before the page gives up its locks."""
+    recorded, failed = [], threading.Event()
+
+    def do(part):
+        if part[0] == 0:
+            failed.wait(60)
+        else:
+            failed.set()
+            raise InterruptedError
+        yield from part
+
+    with pytest.raises(InterruptedError):
+        work_on(range(2), do, recorded.extend, threads=2)
+    assert recorded == [0]
