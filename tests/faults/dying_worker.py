@@ -90,7 +90,7 @@ class Death:
         self._path.rename(self._path.with_suffix(".died"))
         if order.get("freeze"):
             self._path.with_suffix(".frozen").write_text(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGSTOP)
+            _freeze(order["freeze"])
             return
         if order.get("lock"):
             _keep_locked(order["lock"])
@@ -188,13 +188,27 @@ class Death:
 
 def _keep_locked(catalogue: str) -> None:
     """Let another program keep the catalogue locked for longer than a lease."""
-    code = (
-        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30);"
-        "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); time.sleep(4); c.execute('ROLLBACK')"
-    )
-    locking = subprocess.Popen([sys.executable, "-c", code, catalogue], stdout=subprocess.PIPE, text=True)
+    locking = _with_the_lock(catalogue, "print('locked', flush=True); time.sleep(4)", stdout=subprocess.PIPE)
     assert locking.stdout is not None
     locking.stdout.readline()
+
+
+def _freeze(catalogue: str) -> None:
+    """Let another program stop this process while that has the lock of the catalogue.
+
+    A thread of this process, such as the one that renews the lease, would else be stopped with the lock now and then,
+    and no other process could write before this one wakes up.
+    """
+    _with_the_lock(catalogue, f"os.kill({os.getpid()}, signal.SIGSTOP)").wait()
+
+
+def _with_the_lock(catalogue: str, what: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Run a line of Python in a process that has the write lock of a SQLite file."""
+    code = (
+        "import os, signal, sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30);"
+        f"c.execute('BEGIN IMMEDIATE'); {what}; c.execute('ROLLBACK')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, catalogue], **options)
 
 
 def wrap(target: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

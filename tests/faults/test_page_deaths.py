@@ -193,7 +193,7 @@ def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path, verb):
     """A worker is frozen in a page until another one has ended that; when it wakes up, it records nothing."""
     with scene_of(valkey, tmp_path) as scene:
         scene.fill(verb)
-        scene.order(verb, "group not recorded", freeze=True)
+        scene.order(verb, "group not recorded", freeze=str(tmp_path / "catalogue.sqlite3"))
         job = scene.start(verb, verb)
         pid = until(lambda: _frozen(scene, verb))
         try:
