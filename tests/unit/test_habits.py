@@ -187,6 +187,17 @@ def test_no_two_test_files_share_a_name() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_migrations_follow_one_another() -> None:
+    """Each migration has a number and a parent of its own, and the catalogue asks for the last of one chain."""
+    files = sorted((ROOT / "worker" / "catalogue" / "migrations" / "versions").glob("[0-9]*.py"))
+    wrote = {path: dict(re.findall(r'^(\w+) = "?(\w+)"?$', path.read_text(), flags=re.MULTILINE)) for path in files}
+    numbers = [f"{number:04}" for number in range(1, len(files) + 1)]
+    assert [path.name[:4] for path in files] == numbers
+    assert [each["revision"] for each in wrote.values()] == numbers
+    assert [each["down_revision"] for each in wrote.values()] == ["None", *numbers[:-1]]
+    assert f'_REVISION = "{numbers[-1]}"' in (ROOT / "worker" / "catalogue" / "database.py").read_text()
+
+
 def test_commit_hooks_are_local() -> None:
     """A commit downloads nothing: every hook runs a tool of .venv."""
     repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
