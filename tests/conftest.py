@@ -1,13 +1,16 @@
 """The servers that tests talk to: one of each per test process, started when the first test asks for it."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.scheduling import InOrder, in_order
 from tests.servers import (
     Azurite,
     FakeGcs,
@@ -20,6 +23,7 @@ from tests.servers import (
     StrictGcs,
     Valkey,
 )
+from worker.catalogue import Catalogue
 
 # A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -42,7 +46,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `--quick` leaves out."""
+    """Leave out what `--quick` leaves out, and run first what takes long."""
+    items[:] = in_order(items)
     if not config.getoption("quick"):
         return
     kept, left_out = list[pytest.Item](), list[pytest.Item]()
@@ -109,6 +114,19 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def make_tables(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Return what makes the tables of a new catalogue at a URL: a copy, for all migrations take longer than a test."""
+    path = tmp_path_factory.mktemp("migrated") / "catalogue.sqlite3"
+    Catalogue(f"sqlite:///{path}").close()
+
+    def make_tables(url: str) -> None:
+        if url.startswith("sqlite:///"):  # a database of PostgreSQL is a copy already
+            shutil.copy(path, url.removeprefix("sqlite:///"))
+
+    return make_tables
+
+
 @pytest.fixture
 def catalogue_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Return the URL of a new catalogue, once in each kind of database."""
@@ -172,6 +190,11 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     server = Azurite(tmp_path_factory.mktemp("azurite"))
     with running(server):
         yield server
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InOrder:
+    """Share the tests out as tests/scheduling.py says."""
+    return InOrder(config, log)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,0 +1,62 @@
+"""Share the tests out among the processes of a run: what has one start in common together, what takes long first."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+FOLDERS = ("faults", "acceptance", "integration", "conformance", "unit")
+"""The folders of tests/, those of the longest tests first: short ones at the end keep all processes at work."""
+ALONE = frozenset({"faults", "acceptance", "integration"})
+"""Folders whose tests are handed out one by one, because each may take seconds or minutes."""
+_STORE = re.compile(r"\[([a-z0-9]+(?:-(?:ministack|aws|native|rclone|resumable|sdk|auto))*)")
+
+
+def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests in the order in which they run: marked as slow first, then folder by folder."""
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        folder = _folder(item.nodeid)
+        return item.get_closest_marker("slow") is None, FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+
+    return sorted(items, key=rank)
+
+
+class InOrder(LoadScopeScheduling):
+    """Hand out groups of tests, in the order in which they were collected.
+
+    A group is one test, the tests of a module that starts something for all of them, or all cases of one store: a
+    worker or a server that several of them use is started in one process alone.
+    """
+
+    def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
+        config.option.loadscopereorder = False  # it would order groups by the number of their tests
+        super().__init__(config, log)
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+@cache
+def group_of(nodeid: str) -> str:
+    """Return the name of the group of a test."""
+    module, _, name = nodeid.partition("::")
+    folder = _folder(nodeid)
+    if folder == "conformance":
+        store = _STORE.search(name)
+        return f"{folder} {store[1]}" if store else module
+    return nodeid if folder in ALONE and not _has_a_start_in_common(module) else module
+
+
+def _folder(nodeid: str) -> str:
+    parts = nodeid.split("/")
+    return parts[1] if parts[0] == "tests" and len(parts) > 2 else ""
+
+
+@cache
+def _has_a_start_in_common(module: str) -> bool:
+    return 'scope="module"' in (Path(__file__).parents[1] / module).read_text()
