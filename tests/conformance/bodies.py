@@ -1,13 +1,17 @@
-"""Bytes to write, and sources that fail on the way."""
+"""Bytes to write, sources that fail on the way, and whether a call is refused."""
 
 import hashlib
 import io
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from worker.storage import Digest
 
 
+@lru_cache(maxsize=8)
 def some_bytes(size: int, seed: int = 0) -> bytes:
     return random.Random(f"{size}-{seed}").randbytes(size)
 
@@ -18,6 +22,15 @@ def digest_of(data: bytes) -> Digest:
 
 def source(data: bytes) -> io.BytesIO:
     return io.BytesIO(data)
+
+
+def raises(error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Any], *args: Any) -> str:
+    """Return what the error of a call says, and nothing if it raises none of this kind."""
+    try:
+        call(*args)
+    except error as raised:
+        return str(raised)
+    return ""
 
 
 @dataclass

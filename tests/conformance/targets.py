@@ -22,11 +22,16 @@ PART = 5 * 1024 * 1024
 """Bytes; the smallest part that S3 allows."""
 
 DATA_PATH = "auto"
-"""How stores are configured unless a test says otherwise; `both_paths` changes it."""
+"""How stores are configured unless a test says otherwise; `both_paths` and the kinds of stores change it."""
 NATIVE: dict[str, Any] = {"layout": "native", "buckets": ["b-*"], "reserved_bucket": "reserved"}
 """The layout in which logical buckets are real ones; those of the cases begin with `b-`."""
 AZURITE_API = "2025-11-05"
 """The newest version of the interface that azurite knows."""
+
+
+def native() -> dict[str, Any]:
+    """Return the same layout, with a reserved bucket of its own."""
+    return NATIVE | {"reserved_bucket": f"reserved-{uuid.uuid4().hex[:8]}"}
 
 
 @dataclass(frozen=True)
@@ -68,36 +73,23 @@ def s3_ministack(server: Ministack, spool: Path) -> Target:
     return _s3("s3-ministack", server, spool)
 
 
-def s3_sdk(server: Ministack, spool: Path) -> Target:
-    """Return the store as it is when every request is the SDK's."""
-    return _s3("s3-sdk", server, spool, data_path="sdk")
-
-
-def s3_aws_sdk(server: Ministack, spool: Path) -> Target:
-    return _s3("s3-aws-sdk", server, spool, provider="aws", data_path="sdk")
-
-
 def s3_aws(server: Ministack, spool: Path) -> Target:
     """Return the dialect that Amazon is spoken to in: the SDK's own checksums on every request and part."""
     return _s3("s3-aws", server, spool, provider="aws")
 
 
 def s3_native(server: Ministack, spool: Path) -> Target:
-    return _s3("s3-native", server, spool, **NATIVE)
+    return _s3("s3-native", server, spool, **native())
 
 
-def s3_rclone_sdk(server: RcloneS3, spool: Path) -> Target:
-    return s3_rclone(server, spool, name="s3-rclone-sdk", data_path="sdk")
-
-
-def s3_rclone(server: RcloneS3, spool: Path, *, name: str = "s3-rclone", **changes: object) -> Target:
+def s3_rclone(server: RcloneS3, spool: Path, **changes: object) -> Target:
     real = f"real-{uuid.uuid4().hex[:8]}"
 
     def stale_files(bucket: str) -> Iterable[str]:
         return (str(path) for path in (server.files / real / bucket).rglob("*") if path.is_file())
 
     return _s3(
-        name,
+        "s3-rclone",
         server,
         spool,
         bucket=real,
@@ -176,12 +168,8 @@ def gcs(server: GcsEndpoint, spool: Path) -> Target:
     return _gcs("gcs", server, spool)
 
 
-def gcs_sdk(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs-sdk", server, spool, data_path="sdk")
-
-
 def gcs_native(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs-native", server, spool, **NATIVE)
+    return _gcs("gcs-native", server, spool, **native())
 
 
 def gcs_resumable(server: GcsEndpoint, spool: Path) -> Target:
@@ -221,12 +209,8 @@ def azure(server: Azurite, spool: Path) -> Target:
     return _azure("azure", server, spool)
 
 
-def azure_sdk(server: Azurite, spool: Path) -> Target:
-    return _azure("azure-sdk", server, spool, data_path="sdk")
-
-
 def azure_native(server: Azurite, spool: Path) -> Target:
-    return _azure("azure-native", server, spool, **NATIVE)
+    return _azure("azure-native", server, spool, **native())
 
 
 def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target:

@@ -81,6 +81,7 @@ class Pair:
         assert not self.twin.object_exists(self.bucket.name, key)
 
 
+@pytest.mark.unless("copies")
 def test_where_there_is_no_way_nothing_is_done(bucket: BucketUnderTest, twin: Store) -> None:
     """Stores without a realm are not asked to copy: the caller is told, and the destination stays empty."""
     bucket.write("app", b"hello")

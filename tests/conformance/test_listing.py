@@ -4,8 +4,9 @@ import contextlib
 
 import pytest
 
-from tests.conformance.bodies import digest_of
+from tests.conformance.bodies import digest_of, raises
 from tests.conformance.conftest import BucketUnderTest
+from tests.conformance.pages import SMALL, make_pages_small
 from tests.conformance.targets import Target
 from worker.storage.errors import BucketNotEmpty, InvalidKey, NotFound, StorageError
 from worker.storage.keys import MAX_SEGMENT_BYTES, QUARANTINE_BUCKET
@@ -67,11 +68,10 @@ REFUSED = (
     "x/.zot-y",
 )
 
-UNSAFE = ("", "..", "../a", "a/../b", ".", "a/./b", "\x00", ".zot-x", "x/.zot-y")
-"""Keys that no store is ever asked for."""
-
 
 class TestKeys:
+    @pytest.mark.reads
+    @pytest.mark.unless("names")
     def test_difficult_keys(self, bucket: BucketUnderTest) -> None:
         """Every allowed key is written, listed, read and deleted as exactly itself, all of them side by side."""
         for key in DIFFICULT:
@@ -84,24 +84,14 @@ class TestKeys:
             assert bucket.delete(key)
         assert bucket.keys() == []
 
-    @pytest.mark.parametrize("key", REFUSED)
-    def test_refused_keys(self, bucket: BucketUnderTest, key: str) -> None:
+    def test_refused_keys(self, bucket: BucketUnderTest) -> None:
         """A key that not all stores can hold is never written; other verbs refuse it too, or find no such object."""
-        with pytest.raises(InvalidKey):
-            bucket.write(key, b"x")
+        assert [key for key in REFUSED if not raises(InvalidKey, bucket.write, key, b"x")] == []
         for ask in (bucket.read, bucket.stat):
-            with pytest.raises((InvalidKey, NotFound)):
-                ask(key)
-        with contextlib.suppress(InvalidKey):
-            assert not bucket.delete(key)
-        assert bucket.keys() == []
-
-    @pytest.mark.parametrize("key", UNSAFE)
-    def test_unsafe_keys(self, bucket: BucketUnderTest, key: str) -> None:
-        """A key that could lead out of its bucket, or into our own files, is refused by every verb."""
-        for ask in (bucket.read, bucket.stat, bucket.delete, lambda key: bucket.write(key, b"x")):
-            with pytest.raises(InvalidKey):
-                ask(key)
+            assert [key for key in REFUSED if not raises((InvalidKey, NotFound), ask, key)] == []
+        for key in REFUSED:
+            with contextlib.suppress(InvalidKey):
+                assert not bucket.delete(key), key
         assert bucket.keys() == []
 
     @pytest.mark.unless("prefix_keys")
@@ -153,6 +143,7 @@ class TestListing:
         assert bucket.keys("b/", after="b/1") == ["b/2"]
         assert bucket.keys(after="c") == []
 
+    @pytest.mark.reads
     def test_rows(self, bucket: BucketUnderTest) -> None:
         """A row has the size and the version that a stat of the object has."""
         bucket.write("app", b"hello")
@@ -162,13 +153,15 @@ class TestListing:
         assert abs((row.modified - stat.modified).total_seconds()) < 2
 
     @pytest.mark.unless("pages")
-    def test_more_than_a_page(self, bucket: BucketUnderTest) -> None:
-        """More than 1,000 objects are listed completely, in order, and from anywhere."""
-        keys = [f"k/{number:04}" for number in range(1_001)]
+    def test_more_than_a_page(self, bucket: BucketUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Objects of several pages are listed completely, in order, and from anywhere."""
+        keys = [f"k/{number:04}" for number in range(3 * SMALL + 1)]
         for key in keys:
             bucket.write_as(key, b"", digest_of(b""))
+        asked = make_pages_small(monkeypatch)
         assert bucket.keys() == keys
-        assert bucket.keys(after="k/0999") == ["k/1000"]
+        assert bucket.store.name in {"memory", "filesystem"} or len(asked) >= 4
+        assert bucket.keys(after=keys[-2]) == keys[-1:]
 
     def test_only_this_bucket(self, bucket: BucketUnderTest) -> None:
         """A bucket whose name begins like another's does not show the other's objects."""

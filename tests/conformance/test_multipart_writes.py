@@ -89,6 +89,7 @@ def exclusive(bucket: BucketUnderTest) -> bool:
     return limits is not None and limits.exclusive
 
 
+@pytest.mark.unless("layout")
 class TestPuttingParts:
     def test_limits_hold_together(self, bucket: BucketUnderTest) -> None:
         """The stated limits let parts of every allowed size make up the largest object."""
@@ -209,6 +210,7 @@ class TestPuttingParts:
 
 
 class TestCompleting:
+    @pytest.mark.reads
     def test_makes_the_object(self, bucket: BucketUnderTest) -> None:
         """The object has exactly the bytes, the digest and the metadata; the stat that is returned is its own."""
         with begun(bucket, owner="Zoë  <z@example.com>", note="100%") as writing:
@@ -279,6 +281,7 @@ class TestCompleting:
             writing.complete(writing.put_all())
             assert (left_in(bucket), bucket.keys()) == ([], [writing.key])
 
+    @pytest.mark.unless("layout")
     def test_create_only(self, bucket: BucketUnderTest) -> None:
         """A create-only write in parts is refused where something is, which stays, and succeeds where nothing is."""
         bucket.write("old", OLD)
@@ -288,6 +291,7 @@ class TestCompleting:
             new.complete(new.put_all(), "create_only")
             assert (bucket.read("old"), bucket.read(new.key)) == (OLD, DATA)
 
+    @pytest.mark.unless("layout")
     def test_match(self, bucket: BucketUnderTest) -> None:
         """A write in parts over a named version succeeds over that one and is refused over any other."""
         first = bucket.write("app", OLD)
@@ -299,6 +303,7 @@ class TestCompleting:
                 late.complete(late.put_all(), Match(first.version))
             assert bucket.read("app") == DATA
 
+    @pytest.mark.unless("layout")
     def test_match_nothing(self, bucket: BucketUnderTest) -> None:
         """A write in parts over a named version is refused where nothing is."""
         version = bucket.write("app", OLD).version
@@ -308,6 +313,7 @@ class TestCompleting:
                 writing.complete(writing.put_all(), Match(version))
             assert not bucket.exists("app")
 
+    @pytest.mark.unless("layout")
     def test_refused_then_completed(self, bucket: BucketUnderTest) -> None:
         """A refusal does not end the write: its parts are there for another try under another condition."""
         bucket.write("app", OLD)
@@ -319,6 +325,7 @@ class TestCompleting:
             writing.complete(parts)
             assert bucket.read("app") == DATA
 
+    @pytest.mark.unless("layout")
     @pytest.mark.unless("race")
     def test_create_only_race(self, bucket: BucketUnderTest) -> None:
         """Of four who complete create-only writes of one key at once one wins, where the store states conditions."""

@@ -8,6 +8,7 @@ from tests.conformance.targets import PART
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import InvalidMetadata
 
+pytestmark = pytest.mark.reads
 PROPERTIES = ObjectProperties(
     content_type="text/html; charset=utf-8",
     content_encoding="identity",

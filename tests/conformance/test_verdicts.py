@@ -12,6 +12,7 @@ from tests.conformance.targets import PART, Target
 from worker.storage import Digest, Verdict
 from worker.storage.errors import DigestMismatch, SizeMismatch
 
+pytestmark = pytest.mark.reads
 SIZES = (10, PART + 1)
 
 

@@ -15,6 +15,7 @@ OLD = b"what was there"
 SIZES = (7, PART + 1)
 
 
+@pytest.mark.unless("layout")
 class TestFailedWrites:
     @pytest.mark.parametrize("error", [RuntimeError("torn"), OSError("disk"), KeyboardInterrupt(), SystemExit(1)])
     @pytest.mark.parametrize("sent", [0, 7, 2 * PART])
@@ -61,6 +62,7 @@ class TestFailedWrites:
 
 
 class TestConditions:
+    @pytest.mark.unless("layout")
     @pytest.mark.parametrize("size", SIZES)
     def test_create_only(self, bucket: BucketUnderTest, size: int) -> None:
         """A create-only write succeeds once; the second is refused and changes nothing."""
@@ -69,6 +71,7 @@ class TestConditions:
             bucket.write("app", some_bytes(size, 2), "create_only")
         assert bucket.read("app") == some_bytes(size, 1)
 
+    @pytest.mark.reads
     @pytest.mark.parametrize("size", SIZES)
     def test_match(self, bucket: BucketUnderTest, size: int) -> None:
         """A write over a named version succeeds over that one and is refused over any other."""
@@ -79,6 +82,7 @@ class TestConditions:
         assert bucket.read("app") == some_bytes(size, 2)
         assert bucket.stat("app").version == second.version
 
+    @pytest.mark.unless("layout")
     @pytest.mark.parametrize("size", SIZES)
     def test_match_nothing(self, bucket: BucketUnderTest, size: int) -> None:
         """A write over a named version is refused where nothing is."""
@@ -98,6 +102,7 @@ class TestConditions:
         assert bucket.store.delete_object(bucket.name, "app", condition=Match(second.version))
         assert not bucket.store.delete_object(bucket.name, "app", condition=Match(second.version))
 
+    @pytest.mark.unless("layout")
     @pytest.mark.unless("race")
     @pytest.mark.parametrize("size", SIZES)
     def test_create_only_race(self, bucket: BucketUnderTest, size: int) -> None:
@@ -108,6 +113,7 @@ class TestConditions:
         assert len(winners) == 1 if bucket.capabilities.conditional_writes else len(winners) >= 1
         assert bucket.read("app") in {some_bytes(size, winner) for winner in winners}
 
+    @pytest.mark.unless("layout")
     @pytest.mark.unless("race")
     def test_match_race(self, bucket: BucketUnderTest) -> None:
         """Of eight who replace one version at once exactly one wins, where the store states conditional writes."""
@@ -118,6 +124,7 @@ class TestConditions:
         assert len(winners) == 1 if bucket.capabilities.conditional_writes else len(winners) >= 1
         assert bucket.read("app") in {some_bytes(100, winner) for winner in winners}
 
+    @pytest.mark.unless("layout")
     @pytest.mark.unless("race")
     def test_unconditional_race(self, bucket: BucketUnderTest) -> None:
         """Eight who write one key at once leave one of the eight whole, with its own digest beside it."""

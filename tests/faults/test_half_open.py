@@ -18,8 +18,6 @@ from worker.storage import Verdict
 from worker.storage.errors import TransientError
 from zot_artifact_client import ArtifactClient, BrokerUnavailable
 
-pytestmark = pytest.mark.usefixtures("both_paths")
-
 BUCKET = "releases"
 WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "s3": {"object": ("PUT", "/app"), "part": ("PUT", "partNumber=2"), "commit": ("POST", "uploadId=")},
@@ -91,6 +89,7 @@ class TestStores:
         assert line.asked(*wanted) >= 2
         assert line.direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
+    @pytest.mark.usefixtures("both_paths")
     def test_a_read_that_falls_silent_continues_at_its_offset(self, line: Line) -> None:
         """The head and part of the body come, and then nothing: the rest is fetched over another connection."""
         line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))

@@ -11,8 +11,6 @@ from tests.faults.lines import STORES, opened_through, port_of
 from tests.servers.freezing import FreezingProxy
 from worker.storage import Store, Verdict
 
-pytestmark = pytest.mark.usefixtures("both_paths")
-
 BUCKET = "releases"
 MIB = 1024 * 1024
 PART = 16 * MIB

@@ -16,8 +16,6 @@ from worker.storage.errors import AccessDenied, AlreadyExists, PermanentError, T
 from worker.storage.registry import open_driver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
 
-pytestmark = pytest.mark.usefixtures("both_paths")
-
 BUCKET = "releases"
 XML = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>said the store</Message></Error>"
 
@@ -93,6 +91,7 @@ class TestLostAnswers:
 
 
 class TestBrokenTransfers:
+    @pytest.mark.usefixtures("both_paths")
     @pytest.mark.parametrize("after", [0, 1])
     def test_cut_answer(self, through: Callable[..., Line], after: int) -> None:
         """An answer that ends too early is Unavailable and `unreadable`: it says nothing about the object's bytes."""
@@ -102,6 +101,7 @@ class TestBrokenTransfers:
             b"".join(reader)
         assert line.faulty.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
 
+    @pytest.mark.usefixtures("both_paths")
     def test_answer_that_breaks_in_the_middle(self, through: Callable[..., Line]) -> None:
         """A read that breaks goes on where it broke, and the whole is held against the digest as if it had not."""
         line = through(always(Cut(70_000), "GET", "/app"))
@@ -170,6 +170,7 @@ class TestConfiguration:
     def open(self, server: RcloneS3, **changes: object) -> Store:
         return Store(open_driver("primary", s3_config(server, **changes)))
 
+    @pytest.mark.usefixtures("both_paths")
     def test_wrong_secret(self, rclone: RcloneS3) -> None:
         """Wrong credentials are AccessDenied for every verb, and are not told."""
         store = self.open(rclone, secret_access_key="not-the-secret")
@@ -188,6 +189,7 @@ class TestConfiguration:
             store.health_check()
         store.close()
 
+    @pytest.mark.usefixtures("both_paths")
     def test_credentials_of_the_sdk(self, rclone: RcloneS3, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without configured keys those of the SDK's own chain are used."""
         name = f"real-{uuid.uuid4().hex[:8]}"
@@ -195,9 +197,12 @@ class TestConfiguration:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", rclone.access_key_id)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rclone.secret_access_key)
         store = self.open(rclone, access_key_id=None, secret_access_key=None, bucket=name)
-        store.health_check()
+        store.write_object(BUCKET, "app", source(b"hello"))
+        assert (rclone.files / name / BUCKET / "app").read_bytes() == b"hello"
+        assert store.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
         store.close()
 
+    @pytest.mark.usefixtures("both_paths")
     def test_missing_bucket(self, rclone: RcloneS3) -> None:
         """A configured bucket that is not there is a fault of the store, told with the way out, and no missing copy."""
         store = self.open(rclone, bucket="not-there")
