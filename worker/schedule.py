@@ -7,6 +7,7 @@ from worker.settings import Settings
 from zot_artifact_client.contract import (
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
+    SWEEP_RECONCILE,
     SWEEP_RECOVER,
     SWEEP_REPAIR,
     SWEEP_REPLICATE,
@@ -18,13 +19,14 @@ from zot_artifact_client.contract import (
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return Celery's schedule. A sweep that has not started before the next one is due is dropped."""
     recover, verify, replicate = settings.sweep.recover, settings.sweep.verify, settings.sweep.replicate
-    repair = settings.sweep.repair
+    repair, reconcile = settings.sweep.repair, settings.sweep.reconcile
     leftovers, probe = settings.sweep.leftovers, settings.sweep.probe
     sweeps: list[tuple[TaskSpec[Any, Any], bool, timedelta]] = [
         (SWEEP_RECOVER, recover.enabled, recover.every),
         (SWEEP_VERIFY, verify.enabled, verify.every),
         (SWEEP_REPLICATE, replicate.enabled and bool(settings.placement_rules), replicate.every),
         (SWEEP_REPAIR, repair.enabled, repair.every),
+        (SWEEP_RECONCILE, reconcile.enabled, reconcile.every),
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
     ]

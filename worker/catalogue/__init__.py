@@ -25,6 +25,7 @@ from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
+from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, Sighting
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord
 from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
@@ -80,8 +81,11 @@ __all__ = [
     "Pause",
     "Pauses",
     "PlannedPage",
+    "ReconcileRun",
     "Recorded",
+    "RecordedCopy",
     "Scope",
+    "Sighting",
     "StoreIdentities",
     "Superseded",
     "UntrustedStore",
@@ -154,6 +158,10 @@ class Catalogue:
     @cached_property
     def pauses(self) -> Pauses:
         return Pauses(self._database)
+
+    @cached_property
+    def reconciliations(self) -> Reconciliations:
+        return Reconciliations(self._database)
 
     @cached_property
     def repairs(self) -> Repairs:

@@ -244,7 +244,7 @@ class Artifacts:
         query = sa.select(artifacts).where(*listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
         if bucket is None:
             query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
-            query = query.where(*_begins_with(artifacts.c.key, prefix))
+            query = query.where(*begins_with(artifacts.c.key, prefix))
         else:
             query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1]))
         with self._database.read() as connection:
@@ -452,7 +452,8 @@ def listed() -> list[sa.ColumnElement[bool]]:
     return list(CURRENT)
 
 
-def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
+def begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of texts that begin with a prefix."""
     # LIKE ignores case in SQLite and not in PostgreSQL, and uses no index.
     if not prefix:
         return []
@@ -462,7 +463,7 @@ def _begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[b
 
 def following(prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
     """Return the conditions of keys with a prefix after a key, with one lower bound: SQLite searches by one only."""
-    begins = _begins_with(artifacts.c.key, prefix)
+    begins = begins_with(artifacts.c.key, prefix)
     return [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
 
 

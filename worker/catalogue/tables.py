@@ -341,3 +341,36 @@ findings = Table(
 
 What does not apply is empty, and `version` 0, so that the index of open ones keeps each kind and place once.
 """
+
+reconcile_runs = Table(
+    "reconcile_runs",
+    metadata,
+    Column("store", Text(128), primary_key=True),
+    Column("scope", Text(1100), primary_key=True),
+    Column("run", UtcDateTime, nullable=False),
+    Column("bucket", Text(63), nullable=False),
+    Column("after", Text(1024), nullable=False),
+    Column("listed", BigInteger, nullable=False),
+    Column("recorded", BigInteger, nullable=False),
+    Column("found", JSON, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Column("outcome", Text(500)),
+)
+"""The last comparison of a store's listing with the catalogue, and where it goes on: after this key of this bucket.
+
+`run` is when it began, `scope` the bucket and prefix that it is limited to, or empty.
+"""
+
+reconcile_sightings = Table(
+    "reconcile_sightings",
+    metadata,
+    Column("store", Text(128), primary_key=True),
+    Column("bucket", Text(63), primary_key=True),
+    Column("key", Text(1024), primary_key=True),
+    Column("kind", Text(32), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("size", BigInteger),
+    Column("first_run", UtcDateTime, nullable=False),
+    Column("last_run", UtcDateTime, nullable=False),
+)
+"""The keys at which listing and catalogue differed, with the first and the last run that saw it."""

@@ -140,6 +140,7 @@ class Settings(BaseSettings):
             **{f"placement_rules.{n}": rule.stores for n, rule in enumerate(self.placement_rules)},
             "sweep.verify.periods": self.sweep.verify.periods,
             "sweep.repair.off": self.sweep.repair.off,
+            "sweep.reconcile.off": self.sweep.reconcile.off,
             "store_limits": self.store_limits,
         }
         for setting, names in named.items():

@@ -129,6 +129,28 @@ class RepairSweepSettings(Section):
     window: Duration = timedelta(days=1)
 
 
+class ReconcileSweepSettings(Section):
+    """How often the listing of each store is compared with the catalogue, and what follows from a difference."""
+
+    enabled: bool = True
+    every: Duration = timedelta(days=1)
+    off: tuple[str, ...] = ()
+    """Stores that are not listed."""
+    orphans: Literal["report", "adopt", "adopt_first_read", "ignore"] = "report"
+    """What happens to an object that the catalogue does not know.
+
+    `adopt`: it is recorded if the store keeps a digest of it. `adopt_first_read`: else the first read is its digest.
+    """
+    missing_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
+    """A run stops if more of the recorded objects are not listed; 20 or fewer are never too many."""
+    batch: Annotated[int, Field(ge=0)] = 1000
+    """Most jobs that one run sends for one store, to verify or adopt."""
+    most_orphans: Annotated[int, Field(ge=0)] = 10_000
+    """Most orphans of one store that become findings; more are only counted."""
+    resume: Duration = timedelta(days=2)
+    """How long after its begin a run that did not come to its end is continued."""
+
+
 class LeftoverSweepSettings(Section):
     """How long stale temporary files, stale uploads and staged sources of killed writers stay."""
 
@@ -166,6 +188,7 @@ class SweepSettings(Section):
     verify: VerifySweepSettings = VerifySweepSettings()
     replicate: ReplicateSweepSettings = ReplicateSweepSettings()
     repair: RepairSweepSettings = RepairSweepSettings()
+    reconcile: ReconcileSweepSettings = ReconcileSweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
 

@@ -18,7 +18,10 @@ _COPY = (
 
 
 def test_copies_of_before_are_due_from_their_last_read(catalogue_url, monkeypatch):
-    """Copies that were read long ago, or never, are due after the migration; those just read, or deleted, are not."""
+    """Copies that were read long ago, or never, are due after the migration; those just read, or deleted, are not.
+
+    What is bad by then is a finding.
+    """
     engine, now = open_engine(catalogue_url), clock.now()
     with monkeypatch.context() as older:
         older.setattr(database, "_REVISION", "0007")
@@ -32,6 +35,7 @@ def test_copies_of_before_are_due_from_their_last_read(catalogue_url, monkeypatc
         "unread": ("stored", None, None, now + PERIOD),
         "fresh": ("verified", "verified", now, now + PERIOD),
         "deleted": ("deleted", "verified", now - 2 * PERIOD, None),
+        "bad": ("corrupt", "corrupt", now, now + PERIOD),
     }
     moment = sa.DateTime(timezone=True)
     with engine.begin() as connection:
@@ -48,5 +52,7 @@ def test_copies_of_before_are_due_from_their_last_read(catalogue_url, monkeypatc
 
     catalogue = Catalogue(catalogue_url)
     due = catalogue.sweep_claims.due("dr", period=PERIOD, now=now, until=now + PERIOD, limit=9)
+    findings = {(each.kind, each.key) for each in catalogue.findings.page()}
     catalogue.close()
     assert sorted(artifact.key for artifact, _ in due) == ["read", "unread"]
+    assert findings == {("corrupt", "bad"), ("lost", "bad")}

@@ -33,6 +33,7 @@ from zot_artifact_client.contract.requests import (
     StoreNames,
     SweepLeftoversRequest,
     SweepProbeRequest,
+    SweepReconcileRequest,
     SweepRecoverRequest,
     SweepRepairRequest,
     SweepReplicateRequest,
@@ -55,10 +56,12 @@ from zot_artifact_client.contract.results import (
     PageResult,
     PlacedCopy,
     Progress,
+    ReconciledStore,
     ReplicateResult,
     Result,
     SweepLeftoversResult,
     SweepProbeResult,
+    SweepReconcileResult,
     SweepRecoverResult,
     SweepRepairResult,
     SweepReplicateResult,
@@ -82,6 +85,7 @@ __all__ = [
     "REPLICATE",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
+    "SWEEP_RECONCILE",
     "SWEEP_RECOVER",
     "SWEEP_REPAIR",
     "SWEEP_REPLICATE",
@@ -114,6 +118,7 @@ __all__ = [
     "Progress",
     "Queue",
     "RangeSelection",
+    "ReconciledStore",
     "ReplicateRequest",
     "ReplicateResult",
     "Request",
@@ -128,6 +133,8 @@ __all__ = [
     "SweepLeftoversResult",
     "SweepProbeRequest",
     "SweepProbeResult",
+    "SweepReconcileRequest",
+    "SweepReconcileResult",
     "SweepRecoverRequest",
     "SweepRecoverResult",
     "SweepRepairRequest",
@@ -240,12 +247,15 @@ SWEEP_LEFTOVERS = TaskSpec(
 SWEEP_RECOVER = TaskSpec(
     "sweep.recover.v1", "sweep.recover", SweepRecoverRequest, SweepRecoverResult, Queue.INTERACTIVE
 )
+SWEEP_RECONCILE = TaskSpec(
+    "sweep.reconcile.v1", "sweep.reconcile", SweepReconcileRequest, SweepReconcileResult, Queue.SWEEP
+)
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
         UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
-        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECOVER,
+        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECONCILE, SWEEP_RECOVER,
     )
 }  # fmt: skip

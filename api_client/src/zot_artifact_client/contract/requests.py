@@ -289,5 +289,20 @@ class SweepProbeRequest(Message):
     store: StoreName | None = None
 
 
+class SweepReconcileRequest(Message):
+    """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
+
+    store: StoreName | None = None
+    bucket: Bucket | None = None
+    prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
+
+    @model_validator(mode="after")
+    def _prefix_has_a_bucket(self) -> Self:
+        if self.prefix and self.bucket is None:
+            msg = "prefix goes with bucket"
+            raise ValueError(msg)
+        return self
+
+
 class SweepRecoverRequest(Message):
     """Send again the jobs without a heartbeat."""

@@ -202,6 +202,27 @@ class SweepProbeResult(Result):
     faults: dict[str, str]
 
 
+class ReconciledStore(Result):
+    """The listing of one store, compared with the catalogue.
+
+    `seen`: the keys that differ, by kind. `findings`: those of them that an earlier run saw too, by kind. `stopped`:
+    why the run was stopped; then it counts for nothing.
+    """
+
+    store: str
+    listed: int
+    recorded: int
+    seen: dict[str, int]
+    findings: dict[str, int]
+    stopped: str | None = None
+
+
+class SweepReconcileResult(Result):
+    """The stores that were compared with the catalogue."""
+
+    stores: tuple[ReconciledStore, ...]
+
+
 class SweepRecoverResult(Result):
     """How many jobs were sent again: messages that Redis lost, and jobs whose workers sent no heartbeat any more.
 

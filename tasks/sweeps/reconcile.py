@@ -1,0 +1,207 @@
+"""Sweep reconcile: compare what each store lists with what the catalogue records; report, and change nothing."""
+
+import logging
+from collections.abc import Sequence
+from uuid import NAMESPACE_OID, uuid5
+
+from worker import clock
+from worker.artifacts.per_store import for_each_store
+from worker.artifacts.reconcile import compare
+from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, Sighting
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task, send_child
+from worker.limits.limited_store import LimitedStore
+from worker.storage.errors import NotFound
+from zot_artifact_client.contract import (
+    ADOPT,
+    SWEEP_RECONCILE,
+    VERIFY,
+    AdoptRequest,
+    Queue,
+    ReconciledStore,
+    SweepReconcileRequest,
+    SweepReconcileResult,
+    VerifyRequest,
+)
+
+logger = logging.getLogger(__name__)
+
+_FEW = 20
+"""So many missing objects say nothing about a listing, whatever their share is."""
+_PART = 2000
+"""Keys that are compared between two records of where the run is."""
+
+
+def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: RunningJob) -> SweepReconcileResult:
+    """Compare the listing of each bucket that the catalogue knows with its copies, both ways.
+
+    A difference that two runs have seen, and that a request for the object confirms, is a finding. A missing object or
+    one of another size is verified; an orphan is adopted if the settings say so. A run stops and counts for nothing if
+    the listing lacks too many recorded objects. A listing that ends with an error counts for nothing either: the next
+    attempt continues behind the last key that was compared. Stores that are paused are left out.
+
+    Raises:
+        UnknownStore: naming the stores there are.
+        StorageError, Snooze: a store could not be listed; the others were.
+    """
+    settings = context.settings.sweep.reconcile
+
+    def reconcile(name: str) -> ReconciledStore:
+        return _Reconciliation(context, job, context.stores[name], request).run()
+
+    names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
+    return SweepReconcileResult(stores=tuple(for_each_store(names, reconcile)))
+
+
+class _Reconciliation:
+    """One run over one store."""
+
+    def __init__(
+        self, context: JobContext, job: RunningJob, store: LimitedStore, request: SweepReconcileRequest
+    ) -> None:
+        self._context = context
+        self._job = job
+        self._store = store
+        self._settings = context.settings.sweep.reconcile
+        self._bucket, self._prefix = request.bucket, request.prefix
+        self._records = context.catalogue.reconciliations
+        scope = "" if request.bucket is None else f"{request.bucket}/{request.prefix}"
+        self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume)
+
+    def run(self) -> ReconciledStore:
+        run, catalogue = self._run, self._context.catalogue
+        self._store.admit()
+        states = catalogue.artifacts.count_by_state().get(run.store, {})
+        present = sum(count for state, count in states.items() if CopyState(state).present)
+        buckets = sorted(catalogue.artifacts.buckets()) if self._bucket is None else [self._bucket]
+        for bucket in (bucket for bucket in buckets if bucket >= run.bucket):
+            if bucket != run.bucket:
+                run.bucket, run.after = bucket, ""
+            if self._compare(bucket, present if self._bucket is None else None):
+                return self._stop()
+        if run.count(FindingKind.MISSING) > self._most(run.recorded):
+            return self._stop()
+        opened = self._confirm()
+        while settled := self._records.settled(run, self._bucket, self._prefix):
+            catalogue.findings.resolve(settled, "the listing agrees with the catalogue again", now=clock.now())
+        if self._bucket is None:
+            catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, None, now=clock.now())
+        self._records.end(run, "compared to the end", counts=True, now=clock.now())
+        return _result(run, opened)
+
+    def _compare(self, bucket: str, present: int | None) -> bool:
+        """Compare a bucket; return whether so much is missing that the listing cannot be right."""
+        run, seen = self._run, list[Sighting]()
+        most_orphans = 0 if self._settings.orphans == "ignore" else self._settings.most_orphans
+        self._job.step(f"comparing {run.store}/{bucket}")
+        listing = compare(self._store, self._context.catalogue, bucket, self._prefix, run.after, run=run.run)
+        for number, each in enumerate(listing, 1):
+            run.listed += each.listed
+            run.recorded += each.recorded
+            run.after = each.key
+            if each.sighting is not None:
+                kind = each.sighting.kind
+                run.found[kind] = run.count(kind) + 1
+                if kind is not FindingKind.ORPHAN or run.count(kind) <= most_orphans:
+                    seen.append(each.sighting)
+            if number % _PART == 0:
+                self._job.heartbeat()
+                self._job.check()
+                self._records.record(run, seen)
+                seen = []
+                if present is not None and run.count(FindingKind.MISSING) > self._most(present):
+                    return True
+        self._records.record(run, seen)
+        return False
+
+    def _most(self, recorded: int) -> int:
+        return max(_FEW, int(recorded * self._settings.missing_percent / 100))
+
+    def _stop(self) -> ReconciledStore:
+        run = self._run
+        missing = run.count(FindingKind.MISSING)
+        why = (
+            f"the listing lacks {missing} objects that the catalogue records, more than "
+            "sweep.reconcile.missing_percent allows: it may be incomplete or of another place; nothing was changed"
+        )
+        logger.error("store %s: %s", run.store, why)
+        evidence = {"detail": why, "missing": missing, "listed": run.listed, "recorded": run.recorded}
+        self._context.catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, evidence, now=clock.now())
+        self._records.end(run, why, counts=False, now=clock.now())
+        return _result(run, {}, stopped=why)
+
+    def _confirm(self) -> dict[str, int]:
+        """Open a finding for what two runs have seen and the store confirms now; return how many, by kind."""
+        opened: dict[str, int] = {}
+        acted, after = 0, ("", "")
+        while some := self._records.seen_twice(self._run, after):
+            after = some[-1].bucket, some[-1].key
+            true = []
+            for each in some:
+                self._job.heartbeat()
+                self._job.check()
+                if self._is_true(each):
+                    true.append(each)
+                    opened[each.kind] = opened.get(each.kind, 0) + 1
+            self._see(true)
+            acting = [each for each in true if self._acts(each)][: self._settings.batch - acted]
+            acted += len(acting)
+            self._act(acting)
+        return opened
+
+    def _is_true(self, seen: Sighting) -> bool:
+        """Ask the store and the catalogue again about one key."""
+        artifacts, store = self._context.catalogue.artifacts, self._store
+        held = artifacts.version_in_store(store.name, seen.bucket, seen.key)
+        if artifacts.unfinished_versions(store.name, seen.bucket, seen.key):
+            return False
+        try:
+            size = store.stat_object(seen.bucket, seen.key).size
+        except NotFound:
+            return seen.kind is FindingKind.MISSING and held is not None and held[0].version == seen.version
+        if seen.kind is FindingKind.ORPHAN:
+            return held is None
+        if held is None or held[0].version != seen.version:
+            return False
+        return seen.kind is FindingKind.SIZE_MISMATCH and held[0].digest.size != size
+
+    def _see(self, true: Sequence[Sighting]) -> None:
+        store, run = self._store.name, self._run
+        found = [
+            NewFinding(
+                each.kind, store, each.bucket, each.key, each.version,
+                {"listed_size": each.size, "first_seen": str(each.first_run), "job": self._job.id,
+                 "detail": f"the listings of two runs show it, the last of {run.run:%Y-%m-%d %H:%M:%S} UTC"},
+            )
+            for each in true
+        ]  # fmt: skip
+        self._context.catalogue.findings.see(found, now=clock.now())
+
+    def _acts(self, seen: Sighting) -> bool:
+        return seen.kind is not FindingKind.ORPHAN or self._settings.orphans.startswith("adopt")
+
+    def _act(self, true: Sequence[Sighting]) -> None:
+        store, findings = self._store.name, self._context.catalogue.findings
+        ids = {each: str(uuid5(NAMESPACE_OID, f"{store} {each.bucket}/{each.key} {self._run.run}")) for each in true}
+        for orphan, action in ((False, "verify"), (True, "adopt")):
+            of = {each: id_ for each, id_ in ids.items() if (each.kind is FindingKind.ORPHAN) == orphan}
+            findings.act({(store, each.bucket, each.key): id_ for each, id_ in of.items()}, action, now=clock.now())
+        for each, id_ in ids.items():
+            if each.kind is FindingKind.ORPHAN:
+                first = self._settings.orphans == "adopt_first_read"
+                adopt = AdoptRequest(bucket=each.bucket, key=each.key, store=store, first_read=first)
+                send_child(ADOPT, adopt, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+            else:
+                verify = VerifyRequest(bucket=each.bucket, key=each.key, stores=(store,), version=each.version)
+                send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+
+
+def _result(run: ReconcileRun, opened: dict[str, int], stopped: str | None = None) -> ReconciledStore:
+    return ReconciledStore(
+        store=run.store, listed=run.listed, recorded=run.recorded, seen=dict(run.found), findings=opened,
+        stopped=stopped,
+    )  # fmt: skip
+
+
+sweep_reconcile_task = artifact_task(SWEEP_RECONCILE, writes=False)(sweep_reconcile)

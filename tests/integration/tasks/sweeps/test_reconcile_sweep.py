@@ -1,0 +1,272 @@
+"""What a store lists is compared with the catalogue, both ways; a difference counts when two runs have seen it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tasks.adopt import adopt
+from tasks.sweeps import reconcile as sweep_module
+from tasks.sweeps.reconcile import sweep_reconcile
+from tasks.upload import upload
+from tasks.verify import verify
+from worker import clock
+from worker.context import Context
+from worker.settings import Settings
+from worker.settings.sections import ReconcileSweepSettings
+from worker.storage.driver import ListedObject
+from worker.storage.errors import Unavailable
+from worker.storage.store import Store
+from zot_artifact_client.contract import ReconciledStore, SweepReconcileRequest, UploadRequest
+
+KEYS = ("a", "b/1", "b/2", "c")
+Sweep = Callable[..., ReconciledStore]
+
+
+def with_reconcile(settings: Settings, **values: Any) -> Settings:
+    sweep = settings.sweep.model_copy(update={"reconcile": ReconcileSweepSettings(**values)})
+    return settings.model_copy(update={"sweep": sweep})
+
+
+@pytest.fixture
+def put(run, source) -> Callable[[str], None]:
+    def put(key: str) -> None:
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode())))
+
+    return put
+
+
+@pytest.fixture
+def uploaded(put, monkeypatch) -> None:
+    """Upload some artifacts to both stores, an hour before the first run."""
+    now = clock.now
+    monkeypatch.setattr(clock, "now", lambda: now() - timedelta(hours=1))
+    for key in KEYS:
+        put(key)
+    monkeypatch.setattr(clock, "now", now)
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[tuple[str, Any]]:
+    jobs: list[tuple[str, Any]] = []
+    monkeypatch.setattr(sweep_module, "send_child", lambda spec, request, **_: jobs.append((spec.kind, request)))
+    return jobs
+
+
+@pytest.fixture
+def sweep(run, sent) -> Sweep:
+    """Return what compares `dr` with the catalogue."""
+
+    def sweep(**more: Any) -> ReconciledStore:
+        (found,) = run(sweep_reconcile, SweepReconcileRequest(store="dr", **more)).stores
+        return found
+
+    return sweep
+
+
+@pytest.fixture
+def foreign(stored) -> Callable[[str], None]:
+    """Lay a file of another program into `dr`, an hour old."""
+
+    def lay(key: str) -> None:
+        stored("dr", key).parent.mkdir(parents=True, exist_ok=True)
+        stored("dr", key).write_bytes(b"theirs")
+        os.utime(stored("dr", key), (time.time() - 3600,) * 2)
+
+    return lay
+
+
+def age(stored, *keys: str) -> None:
+    """Let objects be an hour old."""
+    for key in keys:
+        os.utime(stored("dr", key), (time.time() - 3600,) * 2)
+
+
+def kinds(context: Context) -> set[tuple[str, str]]:
+    return {(each.kind, each.key or "") for each in context.catalogue.findings.page()}
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_difference_is_a_finding_when_two_runs_have_seen_it(
+    context: Context, run, sweep: Sweep, stored, foreign, sent
+) -> None:
+    """Missing, of another size and unknown: nothing after one run, a finding and a job to verify after two."""
+    stored("dr", "b/1").unlink()
+    stored("dr", "c").write_bytes(b"another size")
+    age(stored, "c")
+    foreign("zz")
+    first = sweep()
+    assert (first.listed, first.recorded) == (4, 4)
+    assert (first.seen, first.findings) == ({"missing": 1, "size_mismatch": 1, "orphan": 1}, {})
+    assert (kinds(context), sent) == (set(), [])
+    assert sweep().findings == {"missing": 1, "size_mismatch": 1, "orphan": 1}
+    assert kinds(context) == {("missing", "b/1"), ("size_mismatch", "c"), ("orphan", "zz")}
+    assert sorted((kind, request.key, request.stores) for kind, request in sent) == [
+        ("verify", "b/1", ("dr",)), ("verify", "c", ("dr",)),
+    ]  # fmt: skip
+    assert stored("dr", "zz").read_bytes() == b"theirs"
+    for _, request in sent:
+        run(verify, request)
+    states = {key: _state(context, key) for key in KEYS}
+    assert states == {"a": "stored", "b/1": "missing", "b/2": "stored", "c": "size_mismatch"}
+    assert kinds(context) == {("missing", "b/1"), ("size_mismatch", "c"), ("orphan", "zz")}
+    assert sweep().seen == {"orphan": 1}
+
+
+def _state(context: Context, key: str) -> str:
+    artifact = context.catalogue.artifacts.current("releases", key)
+    assert artifact is not None
+    return context.catalogue.artifacts.copies(artifact)["dr"].state.value
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, stored, foreign) -> None:
+    """What is right at the next run is a finding no more; what was seen once and is gone was never one."""
+    body = stored("dr", "a").read_bytes()
+    stored("dr", "a").unlink()
+    foreign("zz")
+    sweep()
+    sweep()
+    assert kinds(context) == {("missing", "a"), ("orphan", "zz")}
+    stored("dr", "a").write_bytes(body)
+    stored("dr", "zz").unlink()
+    foreign("new")
+    sweep()
+    assert kinds(context) == set()
+    stored("dr", "new").unlink()
+    sweep()
+    foreign("new")
+    sweep()
+    assert kinds(context) == set()
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_what_is_written_during_a_run_is_no_difference(context: Context, sweep: Sweep, put, stored) -> None:
+    """A copy that is being written, an object younger than the run and a copy that was read since are not flagged."""
+    artifact = context.catalogue.artifacts.record("releases", "inflight", _digest(context), {}, clock.now())
+    context.catalogue.artifacts.ensure_copy(artifact, "dr")
+    stored("dr", "inflight").write_bytes(b"half")
+    age(stored, "inflight")
+    stored("dr", "young").write_bytes(b"just written")
+    put("now")
+    stored("dr", "now").unlink()
+    with_future = context.catalogue.artifacts.current("releases", "now")
+    assert with_future is not None
+    for _ in range(2):
+        found = sweep()
+        assert {kind for kind in found.seen if kind != "missing"} == set()
+    assert kinds(context) <= {("missing", "now")}
+
+
+def _digest(context: Context) -> Any:
+    artifact = context.catalogue.artifacts.current("releases", "a")
+    assert artifact is not None
+    return artifact.digest
+
+
+@pytest.mark.parametrize("lost", ["half a page", "everything"])
+def test_a_listing_that_lacks_too_much_stops_the_run_and_changes_nothing(
+    context: Context, put, sweep: Sweep, monkeypatch, sent, lost: str
+) -> None:
+    """An empty or incomplete listing is a finding on the store, and no copy is missing because of it, ever so often."""
+    for number in range(50):
+        put(f"k{number:02d}")
+    later = clock.now() + timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    listing = Store.list_objects
+
+    def incomplete(self: Store, *args: Any, **options: Any) -> Iterator[ListedObject]:
+        whole = list(listing(self, *args, **options))
+        return iter(whole[:25] if lost == "half a page" else [])
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr(Store, "list_objects", incomplete)
+        for _ in range(3):
+            found = sweep()
+            assert (found.findings, found.stopped is not None) == ({}, True)
+    assert kinds(context) == {("listing_suspect", "")}
+    assert sent == []
+    assert sweep().seen == {}
+    assert kinds(context) == set()
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_listing_that_ends_with_an_error_counts_for_nothing(
+    context: Context, sweep: Sweep, stored, monkeypatch
+) -> None:
+    """The next attempt continues behind the last key that was compared, and only a whole run counts."""
+    monkeypatch.setattr(sweep_module, "_PART", 1)
+    stored("dr", "a").unlink()
+    listing, calls = Store.list_objects, list[str]()
+
+    def breaking(self: Store, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
+        calls.append(after)
+        for each in listing(self, bucket, prefix, after=after):
+            if each.key == "b/2" and len(calls) == 1:
+                raise Unavailable("the listing broke")
+            yield each
+
+    monkeypatch.setattr(Store, "list_objects", breaking)
+    with pytest.raises(Unavailable):
+        sweep()
+    first = sweep()
+    assert calls == ["", "b/1"]
+    assert (first.recorded, first.listed, first.seen, first.findings) == (4, 3, {"missing": 1}, {})
+    assert sweep().findings == {"missing": 1}
+    assert kinds(context) == {("missing", "a")}
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_run_can_be_limited_to_a_prefix(context: Context, sweep: Sweep, stored, foreign) -> None:
+    """Only what is below the prefix is compared and resolved; the rest keeps its findings."""
+    stored("dr", "a").unlink()
+    foreign("b/zz")
+    sweep()
+    sweep()
+    assert kinds(context) == {("missing", "a"), ("orphan", "b/zz")}
+    stored("dr", "b/zz").unlink()
+    below = sweep(bucket="releases", prefix="b/")
+    assert (below.listed, below.recorded, below.seen) == (2, 2, {})
+    assert kinds(context) == {("missing", "a")}
+
+
+class TestAdopt:
+    """Orphans can be adopted."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return with_reconcile(settings, orphans="adopt_first_read")
+
+    @pytest.mark.usefixtures("uploaded")
+    def test_an_orphan_is_adopted_where_the_settings_say_so(
+        self, context: Context, run, sweep: Sweep, foreign, sent
+    ) -> None:
+        """The job records the object as it is, and its finding is resolved by that."""
+        foreign("zz")
+        sweep()
+        sweep()
+        [finding] = context.catalogue.findings.page()
+        assert (finding.kind, finding.action) == ("orphan", "adopt")
+        [(kind, request)] = sent
+        assert (kind, request.key, request.first_read) == ("adopt", "zz", True)
+        run(adopt, request)
+        assert kinds(context) == set()
+        assert sweep().seen == {}
+
+
+class TestIgnore:
+    """A store may hold what is not ours."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return with_reconcile(settings, orphans="ignore")
+
+    @pytest.mark.usefixtures("uploaded")
+    def test_orphans_are_only_counted_where_the_settings_say_so(self, context: Context, sweep: Sweep, foreign) -> None:
+        """Objects of other programs are no findings with `orphans: ignore`."""
+        foreign("zz")
+        assert [sweep().seen for _ in range(3)] == [{"orphan": 1}] * 3
+        assert kinds(context) == set()

@@ -1,0 +1,74 @@
+"""What runs have seen is kept until a later run no longer sees it; the copies of a bucket are read in pages."""
+
+from datetime import timedelta
+
+from tests.unit.catalogue.test_stores import copied
+from worker import clock
+from worker.catalogue import FindingKind, NewFinding, Sighting, reconciliation
+
+HOUR = timedelta(hours=1)
+
+
+def run_of(catalogue, now, *sightings, counts=True, scope=""):
+    """Do one run that sees this, and return what it and an earlier one have seen."""
+    run = catalogue.reconciliations.begin("dr", scope, now=now, within=HOUR)
+    catalogue.reconciliations.record(run, sightings)
+    twice = catalogue.reconciliations.seen_twice(run, ("", ""))
+    catalogue.reconciliations.end(run, "done", counts=counts, now=now)
+    return [(each.key, each.kind) for each in twice]
+
+
+def seen(key, kind=FindingKind.MISSING):
+    return Sighting("releases", key, kind, 1, None)
+
+
+def test_a_difference_counts_when_two_runs_in_a_row_have_seen_it(catalogue):
+    """Another kind of difference, a run between that did not see it and a run that was stopped begin anew."""
+    now = clock.now()
+    assert run_of(catalogue, now, seen("a"), seen("b"), seen("c")) == []
+    kind = FindingKind.SIZE_MISMATCH
+    assert run_of(catalogue, now + HOUR, seen("a"), seen("b", kind)) == [("a", "missing")]
+    assert run_of(catalogue, now + 2 * HOUR, seen("b", kind), seen("c")) == [("b", "size_mismatch")]
+    assert run_of(catalogue, now + 3 * HOUR, seen("d"), counts=False) == []
+    assert run_of(catalogue, now + 4 * HOUR, seen("d")) == []
+    assert run_of(catalogue, now + 5 * HOUR, seen("d")) == [("d", "missing")]
+
+
+def test_a_run_is_continued_for_some_time_and_then_begun_anew(catalogue):
+    """An unfinished run keeps its place and its counts; a finished or an old one is not continued."""
+    now, records = clock.now(), catalogue.reconciliations
+    run = records.begin("dr", "", now=now, within=HOUR)
+    run.bucket, run.after, run.listed, run.found = "releases", "k", 7, {"missing": 2}
+    records.record(run, [])
+    assert records.begin("dr", "", now=now + HOUR / 2, within=HOUR) == run
+    assert records.begin("dr", "releases/", now=now + HOUR / 2, within=HOUR).listed == 0
+    assert records.begin("dr", "", now=now + 2 * HOUR, within=HOUR).listed == 0
+
+
+def test_the_copies_of_a_bucket_are_read_in_pages_by_key(catalogue, monkeypatch):
+    """Every copy that the store should have comes once, in the order of bytes; deleted and other ones do not."""
+    monkeypatch.setattr(reconciliation, "_RECORDED", reconciliation._RECORDED.limit(2))
+    monkeypatch.setattr(reconciliation, "_PAGE", 2)
+    for key in ("b", "Z", "é", "a/1", "a"):
+        copied(catalogue, key, "dr")
+    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(copied(catalogue, "gone", "dr"))["dr"])
+    copied(catalogue, "elsewhere", "primary")
+    read = catalogue.reconciliations.recorded
+    assert [each.key for each in read("dr", "releases", "", "")] == ["Z", "a", "a/1", "b", "é"]
+    assert [each.key for each in read("dr", "releases", "a", "a")] == ["a/1"]
+
+
+def test_only_what_no_verdict_has_judged_is_settled_by_a_listing(catalogue):
+    """A finding that the run does not see is settled; one that it sees, or of a copy that was read, is not."""
+    now = clock.now()
+    for key in ("gone", "seen"):
+        copied(catalogue, key, "dr")
+    found = [NewFinding(FindingKind.MISSING, "dr", "releases", key, 1) for key in ("gone", "seen")]
+    catalogue.findings.see([*found, NewFinding(FindingKind.ORPHAN, "dr", "releases", "orphan")], now=now)
+    run = catalogue.reconciliations.begin("dr", "", now=now, within=HOUR)
+    catalogue.reconciliations.record(run, [seen("seen")])
+    keys = {catalogue.findings.get(id_).key for id_ in catalogue.reconciliations.settled(run, None, "")}
+    assert keys == {"gone", "orphan"}
+    assert {
+        catalogue.findings.get(id_).key for id_ in catalogue.reconciliations.settled(run, "releases", "o")
+    } == {"orphan"}  # fmt: skip

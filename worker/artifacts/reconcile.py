@@ -1,0 +1,98 @@
+"""Compare the listing of a store with the catalogue, as one merge of two sorted streams."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
+from typing import Protocol
+
+from worker.catalogue import Catalogue, CopyState, FindingKind, RecordedCopy, Sighting
+from worker.storage.driver import ListedObject
+from worker.storage.errors import StorageError
+
+_CLOCK_SKEW = timedelta(minutes=5)
+
+
+class DisorderedListing(StorageError):
+    """A store lists keys in another order than that of their bytes."""
+
+
+class Lists(Protocol):
+    """A store that lists its objects by the bytes of their keys."""
+
+    @property
+    def name(self) -> str: ...
+    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One key: how many objects are listed and how many copies recorded under it, and how both differ, if they do."""
+
+    key: str
+    listed: int
+    recorded: int
+    sighting: Sighting | None
+
+
+def compare(
+    store: Lists, catalogue: Catalogue, bucket: str, prefix: str, after: str, *, run: datetime
+) -> Iterator[Compared]:
+    """Yield every key of a bucket after the one given that the store lists or the catalogue records, by key.
+
+    What is written during the run is no difference: copies in state `writing`, and objects and copies younger than
+    `run`, the time at which it began. Memory does not grow with the bucket.
+
+    Raises:
+        StorageError: the listing has not come to its end; what was yielded so far is no result.
+    """
+    listed = _in_order(store.name, store.list_objects(bucket, prefix, after=after))
+    recorded = groupby(catalogue.reconciliations.recorded(store.name, bucket, prefix, after), attrgetter("key"))
+    there, known = next(listed, None), _next(recorded)
+    while there is not None or known is not None:
+        if known is None or (there is not None and there.key < known[0].key):
+            assert there is not None
+            yield Compared(there.key, 1, 0, _difference(bucket, there, (), run))
+            there = next(listed, None)
+        elif there is None or known[0].key < there.key:
+            yield Compared(known[0].key, 0, len(known), _difference(bucket, None, known, run))
+            known = _next(recorded)
+        else:
+            yield Compared(there.key, 1, len(known), _difference(bucket, there, known, run))
+            there, known = next(listed, None), _next(recorded)
+
+
+def _in_order(name: str, listing: Iterable[ListedObject]) -> Iterator[ListedObject]:
+    before = ""
+    for each in listing:
+        if each.key <= before:
+            raise DisorderedListing(f"{name}: the listing has {each.key!r} after {before!r}: it cannot be relied on")
+        before = each.key
+        yield each
+
+
+def _next(recorded: Iterator[tuple[str, Iterator[RecordedCopy]]]) -> Sequence[RecordedCopy] | None:
+    found = next(recorded, None)
+    return None if found is None else list(found[1])
+
+
+def _difference(
+    bucket: str, there: ListedObject | None, known: Sequence[RecordedCopy], run: datetime
+) -> Sighting | None:
+    if any(copy.state is CopyState.WRITING for copy in known):
+        return None
+    young = there is not None and there.modified > run - _CLOCK_SKEW
+    if not known:
+        assert there is not None
+        return None if young else Sighting(bucket, there.key, FindingKind.ORPHAN, 0, there.size)
+    copy = known[-1]
+    if copy.read_at is not None and copy.read_at > run:
+        return None
+    if there is None:
+        found = None if copy.state is CopyState.MISSING else FindingKind.MISSING
+    elif there.size in {copy.size, None} or young or copy.state is CopyState.SIZE_MISMATCH:
+        found = None
+    else:
+        found = FindingKind.SIZE_MISMATCH
+    return Sighting(bucket, copy.key, found, copy.version, there.size if there else None) if found else None
