@@ -1,4 +1,4 @@
-"""How a store is configured: one frozen model per backend, told apart by `type`."""
+"""The configuration of a store: one frozen model per backend, chosen by `type`."""
 
 import base64
 import re
@@ -33,7 +33,7 @@ def _readable_class(name: str) -> str:
 
 
 def _mode(text: object) -> object:
-    """Return the mode that a text of octal digits says; a number is refused, because YAML reads 0640 and 640 apart."""
+    """Return the mode in a text of octal digits; a number is an error, because YAML reads 0640 and 640 differently."""
     if isinstance(text, str) and re.fullmatch(r"[0-7]{3,4}", text):
         return int(text, 8)
     msg = 'is no mode: write octal digits in quotes, such as "0640"'
@@ -107,7 +107,7 @@ class FilesystemConfig(_StoreConfig):
 
 
 class CloudConfig(_StoreConfig):
-    """What the stores of all clouds are configured with."""
+    """The settings that all clouds share."""
 
     layout: Literal["prefixed", "native"] = "prefixed"
     """`native`: every logical bucket is a real bucket of the same name."""

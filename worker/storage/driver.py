@@ -1,7 +1,7 @@
 """Define what a backend implements: the Driver protocols, their values and capabilities.
 
-A driver never checks keys, never decides whether bytes are right and never retries beyond its SDK's own bounded
-request retries: `Store` does the first two for all of them, Celery the last. A driver translates every error of its
+A driver never checks keys, never decides whether bytes are right, and never retries beyond its SDK's own bounded
+request retries: `Store` does the first two for all drivers, and Celery retries. A driver translates every error of its
 SDK into `worker.storage.errors`, at one place.
 """
 
@@ -60,7 +60,7 @@ class Match:
     version: str
 
 
-# None: over whatever is there. "create_only": only where nothing is. Match: only over that version.
+# None: over any object. "create_only": only if there is no object. Match: only over that version.
 Condition = Literal["create_only"] | Match | None
 
 
@@ -88,7 +88,7 @@ class ObjectStat:
 class ListedObject:
     """One row of a listing: what every store can say without a request per object.
 
-    `size` is None, `version` empty and `modified` 1970 where the store gives no such thing that can be read.
+    `size` is None, `version` empty and `modified` 1970 if the store gives no valid value.
     """
 
     key: str
@@ -109,8 +109,8 @@ class WholeObject:
 class StaleUpload:
     """A write that was begun and not finished: a temporary file or an open multipart upload.
 
-    `token` is for the driver's own use. `since` is when it was begun. `ours` is False where the store does not tell
-    who began it: only the catalogue may know that we did.
+    `token` is for the driver's own use. `since` is when it was begun. `ours` is False where the store does not tell who
+    began it: only the catalogue may show that the worker did.
     """
 
     description: str
@@ -162,15 +162,16 @@ class Capabilities:
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: a class or tier can be given with each write.
         whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
-        parallel_reads: reading several ranges of one object at once is faster than reading it in one go.
-        impossible_keys: keys that no object of the store can have: it would take them for another key, or refuse them.
-        realm: what provider, endpoint and credentials are; shows no secret. Stores whose realms are equal can copy
-            from each other by themselves (`CopyDriver`). None where there is no such way, or it is not safe: where the
-            store does not decide `create_only` itself, or where a copy would share its blocks with the original and
-            rot with it, as a hard link or a reflink on one filesystem would.
-        checks_uploads: the store compares what arrives with a checksum of what was sent, and refuses what was damaged
-            on the way; None where only a `ChecksumDriver` can find out.
-        reserved_buckets: there is a place for quarantine and probes.
+        parallel_reads: several ranges at once are read faster than one whole object.
+        impossible_keys: keys that no object of the store can have, because it reads them as another key, or refuses
+            them.
+        realm: a text made of provider, endpoint and credentials, without a secret. Stores whose realms are equal can
+            copy from each other server-side (`CopyDriver`). None where that is impossible or not safe: where the store
+            does not decide `create_only` itself, or where a copy would share its blocks with the original and be
+            damaged with it, like a hard link or a reflink on one filesystem.
+        checks_uploads: the store compares the bytes that arrive with a checksum of the bytes sent, and refuses damaged
+            ones; None where only a `ChecksumDriver` can find out.
+        reserved_buckets: the store has buckets for quarantine and probes.
         properties: `ObjectProperties` given at the write come back from `stat`.
         groups: many small objects are written faster as a group (`GroupDriver`).
         local: a read is mostly work of this machine's processor, so that more threads are no faster.
@@ -197,7 +198,7 @@ class Capabilities:
 
 
 class Body(Protocol):
-    """The bytes to write, as a driver reads them. Reading to the end is the driver's duty.
+    """The bytes to write, as a driver reads them. The driver must read it to the end.
 
     `read` returns at most `size` bytes, and `b""` only at the end. It raises at the end when the bytes are not those
     that were announced: a driver commits nothing before it has seen the `b""`.
@@ -207,7 +208,7 @@ class Body(Protocol):
 
     @property
     def digest(self) -> Digest:
-        """Return the digest of the bytes; only to be asked for after the end was read."""
+        """Return the digest of the bytes; call it only after the end was read."""
         ...
 
 
@@ -260,7 +261,7 @@ class ObjectReader(Protocol):
     """The bytes of one version of one object, as a context manager.
 
     `read` returns at most `size` bytes and `b""` only at the end; it raises StorageErrors only. `stat` describes the
-    very version that is being read, also when the key is overwritten meanwhile.
+    version that is being read, even if the key is overwritten meanwhile.
     """
 
     @property
@@ -290,9 +291,9 @@ class Driver(Protocol):
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         """Write an object atomically and durably, and return its stat.
 
-        If `body` raises, or the process dies at any point, nothing becomes visible under the key, the previous
-        content stays, and what can be cleaned up is. The caller guarantees that `info` has size and digest where the
-        store needs them first, and that where it has parts the object is no larger than the smallest of them.
+        If `body` raises, or the process dies at any point, nothing becomes visible under the key, the previous content
+        stays, and the driver cleans up if it can. The caller guarantees that `info` has size and digest where the store
+        needs them first, and that where it has parts the object is no larger than the smallest of them.
 
         Raises:
             AlreadyExists: `condition` is "create_only" and an object is there.
@@ -322,10 +323,10 @@ class Driver(Protocol):
         ...
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
-        """Copy an object inside the store, without its bytes passing through us, replacing what is at the destination.
+        """Copy an object inside the store, without its bytes passing through this process, over the destination.
 
         The caller guarantees that the object is at most `capabilities.max_copy_size` bytes. The copy may share its
-        blocks with the original: it protects from overwriting and deleting, not from rot.
+        blocks with the original: it protects against overwrites and deletes, not against corruption.
         """
         ...
 
@@ -359,7 +360,7 @@ class Driver(Protocol):
         ...
 
     def check(self) -> None:
-        """Return if the store can be reached with these credentials; raise what is wrong otherwise."""
+        """Raise a StorageError if the store cannot be reached with these credentials."""
         ...
 
     def advice(self) -> list[str]:
@@ -422,7 +423,7 @@ class MultipartDriver(Driver, Protocol):
     ) -> ObjectStat:
         """Make an object of exactly these parts, in their order, with the metadata of `info`: atomically, like `put`.
 
-        An answer that got lost is settled by looking whose object is there, as for `put`.
+        After a lost answer, the object under the key decides, as for `put`.
         """
         ...
 
@@ -456,7 +457,7 @@ class WholeReadDriver(Driver, Protocol):
 
 
 class ChecksumDriver(Driver, Protocol):
-    """A backend whose `capabilities.checks_uploads` may be None: it finds out by trying."""
+    """A backend whose `capabilities.checks_uploads` may be None: a trial finds out."""
 
     def copy(
         self,
@@ -474,7 +475,7 @@ class ChecksumDriver(Driver, Protocol):
     def refuses_damage(self, bucket: str, key: str) -> bool:
         """Return whether the store refuses an object, and a part, that arrive with a wrong checksum.
 
-        Nothing is left under the key afterwards.
+        No object stays under the key.
         """
         ...
 
@@ -484,12 +485,12 @@ SmallRead = tuple[str, str, int]
 
 
 class SmallReads(Protocol):
-    """Reads many small objects one after the other, with less to do for each than `Driver.open`. One thread uses it."""
+    """Reads many small objects one after the other, with less work for each than `Driver.open`; for one thread."""
 
     def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[tuple[bytes, str] | None]:
         """Yield all bytes of each object and its version, in their order; it may open some before it reads the first.
 
-        Yields None where the object is not simply there with this size, which `Driver.open` tells why, and for None.
+        Yields None if an object is missing or has another size, for which `Driver.open` raises the reason, and for None.
         """
         ...
 
@@ -506,7 +507,7 @@ class CopyDriver(Driver, Protocol):
     """A backend whose `capabilities.realm` is not None: it copies server-side from any store of that realm."""
 
     def location(self, bucket: str, key: str) -> Any:
-        """Return what `copy_from` of another driver of this realm finds an object by."""
+        """Return the location by which `copy_from` of another driver of this realm finds an object."""
         ...
 
     def copy_from(
@@ -518,19 +519,19 @@ class CopyDriver(Driver, Protocol):
         between: Callable[[], object],
         begun: Callable[[str], object],
     ) -> ObjectStat:
-        """Make an object of the very version that `found` describes, under its bucket and key, where nothing is there.
+        """Make an object of exactly the version in `found`, under its bucket and key, if there is no object.
 
         Everything beside the bytes is from `info`, as for `put`; class and encryption are this store's. The caller
         guarantees that `original` and `found` are of a driver of the same realm, and that `info` has the digest and
         the size, which is not 0. `between` is called between requests; what it raises ends the copy. `begun` is told
         the token of a multipart upload, where the copy is made by one.
 
-        The bytes were not hashed on the way: they are whatever the source has, rotten or not. The stat tells the size
-        that the store gives. Until the whole copy is there, nothing is visible. An answer that got lost is settled by
-        looking whose object is there, as for `put`.
+        The bytes were not hashed on the way, so a corrupt source gives a corrupt copy. The stat has the size that the
+        store gives. Until the whole copy is there, nothing is visible. After a lost answer, the object under the key
+        decides, as for `put`.
 
         Raises:
             AlreadyExists: an object is under the key.
-            StorageError: also where the source has another version by now; the caller finds that out.
+            StorageError: also if the source has another version by now, which the caller checks.
         """
         ...

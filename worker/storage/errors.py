@@ -1,4 +1,4 @@
-"""Say what went wrong at a store, in one closed vocabulary.
+"""The errors of stores, a closed set.
 
 StorageError
 ├── TransientError            trying again later may help
@@ -39,7 +39,7 @@ class StorageError(Exception):
     """The store's own code of its answer, or the HTTP status; empty where there was no answer."""
 
     store: str | None = None
-    """The store that the error is about, once it has left the store as a job uses it; see `LimitedStore`."""
+    """The store that the error is about; `LimitedStore` sets it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(bounded(message, MAX_MESSAGE, keep_end=True))
@@ -103,7 +103,7 @@ class InvalidMetadata(PermanentError):
 
 
 class Archived(PermanentError):
-    """The object is in an archive class and has to be restored before it can be read. Its store is well."""
+    """The object is in an archive class and has to be restored before it can be read. It is no failure of the store."""
 
 
 class UnexpectedAnswer(PermanentError):
@@ -111,7 +111,7 @@ class UnexpectedAnswer(PermanentError):
 
 
 class UploadEnded(NotFound):
-    """The multipart upload is not open any more, or has not the parts that it had confirmed. A new one must begin."""
+    """The multipart upload is not open any more, or lacks parts that the store had confirmed. A new one must begin."""
 
 
 class InvalidRange(PermanentError):

@@ -1,4 +1,4 @@
-"""Hold the promise of `Driver`: what a store or an SDK makes of a request, its caller sees a StorageError."""
+"""Make every unexpected exception of a driver or its SDK a StorageError, as `Driver` promises."""
 
 import functools
 import inspect
@@ -11,9 +11,9 @@ from worker.storage.errors import InvalidKey, StorageError, UnexpectedAnswer
 
 _Class = TypeVar("_Class", bound=type)
 _NOT_OF_A_STORE = {"worker", "tasks", "celery", "billiard"}
-"""Packages whose exceptions end a job, such as a cancellation or a time limit: they are no answer of a store."""
+"""Packages whose exceptions end a job, such as a cancellation or a time limit, and are no error of a store."""
 _LOCAL = {"location", "close"}
-"""Methods that ask nothing of a store."""
+"""Methods that send no request."""
 
 
 def exception_boundary(driver: _Class) -> _Class:
@@ -31,15 +31,13 @@ def exception_boundary(driver: _Class) -> _Class:
 
 
 class _Caller:
-    """Remembers what the caller's own body or callback has raised."""
+    """Keeps the exception that the caller's body or callback raised."""
 
     def __init__(self) -> None:
         self.raised: BaseException | None = None
 
     def wrap(self, argument: Any) -> Any:
-        if hasattr(argument, "read") and hasattr(
-            type(argument), "digest"
-        ):  # its digest may be asked for at the end only
+        if hasattr(argument, "read") and hasattr(type(argument), "digest"):  # it has a digest at its end only
             return _CallersBody(argument, self)
         if callable(argument) and not isinstance(argument, type):
             return self._wrap_call(argument)
@@ -96,12 +94,12 @@ def _storage_errors_only(store: str, what: str, caller: _Caller) -> Iterator[Non
             raise InvalidKey(f"{store}: {what}: it is not valid Unicode (lone surrogate)") from None
         # Not the text of the error: nothing is known of it, so it may hold a secret.
         raise UnexpectedAnswer(
-            f"{store}: {what}: the store or its SDK did something unexpected ({type(error).__name__})"
+            f"{store}: {what}: the store or its SDK raised an unexpected error ({type(error).__name__})"
         ) from None
 
 
 def _what(args: tuple[Any, ...]) -> str:
-    """Return what a call is about: the bucket and key, or what the description of a stale upload says."""
+    """Return the target of a call for its message: bucket and key, or the description of a stale upload."""
     for argument in args:
         if isinstance(argument, ObjectStat):
             return f"{argument.bucket}/{argument.key}"

@@ -22,7 +22,7 @@ MAX_SEGMENT_BYTES = 247
 RESERVED_SEGMENT = ".zot-"
 RESERVED_BUCKET = "zot-"
 RESERVED_PREFIX = f"{RESERVED_SEGMENT}reserved/"
-"""In the layout `native`, before the names of reserved buckets in the real bucket that settings name for them."""
+"""In the layout `native`: the prefix of the reserved buckets in the real bucket of the setting `reserved_bucket`."""
 QUARANTINE_BUCKET = "zot-quarantine"
 PROBE_BUCKET = "zot-probe"
 STAGING_BUCKET = "zot-staging"

@@ -440,7 +440,7 @@ class Store:
         return self._driver.bucket_exists(check_any_bucket(bucket))
 
     def health_check(self) -> None:
-        """Return if the store can be reached with its credentials; raise a StorageError that says what is wrong."""
+        """Raise a StorageError if the store cannot be reached with its credentials."""
         self._driver.check()
 
     def checks_uploads(self) -> bool:

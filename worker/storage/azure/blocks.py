@@ -1,10 +1,10 @@
 """The blocks of open multipart uploads: how they are named, and which of them belong together.
 
-Azure keeps what was staged for a blob under ids, in no order that is documented, and says nothing of a block but its
-id and size. So the id tells all: whose write it is, which part, when it was sent, and a digest of its bytes. The
-latest block of a number is the part. All ids of one blob have to be equally long, at most 64 bytes.
+Azure keeps the staged blocks of a blob under ids, in no documented order, and returns only their ids and sizes. So the
+id holds everything: the write, the number of the part, when it was sent, and a digest of its bytes. The latest block of
+a number is the part. All ids of one blob have to be equally long, at most 64 bytes.
 
-A write is open while its part number 0, one byte, says so; the latest of those decides.
+Part number 0 has one byte, which says whether the write is open; the latest such block counts.
 """
 
 import secrets
@@ -34,7 +34,7 @@ class Block:
         id: as Azure knows it.
         token: of the write.
         number: of the part, or MARK.
-        sent: microseconds since 1970, by the clock of who sent it.
+        sent: microseconds since 1970, by the clock of the sender.
         tag: digest of the bytes.
         size: in bytes.
     """
@@ -69,7 +69,7 @@ def new_block(token: str, number: int, data: PartData) -> Block:
 
 
 def ours(blocks: Iterable[BlobBlock]) -> list[Block]:
-    """Return the blocks whose ids we have made."""
+    """Return the blocks whose ids this module has made."""
     return [block for found in blocks if (block := _parsed(str(found.id), found.size))]
 
 

@@ -1,4 +1,4 @@
-"""The SDK's client for one store: where it is, how it signs, and how long it waits."""
+"""The SDK's client for one store: its address, credentials and time limits."""
 
 import logging
 from collections.abc import Hashable
@@ -51,12 +51,12 @@ def is_azure(config: AzureConfig) -> bool:
 
 
 def realm_of(config: AzureConfig) -> Hashable:
-    """Return what two stores have in common that can copy from each other: the account, and how it is signed for."""
+    """Return the text that is equal for stores that can copy from each other: account and kind of credentials."""
     return ("azure", endpoint_of(config).rstrip("/"), config.connection_string, config.account_key)
 
 
 def tier_of(config: AzureConfig, asked: str | None = None) -> dict[str, Any]:
-    """Return the arguments that put what is written into the tier that was asked for, or into the configured one.
+    """Return the arguments for the tier of a write: the given one, or the configured one.
 
     Raises:
         PermanentError: there is no such tier, or it is one whose objects cannot be read.
@@ -68,7 +68,7 @@ def tier_of(config: AzureConfig, asked: str | None = None) -> dict[str, Any]:
 
 
 def scope_of(config: AzureConfig) -> dict[str, Any]:
-    """Return the arguments that encrypt what is written under the configured scope."""
+    """Return the arguments that encrypt a write under the configured scope."""
     return {"encryption_scope": config.encryption_scope} if config.encryption_scope else {}
 
 
@@ -126,10 +126,10 @@ def _credential(config: AzureConfig) -> str | AzureSasCredential | TokenCredenti
 
 
 def _settings(config: AzureConfig) -> dict[str, str]:
-    """Return what the connection string says, under upper-case names."""
+    """Return the fields of the connection string, under upper-case names."""
     return connection_fields(config.connection_string) if config.connection_string else {}
 
 
 def _hide_signatures(record: logging.LogRecord) -> bool:
-    """Drop the HTTP library's own lines about requests with a signature in their URL: it knows no redaction."""
+    """Drop the HTTP library's own lines about requests with a signature in their URL: it cannot redact."""
     return "sig=" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Copy a blob inside its account, and wait until the copy is there."""
+"""Copy a blob inside its account, and wait until the copy is complete."""
 
 import time
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from worker.storage.errors import StorageError, Timeout, Unavailable
 from worker.storage.transfer.server_copy import Between
 
 COPY_WITHIN = 3600.0
-"""Seconds that a copy may take before it is aborted; inside one account nearly all are done when they are asked."""
+"""Seconds that a copy may take before it is aborted; inside one account nearly all end at once."""
 COPY_POLL = 1.0
 
 
 class Copy:
-    """One copy that the store makes. Its blob exists at once, but is no object before the copy has succeeded."""
+    """One copy that the store makes. Its blob exists at once, but counts as no object before the copy has succeeded."""
 
     def __init__(self, blob: BlobClient, origin: Origin, what: str, between: Between = lambda: None) -> None:
-        """Name the blob that is to be made; `between` is called while it is waited for."""
+        """Prepare a copy to `blob`; `between` is called during the wait for it."""
         self._blob = blob
         self._between = between
         self._origin = origin
@@ -47,13 +47,14 @@ class Copy:
                 self._blob.start_copy_from_url(
                     source.url,
                     metadata=dict(metadata),
-                    source_etag=etag,  # or the digest would be that of other bytes
+                    source_etag=etag,  # otherwise the digest would belong to other bytes
                     source_match_condition=MatchConditions.IfNotModified,
                     read_timeout=COMMIT_TIMEOUT,
                     **settings,
                 )
         except StorageError:
-            # The SDK asks again when an answer got lost, and is then refused because of our own copy.
+            # The SDK repeats a request whose answer got lost, and the store refuses the second one because of the
+            # first.
             if not self._is_ours(metadata[METADATA.writer]):
                 raise
         return self._ended(metadata[METADATA.writer])
@@ -71,7 +72,7 @@ class Copy:
                 self._between()
                 if time.monotonic() > deadline:
                     raise Timeout(f"{where}: the store did not end the copy within {COPY_WITHIN:.0f} s")
-                time.sleep(COPY_POLL)  # its end is not announced
+                time.sleep(COPY_POLL)  # Azure sends no event at the end of a copy
             except BaseException:
                 self._abort_copy(found)
                 raise
@@ -93,6 +94,6 @@ class Copy:
             self._remove(self._blob.get_blob_properties())
 
     def _remove(self, found: BlobProperties) -> None:
-        """Delete the empty blob of a copy that failed: it is no object for us, but is for other programs."""
+        """Delete the empty blob of a copy that failed: it counts as no object here, but other programs see one."""
         with suppress(StorageError), translated(self._origin, self._what):
             self._blob.delete_blob(**conditions(Match(version_of(found.etag))))

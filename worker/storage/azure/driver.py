@@ -58,7 +58,9 @@ from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.server_copy import Begun, Between
 
 IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
-"""Azure takes a backslash for a slash, and drops a dot at the end of a segment: such a key would name another blob."""
+"""Azure reads a backslash as a slash, and drops a dot at the end of a segment, so that such a key would name another
+blob.
+"""
 MAX_OBJECT = MAX_PART * MAX_PARTS
 _PAGE = 1_000
 _TIMES = ("Last-Modified", "Creation-Time", "CopyCompletionTime", "AccessTierChangeTime", "LastAccessTime")
@@ -72,9 +74,9 @@ class AzureDriver(CloudDriver):
 
     The digest is the metadata `sha256`. Memory: one block or one chunk of a download for each thread.
 
-    Azure cannot keep two things apart. Completing a write of a key drops all blocks that others have staged for it
-    (`PartLimits.exclusive`). And deleting a container deletes what is in it: what others write between our listing and
-    the deletion is lost, unless the account keeps deleted containers for a while.
+    Two limits of Azure remain. The end of a write of a key drops all blocks that other writers have staged for it
+    (`PartLimits.exclusive`). And to delete a container deletes its blobs: those that other writers add between the
+    listing and the deletion are lost, unless the account keeps deleted containers.
     """
 
     def __init__(self, name: str, config: AzureConfig) -> None:
@@ -82,8 +84,8 @@ class AzureDriver(CloudDriver):
         self._config = config
         self._scope = scope_of(config)
         self._parts = Parts(self._origin, self._scope, self._settings)
-        # The store fetches the source by its URL: a signature would be kept with the copy, for all its readers to see.
-        # And the copy would be under the container's own encryption scope.
+        # The store fetches the source by its URL. A signature in it would be kept with the copy, where all readers see
+        # it. And the copy would use the container's own encryption scope.
         self._copies = not is_signed(config) and not config.encryption_scope
         self._made: BlobServiceClient | None = None
         self._lock = threading.Lock()
@@ -215,10 +217,10 @@ class AzureDriver(CloudDriver):
         except UnicodeError:
             raise
         except ValueError as error:
-            raise Unavailable(f"{self._name}: {bucket}: {error}, which is no order we know") from error
+            raise Unavailable(f"{self._name}: {bucket}: {error}, which is no known order") from error
 
     def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
-        # Folders, unfinished copies and what drops blocks are empty blobs, and obstore does not tell those.
+        # Folders, unfinished copies and blobs that drop blocks are empty blobs, which obstore cannot tell from objects.
         return super().read_whole(bucket, key, size) if size else None
 
     # Multipart uploads
@@ -292,7 +294,7 @@ class AzureDriver(CloudDriver):
             self._made = None
 
     def _settings(self, info: WriteInfo) -> dict[str, Any]:
-        """Return the SDK's arguments for what is asked for with a whole object: tier, encryption and properties."""
+        """Return the SDK's arguments for the tier, encryption and properties of a whole object."""
         found: dict[str, Any] = dict(set_properties(info.properties))
         headers = {"content_settings": ContentSettings(**found)} if found else {}
         return self._scope | tier_of(self._config, info.storage_class) | headers
@@ -345,13 +347,13 @@ class AzureDriver(CloudDriver):
         return found
 
     def _missing_object(self, bucket: str, key: str, code: str) -> StorageError:
-        """Return what is missing: only Azure's own code for a blob says that it is the blob."""
+        """Return the error for a missing object: only Azure's own code for a blob tells it from its container."""
         if code == "BlobNotFound":
             return NotFound(f"{self._name}: {bucket}/{key} does not exist")
         return self._missing(bucket, key)
 
     def _refuse_delete(self, bucket: str, key: str, condition: Match | None) -> bool:
-        """Raise why a conditional delete was refused; return False where nothing is there to be deleted."""
+        """Raise the reason why a conditional delete was refused; return False if there is no object."""
         try:
             found = self.stat(bucket, key)
         except NotFound:
@@ -422,7 +424,7 @@ class AzureDriver(CloudDriver):
         return True
 
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
-        """Return the first two names of objects: folders and blobs that are none are passed over."""
+        """Return the first two names of objects: folders and blobs that are no objects are skipped."""
         wanted: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata", "copy"]}
         client = self._service().get_container_client(real)
         with translated(self._origin, real):
@@ -444,14 +446,14 @@ class AzureDriver(CloudDriver):
             self._blob(bucket, MARKER).delete_blob()
 
     def _copy_through_us(self, source: ObjectStat, to_bucket: str, to_key: str) -> ObjectStat:
-        """Copy what is small enough for one request, which `capabilities` say is nothing but empty objects."""
+        """Copy an object with one request; `capabilities` allow that for empty objects only."""
         info = WriteInfo(source.size, source.sha256, source.metadata, properties=source.properties)
         with self.open(source.bucket, source.key) as reader:
             return self.put(to_bucket, to_key, VerifyingReader(reader, size=source.size), info)
 
 
 def _clean_page(reply: Any) -> None:
-    """Take what the SDK cannot read out of a page, before the SDK reads it."""
+    """Remove the values that the SDK cannot read from a page, before the SDK reads it."""
     answer = reply.http_response
     answer._content = without_malformed(answer.body(), _READABLE)  # noqa: SLF001  the SDK offers no other place
 

@@ -1,7 +1,7 @@
 """Translate the errors of the SDK and of Azure into ours; only this module knows Azure's error codes.
 
 A reason never quotes an error of the credentials, nor one that the SDK made up itself: those may carry strings to sign,
-the answers of token services, and URLs with a shared access signature. All else is quoted in one short line.
+the answers of token services, and URLs with a shared access signature. Other errors are quoted in one short line.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ _CONTAINER_RULE = "a container has 3 to 63 lower-case letters, digits and single
 _DAMAGED = "the bytes were damaged on the way"
 _LEASE = "another client holds a lease on it; wait for its end, or break it"
 _OTHER_SERVICE = "this is no answer of a blob store; check `account_url`"
-_QUOTE = None  # say what the store said
+_QUOTE = None  # quote the store's message
 
 _CODES: tuple[CodeRow, ...] = (
     (NotFound, _QUOTE, "BlobNotFound ContainerNotFound ResourceNotFound PathNotFound FilesystemNotFound 404"),
@@ -166,7 +166,7 @@ _CODES: tuple[CodeRow, ...] = (
         PreviousSnapshotOperationNotSupported SequenceNumberIncrementTooLarge SnapshotCountExceeded
         SourcePathNotFound UnsupportedHeader UnsupportedQueryParameter UnsupportedXmlNode""",
     ),
-    # What the SDK shares with queues, tables and file shares: a blob store never says it.
+    # Codes that the SDK shares with queues, tables and file shares: a blob store never returns them.
     (
         PermanentError,
         _OTHER_SERVICE,

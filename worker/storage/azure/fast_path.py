@@ -1,6 +1,6 @@
 """Read the small objects of a store in Azure Blob Storage with obstore.
 
-It writes nothing here: it cannot send the MD5 by which Azure refuses what was damaged on the way.
+Writes do not use it, because it cannot send the MD5 with which Azure detects damage on the way.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ _SCOPE = "https://storage.azure.com/.default"
 
 
 def fast_path(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> FastPath | None:
-    """Return the fast path of a store; None where every request is the SDK's, as with a signature in its URL."""
+    """Return the fast path of a store; None if every request must use the SDK, as with a signature in its URL."""
     if config.data_path == "sdk" or is_signed(config) or "@" in (config.account_url or ""):
         return None
     return FastPath(origin, DIALECT, lambda real: _connect(real, service()))
@@ -49,7 +49,7 @@ def _connect(real: str, service: BlobServiceClient) -> Client | None:
 
 
 def _fetcher(found: Any) -> Callable[[], Mapping[str, Any]]:
-    """Return what gives a token; its library keeps it, and renews it in time."""
+    """Return a function that returns a token; its library caches and renews it."""
 
     def fetch() -> Mapping[str, Any]:
         token = found.get_token(_SCOPE)

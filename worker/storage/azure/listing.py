@@ -1,10 +1,10 @@
-"""Bring a listing into the order of the keys' UTF-8, page by page.
+"""Sort a listing by the UTF-8 of its keys, page by page.
 
 Azure documents that it lists by name and not how names compare. Services on .NET and JavaScript compare UTF-16, where
-characters above U+FFFF come before U+E000 to U+FFFF; in UTF-8 they come after. Nothing else differs. So this takes
-either: below one beginning, keys that go on with such a high character are held back until those that go on with
-U+E000 to U+FFFF, if there are any, have passed. Held back are at most `HELD` rows a level: where there are more, the
-others are listed by themselves first, and passed over when their turn comes.
+characters above U+FFFF come before U+E000 to U+FFFF; in UTF-8 they come after. Nothing else differs. So this module
+accepts both orders: after a common prefix, keys that continue with such a high character are held back until those that
+continue with U+E000 to U+FFFF have been listed. At most `HELD` rows per level are held back: beyond that, the other
+keys are listed with a request of their own first, and skipped later.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,15 @@ Row = TypeVar("Row", bound=Keyed)
 
 
 def safe_start(after: str) -> str:
-    """Return a key from which on all that come after `after` in UTF-8 are listed, in either order."""
+    """Return a key from which a listing, in either order, has all keys that come after `after` in UTF-8."""
     cut = next((at for at, char in enumerate(after) if _AFTER_SURROGATES <= char <= _ABOVE), len(after))
     return after[:cut]
 
 
 class ByteOrder(Generic[Row]):
-    """One listing on its way into order.
+    """Sorts one listing.
 
-    `again(prefix, start)` lists anew what begins with `prefix`, from `start` on.
+    `again(prefix, start)` lists the keys with `prefix` again, from `start` on.
     """
 
     def __init__(self, again: Callable[[str, str], Iterator[Row]]) -> None:
@@ -65,7 +65,7 @@ class ByteOrder(Generic[Row]):
                 yield from self._below(rows, row.key[:at], at)
 
     def _below(self, rows: "_Ahead[Row]", beginning: str, at: int) -> Iterator[Row]:
-        """Yield what begins like this: first what goes on with U+E000 to U+FFFF, then what goes on higher."""
+        """Yield the keys with this prefix: first those that continue with U+E000 to U+FFFF, then the higher ones."""
         high = rows.during(lambda key: key.startswith(beginning) and key[at : at + 1] > _ABOVE)
         held = list(islice(high, HELD))
         late = rows.during(lambda key: key.startswith(beginning))

@@ -1,4 +1,4 @@
-"""What Azure says of a blob, as our values, and the bytes of one version of it."""
+"""Convert Azure's properties of a blob to an ObjectStat, and download the bytes of one version."""
 
 import re
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ METADATA = MetadataFormat(
     limit=8 * 1024,
 )
 DROPPING = "ended"
-"""In place of a token: an empty blob that only exists to drop the blocks of an upload, and is deleted at once."""
+"""In place of a token: marks an empty blob that exists only to drop the blocks of an upload, and is deleted at once."""
 
 
 def to_stat(store: str, bucket: str, key: str, properties: BlobProperties) -> ObjectStat:
-    """Return the stat that the properties of a whole blob give.
+    """Return the ObjectStat of the properties of a whole blob.
 
     Raises:
         UnexpectedAnswer: it has no ETag or no size.
@@ -53,9 +53,9 @@ def to_found(store: str, bucket: str, key: str, properties: BlobProperties) -> F
 
 
 def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], reply: Mapping[str, Any]) -> ObjectStat:
-    """Return the stat of what was just written to `path`, bucket and key, from the answer to the write.
+    """Return the ObjectStat of a write to `path`, bucket and key, from the answer to the write.
 
-    Asking again would cost a request and could already show the version of another writer.
+    Another request could already show the version of another writer.
 
     Raises:
         UnexpectedAnswer: the answer has no ETag.
@@ -75,12 +75,12 @@ def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], 
 
 
 def writer_of(properties: BlobProperties) -> str | None:
-    """Return the token of the write that made a blob, if it was one of ours."""
+    """Return the token of the write that made a blob, if the worker made it."""
     return METADATA.stored(properties.metadata).get(METADATA.writer)
 
 
 def is_object(properties: BlobProperties) -> bool:
-    """Return whether a blob is an object: no folder, no unfinished copy, not made to drop blocks."""
+    """Return whether a blob is an object: no folder, no unfinished copy and no blob that drops blocks."""
     metadata = METADATA.stored(properties.metadata)
     if metadata.get("hdi_isfolder") == "true" or metadata.get(METADATA.writer) == DROPPING:
         return False
@@ -88,7 +88,7 @@ def is_object(properties: BlobProperties) -> bool:
 
 
 def version_of(etag: object) -> str:
-    """Return an ETag as we keep it: listings give it without the quotes that headers have."""
+    """Return an ETag without the quotes that it has in headers and not in listings."""
     return str(etag or "").removeprefix("W/").strip('"')
 
 

@@ -1,4 +1,4 @@
-"""Multipart uploads: blocks that are staged and then committed, and what becomes of those that are not."""
+"""Multipart uploads: stage blocks, commit them, and clean up those that are not committed."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Target:
 
 
 def limits(part_size: int) -> PartLimits:
-    """Return what Azure says of blocks; a commit of the same key drops all blocks that it does not use."""
+    """Return Azure's limits for blocks; a commit of the same key drops all blocks that it does not use."""
     return PartLimits(min_size=min(part_size, MAX_PART), max_size=MAX_PART, max_parts=MAX_PARTS, exclusive=True)
 
 
@@ -49,7 +49,7 @@ class Parts:
     def __init__(
         self, origin: Origin, scope: Mapping[str, Any], settings: Callable[[WriteInfo], Mapping[str, Any]]
     ) -> None:
-        """Remember where errors come from, and the SDK's arguments for blocks and for whole blobs."""
+        """Prepare the uploads of one store with the SDK's arguments for blocks and for whole blobs."""
         self._origin = origin
         self._scope = scope
         self._settings = settings
@@ -57,7 +57,7 @@ class Parts:
 
     def begin(self, target: Target, info: WriteInfo) -> str:
         token = new_token()
-        self._write(target, info, token, None)  # refuses now what the commit would refuse
+        self._write(target, info, token, None)  # fails now instead of at the commit
         self._stage(target, new_block(token, MARK, OPEN), OPEN)
         self._remember(token)
         return token
@@ -66,7 +66,7 @@ class Parts:
         """Stage one part.
 
         Whether the upload is open is asked once in a process: a block list may have thousands of rows. If another
-        process ends the upload meanwhile, `complete` raises that.
+        process ends the upload meanwhile, `complete` raises the error.
         """
         if token not in self._open:
             self._parts(target, token)
@@ -111,7 +111,7 @@ class Parts:
     def stale(self, target: Target, row: BlobProperties) -> Iterator[StaleUpload]:
         """Yield the uploads of a row of a listing with uncommitted blobs, if it has any.
 
-        An upload of ours that was ended leaves its blocks until Azure drops them: it is not stale any more.
+        The blocks of an ended upload stay until Azure drops them; such an upload is not stale.
         """
         name = (str(row.container), str(row.name))
         if writer_of(row) == DROPPING:
@@ -127,7 +127,7 @@ class Parts:
                 yield StaleUpload(what, _modified(row), (*name, ""), ours=False)
 
     def remove_stale(self, target: Target, token: str) -> bool:
-        """End one upload of ours, or, without a token, delete the blob that a dead process has made to drop blocks.
+        """End one upload, or, without a token, delete the blob that a dead process made to drop blocks.
 
         Blocks of other programs stay: Azure could only drop them by a commit to their key. It drops them itself after
         a week without use.
@@ -185,9 +185,9 @@ class Parts:
     def _end(self, target: Target, token: str) -> bool:
         """End an upload; return False if it was not open.
 
-        Blocks cannot be deleted: they go with the next commit of the blob, or after a week without use. Where all
-        staged blocks are of this upload and there is no object, an empty blob is committed and deleted; elsewhere the
-        upload is marked as ended.
+        Blocks cannot be deleted: Azure drops them at the next commit of the blob, or after a week without use. If all
+        staged blocks belong to this upload and there is no object, an empty blob is committed and deleted; otherwise
+        the upload is marked as ended.
         """
         staged = self._staged(target)
         if parts_of(ours(staged), token) is None:
@@ -198,9 +198,9 @@ class Parts:
         return True
 
     def _drop(self, target: Target) -> bool:
-        """Drop the blocks of a blob that is not there, by making it for a moment; False if it is there.
+        """Drop the blocks of a key without a blob, by making an empty blob and deleting it; False if there is a blob.
 
-        The blob that exists in this moment says that it is no object.
+        The empty blob is marked as no object.
         """
         with translated(self._origin, target.what):
             try:
@@ -249,12 +249,12 @@ def _part(block: Block) -> Part:
 
 
 def _modified(row: BlobProperties) -> datetime:
-    found: datetime | None = row.last_modified  # Azure does not promise one for what was never committed
+    found: datetime | None = row.last_modified  # Azure promises none for blobs that were never committed
     return found or datetime.now(UTC)
 
 
 def _begun(staged: list[BlobBlock]) -> dict[str, datetime]:
-    """Return the open uploads of ours, and since when."""
+    """Return the worker's open uploads, and since when."""
     blocks = ours(staged)
     tokens = dict.fromkeys(block.token for block in blocks)
     return {

@@ -1,4 +1,4 @@
-"""Make a blob visible, from one request or from blocks."""
+"""Write a blob, from one request or from blocks."""
 
 import hashlib
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Upload:
             lambda: self._blob.upload_blob(
                 data,
                 length=len(data),
-                overwrite=True,  # or the SDK adds a condition of its own
+                overwrite=True,  # otherwise the SDK adds a condition
                 transactional_content_md5=md5_of(data),
                 metadata=dict(self._write.metadata),
                 **conditions(self._write.condition),
@@ -58,7 +58,7 @@ class Upload:
         )
 
     def settle(self, failure: StorageError, *, refused: bool = False) -> ObjectStat:
-        """Return the stat of our object if it is there after all; raise what the failure means otherwise."""
+        """Return the stat of the object if this write made it after all; otherwise raise the translated failure."""
         outcome = settle(self._write, self._origin, failure, self._found, refused=refused)
         if isinstance(outcome, StorageError):
             raise outcome from None
@@ -70,7 +70,7 @@ class Upload:
         try:
             stat = written_stat(self._origin.store, write.what, write.size, write.metadata, send())
             return replace(stat, properties=write.properties)
-        except UnexpectedAnswer as error:  # the bytes may be there all the same
+        except UnexpectedAnswer as error:  # the write may have succeeded
             failure, code = Unavailable(error.message), ""
         except SDK_ERRORS as error:
             failure, code = translate(error, self._origin, write.what), code_of(error)
@@ -90,7 +90,7 @@ class Upload:
 
 
 def md5_of(data: PartData) -> bytearray:
-    """Return the MD5 of the bytes of one request, which the store compares with what arrives."""
+    """Return the MD5 of the bytes of one request, with which the store checks them."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in pieces_of(data):
         digest.update(piece)

@@ -1,1 +1,1 @@
-"""What the three cloud backends share."""
+"""Code that the three cloud backends share."""

@@ -1,7 +1,7 @@
 """Decide whether a conditional write succeeded whose answer was an error.
 
-An SDK sends a request again whose answer got lost. The second request then meets the object of the first one and is
-refused, or finds the multipart upload completed and gone. So the answer does not decide: the object under the key does.
+An SDK repeats a request whose answer got lost. The store then refuses the second request because of the object of the
+first one, or because the multipart upload is completed. So the object under the key decides, and not the answer.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ class Write:
         key: the key in it.
         size: of the object, in bytes.
         sha256: of its bytes.
-        writer: the token of this write, unlike that of any other.
+        writer: the unique token of this write.
         metadata: what the store keeps beside the bytes, as it is sent; it has the digest and the token.
         condition: see `Driver.put`.
         options: the SDK's arguments for class and encryption.
@@ -46,13 +46,13 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The object under a key, and the token of the write that made it, if it was one of ours."""
+    """The object under a key, and the token of the write, if the worker made it."""
 
     stat: ObjectStat
     writer: str | None
 
     def is_of(self, write: Write) -> bool:
-        """Return whether this very write made the object."""
+        """Return whether this write made the object."""
         ours = (write.writer, write.size, write.sha256)
         return (self.writer, self.stat.size, self.stat.sha256) == ours
 
@@ -60,7 +60,7 @@ class Found:
 def settle(
     write: Write, origin: Origin, failure: StorageError, find: Callable[[], Found | None], *, refused: bool
 ) -> ObjectStat | StorageError:
-    """Return the stat of the object if this write made it after all, and otherwise the error to raise.
+    """Return the stat of the object if this write made it after all, otherwise the error to raise.
 
     Args:
         write: whose answer was an error.
@@ -71,7 +71,7 @@ def settle(
     """
     try:
         found = find()
-    except StorageError:  # the first answer says more than that the second request failed too
+    except StorageError:  # the first error says more than the second one
         return failure
     if found and found.is_of(write):
         return found.stat
@@ -80,7 +80,7 @@ def settle(
 
 
 def broken_condition(write: Write, origin: Origin, found: Found | None) -> StorageError | None:
-    """Return the error for a condition that does not hold for what is under the key, or None."""
+    """Return the error if the condition does not hold for the object under the key, else None."""
     condition, where = write.condition, f"{origin.store}: {write.what}"
     if condition == "create_only" and found:
         return AlreadyExists(f"{where} exists already")
@@ -96,5 +96,5 @@ def other_version(where: str, condition: Match, found: ObjectStat | None) -> Pre
 
 
 def concurrent_write(write: Write, origin: Origin) -> Unavailable:
-    """Return the error for a write that met another one."""
+    """Return the error for a write that conflicts with another one."""
     return Unavailable(f"{origin.store}: {write.what}: another write was under way at the same time")

@@ -1,4 +1,4 @@
-"""What the drivers of all clouds do alike: layouts, reserved buckets, markers, and where a listing ends."""
+"""The base class of the cloud drivers: layouts, reserved buckets, markers and the ends of listings."""
 
 from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
@@ -11,15 +11,15 @@ from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, Stor
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_PREFIX, RESERVED_SEGMENT
 
 MARKER = f"{RESERVED_SEGMENT}bucket"
-"""The key of the empty object that keeps an empty logical bucket in existence."""
+"""The key of the empty object that marks an empty logical bucket."""
 
 
 class CloudDriver(ABC):
     """The base of the drivers of object stores.
 
     In the layout `prefixed` one real bucket holds everything under `bucket/key`. In `native` logical buckets are real,
-    but for the reserved ones: those have fixed names, and another account may own real buckets of such names. They are
-    kept under RESERVED_PREFIX of the bucket that `reserved_bucket` names.
+    except the reserved ones: their names are fixed, and another account may own real buckets with these names. They are
+    kept under RESERVED_PREFIX in the bucket of the setting `reserved_bucket`.
     """
 
     def __init__(self, name: str, config: CloudConfig, endpoint: str, *, word: str = "bucket") -> None:
@@ -33,13 +33,13 @@ class CloudDriver(ABC):
         return self._name
 
     def _checks_uploads(self, *, known: bool) -> bool | None:
-        """Return `Capabilities.checks_uploads`: `known` says that this is the provider's own service, which checks."""
+        """Return `Capabilities.checks_uploads`; `known`: this is the provider's own service, which checks."""
         if self._layout.read_back is not None:
             return not self._layout.read_back
         return True if known else None
 
     def advice(self) -> list[str]:
-        """Return what is missing for quarantine and probes; see `Driver.advice`."""
+        """Return which settings quarantine and probes lack; see `Driver.advice`."""
         if self._prefixed or self._layout.reserved_bucket:
             return []
         return [
@@ -52,7 +52,7 @@ class CloudDriver(ABC):
     # Where things are
 
     def _real(self, bucket: str) -> tuple[str, str]:
-        """Return the real bucket, and what comes before every key in it.
+        """Return the real bucket, and the prefix of every key in it.
 
         Raises:
             PermanentError: no real bucket is configured for reserved ones.
@@ -69,7 +69,7 @@ class CloudDriver(ABC):
         return self._layout.reserved_bucket, f"{RESERVED_PREFIX}{bucket}/"
 
     def _real_buckets(self) -> list[str]:
-        """Return the real buckets that the settings name: only there is anything looked for that was not asked for."""
+        """Return the real buckets that the settings name: only they are searched for stale uploads."""
         if self._prefixed:
             return [str(self._layout.real_bucket)]
         named = [*self._layout.buckets, *filter(None, [self._layout.reserved_bucket])]
@@ -86,7 +86,7 @@ class CloudDriver(ABC):
         return bucket, key
 
     def _is_reserved(self, real: str, name: str) -> bool:
-        """Return whether a real object is of a reserved bucket, where nothing is but what we have written."""
+        """Return whether a real object is in a reserved bucket, which has only objects of the worker."""
         if not self._prefixed and not name.startswith(RESERVED_PREFIX):
             return False
         return self._logical(real, name)[0].startswith(RESERVED_BUCKET)
@@ -106,7 +106,7 @@ class CloudDriver(ABC):
             raise self._missing_object(bucket, key, error.code) from None
 
     def _missing_object(self, bucket: str, key: str, code: str) -> StorageError:
-        """Return what is missing, by the code of the answer where that is clear."""
+        """Return the error for a missing object, or bucket where the code of the answer shows that."""
         del code
         return self._missing(bucket, key)
 
@@ -116,7 +116,7 @@ class CloudDriver(ABC):
         if self._is_real(bucket):
             return self._create_real_bucket(bucket)
         existed = self.bucket_exists(bucket)
-        self._write_marker(bucket)  # also beside objects, so that the bucket outlives the last of them
+        self._write_marker(bucket)  # also if the bucket has objects, so that it outlives the last of them
         return not existed
 
     def delete_bucket(self, bucket: str) -> bool:
@@ -136,7 +136,7 @@ class CloudDriver(ABC):
         return bool(self._first_keys(bucket))
 
     def check(self) -> None:
-        """Ask for the first page of a listing: that needs no right that nothing else here needs."""
+        """Ask for the first page of a listing, which needs no further permission."""
         if self._prefixed:
             if self._first_names(str(self._layout.real_bucket), "") is None:
                 raise missing_bucket(self._origin, str(self._layout.real_bucket))
@@ -147,7 +147,7 @@ class CloudDriver(ABC):
         return not self._prefixed and not bucket.startswith(RESERVED_BUCKET)
 
     def _first_keys(self, bucket: str) -> set[str] | None:
-        """Return the first two keys of a logical bucket, ours included; None where its real bucket does not exist."""
+        """Return the first two keys of a logical bucket, with the marker; None if its real bucket does not exist."""
         real, start = self._real(bucket)
         names = self._first_names(real, start)
         if names is None and self._prefixed:
@@ -158,7 +158,7 @@ class CloudDriver(ABC):
         return BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects")
 
     def _missing(self, bucket: str, key: str) -> StorageError:
-        """Return what is missing: most answers do not tell an object from its bucket."""
+        """Return the error for a missing object or bucket, which most answers do not tell apart."""
         real, _ = self._real(bucket)
         if not self._real_bucket_exists(real):
             return missing_bucket(self._origin, real)

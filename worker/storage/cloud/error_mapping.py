@@ -1,4 +1,4 @@
-"""Turn what an SDK raises into our own errors, in the same words for all clouds."""
+"""Translate the errors of SDKs into StorageErrors, in the same words for all clouds."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -9,11 +9,11 @@ from worker.storage.errors import NotFound, PermanentError, StorageError, Thrott
 
 Kind = type[StorageError]
 ClassRow = tuple[Kind, str, tuple[type[BaseException], ...]]
-"""The class of our error that some classes of an SDK mean, and the reason that the message gives."""
+"""The StorageError for some exception classes of an SDK, and the reason for its message."""
 Meaning = tuple[Kind, str | None]
-"""The class of our error that a code of a store means, and the reason; None quotes what the store said."""
+"""The StorageError for a code of a store, and the reason for its message; None quotes the store."""
 CodeRow = tuple[Kind, str | None, str]
-"""A meaning, and the codes or HTTP statuses that have it, separated by spaces."""
+"""A meaning, and its codes or HTTP statuses, separated by spaces."""
 Translate = Callable[[Exception, "Origin", str], StorageError]
 
 _MAX_QUOTE = 160
@@ -52,7 +52,7 @@ def by_code(
     said: str,
     retry_after: object,
 ) -> StorageError:
-    """Return what an answer of the store means: by its code, then by its HTTP status.
+    """Return the StorageError for an answer of the store, by its code, else by its HTTP status.
 
     Args:
         origin: the store that answered.
@@ -72,7 +72,7 @@ def by_code(
 
 
 def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: str) -> StorageError:
-    """Return what an error that is no answer of the store means; the first row with a class of it decides."""
+    """Return the StorageError for an exception without an answer, from the first row with a matching class."""
     kind, reason = next(
         ((kind, reason) for kind, reason, classes in rows if isinstance(error, classes)),
         (Unavailable, "the connection failed")
@@ -85,9 +85,9 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
 def translator(
     sdk_errors: tuple[type[Exception], ...], translate: Translate
 ) -> Callable[[Origin, str], AbstractContextManager[None]]:
-    """Return the context manager that raises our errors in place of the SDK's.
+    """Return the context manager that raises StorageErrors in place of the SDK's errors.
 
-    The SDK's error is not kept as the cause: its text may hold a signature, a token or what the store has echoed.
+    The SDK's error is not kept as the cause, because its text may hold a signature, a token or parts of the request.
     """
 
     @contextmanager
@@ -104,7 +104,7 @@ def missing_bucket(origin: Origin, bucket: str) -> StorageError:
     """Return the error for a real bucket that does not exist.
 
     The absence of the one bucket that holds everything is a wrong configuration and says nothing about the objects:
-    NotFound would have every copy in it judged missing.
+    NotFound would give every copy in it the verdict missing.
     """
     if origin.bucket is None:
         return NotFound(f"{origin.store}: {origin.word} {bucket!r} does not exist at {origin.endpoint}")
@@ -124,11 +124,11 @@ def shown_url(url: str) -> str:
 
 
 def quoted(said: str) -> str:
-    """Return what a store said in one line of bounded length."""
+    """Return a message of a store as one line of bounded length."""
     said = " ".join(said.split()) or "the store refuses"
     return said if len(said) <= _MAX_QUOTE else said[: _MAX_QUOTE - 1] + "…"
 
 
 def seconds(said: object) -> float | None:
-    """Return the seconds that a Retry-After header asks for, or None where it gives none."""
+    """Return the seconds of a Retry-After header, or None if it has none."""
     return float(str(said)) if str(said).isdecimal() else None

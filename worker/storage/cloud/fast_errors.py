@@ -1,8 +1,8 @@
 """Translate the errors of obstore into ours.
 
-Its exceptions have no fields: the status, the answer's body and the kind of a failed connection are in their text.
-The text is never quoted. It holds the address of the request, which may be signed, and what a library of credentials
-has raised. Only the store's code and message are taken from it.
+Its exceptions have no fields: the status, the answer's body and the kind of a failed connection are in their text. The
+text is never quoted, because it holds the address of the request, which may be signed, and errors of credential
+libraries. Only the store's code and message are taken from it.
 """
 
 import re
@@ -23,7 +23,7 @@ CLASSES: Mapping[str, tuple[type[StorageError], str]] = {
     "PermissionDeniedError": (AccessDenied, "the credentials do not allow it, or are wrong"),
     "InvalidPathError": (InvalidKey, "the key cannot be part of an address"),
 }
-"""What the classes mean where the text tells no more. All others are answers that obstore does not understand."""
+"""The meaning of the classes if the text has no more. All others are answers that obstore does not understand."""
 
 
 class NotUnderstood(UnexpectedAnswer):

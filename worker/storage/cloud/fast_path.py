@@ -1,6 +1,6 @@
 """Read and write small objects with obstore: one request, at about a tenth of the processor time of the SDKs.
 
-What it does is chosen by facts of the configuration; docs/decisions says what stays with the SDKs, and why.
+The configuration decides which requests use it; docs/decisions/0029-small-objects-by-obstore.md has the reasons.
 """
 
 import os
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SMALL = 1024 * 1024
-"""Bytes of the largest object on this path. It is in memory as a whole, once for each thread."""
+"""Bytes of the largest object on this path, which is in memory as a whole, once per thread."""
 PATIENCE = 20
-"""Seconds for one request. What takes longer is on a slow line: the SDK waits for every piece of it anew."""
+"""Seconds for one request. A slower line is left to the SDK, whose time limit is for each piece."""
 CREDENTIALS_FOR = timedelta(minutes=5)
 """How long credentials are used before their own library is asked again; it renews them long before they expire."""
 FAILURES = (BaseError, OSError, ValueError, NotImplementedError)
-"""What obstore raises. Nothing wider: what ends a job may be raised in its calls as well."""
+"""The errors of obstore. Not all exceptions, because those that end a job can be raised in its calls as well."""
 ONLY_THE_SDK = (NotUnderstood, TransientError)
-"""What is left to the SDK: it may understand the answer, waits for every piece, and asks again when the store wants."""
+"""Errors after which the SDK asks: it may understand the answer, has a time limit per piece, and retries."""
 _PLAIN = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f]+")
-"""Names that obstore can say: it drops a slash at the beginning, and refuses the other names that this leaves out."""
+"""Names that obstore can send: it drops a slash at the beginning, and refuses the other excluded names."""
 PROPERTIES = {
     "ContentType": "Content-Type",
     "ContentEncoding": "Content-Encoding",
@@ -50,16 +50,16 @@ _CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class _Process:
-    """The process that has used obstore: in a child forked from it every call would hang, for want of its threads."""
+    """The process that has used obstore: in a forked child, which lacks its threads, every call would hang."""
 
     used_by: int | None = None
 
 
 class KeptCredentials:
-    """Credentials from an SDK, and what it raised: obstore turns that into text, which may hold a secret."""
+    """Credentials from an SDK, or its error: obstore turns an error into text, which may hold a secret."""
 
     def __init__(self, fetch: Callable[[], Mapping[str, Any]]) -> None:
-        """Call `fetch` for the credentials of a request, without `expires_at` where the SDK does not tell it."""
+        """Call `fetch` for the credentials of a request; they have no `expires_at` if the SDK does not give it."""
         self._fetch = fetch
         self.error: Exception | None = None
 
@@ -76,7 +76,7 @@ class KeptCredentials:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client for one real bucket, and where its credentials come from, if they come from an SDK."""
+    """A client for one real bucket, with its credentials if they come from an SDK."""
 
     store: "ObjectStore"
     credentials: KeptCredentials | None = None
@@ -88,7 +88,7 @@ class Dialect:
 
     Attributes:
         codes: the meaning of its codes and statuses.
-        version: the version tag of an object, from what obstore says of it; empty where it says none.
+        version: returns the version tag of an object from obstore's metadata, or an empty text.
         sdk_errors: what the provider's SDK raises while it connects or fetches credentials.
         translate: the meaning of that.
     """
@@ -100,7 +100,7 @@ class Dialect:
 
     @property
     def failures(self) -> tuple[type[Exception], ...]:
-        """Return all that connecting may raise."""
+        """Return the errors that connecting may raise."""
         return (*FAILURES, *self.sdk_errors)
 
 
@@ -115,13 +115,13 @@ class Place(NamedTuple):
 class FastPath:
     """The small objects of one store.
 
-    It asks once. A method returns None where the SDK has to ask: after an error that may pass, an answer that obstore
-    does not understand, or a request of more than PATIENCE; for a bucket that obstore cannot be pointed at, a key that
-    it cannot say, and in a process that must not use it.
+    It sends one request and does not retry. A method returns None if the SDK has to do the request: after a transient
+    error, an answer that obstore does not understand, or a request of more than PATIENCE; for a bucket or key that
+    obstore cannot address, and in a process that must not use it.
     """
 
     def __init__(self, origin: Origin, dialect: Dialect, connect: Callable[[str], Client | None]) -> None:
-        """Reach real buckets with what `connect` returns for their names; None for those that the SDK has to reach."""
+        """Use the clients that `connect` returns for real buckets; None for buckets that need the SDK."""
         self._origin = origin
         self._dialect = dialect
         self._connect = connect
@@ -146,7 +146,7 @@ class FastPath:
         return WholeObject(version, data) if len(data) == size else None
 
     def head(self, place: Place) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
-        """Return what obstore says of an object, and its attributes: its metadata, and PROPERTIES."""
+        """Return obstore's metadata of an object, and its attributes: the user's metadata, and PROPERTIES."""
         client = self._client(place)
         if client is None:
             return None
@@ -183,7 +183,7 @@ class FastPath:
             return self._clients[real]
 
     def _failed(self, error: Exception, client: Client, place: Place) -> None:
-        """Return if the SDK has to ask; raise what an answer means otherwise."""
+        """Return if the SDK has to repeat the request; otherwise raise the translated error."""
         failure = self._translated(error, client, place)
         if not isinstance(failure, ONLY_THE_SDK):
             raise failure from None
@@ -195,7 +195,7 @@ class FastPath:
 
 
 def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "ClientConfig":
-    """Return how a client connects; obstore takes from the environment what is not given."""
+    """Return the options of a client's connections, all explicit, because obstore reads others from the environment."""
     options: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
         "allow_invalid_certificates": False,
@@ -212,5 +212,5 @@ def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "
 
 
 def retry_config() -> "RetryConfig":
-    """Return that a request is not repeated: the SDK does that."""
+    """Return the options that switch off retries, because the SDK repeats the request."""
     return {"max_retries": 0, "retry_timeout": timedelta(seconds=PATIENCE)}

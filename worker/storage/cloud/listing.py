@@ -1,4 +1,4 @@
-"""The pages of a listing, with a bound on what a store can make of them."""
+"""Read the pages of a listing, with limits against a store that lists without end."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,11 +38,11 @@ def rows_of(pages: Iterable[Any], rows: Callable[[Any], Iterable[_Row]], origin:
 def without_malformed(page: bytes, readable: Mapping[str, Callable[[str], object]]) -> bytes:
     """Return a page of a listing in XML without the values that its SDK could not read.
 
-    One such value would make the SDK refuse the whole page: with it the listing would end at that page for ever.
+    One such value would make the SDK reject the whole page, so that no listing would get past it.
 
     Args:
         page: the answer of the store.
-        readable: by the names of elements, what raises ValueError for a value that is not what the name says.
+        readable: by element name, a function that raises ValueError for a malformed value.
     """
 
     def kept(found: re.Match[bytes]) -> bytes:
@@ -57,17 +57,17 @@ def without_malformed(page: bytes, readable: Mapping[str, Callable[[str], object
 
 
 def size_of(said: object) -> int | None:
-    """Return the size that a row of a listing gives, or None where it gives none."""
+    """Return the size in a row of a listing, or None."""
     return int(str(said)) if str(said).isdecimal() and len(str(said)) < _MAX_DIGITS else None
 
 
 def check_size(said: str) -> None:
-    """Raise ValueError for what is no size in bytes."""
+    """Raise ValueError for a text that is no size in bytes."""
     if size_of(said) is None:
         msg = f"{said!r} is no size"
         raise ValueError(msg)
 
 
 def is_reserved(key: str) -> bool:
-    """Return whether a key is one of ours, which no listing shows."""
+    """Return whether a key belongs to the worker, so that no listing shows it."""
     return f"/{RESERVED_SEGMENT}" in f"/{key}"

@@ -12,10 +12,10 @@ from worker.storage.errors import InvalidMetadata, UnexpectedAnswer
 
 SHA256 = "sha256"
 UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
-"""In place of a time that the store does not give: nothing is decided by it."""
+"""In place of a time that the store does not give; no decision depends on it."""
 NO_PROPERTIES = ObjectProperties()
 _DEFAULT_TYPES = {"application/octet-stream", "binary/octet-stream"}
-"""What stores say of an object whose writer has named no type."""
+"""The types that stores give to objects without one."""
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
@@ -26,10 +26,10 @@ class MetadataFormat:
 
     Attributes:
         writer: the name under which the token of the write is kept.
-        name: what a name of the user's must match.
+        name: the pattern that a user's name must match.
         rule: the same in words, for messages.
-        percent_encoded: values travel as HTTP headers, so what is not visible ASCII is percent-encoded; spaces too,
-            because headers lose those at their ends.
+        percent_encoded: values travel as HTTP headers, so all but visible ASCII is percent-encoded; spaces too, because
+            headers lose them at their ends.
         limit: bytes of all names and values that the provider takes.
     """
 
@@ -55,7 +55,7 @@ class MetadataFormat:
         return encoded
 
     def stored(self, answered: Mapping[str, str] | None) -> Mapping[str, str]:
-        """Return the metadata of an answer under the names that we give it: others write `Sha256` and `SHA256`."""
+        """Return the metadata of an answer with lower-case names: some stores return `Sha256` or `SHA256`."""
         ours = {SHA256, self.writer}
         folds = self.percent_encoded  # header names have no case; only Cloud Storage keeps it
         return {
@@ -132,7 +132,7 @@ class MetadataFormat:
 
 
 def properties_of(said: Callable[[str], object]) -> ObjectProperties:
-    """Return the properties that `said` gives by the names of ObjectProperties; a default type is none."""
+    """Return the properties in `said` by the names of ObjectProperties; a default type is left out."""
     found = {field.name: str(value) for field in fields(ObjectProperties) if (value := said(field.name))}
     if found.get("content_type") in _DEFAULT_TYPES:
         del found["content_type"]

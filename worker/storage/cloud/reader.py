@@ -21,9 +21,9 @@ class CloudReader:
         origin: Origin,
         translate: Translate,
     ) -> None:
-        """Read `length` bytes with `read`, which returns `b""` when there are no more.
+        """Read `length` bytes with `read`, which returns `b""` at the end.
 
-        `translate` gives the meaning of what `read` raises.
+        `translate` translates the errors of `read`.
         """
         self._stat = stat
         self._left = length
@@ -39,8 +39,7 @@ class CloudReader:
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, `b""` only at the end.
 
-        Raises:
-            Unavailable, Timeout: the answer broke off. Nothing is read again: the caller opens the rest anew.
+        Raises: Unavailable, Timeout: the answer broke off. Nothing is read again; the caller opens the rest again.
         """
         wanted = min(size, self._left)
         if wanted == 0:
@@ -59,7 +58,7 @@ class CloudReader:
         return data
 
     def close(self) -> None:
-        """Drop the connection where bytes are left: reading them only to use it again could take hours."""
+        """Drop the connection where bytes are left: to read them, only to reuse the connection, could take hours."""
         self._close()
 
     def __enter__(self) -> Self:

@@ -60,7 +60,7 @@ _ADDRESS = re.compile(r"^[A-Z]+ \S+://\S+: |\S+://\S+")
 _KEYS = "correct `credentials_file`, or the application default credentials"
 _DAMAGED = "the bytes were damaged on the way"
 _CMEK = "the encryption key cannot be used; check `kms_key` and the key's permissions"
-_QUOTE = None  # say what the store said
+_QUOTE = None  # quote the store's message
 
 # By the reason that an answer gives, or by its HTTP status where that says nothing more.
 _REASONS: tuple[CodeRow, ...] = (

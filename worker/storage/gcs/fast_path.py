@@ -26,7 +26,7 @@ _STORED = {"accept-encoding": "gzip"}
 
 
 def fast_path(config: GcsConfig, origin: Origin, connected: "Callable[[], Connection]") -> FastPath | None:
-    """Return the fast path of a store; None where every request is the SDK's."""
+    """Return the fast path of a store; None if every request must use the SDK."""
     if config.data_path == "sdk" or "@" in (config.endpoint or ""):
         return None
     return FastPath(origin, DIALECT, lambda real: _connect(real, connected()))
@@ -48,7 +48,7 @@ def _connect(real: str, connection: "Connection") -> Client | None:
 
 
 def _fetcher(found: Any) -> Callable[[], Mapping[str, Any]]:
-    """Return what gives a token, and renews it if it is about to expire."""
+    """Return a function that returns a token, and renews it before it expires."""
 
     def fetch() -> Mapping[str, Any]:
         if not found.valid:

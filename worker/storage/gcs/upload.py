@@ -108,7 +108,7 @@ class Upload:
             raise broken
 
     def is_ours(self, found: Any | None) -> bool:
-        """Return whether this very write made the object."""
+        """Return whether this write made the object."""
         return found is not None and self._to_found(found).is_of(self._write)
 
     def _send(self, data: PartData, pin: int) -> Any:

@@ -103,7 +103,7 @@ class VerifyingReader:
 
     @property
     def digest(self) -> Digest:
-        """Return size and SHA-256 of the bytes; only to be asked for after the end was read."""
+        """Return size and SHA-256 of the bytes; call it only after the end was read."""
         if self._digest is None:
             msg = f"{self._what} has not been read to its end"
             raise RuntimeError(msg)

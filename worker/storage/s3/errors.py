@@ -46,7 +46,7 @@ SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
 _REGION = "correct `region` or `endpoint`"
 _DAMAGED = "the bytes were damaged on the way"
-_QUOTE = None  # say what the store said
+_QUOTE = None  # quote the store's message
 
 _CODES: tuple[CodeRow, ...] = (
     (NotFound, _QUOTE, "NoSuchKey NoSuchBucket NoSuchVersion NotFound 404"),

@@ -34,7 +34,7 @@ DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, tra
 
 
 def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> FastPath | None:
-    """Return the fast path of a store; None where every request is the SDK's.
+    """Return the fast path of a store; None if every request must use the SDK.
 
     That is where the owner of the bucket has to be sent along, or buckets are parts of the host name of an endpoint
     that we do not know, or the endpoint has a password in it.
@@ -93,7 +93,7 @@ def _region_of(client: "S3Client", real: str) -> str:
 
 
 def _fetcher(config: S3Config) -> "Callable[[], Mapping[str, Any]]":
-    """Return what gives the configured keys, or those that the SDK's own chain finds and renews."""
+    """Return a function that returns the configured keys, or those that the SDK's chain finds and renews."""
     if config.access_key_id and config.secret_access_key:
         token = config.session_token
         keys = {

@@ -53,10 +53,10 @@ def to_found(store: str, bucket: str, key: str, facts: Facts) -> Found:
 
 
 def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], reply: Mapping[str, Any]) -> ObjectStat:
-    """Return the stat of what was just written to `path`, bucket and key, from the answer to the write.
+    """Return the ObjectStat of a write to `path`, bucket and key, from the answer to the write.
 
-    Asking again would cost a request and could already show the version of another writer. The time is that of the
-    answer, by the store's clock.
+    Another request could already show the version of another writer. The time is that of the answer, by the store's
+    clock.
 
     Raises:
         UnexpectedAnswer: the answer has no ETag.

@@ -86,7 +86,7 @@ def endpoint_of(config: S3Config) -> str:
 
 
 def realm_of(config: S3Config) -> Hashable:
-    """Return what two stores have in common that can copy from each other; see `Capabilities`."""
+    """Return the text that is equal for stores that can copy from each other; see `Capabilities`."""
     keys = (config.access_key_id, config.secret_access_key, config.session_token, config.profile)
     return ("s3", endpoint_of(config), config.region, *keys)
 

@@ -160,7 +160,7 @@ class Upload:
                 **self._write.address,
                 **self._conditions(),
                 CopySource={"Bucket": source["Bucket"], "Key": source["Key"]},
-                CopySourceIfMatch=f'"{version}"',  # or the digest would be that of other bytes
+                CopySourceIfMatch=f'"{version}"',  # otherwise the digest would belong to other bytes
                 MetadataDirective="REPLACE",
                 Metadata=self._write.metadata,
                 **self._options,
@@ -265,7 +265,7 @@ class Upload:
         try:
             stat = written_stat(self._origin.store, write.what, write.size, write.metadata, send())
             return replace(stat, properties=write.properties)
-        except UnexpectedAnswer as error:  # the bytes may be there all the same
+        except UnexpectedAnswer as error:  # the write may have succeeded
             failure, code = Unavailable(error.message), ""
         except StorageError as error:
             failure, code = error, error.code
