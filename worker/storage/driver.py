@@ -490,7 +490,7 @@ class SmallReads(Protocol):
     def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[tuple[bytes, str] | None]:
         """Yield all bytes of each object and its version, in their order; it may open some before it reads the first.
 
-        Yields None if an object is missing or has another size, for which `Driver.open` raises the reason, and for None.
+        Yields None for None, and if an object is missing or has another size; `Driver.open` raises the reason.
         """
         ...
 
