@@ -154,7 +154,7 @@ def _in_turn(bench: Bench, verb: str, movers: Sequence[Mover], run: Callable[[Mo
     """Let each mover have its turn in each round, and return a line for each tool. A tool that fails is left out then.
 
     Raises:
-            what ours fails with.
+        NotMeasured: ours fails. what ours fails with.
     """
     load, begun = bench.load, time.monotonic()
     rates: dict[str, list[float]] = {mover.name: [] for mover in movers}

@@ -1,4 +1,4 @@
-"""Write an object and its sidecar so that no reader and no crash ever pairs the wrong two files.
+"""Write an object and its sidecar so that no reader, and no state after a crash, pairs the wrong two files.
 
 A writer holds the lock of the object; a reader needs none.
 
@@ -42,7 +42,7 @@ _CHECKSUM_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a replacement is about to do: the data that it places, and its digest."""
+    """The data that a replacement is about to place, and its digest."""
 
     bucket: str
     key: str
@@ -109,7 +109,7 @@ class ObjectFiles:
             try:
                 _place_sidecar(directory, path, sha256, self._tree.file_mode)
             except OSError:
-                with suppress(OSError):  # no object is there that it could belong to
+                with suppress(OSError):  # there is no object that it could belong to
                     _remove_sidecars(directory, path)
                 raise
             _create(directory, path, temp, exclusive=exclusive)
@@ -246,7 +246,7 @@ def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None, mode: i
 
 
 def _remove_sidecars(directory: int, path: ObjectPath) -> None:
-    """Remove what records an object's digest, and no file of another program."""
+    """Remove an object's sidecars, and no file of another program."""
     if not _is_foreign(directory, path.sidecar):
         with suppress(IsADirectoryError):
             remove(directory, path.sidecar)
@@ -263,7 +263,7 @@ def _read_sidecar(directory: int, path: ObjectPath, name: str) -> str | None:
 
 
 def _is_foreign(directory: int, name: str) -> bool:
-    """Return whether a file with the name of a sidecar is none: its content is not the bare hex of a SHA-256."""
+    """Return whether a file with the name of a sidecar is another program's: its content is not a SHA-256 in hex."""
     return _is_regular(directory, name) and parse_sidecar(read_small(directory, name, _SIDECAR_BYTES) or b"") is None
 
 
@@ -343,4 +343,4 @@ def _read_intent(intents: int, name: str) -> Intent | None:
     try:
         return None if content is None else Intent(**json.loads(content))
     except (ValueError, TypeError):
-        return None  # not ours: our intents are written atomically
+        return None  # of another program: intents are written atomically

@@ -1,8 +1,8 @@
-"""Write groups of small objects: each is atomic by itself, and the disk is asked to make all of them durable at once.
+"""Write groups of small objects: each is atomic by itself, and all become durable with few waits for the disk.
 
 One object costs two files and three or four waits for the disk. In a group, all files are written first, without names,
-and synced by several threads, whose waits the disk answers together. Then each object is placed under its lock, and
-each directory is synced once.
+and synced by several threads, so that the disk serves their waits together. Then each object is placed under its lock,
+and each directory is synced once.
 """
 
 import os
@@ -29,7 +29,7 @@ _RACES = 100
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the driver checks before an object is placed; each raises what forbids it."""
+    """The checks of the driver before an object is placed; each raises the error that forbids it."""
 
     name: Callable[[ObjectPath], None]
     directories: Callable[[int, ObjectPath], None]
@@ -38,7 +38,7 @@ class Rules:
 
 @dataclass(slots=True)
 class _Item:
-    """An object of the group, and how far it is."""
+    """An object of the group, and the state of its write."""
 
     put: SmallPut
     path: ObjectPath
@@ -162,14 +162,14 @@ class BulkWrite:
                     item.error = translate(error, f"{self._store}: {item.path}")
 
     def _prune(self, failed: Sequence[_Item], fresh: set[str]) -> None:
-        """Remove the directories that were made for objects that are not there."""
+        """Remove the directories that were made for objects that failed."""
         for item in failed:
             with suppress(OSError, StorageError):
                 self._tree.prune(item.path.parents, keep=0 if item.path.bucket in fresh else 1)
 
     @contextmanager
     def _errors_of(self, item: _Item) -> Iterator[None]:
-        """Keep an error as that of one object: it does not stop the others."""
+        """Record an error for one object, so that it does not stop the others."""
         try:
             yield
         except StorageError as error:
@@ -198,7 +198,7 @@ class _Directories:
             return fd
 
     def use(self, parents: tuple[str, ...], do: Callable[[int], None]) -> None:
-        """Do something in a directory, and again where a delete has meanwhile removed the directory as empty."""
+        """Call `do` with a directory, and again if a delete has meanwhile removed the directory as empty."""
         for left in reversed(range(_RACES)):
             fd = self.open(parents)
             try:

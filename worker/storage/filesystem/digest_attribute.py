@@ -2,7 +2,7 @@
 
 The attribute also has the modification time of the file. A program that writes into the file and knows nothing of the
 attribute changes that time, and the attribute no longer counts: the program may have written a sidecar. The value is
-binary, so that it fits into the inodes of ext4 and costs no block of its own.
+binary, so that it fits into the inodes of ext4 and needs no block.
 """
 
 import errno
@@ -15,7 +15,7 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.ENOSPC, errno
 
 
 def write_digest(fd: int, sha256: str) -> bool:
-    """Give an open file its digest, 64 hex digits; return False if its disk has no room for attributes."""
+    """Set the digest of an open file, 64 hex digits; return False if its disk has no room for attributes."""
     if not hasattr(os, "setxattr"):
         return False
     try:

@@ -34,7 +34,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EBADMSG, errno.EUCLEAN}
-"""What a directory or a file says that cannot be read although the disk is well."""
+"""The error numbers of a directory or a file that cannot be read although the disk works."""
 _MAX_UNREADABLE = 1000
 LOCK_SECONDS = 30.0
 """Longest wait for the lock of an object."""
@@ -60,7 +60,7 @@ ERRORS: dict[int, type[StorageError]] = {
     errno.EMLINK: OutOfSpace,
     errno.ENOSPC: OutOfSpace,
 }
-"""The error for an errno. All others are Unavailable: they are about the disk or the machine and may pass."""
+"""The StorageError for an errno. All others are Unavailable: the disk or the machine may recover."""
 
 _WAYS_OUT: dict[type[StorageError], str] = {
     AccessDenied: "; the worker's user must be able to read and write there",
@@ -83,7 +83,7 @@ class Tree:
     """The directories below one root, given as tuples of names. Only the root itself may be a link."""
 
     def __init__(self, store: str, root: Path, *, file_mode: int | None = None, dir_mode: int | None = None) -> None:
-        """Prepare a tree. The modes are those of what is made in it; the umask decides where they are None."""
+        """Prepare a tree. New files and directories get these modes, or those of the umask if None."""
         self.file_mode = file_mode
         self._dir_mode = dir_mode
         self._store = store
@@ -95,7 +95,7 @@ class Tree:
     def folds_names(self) -> str | None:
         """Return what the disk does not tell apart in names, such as "case", or None; it is tried once.
 
-        Nothing is created for it in a root that has no directory of ours: it may be one whose disk is not mounted.
+        A root without a directory of the worker is not written to, because its disk may not be mounted.
         """
         if self._folds is None:
             try:
@@ -122,9 +122,9 @@ class Tree:
         return " or ".join(folded)
 
     def other_name(self, path: tuple[str, ...]) -> str | None:
-        """Return the name that is there where the disk takes a component of this path for another name.
+        """Return the existing name if the disk does not tell a component of this path from it.
 
-        Nothing is written where no bucket of that name is: the directory of an unmounted disk stays empty.
+        Nothing is written if there is no bucket of that name, so that the directory of an unmounted disk stays empty.
         """
         for depth, name in enumerate(path):
             with self.directory_or_none(path[:depth]) as directory:
@@ -145,7 +145,7 @@ class Tree:
         return dict(self._unreadable)
 
     def report(self, path: tuple[str, ...], error: OSError) -> None:
-        """Record and log a directory or a file that a listing passes over because it cannot be read."""
+        """Record and log a directory or a file that a listing skips because it cannot be read."""
         problem = translate(error, f"{self._store}: {'/'.join(path)}")
         if path not in self._unreadable:
             logger.warning("%s; listings pass over it", problem.message)
@@ -210,12 +210,12 @@ class Tree:
                 with self.directory(path[: depth - 1]) as parent:
                     os.rmdir(path[depth - 1], dir_fd=parent)
             except FileNotFoundError:
-                continue  # who removed it may have died before it went on to the parents
+                continue  # the process that removed it may have died before it removed the parents
             except OSError:
                 return
 
     def scan(self, path: tuple[str, ...], *, strict: bool = False) -> tuple[set[str], set[str]]:
-        """Return the names of the files and of the directories in a directory: none in one that is not there.
+        """Return the names of the files and of the directories in a directory, none if it does not exist.
 
         A directory that cannot be read is reported and taken as empty unless `strict`, so that a listing goes on.
         """
@@ -284,7 +284,7 @@ class Tree:
         return True
 
     def _wait_for(self, lock: int, name: str) -> None:
-        """Lock a file within `LOCK_SECONDS`: a writer holds a lock for a few system calls, another program for ever."""
+        """Lock a file within `LOCK_SECONDS`: writers hold it for a few system calls only."""
         until = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -311,18 +311,18 @@ class Tree:
 
 
 def give_mode(fd: int, mode: int | None) -> None:
-    """Give a file that was just made its mode, whatever the process's umask is; None leaves it as it is."""
+    """Set the mode of a new file, whatever the process's umask is; None does not change it."""
     if mode is not None:
         os.fchmod(fd, mode)
 
 
 def is_link_refusal(error: OSError) -> bool:
-    """Return whether a filesystem, or its policy, only says that it makes no such hard link."""
+    """Return whether the error means that a filesystem, or its policy, does not allow this hard link."""
     return error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
 def link(source_directory: int, source: str, directory: int, name: str) -> None:
-    """Give a file a second name; raise FileExistsError if something has it."""
+    """Give a file a second name; raise FileExistsError if the name exists."""
     os.link(source, name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
 
 
@@ -332,11 +332,11 @@ def stat_of(directory: int, name: str) -> os.stat_result:
 
 
 def regular_stat(directory: int, name: str) -> os.stat_result | None:
-    """Return the stat of a file, or None where nothing is.
+    """Return the stat of a file, or None if the name does not exist.
 
     Raises:
         IsADirectoryError: a directory has this name.
-        OSError: ELOOP, something has this name that is neither.
+        OSError: ELOOP, the name is neither a file nor a directory.
     """
     try:
         found = stat_of(directory, name)
@@ -350,7 +350,7 @@ def open_regular(directory: int, name: str) -> int:
 
     Raises:
         FileNotFoundError: there is no such file, though perhaps a directory.
-        OSError: ELOOP, something has this name that is neither.
+        OSError: ELOOP, the name is neither a file nor a directory.
     """
     try:
         fd = os.open(name, _FILE, dir_fd=directory)

@@ -65,7 +65,7 @@ _CAPABILITIES = Capabilities(
 
 
 class _Again(Exception):
-    """A file was replaced meanwhile: start again."""
+    """A file was replaced meanwhile, so the step must start again."""
 
 
 class _NoLinks(Exception):
@@ -204,7 +204,7 @@ class FilesystemDriver:
         return advice
 
     def close(self) -> None:
-        """Do nothing: no file is open between calls."""
+        """Do nothing, because no file is open between calls."""
 
     # Internals
 
@@ -265,9 +265,9 @@ class FilesystemDriver:
             try:
                 directory = self._tree.open_directory(path.parents, create=True)
                 self._remove_empty_directories(directory, path)
-                self._check_condition(directory, path, condition)  # again at the end, but gigabytes sooner
+                self._check_condition(directory, path, condition)  # and again at the end, after all bytes are written
                 return directory, begin(directory)
-            except FileNotFoundError:  # pruned since it was made
+            except FileNotFoundError:  # another process removed it as empty
                 _close(directory)
             except BaseException:
                 _close(directory)
@@ -283,7 +283,7 @@ class FilesystemDriver:
         self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, condition: Condition
     ) -> ObjectStat:
         with self._errors(path), self._tree.locked(path.lock):
-            self._check_name(path)  # again: the name may have been taken meanwhile
+            self._check_name(path)  # checked again: another writer may have taken the name
             self._files.prepare(directory, path)
             self._check_condition(directory, path, condition)
             self._files.commit(directory, path, temp, sha256, exclusive=condition == "create_only")
@@ -303,7 +303,7 @@ class FilesystemDriver:
             try:
                 with self._tree.directory(source.parents) as parent:
                     return LinkedTempFile(directory, reader.found.fd, parent, reader.found.name)
-            except FileNotFoundError as error:  # either of the two directories, or the source was replaced
+            except FileNotFoundError as error:  # one of the directories does not exist, or the source was replaced
                 raise _Again from error
             except OSError as error:
                 if is_link_refusal(error):
@@ -314,7 +314,7 @@ class FilesystemDriver:
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
     def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
-        """Copy the bytes with the digest that the source claims: corrupt bytes must not get a digest that matches."""
+        """Copy the bytes with the digest that the source claims: so that corrupt bytes do not get a matching digest."""
         with self._writing(path, None, self._temp_file) as (directory, temp):
             self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
             with self._errors(path):
@@ -322,7 +322,7 @@ class FilesystemDriver:
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
     def _check_name(self, path: ObjectPath) -> None:
-        """Refuse a name that the disk would take for another one, whose object a write would replace."""
+        """Raise for a name that the disk does not tell from another one, whose object a write would replace."""
         os.close(self._tree.open_directory((OWN,), create=True))
         if other := self._tree.other_name((*path.parents, path.leaf)):
             raise InvalidKey(

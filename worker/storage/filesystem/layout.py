@@ -11,7 +11,8 @@ the hex of its SHA-256 is in the sidecar `root/bucket/key.sha256`. A key may its
   It is the object of the key `x.sha256`, and stays when `x` is written or deleted. The sidecar of `x` is then
   `.zot-s-x`. A line of `sha256sum` in it counts as the digest of `x` where there is no sidecar.
 
-Our own files are under `root/.zot/`, which is no bucket, and in names starting with `.zot-`, which no key has.
+The worker's own files are under `root/.zot/`, which is no bucket, and have names starting with `.zot-`, which no key
+has.
 """
 
 import hashlib
@@ -105,7 +106,7 @@ def segment_of(leaf: str) -> str:
 def objects_in(files: Collection[str], foreign: Collection[str] = ()) -> dict[str, str]:
     """Return the last segments of the keys in one directory, each with its name, from the names of all files in it.
 
-    `foreign` are those of them with the name of a sidecar that are none.
+    `foreign`: files with the name of a sidecar that another program wrote.
     """
     own = {segment_of(name): name for name in files if not _is_ours(name) and not name.endswith(SIDECAR)}
     original = {name: name for name in files if name.endswith(SIDECAR) and name + SIDECAR in files}

@@ -16,7 +16,7 @@ _BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A key, or with a slash at its end all keys below it; `name` is what the file or directory is called."""
+    """A key, or with a slash at its end all keys below it; `name` is that of the file or directory."""
 
     key: str
     name: str
@@ -27,7 +27,7 @@ class _Entry:
 
 
 def version_of(stat: os.stat_result) -> str:
-    """Return the tag that tells this version of an object from every other one of its key."""
+    """Return the version tag of an object, which no other version of its key has."""
     return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
 
 
@@ -74,7 +74,7 @@ class Listing:
             yield from self._rows(path, wanted[start : start + _BATCH])
 
     def _foreign(self, path: tuple[str, ...], files: set[str]) -> list[str]:
-        """Return the files with a sidecar's name that have not its size: other programs wrote them."""
+        """Return the files with a sidecar's name and another size, which other programs wrote."""
         sidecars = [name for name in files if name.endswith(SIDECAR)]
         if not sidecars:
             return []

@@ -61,7 +61,7 @@ class FilesystemReader:
         if self._closed:
             return
         self._closed = True
-        if self._uncached:  # a sweep over the whole store must not push out what others read
+        if self._uncached:  # a sweep over the whole store must not empty the page cache
             self._advise("POSIX_FADV_DONTNEED")
         os.close(self.found.fd)
 
@@ -72,7 +72,7 @@ class FilesystemReader:
         self.close()
 
     def _advise(self, advice: str) -> None:
-        if hasattr(os, "posix_fadvise"):  # not on every system; it is advice
+        if hasattr(os, "posix_fadvise"):  # not on every system; it is only advice
             with suppress(OSError):
                 os.posix_fadvise(self.found.fd, 0, 0, getattr(os, advice))
 

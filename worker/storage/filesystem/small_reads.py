@@ -18,7 +18,7 @@ _ADVICE = hasattr(os, "posix_fadvise")
 
 
 class FilesystemSmallReads:
-    """The small objects of one tree. It is closed soon: a directory that is renamed meanwhile stays open."""
+    """The small objects of one tree. Close it soon, because a directory that is renamed meanwhile stays open."""
 
     def __init__(self, tree: Tree, *, cached: bool) -> None:
         """Read from the disk, or with `cached` also from the page cache, which may still have what has rotted."""
@@ -75,7 +75,7 @@ class FilesystemSmallReads:
         fd, found = file
         try:
             data = os.read(fd, found.st_size + 1)
-            if self._from_disk:  # a sweep over the whole store must not push out what others read
+            if self._from_disk:  # a sweep over the whole store must not empty the page cache
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError:
             return None

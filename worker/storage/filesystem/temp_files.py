@@ -25,7 +25,7 @@ class TempFile:
 
     @property
     def stat(self) -> os.stat_result:
-        """Return what the file is now."""
+        """Return the present stat of the file."""
         return os.fstat(self._fd)
 
     @property
@@ -69,11 +69,11 @@ class TempFile:
             raise OSError(errno.EIO, f"{self._written} bytes were written and {self.stat.st_size} are on the disk")
 
     def rename(self, name: str) -> None:
-        """Place the file, over whatever has this name."""
+        """Place the file, over any file of this name."""
         os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
     def link(self, name: str) -> None:
-        """Place the file; raise FileExistsError if something has this name."""
+        """Place the file; raise FileExistsError if the name exists."""
         try:
             link(self._directory, self._name, self._directory, name)
         except OSError as error:
@@ -82,7 +82,7 @@ class TempFile:
             self.rename(name)  # no hard links here; the lock is held, and nothing had this name
 
     def move_to(self, directory: int) -> None:
-        """Place the file in this directory, which is the one that it is in: its own name keeps that from removal."""
+        """Do nothing: the file is in this directory already, and its name keeps the directory from removal."""
 
     def close(self) -> None:
         """Close the file, and remove it unless it was placed."""
@@ -92,7 +92,7 @@ class TempFile:
 
 
 class UnnamedFile(TempFile):
-    """A file without a name until it is placed: its writer's death leaves nothing. Not every disk can have one."""
+    """A file without a name until it is placed: the death of its writer leaves no file. Not every disk supports it."""
 
     def __init__(self, directory: int, mode: int | None = None) -> None:
         """Create an empty file on the disk of a directory.
@@ -118,7 +118,7 @@ class UnnamedFile(TempFile):
         self._written = 0
 
     def rename(self, name: str) -> None:
-        """Place the file, over whatever has this name."""
+        """Place the file, over any file of this name."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)  # its writer is alive, while it has the name of a temporary file
         self.link(self._name)
         try:
@@ -129,7 +129,7 @@ class UnnamedFile(TempFile):
             raise
 
     def link(self, name: str) -> None:
-        """Place the file; raise FileExistsError if something has this name."""
+        """Place the file; raise FileExistsError if the name exists."""
         os.link(f"/proc/self/fd/{self._fd}", name, dst_dir_fd=self._directory, follow_symlinks=True)
 
     def move_to(self, directory: int) -> None:
@@ -137,7 +137,7 @@ class UnnamedFile(TempFile):
         self._directory = directory
 
     def close(self) -> None:
-        """Close the file, which is gone then unless it was placed."""
+        """Close the file, which removes it unless it was placed."""
         os.close(self._fd)
 
 
@@ -149,7 +149,7 @@ class LinkedTempFile(TempFile):
     """A hidden second name of an existing file."""
 
     def __init__(self, directory: int, source: int, source_directory: int, source_name: str) -> None:
-        """Link to the very file that is open as `source`.
+        """Link to the file that is open as `source`.
 
         Raises:
             FileNotFoundError: another file has that name by now.

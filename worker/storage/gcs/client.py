@@ -42,7 +42,7 @@ class ObjectName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What requests are made with. It belongs to this process, and may be used by several of its threads."""
+    """The clients for requests of one process; its threads may share them."""
 
     client: Any
     session: requests.Session
@@ -55,7 +55,7 @@ class Connection:
         return self.client.bucket(name.bucket).blob(name.name, generation=generation, kms_key_name=self.kms_key)
 
     def pinned(self, pin: int) -> dict[str, str]:
-        """Return the parameters of every request that makes an object: over generation `pin`, 0 for none, encrypted."""
+        """Return the parameters of every write: the generation `pin` to replace, 0 for none, and the key."""
         return {"ifGenerationMatch": str(pin)} | ({"kmsKeyName": self.kms_key} if self.kms_key else {})
 
     def upload_url(self, bucket: str) -> str:
@@ -72,12 +72,12 @@ class Connection:
 
 
 def retry() -> Any:
-    """Return how the library repeats a request. Only for those that are the same when they are done twice."""
+    """Return the retry policy of the library, for idempotent requests only."""
     return DEFAULT_RETRY.with_timeout(RETRY_FOR).with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
 
 
 def check_answer(reply: requests.Response) -> None:
-    """Raise what the library would raise, where it was not the library that asked."""
+    """Raise what the library would raise, for a request that was made without it."""
     if not reply.ok:
         raise from_http_response(reply)
 
@@ -102,7 +102,7 @@ def connect(name: str, config: GcsConfig) -> Connection:
     client = storage.Client(
         project=config.project or project,
         credentials=credentials,
-        client_options={"api_endpoint": endpoint},  # always, so that no variable of the environment leads elsewhere
+        client_options={"api_endpoint": endpoint},  # always set, so that no environment variable can change it
         _http=session,
     )
     return Connection(client, session, endpoint, config.kms_key, config.storage_class)
@@ -123,7 +123,8 @@ def _credentials(name: str, config: GcsConfig) -> tuple[google.auth.credentials.
     if config.anonymous:
         return google.auth.credentials.AnonymousCredentials(), None
     with warnings.catch_warnings():
-        # The library warns of files from strangers, and of a user's own credentials. Both are the operator's choice.
+        # The library warns about the origin of files and about a user's own credentials. Both are the operator's
+        # choice.
         warnings.simplefilter("ignore")
         if config.credentials_file is None:
             return google.auth.default(scopes=SCOPES)

@@ -57,8 +57,8 @@ MAX_PARTS = 10_000
 class GcsDriver(CloudDriver):
     """A store in Google Cloud Storage; see `Driver`, `MultipartDriver` and `CopyDriver`.
 
-    The digest is the metadata `sha256`, a version is a generation. Memory: one part, twice for the moment in which it
-    is handed to the library, whatever the size of the object.
+    The digest is the metadata `sha256`, a version is a generation. Memory: one part, and twice that while it is passed
+    to the library, whatever the size of the object.
     """
 
     def __init__(self, name: str, config: GcsConfig) -> None:
@@ -192,7 +192,7 @@ class GcsDriver(CloudDriver):
 
     def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         token = uuid.uuid4().hex
-        self._write(bucket, key, info, token, None)  # what cannot be kept is refused before a byte is sent
+        self._write(bucket, key, info, token, None)  # invalid metadata fails before a byte is sent
         try:
             self._parted(bucket, key, token).begin()
         except NotFound:
@@ -237,7 +237,7 @@ class GcsDriver(CloudDriver):
     def refuses_damage(self, bucket: str, key: str) -> bool:
         """Return whether the store refuses a wrong checksum.
 
-        One that only tells the checksum of what it has taken has replaced what was there before.
+        A store that only returns the checksum of the new bytes has replaced the object before.
         """
         connection, name = self._connected(), self._object(bucket, key)
         try:
@@ -276,7 +276,7 @@ class GcsDriver(CloudDriver):
         return real
 
     def _check_real(self, real: str) -> None:
-        """Refuse what the library refuses with a ValueError of its own."""
+        """Raise PermanentError for a name for which the library raises ValueError."""
         if not (real[0].isalnum() and real[-1].isalnum()):
             raise InvalidKey(
                 f"{self._name}: bucket {real!r} is not allowed: Cloud Storage has names that start and end with a "
@@ -398,7 +398,7 @@ class GcsDriver(CloudDriver):
 
     def _download(self, bucket: str, key: str, generation: int, part: tuple[int, int] | None) -> Any | None:
         """Ask for the bytes of one generation, as they are stored; None where it has been replaced meanwhile."""
-        # Without gzip among the accepted encodings the store hands out decompressed bytes.
+        # Unless gzip is an accepted encoding, the store returns decompressed bytes.
         headers = {"Accept-Encoding": "gzip"} | ({"Range": f"bytes={part[0]}-{part[1]}"} if part else {})
 
         def get() -> requests.Response:

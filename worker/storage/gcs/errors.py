@@ -62,7 +62,7 @@ _DAMAGED = "the bytes were damaged on the way"
 _CMEK = "the encryption key cannot be used; check `kms_key` and the key's permissions"
 _QUOTE = None  # quote the store's message
 
-# By the reason that an answer gives, or by its HTTP status where that says nothing more.
+# By the reason in an answer, or by its HTTP status if it has none.
 _REASONS: tuple[CodeRow, ...] = (
     (NotFound, _QUOTE, "notFound 404"),
     (PreconditionFailed, _QUOTE, "conditionNotMet conflict 409 412"),
@@ -200,9 +200,9 @@ def status_of(error: BaseException | None) -> int:
 
 
 def without_address(error: Exception) -> Exception:
-    """Return an error that says the same, of the same status or kind, without the address that was asked.
+    """Return an equal error without the address of the request.
 
-    The address of an upload session is as good as a password for a week, and the libraries put it into their messages.
+    The address of an upload session is a secret for a week, and the libraries put it into their messages.
     """
     found = _innermost(error)
     if status := status_of(found):
@@ -213,7 +213,7 @@ def without_address(error: Exception) -> Exception:
 
 
 def _innermost(error: Exception) -> Exception:
-    """Return what was at the bottom of an error that only says that trying again, or fetching a token, did not help."""
+    """Return the innermost cause of an error that only says that retries, or fetching a token, failed."""
     inner: object = None
     if isinstance(error, api.RetryError):
         inner = error.cause
@@ -242,7 +242,7 @@ def _first_error(error: Exception) -> Mapping[str, Any]:
 
 
 def _answer(error: Exception) -> Mapping[str, Any]:
-    """Return what an answer says of the error: of an upload the library keeps it only as it came."""
+    """Return the error in an answer as JSON; the library keeps the answer to an upload unparsed."""
     answer: Any = None
     with suppress(AttributeError, KeyError, TypeError, ValueError):  # there is none, or it is not the store's JSON
         answer = error.response.json()["error"]  # type: ignore[attr-defined]
@@ -250,7 +250,7 @@ def _answer(error: Exception) -> Mapping[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the one word that says why, where the store gives one."""
+    """Return the store's word for the reason, if it gives one."""
     word = str(_first_error(error).get("reason", ""))
     return word if word.replace(".", "").isalnum() else ""  # some servers put a phrase there
 

@@ -1,6 +1,6 @@
 """Read the small objects of a store in Cloud Storage with obstore, which asks its XML interface.
 
-It writes nothing here: no server that runs without Google takes its writes, so they could not be tested.
+Writes do not use it, because no emulator accepts them, so that they could not be tested.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ from worker.storage.gcs.errors import REASONS, SDK_ERRORS, translate
 if TYPE_CHECKING:
     from worker.storage.gcs.client import Connection
 
-# Its codes are those of the XML interface, which the table does not have: statuses say enough.
+# Its codes are those of the XML interface, which the table does not have, so the statuses decide.
 DIALECT = Dialect(REASONS, lambda meta: str(meta["version"] or ""), SDK_ERRORS, translate)
 _STORED = {"accept-encoding": "gzip"}
-"""Without gzip among the accepted encodings the store hands out decompressed bytes."""
+"""Unless gzip is an accepted encoding, the store returns decompressed bytes."""
 
 
 def fast_path(config: GcsConfig, origin: Origin, connected: "Callable[[], Connection]") -> FastPath | None:
@@ -34,7 +34,7 @@ def fast_path(config: GcsConfig, origin: Origin, connected: "Callable[[], Connec
 
 def _connect(real: str, connection: "Connection") -> Client | None:
     found: Any = connection.session.credentials  # type: ignore[attr-defined]
-    if getattr(found, "quota_project_id", None):  # goes with each request, which obstore cannot send along
+    if getattr(found, "quota_project_id", None):  # must be sent with each request, which obstore cannot do
         return None
     options: dict[str, Any] = {
         "base_url": connection.endpoint,

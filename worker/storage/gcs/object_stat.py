@@ -1,4 +1,4 @@
-"""What Cloud Storage says of an object, as our values."""
+"""Convert Cloud Storage's properties of an object to an ObjectStat, and back."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ METADATA = MetadataFormat(
 )
 CONTENT_TYPE = "application/octet-stream"
 CACHE_CONTROL = "no-transform"
-"""Or a download could be handed out decompressed, with other bytes than those that were stored."""
+"""Otherwise a download could be decompressed, with other bytes than the stored ones."""
 _NEVER = 1
 """A generation that no object has: they are microseconds since 1970."""
 
@@ -30,7 +30,7 @@ _NEVER = 1
 def described(
     metadata: Mapping[str, str], storage_class: str | None, properties: ObjectProperties = NO_PROPERTIES
 ) -> dict[str, Any]:
-    """Return all that an object has beside its bytes, as the store wants it in a request."""
+    """Return the properties of an object for a request to the store."""
     described = {"metadata": dict(metadata), "contentType": CONTENT_TYPE, "cacheControl": CACHE_CONTROL}
     for name, value in set_properties(properties).items():
         first, *rest = name.split("_")
@@ -39,12 +39,12 @@ def described(
 
 
 def generation_of(condition: Match) -> int:
-    """Return the generation that a condition names; one that never was where it names another store's version."""
+    """Return the generation that a condition names; one of no object for a version tag of another store."""
     return int(condition.version) if condition.version.isdecimal() else _NEVER
 
 
 def to_stat(store: str, bucket: str, key: str, blob: Any) -> ObjectStat:
-    """Return the stat of an object whose properties were loaded.
+    """Return the ObjectStat of an object whose properties were loaded.
 
     Raises:
         UnexpectedAnswer: it has no generation or no size.
@@ -69,11 +69,11 @@ def to_found(store: str, bucket: str, key: str, blob: Any) -> Found:
 
 def _property(blob: Any, name: str) -> object:
     value = getattr(blob, name, None)
-    return None if (name, value) == ("cache_control", CACHE_CONTROL) else value  # we set it where none is given
+    return None if (name, value) == ("cache_control", CACHE_CONTROL) else value  # the worker sets it if none is given
 
 
 def blob_of(reply: requests.Response) -> Any:
-    """Return the object that an answer describes, in the shape of the library's own, which cannot be made of one.
+    """Return the object in an answer, with the attributes of the library's class, which cannot be made from an answer.
 
     Raises:
         InvalidJSONError: the answer describes no object.
@@ -100,7 +100,7 @@ def blob_of(reply: requests.Response) -> Any:
 
 
 def updated(blob: Any) -> datetime:
-    """Return when an object was written, or UNKNOWN_TIME where the store says nothing that is a time."""
+    """Return when an object was written, or UNKNOWN_TIME if the store gives no valid time."""
     try:
         return blob.updated or UNKNOWN_TIME
     except (ValueError, OverflowError):  # the library parses it when it is asked for

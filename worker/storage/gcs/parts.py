@@ -1,8 +1,8 @@
-"""Multipart uploads on Cloud Storage, whose own take no conditions: part objects that are composed.
+"""Multipart uploads on Cloud Storage: part objects that are composed, with a condition on the result.
 
-Everything of one write is under `.zot-parts/TOKEN/`: `00000`, empty, says that the write is open and what it is of;
-`00001` and on are its parts; `join-…` are what several parts were composed to on the way. All of it is hidden from
-listings by its name. The token is also the writer's token of the finished object.
+Everything of one write is under `.zot-parts/TOKEN/`: the empty object `00000` marks the write as open and has its
+target; `00001` and on are its parts; `join-…` are intermediate compositions. All of it is hidden from listings by its
+name. The token is also the writer's token of the finished object.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from worker.storage.keys import RESERVED_SEGMENT
 ROOT = f"{RESERVED_SEGMENT}parts/"
 OPENING = "00000"
 OF = "zot-key"
-"""In the metadata of the opening object: the bucket and key that the write is of."""
+"""In the metadata of the opening object: the bucket and key of the write."""
 MAX_SOURCES = 32
 """Of one composition."""
 THREADS = 8
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class MultipartWrite:
-    """One multipart upload, open or not: its real bucket, its token, and what it is of, for messages."""
+    """One multipart upload, open or not: its real bucket, its token, and its target for messages."""
 
     def __init__(self, connection: Connection, origin: Origin, real: str, token: str, what: str) -> None:
         self._connection = connection
@@ -60,7 +60,7 @@ class MultipartWrite:
             self._send(OPENING, b"", {OF: self._what})
 
     def put(self, number: int, data: PartData) -> Part:
-        """Send one part, and delete it again if the upload was ended meanwhile: nothing would find it otherwise."""
+        """Send one part, and delete it again if the upload was ended meanwhile, because no cleanup would find it."""
         with self._errors():
             blob = self._send(f"{number:05}", data, {})
             if look(self._connection, self._name_of(OPENING)) is None:
@@ -69,7 +69,7 @@ class MultipartWrite:
         return Part(number, len(data), str(blob.generation))
 
     def parts(self) -> list[Part]:
-        """Return the parts that are there."""
+        """Return the parts in the store."""
         with self._errors():
             blobs = {_short(blob): blob for blob in self._blobs()}
         if OPENING not in blobs:
@@ -79,7 +79,7 @@ class MultipartWrite:
         return [Part(number, int(blob.size), str(blob.generation)) for number, blob in there]
 
     def complete(self, parts: Sequence[Part], write: GcsWrite) -> ObjectStat:
-        """Compose the parts to the object, and remove them. Done again, it finds the object that it has made."""
+        """Compose the parts to the object, and remove them. A second call finds the object of the first one."""
         upload = Upload(self._connection, self._origin, write)
         found = upload.found()
         if upload.is_ours(found):
@@ -90,7 +90,7 @@ class MultipartWrite:
             stat = upload.commit(self._composing(parts, write))
         try:
             self.remove()
-        except StorageError as error:  # the object is there; what is left beside it is found by iter_stale_uploads
+        except StorageError as error:  # the object is complete; iter_stale_uploads finds leftover parts
             log.warning("left behind: %s", error)
         return stat
 
@@ -115,7 +115,7 @@ class MultipartWrite:
         return iter_blobs(self._connection, self._origin, self._real, f"{ROOT}{self._token}/")
 
     def _send(self, name: str, data: PartData, metadata: Mapping[str, str]) -> Any:
-        """Send a part over nothing, or over exactly the one that is there if that has other bytes."""
+        """Send a part as a new object, or over exactly the existing one if that has other bytes."""
         part, pin = self._name_of(name), 0
         description = described(metadata, self._connection.storage_class)  # composing takes objects of one class only
         for _ in range(TRIES):
@@ -126,12 +126,12 @@ class MultipartWrite:
                     raise
             found = look(self._connection, part)
             if found is not None and _holds(found, data):
-                return found  # sent before, and only the answer was lost
+                return found  # sent before; only the answer was lost
             pin = found.generation if found else 0
         raise Unavailable(f"{self._origin.store}: {self._what}: part {int(name)} is being sent by another process")
 
     def _check(self, parts: Sequence[Part], write: GcsWrite) -> None:
-        """Refuse to make an object of parts that are not there as they are named."""
+        """Raise if the store does not have exactly these parts."""
         there = set(self.parts())
         missing = [str(part.number) for part in parts if part not in there]
         where = f"{self._origin.store}: {self._what}"
@@ -141,7 +141,7 @@ class MultipartWrite:
             raise SizeMismatch(f"{where}: the parts have {size} bytes, announced were {write.size}")
 
     def _composing(self, parts: Iterable[Part], write: GcsWrite) -> Callable[[int], Any]:
-        """Return what composes the object; what leads up to that is done once, however often it is called."""
+        """Return the function that composes the object; intermediate compositions are made at its first call only."""
         sources = [(f"{part.number:05}", int(part.tag)) for part in sorted(parts, key=lambda part: part.number)]
         joined: list[list[tuple[str, int]]] = []
 
@@ -153,7 +153,7 @@ class MultipartWrite:
         return compose
 
     def _join(self, sources: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Compose groups of sources, and groups of those, until so few are left as one composition takes."""
+        """Compose groups of sources, and groups of those, until one composition can take all that are left."""
         while len(sources) > MAX_SOURCES:
             groups = [sources[start : start + MAX_SOURCES] for start in range(0, len(sources), MAX_SOURCES)]
             sources = _at_once(self._join_group, groups)
@@ -167,7 +167,7 @@ class MultipartWrite:
             blob = look(self._connection, self._name_of(name)) if status_of(error) in REFUSED else None
             if blob is None:
                 raise
-        return name, blob.generation  # under a name like that it can only be ours, and the answer was lost
+        return name, blob.generation  # only this write uses the name, so its answer was lost
 
     def _compose(self, target: ObjectName, sources: Sequence[tuple[str, int]], pin: int, destination: Any) -> Any:
         """Compose an object of exactly these generations. The library's own call does not pass the encryption key."""
@@ -201,7 +201,7 @@ class MultipartWrite:
 
 
 def iter_stale_uploads(connection: Connection, origin: Origin, real: str) -> Iterator[StaleUpload]:
-    """Yield the multipart uploads of a real bucket that are open, or of which something was left behind."""
+    """Yield the multipart uploads of a real bucket that are open, or that left objects."""
     for token, group in itertools.groupby(
         iter_blobs(connection, origin, real, ROOT), key=lambda blob: blob.name.split("/")[1]
     ):
@@ -238,7 +238,7 @@ def _short(blob: Any) -> str:
 
 
 def _holds(blob: Any, data: PartData) -> bool:
-    """Return whether an object has these bytes, by all that the store knows of it."""
+    """Return whether an object has these bytes, by the size and checksums of the store."""
     return (blob.size, (blob.crc32c, blob.md5_hash)) == (len(data), checksums_of(data))
 
 

@@ -1,6 +1,6 @@
-"""Send one large object in one resumable upload: chunk after chunk, taken up again where the connection broke.
+"""Send one large object in one resumable upload: chunk after chunk, resumed after a broken connection.
 
-The library's own does not: it commits before the body was seen to its end, sends the checksum only together with a
+The library cannot do it: it commits before the body was read to its end, sends the checksum only together with a
 deletion that names no generation, and does not end the session of an upload that failed.
 """
 
@@ -28,7 +28,7 @@ _ENDED = {404, 410, 499}
 
 
 class ResumableUpload:
-    """One upload session. Its address is a secret, with which anyone can write: it never leaves this object."""
+    """One upload session. Its address is a secret, with which anyone can write, and never leaves this object."""
 
     def __init__(self, connection: Connection, origin: Origin, write: GcsWrite, chunk: int) -> None:
         self._connection = connection
@@ -42,7 +42,7 @@ class ResumableUpload:
         self._session = retry()(self._begin)(pin)
         try:
             blob, crc = self._send_chunks(body)
-        except BaseException:  # a shutdown too: what is left open stays for a week
+        except BaseException:  # also at a shutdown: an open session lasts for a week
             self._cancel()
             raise
         self._check(blob, crc)
@@ -69,7 +69,7 @@ class ResumableUpload:
         return reply.headers["Location"]
 
     def _send_chunks(self, body: Body) -> tuple[Any, str]:
-        """Return what the store says of the finished object, and the checksum of what was sent."""
+        """Return the finished object of the store's answer, and the checksum of the bytes sent."""
         sent, crc = 0, 0
         while True:
             data = next_part(body, self._chunk)
@@ -88,19 +88,19 @@ class ResumableUpload:
                 raise self._failed("the store does not finish the upload")
 
     def _send_chunk(self, data: bytearray, start: int, headers: Mapping[str, str]) -> Any | None:
-        """Send one chunk, whatever of it the store takes at a time; return the object when the upload is finished."""
+        """Send one chunk, in as many requests as the store needs; return the object when the upload is finished."""
         broken = False
         held = start
         view = memoryview(data)
 
         def attempt() -> Any | None:
             nonlocal held, broken
-            if broken:  # how much of it has arrived, only the store knows
+            if broken:  # only the store knows how much of it has arrived
                 held, finished = self._asked()
                 if finished is not None:
                     return finished
                 if held < start:
-                    raise self._failed("the store has lost bytes that it had taken")
+                    raise self._failed("the store has lost bytes that it had accepted")
             broken = True
             while held < start + len(data):
                 held, finished = self._put(view[held - start :], held, headers)
@@ -127,7 +127,7 @@ class ResumableUpload:
             _, _, end = reply.headers.get("Range", "").rpartition("-")
             return (int(end) + 1 if end.isdecimal() else 0), None
         if reply.status_code in _ENDED:
-            raise Aborted("the upload session was ended")  # whose object is there then, has to be looked for
+            raise Aborted("the upload session was ended")  # the object under the key decides
         check_answer(reply)
         return self._write.size, blob_of(reply)
 
@@ -137,11 +137,11 @@ class ResumableUpload:
         )
 
     def _cancel(self) -> None:
-        with suppress(*SDK_ERRORS):  # never in place of the error that led here; it ends by itself after a week
+        with suppress(*SDK_ERRORS):  # must not replace the error above; the session ends after a week
             self._request("DELETE", {})
 
     def _check(self, blob: Any, crc: str) -> None:
-        """Delete what is not what was sent, and only that: a store may not know the checksum's header."""
+        """Delete exactly this object if its checksum is wrong, because a store may ignore the checksum's header."""
         if (blob.size, blob.crc32c or crc) == (self._write.size, crc):
             return
         delete(self._connection, self._write.name, blob.generation)

@@ -1,4 +1,4 @@
-"""Write one object to Cloud Storage, over exactly the generation that it replaces; settle what unclear answers mean.
+"""Write one object to Cloud Storage, over exactly the generation that it replaces; resolve unclear answers.
 
 Nothing is ever written without a generation condition: a request that the library repeats, or that arrives late, would
 overwrite what another writer has written since.
@@ -40,9 +40,10 @@ from worker.storage.transfer.parts import next_part, pieces_of
 from worker.storage.transfer.server_copy import Between
 
 TRIES = 16
-"""How often an unconditional write begins anew after another writer was faster."""
+"""How often an unconditional write starts again after another writer was faster."""
 SMALL = 1024 * 1024
-"""Bytes: an object that may as well be sent twice as be looked for first. Most keys are written once."""
+"""Up to this size in bytes an object is sent without a request for the existing one first. Most keys are written once.
+"""
 NOT_FOUND = 404
 REFUSED = {409, 412}
 
@@ -90,7 +91,7 @@ class Upload:
         raise concurrent_write(self._write, self._origin)
 
     def _pin(self, *, guess: bool) -> int:
-        """Return the generation that the write may replace, 0 for none; a guess is that there is none."""
+        """Return the generation that the write may replace, 0 for none; without a request, 0 is assumed."""
         condition = self._write.condition
         if condition is None and not guess:
             found = self.found()
@@ -103,7 +104,7 @@ class Upload:
             return look(self._connection, self._write.name)
 
     def check_condition(self, found: Any | None) -> None:
-        """Refuse before anything is done what the store would refuse at the end."""
+        """Raise at the start the error that the store would raise at the end."""
         if broken := broken_condition(self._write, self._origin, self._to_found(found) if found else None):
             raise broken
 
@@ -120,7 +121,7 @@ class Upload:
             raise
 
     def _settled(self, error: Exception) -> ObjectStat | None:
-        """Return our object, if it is there after all; None if the write may be tried again."""
+        """Return the object if this write made it after all; None if the write may be tried again."""
         failure = translate(error, self._origin, self._write.what)
         refused = status_of(error) in REFUSED
         if not refused and not isinstance(failure, TransientError):
@@ -154,14 +155,14 @@ def send_bytes(
 ) -> Any:
     """Send an object that is in memory or in a file, over generation `pin`, and return its blob.
 
-    Its CRC32C and MD5 go with it, so that the store refuses what was damaged on the way. The library's own call is not
-    used: it holds the bytes three times, and above 8 MiB takes two requests.
+    Its CRC32C and MD5 go with it, so that the store refuses damaged bytes. The library's own call is not used: it holds
+    the bytes three times, and above 8 MiB takes two requests.
 
     Args:
         connection: what to send it with.
         name: the object to make.
         data: its bytes.
-        description: all that it has beside them; see `described`.
+        description: its properties; see `described`.
         pin: the generation that is replaced, 0 for none.
         checksums: the CRC32C and the MD5 to send, instead of those of `data`.
     """
@@ -183,7 +184,7 @@ def send_bytes(
         return blob_of(reply)
 
     blob = retry()(ask)()
-    if blob.crc32c != checksum:  # a store that does not check the checksums tells at least its own
+    if blob.crc32c != checksum:  # a store that does not check the checksums returns at least its own
         delete(connection, name, blob.generation)
         raise DataCorruption(None, "the store has other bytes than were sent")
     return blob
@@ -204,7 +205,7 @@ def rewrite(connection: Connection, original: Any, write: GcsWrite, pin: int, be
         blob.storage_class = write.storage_class
     pins = {"if_generation_match": pin, "if_source_generation_match": original.generation}
     token = None
-    while True:  # each request goes on where the last one ended
+    while True:  # each request continues where the last one ended
         between()
         token, _, _ = blob.rewrite(original, token=token, retry=retry(), timeout=COMMIT_TIMEOUT, **pins)
         if token is None:
@@ -245,7 +246,7 @@ def checksums_of(data: PartData) -> tuple[str, str]:
 
 
 def extended(crc: int, data: PartData) -> int:
-    """Return the CRC32C of what had `crc`, and then of these bytes."""
+    """Return the CRC32C of bytes with the CRC32C `crc`, followed by these bytes."""
     for piece in pieces_of(data):
         crc = google_crc32c.extend(crc, bytes(piece))
     return crc

@@ -103,7 +103,7 @@ class Upload:
         )
 
     def check_condition(self) -> None:
-        """Refuse before anything is sent what the store would refuse at the end, or would not refuse at all."""
+        """Raise at the start the error that the store would raise at the end, or not at all."""
         if broken := broken_condition(self._write, self._origin, self._found()):
             raise broken
 
