@@ -151,10 +151,10 @@ def _gets(bench: Bench) -> Iterable[Line]:
 
 
 def _in_turn(bench: Bench, verb: str, movers: Sequence[Mover], run: Callable[[Mover], float]) -> Iterable[Line]:
-    """Let each mover have its turn in each round, and return a line for each tool. A tool that fails is left out then.
+    """Let each mover have its turn in each round, and return a line per tool. A tool that fails has no more turns.
 
     Raises:
-        NotMeasured: ours fails. what ours fails with.
+        NotMeasured: ours has failed.
     """
     load, begun = bench.load, time.monotonic()
     rates: dict[str, list[float]] = {mover.name: [] for mover in movers}

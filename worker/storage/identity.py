@@ -1,6 +1,6 @@
-"""Tell whether two configured stores are one physical place, and whether a store is still the one that was used before.
+"""Check that no two configured stores are one physical place, and that a store is the one that was used before.
 
-Configurations are compared first: roots after links and bind mounts are resolved, endpoints with their buckets. What a
+Configurations are compared first: roots with links and bind mounts resolved, endpoints with their buckets. What a
 configuration cannot show (two names of one server, a share that is mounted twice, a disk that is not mounted) is found
 by a marker: an object with a random id that is written once into each store and read through every store.
 """
@@ -78,7 +78,7 @@ class KnownIds(Protocol):
         ...
 
     def way_out(self, name: str) -> str:
-        """Return the command that lets another store be used under this name, for messages."""
+        """Return the command that accepts another store under this name, for messages."""
         ...
 
 
@@ -125,7 +125,7 @@ class Identity:
         configs: Mapping[str, StoreConfig] | None = None,
         driver_of: Callable[[str], Driver] | None = None,
     ) -> None:
-        """Prepare the checks; nothing is read.
+        """Prepare the checks, without a request.
 
         Args:
             driver: the store.
@@ -144,7 +144,7 @@ class Identity:
         self._looked_below = False
 
     def check(self, *, write: bool, fresh: bool = False) -> None:
-        """Return if the store is the one that was used before; the result is reused for some minutes.
+        """Raise unless the store is the one that was used before; the result is reused for some minutes.
 
         Args:
             write: the store is about to be changed. A store without a marker gets one.
@@ -156,7 +156,7 @@ class Identity:
             StorageError: the marker cannot be read or written.
         """
         if not self._driver.capabilities.reserved_buckets:
-            return  # there is no place for a marker
+            return  # the store has no bucket for a marker
         mount = self._mount()
         if not fresh and self._checked and self._checked[0] == mount and time.monotonic() < self._checked[1]:
             return
@@ -174,7 +174,7 @@ class Identity:
         if found is not None and known is None:
             self._known.put(self._driver.name, found)
             known = self._own_known()
-            if known not in {None, found}:  # another machine was faster, and its disk is another one
+            if known not in {None, found}:  # another machine was faster, with another disk
                 self._refuse_other(known, found)
         if write:
             self._refuse_nested(found, below=fresh or not self._looked_below)
@@ -183,7 +183,7 @@ class Identity:
         self._checked = (mount, time.monotonic() + RECHECK_SECONDS)
 
     def _own_known(self) -> str | None:
-        """Return the recorded id; an id that another store has too was recorded when the two were refused."""
+        """Return the recorded id, or None if another store has the same one: both were rejected then."""
         known = self._known.get(self._driver.name)
         return None if known in self._known.others(self._driver.name).values() else known
 
@@ -204,7 +204,7 @@ class Identity:
         except AccessDenied:
             if known is not None:
                 raise
-            return None  # these credentials may use other keys only: no marker can be kept
+            return None  # these credentials may not use the marker's key
         found = _ID.fullmatch(content)
         if found is None:
             where = f"{self._driver.name}: {MARKER_BUCKET}/{MARKER_KEY}"
@@ -236,7 +236,7 @@ class Identity:
         same = sorted(name for name, other in self._known.others(self._driver.name).items() if other == found)
         if not same:
             return
-        self._known.put(self._driver.name, found)  # so that the other store is refused as well
+        self._known.put(self._driver.name, found)  # so that the other store is rejected too
         if write:
             raise SameStore(
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
@@ -382,7 +382,7 @@ def physical_path(path: Path, mounts: "list[_Mount] | None" = None) -> tuple[str
     if best is None:
         return "", real
     point, device, root = best
-    return device, os.path.normpath(os.path.join(root, os.path.relpath(real, point)))  # noqa: PTH118 - no Path collapses dots
+    return device, os.path.normpath(os.path.join(root, os.path.relpath(real, point)))  # noqa: PTH118 - Path does not collapse dots
 
 
 def contains(outer: Path, inner: Path) -> bool:
@@ -452,7 +452,7 @@ def _roots_overlap(one: Path, two: Path, mounts: list[_Mount]) -> str | None:
 
 
 def _lists(native: CloudConfig, prefixed: CloudConfig) -> bool:
-    """Return whether the bucket of a store is one of those that a store with a bucket for each logical one names."""
+    """Return whether the bucket of a store with the layout `prefixed` is in `buckets` of one with `native`."""
     return _names_bucket_of(native, prefixed) and _server(native) == _server(prefixed)
 
 

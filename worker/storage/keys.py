@@ -9,7 +9,8 @@ The rules are the union of the limits of all backends:
 - a segment is at most 247 bytes (255 of a filesystem, less the longest sidecar suffix) and ends neither in a dot nor
   in a space (Azure drops the former, Windows tools both);
 - no control characters (XML listings cannot carry them) and no backslash (Azure turns it into a slash);
-- segments starting with `.zot-` and buckets starting with `zot-` are ours: temporary files, markers, quarantine.
+- segments starting with `.zot-` and buckets starting with `zot-` are reserved for temporary files, markers and
+quarantine.
 """
 
 import re
@@ -46,7 +47,7 @@ def check_bucket(bucket: str) -> str:
 
 
 def check_any_bucket(bucket: str) -> str:
-    """Return `bucket` if a store can hold it, our own reserved buckets included."""
+    """Return `bucket` if a store can hold it, including the reserved buckets."""
     if not _BUCKET.fullmatch(bucket) or ".." in bucket or bucket.endswith("."):
         raise InvalidKey(
             f"bucket {bucket!r} is not allowed: use 1 to 63 letters, digits, '.', '_' or '-', "
@@ -83,7 +84,7 @@ def check_existing_key(bucket: str, key: str) -> str:
     Raises:
         InvalidKey: naming the key and the rule it breaks.
     """
-    del bucket  # in the layout `native` it is no part of the real key
+    del bucket  # in the layout `native` it is not part of the real key
     rule = _unsafe_rule(key)
     if rule:
         raise InvalidKey(f"key {key!r} is not allowed: {rule}")

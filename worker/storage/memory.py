@@ -1,4 +1,4 @@
-"""Keep objects in the memory of this process: a store for tests that is everything but durable."""
+"""Keep objects in the memory of this process: a store for tests that is not durable."""
 
 import itertools
 import threading
@@ -101,7 +101,7 @@ class MemoryDriver:
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> ObjectReader:
-        del uncached  # memory has no cache in front of it
+        del uncached  # there is no cache
         return MemoryReader(self._held(bucket, key), offset, length)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
@@ -154,13 +154,13 @@ class MemoryDriver:
         return False
 
     def check(self) -> None:
-        """Return: memory can always be reached."""
+        """Do nothing, because memory can always be reached."""
 
     def advice(self) -> list[str]:
         return []
 
     def close(self) -> None:
-        """Keep the objects: closing a store does not empty it."""
+        """Do nothing: a closed store keeps its objects."""
 
     # Internals
 

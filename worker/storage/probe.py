@@ -1,4 +1,4 @@
-"""Probe what a store must be able to do, on a small object of our own."""
+"""Probe whether a store works, with a small object of the worker's own."""
 
 import io
 import secrets
@@ -11,7 +11,7 @@ PROBE = b"zot-artifacts wrote this and takes it away again\n"
 
 
 def probe(store: Store) -> str | None:
-    """Write, read, verify, list and delete a small object of our own; return what did not go as it must, or None.
+    """Write, read, verify, list and delete a small object; return the first error that the store made, or None.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow one of these.

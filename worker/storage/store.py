@@ -1,4 +1,4 @@
-"""Wrap a driver in the rules that all backends share: keys, hashing, comparison, evidence."""
+"""One store for all backends: a driver with key rules, hashing, comparison and evidence."""
 
 import hashlib
 import secrets
@@ -133,9 +133,9 @@ class Store:
     ) -> tuple[ObjectStat, Digest]:
         """Write an object atomically and return its stat and the digest of the bytes that were sent.
 
-        Large objects are sent as multipart uploads, several parts at once, where the store has them.
-        What a store without checksums takes is read back. Where it replaces an object, it is written to a reserved
-        bucket and read there first, and then copied over by the store.
+        Large objects are sent as multipart uploads, several parts at once, where the store has them. A write to a store
+        without checksums is read back. If it replaces an object, it is written to a reserved bucket and read back
+        there, and then the store copies it over the object.
 
         Args:
             bucket: the logical bucket.
@@ -148,12 +148,12 @@ class Store:
             storage_class: the store's name of a class or tier, in place of the configured one.
             condition: see `Driver.put`.
             on_bytes: called with the number of bytes after each read of the source.
-            on_read_back: called with the number of bytes after each read of what the store has taken.
+            on_read_back: called with the number of bytes after each read of the written object.
             checkpoint: records confirmed parts, so that a killed write resumes with the missing ones.
-            existing_key: the key is that of an object in another store: what this store can hold is allowed.
+            existing_key: the key is that of an object in another store, so every key that this store can hold is
+                allowed.
 
-        Raises:
-            SizeMismatch, DigestMismatch: the source is not what was announced; nothing was written.
+        Raises: SizeMismatch, DigestMismatch: the source has other bytes than announced; nothing was written.
             InvalidKey: nothing was sent.
             SameStore: another configured store is the same physical place.
             StorageError: see `Driver.put`.
@@ -251,7 +251,8 @@ class Store:
         """Open `length` bytes from `offset`; a range past the end is empty.
 
         With the object's manifest every byte is verified before it is returned, and a corrupt chunk raises
-        DigestMismatch. Without it the reader's `verified` is False: the digest of the whole proves nothing of a range.
+        DigestMismatch. Without it the reader's `verified` is False, because the digest of the whole says nothing about
+        a range.
         """
         self._check_read(bucket, key)
         if not (0 <= offset <= _MAX_OFFSET and 0 <= length <= _MAX_OFFSET):
@@ -284,7 +285,7 @@ class Store:
             key: the key in it.
             expected: the recorded digest; without it, the digest that the store keeps beside the object.
             manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
-                cores, and a bad one is told by its first bad chunk.
+                cores, and the verdict names the first bad chunk.
             on_bytes: called with the number of bytes after each read; what it raises passes through.
         """
         self._check_existing(bucket, key)
@@ -327,13 +328,13 @@ class Store:
                 bucket, key, expected = taken.popleft()
                 if found is not None and hashlib.sha256(found[0]).hexdigest() == expected.sha256:
                     yield Verification(Verdict.VERIFIED, expected, expected.size, expected.sha256, found[1])
-                else:  # a bad copy is judged by a read of its own
+                else:  # a bad copy gets its verdict from a read of its own
                     yield self.verify_object(bucket, key, expected)
         finally:
             reads.close()
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
-        """Return what the store says of an object, without reading it. It proves nothing about the bytes."""
+        """Return the store's metadata of an object, without reading it. It says nothing about the bytes."""
         self._check_read(bucket, key)
         return self._driver.stat(bucket, key)
 
@@ -350,7 +351,7 @@ class Store:
         return self.stat_object(bucket, key).size
 
     def get_object_hash(self, bucket: str, key: str) -> str | None:
-        """Return the SHA-256 kept beside the object, or None. It is evidence; `verify_object` proves it."""
+        """Return the SHA-256 kept beside the object, or None. It is evidence; `verify_object` reads the bytes."""
         return self.stat_object(bucket, key).sha256
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
@@ -369,7 +370,8 @@ class Store:
             bucket: the logical bucket.
             key: the key in it.
             label: distinguishes this set of bytes from others of the same key, such as a job id.
-            on_bytes: told of every piece, where the store cannot copy by itself and the bytes pass through us.
+            on_bytes: called with the size of every piece, if the store cannot copy and the bytes pass through this
+                process.
         """
         self._check_read(bucket, key)
         self._check_identity(write=True)
@@ -399,9 +401,9 @@ class Store:
     ) -> ObjectStat | None:
         """Copy an object of another store server-side; return None, with nothing done, where that is impossible.
 
-        The bytes do not pass through this process, so they prove nothing: the caller verifies the copy before it
-        counts. The destination must be empty: unverified bytes replace nothing. `checkpoint` records a multipart upload
-        that the copy is made of, so that one whose process was killed is known to be ours.
+        The bytes do not pass through this process, so the caller must verify the copy before it counts. The destination
+        must be empty, because unverified bytes replace nothing. `checkpoint` records the multipart upload of the copy,
+        so that cleanup knows it after this process was killed.
 
         Raises:
             StorageError: see `copy_server_side`.
@@ -444,9 +446,9 @@ class Store:
         self._driver.check()
 
     def checks_uploads(self) -> bool:
-        """Return whether the store refuses bytes that were damaged on the way; asked once for each process.
+        """Return whether the store refuses bytes that were damaged on the way; tried once per process.
 
-        Every write to a store that does not, or that does not let us find out, is read back.
+        Every write to a store that does not, or where that is unknown, is read back.
         """
         known = self.capabilities.checks_uploads
         if known is not None:
@@ -457,17 +459,17 @@ class Store:
                     self._refuses_damage = self.refuses_damage()
                 except TransientError:
                     return False
-                except StorageError:  # such as credentials that do not reach the place of the probe
+                except StorageError:  # such as credentials that may not write the probe
                     self._refuses_damage = False
             return self._refuses_damage or False
 
     def refuses_damage(self) -> bool | None:
-        """Send wrong checksums and return whether the store refuses them; None where there is no place to try it.
+        """Send wrong checksums and return whether the store refuses them; None if that cannot be tried.
 
-        A store on a local filesystem has no line that could damage bytes, and no checksums: None too.
+        It cannot be tried without a reserved bucket, nor on a local filesystem, which has no checksums.
 
         Raises:
-            StorageError: it cannot be told.
+            StorageError: the store does not answer.
         """
         if not hasattr(self._driver, "refuses_damage") or not self.capabilities.reserved_buckets:
             return None
@@ -475,11 +477,11 @@ class Store:
         return cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
 
     def check_identity(self) -> None:
-        """Return if this is the store that was used under its name before and no other configured store is the same.
+        """Raise unless this is the store that was used under its name before, and no other store is the same.
 
         Raises:
             SameStore, OtherStore: it is not; says the way out.
-            StorageError: it cannot be told.
+            StorageError: the store does not answer.
         """
         if self._identity:
             self._identity.check(write=True, fresh=True)
@@ -545,13 +547,13 @@ class Store:
             raise InvalidKey(f"{self.name}: {error.message}") from None
 
     def _small_reads(self) -> SmallReads | None:
-        """Return what reads many small objects; None where the driver has nothing of the kind, or the store fails."""
+        """Return the reader of many small objects; None if the driver has none, or the store fails."""
         if not hasattr(self._driver, "small_reads"):
             return None
         try:
             self._check_identity(write=False)
         except StorageError:
-            return None  # it is raised again for each object
+            return None  # each object raises it again
         return cast("SmallReadDriver", self._driver).small_reads()
 
     def _check_identity(self, *, write: bool) -> None:
@@ -561,8 +563,8 @@ class Store:
     def _replaces(self, bucket: str, key: str, size: int | None, condition: Condition) -> bool:
         """Return whether a write may replace an object, which has to stay if the new bytes arrive damaged.
 
-        Where the store can neither keep something of ours nor copy so large an object, the answer is no: what was there
-        is lost if its replacement is damaged.
+        False if the store has no reserved bucket or cannot copy so large an object: then the old object is lost if its
+        replacement is damaged.
         """
         if condition == "create_only" or not self.capabilities.reserved_buckets:
             return False
@@ -571,7 +573,7 @@ class Store:
     def _swap_in(
         self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
     ) -> ObjectStat:
-        """Have the store copy what was read back over the object that it replaces, and delete it where it waited."""
+        """Have the store copy the staged object, which was read back, over the old one, and delete the staged one."""
         try:
             return cast("ChecksumDriver", self._driver).copy(
                 staged.bucket, staged.key, bucket, key, condition=condition, storage_class=storage_class
@@ -581,7 +583,7 @@ class Store:
                 self._driver.delete(staged.bucket, staged.key, condition=Match(staged.version))
 
     def _read_back(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None, path: str) -> None:
-        """Hold what the store has taken to what was sent; `path` is the bucket and key that it is for.
+        """Compare the written object with the bytes sent; `path` is its final bucket and key.
 
         Raises:
             Unavailable: other bytes are there; they were deleted, unless another writer has made them since.
@@ -612,7 +614,7 @@ class Store:
         return MultipartWrite(driver, bucket, key, info, remembered, memory=self._memory, spool_dir=self._spool_dir)
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
-        """Check a condition before gigabytes are sent that the store would refuse afterwards."""
+        """Check a condition before gigabytes are sent, because the store checks it only afterwards."""
         if condition is None:
             return
         found = self.stat_object(bucket, key) if self.object_exists(bucket, key) else None
@@ -629,9 +631,9 @@ class Store:
         return self.capabilities.whole_reads
 
     def _verify_small(self, bucket: str, key: str, expected: Digest, on_bytes: OnBytes | None) -> Verification | None:
-        """Read a small object with one request and return that it is good.
+        """Read a small object with one request and return `verified`.
 
-        Returns None for any other object: it is read once more, by the provider's SDK, before it counts as bad.
+        Returns None for any other object, which is read again with the provider's SDK before it counts as bad.
         """
         found = cast("WholeReadDriver", self._driver).read_whole(bucket, key, expected.size)
         if found is None:
@@ -667,7 +669,7 @@ class Store:
 
 
 def _reserved_key(reserved: str, start: str, key: str) -> str:
-    """Return the key in a reserved bucket for what belongs to `key`: its digest where the whole would be too long."""
+    """Return the key in a reserved bucket for an object of `key`: its digest if the whole would be too long."""
     found = f"{start}/{key}"
     if len(f"{reserved}/{found}".encode()) <= MAX_PATH_BYTES:
         return found

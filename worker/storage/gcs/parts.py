@@ -90,7 +90,7 @@ class MultipartWrite:
             stat = upload.commit(self._composing(parts, write))
         try:
             self.remove()
-        except StorageError as error:  # the object is complete; iter_stale_uploads finds leftover parts
+        except StorageError as error:  # the object is complete; iter_stale_uploads finds the remaining parts
             log.warning("left behind: %s", error)
         return stat
 

@@ -15,7 +15,7 @@ from worker.storage.transfer.resumable_read import ResumableReader, check_same, 
 
 CORES = min(4, os.cpu_count() or 1)
 MIN_PARALLEL_CHUNKS = 4
-"""Objects with fewer chunks are read by one thread: starting a pool would cost more than it saves."""
+"""Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 
 
 def first_bad_chunk(driver: Driver, stat: ObjectStat, manifest: Manifest, on_bytes: OnBytes | None) -> Chunk | None:

@@ -1,7 +1,7 @@
 """Compute chunk manifests: a SHA-256 for every 16 MiB, so that a range can be verified without the whole.
 
-A manifest is computed in the same pass over the same bytes as the digest of the whole, so that bytes that match every
-chunk are the recorded bytes.
+A manifest is computed in the same pass as the digest of the whole, so that bytes that match every chunk are the
+recorded bytes.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ def compute_digests(
         SizeMismatch: the source has not the size that was announced.
     """
     if size <= CHUNK_SIZE:
-        digest = _take_one(source, size + 1, on_bytes)  # a byte more than there must be would show that it has grown
+        digest = _take_one(source, size + 1, on_bytes)  # one byte more than expected shows that it has grown
         chunks = bytes.fromhex(digest.sha256) if digest.size else b""
     else:
         digest, chunks = _take_many(source, on_bytes)

@@ -1,4 +1,4 @@
-"""Judge what reading a copy has shown."""
+"""Determine the verdict on a copy from one full read."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Hash bytes as they are read, and raise at the end when they are not the announced ones."""
+"""Hash bytes as they are read, and raise at the end unless they are the announced ones."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -27,9 +27,7 @@ class _Sha256:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._pool: ThreadPoolExecutor | None = (
-            None  # ends with this object, whether it was asked for the digest or not
-        )
+        self._pool: ThreadPoolExecutor | None = None  # ends with this object, even if no digest was read
         self._under_way: Future[None] | None = None
 
     def update(self, data: bytes) -> None:
@@ -98,7 +96,7 @@ class VerifyingReader:
 
     @property
     def finished(self) -> bool:
-        """Return whether the end was reached and was right."""
+        """Return whether the end was reached and the bytes are right."""
         return self._digest is not None
 
     @property
@@ -160,6 +158,6 @@ class VerifiedReader:
 
 
 def drain(reader: Readable) -> None:
-    """Read to the end and forget the bytes."""
+    """Read to the end and discard the bytes."""
     while reader.read(BUFFER_SIZE):
         pass

@@ -64,7 +64,7 @@ class S3Driver(CloudDriver):
     """
 
     def __init__(self, name: str, config: S3Config, *, copy_part: int = COPY_PART) -> None:
-        """Remember how the store is reached; `copy_part` is how many bytes it is asked to copy at a time."""
+        """Prepare requests to the store; `copy_part` is how many bytes one request copies."""
         super().__init__(name, config, endpoint_of(config))
         self._config = config
         self._copy_part = copy_part
@@ -113,7 +113,7 @@ class S3Driver(CloudDriver):
             stat = to_stat(self._name, bucket, key, reply)
             left = stat.size - offset if length is None else min(length, stat.size - offset)
             self._check_range(stat, reply, range(offset, offset + left))
-            if stat.sha256 is None and offset == 0:  # a GET gives the store's own digest only together with its check
+            if stat.sha256 is None and offset == 0:  # a GET returns the store's digest only with a check of it
                 stat = self._with_own_digest(stat)
         except BaseException:
             stream.close()
@@ -138,7 +138,7 @@ class S3Driver(CloudDriver):
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         found = self._head_fast(bucket, key)
-        # Of the digests, obstore tells that of the metadata alone.
+        # Of the digests, obstore returns only the one in the metadata.
         return found if found and found.sha256 else to_stat(self._name, bucket, key, self._head(bucket, key))
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
@@ -157,7 +157,7 @@ class S3Driver(CloudDriver):
             except ClientError as error:
                 if not is_missing(error):
                     raise
-                return False  # another process has deleted it since
+                return False  # another process has deleted it meanwhile
         return True
 
     def copy(
@@ -242,7 +242,7 @@ class S3Driver(CloudDriver):
                 key = upload["Key"]
                 token = (real, key, upload["UploadId"])
                 since = upload.get("Initiated", UNKNOWN_TIME)
-                ours = self._is_reserved(real, key)  # S3 does not tell who began an upload
+                ours = self._is_reserved(real, key)  # S3 does not record who began an upload
                 yield StaleUpload(f"multipart upload of {real}/{key}", since, token, ours=ours)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
@@ -301,7 +301,7 @@ class S3Driver(CloudDriver):
         client = self._client()
         region = client.meta.region_name
         request: dict[str, Any] = {"Bucket": real}
-        if self._config.endpoint is None and region not in {"us-east-1", "aws-global"}:  # Amazon insists on the region
+        if self._config.endpoint is None and region not in {"us-east-1", "aws-global"}:  # Amazon requires the region
             request["CreateBucketConfiguration"] = {"LocationConstraint": region}
         with self._errors(real):
             try:
@@ -347,7 +347,9 @@ class S3Driver(CloudDriver):
         try:
             with self._errors(real):
                 answer: Any = self._client().get_bucket_lifecycle_configuration(**self._owned(real))
-        except StorageError as error:  # many compatible stores have no such thing, and many credentials may not look
+        except (
+            StorageError
+        ) as error:  # many compatible stores have no such rules, and many credentials may not read them
             return error.code == "NoSuchLifecycleConfiguration"
         if "Rules" not in answer:  # some stores answer this request as if it were another one
             return False
@@ -361,7 +363,7 @@ class S3Driver(CloudDriver):
         return cast("Address", {**self._owned(real), "Key": start + key})
 
     def _owned(self, real: str) -> Any:
-        """Return the arguments that name a real bucket, and who must own it if that is configured."""
+        """Return the arguments that name a real bucket, and its owner if that is configured."""
         owner = self._config.bucket_owner
         return {"Bucket": real} | ({"ExpectedBucketOwner": owner} if owner else {})
 
@@ -386,7 +388,7 @@ class S3Driver(CloudDriver):
         return Upload(self._client(), self._client(committing=True), self._origin, write)
 
     def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
-        """Return an upload whose condition was checked here, where the store does not decide it itself."""
+        """Return an upload whose condition was checked here, if the store does not check conditions."""
         upload = self._upload(bucket, key, info, writer, condition)
         if condition and not self._profile.conditional_writes:
             upload.check_condition()
@@ -395,7 +397,7 @@ class S3Driver(CloudDriver):
     def _options(
         self, storage_class: str | None = None, properties: ObjectProperties = NO_PROPERTIES
     ) -> dict[str, str]:
-        """Return what is asked for with every object that is made: its properties, its class and its encryption."""
+        """Return the arguments of every write: properties, storage class and encryption."""
         options = {header_name(name): value for name, value in set_properties(properties).items()} | {
             "StorageClass": storage_class or self._config.storage_class,
             "ServerSideEncryption": self._config.encryption,
@@ -404,7 +406,7 @@ class S3Driver(CloudDriver):
         return {name: value for name, value in options.items() if value}
 
     def _client(self, *, committing: bool = False) -> "S3Client":
-        """Return this process's client, or the one that waits for what takes long, made when it is first needed."""
+        """Return this process's client, or the one for slow requests; each is made at its first use."""
         read_timeout = COMMIT_TIMEOUT if committing else READ_TIMEOUT
         with self._lock:
             if read_timeout not in self._clients:
@@ -419,14 +421,14 @@ class S3Driver(CloudDriver):
         except NotFound:
             raise self._missing(bucket, key) from None
         except PermanentError as error:
-            if error.code == "400":  # the answer to a HEAD has no body that says why; that to a GET has
+            if error.code == "400":  # the answer to a HEAD has no body with the reason; that to a GET has one
                 found = self._get(bucket, key, "bytes=0-0")
                 if found:
                     found["Body"].close()
             raise
 
     def _head_fast(self, bucket: str, key: str) -> ObjectStat | None:
-        """Return what the fast path can tell of an object."""
+        """Return the properties of an object by the fast path, or None."""
         if self._fast is None:
             return None
         real, start = self._real(bucket)
@@ -462,7 +464,7 @@ class S3Driver(CloudDriver):
             with self._errors(what):
                 yield from rows_of(pages, lambda page: page.get(rows) or [], self._origin, what)
         except NotFound as error:
-            # Some stores say of a bucket without open uploads that there is no such upload.
+            # Some stores answer NoSuchUpload for a bucket without open uploads.
             if self._prefixed and error.code != "NoSuchUpload":
                 raise missing_bucket(self._origin, real) from None
 

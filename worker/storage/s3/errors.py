@@ -216,7 +216,7 @@ def code_of(error: BaseException | None) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """Return whether the store says that something is not there, without saying what (HEAD has no body)."""
+    """Return whether the store answers that something does not exist, without its name (HEAD has no body)."""
     return code_of(error) in {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 
 
@@ -224,7 +224,7 @@ def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> Stor
     code, said = code_of(error), str(_details(error).get("Message", ""))
     if code == "NoSuchBucket":
         return missing_bucket(origin, what.partition("/")[0])
-    if code == "InvalidArgument" and "object name" in said.lower():  # rclone has no code of its own for it
+    if code == "InvalidArgument" and "object name" in said.lower():  # rclone has no code for it
         code = "InvalidObjectName"
     return by_code(
         origin,

@@ -1,4 +1,4 @@
-"""Reach the small objects of a store that speaks S3 with obstore, where its configuration leaves no doubt how."""
+"""Read and write the small objects of an S3 store with obstore, if its configuration allows it."""
 
 import re
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, tra
 def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> FastPath | None:
     """Return the fast path of a store; None if every request must use the SDK.
 
-    That is where the owner of the bucket has to be sent along, or buckets are parts of the host name of an endpoint
-    that we do not know, or the endpoint has a password in it.
+    These are stores with an expected owner, with buckets in the host name of an unknown endpoint, or with a password in
+    the endpoint.
     """
     endpoint = config.endpoint
     if config.data_path == "sdk" or config.bucket_owner or (endpoint and ("@" in endpoint or not _path_style(config))):
@@ -64,7 +64,7 @@ def _connect(config: S3Config, real: str, client: "S3Client") -> Client | None:
     store = S3Store(
         real,
         endpoint=endpoint,
-        aws_endpoint_url_s3=endpoint,  # or a variable of the environment would lead elsewhere
+        aws_endpoint_url_s3=endpoint,  # otherwise an environment variable could change it
         region=region,
         virtual_hosted_style_request=virtual,
         skip_signature=False,
@@ -87,7 +87,7 @@ def _region_of(client: "S3Client", real: str) -> str:
     headers: Mapping[str, str] = {}
     try:
         headers = client.head_bucket(Bucket=real)["ResponseMetadata"]["HTTPHeaders"]
-    except ClientError as error:  # the answer names the region also where it refuses
+    except ClientError as error:  # the answer has the region even if it is an error
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers.get("x-amz-bucket-region") or client.meta.region_name
 

@@ -1,4 +1,4 @@
-"""What S3 says of an object, as our values."""
+"""Convert S3's answers about an object to an ObjectStat."""
 
 import base64
 import re
@@ -21,13 +21,13 @@ METADATA = MetadataFormat(
 
 
 class Facts(Protocol):
-    """What the answers to HEAD and GET have in common."""
+    """The fields that the answers to HEAD and GET share."""
 
     def get(self, name: Any, /) -> Any: ...
 
 
 def to_stat(store: str, bucket: str, key: str, facts: Facts) -> ObjectStat:
-    """Return the stat that the answer to a HEAD or a GET gives.
+    """Return the ObjectStat of the answer to a HEAD or a GET.
 
     Raises:
         UnexpectedAnswer: it has no ETag or no size.
@@ -73,16 +73,16 @@ def header_name(name: str) -> str:
 
 
 def version_of(etag: object) -> str:
-    """Return an ETag as we keep it.
+    """Return an ETag without quotes and mark.
 
-    Some stores quote it in one answer and not in the next. A proxy that compresses answers marks it as weak, `W/"…"`:
-    the store itself knows it without the mark, and a condition must name it so.
+    Some stores quote it in one answer and not in the next. A proxy that compresses answers marks it as weak, `W/"…"`,
+    but a condition must name it without the mark.
     """
     return str(etag or "").removeprefix("W/").strip('"')
 
 
 def _full_object_sha256(facts: Facts) -> str | None:
-    """Return the SHA-256 that S3 itself has computed of the whole object; a composite one is of the parts' digests."""
+    """Return the SHA-256 that S3 computed of the whole object; None for a composite one of the parts' digests."""
     claimed = str(facts.get("ChecksumSHA256") or "")
     if not claimed or "-" in claimed or facts.get("ChecksumType") == "COMPOSITE" or facts.get("ContentRange"):
         return None

@@ -1,4 +1,4 @@
-"""What differs between the providers that speak S3, and the SDK's clients made for one of them."""
+"""The differences between S3 providers, and the SDK's clients for one of them."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ Checksums = Literal["when_supported", "when_required"]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How one provider's dialect is spoken.
+    """The differences of one provider.
 
     Attributes:
         checksums: `when_supported` lets the SDK send its own CRC32 with every write, which Amazon checks. Stores that
-            do not know the header refuse the request or keep the checksum unread, so there the body's SHA-256 is
-            signed instead: every store that checks signatures then refuses a body that was damaged on the way.
+            do not know the header refuse the request or ignore the checksum. For them the body's SHA-256 is signed
+            instead, so that every store that checks signatures refuses a damaged body.
         conditional_writes: whether If-None-Match and If-Match on writes are honoured.
         max_object_size: bytes.
     """
@@ -60,7 +60,7 @@ PROFILES = {
     "minio": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "spaces": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "wasabi": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
-    # B2 documents no conditional writes: a header that is ignored would be taken for a promise.
+    # B2 documents no conditional writes, and an ignored header would look like an honoured one.
     "b2": Profile("when_required", conditional_writes=False, max_object_size=5 * TIB),
     "ceph": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "seaweedfs": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
@@ -69,7 +69,7 @@ PROFILES = {
 
 
 def profile_of(config: S3Config) -> Profile:
-    """Return the provider's profile, with what the configuration says otherwise."""
+    """Return the provider's profile, changed by the configuration."""
     known = PROFILES[config.provider or ("other" if config.endpoint else "aws")]
     return Profile(
         checksums=config.checksums or known.checksums,
@@ -92,7 +92,7 @@ def realm_of(config: S3Config) -> Hashable:
 
 
 def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Config:
-    """Return the SDK's settings for a store, all that matter explicit so that its changing defaults do not."""
+    """Return the SDK's settings for a store; all that matter are explicit, because its defaults change."""
     checksums = profile_of(config).checksums
     return Config(
         signature_version="s3v4",
@@ -102,8 +102,8 @@ def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Confi
         tcp_keepalive=True,
         max_pool_connections=CONNECTIONS,
         request_checksum_calculation=checksums,
-        # Never the SDK's own check of what it reads: ours holds all bytes to a SHA-256, and where the SDK's came first
-        # a rotten object could not be read to its end and be called by its name.
+        # The SDK must not check what it reads. All bytes are compared with a SHA-256 here, and an earlier error of the
+        # SDK would make a corrupt object unreadable instead of `corrupt`.
         response_checksum_validation="when_required",
         s3={
             "addressing_style": config.addressing or ("path" if config.endpoint else "auto"),
@@ -115,9 +115,9 @@ def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Confi
 def make_client(
     name: str, config: S3Config, *, read_timeout: float = READ_TIMEOUT, damaging: bool = False
 ) -> "S3Client":
-    """Make a client with the configured keys, or with what the SDK's own chain finds. It belongs to this process.
+    """Make a client with the configured keys, or with those that the SDK's chain finds. It belongs to this process.
 
-    `damaging` makes one that changes the first byte of each body after it was signed, as a bad line does.
+    With `damaging` it changes the first byte of each body after the signature, like a bad line.
 
     Raises:
         PermanentError: the endpoint is no URL.
@@ -125,7 +125,7 @@ def make_client(
     """
     core = botocore.session.Session(profile=config.profile)
     core.register_component("data_loader", _data_loader(core.get_config_variable("data_path")))
-    # Or one object whose time is in the year 30345 would make the whole page of a listing unreadable.
+    # Otherwise one object whose time is in the year 30345 would make the whole page of a listing unreadable.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
     session = boto3.session.Session(botocore_session=core)
     region = config.region or session.region_name or (DEFAULT_REGION if config.endpoint else None)

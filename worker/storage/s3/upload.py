@@ -34,15 +34,15 @@ MIN_PART = 5 * MIB
 MAX_PART = 5 * GIB
 MAX_PARTS = 10_000
 COPY_PART = GIB
-"""Bytes that the store is asked to copy at a time: a job can be stopped only between two requests."""
+"""Bytes that one request copies, because a job can be stopped only between two requests."""
 DAMAGED = b"these bytes are damaged on their way to the store"
-"""What is sent to find out whether a store checks checksums."""
+"""The bytes that are sent to find out whether a store checks checksums."""
 CRC32_OF_DAMAGED = base64.b64encode(crc32(DAMAGED).to_bytes(4, "big")).decode()
 _DAMAGE_CODES = {
     *("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"),
     *("SignatureDoesNotMatch", "InvalidRequest", "400"),
 }
-"""How stores refuse bytes that do not fit to their checksum, or to the signature that covers them."""
+"""The codes with which stores refuse bytes that do not match their checksum or signature."""
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
@@ -61,7 +61,7 @@ class _Conditions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class S3Write(Write):
-    """One write, and how this store takes it.
+    """One write, and the features of the store for it.
 
     Attributes:
         address: the real object.
@@ -77,7 +77,7 @@ class S3Write(Write):
 class Upload:
     """Carries out one write.
 
-    `client` is for the bytes, `patient` for the request that may take minutes to be answered.
+    `client` sends the bytes, `patient` the requests whose answer may take minutes.
     """
 
     def __init__(self, client: "S3Client", patient: "S3Client", origin: Origin, write: S3Write) -> None:
@@ -89,7 +89,7 @@ class Upload:
 
     def whole(self, body: Body) -> ObjectStat:
         """Send an object in one request."""
-        data: Any = next_part(body, self._write.size)  # its stubs do not know that the SDK takes a bytearray as it is
+        data: Any = next_part(body, self._write.size)  # the type stubs lack that the SDK accepts a bytearray
         drain(body)  # a wrong body raises at its end
         return self._commit(
             lambda: self._client.put_object(
@@ -119,7 +119,7 @@ class Upload:
         return str(self._required(begun, "UploadId"))
 
     def send_part(self, upload_id: str, number: int, data: PartData) -> Part:
-        """Send one part; its tag is what `complete` has to say of it."""
+        """Send one part and return it with the tag that `complete` needs."""
         body: Any = rewound(data)
         with self._errors():
             reply = self._client.upload_part(**self._write.address, UploadId=upload_id, PartNumber=number, Body=body)
@@ -140,7 +140,7 @@ class Upload:
                 **self._write.address, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": completed}
             )
         )
-        with suppress(StorageError):  # not every store's answer has the ETag that it keeps; asking costs little here
+        with suppress(StorageError):  # some stores answer with another ETag than they keep
             found = self._found()
             return found.stat if found and found.is_of(self._write) else stat
         return stat
@@ -153,7 +153,7 @@ class Upload:
     def copy_whole(self, source: Address, version: str) -> ObjectStat:
         """Make the object of exactly this version of `source` in one request, which takes up to 5 GiB."""
         if self._write.condition:
-            self.check_condition()  # many stores ignore that of this request
+            self.check_condition()  # many stores ignore the condition of this request
 
         def copy() -> Mapping[str, Any]:
             reply = self._patient.copy_object(
@@ -174,8 +174,8 @@ class Upload:
     ) -> ObjectStat:
         """Make the object of exactly this version of `source`, in parts of at least `part_size` bytes.
 
-        In parts also where one request could copy it all: many stores ignore the condition of that request, and honour
-        that of the request that completes a multipart upload.
+        In parts even if one request could copy it all, because many stores ignore the condition of that request and
+        honour the one of CompleteMultipartUpload.
         """
         upload_id = self.begin()
         try:
@@ -187,12 +187,12 @@ class Upload:
                 self._copy_part(upload_id, number, source, version, span)
             return self.complete(upload_id, self._copied(upload_id))
         except BaseException:
-            with suppress(StorageError):  # never in place of the error that led here; cleanup ends stale uploads
+            with suppress(StorageError):  # must not replace the error above; cleanup ends stale uploads
                 self.abort(upload_id)
             raise
 
     def _copy_part(self, upload_id: str, number: int, source: Address, version: str, span: range) -> None:
-        # S3 takes no range of an object of 5 MB or less, so the whole is never asked for as a range.
+        # S3 copies no range of an object of 5 MB or less, so the whole object is never copied as a range.
         whole = len(span) == self._write.size
         part: dict[str, Any] = {} if whole else {"CopySourceRange": f"bytes={span.start}-{span.stop - 1}"}
         with self._errors():
@@ -201,12 +201,12 @@ class Upload:
                 UploadId=upload_id,
                 PartNumber=number,
                 CopySource={"Bucket": source["Bucket"], "Key": source["Key"]},
-                CopySourceIfMatch=f'"{version}"',  # or the parts could be of different objects
+                CopySourceIfMatch=f'"{version}"',  # otherwise the parts could be of different versions
                 **part,
             )
 
     def _copied(self, upload_id: str) -> list[Part]:
-        """Return the parts as the store lists them: some stores answer that they have copied, and have not."""
+        """Return the parts as the store lists them, because some stores report copies that they have not made."""
         parts = self.list_parts(upload_id)
         copied = sum(part.size for part in parts)
         if copied != self._write.size:
@@ -216,7 +216,7 @@ class Upload:
         return parts
 
     def refuses_damage(self, damaging: "S3Client") -> bool:
-        """Return whether the store refuses an object and a part that `damaging`, a client, spoils on their way."""
+        """Return whether the store refuses an object and a part that the client `damaging` damages on their way."""
         address, checksum = self._write.address, self._checksum()
         try:
             whole = self._refused(lambda: damaging.put_object(**address, **checksum, Body=DAMAGED))
@@ -254,7 +254,7 @@ class Upload:
         return {"IfMatch": f'"{condition.version}"'} if isinstance(condition, Match) else {"IfNoneMatch": "*"}
 
     def _checksum(self) -> dict[str, Any]:
-        """Return the SHA-256 of the whole: the store checks it, and gives it as its own evidence afterwards."""
+        """Return the SHA-256 of the whole, which the store checks, and later returns as its own evidence."""
         if not self._write.checksums:
             return {}
         return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(self._write.sha256)).decode()}
@@ -272,7 +272,7 @@ class Upload:
         except SDK_ERRORS as error:
             failure, code = translate(error, self._origin, write.what), code_of(error)
         ended = isinstance(failure, UploadEnded)
-        # A bucket may have vanished, but an object that a condition names is what most stores miss here.
+        # The bucket may be missing, but most stores mean the object of the condition.
         refused = code in _REFUSED or (
             isinstance(failure, NotFound) and not ended and isinstance(write.condition, Match)
         )

@@ -1,8 +1,8 @@
 """Send large bodies in small pieces, so that a slow connection is not taken for a dead one.
 
-A socket's timeout is for one whole call: sending a part of 16 MiB in one would have to be done within the timeout for
-connecting, five seconds, which a line that two parts share cannot do below some 40 Mbit/s, however often it is tried.
-A piece of 128 KiB that takes that long means that the peer reads no more bytes.
+A socket's timeout is for one whole call. A part of 16 MiB in one call would have to be sent within the timeout for
+connecting, five seconds, which fails below some 40 Mbit/s at every attempt. A piece of 128 KiB that takes as long means
+that the peer does not read any more.
 """
 
 from collections.abc import Iterator

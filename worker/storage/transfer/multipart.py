@@ -84,7 +84,7 @@ class Checkpoint(Protocol):
         ...
 
     def ended(self) -> None:
-        """Forget the upload: it has been completed or aborted."""
+        """Remove the record of the upload, which was completed or aborted."""
         ...
 
     def worth_keeping(self, error: BaseException) -> bool:
@@ -126,7 +126,7 @@ class MultipartWrite:
         memory: int = MEMORY,
         spool_dir: Path | None = None,
     ) -> None:
-        """Prepare the upload; nothing is sent.
+        """Prepare the upload, without a request.
 
         Args:
             driver: the store.
@@ -147,15 +147,15 @@ class MultipartWrite:
     def run(self, body: Body, condition: Condition) -> ObjectStat:
         """Send the parts that the store does not have yet, and make the object of them.
 
-        A part counts as sent only if the store still has it under the tag it confirmed, and the bytes that are read now
-        are those that were sent then. `body` is read to its end, and checked there, before the object is made.
+        A part counts as sent only if the store still has it with the confirmed tag, and the bytes read now are the
+        bytes sent then. `body` is read to its end, and checked there, before the object is made.
         """
         begun = self._resumed() or self._begin()
         try:
             parts = self._send(body, begun)
             stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
         except NotFound as error:
-            self._abort(begun.token)  # one that has lost a part is still open
+            self._abort(begun.token)  # an upload that has lost a part is still open
             raise Unavailable(f"{self._driver.name}: the multipart upload must begin anew: {error}") from error
         except BaseException as error:
             if not self._checkpoint.worth_keeping(error):
@@ -226,7 +226,7 @@ class MultipartWrite:
         return part
 
     def _abort(self, token: str) -> None:
-        with suppress(StorageError):  # the failure that led here is raised; cleanup removes what is left
+        with suppress(StorageError):  # the first error is raised; cleanup removes the rest
             self._driver.abort_upload(*self._place, token)
         self._checkpoint.ended()
 

@@ -25,7 +25,7 @@ _Made = TypeVar("_Made")
 def plan_parts(size: int, *, min_part: int, max_part: int, max_parts: int, multiple: int = MIB) -> int:
     """Return the size of all parts but the last, so that at most `max_parts` of them hold `size` bytes.
 
-    It is the smallest that is enough and not below `min_part`, rounded up to a `multiple` where `max_part` allows.
+    It is the smallest sufficient size that is not below `min_part`, rounded up to a `multiple` where `max_part` allows.
     The caller guarantees `0 < min_part <= max_part`.
 
     Raises:
@@ -38,15 +38,15 @@ def plan_parts(size: int, *, min_part: int, max_part: int, max_parts: int, multi
 
 
 def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray:
-    """Return the next `size` bytes of a body, or fewer at its end; empty only when its end was read and was right.
+    """Return the next `size` bytes of a body, or fewer at its end; empty only after the end of a right body was read.
 
     Only the part itself is in memory. Raises what the body raises.
 
     Args:
         body: the bytes to cut.
         size: bytes of the part.
-        over: a part of the same size that is no longer needed: its memory is used again, and it is returned unless
-            the body ends within it. Allocating memory for every part costs time, and malloc keeps more and more of it.
+        over: a part of the same size that is no longer needed. Its memory is reused, and it is returned unless the body
+            ends within it, because new memory for every part costs time and fragments the heap.
     """
     if over is not None:
         return _written_over(over, body)
@@ -57,7 +57,7 @@ def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray
 
 
 class SpooledPart(io.RawIOBase):
-    """A part that is too large for memory, in a file without a name, which the system removes however its process ends.
+    """A part that is too large for memory, in a file without a name, which the system removes when its process ends.
 
     It can be sent several times. Its bytes are hashed again as they are read: a reader of all of them gets exactly the
     bytes that were appended, or an OSError.
@@ -173,5 +173,5 @@ def _spooling(do: Callable[[_Given], _Made], given: _Given, directory: Path | No
 
 
 def _divided(dividend: int, divisor: int) -> int:
-    """Divide and round up, without the floats that are wrong for large objects."""
+    """Divide and round up, without floats, which are wrong for large objects."""
     return -(-dividend // divisor)

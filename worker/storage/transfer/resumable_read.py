@@ -100,7 +100,7 @@ class Window:
         self._stopped = False
 
     def fill(self, opened: Callable[[], ResumableReader]) -> None:
-        """Read what `opened` returns to its end, or until `stop` is called. `next` raises what goes wrong."""
+        """Read what `opened` returns to its end, or until `stop` is called. `next` raises its errors."""
         try:
             with opened() as reader:
                 while not self._stopped and (piece := reader.read(BUFFER_SIZE)):
@@ -190,7 +190,7 @@ def open_resumable(driver: Driver, bucket: str, key: str, *, uncached: bool = Fa
     """Open a whole object: a large one in parallel where that is faster, and otherwise in one request."""
     if not driver.capabilities.parallel_reads:
         return ResumableReader(driver, bucket, key, uncached=uncached)
-    first = ResumableReader(driver, bucket, key, length=WINDOW)  # its answer tells how large the whole is
+    first = ResumableReader(driver, bucket, key, length=WINDOW)  # its answer has the size of the whole object
     return first if first.stat.size <= WINDOW else ParallelReader(driver, first)
 
 
@@ -215,7 +215,7 @@ def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, un
     """Return `length` bytes of exactly this version, in memory.
 
     Raises:
-        Unavailable: the object was overwritten, or has fewer bytes than its store says.
+        Unavailable: the object was overwritten, or has fewer bytes than the store reports.
     """
     with open_range(driver, stat, offset, length, uncached=uncached) as reader:
         data = b"".join(iter(partial(reader.read, BUFFER_SIZE), b""))

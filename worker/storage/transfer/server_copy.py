@@ -25,14 +25,13 @@ def copy_server_side(
 ) -> ObjectStat | None:
     """Make `target` copy an object of `source` server-side to an empty key; return None where that is impossible.
 
-    An empty object is not copied server-side: a provider's copy is made of ranges, and an empty object has none.
-    The multipart upload that a copy is made of is recorded in `checkpoint`: nothing else tells whose it is when this
-    process is killed.
+    An empty object is not copied server-side, because a copy is made of ranges, and an empty object has none.
+    `checkpoint` records the multipart upload of the copy, so that cleanup knows it after this process was killed.
 
     Raises:
         AlreadyExists: an object is at the destination.
         PreconditionFailed: the original was overwritten or deleted meanwhile.
-        SizeMismatch: the original or the copy has not the announced size; nothing is left of the copy.
+        SizeMismatch: the original or the copy has another size than announced; the copy was removed.
         StorageError: its `store` is set if it is about the source.
     """
     realm = target.capabilities.realm
@@ -69,7 +68,7 @@ def copy_server_side(
 
 
 def _change(source: Driver, found: ObjectStat) -> StorageError | None:
-    """Return the error for an original that is not there any more as it was found; None if it is, or may be."""
+    """Return the error if the original was replaced or deleted since it was found; None if not, or if unknown."""
     try:
         now = source.stat(found.bucket, found.key).version
     except NotFound:
