@@ -82,13 +82,13 @@ class _Reconciliation:
                 return self._stop()
         if run.count(FindingKind.MISSING) > self._most(run.recorded):
             return self._stop()
-        opened = self._confirm()
+        opened, sent = self._confirm()
         while settled := self._records.settled(run, self._bucket, self._prefix):
             catalogue.findings.resolve(settled, "the listing agrees with the catalogue again", now=clock.now())
         if self._bucket is None:
             catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, None, now=clock.now())
         self._records.end(run, "compared to the end", counts=True, now=clock.now())
-        return _result(run, opened)
+        return _result(run, opened, sent)
 
     def _compare(self, bucket: str, present: int | None) -> bool:
         """Compare a bucket; return whether so much is missing that the listing cannot be right."""
@@ -131,8 +131,12 @@ class _Reconciliation:
         self._records.end(run, why, counts=False, now=clock.now())
         return _result(run, {}, stopped=why)
 
-    def _confirm(self) -> dict[str, int]:
-        """Open a finding for what two runs have seen and the store confirms now; return how many, by kind."""
+    def _confirm(self) -> tuple[dict[str, int], int]:
+        """Open a finding for what two runs have seen and the store confirms now.
+
+        Returns:
+            How many findings there are, by kind, and how many jobs were sent to verify or adopt.
+        """
         opened: dict[str, int] = {}
         acted, after = 0, ("", "")
         while some := self._records.seen_twice(self._run, after):
@@ -148,7 +152,7 @@ class _Reconciliation:
             acting = [each for each in true if self._acts(each)][: self._settings.batch - acted]
             acted += len(acting)
             self._act(acting)
-        return opened
+        return opened, acted
 
     def _is_true(self, seen: Sighting) -> bool:
         """Ask the store and the catalogue again about one key."""
@@ -197,9 +201,9 @@ class _Reconciliation:
                 send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
 
 
-def _result(run: ReconcileRun, opened: dict[str, int], stopped: str | None = None) -> ReconciledStore:
+def _result(run: ReconcileRun, opened: dict[str, int], sent: int = 0, stopped: str | None = None) -> ReconciledStore:
     return ReconciledStore(
-        store=run.store, listed=run.listed, recorded=run.recorded, seen=dict(run.found), findings=opened,
+        store=run.store, listed=run.listed, recorded=run.recorded, seen=dict(run.found), findings=opened, sent=sent,
         stopped=stopped,
     )  # fmt: skip
 

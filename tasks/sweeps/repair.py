@@ -45,6 +45,7 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
         found = repairs.claim(
             store, sources=list(context.stores), now=now, until=until, limit=sweep.batch,
             job_of=lambda copy, until=until: str(uuid5(NAMESPACE_OID, f"repair {copy} {until}")),  # type: ignore[misc]
+            within=(request.bucket, request.prefix),
         )  # fmt: skip
         for id_, artifact in found:
             job.check()

@@ -45,17 +45,22 @@ def sweep(
         resume(job.id, planned, messages)
         return SweepReplicateResult(claimed={})
     settings = context.settings
-    buckets = context.catalogue.artifacts.buckets()
+    buckets = context.catalogue.artifacts.buckets() if request.bucket is None else [request.bucket]
     count: Counter[str] = Counter()
     requests, claimed = [], list[Claimed]()
     late: list[list[tuple[str, str, str]]] = []
     for rule in settings.placement_rules:
+        prefix = _narrower(rule.prefix, request.prefix)
+        if prefix is None:
+            continue
         for bucket in (bucket for bucket in buckets if fnmatchcase(bucket, rule.bucket)):
             for store in (store for store in rule.stores if store in stores):
                 while True:
                     job.check()
                     room = min(settings.page.objects, settings.sweep.replicate.batch - count[store])
-                    found, until = _claim(context, rule, bucket, store, room) if room > 0 else ([], clock.now())
+                    found, until = (
+                        _claim(context, rule, f"{bucket}/{prefix}", store, room) if room > 0 else ([], clock.now())
+                    )
                     if not found:
                         break
                     requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
@@ -72,15 +77,22 @@ def sweep(
 
 
 def _claim(
-    context: JobContext, rule: PlacementRule, bucket: str, store: str, limit: int
+    context: JobContext, rule: PlacementRule, path: str, store: str, limit: int
 ) -> tuple[list[Artifact], datetime]:
+    bucket, _, prefix = path.partition("/")
     now = clock.now()
     until = now + context.settings.sweep.replicate.claim
     absent = context.catalogue.sweep_claims.absent(
-        store, bucket, rule.prefix, wanted=partial(_is_placed_by, rule, context.settings), now=now, until=until,
+        store, bucket, prefix, wanted=partial(_is_placed_by, rule, context.settings), now=now, until=until,
         limit=limit, late_since=_late_since(context),
     )  # fmt: skip
     return absent, until
+
+
+def _narrower(one: str, other: str) -> str | None:
+    """Return the prefix of the keys that begin with both, None if no key does."""
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    return longer if longer.startswith(shorter) else None
 
 
 def _late_since(context: JobContext) -> datetime:

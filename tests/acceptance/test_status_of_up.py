@@ -27,8 +27,15 @@ def test_rot_shows_in_status_until_it_is_repaired(tmp_path: Path) -> None:
         shown = zot("status")
         assert "releases/app.tgz" in shown.stdout
         assert "findings: 1 corrupt" in shown.stdout
-        assert zot("replicate", "releases/app.tgz", "--to", "dr").status == 0
+        planned = zot("sweep", "repair", "--dry-run", "--json").document["stores"]
+        assert {row["store"]: row["repairable"] for row in planned} == {"primary": 0, "dr": 1}
+        repaired = zot("sweep", "repair", "--json")
+        assert (repaired.status, repaired.document["outcomes"]) == (0, {"repaired": 1})
+        assert copy.read_bytes() == source.read_bytes()
         assert zot("status").status == 0
+        assert zot("sweep", "reconcile").status == 0
+        ran = {each["sweep"]: each["state"] for each in zot("status", "--json").document["sweeps"]}
+        assert (ran["sweep.repair"], ran["sweep.reconcile"]) == ("succeeded", "succeeded")
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ from worker.catalogue.database import Database
 from worker.catalogue.ledger import job_record
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
-from zot_artifact_client.contract import JobState
+from zot_artifact_client.contract import PAGE, JobState
 
 REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
 """The states that can be redriven. A rejected job has no request that could be sent again."""
+_PARENTS = 500
 _WAITING = (JobState.QUEUED, JobState.RETRYING)
 
 _CANCEL = (
@@ -74,6 +75,18 @@ class JobAdmin:
                 if fits(record := job_record(row)):
                     found.append(record)
         return found
+
+    def descendants(self, parent: str) -> list[JobRecord]:
+        """Return the jobs that a job has sent, and those that its pages have sent."""
+        query = sa.select(jobs)
+        with self._database.read() as connection:
+            of_job = [job_record(row) for row in connection.execute(query.where(jobs.c.parent == parent))]
+            pages = [each.id for each in of_job if each.kind == PAGE.kind]
+            of_pages: list[JobRecord] = []
+            for start in range(0, len(pages), _PARENTS):
+                some = query.where(jobs.c.parent.in_(pages[start : start + _PARENTS]))
+                of_pages += [job_record(row) for row in connection.execute(some)]
+        return of_job + of_pages
 
     def ids_like(self, beginning: str, *, limit: int) -> list[str]:
         """Return ids that are `beginning` or begin with it, first the ids outside batches.

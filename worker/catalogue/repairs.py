@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
-from worker.catalogue.artifacts import artifact_of
+from worker.catalogue.artifacts import artifact_of, begins_with
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
 from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind
@@ -41,27 +42,18 @@ class Repairs:
         until: datetime,
         limit: int,
         job_of: Callable[[int], str] = str,
+        within: tuple[str | None, str] = (None, ""),
     ) -> list[tuple[str, Artifact]]:
         """Claim bad copies of a store whose artifact has a good copy in another of `sources`.
 
         Only copies of the current version are claimed. A copy whose artifact is lost is not touched. `job_of` gives the
-        id of the job that will repair a copy, which its findings name from now on.
+        id of the job that will repair a copy, which its findings name from now on. `within` is a bucket and a prefix.
 
         Returns:
             The id of the job for each copy, and the artifact of the copy.
         """
-        good_elsewhere = sa.exists().where(
-            _other.c.artifact_id == copies.c.artifact_id,
-            _other.c.store != store,
-            _other.c.store.in_(sources),
-            _other.c.state.in_(_GOOD),
-        )
-        query = (
-            sa.select(artifacts, copies.c.id.label("copy"))
-            .join(copies, copies.c.artifact_id == artifacts.c.id)
-            .where(copies.c.store == store, copies.c.state.in_(BAD), unclaimed(now, until), good_elsewhere, *CURRENT)
-            .limit(limit)
-        )
+        query = _repairable(store, sources, within).add_columns(copies.c.id.label("copy"))
+        query = query.where(unclaimed(now, until)).limit(limit)
         with self._database.read() as connection:
             found = {row.copy: artifact_of(row) for row in connection.execute(query)}
         if not found:
@@ -71,6 +63,14 @@ class Repairs:
             repairs = [(job_of(copy), found[copy]) for copy in claimed]
             note_action(connection, {(store, of.bucket, of.key): job for job, of in repairs}, "repair", now)
         return repairs
+
+    def count_repairable(
+        self, store: str, *, sources: Sequence[str], within: tuple[str | None, str] = (None, "")
+    ) -> int:
+        """Return how many bad copies of a store have a good one elsewhere, claimed ones included."""
+        found = _repairable(store, sources, within).subquery()
+        with self._database.read() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(found)).scalar_one()
 
     def count_bad(self, store: str, *, since: datetime, limit: int) -> int:
         """Return how many copies of a store were found bad since a time, or since `trust`; `limit` at most.
@@ -116,3 +116,20 @@ class Repairs:
 def _put(connection: sa.Connection, store: str, **values: object) -> None:
     if not connection.execute(sa.update(store_trust).where(store_trust.c.store == store).values(**values)).rowcount:
         connection.execute(sa.insert(store_trust).values(store=store, **values))
+
+
+def _repairable(store: str, sources: Sequence[str], within: tuple[str | None, str]) -> sa.Select[Any]:
+    """Return the query of the current artifacts with a bad copy in a store and a good one in another of `sources`."""
+    good_elsewhere = sa.exists().where(
+        _other.c.artifact_id == copies.c.artifact_id,
+        _other.c.store != store,
+        _other.c.store.in_(sources),
+        _other.c.state.in_(_GOOD),
+    )
+    bucket, prefix = within
+    scope = [] if bucket is None else [artifacts.c.bucket == bucket, *begins_with(artifacts.c.key, prefix)]
+    return (
+        sa.select(artifacts)
+        .join(copies, copies.c.artifact_id == artifacts.c.id)
+        .where(copies.c.store == store, copies.c.state.in_(BAD), good_elsewhere, *CURRENT, *scope)
+    )

@@ -90,6 +90,17 @@ class SweepClaims:
         by_id = {row.id: artifact_of(row) for row in versions}
         return [(by_id[claimed[id_].artifact_id], claimed[id_]) for id_ in taken]
 
+    def count_absent(self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[[Artifact], bool]) -> int:
+        """Return how many current artifacts `absent` would find in all, claimed ones included; it reads all of them."""
+        here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
+        query = sa.select(artifacts).outerjoin(copies, here).where(*listed())
+        query = query.where(sa.or_(copies.c.id.is_(None), copies.c.state == CopyState.WRITING))
+        if bucket is not None:
+            query = query.where(artifacts.c.bucket == bucket, *following(prefix, ""))
+        with self._database.read() as connection:
+            rows = connection.execution_options(yield_per=1000).execute(query)
+            return sum(1 for _ in filter(wanted, map(artifact_of, rows)))
+
     def absent(
         self,
         store: str,

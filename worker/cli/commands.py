@@ -53,6 +53,9 @@ COMMANDS = {
     "findings": Entry(
         _STORES, "List what is not as it should be, show one finding, or acknowledge it.", "findings:app"
     ),
+    "sweep": Entry(
+        _STORES, "Run a periodic task now, and wait until it and the jobs that it sent have ended.", "sweep:sweep"
+    ),
     "stores": Entry(_STORES, "List the stores; forget, accept or trust one.", "stores:app"),
     "log": Entry(_STORES, "Check that the verification log was not changed.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),

@@ -141,6 +141,17 @@ def _print_batch(result: Mapping[str, Any]) -> None:
         complain(f"{each['bucket']}/{each['key']}: {each['outcome']}: {each['message']}")
 
 
+def _print_reconciled(result: Mapping[str, Any]) -> None:
+    for each in result["stores"]:
+        seen = ", ".join(f"{count} {kind}" for kind, count in each["seen"].items()) or "no difference"
+        say(f"{each['store']}: {each['listed']} listed, {each['recorded']} recorded: {seen}")
+        if each["findings"]:
+            found = ", ".join(f"{count} {kind}" for kind, count in each["findings"].items())
+            complain(f"{each['store']}: seen by two runs: {found}; `zot-artifacts findings --store {each['store']}`")
+        if each["stopped"]:
+            complain(f"{each['store']}: {each['stopped']}")
+
+
 def _print_fields(result: Mapping[str, Any]) -> None:
     for name, value in result.items():
         say(f"{name}: {value}")
@@ -179,4 +190,5 @@ _PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "delete": _print_deleted,
     "adopt": _print_adopted,
     "batch": _print_batch,
+    "sweep.reconcile": _print_reconciled,
 }

@@ -265,16 +265,25 @@ class SweepVerifyRequest(Message):
     store: StoreName | None = None
 
 
-class SweepReplicateRequest(Message):
+class _Scope(Message):
+    store: StoreName | None = None
+    bucket: Bucket | None = None
+    prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
+
+    @model_validator(mode="after")
+    def _prefix_has_a_bucket(self) -> Self:
+        if self.prefix and self.bucket is None:
+            msg = "prefix goes with bucket"
+            raise ValueError(msg)
+        return self
+
+
+class SweepReplicateRequest(_Scope):
     """Write the copies that the placement rules want and that do not exist, in one store or in all."""
 
-    store: StoreName | None = None
 
-
-class SweepRepairRequest(Message):
+class SweepRepairRequest(_Scope):
     """Repair the copies that were found bad and that have a good copy elsewhere; of one store, or of all."""
-
-    store: StoreName | None = None
 
 
 class SweepLeftoversRequest(Message):
@@ -289,19 +298,8 @@ class SweepProbeRequest(Message):
     store: StoreName | None = None
 
 
-class SweepReconcileRequest(Message):
+class SweepReconcileRequest(_Scope):
     """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
-
-    store: StoreName | None = None
-    bucket: Bucket | None = None
-    prefix: Annotated[str, StringConstraints(max_length=1024)] = ""
-
-    @model_validator(mode="after")
-    def _prefix_has_a_bucket(self) -> Self:
-        if self.prefix and self.bucket is None:
-            msg = "prefix goes with bucket"
-            raise ValueError(msg)
-        return self
 
 
 class SweepRecoverRequest(Message):

@@ -205,8 +205,8 @@ class SweepProbeResult(Result):
 class ReconciledStore(Result):
     """The listing of one store, compared with the catalogue.
 
-    `seen`: the keys that differ, by kind. `findings`: those of them that an earlier run saw too, by kind. `stopped`:
-    why the run was stopped; then it counts for nothing.
+    `seen`: the keys that differ, by kind. `findings`: those of them that an earlier run saw too, by kind. `sent`: jobs
+    that verify or adopt those. `stopped`: why the run was stopped; then it counts for nothing.
     """
 
     store: str
@@ -214,6 +214,7 @@ class ReconciledStore(Result):
     recorded: int
     seen: dict[str, int]
     findings: dict[str, int]
+    sent: int = 0
     stopped: str | None = None
 
 

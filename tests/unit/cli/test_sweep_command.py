@@ -1,0 +1,80 @@
+"""`sweep --dry-run` tells what a sweep would do, and nothing is sent; mistakes of usage are told."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
+from worker import cli, clock
+from worker.catalogue import Artifact, Catalogue, tables
+
+
+def rows(zot: Zot, *arguments: str) -> dict[str, dict[str, Any]]:  # noqa: F811
+    status, document = zot("sweep", *arguments, "--dry-run")
+    assert status == 0
+    return {row.pop("store"): row for row in document["stores"]}
+
+
+def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """Due copies with their bytes, bad copies with a good one elsewhere; a paused store is left out."""
+    with catalogue._database.write() as connection:
+        connection.execute(sa.update(tables.copies).values(read_at=clock.now() - timedelta(days=60)))
+    assert rows(zot, "verify") == {"primary": {"due": 1, "about": "1 B"}, "dr": {"due": 1, "about": "1 B"}}
+    judge(catalogue, artifact, "dr", "corrupt")
+    nothing = {"repairable": 0, "stopped": None}
+    assert rows(zot, "repair") == {"primary": nothing, "dr": {"repairable": 1, "stopped": None}}
+    assert rows(zot, "repair", "--prefix", "releases/other") == {"primary": nothing, "dr": nothing}
+    catalogue.pauses.begin("store", "primary", reason=None, now=clock.now())
+    assert set(rows(zot, "repair")) == {"dr"}
+
+
+def test_a_dry_run_lists_and_compares(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """Reconcile names what differs now, and cleanup counts stale uploads; neither writes anything."""
+    found = rows(zot, "reconcile", "--store", "dr")["dr"]
+    assert (found["listed"], found["recorded"]) == (0, 1)
+    assert rows(zot, "cleanup")["dr"] == {"stale": 0, "ours": 0}
+
+
+def test_a_dry_run_counts_what_the_rules_want(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An artifact that lacks a copy where a rule wants one is counted for that store."""
+    stores = {name: {"type": "filesystem", "root": str(tmp_path / name)} for name in ("primary", "dr", "cold")}
+    config = tmp_path / "zot.yaml"
+    rule = {"bucket": "rel*", "stores": ["cold", "dr"]}
+    config.write_text(yaml.safe_dump({"stores": stores, "placement_rules": [rule]}))
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    counted = {store: row["absent"] for store, row in rows(zot, "replicate").items()}
+    assert counted == {"primary": 0, "dr": 0, "cold": 1}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("scrub",),
+        ("verify", "--prefix", "releases/"),
+        ("probe", "--prefix", "releases/"),
+        ("probe", "--dry-run"),
+        ("recover", "--store", "dr"),
+        ("verify", "--store", "nowhere"),
+    ],
+)
+def test_mistakes_are_told(catalogue: Catalogue, arguments: tuple[str, ...]) -> None:  # noqa: F811
+    """An unknown sweep or store, and an option that a sweep does not have, end with 2 and send nothing."""
+    assert cli.run(["sweep", *arguments]) == 2

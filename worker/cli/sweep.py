@@ -1,0 +1,229 @@
+"""The command `sweep`."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from worker.catalogue import JobRecord
+from worker.cli.arguments import NoWait, Timeout
+from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.outcome import Outcome, print_outcome
+from worker.cli.output import AsJson, complain, note, print_json, print_table, say
+from worker.cli.session import Session, opened
+from worker.cli.submit import Sender, request_of, sender
+from worker.cli.sweep_plans import PLANS
+from zot_artifact_client.contract import (
+    PAGE,
+    SWEEP_LEFTOVERS,
+    SWEEP_PROBE,
+    SWEEP_RECONCILE,
+    SWEEP_RECOVER,
+    SWEEP_REPAIR,
+    SWEEP_REPLICATE,
+    SWEEP_VERIFY,
+    JobState,
+    Progress,
+    TaskSpec,
+)
+from zot_artifact_client.job_ids import choose_id
+
+_POLL = 0.5
+_PATIENCE = 60.0
+"""Seconds for which a job that no worker has taken is waited for, when all others have ended."""
+_EXAMPLES = 20
+_SWEEPS: dict[str, TaskSpec[Any, Any]] = {
+    "verify": SWEEP_VERIFY,
+    "repair": SWEEP_REPAIR,
+    "replicate": SWEEP_REPLICATE,
+    "reconcile": SWEEP_RECONCILE,
+    "cleanup": SWEEP_LEFTOVERS,
+    "probe": SWEEP_PROBE,
+    "recover": SWEEP_RECOVER,
+}
+_WITH_PREFIX = {"repair", "replicate", "reconcile"}
+_GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(_SWEEPS)}.")]
+Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
+Prefix = Annotated[
+    str | None,
+    typer.Option("--prefix", metavar="BUCKET[/PREFIX]", help="Only these artifacts; for repair, replicate, reconcile."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and send nothing.")]
+
+
+def sweep(
+    name: Name,
+    *,
+    store: Store = None,
+    prefix: Prefix = None,
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a periodic task now, and wait until it and the jobs that it sent have ended.
+
+    A sweep that is stopped with Ctrl-C goes on; `zot-artifacts pause store NAME` stops its jobs, `resume` continues.
+    The exit status is 1 if something was found bad or failed.
+
+    Examples:
+
+        zot-artifacts sweep verify --store dr --dry-run
+
+        zot-artifacts sweep repair
+
+        zot-artifacts sweep reconcile --prefix releases/2026/
+    """
+    spec = _spec(name, store, prefix)
+    with opened(existing=True) as session:
+        session.store_names([store] if store else None)
+        if dry_run:
+            _dry_run(session, name, store, prefix, as_json=as_json)
+        bucket, _, below = (prefix or "").partition("/")
+        fields: dict[str, object] = {"store": store, "bucket": bucket or None, "prefix": below or None}
+        request = request_of(spec, **fields)
+        job_id = choose_id(spec)
+        with sender(session, f"sweep {name}: waiting for a worker") as way:
+            job = way.send(spec, job_id, request)
+            if no_wait or spec is SWEEP_RECOVER:  # it leaves no row in the ledger: there is nothing to wait for
+                _sent(name, job_id, as_json=as_json)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            outcome = way.wait(job, timeout)
+            jobs = _Jobs.none()
+            if outcome.state == JobState.SUCCEEDED:
+                jobs = _await_jobs(way, session, outcome, deadline)
+    _print(outcome, jobs, as_json=as_json)
+
+
+def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any]:
+    spec = _SWEEPS.get(name)
+    if spec is None:
+        message = f"there is no sweep {name!r}{suggestion(name, _SWEEPS)}; there are: {', '.join(_SWEEPS)}"
+        raise Failure(message, Status.USAGE, type_="UsageError")
+    if prefix is not None and name == "verify":
+        raise Failure(
+            f"to verify below a prefix now: `zot-artifacts verify {prefix} --all`", Status.USAGE, type_="UsageError"
+        )
+    if prefix is not None and name not in _WITH_PREFIX:
+        raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")
+    if store is not None and spec is SWEEP_RECOVER:
+        raise Failure("the sweep recover takes no --store", Status.USAGE, type_="UsageError")
+    return spec
+
+
+def _dry_run(session: Session, name: str, store: str | None, prefix: str | None, *, as_json: bool) -> None:
+    if name not in PLANS:
+        raise Failure(f"the sweep {name} has no dry run", Status.USAGE, type_="UsageError")
+    paused = {each.name for each in session.catalogue.pauses.all()}
+    names = [each for each in ([store] if store else session.settings.stores) if each not in paused]
+    rows = [{"store": each, **PLANS[name](session, each, prefix)} for each in names]
+    if as_json:
+        print_json({"sweep": name, "dry_run": True, "stores": rows, "paused": sorted(paused)})
+    else:
+        columns = list(rows[0]) if rows else ["store"]
+        print_table(columns, [list(row.values()) for row in rows], empty="every store is paused")
+    raise typer.Exit(Status.GOOD)
+
+
+def _sent(name: str, job_id: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"job": job_id, "sweep": name})
+    else:
+        say(job_id)
+    raise typer.Exit(Status.GOOD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """The jobs that a sweep sent: how many have not ended, and the outcomes of the objects of the others."""
+
+    open: int
+    outcomes: Mapping[str, int]
+    failed: list[str]
+
+    @classmethod
+    def none(cls) -> "_Jobs":
+        return cls(0, {}, [])
+
+    @classmethod
+    def of(cls, records: list[JobRecord], sent: int) -> "_Jobs":
+        """Return what became of the jobs that the ledger has; `sent` is how many the sweep itself has sent."""
+        outcomes, failed, waiting = Counter[str](), list[str](), 0
+        expected = sent
+        for each in records:
+            result = each.result or {}
+            expected += len(result.get("left", ()))  # a page sends a job for each of these
+            if not JobState(each.state).terminal:
+                waiting += 1
+            elif each.state != JobState.SUCCEEDED:
+                outcomes[each.state] += 1
+                failed.append(f"job {each.id} is {each.state}: {(each.error or {}).get('message')}")
+            elif each.kind == PAGE.kind:
+                outcomes.update(result.get("outcomes", {}))
+                failed += [f"{e['bucket']}/{e['key']}: {e['outcome']}: {e['message']}" for e in result["failures"]]
+            else:
+                words = [str(copy.get("verdict") or copy.get("outcome")) for copy in result.get("copies", ())]
+                outcomes.update(words or ["succeeded"])
+        return cls(waiting + max(expected - len(records), 0), dict(outcomes), failed)
+
+
+def _await_jobs(way: Sender, session: Session, outcome: Outcome, deadline: float | None) -> _Jobs:
+    """Wait until the jobs that the sweep sent have ended, those of its pages too.
+
+    The ledger has a job when a worker has taken it; how many were sent is in the result of the sweep.
+    """
+    sent, ended, since = _sent_by(outcome), -1, time.monotonic()
+    while True:
+        records = session.catalogue.job_admin.descendants(outcome.job)
+        jobs = _Jobs.of(records, sent)
+        done = sum(JobState(each.state).terminal for each in records)
+        way.shown.update(Progress(step="jobs", bytes_done=0, objects_done=done, objects_total=done + jobs.open))
+        if done != ended:
+            ended, since = done, time.monotonic()
+        lost = done == len(records) and time.monotonic() - since > _PATIENCE  # such as one that another sweep sent
+        if not jobs.open or lost or (deadline is not None and time.monotonic() >= deadline):
+            return jobs
+        time.sleep(_POLL)
+
+
+def _sent_by(outcome: Outcome) -> int:
+    result = outcome.result or {}
+    if outcome.kind == SWEEP_REPAIR.kind:
+        return sum(result["claimed"].values())
+    if outcome.kind == SWEEP_RECONCILE.kind:
+        return sum(each["sent"] for each in result["stores"])
+    return sum(result.get("pages", {}).values())
+
+
+def _print(outcome: Outcome, jobs: _Jobs, *, as_json: bool) -> None:
+    document = outcome.document() | {"open_jobs": jobs.open, "outcomes": jobs.outcomes, "failures": jobs.failed}
+    if as_json:
+        print_json(document)
+    else:
+        print_outcome(outcome)
+        if jobs.outcomes:
+            say(", ".join(f"{count} {word}" for word, count in sorted(jobs.outcomes.items())))
+        for line in jobs.failed[:_EXAMPLES]:
+            complain(line)
+        if len(jobs.failed) > _EXAMPLES:
+            complain(
+                f"and {len(jobs.failed) - _EXAMPLES} more: `zot-artifacts findings` and `zot-artifacts jobs --failed`"
+            )
+        if jobs.open:
+            note(f"{jobs.open} jobs have not ended; they go on: `zot-artifacts jobs --parent {outcome.job}`")
+    if outcome.status is not Status.GOOD or jobs.open:
+        raise typer.Exit(outcome.status if outcome.status is not Status.GOOD else Status.UNKNOWN)
+    bad = jobs.failed or set(jobs.outcomes) - _GOOD or _is_bad(outcome.result or {})
+    raise typer.Exit(Status.BAD if bad else Status.GOOD)
+
+
+def _is_bad(result: Mapping[str, Any]) -> bool:
+    """Return whether a sweep itself found something that is not right."""
+    stores = result.get("stores") or ()
+    found = any(each["findings"] or each["stopped"] for each in stores)
+    return bool(result.get("faults") or result.get("lost") or result.get("untrusted") or found)

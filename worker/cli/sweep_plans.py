@@ -1,0 +1,81 @@
+"""What each sweep would do in one store now: counted from the catalogue, or from a listing, without a change."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from worker import clock
+from worker.artifacts.reconcile import compare
+from worker.catalogue import Artifact
+from worker.cli.output import size
+from worker.cli.session import Session
+from worker.settings.sections import PlacementRule
+
+_MOST = 1_000_000_000
+_NAMED = 5
+
+
+def _verify(session: Session, store: str, _prefix: str | None) -> dict[str, Any]:
+    sweep, now = session.settings.sweep.verify, clock.now()
+    claims, period = session.catalogue.sweep_claims, sweep.period_of(store)
+    due = claims.count_due(store, period=period, now=now, limit=_MOST)
+    mean = claims.mean_size(store, period=period, now=now, largest=_MOST) if due else 0
+    return {"due": due, "about": size(due * mean)}
+
+
+def _repair(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
+    repairs, sources = session.catalogue.repairs, list(session.settings.stores)
+    count = repairs.count_repairable(store, sources=sources, within=_split(prefix))
+    stopped = repairs.untrusted().get(store)
+    off = store in session.settings.sweep.repair.off
+    return {"repairable": count, "stopped": stopped.reason if stopped else "switched off" if off else None}
+
+
+def _replicate(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
+    settings, bucket, below = session.settings, *_split(prefix)
+    absent = session.catalogue.sweep_claims.count_absent(
+        store, bucket, below, wanted=partial(_is_wanted, session, store)
+    )
+    return {"absent": absent, "rules": sum(store in rule.stores for rule in settings.placement_rules)}
+
+
+def _is_wanted(session: Session, store: str, artifact: Artifact) -> bool:
+    rule: PlacementRule | None = session.settings.rule_for(artifact.bucket, artifact.key)
+    return rule is not None and store in rule.stores
+
+
+def _cleanup(session: Session, store: str, _prefix: str | None) -> dict[str, Any]:
+    before = clock.now() - session.settings.sweep.leftovers.age
+    stale = [each for each in session.stores[store].iter_stale_uploads() if each.since <= before]
+    return {"stale": len(stale), "ours": sum(each.ours for each in stale)}
+
+
+def _reconcile(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
+    bucket, below = _split(prefix)
+    buckets = [bucket] if bucket else sorted(session.catalogue.artifacts.buckets())
+    listed = recorded = 0
+    found: dict[str, int] = {}
+    some: list[str] = []
+    for each in buckets:
+        for key in compare(session.stores[store], session.catalogue, each, below, "", run=clock.now()):
+            listed, recorded = listed + key.listed, recorded + key.recorded
+            if key.sighting is not None:
+                found[key.sighting.kind] = found.get(key.sighting.kind, 0) + 1
+                some += [f"{key.sighting.kind} {each}/{key.key}"] if len(some) < _NAMED else []
+    told = ", ".join(f"{count} {kind}" for kind, count in found.items())
+    return {"listed": listed, "recorded": recorded, "differ": told or "nothing", "such as": ", ".join(some) or None}
+
+
+def _split(prefix: str | None) -> tuple[str | None, str]:
+    bucket, _, below = (prefix or "").partition("/")
+    return bucket or None, below
+
+
+PLANS: dict[str, Callable[[Session, str, str | None], dict[str, Any]]] = {
+    "verify": _verify,
+    "repair": _repair,
+    "replicate": _replicate,
+    "cleanup": _cleanup,
+    "reconcile": _reconcile,
+}
+"""By the name of the sweep, what counts its work in one store; the last argument is BUCKET/PREFIX."""
