@@ -17,7 +17,8 @@ from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, Uplo
 def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> UploadResult:
     """Hash the source, record it as a version of the artifact, and write it to each store, hashed again on the way.
 
-    The same bytes again are no new version, and a copy that a store has already is not written again.
+    The same bytes again are no new version unless the request names other metadata or headers, and a copy that a store
+    has already is not written again.
 
     Raises:
         SourceRefused, NotFound: the source cannot be opened.
@@ -51,6 +52,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             stores=names,
             job=job.id,
             properties=request.properties,
+            replaces_headers=True,
         )
         work = ArtifactJob(context, job, artifact)
 

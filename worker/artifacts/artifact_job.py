@@ -100,7 +100,8 @@ class ArtifactJob:
         if copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size):
             return None if self._is_trusted(copy) else self._read_again(store, copy, found)
         held = artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
-        if held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version:
+        replaced = held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version
+        if held and replaced and not self._has_all_of(store, held[0]):
             return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
         seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest)
         if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
@@ -109,6 +110,11 @@ class ArtifactJob:
             self._record_copy(store, found)
             return None
         return CopySlot(store, copy, found, quarantine=True)
+
+    def _has_all_of(self, store: LimitedStore, other: Artifact) -> bool:
+        """Return whether a copy of another version is one of this one too: only headers differ, and it keeps none."""
+        kept = store.capabilities.user_metadata or store.capabilities.properties
+        return other.digest == self.artifact.digest and not kept
 
     def _is_trusted(self, copy: Copy) -> bool:
         if copy.read_at is None:

@@ -163,10 +163,13 @@ class Artifacts:
         stores: Iterable[str] = (),
         job: str | None = None,
         properties: Mapping[str, str] | None = None,
+        replaces_headers: bool = False,
     ) -> Artifact:
         """Return the newest version if it has this digest, else record a new one with its manifest and copies.
 
-        A version keeps the metadata and properties that it was recorded with.
+        A version keeps the metadata and properties that it was recorded with. With `replaces_headers`, other ones are a
+        new version, although the bytes are the same: given metadata replace all metadata, given properties all
+        properties, and what is empty is kept.
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
@@ -177,7 +180,11 @@ class Artifacts:
             row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
             if job is not None and row is not None:
                 _check_not_superseded(connection, row, job)
-            if row is None or artifact_of(row).digest != digest or row.tombstoned_at is not None:
+            same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
+            if row is not None and same and replaces_headers:
+                metadata, properties = metadata or row.metadata, properties or row.properties
+                same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
+            if row is None or not same:
                 version = {
                     "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,

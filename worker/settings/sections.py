@@ -5,8 +5,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator
 
+from worker.storage.endpoint import parse_endpoint
 from worker.storage.units import Duration, Size
 
 
@@ -44,6 +45,16 @@ class SourceSettings(Section):
     min_rate: Size = ByteSize(1024)
     """Bytes a second that a host must send, on average over each `rate_window`; 0 for no such limit."""
     rate_window: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(minutes=1)
+
+    @field_validator("hosts")
+    @classmethod
+    def _origins(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            url = host if "://" in host else f"https://{host}"
+            if parse_endpoint(url, example="https://builds.example", credentials="a source has none").path:
+                msg = "a host is allowed as a whole: it is written without a path, such as builds.example"
+                raise ValueError(msg)
+        return hosts
 
 
 class ReplicationSettings(Section):

@@ -469,7 +469,7 @@ class ChecksumDriver(Driver, Protocol):
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
-        """Do as `Driver.copy`, over what `condition` allows; see `Driver.put`."""
+        """Do as `Driver.copy`, over what `condition` allows, whatever the size of the object; see `Driver.put`."""
         ...
 
     def refuses_damage(self, bucket: str, key: str) -> bool:

@@ -115,9 +115,20 @@ class MemoryDriver:
             del self._buckets[bucket][key]
         return True
 
-    def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
+    def copy(
+        self,
+        bucket: str,
+        key: str,
+        to_bucket: str,
+        to_key: str,
+        *,
+        condition: Condition = None,
+        storage_class: str | None = None,
+    ) -> ObjectStat:
+        del storage_class  # there is one
         held = self._held(bucket, key)
         with self._lock:
+            self._check_condition(to_bucket, to_key, condition)
             stat = replace(held.stat, bucket=to_bucket, key=to_key, version=self._version(), modified=datetime.now(UTC))
             self._buckets.setdefault(to_bucket, {})[to_key] = _Held(stat, held.data)
         return stat

@@ -134,8 +134,8 @@ class Store:
         """Write an object atomically and return its stat and the digest of the bytes that were sent.
 
         Large objects are sent as multipart uploads, several parts at once, where the store has them. A write to a store
-        without checksums is read back. If it replaces an object, it is written to a reserved bucket and read back
-        there, and then the store copies it over the object.
+        without checksums goes to a reserved bucket, is read back there, and then the store copies it to its key.
+        Without a reserved bucket it is read back at its key, and replaces no object.
 
         Args:
             bucket: the logical bucket.
@@ -191,13 +191,13 @@ class Store:
 
         if self.checks_uploads():
             return send(bucket, key, condition), body.digest
-        path = f"{bucket}/{key}"
-        if not self._replaces(bucket, key, size, condition):
+        if not self._can_stage():
+            self._check_replaces_nothing(bucket, key, condition)
             stat = send(bucket, key, condition)
-            self._read_back(stat, body.digest, on_read_back, path)
+            self._read_back(stat, body.digest, on_read_back, f"{bucket}/{key}")
             return stat, body.digest
         staged = send(STAGING_BUCKET, _reserved_key(STAGING_BUCKET, f"{sha256}/{bucket}", key), None)
-        self._read_back(staged, body.digest, on_read_back, path)
+        self._read_back(staged, body.digest, on_read_back, f"{bucket}/{key}")
         return self._swap_in(staged, bucket, key, condition, storage_class), body.digest
 
     def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
@@ -560,15 +560,22 @@ class Store:
         if self._identity:
             self._identity.check(write=write)
 
-    def _replaces(self, bucket: str, key: str, size: int | None, condition: Condition) -> bool:
-        """Return whether a write may replace an object, which has to stay if the new bytes arrive damaged.
+    def _can_stage(self) -> bool:
+        """Return whether the store can keep something of ours, and can copy it."""
+        return self.capabilities.reserved_buckets and self.capabilities.max_copy_size != 0
 
-        False if the store has no reserved bucket or cannot copy so large an object: then the old object is lost if its
-        replacement is damaged.
-        """
-        if condition == "create_only" or not self.capabilities.reserved_buckets:
-            return False
-        return (size or 0) <= (self.capabilities.max_copy_size or 0) and self.object_exists(bucket, key)
+    def _check_replaces_nothing(self, bucket: str, key: str, condition: Condition) -> None:
+        if condition == "create_only" or not self.object_exists(bucket, key):
+            return
+        way_out = (
+            "delete it first, or write under another key"
+            if self.capabilities.reserved_buckets
+            else f"set stores.{self.name}.reserved_bucket, where new bytes wait until they were read"
+        )
+        raise PermanentError(
+            f"{self.name}: {bucket}/{key}: the store does not refuse bytes that are damaged on the way, so writing "
+            f"over the object that is there could lose it: {way_out}"
+        )
 
     def _swap_in(
         self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None

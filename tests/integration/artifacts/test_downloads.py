@@ -15,7 +15,8 @@ from pydantic import ByteSize
 
 from worker import clock
 from worker.artifacts.sources import SourceRefused, open_source, remove_partial
-from worker.settings import Settings, load_settings
+from worker.artifacts.sources.errors import origin_of
+from worker.settings import Settings, SettingsError, load_settings
 from worker.settings.sections import SourceSettings
 from worker.storage.errors import AccessDenied, SizeMismatch, Throttled, Timeout, TransientError, Unavailable
 
@@ -310,6 +311,65 @@ def test_no_part_of_a_redirect_that_may_be_secret_is_shown(host, settings):
     with pytest.raises(SourceRefused) as refused, open_source("ftp://me:pass@host/a?sig=abc123", settings):
         pass
     assert not [secret for secret in ("me:", "pass", "abc123") if secret in refused.value.message]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "//127.0.0.1:1/x",
+        "http://169.254.169.254/latest/meta-data",
+        "http://127.0.0.1:1\\@artifacts.example/x",  # one parser takes this for a password, another one for a path
+        "http://127.0.0.1:1#@artifacts.example/x",
+        "http://artifacts.example@127.0.0.1:1/x",
+        "http://artifacts.example:http/x",
+        "http://[::1/x",
+        "gopher://artifacts.example/x",
+    ],
+)
+def test_a_redirect_leads_to_no_other_host(host, settings, location):
+    """Only the host that is connected to counts, however the address is spelt."""
+    host.answers = [answer(status="302 Found", Location=location)]
+    with pytest.raises(SourceRefused, match="is not a configured host|no URL"):
+        fetch(host, settings)
+    assert len(host.requests) == 1
+
+
+def test_a_host_is_allowed_in_every_spelling_of_its_address(host, settings):
+    """Case and the default port make no other host of it; a path or a user in the setting is one line."""
+    host.answers = [whole(b"hello")]
+    named = having(settings, hosts=(host.url.replace("http", "HTTP"),))
+    assert fetch(host, named) == b"hello"
+    assert origin_of("HTTPS://Builds.Example:443/x") == origin_of("https://builds.example")
+    for wrong in ("builds.example/path", "https://user:hush@builds.example", "ftp://builds.example", "a b", ""):
+        with pytest.raises(SettingsError, match=r"sources\.hosts: ") as caught:
+            load_settings(sources={"hosts": [wrong]})
+        assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        answer(DATA[2 << 20 :] + b"more", "206 Partial Content", Transfer_Encoding="chunked", ETag='"v1"'),
+        answer(DATA[2 << 20 :], "206 Partial Content", Content_Encoding="gzip", ETag='"v1"'),
+        answer(status="416 Range Not Satisfiable", Content_Length=0),
+    ],
+    ids=["more_than_announced", "coded", "shorter_by_now"],
+)
+def test_a_rest_that_does_not_fit_is_never_joined(host, settings, second):
+    """Without an announced digest what is resumed is the host's whole, or nothing of it is kept."""
+    head, _, body = second.partition(b"\r\n\r\n")
+    if b"chunked" in head:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    if b" 206 " in head:
+        head += b"\r\nContent-Range: bytes %d-%d/%d" % (2 << 20, len(DATA) - 1, len(DATA))
+        head += b"" if b"chunked" in head else b"\r\nContent-Length: %d" % len(body)
+    host.answers = [answer(DATA[: 2 << 20], Content_Length=len(DATA), ETag='"v1"'), head + b"\r\n\r\n" + body]
+    with pytest.raises((TransientError, SourceRefused)):
+        fetch(host, settings, job="one")
+    host.answers = [whole(ETag='"v2"')]
+    assert fetch(host, settings, job="one") == DATA
+    assert host.header("Range") is None
 
 
 def test_the_host_learns_who_asks(host, settings):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.targets import azure_config, make_s3_bucket, s3_config
+from tests.conformance.targets import azure_config, gcs_config, make_gcs_bucket
 from worker import cli, clock
 from worker.catalogue import Catalogue
 from worker.settings import load_settings
@@ -37,16 +37,16 @@ def _plain(config: Any) -> dict[str, Any]:
     return {**told, **secrets}
 
 
-def test_doctor_tells_whether_wrong_checksums_are_refused(doctor: Zot, ministack, azurite) -> None:
+def test_doctor_tells_whether_wrong_checksums_are_refused(doctor: Zot, strict_gcs, azurite) -> None:
     """One line for each cloud: what it does with a wrong checksum, and whether writes are read back."""
-    config = s3_config(ministack, read_back=None)
-    make_s3_bucket(ministack, str(config.bucket))
+    config = gcs_config(strict_gcs, read_back=None)
+    make_gcs_bucket(strict_gcs, str(config.bucket))
     azure = azure_config(azurite, read_back=None, api_version="2025-11-05")
     with_container = open_driver("making", azure)
     with_container._service().create_container(azure.container)  # type: ignore[attr-defined]
     with_container.close()
     blind = config.model_copy(update={"bucket": f"{config.bucket}-blind", "read_back": False})
-    make_s3_bucket(ministack, str(blind.bucket))
+    make_gcs_bucket(strict_gcs, str(blind.bucket))
 
     checks = doctor(lax=_plain(config), strict=_plain(azure), blind=_plain(blind))
 

@@ -1,6 +1,10 @@
-"""An object in a store that knows neither checksums nor conditions stays when its replacement arrives damaged."""
+"""What arrives damaged at a store is never seen under its key, and what it was to replace stays."""
 
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,39 +13,142 @@ from tests.conformance.targets import PART, make_s3_bucket, s3_config
 from tests.servers import RcloneS3
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Request
 from worker.storage import Match, Store
-from worker.storage.errors import Unavailable
+from worker.storage.errors import PermanentError, Unavailable
 from worker.storage.registry import open_driver
+from worker.storage.s3 import driver as s3_driver
+from worker.storage.s3 import upload as s3_upload
 
-BUCKET = "releases"
+
+class Line:
+    """A store as it is, and through a line that may spoil the bytes that are sent to it."""
+
+    near: Store
+    far: Store
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
+        self.damaging = True
+        self.seen: Callable[[Request], None] = lambda _request: None
 
 
-@pytest.mark.parametrize("size", [100, PART + 100])
-def test_a_store_of_plain_files_keeps_what_a_damaged_write_was_to_replace(
-    rclone: RcloneS3, tmp_path: Path, size: int
+@pytest.fixture
+def line(rclone: RcloneS3, tmp_path: Path) -> Iterator[Callable[..., Line]]:
+    """Return what opens such a store, with changes of its configuration."""
+    with ExitStack() as stack:
+
+        def open_line(**changes: Any) -> Line:
+            config = s3_config(rclone, conditional_writes=False, read_back=None, **changes)
+            made = Line(f"releases-{uuid.uuid4().hex[:8]}")
+            make_s3_bucket(rclone, config.bucket or made.bucket)
+
+            def fault(request: Request) -> Fault:
+                made.seen(request)
+                sends = request.method == "PUT" and int(request.headers.get("Content-Length") or 0) >= 90
+                return Damage(at=-60) if made.damaging and sends and "app" in request.path else None
+
+            proxy = stack.enter_context(FaultyProxy(rclone.port, fault))
+            through = config.model_copy(update={"endpoint": proxy.endpoint})
+            made.near, made.far = (
+                Store(open_driver(name, c), spool_dir=tmp_path) for name, c in (("near", config), ("far", through))
+            )
+            stack.callback(made.near.close)
+            stack.callback(made.far.close)
+            return made
+
+        yield open_line
+
+
+def _ignores_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send no checksum, as if the store read none."""
+    monkeypatch.setattr(s3_upload, "_content_md5", lambda _data: {})
+
+
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [(100, {}), (PART + 100, {}), (100, {"layout": "native", "bucket": None})],
+    ids=["whole", "parts", "native"],
+)
+def test_a_store_of_plain_files_refuses_what_is_damaged(
+    line: Callable[..., Line], size: int, layout: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`rclone serve s3` is found to check nothing, so that only bytes that were read back replace an object."""
-    config = s3_config(rclone, conditional_writes=False, read_back=None)
-    make_s3_bucket(rclone, str(config.bucket))
-    direct = Store(open_driver("near", config), spool_dir=tmp_path)
-    damaging = [True]
+    """`rclone serve s3` compares the MD5 of each request: what is damaged is neither seen nor replaces anything."""
+    if layout:
+        monkeypatch.setattr(Store, "checks_uploads", lambda _store: True)  # there is no place to try it
+    stores = line(**layout)
+    assert stores.near.checks_uploads()
+    with pytest.raises(Unavailable, match="the bytes were damaged"):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(size)))
+    assert not stores.near.object_exists(stores.bucket, "app")
+    stores.near.write_object(stores.bucket, "app", source(b"before"))
+    with pytest.raises(Unavailable, match="the bytes were damaged"):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(size)))
+    assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")
+    assert list(stores.near.iter_stale_uploads()) == []
 
-    def damage(request: Request) -> Fault:
-        sends = request.method == "PUT" and "app" in request.path
-        return Damage(at=-60) if damaging and sends and int(request.headers.get("Content-Length") or 0) >= 90 else None
 
-    with FaultyProxy(rclone.port, damage) as proxy:
-        through = config.model_copy(update={"endpoint": proxy.endpoint})
-        far = Store(open_driver("far", through), spool_dir=tmp_path)
-        assert not far.checks_uploads()
-        before, _ = direct.write_object(BUCKET, "app", source(b"before"))
-        with pytest.raises(Unavailable, match="far: releases/app: the bytes were damaged"):
-            far.write_object(BUCKET, "app", source(some_bytes(size)), condition=Match(before.version))
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"before")
-        assert direct.stat_object(BUCKET, "app").version == before.version
-        damaging.clear()
-        made, _ = far.write_object(BUCKET, "app", source(some_bytes(size)), condition=Match(before.version))
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(some_bytes(size))
-        assert direct.stat_object(BUCKET, "app").version == made.version
-        assert [*direct.iter_stale_uploads(), *direct.list_objects("zot-staging")] == []
-        far.close()
-    direct.close()
+@pytest.mark.parametrize(
+    ("size", "before"),
+    [(100, None), (100, b"before"), (PART + 100, b"before")],
+    ids=["new", "over_another", "parts_over_another"],
+)
+def test_a_store_without_checksums_shows_nothing_that_was_not_read_back(
+    line: Callable[..., Line], size: int, before: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its bytes were read back a new object is not there, and one that is replaced is as it was."""
+    _ignores_checksums(monkeypatch)
+    stores = line()
+    assert not stores.far.checks_uploads()
+    version = stores.near.write_object(stores.bucket, "app", source(before))[0].version if before else None
+    shown: list[str | None] = []
+
+    def look(request: Request) -> None:
+        if "/zot-staging/" in request.path:
+            there = stores.near.object_exists(stores.bucket, "app")
+            shown.append(stores.near.stat_object(stores.bucket, "app").version if there else None)
+
+    stores.damaging = True
+    condition = Match(version) if version else None
+    with pytest.raises(Unavailable, match="far: releases-[0-9a-f]+/app: the bytes were damaged"):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(size)), condition=condition)
+    assert stores.near.object_exists(stores.bucket, "app") is bool(before)
+    stores.damaging, stores.seen = False, look
+    made, _ = stores.far.write_object(
+        stores.bucket, "app", source(some_bytes(size)), condition=condition or "create_only"
+    )
+    assert set(shown[:3]) == {version}
+    assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(some_bytes(size))
+    assert stores.near.stat_object(stores.bucket, "app").version == made.version
+    assert [*stores.near.iter_stale_uploads(), *stores.near.list_objects("zot-staging")] == []
+
+
+def test_what_no_single_request_copies_is_kept_too(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the largest copy of the store an object stays as it was, whatever the store makes of a copy in parts."""
+    _ignores_checksums(monkeypatch)
+    monkeypatch.setattr(s3_driver, "MAX_COPY", 50)
+    stores = line()
+    stores.near.write_object(stores.bucket, "app", source(b"before"))
+    with pytest.raises(Unavailable, match="the bytes were damaged"):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(100)))
+    stores.damaging = False
+    try:
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(100)))
+        expected = digest_of(some_bytes(100))
+    except PermanentError:
+        expected = digest_of(b"before")
+    assert stores.near.verify_object(stores.bucket, "app").expected == expected
+
+
+def test_without_a_reserved_bucket_nothing_is_replaced_unread(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that has no place for new bytes refuses to write over an object, and says what to configure."""
+    _ignores_checksums(monkeypatch)
+    stores = line(layout="native", bucket=None)
+    with pytest.raises(Unavailable, match="the bytes were damaged"):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(100)))
+    assert not stores.near.object_exists(stores.bucket, "app")
+    stores.near.write_object(stores.bucket, "app", source(b"before"))
+    for condition in (None, Match(stores.near.stat_object(stores.bucket, "app").version)):
+        with pytest.raises(PermanentError, match=r"far: releases-[0-9a-f]+/app: .* set stores\.far\.reserved_bucket"):
+            stores.far.write_object(stores.bucket, "app", source(some_bytes(100)), condition=condition)
+    assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")

@@ -221,16 +221,10 @@ class TestConfiguration:
 
     def test_no_listener(self, rclone: RcloneS3) -> None:
         """An endpoint without a listener is named together with the setting to check."""
-        store = self.open(rclone, endpoint="http://user:hidden@127.0.0.1:9")
-        with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9: cannot be reached; check `endpoint`") as caught:
+        store = self.open(rclone, endpoint="http://127.0.0.1:9")
+        with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9: cannot be reached; check `endpoint`"):
             store.health_check()
-        assert "hidden" not in str(caught.value)
         store.close()
-
-    def test_endpoint_that_is_no_url(self, rclone: RcloneS3) -> None:
-        """An endpoint without a scheme is refused with an example."""
-        with pytest.raises(PermanentError, match="correct `endpoint`, such as https://"):
-            self.open(rclone, endpoint="localhost:9000").health_check()
 
     @pytest.mark.parametrize(("status", "hint"), [(200, "endpoint"), (404, "bucket"), (500, "endpoint")])
     def test_endpoint_that_is_no_store(self, through: Callable[..., Line], status: int, hint: str) -> None:

@@ -93,3 +93,40 @@ def test_what_is_no_header_is_refused(value):
     """A value that could not be sent as a header is no valid request."""
     with pytest.raises(ValueError, match="content_type"):
         UploadRequest(bucket="releases", key="page.html", source="/in/page.html", content_type=value)
+
+
+def test_the_same_bytes_with_other_headers_are_a_new_version(with_cloud, context, source, cloud):
+    """The last upload wins: what it names replaces what was there, and what it leaves out is kept."""
+    client, config = cloud
+    wish = UploadRequest(bucket="releases", key="page.html", source=source(b"<html>"), stores=("primary", "cloud"))
+    first = {"metadata": {"build": "1"}, "content_type": "text/plain", "cache_control": "no-store"}
+    with_cloud(upload, wish.model_copy(update=first))
+    with_cloud(upload, wish.model_copy(update={"content_type": "text/html"}))
+    again = with_cloud(upload, wish.model_copy(update={"content_type": "text/html"}))
+    plain = with_cloud(upload, wish)
+
+    artifact = context.catalogue.artifacts.current("releases", "page.html")
+    assert (artifact.version, artifact.properties, artifact.metadata) == (
+        2,
+        {"content_type": "text/html"},
+        {"build": "1"},
+    )
+    assert (again.unchanged, plain.unchanged) == (True, True)
+    found = client.head_object(Bucket=config.bucket, Key="releases/page.html")
+    assert (found["ContentType"], found.get("CacheControl"), found["Metadata"]["build"]) == ("text/html", None, "1")
+    assert {copy.state for copy in context.catalogue.artifacts.copies(artifact).values()} == {"stored"}
+
+    with_cloud(upload, wish.model_copy(update={"metadata": {"build": "2"}}))
+    assert client.head_object(Bucket=config.bucket, Key="releases/page.html")["Metadata"]["build"] == "2"
+    assert head(cloud)["ContentType"] == "text/html"
+
+
+def test_a_directory_keeps_its_file_when_only_headers_change(with_cloud, context, source, stored):
+    """A store that keeps no headers is not written to for them: its file is read, and is a copy of the new version."""
+    wish = UploadRequest(bucket="releases", key="page.html", source=source(b"<html>"), stores=("primary",))
+    with_cloud(upload, wish)
+    before = stored("primary", "page.html").stat()
+    result = with_cloud(upload, wish.model_copy(update={"content_type": "text/html"}))
+    assert (result.version, [copy.outcome for copy in result.copies]) == (2, ["already_there"])
+    assert stored("primary", "page.html").stat().st_ino == before.st_ino
+    assert stored("primary", "page.html").stat().st_mtime_ns == before.st_mtime_ns

@@ -185,6 +185,10 @@ class _Transfer:
             raise Unavailable(f"source {self._name}: the connection broke after {self._partial.size} bytes") from error
         finally:
             response.close()
+        if self._partial.total is not None and self._partial.size > self._partial.total:
+            announced = self._partial.total
+            self._partial.begin(None, None)
+            raise Unavailable(f"source {self._name}: the host sends more than the {announced} bytes that it announced")
         if self._partial.total is not None and self._partial.size < self._partial.total:
             raise Unavailable(
                 f"source {self._name}: the connection broke after {self._partial.size} of {self._partial.total} bytes"
@@ -208,14 +212,16 @@ class _Transfer:
             self.answered_at = time.monotonic()
             if response.status not in _REDIRECTS:
                 return response
-            url = urljoin(url, response.headers.get("Location", ""))
             response.close()
+            try:
+                url = urljoin(url, response.headers.get("Location", ""))
+            except ValueError:
+                raise SourceRefused(f"source {self._name}: the host redirects to what is no URL") from None
         raise SourceRefused(f"source {self._name}: more than {_MAX_REDIRECTS} redirects")
 
     def _check_host(self, url: str) -> None:
         origin = origin_of(url)
-        allowed = {host.lower() for host in self._sources.hosts}
-        if origin in allowed or (origin.startswith("https://") and origin.removeprefix("https://") in allowed):
+        if origin in {origin_of(host if "://" in host else f"https://{host}") for host in self._sources.hosts}:
             return
         raise SourceRefused(f"source {shown(url)}: {origin} is not a configured host; add it to sources.hosts")
 
@@ -228,6 +234,8 @@ class _Transfer:
             return
         if response.status == 304 and self._partial.size == self._partial.total:  # noqa: PLR2004 - all of it is there already
             return
+        if response.status == 416:  # noqa: PLR2004 - what was resumed has become shorter
+            self._partial.begin(None, None)
         _check_status(response, self._name)
         etag = response.headers.get("ETag", "")
         self._partial.begin(self._announced_size(response), etag if _STRONG_ETAG.fullmatch(etag) else None)
@@ -235,6 +243,7 @@ class _Transfer:
     def _check_range(self, response: urllib3.BaseHTTPResponse) -> None:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         etag = response.headers.get("ETag", self._partial.etag)
+        self._check_coding(response)
         expected = found and int(found[1]) == self._partial.size and self._partial.total in {None, int(found[3])}
         if not found or not expected or etag != self._partial.etag:
             self._partial.begin(None, None)
@@ -249,21 +258,24 @@ class _Transfer:
         """
         lengths = {each.strip() for each in response.headers.get("Content-Length", "").split(",")} - {""}
         length = lengths.pop() if len(lengths) == 1 else ""
-        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         transfer = response.headers.get("Transfer-Encoding", "").strip().lower()
         size = int(length) if _LENGTH.fullmatch(length) and not transfer else None
         if size is not None and size > self._sources.max_size:
             raise self._too_large()
-        if not self._announced and coding not in {"", "identity"}:
-            raise SourceRefused(
-                f"source {self._name}: the host sends it in the content coding {coding!r}; "
-                "announce the SHA-256 of the bytes as they are sent"
-            )
+        self._check_coding(response)
         if not self._announced and size is None and (transfer != "chunked" or lengths or length):
             raise SourceRefused(
                 f"source {self._name}: the host does not announce where the bytes end; announce their SHA-256"
             )
         return size
+
+    def _check_coding(self, response: urllib3.BaseHTTPResponse) -> None:
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if not self._announced and coding not in {"", "identity"}:
+            raise SourceRefused(
+                f"source {self._name}: the host sends it in the content coding {coding!r}; "
+                "announce the SHA-256 of the bytes as they are sent"
+            )
 
     def _write(self, response: urllib3.BaseHTTPResponse) -> None:
         while piece := response.read1(BUFFER_SIZE, decode_content=False):

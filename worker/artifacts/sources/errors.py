@@ -1,6 +1,8 @@
 """Why a source cannot be uploaded, and how messages name it without secrets."""
 
-from urllib.parse import urlsplit
+from urllib3.connection import port_by_scheme
+from urllib3.exceptions import LocationParseError
+from urllib3.util import Url, parse_url
 
 from worker.storage.errors import PermanentError, StorageError
 from zot_artifact_client.text import without_secrets
@@ -24,6 +26,19 @@ def shown(name: str) -> str:
 
 
 def origin_of(url: str) -> str:
-    """Return `scheme://host:port` of a URL, without the user and password that it may have."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+    """Return `scheme://host:port` of a URL, without the port where it is the default one.
+
+    The URL is read by the parser of the library that connects: where two parsers disagree, such as about a backslash,
+    the host that is checked would not be the host that is asked.
+
+    Raises:
+        SourceRefused: it is no URL of a host.
+    """
+    try:
+        parts = parse_url(url)
+    except LocationParseError:
+        parts = Url()
+    if parts.scheme not in {"http", "https"} or not parts.host or not url.isprintable() or "\\" in url:
+        raise SourceRefused(f"source {shown(url)}: this is no URL of a host, such as https://builds.example/app.tgz")
+    port = "" if parts.port in {None, port_by_scheme[parts.scheme]} else f":{parts.port}"
+    return f"{parts.scheme}://{parts.host}{port}".lower()

@@ -30,7 +30,7 @@ from worker.storage.azure.object_stat import (
     version_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.upload import Upload, md5_of
+from worker.storage.azure.upload import Upload
 from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
@@ -55,6 +55,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, StorageError, Unavailable, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.transfer.parts import md5_of
 from worker.storage.transfer.server_copy import Begun, Between
 
 IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
@@ -257,7 +258,7 @@ class AzureDriver(CloudDriver):
 
     def refuses_damage(self, bucket: str, key: str) -> bool:
         target = self._target(bucket, key)
-        wrong = md5_of(b"other bytes")
+        wrong = bytearray(md5_of(b"other bytes"))
         info = WriteInfo(size=1, sha256=sha256(b"x").hexdigest())
         token = self._parts.begin(target, info)
         try:

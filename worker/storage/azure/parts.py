@@ -12,12 +12,12 @@ from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
 from worker.storage.azure.blocks import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
 from worker.storage.azure.errors import code_of, translated
 from worker.storage.azure.object_stat import DROPPING, METADATA, conditions, is_object, version_of, writer_of
-from worker.storage.azure.upload import REFUSED, Upload, md5_of
+from worker.storage.azure.upload import REFUSED, Upload
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Condition, Match, ObjectStat, Part, PartData, PartLimits, StaleUpload, WriteInfo
 from worker.storage.errors import NotFound, UploadEnded
-from worker.storage.transfer.parts import rewound
+from worker.storage.transfer.parts import md5_of, rewound
 
 MIB = 1024 * 1024
 MAX_PART = 4_000 * MIB
@@ -156,7 +156,7 @@ class Parts:
 
     def _stage(self, target: Target, block: Block, data: PartData) -> None:
         with translated(self._origin, target.what):
-            md5 = md5_of(data)
+            md5 = bytearray(md5_of(data))
             target.blob.stage_block(
                 block.id,
                 rewound(data),  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Write a blob, from one request or from blocks."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,10 +11,10 @@ from worker.storage.azure.errors import SDK_ERRORS, code_of, translate, translat
 from worker.storage.azure.object_stat import conditions, is_object, to_found, written_stat
 from worker.storage.cloud.conditional_write import Found, Write, settle
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.driver import Body, ObjectStat, PartData
+from worker.storage.driver import Body, ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError, Unavailable, UnexpectedAnswer
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.parts import next_part, pieces_of
+from worker.storage.transfer.parts import md5_of, next_part
 
 REFUSED = {"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists", "409", "412"}
 _GONE = {"InvalidBlockList"}
@@ -38,7 +37,7 @@ class Upload:
                 data,
                 length=len(data),
                 overwrite=True,  # otherwise the SDK adds a condition
-                transactional_content_md5=md5_of(data),
+                transactional_content_md5=bytearray(md5_of(data)),
                 metadata=dict(self._write.metadata),
                 **conditions(self._write.condition),
                 **self._write.options,
@@ -87,11 +86,3 @@ class Upload:
         if not is_object(properties):
             return None
         return to_found(self._origin.store, self._write.bucket, self._write.key, properties)
-
-
-def md5_of(data: PartData) -> bytearray:
-    """Return the MD5 of the bytes of one request, with which the store checks them."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for piece in pieces_of(data):
-        digest.update(piece)
-    return bytearray(digest.digest())

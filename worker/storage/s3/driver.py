@@ -186,7 +186,10 @@ class S3Driver(CloudDriver):
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
         )
-        return self._carried_out(write).copy_whole(self._address(bucket, key), found.version)
+        upload, original = self._carried_out(write), self._address(bucket, key)
+        if found.size > MAX_COPY:
+            return upload.copy(original, found.version, self._copy_part, between=lambda: None)
+        return upload.copy_whole(original, found.version)
 
     def location(self, bucket: str, key: str) -> Address:
         return self._address(bucket, key)

@@ -23,7 +23,7 @@ from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
-from worker.storage.transfer.parts import MIB, next_part, plan_parts, rewound
+from worker.storage.transfer.parts import MIB, md5_of, next_part, plan_parts, rewound
 from worker.storage.transfer.server_copy import Begun, Between
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Upload:
             lambda: self._client.put_object(
                 **self._write.address,
                 **self._conditions(),
-                **self._checksum(),
+                **self._checksum(data),
                 Body=data,
                 Metadata=self._write.metadata,
                 **self._options,
@@ -120,9 +120,12 @@ class Upload:
 
     def send_part(self, upload_id: str, number: int, data: PartData) -> Part:
         """Send one part and return it with the tag that `complete` needs."""
+        md5 = {} if self._write.checksums else _content_md5(data)
         body: Any = rewound(data)
         with self._errors():
-            reply = self._client.upload_part(**self._write.address, UploadId=upload_id, PartNumber=number, Body=body)
+            reply = self._client.upload_part(
+                **self._write.address, **md5, UploadId=upload_id, PartNumber=number, Body=body
+            )
         self._required(reply, "ETag")
         return Part(number, len(data), _tag(reply))
 
@@ -217,14 +220,14 @@ class Upload:
 
     def refuses_damage(self, damaging: "S3Client") -> bool:
         """Return whether the store refuses an object and a part that the client `damaging` damages on their way."""
-        address, checksum = self._write.address, self._checksum()
+        address, checksum = self._write.address, self._checksum(DAMAGED)
         try:
             whole = self._refused(lambda: damaging.put_object(**address, **checksum, Body=DAMAGED))
         finally:
             with self._errors():
                 self._client.delete_object(**address)
         upload_id = self.begin()
-        part: dict[str, Any] = {"ChecksumCRC32": CRC32_OF_DAMAGED} if self._write.checksums else {}
+        part: dict[str, Any] = {"ChecksumCRC32": CRC32_OF_DAMAGED} if self._write.checksums else _content_md5(DAMAGED)
         try:
             return (
                 self._refused(
@@ -253,10 +256,14 @@ class Upload:
             return {}
         return {"IfMatch": f'"{condition.version}"'} if isinstance(condition, Match) else {"IfNoneMatch": "*"}
 
-    def _checksum(self) -> dict[str, Any]:
-        """Return the SHA-256 of the whole, which the store checks, and later returns as its own evidence."""
+    def _checksum(self, data: PartData) -> dict[str, Any]:
+        """Return the strongest checksum of the whole that the store checks.
+
+        The SHA-256 is its own evidence afterwards. Stores that do not know it, and do not compare the SHA-256 that the
+        signature covers either, know the MD5 of HTTP.
+        """
         if not self._write.checksums:
-            return {}
+            return _content_md5(data)
         return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(self._write.sha256)).decode()}
 
     def _commit(self, send: Callable[[], Any]) -> ObjectStat:
@@ -303,6 +310,10 @@ class Upload:
 
 def _spans(size: int, part_size: int) -> Iterator[range]:
     return (range(first, min(first + part_size, size)) for first in range(0, size, part_size))
+
+
+def _content_md5(data: PartData) -> dict[str, Any]:
+    return {"ContentMD5": base64.b64encode(md5_of(data)).decode()}
 
 
 def _tag(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Cut a body into the parts of a multipart upload."""
 
 import errno
+import hashlib
 import io
 import os
 import tempfile
@@ -146,6 +147,14 @@ def pieces_of(part: PartData | memoryview, size: int = MIB) -> Iterator[bytes | 
     else:
         rewound(part)
         yield from iter(partial(part.read, size), b"")
+
+
+def md5_of(data: PartData) -> bytes:
+    """Return the MD5 of the bytes of one request, which many stores compare with what arrives."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces_of(data):
+        digest.update(piece)
+    return digest.digest()
 
 
 def rewound(part: PartData) -> PartData:
