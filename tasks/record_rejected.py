@@ -7,7 +7,7 @@ from celery import Task, shared_task
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
-from worker.intake.message_filter import RECORD_TASK, rules_for
+from worker.intake.message_filter import RECORD_TASK, rules_for, send_record
 from worker.intake.message_rules import check_message
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request
@@ -30,13 +30,24 @@ def record(context: Context, job: str, task: str, error: JobError) -> JobRecord 
 
 
 def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
+    """Record a job as refused, unless a valid message of a job with this id waits somewhere.
+
+    The sender of a rejected message may have copied the id. A client leaves its own message in the outbox; that of
+    another program may wait in any queue, so this message passes them all first.
+    """
     type_, message = bounded(type_, 64), bounded(message, 1000)
     try:
         outbox = Outbox(self.app)
         sent = outbox.message(job)
-        if sent is not None and check_message(sent, rules_for(self.app), clock.now()) is None:
+        own = sent is not None and check_message(sent, rules_for(self.app), clock.now()) is None
+        if own or (sent is None and outbox.has_eta(job)):
             logger.error("job %s: a rejected message has the id of a job that waits; the job is not changed", job)
             return
+        if sent is None and current().catalogue.ledger.get(job) is None:
+            queue = outbox.queue_to_pass(job, (self.request.delivery_info or {}).get("routing_key"))
+            if queue is not None:
+                send_record(self.app, job, task, error=type_, message=message, queue=queue)
+                return
         refused = record(current(), job, task, JobError(type=type_, message=message))
     except CatalogueUnavailable as error:
         raise self.retry(exc=error, countdown=_WAIT) from error

@@ -117,6 +117,7 @@ def make_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=True,
     )
     app.steps["consumer"].add("worker.jobs.remote_control:PausedQueues")
+    app.steps["consumer"].add("worker.jobs.remote_control:CancelRequests")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
     return app
 

@@ -125,6 +125,9 @@ class Ledger:
         taken = {"lease_owner": owner, "lease_until": now + lease, "queue": queue}
         with self._database.write() as connection:
             found = _find(connection, id_)
+            if found is not None and found.state == JobState.REFUSED:  # by a message that was no valid request
+                connection.execute(sa.delete(jobs).where(jobs.c.id == id_))
+                found = None
             if found is None and planned:
                 raise OtherRequest(f"{id_} is the id of a job of batch {parent}, which has not planned it")
             if found is None:

@@ -24,6 +24,10 @@ DELAYED = "zot-artifacts:delayed:{queue}"
 """The Redis sorted set, in the broker, of the messages of a queue that are not due, each with the second it is due."""
 DELAYED_OVER = 10.0
 """Up to this delay in seconds Celery keeps a message, because its timer is exact."""
+WAITS = "zot-artifacts:waits:{job}"
+"""The Redis key, in the broker, that exists while a message with an eta waits for its first delivery, by job id."""
+_WAITS_LONGER = 3600
+"""Seconds for which that key outlives the eta: the message may wait in its queue then."""
 _RELEASE_EVERY = 1.0
 _AT_ONCE = 200
 _RELEASE = """
@@ -38,11 +42,17 @@ return #due
 
 def delay(channel: Any, raw: bytes, queue: str) -> bool:
     """Keep a message until it is due, and return True; return False if it is due soon, or cannot be kept."""
-    due = _due(raw)
-    if due is None or due - clock.now().timestamp() <= DELAYED_OVER:
+    found = _due(raw)
+    if found is None:
         return False
+    due, first = found
+    seconds = due - clock.now().timestamp()
     try:
         with channel.conn_or_acquire() as client:  # never `channel.client`, on which BRPOP waits for its answer
+            if first is not None:
+                client.set(WAITS.format(job=first), 1, ex=max(1, int(seconds)) + _WAITS_LONGER)
+            if seconds <= DELAYED_OVER:
+                return False
             client.zadd(DELAYED.format(queue=queue), {raw: due})
     except (redis.RedisError, OSError) as error:
         logger.warning("a message with an eta stays in this worker: Redis: %s", type(error).__name__)
@@ -57,17 +67,18 @@ def release(client: Any) -> int:
     return sum(int(client.eval(_RELEASE, 2, DELAYED.format(queue=name), name, now, _AT_ONCE)) for name in names)
 
 
-def _due(raw: bytes) -> float | None:
+def _due(raw: bytes) -> tuple[float, str | None] | None:
+    """Return when a message is due, and the id of its job if this is no retry; None if it has no eta."""
     if b'"eta"' not in raw or b'"eta": null' in raw:  # most messages have no eta
         return None
     try:
-        eta = maybe_iso8601(json.loads(raw)["headers"].get("eta"))
+        headers = json.loads(raw)["headers"]
+        eta, first = maybe_iso8601(headers.get("eta")), None if headers.get("retries") else headers["id"]
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
     if eta is None:
         return None
-    due: float = (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp()
-    return due
+    return (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp(), first
 
 
 class ReleaseDelayed(bootsteps.StartStopStep):

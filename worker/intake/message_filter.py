@@ -83,10 +83,17 @@ def reject(app: Celery, rejection: Rejection, raw: bytes, queue: str, channel: o
             if kept is not None:
                 kept.add(RejectedMessage.of(rejection, raw, queue, clock.now()))
         if rejection.id and rejection.task != RECORD_TASK:
-            args = (rejection.id, rejection.task or "unknown", rejection.error, rejection.message)
-            app.send_task(RECORD_TASK, args=args, queue=Queue.INTERACTIVE.value, ignore_result=True)
+            send_record(app, rejection.id, rejection.task, error=rejection.error, message=rejection.message)
     except Exception as error:  # noqa: BLE001 - no error about a rejected message may end the worker
         logger.error("%sthe rejected message could not be recorded: %s", about, type(error).__name__)  # noqa: TRY400
+
+
+def send_record(
+    app: Celery, job: str, task: str | None, *, error: str, message: str, queue: str = Queue.INTERACTIVE.value
+) -> None:
+    """Send the task that records a rejected job, behind every message that waits in `queue`."""
+    args = (job, task or "unknown", error, message)
+    app.send_task(RECORD_TASK, args=args, queue=queue, ignore_result=True)
 
 
 # With Redis

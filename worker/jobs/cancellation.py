@@ -46,9 +46,14 @@ def request_cancel(app: Celery, ids: list[str], start: Callable[[], bool] = lamb
     if client is None:
         return False
     add_requests(client, ids)
+    call_recovery(app, client, start)
+    return True
+
+
+def call_recovery(app: Celery, client: Any, start: Callable[[], bool]) -> None:
+    """Have the waiting jobs cancelled for which that was requested, unless that was called for and has not begun."""
     if client.set(_CALLED, 1, ex=_CALLED_FOR, nx=True) and not start():
         app.send_task(SWEEP_RECOVER.name, queue=SWEEP_RECOVER.queue.value, expires=_CALLED_FOR, ignore_result=True)
-    return True
 
 
 def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int:

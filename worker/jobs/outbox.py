@@ -15,6 +15,7 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from worker import clock
+from worker.intake.delayed import WAITS
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessage, RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_messages
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 RESENDS = "zot-artifacts:outbox:resends"
 """The Redis hash of how often the message of each job in the outbox was sent again."""
+PASSED = "zot-artifacts:passed:{job}"
+"""The Redis set of the queues whose older messages are delivered, by the job of a rejected message."""
+_PASSED_FOR = 3600
+_PASSED_BY = (Queue.INTERACTIVE.value, Queue.TRANSFER.value)
+"""The queues to which services may send."""
 _PAGE = 1000
 _SAMPLE = 50
 """Messages of a queue that are searched for one with an entry in the outbox; retries and jobs of sweeps have none."""
@@ -56,6 +62,11 @@ class Outbox:
     def find(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request."""
         return self.find_all([job_id]).get(job_id)
+
+    def has_eta(self, job_id: str) -> bool:
+        """Return whether a valid message of a job waits for its eta, or was seen to do so within the last hour."""
+        with self._redis() as client:
+            return client is not None and bool(client.exists(WAITS.format(job=job_id)))
 
     def message(self, job_id: str) -> bytes | None:
         """Return the unparsed message of a job in the outbox, or None."""
@@ -92,6 +103,24 @@ class Outbox:
                 for id_ in ids:
                     pipeline.hexists(MESSAGES, id_)
                 return {id_ for id_, there in zip(ids, pipeline.execute(), strict=True) if not there}
+
+    def queue_to_pass(self, job_id: str, came_by: str | None) -> str | None:
+        """Return a queue in which the message of a job without an entry here may wait, or None if there is none.
+
+        A queue delivers its messages in order. So a message about the job that was sent to a queue and is delivered
+        has passed all that were sent to it before; `came_by` is the queue that delivered such a message now.
+        """
+        with self._redis() as client:
+            if client is None:
+                return None
+            key = PASSED.format(job=job_id)
+            if came_by in _PASSED_BY:
+                client.sadd(key, came_by)
+                client.expire(key, _PASSED_FOR)
+            left = [name for name in _PASSED_BY if not client.sismember(key, name) and client.llen(name)]
+            if not left:
+                client.delete(key)
+            return left[0] if left else None
 
     def resend(self, known: Known, after: timedelta) -> int:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.

@@ -11,9 +11,10 @@ from celery.utils.functional import maybe_list
 from celery.worker import control, state
 from kombu.exceptions import OperationalError
 
-from worker.jobs.cancellation import request_cancel
+from worker.jobs.cancellation import call_recovery, request_cancel
 from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
+from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import JOB_ID
 from zot_artifact_client.text import bounded
 
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 _CHECK_EVERY = 2.0
 """Seconds between two reads of the paused queues."""
+_NO_REQUESTS = repr([0, []])
+_COMPARING, _COMPARED = "zot-artifacts:cancelling:comparing", "zot-artifacts:cancelling:compared"
+"""The Redis keys that exist while a worker has just compared, and of what the last one found."""
+_COMPARE_SECONDS = 3
+"""Least seconds between two processes that are started for new requests, in all workers."""
 _CANCEL = (sys.executable, "-m", "worker.cancel_waiting")
 _started: list["subprocess.Popen[bytes]"] = []
 
@@ -62,6 +68,50 @@ class PausedQueues(bootsteps.StartStopStep):
             logger.warning("queue %s is resumed: this worker consumes from it again", queue)
             consumer.add_task_queue(queue)
             self._held.discard(queue)
+
+
+class CancelRequests(bootsteps.StartStopStep):
+    """Has waiting jobs cancelled for which that was requested without a command: an ACL may forbid commands.
+
+    The newest request and their number are compared every few seconds, which costs the same however many there are.
+    One worker of all of them starts the process.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._shared = SharedRedis(lambda: result_backend(consumer.app))
+        self._seen = _NO_REQUESTS
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Compare every few seconds."""
+        self._timer = consumer.timer.call_repeatedly(_CHECK_EVERY, self._compare, (consumer,))
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Stop to compare."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _compare(self, consumer: Any) -> None:
+        self._shared.ask(lambda client: self._compare_in(client, consumer.app), lambda: None)
+
+    def _compare_in(self, client: "redis.Redis", app: Any) -> None:
+        found = _newest_requests(client)
+        if found == self._seen or not client.set(_COMPARING, 1, ex=_COMPARE_SECONDS, nx=True):
+            return
+        self._seen = found
+        if client.set(_COMPARED, found, get=True) != found.encode() and found != _NO_REQUESTS:
+            call_recovery(app, client, _cancel_waiting)
+
+
+def _newest_requests(client: "redis.Redis") -> str:
+    """Return the number of requests to cancel and the newest one, as text."""
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.zcard(CANCEL_REQUESTS)
+        pipeline.zrevrange(CANCEL_REQUESTS, 0, 0, withscores=True)
+        return repr(pipeline.execute())
 
 
 @control.Panel.register(type="control", name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

@@ -6,6 +6,7 @@ written, and a state with a lower token, or without one, replaces none with a hi
 """
 
 import json
+import logging
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +19,12 @@ from redis.exceptions import RedisError
 
 from worker.catalogue import JobRecord
 from worker.intake.full_broker import is_full
-from worker.jobs.outbox import Outbox
+from worker.intake.message_filter import send_record
 from zot_artifact_client.contract import BATCH_JOB_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
+
+logger = logging.getLogger(__name__)
 
 MAX_RESULT = 1 << 20
 """Bytes of a stored result; a larger one is left out, and is in the ledger only."""
@@ -74,7 +77,8 @@ class _AtomicStore:
     ) -> Any:
         backend: Any = self
         yields, token = _gives_way(state, result), getattr(request, _FENCE, None)
-        if yields and token is None and self._waits(task_id):
+        if yields and token is None:
+            self._record_later(task_id, state, result, request)
             return result
         fence = token or 0
         meta = backend._get_result_meta(result=result, state=state, traceback=traceback, request=request)  # noqa: SLF001
@@ -87,14 +91,19 @@ class _AtomicStore:
         self._store(keys=[key], args=[kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence])
         return result
 
-    def _waits(self, job_id: str) -> bool:
-        """Return whether the outbox or a batch has the job: then another message with its id says nothing about it."""
-        if BATCH_JOB_ID.fullmatch(job_id):
-            return True
+    def _record_later(self, job_id: str, state: str, result: Any, request: Any) -> None:
+        """Have a task find out whether another message under this id is that of the job, and record it if none is."""
+        if BATCH_JOB_ID.fullmatch(job_id):  # the batch knows its jobs
+            return
+        said = result["exc_message"]
+        error, message = (
+            ("Expired", "it expired before a worker started it") if state == REVOKED else (said[1], said[0])
+        )
         try:
-            return Outbox(self.app).find(job_id) is not None  # type: ignore[attr-defined]
-        except (RedisError, OperationalError, OSError):
-            return False
+            task = getattr(request, "task", None)
+            send_record(self.app, job_id, task, error=str(error), message=str(message))  # type: ignore[attr-defined]
+        except (RedisError, OperationalError, OSError) as failed:
+            logger.warning("job %s: a rejected message is not recorded: %s", job_id, type(failed).__name__)
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Return whether to wait and store again: also while the backend is full."""

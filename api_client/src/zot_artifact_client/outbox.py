@@ -43,7 +43,8 @@ def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
     """Add to a Redis pipeline what sends these jobs; the entry comes before the message, so none is without one."""
     now = time.time()
     messages = {job.job_id: envelope(app, job) for job in jobs}
-    pipeline.hset(MESSAGES, mapping=messages)
+    for id_, message in messages.items():
+        pipeline.hsetnx(MESSAGES, id_, message)  # never the entry of another request with the same id
     for queue in dict.fromkeys(job.queue for job in jobs):
         ids = [job.job_id for job in jobs if job.queue == queue]
         pipeline.zadd(ORDER.format(queue=queue), dict.fromkeys(ids, now))

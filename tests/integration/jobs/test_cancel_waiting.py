@@ -132,9 +132,20 @@ def test_the_cancellation_of_an_unknown_id_waits_for_its_message(context, app, c
     assert recover(context, app).cancelled == 0
     assert broker.zscore(CANCEL_REQUESTS, "unknown")
     assert 0 < broker.ttl("zot-artifacts:cancel:unknown") <= 24 * 3600
-    broker.zadd(CANCEL_REQUESTS, {"unknown": clock.now().timestamp() - 25 * 3600})
+    broker.zadd(CANCEL_REQUESTS, {"unknown": clock.now().timestamp() - 49 * 3600})
     recover(context, app)
     assert broker.zscore(CANCEL_REQUESTS, "unknown") is None
+
+
+def test_requests_of_clients_with_wrong_clocks_are_heeded(context, app, client, broker):
+    """A request that was written a day behind the clock is not dropped, and one ahead of it is not kept for longer."""
+    jobs = [client.upload("/in/app.tgz", "releases", name) for name in "ab"]
+    for job, hours in zip(jobs, (-25, 25), strict=True):
+        job.cancel()
+        broker.zadd(CANCEL_REQUESTS, {job.id: clock.now().timestamp() + hours * 3600})
+    broker.zadd(CANCEL_REQUESTS, {"unknown": clock.now().timestamp() + 24 * 3600 * 365})
+    assert recover(context, app).cancelled == 2
+    assert broker.zscore(CANCEL_REQUESTS, "unknown") <= clock.now().timestamp()
 
 
 def test_many_that_are_cancelled_call_for_one_look(context, app, broker):

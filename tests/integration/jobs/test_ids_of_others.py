@@ -8,11 +8,12 @@ from uuid import uuid4
 import pytest
 import redis
 
-from tests.hostile import envelope
+from tests.hostile import encoded, envelope
 from tests.servers.silent import SilentHost
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
+from zot_artifact_client.cancellation import add_requests
 from zot_artifact_client.contract import DELETE, UPLOAD, VERIFY
 from zot_artifact_client.outbox import MESSAGES
 
@@ -122,6 +123,65 @@ def test_an_own_message_that_is_rejected_is_told_to_its_client(broker, client, r
     with pytest.raises(JobFailed, match="no task is named"):
         client.job(id_).wait(WITHIN)
     until(lambda: not broker.hexists(MESSAGES, id_))
+
+
+def test_a_job_of_another_program_is_shown_as_no_end_before_its_own(broker, client, catalogue, run, silent):
+    """Forged messages with the id of a job that waits without an outbox entry end neither it nor its state.
+
+    The job waits behind others in a queue, or for its eta. A job whose only message is invalid is told as refused.
+    """
+    queued, later, none = (str(uuid4()) for _ in range(3))
+    held = [client.upload(f"{silent.origin}/{n}.tgz", "releases", f"{n}.tgz") for n in range(2)]
+    until(lambda: all(job.state == "running" for job in held))
+    own = envelope(queued, ABSENT)
+    delayed = envelope(later, ABSENT)
+    delayed["headers"]["eta"] = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()
+    states: dict[str, set[str]] = {queued: set(), later: set()}
+    broker.lpush("interactive", json.dumps(delayed))
+    broker.lpush("transfer", json.dumps(own), *(json.dumps(envelope(str(uuid4()), ABSENT)) for _ in range(3)))
+    forgeries = [*forged(queued)[3:], *forged(later)[3:], *forged(none)[3:6]]
+    record = [queued, "artifact.verify.v1", "InvalidMessage", "forged"]
+    forgeries += [json.dumps(envelope(str(uuid4()), {}, task="door.refused.v1") | {"body": encoded([record, {}, {}])})]
+    broker.lpush("interactive", *forgeries)
+    for job in held:
+        job.cancel()
+
+    def ended() -> bool:
+        for id_, seen in states.items():
+            seen.add(str(client.job(id_).state))
+        return all((found := catalogue.ledger.get(id_)) and found.state == "failed" for id_ in states)
+
+    until(ended)
+    assert not (states[queued] | states[later]) & {"refused", "cancelled", "dead", "succeeded"}
+    for id_ in states:
+        with pytest.raises(JobFailed, match="not in the catalogue"):
+            client.job(id_, VERIFY.kind).wait(WITHIN)
+    until(lambda: client.job(none).state == "refused")
+
+
+def test_a_refused_id_is_no_obstacle_to_a_valid_request(broker, client, catalogue):
+    """A job runs although an invalid message with its id came first and was recorded."""
+    id_ = str(uuid4())
+    broker.lpush("interactive", forged(id_)[4])
+    until(lambda: (found := catalogue.ledger.get(id_)) and found.state == "refused")
+    broker.lpush("interactive", json.dumps(envelope(id_, ABSENT)))
+    until(lambda: catalogue.ledger.get(id_).state == "failed")
+    with pytest.raises(JobFailed, match="not in the catalogue"):
+        client.job(id_, VERIFY.kind).wait(WITHIN)
+
+
+def test_a_waiting_job_is_cancelled_without_a_command_to_the_workers(broker, client, catalogue, silent):
+    """A request that a service may record, and could not broadcast, ends a job behind busy children within seconds."""
+    held = [client.upload(f"{silent.origin}/{n}.tgz", "releases", f"{n}.tgz") for n in range(2)]
+    until(lambda: all(job.state == "running" for job in held))
+    waiting = client.verify("releases", "absent.tgz")
+    add_requests(broker, [waiting.id])
+    with pytest.raises(JobCancelled):
+        waiting.wait(WITHIN)
+    assert {str(job.state) for job in held} == {"running"}
+    for job in held:
+        job.cancel()
+    until(lambda: all(job.state == "cancelled" for job in held))
 
 
 def test_no_message_joins_a_batch_that_has_not_planned_it(broker, client, catalogue, run):
