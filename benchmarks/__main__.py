@@ -1,4 +1,4 @@
-"""Measure what is promised: `python -m benchmarks [NAME …] [--quick] [--only WORDS] [--dir DIR]`."""
+"""Measure speed and memory: `python -m benchmarks [NAME …] [--quick] [--only WORDS] [--dir DIR]`."""
 
 import argparse
 import signal
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks import (
+    batch_planning,
     enqueue,
     latency,
     memory,
     memory_stores,
-    paging,
-    planning,
-    resent,
+    resent_parts,
     stores,
     sweep,
-    taken_over,
+    sweep_paging,
+    takeover,
     throughput,
     upload_dir,
     verifying,
@@ -37,10 +37,10 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "sweep": sweep.measure,
     "memory": memory.measure_filesystem,
     "memory-s3": memory.measure_s3,
-    "resent": resent.measure,
-    "taken-over": taken_over.measure,
-    "planning": planning.measure,
-    "paging": paging.measure,
+    "resent-parts": resent_parts.measure,
+    "takeover": takeover.measure,
+    "batch-planning": batch_planning.measure,
+    "sweep-paging": sweep_paging.measure,
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "stores": stores.measure,
@@ -56,9 +56,9 @@ _KEPT = [[], *([name] for name in LONG)]
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the table, and return 1 if something could not be measured; a missed target is no failure.
+    """Measure, print the table, and return 1 if a line could not be measured; a missed target is no failure.
 
-    Each line is told as soon as it is measured, and all that are there become the table, whatever ends the run.
+    Each line is printed as soon as it is measured. The table has all lines until then, whatever ends the run.
     """
     options = _options(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all servers end in order
@@ -103,7 +103,7 @@ def _keep(table: str, lines: list[Line], options: argparse.Namespace) -> None:
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what is promised.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=_CHOICE)
     parser.add_argument("--quick", action="store_true", help="a few minutes on smaller files, not kept in the README")
     parser.add_argument("--only", metavar="WORDS", default="", help=_ONLY)

@@ -1,4 +1,4 @@
-"""The yardsticks of latency and throughput: a Celery application with nothing configured, and next to nothing to do."""
+"""The yardsticks of latency and throughput: a Celery application with its default configuration and minimal tasks."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ KEEP = "benchmarks.bare.keep"
 
 
 def make_app(broker: str | None, *, results: bool = True) -> Celery:
-    """Return the application, as its worker and its caller both have it."""
+    """Return the application of the worker and of its caller."""
     app = Celery("bare", broker=broker, backend=broker if results else None, set_as_current=False)
     app.conf.update(task_serializer="json", result_serializer="json", accept_content=["json"])
     return app
@@ -32,7 +32,7 @@ def noop() -> None:
 def keep(source: str, root: str) -> str:
     """Keep a small file and a record of it through a power cut, waiting for the disk as often as an upload does.
 
-    Otherwise as plain as can be: no lease, no fence, no retry, no limits, and four statements of SQL.
+    It has no lease, no fencing token, no retry and no limits, and four statements of SQL.
     """
     data, name = Path(source).read_bytes(), Path(source).name
     sha256 = hashlib.sha256(data).hexdigest()
@@ -49,7 +49,7 @@ def keep(source: str, root: str) -> str:
 
 @cache
 def open_database(root: str) -> sqlite3.Connection:
-    """Return this process's connection to the record; the first one makes it, before any other opens it."""
+    """Return this process's connection to the database; the first process creates it, before any other opens it."""
     database = sqlite3.connect(Path(root, "catalogue.sqlite3"), isolation_level=None, timeout=30)  # commits each
     for statement in (
         "PRAGMA journal_mode = WAL",

@@ -17,7 +17,7 @@ _BARE = "send_task"
 
 
 def measure(scene: Scene) -> Iterator[Row]:
-    """Send in turn what no worker is there to take, and throw it away after each turn.
+    """Send jobs in turn without a worker, and delete them after each turn.
 
     The bare application sends no arguments, and has no result backend: with one, it would subscribe to each result.
     """
@@ -35,7 +35,7 @@ def measure(scene: Scene) -> Iterator[Row]:
             MANY: lambda: client.submit_many(request() for _ in range(jobs)),
         }
         rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(1 + rounds):  # the first connects, and does not count
+        for _ in range(1 + rounds):  # the first one connects, and does not count
             for kind, run in kinds.items():
                 rates[kind].append(jobs / _seconds(run))
                 _throw_away(scene)

@@ -74,7 +74,7 @@ def _bare(scene: Scene) -> Iterator[Callable[[], object]]:
 
 
 def _upload(scene: Scene, client: ArtifactClient, stores: list[str] | None) -> Callable[[], object]:
-    """Return what uploads new bytes under a new key: none of it is there already."""
+    """Return a function that uploads new bytes under a new key."""
     folder = "-".join(stores or ["default"])
     source = scene.incoming / folder
     numbers = count()

@@ -1,4 +1,4 @@
-"""What a number depends on: the machine, its kernel and the versions of what runs."""
+"""The facts that numbers depend on: the machine, its kernel and the versions of the programs."""
 
 import os
 import platform

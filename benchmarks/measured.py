@@ -1,4 +1,4 @@
-"""What a measurement returns: one row of the table, its ratio taken pairwise within one run."""
+"""The result of a measurement: rows of the table, with ratios of pairs within one run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from zot_artifact_client import ClientError
 
 
 class NotMeasured(Exception):
-    """Something could not be measured; the message says what and why."""
+    """A line could not be measured; the message says why."""
 
 
 _OURS = (NotMeasured, ServerMissing, ServerFailed, ClientError, StorageError)
 FAILURES = (*_OURS, CeleryError, CalledProcessError, OSError)
-"""What leaves a line of the table without its numbers, and the others with theirs."""
+"""The errors that leave one line of the table without numbers, and do not end the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a number should be: at least or at most a value."""
+    """The target of a number: at least or at most a value."""
 
     limit: float
     at_least: bool = False
@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The same thing measured several times, with the unit it is shown in."""
+    """Several measurements of one thing, with their unit."""
 
     values: Sequence[float]
     unit: str = ""
@@ -61,9 +61,9 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: ours, what it is held against, their ratio, and what was promised of it.
+    """One line of the table: ours, the yardstick, their ratio, and the target.
 
-    Without a yardstick, it is ours itself that the target is of.
+    Without a yardstick the target is for ours.
     """
 
     what: str
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A line of the table without numbers, and why it has none."""
+    """A line of the table without numbers, and the reason."""
 
     what: str
     why: str

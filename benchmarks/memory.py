@@ -17,7 +17,7 @@ STORE = "measured"
 
 
 class Unhashed(RcloneS3):
-    """Without ETags: rclone would read the whole file for each of the ranges that a large object is read in."""
+    """A server without ETags, with which rclone would read the whole file for each range of a large object."""
 
     def command(self) -> Sequence[str]:
         *before, files = super().command()
@@ -25,7 +25,7 @@ class Unhashed(RcloneS3):
 
 
 class Peak(NamedTuple):
-    """The most memory that the two kinds of process of one worker have held at once, in MiB."""
+    """The peak memory of the two kinds of process of one worker, in MiB."""
 
     child: float
     main: float
@@ -65,7 +65,7 @@ def _compare(scene: Scene, kind: str, config: Callable[[], dict[str, str]]) -> l
 
 
 def _peak(scene: Scene, kind: str, config: dict[str, str], size: int) -> Peak:
-    """Upload and verify one file in a worker that has done nothing before, and measure its processes."""
+    """Upload and verify one file in a new worker, and measure its processes."""
     key = f"{size}.bin"
     with (
         scene.file(key, size) as source,

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from benchmarks import places, transfer
+from benchmarks import running_stores, transfer
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.places import Place
+from benchmarks.running_stores import RunningStore
 from benchmarks.scene import GIB, MIB, Scene, shown
 from tests.servers.process import REPOSITORY
 
@@ -20,15 +20,15 @@ SMALL = 64 * MIB
 MOST_TIMES = Target(1.2)
 OPERATIONS = ("put", "get")
 GCS = "gcs (fake-gcs-server)"
-PLACES: Mapping[str, Callable[[Path], AbstractContextManager[Place]]] = {
-    name: partial(places.gcs, on_disk=True) if name == GCS else opened
-    for name, opened in places.PLACES.items()
-    if name != "s3 (ministack)"  # whose memory is not worth 8 GiB: our requests are the same
+STORES: Mapping[str, Callable[[Path], AbstractContextManager[RunningStore]]] = {
+    name: partial(running_stores.gcs, on_disk=True) if name == GCS else opened
+    for name, opened in running_stores.STORES.items()
+    if name != "s3 (ministack)"  # left out: it would need 8 GiB for the same requests
 }
 AS_WORKERS = {"MALLOC_ARENA_MAX": "2"}
 """What `up` and docker-compose.yml give every worker."""
 COMPOSING = 4.5
-"""Times the size of an object: the memory to have for fake-gcs-server, which took 4.1 to compose one that it files."""
+"""How many times the size of an object must be free for fake-gcs-server, which took 4.1 to compose one in files."""
 
 
 def measure(scene: Scene) -> Iterator[Line]:
@@ -37,7 +37,7 @@ def measure(scene: Scene) -> Iterator[Line]:
     scene.need(3 * large)
     with ExitStack() as stack:
         files: dict[int, Path] = {}
-        for name in PLACES:
+        for name in STORES:
             if not scene.wants(f"{name}: peak memory"):
                 continue
             size = _sized_to_memory(name, large)
@@ -47,7 +47,7 @@ def measure(scene: Scene) -> Iterator[Line]:
 
 
 def _sized_to_memory(place: str, size: int) -> int:
-    """Return the size, or as many times smaller as this machine's memory asks for where the server holds it whole."""
+    """Return the size, halved until it fits this machine's memory if the server holds it whole."""
     while place == GCS and COMPOSING * size > _available() and size > SMALL:
         size //= 2
     return size
@@ -64,7 +64,7 @@ def _on(directory: Path, name: str, small: Path, large: Path) -> Iterator[Line]:
     size = large.stat().st_size
     what = {verb: f"{name}: peak memory, {verb} {shown(size)}, against {shown(SMALL)}" for verb in OPERATIONS}
     try:
-        with PLACES[name](directory) as place:
+        with STORES[name](directory) as place:
             least, most = (_peaks(place, source) for source in (small, large))
     except FAILURES as error:
         yield from (Missing(line, str(error)) for line in what.values())
@@ -74,8 +74,8 @@ def _on(directory: Path, name: str, small: Path, large: Path) -> Iterator[Line]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _peaks(place: Place, source: Path) -> dict[str, Samples]:
-    """Put a file and get it again, to nowhere, which spares the disk a third copy; return the peak of each process."""
+def _peaks(place: RunningStore, source: Path) -> dict[str, Samples]:
+    """Put a file and get it again to /dev/null, without a third copy on disk; return the peak of each process."""
     with closing(transfer.open_configured(place.config)) as store:
         store.create_bucket(transfer.BUCKET)
         peaks = {"put": _peak(place, "put", source, source), "get": _peak(place, "get", source, Path(os.devnull))}
@@ -83,7 +83,7 @@ def _peaks(place: Place, source: Path) -> dict[str, Samples]:
         return peaks
 
 
-def _peak(place: Place, operation: str, source: Path, path: Path) -> Samples:
+def _peak(place: RunningStore, operation: str, source: Path, path: Path) -> Samples:
     asked = json.dumps({"config": place.config, "operation": operation, "key": source.name, "path": str(path)})
     done = subprocess.run(
         (sys.executable, "-m", "benchmarks.transfer"),

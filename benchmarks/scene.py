@@ -1,4 +1,4 @@
-"""The scene of every measurement: a directory on the disk that is measured, the real servers, files of known size."""
+"""The setting of every measurement: a directory on the measured disk, the real servers, files of known size."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _BLOCK = 8 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a measurement takes place, whether it is only to be a quick look, and which lines are asked for."""
+    """The directory and servers of a measurement, whether it is a quick one, and which lines are selected."""
 
     directory: Path
     valkey: Valkey
@@ -29,7 +29,7 @@ class Scene:
     only: str = ""
 
     def wants(self, what: str) -> bool:
-        """Return whether a line that begins so is asked for."""
+        """Return whether a line that begins with these words is selected."""
         return self.only.lower() in what.lower()
 
     @property
@@ -50,7 +50,7 @@ class Scene:
 
     @contextmanager
     def worker(self, name: str, concurrency: int, **settings: str) -> Iterator[Worker]:
-        """Run a worker of ours on a data directory of its own, with no sweep in between; remove what it has stored."""
+        """Run our worker on a data directory of its own, without sweeps; remove its files at the end."""
         ours = {"sources__roots": json.dumps([str(self.incoming)]), "sweep__verify__enabled": "false"}
         directory = self.directory / name
         try:
@@ -66,7 +66,7 @@ class Scene:
 
     @contextmanager
     def file(self, name: str, size: int) -> Iterator[Path]:
-        """Lay a file of bytes that are not zero, no two blocks alike, onto the disk; remove it at the end."""
+        """Write a file of bytes that are not zero, no two blocks alike, to the disk; remove it at the end."""
         block = bytearray(os.urandom(min(size, _BLOCK)))
         path = self.incoming / name
         try:
@@ -82,7 +82,7 @@ class Scene:
 
 
 def shown(size: int) -> str:
-    """Return a size that is a whole number of units as people write it."""
+    """Return the text of a size that is a whole number of units, such as `64 MiB`."""
     for unit, text in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size >= unit:
             return f"{size / unit:g} {text}"

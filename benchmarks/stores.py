@@ -11,10 +11,10 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.movers import PROVED, SYNCED, Mover, Ours, Proved, Rclone, Synced
-from benchmarks.places import PLACES
+from benchmarks.running_stores import STORES
 from benchmarks.scene import GIB, KIB, MIB, Scene, shown
 from benchmarks.transfer import BUCKET, open_configured
+from benchmarks.transfer_tools import SYNCED, VERIFIED, Ours, Rclone, SyncedRclone, TransferTool, VerifiedRclone
 from worker.storage import Store
 
 TARGET = Target(0.9, at_least=True)
@@ -23,20 +23,20 @@ PUT, GET = "put", "get"
 ENOUGH = 25.0
 LEAST = 2
 TOO_LONG = 75.0
-"""Seconds: when a load's turns have taken ENOUGH, there is no round after the LEAST; after TOO_LONG, none at all."""
+"""Seconds: after ENOUGH, a load has no rounds beyond the LEAST; after TOO_LONG, none at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is put and got: a file, or a directory of small files.
+    """The files to put and get: one file, or a directory of small files.
 
     Attributes:
         what: its description.
-        path: where it is.
-        size: bytes of all of it.
-        amount: how much it is in the unit that a second's work is counted in.
+        path: its path.
+        size: bytes of all files.
+        amount: the size in the unit of the rate.
         unit: that unit.
-        rounds: how often each mover has its turn at most.
+        rounds: the most turns of each tool.
     """
 
     what: str
@@ -53,32 +53,32 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One store that runs, with all who bring one load to it and back.
+    """One running store, with all tools that put and get one load.
 
     Attributes:
         place: its name in the table.
-        movers: ours is the first.
-        got: where nothing is: what is got goes there.
+        tools: ours is the first.
+        got: a free path for downloads.
     """
 
     place: str
     store: Store
-    movers: Sequence[Mover]
+    tools: Sequence[TransferTool]
     load: Load
     got: Path
 
 
 def measure(scene: Scene) -> Iterator[Line]:
-    """Let each mover have its turn with each load on each store, and compare neighbours.
+    """Let each tool have its turn with each load on each store, and compare neighbours.
 
-    Each load has a server to itself, so that what deleting has left in one, in memory or on the disk, burdens no other.
+    Each load has a server of its own, so that deleted objects of one, in memory or on disk, slow down no other.
     """
     sizes = (16 * MIB, 64 * MIB) if scene.quick else (64 * MIB, GIB)
     scene.need(8 * sizes[-1])
     with ExitStack() as stack:
         loads = [stack.enter_context(_file(scene, size)) for size in sizes]
         loads.append(stack.enter_context(_small_files(scene)))
-        for place in PLACES:
+        for place in STORES:
             for load in loads:
                 asked = [verb for verb in (GET, PUT) if scene.wants(f"{place}: {verb} {load.what}")]
                 if asked:
@@ -86,16 +86,16 @@ def measure(scene: Scene) -> Iterator[Line]:
 
 
 def _on(directory: Path, place: str, load: Load, asked: Sequence[str], first: Path) -> Iterator[Line]:
-    """Measure one load on one store. A line that fails says why, and costs no other.
+    """Measure one load on one store. A line that fails has its reason, and the others are measured.
 
-    `first` goes there before, and does not count: ours makes its connections for it, and a worker keeps them too.
+    `first` is put before and does not count: ours connects for it, and a worker keeps its connections too.
     """
     left = list(asked)
     try:
-        with PLACES[place](directory) as opened, closing(open_configured(opened.config)) as store:
+        with STORES[place](directory) as opened, closing(open_configured(opened.config)) as store:
             store.create_bucket(BUCKET)
             bench = Bench(place, store, (Ours(store), *opened.tools), load, directory / "got")
-            bench.movers[0].put(first, "first")
+            bench.tools[0].put(first, "first")
             store.delete_object(BUCKET, "first")
             while left:
                 yield from _tried(bench, left[0])
@@ -137,61 +137,63 @@ def _tried(bench: Bench, verb: str) -> Iterable[Line]:
 
 def _puts(bench: Bench) -> Iterable[Line]:
     numbers = count()
-    return _in_turn(bench, PUT, bench.movers, lambda mover: _put(bench, mover, f"put-{next(numbers)}"))
+    return _in_turn(bench, PUT, bench.tools, lambda tool: _put(bench, tool, f"put-{next(numbers)}"))
 
 
 def _gets(bench: Bench) -> Iterable[Line]:
-    movers = [mover for mover in bench.movers if not isinstance(mover, Synced)]  # a get does not wait for the disk
+    tools = [tool for tool in bench.tools if not isinstance(tool, SyncedRclone)]  # a get does not wait for the disk
     if not bench.load.many:
-        movers += [Proved(mover) for mover in movers if isinstance(mover, Rclone)]
-    movers[0].put(bench.load.path, "given")
-    lines = _in_turn(bench, GET, movers, lambda mover: _get(mover, bench.load, "given", bench.got))
+        tools += [VerifiedRclone(tool) for tool in tools if isinstance(tool, Rclone)]
+    tools[0].put(bench.load.path, "given")
+    lines = _in_turn(bench, GET, tools, lambda tool: _get(tool, bench.load, "given", bench.got))
     _forget(bench, "given")
     return lines
 
 
-def _in_turn(bench: Bench, verb: str, movers: Sequence[Mover], run: Callable[[Mover], float]) -> Iterable[Line]:
-    """Let each mover have its turn in each round, and return a line per tool. A tool that fails has no more turns.
+def _in_turn(
+    bench: Bench, verb: str, tools: Sequence[TransferTool], run: Callable[[TransferTool], float]
+) -> Iterable[Line]:
+    """Let each tool have its turn in each round, and return a line per tool. A tool that fails has no more turns.
 
     Raises:
         NotMeasured: ours has failed.
     """
     load, begun = bench.load, time.monotonic()
-    rates: dict[str, list[float]] = {mover.name: [] for mover in movers}
+    rates: dict[str, list[float]] = {tool.name: [] for tool in tools}
     failed: dict[str, str] = {}
     for number in range(load.rounds):
         if number and time.monotonic() - begun > (ENOUGH if number >= LEAST else TOO_LONG):
             break
-        for mover in movers:
-            if mover.name in failed:
+        for tool in tools:
+            if tool.name in failed:
                 continue
-            os.sync()  # or it would wait for what the one before has left to the disk
+            os.sync()  # otherwise it would wait for the writes of the one before
             try:
-                rates[mover.name].append(load.amount / run(mover))
+                rates[tool.name].append(load.amount / run(tool))
             except FAILURES as error:
-                if mover is movers[0]:
+                if tool is tools[0]:
                     raise
-                failed[mover.name] = str(error)
+                failed[tool.name] = str(error)
     return _lines(f"{bench.place}: {verb} {load.what}", rates, failed, load)
 
 
-def _put(bench: Bench, mover: Mover, key: str) -> float:
-    took = mover.put(bench.load.path, key)
+def _put(bench: Bench, tool: TransferTool, key: str) -> float:
+    took = tool.put(bench.load.path, key)
     found = sum(listed.size for listed in bench.store.list_objects(BUCKET, key))
     if found != bench.load.size:
-        raise NotMeasured(f"{mover.name} has put {found} bytes of {bench.load.size}")
+        raise NotMeasured(f"{tool.name} has put {found} bytes of {bench.load.size}")
     _forget(bench, key)
     return took
 
 
-def _get(mover: Mover, load: Load, key: str, got: Path) -> float:
-    """Get a load into a place where nothing is, and remove it again."""
+def _get(tool: TransferTool, load: Load, key: str, got: Path) -> float:
+    """Get a load to a free path, and remove it again."""
     if load.many:
         got.mkdir()
     try:
-        took = mover.get(key, got)
+        took = tool.get(key, got)
         if not _same(load.path, got):
-            raise NotMeasured(f"{mover.name} has not got what is in the store: {load.what}")
+            raise NotMeasured(f"{tool.name} has not got what is in the store: {load.what}")
         return took
     finally:
         if load.many:
@@ -201,7 +203,7 @@ def _get(mover: Mover, load: Load, key: str, got: Path) -> float:
 
 
 def _same(path: Path, got: Path) -> bool:
-    """Return whether the bytes are the same: a tool that makes room for a file first has its size soon."""
+    """Return whether the bytes are the same; tools allocate the size of a file early."""
     filecmp.clear_cache()
     if not path.is_dir():
         return filecmp.cmp(path, got, shallow=False)
@@ -211,7 +213,7 @@ def _same(path: Path, got: Path) -> bool:
 
 
 def _forget(bench: Bench, key: str) -> None:
-    """Remove what would fill the disk. Small objects stay: removing them takes as long as putting them."""
+    """Remove large objects, which would fill the disk. Small ones stay, because a delete takes as long as a put."""
     if not bench.load.many:
         bench.store.delete_object(BUCKET, key)
 
@@ -219,7 +221,7 @@ def _forget(bench: Bench, key: str) -> None:
 def _lines(what: str, rates: dict[str, list[float]], failed: dict[str, str], load: Load) -> Iterator[Line]:
     """Yield a line for each tool. The target is for large objects, in a filesystem for `rclone` with an fsync."""
     (_, ours), *others = rates.items()
-    like = set(rates) - {PROVED} - ({"rclone"} if SYNCED in rates else set())
+    like = set(rates) - {VERIFIED} - ({"rclone"} if SYNCED in rates else set())
     for name, theirs in others:
         line = f"{what}, against {name}"
         if name in failed:

@@ -28,7 +28,7 @@ _PER_DIRECTORY = 100
 _RATE, _PROCESSOR = Target(0.95, at_least=True), Target(0.15, unit=" ms")
 _ROWS = 1000
 _LONGEST = 300.0
-"""Seconds of one sweep, after which it is not measured."""
+"""Seconds after which a sweep is not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def _rounds(scene: Scene, count: int, rounds: int, *, cached: bool) -> tuple[lis
 
 
 def _fill(catalogue: Catalogue, root: Path, count: int) -> None:
-    """Lay the files and record them as copies of the store, in a catalogue and a store that are otherwise empty."""
+    """Write the files and record them as copies of the store, in a catalogue and a store that are otherwise empty."""
     import hashlib
 
     now, rows = clock.now(), []

@@ -1,4 +1,4 @@
-"""The table of a run: for the terminal, and kept in benchmarks/README.md."""
+"""The table of a run, for the terminal and for benchmarks/README.md."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ def markdown(lines: Iterable[Line], facts: Iterable[tuple[str, str]]) -> str:
 
 
 def keep(table: str, name: str = "") -> None:
-    """Put a table in the place of the one in the README: that of everything, or of one measurement by its name.
+    """Replace the table in the README: that of all measurements, or of one by its name.
 
     Raises:
         NotMeasured: the README has lost the marks around the table.
@@ -27,9 +27,9 @@ def keep(table: str, name: str = "") -> None:
 
 
 def exchange(lines: Iterable[Line], name: str) -> None:
-    """Put lines that were measured alone in the place of the same ones in the README's table, or of missing ones.
+    """Replace the lines in the README's table that were measured again.
 
-    One that the table does not have comes last, one without numbers stays out. Below the table it says when this was.
+    A new line comes last, and a line without numbers is left out. The text below the table gets the date.
 
     Raises:
         NotMeasured: the README has lost the marks, or its table has other columns.
@@ -77,7 +77,7 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def brief(line: Line) -> str:
-    """Return a line as it is told while others are still measured."""
+    """Return a line as it is printed while others are still measured."""
     cells = [cell for cell in _cells(line)[1:] if cell]
     return f"{line.what}: {', '.join(cells)}"
 

@@ -28,7 +28,7 @@ _UNENDED = {"PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY"}
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Jobs of one kind: how they are sent, who does them, and where their results will be."""
+    """Jobs of one kind: how to send them, their worker, and their result backend."""
 
     server: Server
     results: "redis.Redis"
@@ -38,14 +38,14 @@ class Load:
         """Return how many jobs were done in a second, all of them waiting already when the worker begins."""
         with self._stopped():
             ids = self.send(jobs)
-            os.sync()  # no job's bytes are to wait behind those of the sources
+            os.sync()  # so that no job waits for the write of the sources
             begun = time.perf_counter()
         self._await(ids)
         return jobs / (time.perf_counter() - begun)
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:
-        """Keep the worker's own process, which is the one that takes messages, from doing anything."""
+        """Stop the worker's main process, which takes the messages."""
         os.kill(self.server.pid, signal.SIGSTOP)
         try:
             yield
@@ -69,7 +69,7 @@ class Load:
 
 
 def measure(scene: Scene) -> Iterator[Row]:
-    """Let each kind have the machine to itself in turn, each time with a full queue."""
+    """Run each kind alone in turn, each time with a full queue."""
     rounds, jobs = (2, 100) if scene.quick else (5, 500)
     rates: dict[str, list[float]] = {NOOP: [], KEPT: [], ONE: [], TWO: []}
     with _loads(scene) as loads:
@@ -107,7 +107,7 @@ def _loads(scene: Scene) -> Iterator[dict[str, Load]]:
 
 
 def _keeper(scene: Scene, app: Celery) -> Callable[[int], Sequence[str]]:
-    """Return what has new files kept by the bare application."""
+    """Return a function that makes the bare application keep new files."""
     root = scene.directory / "kept"
     root.mkdir()
     bare.open_database(str(root))
@@ -122,7 +122,7 @@ def _keeper(scene: Scene, app: Celery) -> Callable[[int], Sequence[str]]:
 
 
 def _sender(scene: Scene, client: ArtifactClient, stores: tuple[str, ...] | None) -> Callable[[int], Sequence[str]]:
-    """Return what sends uploads of new bytes under new keys: none of it is there already."""
+    """Return a function that sends uploads of new bytes under new keys."""
     folder = "-".join(stores or ["default"])
     numbers = count()
 

@@ -1,4 +1,4 @@
-"""One transfer of ours, as a job does it; as a program, it does one in a fresh process and tells its peak memory."""
+"""One transfer, as a job does it; as a program, it runs one in a fresh process and prints its peak memory."""
 
 import json
 import os
@@ -30,13 +30,13 @@ def put(store: Store, path: Path, key: str) -> None:
 
 
 def get(store: Store, key: str, path: Path) -> int:
-    """Read an object to its end, where its SHA-256 is found to be right, into a file, and return its size."""
+    """Read an object into a file, which verifies its SHA-256 at the end, and return its size."""
     with store.read_object(BUCKET, key) as reader, path.open("wb") as file:
         return sum(file.write(piece) for piece in reader)
 
 
 def high_water(process: int | str) -> float:
-    """Return the most memory that a process has held at once, in MiB.
+    """Return the peak memory of a process, in MiB.
 
     Raises:
         OSError: the kernel does not tell.
@@ -48,7 +48,7 @@ def high_water(process: int | str) -> float:
 
 
 def main() -> None:
-    """Do what a JSON document on the standard input says: no credential is an argument that every process can see."""
+    """Run the transfer in a JSON document on standard input, which may hold credentials, unlike arguments."""
     asked = json.load(sys.stdin)
     store = open_configured(asked["config"])
     path, key = Path(asked["path"]), asked["key"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.movers import Mover, Rclone, Synced
-from benchmarks.places import azure, filesystem, s3_rclone
+from benchmarks.running_stores import azure, filesystem, s3_rclone
 from benchmarks.scene import KIB, MIB, WAIT, Scene, shown
 from benchmarks.transfer import BUCKET
+from benchmarks.transfer_tools import Rclone, SyncedRclone, TransferTool
 from zot_artifact_client import ArtifactClient
 
 FILES, FEW = 2_000, 500
@@ -59,7 +59,7 @@ def _row(scene: Scene, what: str, name: str, load: _Load) -> Row:
         settings = {"stores": json.dumps({"place": config}), "placement": '["place"]'}
         with scene.worker("upload-dir", 2, **settings) as _, scene.client() as client:
             for number in range(load.rounds + 1):
-                best.append(max(_rate(mover, load, number) for mover in _movers(there.tools)))
+                best.append(max(_rate(tool, load, number) for tool in _tools(there.tools)))
                 os.sync()
                 ours.append(_upload(client, load, f"ours-{number}"))
     shutil.rmtree(scene.directory / "place", ignore_errors=True)
@@ -69,12 +69,12 @@ def _row(scene: Scene, what: str, name: str, load: _Load) -> Row:
     return Row(f"{what}, against {against}", Samples(ours, " a second"), Samples(best, " a second"), target)
 
 
-def _movers(tools: Sequence[Mover]) -> Iterator[Mover]:
-    """Yield the tools, rclone with few and with many transfers; to a directory only what is durable at its end."""
-    durable = any(isinstance(tool, Synced) for tool in tools)
+def _tools(tools: Sequence[TransferTool]) -> Iterator[TransferTool]:
+    """Yield the tools, rclone with few and with many transfers; for a directory only with fsync."""
+    durable = any(isinstance(tool, SyncedRclone) for tool in tools)
     for tool in tools:
-        if isinstance(tool, Synced):
-            yield from (Synced(each) for each in _with_transfers(tool.rclone))
+        if isinstance(tool, SyncedRclone):
+            yield from (SyncedRclone(each) for each in _with_transfers(tool.rclone))
         elif isinstance(tool, Rclone):
             yield from () if durable else _with_transfers(tool)
         else:
@@ -85,11 +85,11 @@ def _with_transfers(rclone: Rclone) -> list[Rclone]:
     return [replace(rclone, of_many=(*rclone.of_many, "--transfers", str(number))) for number in _TRANSFERS]
 
 
-def _rate(mover: Mover, load: _Load, number: int) -> float:
+def _rate(tool: TransferTool, load: _Load, number: int) -> float:
     os.sync()
-    options = getattr(mover, "rclone", mover)
-    key = f"{mover.name.replace(' ', '-')}-{'-'.join(getattr(options, 'of_many', ())).strip('-*.')}-{number}"
-    return load.count / mover.put(load.directory, key.replace("*", "").replace("--", "-"))
+    options = getattr(tool, "rclone", tool)
+    key = f"{tool.name.replace(' ', '-')}-{'-'.join(getattr(options, 'of_many', ())).strip('-*.')}-{number}"
+    return load.count / tool.put(load.directory, key.replace("*", "").replace("--", "-"))
 
 
 def _upload(client: ArtifactClient, load: _Load, prefix: str) -> float:

@@ -22,7 +22,7 @@ TOOLS = {YARDSTICK: ("sha256sum",), "openssl dgst": ("openssl", "dgst", "-sha256
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads all files: from the page cache, or from a disk whose cache does not hold them."""
+    """A program that reads all files, from the page cache or from the disk."""
 
     name: str
     read: Callable[[], None]
@@ -57,7 +57,7 @@ def _stored(scene: Scene, client: ArtifactClient, number: int, size: int) -> str
 
 
 def _readers(client: ArtifactClient, keys: Sequence[str], files: Sequence[Path]) -> list[Reader]:
-    """Return who reads, ours first. What is read from the page cache comes after what has filled it."""
+    """Return the readers, ours first; those that read from the page cache come after one that fills it."""
 
     def ours() -> None:
         jobs = [client.verify("verifying", key, stores=["primary"]) for key in keys]

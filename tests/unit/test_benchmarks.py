@@ -39,7 +39,7 @@ class Tool:
 @pytest.fixture
 def bench(tmp_path: Path) -> Callable[..., Bench]:
     load = Load("64 MiB", tmp_path / "load", 1, 1.0, " MiB/s", rounds=3)
-    return lambda *movers: Bench("azure", Store(MemoryDriver("memory")), movers, load, tmp_path / "got")
+    return lambda *tools: Bench("azure", Store(MemoryDriver("memory")), tools, load, tmp_path / "got")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def turns(bench: Bench) -> list[Row | Missing]:
-    return list(stores._in_turn(bench, "put", bench.movers, lambda mover: mover.put(bench.load.path, "key")))
+    return list(stores._in_turn(bench, "put", bench.tools, lambda tool: tool.put(bench.load.path, "key")))
 
 
 def test_a_tool_that_fails_costs_its_own_line_only(bench) -> None:

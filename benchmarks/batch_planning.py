@@ -1,8 +1,8 @@
-"""What it takes to plan a batch over very many keys: time for each step at the end as at the start, Redis, memory.
+"""Measure the plan of a batch over very many keys: time of a step at the end and at the start, Redis, memory.
 
-Only the planning is measured: the jobs of the batch are ended by a statement, and their messages are taken away,
-between two steps. While a batch does its last tenth, another one takes turns with it that does its first, over the same
-artifacts in a catalogue of its own: what else the machine does in these minutes counts for both.
+Only the planning is measured: between two steps, a statement ends the jobs of the batch, and their messages are
+deleted. While a batch does its last tenth, another one over the same artifacts in a catalogue of its own does its first
+tenth in turn, so that other load on the machine counts for both.
 """
 
 import json
@@ -38,7 +38,7 @@ BUCKET = "planned"
 MANY, FEW = 1_000_000, 320_000
 _PAGE = 10_000
 _BAD = 10
-"""One object in so many does not come out as it should: those stay in the catalogue, with their pages."""
+"""One object in so many fails; failed ones stay in the catalogue, with their pages."""
 _SIZE = 1024
 _END = (
     sa.update(jobs)
@@ -56,7 +56,7 @@ _COST = Target(1.2)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What was measured, in seconds and bytes, step by step in turns; memory is what is resident."""
+    """The measurements, in seconds and bytes, step by step in turns; memory is resident memory."""
 
     objects: int
     first: Sequence[float]
@@ -67,7 +67,7 @@ class Planned:
 
 
 class _NullReporter:
-    """A job's reporter without a listener."""
+    """A reporter that discards its reports."""
 
     def report(self, progress: Progress) -> None:
         """Discard it."""
@@ -77,10 +77,17 @@ class _NullReporter:
 
 
 def measure(scene: Scene) -> Iterator[Row]:
-    """Plan in a process of its own, whose memory holds nothing else."""
+    """Plan in a process of its own, so that its memory holds nothing else."""
     count = FEW if scene.quick else MANY
     scene.need(3 * GIB if count == MANY else GIB)
-    command = [sys.executable, "-m", "benchmarks.planning", scene.directory / "planning", scene.valkey.url, str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.batch_planning",
+        scene.directory / "planning",
+        scene.valkey.url,
+        str(count),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotMeasured(f"planning ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
@@ -115,7 +122,7 @@ class _Side:
     broker: "redis.Redis[bytes]"
 
     def step(self) -> BatchResult | None:
-        """Do what one delivery of the batch's message does."""
+        """Run one step, as a delivery of the batch's message does."""
         ledger, request = self.context.catalogue.ledger, BatchRequest(verb="verify", bucket=BUCKET)
         begun = ledger.acquire(
             _BATCH, "batch", request.payload(), owner="benchmark", holds=None, parent=None, now=clock.now(),
@@ -130,7 +137,7 @@ class _Side:
             return None
 
     def end_batch_items(self) -> None:
-        """Do what many workers do between two steps, but for the work; and let the time of the next step come."""
+        """End the jobs in flight, as workers would between two steps, and make the next step due."""
         self.broker.delete(Queue.SWEEP.value, MESSAGES, ORDER.format(queue=Queue.SWEEP.value))
         open_ = self.context.catalogue.batches.in_flight(_BATCH)
         at: dict[str, Any] = {"ended": clock.now(), "state": JobState.SUCCEEDED}
@@ -141,14 +148,14 @@ class _Side:
             connection.execute(sa.update(batches).values(next_step_at=clock.now()))
 
     def timed(self) -> tuple[float, BatchResult | None]:
-        """Do a step, and return the seconds that it took beside what it returns."""
+        """Run a step, and return its seconds and its result."""
         began = time.perf_counter()
         result = self.step()
         return time.perf_counter() - began, result
 
 
 def plan(home: Path, broker: str, count: int) -> Planned:
-    """Make a catalogue of so many artifacts, step a batch over all of them, and return what that took."""
+    """Make a catalogue of so many artifacts, run all steps of a batch over them, and return the measurements."""
     _make(home / "old", broker, count)
     shutil.copytree(home / "old", home / "young")
     client = redis.Redis.from_url(broker)
@@ -165,7 +172,7 @@ def plan(home: Path, broker: str, count: int) -> Planned:
 
 
 def _take_turns(old: _Side, young: _Side, count: int) -> Planned:
-    steps = count // (_PAGES_AT_ONCE * old.context.settings.page.objects)  # that plan as much as a step may
+    steps = count // (_PAGES_AT_ONCE * old.context.settings.page.objects)  # the steps that plan as much as a step may
     tenth = max(steps // 10, 1)
     first, last, memory, most = [], [], [], 0
     for side in (old, young):  # the very first step counts all

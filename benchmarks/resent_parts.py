@@ -1,4 +1,4 @@
-"""What is sent again when a worker is killed at half of a large upload, and another goes on with it."""
+"""Measure which bytes are sent again after a worker is killed in a large upload and another one resumes it."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient
 
 PART = 16 * MIB
-"""The smallest part of an s3 store as it comes, and the one that these sizes are sent in."""
+"""The default part size of an s3 store, which applies to these sizes."""
 REAL, BUCKET = "artifacts", "resent"
 TARGET = Target(2, unit=" parts")
 
@@ -31,7 +31,7 @@ def measure(scene: Scene) -> Iterator[Row]:
 
 
 def _sent(scene: Scene, server: Ministack, source: Path, key: str) -> int:
-    """Return how many bytes two workers have sent until the object is whole. Those of a cut part count as if sent."""
+    """Return how many bytes two workers sent until the object was complete. A part that was cut off counts in full."""
     size = source.stat().st_size
     killing = Killing(at=size // PART // 2)
     with (
@@ -48,7 +48,7 @@ def _sent(scene: Scene, server: Ministack, source: Path, key: str) -> int:
 
 
 def _upload_twice(client: ArtifactClient, worker: Worker, source: Path, key: str) -> None:
-    """Upload until the worker is dead, start another, and ask for the same again: it is the same job that goes on."""
+    """Upload until the worker is dead, start another one, and send the same request again: it resumes the job."""
     job = client.upload(source, BUCKET, key, idempotency_key=key)
     while worker.running:
         job.progress  # noqa: B018 - each poll waits for an answer; the kill itself sends no event

@@ -1,4 +1,4 @@
-"""Who brings files to a store and back: ours, and the well-known tools with the options they come with."""
+"""The programs that put and get files: ours, and the well-known tools with their default options."""
 
 import os
 import subprocess
@@ -16,15 +16,15 @@ from tests.servers.process import find_server
 from worker.storage import Store
 
 SYNCED = "rclone and fsync"
-PROVED = "rclone and openssl dgst"
+VERIFIED = "rclone and openssl dgst"
 _LEAST = 1e-3
-"""Seconds: what is left of a tool's time at least, when its start is not counted."""
+"""Seconds: the least time of a tool after its start is subtracted."""
 
 
-class Mover(Protocol):
+class TransferTool(Protocol):
     """Puts and gets one file under a key, or all files of a directory under keys that begin with `key/`.
 
-    Both return the seconds that they took. The caller guarantees that nothing is under the key yet, or in the path.
+    Both return the seconds that they took. The caller guarantees that key and path are free.
     """
 
     @property
@@ -35,7 +35,7 @@ class Mover(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """`Store` in this process, one object at a time, as one child of a worker does it."""
+    """`Store` in this process, one object at a time, as in one child of a worker."""
 
     store: Store
     name: str = "ours"
@@ -61,10 +61,9 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Rclone:
-    """`rclone copyto` for one file, `rclone copy` for many: it has four under way at once.
+    """`rclone copyto` for one file, `rclone copy` for many: it copies four at once.
 
-    `remote` is where the keys begin. What is secret is in `secrets`, as variables of the environment. `of_many` are
-    options of `copy` alone.
+    `remote` is the prefix of the keys. `secrets` are environment variables. `of_many` are options of `copy` alone.
     """
 
     remote: str
@@ -87,8 +86,8 @@ class Rclone:
 
 
 @dataclass(frozen=True, slots=True)
-class Synced:
-    """`rclone` to a directory, and then an fsync of each file: without it, a power cut may take what it has written."""
+class SyncedRclone:
+    """`rclone` to a directory, and then an fsync of each file, without which a power cut may lose the files."""
 
     rclone: Rclone
     name: str = SYNCED
@@ -106,11 +105,11 @@ class Synced:
 
 
 @dataclass(frozen=True, slots=True)
-class Proved:
-    """`rclone`, and then `openssl dgst -sha256` of the file that it has got: what it takes to know as much as ours."""
+class VerifiedRclone:
+    """`rclone`, and then `openssl dgst -sha256` of the downloaded file, to verify as much as ours."""
 
     rclone: Rclone
-    name: str = PROVED
+    name: str = VERIFIED
 
     def put(self, path: Path, key: str) -> float:
         return self.rclone.put(path, key)
@@ -122,7 +121,7 @@ class Proved:
 
 @dataclass(frozen=True, slots=True)
 class S5cmd:
-    """`s5cmd cp`, which has 256 objects under way at once. `remote` is where the keys begin."""
+    """`s5cmd cp`, which copies 256 objects at once. `remote` is the prefix of the keys."""
 
     remote: str
     endpoint: str
@@ -146,7 +145,7 @@ class S5cmd:
 
 
 def _took(name: str, command: Sequence[str], idle: Sequence[str], variables: Mapping[str, str]) -> float:
-    """Run a command, and return its seconds without those that the same program takes to start and do nothing.
+    """Run a command, and return its seconds without those of the start of the program.
 
     Raises:
         NotMeasured: it failed; carries the last line of words that it wrote.
@@ -156,7 +155,7 @@ def _took(name: str, command: Sequence[str], idle: Sequence[str], variables: Map
 
 @cache
 def _start_of(name: str, *idle: str) -> float:
-    """Return the seconds that a program takes to start: the shortest of ten, because any of them may be held up."""
+    """Return the seconds that a program takes to start: the shortest of ten, because any of them may be delayed."""
     return min(_seconds(name, idle, {}) for _ in range(10))
 
 

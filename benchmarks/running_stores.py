@@ -1,4 +1,4 @@
-"""The stores that transfers are measured on, each with its server running, and how the tools are told of it."""
+"""The stores that transfers are measured on, with their servers and the options of the tools for them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from azure.storage.blob import BlobServiceClient
 
-from benchmarks.movers import Mover, Rclone, S5cmd, Synced
 from benchmarks.transfer import BUCKET
+from benchmarks.transfer_tools import Rclone, S5cmd, SyncedRclone, TransferTool
 from tests.conformance.targets import AZURITE_API, make_gcs_bucket, make_s3_bucket
 from tests.servers import Azurite, FakeGcs, Ministack, RcloneS3, Server
 from tests.servers.process import find_server
@@ -19,22 +19,21 @@ REAL = "artifacts"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A store that runs.
+class RunningStore:
+    """A store with its running server.
 
     Attributes:
-        config: how ours is configured.
-        tools: those that can do the same there.
-        server: the process that keeps it, if it is not in a directory of ours.
+        config: the configuration for ours. tools: the tools that can use the store. server: its process; None for a
+            directory.
     """
 
     config: Mapping[str, object]
-    tools: Sequence[Mover]
+    tools: Sequence[TransferTool]
     server: Server | None = None
 
 
 class UnhashedS3(RcloneS3):
-    """For speed: remembers its folders, and has no ETags, which cost reading a whole file for each of its ranges."""
+    """A fast server: it caches folders, and has no ETags, for which it would read a whole file for each range."""
 
     def command(self) -> Sequence[str]:
         self.files.mkdir(parents=True, exist_ok=True)
@@ -43,29 +42,29 @@ class UnhashedS3(RcloneS3):
 
 
 @contextmanager
-def filesystem(directory: Path) -> Iterator[Place]:
+def filesystem(directory: Path) -> Iterator[RunningStore]:
     """Keep objects as files of a directory."""
     root = directory / "filesystem"
     root.mkdir(parents=True)
-    rclone = Rclone(str(root / BUCKET), of_many=("--exclude", "*.sha256"))  # our sidecars, which were not requested
-    yield Place({"type": "filesystem", "root": str(root)}, (Synced(rclone), rclone))
+    rclone = Rclone(str(root / BUCKET), of_many=("--exclude", "*.sha256"))  # not our sidecars
+    yield RunningStore({"type": "filesystem", "root": str(root)}, (SyncedRclone(rclone), rclone))
 
 
 @contextmanager
-def s3_ministack(directory: Path) -> Iterator[Place]:
-    """Keep objects in the memory of a server that is right about S3."""
+def s3_ministack(directory: Path) -> Iterator[RunningStore]:
+    """Keep objects in the memory of a server that follows S3 exactly."""
     with Ministack(directory / "ministack") as server:
         yield _s3(server)
 
 
 @contextmanager
-def s3_rclone(directory: Path) -> Iterator[Place]:
+def s3_rclone(directory: Path) -> Iterator[RunningStore]:
     """Keep objects as the files of a server that is fast; it knows no conditions, which the configuration says."""
     with UnhashedS3(directory / "rclone") as server:
         yield _s3(server, conditional_writes=False)
 
 
-def _s3(server: S3Server, **changes: object) -> Place:
+def _s3(server: S3Server, **changes: object) -> RunningStore:
     make_s3_bucket(server, REAL)
     keys = (server.access_key_id, server.secret_access_key)
     config = {
@@ -90,21 +89,21 @@ def _s3(server: S3Server, **changes: object) -> Place:
         server.endpoint,
         dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), keys, strict=True)),
     )
-    return Place(config, (rclone, s5cmd), server)
+    return RunningStore(config, (rclone, s5cmd), server)
 
 
 @contextmanager
-def gcs(directory: Path, *, on_disk: bool = False) -> Iterator[Place]:
+def gcs(directory: Path, *, on_disk: bool = False) -> Iterator[RunningStore]:
     """Keep objects in the memory of a server that speaks Cloud Storage, or as its files."""
     with FakeGcs(directory / "fake-gcs", on_disk=on_disk) as server:
         make_gcs_bucket(server, REAL)
         config = {"type": "gcs", "bucket": REAL, "endpoint": server.endpoint, "project": "test", "anonymous": True}
         where = ("--gcs-anonymous", "--gcs-endpoint", f"{server.endpoint}/storage/v1/", "--gcs-no-check-bucket")
-        yield Place(config, (Rclone(f":gcs:{REAL}/{BUCKET}", where),), server)
+        yield RunningStore(config, (Rclone(f":gcs:{REAL}/{BUCKET}", where),), server)
 
 
 @contextmanager
-def azure(directory: Path) -> Iterator[Place]:
+def azure(directory: Path) -> Iterator[RunningStore]:
     """Keep objects as the files of a server that speaks Blob Storage."""
     with Azurite(directory / "azurite") as server:
         with BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API) as service:
@@ -116,14 +115,14 @@ def azure(directory: Path) -> Iterator[Place]:
         where = ("--azureblob-account", server.account, "--azureblob-endpoint", server.account_url)
         options = (*where, "--azureblob-no-check-container")
         rclone = Rclone(f":azureblob:{REAL}/{BUCKET}", options, {"RCLONE_AZUREBLOB_KEY": server.account_key})
-        yield Place(config, (rclone,), server)
+        yield RunningStore(config, (rclone,), server)
 
 
-PLACES: Mapping[str, Callable[[Path], AbstractContextManager[Place]]] = {
+STORES: Mapping[str, Callable[[Path], AbstractContextManager[RunningStore]]] = {
     "filesystem": filesystem,
     "s3 (ministack)": s3_ministack,
     "s3 (rclone serve s3)": s3_rclone,
     "gcs (fake-gcs-server)": gcs,
     "azure (azurite)": azure,
 }
-"""What runs each of them in a directory that is made for it, by what it is and which server keeps it."""
+"""The stores by name; each function starts the server of a store in an empty directory."""

@@ -18,9 +18,9 @@ from zot_artifact_client.contract import JobState
 TARGET = Target(60, unit=" s")
 _KILLS = 3
 _SPREAD = 15.0
-"""Seconds over which the kills are spread: a period of the sweep that sends such jobs again, and more than a beat."""
+"""Seconds over which the kills are spread: one period of `sweep.recover`, and more than a heartbeat."""
 _SLOW = {"store_limits": json.dumps({"primary": {"bytes_per_second": "96KiB"}})}
-"""Lets a few MiB take longer than all of this does. Everything else that matters is as it comes."""
+"""Makes a few MiB take longer than the whole measurement; all other settings are the defaults."""
 _POLL = 0.05
 _WITHIN = 180.0
 
@@ -44,7 +44,7 @@ def measure(scene: Scene) -> Iterator[Row]:
 
 
 def _kill(catalogue: Catalogue, held: Mapping[str, Worker]) -> list[float]:
-    """Kill each worker at a moment of its own, and return after how many seconds its job ran again."""
+    """Kill each worker at another moment, and return after how many seconds its job ran again."""
     began = time.monotonic()
     due = sorted((began + random.uniform(0, _SPREAD), job) for job in held)
     killed: dict[str, float] = {}

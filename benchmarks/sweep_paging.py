@@ -1,6 +1,6 @@
-"""What a sweep over very many due copies costs besides the reading: planned and paged to the end, reads replaced.
+"""Measure the cost of a sweep over very many due copies without the reads, which are replaced.
 
-The same is done with few copies, in a catalogue of its own: what a copy costs must not grow, nor the memory.
+A sweep over few copies in a catalogue of its own is the yardstick: neither the cost of a copy nor the memory may grow.
 """
 
 import json
@@ -45,7 +45,7 @@ class Paged:
 
 
 class _Null:
-    """A reporter without a listener, and a broker that keeps what it is sent."""
+    """A reporter that discards its reports, and a broker that keeps its messages."""
 
     def __init__(self) -> None:
         self.sent: list[Outgoing] = []
@@ -76,7 +76,13 @@ def measure(scene: Scene) -> Iterator[Row]:
 
 
 def _in_process(scene: Scene, count: int) -> Paged:
-    command = [sys.executable, "-m", "benchmarks.paging", str(scene.directory / f"paging-{time.time_ns()}"), str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.sweep_paging",
+        str(scene.directory / f"paging-{time.time_ns()}"),
+        str(count),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotMeasured(f"paging ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
@@ -84,10 +90,10 @@ def _in_process(scene: Scene, count: int) -> Paged:
 
 
 def run(home: Path, count: int) -> Paged:
-    """Make so many copies due, sweep them all, and return what that took."""
+    """Make so many copies due, sweep them all, and return the cost."""
     context = Context.open(Settings(home=home))
     _fill(context.catalogue, count)
-    setattr(Store, "verify_objects", _verified)  # noqa: B010 - reading is not what is measured
+    setattr(Store, "verify_objects", _verified)  # noqa: B010 - reads are not measured
     outside, resident = _Null(), []
     used = time.process_time()
     job = _take(context, "sweep", "sweep.verify", {}, outside)
