@@ -5,11 +5,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
+
+from requests.structures import CaseInsensitiveDict
 
 _HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
@@ -18,7 +20,11 @@ _HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 class Request:
     method: str
     path: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
+    """By their names in any case: obstore sends them in small letters."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "headers", CaseInsensitiveDict(self.headers))
 
 
 @dataclass(frozen=True)

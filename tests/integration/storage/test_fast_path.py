@@ -1,6 +1,7 @@
 """Small objects take one request, mean the same as through the SDKs, and never hang, leak or follow the environment."""
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +16,7 @@ from tests.conformance.targets import Target
 from tests.faults.lines import opened_through, port_of
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Delay, Fault, FaultyProxy, Request, Say
+from worker.jobs.interrupt_signal import at_most
 from worker.storage import Store, Verdict
 from worker.storage.cloud import fast_path
 from worker.storage.cloud.fast_path import SMALL
@@ -133,6 +135,18 @@ def test_a_store_that_asks_for_fewer_requests(through: Callable[..., tuple[Store
     store, _ = through(lambda request: Say(429 if cloud != "azure" else 503, b"") if request.method == "GET" else None)
     error = store.verify_object(BUCKET, "app", digest_of(BODY)).error
     assert isinstance(error, Throttled | Unavailable | Timeout)
+
+
+def test_a_signal_ends_the_wait_for_a_silent_store(
+    through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is to stop does not wait for a request of obstore, which returns to Python only at its end."""
+    monkeypatch.setattr(fast_path, "PATIENCE", 60)
+    store, _ = through(lambda request: Delay(20) if request.method == "GET" else None)
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError), at_most(1):
+        verdict(store)
+    assert time.monotonic() - begun < 15
 
 
 def test_a_forked_child_reads_all_the_same(direct: Store) -> None:

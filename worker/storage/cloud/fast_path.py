@@ -10,23 +10,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import obstore
 from obstore.exceptions import BaseError
 
 from worker.storage.cloud.error_mapping import Meaning, Origin
 from worker.storage.cloud.fast_errors import NotUnderstood, translate
-from worker.storage.driver import WholeObject
+from worker.storage.driver import Condition, Match, WholeObject
 from worker.storage.errors import StorageError, TransientError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+AnswerT = TypeVar("AnswerT")
+
 SMALL = 1024 * 1024
 """Bytes of the largest object on this path, which is in memory as a whole, once per thread."""
-PATIENCE = 20
-"""Seconds for one request. A slower line is left to the SDK, whose time limit is for each piece."""
+PATIENCE = 4
+"""Seconds for one request, which a job that has to stop waits for. A slower line is left to the SDK, whose time limit is
+for each piece.
+"""
 CREDENTIALS_FOR = timedelta(minutes=5)
 """How long credentials are used before their own library is asked again; it renews them long before they expire."""
 FAILURES = (BaseError, OSError, ValueError, NotImplementedError)
@@ -44,6 +49,8 @@ PROPERTIES = {
     "StorageClass": "Storage-Class",
 }
 """Attributes of an object that are not metadata, by the names that the SDK of S3 has for them."""
+_PROPERTIES = {name.lower() for name in PROPERTIES.values()}
+"""What obstore takes for one of them in any case, so that metadata of such a name is for the SDKs alone."""
 _BUCKETS = 64
 """Real buckets whose clients are kept; each has its own connections."""
 _CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -134,16 +141,15 @@ class FastPath:
         if client is None:
             return None
         try:
-            reply = obstore.get(client.store, place.name)
-            meta = reply.meta
-            version = self._dialect.version(meta)
-            if meta["size"] != size or not version:
-                return None
-            data = reply.bytes()
+            found = _interruptible(lambda: _get(client.store, place.name, size))
         except FAILURES as error:
             self._failed(error, client, place)
             return None
-        return WholeObject(version, data) if len(data) == size else None
+        if found is None:
+            return None
+        meta, data = found
+        version = self._dialect.version(meta)
+        return WholeObject(version, data) if version and len(data) == size else None
 
     def head(self, place: Place) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
         """Return obstore's metadata of an object, and its attributes: the user's metadata, and PROPERTIES."""
@@ -151,12 +157,47 @@ class FastPath:
         if client is None:
             return None
         try:
-            reply = obstore.get(client.store, place.name, options={"head": True})
-            found = reply.meta, reply.attributes
+            found = _interruptible(lambda: _head(client.store, place.name))
         except FAILURES as error:
             self._failed(error, client, place)
             return None
         return found
+
+    def write(
+        self,
+        place: Place,
+        data: bytes | bytearray,
+        metadata: Mapping[str, str],
+        properties: Mapping[str, str],
+        condition: Condition,
+    ) -> str | None:
+        """Write an object in one request and return its ETag.
+
+        Where it returns None the object may be there all the same, as after any lost answer.
+
+        Args:
+            place: the object to make.
+            data: its bytes.
+            metadata: as the store keeps it.
+            properties: by the names in PROPERTIES.
+            condition: see `Driver.put`.
+
+        Raises:
+            StorageError: the store refuses, with the code of its answer.
+        """
+        client = None if _PROPERTIES & metadata.keys() else self._client(place)
+        if client is None:
+            return None
+        mode: Any = {"e_tag": f'"{condition.version}"'} if isinstance(condition, Match) else "overwrite"
+        mode = "create" if condition == "create_only" else mode
+        attributes = {**metadata, **{PROPERTIES[name]: value for name, value in properties.items()}}
+        try:
+            # Not abandoned as a read is: what a cancelled job has begun to write must not become visible after its end.
+            reply = obstore.put(client.store, place.name, data, attributes=attributes, mode=mode, use_multipart=False)
+        except FAILURES as error:
+            self._failed(error, client, place)
+            return None
+        return reply["e_tag"]
 
     def close(self) -> None:
         """Forget the clients; their connections end with them."""
@@ -192,6 +233,40 @@ class FastPath:
         if client.credentials and client.credentials.error:
             return self._dialect.translate(client.credentials.error, self._origin, place.what)
         return translate(error, self._origin, place.what, self._dialect.codes)
+
+
+def _get(store: "ObjectStore", name: str, size: int) -> tuple[Mapping[str, Any], Any] | None:
+    """Return what is said of an object, and its bytes if it has so many; they are received for no other one."""
+    reply = obstore.get(store, name)
+    return (reply.meta, reply.bytes()) if reply.meta["size"] == size else None
+
+
+def _head(store: "ObjectStore", name: str) -> tuple[Mapping[str, Any], Any]:
+    reply = obstore.get(store, name, options={"head": True})
+    return reply.meta, reply.attributes
+
+
+def _interruptible(request: Callable[[], AnswerT]) -> AnswerT:
+    """Make a request so that a signal ends the wait for it.
+
+    A call of obstore returns to Python only at its end, and signals are handled in the main thread alone. So there
+    another thread makes the request, and is abandoned with it; other threads are not waited for by a job that stops.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return request()
+    answers: SimpleQueue[tuple[AnswerT | None, BaseException | None]] = SimpleQueue()
+
+    def make() -> None:
+        try:
+            answers.put((request(), None))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            answers.put((None, error))
+
+    threading.Thread(target=make, name="obstore", daemon=True).start()
+    answer, error = answers.get()
+    if error is not None:
+        raise error
+    return cast("AnswerT", answer)
 
 
 def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "ClientConfig":
