@@ -118,8 +118,8 @@ class CloudConfig(_StoreConfig):
     read_back: bool | None = None
     """Whether each write is read back before it counts; by default where the store does not refuse a wrong checksum."""
     data_path: Literal["auto", "sdk"] = "auto"
-    """`auto`: small objects are read, and written to S3, by obstore, which takes a tenth of the processor time, where
-    it can do what is configured. `sdk`: every request is made by the provider's SDK."""
+    """`auto`: small objects are verified by obstore, which takes a tenth of the processor time, where it can do what is
+    configured. `sdk`: every request is made by the provider's SDK."""
     part_size: Size = Size(16 * 1024 * 1024)
     """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
 

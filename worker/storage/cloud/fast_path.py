@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError
 
 from worker.storage.cloud.error_mapping import Meaning, Origin
 from worker.storage.cloud.fast_errors import NotUnderstood, translate
-from worker.storage.driver import Condition, Match, WholeObject
+from worker.storage.driver import WholeObject
 from worker.storage.errors import StorageError, TransientError
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ AnswerT = TypeVar("AnswerT")
 SMALL = 1024 * 1024
 """Bytes of the largest object on this path, which is in memory as a whole, once per thread."""
 PATIENCE = 4
-"""Seconds for one request, which a job that has to stop waits for. A slower line is left to the SDK, whose time limit is
-for each piece.
+"""Seconds for one request, which a job that has to stop waits for.
+
+A slower line is left to the SDK, whose time limit is for each piece.
 """
 CREDENTIALS_FOR = timedelta(minutes=5)
 """How long credentials are used before their own library is asked again; it renews them long before they expire."""
@@ -49,8 +50,6 @@ PROPERTIES = {
     "StorageClass": "Storage-Class",
 }
 """Attributes of an object that are not metadata, by the names that the SDK of S3 has for them."""
-_PROPERTIES = {name.lower() for name in PROPERTIES.values()}
-"""What obstore takes for one of them in any case, so that metadata of such a name is for the SDKs alone."""
 _BUCKETS = 64
 """Real buckets whose clients are kept; each has its own connections."""
 _CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -162,42 +161,6 @@ class FastPath:
             self._failed(error, client, place)
             return None
         return found
-
-    def write(
-        self,
-        place: Place,
-        data: bytes | bytearray,
-        metadata: Mapping[str, str],
-        properties: Mapping[str, str],
-        condition: Condition,
-    ) -> str | None:
-        """Write an object in one request and return its ETag.
-
-        Where it returns None the object may be there all the same, as after any lost answer.
-
-        Args:
-            place: the object to make.
-            data: its bytes.
-            metadata: as the store keeps it.
-            properties: by the names in PROPERTIES.
-            condition: see `Driver.put`.
-
-        Raises:
-            StorageError: the store refuses, with the code of its answer.
-        """
-        client = None if _PROPERTIES & metadata.keys() else self._client(place)
-        if client is None:
-            return None
-        mode: Any = {"e_tag": f'"{condition.version}"'} if isinstance(condition, Match) else "overwrite"
-        mode = "create" if condition == "create_only" else mode
-        attributes = {**metadata, **{PROPERTIES[name]: value for name, value in properties.items()}}
-        try:
-            # Not abandoned as a read is: what a cancelled job has begun to write must not become visible after its end.
-            reply = obstore.put(client.store, place.name, data, attributes=attributes, mode=mode, use_multipart=False)
-        except FAILURES as error:
-            self._failed(error, client, place)
-            return None
-        return reply["e_tag"]
 
     def close(self) -> None:
         """Forget the clients; their connections end with them."""

@@ -35,7 +35,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
-from worker.storage.s3.fast_path import fast_path, writes_fast
+from worker.storage.s3.fast_path import fast_path
 from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
@@ -46,7 +46,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Send, Upload
+from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Begun, Between
 
 if TYPE_CHECKING:
@@ -385,18 +385,10 @@ class S3Driver(CloudDriver):
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
         )
-        return self._carried_out(write, self._sender(write))
+        return self._carried_out(write)
 
-    def _carried_out(self, write: S3Write, send_fast: Send | None = None) -> Upload:
-        return Upload(self._client(), self._client(committing=True), self._origin, write, send_fast)
-
-    def _sender(self, write: S3Write) -> Send | None:
-        """Return what sends a small object on the fast path; None where the SDK sends it."""
-        if self._fast is None or write.size > SMALL or not writes_fast(write.options):
-            return None
-        fast, (real, start) = self._fast, self._real(write.bucket)
-        place, condition = Place(real, start + write.key, write.what), write.condition if write.conditional else None
-        return lambda data: fast.write(place, data, write.metadata, write.options, condition)
+    def _carried_out(self, write: S3Write) -> Upload:
+        return Upload(self._client(), self._client(committing=True), self._origin, write)
 
     def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
         """Return an upload whose condition was checked here, if the store does not check conditions."""

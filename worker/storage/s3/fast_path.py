@@ -1,6 +1,5 @@
 """Read and write the small objects of an S3 store with obstore, if its configuration allows it."""
 
-import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from obstore.store import S3Store
 
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.fast_path import (
-    PROPERTIES,
     Client,
     Dialect,
     FastPath,
@@ -32,10 +30,6 @@ if TYPE_CHECKING:
 
 _PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """Not an access point, nor a name that needs path-style addressing at Amazon; those have dots."""
-_READ_BY_OBSTORE = re.compile(
-    r"aws_(server_side_encryption|sse_|checksum_algorithm|request_payer|metadata_)", re.IGNORECASE
-)
-"""Variables that obstore takes for settings of every write, and that the SDK does not know."""
 DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, translate)
 
 
@@ -49,11 +43,6 @@ def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]"
     if config.data_path == "sdk" or config.bucket_owner or (endpoint and ("@" in endpoint or not _path_style(config))):
         return None
     return FastPath(origin, DIALECT, lambda real: _connect(config, real, client()))
-
-
-def writes_fast(options: Mapping[str, Any]) -> bool:
-    """Return whether a write asks for nothing that only the SDK sends, such as an encryption key."""
-    return options.keys() <= PROPERTIES.keys() and not any(map(_READ_BY_OBSTORE.match, os.environ))
 
 
 def _path_style(config: S3Config) -> bool:

@@ -74,25 +74,17 @@ class S3Write(Write):
     checksums: bool
 
 
-Send = Callable[[bytes | bytearray], str | None]
-"""Sends a whole object and returns its ETag; None where the SDK has to send it."""
-
-
 class Upload:
     """Carries out one write.
 
     `client` sends the bytes, `patient` the requests whose answer may take minutes.
     """
 
-    def __init__(
-        self, client: "S3Client", patient: "S3Client", origin: Origin, write: S3Write, send_fast: Send | None = None
-    ) -> None:
-        """Make an object; `send_fast` sends it as a whole, on the fast path."""
+    def __init__(self, client: "S3Client", patient: "S3Client", origin: Origin, write: S3Write) -> None:
         self._client = client
         self._patient = patient
         self._origin = origin
         self._write = write
-        self._send_fast = send_fast
         self._options: Any = write.options  # its keys are the SDK's
 
     def whole(self, body: Body) -> ObjectStat:
@@ -100,23 +92,15 @@ class Upload:
         data: Any = next_part(body, self._write.size)  # the type stubs lack that the SDK accepts a bytearray
         drain(body)  # a wrong body raises at its end
         return self._commit(
-            lambda: (
-                self._whole_fast(data)
-                or self._client.put_object(
-                    **self._write.address,
-                    **self._conditions(),
-                    **self._checksum(data),
-                    Body=data,
-                    Metadata=self._write.metadata,
-                    **self._options,
-                )
+            lambda: self._client.put_object(
+                **self._write.address,
+                **self._conditions(),
+                **self._checksum(data),
+                Body=data,
+                Metadata=self._write.metadata,
+                **self._options,
             )
         )
-
-    def _whole_fast(self, data: bytes | bytearray) -> Mapping[str, Any] | None:
-        """Send an object on the fast path; return None where the SDK has to send it."""
-        etag = self._send_fast(data) if self._send_fast else None
-        return {"ETag": etag} if etag else None
 
     def check_condition(self) -> None:
         """Raise at the start the error that the store would raise at the end, or not at all."""
