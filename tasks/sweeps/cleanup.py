@@ -8,10 +8,12 @@ from pathlib import Path
 
 from worker import clock
 from worker.artifacts.per_store import for_each_store
+from worker.artifacts.quarantine import purge, quarantined
 from worker.catalogue import OpenTransfer
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
+from worker.limits.limited_store import LimitedStore
 from worker.storage import StaleUpload
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
@@ -54,11 +56,26 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         for transfer in transfers:
             if transfer not in spared:
                 context.catalogue.transfers.forget(transfer)
+        removed += _purge_quarantine(store, context, job)
         return name, removed
 
     removed = for_each_store(context.unpaused_stores(request.store), clean)
     staged = 0 if request.store else _clean_staging(context, age)
     return SweepLeftoversResult(removed=dict(removed), staged=staged, foreign=foreign)
+
+
+def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
+    """Purge what is in quarantine for longer than the settings say, and return how much that was."""
+    retention, purged = context.settings.quarantine.retention, 0
+    if retention is None or not store.capabilities.reserved_buckets:
+        return 0
+    for found in list(quarantined(store, context.catalogue)):
+        job.heartbeat()
+        job.check()
+        if found.at is not None and found.at <= clock.now() - retention and purge(store, found):
+            logger.info("%s: purged %s from quarantine, kept since %s", store.name, found.id, found.at)
+            purged += 1
+    return purged
 
 
 def _belongs_to(stale: StaleUpload, transfer: OpenTransfer) -> bool:

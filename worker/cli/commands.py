@@ -57,6 +57,9 @@ COMMANDS = {
         _STORES, "Run a periodic task now, and wait until it and the jobs that it sent have ended.", "sweep:sweep"
     ),
     "stores": Entry(_STORES, "List the stores; forget, accept or trust one.", "stores:app"),
+    "quarantine": Entry(
+        _STORES, "List, fetch, restore or purge the bad bytes that repairs have kept.", "quarantine:app"
+    ),
     "log": Entry(_STORES, "Check that the verification log was not changed.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),
     "pause": Entry(_JOBS, "Pause the jobs of a store, a queue or a batch.", "pause:pause"),

@@ -27,6 +27,7 @@ from worker.settings.sections import (
     JobSettings,
     PageSettings,
     PlacementRule,
+    QuarantineSettings,
     ReplicationSettings,
     RetrySettings,
     SourceSettings,
@@ -83,6 +84,7 @@ class Settings(BaseSettings):
     page: PageSettings = PageSettings()
     delete: DeleteSettings = DeleteSettings()
     findings: FindingSettings = FindingSettings()
+    quarantine: QuarantineSettings = QuarantineSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""
     breaker: BreakerSettings = BreakerSettings()

@@ -228,6 +228,13 @@ class FindingSettings(Section):
     """How long a finding stays in the catalogue after it was resolved; an open one always stays."""
 
 
+class QuarantineSettings(Section):
+    """How long the bad bytes are kept that a repair has replaced."""
+
+    retention: Annotated[Duration, Field(ge=timedelta(days=1))] | None = None
+    """How long after its repair they are purged by the cleanup sweep; for good if it is not set."""
+
+
 class DeleteSettings(Section):
     """What keeps the last good copy of an artifact."""
 

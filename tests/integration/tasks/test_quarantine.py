@@ -1,0 +1,103 @@
+"""The bad bytes that a repair has kept can be listed, fetched, restored and purged by an operator."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.replicate import replicate
+from tasks.sweeps.cleanup import sweep_cleanup
+from tasks.upload import upload
+from tasks.verify import verify
+from worker import cli, clock
+from worker.settings import Settings
+from worker.settings.sections import QuarantineSettings
+from zot_artifact_client.contract import ReplicateRequest, SweepLeftoversRequest, UploadRequest, VerifyRequest
+
+RETENTION = timedelta(days=90)
+Command = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"quarantine": QuarantineSettings(retention=RETENTION)})
+
+
+@pytest.fixture
+def command(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Return what runs a command of `quarantine`, and returns its exit status and its document."""
+    monkeypatch.setattr("worker.cli.session.load_settings", lambda: settings)
+
+    def run(*arguments: str) -> tuple[int, Any]:
+        status = cli.run(["quarantine", *arguments, "--json"])
+        text = capsys.readouterr().out
+        return status, json.loads(text) if text else None
+
+    return run
+
+
+@pytest.fixture
+def repaired(run, source, stored) -> bytes:
+    """Let a copy in `dr` rot and repair it; return the rotten bytes."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"right bytes")))
+    stored("dr").write_bytes(b"wrong bytes")
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",)))
+    return b"wrong bytes"
+
+
+def test_what_was_replaced_is_listed_with_its_origin_and_digest(command: Command, repaired: bytes) -> None:
+    """The list names store, artifact, time and the digest that the verdict found, and nothing for the good store."""
+    status, document = command("ls")
+    [row] = document["quarantined"]
+    assert (status, row["store"], row["bucket"], row["key"]) == (0, "dr", "releases", "app.tgz")
+    assert row["sha256"] == hashlib.sha256(repaired).hexdigest()
+    assert row["at"] is not None
+    assert row["purged_after"] is not None
+    assert command("ls", "--store", "primary")[1]["quarantined"] == []
+
+
+def test_the_bytes_are_fetched_as_they_are(command: Command, repaired: bytes, tmp_path: Path) -> None:
+    """`get` writes the bad bytes, whatever digest the store keeps beside them."""
+    [row] = command("ls")[1]["quarantined"]
+    status, document = command("get", "dr", row["id"], str(tmp_path / "bad"))
+    assert (status, (tmp_path / "bad").read_bytes()) == (0, repaired)
+    assert document["sha256"] == hashlib.sha256(repaired).hexdigest()
+    assert command("get", "dr", "releases/none/app.tgz", str(tmp_path / "none"))[0] == 1
+
+
+def test_bad_bytes_are_not_restored_over_a_good_artifact(command: Command, repaired: bytes) -> None:
+    """Without another key the restore is refused, because the current version has another digest."""
+    [row] = command("ls")[1]["quarantined"]
+    status, document = command("restore", "dr", row["id"])
+    assert (status, document["error"]["type"]) == (1, "OtherContent")
+    assert command("ls")[1]["quarantined"] == [row], repaired
+
+
+@pytest.mark.usefixtures("repaired")
+def test_purge_deletes_what_is_named_or_old(command: Command, stored) -> None:
+    """A dry run and a time that has not passed delete nothing; an id deletes only the quarantined bytes."""
+    [row] = command("ls")[1]["quarantined"]
+    assert command("purge")[0] == 2
+    assert command("purge", "--older-than", "1d")[1]["purged"] == []
+    assert len(command("purge", "--older-than", "0s", "--dry-run")[1]["purged"]) == 1
+    assert command("ls")[1]["quarantined"] == [row]
+    assert [each["id"] for each in command("purge", "dr", row["id"])[1]["purged"]] == [row["id"]]
+    assert command("ls")[1]["quarantined"] == []
+    assert stored("dr").read_bytes() == b"right bytes"
+
+
+@pytest.mark.usefixtures("repaired")
+def test_the_cleanup_sweep_purges_after_the_retention(command: Command, run, monkeypatch, stored) -> None:
+    """Until `quarantine.retention` has passed since the repair, the bytes stay."""
+    run(sweep_cleanup, SweepLeftoversRequest(store="dr"))
+    assert len(command("ls")[1]["quarantined"]) == 1
+    later = clock.now() + RETENTION + timedelta(minutes=1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 1}
+    assert command("ls")[1]["quarantined"] == []
+    assert stored("dr").read_bytes() == b"right bytes"

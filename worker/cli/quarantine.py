@@ -1,0 +1,218 @@
+"""The commands `quarantine ls`, `get`, `restore` and `purge`."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from worker import clock
+from worker.artifacts.quarantine import Quarantined, digest_of, purge, quarantined
+from worker.cli.arguments import ArtifactPath
+from worker.cli.errors import Failure, Status
+from worker.cli.local_file import complete_file
+from worker.cli.outcome import finish
+from worker.cli.output import AsJson, note, print_json, print_table, say, size
+from worker.cli.session import Session, opened
+from worker.cli.submit import request_of, sender
+from worker.cli.upload import upload_one
+from worker.storage.keys import QUARANTINE_BUCKET
+from worker.storage.units import parse_duration
+from zot_artifact_client.contract import UPLOAD
+from zot_artifact_client.job_ids import choose_id
+
+app = typer.Typer(help="List, fetch, restore or purge the bad bytes that repairs have kept.", no_args_is_help=True)
+
+Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
+StoreName = Annotated[str, typer.Argument(metavar="STORE", help="The store whose quarantine it is in.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="BUCKET/JOB/KEY, as `quarantine ls` lists it.")]
+
+
+def _age(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Older = Annotated[
+    timedelta | None, typer.Option("--older-than", parser=_age, metavar="TIME", help="Only what is older, such as 90d.")
+]
+
+
+@app.callback()
+def _quarantine() -> None:
+    """List, fetch, restore or purge the bad bytes that repairs have kept."""
+
+
+@app.command("ls")
+def list_(
+    prefix: Annotated[str, typer.Argument(metavar="[BUCKET/]", help="Only ids that begin like this.")] = "",
+    *,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what the quarantines hold: from where, since when, and the digest that its last verdict found.
+
+    Example:
+
+        zot-artifacts quarantine ls --store dr
+    """
+    with opened(existing=True) as session:
+        rows = [_row(session, found) for found in _all(session, store, prefix)]
+        retention = session.settings.quarantine.retention
+    if as_json:
+        print_json({"quarantined": rows, "retention_seconds": retention.total_seconds() if retention else None})
+    else:
+        columns = ("store", "id", "size", "kept since", "purged after", "sha256")
+        cells = [
+            (row["store"], row["id"], size(row["size"] or 0), row["at"], row["purged_after"], row["sha256"])
+            for row in rows
+        ]
+        print_table(columns, cells, empty="nothing is in quarantine", flexible=("id", "sha256"))
+
+
+@app.command()
+def get(
+    store: StoreName,
+    id_: Id,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="The file to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write quarantined bytes to a file, as they are: nothing says that they are right.
+
+    Example:
+
+        zot-artifacts quarantine get dr releases/5f0a1d0e/app.tgz bad.tgz
+    """
+    with opened(existing=True) as session:
+        found = _find(session, store, id_)
+        with complete_file(Path(dest), session.settings.spool_dir) as file:
+            sha256 = _copy(session, found, file)
+    if as_json:
+        print_json({"store": store, "id": id_, "path": dest, "size": found.size, "sha256": sha256})
+    else:
+        say(f"{dest}: {size(found.size or 0)} sha256 {sha256}, as it was in the quarantine of {store}")
+
+
+@app.command()
+def restore(
+    store: StoreName,
+    id_: Id,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="BUCKET/KEY", help="Upload them as this artifact instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload quarantined bytes again. They stay in quarantine.
+
+    Without --as they must have the digest of the artifact's current version, or the artifact must be gone.
+
+    Example:
+
+        zot-artifacts quarantine restore dr releases/5f0a1d0e/app.tgz --as rescued/app.tgz
+    """
+    with opened(existing=True) as session:
+        found = _find(session, store, id_)
+        at = ArtifactPath.parse(as_ or f"{found.bucket}/{found.key}")
+        path = session.settings.spool_dir / f"zot-restore-{choose_id(UPLOAD)}"
+        try:
+            with path.open("xb") as file:
+                sha256 = _copy(session, found, file)
+            if as_ is None:
+                _check_wanted(session, found, sha256)
+            request = request_of(UPLOAD, bucket=at.bucket, key=at.key, source=str(path), sha256=sha256)
+            with sender(session, "restoring") as way:
+                outcome = upload_one(way, choose_id(UPLOAD), request, path, wait=True)
+        finally:
+            path.unlink(missing_ok=True)
+    finish(outcome, waited=True, as_json=as_json)
+
+
+@app.command("purge")
+def purge_(
+    store: Annotated[str | None, typer.Argument(metavar="STORE", help="With ID: the store that it is in.")] = None,
+    id_: Annotated[
+        str | None, typer.Argument(metavar="ID", help="BUCKET/JOB/KEY, as `quarantine ls` lists it.")
+    ] = None,
+    *,
+    older_than: Older = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete bytes from the quarantine for good: one ID, or everything that is older.
+
+    With --older-than, bytes whose job is no longer in the ledger stay: name them by their ID.
+
+    Examples:
+
+        zot-artifacts quarantine purge --older-than 90d --dry-run
+
+        zot-artifacts quarantine purge dr releases/5f0a1d0e/app.tgz
+    """
+    if (id_ is None) == (older_than is None):
+        raise Failure("name a STORE and an ID, or give --older-than", Status.USAGE, type_="UsageError")
+    with opened(existing=True) as session:
+        if id_ is not None and store is not None:
+            chosen = [_find(session, store, id_)]
+        else:
+            before = clock.now() - (older_than or timedelta())
+            chosen = [each for each in _all(session, store, "") if each.at is not None and each.at <= before]
+        gone = chosen if dry_run else [each for each in chosen if purge(session.stores[each.store], each)]
+    total = sum(each.size or 0 for each in gone)
+    if as_json:
+        print_json({"purged": [asdict(each) for each in gone], "bytes": total, "dry_run": dry_run})
+    else:
+        for each in gone:
+            say(f"{each.store}: {each.id}")
+        say(f"{len(gone)} objects, {size(total)} {'would be' if dry_run else 'are'} deleted from quarantine")
+
+
+def _all(session: Session, store: str | None, prefix: str) -> Iterator[Quarantined]:
+    session.store_names([store] if store else None)
+    for name in [store] if store else session.settings.stores:
+        if session.stores[name].capabilities.reserved_buckets:
+            yield from quarantined(session.stores[name], session.catalogue, prefix)
+        else:
+            note(f"{name}: has no quarantine: no `reserved_bucket` is configured")
+
+
+def _find(session: Session, store: str, id_: str) -> Quarantined:
+    found = next((each for each in _all(session, store, id_) if each.id == id_), None)
+    if found is None:
+        message = f"{store}: nothing is in quarantine as {id_}: `zot-artifacts quarantine ls` lists what is"
+        raise Failure(message, type_="NotFound")
+    return found
+
+
+def _row(session: Session, found: Quarantined) -> dict[str, Any]:
+    retention = session.settings.quarantine.retention
+    purged: datetime | None = found.at + retention if retention and found.at else None
+    return asdict(found) | {"sha256": digest_of(found, session.catalogue), "purged_after": purged}
+
+
+def _copy(session: Session, found: Quarantined, file: BinaryIO) -> str:
+    """Write quarantined bytes to a file, and return their SHA-256; the digest that the store keeps is another one."""
+    digest = hashlib.sha256()
+    store = session.stores[found.store]
+    whole = store.stat_object(QUARANTINE_BUCKET, found.id).size
+    with store.read_object_range(QUARANTINE_BUCKET, found.id, 0, whole) as reader:
+        for piece in reader:
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def _check_wanted(session: Session, found: Quarantined, sha256: str) -> None:
+    current = session.catalogue.artifacts.current(found.bucket, found.key)
+    if current is not None and current.digest.sha256 != sha256:
+        raise Failure(
+            f"{current.path} version {current.version} has SHA-256 {current.digest.sha256}, these bytes have {sha256}: "
+            "restore them under another key with --as BUCKET/KEY",
+            type_="OtherContent",
+        )
