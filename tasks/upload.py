@@ -1,7 +1,7 @@
 """Upload: write the bytes of a source under a key, to every store that should have them."""
 
 from worker import clock
-from worker.artifacts.artifact_job import ArtifactJob
+from worker.artifacts.artifact_job import ArtifactJob, Records
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.sources import open_source, remove_partial, remove_staged
 from worker.context import Context, JobContext
@@ -12,6 +12,9 @@ from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
 from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
+
+_SMALL = 1 << 20
+"""Bytes of an artifact that is small."""
 
 
 def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> UploadResult:
@@ -54,7 +57,9 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             properties=request.properties,
             replaces_headers=True,
         )
-        work = ArtifactJob(context, job, artifact)
+        # A small copy is recorded with the end of the job, in one transaction: to read it again costs next to nothing.
+        small = digest.size <= _SMALL
+        work = ArtifactJob(context, job, artifact, Records(finished=job.finished) if small else None)
 
         def write(store: LimitedStore) -> PlacedCopy:
             job.step(f"writing to {store.name}")

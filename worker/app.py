@@ -106,8 +106,7 @@ def make_app(settings: Settings) -> Celery:
         redis_backend_health_check_interval=10,
         # What Flower sees
         task_track_started=False,  # Delivery publishes it, under the job's fence
-        task_send_sent_event=True,
-        worker_send_task_events=True,
+        worker_send_task_events=False,  # Flower turns them on while it runs; unseen, they cost a third of a job
         # Beat
         beat_schedule=beat_schedule(settings),
         beat_scheduler="worker.beat:Scheduler",  # records its ticks, which doctor reads

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import artifact_locks, jobs
 from zot_artifact_client.contract import JobState
 
@@ -25,7 +26,7 @@ _LOCKED = (
     .where(artifact_locks.c.job != sa.bindparam("job"), *_LIVE)
 )
 _HOLDS = sa.select(jobs.c.holds).where(jobs.c.id != sa.bindparam("job"), *_LIVE)
-_LOCK_HOLDER = (
+_LOCK_HOLDER = Prepared(
     sa.select(jobs.c.id, jobs.c.lease_until)
     .join(artifact_locks, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
     .where(
@@ -74,7 +75,7 @@ class ArtifactLocks:
 def lock_holder(connection: Connection, path: str, times: dict[str, object]) -> tuple[str, datetime] | None:
     """Return id and lease of another job that has locked an artifact, `bucket/key`; `times`: job, now and far."""
     bucket, _, key = path.partition("/")
-    row = connection.execute(_LOCK_HOLDER, {"bucket": bucket, "key": key, **times}).first()
+    row = _LOCK_HOLDER.first(connection, bucket=bucket, key=key, **times)
     return (row.id, row.lease_until) if row else None
 
 

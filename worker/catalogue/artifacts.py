@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 from worker import clock
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import CURRENT, artifacts, copies, manifests
 from worker.storage import Digest
@@ -31,31 +32,27 @@ _MOST_VERSIONS = 2**31 - 1
 _SURROGATES = range(0xD800, 0xE000)
 """Surrogates: code points that are no characters."""
 
-# The statements of every upload are built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
 _VERSIONS = (
     sa.select(artifacts)
     .where(artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"))
     .order_by(artifacts.c.version.desc())
 )
-_NEWEST = _VERSIONS.limit(1)
-_CURRENT = _VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1)
-_RECORDED_BY = sa.select(artifacts).where(
-    artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"),
-    artifacts.c.job == sa.bindparam("by"),
-)  # fmt: skip
+_NEWEST = Prepared(_VERSIONS.limit(1))
+_CURRENT = Prepared(_VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1))
+_RECORDED_BY = Prepared(_VERSIONS.where(artifacts.c.job == sa.bindparam("by")))
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
-_COPIES_BY_STORE = _COPIES.order_by(copies.c.store)
-_COPY = _COPIES.where(copies.c.store == sa.bindparam("at"))
-_INSERT_VERSION = sa.insert(artifacts).returning(artifacts)
+_COPIES_BY_STORE = Prepared(_COPIES.order_by(copies.c.store))
+_COPY = Prepared(_COPIES.where(copies.c.store == sa.bindparam("at")))
+_INSERT_VERSION = Prepared(sa.insert(artifacts).returning(artifacts))
 _INSERT_VERSIONS = sa.insert(artifacts).returning(artifacts, sort_by_parameter_order=True)
-_INSERT_MANIFEST = sa.insert(manifests)
-_INSERT_COPIES = sa.insert(copies)
-_INSERT_COPY = sa.insert(copies).returning(copies)
+_INSERT_MANIFEST = Prepared(sa.insert(manifests))
+_INSERT_COPIES = Prepared(sa.insert(copies))
+_INSERT_COPY = Prepared(sa.insert(copies).returning(copies))
 _BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
-_BEGIN_AGAIN = (
+_BEGIN_AGAIN = Prepared(
     sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(state=CopyState.WRITING).returning(copies)
 )
-_FINISH = (
+_FINISH = Prepared(
     sa.update(copies)
     .where(copies.c.artifact_id == sa.bindparam("of"), copies.c.store == sa.bindparam("at"))
     .values(
@@ -64,23 +61,23 @@ _FINISH = (
         last_attempt_at=None, last_verdict=None, next_due_at=None, claimed_until=None,
     )
 )  # fmt: skip
-_TOMBSTONE = (
+_TOMBSTONE = Prepared(
     sa.update(artifacts)
     .where(artifacts.c.bucket == sa.bindparam("of"), artifacts.c.key == sa.bindparam("under"))
     .where(artifacts.c.version <= sa.bindparam("last"), artifacts.c.tombstoned_at.is_(None))
     .values(tombstoned_at=sa.bindparam("at"))
 )
-_DELETE_COPY = (
+_DELETE_COPY = Prepared(
     sa.update(copies)
     .where(copies.c.id == sa.bindparam("copy"))
     .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
 )
-_COMMIT = (
+_COMMIT = Prepared(
     sa.update(artifacts)
     .where(artifacts.c.id == sa.bindparam("of"), artifacts.c.committed_at.is_(None))
     .values(committed_at=sa.bindparam("committed_at"))
 )
-_SUPERSEDE = (
+_SUPERSEDE = Prepared(
     sa.update(copies)
     .where(
         copies.c.store == sa.bindparam("at"), copies.c.state != CopyState.DELETED,
@@ -177,7 +174,7 @@ class Artifacts:
             Superseded: the version that the job recorded was followed by another one, or deleted.
         """
         with self._database.write() as connection:
-            row = connection.execute(_NEWEST, {"bucket": bucket, "key": key}).one_or_none()
+            row = _NEWEST.first(connection, bucket=bucket, key=key)
             if job is not None and row is not None:
                 _check_not_superseded(connection, row, job)
             same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
@@ -190,13 +187,11 @@ class Artifacts:
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
                     "properties": dict(properties) if properties else None,
                 }  # fmt: skip
-                row = connection.execute(_INSERT_VERSION, version).one()
+                row = _INSERT_VERSION.first(connection, **version)
                 if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
                     chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
-                    connection.execute(_INSERT_MANIFEST, chunks)
-                begun = [_new_copy(row.id, store) for store in stores]
-                if begun:
-                    connection.execute(_INSERT_COPIES, begun)
+                    _INSERT_MANIFEST.run(connection, **chunks)
+                _INSERT_COPIES.run_many(connection, [_new_copy(row.id, store) for store in stores])
                 return artifact_of(row)
             artifact = artifact_of(row)
             for store in stores:
@@ -294,7 +289,7 @@ class Artifacts:
     def copies(self, artifact: Artifact) -> dict[str, Copy]:
         """Return the copies of a version by store, by name."""
         with self._database.read() as connection:
-            rows = connection.execute(_COPIES_BY_STORE, {"of": artifact.id})
+            rows = _COPIES_BY_STORE.all(connection, of=artifact.id)
             return {row.store: copy_of(row) for row in rows}
 
     def version_in_store(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
@@ -432,14 +427,12 @@ def _insert_versions(
         ],
     ).all()  # fmt: skip
     begun = [_new_copy(row.id, store) for row, (_, each, _) in zip(rows, fresh, strict=True) for store in each.stores]
-    if begun:
-        connection.execute(_INSERT_COPIES, begun)
+    _INSERT_COPIES.run_many(connection, begun)
     return {number: Recorded(artifact_of(row), fresh=True) for row, (number, _, _) in zip(rows, fresh, strict=True)}
 
 
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
-    at = {"bucket": newest.bucket, "key": newest.key, "by": job}
-    own = connection.execute(_RECORDED_BY, at).one_or_none()
+    own = _RECORDED_BY.first(connection, bucket=newest.bucket, key=newest.key, by=job)
     if own is None:
         return
     what = f"version {own.version} of {own.bucket}/{own.key}, which this job recorded at an earlier attempt,"
@@ -450,7 +443,7 @@ def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) ->
 
 
 def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
-    row = connection.execute(_CURRENT, {"bucket": bucket, "key": key}).one_or_none()
+    row = _CURRENT.first(connection, bucket=bucket, key=key)
     return artifact_of(row) if row and row.tombstoned_at is None else None
 
 
@@ -485,34 +478,34 @@ def first_after(prefix: str) -> str | None:
 
 def finish_copies(connection: Connection, finished: Sequence[FinishedCopy], now: datetime) -> None:
     """Record that copies are complete; see `Artifacts.finish_copy`."""
-    if not finished:
-        return
     written = [
-        {"of": each.artifact.id, "at": each.store, "tag": each.tag, "evidence": dict(each.evidence), "written_at": now}
+        {"of": each.artifact.id, "at": each.store, "tag": each.tag, "evidence": dict(each.evidence)}
         for each in finished
     ]
     superseding = [
         {"at": each.store, "bucket": each.artifact.bucket, "key": each.artifact.key, "of": each.artifact.id}
         for each in finished
     ]
-    connection.execute(_FINISH, written)
-    connection.execute(_COMMIT, [{"of": each.artifact.id, "committed_at": now} for each in finished])
-    connection.execute(_SUPERSEDE, superseding)
+    if not finished:
+        return
+    _FINISH.run_many(connection, written, written_at=now)
+    _COMMIT.run_many(connection, [{"of": each.artifact.id} for each in finished], committed_at=now)
+    _SUPERSEDE.run_many(connection, superseding)
     note_writes(connection, [(each.artifact, each.store) for each in finished], now)
 
 
 def tombstone_all(connection: Connection, deleted: Sequence[Artifact], now: datetime) -> None:
     """Record that artifacts were deleted, all their versions with them."""
-    values = [{"of": each.bucket, "under": each.key, "last": each.version, "at": now} for each in deleted]
-    if values:
-        connection.execute(_TOMBSTONE, values)
+    if deleted:
+        values = [{"of": each.bucket, "under": each.key, "last": each.version} for each in deleted]
+        _TOMBSTONE.run_many(connection, values, at=now)
         note_tombstones(connection, deleted, now)
 
 
 def delete_copies(connection: Connection, deleted: Sequence[Copy]) -> None:
     """Record that copies were deleted on request."""
     if deleted:
-        connection.execute(_DELETE_COPY, [{"copy": copy.id} for copy in deleted])
+        _DELETE_COPY.run_many(connection, [{"copy": copy.id} for copy in deleted])
         note_deletes(connection, deleted, "deleted", clock.now())
 
 
@@ -520,18 +513,19 @@ def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
     """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
     found = _find_copy(connection, artifact, store)
     if found is None:
-        return copy_of(connection.execute(_INSERT_COPY, _new_copy(artifact.id, store)).one())
+        return copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store)))
     if found.state in _BEGIN_AGAIN_FROM:
-        return copy_of(connection.execute(_BEGIN_AGAIN, {"copy": found.id}).one())
+        return copy_of(_BEGIN_AGAIN.first(connection, copy=found.id))
     return found
 
 
 def _new_copy(artifact_id: int, store: str) -> dict[str, Any]:
-    return {"artifact_id": artifact_id, "store": store, "state": CopyState.WRITING, "evidence": {}}
+    row = {"artifact_id": artifact_id, "store": store, "state": CopyState.WRITING, "evidence": {}}
+    return row | {"attempts": 0, "spread": 0}
 
 
 def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy | None:
-    row = connection.execute(_COPY, {"of": artifact.id, "at": store}).one_or_none()
+    row = _COPY.first(connection, of=artifact.id, at=store)
     return copy_of(row) if row else None
 
 

@@ -221,7 +221,8 @@ def _dialect(engine: Engine) -> ModuleType:
 @contextmanager
 def _reading(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
-        yield connection.execution_options(**_dialect(engine).READING)
+        connection.execution_options(**_dialect(engine).READING).begin()
+        yield connection
 
 
 def _revision(engine: Engine) -> str | None:

@@ -7,11 +7,14 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import JobState
 
-_HELD = sa.select(jobs.c.id).where(
-    jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+_HELD = Prepared(
+    sa.select(jobs.c.id).where(
+        jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+    )
 )
 
 
@@ -38,6 +41,6 @@ class FencedDatabase(Database):
             LostLease: another worker has the lease; nothing was written.
         """
         with super().write() as connection:
-            if connection.execute(_HELD, self._held).one_or_none() is None:
+            if _HELD.first(connection, **self._held) is None:
                 raise LostLease(f"job {self._held['job']} is leased by another worker now")
             yield connection

@@ -9,16 +9,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifact_locks import lock_holder
+from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.fencing import LostLease
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
 
-# The statements of every job are built once: SQLAlchemy takes longer to build one than SQLite takes to run it.
-_FIND = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"))
-_ACCEPT = sa.insert(jobs)
-_TAKE = (
+_FIND = Prepared(sa.select(jobs).where(jobs.c.id == sa.bindparam("job")))
+_ACCEPT = Prepared(sa.insert(jobs))
+_TAKE = Prepared(
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job"))
     .values(
@@ -32,8 +33,8 @@ _TAKE = (
     )
     .returning(jobs)
 )  # fmt: skip
-_WAIT = sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(due_at=sa.bindparam("due"))
-_BURY = (
+_WAIT = Prepared(sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(due_at=sa.bindparam("due")))
+_BURY = Prepared(
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job"))
     .values(
@@ -42,7 +43,7 @@ _BURY = (
     )
     .returning(jobs)
 )  # fmt: skip
-_HOLDER = (
+_HOLDER = Prepared(
     sa.select(jobs.c.id, jobs.c.lease_until)
     .where(
         jobs.c.holds == sa.bindparam("held"), jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
@@ -50,8 +51,10 @@ _HOLDER = (
     )
     .limit(1)
 )  # fmt: skip
-_SETTLE = sa.update(jobs).where(
-    jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+_SETTLE = Prepared(
+    sa.update(jobs).where(
+        jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+    )
 )
 
 
@@ -141,13 +144,13 @@ class Ledger:
             busy = _busy(connection, found, holds, now, lease)
             if busy:
                 if found.state != JobState.RUNNING:
-                    connection.execute(_WAIT, {"job": id_, "due": busy.until + lease})
+                    _WAIT.run(connection, job=id_, due=busy.until + lease)
                 return busy
             crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
             if crashes >= max_crashes:
-                return Finished(job_record(connection.execute(_BURY, _poison(found, crashes, now)).one()))
+                return Finished(job_record(_BURY.first(connection, **_poison(found, crashes, now))))
             taken |= {"job": id_, "now": now, "crashes": crashes}
-            return Leased(job_record(connection.execute(_TAKE, taken).one()))
+            return Leased(job_record(_TAKE.first(connection, **taken)))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
         """Renew the lease until `until`, and record the progress.
@@ -179,9 +182,9 @@ class Ledger:
         """
         values = {"state": JobState.QUEUED, "lease_until": None, "due_at": due, "crashes": 0}
         with self._database.write() as connection:
-            found = connection.execute(_FIND, {"job": id_}).one()
+            found = _FIND.first(connection, job=id_)
             kept = {"error": dict(why) | last_cause(found.error), "attempts": found.attempts - 1}
-            self._change(connection, id_, fence, values | kept | {"put_off_since": since})
+            _change(connection, id_, fence, values | kept | {"put_off_since": since})
 
     def continue_later(self, id_: str, fence: int, *, progress: Mapping[str, Any] | None, due: datetime) -> None:
         """Give a job back that continues later, with its attempts and errors reset.
@@ -204,19 +207,20 @@ class Ledger:
         now: datetime,
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
+        copies: Sequence[FinishedCopy] = (),
     ) -> None:
-        """Record how the job ended.
+        """Record how the job ended, and in the same transaction the copies that it has completed.
 
         Raises:
-            LostLease: another worker has the lease.
+            LostLease: another worker has the lease; nothing was recorded.
         """
-        self._settle(
-            id_, fence,
-            {
-                "state": state, "result": dict(result) if result is not None else None, "error": error,
-                "finished_at": now, "lease_until": None, "due_at": None,
-            },
-        )  # fmt: skip
+        values = {
+            "state": state, "result": dict(result) if result is not None else None, "error": error,
+            "finished_at": now, "lease_until": None, "due_at": None,
+        }  # fmt: skip
+        with self._database.write() as connection:
+            _change(connection, id_, fence, values)
+            finish_copies(connection, copies, now)
 
     def reject(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
         """Record a rejected message. A job that has the id already is not changed, and an id of a batch is not used."""
@@ -289,7 +293,7 @@ class Ledger:
                 rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))
                 found += map(job_record, rows)
             if found:
-                connection.execute(_WAIT, [{"job": job.id, "due": now + again} for job in found])
+                _WAIT.run_many(connection, [{"job": job.id} for job in found], due=now + again)
         return found
 
     def prune(self, *, before: datetime, limit: int = 1000) -> int:
@@ -351,17 +355,16 @@ class Ledger:
 
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:
-            self._change(connection, id_, fence, values)
+            _change(connection, id_, fence, values)
 
-    @staticmethod
-    def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
-        changed = connection.execute(_SETTLE, {"job": id_, "token": fence, **values})
-        if changed.rowcount != 1:
-            raise LostLease(f"job {id_} is leased by another worker now")
+
+def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
+    if _SETTLE.run(connection, job=id_, token=fence, **values) != 1:
+        raise LostLease(f"job {id_} is leased by another worker now")
 
 
 def _find(connection: Connection, id_: str) -> JobRecord | None:
-    row = connection.execute(_FIND, {"job": id_}).one_or_none()
+    row = _FIND.first(connection, job=id_)
     return job_record(row) if row else None
 
 
@@ -377,7 +380,7 @@ def _accept(
     else:
         running = {"state": JobState.RUNNING, "attempts": 1, "fence": 1, "due_at": taken["lease_until"]}
         job |= {**taken, **running, "started_at": now}
-    connection.execute(_ACCEPT, {**job, "holds": holds})
+    _ACCEPT.run(connection, **job, holds=holds)
     return busy or Leased(JobRecord(**job))
 
 
@@ -388,7 +391,7 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
     if holds is None:
         return None
     times = {"job": job.id, "now": now, "far": far}
-    row = connection.execute(_HOLDER, {"held": holds, **times}).one_or_none()
+    row = _HOLDER.first(connection, held=holds, **times)
     other = (row.id, row.lease_until) if row else lock_holder(connection, holds, times)
     return Held(other[1], f"job {other[0]} is writing to {holds}") if other else None
 

@@ -7,9 +7,10 @@ from enum import StrEnum
 import sqlalchemy as sa
 
 from worker.catalogue.database import Database
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import pauses
 
-_GET = sa.select(pauses).where(pauses.c.scope == sa.bindparam("of"), pauses.c.name == sa.bindparam("called"))
+_GET = Prepared(sa.select(pauses).where(pauses.c.scope == sa.bindparam("of"), pauses.c.name == sa.bindparam("called")))
 
 
 class Scope(StrEnum):
@@ -45,7 +46,7 @@ class Pauses:
     def get(self, scope: Scope, name: str) -> Pause | None:
         """Return the pause of something, or None if it is not paused."""
         with self._database.read() as connection:
-            row = connection.execute(_GET, {"of": scope, "called": name}).one_or_none()
+            row = _GET.first(connection, of=scope, called=name)
             return Pause(scope, name, row.since, row.reason) if row else None
 
     def begin(self, scope: Scope, name: str, *, reason: str | None, now: datetime) -> Pause:

@@ -10,6 +10,8 @@ from typing import Any, cast
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from worker.catalogue.prepared import execute
+
 BUSY_SECONDS = 30
 """How long a writer waits for the lock, unless the URL says otherwise: `?timeout=SECONDS`."""
 
@@ -76,7 +78,7 @@ def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
     if connection.get_execution_options().get("reads", False):
-        connection.exec_driver_sql("BEGIN")
+        execute(connection, "BEGIN", ())
         return
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
     # lock again: a job beside it waited for seconds.
@@ -90,7 +92,7 @@ def _begin_immediate(connection: Connection) -> None:
                 raw.execute("BEGIN IMMEDIATE").close()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # again, for SQLAlchemy's own class of error
+                    execute(connection, "BEGIN IMMEDIATE", ())  # again, for SQLAlchemy's own class of error
                     return
                 time.sleep(min(tries * _POLL, _LONGEST_POLL))
             else:

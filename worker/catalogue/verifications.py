@@ -15,6 +15,7 @@ from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.bulk import BulkStatement, Given
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState, Finding
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
@@ -32,7 +33,7 @@ def _append(given: Given) -> sa.Insert:
 
 
 _APPEND = BulkStatement(_append, {c.name: c.type for c in verifications.c if c.name not in {"id", "at"}})
-_LAST_HASH = sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1)
+_LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1))
 _RECORDED = sa.select(
     verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
 ).where(verifications.c.job == sa.bindparam("by"))
@@ -234,7 +235,8 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
     """Append verdicts to the log, each chained to the one before it, and update their copies."""
     if not prepared.verdicts:
         return
-    previous = connection.execute(_LAST_HASH).scalar() or _FIRST
+    last = _LAST_HASH.first(connection)
+    previous = last.hash if last else _FIRST
     for row, text in zip(prepared.rows, prepared.texts, strict=True):
         row["previous"] = previous
         row["hash"] = previous = _linked(text, previous)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import redis
 from celery import Celery
@@ -39,6 +40,8 @@ _MOST_DOUBLINGS = 20
 _GARBAGE = (ValueError, LookupError, TypeError, AttributeError)
 """The errors of reading an entry that is no message of a client."""
 Known = Callable[[list[str]], set[str]]
+_clients: WeakKeyDictionary[Channel, Any] = WeakKeyDictionary()
+"""The client of each channel. Every job asks twice, and a client takes longer to make than its answer."""
 
 
 class Outbox:
@@ -61,7 +64,8 @@ class Outbox:
 
     def find(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request."""
-        return self.find_all([job_id]).get(job_id)
+        message = self.message(job_id)
+        return None if message is None else _outgoing(job_id, message)
 
     def has_eta(self, job_id: str) -> bool:
         """Return whether a valid message of a job waits for its eta, or was seen to do so within the last hour."""
@@ -161,8 +165,10 @@ class Outbox:
             if not isinstance(channel, Channel):
                 yield None
                 return
-            with channel.conn_or_acquire() as client:
-                yield client
+            if channel not in _clients:
+                with channel.conn_or_acquire() as client:
+                    _clients[channel] = client
+            yield _clients[channel]
 
 
 def _remove(pipeline: Any, job_id: str | bytes, queues: list[str]) -> None:

@@ -1,10 +1,12 @@
 """Publish the progress of a running job through Celery, and read from Redis whether it was cancelled."""
 
 import logging
+import os
 
 import redis
 from celery import Task
 from celery.exceptions import BackendError
+from celery.states import STARTED
 
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 
@@ -18,6 +20,20 @@ class CeleryReporter:
         self._task = task
         self._id: str = task.request.id
         self._request = task.request  # of this thread: the thread that reports has another one, without the fence
+
+    def started(self) -> bool:
+        """Make visible that the job runs, and return whether a client has cancelled it meanwhile.
+
+        Celery would do so for every message, also for one that copies a job's id.
+        """
+        if self._request.ignore_result:
+            return self.cancelled()
+        at = {"pid": os.getpid(), "hostname": self._request.hostname}
+        if hasattr(self._task.backend, "store_started"):
+            cancelled: bool = self._task.backend.store_started(self._id, at, self._request)
+            return cancelled
+        self._task.backend.store_result(self._id, at, STARTED, request=self._request)
+        return self.cancelled()
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""

@@ -13,14 +13,14 @@ from typing import Any
 from celery import Celery
 from celery.app.task import Context
 from celery.backends import redis
-from celery.states import FAILURE, READY_STATES, REVOKED
+from celery.states import FAILURE, READY_STATES, REVOKED, STARTED
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from worker.catalogue import JobRecord
 from worker.intake.full_broker import is_full
 from worker.intake.message_filter import send_record
-from zot_artifact_client.contract import BATCH_JOB_ID, TASKS, JobState
+from zot_artifact_client.contract import BATCH_JOB_ID, CANCEL_KEY, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
 
@@ -38,15 +38,16 @@ _BY_CELERY = {"expired", "revoked", "terminated"}
 id.
 """
 _STORE = """
+local cancelled = redis.call('EXISTS', KEYS[2])
 local kept = redis.call('GET', KEYS[1])
 if kept then
   local read, meta = pcall(cjson.decode, kept)
   local status = read and type(meta) == 'table' and meta['status']
   local fence = status and tonumber(meta['fence']) or 0
-  if status == 'SUCCESS' or tonumber(ARGV[5]) < fence then return 0 end
+  if status == 'SUCCESS' or tonumber(ARGV[5]) < fence then return cancelled end
   local ended = status == 'FAILURE' or status == 'REVOKED'
-  if ended and ARGV[3] == '0' and tonumber(ARGV[5]) == fence then return 0 end
-  if status and ARGV[4] == '1' then return 0 end
+  if ended and ARGV[3] == '0' and tonumber(ARGV[5]) == fence then return cancelled end
+  if status and ARGV[4] == '1' then return cancelled end
 end
 if tonumber(ARGV[2]) > 0 then
   redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
@@ -54,9 +55,12 @@ else
   redis.call('SET', KEYS[1], ARGV[1])
 end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
-return 1
+return cancelled
 """
-"""ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence."""
+"""Returns whether a client has cancelled the job. KEYS: those of its state and of its cancellation.
+
+ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence.
+"""
 
 
 def fence_request(request: Any, fence: int) -> None:
@@ -72,24 +76,34 @@ def fenced_request(job: JobRecord) -> Context:
 class _AtomicStore:
     """Stores states with their fencing tokens; mixed into both of Celery's classes for Redis."""
 
+    def store_started(self, job_id: str, at: dict[str, Any], request: Any) -> bool:
+        """Store that a job runs, and return whether a client has cancelled it: one round trip for both."""
+        cancelled: bool = self._ensure_retryable(self._store_state, job_id, at, STARTED, request=request)  # type: ignore[attr-defined]
+        return cancelled
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
-        backend: Any = self
-        yields, token = _gives_way(state, result), getattr(request, _FENCE, None)
-        if yields and token is None:
+        if _gives_way(state, result) and getattr(request, _FENCE, None) is None:
             self._record_later(task_id, state, result, request)
-            return result
-        fence = token or 0
+        else:
+            self._store_state(task_id, result, state, traceback, request)
+        return result
+
+    def _store_state(self, job_id: str, result: Any, state: str, traceback: Any = None, request: Any = None) -> bool:
+        backend: Any = self
+        fence = getattr(request, _FENCE, None) or 0
         meta = backend._get_result_meta(result=result, state=state, traceback=traceback, request=request)  # noqa: SLF001
-        meta = _bounded_meta(meta | {"task_id": task_id} | ({"fence": fence} if fence else {}))
+        meta = _bounded_meta(meta | {"task_id": job_id} | ({"fence": fence} if fence else {}))
         kept = backend.encode(meta)
         if len(kept) > MAX_RESULT:
             kept = backend.encode(meta | {"result": None, "traceback": None})
         seconds = backend.failure_expires if state == FAILURE else backend.expires
-        key = backend.get_key_for_task(task_id)
-        self._store(keys=[key], args=[kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence])
-        return result
+        keys = [backend.get_key_for_task(job_id), CANCEL_KEY.format(job=job_id)]
+        yields = _gives_way(state, result)
+        return bool(
+            self._store(keys=keys, args=[kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence])
+        )
 
     def _record_later(self, job_id: str, state: str, result: Any, request: Any) -> None:
         """Have a task find out whether another message under this id is that of the job, and record it if none is."""

@@ -7,13 +7,12 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, JobRecord, Ledger, LostLease
-from worker.jobs import shutdown_flag
+from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, Ledger, LostLease
+from worker.jobs import heartbeats, shutdown_flag
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.settings.sections import JobSettings
 from zot_artifact_client.contract import Progress
 
-_WATCH_EVERY = 1.0
 _STUCK_AFTER = 2.0
 """Seconds without progress after which a job that is to stop is interrupted in its call."""
 REPORT_SECONDS = 1.0
@@ -54,7 +53,7 @@ class Reporter(Protocol):
 class RunningJob:
     """A job that this process has leased. Tasks report the bytes that they move, and it raises when they have to stop.
 
-    Inside its `with` block a thread renews the lease in the ledger. Its methods may be called from several threads.
+    Inside its `with` block its lease is renewed in the ledger. Its methods may be called from several threads.
     """
 
     def __init__(self, record: JobRecord, ledger: Ledger, settings: JobSettings, reporter: Reporter) -> None:
@@ -63,6 +62,8 @@ class RunningJob:
         self.attempt = record.attempts
         self.fence = record.fence
         self.was_snoozed = record.put_off_since is not None
+        self.finished: list[FinishedCopy] = []
+        """Complete copies that are recorded together with the end of the job, or of the attempt."""
         self._ledger = ledger
         self._lease = settings.lease
         self._grace = settings.grace
@@ -71,12 +72,10 @@ class RunningJob:
         self._reported = time.monotonic()
         self._lost = False
         self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._active = time.monotonic()
+        self._done = False
+        self._active = self._renewed = time.monotonic()
         self._stop: Exception | None = None
         self._interrupter = Interrupter()
-        self._watch = threading.Thread(target=self._watch_stuck, name=f"watch-{record.id}", daemon=True)
-        self._heartbeats = threading.Thread(target=self._renew, name=f"lease-{record.id}", daemon=True)
 
     def start(self, total: int | None, step: str) -> None:
         """Set the first step, and how many bytes the job moves in all."""
@@ -130,31 +129,30 @@ class RunningJob:
 
     def __enter__(self) -> Self:
         self._interrupter.install()
-        self._heartbeats.start()
-        self._watch.start()
+        heartbeats.begin(self, self._beat, every=self._lease.total_seconds() / 12)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._done.set()
+        self._done = True
         try:
-            self._watch.join()
-            self._heartbeats.join()
+            heartbeats.end(self)
         except Interrupted:  # sent just before the end
-            self._watch.join()
+            heartbeats.end(self)
         with suppress(Interrupted):
             self._interrupter.remove()
         if isinstance(error, Interrupted) and self._stop is not None:
             raise self._stop from None
 
-    def _watch_stuck(self) -> None:
-        """Interrupt a job that has to stop and does not reach its next `advance`."""
-        while not self._done.wait(_WATCH_EVERY):
-            if time.monotonic() - self._active < _STUCK_AFTER:
-                continue
+    def _beat(self) -> None:
+        """Renew the lease, and interrupt a job that is to stop and does not come to its next `advance`."""
+        now = time.monotonic()
+        if not self._lost and now - self._renewed >= self._lease.total_seconds() / 3:
+            self._renew()
+        if now - self._active >= _STUCK_AFTER:
             self._stop = self._reason_to_stop()
-            if self._stop is not None and not self._done.is_set():
+            if self._stop is not None and not self._done:
                 self._interrupter.interrupt()
 
     def _reason_to_stop(self) -> Exception | None:
@@ -165,16 +163,12 @@ class RunningJob:
         return None
 
     def _renew(self) -> None:
-        while not self._done.wait(self._lease.total_seconds() / 3):
-            try:
-                self._ledger.renew(
-                    self.id,
-                    self.fence,
-                    until=clock.now() + self._lease,
-                    progress=self._progress.model_dump(mode="json"),
-                )
-            except LostLease:
-                self._lost = True
-                return
-            except CatalogueUnavailable:
-                continue  # the lease lasts for three renewals; the next one may succeed
+        try:
+            self._ledger.renew(
+                self.id, self.fence, until=clock.now() + self._lease, progress=self._progress.model_dump(mode="json")
+            )
+            self._renewed = time.monotonic()
+        except LostLease:
+            self._lost = True
+        except CatalogueUnavailable:
+            pass  # the next heartbeat may get through; the lease lasts for three renewals

@@ -17,7 +17,6 @@ from uuid import uuid4
 import redis
 from celery import Celery, Task, current_app, shared_task
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
-from celery.states import STARTED
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
@@ -98,6 +97,7 @@ def artifact_task(
             max_retries=None,  # the ledger counts the attempts; waiting for another worker's lease is not one
             default_retry_delay=_MAX_WAIT,  # after a child was killed; our own retries name their delay
             throws=(JobFailed,),  # a failed job is not a bug of the worker, so its log gets no traceback
+            resultrepr_maxsize=100,  # characters of the result in a log line: Celery takes long to make them
         )(run)
 
     return register
@@ -162,7 +162,7 @@ class Delivery(Generic[RequestT, ResultT]):
             Outbox(self._task.app).taken(self._id)
             match found:
                 case Leased():
-                    self._started(found.record)
+                    fence_request(self._task.request, found.record.fence)
                     return self._attempt(work, request, found.record)
                 case Held():
                     logger.info("job %s waits: %s", self._id, found.reason)
@@ -203,24 +203,19 @@ class Delivery(Generic[RequestT, ResultT]):
         if not own:
             raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
 
-    def _started(self, record: JobRecord) -> None:
-        """Publish that the job runs. Celery would do so for every message, even for one that copies a job's id."""
-        fence_request(self._task.request, record.fence)
-        if self._task.request.ignore_result:
-            return
-        at = {"pid": os.getpid(), "hostname": self._task.request.hostname}
-        self._task.backend.store_result(self._id, at, STARTED, request=self._task.request)
-
     def _attempt(  # noqa: C901 - one clause for each end of an attempt
         self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
     ) -> dict[str, Any]:
-        job = RunningJob(record, self._ledger, self._context.settings.jobs, CeleryReporter(self._task))
+        reporter = CeleryReporter(self._task)
+        cancelled = reporter.started()
+        job = RunningJob(record, self._ledger, self._context.settings.jobs, reporter)
         end = partial(self._end, job, request)
         try:
             with job:
-                job.check()
+                if cancelled:
+                    raise Cancelled(f"job {job.id} was cancelled")
                 self._context.pauses.check_job(job.id, record.parent)
-                result = work(request, self._context.for_job(job), job).model_dump(mode="json")
+                result = self._do(work, request, job).model_dump(mode="json")
                 end(JobState.SUCCEEDED, result=result)
                 logger.info("job %s: %s succeeded at attempt %d", job.id, self._spec.kind, job.attempt)
                 return result
@@ -254,6 +249,16 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.exception("job %s: %s failed on a bug of the worker", self._id, self._spec.kind)
             self._fail(end, job, JobState.FAILED, error)
 
+    def _do(self, work: Work[RequestT, ResultT], request: RequestT, job: RunningJob) -> ResultT:
+        """Do what the task does; where it fails, record the copies that it has completed."""
+        context = self._context.for_job(job)
+        try:
+            return work(request, context, job)
+        except BaseException:
+            context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
+            job.finished.clear()
+            raise
+
     # How an attempt ends
 
     def _end(
@@ -265,7 +270,7 @@ class Delivery(Generic[RequestT, ResultT]):
         result: Mapping[str, Any] | None = None,
         error: Mapping[str, Any] | None = None,
     ) -> None:
-        self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error)
+        self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error, copies=job.finished)
         if state != JobState.DEAD and self._at_end is not None:  # a dead job needs its source when it is redriven
             self._at_end(request, self._context, self._id)
 

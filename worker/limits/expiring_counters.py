@@ -1,6 +1,7 @@
 """Counters that expire: in Redis, where all workers see them, or in this process alone."""
 
 import time
+from typing import Any
 
 from redis import Redis
 
@@ -45,12 +46,12 @@ class Counters:
         """Return the count of each counter and the seconds until it expires; zeros for one that does not exist."""
 
         def shared(redis: "Redis") -> list[tuple[int, float]]:
-            with redis.pipeline() as pipeline:
-                for name in names:
-                    pipeline.get(f"{PREFIX}:{name}")
-                    pipeline.pttl(f"{PREFIX}:{name}")
-                answers = pipeline.execute()
-            return [(int(n or 0), max(0, ms) / 1000) for n, ms in zip(answers[::2], answers[1::2], strict=True)]
+            keys = [_key(name) for name in names]
+            counts: Any = redis.mget(keys)
+            # Most often no store has failed, and there is nothing that could expire.
+            return [
+                (int(n), max(0, redis.pttl(key)) / 1000) if n else (0, 0.0) for key, n in zip(keys, counts, strict=True)
+            ]
 
         def locally() -> list[tuple[int, float]]:
             now = time.monotonic()

@@ -94,7 +94,10 @@ def run(context: Context) -> Run:
         )
         assert isinstance(begun, Leased)
         with RunningJob(begun.record, jobs, context.settings.jobs, outside or NullReporter()) as job:
-            return work(request, context.for_job(job), job)
+            try:
+                return work(request, context.for_job(job), job)
+            finally:  # the ledger records them with the end of the job
+                context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
 
     return run
 

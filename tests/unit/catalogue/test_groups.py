@@ -67,6 +67,20 @@ def test_copies_are_finished_and_deleted_in_groups(catalogue):
     assert [catalogue.artifacts.copies(each)["dr"].state for each in versions] == ["deleted", "deleted"]
 
 
+def test_the_copies_of_a_job_are_recorded_with_its_end(catalogue):
+    """The end of a job and the copies that it has completed are one transaction, under the fence of its lease."""
+    first = begin(catalogue, "job", now=clock.now() - 2 * LEASE).record
+    lease = begin(catalogue, "job").record
+    made = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now(), stores=["dr"])
+    ending = {"now": clock.now(), "result": {}, "copies": [FinishedCopy(made, "dr", "1")]}
+    with pytest.raises(LostLease):
+        catalogue.ledger.finish("job", first.fence, JobState.SUCCEEDED, **ending)
+    assert catalogue.artifacts.current("releases", "a") is None
+    catalogue.ledger.finish("job", lease.fence, JobState.SUCCEEDED, **ending)
+    assert catalogue.artifacts.current("releases", "a").id == made.id
+    assert catalogue.artifacts.copies(made)["dr"].state == "stored"
+
+
 def test_the_locks_of_a_page_and_the_lock_of_a_job_exclude_each_other(catalogue):
     """An artifact that a page has locked is held for an upload, and one that an upload writes is not locked."""
     paths, now = [("releases", key) for key in ("a", "b", "c/d")], clock.now()

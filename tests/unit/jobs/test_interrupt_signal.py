@@ -57,6 +57,6 @@ def test_a_job_that_is_stuck_in_a_call_stops_within_seconds(why: str, monkeypatc
 def test_a_job_that_nothing_stops_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that takes long is no reason to stop."""
     monkeypatch.setattr("worker.jobs.running_job._STUCK_AFTER", 0.0)
-    monkeypatch.setattr("worker.jobs.running_job._WATCH_EVERY", 0.01)
+    monkeypatch.setattr("worker.jobs.heartbeats.LONGEST", 0.01)
     with running(cancelled=False):
         time.sleep(0.2)

@@ -29,8 +29,8 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
     path = Path(name)
     if not path.is_absolute():
         raise SourceRefused(f"source {name!r}: give an absolute path")
-    roots = [root.resolve() for root in settings.sources.roots]
-    _check_allowed(name, Path(os.path.realpath(path)), roots, settings, job)
+    real = os.path.realpath(path)
+    _check_allowed(name, real, settings, job)
     try:
         # Checked before the open as well: to open a device may already have an effect.
         if not stat.S_ISREG(path.stat().st_mode):
@@ -40,11 +40,11 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
         raise file_error(name, error) from error
     try:
         # Checked again on the open file: a link may have changed between the check and the open.
-        opened = Path(os.path.realpath(f"/proc/self/fd/{fd}"))
+        opened = os.path.realpath(f"/proc/self/fd/{fd}")
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
-        if opened.exists():
-            _check_allowed(name, opened, roots, settings, job)
+        if opened != real and Path(opened).exists():
+            _check_allowed(name, opened, settings, job)
         return os.fdopen(fd, "rb", buffering=0)
     except BaseException:
         os.close(fd)
@@ -62,13 +62,14 @@ def file_error(name: str, error: OSError) -> StorageError:
     return Unavailable(f"source {name}: it cannot be read now: {error.strerror}")
 
 
-def _check_allowed(name: str, real: Path, roots: list[Path], settings: Settings, job: str | None) -> None:
+def _check_allowed(name: str, real: str, settings: Settings, job: str | None) -> None:
+    parents = Path(real).parents
     staging = settings.staging_dir.resolve()
-    if staging in real.parents:
-        if real.parent == staging / staging_name(job):
+    if staging in parents:
+        if parents[0] == staging / staging_name(job):
             return
         raise SourceRefused(f"source {name}: it is staged for another job")
-    if not any(root in real.parents for root in roots):
+    if not any(root.resolve() in parents for root in settings.sources.roots):
         raise SourceRefused(f"source {name}: it is not under a configured root; add its directory to sources.roots")
 
 

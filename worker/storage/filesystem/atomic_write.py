@@ -206,7 +206,7 @@ class ObjectFiles:
             _remove_sidecars(directory, path)
 
     def _replace(self, directory: int, path: ObjectPath, temp: TempFile, intent: Intent) -> None:
-        intents = self._tree.open_directory(INTENTS, create=True)
+        intents, _ = self._tree.create_directory(INTENTS)
         try:
             write_small(intents, path.intent, json.dumps(asdict(intent)).encode(), self._tree.file_mode)
             os.fsync(intents)

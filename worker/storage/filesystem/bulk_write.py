@@ -222,5 +222,5 @@ class _Directories:
     def _made(self, parents: tuple[str, ...]) -> int:
         for _ in range(_RACES):
             with suppress(FileNotFoundError):  # pruned between the making and the opening
-                return self._tree.open_directory(parents, create=True)
-        return self._tree.open_directory(parents, create=True)
+                return self._tree.create_directory(parents)[0]
+        return self._tree.create_directory(parents)[0]

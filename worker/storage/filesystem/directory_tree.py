@@ -121,14 +121,19 @@ class Tree:
             folded = ["case"] if self._is_read_only_and_folds() else []
         return " or ".join(folded)
 
-    def other_name(self, path: tuple[str, ...]) -> str | None:
+    def other_name(self, path: tuple[str, ...], *, create: bool = False) -> str | None:
         """Return the existing name if the disk does not tell a component of this path from it.
 
-        Nothing is written if there is no bucket of that name, so that the directory of an unmounted disk stays empty.
+        `create`: make our own directory for that test. Otherwise nothing is written, so that the directory of an
+        unmounted disk stays empty.
         """
+        if create and self._folds is None:
+            os.close(self.create_directory((OWN,))[0])
+        if self.folds_names is None:  # most disks
+            return None
         for depth, name in enumerate(path):
             with self.directory_or_none(path[:depth]) as directory:
-                if directory is None or not _exists(directory, name) or self.folds_names is None:
+                if directory is None or not _exists(directory, name):
                     return None
                 names = os.listdir(directory)  # noqa: PTH208 - a descriptor
                 if name not in names:
@@ -174,26 +179,51 @@ class Tree:
         finally:
             os.close(fd)
 
-    def open_directory(self, path: tuple[str, ...], *, create: bool = False) -> int:
-        """Return a directory, made durably on request; the caller closes it.
+    def open_directory(self, path: tuple[str, ...]) -> int:
+        """Return a directory that exists; the caller closes it.
 
         Raises:
-            FileNotFoundError: it is not there; also with `create`, when another process prunes it meanwhile.
-            NotADirectoryError: with `create`, a component of the path is a file.
+            FileNotFoundError: it is not there.
             OSError: ELOOP, a component of the path is a link.
         """
         fd = self._open_root()
         try:
             for depth in range(1, len(path) + 1):
-                if create:
-                    self._make(fd, path[depth - 1])
-                child = _step(fd, path[:depth], create=create)
+                child = _step(fd, path[:depth], create=False)
                 os.close(fd)
                 fd = child
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def create_directory(self, path: tuple[str, ...]) -> tuple[int, bool]:
+        """Return a directory, made durably where it is missing, and whether its first component is new.
+
+        The caller closes it. Where that fails, a first component that was made is removed again.
+
+        Raises:
+            FileNotFoundError: another process prunes it meanwhile.
+            NotADirectoryError: a component of the path is a file.
+            OSError: ELOOP, a component of the path is a link.
+        """
+        fd, fresh = self._open_root(), False
+        try:
+            for depth in range(1, len(path) + 1):
+                try:
+                    child = _step(fd, path[:depth], create=True)
+                except FileNotFoundError:
+                    made = self._make(fd, path[depth - 1])
+                    fresh = fresh or (made and depth == 1)
+                    child = _step(fd, path[:depth], create=True)
+                os.close(fd)
+                fd = child
+        except BaseException:
+            os.close(fd)
+            if fresh:
+                self.prune(path, keep=0)
+            raise
+        return fd, fresh
 
     def make(self, path: tuple[str, ...]) -> bool:
         """Make a directory whose parents exist; return False if it was there already."""
@@ -252,7 +282,7 @@ class Tree:
         Raises:
             Unavailable: another process keeps the lock; names its file.
         """
-        directory = self.open_directory(LOCKS, create=True)
+        directory, _ = self.create_directory(LOCKS)
         try:
             lock = self._lock_file(directory, name)
         finally:

@@ -34,10 +34,10 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.exception_boundary import exception_boundary
-from worker.storage.filesystem.atomic_write import ObjectFiles
+from worker.storage.filesystem.atomic_write import ObjectFiles, OpenObject
 from worker.storage.filesystem.bulk_write import BulkWrite, Rules
 from worker.storage.filesystem.directory_tree import Tree, is_link_refusal, regular_stat, translate
-from worker.storage.filesystem.layout import LOCKS, OWN, ObjectPath
+from worker.storage.filesystem.layout import LOCKS, ObjectPath
 from worker.storage.filesystem.listing import Listing, version_of
 from worker.storage.filesystem.reader import FilesystemReader, object_stat
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
@@ -76,8 +76,10 @@ class _NoLinks(Exception):
 class FilesystemDriver:
     """A store whose objects are files below one root."""
 
+    capabilities = _CAPABILITIES
+
     def __init__(self, name: str, config: FilesystemConfig) -> None:
-        self._name = name
+        self.name = name
         self._root = config.root
         self._tree = Tree(name, config.root, file_mode=config.file_mode, dir_mode=config.dir_mode)
         self._files = ObjectFiles(name, self._tree)
@@ -87,14 +89,6 @@ class FilesystemDriver:
         self._verify_cached = config.verify_cached
         rules = Rules(self._check_name, self._remove_empty_directories, self._check_condition)
         self._bulk = BulkWrite(name, self._tree, self._files, attributes=self._attributes, rules=rules)
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return _CAPABILITIES
 
     # Objects
 
@@ -117,14 +111,17 @@ class FilesystemDriver:
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> ObjectReader:
-        return self._open(ObjectPath(bucket, key), offset=offset, length=length, uncached=uncached)
+        path = ObjectPath(bucket, key)
+        return FilesystemReader(self.name, path, self._find(path), offset=offset, length=length, uncached=uncached)
 
     def small_reads(self) -> FilesystemSmallReads:
         return FilesystemSmallReads(self._tree, cached=self._verify_cached)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        with self.open(bucket, key) as reader:
-            return reader.stat
+        path = ObjectPath(bucket, key)
+        found = self._find(path)
+        os.close(found.fd)
+        return object_stat(path, found.stat, found.sha256)
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         path = ObjectPath(bucket, key)
@@ -142,7 +139,7 @@ class FilesystemDriver:
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         source, path = ObjectPath(bucket, key), ObjectPath(to_bucket, to_key)
         for _ in range(_RACES):
-            with self._open(source) as reader:
+            with FilesystemReader(self.name, source, self._find(source)) as reader:
                 try:
                     return self._copy_link(source, reader, path)
                 except _NoLinks:
@@ -164,12 +161,12 @@ class FilesystemDriver:
         if not self.bucket_exists(bucket):
             return False
         if next(self.iter_objects(bucket), None) is not None:
-            raise BucketNotEmpty(f"{self._name}: bucket {bucket} still holds objects: delete them first")
+            raise BucketNotEmpty(f"{self.name}: bucket {bucket} still holds objects: delete them first")
         with self._errors(bucket):
             self._stale.clear((bucket,))
         if self.bucket_exists(bucket):
             raise BucketNotEmpty(
-                f"{self._name}: bucket {bucket} is being written to, or contains files that are no objects"
+                f"{self.name}: bucket {bucket} is being written to, or contains files that are no objects"
             )
         return True
 
@@ -215,16 +212,13 @@ class FilesystemDriver:
         except StorageError:
             raise
         except OSError as error:
-            raise translate(error, f"{self._name}: {what}") from error
+            raise translate(error, f"{self.name}: {what}") from error
 
-    def _open(
-        self, path: ObjectPath, *, offset: int = 0, length: int | None = None, uncached: bool = False
-    ) -> FilesystemReader:
+    def _find(self, path: ObjectPath) -> OpenObject:
         with self._errors(path):
             if self._tree.other_name((*path.parents, path.leaf)):
-                raise NotFound(f"{self._name}: {path} does not exist")
-            found = self._files.find(path)
-        return FilesystemReader(self._name, path, found, offset=offset, length=length, uncached=uncached)
+                raise NotFound(f"{self.name}: {path} does not exist")
+            return self._files.find(path)
 
     def _translated(self, rows: Iterator[_Row], what: str) -> Iterator[_Row]:
         while True:
@@ -242,37 +236,32 @@ class FilesystemDriver:
         self, path: ObjectPath, condition: Condition, begin: Callable[[int], TempFile]
     ) -> Iterator[tuple[int, TempFile]]:
         """Yield an object's directory and a new file in it; remove both unless the file is placed."""
-        fresh = done = False
+        directory, fresh, placed = -1, False, False
         try:
             with self._errors(path):
                 self._check_name(path)
-                fresh = self._tree.make((path.bucket,))
-                directory, temp = self._begin(path, condition, begin)
+                for _ in range(_RACES):
+                    try:
+                        directory, made = self._tree.create_directory(path.parents)
+                        fresh = fresh or made
+                        self._remove_empty_directories(directory, path)
+                        self._check_condition(directory, path, condition)  # again at the end, but gigabytes sooner
+                        temp = begin(directory)
+                        break
+                    except FileNotFoundError:  # pruned since it was made
+                        directory = _close(directory)
+                else:
+                    raise self._busy(path)
             try:
                 yield directory, temp
-                done = True
             finally:
                 temp.close()
-                os.close(directory)
+            placed = True
         finally:
-            if not done:
+            _close(directory)
+            if not placed:
                 with suppress(OSError, StorageError):
                     self._tree.prune(path.parents, keep=0 if fresh else 1)
-
-    def _begin(self, path: ObjectPath, condition: Condition, begin: Callable[[int], TempFile]) -> tuple[int, TempFile]:
-        for _ in range(_RACES):
-            directory = -1
-            try:
-                directory = self._tree.open_directory(path.parents, create=True)
-                self._remove_empty_directories(directory, path)
-                self._check_condition(directory, path, condition)  # and again at the end, after all bytes are written
-                return directory, begin(directory)
-            except FileNotFoundError:  # another process removed it as empty
-                _close(directory)
-            except BaseException:
-                _close(directory)
-                raise
-        raise self._busy(path)
 
     def _fill(self, path: ObjectPath, temp: TempFile, body: Body) -> None:
         while data := body.read(BUFFER_SIZE):
@@ -323,10 +312,9 @@ class FilesystemDriver:
 
     def _check_name(self, path: ObjectPath) -> None:
         """Raise for a name that the disk does not tell from another one, whose object a write would replace."""
-        os.close(self._tree.open_directory((OWN,), create=True))
-        if other := self._tree.other_name((*path.parents, path.leaf)):
+        if other := self._tree.other_name((*path.parents, path.leaf), create=True):
             raise InvalidKey(
-                f"{self._name}: {path}: {other!r} is there, and the disk does not tell {self._tree.folds_names} apart; "
+                f"{self.name}: {path}: {other!r} is there, and the disk does not tell {self._tree.folds_names} apart; "
                 "use another key, or a store on another disk"
             )
 
@@ -336,12 +324,12 @@ class FilesystemDriver:
         current = self._files.current(directory, path)
         if condition == "create_only":
             if current is not None:
-                raise AlreadyExists(f"{self._name}: {path} exists already, and was only to be created")
+                raise AlreadyExists(f"{self.name}: {path} exists already, and was only to be created")
         elif current is None:
-            raise PreconditionFailed(f"{self._name}: {path} does not exist, version {condition.version} was expected")
+            raise PreconditionFailed(f"{self.name}: {path} does not exist, version {condition.version} was expected")
         elif version_of(current) != condition.version:
             raise PreconditionFailed(
-                f"{self._name}: {path} has the version {version_of(current)}, {condition.version} was expected"
+                f"{self.name}: {path} has the version {version_of(current)}, {condition.version} was expected"
             )
 
     def _remove_empty_directories(self, directory: int, path: ObjectPath) -> None:
@@ -354,9 +342,11 @@ class FilesystemDriver:
                 regular_stat(directory, name)
 
     def _busy(self, path: ObjectPath) -> Unavailable:
-        return Unavailable(f"{self._name}: {path} is written and deleted again and again meanwhile; try again later")
+        return Unavailable(f"{self.name}: {path} is written and deleted again and again meanwhile; try again later")
 
 
-def _close(fd: int) -> None:
+def _close(fd: int) -> int:
+    """Close a descriptor unless it is -1, which is returned."""
     if fd >= 0:
         os.close(fd)
+    return -1

@@ -19,7 +19,6 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from worker.storage.keys import RESERVED_SEGMENT
 
@@ -39,40 +38,27 @@ _CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
 class ObjectPath:
-    """The directory and file names of one object below the root."""
+    """The directory and file names of one object below the root.
 
-    bucket: str
-    key: str
+    Attributes:
+        parents: the directories above the object, the bucket first.
+        plain: the name that the original gave the object.
+        leaf: the name of the object's data.
+        sidecar: the name of the object's sidecar.
+        hidden_sidecar: the name of its sidecar where another program has a file of the sidecar's name.
+    """
+
+    def __init__(self, bucket: str, key: str) -> None:
+        self.bucket, self.key = bucket, key
+        *above, self.plain = key.split("/")
+        self.parents = (bucket, *above)
+        self.leaf = leaf_of(self.plain)
+        self.sidecar = self.leaf + SIDECAR
+        self.hidden_sidecar = HIDDEN_SIDECAR + self.leaf
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Return the directories above the object, the bucket first."""
-        return (self.bucket, *self.key.split("/")[:-1])
-
-    @property
-    def plain(self) -> str:
-        """Return the name that the original gave the object."""
-        return self.key.rpartition("/")[2]
-
-    @property
-    def leaf(self) -> str:
-        """Return the name of the object's data."""
-        return leaf_of(self.plain)
-
-    @property
-    def sidecar(self) -> str:
-        """Return the name of the object's sidecar."""
-        return self.leaf + SIDECAR
-
-    @property
-    def hidden_sidecar(self) -> str:
-        """Return the name of the object's sidecar where another program has a file of the sidecar's name."""
-        return HIDDEN_SIDECAR + self.leaf
 
     @property
     def lock(self) -> str:

@@ -22,6 +22,7 @@ class TempFile:
         self._directory = directory
         self._name, self._fd = _unique(directory, mode)
         self._written = 0
+        self._named = True
 
     @property
     def stat(self) -> os.stat_result:
@@ -71,6 +72,7 @@ class TempFile:
     def rename(self, name: str) -> None:
         """Place the file, over any file of this name."""
         os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        self._named = False
 
     def link(self, name: str) -> None:
         """Place the file; raise FileExistsError if the name exists."""
@@ -86,8 +88,9 @@ class TempFile:
 
     def close(self) -> None:
         """Close the file, and remove it unless it was placed."""
-        with suppress(OSError):  # what cannot be removed now is found by `iter_stale_uploads` later
-            remove(self._directory, self._name)
+        if self._named:
+            with suppress(OSError):  # what cannot be removed now is found by `iter_stale_uploads` later
+                remove(self._directory, self._name)
         os.close(self._fd)
 
 
@@ -101,7 +104,7 @@ class UnnamedFile(TempFile):
             NoUnnamedFiles: the disk or the system has no such files.
         """
         self._directory = directory
-        self._name = _temp_name()
+        self._name, self._named = _temp_name(), False
         try:
             self._fd = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=directory)
         except AttributeError as error:
@@ -155,7 +158,7 @@ class LinkedTempFile(TempFile):
             FileNotFoundError: another file has that name by now.
         """
         self._directory = directory
-        self._name = _temp_name()
+        self._name, self._named = _temp_name(), True
         self._fd = os.dup(source)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
@@ -166,6 +169,11 @@ class LinkedTempFile(TempFile):
             self.close()
             raise
         self._written = self.stat.st_size
+
+    def rename(self, name: str) -> None:
+        """Place the file, over whatever has this name."""
+        super().rename(name)
+        self._named = True  # a rename to another name of the same file does nothing
 
 
 def write_small(directory: int, name: str, content: bytes, mode: int | None = None) -> None:

@@ -44,7 +44,7 @@ def test_an_unforeseen_exception_of_the_disk_is_about_one_object(root: Path, mon
         raise ArithmeticError(msg)
 
     driver = FilesystemDriver("nas", FilesystemConfig(root=root))
-    monkeypatch.setattr("worker.storage.filesystem.driver.FilesystemReader", fail)
+    monkeypatch.setattr("worker.storage.filesystem.driver.object_stat", fail)
     Store(driver).create_bucket("photos")
     (root / "photos" / "a").write_bytes(b"bytes")
     with pytest.raises(UnexpectedAnswer, match="nas: photos/a"):

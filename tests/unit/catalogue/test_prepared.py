@@ -1,0 +1,62 @@
+"""Statements that are compiled once, in each kind of database."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from worker.catalogue import Catalogue, CatalogueError
+from worker.catalogue.prepared import Prepared
+from worker.catalogue.tables import jobs
+
+ROW = {"kind": "upload", "state": "queued", "attempts": 0, "fence": 0, "crashes": 0}
+NOW = datetime(2026, 3, 29, 1, 30, 0, 125_000, tzinfo=timezone(timedelta(hours=2)))
+INSERT = Prepared(sa.insert(jobs))
+FIND = Prepared(sa.select(jobs).where(jobs.c.id == sa.bindparam("of")))
+BEGIN_AGAIN = Prepared(
+    sa.update(jobs).where(jobs.c.kind == sa.bindparam("of")).values(state="queued", fence=jobs.c.fence + 1)
+)
+
+
+def test_values_are_bound_and_read_back_as_sqlalchemy_does(catalogue: Catalogue) -> None:
+    """Moments, JSON, text with a percent sign and None are the same, whichever of the two wrote and reads them."""
+    request = {"source": "/100%/a", "nested": [None, "ü"]}
+    with catalogue._database.write() as connection:
+        INSERT.run(connection, id="raw%s", request=request, created_at=NOW, error=None, **ROW)
+        connection.execute(sa.insert(jobs), {"id": "core", "request": request, "created_at": NOW, "error": None, **ROW})
+    with catalogue._database.read() as connection:
+        for id_ in ("raw%s", "core"):
+            row = FIND.first(connection, of=id_)
+            assert row._asdict() == connection.execute(sa.select(jobs).where(jobs.c.id == id_)).one()._asdict()
+            assert (row.created_at, row.request, row.error) == (NOW.astimezone(UTC), request, None)
+        assert FIND.first(connection, of="another") is None
+
+
+def test_a_change_tells_how_many_rows_it_is_about(catalogue: Catalogue) -> None:
+    """A fence that matches no row is noticed by the count."""
+    with catalogue._database.write() as connection:
+        INSERT.run_many(connection, [{"id": "a"}, {"id": "b"}], request={}, created_at=NOW, **ROW)
+        assert BEGIN_AGAIN.run(connection, of="upload") == 2
+        assert BEGIN_AGAIN.run(connection, of="delete") == 0
+
+
+def test_a_default_that_would_not_be_filled_in_is_refused(catalogue: Catalogue) -> None:
+    """An INSERT without a column that has a default is an error of the code, and not a row without it."""
+    with catalogue._database.write() as connection, pytest.raises(TypeError, match="attempts"):
+        INSERT.run(connection, id="a", kind="upload", state="queued", request={}, created_at=NOW)
+
+
+def test_an_error_of_the_database_undoes_the_transaction(catalogue: Catalogue) -> None:
+    """The driver's error becomes that of SQLAlchemy, without the values, and nothing of the transaction stays."""
+
+    def insert_twice() -> None:
+        with catalogue._database.write() as connection:
+            for _ in range(2):
+                INSERT.run(connection, id="same-id", request={}, created_at=NOW, **ROW)
+
+    with pytest.raises(CatalogueError, match="(?i)unique|duplicate") as failure:
+        insert_twice()
+    assert isinstance(failure.value.__cause__, IntegrityError)
+    with catalogue._database.read() as connection:
+        assert FIND.first(connection, of="same-id") is None

@@ -1,0 +1,75 @@
+"""The one thread that beats for all jobs of a process."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.waiting import WITHIN
+from worker.jobs import heartbeats
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a heartbeat take milliseconds."""
+    monkeypatch.setattr(heartbeats, "LONGEST", 0.005)
+    yield
+    for job in ("one", "two"):
+        heartbeats.end(job)
+
+
+def test_all_jobs_of_a_process_beat_in_one_thread() -> None:
+    """Two jobs share a thread, and each has its own heartbeat."""
+    threads: dict[str, threading.Thread] = {}
+    beaten = {"one": threading.Event(), "two": threading.Event()}
+
+    def beat(job: str) -> None:
+        threads[job] = threading.current_thread()
+        beaten[job].set()
+
+    heartbeats.begin("one", lambda: beat("one"), every=1)
+    heartbeats.begin("two", lambda: beat("two"), every=1)
+    assert all(event.wait(WITHIN) for event in beaten.values())
+    assert threads["one"] is threads["two"] is not threading.current_thread()
+
+
+def test_a_heartbeat_that_fails_stops_no_other() -> None:
+    """What one heartbeat raises is logged; the others go on, and so does its own."""
+    failures = threading.Semaphore(0)
+    beaten = threading.Event()
+
+    def fail() -> None:
+        failures.release()
+        msg = "a bug"
+        raise ArithmeticError(msg)
+
+    heartbeats.begin("one", fail, every=1)
+    heartbeats.begin("two", beaten.set, every=1)
+    assert failures.acquire(timeout=WITHIN)
+    assert failures.acquire(timeout=WITHIN)
+    assert beaten.wait(WITHIN)
+
+
+def test_no_heartbeat_is_under_way_once_they_have_ended() -> None:
+    """A job that has ended waits for its last heartbeat, and none follows."""
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def beat() -> None:
+        begun.set()
+        go_on.wait(WITHIN)
+        over.set()
+
+    heartbeats.begin("one", beat, every=1)
+    assert begun.wait(WITHIN)
+    ending = threading.Thread(target=heartbeats.end, args=("one",))
+    ending.start()
+    ending.join(0.05)
+    assert ending.is_alive()
+    go_on.set()
+    ending.join(WITHIN)
+    assert over.is_set()
+    over.clear()
+    beaten = threading.Event()
+    heartbeats.begin("two", beaten.set, every=1)
+    assert beaten.wait(WITHIN)
+    assert not over.is_set()
