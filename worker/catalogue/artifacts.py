@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
+from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.prepared import Prepared
@@ -406,9 +407,8 @@ def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict
     """Return the newest version of each key that has one."""
     found: dict[tuple[str, str], Row[Any]] = {}
     query = sa.select(artifacts).order_by(artifacts.c.version)
-    for start in range(0, len(paths), _KEYS):
-        group = paths[start : start + _KEYS]
-        for row in connection.execute(query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key).in_(group))):
+    for bucket, keys in by_bucket(paths, _KEYS):
+        for row in connection.execute(query.where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys))):
             found[row.bucket, row.key] = row
     return found
 

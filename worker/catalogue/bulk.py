@@ -4,7 +4,7 @@ The text of the statement is made once: SQLAlchemy takes longer to prepare a row
 gets the rows as one array for each column, so that a group of rows is one request and one plan.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -89,3 +89,16 @@ def _bound(value: Any, dialect: Dialect) -> Any:
         return value
     processor = _MOMENT.dialect_impl(dialect).bind_processor(dialect)
     return processor(value) if processor else value
+
+
+def by_bucket(paths: Iterable[tuple[str, str]], most: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield buckets with up to `most` of their keys each.
+
+    SQLite searches an index for `bucket = ? AND key IN (...)`, and reads the whole table for `(bucket, key) IN (...)`.
+    """
+    keys: dict[str, list[str]] = {}
+    for bucket, key in paths:
+        keys.setdefault(bucket, []).append(key)
+    for bucket, of in keys.items():
+        for start in range(0, len(of), most):
+            yield bucket, of[start : start + most]

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 from sqlalchemy.dialects import postgresql, sqlite
 
+from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, CopyState, FindingKind
 from worker.catalogue.tables import CURRENT, artifacts, copies, findings
@@ -371,8 +372,11 @@ def _finding_of(verdict: "VerdictRow", kind: FindingKind) -> NewFinding:
 
 def _lost_among(connection: Connection, paths: Collection[tuple[str, str]]) -> list[tuple[str, str, int]]:
     """Return the current versions under these keys without a good copy that have no finding yet."""
-    path = sa.tuple_(artifacts.c.bucket, artifacts.c.key)
-    return [tuple(row) for some in _some(paths) for row in connection.execute(_LOST.where(path.in_(some)))]
+    lost: list[tuple[str, str, int]] = []
+    for bucket, keys in by_bucket(paths, _KEYS):
+        found = connection.execute(_LOST.where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys)))
+        lost += [tuple(row) for row in found]
+    return lost
 
 
 def _see_lost(connection: Connection, lost: Sequence[tuple[str, str, int]], now: datetime) -> None:
@@ -392,14 +396,9 @@ def _open_at(connection: Connection, paths: Collection[tuple[str, str]]) -> list
     found: list[Row[Any]] = list(connection.execute(_BETWEEN, bounds))
     if len(found) > _FEW:
         found = []
-        for some in _some(paths):
-            found.extend(connection.execute(_SLIM.where(sa.tuple_(*_PLACE).in_(some))))
+        for bucket, keys in by_bucket(paths, _KEYS):
+            found.extend(connection.execute(_SLIM.where(findings.c.bucket == bucket, findings.c.key.in_(keys))))
     return [row for row in found if (row.bucket, row.key) in paths]
-
-
-def _some(paths: Collection[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:
-    every = list(paths)
-    return (every[start : start + _KEYS] for start in range(0, len(every), _KEYS))
 
 
 def _resolve(connection: Connection, how: Mapping[int, str], now: datetime) -> None:

@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from tests.unit.catalogue.test_catalogue import PERIOD
+from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
-from worker.catalogue import Finding, FindingKind
+from worker.catalogue import Finding, FindingKind, NewVersion
 from zot_artifact_client.contract import JobState
 
 RECENT = timedelta(hours=6)
@@ -80,6 +80,9 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
         findings.prune(before=clock.now())
         catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5)
         catalogue.repairs.count_bad("dr", since=clock.now(), limit=5)
+        catalogue.artifacts.record_many(
+            [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"
+        )
         asked = list(plans)
         judged(catalogue, artifact, "dr", "verified")
     finally:
