@@ -51,7 +51,6 @@ def adopt(
     Examples:
 
         zot-artifacts adopt releases/app.tgz --store nas
-
         zot-artifacts adopt releases/ --store nas --first-read
     """
     bucket, slash, prefix = artifact.partition("/")

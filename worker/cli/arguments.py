@@ -30,14 +30,12 @@ ArtifactsArgument = Annotated[
 Stores = Annotated[list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")]
 IdempotencyKey = Annotated[
     str | None,
-    typer.Option(
-        metavar="TEXT", help="Do not send the request again if a job with this key exists; wait for that one."
-    ),
+    typer.Option(metavar="KEY", help="Do not send the request again if a job with this key exists; wait for that one."),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and exit without waiting for its end.")]
 Timeout = Annotated[
     float | None,
-    typer.Option(parser=seconds, metavar="TIME", help="Stop waiting after this time, such as 90s. The job goes on."),
+    typer.Option(parser=seconds, metavar="TIME", help="Stop waiting after this time, such as 90s. The job continues."),
 ]
 All = Annotated[bool, typer.Option("--all", help="All artifacts of the bucket or below the prefix.")]
 KeysFrom = Annotated[

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 
@@ -51,7 +51,7 @@ COMMANDS = {
         "status:status",
     ),
     "findings": Entry(
-        _STORES, "List what is not as it should be, show one finding, or acknowledge it.", "findings:app"
+        _STORES, "List the findings, show one, or acknowledge it.", "findings:app"
     ),
     "sweep": Entry(
         _STORES, "Run a periodic task now, and wait until it and the jobs that it sent have ended.", "sweep:sweep"
@@ -71,11 +71,35 @@ COMMANDS = {
 }  # fmt: skip
 
 
+def _use_plain_help() -> None:
+    """Show `SOURCE` and `--json` in help texts, where Typer shows `{SOURCE}`, `<str>` and `--json <bool>`."""
+    # Typer has no setting for it, and makes the option `--help` by itself.
+    options: Any = TyperOption
+    arguments: Any = TyperArgument
+    options.display_type_rich = _type_of_option
+    arguments.display_type_rich = _type_of_argument
+    arguments.get_usage_pieces = _usage_of_argument
+
+
+def _type_of_argument(_: TyperArgument, ctx: Any) -> str | None:  # noqa: ARG001 - Typer's signature
+    return None
+
+
+def _type_of_option(option: TyperOption, ctx: Any) -> str | None:
+    return None if option.is_flag else option.metavar or option.display_type(ctx)
+
+
+def _usage_of_argument(argument: TyperArgument, ctx: Any) -> list[str]:  # noqa: ARG001 - Typer's signature
+    name = argument.display_name_raw
+    return [name if argument.required else f"[{name}]"]
+
+
 class LazyGroup(TyperGroup):
     """The commands of `COMMANDS`; each is imported when it is run."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
+        _use_plain_help()
         for name, entry in COMMANDS.items():
             self.commands[name] = TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
 

@@ -43,15 +43,13 @@ def delete(
 ) -> None:
     """Delete artifacts, or their copies in single stores.
 
-    Without --store the artifact is deleted from all stores. `zot-artifacts ls PREFIX` lists the artifacts that --all
-    would delete.
+    Without --store the artifact is deleted from all stores.
+    `zot-artifacts ls PREFIX` lists the artifacts that --all would delete.
 
     Examples:
 
         zot-artifacts delete releases/app.tgz
-
         zot-artifacts delete releases/app.tgz --store dr
-
         zot-artifacts delete releases/2019/ --all
     """
     with opened() as session:

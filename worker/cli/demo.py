@@ -28,22 +28,27 @@ sweep:
 
 
 def demo(
-    home: Annotated[Path | None, typer.Option(help="A new data directory to keep; a temporary one by default.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new data directory to keep; a temporary one by default.")
+    ] = None,
     s3_endpoint: Annotated[
         str | None,
         typer.Option(
-            envvar="ZOT_DEMO_S3_ENDPOINT", help="URL of an S3 server, as a third store. Its keys come from AWS_*."
+            metavar="URL",
+            envvar="ZOT_DEMO_S3_ENDPOINT",
+            help="URL of an S3 server, as a third store. Its keys come from AWS_*.",
         ),
     ] = None,
     s3_bucket: Annotated[
-        str, typer.Option(envvar="ZOT_DEMO_S3_BUCKET", help="The bucket on the S3 server.")
+        str, typer.Option(metavar="BUCKET", envvar="ZOT_DEMO_S3_BUCKET", help="The bucket on the S3 server.")
     ] = "artifacts",
     as_json: AsJson = False,
 ) -> None:
     """Show upload, replication, verification and repair on real files.
 
-    The demo runs `zot-artifacts up`, uploads three files, damages a copy, repairs it and deletes everything again. Each
-    step checks its effect. The exit status is 0 only if every check passed.
+    The demo runs `zot-artifacts up`, uploads three files, damages a copy, repairs it and deletes everything again.
+    Each step checks its effect.
+    The exit status is 0 only if every check passed.
 
     Example:
 

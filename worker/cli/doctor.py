@@ -31,9 +31,9 @@ _LEAST_FREE = 1024**3
 def doctor(as_json: AsJson = False) -> None:
     """Check settings, stores, broker, workers and beat.
 
-    Each line is one check: its name, its state, and what to do if it is not good. Every store is probed: a small object
-    is written, read, verified, listed and deleted. The exit status is 1 if a check is bad, and 3 if one could not be
-    made.
+    Each line is one check: its name, its state, and what to do if it is not good.
+    Every store is probed: a small object is written, read, verified, listed and deleted.
+    The exit status is 1 if a check is bad, and 3 if one could not be made.
 
     Example:
 

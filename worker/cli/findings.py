@@ -17,10 +17,12 @@ from worker.cli.session import Session, opened
 _VERDICTS = 20
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
-Kind = Annotated[str | None, typer.Option("--kind", help=f"Only one kind: {', '.join(FindingKind)}.")]
-Store = Annotated[str | None, typer.Option("--store", help="Only findings about one store and its copies.")]
+Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help=f"Only one kind: {', '.join(FindingKind)}.")]
+Store = Annotated[
+    str | None, typer.Option("--store", metavar="STORE", help="Only findings about one store and its copies.")
+]
 All = Annotated[bool, typer.Option("--all", help="Also findings that are resolved.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="Most findings that are listed.")]
+Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many findings to list, at most.")]
 Id = Annotated[int, typer.Argument(metavar="ID", help="The number of the finding, as `findings` lists it.")]
 
 
@@ -34,7 +36,7 @@ def findings(
     limit: Limit = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """List what is not as it should be, show one finding, or acknowledge it.
+    """List the findings, show one, or acknowledge it.
 
     A finding stays open until a verdict, a write or an operator's command resolves it.
     The exit status is 1 if a finding is listed that is open and not acknowledged.
@@ -42,11 +44,8 @@ def findings(
     Examples:
 
         zot-artifacts findings
-
         zot-artifacts findings --kind corrupt --store dr
-
         zot-artifacts findings show 12
-
         zot-artifacts findings acknowledge 12 --note "disk is replaced on Monday"
     """
     if context.invoked_subcommand is None:
@@ -64,6 +63,8 @@ def ls(
 @app.command()
 def show(id_: Id, as_json: AsJson = False) -> None:
     """Show one finding: what was seen, what was done about it, and the verdicts on the same copy.
+
+    `zot-artifacts findings` lists the ids.
 
     Example:
 
@@ -86,11 +87,17 @@ def show(id_: Id, as_json: AsJson = False) -> None:
 @app.command()
 def acknowledge(
     id_: Id,
-    note_text: Annotated[str, typer.Option("--note", help="Why it may stay open; kept with the finding.")],
-    by: Annotated[str | None, typer.Option("--by", help="Who says so; your user name by default.")] = None,
+    note_text: Annotated[
+        str, typer.Option("--note", metavar="TEXT", help="Why it may stay open; kept with the finding.")
+    ],
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who acknowledges it; your user name by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Record that you know of a finding. It stays open, and `status` no longer ends with 1 because of it.
+    """Record that you know of a finding.
+
+    It stays open, and `status` no longer ends with 1 because of it.
 
     Example:
 

@@ -64,19 +64,17 @@ def get(
 ) -> None:
     """Write an artifact to a file or to standard output.
 
-    The bytes are verified before they appear: DEST becomes the whole artifact or is not changed, and standard output
-    gets nothing before the last byte is verified.
+    The bytes are verified first: DEST becomes the whole artifact or does not change.
+    Standard output gets nothing before the last byte is verified.
+    With -r each file is verified before it appears, and files that already have the right bytes are skipped.
+    The same command again continues.
+    A key that would lead out of DEST is not written, and is reported.
 
     Examples:
 
         zot-artifacts get releases/app.tgz .
-
         zot-artifacts get backups/dir.tar - | tar x
-
         zot-artifacts get -r releases/2026-11 ./2026-11
-
-    With -r each file is verified before it appears, and files that already have the right bytes are skipped: run the
-    same command again to continue. A key that would lead out of DEST is not written, and is reported.
     """
     if recursive:
         _get_directory(artifact, dest, range_, as_json=as_json)

@@ -39,7 +39,7 @@ ErrorOption = Annotated[
     str | None, typer.Option("--error", metavar="TYPE", help="Only jobs with this error, such as Unavailable.")
 ]
 Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only jobs of this kind, such as upload.")]
-Limit = Annotated[int, typer.Option(min=1, max=10_000, help="How many jobs to list, at most.")]
+Limit = Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="How many jobs to list, at most.")]
 Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID...", help="Job ids, or unique beginnings of them.", show_default=False)
 ]
@@ -90,12 +90,12 @@ def list_(
 ) -> None:
     """List the latest jobs, or show one: its state, its attempts and its end.
 
+    A unique beginning of an id is enough.
+
     Examples:
 
         zot-artifacts jobs
-
         zot-artifacts jobs 5f0a1d0e --wait
-
         zot-artifacts jobs --dead --store dr --error Unavailable
     """
     if rejected:
@@ -135,12 +135,12 @@ def retry(
 ) -> None:
     """Send jobs again that ended without success.
 
-    They keep their ids, and all attempts are available again. --all without --state retries the dead letters.
+    They keep their ids, and all attempts are available again.
+    --all without --state retries the dead letters.
 
     Examples:
 
         zot-artifacts jobs retry 5f0a1d0e
-
         zot-artifacts jobs retry --all --store dr --dry-run
     """
     if bool(ids) == everything:
@@ -167,7 +167,7 @@ def cancel(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids, or unique beginnings of them.")],
     as_json: AsJson = False,
 ) -> None:
-    """Cancel jobs: waiting ones end within moments, running ones at their next part.
+    """Cancel jobs: waiting ones within seconds, running ones at their next chunk.
 
     The exit status is 1 if one of the jobs has ended already or is unknown.
 
@@ -526,7 +526,8 @@ def prune(
 ) -> None:
     """Remove ended jobs from the ledger.
 
-    Dead letters stay until they are retried or cancelled. Artifacts, copies and the log of verifications stay.
+    Dead letters stay until they are retried or cancelled.
+    Artifacts, copies and the log of verifications stay.
 
     Example:
 

@@ -20,10 +20,11 @@ def ls(
 ) -> None:
     """List artifacts.
 
+    Each line has the key, the size, the version, the SHA-256 and the time of the upload.
+
     Examples:
 
         zot-artifacts ls
-
         zot-artifacts ls releases/2026/
     """
     bucket, _, start = prefix.partition("/")

@@ -27,14 +27,13 @@ def pause(
 ) -> None:
     """Pause the jobs of a store, a queue or a batch.
 
-    Waiting costs no attempts. Jobs that already run are not interrupted.
+    Waiting costs no attempts.
+    Jobs that already run are not interrupted.
 
     Examples:
 
         zot-artifacts pause store dr --reason "new disks"
-
         zot-artifacts pause queue sweep
-
         zot-artifacts pause job 5f0a1d0e
     """
     with opened() as session:

@@ -30,15 +30,13 @@ def replicate(
 ) -> None:
     """Copy artifacts to more stores, or repair bad copies.
 
-    The bytes come from a copy whose digest is right. A bad copy in a named store is repaired; its bytes go into
-    quarantine.
+    The bytes come from a copy whose digest is right.
+    A bad copy in a named store is repaired; its bytes go into quarantine.
 
     Examples:
 
         zot-artifacts replicate releases/app.tgz --to dr
-
         zot-artifacts replicate releases/2026/ --all --to dr --to cloud
-
         zot-artifacts replicate --keys-from list.txt --to cloud
     """
     with opened() as session:

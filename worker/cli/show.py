@@ -12,6 +12,8 @@ from worker.cli.session import opened
 def show(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     """Show one artifact and the state of each copy.
 
+    Each copy has its state, its last verification and its last attempt.
+
     Example:
 
         zot-artifacts show releases/app.tgz

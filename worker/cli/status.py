@@ -49,14 +49,14 @@ class Open:
 def status(as_json: AsJson = False) -> None:
     """Show what needs attention: findings, repairs, dead letters, overdue reads.
 
-    The exit status is 0 if nothing is open, and 1 if something is: a finding that is not acknowledged, a dead letter,
-    an open circuit breaker, a queue without a worker, a beat that does not tick, or less than 1 GiB free.
-    It is 3 if that cannot be told. A pause is shown and is not open: an operator began it.
+    The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
+    Open are findings that are not acknowledged, dead letters and open circuit breakers.
+    So are a queue without a worker, a beat that does not tick, and less than 1 GiB of free disk.
+    A pause is shown but is not open, because an operator began it.
 
     Examples:
 
         zot-artifacts status
-
         zot-artifacts status --json
     """
     with opened(existing=True) as session:

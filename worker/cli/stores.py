@@ -31,7 +31,6 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
     Examples:
 
         zot-artifacts stores
-
         zot-artifacts stores forget old-nas --dry-run
     """
     if context.invoked_subcommand is not None:
@@ -58,14 +57,14 @@ def forget(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Record the copies in a store that is gone as deleted. No byte in any store is touched.
+    """Record the copies in a store that is gone as deleted.
 
+    No byte in any store is touched.
     An artifact whose only good copy is there keeps that copy in the catalogue, and the exit status is then 1.
 
     Examples:
 
         zot-artifacts stores forget old-nas --dry-run
-
         zot-artifacts stores forget old-nas
     """
     with opened(existing=True) as session:
@@ -91,10 +90,11 @@ def accept(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A configured store that was replaced on purpose.")],
     as_json: AsJson = False,
 ) -> None:
-    """Accept a new disk or bucket under the name of a store. The next use of the store records it.
+    """Accept a new disk or bucket under the name of a store.
 
-    Until then, a store whose marker is missing or belongs to another store takes no writes. Verify its copies
-    afterwards: the catalogue still has those of the replaced store.
+    The next use of the store records it.
+    Until then, a store whose marker is missing or belongs to another store takes no writes.
+    Verify its copies afterwards: the catalogue still has those of the replaced store.
 
     Example:
 
@@ -117,7 +117,8 @@ def trust(
 ) -> None:
     """Continue the repairs of a store, which stopped because too many of its copies were found bad.
 
-    Copies that were found bad before do not count any more. `zot-artifacts status` shows what is wrong with the store.
+    Copies that were found bad before do not count any more.
+    `zot-artifacts status` shows what is wrong with the store.
 
     Example:
 

@@ -68,15 +68,14 @@ def sweep(
 ) -> None:
     """Run a periodic task now, and wait until it and the jobs that it sent have ended.
 
-    A sweep that is stopped with Ctrl-C goes on; `zot-artifacts pause store NAME` stops its jobs, `resume` continues.
-    The exit status is 1 if something was found bad or failed.
+    Ctrl-C ends the command and not the sweep.
+    `zot-artifacts pause store NAME` pauses its jobs in a store. The exit
+    status is 1 if something was found bad or failed.
 
     Examples:
 
         zot-artifacts sweep verify --store dr --dry-run
-
         zot-artifacts sweep repair
-
         zot-artifacts sweep reconcile --prefix releases/2026/
     """
     spec = _spec(name, store, prefix)

@@ -14,7 +14,7 @@ from worker.settings import load_settings
 
 def up(
     concurrency: Annotated[
-        int, typer.Option(min=1, max=256, help="Worker processes: jobs that run at the same time.")
+        int, typer.Option(metavar="N", min=1, max=256, help="Worker processes, each of which runs one job at a time.")
     ] = 2,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Do not start Flower.")] = False,
     no_beat: Annotated[
@@ -24,13 +24,13 @@ def up(
 ) -> None:
     """Run broker, workers, beat and Flower on this machine.
 
-    Everything runs until Ctrl-C or SIGTERM. Jobs that have not ended by then stay queued for the next `up`. The queues,
-    the catalogue, the stores and the logs are in the data directory (ZOT_HOME, default ./var).
+    Everything runs until Ctrl-C or SIGTERM.
+    Jobs that have not ended by then stay queued for the next `up`.
+    The queues, the catalogue, the stores and the logs are in the data directory (ZOT_HOME, default ./var).
 
     Examples:
 
         zot-artifacts up
-
         ZOT_HOME=/srv/zot zot-artifacts up --concurrency 4
     """
     settings = load_settings()

@@ -90,20 +90,15 @@ def upload(
     """Upload a file, standard input or a URL as an artifact.
 
     With -r each file of a directory is uploaded as an artifact, in one batch.
-
     Without --store the placement settings choose the stores.
-
-    The same command again continues: files that a store has are reported as `already there`. A GLOB without a slash
-    matches names; one with a slash matches paths in the directory, and `**` any number of directories.
+    With -r the same command again continues: files that a store has are reported as `already there`.
+    A GLOB without a slash matches names, one with a slash paths in the directory; `**` is any number of directories.
 
     Examples:
 
         zot-artifacts upload app.tgz releases/app.tgz
-
         tar c dir | zot-artifacts upload - backups/dir.tar --store dr
-
         zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
-
         zot-artifacts upload -r build releases/2026-11 --exclude '*.tmp'
     """
     if recursive:

@@ -28,7 +28,6 @@ def verify(
     Examples:
 
         zot-artifacts verify releases/app.tgz
-
         zot-artifacts verify releases --all --store dr
     """
     with opened() as session:

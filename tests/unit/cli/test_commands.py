@@ -1,5 +1,6 @@
 """The list of commands: complete, true to the commands, and cheap."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,19 @@ def test_the_list_says_what_the_command_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command explains itself with status 0, with its arguments in plain brackets."""
+    """Each command explains itself with status 0, with plain names of arguments and no types of Python."""
     assert run([name, "--help"]) == 0
-    assert "[[" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert not {"[[", "{", "<bool>", "<str>"} & set(re.findall(r"\[\[|\{|<\w+>", shown))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_line_of_help_is_a_sentence(name: str) -> None:
+    """Typer keeps the line ends of a help text, so that a line which breaks a sentence shows as broken."""
+    command = COMMANDS[name].load(name)
+    texts = [each.help or "" for each in (command, *getattr(command, "commands", {}).values())]
+    lines = [line for text in texts for line in text.splitlines() if line and not line.startswith(" ")]
+    assert [line for line in lines if line[-1] not in ".:"] == []
 
 
 def test_help_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
