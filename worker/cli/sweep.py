@@ -69,8 +69,8 @@ def sweep(
     """Run a periodic task now, and wait until it and the jobs that it sent have ended.
 
     Ctrl-C ends the command and not the sweep.
-    `zot-artifacts pause store NAME` pauses its jobs in a store. The exit
-    status is 1 if something was found bad or failed.
+    `zot-artifacts pause store NAME` pauses its jobs in a store.
+    The exit status is 1 if something was found bad or failed.
 
     Examples:
 
