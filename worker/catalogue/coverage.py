@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
-from worker.catalogue.tables import SWEEPS, artifacts, copies, jobs
+from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, jobs, verifications
 from zot_artifact_client.contract import REPLICATE, JobState
 
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
@@ -101,6 +102,32 @@ class CoverageQueries:
                 unreadable=connection.execute(count.where(retry)).scalar_one(),
                 oldest_read_at=min((moment for moment in moments if moment), default=None),
             )
+
+    def ages(self, store: str, edges: Sequence[datetime], *, read: bool) -> list[int]:
+        """Return how many copies were read, or were written and not read since, between each moment and the next.
+
+        `edges` begins with the latest moment; the last count is of everything before the last one.
+        """
+        before = []
+        with self._database.read() as connection:
+            for edge in edges:
+                count = sa.select(sa.func.count()).where(copies.c.store == store, copies.c.read_at <= edge)
+                spreads = range(FIRST_READS, SPREADS) if read else range(FIRST_READS)
+                queries = [count.where(copies.c.spread == s, copies.c.next_due_at.is_(None)) for s in spreads]
+                queries.append(count.where(copies.c.next_due_at.is_not(None), copies.c.spread.in_(list(spreads))))
+                before.append(sum(connection.execute(query).scalar_one() for query in queries))
+        return [one - other for one, other in pairwise([*before, 0])]
+
+    def bad_verdicts(self, store: str, *, since: datetime) -> dict[str, int]:
+        """Return how often copies of a store were found bad since a time, by verdict."""
+        row = verifications.c
+        query = (
+            sa.select(row.verdict, sa.func.count())
+            .where(row.store == store, row.at > since, BAD_VERDICT)
+            .group_by(row.verdict)
+        )
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def jobs(self) -> tuple[int, int]:
         """Return how many replications are open, and how many jobs are dead letters."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -125,6 +126,16 @@ class FindingCount:
     since: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class FindingHistory:
+    """The findings of one kind within some time. The seconds are from open to resolved."""
+
+    opened: int
+    resolved: int
+    median_seconds: float | None
+    longest_seconds: float | None
+
+
 class Findings:
     """The findings. At most one is open for a kind and a place: a copy, an artifact, an object or a store."""
 
@@ -217,6 +228,31 @@ class Findings:
             query = query.where(findings.c.store == store)
         with self._database.read() as connection:
             return [_record_of(row) for row in connection.execute(query)]
+
+    def history(self, *, since: datetime) -> dict[FindingKind, "FindingHistory"]:
+        """Return how many findings were opened since a time, by kind, and how long those took that are resolved."""
+        row = findings.c
+        query = sa.select(row.kind, row.opened_at, row.resolved_at).where(row.opened_at > since)
+        opened: dict[FindingKind, int] = {}
+        took: dict[FindingKind, list[float]] = {}
+        with self._database.read() as connection:
+            for kind, began, ended in connection.execution_options(yield_per=1000).execute(query):
+                opened[FindingKind(kind)] = opened.get(FindingKind(kind), 0) + 1
+                if ended is not None:
+                    took.setdefault(FindingKind(kind), []).append((ended - began).total_seconds())
+        return {
+            kind: FindingHistory(
+                count, len(took.get(kind, [])), median(took[kind]) if kind in took else None,
+                max(took[kind]) if kind in took else None,
+            )
+            for kind, count in opened.items()
+        }  # fmt: skip
+
+    def last_resolved(self, limit: int) -> list[FindingRecord]:
+        """Return the findings that were resolved last, the latest first."""
+        query = sa.select(findings).where(findings.c.resolved_at.is_not(None)).order_by(findings.c.resolved_at.desc())
+        with self._database.read() as connection:
+            return [_record_of(row) for row in connection.execute(query.limit(limit))]
 
     def counts(self) -> list[FindingCount]:
         """Return the open findings counted by kind and store: from the index alone."""

@@ -50,6 +50,9 @@ COMMANDS = {
         "Show what needs attention: findings, repairs, dead letters, overdue reads.",
         "status:status",
     ),
+    "report": Entry(
+        _STORES, "Report coverage, findings and what was done about them, as one HTML page or as JSON.", "report:report"
+    ),
     "findings": Entry(
         _STORES, "List the findings, show one, or acknowledge it.", "findings:app"
     ),

@@ -60,7 +60,7 @@ def status(as_json: AsJson = False) -> None:
         zot-artifacts status --json
     """
     with opened(existing=True) as session:
-        document = _document(session)
+        document = document_of(session)
     if as_json:
         print_json(document)
     else:
@@ -68,7 +68,8 @@ def status(as_json: AsJson = False) -> None:
     raise typer.Exit(document["status"])
 
 
-def _document(session: Session) -> dict[str, Any]:
+def document_of(session: Session) -> dict[str, Any]:
+    """Return what is open as one document; it asks the catalogue, the broker and the workers."""
     now, catalogue = clock.now(), session.catalogue
     with ThreadPoolExecutor(max_workers=2) as pool:  # workers have seconds to answer
         asked = pool.submit(lambda: list(broker_checks(session.settings)))

@@ -1,0 +1,86 @@
+"""The report has coverage, findings and what was done about them, as JSON and as one page that loads nothing."""
+
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
+from worker import cli, clock
+from worker.catalogue import Artifact, Catalogue
+from worker.storage import Digest
+
+VOID = {"meta", "rect", "line", "br", "path"}
+
+
+class Balanced(HTMLParser):
+    """Checks that every element is closed, and keeps all attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_report_tells_what_was_found_and_how_long_it_took(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """Ages add up to the copies, resolved findings have their time, open ones are named, and the log has its head."""
+    now = clock.now()
+    judge(catalogue, artifact, "primary", "verified", now=now - timedelta(days=40))
+    judge(catalogue, artifact, "dr", "corrupt", now=now - timedelta(hours=3))
+    judge(catalogue, artifact, "dr", "verified", now=now - timedelta(hours=1))
+    judge(catalogue, artifact, "dr", "missing")
+    status, document = zot("report")
+    assert status == 1
+    stores = {row["store"]: row for row in document["stores"]}
+    assert sum(stores["dr"]["ages"]["read"]) == stores["dr"]["ages"]["read"][0] == 1
+    assert (stores["primary"]["ages"]["read"][-1], sum(stores["primary"]["ages"]["not_read_yet"])) == (1, 0)
+    assert stores["dr"]["bad_verdicts"] == {"corrupt": 1, "missing": 1}
+    corrupt = document["handled"]["corrupt"]
+    assert (corrupt["opened"], corrupt["resolved"], corrupt["median_seconds"]) == (1, 1, 7200)
+    assert [(each["kind"], each["how"]) for each in document["resolved"]] == [("corrupt", "verified by job job-1")]
+    assert {each["kind"] for each in document["findings"]} == {"missing", "overdue"}
+    assert document["log_head"]["id"] == 4
+
+
+def test_the_page_is_whole_and_loads_nothing(
+    catalogue: Catalogue,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What comes from outside is escaped, no element is left open, and nothing refers to another address."""
+    key = "<script>alert(1)</script>\u202e\x1b[31m"
+    made = catalogue.artifacts.record("releases", key, Digest(1, "0" * 64), {}, clock.now(), stores=["dr"])
+    catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
+    judge(catalogue, made, "dr", "corrupt")
+    assert cli.run(["report", "--html", str(tmp_path / "report.html")]) == 1
+    page = (tmp_path / "report.html").read_text()
+    read = Balanced(page)
+    assert read.open == []
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"[\u202e\x1b]", page)
+    assert "Open: 1 lost, 1 corrupt" in page
+    assert {name for name, _ in read.attributes} & {"src", "href", "onload", "style"} == set()
+    assert "http" not in page.replace("http-equiv", "")
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_report_needs_a_form(catalogue: Catalogue) -> None:  # noqa: F811
+    """Without --html and --json there is nothing to write."""
+    assert cli.run(["report"]) == 2

@@ -1,0 +1,99 @@
+"""The command `report`."""
+
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.artifacts.quarantine import quarantined
+from worker.cli.arguments import seconds
+from worker.cli.errors import Failure, Status
+from worker.cli.local_file import complete_file
+from worker.cli.output import AsJson, print_json, say
+from worker.cli.report_page import page_of
+from worker.cli.session import Session, opened
+from worker.cli.status import document_of
+from worker.storage.errors import StorageError
+from zot_artifact_client.contract import JobState
+
+BARS = 12
+"""Bars of the plot of ages; the period has `WITHIN` of them."""
+WITHIN = 10
+_SINCE = 30 * 86400
+_NAMED = 20
+
+
+def report(
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML page to this file.")
+    ] = None,
+    since: Annotated[
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="How far back findings are counted; 30d by default."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report coverage, findings and what was done about them, as one HTML page or as JSON.
+
+    The exit status is that of `status`: 1 if something is open.
+
+    Examples:
+
+        zot-artifacts report --html report.html
+
+        zot-artifacts report --json --since 7d
+    """
+    if html is None and not as_json:
+        raise Failure("say --html FILE or --json", Status.USAGE, type_="UsageError")
+    with opened(existing=True) as session:
+        document = _document(session, timedelta(seconds=since or _SINCE))
+        if html is not None:
+            with complete_file(html, session.settings.spool_dir) as file:
+                file.write(page_of(document).encode())
+    if as_json:
+        print_json(document)
+    else:
+        say(f"the report is in {html}")
+    raise typer.Exit(document["status"])
+
+
+def _document(session: Session, since: timedelta) -> dict[str, Any]:
+    catalogue = session.catalogue
+    document = document_of(session)
+    now: datetime = document["at"]
+    for row in document["stores"]:
+        period = timedelta(seconds=row["period_seconds"])
+        edges = [now + timedelta(days=1), *(now - period * bar / WITHIN for bar in range(1, BARS))]
+        row["ages"] = {
+            "bar_seconds": period.total_seconds() / WITHIN,
+            "read": catalogue.coverage.ages(row["store"], edges, read=True),
+            "not_read_yet": catalogue.coverage.ages(row["store"], edges, read=False),
+        }
+        row["bad_verdicts"] = catalogue.coverage.bad_verdicts(row["store"], since=now - since)
+        row["quarantine"] = _quarantine(session, row["store"])
+    head = catalogue.verifications.head()
+    dead = catalogue.job_admin.find([JobState.DEAD], limit=_NAMED)
+    return document | {
+        "since": now - since,
+        "handled": {kind: asdict(each) for kind, each in catalogue.findings.history(since=now - since).items()},
+        "resolved": [asdict(each) for each in catalogue.findings.last_resolved(_NAMED)],
+        "dead": [
+            {"job": job.id, "kind": job.kind, "at": job.finished_at, "message": (job.error or {}).get("message")}
+            for job in dead
+        ],
+        "log_head": asdict(head) if head else None,
+        "catalogue": catalogue.identity,
+    }
+
+
+def _quarantine(session: Session, name: str) -> dict[str, Any]:
+    try:
+        store = session.stores[name]
+        if not store.capabilities.reserved_buckets:
+            return {"objects": 0, "bytes": 0, "error": None}
+        sizes = [each.size or 0 for each in quarantined(store, session.catalogue)]
+    except StorageError as error:
+        return {"objects": None, "bytes": None, "error": error.message}
+    return {"objects": len(sizes), "bytes": sum(sizes), "error": None}
