@@ -103,7 +103,7 @@ class Messages(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ObjectJob:
     """An artifact that is a job of its own. `source`: the file that an upload reads."""
 
     bucket: str
@@ -113,7 +113,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundPage:
+class PageJob:
     """The request of a page, with the bytes of its objects."""
 
     request: PageRequest
@@ -121,20 +121,20 @@ class FoundPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedJobs:
     """The next jobs of a batch, and the cursor behind them."""
 
-    found: Sequence[Found | FoundPage]
+    found: Sequence[ObjectJob | PageJob]
     cursor: Mapping[str, Any]
     exhausted: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedItem:
     """The outcome of a job of a batch, and the objects that left it."""
 
     outcome: BatchOutcome
-    left: Sequence[Found] = ()
+    left: Sequence[ObjectJob] = ()
 
 
 def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchResult:
@@ -164,7 +164,8 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     now = clock.now()
     wait = context.settings.batch.step * (1 if ended or planned.found else _IDLE)
     new = [
-        _new(request, before, number, each) for number, each in enumerate([*left, *planned.found], before.planned + 1)
+        _new_item(request, before, number, each)
+        for number, each in enumerate([*left, *planned.found], before.planned + 1)
     ]
     lost = _lost(messages, [item for item in items if item.state is JobState.QUEUED and not item.started])
     kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
@@ -218,25 +219,25 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
 # Planning
 
 
-def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> Planned:
+def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> PlannedJobs:
     if before.exhausted or room <= 0:
-        return Planned((), before.cursor, before.exhausted)
+        return PlannedJobs((), before.cursor, before.exhausted)
     if request.verb == UPLOAD.kind:
         pages, cursor, exhausted = next_upload_pages(request, context, before, min(room, _PAGES_AT_ONCE))
-        return Planned([FoundPage(page, size) for page, size in pages], cursor, exhausted)
+        return PlannedJobs([PageJob(page, size) for page, size in pages], cursor, exhausted)
     most = min(room, _PAGES_AT_ONCE) * context.settings.page.objects
     if request.keys_from is not None:
         return _next_lines(request, context, before, room, most)
     return _next_range(request, context, before, room, most)
 
 
-def _next_range(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> Planned:
+def _next_range(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> PlannedJobs:
     assert request.bucket is not None
     after, newest, now = before.cursor["after"], before.cursor.get("last"), clock.now()
     artifacts = context.catalogue.artifacts.page(request.bucket, request.prefix, (request.bucket, after), most)
     # An artifact that is newer than the batch is no part of it, least of all of a delete.
     objects = [artifact_object(each) for each in artifacts if is_older(each, newest, before.begun_at, now)]
-    found: list[Found | FoundPage] = []
+    found: list[ObjectJob | PageJob] = []
     pages = list(split(objects, context.settings.page))
     for page in pages[:room]:
         until = str(page[-1].end)
@@ -244,28 +245,30 @@ def _next_range(request: BatchRequest, context: JobContext, before: Batch, room:
             bucket=request.bucket, prefix=request.prefix, after=after, until=until, newest=newest,
             begun_at=before.begun_at,
         )  # fmt: skip
-        found.append(_found(page, _page_request(request).model_copy(update={"range": selection})))
+        found.append(_job_of(page, _page_request(request).model_copy(update={"range": selection})))
         after = until
     if len(pages) <= room:
-        return Planned(found, _behind(before, artifacts[-1].key if artifacts else after), len(artifacts) < most)
-    return Planned(found, _behind(before, after), exhausted=False)
+        return PlannedJobs(
+            found, _cursor_after(before, artifacts[-1].key if artifacts else after), len(artifacts) < most
+        )
+    return PlannedJobs(found, _cursor_after(before, after), exhausted=False)
 
 
-def _behind(before: Batch, key: str) -> dict[str, Any]:
+def _cursor_after(before: Batch, key: str) -> dict[str, Any]:
     return {**before.cursor, "after": key}
 
 
-def _next_lines(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> Planned:
+def _next_lines(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> PlannedJobs:
     assert request.keys_from is not None
     offset, tag = before.cursor["offset"], before.cursor["tag"]
     lines = keylist.page(request.keys_from, context.settings, offset=offset, tag=tag, limit=most, job=before.job)
-    found: list[Found | FoundPage] = []
+    found: list[ObjectJob | PageJob] = []
     pages = list(split(of_lines(lines, context.catalogue), context.settings.page))
     for page in pages[:room]:
         selection = LinesSelection(file=request.keys_from, offset=offset, end=int(page[-1].end), tag=tag)
-        found.append(_found(page, _page_request(request).model_copy(update={"lines": selection})))
+        found.append(_job_of(page, _page_request(request).model_copy(update={"lines": selection})))
         offset = int(page[-1].end)
-    return Planned(found, {**before.cursor, "offset": offset}, len(lines) < most and len(pages) <= room)
+    return PlannedJobs(found, {**before.cursor, "offset": offset}, len(lines) < most and len(pages) <= room)
 
 
 def _page_request(request: BatchRequest) -> PageRequest:
@@ -275,17 +278,17 @@ def _page_request(request: BatchRequest) -> PageRequest:
     )
 
 
-def _found(page: Sequence[PageObject], request: PageRequest) -> Found | FoundPage:
+def _job_of(page: Sequence[PageObject], request: PageRequest) -> ObjectJob | PageJob:
     """Return the job of a page; one of a single object is a job on that object."""
     if len(page) == 1:
-        return Found(page[0].bucket, page[0].key, page[0].size)
-    return FoundPage(request, sum(each.size for each in page))
+        return ObjectJob(page[0].bucket, page[0].key, page[0].size)
+    return PageJob(request, sum(each.size for each in page))
 
 
-def _new(request: BatchRequest, before: Batch, number: int, found: Found | FoundPage) -> NewBatchItem:
+def _new_item(request: BatchRequest, before: Batch, number: int, found: ObjectJob | PageJob) -> NewBatchItem:
     """Return a job of the batch. Its id is made of the batch and its number, so that ids sort in planning order."""
     id_ = f"{batch_stem(before.job)}.{number:08d}"
-    if isinstance(found, FoundPage):
+    if isinstance(found, PageJob):
         return NewBatchItem(number, id_, found.request.payload(), found.size, None, PAGE.kind)
     payload = _REQUESTS[request.verb](request, found).payload()
     holds = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
@@ -316,7 +319,7 @@ def _send(messages: Messages, job: RunningJob, jobs: Mapping[str, tuple[str, Map
 
 _SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE, UPLOAD, PAGE)}
 _REQUESTS: dict[
-    str, Callable[[BatchRequest, Found], ReplicateRequest | VerifyRequest | DeleteRequest | UploadRequest]
+    str, Callable[[BatchRequest, ObjectJob], ReplicateRequest | VerifyRequest | DeleteRequest | UploadRequest]
 ] = {
     REPLICATE.kind: lambda asked, at: ReplicateRequest(bucket=at.bucket, key=at.key, to=asked.to or ()),
     VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
@@ -330,18 +333,18 @@ _REQUESTS: dict[
 # Counting
 
 
-def _ended(request: BatchRequest, context: JobContext, item: BatchItem) -> Ended:
+def _ended(request: BatchRequest, context: JobContext, item: BatchItem) -> EndedItem:
     if item.kind != PAGE.kind:
-        return Ended(_outcome(request, item))
+        return EndedItem(_outcome(request, item))
     if item.state is JobState.SUCCEEDED:
         result = PageResult.read(item.result or {})
         counts = PageCounts(result.outcomes, result.bytes, result.failed)
         left = _found_left(PageRequest.read(item.request), result.left, context, item)
-        return Ended(BatchOutcome(item, _FAILED if result.failed else "done", not result.failed, counts), left)
+        return EndedItem(BatchOutcome(item, _FAILED if result.failed else "done", not result.failed, counts), left)
     return _ended_early(context, item)
 
 
-def _ended_early(context: JobContext, item: BatchItem) -> Ended:
+def _ended_early(context: JobContext, item: BatchItem) -> EndedItem:
     """Count what a page has recorded that did not succeed; the other objects become jobs of their own.
 
     One of them may be what ended the page. The objects of a cancelled page count as cancelled.
@@ -354,21 +357,23 @@ def _ended_early(context: JobContext, item: BatchItem) -> Ended:
     if item.state is JobState.CANCELLED:
         outcomes[item.state.value] += len(objects)
         counts = PageCounts(outcomes, size + sum(each.size for each in objects), failed + len(objects))
-        return Ended(BatchOutcome(item, item.state.value, good=False, page=counts))
+        return EndedItem(BatchOutcome(item, item.state.value, good=False, page=counts))
     left = [*objects, *_found_left(request, page.left if page else (), context, item)]
-    return Ended(BatchOutcome(item, item.state.value, good=not failed, page=PageCounts(outcomes, size, failed)), left)
+    return EndedItem(
+        BatchOutcome(item, item.state.value, good=not failed, page=PageCounts(outcomes, size, failed)), left
+    )
 
 
-def _still_open(request: PageRequest, page: Page | None, context: JobContext, item: BatchItem) -> list[Found]:
+def _still_open(request: PageRequest, page: Page | None, context: JobContext, item: BatchItem) -> list[ObjectJob]:
     """Return the objects of a page that have no outcome."""
     if request.verb == UPLOAD.kind:
         files = files_of(request, context, item.job)
         still = range(len(files)) if page is None else page.open
         return [_found_file(files[number]) for number in still]
-    return [Found(each.bucket, each.key, each.size) for each in open_objects(request, page, context, item.job)]
+    return [ObjectJob(each.bucket, each.key, each.size) for each in open_objects(request, page, context, item.job)]
 
 
-def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, item: BatchItem) -> list[Found]:
+def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, item: BatchItem) -> list[ObjectJob]:
     """Return the objects that have left a page."""
     if request.verb != UPLOAD.kind or not left:
         return [_found_at(path, context) for path in left]
@@ -377,13 +382,13 @@ def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, 
     return [_found_file(file) for file in files if f"{file.bucket}/{file.key}" in wanted]
 
 
-def _found_file(file: ListedFile) -> Found:
-    return Found(file.bucket, file.key, file.size, file.path)
+def _found_file(file: ListedFile) -> ObjectJob:
+    return ObjectJob(file.bucket, file.key, file.size, file.path)
 
 
-def _found_at(path: str, context: JobContext) -> Found:
+def _found_at(path: str, context: JobContext) -> ObjectJob:
     bucket, _, key = path.partition("/")
-    return Found(bucket, key, context.catalogue.artifacts.sizes([(bucket, key)]).get((bucket, key), 0))
+    return ObjectJob(bucket, key, context.catalogue.artifacts.sizes([(bucket, key)]).get((bucket, key), 0))
 
 
 def _outcome(request: BatchRequest, item: BatchItem) -> BatchOutcome:

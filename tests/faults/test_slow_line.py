@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.bodies import some_bytes, source
-from tests.faults.lines import STORES, opened_through, port_of
+from tests.faults.proxied_stores import STORES, opened_through, port_of
 from tests.servers.freezing import FreezingProxy
 from worker.storage import Store, Verdict
 

@@ -89,8 +89,8 @@ def translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, sa.exc.TimeoutError) as error:
-        passes = not isinstance(error, DBAPIError) or _dialect(engine).passes(error)
-        kind = CatalogueUnavailable if passes else CatalogueError
+        transient = not isinstance(error, DBAPIError) or _dialect(engine).is_transient(error)
+        kind = CatalogueUnavailable if transient else CatalogueError
         raise kind(f"catalogue {_named(engine.url)}: {_first_line(error)}") from error
 
 

@@ -35,14 +35,14 @@ _CONNECTING = {
     "application_name": "zot-artifacts",
 }
 
-_PASSING_CLASSES = {
+_TRANSIENT_CLASSES = {
     "08",  # connection exception
     "40",  # rolled back: deadlock, serialization
     "53",  # out of disk, memory or connections
     "57",  # by an operator: shutting down, starting up, cancelled
     "58",  # the server's own disk
 }
-_PASSING = {
+_TRANSIENT = {
     "25006",  # read only: a standby, shortly before it takes over
     "25P03",  # idle in a transaction for too long
     "55P03",  # the lock was not granted in time
@@ -73,12 +73,12 @@ def before_migrating(connection: Connection) -> str | None:
     return None if encoding == "UTF8" else f"its encoding is {encoding}: make a database with the encoding UTF8"
 
 
-def passes(error: DBAPIError) -> bool:
+def is_transient(error: DBAPIError) -> bool:
     """Return whether trying again later may help."""
     state = getattr(error.orig, "sqlstate", None)
     if error.connection_invalidated or state is None:  # none: the server could not be reached
         return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
-    return state[:2] in _PASSING_CLASSES or state in _PASSING
+    return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT
 
 
 def _set_limits(connection: Any, _record: Any) -> None:

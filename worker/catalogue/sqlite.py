@@ -43,7 +43,7 @@ def before_migrating(connection: Connection) -> str | None:  # noqa: ARG001 - th
     return None
 
 
-def passes(error: DBAPIError) -> bool:
+def is_transient(error: DBAPIError) -> bool:
     """Return whether trying again later may help."""
     return isinstance(error, (OperationalError, InterfaceError))
 

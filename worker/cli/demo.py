@@ -60,8 +60,8 @@ def demo(
     with kept as directory:
         try:
             _play(console, Path(directory).absolute(), s3_endpoint, s3_bucket)
-        except steps.NotSeen as error:
-            raise Failure(f"demo: step {error.step!r} failed: {error}", type_="NotSeen") from error
+        except steps.CheckFailed as error:
+            raise Failure(f"demo: step {error.step!r} failed: {error}", type_="CheckFailed") from error
         except UpFailed as error:
             raise Failure(f"demo: {error}", type_="UpFailed") from error
     if as_json:
@@ -86,7 +86,7 @@ def _play(console: Console, home: Path, endpoint: str | None, bucket: str) -> No
         family |= up.family()
     left = still_there(family, 5)
     if left:
-        raise steps.NotSeen("end", f"processes still run: {sorted(left)}")
+        raise steps.CheckFailed("end", f"processes still run: {sorted(left)}")
     console.print(f"[green]✓[/] `up` has shut down; none of its {len(family)} processes is left")
     console.rule("[green]every step passed[/]")
 

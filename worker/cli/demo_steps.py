@@ -41,7 +41,7 @@ _SWEEP_WITHIN = 60.0
 _FLIPPED = 4096
 
 
-class NotSeen(Exception):
+class CheckFailed(Exception):
     """A check of a step failed."""
 
     def __init__(self, step: str, message: str) -> None:
@@ -85,12 +85,12 @@ class Stage:
         try:
             step(self)
         except (Failure, NotFound, OSError) as error:
-            raise NotSeen(self.title, str(error)) from error
+            raise CheckFailed(self.title, str(error)) from error
 
     def expect(self, seen: bool, what: str) -> None:
         """Print a check that passed, or end the demo if it failed."""
         if not seen:
-            raise NotSeen(self.title, what)
+            raise CheckFailed(self.title, what)
         self.console.print(f"  [green]✓[/] {what}")
 
     def run(self, spec: TaskSpec[Any, Any], sample: Sample, **fields: object) -> tuple[Outcome, float]:
@@ -105,7 +105,7 @@ class Stage:
                 outcome = way.wait(way.send(spec, job_id, request), _JOB_WITHIN)
         if outcome.result is None:
             cause = outcome.error["message"] if outcome.error else "no cause is known"
-            raise NotSeen(self.title, f"{spec.kind} of {BUCKET}/{sample.key} is {outcome.state}: {cause}")
+            raise CheckFailed(self.title, f"{spec.kind} of {BUCKET}/{sample.key} is {outcome.state}: {cause}")
         return outcome, time.monotonic() - began
 
     def tell(self, sample: Sample, line: str, moved: int = 0, seconds: float = 0.0) -> None:
@@ -175,7 +175,7 @@ def upload(stage: Stage) -> None:
         assert outcome.result is not None
         stage.tell(sample, f"to primary, sha256 {outcome.result['sha256']}", sample.size, seconds)
         if outcome.result["sha256"] != sample.sha256:
-            raise NotSeen(stage.title, f"{sample.key}: hashlib says {sample.sha256}")
+            raise CheckFailed(stage.title, f"{sample.key}: hashlib says {sample.sha256}")
     same = all(_sha256(stage.on_disk("primary", s.key)) == s.sha256 for s in stage.files)
     stage.expect(same, "hashlib finds the same SHA-256 in the files of the store")
 
@@ -195,7 +195,7 @@ def replicate(stage: Stage) -> None:
         placed = {copy["store"]: copy["outcome"] for copy in (outcome.result or {})["copies"]}
         stage.tell(sample, f"to {', '.join(placed)}", sample.size * len(placed), seconds)
         if placed != dict.fromkeys(others, "stored"):
-            raise NotSeen(stage.title, f"{sample.key}: {placed}")
+            raise CheckFailed(stage.title, f"{sample.key}: {placed}")
     same = all(_sha256(stage.on_disk("dr", s.key)) == s.sha256 for s in stage.files)
     stage.expect(same, "hashlib finds the same SHA-256 in the files of dr")
 
@@ -207,7 +207,7 @@ def verify(stage: Stage) -> None:
         line = ", ".join(f"{store} {word(verdict)}" for store, verdict in verdicts.items())
         stage.tell(sample, line, sample.size * len(verdicts), seconds)
         if verdicts != dict.fromkeys(sorted(stage.stores), "verified"):
-            raise NotSeen(stage.title, f"{sample.key}: {verdicts}")
+            raise CheckFailed(stage.title, f"{sample.key}: {verdicts}")
     stage.expect(True, f"{len(stage.files) * len(stage.stores)} copies read in full, every digest matches")
 
 
@@ -220,12 +220,12 @@ def get_back(stage: Stage) -> None:
         fetched = fetch(stage.session, artifact, path, lambda _: None)
         stage.tell(sample, f"from {fetched.store}", sample.size, time.monotonic() - began)
         if path.read_bytes() != sample.path.read_bytes():
-            raise NotSeen(stage.title, f"{sample.key} came back different")
+            raise CheckFailed(stage.title, f"{sample.key} came back different")
         path.unlink()
     stage.expect(True, "byte for byte the same")
 
 
-def rot(stage: Stage) -> None:
+def damage(stage: Stage) -> None:
     """Flip one byte of a copy in dr, without telling the worker."""
     sample = stage.files[-1]
     path = stage.on_disk("dr", sample.key)
@@ -308,7 +308,7 @@ def title_of(step: Callable[[Stage], None]) -> str:
     return str(step.__doc__).strip(".")
 
 
-STEPS = (upload, upload_again, replicate, verify, get_back, rot, repair, sweep, delete, flower)
+STEPS = (upload, upload_again, replicate, verify, get_back, damage, repair, sweep, delete, flower)
 
 
 def _verdicts(stage: Stage, sample: Sample) -> tuple[dict[str, str], float]:

@@ -18,7 +18,7 @@ from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, open_session
 from worker.cli.stores import bad_copies, unconfigured
 from worker.settings.model import Settings, load_settings
-from worker.settings.private_files import open_to_others, private_paths
+from worker.settings.private_files import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
 from worker.storage.identity import OtherStore, SameStore
@@ -80,7 +80,7 @@ def _home(settings: Settings) -> Check:
         for store in settings.stores.values()
         if isinstance(store, FilesystemConfig) and store.dir_mode is None and settings.home in store.root.parents
     ]
-    exposed = open_to_others([*private_paths(settings.home), *own_stores])
+    exposed = readable_by_others([*private_paths(settings.home), *own_stores])
     if exposed:
         paths = ", ".join(f"{path} (mode {mode:04o})" for path, mode in exposed)
         way_out = f"chmod go= {' '.join(shlex.quote(str(path)) for path, _ in exposed)}"

@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 @dataclass(slots=True)
-class Fetched:
+class FetchCounts:
     """Counts of the artifacts. `failures` are the first of those that `failed`, each with its reason."""
 
     written: int = 0
@@ -90,7 +90,7 @@ class Target:
             raise Refused(f"the disk does not tell its name from that of {owner}")
 
 
-def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetched:
+def get_directory(session: Session, source: str, dest: str, shown: Bar) -> FetchCounts:
     """Write all artifacts of BUCKET, or below BUCKET/PREFIX, into a directory that is made if it is not there.
 
     Raises:
@@ -105,7 +105,7 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
         raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
     target = Target(_made(dest))
     shown.expect(total, f"reading {count} artifacts")
-    done = Fetched()
+    done = FetchCounts()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
         waiting: dict[Future[bool], Artifact] = {}
         names: set[int] = set()
@@ -121,7 +121,7 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
     return done
 
 
-def finish(done: Fetched, *, as_json: bool) -> Status:
+def finish(done: FetchCounts, *, as_json: bool) -> Status:
     """Print what was written, and return the exit status."""
     if as_json:
         print_json(
@@ -180,7 +180,7 @@ def _has(path: Path, artifact: Artifact) -> bool:
     return digest.hexdigest() == artifact.digest.sha256
 
 
-def _collect(waiting: dict[Future[bool], Artifact], done: Fetched) -> None:
+def _collect(waiting: dict[Future[bool], Artifact], done: FetchCounts) -> None:
     """Count the artifacts that have ended; wait for one at least."""
     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
         artifact = waiting.pop(future)

@@ -16,7 +16,7 @@ from worker.cli.output import AsJson
 from worker.cli.session import opened
 from worker.cli.staging import check_file, stage, stage_stream, within_roots
 from worker.cli.submit import Sender, request_of, sender
-from worker.cli.upload_directory import Waiting, listing_of, report, upload_directory
+from worker.cli.upload_directory import WaitOptions, listing_of, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
@@ -104,7 +104,7 @@ def upload(
     if recursive:
         single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class}
         _refuse("is for one file: leave it out with --recursive", single)
-        waiting = Waiting(not no_wait, timeout, idempotency_key)
+        waiting = WaitOptions(not no_wait, timeout, idempotency_key)
         filters = Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value)
         _upload_directory(listing_of(source, artifact, filters), store, waiting, dry=dry_run, as_json=as_json)
         return
@@ -136,7 +136,7 @@ def upload(
 
 
 def _upload_directory(
-    listing: DirectoryListing, store: list[str] | None, waiting: Waiting, *, dry: bool, as_json: bool
+    listing: DirectoryListing, store: list[str] | None, waiting: WaitOptions, *, dry: bool, as_json: bool
 ) -> None:
     if dry:
         raise typer.Exit(print_dry_run(listing, as_json=as_json))

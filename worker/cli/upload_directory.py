@@ -27,7 +27,7 @@ _COPY = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitOptions:
     """Whether a command waits for the end of its job, and how long."""
 
     wait: bool
@@ -83,7 +83,7 @@ def report(listing: DirectoryListing) -> Status:
 
 
 def upload_directory(
-    session: Session, listing: DirectoryListing, stores: tuple[str, ...] | None, waiting: Waiting
+    session: Session, listing: DirectoryListing, stores: tuple[str, ...] | None, waiting: WaitOptions
 ) -> Outcome:
     """Send the upload of a directory as one batch, and wait for its end unless --no-wait is given.
 

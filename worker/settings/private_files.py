@@ -61,7 +61,7 @@ def tighten(home: Path) -> None:
             os.close(fd)
 
 
-def open_to_others(paths: list[Path]) -> list[tuple[Path, int]]:
+def readable_by_others(paths: list[Path]) -> list[tuple[Path, int]]:
     """Return those of these paths that other users can use, each with its mode."""
     found = []
     for path in paths:

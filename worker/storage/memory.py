@@ -36,7 +36,7 @@ _CAPABILITIES = Capabilities(
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _StoredObject:
     stat: ObjectStat
     data: bytes
 
@@ -44,7 +44,7 @@ class _Held:
 class MemoryReader:
     """The bytes of an object, or of a range of it."""
 
-    def __init__(self, held: _Held, offset: int, length: int | None) -> None:
+    def __init__(self, held: _StoredObject, offset: int, length: int | None) -> None:
         self.stat = held.stat
         end = len(held.data) if length is None else offset + length
         self._rest = memoryview(held.data)[offset:end]
@@ -70,7 +70,7 @@ class MemoryDriver:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._buckets: dict[str, dict[str, _Held]] = {}
+        self._buckets: dict[str, dict[str, _StoredObject]] = {}
         self._versions = itertools.count(1)
 
     @property
@@ -95,7 +95,7 @@ class MemoryDriver:
                 dict(info.metadata),
                 properties=info.properties,
             )
-            self._buckets.setdefault(bucket, {})[key] = _Held(stat, data)
+            self._buckets.setdefault(bucket, {})[key] = _StoredObject(stat, data)
         return stat
 
     def open(
@@ -130,7 +130,7 @@ class MemoryDriver:
         with self._lock:
             self._check_condition(to_bucket, to_key, condition)
             stat = replace(held.stat, bucket=to_bucket, key=to_key, version=self._version(), modified=datetime.now(UTC))
-            self._buckets.setdefault(to_bucket, {})[to_key] = _Held(stat, held.data)
+            self._buckets.setdefault(to_bucket, {})[to_key] = _StoredObject(stat, held.data)
         return stat
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
@@ -175,7 +175,7 @@ class MemoryDriver:
 
     # Internals
 
-    def _held(self, bucket: str, key: str) -> _Held:
+    def _held(self, bucket: str, key: str) -> _StoredObject:
         with self._lock:
             try:
                 return self._buckets[bucket][key]

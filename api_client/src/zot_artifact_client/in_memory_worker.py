@@ -62,7 +62,7 @@ class InMemoryWorker:
         self._artifacts: dict[tuple[str, str], _Artifact] = {}
         self._kept: dict[tuple[str, str, str], str] = {}
 
-    def lay(self, store: str, bucket: str, key: str, body: bytes, sha256: str | None) -> None:
+    def put(self, store: str, bucket: str, key: str, body: bytes, sha256: str | None) -> None:
         """Put an object into a store, with the digest that its writer kept beside it."""
         self.stores[store][bucket, key] = body
         if sha256 is not None:

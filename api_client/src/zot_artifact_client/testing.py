@@ -109,7 +109,7 @@ class InMemoryArtifactClient(Artifacts):
 
     def put_object(self, bucket: str, key: str, store: str, body: bytes, *, sha256: str | None = None) -> None:
         """Put an object into a store as another program does, with the digest that it keeps beside it, to adopt it."""
-        self._worker.lay(store, bucket, key, body, sha256)
+        self._worker.put(store, bucket, key, body, sha256)
 
     lay = put_object  # the name before 1.0
 

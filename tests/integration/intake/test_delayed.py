@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
-from tests.hostile import JOB, envelope
+from tests.hostile_messages import JOB, envelope
 from worker.intake.delayed import DELAYED, delay, release
 
 FIELDS = {"bucket": "releases", "key": "app.tgz"}

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from tests.hostile import envelope
+from tests.hostile_messages import envelope
 from tests.servers import Valkey
 from tests.servers.worker import Worker
 from tests.waiting import until

@@ -14,7 +14,7 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
+from tests.hostile_messages import HOSTILE, JOB, SECRET, encoded, envelope
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until

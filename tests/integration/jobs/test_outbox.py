@@ -9,7 +9,7 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.hostile import envelope
+from tests.hostile_messages import envelope
 from worker.intake.rejected import RejectedMessages
 from worker.jobs.outbox import Outbox
 from zot_artifact_client import ArtifactClient

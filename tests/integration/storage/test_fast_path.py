@@ -13,7 +13,7 @@ import pytest
 from tests.conformance import targets
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import Target
-from tests.faults.lines import opened_through, port_of
+from tests.faults.proxied_stores import opened_through, port_of
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Delay, Fault, FaultyProxy, Request, Say
 from worker.jobs.interrupt_signal import at_most

@@ -13,7 +13,7 @@ from celery.contrib.testing.worker import start_worker
 from kombu import Connection
 from kombu.transport import redis as kombu_redis
 
-from tests.hostile import HOSTILE, JOB
+from tests.hostile_messages import HOSTILE, JOB
 from tests.waiting import WITHIN
 from worker.intake import message_filter
 from worker.intake.message_filter import RECORD_TASK

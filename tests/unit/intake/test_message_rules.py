@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kombu.asynchronous.timer import Timer
 from kombu.transport.virtual import Message
 
-from tests.hostile import HOSTILE, JOB, SECRET, encoded, envelope
+from tests.hostile_messages import HOSTILE, JOB, SECRET, encoded, envelope
 from worker.intake.message_rules import Rules, check_message
 from zot_artifact_client.client import payload_of
 from zot_artifact_client.contract import MAX_MESSAGE, UPLOAD, VERIFY, batch_stem

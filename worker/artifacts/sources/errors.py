@@ -12,7 +12,7 @@ class SourceRefused(PermanentError):
     """The source is not allowed by the settings, or cannot be trusted."""
 
 
-def about_no_store(error: StorageError) -> StorageError:
+def mark_source_error(error: StorageError) -> StorageError:
     """Return an error of a source, marked so that it counts against no store while its bytes are written to one."""
     error.store = ""
     return error

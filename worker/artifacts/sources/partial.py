@@ -46,7 +46,7 @@ class Partial:
         known = {"etag": self.etag, "total": self.total, "size": self.size, "sha256": self._hash.hexdigest()}
         return known | {"url": hashlib.sha256(url.encode()).hexdigest()}
 
-    def take_up(self, state: dict[str, Any], url: str, heartbeat: Callable[[], object]) -> None:
+    def resume(self, state: dict[str, Any], url: str, heartbeat: Callable[[], object]) -> None:
         """Resume from the bytes of an earlier attempt, if a full read shows that they are the ones that it received."""
         self.file.seek(0)
         while self.size < state["size"] and (piece := self.file.read(min(BUFFER_SIZE, state["size"] - self.size))):
@@ -79,7 +79,7 @@ def partial_download(
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             with os.fdopen(open_own(directory, _STATE, os.O_RDONLY), "rb") as state:
                 kept = json.load(state)
-            partial.take_up(kept, url, heartbeat)
+            partial.resume(kept, url, heartbeat)
         try:
             yield partial
         except PermanentError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.artifacts.sources.download import downloaded
-from worker.artifacts.sources.errors import SourceRefused, about_no_store, shown
+from worker.artifacts.sources.errors import SourceRefused, mark_source_error, shown
 from worker.artifacts.sources.local_file import file_error, open_file, staging_name
 from worker.settings import Settings
 from worker.storage.driver import Digest
@@ -66,7 +66,7 @@ class _Reader:
         try:
             return self._file.read(size)
         except OSError as error:
-            raise about_no_store(file_error(self._name, error)) from error
+            raise mark_source_error(file_error(self._name, error)) from error
 
 
 @contextmanager

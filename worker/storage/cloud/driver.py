@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
 
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
-from worker.storage.cloud.fast_path import FastPath, Place
+from worker.storage.cloud.fast_path import FastPath, RealObject
 from worker.storage.config import CloudConfig
 from worker.storage.driver import WholeObject
 from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError
@@ -101,7 +101,7 @@ class CloudDriver(ABC):
             return None
         real, start = self._real(bucket)
         try:
-            return self._fast.read(Place(real, start + key, f"{bucket}/{key}"), size)
+            return self._fast.read(RealObject(real, start + key, f"{bucket}/{key}"), size)
         except NotFound as error:
             raise self._missing_object(bucket, key, error.code) from None
 

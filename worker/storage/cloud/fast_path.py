@@ -110,7 +110,7 @@ class Dialect:
         return (*FAILURES, *self.sdk_errors)
 
 
-class Place(NamedTuple):
+class RealObject(NamedTuple):
     """A real object: its real bucket, its name in that, and the logical bucket and key, for messages."""
 
     real: str
@@ -134,15 +134,15 @@ class FastPath:
         self._clients: dict[str, Client | None] = {}
         self._lock = threading.Lock()
 
-    def read(self, place: Place, size: int) -> WholeObject | None:
+    def read(self, target: RealObject, size: int) -> WholeObject | None:
         """Return an object that has exactly `size` bytes; one of another size is not read."""
-        client = self._client(place)
+        client = self._client(target)
         if client is None:
             return None
         try:
-            found = _interruptible(lambda: _get(client.store, place.name, size))
+            found = _interruptible(lambda: _get(client.store, target.name, size))
         except FAILURES as error:
-            self._failed(error, client, place)
+            self._failed(error, client, target)
             return None
         if found is None:
             return None
@@ -150,15 +150,15 @@ class FastPath:
         version = self._dialect.version(meta)
         return WholeObject(version, data) if version and len(data) == size else None
 
-    def head(self, place: Place) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
+    def head(self, target: RealObject) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
         """Return obstore's metadata of an object, and its attributes: the user's metadata, and PROPERTIES."""
-        client = self._client(place)
+        client = self._client(target)
         if client is None:
             return None
         try:
-            found = _interruptible(lambda: _head(client.store, place.name))
+            found = _interruptible(lambda: _head(client.store, target.name))
         except FAILURES as error:
-            self._failed(error, client, place)
+            self._failed(error, client, target)
             return None
         return found
 
@@ -167,9 +167,9 @@ class FastPath:
         with self._lock:
             self._clients.clear()
 
-    def _client(self, place: Place) -> Client | None:
-        real = place.real
-        if _Process.used_by not in {None, os.getpid()} or not _PLAIN.fullmatch(place.name):
+    def _client(self, target: RealObject) -> Client | None:
+        real = target.real
+        if _Process.used_by not in {None, os.getpid()} or not _PLAIN.fullmatch(target.name):
             return None
         try:
             return self._clients[real]
@@ -186,16 +186,16 @@ class FastPath:
                     return None  # the SDK says what is wrong
             return self._clients[real]
 
-    def _failed(self, error: Exception, client: Client, place: Place) -> None:
+    def _failed(self, error: Exception, client: Client, target: RealObject) -> None:
         """Return if the SDK has to repeat the request; otherwise raise the translated error."""
-        failure = self._translated(error, client, place)
+        failure = self._translated(error, client, target)
         if not isinstance(failure, ONLY_THE_SDK):
             raise failure from None
 
-    def _translated(self, error: Exception, client: Client, place: Place) -> StorageError:
+    def _translated(self, error: Exception, client: Client, target: RealObject) -> StorageError:
         if client.credentials and client.credentials.error:
-            return self._dialect.translate(client.credentials.error, self._origin, place.what)
-        return translate(error, self._origin, place.what, self._dialect.codes)
+            return self._dialect.translate(client.credentials.error, self._origin, target.what)
+        return translate(error, self._origin, target.what, self._dialect.codes)
 
 
 def _get(store: "ObjectStore", name: str, size: int) -> tuple[Mapping[str, Any], Any] | None:

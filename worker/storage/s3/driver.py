@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.fast_path import PROPERTIES, SMALL, Place
+from worker.storage.cloud.fast_path import PROPERTIES, SMALL, RealObject
 from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
@@ -436,7 +436,7 @@ class S3Driver(CloudDriver):
             return None
         real, start = self._real(bucket)
         try:
-            found = self._fast.head(Place(real, start + key, f"{bucket}/{key}"))
+            found = self._fast.head(RealObject(real, start + key, f"{bucket}/{key}"))
         except NotFound:
             raise self._missing(bucket, key) from None
         if found is None or not found[0]["e_tag"]:

@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-from tests.hostile import encoded, envelope
-from tests.servers.silent import SilentHost
+from tests.hostile_messages import encoded, envelope
+from tests.servers.silent_host import SilentHost
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed

@@ -1,4 +1,4 @@
-"""Messages as they lie in Redis: a good one as small as clients write it, and what strangers might put there."""
+"""Messages in Redis: a good one as small as clients write it, and what other senders might put there."""
 
 import base64
 import json

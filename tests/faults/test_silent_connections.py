@@ -9,7 +9,7 @@ import pytest
 from tests.conformance.bodies import some_bytes, source
 from tests.conformance.targets import PART
 from tests.faults.fleet import MIB, PARTS, fleet_of
-from tests.faults.lines import STORES, opened_through, port_of
+from tests.faults.proxied_stores import STORES, opened_through, port_of
 from tests.servers import Ministack, Valkey
 from tests.servers.freezing import FreezingProxy
 from tests.servers.proxy import Fault, FaultyProxy, Request, Silence
