@@ -10,7 +10,6 @@ from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze
 from worker.storage import (
-    Capabilities,
     Condition,
     Digest,
     ListedObject,
@@ -60,7 +59,7 @@ class LimitedStore:
     """
 
     def __init__(self, store: Store, admission: Admission, job: Job) -> None:
-        self.name = store.name
+        self.name, self.capabilities = store.name, store.capabilities
         self._store = store
         self._admission = admission
         self.limits = admission.limits_of(store.name)
@@ -71,10 +70,6 @@ class LimitedStore:
         """Failures of the store are being counted, so a success has to be recorded."""
         self._slot: Slot | None = None
         self._transfers = 0
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._store.capabilities
 
     # Metadata
 
@@ -297,6 +292,8 @@ class LimitedStore:
     def _metered(self, tell: OnBytes) -> OnBytes:
         """Return the function that takes the size of every piece from the bandwidth, and then calls `tell`."""
         limit = self.limits.bytes_per_second
+        if limit is None and self.limits.concurrency is None:
+            return tell
 
         def metered(count: int) -> None:
             self._check_slot()

@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from worker.storage.driver import Body, Digest, ObjectStat, StaleUpload
@@ -67,35 +66,37 @@ class _CallersBody:
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        caller, what = _Caller(), _what(args)
-        with _storage_errors_only(self.name, what, caller):
+        caller = _Caller()
+        try:
             wrapped = {name: caller.wrap(value) for name, value in kwargs.items()}
             result = method(self, *map(caller.wrap, args), **wrapped)
-        return _guarded_iterator(result, self.name, what) if isinstance(result, Iterator) else result
+        except Exception as error:
+            if error is caller.raised or _passes(error):
+                raise
+            raise _translated(error, f"{self.name}: {_what(args)}") from None
+        return _guarded_iterator(result, f"{self.name}: {_what(args)}") if isinstance(result, Iterator) else result
 
     return guarded
 
 
-def _guarded_iterator(rows: Iterator[Any], store: str, what: str) -> Iterator[Any]:
-    with _storage_errors_only(store, what, _Caller()):
-        yield from rows
-
-
-@contextmanager
-def _storage_errors_only(store: str, what: str, caller: _Caller) -> Iterator[None]:
+def _guarded_iterator(rows: Iterator[Any], what: str) -> Iterator[Any]:
     try:
-        yield
-    except StorageError:
-        raise
+        yield from rows
     except Exception as error:
-        if error is caller.raised or type(error).__module__.partition(".")[0] in _NOT_OF_A_STORE:
+        if _passes(error):
             raise
-        if isinstance(error, UnicodeEncodeError):
-            raise InvalidKey(f"{store}: {what}: it is not valid Unicode (lone surrogate)") from None
-        # Not the text of the error: nothing is known of it, so it may hold a secret.
-        raise UnexpectedAnswer(
-            f"{store}: {what}: the store or its SDK raised an unexpected error ({type(error).__name__})"
-        ) from None
+        raise _translated(error, what) from None
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, StorageError) or type(error).__module__.partition(".")[0] in _NOT_OF_A_STORE
+
+
+def _translated(error: Exception, what: str) -> StorageError:
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidKey(f"{what}: it is not valid Unicode (lone surrogate)")
+    # Not the text of the error: nothing is known of it, so it may hold a secret.
+    return UnexpectedAnswer(f"{what}: the store or its SDK raised an unexpected error ({type(error).__name__})")
 
 
 def _what(args: tuple[Any, ...]) -> str:

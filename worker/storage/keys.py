@@ -84,8 +84,9 @@ def check_existing_key(bucket: str, key: str) -> str:
     Raises:
         InvalidKey: naming the key and the rule it breaks.
     """
-    del bucket  # in the layout `native` it is not part of the real key
-    rule = _unsafe_rule(key)
+    if is_plain(bucket, key):
+        return key
+    rule = _unsafe_rule(key)  # in the layout `native` the bucket is not part of the real key
     if rule:
         raise InvalidKey(f"key {key!r} is not allowed: {rule}")
     return key

@@ -5,7 +5,7 @@ import secrets
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +96,7 @@ class Store:
             memory: most bytes of an object that one write keeps in memory.
             identity: checks before every use that the store was used under its name before.
         """
+        self.name = driver.name  # as it is configured, such as `primary`
         self._driver = driver
         self._identity = identity
         self._memory = memory
@@ -103,12 +104,7 @@ class Store:
         self._refuses_damage: bool | None = None
         self._lock = threading.Lock()
 
-    @property
-    def name(self) -> str:
-        """Return the configured name, such as `primary`."""
-        return self._driver.name
-
-    @property
+    @cached_property
     def capabilities(self) -> Capabilities:
         return self._driver.capabilities
 
@@ -161,11 +157,9 @@ class Store:
         self._check_write(bucket, key, existing_key=existing_key)
         if storage_class and not self.capabilities.storage_classes:
             raise PermanentError(f"{self.name}: the store has no storage classes; {storage_class!r} was asked for")
-        metadata = metadata or {}
         if isinstance(source, HashedBytes):
             size, sha256 = source.digest.size, source.digest.sha256
-        needs_digest = self.capabilities.needs_digest_first or self.capabilities.parts
-        if not isinstance(source, HashedBytes) and needs_digest and (size is None or sha256 is None):
+        elif (size is None or sha256 is None) and (self.capabilities.needs_digest_first or self.capabilities.parts):
             with self._spooled(source, size, sha256) as (spool, digest):
                 return self.write_object(
                     bucket, key, spool, size=digest.size, sha256=digest.sha256,
@@ -180,25 +174,27 @@ class Store:
             body = VerifyingReader(
                 source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
             )
-        info = WriteInfo(size, sha256, metadata, storage_class, properties or ObjectProperties())
-        if self._goes_in_parts(size):
+        info = WriteInfo(size, sha256, metadata or {}, storage_class, properties or ObjectProperties())
+        in_parts = self._goes_in_parts(size)
+        if in_parts:
             self._refuse_early(bucket, key, condition)
 
         def send(bucket: str, key: str, condition: Condition) -> ObjectStat:
-            if self._goes_in_parts(size):
+            if in_parts:
                 return self._parted(bucket, key, info, checkpoint).run(body, condition)
             return self._driver.put(bucket, key, body, info, condition=condition)
 
         if self.checks_uploads():
-            return send(bucket, key, condition), body.digest
-        if not self._can_stage():
+            stat = send(bucket, key, condition)
+        elif self._can_stage():
+            staged = send(STAGING_BUCKET, _reserved_key(STAGING_BUCKET, f"{sha256}/{bucket}", key), None)
+            self._read_back(staged, body.digest, on_read_back, f"{bucket}/{key}")
+            stat = self._swap_in(staged, bucket, key, condition, storage_class)
+        else:
             self._check_replaces_nothing(bucket, key, condition)
             stat = send(bucket, key, condition)
             self._read_back(stat, body.digest, on_read_back, f"{bucket}/{key}")
-            return stat, body.digest
-        staged = send(STAGING_BUCKET, _reserved_key(STAGING_BUCKET, f"{sha256}/{bucket}", key), None)
-        self._read_back(staged, body.digest, on_read_back, f"{bucket}/{key}")
-        return self._swap_in(staged, bucket, key, condition, storage_class), body.digest
+        return stat, body.digest
 
     def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
         """Write small objects of different keys as a group, and return the stat or the error of each, in their order.
@@ -422,9 +418,12 @@ class Store:
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
-        self._check_named(check_any_bucket, bucket)
-        self._check_named(check_prefix, prefix)
-        self._check_named(check_prefix, after)
+        try:
+            check_any_bucket(bucket)
+            check_prefix(prefix)
+            check_prefix(after)
+        except InvalidKey as error:
+            raise InvalidKey(f"{self.name}: {error.message}") from None
         self._check_identity(write=False)
         return self._driver.iter_objects(bucket, prefix, after)
 
@@ -518,8 +517,11 @@ class Store:
 
     def _check_existing(self, bucket: str, key: str) -> None:
         """Check the names of an object that another program may have written."""
-        self._check_named(check_any_bucket, bucket)
-        self._check_named(lambda name: check_existing_key(bucket, name), key)
+        try:
+            check_any_bucket(bucket)
+            check_existing_key(bucket, key)
+        except InvalidKey as error:
+            raise InvalidKey(f"{self.name}: {error.message}") from None
 
     def _check_read(self, bucket: str, key: str) -> None:
         if self._is_impossible(bucket, key):
@@ -527,11 +529,13 @@ class Store:
         self._check_identity(write=False)
 
     def _check_write(self, bucket: str, key: str, *, existing_key: bool) -> None:
-        if not existing_key:
-            self._check_named(check_any_bucket, bucket)
-            self._check_named(lambda name: check_key(bucket, name), key)
-        elif self._is_impossible(bucket, key):
+        if existing_key and self._is_impossible(bucket, key):
             raise InvalidKey(f"{self.name}: the store can have no object of the name {bucket}/{key}")
+        if not existing_key:
+            try:
+                check_key(check_any_bucket(bucket), key)
+            except InvalidKey as error:
+                raise InvalidKey(f"{self.name}: {error.message}") from None
         self._check_identity(write=True)
 
     def _is_impossible(self, bucket: str, key: str) -> bool:
@@ -539,12 +543,6 @@ class Store:
         self._check_existing(bucket, key)
         impossible = self.capabilities.impossible_keys
         return impossible is not None and impossible.search(key) is not None
-
-    def _check_named(self, check: Callable[[str], str], name: str) -> None:
-        try:
-            check(name)
-        except InvalidKey as error:
-            raise InvalidKey(f"{self.name}: {error.message}") from None
 
     def _small_reads(self) -> SmallReads | None:
         """Return the reader of many small objects; None if the driver has none, or the store fails."""

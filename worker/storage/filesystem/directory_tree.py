@@ -284,21 +284,35 @@ class Tree:
         """
         directory, _ = self.create_directory(LOCKS)
         try:
-            lock = self._lock_file(directory, name)
+            lock = self._open_lock(directory, name)
         finally:
             os.close(directory)
         try:
-            self._wait_for(lock, name)
+            until = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:  # writers hold it for a few system calls only
+                        where = self._root.joinpath(*LOCKS, name)
+                        raise Unavailable(
+                            f"{self._store}: another process has locked {where} for {LOCK_SECONDS:.0f} s; "
+                            f"`fuser {where}` names it"
+                        ) from None
+                    time.sleep(_LOCK_POLL)
             yield
         finally:
             os.close(lock)
 
-    def _lock_file(self, directory: int, name: str) -> int:
+    def _open_lock(self, directory: int, name: str) -> int:
         flags = os.O_RDWR | os.O_NOFOLLOW
+        with suppress(FileNotFoundError):
+            return os.open(name, flags, dir_fd=directory)
         try:
             lock = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
         except FileExistsError:
-            return os.open(name, flags | os.O_CREAT, 0o666, dir_fd=directory)
+            return os.open(name, flags, dir_fd=directory)
         give_mode(lock, self.file_mode)
         return lock
 
@@ -312,23 +326,6 @@ class Tree:
             finally:
                 os.close(fd)
         return True
-
-    def _wait_for(self, lock: int, name: str) -> None:
-        """Lock a file within `LOCK_SECONDS`: writers hold it for a few system calls only."""
-        until = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    where = self._root.joinpath(*LOCKS, name)
-                    raise Unavailable(
-                        f"{self._store}: another process has locked {where} for {LOCK_SECONDS:.0f} s; "
-                        f"`fuser {where}` names it"
-                    ) from None
-                time.sleep(_LOCK_POLL)
-            else:
-                return
 
     def _open_root(self) -> int:
         try:

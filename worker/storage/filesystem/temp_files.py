@@ -19,10 +19,21 @@ class TempFile:
 
     def __init__(self, directory: int, mode: int | None = None) -> None:
         """Create an empty file in a directory that the caller keeps open; the umask decides without `mode`."""
-        self._directory = directory
-        self._name, self._fd = _unique(directory, mode)
-        self._written = 0
-        self._named = True
+        self._directory, self._written, self._named = directory, 0, True
+        for _ in range(_TRIES):
+            self._name = _temp_name()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            self._fd = os.open(self._name, flags, 0o666, dir_fd=directory)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_SH)
+                give_mode(self._fd, mode)
+                if self.stat.st_nlink:
+                    return
+            except BaseException:
+                self.close()
+                raise
+            os.close(self._fd)  # cleanup removed it as stale before it was locked
+        raise OSError(errno.EBUSY, "temporary files disappear as soon as they are made")
 
     @property
     def stat(self) -> os.stat_result:
@@ -204,20 +215,3 @@ def remove_dead(directory: int, name: str) -> bool:
 
 def _temp_name() -> str:
     return f"{TEMP}{uuid.uuid4().hex}"
-
-
-def _unique(directory: int, mode: int | None) -> tuple[str, int]:
-    for _ in range(_TRIES):
-        name = _temp_name()
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=directory)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            give_mode(fd, mode)
-            if os.fstat(fd).st_nlink:
-                return name, fd
-        except BaseException:
-            os.close(fd)
-            remove(directory, name)
-            raise
-        os.close(fd)  # cleanup removed it as stale before it was locked
-    raise OSError(errno.EBUSY, "temporary files disappear as soon as they are made")

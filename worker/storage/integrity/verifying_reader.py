@@ -22,27 +22,21 @@ OnBytes = Callable[[int], None]
 """Called with the number of bytes after each read. What it raises ends the transfer; nothing becomes visible."""
 
 
-class _Sha256:
-    """A SHA-256 whose large pieces are hashed in a thread, while the next is fetched or the last is written."""
+class _ThreadedSha256:
+    """A SHA-256 that is computed in a thread, while the next piece is fetched or the last one is written."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._pool: ThreadPoolExecutor | None = None  # ends with this object, even if no digest was read
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")  # ends with this object
         self._under_way: Future[None] | None = None
 
     def update(self, data: bytes) -> None:
         self._wait()
-        if self._pool is None and len(data) < BUFFER_SIZE:
-            self._hash.update(data)
-            return
-        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._under_way = self._pool.submit(self._hash.update, data)
 
     def hexdigest(self) -> str:
         self._wait()
-        if self._pool:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+        self._pool.shutdown(wait=False)
         return self._hash.hexdigest()
 
     def _wait(self) -> None:
@@ -71,7 +65,7 @@ class VerifyingReader:
         self._sha256 = sha256
         self._what = what
         self._on_bytes = on_bytes
-        self._hash = _Sha256()
+        self._hash: hashlib._Hash | _ThreadedSha256 = hashlib.sha256()
         self._count = 0
         self._digest: Digest | None = None
 
@@ -86,6 +80,8 @@ class VerifyingReader:
         if not data:
             self._finish()
             return b""
+        if self._count == 0 and len(data) >= BUFFER_SIZE:
+            self._hash = _ThreadedSha256()
         self._count += len(data)
         if self._size is not None and self._count > self._size:
             raise SizeMismatch(f"{self._what} has more than the announced {self._size} bytes")
