@@ -34,54 +34,59 @@ class SymlinkPolicy(StrEnum):
     error = "error"
 
 
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="A file, `-` for standard input, or a URL of a host in sources.hosts."),
+]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="BUCKET/KEY",
+        help="The artifact, such as releases/app.tgz. With --recursive: BUCKET or BUCKET/PREFIX.",
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="SOURCE is a directory: upload the files in and below it.")
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
+]
+Symlinks = Annotated[SymlinkPolicy, typer.Option(help="With -r: what to do with symbolic links.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With -r: count files and bytes, and upload nothing.")]
+Sha256 = Annotated[str | None, typer.Option(metavar="HEX", help="Reject the upload if the bytes have another SHA-256.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Record this metadata with the artifact. Can be repeated."),
+]
+StorageClass = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STORE=CLASS", help="Storage class or access tier in a store. Can be repeated."),
+]
+Property = Annotated[
+    list[str] | None,
+    typer.Option("--property", metavar="NAME=VALUE", help=f"Keep a header beside the bytes: {', '.join(PROPERTIES)}."),
+]
+
+
 def upload(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="A file, `-` for standard input, or a URL of a host in sources.hosts."),
-    ],
-    artifact: Annotated[
-        str,
-        typer.Argument(
-            metavar="BUCKET/KEY",
-            help="The artifact, such as releases/app.tgz. With --recursive: BUCKET or BUCKET/PREFIX.",
-        ),
-    ],
+    source: Source,
+    artifact: Target,
     *,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="SOURCE is a directory: upload the files in and below it.")
-    ] = False,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
-    ] = None,
-    symlinks: Annotated[
-        SymlinkPolicy, typer.Option(help="With -r: what to do with symbolic links.")
-    ] = SymlinkPolicy.skip,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With -r: count files and bytes, and upload nothing.")
-    ] = False,
-    sha256: Annotated[
-        str | None, typer.Option(metavar="HEX", help="Reject the upload if the bytes have another SHA-256.")
-    ] = None,
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    symlinks: Symlinks = SymlinkPolicy.skip,
+    dry_run: DryRun = False,
+    sha256: Sha256 = None,
     store: Stores = None,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Record this metadata with the artifact. Can be repeated."),
-    ] = None,
-    storage_class: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STORE=CLASS", help="Storage class or access tier in a store. Can be repeated."),
-    ] = None,
-    property_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--property", metavar="NAME=VALUE", help=f"Keep a header beside the bytes: {', '.join(PROPERTIES)}."
-        ),
-    ] = None,
+    metadata: Metadata = None,
+    storage_class: StorageClass = None,
+    property_: Property = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -101,12 +106,12 @@ def upload(
         zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
         zot-artifacts upload -r build releases/2026-11 --exclude '*.tmp'
     """
+    waiting = WaitOptions(not no_wait, timeout, idempotency_key)
     if recursive:
         single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class}
         _refuse("is for one file: leave it out with --recursive", single)
-        waiting = WaitOptions(not no_wait, timeout, idempotency_key)
-        filters = Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value)
-        _upload_directory(listing_of(source, artifact, filters), store, waiting, dry=dry_run, as_json=as_json)
+        listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
+        _upload_directory(listing, store, waiting, dry=dry_run, as_json=as_json)
         return
     link_policy = symlinks if symlinks is not SymlinkPolicy.skip else None
     several = {"--include": include, "--exclude": exclude, "--symlinks": link_policy, "--dry-run": dry_run}
@@ -115,24 +120,24 @@ def upload(
     check_key(at.bucket, at.key)
     with opened() as session:
         path = None if source == STDIN or "://" in source else check_file(source)
-        fields = {
-            "source": source if path is None else _text(path),
-            "sha256": sha256,
-            "stores": session.store_names(store),
-            "metadata": _pairs("--metadata", metadata or []),
-            "storage_classes": _pairs("--storage-class", storage_class or []),
+        request = request_of(
+            UPLOAD,
+            bucket=at.bucket,
+            key=at.key,
+            source=_source(source, path),
+            sha256=sha256,
+            stores=session.store_names(store),
+            metadata=_pairs("--metadata", metadata or []),
+            storage_classes=_pairs("--storage-class", storage_class or []),
             **_properties(property_ or []),
-        }
-        if source == STDIN:
-            fields["source"] = "/dev/stdin"  # the staged file replaces it as the source
-        request = request_of(UPLOAD, bucket=at.bucket, key=at.key, **fields)
+        )
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
         with sender(session, "uploading") as way:
             if source == STDIN:
-                outcome = _upload_stdin(way, job_id, request, wait=not no_wait, timeout=timeout)
+                outcome = _upload_stdin(way, job_id, request, wait=waiting.wait, timeout=timeout)
             else:
-                outcome = upload_one(way, job_id, request, path, wait=not no_wait, timeout=timeout)
-    finish(outcome, waited=not no_wait, as_json=as_json)
+                outcome = upload_one(way, job_id, request, path, wait=waiting.wait, timeout=timeout)
+    finish(outcome, waited=waiting.wait, as_json=as_json)
 
 
 def _upload_directory(
@@ -217,6 +222,8 @@ def _properties(given: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _text(path: Path) -> str:
-    """Return a path that a request can hold; a file whose name is not text is staged under another name."""
-    return str(path).encode("utf-8", "replace").decode()
+def _source(source: str, path: Path | None) -> str:
+    """Return the source as a request can hold it; what is staged replaces standard input and a name that is no text."""
+    if path is not None:
+        return str(path).encode("utf-8", "replace").decode()
+    return "/dev/stdin" if source == STDIN else source
