@@ -123,6 +123,7 @@ class Database:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
         self._check_file()
         with translated(self.engine), self.engine.begin() as connection:
+            _dialect(self.engine).begin_write(connection)
             yield connection
 
     @contextmanager
@@ -222,6 +223,7 @@ def _dialect(engine: Engine) -> ModuleType:
 def _reading(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         connection.execution_options(**_dialect(engine).READING).begin()
+        _dialect(engine).begin_read(connection)
         yield connection
 
 
@@ -238,7 +240,8 @@ def _upgrade(engine: Engine) -> None:
     from alembic.util import CommandError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each of its plugins
-    with engine.begin() as connection:  # this write takes the lock: only one process migrates
+    with engine.begin() as connection:
+        _dialect(engine).begin_write(connection)  # this takes the lock: only one process migrates
         unfit = _dialect(engine).before_migrating(connection)
         if unfit:
             raise CatalogueError(f"the catalogue {_named(engine.url)} cannot be made: {unfit}")

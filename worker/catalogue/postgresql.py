@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from worker.catalogue.prepared import execute
+
 LOCK_SECONDS = 30
 """How long a writer waits for the lock, as in SQLite."""
 IDLE_SECONDS = 20
@@ -18,7 +20,7 @@ STATEMENT_SECONDS = 60
 
 # The snapshot of a reader is one state of all tables. A writer must see what was committed before it got the lock, so
 # that its transaction must not be REPEATABLE READ.
-READING: Mapping[str, Any] = {"reads": True, "isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+READING: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 _WRITING = "READ COMMITTED"
 
 _LOCK = 0x5A6F7420_63617461
@@ -63,7 +65,6 @@ def options(url: URL) -> dict[str, Any]:
 def set_up(engine: Engine) -> None:
     """Give every connection time limits, and make every writer wait for the lock."""
     event.listen(engine, "connect", _set_limits)
-    event.listen(engine, "begin", _take_turn)
 
 
 def before_migrating(connection: Connection) -> str | None:
@@ -90,6 +91,10 @@ def _set_limits(connection: Any, _record: Any) -> None:
     connection.autocommit = False
 
 
-def _take_turn(connection: Connection) -> None:
-    if not connection.get_execution_options().get("reads", False):
-        connection.exec_driver_sql(_TAKE_TURN)
+def begin_read(connection: Connection) -> None:
+    """Do nothing: the driver begins a transaction with its first statement."""
+
+
+def begin_write(connection: Connection) -> None:
+    """Wait until no other transaction writes."""
+    execute(connection, _TAKE_TURN, ())

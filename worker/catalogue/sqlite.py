@@ -15,7 +15,7 @@ from worker.catalogue.prepared import execute
 BUSY_SECONDS = 30
 """How long a writer waits for the lock, unless the URL says otherwise: `?timeout=SECONDS`."""
 
-READING: Mapping[str, Any] = {"reads": True}
+READING: Mapping[str, Any] = {}
 
 _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
@@ -29,7 +29,6 @@ def options(url: URL) -> dict[str, Any]:
 def set_up(engine: Engine) -> None:
     """Make every connection durable, and make it wait for the writer before it."""
     event.listen(engine, "connect", _set_pragmas)
-    event.listen(engine, "begin", _begin_immediate)
 
 
 def file_of(url: URL) -> Path | None:
@@ -49,7 +48,7 @@ def is_transient(error: DBAPIError) -> bool:
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must begin no transaction by itself: see _begin_immediate
+    connection.isolation_level = None  # the driver must begin no transaction by itself: see begin_write
     _switch_to_wal(connection)
     for pragma in (
         "synchronous = FULL",  # an acknowledged job survives a power cut
@@ -74,12 +73,15 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-def _begin_immediate(connection: Connection) -> None:
+def begin_read(connection: Connection) -> None:
+    """Begin a transaction that changes nothing."""
+    execute(connection, "BEGIN", ())
+
+
+def begin_write(connection: Connection) -> None:
+    """Begin a transaction that may write, once no other one writes."""
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
-    if connection.get_execution_options().get("reads", False):
-        execute(connection, "BEGIN", ())
-        return
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
     # lock again: a job beside it waited for seconds.
     raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)

@@ -50,14 +50,19 @@ class Outbox:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def taken(self, job_id: str) -> None:
-        """Remove a job that is in the ledger now. If that fails, `resend` removes it."""
+    def taken(self, job_id: str, queue: str | None = None) -> None:
+        """Remove a job that is in the ledger now. If that fails, `resend` removes it.
+
+        `queue`: the queue that its message came from; without it, all queues are searched for the job.
+        """
+        queues = [known.value for known in Queue]
+        queues = [queue] if queue in queues else queues
         try:
             with self._redis() as client:
                 if client is None:
                     return
                 with client.pipeline(transaction=False) as pipeline:  # every job does this: one round trip
-                    _remove(pipeline, job_id, [queue.value for queue in Queue])
+                    _remove(pipeline, job_id, queues)
                     pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)

@@ -146,6 +146,7 @@ class Delivery(Generic[RequestT, ResultT]):
         request = self._validate(args, kwargs)
         try:
             self._check_sender(request)
+            queue = (self._task.request.delivery_info or {}).get("routing_key")
             found = self._ledger.acquire(
                 self._id,
                 self._spec.kind,
@@ -155,11 +156,11 @@ class Delivery(Generic[RequestT, ResultT]):
                 parent=self._task.request.parent_id,
                 now=clock.now(),
                 lease=self._context.settings.jobs.lease,
-                queue=(self._task.request.delivery_info or {}).get("routing_key"),
+                queue=queue,
                 max_crashes=self._context.settings.retry.max_crashes,
                 planned=is_batch_job(self._id, self._task.request.parent_id),
             )
-            Outbox(self._task.app).taken(self._id)
+            Outbox(self._task.app).taken(self._id, queue)
             match found:
                 case Leased():
                     fence_request(self._task.request, found.record.fence)
