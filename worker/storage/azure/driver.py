@@ -11,7 +11,7 @@ from http import HTTPStatus
 from itertools import islice
 from typing import Any, cast
 
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import DecodeError, HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient, ContentSettings
 
 from worker.storage.azure.blocks import new_block, new_token
@@ -35,7 +35,7 @@ from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import SMALL
-from worker.storage.cloud.listing import check_size, is_reserved, rows_of, without_malformed
+from worker.storage.cloud.listing import check_size, is_document, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import AzureConfig
@@ -64,8 +64,11 @@ blob.
 """
 MAX_OBJECT = MAX_PART * MAX_PARTS
 _PAGE = 1_000
-_TIMES = ("Last-Modified", "Creation-Time", "CopyCompletionTime", "AccessTierChangeTime", "LastAccessTime")
-_READABLE = {"Content-Length": check_size, **dict.fromkeys(_TIMES, parsedate_to_datetime)}
+_READABLE = {"Content-Length": check_size, "Last-Modified": parsedate_to_datetime, "MaxResults": check_size}
+_PROPERTIES = re.compile(rb"<Properties>(.*?)</Properties>", re.DOTALL)
+_NEEDED = re.compile(rb"<(Content-Length|Last-Modified|Etag|BlobType|CopyStatus)>[^<]*</\1>")
+_FLAGS = re.compile(rb"<(Deleted|IsCurrentVersion|HasVersionsOnly)>[^<]*</\1>")
+"""What a listing of current blobs says of each: one malformed value would make the SDK reject the whole page."""
 _SINCE_START_FROM = "2026-02-06"
 
 
@@ -430,7 +433,12 @@ class AzureDriver(CloudDriver):
         client = self._service().get_container_client(real)
         with translated(self._origin, real):
             try:
-                pages = client.list_blobs(results_per_page=_PAGE if prefix else 1, **wanted).by_page()
+                pages = client.list_blobs(
+                    results_per_page=_PAGE if prefix else 1,
+                    response_format="xml",
+                    raw_response_hook=_clean_page,
+                    **wanted,
+                ).by_page()
                 found = rows_of(pages, lambda page: page, self._origin, real)
                 return {str(blob.name) for blob in islice(filter(is_object, found), 2)}
             except HttpResponseError as error:
@@ -454,9 +462,22 @@ class AzureDriver(CloudDriver):
 
 
 def _clean_page(reply: Any) -> None:
-    """Remove the values that the SDK cannot read from a page, before the SDK reads it."""
+    """Remove what the SDK cannot read, or the driver does not need, from a page, before the SDK reads it.
+
+    Raises:
+        DecodeError: it is no listing.
+    """
     answer = reply.http_response
-    answer._content = without_malformed(answer.body(), _READABLE)  # noqa: SLF001  the SDK offers no other place
+    page = answer.body()
+    if answer.status_code == HTTPStatus.OK:
+        if not is_document(page, "EnumerationResults"):
+            raise DecodeError("the answer is no listing")
+        page = _PROPERTIES.sub(_only_needed, _FLAGS.sub(b"", without_malformed(page, _READABLE)))
+    answer._content = page  # noqa: SLF001  the SDK offers no other place
+
+
+def _only_needed(properties: re.Match[bytes]) -> bytes:
+    return b"<Properties>%b</Properties>" % b"".join(found[0] for found in _NEEDED.finditer(properties[1]))
 
 
 def _modified(blob: BlobProperties) -> datetime:

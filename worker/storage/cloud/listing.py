@@ -12,6 +12,9 @@ EMPTY_PAGES = 1_000
 """Pages without a row, one after the other, before a listing is given up. Some stores give a few, after deletions."""
 
 _MAX_DIGITS = 20
+_ROOT = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?[^>]*>\s*|<!--.*?-->\s*)*<(?:[A-Za-z0-9_]+:)?([A-Za-z0-9_]+)", re.DOTALL
+)
 
 _Row = TypeVar("_Row")
 
@@ -54,6 +57,15 @@ def without_malformed(page: bytes, readable: Mapping[str, Callable[[str], object
 
     names = "|".join(map(re.escape, readable))
     return re.sub(rf"<({names})>([^<]*)</\1>".encode(), kept, page)
+
+
+def is_document(page: bytes, root: str) -> bool:
+    """Return whether an answer is an XML document with this root element.
+
+    The SDKs take every other document, also that of a portal or of another request, for a listing without a row.
+    """
+    found = _ROOT.match(page)
+    return found is not None and found[1].decode() == root
 
 
 def size_of(said: object) -> int | None:

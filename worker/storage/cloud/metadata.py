@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
+from worker.storage.cloud.listing import size_of
 from worker.storage.driver import ObjectProperties, ObjectStat, WriteInfo
 from worker.storage.errors import InvalidMetadata, UnexpectedAnswer
 
@@ -95,13 +96,13 @@ class MetadataFormat:
         Raises:
             UnexpectedAnswer: the answer has no version tag or no size.
         """
-        if not version or not str(size).isdecimal():
+        if not version or size_of(size) is None:
             lacking = "the version tag" if not version else "the size"
             raise UnexpectedAnswer(f"{store}: {bucket}/{key}: the answer of the store lacks {lacking}")
         return ObjectStat(
             bucket=bucket,
             key=key,
-            size=int(size),
+            size=int(str(size)),
             version=str(version),
             modified=modified if isinstance(modified, datetime) else UNKNOWN_TIME,
             sha256=sha256_of(stored.get(SHA256)) or sha256,

@@ -14,6 +14,7 @@ from google.api_core.exceptions import from_http_response
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.exceptions import InvalidJSONError
 
 from worker.storage.cloud.error_mapping import shown_url
 from worker.storage.config import GcsConfig
@@ -136,3 +137,23 @@ def _credentials(name: str, config: GcsConfig) -> tuple[google.auth.credentials.
             raise AccessDenied(
                 f"{name}: {config.credentials_file} holds no credentials; correct `credentials_file`"
             ) from error
+
+
+def list_blobs(connection: Connection, real: str, fields: str, **wanted: Any) -> Any:
+    """Return the library's iterator of a listing, with these fields of each answer.
+
+    It raises InvalidJSONError for an answer that is no listing: the library takes every JSON object, also an empty one,
+    for a listing without a row.
+    """
+    listing: Any = connection.client.list_blobs(real, fields=f"kind,{fields}", retry=retry(), timeout=TIMEOUT, **wanted)
+    ask = listing._get_next_page_response  # noqa: SLF001  the library offers no other place
+
+    def answered() -> Any:
+        answer = ask()
+        if not isinstance(answer, dict) or answer.get("kind") != "storage#objects":
+            msg = "the answer is no listing"
+            raise InvalidJSONError(msg)
+        return answer
+
+    listing._get_next_page_response = answered  # noqa: SLF001
+    return listing

@@ -39,7 +39,16 @@ from worker.storage.errors import (
     UnexpectedAnswer,
 )
 from worker.storage.exception_boundary import exception_boundary
-from worker.storage.gcs.client import TIMEOUT, Connection, ObjectName, check_answer, connect, endpoint_of, retry
+from worker.storage.gcs.client import (
+    TIMEOUT,
+    Connection,
+    ObjectName,
+    check_answer,
+    connect,
+    endpoint_of,
+    list_blobs,
+    retry,
+)
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
 from worker.storage.gcs.fast_path import fast_path
 from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, updated
@@ -323,9 +332,7 @@ class GcsDriver(CloudDriver):
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
         try:
             with self._errors(real):
-                listing: Any = self._connected().client.list_blobs(
-                    real, prefix=prefix, max_results=2, fields="items(name)", retry=retry(), timeout=TIMEOUT
-                )
+                listing = list_blobs(self._connected(), real, "items(name)", prefix=prefix, max_results=2)
                 return {blob.name for blob in rows_of(listing.pages, iter, self._origin, real)}
         except NotFound:
             return None

@@ -20,7 +20,7 @@ from worker.storage.cloud.listing import rows_of
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.driver import ObjectStat, Part, PartData, StaleUpload
 from worker.storage.errors import SizeMismatch, StorageError, Unavailable, UploadEnded
-from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
+from worker.storage.gcs.client import COMMIT_TIMEOUT, Connection, ObjectName, check_answer, list_blobs, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.object_stat import blob_of, described, to_stat
 from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, send_bytes
@@ -215,14 +215,8 @@ def iter_blobs(
     connection: Connection, origin: Origin, real: str, prefix: str, start: str | None = None
 ) -> Iterator[Any]:
     """Yield real objects, by the bytes of their names, from `start` on; pages are fetched as they are needed."""
-    listing: Any = connection.client.list_blobs(
-        real,
-        prefix=prefix,
-        start_offset=start,
-        fields="items(name,size,generation,updated,timeCreated,metadata),nextPageToken",
-        retry=retry(),
-        timeout=TIMEOUT,
-    )
+    fields = "items(name,size,generation,updated,timeCreated,metadata),nextPageToken"
+    listing = list_blobs(connection, real, fields, prefix=prefix, start_offset=start)
     yield from rows_of(listing.pages, iter, origin, f"{real}/{prefix}")
 
 

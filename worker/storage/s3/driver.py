@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from hashlib import sha256
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
@@ -126,7 +127,8 @@ class S3Driver(CloudDriver):
         told = f"{wanted.start}-{wanted.stop - 1}"
         length = reply.get("ContentLength", len(wanted))
         whole = not said and length == stat.size
-        if (said and said != told) or not (whole or length == len(wanted)):
+        unsaid = not said and _status_of(reply) == HTTPStatus.PARTIAL_CONTENT
+        if unsaid or (said and said != told) or not (whole or length == len(wanted)):
             raise UnexpectedAnswer(
                 f"{self._name}: {stat.bucket}/{stat.key}: bytes {told} were asked for, the store answers with "
                 f"{length} bytes of the range {said or 'none'}"
@@ -153,11 +155,15 @@ class S3Driver(CloudDriver):
         )
         with self._errors(f"{bucket}/{key}"):
             try:
-                self._client().delete_object(**self._address(bucket, key), **atomic)
+                reply = self._client().delete_object(**self._address(bucket, key), **atomic)
             except ClientError as error:
                 if not is_missing(error):
                     raise
                 return False  # another process has deleted it meanwhile
+        if _status_of(reply) not in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
+            raise UnexpectedAnswer(
+                f"{self._name}: {bucket}/{key}: the store does not say that it has deleted the object"
+            )
         return True
 
     def copy(
@@ -480,6 +486,10 @@ def _range(offset: int, length: int | None) -> str | None:
     if length is None:
         return f"bytes={offset}-" if offset else None
     return f"bytes={offset}-{offset + length - 1}"
+
+
+def _status_of(reply: Any) -> int:
+    return int(reply["ResponseMetadata"]["HTTPStatusCode"])
 
 
 def _token(writer: str, upload_id: str) -> str:

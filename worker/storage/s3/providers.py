@@ -3,7 +3,8 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
@@ -11,11 +12,12 @@ import botocore.loaders
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from pydantic import SecretStr
 
 from worker.storage.cloud.error_mapping import shown_url
-from worker.storage.cloud.listing import check_size, without_malformed
+from worker.storage.cloud.listing import check_size, is_document, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
@@ -34,6 +36,12 @@ ATTEMPTS = 4
 """Of one request, by the SDK; the job's own retries are Celery's."""
 CONNECTIONS = 16
 DEFAULT_REGION = "us-east-1"
+
+_LISTINGS = {
+    "ListObjectsV2": "ListBucketResult",
+    "ListMultipartUploads": "ListMultipartUploadsResult",
+    "ListParts": "ListPartsResult",
+}
 
 Checksums = Literal["when_supported", "when_required"]
 
@@ -143,7 +151,8 @@ def make_client(
         raise PermanentError(
             f"{name}: {endpoint_of(config)!r} is no URL of a store; correct `endpoint`, such as https://s3.example.com"
         ) from error
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _clean_page)
+    for operation, root in _LISTINGS.items():
+        client.meta.events.register(f"before-parse.s3.{operation}", partial(_clean_page, root))
     client.meta.events.register("before-send.s3", _damage if damaging else _send_in_pieces)
     return client
 
@@ -154,8 +163,12 @@ def _data_loader(data_path: str | None) -> botocore.loaders.Loader:
     return botocore.loaders.create_loader(data_path)
 
 
-def _clean_page(response_dict: dict[str, Any], **_: object) -> None:
-    response_dict["body"] = without_malformed(response_dict["body"], {"Size": check_size})
+def _clean_page(root: str, response_dict: dict[str, Any], **_: object) -> None:
+    body, status = response_dict["body"], response_dict["status_code"]
+    if status < HTTPStatus.MULTIPLE_CHOICES and not is_document(body, root):
+        raise ResponseParserError(f"the answer is no {root}")
+    if root == _LISTINGS["ListObjectsV2"]:
+        response_dict["body"] = without_malformed(body, {"Size": check_size})
 
 
 def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
