@@ -61,6 +61,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     with store.read_object(stat.bucket, stat.key, on_bytes=job.advance) as reader:
         if reader.stat.version != stat.version:
             raise Unavailable(f"{what} was written by another program just now")
+        beside = tuple(sorted({*stat.not_carried, *reader.stat.not_carried}))
         digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
     if known and digest != known.digest:
         raise OtherContent(
@@ -84,7 +85,9 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     if evidence != FIRST_READ:
         finding = Finding(job.id, store.name, artifact, Verdict.VERIFIED, digest.sha256, digest.size)
         context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now)
-    return _result(artifact, store.name, evidence)
+    if beside:
+        logger.warning("%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(beside))
+    return _result(artifact, store.name, evidence, not_recorded=beside)
 
 
 def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -> str:
@@ -115,7 +118,9 @@ def _valid_metadata(found: Mapping[str, str]) -> Mapping[str, str]:
     return kept
 
 
-def _result(artifact: Artifact, store: str, evidence: str, *, unchanged: bool = False) -> AdoptResult:
+def _result(
+    artifact: Artifact, store: str, evidence: str, *, unchanged: bool = False, not_recorded: tuple[str, ...] = ()
+) -> AdoptResult:
     return AdoptResult(
         bucket=artifact.bucket,
         key=artifact.key,
@@ -125,6 +130,7 @@ def _result(artifact: Artifact, store: str, evidence: str, *, unchanged: bool = 
         store=store,
         evidence=evidence,
         unchanged=unchanged,
+        not_recorded=not_recorded,
     )
 
 

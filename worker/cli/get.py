@@ -141,7 +141,7 @@ def _file(dest: Path, artifact: Artifact) -> Path:
 
 
 def _part(text: str, artifact: Artifact) -> Part:
-    found = re.fullmatch(r"(\d+)-(\d*)", text)
+    found = re.fullmatch(r"([0-9]{1,19})-([0-9]{0,19})", text)
     size_, first = artifact.digest.size, int(found[1]) if found else 0
     last = min(int(found[2]), size_ - 1) if found and found[2] else size_ - 1
     if not found or first > last:

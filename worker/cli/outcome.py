@@ -132,6 +132,8 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
 def _print_adopted(result: Mapping[str, Any]) -> None:
     how = "known already" if result["unchanged"] else "adopted"
     say(f"{_version(result)} {how} in {result['store']}, evidence: {result['evidence']}")
+    if result.get("not_recorded"):
+        say(f"{result['store']}: also keeps {', '.join(result['not_recorded'])}, which no replica gets")
 
 
 def _print_batch(result: Mapping[str, Any]) -> None:

@@ -70,6 +70,7 @@ class ObjectStat:
 
     `version` is the store's own tag, which changes with every write of the key (ETag, generation, inode and time).
     `sha256` is the digest that was stored beside the object, lower-case, or None; it is a claim, not evidence.
+    `not_carried` names what else the store keeps beside the bytes, such as object tags: it is no part of an artifact.
     `storage_tags` is weaker evidence under the name the store gives it, such as `{"etag": …}`.
     """
 
@@ -82,6 +83,7 @@ class ObjectStat:
     metadata: Mapping[str, str] = field(default_factory=dict)
     storage_tags: Mapping[str, str] = field(default_factory=dict)
     properties: ObjectProperties = ObjectProperties()
+    not_carried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

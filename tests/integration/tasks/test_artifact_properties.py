@@ -130,3 +130,16 @@ def test_a_directory_keeps_its_file_when_only_headers_change(with_cloud, context
     assert (result.version, [copy.outcome for copy in result.copies]) == (2, ["already_there"])
     assert stored("primary", "page.html").stat().st_ino == before.st_ino
     assert stored("primary", "page.html").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_what_no_artifact_has_is_told_at_adoption(with_cloud, cloud):
+    """Tags and other things that S3 keeps beside the bytes stay there, and the result of adopting names them."""
+    client, config = cloud
+    where = {"Bucket": config.bucket, "Key": "releases/page.html"}
+    client.put_object(
+        **where, Body=b"<html>", ChecksumAlgorithm="SHA256", Tagging="team=a&stage=b", WebsiteRedirectLocation="/x"
+    )
+    wish = AdoptRequest(bucket="releases", key="page.html", store="cloud", first_read=True)
+    result = with_cloud(adopt, wish)
+    assert "tags" in result.not_recorded
+    assert len(client.get_object_tagging(**where)["TagSet"]) == 2

@@ -48,3 +48,10 @@ def test_what_the_machine_lacks_now_is_transient(
     monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", refuse)
     with pytest.raises(Unavailable, match=os.strerror(code)), open_source(str(root / "f"), settings):
         pass
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+def test_a_name_that_no_file_can_have_is_refused(settings: Settings, root: Path, name: str) -> None:
+    """A source with a NUL or a lone surrogate in its name is refused like any other, and never an unknown error."""
+    with pytest.raises(SourceRefused, match="no file can have this name"), open_source(f"{root}/{name}", settings):
+        pass

@@ -26,6 +26,12 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
         NotFound, AccessDenied: it does not exist, or the worker may not read it.
         Unavailable: the disk or the machine cannot open it now.
     """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise SourceRefused(f"source {name!r}: no file can have this name") from None
+    if "\0" in name:
+        raise SourceRefused(f"source {name!r}: no file can have this name")
     path = Path(name)
     if not path.is_absolute():
         raise SourceRefused(f"source {name!r}: give an absolute path")

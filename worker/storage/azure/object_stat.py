@@ -44,6 +44,11 @@ def to_stat(store: str, bucket: str, key: str, properties: BlobProperties) -> Ob
         stored=METADATA.stored(properties.metadata),
         tags={"etag": version, "content_md5": bytes(md5).hex() if md5 else None},
         properties=properties_of(lambda name: getattr(properties.content_settings, name, None)),
+        not_carried={
+            "tags": properties.tag_count,
+            "immutability policy": properties.immutability_policy.policy_mode,
+            "legal hold": properties.has_legal_hold,
+        },
     )
 
 

@@ -76,6 +76,7 @@ class MetadataFormat:
         tags: Mapping[str, str | None],
         sha256: str | None = None,
         properties: ObjectProperties = NO_PROPERTIES,
+        not_carried: Mapping[str, object] | None = None,
     ) -> ObjectStat:
         """Return the stat of an object from what an answer says of it.
 
@@ -92,6 +93,7 @@ class MetadataFormat:
             tags: weaker evidence; empty ones are left out.
             sha256: the digest that the store itself has computed, if it gives one; metadata goes first.
             properties: the headers that the store keeps.
+            not_carried: what else it keeps, by name; empty values are left out.
 
         Raises:
             UnexpectedAnswer: the answer has no version tag or no size.
@@ -109,6 +111,7 @@ class MetadataFormat:
             metadata={name: self._decode(value) for name, value in stored.items() if name not in {SHA256, self.writer}},
             storage_tags={name: tag for name, tag in tags.items() if tag},
             properties=properties,
+            not_carried=tuple(name for name, value in (not_carried or {}).items() if value),
         )
 
     def _encode_item(self, name: str, value: str, where: str) -> str:

@@ -49,6 +49,7 @@ def to_stat(store: str, bucket: str, key: str, blob: Any) -> ObjectStat:
     Raises:
         UnexpectedAnswer: it has no generation or no size.
     """
+    facts = getattr(blob, "_properties", {})
     return METADATA.make_stat(
         store,
         bucket,
@@ -59,6 +60,11 @@ def to_stat(store: str, bucket: str, key: str, blob: Any) -> ObjectStat:
         stored=METADATA.stored(blob.metadata),
         tags={"crc32c": blob.crc32c, "md5": blob.md5_hash, "etag": blob.etag},
         properties=properties_of(lambda name: _property(blob, name)),
+        not_carried={
+            "custom time": facts.get("customTime"),
+            "hold": facts.get("eventBasedHold") or facts.get("temporaryHold"),
+            "object retention": facts.get("retention"),
+        },
     )
 
 

@@ -44,6 +44,12 @@ def to_stat(store: str, bucket: str, key: str, facts: Facts) -> ObjectStat:
         tags={"etag": etag},
         sha256=_full_object_sha256(facts),
         properties=properties_of(lambda name: facts.get(header_name(name))),
+        not_carried={
+            "tags": facts.get("TagCount"),
+            "Expires": facts.get("Expires") or facts.get("ExpiresString"),
+            "website redirect": facts.get("WebsiteRedirectLocation"),
+            "object lock": facts.get("ObjectLockMode") or facts.get("ObjectLockLegalHoldStatus"),
+        },
     )
 
 

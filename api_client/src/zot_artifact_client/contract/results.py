@@ -98,12 +98,14 @@ class AdoptResult(ArtifactResult):
     """The version that the object in the store is now a copy of. `unchanged`: it was known already, and not read.
 
     `evidence` names what its bytes were compared with: `sha256 kept by the store`, `sha256 in the catalogue`, or, for
-    no digest at all, `first read`.
+    no digest at all, `first read`. `not_recorded` names what the store keeps beside the bytes and no artifact has, such
+    as `tags`: it stays with the object, and no replica gets it.
     """
 
     store: str
     evidence: str
     unchanged: bool = False
+    not_recorded: tuple[str, ...] = ()
 
 
 class BatchFailure(Result):
