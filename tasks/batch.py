@@ -122,7 +122,7 @@ class PageJob:
 
 @dataclass(frozen=True, slots=True)
 class PlannedJobs:
-    """The next jobs of a batch, and the cursor behind them."""
+    """The next jobs of a batch, and the cursor after them."""
 
     found: Sequence[ObjectJob | PageJob]
     cursor: Mapping[str, Any]

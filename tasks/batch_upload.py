@@ -80,7 +80,7 @@ def _directory(name: str, context: JobContext) -> Path:
 def next_upload_pages(
     request: BatchRequest, context: JobContext, before: Batch, room: int
 ) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
-    """Return the next pages with their bytes, the cursor behind them, and whether they are the last."""
+    """Return the next pages with their bytes, the cursor after them, and whether they are the last."""
     cursor, most = dict(before.cursor), context.settings.page
     extents = upload_lists.extents(
         cursor["file"], context.settings, offset=cursor["offset"], tag=cursor["tag"], job=before.job,

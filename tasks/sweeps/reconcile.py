@@ -39,7 +39,7 @@ def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: Ru
     A difference that two runs have seen, and that a request for the object confirms, is a finding. A missing object or
     one of another size is verified; an orphan is adopted if the settings say so. A run stops and counts for nothing if
     the listing lacks too many recorded objects. A listing that ends with an error counts for nothing either: the next
-    attempt continues behind the last key that was compared. Stores that are paused are left out.
+    attempt continues after the last key that was compared. Stores that are paused are left out.
 
     Raises:
         UnknownStore: naming the stores there are.

@@ -188,7 +188,7 @@ class Batches:
         ]  # fmt: skip
 
     def advance(self, batch: Batch, kind: BatchItemKind, changes: BatchChanges, now: datetime) -> Batch:
-        """Count the outcomes, accept the next items into the ledger, and move the cursor behind them, atomically."""
+        """Count the outcomes, accept the next items into the ledger, and move the cursor after them, atomically."""
         with self._database.write() as connection:
             _count(connection, batch.job, changes.outcomes)
             _accept(connection, batch.job, kind, changes.items, now)

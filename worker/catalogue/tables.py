@@ -227,7 +227,7 @@ sweep_cursors = Table(
     Column("name", Text(2200), primary_key=True),
     Column("after", BigInteger, nullable=False),
 )
-"""Where the next run of a sweep goes on that reads the artifacts in slices: behind this artifact id."""
+"""For a sweep that reads the artifacts in slices: the artifact id after which its next run continues."""
 
 artifact_locks = Table(
     "artifact_locks",

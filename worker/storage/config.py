@@ -82,7 +82,7 @@ def _sas_token(secret: SecretStr) -> SecretStr:
 
 def _real_name(name: str | None) -> str | None:
     if name is not None and (not name or "/" in name) and not name.startswith("arn:"):
-        msg = "it is the name of one bucket or container, without a scheme and without a path behind it"
+        msg = "it is the name of one bucket or container, without a scheme and without a path"
         raise ValueError(msg)
     return name
 
@@ -291,9 +291,9 @@ class AzureConfig(CloudConfig):
     connection_string: SecretStr | None = None
     account_key: Annotated[Secret, AfterValidator(_base64_secret)] | None = None
     sas_token: Annotated[Secret, AfterValidator(_sas_token)] | None = None
-    """A shared access signature, without the address that it is written behind."""
+    """A shared access signature, without the address before it."""
     api_version: str = "2026-02-06"
-    """The version of the REST interface: from this one on, a listing goes on behind a key without reading up to it."""
+    """The version of the REST interface; from this one on, a listing can start after a key."""
     encryption_scope: str | None = None
     access_tier: Literal["hot", "cool", "cold"] | None = None
     """The account's default tier if left out. Archived objects cannot be read, hence not verified."""

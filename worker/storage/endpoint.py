@@ -69,7 +69,7 @@ def parse_endpoint(url: str, *, example: str, credentials: str) -> Endpoint:
             "the path of the URL has an empty segment, '.' or '..', or a character that must be encoded"
         )
     if address.endswith(":"):
-        raise InvalidEndpoint("the port is missing behind the colon")
+        raise InvalidEndpoint("the port is missing after the colon")
     try:
         host, port = split_address(address, _DEFAULT_PORTS[scheme])
     except ValueError as error:

@@ -169,8 +169,8 @@ class Artifacts(ABC):
 
         The list is a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line. `to`, `stores`
         and `allow_last` mean what they mean for the verb. To delete a whole bucket, set `everything`. An artifact that
-        fails is in the result and does not fail the batch: check `result.good`. At most `in_flight` artifacts are
-        worked on at a time; cancelling the batch cancels those too.
+        fails is in the result and does not fail the batch: check `result.good`. At most `in_flight` of its jobs, each
+        of which does a page of artifacts, wait or run at a time; cancelling the batch cancels those too.
         """
         request = _request(
             BATCH,

@@ -31,7 +31,7 @@ class InMemoryArtifactClient(Artifacts):
 
     Args:
         stores: the names of the stores; an upload that names none goes to all of them.
-        sources: the bytes behind sources that are no files of this machine.
+        sources: the bytes of sources that are no files of this machine.
 
     Attributes:
         submitted: every request that was sent, in order, with repetitions of an idempotency key left out.

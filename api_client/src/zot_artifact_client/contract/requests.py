@@ -287,7 +287,7 @@ class SweepRepairRequest(_Scope):
 
 
 class SweepLeftoversRequest(Message):
-    """Remove what killed writers left behind, in one store or in all."""
+    """Remove the stale uploads and files of killed writers, in one store or in all."""
 
     store: StoreName | None = None
 
