@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import wraps
 from pathlib import Path
@@ -71,6 +73,10 @@ PAGE_POINTS: Mapping[str, tuple[str, When, tuple[str, ...]]] = {
 """The points of a page, and the verbs whose pages pass them."""
 
 
+POINTED: Mapping[str, str] = {point: target for point, (target, *_) in (*POINTS.items(), *PAGE_POINTS.items())}
+"""The call of each point."""
+
+
 class Death:
     """Carries out the orders in a directory."""
 
@@ -78,6 +84,9 @@ class Death:
         self._directory = directory
         self._key: str | None = None  # of the job at work; a process has one at a time, in whatever threads
         self._passed: Counter[str] = Counter()
+        self._freezes = False
+        self._calls = threading.RLock()
+        """Held in each call of a store by a job that is to freeze: frozen in one, it would keep a file locked."""
 
     def at(self, point: str) -> None:
         """Die if the job at work is to die here, now."""
@@ -89,8 +98,9 @@ class Death:
             return
         self._path.rename(self._path.with_suffix(".died"))
         if order.get("freeze"):
-            self._path.with_suffix(".frozen").write_text(str(os.getpid()))
-            _freeze(order["freeze"])
+            with self._calls:
+                self._path.with_suffix(".frozen").write_text(str(os.getpid()))
+                _freeze(order["freeze"])
             return
         if order.get("lock"):
             _keep_locked(order["lock"])
@@ -111,6 +121,7 @@ class Death:
         def handled(delivery: Any, work: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
             page = (kwargs.get("range") or {}).get("prefix", "").rstrip("/")
             self._key, self._passed = kwargs.get("key") or kwargs.get("prefix") or page, Counter()
+            self._freezes = bool((self._order() or {}).get("freeze"))
             return handle(delivery, work, args, kwargs)  # what is left to do for the job after that is still its own
 
         return handled
@@ -122,7 +133,8 @@ class Death:
         def called(*args: Any, **options: Any) -> Any:
             if when == "before":
                 self.at(point)
-            result = call(*args, **options)
+            with self._calls if self._freezes and ":Store." in POINTED[point] else nullcontext():
+                result = call(*args, **options)
             if when == "after":
                 self.at(point)
             return result

@@ -207,7 +207,7 @@ class Scene:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.worker.stop()
+        self.worker.kill()
         self.stores.close()
         self.client.close()
         self.catalogue.close()

@@ -70,7 +70,7 @@ class Scene:
         return path
 
     def close(self) -> None:
-        self.worker.stop()
+        self.worker.kill()
         self.client.close()
         self.catalogue.close()
         self.redis.close()

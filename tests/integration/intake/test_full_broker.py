@@ -53,10 +53,10 @@ def test_a_full_broker_loses_no_job_and_ends_no_worker(server: Valkey, tmp_path:
         pid = worker.pid
         jobs = [str(uuid4()) for _ in range(JOBS)]
         _fill_with(broker, jobs)
-        until(lambda: broker.hlen("unacked") > 0, within=60)
+        until(lambda: broker.hlen("unacked") > 0)
         broker.config_set("maxmemory", "0")
         for job in jobs:
-            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
+            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
         assert worker.pid == pid
         catalogue.close()
 
@@ -69,13 +69,13 @@ def test_what_a_worker_took_from_a_full_broker_outlives_the_worker(server: Valke
         jobs = [str(uuid4()) for _ in range(JOBS)]
         with Worker(tmp_path / "worker", server.url, **settings) as worker:
             _fill_with(broker, jobs, eta=5)
-            until(lambda: broker.hlen("unacked") > 1, within=60)
+            until(lambda: broker.hlen("unacked") > 1)
             worker.kill()
         broker.config_set("maxmemory", "0")
         with Worker(tmp_path / "worker", server.url, beat=True, **settings) as worker:
             catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
             for job in jobs:
-                until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
+                until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
             catalogue.close()
 
 
@@ -97,7 +97,7 @@ def test_a_worker_starts_at_a_full_broker_and_waits_for_room(server: Valkey, tmp
         broker.config_set("maxmemory", "1")
 
         def make_room() -> None:
-            until(lambda: worker._log_path.exists() and "waits for room" in worker.log, within=60)
+            until(lambda: worker._log_path.exists() and "waits for room" in worker.log)
             broker.config_set("maxmemory", "0")
 
         room = pool.submit(make_room)
@@ -118,12 +118,12 @@ def test_a_full_disk_of_the_broker_loses_no_job_and_ends_no_worker(tmp_path: Pat
         with redis.Redis.from_url(server.url) as broker:
             broker.lpush("interactive", *(json.dumps(envelope(job, FIELDS)) for job in jobs))
             server.fill()
-            until(lambda: "MISCONF" in _refusal(broker), within=60)
-            until(lambda: "MISCONF" in worker.log, within=60)
+            until(lambda: "MISCONF" in _refusal(broker))
+            until(lambda: "MISCONF" in worker.log)
             server.make_room()
-            until(lambda: not _refusal(broker), within=60)
+            until(lambda: not _refusal(broker))
         for job in jobs:
-            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed", within=120)
+            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
         assert worker.pid == pid
         assert worker.running
         catalogue.close()

@@ -79,7 +79,7 @@ class Site:
     def close(self) -> None:
         self._catalogue.close()
         self.client.close()
-        self.worker.stop()
+        self.worker.kill()
 
 
 @pytest.fixture(scope="module")
