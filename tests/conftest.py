@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+from azure.storage.blob import ExponentialRetry
+from botocore.retries.standard import ExponentialBackoff
 
 from tests.scheduling import InOrder, in_order
 from tests.servers import (
@@ -90,6 +93,29 @@ def running(server: Server) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+class SkippingClock:
+    """Replaces the module `time` where an SDK waits: to sleep takes no time, and counts all the same."""
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self._skipped += seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._skipped
+
+
+@pytest.fixture
+def sdks_retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short what the SDKs wait between two tries, for tests that count tries and assert no time."""
+    monkeypatch.setattr(ExponentialRetry, "get_backoff_time", lambda retry, settings: 0.0)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda backoff, context: 0.0)
+    clock = SkippingClock()
+    for module in ("retry_unary", "retry_base"):
+        monkeypatch.setattr(f"google.api_core.retry.{module}.time", clock)
 
 
 @pytest.fixture(params=["auto", "sdk"])

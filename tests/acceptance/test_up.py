@@ -160,7 +160,7 @@ def test_a_stubborn_child_is_killed_after_its_grace(tmp_path: Path) -> None:
         while not (tmp_path / "deaf.log").read_text():
             children.wait(0.05)
         before = time.monotonic()
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 50  # its own end takes 120
     assert said == ["deaf did not end within its grace period and is killed"]
 
 

@@ -8,9 +8,9 @@ from tests.acceptance.commands import Zot
 from worker.embedded.up_subprocess import running
 
 
-@pytest.mark.parametrize("name", ["a b", "x%20y", "q?x#y", 'jürgen "日本"'])
-def test_any_name_of_the_data_directory_works(tmp_path: Path, name: str) -> None:
+def test_any_name_of_the_data_directory_works(tmp_path: Path) -> None:
     """Broker and catalogue work in a directory whose name means something else in a URL or a configuration file."""
+    name = 'a b x%20y q?x#y jürgen "日本"'
     home = tmp_path / name
     source = tmp_path / "app.tgz"
     source.write_bytes(b"release one")

@@ -24,7 +24,7 @@ from tests.servers import Valkey
 from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, tables
 from zot_artifact_client import ArtifactClient, Job
-from zot_artifact_client.contract import JobState, Queue, UploadRequest
+from zot_artifact_client.contract import JobState, Queue
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.outbox import MESSAGES
 
@@ -75,15 +75,13 @@ class Scene:
         self.catalogue.close()
         self.redis.close()
 
-    def fill(self, prefix: str) -> None:
-        """Upload the artifacts of one case."""
-        requests = []
-        for n in range(COUNT):
-            source = self.directory / "sources" / f"{prefix}-{n}"
-            source.write_text(f"the bytes of {prefix} {n}")
-            requests.append(UploadRequest(source=str(source), bucket=BUCKET, key=f"{prefix}/{n:03d}"))
-        for job in self.client.submit_many(requests):
-            job.wait(WITHIN)
+    def fill(self, *prefixes: str) -> None:
+        """Upload the artifacts of some cases."""
+        for prefix in prefixes:
+            (self.directory / "sources" / prefix).mkdir()
+            for n in range(COUNT):
+                (self.directory / "sources" / prefix / f"{n:03d}").write_text(f"the bytes of {prefix} {n}")
+        assert self.client.upload_dir(self.directory / "sources", BUCKET).wait(WITHIN).good
 
     def order(self, name: str, at: str, **how: Any) -> None:
         """Let the process that works on the page of this prefix die at a point."""
@@ -171,8 +169,7 @@ def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
         for verb in verbs
     }
     with scene_of(valkey, tmp_path) as scene:
-        for prefix in cases:
-            scene.fill(prefix)
+        scene.fill(*cases)
         jobs = {}
         for prefix, (verb, at) in cases.items():
             scene.order(prefix, at, skip=1 if at == "group recorded" else 0)
@@ -232,8 +229,7 @@ def test_two_deliveries_of_a_page_at_once_do_it_once(valkey, tmp_path, verb):
 def test_a_page_outlives_a_catalogue_that_is_locked(valkey, tmp_path):
     """Another program keeps the catalogue locked while pages run: they wait, and every effect happens once."""
     with scene_of(valkey, tmp_path) as scene:
-        for verb in VERBS:
-            scene.fill(verb)
+        scene.fill(*VERBS)
         jobs = {}
         for verb in VERBS:
             scene.order(verb, "group not recorded", lock=str(tmp_path / "catalogue.sqlite3"))

@@ -79,6 +79,7 @@ def line(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     opened.direct.close()
 
 
+@pytest.mark.usefixtures("sdks_retry_at_once")
 class TestStores:
     @pytest.mark.parametrize("request_, size", [("object", 100), ("part", PART + 1), ("commit", PART + 1)])
     def test_a_write_that_gets_no_answer_is_asked_again(self, line: Line, request_: str, size: int) -> None:

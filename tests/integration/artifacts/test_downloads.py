@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
+from tests.waiting import WITHIN, until
 from worker import clock
 from worker.artifacts.sources import SourceRefused, open_source, remove_partial
 from worker.artifacts.sources.errors import origin_of
@@ -234,7 +235,7 @@ def test_a_host_at_the_least_rate_is_waited_for(host, settings):
             time.sleep(0.05)
 
     host.answers = [slowly]
-    assert fetch(host, having(settings, min_rate=ByteSize(500), rate_window=timedelta(seconds=1))) == b"x" * 5000
+    assert fetch(host, having(settings, min_rate=ByteSize(10), rate_window=timedelta(seconds=2))) == b"x" * 5000
 
 
 def test_an_answer_that_never_ends_to_begin_is_given_up(host, settings, monkeypatch):
@@ -243,7 +244,7 @@ def test_an_answer_that_never_ends_to_begin_is_given_up(host, settings, monkeypa
     host.answers = [drip(b"HTTP/1.1 200 OK\r\nX: ")]
     with pytest.raises(Timeout, match="no answer"):
         fetch(host, having(settings, timeout=timedelta(seconds=1)))
-    assert host.closed.wait(10)
+    assert host.closed.wait(WITHIN)
 
 
 @pytest.mark.parametrize("stuck", [b"", answer(Content_Length=5), answer(b"hel", Content_Length=5)])
@@ -263,8 +264,8 @@ def test_a_job_leaves_a_host_that_sends_nothing(host, settings, stuck):
     begun = time.monotonic()
     with pytest.raises(InterruptedError):
         fetch(host, settings, heartbeat=heartbeat)
-    assert host.closed.wait(10)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 50  # a silent host is given up after 60
+    assert host.closed.wait(WITHIN)
 
 
 def test_no_download_is_larger_than_the_settings_allow(host, settings):
@@ -404,8 +405,7 @@ def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
             fetch(host, settings)
     assert {thread for thread in threading.enumerate() if thread.name == "download"} == threads
     assert not list(settings.spool_dir.iterdir())
-    while len(list(Path("/proc/self/fd").iterdir())) > before:  # the host's own threads end a moment later
-        time.sleep(0.05)
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)  # the host's own threads end a moment later
 
 
 def test_the_next_attempt_goes_on_where_the_last_one_was_interrupted(host, settings):

@@ -199,7 +199,7 @@ def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):
 def test_every_task_of_the_contract_is_registered(valkey, worker):
     """The worker has each task that the contract names, and no other one of ours."""
     with Celery(broker=valkey.url, set_as_current=False) as anybody:
-        registered = next(iter(anybody.control.inspect(timeout=10).registered().values()))
+        registered = next(iter(anybody.control.inspect(timeout=WITHIN, limit=1).registered().values()))
     assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == set(TASKS)
 
 

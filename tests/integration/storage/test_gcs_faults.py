@@ -482,6 +482,7 @@ class TestConfiguration:
             ({"anonymous": True}, "needs an explicit `endpoint`"),
             ({"anonymous": True, "endpoint": "http://x", "credentials_file": "k"}, "exclude each other"),
             ({"endpoint": "localhost:4443"}, "neither https:// nor http://"),
+            ({"endpoint": "http://user:hidden@127.0.0.1:9"}, "no user and no password"),
             ({"storage_class": "COLD"}, "storage_class"),
             ({"buckett": "x"}, "buckett"),
         ],

@@ -51,7 +51,7 @@ def test_a_job_that_is_stuck_in_a_call_stops_within_seconds(why: str, monkeypatc
     begin = time.monotonic()
     with pytest.raises(Cancelled if why == "cancelled" else Requeue), running(cancelled=why == "cancelled"):
         wait_for_ever()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
 
 
 def test_a_job_that_nothing_stops_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
