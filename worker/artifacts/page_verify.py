@@ -37,7 +37,8 @@ class ObjectToVerify:
     @property
     def outcome(self) -> PageOutcome:
         """Return the worst verdict on any copy, and the details of the bad ones."""
-        word = next(word for word in WORST_FIRST if word in {said for said, _ in self.words.values()})
+        said = {word for word, _ in self.words.values()}
+        word = min(said, key=WORST_FIRST.index) if len(said) > 1 else next(iter(said))
         if word in {"verified", SUPERSEDED}:
             return PageOutcome(self.id, self.path, self.size, word)
         bad = [(copy.store, *self.words[copy.id]) for copy in self.copies]

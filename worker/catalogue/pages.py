@@ -157,7 +157,7 @@ class Pages:
         with self._database.read() as connection:
             found = {
                 row[0]: PageCopy(row[0], row[1], CopyState(row[2]), *row[3:7], Digest(row[7], row[8]))
-                for row in connection.execute(query)
+                for row in connection.execute(query).all()
             }
         return [found[id_] for id_ in page.open if id_ in found]
 
