@@ -1,5 +1,6 @@
 """Page: do one verb to many objects in one job, which is the part of a batch or of a sweep that is done at once."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_OID, uuid5
@@ -15,7 +16,7 @@ from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.catalogue import Group, Page, PageCopy, PageOutcome
 from worker.context import JobContext
-from worker.jobs.running_job import RunningJob
+from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
@@ -32,6 +33,8 @@ from zot_artifact_client.contract import (
     ReplicateRequest,
     VerifyRequest,
 )
+
+logger = logging.getLogger(__name__)
 
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")
@@ -107,7 +110,7 @@ def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
         sweep, now = context.settings.sweep.verify, clock.now()
         found = pages.claim_due(
             job.id, name, period=sweep.period_of(name), now=now, until=now + sweep.claim,
-            limit=context.settings.page.objects,
+            limit=sweep.page,
         )  # fmt: skip
     small, large, released = _fitting(pages.claimed_copies(found), context)
     if released:
@@ -116,7 +119,14 @@ def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
         found = _send_large(found, large, context, job)
     job.start(sum(copy.digest.size for copy in small), f"verifying {len(small)} copies in {name}")
     objects = [ObjectToVerify(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, (copy,)) for copy in small]
-    return VerifyPage(context, job, found, objects).run()
+    work = VerifyPage(context, job, found, objects)
+    done = work.run()
+    if work.in_time:
+        return done
+    logger.warning(
+        "%s: page %s ran for %s; %d copies stay due", name, job.id, context.settings.page.time, len(done.open)
+    )
+    return pages.release(done, done.open)
 
 
 def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:
@@ -165,7 +175,15 @@ def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob)
         objects.append(ObjectToVerify(each.id, each.path, each.size, of, words))
     found = _leave(found, leaving, context)
     job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {len(objects)} objects")
-    return VerifyPage(context, job, found, objects).run()
+    work = VerifyPage(context, job, found, objects)
+    done = work.run()
+    if not work.in_time:
+        raise _out_of_time(context, job)
+    return done
+
+
+def _out_of_time(context: JobContext, job: RunningJob) -> Requeue:
+    return Requeue(f"job {job.id} is requeued: its page ran for {context.settings.page.time}, and others wait")
 
 
 # Replicate and delete
@@ -253,11 +271,14 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     job.start(sum(each.size for each in mine), f"{request.verb}: {len(mine)} objects")
     work = _Writes(request, context, job, found)
     try:
-        work_on(mine, work.do, work.record, threads=context.settings.page.threads)
+        most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
+        in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
     finally:
         locks.release(job.id)
     if work.closed:
         raise min(work.closed, key=lambda error: error.seconds)
+    if not in_time:
+        raise _out_of_time(context, job)
     return work.page
 
 

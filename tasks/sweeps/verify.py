@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
+from worker.artifacts.read_pace import pace_of
 from worker.artifacts.store_findings import see_stores
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
@@ -56,13 +57,15 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
 def _due(context: JobContext, store: str) -> tuple[int, int]:
     """Return how many copies of a store are due, and how many pages they fill."""
     sweep, page, now = context.settings.sweep.verify, context.settings.page, clock.now()
-    most = sweep.batch or page.in_flight * page.objects
+    most = sweep.batch or page.in_flight * sweep.page
     claims = context.catalogue.sweep_claims
     count = claims.count_due(store, period=sweep.period_of(store), now=now, limit=most)
     if not count:
         return 0, 0
+    if warning := pace_of(context.catalogue, store, count, period=sweep.period_of(store), now=now).warning:
+        logger.warning("%s", warning)
     size = claims.mean_size(store, period=sweep.period_of(store), now=now, largest=page.large)
-    per_page = max(1, min(page.objects, page.size // max(size, 1)))
+    per_page = max(1, min(sweep.page, page.size // max(size, 1)))
     return count, -(-count // per_page)
 
 

@@ -33,7 +33,8 @@ def work_on(
     threads: int,
     begin: int | None = None,
     reads_only: bool = False,
-) -> None:
+    seconds: float | None = None,
+) -> bool:
     """Do something for all items, and record the results.
 
     Args:
@@ -44,12 +45,16 @@ def work_on(
         begin: how many at first, where threads may only take the processor from each other. There are twice as many
             as soon as an object takes longer than `_SLOW`.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
+        seconds: after which no item is begun any more.
+
+    Returns:
+        Whether there was time for all items.
 
     Raises:
         BaseException: what `do` or `record` raised first. No item is handed out after that; what was done by then is
             recorded, unless the catalogue itself is what failed.
     """
-    _Run(items, do, record, threads, begin or threads, reads_only=reads_only).run()
+    return _Run(items, do, record, threads, begin or threads, reads_only=reads_only, seconds=seconds).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class _Run(Generic[ItemT, DoneT]):
         begin: int,
         *,
         reads_only: bool,
+        seconds: float | None,
     ) -> None:
         size = max(1, min(_PART, len(items) // (4 * begin)))
         self._parts: Iterator[Sequence[ItemT]] = (items[at : at + size] for at in range(0, len(items), size))
@@ -82,12 +88,14 @@ class _Run(Generic[ItemT, DoneT]):
         self._begin = min(begin, self._threads)
         self._patience = _ABANDON_AFTER if reads_only else None
         self._stop = threading.Event()
+        self._until = None if seconds is None else time.monotonic() + seconds
+        self._in_time = True
         self._said: SimpleQueue[_Part[DoneT]] = SimpleQueue()
         self._started = self._ended = 0
         self._done: list[DoneT] = []
         self._recorded = time.monotonic()
 
-    def run(self) -> None:
+    def run(self) -> bool:
         error: BaseException | None = None
         try:
             self._start(self._begin)
@@ -100,6 +108,7 @@ class _Run(Generic[ItemT, DoneT]):
             self._record_done(everything=True)
         if error is not None:
             raise error
+        return self._in_time
 
     def _start(self, count: int) -> None:
         for _ in range(min(count, self._threads - self._started)):
@@ -111,6 +120,9 @@ class _Run(Generic[ItemT, DoneT]):
             with self._taking:
                 part = next(self._parts, None)
             if part is None:
+                break
+            if self._until is not None and time.monotonic() >= self._until:
+                self._in_time = False
                 break
             self._said.put(self._do_part(part))
         self._said.put(_Part(is_last=True))

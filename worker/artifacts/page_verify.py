@@ -57,6 +57,8 @@ class VerifyPage:
         self._objects = {copy.id: each for each in objects for copy in each.copies}
         self._closed: dict[str, Snooze] = {}
         """The stores that take no job now."""
+        self.in_time = True
+        """Whether there was time for all copies."""
 
     def run(self) -> Page:
         """Read all copies without a verdict and record one for each; return the page after that.
@@ -77,7 +79,10 @@ class VerifyPage:
         local = all(self._context.stores[name].capabilities.local for name in {copy.store for copy in copies})
         begin = 1 if local else None  # more would only take Python's lock from each other
         threads = self._context.settings.page.threads
-        work_on(by_store, self._read, record, threads=threads, begin=begin, reads_only=True)
+        self.in_time = work_on(
+            by_store, self._read, record, threads=threads, begin=begin, reads_only=True,
+            seconds=self._context.settings.page.time.total_seconds(),
+        )  # fmt: skip
         order = {id_: number for number, id_ in enumerate(self._objects)}
         suspects.sort(key=lambda copy: order[copy.id])
         for start in range(0, len(suspects), GROUP):

@@ -30,7 +30,7 @@ from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, Fi
 from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
-from worker.catalogue.sweep_claims import SweepClaims
+from worker.catalogue.sweep_claims import GRACE, SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
 from worker.catalogue.verifications import LogHead, Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
@@ -38,6 +38,7 @@ from worker.storage.identity import KnownIdFiles
 __all__ = [
     "BAD",
     "COPY_KINDS",
+    "GRACE",
     "Artifact",
     "Batch",
     "BatchChanges",

@@ -25,6 +25,8 @@ from zot_artifact_client.contract import JobState
 _OPEN = [state for state in JobState if not state.terminal]
 _ENDED = [state for state in JobState if state.terminal and state != JobState.DEAD]
 _AT_ONCE = 500
+_RECENT_PAGES = 200
+"""Pages from which the rate of a store is computed."""
 
 _FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
 _INSERT = sa.insert(pages)
@@ -251,6 +253,29 @@ class Pages:
             return [
                 PlannedPage(id_, request, started is not None) for id_, request, started in connection.execute(query)
             ]
+
+    def read_rate(self, store: str, *, since: datetime) -> float | None:
+        """Return how many copies a second the pages of sweeps have read that ended since then, or None without one.
+
+        Only the time in which such a page ran counts, whatever number of workers ran them.
+        """
+        row = jobs.c
+        query = (
+            sa.select(row.request, row.result, row.started_at, row.finished_at)
+            .where(row.finished_at >= since, row.kind == "page", row.state == JobState.SUCCEEDED)
+            .order_by(row.finished_at.desc())
+            .limit(_RECENT_PAGES)
+        )
+        with self._database.read() as connection:
+            ended = connection.execute(query).all()
+        copies_read, busy, earliest = 0, timedelta(), None
+        for request, result, started, finished in ended:  # the last one first
+            if request["verb"] != "verify" or (request.get("claim") or {}).get("store") != store or started is None:
+                continue
+            copies_read += (result or {}).get("objects", 0)
+            busy += max(min(finished, earliest or finished) - started, timedelta())
+            earliest = min(started, earliest or started)
+        return copies_read / busy.total_seconds() if busy else None
 
     def open_by_store(self, verb: str) -> Counter[str]:
         """Return how many pages of claims wait or run, by store."""

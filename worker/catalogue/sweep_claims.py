@@ -24,6 +24,10 @@ _PART = [0.05 + 0.9 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS
 """
 
 
+GRACE = 1 - max(_PART)
+"""The part of the period that is left at least when a copy becomes due: what is read later is overdue."""
+
+
 class SweepClaims:
     """The claims: no two sweeps work on the same copy."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from worker import clock
+from worker.artifacts.read_pace import pace_of
 from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
 from worker.cli.errors import Status
 from worker.cli.findings import what
@@ -24,6 +25,8 @@ from zot_artifact_client.contract import TASKS
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
 _NAMED = 5
+_MOST_DUE = 1_000_000
+"""Due copies that are counted at most."""
 _LEAST_FREE = 1024**3
 _RANK = list(FindingKind)
 _REPAIRED = {FindingKind(state) for state in BAD}
@@ -102,6 +105,8 @@ def _store(
     present = sum(count for state, count in states.items() if CopyState(state).present)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
     left = max(present - coverage.read, 0)
+    due = session.catalogue.sweep_claims.count_due(name, period=period, now=now, limit=_MOST_DUE)
+    pace = pace_of(session.catalogue, name, due, period=period, now=now)
     return {
         "store": name,
         "copies": present,
@@ -113,6 +118,8 @@ def _store(
         "unreadable": coverage.unreadable,
         "overdue": session.catalogue.sweep_claims.overdue(name, period=period, now=now),
         "forecast_seconds": left * _RECENT.total_seconds() / coverage.recent if coverage.recent else None,
+        "due": due,
+        "too_slow": pace.warning,
         "paused": None if pause is None else _paused(pause),
     }
 
@@ -220,6 +227,9 @@ def _print(document: Mapping[str, Any]) -> None:
             say(f"{each['count']} LOST: no copy of an artifact is good: `zot-artifacts findings --kind lost`")
     columns = ("store", "copies", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
+    for row in document["stores"]:
+        if row["too_slow"]:
+            say(row["too_slow"])
     if document["findings"]:
         say("")
         rows = [row for each in document["findings"] for row in _rows(each, now)]

@@ -99,6 +99,8 @@ class VerifySweepSettings(Section):
     """
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another page may claim the copy."""
+    page: Annotated[int, Field(ge=1, le=5000)] = 2000
+    """Most copies of one page. A page costs about as much as 200 copies of 16 KiB, so a small one is slow."""
 
     def trust_of(self, store: str) -> timedelta:
         """Return how long after its last full read a copy in this store is trusted."""
@@ -262,6 +264,9 @@ class PageSettings(Section):
     """Objects that have more bytes are jobs of their own."""
     threads: Annotated[int, Field(ge=1, le=128)] = 16
     """Objects of one page that are worked on at a time."""
+    time: Annotated[Duration, Field(gt=timedelta())] = timedelta(minutes=5)
+    """After which a page begins no further object: what is left of a sweep's page is due again, and a batch's page goes
+    on behind the jobs that wait."""
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 2000
     """Most pages of one store that a sweep lets wait or run at a time."""
 

@@ -88,3 +88,17 @@ def test_a_page_that_writes_waits_for_its_threads():
     with pytest.raises(InterruptedError):
         work_on(range(2), do, recorded.extend, threads=2)
     assert recorded == [0]
+
+
+def test_a_page_whose_time_is_up_begins_nothing_more():
+    """What was begun in time is done and recorded, and the caller is told that there was no time for the rest."""
+    recorded = []
+
+    def do(part):
+        time.sleep(0.3)
+        yield from part
+
+    assert not work_on(range(1000), do, recorded.extend, threads=1, seconds=0.1)
+    assert recorded
+    assert len(recorded) < 1000
+    assert work_on(range(3), do, recorded.extend, threads=3, seconds=60)
