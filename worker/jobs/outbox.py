@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import redis
 from celery import Celery
@@ -40,8 +39,8 @@ _MOST_DOUBLINGS = 20
 _GARBAGE = (ValueError, LookupError, TypeError, AttributeError)
 """The errors of reading an entry that is no message of a client."""
 Known = Callable[[list[str]], set[str]]
-_clients: WeakKeyDictionary[Channel, Any] = WeakKeyDictionary()
-"""The client of each channel. Every job asks twice, and a client takes longer to make than its answer."""
+_CLIENT = "_zot_client"
+"""The attribute of a channel that keeps its client: every job asks twice, and a client takes longer to make."""
 
 
 class Outbox:
@@ -170,10 +169,10 @@ class Outbox:
             if not isinstance(channel, Channel):
                 yield None
                 return
-            if channel not in _clients:
+            if not hasattr(channel, _CLIENT):
                 with channel.conn_or_acquire() as client:
-                    _clients[channel] = client
-            yield _clients[channel]
+                    setattr(channel, _CLIENT, client)
+            yield getattr(channel, _CLIENT)
 
 
 def _remove(pipeline: Any, job_id: str | bytes, queues: list[str]) -> None:
