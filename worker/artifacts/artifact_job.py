@@ -60,7 +60,7 @@ class CopySlot:
 
 @dataclass(slots=True)
 class Records:
-    """What is to be recorded of an object of a page, together with that of others."""
+    """What is to be recorded of an object of a page together with that of others, or with the end of a job."""
 
     finished: list[FinishedCopy] = field(default_factory=list)
     verdicts: list[VerdictRow] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Records:
 class ArtifactJob:
     """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue.
 
-    `records`: in place of that, it is kept here until a page records it.
+    `records`: in place of that, it is kept here until a page or the end of the job records it.
     """
 
     context: JobContext
