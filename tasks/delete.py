@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from worker import clock
 from worker.artifacts.artifact_job import Records, not_configured
 from worker.artifacts.per_store import for_each_store
-from worker.catalogue import Artifact
+from worker.catalogue import Artifact, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -30,6 +30,7 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
 
     Raises:
         NotFound: the catalogue never had an artifact under this key; names the nearest key.
+        OnHold: the artifact is held; nothing was deleted.
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
         UnknownStore: a store that was named, or every store with a copy, is not configured; nothing was deleted.
         Snooze: a replication of the artifact has not ended, or the store of the copy that would remain takes no job
@@ -43,8 +44,30 @@ def delete_artifact(
     request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None = None
 ) -> DeleteResult:
     """Do as `delete`; `records`: what was deleted is kept there until a page records it."""
+    catalogue, where = context.catalogue, (request.bucket, request.key)
+    catalogue.holds.check(*where)
+    artifact = catalogue.artifacts.current(*where)
+    tombstone = None if artifact else catalogue.deletions.get(*where)
+    if tombstone and not request.now:
+        return _recorded(request, tombstone, unchanged=True)
+    grace = context.settings.delete.grace
+    if artifact and grace and not request.stores and not request.now:
+        now = clock.now()
+        made = catalogue.deletions.begin(
+            artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id
+        )
+        return _recorded(request, made, unchanged=False)
+    done = _delete_copies(request, context, job, records, artifact)
+    if tombstone and done.everywhere:
+        catalogue.deletions.end_purge([tombstone])
+    return done
+
+
+def _delete_copies(
+    request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None, artifact: Artifact | None
+) -> DeleteResult:
+    """Delete the bytes of the copies in the stores that were named, or in all, now."""
     artifacts = context.catalogue.artifacts
-    artifact = artifacts.current(request.bucket, request.key)
     held = artifacts.copies_by_store(request.bucket, request.key)
     if not held and artifacts.version(request.bucket, request.key, 1) is None:
         context.artifact(request.bucket, request.key)  # its error names the nearest key
@@ -85,6 +108,14 @@ def delete_artifact(
         copies=tuple(deleted),
         not_configured=tuple(beyond),
     )
+
+
+def _recorded(request: DeleteRequest, tombstone: Tombstone, *, unchanged: bool) -> DeleteResult:
+    """Return the result of a delete that can be undone: no byte has gone yet."""
+    return DeleteResult(
+        bucket=request.bucket, key=request.key, everywhere=True, unchanged=unchanged, copies=(),
+        purge_after=tombstone.purge_after,
+    )  # fmt: skip
 
 
 def _resolve(context: JobContext, named: Sequence[str], held: Mapping[str, object]) -> list[str]:

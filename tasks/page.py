@@ -14,7 +14,7 @@ from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
-from worker.catalogue import Group, Page, PageCopy, PageOutcome
+from worker.catalogue import Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import JobContext
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.task import artifact_task, send_child
@@ -213,7 +213,7 @@ class _Writes:
                 yield self._replicate(each) if self.request.verb == REPLICATE.kind else self._delete(each)
             except Snooze as error:
                 self.closed.append(error)
-            except StorageError:  # it is tried again in a job of its own, which tells what is wrong
+            except (StorageError, OnHold):  # it is tried again in a job of its own, which tells what is wrong
                 yield _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True))
 
     def record(self, done: Sequence[_Done]) -> None:
@@ -239,7 +239,10 @@ class _Writes:
             bucket=each.bucket, key=each.key, stores=self.request.stores, allow_last=self.request.allow_last
         )
         records = Records()
-        words = [copy.outcome for copy in delete_artifact(wanted, self.context, self.job, records).copies]
+        done = delete_artifact(wanted, self.context, self.job, records)
+        words: list[str] = [copy.outcome for copy in done.copies]
+        if done.purge_after is not None and not done.unchanged:
+            words = [_DELETED[0]]
         return _Done(PageOutcome(each.id, each.path, each.size, _first(_DELETED, words)), records)
 
 

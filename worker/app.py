@@ -46,6 +46,7 @@ TASK_MODULES = (
     "tasks.sweeps.repair",
     "tasks.sweeps.cleanup",
     "tasks.sweeps.probe",
+    "tasks.sweeps.purge",
     "tasks.sweeps.reconcile",
     "tasks.sweeps.recover",
 )

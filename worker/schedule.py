@@ -7,6 +7,7 @@ from worker.settings import Settings
 from zot_artifact_client.contract import (
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
+    SWEEP_PURGE,
     SWEEP_RECONCILE,
     SWEEP_RECOVER,
     SWEEP_REPAIR,
@@ -27,6 +28,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         (SWEEP_REPLICATE, replicate.enabled and bool(settings.placement_rules), replicate.every),
         (SWEEP_REPAIR, repair.enabled, repair.every),
         (SWEEP_RECONCILE, reconcile.enabled, reconcile.every),
+        (SWEEP_PURGE, settings.sweep.purge.enabled, settings.sweep.purge.every),
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
     ]

@@ -19,8 +19,10 @@ from worker.catalogue.batches import (
 )
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue
+from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
+from worker.catalogue.holds import Hold, Holds, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
@@ -61,6 +63,7 @@ __all__ = [
     "ForgottenStore",
     "Group",
     "Held",
+    "Hold",
     "JobRecord",
     "LastRun",
     "Leased",
@@ -71,6 +74,8 @@ __all__ = [
     "NewFinding",
     "NewVersion",
     "NoCatalogue",
+    "NotDeleted",
+    "OnHold",
     "OpenTransfer",
     "OtherRequest",
     "Outcome",
@@ -89,6 +94,7 @@ __all__ = [
     "Sighting",
     "StoreIdentities",
     "Superseded",
+    "Tombstone",
     "UntrustedStore",
     "VerdictRow",
     "last_cause",
@@ -147,6 +153,14 @@ class Catalogue:
     @cached_property
     def coverage(self) -> CoverageQueries:
         return CoverageQueries(self._database)
+
+    @cached_property
+    def deletions(self) -> Deletions:
+        return Deletions(self._database)
+
+    @cached_property
+    def holds(self) -> Holds:
+        return Holds(self._database)
 
     @cached_property
     def findings(self) -> Findings:

@@ -12,6 +12,7 @@ from worker import clock
 from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
+from worker.catalogue.holds import OnHold, check_hold
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import CURRENT, artifacts, copies, manifests
@@ -173,6 +174,7 @@ class Artifacts:
 
         Raises:
             Superseded: the version that the job recorded was followed by another one, or deleted.
+            OnHold: the artifact is held, with other content.
         """
         with self._database.write() as connection:
             row = _NEWEST.first(connection, bucket=bucket, key=key)
@@ -183,6 +185,8 @@ class Artifacts:
                 metadata, properties = metadata or row.metadata, properties or row.properties
                 same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
             if row is None or not same:
+                if row is not None:
+                    check_hold(connection, bucket, key)
                 version = {
                     "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
                     "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
@@ -201,21 +205,24 @@ class Artifacts:
 
     def record_many(
         self, versions: Sequence[NewVersion], metadata: Mapping[str, str], now: datetime, *, job: str
-    ) -> list[Recorded | Superseded]:
-        """Record versions of different keys in one transaction; for each see `record`. Superseded ones are returned."""
-        recorded: dict[int, Recorded | Superseded] = {}
+    ) -> list[Recorded | Superseded | OnHold]:
+        """Record versions of different keys in one transaction; for each see `record`, whose errors are returned."""
+        recorded: dict[int, Recorded | Superseded | OnHold] = {}
         with self._database.write() as connection:
             newest = _newest_of(connection, [(each.bucket, each.key) for each in versions])
             fresh: list[tuple[int, NewVersion, int]] = []
             for number, each in enumerate(versions):
                 row = newest.get((each.bucket, each.key))
+                same = row is not None and row.tombstoned_at is None and artifact_of(row).digest == each.digest
                 try:
                     if row is not None:
                         _check_not_superseded(connection, row, job)
-                except Superseded as error:
+                        if not same:
+                            check_hold(connection, each.bucket, each.key)
+                except (Superseded, OnHold) as error:
                     recorded[number] = error
                     continue
-                if row is None or row.tombstoned_at is not None or artifact_of(row).digest != each.digest:
+                if row is None or not same:
                     fresh.append((number, each, row.version + 1 if row else 1))
                     continue
                 artifact = artifact_of(row)

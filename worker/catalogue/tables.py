@@ -374,3 +374,30 @@ reconcile_sightings = Table(
     Column("last_run", UtcDateTime, nullable=False),
 )
 """The keys at which listing and catalogue differed, with the first and the last run that saw it."""
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("bucket", Text(63), primary_key=True),
+    Column("key", Text(1024), primary_key=True),
+    Column("held_at", UtcDateTime, nullable=False),
+    Column("by", Text(500), nullable=False),
+    Column("reason", Text(500), nullable=False),
+)
+"""The artifacts that are neither deleted nor replaced, who said so and why."""
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("bucket", Text(63), primary_key=True),
+    Column("key", Text(1024), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("deleted_at", UtcDateTime, nullable=False),
+    Column("purge_after", UtcDateTime, nullable=False),
+    Column("purging_at", UtcDateTime),
+    Column("by", Text(500)),
+    Column("reason", Text(500)),
+    Column("job", Text(64), nullable=False),
+    Index("ix_tombstones_purge_after", "purge_after"),
+)
+"""The deletes whose bytes are still there. `purging_at`: since when they are removed, so that it cannot be undone."""

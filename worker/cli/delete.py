@@ -1,5 +1,6 @@
 """The command `delete`."""
 
+import getpass
 from typing import Annotated
 
 import typer
@@ -33,6 +34,12 @@ def delete(
     everything: Annotated[
         bool, typer.Option("--everything", help="With --all BUCKET: confirm that the whole bucket is to be deleted.")
     ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Remove the bytes at once: the delete cannot be undone. For one artifact.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded. For one artifact.")
+    ] = None,
     all_below: All = False,
     keys_from: KeysFrom = None,
     in_flight: InFlight = None,
@@ -57,6 +64,12 @@ def delete(
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if everything or (all_below and not artifact.partition("/")[2]):
             fields["everything"] = _everything(artifact, all_below=all_below, sure=everything)
+        if selection.many and (now or reason):
+            raise Failure("--now and --reason go with one artifact", Status.USAGE, type_="UsageError")
+        if now or reason:
+            fields |= {"now": now or None, "reason": reason}
+        if not selection.many and session.settings.delete.grace:
+            fields["by"] = getpass.getuser()
         if not selection.many:
             _require_known(session, ArtifactPath.parse(artifact))
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)

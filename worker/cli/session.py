@@ -30,6 +30,9 @@ class Session:
             NotFound: there is none, with the nearest key there is.
         """
         found = self.catalogue.artifacts.current(bucket, key)
+        if found is None and (gone := self.catalogue.deletions.get(bucket, key)) is not None:
+            way_out = f"`zot-artifacts undelete {bucket}/{key}` brings it back"
+            raise NotFound(f"{bucket}/{key} was deleted at {gone.deleted_at:%Y-%m-%d %H:%M} UTC; {way_out}")
         if found is None:
             raise NotFound(f"{bucket}/{key} is not in the catalogue{self.nearest(bucket, key)}")
         return found

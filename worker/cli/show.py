@@ -1,5 +1,6 @@
 """The command `show`."""
 
+from dataclasses import asdict
 from typing import Any
 
 from worker.catalogue import Copy
@@ -23,11 +24,15 @@ def show(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
         found = session.artifact(at.bucket, at.key)
         copies = [copy for copy in session.catalogue.artifacts.copies(found).values() if copy.state.present]
         configured = set(session.settings.stores)
+        held = session.catalogue.holds.get(at.bucket, at.key)
     if as_json:
-        print_json({**brief(found), "copies": [_copy(copy) for copy in copies]})
+        hold = asdict(held) if held else None
+        print_json({**brief(found), "hold": hold, "copies": [_copy(copy) for copy in copies]})
         return
     say(f"{found.path} version {found.version} {size(found.digest.size)}")
     say(f"sha256 {found.digest.sha256}")
+    if held is not None:
+        say(f"held by {held.by} since {held.held_at:%Y-%m-%d}: {held.reason}")
     for name, value in found.metadata.items():
         say(f"{name}={value}")
     rows = [

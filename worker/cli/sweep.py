@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from worker import clock
 from worker.catalogue import JobRecord
 from worker.cli.arguments import NoWait, Timeout
 from worker.cli.errors import Failure, Status, suggestion
@@ -20,6 +21,7 @@ from zot_artifact_client.contract import (
     PAGE,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
+    SWEEP_PURGE,
     SWEEP_RECONCILE,
     SWEEP_RECOVER,
     SWEEP_REPAIR,
@@ -40,6 +42,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "repair": SWEEP_REPAIR,
     "replicate": SWEEP_REPLICATE,
     "reconcile": SWEEP_RECONCILE,
+    "purge": SWEEP_PURGE,
     "cleanup": SWEEP_LEFTOVERS,
     "probe": SWEEP_PROBE,
     "recover": SWEEP_RECOVER,
@@ -110,12 +113,19 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
         )
     if prefix is not None and name not in _WITH_PREFIX:
         raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")
-    if store is not None and spec is SWEEP_RECOVER:
-        raise Failure("the sweep recover takes no --store", Status.USAGE, type_="UsageError")
+    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE):
+        raise Failure(f"the sweep {name} takes no --store", Status.USAGE, type_="UsageError")
     return spec
 
 
 def _dry_run(session: Session, name: str, store: str | None, prefix: str | None, *, as_json: bool) -> None:
+    if name == "purge":
+        due = session.catalogue.deletions.count_due(now=clock.now())
+        if as_json:
+            print_json({"sweep": name, "dry_run": True, "due": due})
+        else:
+            say(f"{due} deleted artifacts would be purged")
+        raise typer.Exit(Status.GOOD)
     if name not in PLANS:
         raise Failure(f"the sweep {name} has no dry run", Status.USAGE, type_="UsageError")
     paused = {each.name for each in session.catalogue.pauses.all()}

@@ -164,6 +164,15 @@ class ReconcileSweepSettings(Section):
     """How long after its begin a run that did not come to its end is continued."""
 
 
+class PurgeSweepSettings(Section):
+    """How often the bytes of deleted artifacts are removed whose grace period is over."""
+
+    enabled: bool = True
+    every: Duration = timedelta(hours=1)
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    """Most artifacts that one sweep purges."""
+
+
 class LeftoverSweepSettings(Section):
     """How long stale temporary files, stale uploads and staged sources of killed writers stay."""
 
@@ -202,6 +211,7 @@ class SweepSettings(Section):
     replicate: ReplicateSweepSettings = ReplicateSweepSettings()
     repair: RepairSweepSettings = RepairSweepSettings()
     reconcile: ReconcileSweepSettings = ReconcileSweepSettings()
+    purge: PurgeSweepSettings = PurgeSweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
 
@@ -238,7 +248,10 @@ class QuarantineSettings(Section):
 
 
 class DeleteSettings(Section):
-    """What keeps the last good copy of an artifact."""
+    """What keeps the last good copy of an artifact, and how long a delete can be undone."""
+
+    grace: Duration = timedelta()
+    """How long the bytes of a deleted artifact stay, so that the delete can be undone; `0s`: they go at once."""
 
     archived_counts: bool = False
     """An archived copy, which has to be restored before it can be read, may be the last good one."""

@@ -89,4 +89,4 @@ def test_the_shell_completes_commands() -> None:
     }  # fmt: skip
     script = "from worker.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["replicate", "report", "resume"]
+    assert done.stdout.split() == ["replicate", "release", "report", "resume"]

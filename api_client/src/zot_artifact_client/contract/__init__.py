@@ -33,6 +33,7 @@ from zot_artifact_client.contract.requests import (
     StoreNames,
     SweepLeftoversRequest,
     SweepProbeRequest,
+    SweepPurgeRequest,
     SweepReconcileRequest,
     SweepRecoverRequest,
     SweepRepairRequest,
@@ -61,6 +62,7 @@ from zot_artifact_client.contract.results import (
     Result,
     SweepLeftoversResult,
     SweepProbeResult,
+    SweepPurgeResult,
     SweepReconcileResult,
     SweepRecoverResult,
     SweepRepairResult,
@@ -85,6 +87,7 @@ __all__ = [
     "REPLICATE",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
+    "SWEEP_PURGE",
     "SWEEP_RECONCILE",
     "SWEEP_RECOVER",
     "SWEEP_REPAIR",
@@ -133,6 +136,8 @@ __all__ = [
     "SweepLeftoversResult",
     "SweepProbeRequest",
     "SweepProbeResult",
+    "SweepPurgeRequest",
+    "SweepPurgeResult",
     "SweepReconcileRequest",
     "SweepReconcileResult",
     "SweepRecoverRequest",
@@ -250,12 +255,14 @@ SWEEP_RECOVER = TaskSpec(
 SWEEP_RECONCILE = TaskSpec(
     "sweep.reconcile.v1", "sweep.reconcile", SweepReconcileRequest, SweepReconcileResult, Queue.SWEEP
 )
+SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, SweepPurgeResult, Queue.SWEEP)
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
         UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
-        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_RECONCILE, SWEEP_RECOVER,
+        SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
+        SWEEP_RECOVER,
     )
 }  # fmt: skip

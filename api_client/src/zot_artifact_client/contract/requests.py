@@ -127,6 +127,11 @@ class DeleteRequest(Request):
     stores: StoreNames | None = None
     allow_last: bool = False
     """Delete from the named stores even if no good copy remains elsewhere."""
+    now: bool = False
+    """Remove the bytes at once, although the settings of the worker keep them for some time."""
+    by: Annotated[str, StringConstraints(max_length=500)] | None = None
+    """Who deletes; it is recorded."""
+    reason: Annotated[str, StringConstraints(max_length=500)] | None = None
 
 
 class AdoptRequest(Request):
@@ -300,6 +305,10 @@ class SweepProbeRequest(Message):
 
 class SweepReconcileRequest(_Scope):
     """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
+
+
+class SweepPurgeRequest(Message):
+    """Remove the bytes of deleted artifacts whose grace period is over."""
 
 
 class SweepRecoverRequest(Message):

@@ -1,5 +1,6 @@
 """The results of jobs: one model per kind of job, each sent as one JSON object."""
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -83,7 +84,8 @@ class DeletedCopy(Result):
 class DeleteResult(Result):
     """The copies that were deleted. `everywhere`: the artifact was deleted, not only some copies.
 
-    `not_configured`: stores that have a copy and are not configured. Nothing was deleted there.
+    `not_configured`: stores that have a copy and are not configured. Nothing was deleted there. `purge_after`: no byte
+    has gone yet, and until then the delete can be undone.
     """
 
     bucket: str
@@ -92,6 +94,7 @@ class DeleteResult(Result):
     unchanged: bool
     copies: tuple[DeletedCopy, ...]
     not_configured: tuple[str, ...] = ()
+    purge_after: datetime | None = None
 
 
 class AdoptResult(ArtifactResult):
@@ -224,6 +227,13 @@ class SweepReconcileResult(Result):
     """The stores that were compared with the catalogue."""
 
     stores: tuple[ReconciledStore, ...]
+
+
+class SweepPurgeResult(Result):
+    """How many deletes were purged, and how many copies went, by store."""
+
+    purged: int
+    copies: dict[str, int]
 
 
 class SweepRecoverResult(Result):

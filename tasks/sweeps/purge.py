@@ -1,0 +1,93 @@
+"""Sweep purge: remove the bytes of deleted artifacts whose grace period is over."""
+
+import logging
+from itertools import islice
+
+from worker import clock
+from worker.artifacts.per_store import most_retryable
+from worker.catalogue import Artifact, Copy, CopyState, Tombstone
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task
+from worker.limits.snooze import Snooze
+from worker.storage import Match
+from worker.storage.errors import NotFound, PreconditionFailed, StorageError
+from zot_artifact_client.contract import SWEEP_PURGE, SweepPurgeRequest, SweepPurgeResult
+
+logger = logging.getLogger(__name__)
+
+_GROUP = 100
+
+
+def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob) -> SweepPurgeResult:  # noqa: ARG001
+    """Delete the copies of artifacts that were deleted longer ago than their grace period, up to a limit.
+
+    Held artifacts, those that another job writes to, and copies in paused or unconfigured stores stay for the next run.
+    A copy is deleted only if its object is the one that the catalogue has.
+
+    Raises:
+        StorageError, Snooze: a copy could not be deleted; the others were.
+    """
+    due = iter(context.catalogue.deletions.due(now=clock.now(), limit=context.settings.sweep.purge.batch))
+    purge = _Purge(context, job)
+    while group := list(islice(due, _GROUP)):
+        locks, paths = context.catalogue.artifact_locks, [(each.bucket, each.key) for each in group]
+        locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
+        try:
+            purge.group([each for each in group if (each.bucket, each.key) in locked])
+        finally:
+            locks.release(job.id)
+    if purge.failures:
+        raise most_retryable(purge.failures)
+    return SweepPurgeResult(purged=purge.purged, copies=purge.copies)
+
+
+class _Purge:
+    """The purge of one run, and what it has done."""
+
+    def __init__(self, context: JobContext, job: RunningJob) -> None:
+        self._context = context
+        self._job = job
+        self.purged = 0
+        self.copies: dict[str, int] = {}
+        self.failures: list[StorageError | Snooze] = []
+
+    def group(self, tombstones: list[Tombstone]) -> None:
+        deletions, ended = self._context.catalogue.deletions, []
+        for each in tombstones:
+            self._job.heartbeat()
+            self._job.check()
+            found = deletions.begin_purge(each, now=clock.now())
+            gone = [copy for artifact, copy in found if self._delete(artifact, copy)]
+            self._context.catalogue.artifacts.delete_copies(gone)
+            if len(gone) == len(found):
+                ended.append(each)
+        deletions.end_purge(ended)
+        self.purged += len(ended)
+
+    def _delete(self, artifact: Artifact, copy: Copy) -> bool:
+        """Delete one copy and return whether it is gone, or no copy of this version any more."""
+        context = self._context
+        if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
+            return False
+        held = context.catalogue.artifacts.version_in_store(copy.store, artifact.bucket, artifact.key)
+        if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
+            return True  # what is under the key there, if anything, is of another version
+        store = context.stores[copy.store]
+        try:
+            seen = copy.tag if copy.state.good else None
+            tag = seen or store.stat_object(artifact.bucket, artifact.key).version
+            store.delete_object(artifact.bucket, artifact.key, condition=Match(tag))
+        except NotFound:
+            return True
+        except PreconditionFailed:
+            logger.warning("%s: %s was changed by another program and stays", copy.store, artifact.path)
+            return True
+        except (StorageError, Snooze) as error:
+            self.failures.append(error)
+            return False
+        self.copies[copy.store] = self.copies.get(copy.store, 0) + 1
+        return True
+
+
+sweep_purge_task = artifact_task(SWEEP_PURGE, writes=False)(sweep_purge)

@@ -1,0 +1,170 @@
+"""A delete can be undone within its grace period, purge removes only what was deleted, and a hold forbids both."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tasks.delete import delete
+from tasks.replicate import replicate
+from tasks.sweeps.purge import sweep_purge
+from tasks.upload import upload
+from worker import clock
+from worker.catalogue import NotDeleted, OnHold
+from worker.context import Context
+from worker.settings import Settings
+from worker.settings.sections import DeleteSettings
+from worker.storage.errors import NotFound
+from zot_artifact_client.contract import (
+    DeleteRequest,
+    DeleteResult,
+    ReplicateRequest,
+    SweepPurgeRequest,
+    SweepPurgeResult,
+    UploadRequest,
+)
+
+GRACE = timedelta(days=7)
+Put = Callable[..., None]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"delete": DeleteSettings(grace=GRACE)})
+
+
+@pytest.fixture
+def put(run, source) -> Put:
+    def put(content: bytes = b"release one", *stores: str) -> None:
+        wanted = stores or None
+        run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(content), stores=wanted))
+
+    return put
+
+
+@pytest.fixture
+def remove(run, put: Put) -> Callable[..., DeleteResult]:
+    """Upload an artifact to two stores, and return what deletes it."""
+    put()
+
+    def remove(**more: Any) -> DeleteResult:
+        result: DeleteResult = run(delete, DeleteRequest(bucket="releases", key="app.tgz", **more))
+        return result
+
+    return remove
+
+
+@pytest.fixture
+def purge(run, monkeypatch) -> Callable[[], SweepPurgeResult]:
+    """Return what runs the purge after the grace period."""
+
+    def purge(after: timedelta = GRACE) -> SweepPurgeResult:
+        now = clock.now
+        with monkeypatch.context() as later:
+            later.setattr(clock, "now", lambda: now() + after + timedelta(minutes=1))
+            result: SweepPurgeResult = run(sweep_purge, SweepPurgeRequest())
+        return result
+
+    return purge
+
+
+def test_a_delete_keeps_the_bytes_and_can_be_undone(context: Context, run, remove, stored) -> None:
+    """The artifact cannot be reached, who and why are recorded, and `undo` brings the very version back."""
+    result = remove(by="ana", reason="wrong build")
+    assert (result.unchanged, result.copies, result.purge_after is not None) == (False, (), True)
+    assert stored("dr").read_bytes() == stored("primary").read_bytes() == b"release one"
+    with pytest.raises(NotFound):
+        run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",)))
+    tombstone = context.catalogue.deletions.get("releases", "app.tgz")
+    assert tombstone is not None
+    assert (tombstone.by, tombstone.reason, tombstone.version) == ("ana", "wrong build", 1)
+    again = remove()
+    assert (again.unchanged, again.purge_after) == (True, result.purge_after)
+    assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
+    assert run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))).copies
+    with pytest.raises(NotDeleted):
+        context.catalogue.deletions.undo("releases", "app.tgz")
+
+
+def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove, purge, stored) -> None:
+    """Before it ends nothing goes; then all copies go, once, and the delete cannot be undone."""
+    remove()
+    assert purge(GRACE / 2).purged == 0
+    assert stored("dr").exists()
+    result = purge()
+    assert (result.purged, result.copies) == (1, {"primary": 1, "dr": 1})
+    assert not stored("dr").exists()
+    assert not stored("primary").exists()
+    assert purge().purged == 0
+    with pytest.raises(NotDeleted):
+        context.catalogue.deletions.undo("releases", "app.tgz")
+
+
+def test_a_delete_at_once_removes_the_bytes(context: Context, remove, stored) -> None:
+    """`now` leaves nothing to undo, also after a delete that could be."""
+    remove()
+    result = remove(now=True)
+    assert {copy.outcome for copy in result.copies} == {"deleted"}
+    assert not stored("dr").exists()
+    assert context.catalogue.deletions.get("releases", "app.tgz") is None
+
+
+def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: Put, purge, stored) -> None:
+    """A newer version under the same key keeps its bytes; only old copies in other stores go, and no undo is left."""
+    remove()
+    put(b"release two", "dr")
+    with pytest.raises(NotDeleted, match="uploaded again"):
+        context.catalogue.deletions.undo("releases", "app.tgz")
+    result = purge()
+    assert (result.purged, result.copies) == (1, {"primary": 1})
+    assert stored("dr").read_bytes() == b"release two"
+    assert not stored("primary").exists()
+
+
+def test_what_another_program_has_changed_is_not_purged(remove, purge, stored) -> None:
+    """The delete is conditional: an object that is not the one that the catalogue has stays."""
+    remove()
+    stored("dr").unlink()
+    stored("dr").write_bytes(b"of another program")
+    assert purge().copies == {"primary": 1}
+    assert stored("dr").read_bytes() == b"of another program"
+
+
+def test_a_paused_store_keeps_its_copy_for_a_later_run(context: Context, remove, purge, stored) -> None:
+    """The tombstone stays until every copy is gone."""
+    remove()
+    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
+    assert (purge().purged, stored("dr").exists(), stored("primary").exists()) == (0, True, False)
+    context.catalogue.pauses.end("store", "dr")
+    assert (purge().purged, stored("dr").exists()) == (1, False)
+
+
+def test_a_run_purges_no_more_than_its_limit(context: Context, run, source, remove, purge, monkeypatch) -> None:
+    """`sweep.purge.batch` bounds what one run removes."""
+    remove()
+    run(upload, UploadRequest(bucket="releases", key="other", source=source(b"other")))
+    run(delete, DeleteRequest(bucket="releases", key="other"))
+    monkeypatch.setitem(context.settings.sweep.purge.__dict__, "batch", 1)
+    assert [purge().purged for _ in range(3)] == [1, 1, 0]
+
+
+def test_what_is_held_is_neither_deleted_nor_replaced_nor_purged(
+    context: Context, remove, put: Put, purge, stored
+) -> None:
+    """A hold names its author and reason to who wants to delete; release ends it."""
+    holds = context.catalogue.holds
+    holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=clock.now())
+    for more in ({}, {"now": True}, {"stores": ("dr",)}):
+        with pytest.raises(OnHold, match="held by ana .* case 4711"):
+            remove(**more)
+    with pytest.raises(OnHold):
+        put(b"release two")
+    put()  # the same bytes
+    assert stored("dr").read_bytes() == b"release one"
+    holds.release("releases", "app.tgz")
+    remove()
+    holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=clock.now())
+    assert purge().purged == 0
+    holds.release("releases", "app.tgz")
+    assert (purge().purged, stored("dr").exists()) == (1, False)

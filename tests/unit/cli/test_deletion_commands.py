@@ -1,0 +1,43 @@
+"""`hold`, `release`, `undelete` and their lists tell who, why and until when."""
+
+from datetime import timedelta
+
+from tests.unit.cli.test_status import Zot, artifact, catalogue, zot  # noqa: F401 - fixtures
+from worker import cli, clock
+from worker.catalogue import Artifact, Catalogue
+
+
+def test_a_hold_is_listed_and_shown_until_it_is_released(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """The first hold counts; releasing what is not held ends with 1, and so does holding what is not there."""
+    assert zot("hold", "releases/app.tgz", "--reason", "case 4711", "--by", "ana")[0] == 0
+    assert zot("hold", "releases/app.tgz", "--reason", "another", "--by", "eva")[1]["by"] == "ana"
+    [listed] = zot("holds")[1]["holds"]
+    assert (listed["by"], listed["reason"]) == ("ana", "case 4711")
+    assert zot("show", "releases/app.tgz")[1]["hold"]["reason"] == "case 4711"
+    assert zot("release", "releases/app.tgz")[0] == 0
+    assert zot("release", "releases/app.tgz")[0] == 1
+    assert zot("holds")[1]["holds"] == []
+    assert zot("hold", "releases/none", "--reason", "case 4711")[0] == 1
+
+
+def test_a_delete_is_listed_and_undone(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """A deleted artifact says how it can be brought back, and is there again after `undelete`."""
+    now = clock.now()
+    catalogue.deletions.begin(artifact, now=now, until=now + timedelta(days=7), by="ana", reason="old", job="job-1")
+    [listed] = zot("deleted")[1]["deleted"]
+    assert (listed["key"], listed["by"], listed["reason"]) == ("app.tgz", "ana", "old")
+    status, document = zot("show", "releases/app.tgz")
+    assert status == 1
+    assert "zot-artifacts undelete releases/app.tgz" in document["error"]["message"]
+    assert zot("sweep", "purge", "--dry-run") == (0, {"sweep": "purge", "dry_run": True, "due": 0})
+    assert zot("undelete", "releases/app.tgz") == (0, {"bucket": "releases", "key": "app.tgz", "version": 1})
+    assert zot("show", "releases/app.tgz")[0] == 0
+    assert cli.run(["undelete", "releases/app.tgz"]) == 2

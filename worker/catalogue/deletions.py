@@ -1,0 +1,155 @@
+"""Deletions that can be undone for some time, and holds, which forbid them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
+from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.holds import check_hold
+from worker.catalogue.records import Artifact, Copy, CopyState
+from worker.catalogue.tables import artifacts, copies, holds, tombstones
+from worker.catalogue.types import without_nul
+
+_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
+_TEXT = 500
+
+
+class NotDeleted(CatalogueError):
+    """A delete cannot be undone: there is none, its bytes are being purged, or another version follows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A recorded delete whose bytes are still there. `version` is the newest that was deleted, older ones with it."""
+
+    bucket: str
+    key: str
+    version: int
+    deleted_at: datetime
+    purge_after: datetime
+    by: str | None
+    reason: str | None
+    job: str
+
+
+class Deletions:
+    """The tombstones of artifacts whose bytes are still there."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(
+        self, artifact: Artifact, *, now: datetime, until: datetime, by: str | None, reason: str | None, job: str
+    ) -> Tombstone:
+        """Record that an artifact was deleted; its copies stay until it is purged, after `until`.
+
+        Raises:
+            OnHold: it is held; nothing was recorded.
+        """
+        with self._database.write() as connection:
+            check_hold(connection, artifact.bucket, artifact.key)
+            tombstone_all(connection, [artifact], now)
+            connection.execute(sa.delete(tombstones).where(*_at(artifact.bucket, artifact.key)))
+            made = Tombstone(
+                artifact.bucket, artifact.key, artifact.version, now, until,
+                without_nul(by[:_TEXT]) if by else None, without_nul(reason[:_TEXT]) if reason else None, job,
+            )  # fmt: skip
+            connection.execute(sa.insert(tombstones), asdict(made))
+        return made
+
+    def get(self, bucket: str, key: str) -> Tombstone | None:
+        """Return the tombstone under a key whose bytes are still there, or None."""
+        return next(iter(self._some(*_at(bucket, key), limit=1)), None)
+
+    def page(self, after: tuple[str, str] = ("", ""), *, limit: int = 1000) -> list[Tombstone]:
+        """Return tombstones by bucket and key, starting after the one given."""
+        behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
+        return self._some(behind, limit=limit)
+
+    def undo(self, bucket: str, key: str) -> Artifact:
+        """Undo a delete: the version that was current then is current again.
+
+        Raises:
+            NotDeleted: it cannot be undone; says why.
+        """
+        with self._database.write() as connection:
+            row = connection.execute(sa.select(tombstones).where(*_at(bucket, key))).one_or_none()
+            if row is None:
+                raise NotDeleted(f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them")
+            if row.purging_at is not None:
+                raise NotDeleted(
+                    f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC"
+                )
+            here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
+            versions = sa.select(artifacts).where(here)
+            newer = versions.where(artifacts.c.version > row.version).limit(1)
+            if connection.execute(newer).one_or_none() is not None:
+                raise NotDeleted(f"{bucket}/{key} was uploaded again since: delete that first, or leave it")
+            those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
+            connection.execute(those.values(tombstoned_at=None))
+            connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))
+            return artifact_of(connection.execute(versions.where(artifacts.c.version == row.version)).one())
+
+    # Purging
+
+    def count_due(self, *, now: datetime) -> int:
+        """Return how many tombstones are due to be purged and not held."""
+        with self._database.read() as connection:
+            due = _due(now).subquery()
+            return connection.execute(sa.select(sa.func.count()).select_from(due)).scalar_one()
+
+    def due(self, *, now: datetime, limit: int) -> list[Tombstone]:
+        """Return tombstones that are due to be purged and not held, those due longest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(_due(now).order_by(tombstones.c.purge_after).limit(limit)).all()
+        return [_tombstone_of(row) for row in rows]
+
+    def begin_purge(self, of: Tombstone, *, now: datetime) -> list[tuple[Artifact, Copy]]:
+        """Return the copies of a deleted artifact whose bytes may go now; from here on the delete cannot be undone.
+
+        Returns nothing if the delete was undone meanwhile, or the artifact is held.
+        """
+        with self._database.write() as connection:
+            mine = _due(now).where(*_at(of.bucket, of.key), tombstones.c.deleted_at == of.deleted_at)
+            if connection.execute(mine).one_or_none() is None:
+                return []
+            connection.execute(sa.update(tombstones).where(*_at(of.bucket, of.key)).values(purging_at=now))
+            query = (
+                sa.select(artifacts, copies.c.id.label("copy_id"))
+                .join(copies, copies.c.artifact_id == artifacts.c.id)
+                .where(artifacts.c.bucket == of.bucket, artifacts.c.key == of.key, artifacts.c.version <= of.version)
+                .where(copies.c.state.not_in(_GONE))
+            )
+            found = {row.copy_id: artifact_of(row) for row in connection.execute(query)}
+            rows = connection.execute(sa.select(copies).where(copies.c.id.in_(list(found))))
+            return [(found[row.id], copy_of(row)) for row in rows]
+
+    def end_purge(self, of: Sequence[Tombstone]) -> None:
+        """Forget tombstones whose bytes are gone."""
+        with self._database.write() as connection:
+            for each in of:
+                connection.execute(sa.delete(tombstones).where(*_at(each.bucket, each.key)))
+
+    def _some(self, *where: sa.ColumnElement[bool], limit: int) -> list[Tombstone]:
+        query = sa.select(tombstones).where(*where).order_by(tombstones.c.bucket, tombstones.c.key).limit(limit)
+        with self._database.read() as connection:
+            return [_tombstone_of(row) for row in connection.execute(query)]
+
+
+def _at(bucket: str, key: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return tombstones.c.bucket == bucket, tombstones.c.key == key
+
+
+def _due(now: datetime) -> sa.Select[Any]:
+    held = sa.exists().where(holds.c.bucket == tombstones.c.bucket, holds.c.key == tombstones.c.key)
+    return sa.select(tombstones).where(tombstones.c.purge_after <= now, ~held)
+
+
+def _tombstone_of(row: sa.Row[Any]) -> Tombstone:
+    return Tombstone(
+        row.bucket, row.key, row.version, row.deleted_at, row.purge_after, row.by, row.reason, row.job,
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Holds: marks that forbid to delete an artifact, or to replace its content."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.tables import holds
+from worker.catalogue.types import Text, without_nul
+
+_TEXT = 500
+_GET = sa.select(holds).where(
+    holds.c.bucket == sa.bindparam("of", type_=Text()), holds.c.key == sa.bindparam("under", type_=Text())
+)
+
+
+class OnHold(CatalogueError):
+    """An artifact is held: it is neither deleted nor replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold, who placed it and why."""
+
+    bucket: str
+    key: str
+    held_at: datetime
+    by: str
+    reason: str
+
+
+class Holds:
+    """The holds, by bucket and key."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, bucket: str, key: str) -> Hold | None:
+        """Return the hold on an artifact, or None."""
+        with self._database.read() as connection:
+            return _find(connection, bucket, key)
+
+    def check(self, bucket: str, key: str) -> None:
+        """Return if an artifact is not held.
+
+        Raises:
+            OnHold: naming who holds it, why, and the way out.
+        """
+        with self._database.read() as connection:
+            check_hold(connection, bucket, key)
+
+    def place(self, bucket: str, key: str, *, by: str, reason: str, now: datetime) -> Hold:
+        """Hold an artifact, and return the hold; one that is there already stays as it is."""
+        with self._database.write() as connection:
+            if found := _find(connection, bucket, key):
+                return found
+            made = Hold(bucket, key, now, without_nul(by[:_TEXT]) or "", without_nul(reason[:_TEXT]) or "")
+            row = {"bucket": bucket, "key": key, "held_at": now, "by": made.by, "reason": made.reason}
+            connection.execute(sa.insert(holds), row)
+            return made
+
+    def release(self, bucket: str, key: str) -> bool:
+        """End a hold; return False if there was none."""
+        mine = sa.and_(holds.c.bucket == bucket, holds.c.key == key)
+        with self._database.write() as connection:
+            return connection.execute(sa.delete(holds).where(mine)).rowcount > 0
+
+    def all(self, limit: int = 10_000) -> list[Hold]:
+        """Return holds by bucket and key."""
+        query = sa.select(holds).order_by(holds.c.bucket, holds.c.key).limit(limit)
+        with self._database.read() as connection:
+            return [Hold(row.bucket, row.key, row.held_at, row.by, row.reason) for row in connection.execute(query)]
+
+
+def check_hold(connection: Connection, bucket: str, key: str) -> None:
+    """Do as `Holds.check`, within a transaction."""
+    if (found := _find(connection, bucket, key)) is not None:
+        raise OnHold(
+            f"{bucket}/{key} is held by {found.by} since {found.held_at:%Y-%m-%d}: {found.reason}; "
+            f"`zot-artifacts release {bucket}/{key}` ends the hold"
+        )
+
+
+def _find(connection: Connection, bucket: str, key: str) -> Hold | None:
+    row = connection.execute(_GET, {"of": bucket, "under": key}).one_or_none()
+    return Hold(row.bucket, row.key, row.held_at, row.by, row.reason) if row else None

@@ -1,0 +1,114 @@
+"""The commands `undelete`, `deleted`, `hold`, `release` and `holds`."""
+
+import getpass
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from worker import clock
+from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.errors import Failure, Status
+from worker.cli.output import AsJson, print_json, print_table, say
+from worker.cli.session import opened
+
+Reason = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to everyone who wants to delete the artifact.")
+]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who says so; your user name by default.")]
+
+
+def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
+    """Undo the delete of an artifact within its grace period.
+
+    Example:
+
+        zot-artifacts undelete releases/app.tgz
+    """
+    at = ArtifactPath.parse(artifact)
+    with opened(existing=True) as session:
+        found = session.catalogue.deletions.undo(at.bucket, at.key)
+    if as_json:
+        print_json({"bucket": found.bucket, "key": found.key, "version": found.version})
+    else:
+        say(f"{found.path} version {found.version} is back")
+
+
+def deleted(as_json: AsJson = False) -> None:
+    """List the deletes that can be undone, by whom and why.
+
+    Example:
+
+        zot-artifacts deleted
+    """
+    with opened(existing=True) as session:
+        found, after = [], ("", "")
+        while some := session.catalogue.deletions.page(after):
+            found += some
+            after = some[-1].bucket, some[-1].key
+    if as_json:
+        print_json({"deleted": [asdict(each) for each in found]})
+    else:
+        rows = [
+            (f"{each.bucket}/{each.key}", each.deleted_at, each.purge_after, each.by, each.reason) for each in found
+        ]
+        columns = ("artifact", "deleted", "purged after", "by", "reason")
+        print_table(columns, rows, empty="no delete can be undone", flexible=("artifact", "reason"))
+
+
+def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJson = False) -> None:
+    """Forbid to delete or replace an artifact until `release`.
+
+    Example:
+
+        zot-artifacts hold releases/app.tgz --reason "case 4711"
+    """
+    at = ArtifactPath.parse(artifact)
+    if not reason.strip():
+        raise Failure("--reason needs a text: why is the artifact held?", Status.USAGE, type_="UsageError")
+    with opened(existing=True) as session:
+        if session.catalogue.deletions.get(at.bucket, at.key) is None:
+            session.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
+        who = by or getpass.getuser()
+        made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
+    if as_json:
+        print_json(asdict(made))
+    else:
+        say(f"{at} is held by {made.by}: {made.reason}")
+
+
+def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
+    """End the hold on an artifact.
+
+    The exit status is 1 if there was none.
+
+    Example:
+
+        zot-artifacts release releases/app.tgz
+    """
+    at = ArtifactPath.parse(artifact)
+    with opened(existing=True) as session:
+        released = session.catalogue.holds.release(at.bucket, at.key)
+    if as_json:
+        print_json({"bucket": at.bucket, "key": at.key, "released": released})
+    else:
+        say(f"{at}: {'the hold has ended' if released else 'it was not held'}")
+    raise typer.Exit(Status.GOOD if released else Status.BAD)
+
+
+def holds(as_json: AsJson = False) -> None:
+    """List the artifacts that are held, by whom and why.
+
+    Example:
+
+        zot-artifacts holds
+    """
+    with opened(existing=True) as session:
+        found = session.catalogue.holds.all()
+    if as_json:
+        print_json({"holds": [asdict(each) for each in found]})
+    else:
+        rows = [(f"{each.bucket}/{each.key}", each.held_at, each.by, each.reason) for each in found]
+        print_table(
+            ("artifact", "since", "by", "reason"), rows, empty="nothing is held", flexible=("artifact", "reason")
+        )
