@@ -15,7 +15,7 @@ from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.arguments import Timeout
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.outcome import finish, outcome_of
-from worker.cli.output import AsJson, age, moment, note, out, print_json, print_table, printable, say, size
+from worker.cli.output import AsJson, age, flat, moment, note, out, print_json, print_table, say, size
 from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.units import parse_duration
@@ -307,7 +307,7 @@ def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
         yield "before that" if number else "error", f"{cause.get('type')}: {cause.get('message')}"
     for name, value in _shown_request(record).items():
         if name not in {"bucket", "key"}:
-            yield "request" if name == next(iter(record.request)) else "", f"{name}={_flat(value)}"
+            yield "request" if name == next(iter(record.request)) else "", f"{name}={flat(value)}"
     for name, value in (record.result or {}).items():
         if name not in {"bucket", "key", "job"}:
             yield from _result_lines(name, value)
@@ -317,17 +317,9 @@ def _result_lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """Yield a list of copies or failures as one line each, every other value as one line."""
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         for each in value:
-            yield name, _flat(each)
+            yield name, flat(each)
     elif value not in (None, [], {}):
-        yield name, size(value) if name in {"size", "bytes"} and isinstance(value, int) else _flat(value)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}={_flat(each)}" for name, each in value.items() if each is not None)
-    if isinstance(value, list | tuple):
-        return ", ".join(_flat(each) for each in value)
-    return printable(value)
+        yield name, size(value) if name in {"size", "bytes"} and isinstance(value, int) else flat(value)
 
 
 def _progress(record: JobRecord) -> str | None:

@@ -8,7 +8,7 @@ import typer
 
 from worker.catalogue import JobRecord
 from worker.cli.errors import Status
-from worker.cli.output import complain, out, print_json, say, size, table
+from worker.cli.output import complain, flat, out, print_json, say, size, table
 from zot_artifact_client.contract import BATCH, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 
@@ -160,7 +160,8 @@ def _print_reconciled(result: Mapping[str, Any]) -> None:
 
 def _print_fields(result: Mapping[str, Any]) -> None:
     for name, value in result.items():
-        say(f"{name}: {value}")
+        if value not in (None, [], {}):
+            say(f"{name}: {flat(value)}")
 
 
 def _print_unnamed_failures(job: str, result: Mapping[str, Any]) -> None:

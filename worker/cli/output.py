@@ -5,7 +5,7 @@ Keys, messages, hosts and answers of stores come from outside. `printable` escap
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +46,15 @@ _AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 def printable(text: object, most: int = MOST) -> str:
     r"""Return a text with control characters, line ends and direction marks as `\x1b`, cut to `most` characters."""
     return bounded(text, most)
+
+
+def flat(value: object) -> str:
+    """Return a value of a result or request as text of one line: `primary=3, dr=0` for a mapping."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={flat(each)}" for name, each in value.items() if each is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(flat, value))
+    return printable(value)
 
 
 def out() -> "Console":

@@ -14,7 +14,7 @@ from worker.artifacts.read_pace import pace_of
 from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
 from worker.cli.errors import Status
 from worker.cli.findings import what
-from worker.cli.output import AsJson, age, print_json, print_table, say, size
+from worker.cli.output import AsJson, age, flat, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, opened
@@ -284,15 +284,9 @@ def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...
 def _sweep_cells(run: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     began = run["started_at"] and age(run["started_at"], now)
     took = None if run["seconds"] is None else f"{run['seconds']:.1f} s"
-    told = ", ".join(f"{name} {_brief(value)}" for name, value in (run["result"] or {}).items() if value)
+    told = "; ".join(f"{name} {flat(value)}" for name, value in (run["result"] or {}).items() if value)
     error = (run["error"] or {}).get("message")
     return run["sweep"], began, took, f"{run['state']}: {error or told or 'nothing to do'}"
-
-
-def _brief(value: object) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name}={each}" for name, each in value.items())
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _sum(findings: list[Mapping[str, Any]]) -> str:
