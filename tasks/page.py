@@ -42,7 +42,7 @@ _LEFT = "left"
 
 
 def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResult:
-    """Do the verb to all objects of the page that have no outcome yet, and return what became of all of them.
+    """Do the verb to all objects of the page that have no outcome yet, and return all outcomes.
 
     An object at which the verb fails leaves the page, as a job of its own: no page waits for its worst object.
 

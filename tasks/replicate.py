@@ -56,7 +56,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
 
 
 def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
-    """Bring copies of one artifact to these stores; see `replicate`."""
+    """Copy one artifact to these stores; see `replicate`."""
     context, job, artifact = work.context, work.job, work.artifact
     targets = [context.stores[name] for name in stores]
 

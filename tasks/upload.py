@@ -57,7 +57,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             properties=request.properties,
             replaces_headers=True,
         )
-        # A small copy is recorded with the end of the job, in one transaction: to read it again costs next to nothing.
+        # A small copy is recorded with the end of the job, in one transaction: to read it again costs little.
         small = digest.size <= _SMALL
         work = ArtifactJob(context, job, artifact, Records(finished=job.finished) if small else None)
 

@@ -1,4 +1,4 @@
-"""Share the tests out among the processes of a run: what has one start in common together, what takes long first."""
+"""Distribute the tests over the processes of a run: tests with one set-up together, long ones first."""
 
 import re
 from collections.abc import Sequence

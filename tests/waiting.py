@@ -1,4 +1,4 @@
-"""Wait for events; poll for those that nothing announces: a row in a ledger, a line in a log, a key in Redis."""
+"""Wait for events; poll for those without a notification: a row in a ledger, a line in a log, a key in Redis."""
 
 import time
 from collections.abc import Callable

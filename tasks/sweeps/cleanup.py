@@ -79,7 +79,7 @@ def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob)
 
 
 def _belongs_to(stale: StaleUpload, transfer: OpenTransfer) -> bool:
-    """Return whether a stale upload may be part of a write that a job will go on with; in doubt it is."""
+    """Return whether a stale upload may be part of a write that a job will resume; True if that is unknown."""
     token = (*transfer.token.split(":"), transfer.token)
     return any(piece in token or piece.endswith(transfer.path) for piece in stale.token)
 

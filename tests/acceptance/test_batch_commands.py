@@ -42,7 +42,7 @@ def bucket(zot: Zot) -> str:
 
 
 def test_a_prefix_is_replicated_verified_and_deleted(zot: Zot, bucket: str) -> None:
-    """Each verb takes --all, says how many came out how, and ends with 0; other prefixes stay as they are."""
+    """Each verb takes --all, counts the outcomes, and ends with 0; other prefixes do not change."""
     done = zot("replicate", f"{bucket}/v1/", "--all", "--to", "dr")
     assert (done.status, done.stdout, done.stderr) == (0, "replicate: 2 objects, 34 B: 2 stored\n", "")
     result = zot("verify", bucket, "--all", "--json").document
@@ -53,7 +53,7 @@ def test_a_prefix_is_replicated_verified_and_deleted(zot: Zot, bucket: str) -> N
     assert [each["key"] for each in left] == ["v2/a"]
 
 
-def test_what_came_out_badly_is_named_and_found_again(zot: Zot, bucket: str) -> None:
+def test_failed_objects_are_named_and_found_again(zot: Zot, bucket: str) -> None:
     """A rotten copy ends the command with 1 and is named; the job and its children can be asked for it later."""
     (zot.home / "stores" / "primary" / bucket / "v1" / "b").write_text("THE bytes of v1/b")
     done = zot("verify", bucket, "--all")

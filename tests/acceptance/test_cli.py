@@ -153,7 +153,7 @@ def test_every_encoding_of_the_terminal_works(zot: Zot, source: Path, encoding: 
     assert "\\u65e5" in narrow("ls", key).stdout
 
 
-def test_a_staged_file_goes_away_with_its_job(zot: Zot, key: str, source: Path) -> None:
+def test_a_staged_file_is_removed_with_its_job(zot: Zot, key: str, source: Path) -> None:
     """A file outside the roots is staged for its job, and nothing of it stays when the job has ended well or badly."""
     assert zot("upload", source, key).status == 0
     assert leftovers(zot) == []

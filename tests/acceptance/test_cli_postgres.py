@@ -1,4 +1,4 @@
-"""The command line on a catalogue in PostgreSQL: there, elsewhere, and wrong."""
+"""The command line with a catalogue in PostgreSQL: with its URL, without it, and with a wrong one."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The client as other services get it: its wheel, alone in an empty environment."""
+"""The client's wheel alone in an empty environment, as other services install it."""
 
 import re
 import shutil

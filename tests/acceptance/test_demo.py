@@ -1,4 +1,4 @@
-"""The demo: it can be relied on to have seen what it says."""
+"""The demo checks every effect that it reports."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The README's examples are not only prose."""
+"""The examples of the README run as they are written."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`zot-artifacts status` beside a real `up`: rot shows until it is repaired."""
+"""`zot-artifacts status` beside a real `up`: a corrupt copy is shown until it is repaired."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A provider copies from one of its stores to another: the very version, with our words beside it, or not at all."""
+"""A provider copies between two of its stores: exactly the requested version, with our metadata, or nothing."""
 
 import uuid
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What other programs wrote under names that we would not write can be listed, read, verified and deleted."""
+"""Objects of other programs with keys that uploads may not have can be listed, read, verified and deleted."""
 
 import pytest
 

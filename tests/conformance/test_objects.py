@@ -1,4 +1,4 @@
-"""What is written comes back, and what is missing is said to be missing."""
+"""Written objects are read back unchanged, and missing ones raise NotFound."""
 
 import pytest
 

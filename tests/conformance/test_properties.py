@@ -1,4 +1,4 @@
-"""What a store keeps beside the bytes comes back as it was given, however the object was made."""
+"""Metadata and properties are read back as they were written, however the object was made."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The six verdicts, and reading that notices."""
+"""The six verdicts, and reads that detect wrong bytes."""
 
 import os
 from collections.abc import Callable

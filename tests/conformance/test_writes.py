@@ -1,4 +1,4 @@
-"""A write happens whole or not at all, and only where its condition allows it."""
+"""A write is atomic, and happens only if its condition holds."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

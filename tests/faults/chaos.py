@@ -70,7 +70,7 @@ class FaultInjector:
 
 @dataclass
 class Tally:
-    """What was done to the fleet, and what became of its jobs."""
+    """The faults of a run, and the outcomes of its jobs."""
 
     jobs: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -353,7 +353,7 @@ class Fleet:
                 versions.append(artifact.digest.sha256)
             for sha256, count in Counter(versions).items():
                 if sha256 not in uploaded:
-                    yield f"data/{key} has a version of {sha256} that nobody uploaded"
+                    yield f"data/{key} has a version of {sha256} that was never uploaded"
                 if count > 1:
                     yield f"data/{key} has {count} versions of {sha256}: its upload happened more than once"
 
@@ -374,7 +374,7 @@ class Fleet:
             for found in store.list_objects("data"):
                 held = self.catalogue.artifacts.version_in_store(name, "data", found.key)
                 if held is None:
-                    yield f"{name}: data/{found.key} is nobody's"
+                    yield f"{name}: data/{found.key} is not in the catalogue"
             for unfinished in store.iter_stale_uploads():
                 yield f"{name}: {unfinished.description} was left behind"
         client = s3_client(self._ministack)

@@ -1,4 +1,4 @@
-"""A worker that dies where it is told to: `python -m tests.faults.dying_worker DIRECTORY …`, else as `celery …`.
+"""A worker that dies at a given point: `python -m tests.faults.dying_worker DIRECTORY …`, else as `celery …`.
 
 A file in that directory, named after a job's key, is an order: it says at which point the process that works on the job
 dies, by SIGKILL, and is renamed at that moment, so that the next worker lives. An order may ask for another

@@ -48,7 +48,7 @@ def told(tally: Tally) -> str:
 
 
 def summary(tally: Tally, minutes: float, seed: int) -> str:
-    """Return what was done and what became of it."""
+    """Return the faults and the outcomes of the run."""
     lines = [f"{minutes:.0f} minutes, seed {seed}: {told(tally)}"]
     for name, counter in (("jobs", tally.jobs), ("faults", tally.faults), ("ended", tally.states)):
         lines.append(f"{name}: " + ", ".join(f"{count} {what}" for what, count in sorted(counter.items())))

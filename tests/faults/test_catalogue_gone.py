@@ -1,4 +1,4 @@
-"""The catalogue goes away while jobs run, and comes back: the jobs go on, and their effect happens once."""
+"""The catalogue is unavailable while jobs run, and recovers: the jobs continue, and their effect happens once."""
 
 import json
 import sqlite3

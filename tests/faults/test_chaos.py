@@ -1,4 +1,4 @@
-"""Random jobs against random faults, then quiet: every accepted job has ended, and the record is true."""
+"""After random jobs and random faults every accepted job has ended, and the catalogue is right."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A worker dies at every point of a job's life once: another worker ends the job, and the record is true.
+"""A worker dies at every point of a job's life once: another worker ends the job, and the catalogue is right.
 
 The checks read the stores, the ledger and the log of verifications, never what a worker says.
 """

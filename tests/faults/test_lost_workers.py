@@ -30,7 +30,7 @@ def test_the_job_of_a_killed_worker_goes_over_to_another_one(valkey, ministack, 
 
 
 def test_a_message_that_redis_lost_is_sent_again(valkey, ministack, tmp_path):
-    """The queue is emptied behind the sender's back; the job is done all the same, once, and the outbox is empty."""
+    """The queue is emptied; the job is done nevertheless, once, and the outbox is empty."""
     with fleet_of(valkey, ministack, tmp_path) as fleet:
         jobs = [fleet.client.upload(fleet.source(100), "releases", f"{n}.bin") for n in range(3)]
         assert fleet.redis.llen("transfer") == fleet.redis.hlen(MESSAGES) == 3

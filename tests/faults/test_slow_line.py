@@ -1,4 +1,4 @@
-"""A line that is slow is not a line that is dead, and a store that takes no more bytes is."""
+"""A slow line is not a dead one, and a store that accepts no more bytes is dead."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from worker.storage import Store, Verdict
 BUCKET = "releases"
 MIB = 1024 * 1024
 PART = 16 * MIB
-"""Bytes: of less, the kernel takes so much at once that nobody has to wait."""
+"""Bytes: of less, the kernel takes so much at once that no send waits."""
 PATIENCE = {
     "s3.providers.CONNECT_TIMEOUT": 2.0,
     "azure.client.CONNECT_TIMEOUT": 2.0,

@@ -1,4 +1,4 @@
-"""A proxy below any protocol, whose connections can fall silent without an event, or be slow."""
+"""A proxy for any protocol, whose connections can become silent or slow."""
 
 import socket
 import threading

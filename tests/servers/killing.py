@@ -1,4 +1,4 @@
-"""Kills a worker in the middle of an upload in parts, and counts what is sent before and after."""
+"""Kill a worker in the middle of a multipart upload, and count the parts that are sent before and after."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Start a server on a free loopback port, know when it answers, and end it whatever happens to us."""
+"""Start a server on a free loopback port, wait until it answers, and end it even if this process is killed."""
 
 import ctypes
 import os

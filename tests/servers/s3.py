@@ -62,7 +62,7 @@ class RcloneS3(S3Server):
     def command(self) -> Sequence[str]:
         self.files.mkdir(parents=True, exist_ok=True)
         address = f"127.0.0.1:{self.port}"
-        fresh = ("--dir-cache-time", "1ms")  # or it goes on answering from memory when a file changes behind its back
+        fresh = ("--dir-cache-time", "1ms")  # or it goes on answering from memory when another process changes a file
         return (find_server("rclone"), "serve", "s3", "--addr", address, *fresh, str(self.files))
 
     def environment(self) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Beat goes on whatever its schedule file holds."""
+"""Beat runs with any content of its schedule file."""
 
 from datetime import timedelta
 
@@ -20,7 +20,7 @@ def open_scheduler(app, path):
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"\x00" * 4096, b"SQLite format 3\x00" + b"x" * 100])
-def test_a_torn_schedule_file_is_thrown_away(app, tmp_path, content):
+def test_a_torn_schedule_file_is_discarded(app, tmp_path, content):
     """A file that cannot be read costs a log line, not the sweeps."""
     (tmp_path / "schedule").write_bytes(content)
     scheduler = open_scheduler(app, tmp_path / "schedule")

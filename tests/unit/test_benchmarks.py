@@ -1,4 +1,4 @@
-"""What the measurements' table says of lines that could not be measured, and of those that were measured again."""
+"""The table of measurements, with lines that could not be measured or were measured again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

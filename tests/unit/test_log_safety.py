@@ -1,4 +1,4 @@
-"""What reaches a log file: one line a record, whatever comes from outside."""
+"""A log file has one line per record, whatever comes from outside."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Findings: what is not as it should be, opened and resolved in the transaction that records why."""
+"""Findings: deviations from the record, opened and resolved in the transaction that records why."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

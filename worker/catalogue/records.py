@@ -40,7 +40,7 @@ BAD = (CopyState.CORRUPT, CopyState.MISSING, CopyState.SIZE_MISMATCH)
 
 
 class FindingKind(StrEnum):
-    """What is not as it should be, the worst first."""
+    """The kinds of findings, the worst first."""
 
     LOST = "lost"
     """An artifact: no copy of its current version is good."""

@@ -337,7 +337,7 @@ findings = Table(
     ),
     Index("ix_findings_resolved", "resolved_at", sqlite_where=_RESOLVED, postgresql_where=_RESOLVED),
 )  # fmt: skip
-"""One row for what is not as it should be: a copy, an artifact, an object or a store, see `FindingKind`.
+"""One row for each deviation of a copy, an artifact, an object or a store, see `FindingKind`.
 
 What does not apply is empty, and `version` 0, so that the index of open ones keeps each kind and place once.
 """

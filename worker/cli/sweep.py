@@ -161,7 +161,7 @@ class _Jobs:
 
     @classmethod
     def of(cls, records: list[JobRecord], sent: int) -> "_Jobs":
-        """Return what became of the jobs that the ledger has; `sent` is how many the sweep itself has sent."""
+        """Return the outcomes of the jobs that the ledger has; `sent` is how many the sweep itself has sent."""
         outcomes, failed, waiting = Counter[str](), list[str](), 0
         expected = sent
         for each in records:

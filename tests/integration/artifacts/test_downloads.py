@@ -1,4 +1,4 @@
-"""A download is the whole that its host has, or an error; and its job can always leave it."""
+"""A download is complete or an error, and its job can be interrupted at any time."""
 
 import contextlib
 import hashlib

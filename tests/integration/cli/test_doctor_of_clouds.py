@@ -1,4 +1,4 @@
-"""What `doctor` tells of a cloud: whether bytes that are damaged on their way are found, and whose uploads are open."""
+"""`doctor` reports of a cloud whether damaged bytes are detected, and the open uploads of other programs."""
 
 import json
 from collections.abc import Callable

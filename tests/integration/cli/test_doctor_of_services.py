@@ -1,4 +1,4 @@
-"""What `doctor` tells of workers, beat, circuit breakers and the data directory, beside real processes."""
+"""`doctor` reports workers, beat, circuit breakers and the data directory, with real processes."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A real worker, and messages that strangers put straight into its broker."""
+"""A real worker, and invalid messages that are put directly into its broker."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Jobs that wait and are cancelled, without a worker: what looking after jobs does for them, over a real Redis."""
+"""Waiting jobs are cancelled without a worker, by the recovery, with a real Redis."""
 
 import time
 from collections.abc import Callable, Iterator

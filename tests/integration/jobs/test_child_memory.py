@@ -1,4 +1,4 @@
-"""What a child of the pool keeps of the jobs that it has done."""
+"""The memory of a child of the pool does not grow with its jobs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A real worker, and people who begin dead jobs again and pause what it works with."""
+"""A real worker, with jobs that are redriven and pauses."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -110,7 +110,7 @@ def test_a_worker_that_starts_leaves_a_paused_queue_alone_and_serves_it_again(wo
 def test_dead_jobs_are_redriven_by_one_command(worker, client, catalogue, zot, source, tmp_path):
     """A client that waits for a redriven job gets its new outcome; a job that ended for another cause stays.
 
-    A source that was staged for one of them is still there, and goes away with its good end.
+    A source that was staged for one of them is still there, and is removed when it succeeds.
     """
     (tmp_path / "outside.tgz").write_bytes(b"release two")
     away = worker.home / "stores" / "dr"

@@ -1,4 +1,4 @@
-"""The outbox beside the queues, in a real Valkey: what is lost is sent again, what waits or is known is not."""
+"""The outbox beside the queues, in a real Valkey: lost messages are sent again, and no others."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What waits for whom, with a real worker of one process."""
+"""The order of the queues, with a real worker of one process."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A paused queue, and a Redis that has lost that it is paused."""
+"""A queue stays paused after Redis has lost the pause."""
 
 import json
 from pathlib import Path

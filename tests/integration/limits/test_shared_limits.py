@@ -1,4 +1,4 @@
-"""What all workers share of a store: slots, bytes per second, and the breaker, in a real Valkey and without one."""
+"""The limits that all workers share: slots, bandwidth and circuit breaker, with a real Valkey and without one."""
 
 import io
 import logging

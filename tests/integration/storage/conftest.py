@@ -1,4 +1,4 @@
-"""What all tests of stores on a faulty network share."""
+"""Fixtures for the tests of stores on a faulty network."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The original store's backends in small: how each of them wrote an object, and how it read one, by the plain SDKs."""
+"""Small copies of the original store's backends: how each wrote and read an object with the plain SDKs."""
 
 import hashlib
 import json
@@ -65,7 +65,8 @@ class OriginalFiles:
 
 
 class OriginalCloud(Protocol):
-    """A real bucket as the original used it, and as it should have: the key at its top, or behind the logical bucket.
+    """A real bucket in both layouts, that of the original and the intended one: the key at its top, or behind the
+    logical bucket.
 
     Everything goes beside our back.
     """

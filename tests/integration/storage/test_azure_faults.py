@@ -1,4 +1,4 @@
-"""What the azure driver makes of a bad network, a wrong configuration, other programs' blobs and a slow copy."""
+"""The azure driver with a bad network, a wrong configuration, other programs' blobs and a slow copy."""
 
 import logging
 import tracemalloc

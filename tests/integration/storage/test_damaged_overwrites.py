@@ -1,4 +1,4 @@
-"""What arrives damaged at a store is never seen under its key, and what it was to replace stays."""
+"""Bytes that arrive damaged never become visible, and the object that they would replace stays."""
 
 import uuid
 from collections.abc import Callable, Iterator

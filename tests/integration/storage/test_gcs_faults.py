@@ -1,4 +1,4 @@
-"""What the gcs driver makes of a bad network, a wrong configuration and an ill-behaved server."""
+"""The gcs driver with a bad network, a wrong configuration and an ill-behaved server."""
 
 import gzip
 import json

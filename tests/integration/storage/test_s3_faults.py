@@ -1,4 +1,4 @@
-"""What the s3 driver makes of a bad network, a wrong configuration and an ill-behaved server."""
+"""The s3 driver with a bad network, a wrong configuration and an ill-behaved server."""
 
 import tracemalloc
 import uuid

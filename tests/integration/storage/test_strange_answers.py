@@ -1,4 +1,4 @@
-"""What a gateway or an emulator answers that no SDK expects: every caller sees a StorageError about that object."""
+"""Answers of a gateway or an emulator that no SDK expects: every caller gets a StorageError about that object."""
 
 import re
 from collections.abc import Callable, Iterator

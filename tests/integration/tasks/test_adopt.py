@@ -1,4 +1,4 @@
-"""An object of another program is recorded after one full read, and only as what that read has shown."""
+"""An object of another program is recorded after one full read, with the digest of that read."""
 
 import hashlib
 from collections.abc import Callable

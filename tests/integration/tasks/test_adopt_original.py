@@ -1,4 +1,4 @@
-"""What the original left in a cloud is adopted, and from then on an artifact like any other, which it can read too."""
+"""Objects of the original store in a cloud are adopted, become usual artifacts, and stay readable for it."""
 
 import pytest
 

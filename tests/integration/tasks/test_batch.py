@@ -1,4 +1,4 @@
-"""A batch works in steps: a death at any point leaves nothing out and does nothing twice."""
+"""A batch works in steps: a crash at any point skips no object and repeats none."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -188,7 +188,7 @@ def test_a_whole_bucket_is_done_in_jobs_of_one_object(laid, drive, context):
 
 
 @pytest.mark.usefixtures("one_each")
-def test_what_came_out_badly_is_named(laid, drive, stored):
+def test_failed_objects_are_named(laid, drive, stored):
     """A corrupt, a missing and an unreadable copy are counted by their verdicts and named; the others are good."""
     laid(5)
     stored("dr", "a/001").write_bytes(b"rotten" * 3)

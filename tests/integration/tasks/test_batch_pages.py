@@ -1,4 +1,4 @@
-"""A batch works in pages: what is recorded is not done twice, and what fails leaves the page as a job of its own."""
+"""A batch works in pages: no recorded outcome is repeated, and an object that fails becomes a job of its own."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Deleting takes what was asked for, and never the last good copy by accident."""
+"""A delete removes exactly the requested copies, and never the last good one by accident."""
 
 import dataclasses
 import io

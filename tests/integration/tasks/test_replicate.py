@@ -1,4 +1,4 @@
-"""Replication copies only what is right, and says what is not."""
+"""Replication copies only right bytes, and names the copies that are not."""
 
 import dataclasses
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Replication inside one provider: the bytes do not pass through us, and no copy counts before all of it was read."""
+"""Replication inside one provider: the bytes do not pass through the worker, and no copy counts before a full read."""
 
 import dataclasses
 import json

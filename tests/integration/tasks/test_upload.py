@@ -1,4 +1,4 @@
-"""Uploads keep what they promise."""
+"""The task `upload`: versions, copies, retries and errors."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""A page of an upload reads each file once, records it, and leaves out nothing after a death."""
+"""A page of an upload reads each file once, records it, and skips none after a crash."""
 
 from collections.abc import Callable
 from pathlib import Path

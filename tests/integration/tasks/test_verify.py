@@ -1,4 +1,4 @@
-"""Only a full read that matched is good news, and each verdict says no more than was seen."""
+"""Only a full read that matches gives `verified`, and each verdict says no more than the read has shown."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Test that a file source that cannot be opened costs nothing and is refused or retried by its reason."""
+"""Test that a file source that cannot be opened fails or is retried by the reason."""
 
 import errno
 import os

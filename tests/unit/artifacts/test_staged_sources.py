@@ -1,4 +1,4 @@
-"""A local source is a regular file that the job may use; a staged one goes away with its job, and nothing else does."""
+"""A local source is a regular file that the job may use; a staged one is removed with its job, and no other file is."""
 
 import errno
 import os

@@ -53,8 +53,8 @@ def test_pages_follow_each_other_below_a_prefix(catalogue):
     assert catalogue.artifacts.sizes([("releases", "a"), ("releases", "z")]) == {("releases", "a"): 11}
 
 
-def test_what_came_out_is_counted_once_and_only_bad_ones_stay(catalogue, batch):
-    """A step counts what ended with its bytes, takes it out of flight, and keeps what came out badly by name."""
+def test_outcomes_are_counted_once_and_only_bad_ones_stay(catalogue, batch):
+    """A step counts what ended with its bytes, takes it out of flight, and keeps the failed ones by name."""
     batch = plan(catalogue, batch, [1, 2, 3])
     for child, state in (("b.00000001", JobState.SUCCEEDED), ("b.00000002", JobState.DEAD)):
         record = take(catalogue, child, "verify", {"bucket": "releases", "key": str(int(child[2:]))})
@@ -80,8 +80,8 @@ def test_what_came_out_is_counted_once_and_only_bad_ones_stay(catalogue, batch):
     assert [child.id for child in catalogue.batches.child_jobs("b", after="b.00000002")] == ["b.00000003", "b.00000004"]
 
 
-def test_what_came_out_badly_costs_no_later_step(tmp_path):
-    """However many children came out badly, SQLite takes as many steps to find those in flight."""
+def test_failed_objects_cost_no_later_step(tmp_path):
+    """However many children failed, SQLite takes as many steps to find those in flight."""
     catalogue, taken = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"), []
     count = sa.event.listens_for(catalogue._database.engine, "checkout")
     count(lambda connection, *_: connection.set_progress_handler(lambda: taken.append(1), 1))

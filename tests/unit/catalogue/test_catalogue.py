@@ -1,4 +1,4 @@
-"""The catalogue never changes what it must not change, and gives each thing to one taker."""
+"""The catalogue never changes immutable rows, and gives each claim to one worker."""
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor

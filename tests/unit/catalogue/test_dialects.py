@@ -1,4 +1,4 @@
-"""Whichever database it is in, the catalogue keeps the same promises: turns, order, text, time."""
+"""The catalogue keeps the same promises in each database: one writer, order, text, time."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is wrong is opened by the verdict that tells it and resolved by the one that tells otherwise, once a place."""
+"""A verdict opens a finding and another one resolves it; each copy has at most one."""
 
 import logging
 from datetime import timedelta

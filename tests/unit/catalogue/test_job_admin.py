@@ -1,4 +1,4 @@
-"""What people do to jobs and to what jobs need, in each kind of catalogue."""
+"""Operators' actions on jobs, and pauses, in each kind of catalogue."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What can go wrong with a server that is not ours: each ends in an error that says whether waiting helps."""
+"""Failures of a PostgreSQL server: each is an error that says whether a retry helps."""
 
 import socket
 import time

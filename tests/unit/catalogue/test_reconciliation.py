@@ -1,4 +1,4 @@
-"""What runs have seen is kept until a later run no longer sees it; the copies of a bucket are read in pages."""
+"""Differences stay recorded until a later run no longer sees them; the copies of a bucket are read in pages."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""What may be repaired is claimed once, and a store of which too much is bad is remembered until it is trusted."""
+"""A bad copy is claimed for repair once, and a store with too many bad copies is untrusted until `trust`."""
 
 from datetime import timedelta
 

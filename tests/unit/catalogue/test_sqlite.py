@@ -1,4 +1,4 @@
-"""What only a catalogue in a file meets: a lock of another program, and a disk that is full."""
+"""Faults of a catalogue in a file: a lock of another program, and a full disk."""
 
 import sqlite3
 import threading

@@ -1,4 +1,4 @@
-"""Going through a bucket: how many jobs at a time, and what comes of each."""
+"""`adopt` of a whole bucket: how many jobs at a time, and the outcome of each."""
 
 import io
 from collections.abc import Iterator

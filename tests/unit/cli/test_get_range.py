@@ -1,4 +1,4 @@
-"""Test that a range that cannot be is an error of usage, however absurd."""
+"""Test that an impossible range is a usage error."""
 
 from datetime import UTC, datetime
 

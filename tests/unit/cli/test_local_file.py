@@ -1,4 +1,4 @@
-"""Test that a local destination has the complete bytes or is not changed, and stays what it is."""
+"""Test that a local destination has the complete bytes or is not changed, and keeps its kind."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What reaches a terminal: harmless, bounded, and within its width."""
+"""Output on a terminal is escaped, bounded, and within its width."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What the bar of a command shows of a job."""
+"""The progress bar of a command."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""A file is staged whole, in a directory of ours, through no link, and never over the file of another job."""
+"""A file is staged completely, in a private directory, through no link, and never over the file of another job."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What a client refuses before anything is sent, and what it sends."""
+"""The requests that a client refuses before it sends anything, and the messages that it sends."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The in-memory twin: the surface of the real client, and the worker's semantics in small."""
+"""The in-memory client has the methods of the real one and the semantics of the worker."""
 
 import hashlib
 import inspect

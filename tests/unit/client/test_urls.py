@@ -1,4 +1,4 @@
-"""One reader of URLs for worker, client and command line."""
+"""URLs are read the same way by worker, client and command line."""
 
 import pytest
 

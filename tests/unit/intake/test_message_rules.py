@@ -1,4 +1,4 @@
-"""What may pass the filter, and that Celery can handle all of it."""
+"""The rules of the message filter; Celery can handle every message that passes."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The one thread that beats for all jobs of a process."""
+"""One thread sends the heartbeats of all jobs of a process."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A job that waits in a call which does not return."""
+"""A job that waits in a call that does not return is interrupted."""
 
 import socket
 import time

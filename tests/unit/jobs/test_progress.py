@@ -1,4 +1,4 @@
-"""What is shown of a job at work is never worth waiting for."""
+"""No job waits for its progress to be published."""
 
 from celery import Celery
 

@@ -1,4 +1,4 @@
-"""What the result backend keeps of a job."""
+"""The states and results of jobs in the result backend."""
 
 import json
 from uuid import uuid4

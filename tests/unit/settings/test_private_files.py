@@ -1,4 +1,4 @@
-"""What the worker makes is for its own user, unless a store says otherwise."""
+"""Files of the worker are private to its user, unless a store has other modes."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Settings that no model sees: files and variables that cannot be read, and values that nothing can hold."""
+"""Errors before validation: files and variables that cannot be read, and impossible values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whatever a driver's store or SDK raises, its caller sees a StorageError; what the caller raises stays as it is."""
+"""Every exception of a store or SDK becomes a StorageError; an exception of the caller passes unchanged."""
 
 import io
 from collections.abc import Iterator

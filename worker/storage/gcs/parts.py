@@ -91,7 +91,7 @@ class MultipartWrite:
         try:
             self.remove()
         except StorageError as error:  # the object is complete; iter_stale_uploads finds the remaining parts
-            log.warning("left behind: %s", error)
+            log.warning("parts of a completed upload stay for now: %s", error)
         return stat
 
     def remove(self) -> bool:

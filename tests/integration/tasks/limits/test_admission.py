@@ -1,4 +1,4 @@
-"""What a store that fails or is busy costs its own jobs, and no other."""
+"""A store that fails or is busy delays its own jobs, and no others."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A store that cannot be relied on is known before it is needed."""
+"""A broken store is found before a job needs it."""
 
 import dataclasses
 import logging

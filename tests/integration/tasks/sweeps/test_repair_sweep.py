@@ -1,4 +1,4 @@
-"""Bad copies are repaired without an operator; what cannot or should not be repaired is shown and not touched."""
+"""Bad copies are repaired without an operator; other bad copies are shown and not touched."""
 
 from collections.abc import Callable
 from pathlib import Path

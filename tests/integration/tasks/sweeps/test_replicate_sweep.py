@@ -1,4 +1,4 @@
-"""The rules say where artifacts belong; what lacks a copy there gets it, and a source stays while it may be needed."""
+"""Under-replicated artifacts are replicated by the placement rules, and a source stays while it may be needed."""
 
 from datetime import timedelta
 

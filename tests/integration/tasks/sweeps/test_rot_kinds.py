@@ -1,4 +1,4 @@
-"""Rot of every kind is found by the sweep, ends in its own verdict and finding, and is repaired; no byte is lost."""
+"""The sweep finds damage of every kind, with its own verdict and finding, and it is repaired; no byte is lost."""
 
 import hashlib
 import os

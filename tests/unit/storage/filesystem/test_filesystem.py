@@ -1,4 +1,4 @@
-"""What only a filesystem store promises: its layout, its links, its errors, and how it treats what others left."""
+"""The promises of a filesystem store alone: its layout, links, errors, and files of other programs."""
 
 import errno
 import hashlib

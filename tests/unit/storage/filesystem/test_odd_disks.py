@@ -1,4 +1,4 @@
-"""What a disk says that Python does not expect concerns one object, and is told as a StorageError."""
+"""Answers of a disk that Python does not expect are StorageErrors about one object."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A chunk manifest proves every part of an object, and is made of the very bytes that the digest is of."""
+"""A chunk manifest proves every part of an object, and is made of the same bytes as the digest."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Readers that hash what passes and refuse, at the end, what is not what was announced."""
+"""Readers that hash bytes, and raise at the end unless they are the announced ones."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ def read_all(reader: VerifyingReader, size: int = 5) -> bytes:
 
 @given(content=st.binary(max_size=200), piece=st.integers(1, 50))
 def test_right_bytes_pass_unchanged(content: bytes, piece: int) -> None:
-    """Whatever the size of the pieces, the bytes come out as they went in, with their digest."""
+    """Whatever the size of the pieces, the bytes read are the bytes of the source, with their digest."""
     sha256 = hashlib.sha256(content).hexdigest()
     reader = VerifyingReader(io.BytesIO(content), size=len(content), sha256=sha256)
     assert read_all(reader, piece) == content

@@ -1,4 +1,4 @@
-"""A write in parts goes on where it was killed, and trusts only what it can hold against the source."""
+"""A multipart write resumes after a kill, and trusts only parts whose bytes match the source."""
 
 import io
 import uuid

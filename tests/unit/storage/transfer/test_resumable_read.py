@@ -1,4 +1,4 @@
-"""A large object is read in several ranges at once and comes out in its order, or an error says why not."""
+"""A large object is read in several ranges at once and in order, or an error is raised."""
 
 import io
 import threading

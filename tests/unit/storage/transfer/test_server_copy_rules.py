@@ -1,4 +1,4 @@
-"""Which stores may copy from each other, and what becomes of a copy of the wrong size."""
+"""Which stores may copy from each other; a copy of the wrong size is removed."""
 
 from collections.abc import Callable
 from dataclasses import replace
