@@ -1,27 +1,19 @@
 """Peak memory of a worker that uploads and verifies a large file, against the same for a small one."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measured import NotMeasured, Row, Samples, Target
+from benchmarks.running_stores import HashingOnceS3
 from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
 from benchmarks.transfer import high_water
-from tests.servers.s3 import RcloneS3
 
 SMALL = 64 * MIB
 MOST_TIMES = Target(1.2)
 MOST = Target(256, unit=" MiB")
 STORE = "measured"
-
-
-class Unhashed(RcloneS3):
-    """A server without ETags, with which rclone would read the whole file for each range of a large object."""
-
-    def command(self) -> Sequence[str]:
-        *before, files = super().command()
-        return (*before, "--etag-hash", "", files)
 
 
 class Peak(NamedTuple):
@@ -38,7 +30,7 @@ def measure_filesystem(scene: Scene) -> list[Row]:
 
 def measure_s3(scene: Scene) -> list[Row]:
     """Measure on a store that an S3 server keeps in another process."""
-    with Unhashed(scene.directory / "rclone") as server:
+    with HashingOnceS3(scene.directory / "rclone") as server:
         (server.files / "artifacts").mkdir()
         config = {
             "type": "s3", "bucket": "artifacts", "endpoint": server.endpoint,

@@ -78,13 +78,13 @@ def _peaks(place: RunningStore, source: Path) -> dict[str, Samples]:
     """Put a file and get it again to /dev/null, without a third copy on disk; return the peak of each process."""
     with closing(transfer.open_configured(place.config)) as store:
         store.create_bucket(transfer.BUCKET)
-        peaks = {"put": _peak(place, "put", source, source), "get": _peak(place, "get", source, Path(os.devnull))}
+        peaks = {verb: _peak(place, verb, source) for verb in OPERATIONS}
         store.delete_object(transfer.BUCKET, source.name)
         return peaks
 
 
-def _peak(place: RunningStore, operation: str, source: Path, path: Path) -> Samples:
-    asked = json.dumps({"config": place.config, "operation": operation, "key": source.name, "path": str(path)})
+def _peak(place: RunningStore, operation: str, source: Path) -> Samples:
+    asked = json.dumps({"config": place.config, "operation": operation, "key": source.name, "path": str(source)})
     done = subprocess.run(
         (sys.executable, "-m", "benchmarks.transfer"),
         cwd=REPOSITORY, env={**os.environ, **AS_WORKERS}, input=asked, capture_output=True, text=True, check=False,

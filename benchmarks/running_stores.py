@@ -32,13 +32,18 @@ class RunningStore:
     server: Server | None = None
 
 
-class UnhashedS3(RcloneS3):
-    """A fast server: it caches folders, and has no ETags, for which it would read a whole file for each range."""
+class HashingOnceS3(RcloneS3):
+    """A fast server: it keeps folders and ETags in memory, where it would read a whole file for each range of it.
+
+    Its ETags are CRC-32, which no tool takes for the MD5 of an object.
+    """
 
     def command(self) -> Sequence[str]:
         self.files.mkdir(parents=True, exist_ok=True)
-        address = f"127.0.0.1:{self.port}"
-        return (find_server("rclone"), "serve", "s3", "--addr", address, "--etag-hash", "", str(self.files))
+        hashed = f':hasher,remote="{self.files}",hashes=crc32,max_age=off:'
+        cache = str(self.files.parent / "hashes")
+        options = ("--addr", f"127.0.0.1:{self.port}", "--cache-dir", cache, "--etag-hash", "crc32")
+        return (find_server("rclone"), "serve", "s3", *options, hashed)
 
 
 @contextmanager
@@ -60,7 +65,7 @@ def s3_ministack(directory: Path) -> Iterator[RunningStore]:
 @contextmanager
 def s3_rclone(directory: Path) -> Iterator[RunningStore]:
     """Keep objects as the files of a server that is fast; it knows no conditions, which the configuration says."""
-    with UnhashedS3(directory / "rclone") as server:
+    with HashingOnceS3(directory / "rclone") as server:
         yield _s3(server, conditional_writes=False)
 
 

@@ -1,4 +1,4 @@
-"""Putting and getting on every store: ours, hashing included, against rclone and s5cmd on the same server."""
+"""Putting, getting and verifying on every store: ours, hashing included, against rclone and s5cmd there."""
 
 import filecmp
 import os
@@ -9,6 +9,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from statistics import median
 
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.running_stores import STORES
@@ -19,11 +21,13 @@ from worker.storage import Store
 
 TARGET = Target(0.9, at_least=True)
 SMALL = 64 * KIB
-PUT, GET = "put", "get"
+PUT, GET, VERIFY = "put", "get", "verify"
 ENOUGH = 25.0
 LEAST = 2
 TOO_LONG = 75.0
 """Seconds: after ENOUGH, a load has no rounds beyond the LEAST; after TOO_LONG, none at all."""
+Turn = tuple[float, float]
+"""Seconds of one transfer, and seconds of processor time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ def measure(scene: Scene) -> Iterator[Line]:
         loads.append(stack.enter_context(_small_files(scene)))
         for place in STORES:
             for load in loads:
-                asked = [verb for verb in (GET, PUT) if scene.wants(f"{place}: {verb} {load.what}")]
+                verbs = (GET, PUT) if load.many else (GET, VERIFY, PUT)
+                asked = [verb for verb in verbs if scene.wants(f"{place}: {verb} {load.what}")]
                 if asked:
                     yield from _on(scene.directory / "place", place, load, asked, loads[0].path)
 
@@ -130,7 +135,7 @@ def _small_files(scene: Scene) -> Iterator[Load]:
 
 def _tried(bench: Bench, verb: str) -> Iterable[Line]:
     try:
-        return list((_gets if verb == GET else _puts)(bench))
+        return list({GET: _gets, PUT: _puts, VERIFY: _verifies}[verb](bench))
     except FAILURES as error:
         return [Missing(f"{bench.place}: {verb} {bench.load.what}", str(error))]
 
@@ -150,8 +155,17 @@ def _gets(bench: Bench) -> Iterable[Line]:
     return lines
 
 
+def _verifies(bench: Bench) -> Iterable[Line]:
+    """Read and hash an object in place, with `rclone hashsum --download`; other tools have no such command."""
+    tools = [bench.tools[0], *(tool for tool in bench.tools if isinstance(tool, Rclone))]
+    tools[0].put(bench.load.path, "given")
+    lines = _in_turn(bench, VERIFY, tools, lambda tool: _timed(lambda: tool.verify("given")))
+    _forget(bench, "given")
+    return lines
+
+
 def _in_turn(
-    bench: Bench, verb: str, tools: Sequence[TransferTool], run: Callable[[TransferTool], float]
+    bench: Bench, verb: str, tools: Sequence[TransferTool], run: Callable[[TransferTool], Turn]
 ) -> Iterable[Line]:
     """Let each tool have its turn in each round, and return a line per tool. A tool that fails has no more turns.
 
@@ -160,6 +174,7 @@ def _in_turn(
     """
     load, begun = bench.load, time.monotonic()
     rates: dict[str, list[float]] = {tool.name: [] for tool in tools}
+    worked: dict[str, list[float]] = {tool.name: [] for tool in tools}
     failed: dict[str, str] = {}
     for number in range(load.rounds):
         if number and time.monotonic() - begun > (ENOUGH if number >= LEAST else TOO_LONG):
@@ -169,16 +184,29 @@ def _in_turn(
                 continue
             os.sync()  # otherwise it would wait for the writes of the one before
             try:
-                rates[tool.name].append(load.amount / run(tool))
+                took, processor = run(tool)
             except FAILURES as error:
                 if tool is tools[0]:
                     raise
                 failed[tool.name] = str(error)
-    return _lines(f"{bench.place}: {verb} {load.what}", rates, failed, load)
+            else:
+                rates[tool.name].append(load.amount / took)
+                worked[tool.name].append(processor / load.size * GIB)
+    return _lines(f"{bench.place}: {verb} {load.what}", rates, worked, failed, load)
 
 
-def _put(bench: Bench, tool: TransferTool, key: str) -> float:
-    took = tool.put(bench.load.path, key)
+def _timed(transfer: Callable[[], float]) -> Turn:
+    """Return the seconds of a transfer, and those of the processor for this process and the tool, not the server."""
+
+    def used() -> float:
+        return sum(sum(getrusage(who)[:2]) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
+
+    before = used()
+    return transfer(), used() - before
+
+
+def _put(bench: Bench, tool: TransferTool, key: str) -> Turn:
+    took = _timed(lambda: tool.put(bench.load.path, key))
     found = sum(listed.size for listed in bench.store.list_objects(BUCKET, key))
     if found != bench.load.size:
         raise NotMeasured(f"{tool.name} has put {found} bytes of {bench.load.size}")
@@ -186,12 +214,12 @@ def _put(bench: Bench, tool: TransferTool, key: str) -> float:
     return took
 
 
-def _get(tool: TransferTool, load: Load, key: str, got: Path) -> float:
+def _get(tool: TransferTool, load: Load, key: str, got: Path) -> Turn:
     """Get a load to a free path, and remove it again."""
     if load.many:
         got.mkdir()
     try:
-        took = tool.get(key, got)
+        took = _timed(lambda: tool.get(key, got))
         if not _same(load.path, got):
             raise NotMeasured(f"{tool.name} has not got what is in the store: {load.what}")
         return took
@@ -218,9 +246,11 @@ def _forget(bench: Bench, key: str) -> None:
         bench.store.delete_object(BUCKET, key)
 
 
-def _lines(what: str, rates: dict[str, list[float]], failed: dict[str, str], load: Load) -> Iterator[Line]:
+def _lines(
+    what: str, rates: dict[str, list[float]], worked: dict[str, list[float]], failed: dict[str, str], load: Load
+) -> Iterator[Line]:
     """Yield a line for each tool. The target is for large objects, in a filesystem for `rclone` with an fsync."""
-    (_, ours), *others = rates.items()
+    (own, ours), *others = rates.items()
     like = set(rates) - {VERIFIED} - ({"rclone"} if SYNCED in rates else set())
     for name, theirs in others:
         line = f"{what}, against {name}"
@@ -228,4 +258,5 @@ def _lines(what: str, rates: dict[str, list[float]], failed: dict[str, str], loa
             yield Missing(line, failed[name])
         else:
             target = TARGET if name in like and not load.many else None
-            yield Row(line, Samples(ours, load.unit), Samples(theirs, load.unit), target)
+            units = [f"{load.unit}, {median(worked[each]):.2f} s/GiB" for each in (own, name)]
+            yield Row(line, Samples(ours, units[0]), Samples(theirs, units[1]), target)

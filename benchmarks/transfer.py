@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from worker.storage import Store, StoreConfig, Stores
-from worker.storage.integrity.manifest import compute_digests
+from worker.storage import Digest, Store, StoreConfig, Stores, Verdict
+from worker.storage.integrity.manifest import Manifest, compute_digests
 
 BUCKET = "measured"
 
@@ -21,18 +21,36 @@ def open_configured(config: Mapping[str, object]) -> Store:
     return Stores({"measured": checked})["measured"]
 
 
-def put(store: Store, path: Path, key: str) -> None:
-    """Hash a file, and write it, hashed again on its way: what an upload does, without catalogue and queue."""
+Recorded = tuple[Digest, Manifest]
+"""What the catalogue keeps of an object: its digest, and the digests of its chunks."""
+
+
+def recorded(path: Path) -> Recorded:
+    """Hash a file, as the first step of an upload."""
     with path.open("rb", buffering=0) as file:
-        digest, _ = compute_digests(file, size=os.fstat(file.fileno()).st_size, what=str(path))
-        file.seek(0)
+        return compute_digests(file, size=os.fstat(file.fileno()).st_size, what=str(path))
+
+
+def put(store: Store, path: Path, key: str) -> Recorded:
+    """Hash a file, and write it, hashed again on its way: what an upload does, without catalogue and queue."""
+    digest, manifest = recorded(path)
+    with path.open("rb", buffering=0) as file:
         store.write_object(BUCKET, key, file, size=digest.size, sha256=digest.sha256, condition="create_only")
+    return digest, manifest
 
 
-def get(store: Store, key: str, path: Path) -> int:
-    """Read an object into a file, which verifies its SHA-256 at the end, and return its size."""
-    with store.read_object(BUCKET, key) as reader, path.open("wb") as file:
-        return sum(file.write(piece) for piece in reader)
+def get(store: Store, key: str, path: Path, known: Recorded) -> int:
+    """Write an object to a file, every byte verified, and return its size: what `get` does, without its fsync."""
+    digest, manifest = known
+    with path.open("wb", buffering=0) as file:
+        store.download_object(BUCKET, key, file.fileno(), digest, manifest=manifest)
+    return digest.size
+
+
+def verify(store: Store, key: str, known: Recorded) -> bool:
+    """Read an object to its end and return whether it has the recorded bytes: what a verify job does."""
+    digest, manifest = known
+    return store.verify_object(BUCKET, key, digest, manifest=manifest).verdict is Verdict.VERIFIED
 
 
 def high_water(process: int | str) -> float:
@@ -56,7 +74,7 @@ def main() -> None:
         put(store, path, key)
         size = path.stat().st_size
     else:
-        size = get(store, key, path)
+        size = get(store, key, Path(os.devnull), recorded(path))
     print(json.dumps({"peak": high_water("self"), "size": size}))
 
 

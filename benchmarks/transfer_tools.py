@@ -22,40 +22,51 @@ _LEAST = 1e-3
 
 
 class TransferTool(Protocol):
-    """Puts and gets one file under a key, or all files of a directory under keys that begin with `key/`.
+    """Puts, gets and verifies one file under a key; puts and gets all files of a directory below `key/`.
 
-    Both return the seconds that they took. The caller guarantees that key and path are free.
+    All return the seconds that they took. The caller guarantees that key and path are free.
     """
 
     @property
     def name(self) -> str: ...
     def put(self, path: Path, key: str) -> float: ...
     def get(self, key: str, path: Path) -> float: ...
+    def verify(self, key: str) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """`Store` in this process, one object at a time, as in one child of a worker."""
+    """`Store` in this process, one object at a time, as in one child of a worker.
+
+    `known` is what the catalogue keeps of each object that was put.
+    """
 
     store: Store
     name: str = "ours"
+    known: dict[str, transfer.Recorded] = field(default_factory=dict)
 
     def put(self, path: Path, key: str) -> float:
         begun = time.perf_counter()
         if path.is_dir():
             for file in path.iterdir():
-                transfer.put(self.store, file, f"{key}/{file.name}")
+                self.known[f"{key}/{file.name}"] = transfer.put(self.store, file, f"{key}/{file.name}")
         else:
-            transfer.put(self.store, path, key)
+            self.known[key] = transfer.put(self.store, path, key)
         return time.perf_counter() - begun
 
     def get(self, key: str, path: Path) -> float:
         begun = time.perf_counter()
         if path.is_dir():
             for found in self.store.list_objects(transfer.BUCKET, f"{key}/"):
-                transfer.get(self.store, found.key, path / found.key.removeprefix(f"{key}/"))
+                transfer.get(self.store, found.key, path / found.key.removeprefix(f"{key}/"), self.known[found.key])
         else:
-            transfer.get(self.store, key, path)
+            transfer.get(self.store, key, path, self.known[key])
+        return time.perf_counter() - begun
+
+    def verify(self, key: str) -> float:
+        begun = time.perf_counter()
+        if not transfer.verify(self.store, key, self.known[key]):
+            raise NotMeasured("the store does not hold what was put into it")
         return time.perf_counter() - begun
 
 
@@ -77,6 +88,11 @@ class Rclone:
 
     def get(self, key: str, path: Path) -> float:
         return self._copy(path, f"{self.remote}/{key}", str(path))
+
+    def verify(self, key: str) -> float:
+        program = find_server("rclone")
+        command = (program, "hashsum", "sha256", "--download", f"{self.remote}/{key}", "--retries", "1", *self.options)
+        return _took(self.name, command, (program, "version"), {"RCLONE_CONFIG": "/dev/null", **self.secrets})
 
     def _copy(self, path: Path, source: str, target: str) -> float:
         program = find_server("rclone")
@@ -103,6 +119,9 @@ class SyncedRclone:
     def get(self, key: str, path: Path) -> float:
         return self.rclone.get(key, path)
 
+    def verify(self, key: str) -> float:
+        return self.rclone.verify(key)
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRclone:
@@ -117,6 +136,9 @@ class VerifiedRclone:
     def get(self, key: str, path: Path) -> float:
         took = self.rclone.get(key, path)
         return took + _took(self.name, ("openssl", "dgst", "-sha256", str(path)), ("openssl", "version"), {})
+
+    def verify(self, key: str) -> float:
+        return self.rclone.verify(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +159,9 @@ class S5cmd:
         if path.is_dir():
             return self._copy(f"{self.remote}/{key}/*", f"{path}/")
         return self._copy(f"{self.remote}/{key}", str(path))
+
+    def verify(self, key: str) -> float:
+        raise NotMeasured(f"{self.name} has no command that hashes {key}")
 
     def _copy(self, source: str, target: str) -> float:
         program = find_server("s5cmd")

@@ -5,9 +5,11 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
@@ -18,9 +20,10 @@ from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, note, print_json, say, size
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
-from worker.storage import VerifiedReader
+from worker.storage import Store
 from worker.storage.errors import AccessDenied, StorageError, TransientError
-from worker.storage.integrity.verifying_reader import OnBytes
+from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
+from worker.storage.integrity.verifying_reader import OnBytes, save
 
 STDOUT = "-"
 _COPY = 1024**2
@@ -110,15 +113,15 @@ def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, p
     Raises:
         Failure: no copy is right; the error of each has been printed.
     """
-    unread = False
+    unread, manifest = False, _manifest(session, artifact, part)
     copies = [copy for copy in session.catalogue.artifacts.copies(artifact).values() if copy.state.present]
     for copy in sorted(copies, key=_trust):
         if copy.store not in session.settings.stores:
             note(f"{copy.store}: has a copy of {artifact.path}, but is not configured; see `zot-artifacts stores`")
             continue
         try:
-            with _open(session, artifact, copy.store, part) as reader:
-                _write(path, reader, on_bytes, session.settings.spool_dir)
+            with _writable(path, session.settings.spool_dir) as file:
+                _read(session.stores[copy.store], artifact, file, on_bytes, part=part, manifest=manifest)
         except StorageError as error:
             note(f"{error.message}; trying the next copy")
             unread |= isinstance(error, TransientError | AccessDenied)
@@ -180,28 +183,12 @@ def _print(fetched: Fetched, part: Part | None, *, as_json: bool) -> None:
         say(f"{fetched.path} {about} from {fetched.store}" + (", verified" if part else ""))
 
 
-def _open(session: Session, artifact: Artifact, store: str, part: Part | None) -> VerifiedReader:
-    """Open a copy so that every byte that is returned is verified, at its end or before.
-
-    Raises:
-        Failure: only a part is wanted, and the catalogue has no digests of the artifact's chunks.
-    """
-    opened_store = session.stores[store]
-    if part is None:
-        return opened_store.read_object(artifact.bucket, artifact.key, expected=artifact.digest)
-    manifest = session.catalogue.artifacts.manifest(artifact)
-    if manifest is None:
-        raise Failure(
-            f"{artifact.path}: its chunks have no recorded digests, so a part of it cannot be verified; get it whole",
-            type_="ReadBackMismatch",
-        )
-    return opened_store.read_object_range(artifact.bucket, artifact.key, part.offset, part.length, manifest=manifest)
-
-
-def _write(path: Path, reader: VerifiedReader, on_bytes: OnBytes, spool_dir: Path) -> None:
+@contextmanager
+def _writable(path: Path, spool_dir: Path) -> Iterator[int]:
+    """Yield the descriptor of a file whose bytes appear at `path` when the block ends; see `complete_file`."""
     try:
         with complete_file(path, spool_dir) as file:
-            _copy(reader, file, on_bytes)
+            yield file.fileno()
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -209,15 +196,40 @@ def _write(path: Path, reader: VerifiedReader, on_bytes: OnBytes, spool_dir: Pat
         raise Failure(f"{path} cannot be written: {error.strerror}; {way_out}", type_="CannotWrite") from error
 
 
-def _copy(reader: VerifiedReader, file: BinaryIO, on_bytes: OnBytes) -> None:
-    seen = 0
+def _manifest(session: Session, artifact: Artifact, part: Part | None) -> Manifest | None:
+    """Return the digests of a large artifact's chunks, and always those that a part is verified with.
+
+    Raises:
+        Failure: only a part is wanted, and the catalogue has none.
+    """
+    if part is None and artifact.digest.size <= CHUNK_SIZE:
+        return None
+    manifest = session.catalogue.artifacts.manifest(artifact)
+    if part and manifest is None:
+        raise Failure(
+            f"{artifact.path}: its chunks have no recorded digests, so a part of it cannot be verified; get it whole",
+            type_="ReadBackMismatch",
+        )
+    return manifest
+
+
+def _read(
+    store: Store, artifact: Artifact, file: int, on_bytes: OnBytes, *, part: Part | None, manifest: Manifest | None
+) -> None:
+    """Write a copy, or a part of it, to an empty file: every byte in it is verified when this returns."""
+    at, seen = (artifact.bucket, artifact.key), 0
+
+    def count(size: int) -> None:
+        nonlocal seen
+        seen += size
+        on_bytes(size)
+
     try:
-        for piece in reader:
-            left = memoryview(piece)
-            while left:
-                left = left[file.write(left) :]
-            seen += len(piece)
-            on_bytes(len(piece))
+        if part:
+            with store.read_object_range(*at, part.offset, part.length, manifest=manifest) as reader:
+                save(reader, file, count)
+        else:
+            store.download_object(*at, file, artifact.digest, manifest=manifest, on_bytes=count)
     except StorageError:
         on_bytes(-seen)  # the next copy is read from its beginning
         raise

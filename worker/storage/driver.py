@@ -274,6 +274,14 @@ class ObjectReader(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
 
+class VersionReader(ObjectReader, Protocol):
+    """The reader that a driver opens: it also receives bytes straight into the caller's memory."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Receive at most `len(buffer)` bytes into it and return how many, 0 only at the end; raises as `read`."""
+        ...
+
+
 class Driver(Protocol):
     """One backend. Buckets and keys it is given have passed `worker.storage.keys`.
 
@@ -307,7 +315,7 @@ class Driver(Protocol):
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
-    ) -> ObjectReader:
+    ) -> VersionReader:
         """Open an object for reading from `offset`, at most `length` bytes; a range past the end is empty.
 
         `uncached` asks that the bytes come from the medium and not from a cache of this machine, where there is one.

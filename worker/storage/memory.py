@@ -14,9 +14,9 @@ from worker.storage.driver import (
     Condition,
     ListedObject,
     Match,
-    ObjectReader,
     ObjectStat,
     StaleUpload,
+    VersionReader,
     WriteInfo,
 )
 from worker.storage.errors import AlreadyExists, BucketNotEmpty, NotFound, PreconditionFailed
@@ -52,6 +52,11 @@ class MemoryReader:
     def read(self, size: int, /) -> bytes:
         piece, self._rest = self._rest[:size], self._rest[size:]
         return bytes(piece)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        piece, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
 
     def close(self) -> None:
         """Do nothing: no resource is open."""
@@ -100,7 +105,7 @@ class MemoryDriver:
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
-    ) -> ObjectReader:
+    ) -> VersionReader:
         del uncached  # there is no cache
         return MemoryReader(self._held(bucket, key), offset, length)
 

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -36,6 +36,7 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import (
     AlreadyExists,
+    DigestMismatch,
     InvalidKey,
     InvalidRange,
     NotFound,
@@ -51,7 +52,15 @@ from worker.storage.identity import Identity
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader, VerifyingReader
+from worker.storage.integrity.verifying_reader import (
+    BUFFER_SIZE,
+    OnBytes,
+    Readable,
+    VerifiedReader,
+    VerifyingReader,
+    save,
+    write_at,
+)
 from worker.storage.keys import (
     MAX_PATH_BYTES,
     PROBE_BUCKET,
@@ -240,6 +249,47 @@ class Store:
             on_bytes=on_bytes,
         )
         return VerifiedReader(reader, body, verified=digest is not None)
+
+    def download_object(
+        self,
+        bucket: str,
+        key: str,
+        file: int,
+        expected: Digest,
+        *,
+        manifest: Manifest | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> None:
+        """Write an object to an empty file: when this returns, every byte in it is verified.
+
+        Args:
+            bucket: the logical bucket.
+            key: the key in it.
+            file: an open descriptor of a regular file, which is not made durable.
+            expected: the recorded digest.
+            manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
+                cores, and each chunk is compared in place of the whole.
+            on_bytes: called with the number of bytes after each read; what it raises passes through.
+
+        Raises:
+            IntegrityError: the object has other bytes; the file has some of them.
+            OSError: the file cannot be written.
+            StorageError: see `Driver.open`.
+        """
+        if manifest is None or len(manifest) < MIN_PARALLEL_CHUNKS:
+            with self.read_object(bucket, key, expected=expected) as reader:
+                save(reader, file, on_bytes)
+            return
+        self._check_read(bucket, key)
+        stat = self._driver.stat(bucket, key)
+        if stat.size != expected.size:
+            raise SizeMismatch(f"{self.name}: {bucket}/{key} has {stat.size} bytes, recorded are {expected.size}")
+        bad = first_bad_chunk(self._driver, stat, manifest, on_bytes, write=partial(write_at, file))
+        if bad:
+            raise DigestMismatch(
+                f"{self.name}: {bucket}/{key}: bytes {bad.offset} to {bad.offset + bad.size} are not those that were "
+                "recorded"
+            )
 
     def read_object_range(
         self, bucket: str, key: str, offset: int, length: int, *, manifest: Manifest | None = None
@@ -654,7 +704,7 @@ class Store:
     ) -> Verification:
         if stat.size != expected.size:
             return size_mismatch(stat, expected)
-        bad = first_bad_chunk(self._driver, stat, manifest, on_bytes)
+        bad = first_bad_chunk(self._driver, stat, manifest, on_bytes, uncached=True)
         if bad is None:
             return Verification(Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version)
         detail = f"bytes {bad.offset} to {bad.offset + bad.size} are not those that were recorded"

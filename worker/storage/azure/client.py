@@ -18,8 +18,8 @@ from worker.storage.errors import PermanentError
 from worker.storage.transfer.chunked_body import mount_chunked_body
 
 MIB = 1024 * 1024
-CHUNK = 16 * MIB
-"""Bytes of one request of a download: the SDK holds the whole answer in memory, and for a moment twice."""
+MAX_GET = 1 << 50
+"""Bytes of one request of a download: more than a blob can have, because the body is received piece by piece."""
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 60
 COMMIT_TIMEOUT = 600
@@ -86,9 +86,8 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
             initial_backoff=1, increment_base=2, retry_total=RETRIES, random_jitter_range=1
         ),
         "transport": _transport(),
-        "max_single_put_size": max(int(config.part_size), CHUNK),
-        "max_single_get_size": CHUNK,
-        "max_chunk_get_size": CHUNK,
+        "max_single_put_size": max(int(config.part_size), 16 * MIB),
+        "max_single_get_size": MAX_GET,
         "logging_enable": False,
     }
     try:
@@ -107,7 +106,6 @@ def _transport() -> RequestsTransport:
         session=session,
         connection_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
-        connection_data_block_size=MIB,  # of what is taken from the connection at a time
     )
 
 

@@ -22,7 +22,6 @@ from worker.storage.azure.fast_path import fast_path
 from worker.storage.azure.listing import ByteOrder, safe_start
 from worker.storage.azure.object_stat import (
     METADATA,
-    BlobStream,
     conditions,
     download,
     is_object,
@@ -35,6 +34,7 @@ from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import SMALL
+from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.listing import check_size, is_document, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
@@ -52,7 +52,7 @@ from worker.storage.driver import (
     WholeObject,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, StorageError, Unavailable, UnexpectedAnswer
+from worker.storage.errors import NotFound, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.parts import md5_of
@@ -76,7 +76,7 @@ _SINCE_START_FROM = "2026-02-06"
 class AzureDriver(CloudDriver):
     """A container of Azure Blob Storage; see `Driver`, `MultipartDriver` and `CopyDriver`.
 
-    The digest is the metadata `sha256`. Memory: one block or one chunk of a download for each thread.
+    The digest is the metadata `sha256`. Memory: one block of an upload for each thread.
 
     Two limits of Azure remain. The end of a write of a key drops all blocks that other writers have staged for it
     (`PartLimits.exclusive`). And to delete a container deletes its blobs: those that other writers add between the
@@ -140,15 +140,10 @@ class AzureDriver(CloudDriver):
         found = self._download(bucket, key, offset, length) if length != 0 else None
         if found is None:
             return empty_reader(self.stat(bucket, key), self._origin, translate)
-        properties, first = found
+        properties, body = found
         stat = to_stat(self._name, bucket, key, properties)
         end = stat.size if length is None else min(offset + length, stat.size)
-        if len(first) > end - offset:
-            raise UnexpectedAnswer(
-                f"{self._name}: {bucket}/{key}: {end - offset} bytes asked for, {len(first)} answered"
-            )
-        stream = BlobStream(self._blob(bucket, key), self._name, stat, first, range(offset + len(first), end))
-        return CloudReader(stat, end - offset, stream.read, stream.close, origin=self._origin, translate=translate)
+        return CloudReader(stat, end - offset, body, origin=self._origin, translate=translate)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         return to_stat(self._name, bucket, key, self._properties(bucket, key))
@@ -335,8 +330,10 @@ class AzureDriver(CloudDriver):
             raise self._missing_object(bucket, key, "BlobNotFound")
         return found
 
-    def _download(self, bucket: str, key: str, offset: int, length: int | None) -> tuple[BlobProperties, bytes] | None:
-        """Ask for the first chunk of a range; return None where the range is past the end."""
+    def _download(
+        self, bucket: str, key: str, offset: int, length: int | None
+    ) -> tuple[BlobProperties, HttpBody] | None:
+        """Ask for a range; return None where it is past the end."""
         with translated(self._origin, f"{bucket}/{key}"):
             try:
                 found = download(self._blob(bucket, key), offset, length)
@@ -347,6 +344,7 @@ class AzureDriver(CloudDriver):
                     raise
                 raise self._missing_object(bucket, key, code_of(error)) from None
         if not is_object(found[0]):
+            found[1].close()
             raise self._missing_object(bucket, key, "BlobNotFound")
         return found
 

@@ -10,7 +10,7 @@ import azure.core.exceptions as sdk
 from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
 from azure.storage.blob._shared.authentication import AzureSigningError  # it has no public name
 from requests.exceptions import RequestException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.storage.cloud.error_mapping import (
     ClassRow,
@@ -189,7 +189,7 @@ CODES = code_table(_CODES)
 CLASSES: tuple[ClassRow, ...] = (
     (Timeout, "did not take the connection in time; check `account_url` and the network",
      (sdk.ServiceRequestTimeoutError,)),
-    (Timeout, "did not answer in time", (sdk.ServiceResponseTimeoutError,)),
+    (Timeout, "did not answer in time", (sdk.ServiceResponseTimeoutError, ReadTimeoutError)),
     (Unavailable, "cannot be reached; check `account_url` and the network", (sdk.ServiceRequestError,)),
     (AccessDenied, f"there are no usable credentials; {_KEYS}",
      (AuthenticationRequiredError, CredentialUnavailableError)),

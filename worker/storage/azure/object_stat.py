@@ -1,19 +1,17 @@
 """Convert Azure's properties of a blob to an ObjectStat, and download the bytes of one version."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties
 
-from worker.storage.azure.client import CHUNK
-from worker.storage.azure.errors import SDK_ERRORS, code_of
 from worker.storage.cloud.conditional_write import Found
+from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.metadata import MetadataFormat, properties_of
 from worker.storage.driver import Condition, Match, ObjectStat
-from worker.storage.errors import Unavailable
 
 METADATA = MetadataFormat(
     writer="zot_writer",
@@ -104,77 +102,53 @@ def conditions(condition: Condition) -> dict[str, Any]:
     return {"match_condition": MatchConditions.IfMissing} if condition == "create_only" else {}
 
 
-class BlobStream:
-    """The bytes of one version of a blob, fetched in chunks that name it. At most one chunk is in memory."""
-
-    def __init__(self, blob: BlobClient, store: str, stat: ObjectStat, first: bytes, span: range) -> None:
-        """Read a range of a blob whose beginning is already here.
-
-        Args:
-            blob: the blob.
-            store: its store, for errors.
-            stat: of the version that is being read.
-            first: the bytes that the first request has brought.
-            span: the offsets of those that are still to be fetched.
-        """
-        self._blob = blob
-        self._store = store
-        self._stat = stat
-        self._chunk = memoryview(first)
-        self._span = span
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes, `b""` only at the end.
-
-        Raises:
-            Unavailable: the object was overwritten or deleted meanwhile.
-        """
-        if not self._chunk and self._span:
-            self._chunk = memoryview(self._fetch())
-        data, self._chunk = bytes(self._chunk[:size]), self._chunk[size:]
-        return data
-
-    def close(self) -> None:
-        self._chunk = memoryview(b"")
-        self._span = range(0)
-
-    def _fetch(self) -> bytes:
-        wanted, self._span = self._span[:CHUNK], self._span[CHUNK:]
-        pinned = conditions(Match(self._stat.version))
-        what = f"{self._store}: {self._stat.bucket}/{self._stat.key}"
-        try:
-            data = download(self._blob, wanted.start, len(wanted), **pinned)[1]
-        except SDK_ERRORS as error:
-            if code_of(error) in {"ConditionNotMet", "BlobNotFound", "412"}:
-                raise Unavailable(f"{what} was overwritten or deleted while it was read") from None
-            raise
-        if len(data) != len(wanted):
-            raise Unavailable(f"{what}: the answer has {len(data)} bytes, {len(wanted)} were asked for")
-        return data
-
-
-def download(blob: BlobClient, offset: int, length: int | None, **pinned: Any) -> tuple[BlobProperties, bytes]:
-    """Ask for at most one chunk, as it is stored, and return the properties of the blob and the bytes.
+def download(blob: BlobClient, offset: int, length: int | None) -> tuple[BlobProperties, HttpBody]:
+    """Ask for a range, as it is stored, and return the properties of the blob and the bytes, which are still to come.
 
     Raises:
         HttpResponseError: among others when the range is past the end.
     """
-    told: list[str] = []  # the SDK puts the range that it asked for into the properties, not the one of the answer
+    answers: list[Any] = []
+
+    def keep(reply: Any) -> None:
+        """Let the SDK take nothing of the body: it would hold all of it in memory, for a moment twice."""
+        answers.append(reply.http_response)
+        reply.http_response.stream_download = lambda *_args, **_more: _Untaken(reply.http_response)
+
     start = None if not offset and length is None else offset  # the SDK knows a way for empty blobs only without it
     try:
-        stream = blob.download_blob(
-            offset=start,
-            length=length and min(length, CHUNK),
-            max_concurrency=1,
-            decompress=False,
-            raw_response_hook=lambda reply: told.append(reply.http_response.headers.get("Content-Range") or ""),
-            **pinned,
-        )
-        first = next(stream.chunks(), b"")  # `read` would copy it twice
-        properties: BlobProperties = stream.properties
+        properties: BlobProperties = blob.download_blob(
+            offset=start, length=length, max_concurrency=1, decompress=False, raw_response_hook=keep
+        ).properties
         properties.size = int(str(properties.content_range).rpartition("/")[2])
     except ValueError:  # an answer without what Azure always says
+        _close(answers)
         raise HttpResponseError("no answer of Azure") from None
-    if first and told[-1] and not told[-1].startswith(f"bytes {offset}-{offset + len(first) - 1}/"):
+    except BaseException:
+        _close(answers)
+        raise
+    end = properties.size if length is None else min(offset + length, properties.size)
+    # The SDK puts the range that it asked for into the properties, not the one of the answer.
+    said = answers[-1].headers.get("Content-Range")
+    if offset < end and said and not said.startswith(f"bytes {offset}-{end - 1}/"):
+        _close(answers)
         raise HttpResponseError("the answer has other bytes than were asked for")
-    return properties, first
+    return properties, HttpBody(answers[-1].internal_response.raw)
+
+
+class _Untaken:
+    """The body of an answer as the SDK sees it: empty. It puts the properties of the blob here."""
+
+    properties: BlobProperties
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        self.content_length = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+
+def _close(answers: Sequence[Any]) -> None:
+    for answer in answers:
+        answer.internal_response.close()

@@ -1,34 +1,31 @@
 """The reader that all clouds share."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin, Translate
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import StorageError, Unavailable
 
+_Answer = TypeVar("_Answer", bytes, int)
+
+
+class Received(Protocol):
+    """The body of an answer: `read` returns `b""`, and `readinto` 0, only at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+    def readinto(self, buffer: memoryview, /) -> int: ...
+    def close(self) -> None: ...
+
 
 class CloudReader:
     """The bytes of one version of an object, or of a range of it; see `ObjectReader`."""
 
-    def __init__(
-        self,
-        stat: ObjectStat,
-        length: int,
-        read: Callable[[int], bytes],
-        close: Callable[[], object],
-        *,
-        origin: Origin,
-        translate: Translate,
-    ) -> None:
-        """Read `length` bytes with `read`, which returns `b""` at the end.
-
-        `translate` translates the errors of `read`.
-        """
+    def __init__(self, stat: ObjectStat, length: int, body: Received, *, origin: Origin, translate: Translate) -> None:
+        """Read `length` bytes of `body`. `translate` translates the errors of its methods."""
         self._stat = stat
         self._left = length
-        self._read = read
-        self._close = close
+        self._body = body
         self._origin = origin
         self._translate = translate
 
@@ -44,22 +41,34 @@ class CloudReader:
         wanted = min(size, self._left)
         if wanted == 0:
             return b""
+        data = self._received(lambda: self._body.read(wanted))
+        self._left -= len(data)
+        return data
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Receive at most `len(buffer)` bytes into it and return how many, 0 only at the end; see `read`."""
+        wanted = min(len(buffer), self._left)
+        if wanted == 0:
+            return 0
+        count = self._received(lambda: self._body.readinto(buffer[:wanted]))
+        self._left -= count
+        return count
+
+    def _received(self, receive: Callable[[], _Answer]) -> _Answer:
         what = f"{self._stat.bucket}/{self._stat.key}"
         try:
-            data = self._read(wanted)
+            found = receive()
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001  the reader is the boundary for whatever the SDK raises
             raise self._translate(error, self._origin, what) from None
-        if not data:
+        if not found:
             where = f"{self._origin.store}: {what}: {self._origin.endpoint}"
             raise Unavailable(f"{where}: the answer broke off {self._left} bytes before its end")
-        self._left -= len(data)
-        return data
+        return found
 
     def close(self) -> None:
-        """Drop the connection where bytes are left: to read them, only to reuse the connection, could take hours."""
-        self._close()
+        self._body.close()
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +77,17 @@ class CloudReader:
         self.close()
 
 
+class _Nothing:
+    def read(self, _size: int, /) -> bytes:
+        return b""
+
+    def readinto(self, _buffer: memoryview, /) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 def empty_reader(stat: ObjectStat, origin: Origin, translate: Translate) -> CloudReader:
     """Return the reader of an empty range."""
-    return CloudReader(stat, 0, lambda _size: b"", lambda: None, origin=origin, translate=translate)
+    return CloudReader(stat, 0, _Nothing(), origin=origin, translate=translate)

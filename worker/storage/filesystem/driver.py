@@ -18,7 +18,6 @@ from worker.storage.driver import (
     Condition,
     ListedObject,
     Match,
-    ObjectReader,
     ObjectStat,
     SmallPut,
     StaleUpload,
@@ -110,7 +109,7 @@ class FilesystemDriver:
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
-    ) -> ObjectReader:
+    ) -> FilesystemReader:
         path = ObjectPath(bucket, key)
         return FilesystemReader(self.name, path, self._find(path), offset=offset, length=length, uncached=uncached)
 

@@ -37,10 +37,10 @@ class FilesystemReader:
         self._left = length
         self._uncached = uncached
         self._closed = False
+        self._span = (offset, length or 0)  # of the advice; 0 is up to the end
         if uncached:
             self._advise("POSIX_FADV_DONTNEED")
-        if length is None:
-            self._advise("POSIX_FADV_SEQUENTIAL")
+        self._advise("POSIX_FADV_SEQUENTIAL")
 
     @property
     def stat(self) -> ObjectStat:
@@ -52,10 +52,17 @@ class FilesystemReader:
             data = os.pread(self.found.fd, size, self._offset)
         except OSError as error:
             raise self._error(error) from error
-        self._offset += len(data)
-        if self._left is not None:
-            self._left -= len(data)
+        self._advance(len(data))
         return data
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        size = len(buffer) if self._left is None else min(len(buffer), self._left)
+        try:
+            count = os.preadv(self.found.fd, [buffer[:size]], self._offset)
+        except OSError as error:
+            raise self._error(error) from error
+        self._advance(count)
+        return count
 
     def close(self) -> None:
         if self._closed:
@@ -71,10 +78,15 @@ class FilesystemReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _advance(self, count: int) -> None:
+        self._offset += count
+        if self._left is not None:
+            self._left -= count
+
     def _advise(self, advice: str) -> None:
         if hasattr(os, "posix_fadvise"):  # not on every system; it is only advice
             with suppress(OSError):
-                os.posix_fadvise(self.found.fd, 0, 0, getattr(os, advice))
+                os.posix_fadvise(self.found.fd, *self._span, getattr(os, advice))
 
     def _error(self, error: OSError) -> StorageError:
         return translate(error, self._what)

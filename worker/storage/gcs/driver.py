@@ -13,6 +13,7 @@ from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import SMALL
+from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import GcsConfig
@@ -127,7 +128,7 @@ class GcsDriver(CloudDriver):
             part = None if wanted == stat.size else (offset, offset + wanted - 1)
             reply = self._download(bucket, key, found.generation, part)
             if reply is not None:
-                return self._reader(stat, wanted, reply)
+                return CloudReader(stat, wanted, HttpBody(reply.raw), origin=self._origin, translate=translate)
         raise Unavailable(f"{self._name}: {bucket}/{key} is overwritten again and again while it is opened")
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
@@ -437,12 +438,6 @@ class GcsDriver(CloudDriver):
                 f"{self._name}: {bucket}/{key}: bytes {part[0]}-{part[1]} were asked for, the store answers with {said}"
             )
         return reply
-
-    def _reader(self, stat: ObjectStat, length: int, reply: requests.Response) -> CloudReader:
-        def read(size: int) -> bytes:
-            return bytes(reply.raw.read(size, decode_content=False))
-
-        return CloudReader(stat, length, read, reply.close, origin=self._origin, translate=translate)
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return translated(self._origin, what)

@@ -2,43 +2,148 @@
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Full, Queue
 from typing import Self
 
 from worker.storage.driver import Driver, ObjectStat
 from worker.storage.errors import DigestMismatch
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
-from worker.storage.transfer.resumable_read import ResumableReader, check_same, read_range
+from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
 
-CORES = min(4, os.cpu_count() or 1)
+THREADS = min(4, max(2, os.cpu_count() or 1))
+"""Chunks that are read at once: on a single core too, because a store keeps a reader waiting."""
 MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
+WINDOW = 64 * 1024 * 1024
+"""Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
+PIECE = 256 * 1024
+"""Bytes that are received, hashed and written at a time: few enough to stay in the cache of the processor."""
+_POLL = 0.1
+"""Seconds after which a thread that waits finds out that it has to end."""
+
+Write = Callable[[memoryview, int], object]
+"""Takes bytes of an object and their offset in it, from several threads; they are not verified yet."""
 
 
-def first_bad_chunk(driver: Driver, stat: ObjectStat, manifest: Manifest, on_bytes: OnBytes | None) -> Chunk | None:
-    """Read all bytes on several cores, bypassing caches; return the first chunk that does not match, or None.
+def first_bad_chunk(
+    driver: Driver,
+    stat: ObjectStat,
+    manifest: Manifest,
+    on_bytes: OnBytes | None = None,
+    *,
+    write: Write | None = None,
+    uncached: bool = False,
+) -> Chunk | None:
+    """Read all bytes in several threads; return the first chunk that does not match, or None.
 
     The caller guarantees that the object has the manifest's size.
+
+    Args:
+        driver: the store.
+        stat: the version to read.
+        manifest: the recorded digests of its chunks.
+        on_bytes: called in this thread with the number of bytes; what it raises ends the read.
+        write: called with all bytes; what it raises is raised.
+        uncached: see `Driver.open`.
     """
-    chunks = iter(manifest)
-    under_way: deque[tuple[Chunk, Future[str]]] = deque()
-    with ThreadPoolExecutor(CORES, thread_name_prefix="verify") as pool:
+    reading = _Reading(driver, stat, manifest, write, uncached=uncached)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as pool:
         try:
-            while True:
-                while len(under_way) < 2 * CORES and (chunk := next(chunks, None)):
-                    under_way.append((chunk, pool.submit(_digest_of, driver, stat, chunk)))
-                if not under_way:
-                    return None
-                chunk, found = under_way.popleft()
-                if found.result() != chunk.sha256:
-                    return chunk
+            for _ in range(THREADS):
+                pool.submit(reading.run)
+            for count in reading.counts():
                 if on_bytes:
-                    on_bytes(chunk.size)
+                    on_bytes(count)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            reading.stop()
+    return min(reading.bad, key=lambda chunk: chunk.number, default=None)
+
+
+class _Reading:
+    """One read of all chunks, by `THREADS` threads that each call `run`.
+
+    Windows are begun in their order, and all that were begun before a bad chunk was found are read to their end, so
+    that the first bad chunk is among `bad`.
+    """
+
+    def __init__(
+        self, driver: Driver, stat: ObjectStat, manifest: Manifest, write: Write | None, *, uncached: bool
+    ) -> None:
+        self.bad: list[Chunk] = []
+        self._driver = driver
+        self._stat = stat
+        self._manifest = manifest
+        self._write = write
+        self._uncached = uncached
+        self._per_window = max(1, WINDOW // manifest.chunk_size)
+        self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
+        self._told: Queue[int | BaseException | None] = Queue(4 * THREADS)
+        self._stopped = False
+
+    def run(self) -> None:
+        """Read one window after the other. The end, or the error, is the last that this thread tells."""
+        buffer = memoryview(bytearray(BUFFER_SIZE))
+        try:
+            while not self._stopped and not self.bad and (start := next(self._starts, None)) is not None:
+                self._read(start, buffer)
+        except BaseException as error:  # noqa: BLE001  raised in the thread that waits
+            self._tell(error)
+        else:
+            self._tell(None)
+
+    def counts(self) -> Iterator[int]:
+        """Yield numbers of bytes that were read, until all threads have ended; raise the first error of one."""
+        running = THREADS
+        while running:
+            told = self._told.get()
+            if isinstance(told, BaseException):
+                raise told
+            if told is None:
+                running -= 1
+            else:
+                yield told
+
+    def stop(self) -> None:
+        """Have all threads end after their current piece."""
+        self._stopped = True
+
+    def _tell(self, told: int | BaseException | None) -> None:
+        """Wait for room in the queue, so that no thread runs ahead of a caller who takes time over the bytes."""
+        while not self._stopped:
+            with suppress(Full):
+                self._told.put(told, timeout=_POLL)
+                return
+
+    def _read(self, start: int, buffer: memoryview) -> None:
+        chunks = [
+            self._manifest.chunk(number) for number in range(start, min(start + self._per_window, len(self._manifest)))
+        ]
+        size = sum(chunk.size for chunk in chunks)
+        with open_range(self._driver, self._stat, chunks[0].offset, size, uncached=self._uncached) as reader:
+            for chunk in chunks:
+                found = self._digest_of(chunk, reader, buffer)
+                if self._stopped:
+                    return
+                if found != chunk.sha256:
+                    self.bad.append(chunk)
+                    return
+
+    def _digest_of(self, chunk: Chunk, reader: ResumableReader, buffer: memoryview) -> str:
+        digest, done = hashlib.sha256(), 0
+        while done < chunk.size and not self._stopped:
+            count = reader.readinto(buffer[: chunk.size - done])
+            if not count:
+                raise reader.too_short(chunk.size - done)
+            digest.update(buffer[:count])
+            if self._write:
+                self._write(buffer[:count], chunk.offset + done)
+            done += count
+            self._tell(count)
+        return digest.hexdigest()
 
 
 class VerifiedRange:
@@ -93,14 +198,3 @@ class VerifiedRange:
                 f"SHA-256 {found}, recorded is {chunk.sha256}"
             )
         return data
-
-
-def _digest_of(driver: Driver, stat: ObjectStat, chunk: Chunk) -> str:
-    digest = hashlib.sha256()
-    with ResumableReader(
-        driver, stat.bucket, stat.key, offset=chunk.offset, length=chunk.size, uncached=True
-    ) as reader:
-        check_same(stat, reader.stat, driver.name)
-        while piece := reader.read(BUFFER_SIZE):
-            digest.update(piece)
-    return digest.hexdigest()

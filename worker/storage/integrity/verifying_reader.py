@@ -1,6 +1,7 @@
 """Hash bytes as they are read, and raise at the end unless they are the announced ones."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
@@ -157,3 +158,20 @@ def drain(reader: Readable) -> None:
     """Read to the end and discard the bytes."""
     while reader.read(BUFFER_SIZE):
         pass
+
+
+def save(reader: Readable, file: int, on_bytes: OnBytes | None = None) -> None:
+    """Write all bytes to an open and empty file; raise OSError if it cannot be written."""
+    offset = 0
+    while piece := reader.read(BUFFER_SIZE):
+        write_at(file, memoryview(piece), offset)
+        offset += len(piece)
+        if on_bytes:
+            on_bytes(len(piece))
+
+
+def write_at(file: int, piece: memoryview, offset: int) -> None:
+    """Write all of a piece to an open file at an offset; raise OSError if it cannot be written."""
+    while piece:
+        written = os.pwrite(file, piece, offset)
+        piece, offset = piece[written:], offset + written

@@ -15,6 +15,7 @@ from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import PROPERTIES, SMALL, RealObject
+from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.listing import is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
@@ -107,7 +108,7 @@ class S3Driver(CloudDriver):
         reply = self._get(bucket, key, _range(offset, length)) if length != 0 else None
         if reply is None:
             return empty_reader(self.stat(bucket, key), self._origin, translate)
-        stream = reply["Body"]
+        stream = reply["Body"].__enter__()  # the response below; what `StreamingBody` checks, CloudReader checks
         try:
             if offset and not reply.get("ContentRange"):
                 raise PermanentError(f"{self._name}: {bucket}/{key}: the store ignores that a range was asked for")
@@ -119,7 +120,7 @@ class S3Driver(CloudDriver):
         except BaseException:
             stream.close()
             raise
-        return CloudReader(stat, left, stream.read, stream.close, origin=self._origin, translate=translate)
+        return CloudReader(stat, left, HttpBody(stream), origin=self._origin, translate=translate)
 
     def _check_range(self, stat: ObjectStat, reply: Any, wanted: range) -> None:
         """Raise UnexpectedAnswer if the answer holds other bytes of the object than those that were asked for."""

@@ -58,18 +58,22 @@ class ResumableReader:
         while True:
             try:
                 data = self._reader.read(size)
-            except TransientError:
-                self._broken = self._broken + 1 if self._since < BUFFER_SIZE else 1
-                self._since = 0
-                if self._broken >= TRIES:
-                    raise
-                self._reopen()
-                continue
-            self._since += len(data)
-            self._offset += len(data)
-            if self._left is not None:
-                self._left -= len(data)
-            return data
+            except TransientError as error:
+                self._resume(error)
+            else:
+                self._advance(len(data))
+                return data
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Receive at most `len(buffer)` bytes into it and return how many, 0 only at the end; raises as `read`."""
+        while True:
+            try:
+                count = self._reader.readinto(buffer)
+            except TransientError as error:
+                self._resume(error)
+            else:
+                self._advance(count)
+                return count
 
     def too_short(self, missing: int) -> Unavailable:
         """Return the error for a read that ended before the announced bytes."""
@@ -85,7 +89,17 @@ class ResumableReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _reopen(self) -> None:
+    def _advance(self, count: int) -> None:
+        self._since += count
+        self._offset += count
+        if self._left is not None:
+            self._left -= count
+
+    def _resume(self, error: TransientError) -> None:
+        self._broken = self._broken + 1 if self._since < BUFFER_SIZE else 1
+        self._since = 0
+        if self._broken >= TRIES:
+            raise error
         self._reader.close()
         self._reader = self._driver.open(*self._place, offset=self._offset, length=self._left, uncached=self._uncached)
         check_same(self._stat, self._reader.stat, self._driver.name)

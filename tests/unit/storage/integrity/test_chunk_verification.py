@@ -1,0 +1,185 @@
+"""A large object is read in chunks by several threads: each is verified, and the first bad one is named."""
+
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import WITHIN
+from worker.storage.driver import Digest, ObjectStat, WriteInfo
+from worker.storage.errors import AccessDenied, DigestMismatch, Unavailable
+from worker.storage.integrity import chunk_verification
+from worker.storage.integrity.chunk_verification import THREADS, first_bad_chunk
+from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.verdict import Verdict
+from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.memory import MemoryDriver
+from worker.storage.store import Store
+
+PLACE = ("releases", "app.tgz")
+CHUNK = 1000
+COUNT = 40
+SIZE = CHUNK * COUNT - 7
+CONTENT = hashlib.sha512(b"seed").digest() * (SIZE // 64) + b"e" * (SIZE % 64)
+
+
+class Faulty(MemoryDriver):
+    """The memory store: `before` is called before each read of a range, and the range from `ending` has no bytes."""
+
+    def __init__(self) -> None:
+        super().__init__("memory")
+        self.before: Callable[[int], None] = lambda _offset: None
+        self.ending: int | None = None
+
+    def open(self, bucket, key, *, offset=0, length=None, uncached=False):
+        reader = super().open(bucket, key, offset=offset, length=length)
+        receive = reader.readinto
+
+        def readinto(buffer: memoryview) -> int:
+            self.before(offset)
+            return 0 if offset == self.ending else receive(buffer)
+
+        reader.readinto = readinto
+        return reader
+
+
+@pytest.fixture(autouse=True)
+def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_verification, "WINDOW", 4 * CHUNK)
+
+
+@pytest.fixture
+def driver() -> Faulty:
+    return Faulty()
+
+
+def put(driver: MemoryDriver, *rotten: int) -> tuple[ObjectStat, Manifest]:
+    """Put the content with one wrong byte in each of these chunks; return its stat, and the manifest of the right."""
+    data = bytearray(CONTENT)
+    for number in rotten:
+        data[number * CHUNK] ^= 1
+    stat = driver.put(*PLACE, VerifyingReader(io.BytesIO(data)), WriteInfo())
+    chunks = [CONTENT[at : at + CHUNK] for at in range(0, SIZE, CHUNK)]
+    return stat, Manifest(SIZE, CHUNK, b"".join(hashlib.sha256(chunk).digest() for chunk in chunks))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    opened = os.open(tmp_path / "got", os.O_RDWR | os.O_CREAT)
+    yield opened
+    os.close(opened)
+
+
+def expected() -> Digest:
+    return Digest(SIZE, hashlib.sha256(CONTENT).hexdigest())
+
+
+def test_a_file_gets_all_bytes_in_their_places(driver: Faulty, file: int) -> None:
+    """What several threads write is the object."""
+    _, manifest = put(driver)
+    told: list[int] = []
+    Store(driver).download_object(*PLACE, file, expected(), manifest=manifest, on_bytes=told.append)
+    assert os.pread(file, SIZE + 1, 0) == CONTENT
+    assert sum(told) == SIZE
+
+
+def test_a_download_with_a_bad_chunk_raises_and_names_it(driver: Faulty, file: int) -> None:
+    """No download returns with a byte that is not the recorded one."""
+    _, manifest = put(driver, 17)
+    with pytest.raises(DigestMismatch, match=f"releases/app.tgz: bytes {17 * CHUNK} to {18 * CHUNK}"):
+        Store(driver).download_object(*PLACE, file, expected(), manifest=manifest)
+
+
+@pytest.mark.parametrize("bad", [(0,), (39,), (5, 6), (30, 11, 12)])
+def test_the_first_of_several_bad_chunks_is_named(driver: Faulty, bad: tuple[int, ...]) -> None:
+    """Whichever thread is the first to find one, the verdict is about the bad chunk that is nearest to the start."""
+    stat, manifest = put(driver, *bad)
+    for _ in range(20):
+        found = first_bad_chunk(driver, stat, manifest)
+        assert found
+        assert found.number == min(bad)
+
+
+def test_a_slow_thread_does_not_hide_an_earlier_bad_chunk(driver: Faulty) -> None:
+    """A window that was begun before a bad chunk was found is read to its end."""
+    stat, manifest = put(driver, 3, 4)
+    later = threading.Event()
+
+    def wait(offset: int) -> None:
+        if offset == 0:
+            assert later.wait(WITHIN)
+        elif offset > 4 * CHUNK:
+            later.set()  # the thread that has found chunk 4 to be bad does not come here
+        else:
+            threading.Timer(0.1, later.set).start()
+
+    driver.before = wait
+    found = first_bad_chunk(driver, stat, manifest)
+    assert found
+    assert found.number == 3
+
+
+def test_an_error_of_one_thread_is_raised(driver: Faulty) -> None:
+    """What a store raises in a thread is raised to the caller."""
+    stat, manifest = put(driver)
+
+    def denied(offset: int) -> None:
+        if offset:
+            raise AccessDenied("memory: not any more")
+
+    driver.before = denied
+    with pytest.raises(AccessDenied, match="not any more"):
+        first_bad_chunk(driver, stat, manifest)
+
+
+def test_an_overwritten_object_is_no_verdict(driver: Faulty) -> None:
+    """Bytes of another version are neither verified nor corrupt."""
+    stat, manifest = put(driver)
+    put(driver)
+    with pytest.raises(Unavailable, match="overwritten while it was read"):
+        first_bad_chunk(driver, stat, manifest)
+
+
+def test_an_object_with_fewer_bytes_than_announced_is_unreadable(driver: Faulty) -> None:
+    """A read that ends early says nothing about the bytes."""
+    _, manifest = put(driver)
+    driver.ending = 4 * CHUNK
+    seen = Store(driver).verify_object(*PLACE, expected(), manifest=manifest)
+    assert seen.verdict is Verdict.UNREADABLE
+
+
+def test_a_caller_who_stops_ends_all_threads(driver: Faulty) -> None:
+    """What `on_bytes` raises ends the read after the pieces that are being read, and no thread is left."""
+    stat, manifest = put(driver)
+    opened: list[int] = []
+    driver.before = opened.append
+
+    def cancel(_count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first_bad_chunk(driver, stat, manifest, cancel)
+    assert len(opened) < COUNT
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("verify")]
+
+
+def test_no_thread_runs_ahead_of_a_caller_who_takes_time(driver: Faulty) -> None:
+    """A bandwidth limit, which the caller waits for, holds the threads too: only a few pieces are read meanwhile."""
+    stat, manifest = put(driver)
+    read: list[int] = []
+    driver.before = read.append
+    ahead: list[int] = []
+    seen = 0
+
+    def slow(count: int) -> None:
+        nonlocal seen
+        seen += 1
+        threading.Event().wait(0.005)
+        ahead.append(len(read) - seen)
+
+    assert first_bad_chunk(driver, stat, manifest, slow) is None
+    assert max(ahead) <= 6 * THREADS
