@@ -33,7 +33,7 @@ PATIENCE = {
     "azure.upload.COMMIT_TIMEOUT": 0.5,
     "gcs.driver.TIMEOUT": (5.0, 0.5),
     "gcs.upload.TIMEOUT": (5.0, 0.5),
-    "gcs.parts.TIMEOUT": (5.0, 0.5),
+    "gcs.client.TIMEOUT": (5.0, 0.5),
     "gcs.parts.COMMIT_TIMEOUT": (5.0, 0.5),
     "gcs.client.RETRY_FOR": 3.0,
 }
