@@ -10,6 +10,7 @@ from tasks.delete import delete_artifact
 from tasks.replicate import replicate_to
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
+from worker.artifacts.page_replicate import FreshCopies
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage
@@ -203,11 +204,19 @@ class _Writes:
     context: JobContext
     job: RunningJob
     page: Page
+    fresh: FreshCopies | None
     closed: list[Snooze] = field(default_factory=list)
     """Why objects had to wait: they stay in the page."""
 
     def do(self, part: Sequence[PageObject]) -> Iterator[_Done]:
+        done: set[int] = set()
+        for id_, outcome in self._replicate_fresh(part):
+            done.add(id_)
+            if outcome is not None:
+                yield outcome
         for each in part:
+            if each.id in done:
+                continue
             self.job.heartbeat()
             try:
                 yield self._replicate(each) if self.request.verb == REPLICATE.kind else self._delete(each)
@@ -215,6 +224,27 @@ class _Writes:
                 self.closed.append(error)
             except (StorageError, OnHold):  # it is tried again in a job of its own, which tells what is wrong
                 yield _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True))
+
+    def _replicate_fresh(self, part: Sequence[PageObject]) -> Iterator[tuple[int, _Done | None]]:
+        """Yield the objects that were replicated without asking first, or failed at it; None for one that has to wait.
+
+        The others have to be asked for one by one.
+        """
+        if self.fresh is None:
+            return
+        try:
+            for fresh, data in self.fresh.read(part):
+                each = fresh.object
+                try:
+                    if (records := self.fresh.write(fresh, data)) is not None:
+                        yield each.id, _Done(PageOutcome(each.id, each.path, each.size, "stored"), records)
+                except Snooze as error:
+                    self.closed.append(error)
+                    yield each.id, None
+                except StorageError:
+                    yield each.id, _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True))
+        except Snooze as error:  # of a source: another one may take the job
+            logger.debug("%s", error)
 
     def record(self, done: Sequence[_Done]) -> None:
         group = Group(
@@ -272,7 +302,8 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
         wanted = [(each.artifact, context.stores[name].name) for each in mine for name in request.to or ()]
         context.catalogue.artifacts.ensure_copies([(artifact, name) for artifact, name in wanted if artifact])
     job.start(sum(each.size for each in mine), f"{request.verb}: {len(mine)} objects")
-    work = _Writes(request, context, job, found)
+    fresh = FreshCopies(context, job, mine, request.to or ()) if request.verb == REPLICATE.kind else None
+    work = _Writes(request, context, job, found, fresh)
     try:
         most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)

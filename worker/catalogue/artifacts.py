@@ -300,6 +300,14 @@ class Artifacts:
             rows = _COPIES_BY_STORE.all(connection, of=artifact.id)
             return {row.store: copy_of(row) for row in rows}
 
+    def copies_of_all(self, artifact_ids: Sequence[int]) -> dict[int, dict[str, Copy]]:
+        """Return the copies of several versions, by version and store."""
+        found: dict[int, dict[str, Copy]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(sa.select(copies).where(copies.c.artifact_id.in_(artifact_ids))).all():
+                found.setdefault(row.artifact_id, {})[row.store] = copy_of(row)
+        return found
+
     def version_in_store(self, store: str, bucket: str, key: str) -> tuple[Artifact, Copy] | None:
         """Return the version, and its copy, whose bytes this store should have under this key now."""
         query = (

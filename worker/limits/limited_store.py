@@ -187,23 +187,21 @@ class LimitedStore:
 
     def verify_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects one after the other; the limits are those of `verify_object`, for each of them."""
-        limit = self.limits.bytes_per_second
-
-        def admitted() -> Iterator[tuple[str, str, Digest]]:
-            for each in wanted:
-                self.admit()
-                self._check_slot()
-                if limit is not None:
-                    self._admission.take_bandwidth(self.name, each[2].size, limit, self._job.heartbeat)
-                yield each
-
         with self.slot():
-            for seen in self._store.verify_objects(admitted()):
+            for seen in self._store.verify_objects(self._admitted(wanted)):
                 if seen.error is not None:
                     self._blame(seen.error)
                 elif self._failing:
                     self._succeeded()
                 yield seen
+
+    def read_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[bytes | None]:
+        """Read small objects; the limits are those of `verify_objects`, and an object that is not right is None."""
+        with self.slot():
+            for data in self._store.read_objects(self._admitted(wanted)):
+                if data is not None and self._failing:
+                    self._succeeded()
+                yield data
 
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
         with self._transfer(None) as metered:
@@ -239,6 +237,16 @@ class LimitedStore:
                 raise
 
     # Limits
+
+    def _admitted(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[tuple[str, str, Digest]]:
+        """Yield each object when it may be read."""
+        limit = self.limits.bytes_per_second
+        for each in wanted:
+            self.admit()
+            self._check_slot()
+            if limit is not None:
+                self._admission.take_bandwidth(self.name, each[2].size, limit, self._job.heartbeat)
+            yield each
 
     def admit(self) -> None:
         """Raise Snooze if the store is paused or its circuit breaker is open."""

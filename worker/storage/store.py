@@ -357,9 +357,33 @@ class Store:
         """
         reads = self._small_reads()
         if reads is None:
-            for bucket, key, expected in wanted:
-                yield self.verify_object(bucket, key, expected)
+            for each in wanted:
+                yield self.verify_object(*each)
             return
+        for each, found in self._read_ahead(reads, wanted):
+            if found is not None:
+                yield Verification(Verdict.VERIFIED, each[2], each[2].size, each[2].sha256, found[1])
+            else:  # a bad copy is judged by a read of its own
+                yield self.verify_object(*each)
+
+    def read_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[bytes | None]:
+        """Yield the bytes of small objects, given as for `verify_objects`; None for one that a read of its own judges.
+
+        All bytes that are returned have the recorded digest.
+        """
+        reads = self._small_reads()
+        if reads is None:
+            for each in wanted:
+                yield self._read_whole(*each)
+            return
+        for _, found in self._read_ahead(reads, wanted):
+            yield found[0] if found else None
+
+    @staticmethod
+    def _read_ahead(
+        reads: SmallReads, wanted: Iterable[tuple[str, str, Digest]]
+    ) -> Iterator[tuple[tuple[str, str, Digest], tuple[bytes, str] | None]]:
+        """Yield each object with its bytes and version, or with None where they are not simply there and right."""
         taken: deque[tuple[str, str, Digest]] = deque()
 
         def small() -> Iterator[SmallRead | None]:
@@ -370,14 +394,25 @@ class Store:
                 yield (bucket, key, expected.size) if plain else None
 
         try:
-            for found in reads.read(small()):
-                bucket, key, expected = taken.popleft()
-                if found is not None and hashlib.sha256(found[0]).hexdigest() == expected.sha256:
-                    yield Verification(Verdict.VERIFIED, expected, expected.size, expected.sha256, found[1])
-                else:  # a bad copy gets its verdict from a read of its own
-                    yield self.verify_object(bucket, key, expected)
+            for read in reads.read(small()):
+                each = taken.popleft()
+                right = read is not None and hashlib.sha256(read[0]).hexdigest() == each[2].sha256
+                yield each, read if right else None
         finally:
             reads.close()
+
+    def _read_whole(self, bucket: str, key: str, expected: Digest) -> bytes | None:
+        """Return a small object that is right, read in one request; None for any other one."""
+        if not 0 < expected.size <= self._whole_reads:
+            return None
+        try:
+            self._check_existing(bucket, key)
+            self._check_read(bucket, key)
+            found = cast("WholeReadDriver", self._driver).read_whole(bucket, key, expected.size)
+        except StorageError:
+            return None  # it is raised again where the object is read by itself
+        data = bytes(found.data) if found else b""
+        return data if hashlib.sha256(data).hexdigest() == expected.sha256 else None
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         """Return the store's metadata of an object, without reading it. It says nothing about the bytes."""

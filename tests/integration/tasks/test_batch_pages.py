@@ -12,6 +12,7 @@ from worker import clock
 from worker.catalogue import tables
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, RunningJob
+from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage.errors import Unavailable
 from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest
@@ -236,3 +237,23 @@ def test_a_transient_error_of_one_object_does_not_end_the_page(laid, drive, cont
     result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
     assert (result.objects, result.outcomes) == (3, {"stored": 3})
     assert kinds(context) == ["page", "replicate"]
+
+
+def test_small_artifacts_are_replicated_without_asking_first(laid, drive, stored, context, monkeypatch):
+    """A page reads and writes each small artifact once; only where something is under the key it asks what that is."""
+    laid(3)
+    there = stored("cold", "a/001")
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.write_bytes(stored("primary", "a/001").read_bytes())  # as a killed job leaves it, which has recorded nothing
+    stat, asked = LimitedStore.stat_object, []
+
+    def counted(store: LimitedStore, bucket: str, key: str) -> Any:
+        asked.append((store.name, key))
+        return stat(store, bucket, key)
+
+    monkeypatch.setattr(LimitedStore, "stat_object", counted)
+    result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
+    assert result.outcomes == {"stored": 2, "already_there": 1}
+    assert asked == [("cold", "a/001")]
+    assert stored("cold", "a/002").read_bytes() == stored("primary", "a/002").read_bytes()
+    assert kinds(context) == ["page"]

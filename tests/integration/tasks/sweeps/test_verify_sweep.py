@@ -88,7 +88,7 @@ def due(run, source, context) -> Callable[[int], None]:
 
 def test_a_sweep_sends_pages_that_verify_what_is_due(sweeper, due, context, monkeypatch):
     """Each copy that is due gets one verdict, from as many pages as it takes; nothing is due after that."""
-    monkeypatch.setitem(context.settings.page.__dict__, "objects", 3)
+    monkeypatch.setitem(context.settings.sweep.verify.__dict__, "page", 3)
     due(5)
     planned = sweeper.plan()
     assert (planned.claimed, planned.pages) == ({"primary": 5, "dr": 5, "cold": 0}, {"primary": 2, "dr": 2, "cold": 0})
@@ -192,7 +192,7 @@ def test_a_page_whose_lease_was_lost_records_nothing(sweeper, due, monkeypatch):
 
 def test_a_copy_that_another_page_has_read_meanwhile_is_not_read_again(sweeper, due, context, monkeypatch):
     """Between finding what is due and claiming it, another page claims and reads the same copies: it keeps them."""
-    monkeypatch.setitem(context.settings.page.__dict__, "objects", 2)
+    monkeypatch.setitem(context.settings.sweep.verify.__dict__, "page", 2)
     due(4)
     sweeper.plan()
     find, other = pages.due_copies, []

@@ -1,0 +1,114 @@
+"""Replicate the small objects of a page to stores that never had them: one read and one write for each copy.
+
+Everything else needs `tasks.replicate`, which asks what is under the key first: large objects, copies that a provider
+makes itself, objects that are there already, and what one read or write here has failed at.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from worker.artifacts.artifact_job import ArtifactJob, CopySlot, Records
+from worker.artifacts.page_selection import PageObject
+from worker.catalogue import Artifact, Copy, CopyState
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStore
+from worker.storage.driver import HashedBytes
+from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError
+
+_SMALL = 1 << 20
+"""Bytes of the largest object that is in memory as a whole, once for each thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreshObject:
+    """An object that none of its targets has: where it is read, and the copies to write."""
+
+    object: PageObject
+    artifact: Artifact
+    source: str
+    slots: Sequence[CopySlot]
+
+
+class FreshCopies:
+    """The objects of a page that can be replicated without asking for anything first.
+
+    What is needed of the catalogue is read once for all of them, while the page has their locks.
+    """
+
+    def __init__(
+        self, context: JobContext, job: RunningJob, objects: Sequence[PageObject], stores: Sequence[str]
+    ) -> None:
+        self._context = context
+        self._job = job
+        targets = [context.stores[name] for name in stores]
+        self._fresh: dict[int, FreshObject] = {}
+        if context.settings.replication.proof == "reread" or not _decide_conditions(targets):
+            return
+        small = [each for each in objects if each.artifact is not None and 0 < each.size <= _SMALL]
+        current = context.catalogue.artifacts.currents((each.bucket, each.key) for each in small)
+        copies = context.catalogue.artifacts.copies_of_all([artifact.id for artifact in current.values()])
+        for each in small:
+            artifact = current.get((each.bucket, each.key))
+            if artifact is not None and (fresh := self._plan(each, artifact, copies.get(artifact.id, {}), targets)):
+                self._fresh[each.id] = fresh
+
+    def read(self, part: Sequence[PageObject]) -> Iterator[tuple[FreshObject, bytes]]:
+        """Yield those of these objects that can be replicated, with their bytes, which are right.
+
+        Raises:
+            Snooze: the store of the source takes no job now.
+        """
+        by_source: dict[str, list[FreshObject]] = defaultdict(list)
+        for fresh in filter(None, (self._fresh.get(each.id) for each in part)):
+            by_source[fresh.source].append(fresh)
+        for source, wanted in by_source.items():
+            objects = [(each.artifact.bucket, each.artifact.key, each.artifact.digest) for each in wanted]
+            read = self._context.stores[source].read_objects(objects)
+            for fresh, data in zip(wanted, read, strict=True):
+                if data is not None:
+                    yield fresh, data
+
+    def write(self, each: FreshObject, data: bytes) -> Records | None:
+        """Write the copies of an object, and return what is to be recorded; None where something is under its key.
+
+        Raises:
+            Snooze: a target takes no job now.
+            StorageError: a target did not take its copy.
+        """
+        records = Records()
+        work = ArtifactJob(self._context, self._job, each.artifact, records)
+        body = HashedBytes(data, each.artifact.digest)
+        for slot in each.slots:
+            try:
+                work.write(slot, body)
+            except StorageError as error:
+                if isinstance(error.__cause__, AlreadyExists | PreconditionFailed):
+                    return None  # such as the copy that a killed job has written and not recorded
+                raise
+        return records
+
+    def _plan(
+        self, each: PageObject, artifact: Artifact, copies: dict[str, Copy], targets: Sequence[LimitedStore]
+    ) -> FreshObject | None:
+        names = {target.name for target in targets}
+        sources = [copy for copy in copies.values() if copy.state.good and copy.store in self._context.stores]
+        sources = [copy for copy in sources if copy.store not in names]
+        writing = [copies.get(target.name) for target in targets]
+        if not sources or any(copy is None or copy.state != CopyState.WRITING for copy in writing):
+            return None
+        source = min(sources, key=lambda copy: (copy.last_verified_at is None, copy.store))
+        realm = self._context.stores[source.store].capabilities.realm
+        if realm is not None and any(target.capabilities.realm == realm for target in targets):
+            return None  # the provider copies by itself
+        slots = [
+            CopySlot(target, copy, None, quarantine=False)
+            for target, copy in zip(targets, writing, strict=True)
+            if copy is not None
+        ]
+        return FreshObject(each, artifact, source.store, slots)
+
+
+def _decide_conditions(targets: Sequence[LimitedStore]) -> bool:
+    return all(target.capabilities.conditional_writes for target in targets)
