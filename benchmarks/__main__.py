@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     batch_planning,
+    bulk_stores,
     enqueue,
     latency,
     memory,
@@ -46,6 +47,8 @@ LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "stores": stores.measure,
     "memory-stores": memory_stores.measure,
     "upload-dir": upload_dir.measure,
+    "verify-stores": bulk_stores.measure_verify,
+    "replicate": bulk_stores.measure_replicate,
 }
 """Only measured when they are named, and kept in tables of their own."""
 ALL = MEASUREMENTS | LONG

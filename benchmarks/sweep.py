@@ -106,7 +106,7 @@ def _make_due(catalogue: Catalogue) -> None:
 
 
 def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: int) -> _Sweep:
-    used, begun = _processor(worker), time.perf_counter()
+    used, begun = processor_seconds(worker), time.perf_counter()
     client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
     due = sa.select(sa.func.count()).where(copies.c.read_at < clock.now() - timedelta(days=30))
     while time.perf_counter() - begun < _LONGEST:
@@ -119,10 +119,10 @@ def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: 
         good = connection.execute(sa.select(sa.func.count()).where(copies.c.last_verdict == "verified")).scalar()
     if good is None or good < count:
         raise NotMeasured(f"of {count} copies {good} were verified")
-    return _Sweep(count / taken, 1000 * (_processor(worker) - used) / count)
+    return _Sweep(count / taken, 1000 * (processor_seconds(worker) - used) / count)
 
 
-def _processor(worker: Worker) -> float:
+def processor_seconds(worker: Worker) -> float:
     """Return the seconds of processor time that the worker and its children have used."""
     ticks = 0
     for pid in (worker.pid, *worker.children()):

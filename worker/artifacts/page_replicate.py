@@ -44,7 +44,7 @@ class FreshCopies:
         self._job = job
         targets = [context.stores[name] for name in stores]
         self._fresh: dict[int, FreshObject] = {}
-        if context.settings.replication.proof == "reread" or not _decide_conditions(targets):
+        if context.settings.replication.proof == "reread":
             return
         small = [each for each in objects if each.artifact is not None and 0 < each.size <= _SMALL]
         current = context.catalogue.artifacts.currents((each.bucket, each.key) for each in small)
@@ -108,7 +108,3 @@ class FreshCopies:
             if copy is not None
         ]
         return FreshObject(each, artifact, source.store, slots)
-
-
-def _decide_conditions(targets: Sequence[LimitedStore]) -> bool:
-    return all(target.capabilities.conditional_writes for target in targets)
