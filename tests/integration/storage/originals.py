@@ -65,10 +65,9 @@ class OriginalFiles:
 
 
 class OriginalCloud(Protocol):
-    """A real bucket in both layouts, that of the original and the intended one: the key at its top, or behind the
-    logical bucket.
+    """A real bucket in both layouts: keys at its top, as the original wrote them, or after the logical bucket.
 
-    Everything goes beside our back.
+    Every request uses the plain SDK.
     """
 
     @property

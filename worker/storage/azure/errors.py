@@ -13,6 +13,8 @@ from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.storage.cloud.error_mapping import (
+    DAMAGED,
+    QUOTE,
     ClassRow,
     CodeRow,
     Origin,
@@ -46,25 +48,23 @@ SDK_ERRORS = (sdk.AzureError, sdk.SerializationError, sdk.DeserializationError, 
 
 _KEYS = "correct `account_key`, `sas_token` or `connection_string`, or what DefaultAzureCredential finds"
 _CONTAINER_RULE = "a container has 3 to 63 lower-case letters, digits and single '-', and begins with no '-'"
-_DAMAGED = "the bytes were damaged on the way"
 _LEASE = "another client holds a lease on it; wait for its end, or break it"
 _OTHER_SERVICE = "this is no answer of a blob store; check `account_url`"
-_QUOTE = None  # quote the store's message
 
 _CODES: tuple[CodeRow, ...] = (
-    (NotFound, _QUOTE, "BlobNotFound ContainerNotFound ResourceNotFound PathNotFound FilesystemNotFound 404"),
+    (NotFound, QUOTE, "BlobNotFound ContainerNotFound ResourceNotFound PathNotFound FilesystemNotFound 404"),
     (
         PreconditionFailed,
-        _QUOTE,
+        QUOTE,
         """ConditionNotMet TargetConditionNotMet SourceConditionNotMet BlobOverwritten AppendPositionConditionNotMet
         MaxBlobSizeConditionNotMet SequenceNumberConditionNotMet 412""",
     ),
     (
         AlreadyExists,
-        _QUOTE,
+        QUOTE,
         "BlobAlreadyExists ContainerAlreadyExists ResourceAlreadyExists PathAlreadyExists FilesystemAlreadyExists",
     ),
-    (BucketNotEmpty, _QUOTE, "DirectoryNotEmpty"),
+    (BucketNotEmpty, QUOTE, "DirectoryNotEmpty"),
     (InvalidKey, f"the store does not allow the name; {_CONTAINER_RULE}", "InvalidResourceName OutOfRangeInput"),
     (
         InvalidKey,
@@ -78,8 +78,8 @@ _CODES: tuple[CodeRow, ...] = (
         "ResourceTypeMismatch PathConflict InvalidSourceOrDestinationResourceType",
     ),
     (Throttled, "the store asks for fewer requests", "ServerBusy SnapshotOperationRateExceeded 429 503"),
-    (Timeout, _QUOTE, "OperationTimedOut 408 504"),
-    (Unavailable, _QUOTE, "InternalError"),
+    (Timeout, QUOTE, "OperationTimedOut 408 504"),
+    (Unavailable, QUOTE, "InternalError"),
     (Unavailable, "the store fails, or is not one that speaks Azure; check `account_url`", "500 502"),
     (
         Unavailable,
@@ -103,7 +103,7 @@ _CODES: tuple[CodeRow, ...] = (
         "its blocks are not there any more, as after another write of the same key; a new upload begins",
         "InvalidBlockList",
     ),
-    (Unavailable, _DAMAGED, "Md5Mismatch InvalidMd5 IncompleteBody Crc64Mismatch"),
+    (Unavailable, DAMAGED, "Md5Mismatch InvalidMd5 IncompleteBody Crc64Mismatch"),
     (OutOfSpace, "the store is full, or its quota is used up", "AccountQuotaExceeded QuotaExceeded 507"),
     (
         SizeMismatch,
@@ -149,7 +149,7 @@ _CODES: tuple[CodeRow, ...] = (
     (PermanentError, "the store is elsewhere; correct `account_url`", "301 302 307 308"),
     (
         PermanentError,
-        _QUOTE,
+        QUOTE,
         """400 409 416 BlobNotArchived ConditionHeadersNotSupported ContentLengthMustBeZero CopyIdMismatch
         EmptyMetadataKey IncrementalCopyBlobMismatch IncrementalCopyOfEarlierSnapshotNotAllowed
         IncrementalCopyOfEarlierVersionSnapshotNotAllowed IncrementalCopySourceMustBeSnapshot

@@ -16,6 +16,9 @@ CodeRow = tuple[Kind, str | None, str]
 """A meaning, and its codes or HTTP statuses, separated by spaces."""
 Translate = Callable[[Exception, "Origin", str], StorageError]
 
+QUOTE = None
+"""In place of a reason: the message quotes the store."""
+DAMAGED = "the bytes were damaged on the way"
 _MAX_QUOTE = 160
 _SERVER_FAILURE = "5"
 

@@ -18,6 +18,8 @@ from google.resumable_media import common as media
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.storage.cloud.error_mapping import (
+    DAMAGED,
+    QUOTE,
     ClassRow,
     CodeRow,
     Origin,
@@ -58,21 +60,19 @@ SDK_ERRORS = (
 _ADDRESS = re.compile(r"^[A-Z]+ \S+://\S+: |\S+://\S+")
 
 _KEYS = "correct `credentials_file`, or the application default credentials"
-_DAMAGED = "the bytes were damaged on the way"
 _CMEK = "the encryption key cannot be used; check `kms_key` and the key's permissions"
-_QUOTE = None  # quote the store's message
 
 # By the reason in an answer, or by its HTTP status if it has none.
 _REASONS: tuple[CodeRow, ...] = (
-    (NotFound, _QUOTE, "notFound 404"),
-    (PreconditionFailed, _QUOTE, "conditionNotMet conflict 409 412"),
+    (NotFound, QUOTE, "notFound 404"),
+    (PreconditionFailed, QUOTE, "conditionNotMet conflict 409 412"),
     (
         Throttled,
         "the store asks for fewer requests",
         "rateLimitExceeded userRateLimitExceeded usageLimits.rateLimitExceeded 429",
     ),
-    (Timeout, _QUOTE, "gatewayTimeout uploadBrokenConnection 408 504"),
-    (Unavailable, _QUOTE, "backendError internalError 499 503"),
+    (Timeout, QUOTE, "gatewayTimeout uploadBrokenConnection 408 504"),
+    (Unavailable, QUOTE, "backendError internalError 499 503"),
     (Unavailable, "the store fails, or is not Cloud Storage; check `endpoint`", "500 502"),
     (Unavailable, "the upload session has ended; it has to start again", "gone 410"),
     (OutOfSpace, "a quota is used up", "quotaExceeded 507"),
@@ -114,7 +114,7 @@ _REASONS: tuple[CodeRow, ...] = (
     ),
     (
         PermanentError,
-        _QUOTE,
+        QUOTE,
         """invalid badRequest badRequestException invalidAltValue invalidArgument invalidParameter notDownload notUpload
         parseError pushChannelIdInvalid pushChannelIdNotUnique pushWebhookUrlNoHostOrAddress pushWebhookUrlNotHttps
         pushWebhookUrlUnauthorized turnedDown wrongUrlForUpload requestedRangeNotSatisfiable lengthRequired 400 411
@@ -143,7 +143,7 @@ CLASSES: tuple[ClassRow, ...] = (
         "does not answer like Cloud Storage; check `endpoint`",
         (http.InvalidJSONError, http.TooManyRedirects, http.HTTPError, http.RetryError),
     ),
-    (Unavailable, _DAMAGED, (storage.DataCorruption, media.DataCorruption)),
+    (Unavailable, DAMAGED, (storage.DataCorruption, media.DataCorruption)),
     (Unavailable, "the service that hands out credentials cannot be reached",
      (auth.TransportError, auth.ResponseError)),
     (AccessDenied, "the client certificate cannot be used", (auth.MutualTLSChannelError, auth.ClientCertError)),

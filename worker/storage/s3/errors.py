@@ -12,6 +12,8 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.storage.cloud.error_mapping import (
+    DAMAGED,
+    QUOTE,
     ClassRow,
     CodeRow,
     Origin,
@@ -45,16 +47,14 @@ SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError
 
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
 _REGION = "correct `region` or `endpoint`"
-_DAMAGED = "the bytes were damaged on the way"
-_QUOTE = None  # quote the store's message
 
 _CODES: tuple[CodeRow, ...] = (
-    (NotFound, _QUOTE, "NoSuchKey NoSuchBucket NoSuchVersion NotFound 404"),
-    (PreconditionFailed, _QUOTE, "PreconditionFailed ConditionalRequestConflict 412"),
+    (NotFound, QUOTE, "NoSuchKey NoSuchBucket NoSuchVersion NotFound 404"),
+    (PreconditionFailed, QUOTE, "PreconditionFailed ConditionalRequestConflict 412"),
     (AlreadyExists, "the name of the bucket is taken, perhaps by another account", "BucketAlreadyExists"),
-    (AlreadyExists, _QUOTE, "BucketAlreadyOwnedByYou"),
-    (BucketNotEmpty, _QUOTE, "BucketNotEmpty"),
-    (InvalidKey, _QUOTE, "KeyTooLongError InvalidBucketName InvalidURI InvalidObjectName XMinioInvalidObjectName"),
+    (AlreadyExists, QUOTE, "BucketAlreadyOwnedByYou"),
+    (BucketNotEmpty, QUOTE, "BucketNotEmpty"),
+    (InvalidKey, QUOTE, "KeyTooLongError InvalidBucketName InvalidURI InvalidObjectName XMinioInvalidObjectName"),
     (InvalidKey, "the key and a longer one below it cannot both be there", "XMinioObjectExistsAsDirectory"),
     (InvalidKey, "the key and a shorter one above it cannot both be there", "XMinioParentIsObject"),
     (
@@ -64,8 +64,8 @@ _CODES: tuple[CodeRow, ...] = (
         RequestThrottledException Throttling ThrottlingException ThrottledException TooManyRequests
         TooManyRequestsException KMS.ThrottlingException BandwidthLimitExceeded PriorRequestNotComplete 429 503""",
     ),
-    (Timeout, _QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
-    (Unavailable, _QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
+    (Timeout, QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
+    (Unavailable, QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
     (Unavailable, "the store fails, or is not one that speaks S3; check `endpoint`", "500 502"),
     (UploadEnded, "the multipart upload is not open any more; a new one begins", "NoSuchUpload"),
     (
@@ -73,7 +73,7 @@ _CODES: tuple[CodeRow, ...] = (
         "the multipart upload has lost parts, or holds others; a new one begins",
         "InvalidPart InvalidPartOrder EntityTooSmall",
     ),
-    (Unavailable, _DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
+    (Unavailable, DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
     (
         OutOfSpace,
         "the store is full, or its quota is used up",
@@ -123,7 +123,7 @@ _CODES: tuple[CodeRow, ...] = (
     (PermanentError, "the store calls the request malformed; check `region`, `endpoint` and the keys' expiry", "400"),
     (
         PermanentError,
-        _QUOTE,
+        QUOTE,
         """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited InlineDataTooLarge
         IllegalVersioningConfigurationException IncorrectNumberOfFilesInPostRequest InvalidArgument
         InvalidAddressingHeader InvalidBucketState InvalidDigest InvalidEncryptionAlgorithmError
@@ -153,7 +153,7 @@ CLASSES: tuple[ClassRow, ...] = (
         (sdk.ResponseStreamingError, sdk.IncompleteReadError, sdk.ConnectionClosedError, sdk.EventStreamError,
          sdk.UnseekableStreamError, sdk.HTTPClientError, HTTPError),
     ),
-    (Unavailable, _DAMAGED, (sdk.FlexibleChecksumError, sdk.ChecksumError, sdk.AwsChunkedWrapperError)),
+    (Unavailable, DAMAGED, (sdk.FlexibleChecksumError, sdk.ChecksumError, sdk.AwsChunkedWrapperError)),
     (Unavailable, "does not answer like S3; check `endpoint`", (ResponseParserError, sdk.PaginationError)),
     (Unavailable, "the service that hands out credentials cannot be reached", (sdk.MetadataRetrievalError,)),
     (Throttled, "the SDK holds requests back after too many errors", (sdk.CapacityNotAvailableError,)),
