@@ -155,7 +155,7 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
         store.health_check()
         store.check_identity()
         fault = probe(store)
-        advice = store.advice()
+        advice = [*store.advice(), *_open_root(session.settings, name)]
     except (SameStore, OtherStore) as error:
         return Check(title, "bad", error.message)
     except StorageError as error:
@@ -167,6 +167,15 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
         return Check(title, "bad", detail, "see `zot-artifacts jobs --error Snooze` for the errors that opened it")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
+
+
+def _open_root(settings: Settings, name: str) -> Iterator[str]:
+    """Tell that other users can use the root of a store outside the data directory, unless the settings say so."""
+    store = settings.stores[name]
+    if isinstance(store, FilesystemConfig) and store.dir_mode is None and settings.home not in store.root.parents:
+        for path, mode in open_to_others([store.root]):
+            closed = f"chmod go= {shlex.quote(str(path))}"
+            yield f"other users can use {path} (mode {mode:04o}): `{closed}`, or set stores.{name}.dir_mode"
 
 
 def _checksums(session: Session, name: str) -> Iterator[Check]:

@@ -39,6 +39,9 @@ def failure_of(error: Exception) -> Failure | None:
     for kind, status in _statuses():
         if isinstance(error, kind):
             return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)
+    if isinstance(error, OSError) and error.strerror:  # of a file
+        about = f"{error.filename}: " if error.filename is not None else ""
+        return Failure(f"{about}{error.strerror}", Status.BAD, type_=type(error).__name__)
     return None
 
 

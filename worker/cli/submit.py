@@ -101,7 +101,10 @@ def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:
     try:
         return spec.request.read({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
+        faults = [
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_input=False)
+        ]
         raise Failure(f"{spec.kind}: {'; '.join(faults)}", Status.USAGE, type_="InvalidRequest") from None
 
 

@@ -6,6 +6,7 @@ Sources, the later winning: defaults, the YAML file named by `ZOT_CONFIG`, envir
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +41,9 @@ from zot_artifact_client.errors import InvalidUrl
 from zot_artifact_client.urls import parse_result_url, parse_url
 
 ENV_PREFIX = "ZOT_"
+_STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
+_MAX_FILE = 1 << 20
+"""Bytes of the largest configuration file."""
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
 
 
@@ -101,7 +105,13 @@ class Settings(BaseSettings):
     @field_validator("stores")
     @classmethod
     def _stores_rooted(cls, stores: dict[str, StoreConfig]) -> dict[str, StoreConfig]:
+        if not stores:
+            msg = "at least one store is expected; leave it out for two in the data directory"
+            raise ValueError(msg)
         for name, store in stores.items():
+            if not _STORE.fullmatch(name):
+                msg = f"{name!r} is no name of a store: letters, digits and . _ @ + - are expected, 64 at most"
+                raise ValueError(msg)
             if isinstance(store, FilesystemConfig) and not store.root.is_absolute():
                 msg = f"{name}.root: {str(store.root)!r} is not an absolute path"
                 raise ValueError(msg)
@@ -130,7 +140,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _default_stores(cls, data: dict[str, Any]) -> dict[str, Any]:
-        if not data.get("stores"):
+        if "stores" not in data:
             stores = Path(data.get("home", "var")).expanduser().absolute() / "stores"
             data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
         return data
@@ -313,6 +323,8 @@ def _check_catalogue_url(url: str, setting: str) -> None:
         raise InvalidUrl(f"{setting}: it has no scheme; {expected}")
     if scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
         raise InvalidUrl(f"{setting}: it is another kind of database; {expected}")
+    if scheme.startswith("sqlite") and rest.partition("?")[0] in {"", "/", "/:memory:"}:
+        raise InvalidUrl(f"{setting}: a catalogue in memory is lost with its process; sqlite:///PATH is expected")
     if rest.partition("?")[0].count("@") > 1:
         raise InvalidUrl(f"{setting}: an @ in the user or password must be written as %40")
 
@@ -356,8 +368,16 @@ def _read_file(name: str | None) -> dict[str, Any]:
 
 def _parse_file(name: str) -> Any:
     try:
-        text = Path(name).read_bytes().decode()
-        return {} if yaml.compose(text, yaml.SafeLoader) is None else yaml.safe_load(text)  # empty, or only comments
+        with Path(name).open("rb") as file:  # which may be a pipe, or a device without an end
+            text = file.read(_MAX_FILE + 1).decode()
+        if len(text) > _MAX_FILE:
+            raise SettingsError(f"ZOT_CONFIG names {name}, which has more than {_MAX_FILE} bytes")
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None:  # empty, or only comments
+            return {}
+        if (twice := _named_twice(node)) is not None:
+            raise SettingsError(f"{name} line {twice.start_mark.line + 1}: {twice.value} is there twice")
+        return yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -369,6 +389,27 @@ def _parse_file(name: str) -> Any:
         raise SettingsError(f"{name}: not valid YAML: {error}") from None
     except RecursionError:
         raise SettingsError(f"{name}: nested too deeply") from None
+
+
+def _named_twice(node: yaml.Node) -> yaml.ScalarNode | None:
+    """Return a name that is in one mapping of a document twice: YAML would use the last one in silence."""
+    todo, done = [node], set[int]()
+    while todo:
+        each = todo.pop()
+        if id(each) in done:  # an alias
+            continue
+        done.add(id(each))
+        if isinstance(each, yaml.MappingNode):
+            names = set[str]()
+            for key, value in each.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    if key.value in names:
+                        return key
+                    names.add(key.value)
+                todo.append(value)
+        elif isinstance(each, yaml.SequenceNode):
+            todo += each.value
+    return None
 
 
 def _unusable(data: Mapping[Any, Any]) -> Iterable[str]:

@@ -22,6 +22,14 @@ REDIS_SCHEMES = frozenset({"redis", "rediss", "sentinel", *_SOCKETS})
 RABBITMQ_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 _SCHEMES = (*sorted(REDIS_SCHEMES), *sorted(RABBITMQ_SCHEMES))
 _EXAMPLE = "expected is a URL like redis://:PASSWORD@HOST:6379/0"
+_SECONDS = re.compile(r"\d{1,6}(\.\d{1,6})?")
+_VALUES = {
+    **dict.fromkeys(
+        ("socket_timeout", "socket_connect_timeout", "health_check_interval"), (_SECONDS, "a number of seconds")
+    ),
+    "protocol": (re.compile("[23]"), "2 or 3"),
+}
+"""What the parameters are that a library reads as numbers."""
 _TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 _REDIS_QUERY = {"socket_timeout", "socket_connect_timeout", "health_check_interval", "client_name", "protocol"}
 _QUERY = {
@@ -115,7 +123,19 @@ def parse_result_url(url: str, setting: str = "result_url") -> ServerUrl:
         return parse_url(url, setting)
     if "://" not in url:
         raise InvalidUrl(f"{setting}: it has no scheme, {_EXAMPLE}")
+    _check_backend(scheme, url, setting)
     return ServerUrl(scheme, url)
+
+
+def _check_backend(scheme: str, url: str, setting: str) -> None:
+    """Raise InvalidUrl unless Celery has a result backend of this scheme, and it can be used here."""
+    from celery import Celery
+
+    try:
+        with Celery("url", backend=url, set_as_current=False) as app:
+            app.backend  # noqa: B018 - made here, so that a wrong URL is found now and not at the first result
+    except Exception as error:  # noqa: BLE001 - what a backend raises over its URL, or a library that is absent
+        raise InvalidUrl(f"{setting}: {scheme}:// cannot be used: {type(error).__name__}; {_EXAMPLE}") from None
 
 
 def redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redis.Redis":
@@ -205,6 +225,10 @@ def _query(scheme: str, text: str, setting: str) -> dict[str, str]:
     if unknown:
         known = ", ".join(sorted(_QUERY[scheme]))
         raise InvalidUrl(f"{setting}: {scheme}:// has a parameter that is unknown; there are {known}")
+    for name in _VALUES.keys() & query.keys():
+        fits, expected = _VALUES[name]
+        if not fits.fullmatch(query[name]):
+            raise InvalidUrl(f"{setting}: {name} is {expected}")
     if scheme == "redis+socket":
         database = query.pop("db", query.pop("virtual_host", "0"))
         if not (database.isascii() and database.isdigit()):

@@ -88,3 +88,21 @@ def test_an_open_data_directory_is_bad(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "home").chmod(0o755)
     found = doctor()["data directory"]
     assert (found["outcome"], found["way_out"]) == ("bad", f"chmod go= {tmp_path / 'home'}")
+
+
+def test_an_open_root_outside_the_data_directory_is_told(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store whose root other users can use is told with the way out, unless its settings give it a mode."""
+    roots = {name: tmp_path / "disks" / name for name in ("open", "shared", "closed")}
+    stores: dict[str, Any] = {name: {"type": "filesystem", "root": str(root)} for name, root in roots.items()}
+    stores["shared"] |= {"dir_mode": "0755", "file_mode": "0644"}
+    for root in roots.values():
+        root.mkdir(parents=True)
+        root.chmod(0o755)
+    roots["closed"].chmod(0o700)
+    monkeypatch.setenv("ZOT_STORES", json.dumps(stores))
+    checks = doctor()
+    assert f"`chmod go= {roots['open']}`" in checks["store open"]["way_out"]
+    assert checks["store shared"]["way_out"] is None
+    assert checks["store closed"]["way_out"] is None

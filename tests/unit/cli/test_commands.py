@@ -9,6 +9,7 @@ import pytest
 
 from worker.cli import run
 from worker.cli.commands import COMMANDS
+from worker.cli.errors import Status, failure_of
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("alembic", "azure", "billiard", "boto3", "botocore", "celery", "google", "kombu", "psycopg", "redis")
@@ -44,6 +45,24 @@ def test_a_line_of_help_is_a_sentence(name: str) -> None:
     texts = [each.help or "" for each in (command, *getattr(command, "commands", {}).values())]
     lines = [line for text in texts for line in text.splitlines() if line and not line.startswith(" ")]
     assert [line for line in lines if line[-1] not in ".:"] == []
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["get", "releases/a", "x" * 300], ["status"]])
+def test_a_data_directory_whose_name_is_too_long_is_one_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the file system says of a path is a line, not a traceback."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / ("x" * 300)))
+    assert run(arguments) == 2
+    assert "no catalogue here" in capsys.readouterr().err
+
+
+def test_an_error_of_the_file_system_names_the_file() -> None:
+    """Whatever command meets it, it is one line and the exit status 1."""
+    found = failure_of(OSError(36, "File name too long", "/x"))
+    assert found is not None
+    assert (found.message, found.status) == ("/x: File name too long", Status.BAD)
+    assert failure_of(ValueError("a bug")) is None
 
 
 def test_help_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:

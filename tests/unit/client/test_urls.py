@@ -43,6 +43,8 @@ def test_every_documented_spelling_is_read(url: str, text: str) -> None:
         (f"rediss://:{SECRET}@h:1/0?ssl_cert_reqs=maybe", "ssl_cert_reqs is one of"),
         (f"redis+socket://:{SECRET}@h/x", "path of a socket"),
         (f" redis://:{SECRET}@h:1/0", "white space"),
+        (f"redis://:{SECRET}@h:1/0?socket_timeout=abc", "socket_timeout is a number of seconds"),
+        (f"redis://:{SECRET}@h:1/0?protocol=9", "protocol is 2 or 3"),
     ],
 )
 def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,11 +59,22 @@ def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, mon
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql://u:hunter2@h/db", "postgresql://u:hunter2@x@h/db"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://u:hunter2@h/db", "postgresql://u:hunter2@x@h/db", "sqlite://", "sqlite:///:memory:"]
+)
 def test_a_wrong_catalogue_is_one_line_that_names_the_setting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue's URL is checked with the settings, without a part of its password in the error."""
     monkeypatch.setenv("ZOT_CATALOGUE", url)
     with pytest.raises(SettingsError, match=r"^catalogue: ") as caught:
+        load_settings()
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["mongodb://u:hunter2@h/x", "memcache://h", "file:///absent/hunter2", "nothing://h"])
+def test_a_result_backend_that_celery_cannot_use_here_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend of Celery whose library is not installed is found when the settings are read."""
+    monkeypatch.setenv("ZOT_RESULTS", url)
+    with pytest.raises(SettingsError, match=r"^results: [a-z]+:// cannot be used: ") as caught:
         load_settings()
     assert SECRET not in str(caught.value)
 

@@ -24,6 +24,11 @@ from worker.settings.model import Settings
         (b'home: "a\\0b"\n', "NUL"),
         (b"retry: {backoff: 99999999999999999999999d}\n", "too long"),
         (b"jobs: {time_limit: 99999999d}\n", "too long"),
+        (b"jobs: {lease: 30s}\njobs: {grace: 1m}\n", "line 2: jobs is there twice"),
+        (b"jobs:\n  lease: 30s\n  lease: 40s\n", "line 3: lease is there twice"),
+        (b"stores: {}\n", "at least one store"),
+        (b"stores: {'a,b': {type: filesystem, root: /x}}\n", "is no name of a store"),
+        (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
@@ -37,6 +42,21 @@ def test_a_file_that_cannot_be_used_is_named(
         load_settings()
     assert words in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device or a pipe is read up to the largest size of a configuration file."""
+    monkeypatch.setenv("ZOT_CONFIG", "/dev/zero")
+    with pytest.raises(SettingsError, match="more than"):
+        load_settings()
+
+
+@pytest.mark.parametrize("value", ["[]", "{}"])
+def test_stores_that_are_none_are_not_replaced_by_the_defaults(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stores in the data directory are meant only where nothing is said about stores."""
+    monkeypatch.setenv("ZOT_STORES", value)
+    with pytest.raises(SettingsError, match="stores"):
+        load_settings()
 
 
 def test_a_file_of_comments_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
