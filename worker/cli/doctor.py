@@ -173,7 +173,7 @@ def _open_root(settings: Settings, name: str) -> Iterator[str]:
     """Tell that other users can use the root of a store outside the data directory, unless the settings say so."""
     store = settings.stores[name]
     if isinstance(store, FilesystemConfig) and store.dir_mode is None and settings.home not in store.root.parents:
-        for path, mode in open_to_others([store.root]):
+        for path, mode in readable_by_others([store.root]):
             closed = f"chmod go= {shlex.quote(str(path))}"
             yield f"other users can use {path} (mode {mode:04o}): `{closed}`, or set stores.{name}.dir_mode"
 
