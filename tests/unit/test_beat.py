@@ -1,5 +1,6 @@
 """Beat runs with any content of its schedule file."""
 
+import dbm
 from datetime import timedelta
 
 import pytest
@@ -23,6 +24,15 @@ def open_scheduler(app, path):
 def test_a_torn_schedule_file_is_discarded(app, tmp_path, content):
     """A file that cannot be read costs a log line, not the sweeps."""
     (tmp_path / "schedule").write_bytes(content)
+    scheduler = open_scheduler(app, tmp_path / "schedule")
+    assert "recover" in scheduler.schedule
+    scheduler.close()
+
+
+def test_entries_that_cannot_be_read_are_thrown_away(app, tmp_path):
+    """A whole file with torn entries, which Celery does not expect, costs a log line too."""
+    with dbm.open(str(tmp_path / "schedule"), "c") as file:
+        file[b"entries"] = b"torn"
     scheduler = open_scheduler(app, tmp_path / "schedule")
     assert "recover" in scheduler.schedule
     scheduler.close()
