@@ -1,6 +1,7 @@
 """Beat runs with any content of its schedule file."""
 
 import dbm
+import pickle
 from datetime import timedelta
 
 import pytest
@@ -29,10 +30,13 @@ def test_a_torn_schedule_file_is_discarded(app, tmp_path, content):
     scheduler.close()
 
 
-def test_entries_that_cannot_be_read_are_thrown_away(app, tmp_path):
-    """A whole file with torn entries, which Celery does not expect, costs a log line too."""
+@pytest.mark.parametrize("entries", [b"", pickle.dumps(5)])
+def test_torn_entries_of_a_whole_file_are_discarded(app, tmp_path, entries):
+    """Entries that Celery does not expect cost a log line too, and not the sweeps."""
     with dbm.open(str(tmp_path / "schedule"), "c") as file:
-        file[b"entries"] = b"torn"
+        file[b"entries"] = entries
+        for name, value in (("__version__", "5"), ("tz", "UTC"), ("utc_enabled", True)):
+            file[name.encode()] = pickle.dumps(value)
     scheduler = open_scheduler(app, tmp_path / "schedule")
     assert "recover" in scheduler.schedule
     scheduler.close()
