@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def silent() -> Iterator[SilentHost]:
         yield host
 
 
-def worker_of(directory: Path, url: str, **settings: Any) -> Worker:
+def worker_of(directory: Path, url: str, *, concurrency: int = 1, **settings: Any) -> Worker:
     quick = {"jobs__grace": f"{GRACE}s", "sweep__probe__enabled": "false"}
-    return Worker(directory, url, concurrency=1, **quick, **settings)
+    return Worker(directory, url, concurrency=concurrency, **quick, **settings)
 
 
 def state_of(worker: Worker, job: str) -> str | None:
@@ -113,6 +114,49 @@ def test_a_store_that_says_nothing_holds_no_job(url, client, ministack: Ministac
             job.cancel()
             with pytest.raises(JobCancelled):
                 job.wait(WITHIN)
+            assert time.monotonic() - begin < 5 + SLACK
+            assert set(children) <= set(worker.children())
+
+
+@pytest.mark.parametrize("end", ["cancel", "shutdown"])
+def test_no_kind_of_cloud_holds_a_job(url, client, tmp_path, end):
+    """Uploads to, and adoptions from, stores of each kind that never answer are cancelled or requeued in seconds."""
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "app.bin"
+    source.write_bytes(b"hello")
+    with ExitStack() as stack:
+        s3, gcs, azure, fast = (stack.enter_context(SilentHost()) for _ in range(4))
+        keys = {"access_key_id": "a", "secret_access_key": "b", "bucket": "b", "read_back": False}
+        account = {"account_url": f"{azure.origin}/account", "account_key": "a2V5", "read_back": False}
+        stores = {
+            "s3": {"type": "s3", "endpoint": s3.origin, **keys},
+            "gcs": {"type": "gcs", "endpoint": gcs.origin, "bucket": "b", "anonymous": True, "read_back": False},
+            "azure": {"type": "azure", "container": "b", **account},
+            "fast": {"type": "s3", "endpoint": fast.origin, "data_path": "auto", **keys},
+        }
+        settings = {"stores": json.dumps(stores), "sources__roots": json.dumps([str(source.parent)])}
+        settings |= {"breaker__failures": "100"}
+        # One child more than jobs: a worker that starts probes its stores.
+        with worker_of(tmp_path / "worker", url, concurrency=5, **settings) as worker:
+            children = worker.children()
+            jobs = [
+                client.upload(str(source), "releases", "one.bin", stores=["s3"]),
+                client.upload(str(source), "releases", "two.bin", stores=["gcs"]),
+                client.upload(str(source), "releases", "three.bin", stores=["azure"]),
+                client.adopt("releases", "four.bin", store="fast"),
+            ]
+            for host in (s3, gcs, azure, fast):
+                assert host.asked.wait(WITHIN)
+            if end == "shutdown":
+                end_within(worker, GRACE + 5)
+                assert {state_of(worker, job.id) for job in jobs} == {"queued"}
+                return
+            begin = time.monotonic()
+            for job in jobs:
+                job.cancel()
+            for job in jobs:
+                with pytest.raises(JobCancelled):
+                    job.wait(WITHIN)
             assert time.monotonic() - begin < 5 + SLACK
             assert set(children) <= set(worker.children())
 
