@@ -30,6 +30,12 @@ Put = Callable[..., None]
 
 
 @pytest.fixture
+def catalogue(catalogue_url: str) -> str:
+    """Run everything here on both kinds of catalogue."""
+    return catalogue_url
+
+
+@pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"delete": DeleteSettings(grace=GRACE)})
 
