@@ -1,6 +1,8 @@
 """Verifying many small files: a sweep on two worker processes, against `rclone hashsum` on the same files."""
 
+import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -56,8 +58,11 @@ def measure(scene: Scene) -> Iterator[Row]:
 
 def _rounds(scene: Scene, count: int, rounds: int, *, cached: bool) -> tuple[list[_Sweep], list[float]]:
     sweeps, best = [], []
-    with scene.worker("sweep", 2) as worker, scene.client() as client:
-        root = worker.home / "stores" / "primary" / BUCKET
+    place = scene.directory / "swept"
+    config = {"type": "filesystem", "root": str(place), "verify_cached": cached}
+    settings = {"stores": json.dumps({"primary": config}), "placement": '["primary"]'}
+    with scene.worker("sweep", 2, **settings) as worker, scene.client() as client:
+        root = place / BUCKET
         catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
         _fill(catalogue, root, count)
         for _ in range(rounds + 1):
@@ -67,6 +72,7 @@ def _rounds(scene: Scene, count: int, rounds: int, *, cached: bool) -> tuple[lis
                 _forget(root)
             sweeps.append(_sweep(worker, client, catalogue, count))
         catalogue.close()
+    shutil.rmtree(place, ignore_errors=True)
     return sweeps[1:], best[1:]  # the first round has warmed the worker and the cache
 
 
