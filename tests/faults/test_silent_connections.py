@@ -26,16 +26,16 @@ WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 """By store, the request that writes a small object, a part of a large one, and the large one's end."""
 PATIENCE = {
-    "cloud.fast_path.PATIENCE": 1,
-    "s3.driver.READ_TIMEOUT": 0.5,
-    "s3.driver.COMMIT_TIMEOUT": 0.6,
-    "azure.client.READ_TIMEOUT": 0.5,
-    "azure.upload.COMMIT_TIMEOUT": 0.5,
-    "gcs.driver.TIMEOUT": (5.0, 0.5),
-    "gcs.upload.TIMEOUT": (5.0, 0.5),
-    "gcs.client.TIMEOUT": (5.0, 0.5),
-    "gcs.parts.COMMIT_TIMEOUT": (5.0, 0.5),
-    "gcs.client.RETRY_FOR": 3.0,
+    "cloud.fast_path.PATIENCE": 2,
+    "s3.driver.READ_TIMEOUT": 1.5,
+    "s3.driver.COMMIT_TIMEOUT": 1.6,
+    "azure.client.READ_TIMEOUT": 1.5,
+    "azure.upload.COMMIT_TIMEOUT": 1.5,
+    "gcs.driver.TIMEOUT": (5.0, 1.5),
+    "gcs.upload.TIMEOUT": (5.0, 1.5),
+    "gcs.client.TIMEOUT": (5.0, 1.5),
+    "gcs.parts.COMMIT_TIMEOUT": (5.0, 1.5),
+    "gcs.client.RETRY_FOR": 6.0,
 }
 """Seconds that the drivers wait for the next byte here; a minute and more is too long for a test."""
 
