@@ -1,7 +1,7 @@
 """Replicate the small objects of a page to stores that never had them: one read and one write for each copy.
 
-Everything else needs `tasks.replicate`, which asks what is under the key first: large objects, copies that a provider
-makes itself, objects that are there already, and what one read or write here has failed at.
+Everything else needs `tasks.replicate`, which first inspects what is under the key: large objects, copies that a
+provider makes itself, objects that are there already, and what one read or write here has failed at.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ _SMALL = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FreshObject:
-    """An object that none of its targets has: where it is read, and the copies to write."""
+    """An object that none of its targets has, with its source and the copies to write."""
 
     object: PageObject
     artifact: Artifact

@@ -1,4 +1,4 @@
-"""What repairs have kept in the quarantine of each store."""
+"""The bad bytes that repairs have kept in the quarantine of each store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Quarantined:
 
 
 def quarantined(store: Quarantines, catalogue: Catalogue, prefix: str = "") -> Iterator[Quarantined]:
-    """Yield what the quarantine of a store holds, of ids that begin with `prefix`."""
+    """Yield the objects in the quarantine of a store whose ids begin with `prefix`."""
     times: dict[str, datetime | None] = {}
     for each in store.list_objects(QUARANTINE_BUCKET, prefix):
         bucket, _, rest = each.key.partition("/")

@@ -1,4 +1,4 @@
-"""Whether the copies of a store that are due can be read before they are overdue."""
+"""Estimate whether the due copies of a store can be read before they are overdue."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -129,7 +129,7 @@ class Deletions:
             return [(found[row.id], copy_of(row)) for row in rows]
 
     def end_purge(self, of: Sequence[Tombstone]) -> None:
-        """Forget tombstones whose bytes are gone."""
+        """Remove tombstones whose bytes are deleted."""
         with self._database.write() as connection:
             for each in of:
                 connection.execute(sa.delete(tombstones).where(*_at(each.bucket, each.key)))

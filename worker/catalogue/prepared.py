@@ -1,4 +1,4 @@
-"""Run statements that are compiled once: SQLAlchemy prepares each execution more slowly than SQLite runs it."""
+"""Run statements that are compiled once: SQLAlchemy takes longer to prepare one than SQLite takes to run it."""
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence

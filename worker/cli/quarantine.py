@@ -82,7 +82,7 @@ def get(
     dest: Annotated[str, typer.Argument(metavar="DEST", help="The file to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write quarantined bytes to a file, as they are: nothing says that they are right.
+    """Write quarantined bytes to a file, without verifying them.
 
     Example:
 
