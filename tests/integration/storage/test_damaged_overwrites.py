@@ -129,6 +129,7 @@ def test_what_no_single_request_copies_is_kept_too(line: Callable[..., Line], mo
     stores.near.write_object(stores.bucket, "app", source(b"before"))
     with pytest.raises(Unavailable, match="the bytes were damaged"):
         stores.far.write_object(stores.bucket, "app", source(some_bytes(100)))
+    assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")
     stores.damaging = False
     try:
         stores.far.write_object(stores.bucket, "app", source(some_bytes(100)))
