@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from billiard import util
 from celery import Celery
 
 from tests.servers import Valkey
@@ -405,6 +406,7 @@ def test_a_client_made_before_a_fork_works_in_both_processes(client: ArtifactCli
     if child == 0:
         status = 1
         try:
+            util._run_after_forkers()  # as a child of Celery's pool does, which closes the pools of the parent
             jobs = [client.upload("/srv/in/app.tgz", "releases", "app.tgz") for _ in range(3)]
             status = 0 if all(job.wait(WITHIN).version == 1 for job in jobs) else 2
         finally:
