@@ -115,6 +115,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a root that is an object": (_with("headers", root_id={"a": SECRET}), "headers"),
     "a header that hides a method": (_with("headers", get=SECRET), "headers"),
     "a header that is Celery's own": (_with("headers", _children=SECRET), "headers"),
+    "thousands of headers": (_with("headers", **{f"x{n}": SECRET for n in range(10_000)}), "headers"),
     "no task": (_without("headers", "task"), "headers"),
     "an unknown task": (_with("headers", task="artifact.verify.v9"), "unknown_task"),
     "a task of Celery's": (_with("headers", task="celery.chord_unlock"), "unknown_task"),

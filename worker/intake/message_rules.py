@@ -25,6 +25,8 @@ _MAX_DEPTH = 16
 """Most levels of nested lists and objects; much deeper ones cannot be pickled for the pool's children."""
 _MAX_RETRIES = 1_000_000
 _SHORT = 255
+_MAX_HEADERS = 200
+"""Most headers; Celery writes about 25, and makes each one an attribute of the request."""
 _MAX_PROBLEMS = 5
 """How many problems of a request are named; a message can have tens of thousands."""
 
@@ -279,6 +281,8 @@ def _check_body(payload: object) -> None:
 
 
 def _check_headers(fields: Mapping[str, Any], rules: Rules, now: datetime) -> None:
+    if len(fields) > _MAX_HEADERS:
+        raise InvalidMessage(Reason.HEADERS, f"headers: there are {len(fields)}, at most {_MAX_HEADERS} are accepted")
     for name, value in fields.items():
         if name in _FIELDS:
             _check(name, value, Reason.HEADERS)
