@@ -71,6 +71,8 @@ def test_no_page_without_the_password_and_no_forged_event_breaks_one(url, tmp_pa
         forge(url)
         until(lambda: b"seen-last" in web.get("/api/tasks", params={"limit": 100}).content)
         with Worker(tmp_path / "worker", url, concurrency=1), ArtifactClient(url) as client:
+            with Celery(broker=url, set_as_current=False) as app:  # as Flower does every five seconds
+                until(lambda: app.control.broadcast("enable_events", reply=True))
             job = client.verify("releases", "absent.tgz")
             until(lambda: web.get(f"/api/task/info/{job.id}").is_success)
             until(lambda: web.get(f"/api/task/info/{job.id}").json()["state"] == "FAILURE")
