@@ -46,7 +46,7 @@ class Worker(Server):
         )  # fmt: skip
 
     def environment(self) -> Mapping[str, str]:
-        ours = {"ZOT_HOME": str(self.home), "ZOT_BROKER": self._broker}
+        ours = {"ZOT_HOME": str(self.home), "ZOT_BROKER": self._broker, "MALLOC_ARENA_MAX": "2"}  # as `up` starts it
         return ours | {"PYTHONPATH": str(REPOSITORY)} | self._settings
 
     def probe(self) -> None:

@@ -59,7 +59,7 @@ def delete(
         zot-artifacts delete releases/app.tgz --store dr
         zot-artifacts delete releases/2019/ --all
     """
-    with opened() as session:
+    with opened(existing=True) as session:
         fields: dict[str, object] = {"stores": session.store_names(store), "allow_last": allow_last or None}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if everything or (all_below and not artifact.partition("/")[2]):

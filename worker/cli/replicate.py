@@ -39,7 +39,7 @@ def replicate(
         zot-artifacts replicate releases/2026/ --all --to dr --to cloud
         zot-artifacts replicate --keys-from list.txt --to cloud
     """
-    with opened() as session:
+    with opened(existing=True) as session:
         fields = {"to": session.store_names(to)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         outcome = run_verb(

@@ -30,7 +30,7 @@ def verify(
         zot-artifacts verify releases/app.tgz
         zot-artifacts verify releases --all --store dr
     """
-    with opened() as session:
+    with opened(existing=True) as session:
         fields = {"stores": session.store_names(store)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         outcome = run_verb(session, VERIFY, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
