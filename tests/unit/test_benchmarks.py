@@ -53,7 +53,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def turns(bench: Bench) -> list[Row | Missing]:
-    return list(stores._in_turn(bench, "put", bench.tools, lambda tool: tool.put(bench.load.path, "key")))
+    return list(stores._in_turn(bench, "put", bench.tools, lambda tool: (tool.put(bench.load.path, "key"), 0.1)))
 
 
 def test_a_tool_that_fails_costs_its_own_line_only(bench) -> None:

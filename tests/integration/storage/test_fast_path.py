@@ -16,10 +16,12 @@ from tests.conformance.targets import Target
 from tests.faults.proxied_stores import opened_through, port_of
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Delay, Fault, FaultyProxy, Request, Say
+from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import at_most
 from worker.storage import Store, Verdict
 from worker.storage.cloud import fast_path
 from worker.storage.cloud.fast_path import SMALL
+from worker.storage.config import StoreConfig
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import AlreadyExists, Throttled, Timeout, Unavailable
 from worker.storage.registry import open_driver
@@ -149,21 +151,29 @@ def test_a_signal_ends_the_wait_for_a_silent_store(
     assert time.monotonic() - begun < 15
 
 
+def _read(config: StoreConfig, found: "multiprocessing.SimpleQueue[str]") -> None:
+    found.put(str(verdict(Store(open_driver("child", config)))))
+
+
+def _read_and_fork(config: StoreConfig, found: "multiprocessing.SimpleQueue[str]") -> None:
+    assert verdict(Store(open_driver("parent", config))) is Verdict.VERIFIED
+    child = multiprocessing.get_context("fork").Process(target=_read, args=(config, found))
+    child.start()
+    child.join(WITHIN)
+    if child.is_alive():
+        child.kill()
+        found.put("the child hangs")
+
+
 def test_a_forked_child_reads_all_the_same(direct: Store) -> None:
     """A process that has used obstore and forks has no threads for it in the child: the child uses the SDK."""
-    assert verdict(direct) is Verdict.VERIFIED
-    found = multiprocessing.get_context("fork").SimpleQueue()
-
-    def child() -> None:
-        config = direct._driver._config  # type: ignore[attr-defined]
-        found.put(str(verdict(Store(open_driver("child", config)))))
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+    spawn = multiprocessing.get_context("spawn")  # this process has the threads of other tests
+    found = spawn.SimpleQueue()
+    config = direct._driver._config  # type: ignore[attr-defined]
+    process = spawn.Process(target=_read_and_fork, args=(config, found))
     process.start()
-    process.join(60)
-    if process.is_alive():
-        process.kill()
-        pytest.fail("the child hangs")
+    process.join(2 * WITHIN)
+    assert process.exitcode == 0
     assert found.get() == "verified"
 
 
