@@ -163,7 +163,7 @@ class TestAnswersAboutOneObject:
         self, through: Callable[..., tuple[Store, Store]], headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A size that no object has, and a part that was not asked for, say nothing about the bytes."""
-        monkeypatch.setattr("worker.storage.gcs.driver.TIMEOUT", (5.0, 2.0))  # the rest of the announced bytes
+        monkeypatch.setattr("worker.storage.gcs.upload.TIMEOUT", (5.0, 2.0))  # the rest of the announced bytes
         known = {"ETag": '"x"', "Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT", "x-ms-blob-type": "BlockBlob"}
         status = 206 if "Content-Range" in headers else 200
         direct, faulty = through(
