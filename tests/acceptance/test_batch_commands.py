@@ -11,6 +11,7 @@ import pytest
 from tests.acceptance.commands import COMMAND, Zot
 from tests.waiting import WITHIN
 from worker.cli import run
+from worker.cli.session import opened
 from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest
@@ -108,6 +109,8 @@ def test_what_is_not_said_clearly_is_not_done(
 ) -> None:
     """A command that names nothing, too much, or more than one can have meant, ends with one line and sends nothing."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    with opened():
+        pass  # there is a catalogue
     assert run(arguments) in {1, 2}
     told = capsys.readouterr().err
     assert words in told
