@@ -431,10 +431,21 @@ def test_a_broker_that_does_not_answer_is_told(zot: Zot, key: str, source: Path)
 
 def test_without_a_broker_the_way_out_is_told(tmp_path: Path) -> None:
     """Where no broker was ever started, the line says how to start one; status 3."""
-    done = Zot(tmp_path / "home")("verify", "a/b")
+    (tmp_path / "file").write_bytes(b"x")
+    done = Zot(tmp_path / "home")("upload", tmp_path / "file", "releases/file")
     assert done.status == 3
     assert done.is_one_line()
     assert "zot-artifacts up" in done.stderr
+
+
+@pytest.mark.parametrize("verb", [("verify",), ("replicate", "--to", "dr"), ("delete",)], ids=lambda verb: verb[0])
+def test_a_verb_on_artifacts_makes_no_catalogue(verb: tuple[str, ...], tmp_path: Path) -> None:
+    """In a directory without a catalogue, such as a misspelt ZOT_HOME, the command says so; status 2."""
+    done = Zot(tmp_path / "home")(*verb, "releases/file")
+    assert done.status == 2
+    assert done.is_one_line()
+    assert "no catalogue here" in done.stderr
+    assert not (tmp_path / "home" / "catalogue.sqlite3").exists()
 
 
 def test_without_arguments_help_is_printed() -> None:
