@@ -24,7 +24,7 @@ def test_the_demo_sees_every_step_work(tmp_path: Path, rclone: RcloneS3) -> None
 
 def test_the_demo_leaves_a_directory_in_use_alone(tmp_path: Path) -> None:
     """The demo refuses a data directory that holds a catalogue: status 2, nothing changed."""
-    (tmp_path / "catalogue.sqlite3").write_bytes(b"somebody's")
+    (tmp_path / "catalogue.sqlite3").write_bytes(b"not of the demo")
     done = Zot(tmp_path)("demo", "--home", tmp_path)
     assert done.status == 2
     assert [path.name for path in tmp_path.iterdir()] == ["catalogue.sqlite3"]

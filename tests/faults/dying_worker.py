@@ -24,7 +24,7 @@ from typing import Any, Literal
 When = Literal["before", "after"]
 
 _STUNNED = 3.0
-"""Seconds for which a job stands still after its clock has jumped: more than a lease, and time for others to look."""
+"""Seconds for which a job waits after its clock has jumped: longer than a lease, so that other workers check it."""
 
 POINTS: Mapping[str, tuple[str, When]] = {
     "received, not begun": ("worker.catalogue.ledger:Ledger.acquire", "before"),

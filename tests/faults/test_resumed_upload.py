@@ -1,4 +1,4 @@
-"""A worker that is killed in the middle of a large upload: the next one goes on with what is missing."""
+"""A worker that is killed in the middle of a large upload: the next one sends only what is missing."""
 
 import json
 import os

@@ -42,7 +42,7 @@ def upload(self: Any, **payload: Any) -> dict[str, object]:
     if behaviour == "dead":
         raise JobFailed("store dr did not answer", "Unavailable", "dead", 5)
     if behaviour == "foreign":
-        raise KeyError("nobody expected this\nsecond line")
+        raise KeyError("an unexpected error\nsecond line")
     if behaviour == "lost":
         os.kill(os.getpid(), signal.SIGKILL)
     sha256 = request.sha256 or "0" * 64

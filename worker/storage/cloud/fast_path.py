@@ -1,4 +1,4 @@
-"""Read and write small objects with obstore: one request, at about a tenth of the processor time of the SDKs.
+"""Read small objects with obstore: one request, at about a tenth of the processor time of the SDKs.
 
 The configuration decides which requests use it; docs/decisions/0029-small-objects-by-obstore.md has the reasons.
 """
