@@ -78,7 +78,7 @@ soak: dev-environment ## Run random jobs under faults; ARGS="--minutes 30 --seed
 lock: dev-environment ## Write the locks again; keeps versions unless UPGRADE=--upgrade
 	@$(ENVIRONMENTS) azurite
 	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null
-	$(COMPILE) --extra build --extra dev --output-file requirements-dev.lock $(PROJECTS)
+	$(COMPILE) --extra build --extra dev --extra inventory --extra tracing --output-file requirements-dev.lock $(PROJECTS)
 	$(COMPILE) --extra build --constraint requirements-dev.lock --output-file requirements.lock $(PROJECTS)
 	for server in $(SERVER_LOCKS); do $(COMPILE) --output-file tests/servers/locks/$$server.lock \
 		tests/servers/locks/$$server.in || exit; done
