@@ -75,6 +75,7 @@ def _no_ambient_settings() -> None:
     """Take what the developer's shell says about stores and the worker out of the tests' way."""
     for name in [name for name in os.environ if name.startswith(_AMBIENT) and name != "ZOT_SERVERS_VENV"]:
         del os.environ[name]
+    os.environ["ZOT_DELETE__GRACE"] = "0s"  # a test that deletes means the bytes; those of the grace period set it
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # asking it for credentials takes seconds where there is none
     os.environ["NO_GCE_CHECK"] = "true"  # the same of Google's
     os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull

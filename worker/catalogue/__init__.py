@@ -22,7 +22,7 @@ from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Data
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
-from worker.catalogue.holds import Hold, Holds, OnHold
+from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
@@ -64,6 +64,7 @@ __all__ = [
     "Group",
     "Held",
     "Hold",
+    "HoldTooLate",
     "JobRecord",
     "LastRun",
     "Leased",

@@ -7,8 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.tables import holds
+from worker.catalogue.tables import artifact_locks, holds, jobs, tombstones
 from worker.catalogue.types import Text, without_nul
+from zot_artifact_client.contract import DELETE, PAGE, UPLOAD, JobState
 
 _TEXT = 500
 _GET = sa.select(holds).where(
@@ -18,6 +19,10 @@ _GET = sa.select(holds).where(
 
 class OnHold(CatalogueError):
     """An artifact is held: it is neither deleted nor replaced."""
+
+
+class HoldTooLate(CatalogueError):
+    """An artifact cannot be held: a job has begun to delete or replace it, or its bytes are being purged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,25 @@ class Holds:
             check_hold(connection, bucket, key)
 
     def place(self, bucket: str, key: str, *, by: str, reason: str, now: datetime) -> Hold:
-        """Hold an artifact, and return the hold; one that is there already stays as it is."""
+        """Hold an artifact, and return the hold; one that is there already stays as it is.
+
+        A delete looks for a hold after it was leased, and this looks for a leased delete: one of the two is refused.
+
+        Raises:
+            HoldTooLate: naming the job that has begun to delete or replace the artifact.
+        """
         with self._database.write() as connection:
             if found := _find(connection, bucket, key):
                 return found
+            if writer := _begun_writer(connection, bucket, key):
+                raise HoldTooLate(
+                    f"{bucket}/{key} is not held: job {writer} has begun to delete or replace it; "
+                    f"wait for it, or end it first: `zot-artifacts jobs cancel {writer}`"
+                )
+            if purging := connection.execute(_PURGING, {"of": bucket, "under": key}).scalar():
+                raise HoldTooLate(
+                    f"{bucket}/{key} is not held: its bytes are being purged since {purging:%Y-%m-%d %H:%M} UTC"
+                )
             made = Hold(bucket, key, now, without_nul(by[:_TEXT]) or "", without_nul(reason[:_TEXT]) or "")
             row = {"bucket": bucket, "key": key, "held_at": now, "by": made.by, "reason": made.reason}
             connection.execute(sa.insert(holds), row)
@@ -81,6 +101,31 @@ def check_hold(connection: Connection, bucket: str, key: str) -> None:
             f"{bucket}/{key} is held by {found.by} since {found.held_at:%Y-%m-%d}: {found.reason}; "
             f"`zot-artifacts release {bucket}/{key}` ends the hold"
         )
+
+
+_OPEN = (jobs.c.fence > 0, jobs.c.state.in_([state for state in JobState if not state.terminal]))
+_WRITER = sa.select(jobs.c.id).where(
+    jobs.c.holds == sa.bindparam("path"), jobs.c.kind.in_([DELETE.kind, UPLOAD.kind]), *_OPEN
+)
+_PAGES = (
+    sa.select(jobs.c.id, jobs.c.request)
+    .join(artifact_locks, artifact_locks.c.job == jobs.c.id)
+    .where(
+        artifact_locks.c.bucket == sa.bindparam("of", type_=Text()),
+        artifact_locks.c.key == sa.bindparam("under", type_=Text()),
+        jobs.c.kind == PAGE.kind, *_OPEN,
+    )
+)  # fmt: skip
+_PURGING = sa.select(tombstones.c.purging_at).where(
+    tombstones.c.bucket == sa.bindparam("of", type_=Text()), tombstones.c.key == sa.bindparam("under", type_=Text())
+)
+
+
+def _begun_writer(connection: Connection, bucket: str, key: str) -> str | None:
+    """Return the id of a job that has begun to delete or replace an artifact, also between two attempts."""
+    found: str | None = connection.execute(_WRITER, {"path": f"{bucket}/{key}"}).scalar()
+    pages = connection.execute(_PAGES, {"of": bucket, "under": key}).all()
+    return found or next((row.id for row in pages if row.request.get("verb") in {DELETE.kind, UPLOAD.kind}), None)
 
 
 def _find(connection: Connection, bucket: str, key: str) -> Hold | None:

@@ -18,7 +18,7 @@ from worker.cli.arguments import (
 )
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import finish
-from worker.cli.output import AsJson
+from worker.cli.output import AsJson, note
 from worker.cli.session import Session, opened
 from worker.cli.verbs import Selection, run_verb
 from zot_artifact_client.contract import DELETE
@@ -51,11 +51,14 @@ def delete(
     """Delete artifacts, or their copies in single stores.
 
     Without --store the artifact is deleted from all stores.
+    Its bytes stay for `delete.grace`, 7 days by default, and `zot-artifacts undelete` brings it back until then.
+    With --now, or from the stores that --store names, they go at once.
     `zot-artifacts ls PREFIX` lists the artifacts that --all would delete.
 
     Examples:
 
         zot-artifacts delete releases/app.tgz
+        zot-artifacts delete releases/app.tgz --now --reason "leaked a password"
         zot-artifacts delete releases/app.tgz --store dr
         zot-artifacts delete releases/2019/ --all
     """
@@ -73,6 +76,9 @@ def delete(
         if not selection.many:
             _require_known(session, ArtifactPath.parse(artifact))
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+        grace = session.settings.delete.grace
+    if selection.many and not store and grace:
+        note(f"until {grace.total_seconds() / 86400:g} days after the delete `zot-artifacts undelete` brings each back")
     finish(outcome, waited=not no_wait, as_json=as_json)
 
 

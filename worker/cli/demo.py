@@ -24,6 +24,7 @@ stores:
 %(cloud)splacement: [primary]
 sweep:
   verify: {every: 2s, period: 10s}
+delete: {grace: 0s}
 """
 
 

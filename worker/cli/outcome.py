@@ -124,7 +124,8 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
         complain(f"{store}: a copy of {path} stays, the store is not configured: `zot-artifacts stores forget {store}`")
     if result.get("purge_after"):
         was = "was deleted before" if result["unchanged"] else "is deleted"
-        say(f"{path} {was}; until {result['purge_after']} `zot-artifacts undelete {path}` brings it back")
+        say(f"{path} {was}; its bytes go after {result['purge_after']}")
+        say(f"until then `zot-artifacts undelete {path}` brings it back")
         return
     if result["unchanged"]:
         say(_ALREADY_GONE.format(path=path))

@@ -250,7 +250,7 @@ class QuarantineSettings(Section):
 class DeleteSettings(Section):
     """What keeps the last good copy of an artifact, and how long a delete can be undone."""
 
-    grace: Duration = timedelta()
+    grace: Duration = timedelta(days=7)
     """How long the bytes of a deleted artifact stay, so that the delete can be undone; `0s`: they go at once."""
 
     archived_counts: bool = False

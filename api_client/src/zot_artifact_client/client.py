@@ -127,7 +127,10 @@ class Artifacts(ABC):
         allow_last: bool = False,
         idempotency_key: str | None = None,
     ) -> Job[DeleteResult]:
-        """Delete the copies in the named stores, or the artifact everywhere.
+        """Delete the copies in the named stores at once, or the artifact everywhere.
+
+        An artifact that is deleted everywhere can be undone until `result.purge_after`, 7 days later by default: with
+        `zot-artifacts undelete`, on a machine of the worker. Then its bytes go.
 
         A job that would leave no good copy in the other stores fails and deletes nothing, unless `allow_last`.
         """

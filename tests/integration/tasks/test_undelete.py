@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tasks.delete import delete
 from tasks.replicate import replicate
 from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
+from tasks.verify import verify
 from worker import clock
 from worker.catalogue import NotDeleted, OnHold
 from worker.context import Context
@@ -23,6 +25,7 @@ from zot_artifact_client.contract import (
     SweepPurgeRequest,
     SweepPurgeResult,
     UploadRequest,
+    VerifyRequest,
 )
 
 GRACE = timedelta(days=7)
@@ -91,6 +94,23 @@ def test_a_delete_keeps_the_bytes_and_can_be_undone(context: Context, run, remov
     assert run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))).copies
     with pytest.raises(NotDeleted):
         context.catalogue.deletions.undo("releases", "app.tgz")
+
+
+def test_a_copy_that_rots_before_the_undelete_is_repaired_after_it(
+    context: Context, run, remove, put: Put, stored
+) -> None:
+    """The verify sweep reads what is deleted; repairs wait, and take the bad copy as soon as the artifact is back."""
+    remove()
+    stored("dr").write_bytes(b"release 0ne")
+    version = context.catalogue.artifacts.version("releases", "app.tgz", 1)
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz", version=1))
+    assert context.catalogue.artifacts.copies(version)["dr"].state == "corrupt"
+    repairable = partial(context.catalogue.repairs.count_repairable, "dr", sources=["primary", "dr"])
+    assert repairable() == 0
+    context.catalogue.deletions.undo("releases", "app.tgz")
+    assert repairable() == 1
+    run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",)))
+    assert stored("dr").read_bytes() == b"release one"
 
 
 def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove, purge, stored) -> None:

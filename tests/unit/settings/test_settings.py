@@ -39,6 +39,13 @@ def test_without_anything_there_are_two_stores_in_the_data_directory(config, tmp
     assert settings.catalogue_url == f"sqlite:///{tmp_path / 'home' / 'catalogue.sqlite3'}"
 
 
+def test_a_delete_can_be_undone_for_a_week_by_default(config, monkeypatch):
+    """Bytes go at once only where the settings say so, or the request does."""
+    config("")
+    monkeypatch.delenv("ZOT_DELETE__GRACE")
+    assert load_settings().delete.grace == timedelta(days=7)
+
+
 def test_the_environment_wins_over_the_file(config, monkeypatch):
     """A setting in the environment replaces the file's, and its neighbours stay as the file has them."""
     config("retry: {max_attempts: 3, backoff: 5s}")
