@@ -4,6 +4,7 @@ A worker that gets SIGTERM takes no further jobs, lets the running ones go on fo
 at their next chunk: another worker, or this one after its restart, resumes them.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -155,6 +156,33 @@ def _die_with_the_worker(**_: Any) -> None:
 
 
 @signals.worker_process_init.connect
+def _leave_out_what_the_worker_made(**_: Any) -> None:
+    """Exclude what the worker made before the fork from the child's garbage collection.
+
+    Python collects the oldest garbage only once it is a quarter of what it has found alive before.
+    """
+    gc.freeze()
+    gc.collect()  # finds nothing, and sets that number to 0
+
+
+@signals.task_postrun.connect
+def _drop_the_frames_of_a_failure(retval: Any, **_: Any) -> None:
+    """Break the cycles of an error, its causes and the frames that they passed; Celery's own frame is one of them.
+
+    Celery's frame holds a copy of the traceback, about 400 KB for each failed or retried attempt, which only the
+    garbage collector would free.
+    """
+    seen = set[int]()
+    errors = [retval]
+    while errors:
+        error = errors.pop()
+        if isinstance(error, BaseException) and id(error) not in seen:
+            seen.add(id(error))
+            errors += [error.__cause__, error.__context__]
+            error.__traceback__ = None
+
+
+@signals.worker_process_init.connect
 def _outwait_the_result_backend(**_: Any) -> None:
     """Make a child wait for a result backend that is unavailable: else Celery reports the job as failed.
 
@@ -191,8 +219,8 @@ def _mirror_pauses(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _probe_stores(sender: Any, **_: Any) -> None:
-    """Probe the stores in a child: the parent must hold no connection when it forks."""
-    if SWEEP_PROBE.queue in sender.app.amqp.queues.consume_from:
+    """Probe the stores in a child, unless the settings disable probes: the parent must hold no connection at a fork."""
+    if context.configured().sweep.probe.enabled and SWEEP_PROBE.queue in sender.app.amqp.queues.consume_from:
         sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
 
 

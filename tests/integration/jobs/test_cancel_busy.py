@@ -19,7 +19,7 @@ from tests.servers.silent_host import SilentHost
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue
-from zot_artifact_client import ArtifactClient, JobCancelled
+from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 
 GRACE = 2
 SLACK = 40
@@ -74,6 +74,15 @@ def test_a_busy_worker_cancels_waiting_jobs_and_stuck_ones_within_seconds(url, c
             assert time.monotonic() - begin < promised + SLACK
             assert state_of(worker, job.id) == "cancelled"
         assert set(children) <= set(worker.children())  # and what cancels the waiting ones
+
+
+def test_a_worker_that_starts_sends_no_probe_where_the_settings_disable_it(url, client, tmp_path):
+    """A silent store would keep one of its children for a minute."""
+    with worker_of(tmp_path, url) as worker:
+        with pytest.raises(JobFailed):
+            client.verify("releases", "absent.tgz").wait(WITHIN)
+        assert "Task sweep.probe" not in worker.log
+        assert not redis.Redis.from_url(url).exists("sweep")
 
 
 def test_a_shutdown_ends_a_worker_whose_job_is_stuck(url, client, silent, tmp_path):
