@@ -20,21 +20,23 @@ from worker.catalogue.batches import (
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
+from worker.catalogue.export import ExportSummary, Sink, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
+from worker.catalogue.load import BadExport, NotEmpty, load
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, Sighting
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
 from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import GRACE, SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers
-from worker.catalogue.verifications import LogHead, Outcome, VerdictRow, Verifications
+from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "COPY_KINDS",
     "GRACE",
     "Artifact",
+    "BadExport",
     "Batch",
     "BatchChanges",
     "BatchItem",
@@ -53,6 +56,7 @@ __all__ = [
     "Copy",
     "CopyState",
     "Coverage",
+    "ExportSummary",
     "FailedBatchItem",
     "Finding",
     "FindingCount",
@@ -76,6 +80,7 @@ __all__ = [
     "NewVersion",
     "NoCatalogue",
     "NotDeleted",
+    "NotEmpty",
     "OnHold",
     "OpenTransfer",
     "OtherRequest",
@@ -99,6 +104,7 @@ __all__ = [
     "UntrustedStore",
     "VerdictRow",
     "last_cause",
+    "load",
 ]
 
 
@@ -124,6 +130,14 @@ class Catalogue:
         held.identity = self.identity
         held._database = FencedDatabase(self._database, job, fence)  # noqa: SLF001 - the catalogue is one package
         return held
+
+    def export(self, sink: Sink) -> ExportSummary:
+        """Write one state of the whole catalogue as JSON lines; memory does not grow with it.
+
+        Raises:
+            CatalogueError: the catalogue cannot be read to its end; what was written cannot be loaded.
+        """
+        return export(self._database, sink)
 
     # Each is made when it is first used: no job needs them all.
 

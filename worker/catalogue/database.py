@@ -94,6 +94,14 @@ def translated(engine: Engine) -> Iterator[None]:
         raise kind(f"catalogue {_named(engine.url)}: {_first_line(error)}") from error
 
 
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
+    with translated(engine), engine.begin() as connection:
+        _dialect(engine).begin_write(connection)
+        yield connection
+
+
 class Database:
     """The engine, as the queries use it: transactions that write, and transactions that read.
 
@@ -115,15 +123,14 @@ class Database:
         with self.read() as connection:
             self.identity: str = connection.execute(sa.text(_IDENTITY)).scalar_one()
         if path:
-            _mark(path, self.identity)
+            mark(path, self.identity)
         sa.event.listen(self.engine, "connect", self._check_identity)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
         self._check_file()
-        with translated(self.engine), self.engine.begin() as connection:
-            _dialect(self.engine).begin_write(connection)
+        with writing(self.engine) as connection:
             yield connection
 
     @contextmanager
@@ -132,6 +139,15 @@ class Database:
         self._check_file()
         with translated(self.engine), _reading(self.engine) as connection:
             yield connection
+
+    @property
+    def revision(self) -> str:
+        """Return the revision of the tables."""
+        return _REVISION
+
+    def lift_time_limits(self, connection: Connection) -> None:
+        """Let this transaction take as long as it needs, for one that reads or writes whole tables."""
+        _dialect(self.engine).lift_time_limits(connection)
 
     def _check_file(self) -> None:
         if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:
@@ -168,20 +184,20 @@ def _device_and_inode(path: Path) -> tuple[int, int] | None:
 
 def _check_not_lost(path: Path) -> None:
     """Refuse to make an empty catalogue where one was: its marker is still there."""
-    marker = _marker(path)
+    marker = marker_of(path)
     if marker.exists() and _device_and_inode(path) is None:
         raise CatalogueUnavailable(
             f"catalogue {path}: the file is gone; restore it from a backup, or remove {marker} to start empty"
         )
 
 
-def _mark(path: Path, identity: str) -> None:
+def mark(path: Path, identity: str) -> None:
     """Keep the id of the catalogue beside its file.
 
     Raises:
         CatalogueUnavailable: the id of another catalogue is kept there.
     """
-    marker = _marker(path)
+    marker = marker_of(path)
     try:
         if not marker.exists():
             fresh = marker.with_name(f"{marker.name}.{uuid4().hex}")
@@ -197,7 +213,16 @@ def _mark(path: Path, identity: str) -> None:
         )
 
 
-def _marker(path: Path) -> Path:
+def marked(path: Path) -> str | None:
+    """Return the id that is kept beside the file of a catalogue, or None."""
+    try:
+        return marker_of(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def marker_of(path: Path) -> Path:
+    """Return the file that keeps the id of a catalogue beside its file."""
     return path.with_name(f"{path.name}-id")
 
 
@@ -235,23 +260,35 @@ def _revision(engine: Engine) -> str | None:
 
 
 def _upgrade(engine: Engine) -> None:
+    with writing(engine) as connection:  # this takes the lock: only one process migrates
+        upgrade_tables(connection)
+
+
+def upgrade_tables(connection: Connection, revision: str | None = None) -> None:
+    """Make the tables as they were at a revision, or bring older ones to it, within this transaction.
+
+    Without a revision they are those of this program.
+
+    Raises:
+        CatalogueError: the revision or the tables are those of a newer version, or the database is not fit for them.
+    """
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each of its plugins
-    with engine.begin() as connection:
-        _dialect(engine).begin_write(connection)  # this takes the lock: only one process migrates
-        unfit = _dialect(engine).before_migrating(connection)
-        if unfit:
-            raise CatalogueError(f"the catalogue {_named(engine.url)} cannot be made: {unfit}")
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS))
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, _REVISION)
-        except CommandError as error:
-            raise CatalogueError(f"the catalogue {_named(engine.url)} was made by a newer version: {error}") from None
+    engine = connection.engine
+    _dialect(engine).lift_time_limits(connection)
+    unfit = _dialect(engine).unfit(connection)
+    if unfit:
+        raise CatalogueError(f"the catalogue {_named(engine.url)} cannot be made: {unfit}")
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, revision or _REVISION)
+    except CommandError as error:
+        raise CatalogueError(f"the catalogue {_named(engine.url)} was made by a newer version: {error}") from None
 
 
 def _named(url: URL) -> str:

@@ -67,9 +67,14 @@ def set_up(engine: Engine) -> None:
     event.listen(engine, "connect", _set_limits)
 
 
-def before_migrating(connection: Connection) -> str | None:
-    """Remove the time limit of this transaction's statements; return why the database cannot be used, or None."""
+def lift_time_limits(connection: Connection) -> None:
+    """Remove the time limits of this transaction."""
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+
+
+def unfit(connection: Connection) -> str | None:
+    """Return why the database cannot be used, or None."""
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
     return None if encoding == "UTF8" else f"its encoding is {encoding}: make a database with the encoding UTF8"
 

@@ -142,3 +142,12 @@ class Finding:
     found_sha256: str | None = None
     found_size: int | None = None
     detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """The last row of the verification log at some moment: its id, its hash and its time."""
+
+    id: int
+    hash: str
+    at: datetime

@@ -37,7 +37,11 @@ def file_of(url: URL) -> Path | None:
     return Path(name) if name and name != ":memory:" and not name.startswith("file:") else None
 
 
-def before_migrating(connection: Connection) -> str | None:  # noqa: ARG001 - the other dialect asks it
+def lift_time_limits(connection: Connection) -> None:
+    """Do nothing: a transaction has no time limit."""
+
+
+def unfit(connection: Connection) -> str | None:  # noqa: ARG001 - the other dialect asks it
     """Return why the database cannot be used: there is no reason."""
     return None
 

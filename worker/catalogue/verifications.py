@@ -16,7 +16,7 @@ from worker.catalogue.bulk import BulkStatement, Given
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
 from worker.catalogue.prepared import Prepared
-from worker.catalogue.records import Artifact, Copy, CopyState, Finding
+from worker.catalogue.records import Artifact, Copy, CopyState, Finding, LogHead
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
 from worker.storage import Verdict
@@ -74,15 +74,6 @@ class VerdictRow:
 
 CopyKey = tuple[str, str, str, int]
 """Store, bucket, key and version of a copy."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogHead:
-    """The last row of the log at some moment: its id, which counts the rows, its hash and its time."""
-
-    id: int
-    hash: str
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +158,7 @@ class Verifications:
     def head(self) -> LogHead | None:
         """Return the last row of the log, or None if it is empty."""
         with self._database.read() as connection:
-            row = connection.execute(_HEAD).one_or_none()
-        return LogHead(row.id, row.hash, row.at) if row else None
+            return head_of(connection)
 
     def check_head(self, kept: LogHead) -> str | None:
         """Compare the log with a head that was kept elsewhere; return what is wrong, or None.
@@ -200,6 +190,12 @@ class Verifications:
                     return int(row.id)
                 previous = row.hash
         return None
+
+
+def head_of(connection: Connection) -> LogHead | None:
+    """Return the last row of the log, or None if it is empty."""
+    row = connection.execute(_HEAD).one_or_none()
+    return LogHead(row.id, row.hash, row.at) if row else None
 
 
 def _recorded(connection: Connection, job: str) -> set[CopyKey]:

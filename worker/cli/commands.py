@@ -68,6 +68,7 @@ COMMANDS = {
     "quarantine": Entry(
         _STORES, "List, fetch, restore or purge the bad bytes that repairs have kept.", "quarantine:app"
     ),
+    "catalogue": Entry(_STORES, "Export, import, back up, restore or rebuild the catalogue.", "catalogue:app"),
     "log": Entry(_STORES, "Check that the verification log was not changed.", "log:app"),
     "jobs": Entry(_JOBS, "List jobs, show, retry, cancel or prune them.", "jobs:app"),
     "pause": Entry(_JOBS, "Pause the jobs of a store, a queue or a batch.", "pause:pause"),

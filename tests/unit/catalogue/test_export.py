@@ -1,0 +1,245 @@
+"""An export has the whole catalogue, and is loaded whole or not at all."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.unit.catalogue.test_catalogue import stored
+from worker import clock
+from worker.catalogue import (
+    BadExport,
+    Catalogue,
+    CatalogueError,
+    Finding,
+    FindingKind,
+    Leased,
+    NewFinding,
+    NotEmpty,
+    Scope,
+    load,
+)
+from worker.catalogue.database import open_engine
+from worker.catalogue.export import kind_of
+from worker.catalogue.tables import metadata
+from worker.settings.sections import JobSettings
+from worker.storage.integrity.manifest import CHUNK_SIZE, Digest, Manifest
+
+
+def fill(catalogue: Catalogue) -> None:
+    """Record something in most tables."""
+    now = clock.now()
+    artifact = stored(catalogue)
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    for verdict in ("verified", "corrupt", "unreadable"):
+        finding = Finding("job-1", "dr", artifact, verdict, "f" * 64, 7, "details: ü\u2028\0")
+        catalogue.verifications.record(finding, copy, tag="tag", now=now)
+    digest = Digest(CHUNK_SIZE + 1, "a" * 64)
+    chunks = Manifest(digest.size, CHUNK_SIZE, bytes(range(64)))
+    catalogue.artifacts.record("releases", "large", digest, {"by": "ü"}, now, manifest=chunks, stores=["dr"])
+    catalogue.findings.see([NewFinding(FindingKind.ORPHAN, "dr", "releases", "stray", 0, {"size": 3})], now=now)
+    catalogue.holds.place("releases", "app.tgz", by="ops", reason="audit", now=now)
+    catalogue.pauses.begin(Scope.STORE, "dr", reason="disk is replaced", now=now)
+    begin_job(catalogue, "upload-1", "upload")
+    begin_job(catalogue, "sweep-1", "sweep.verify")
+
+
+def begin_job(catalogue: Catalogue, id_: str, kind: str) -> None:
+    lease = JobSettings().lease
+    begun = catalogue.ledger.acquire(
+        id_, kind, {"bucket": "b"}, owner="w", holds=None, parent=None, now=clock.now(), lease=lease
+    )
+    assert isinstance(begun, Leased)
+
+
+def exported(catalogue: Catalogue) -> bytes:
+    sink = io.BytesIO()
+    catalogue.export(sink)
+    return sink.getvalue()
+
+
+def content(data: bytes) -> list[Any]:
+    """Return the lines of an export without its time and its digest."""
+    lines = [json.loads(line) for line in data.splitlines()]
+    lines[0].pop("exported_at")
+    lines[-1]["end"].pop("sha256")
+    return lines
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return an export."""
+    catalogue = Catalogue(f"sqlite:///{tmp_path_factory.mktemp('exported') / 'catalogue.sqlite3'}")
+    fill(catalogue)
+    made = exported(catalogue)
+    catalogue.close()
+    return made
+
+
+@pytest.fixture
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path, catalogue_url: str) -> Iterator[str]:
+    """Return the URL of a database without tables, of the other kind than the catalogue's."""
+    if catalogue_url.startswith("sqlite"):
+        with request.getfixturevalue("postgres").database() as url:
+            yield url
+    else:
+        yield f"sqlite:///{tmp_path / 'moved.sqlite3'}"
+
+
+def test_every_column_can_be_exported():
+    """Each column of each table has a kind in which an export writes it."""
+    assert all(kind_of(column) for table in metadata.sorted_tables for column in table.columns)
+
+
+@pytest.mark.installed_server
+def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, tmp_path):
+    """Both databases have the same rows, ids, log and identity afterwards, and go on to count from there."""
+    fill(catalogue)
+    first = exported(catalogue)
+    summary = load(empty_url, io.BytesIO(first))
+    assert summary.rows["verifications"] == 3
+    assert summary.rows["manifests"] == 1
+    there = Catalogue(empty_url)
+    try:
+        second = exported(there)
+        assert content(second) == content(first)
+        assert there.identity == catalogue.identity
+        assert there.verifications.first_broken() is None
+        assert there.verifications.head() == catalogue.verifications.head()
+        load(back := f"sqlite:///{tmp_path / 'back.sqlite3'}", io.BytesIO(second))
+        record = there.artifacts.record("releases", "next", Digest(1, "b" * 64), {}, clock.now(), stores=["dr"])
+        assert record.id == 3
+        copy = there.artifacts.copies(record)["dr"]
+        there.verifications.record(Finding("j", "dr", record, "verified"), copy, tag=None, now=clock.now())
+        assert there.verifications.head().id == 4
+        assert there.verifications.first_broken() is None
+    finally:
+        there.close()
+    returned = Catalogue(back)
+    assert content(exported(returned)) == content(first)
+    returned.close()
+
+
+def test_a_catalogue_that_has_rows_is_not_loaded_into(catalogue, catalogue_url, data):
+    """The error names a table that is not empty, and nothing changes."""
+    stored(catalogue)
+    before = content(exported(catalogue))
+    with pytest.raises(NotEmpty, match="artifacts has rows"):
+        load(catalogue_url, io.BytesIO(data))
+    assert content(exported(catalogue)) == before
+
+
+def test_a_catalogue_without_rows_is_loaded_into(catalogue, catalogue_url, data, tmp_path):
+    """Tables that were made and not used yet are no obstacle; a file's marker of another catalogue is one."""
+    catalogue.close()
+    if catalogue_url.startswith("sqlite"):
+        with pytest.raises(CatalogueError, match="was here before"):
+            load(catalogue_url, io.BytesIO(data))
+        (tmp_path / "catalogue.sqlite3-id").unlink()
+    load(catalogue_url, io.BytesIO(data))
+    loaded = Catalogue(catalogue_url)
+    assert content(exported(loaded)) == content(data)
+    loaded.close()
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def without_end(data: bytes) -> bytes:
+    return data[: data.rindex(b'{"end"')]
+
+
+def without_a_row(data: bytes) -> bytes:
+    lines = data.splitlines(keepends=True)
+    row = next(n for n, line in enumerate(lines) if line.startswith(b'[1,"dr"') or b'"upload-1"' in line)
+    return b"".join(lines[:row] + lines[row + 1 :])
+
+
+def with_another_digest(data: bytes) -> bytes:
+    return data.replace(b"a" * 64, b"b" + b"a" * 63)
+
+
+def with_more(data: bytes) -> bytes:
+    return data + b"x"
+
+
+def of_the_future(data: bytes) -> bytes:
+    return data.replace(b'"version":1', b'"version":2', 1)
+
+
+def of_later_tables(data: bytes) -> bytes:
+    revision = json.loads(data.splitlines()[0])["revision"]
+    return data.replace(f'"revision":"{revision}"'.encode(), b'"revision":"9999"', 1)
+
+
+def cut_gzip(data: bytes) -> bytes:
+    return cut(gzip.compress(data))
+
+
+def no_export(_: bytes) -> bytes:
+    return b'{"hello": 1}\n'
+
+
+def nothing(_: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, without_end, without_a_row, with_another_digest, with_more, of_the_future, no_export, nothing, cut_gzip],
+)
+def test_a_damaged_export_loads_nothing(data, tmp_path, damage: Callable[[bytes], bytes]):
+    """A cut, changed or foreign file is refused, and leaves neither rows nor a new database behind."""
+    bad = damage(data)
+    path = tmp_path / "new.sqlite3"
+    file: Any = gzip.GzipFile(fileobj=io.BytesIO(bad)) if damage is cut_gzip else io.BytesIO(bad)
+    with pytest.raises(BadExport, match="export"):
+        load(f"sqlite:///{path}", file)
+    assert not list(tmp_path.glob("new.sqlite3*"))
+
+
+def test_an_export_of_a_newer_version_is_refused(data, tmp_path):
+    """Tables of a revision that this program does not know are not loaded."""
+    with pytest.raises(CatalogueError, match="newer version"):
+        load(f"sqlite:///{tmp_path / 'new.sqlite3'}", io.BytesIO(of_later_tables(data)))
+
+
+def test_an_export_of_an_earlier_version_is_brought_up_to_date(tmp_path):
+    """The rows of an export of revision 0016 are in the tables of today."""
+    url = f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    with (Path(__file__).parent / "export-0016.jsonl").open("rb") as file:
+        summary = load(url, file)
+    loaded = Catalogue(url)
+    assert loaded.identity == summary.identity
+    assert loaded.artifacts.current("releases", "app.tgz") is not None
+    assert loaded.verifications.first_broken() is None
+    assert len(loaded.findings.page(resolved=True)) == 4
+    loaded.close()
+
+
+def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
+    """Open jobs end as dead letters, those of sweeps as cancelled, and no copy stays claimed."""
+    catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
+    fill(catalogue)
+    later = clock.now() + timedelta(days=2)
+    period = timedelta(days=1)
+    assert catalogue.sweep_claims.due("dr", period=period, now=later, until=later + period, limit=5)
+    url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
+    load(url, io.BytesIO(exported(catalogue)), restore=True)
+    catalogue.close()
+    restored = Catalogue(url)
+    jobs = {id_: restored.ledger.get(id_) for id_ in ("upload-1", "sweep-1")}
+    assert {id_: job.state for id_, job in jobs.items() if job} == {"upload-1": "dead", "sweep-1": "cancelled"}
+    assert "backup" in str(jobs["upload-1"].error)
+    restored.close()
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM copies WHERE claimed_until IS NOT NULL")).scalar() == 0
+    engine.dispose()
