@@ -11,7 +11,7 @@ from worker.intake.message_filter import RECORD_TASK, rules_for, send_record
 from worker.intake.message_rules import check_message
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request
-from zot_artifact_client.contract import JobError, JobState
+from zot_artifact_client.contract import QUERY_ID, JobError, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
 
@@ -36,6 +36,9 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
     another program may wait in any queue, so this message passes them all first.
     """
     type_, message = bounded(type_, 64), bounded(message, 1000)
+    if QUERY_ID.fullmatch(job):  # a query has no row in the ledger
+        self.backend.mark_as_failure(job, JobFailed(message, type_, JobState.REFUSED.value, 0))
+        return
     try:
         outbox = Outbox(self.app)
         sent = outbox.message(job)

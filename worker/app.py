@@ -26,7 +26,7 @@ from worker.limits.shared_redis import result_backend
 from worker.log_safety import make_safe
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
-from zot_artifact_client.contract import SWEEP_PROBE, TASKS
+from zot_artifact_client.contract import QUERIES, SWEEP_PROBE, TASKS
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.text import bounded
 from zot_artifact_client.urls import ServerUrl, parse_result_url, parse_url
@@ -41,6 +41,7 @@ TASK_MODULES = (
     "tasks.adopt",
     "tasks.batch",
     "tasks.page",
+    "tasks.queries",
     "tasks.record_rejected",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",
@@ -76,7 +77,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],  # anything else could carry code
         task_queues=queues(unrouted=settings.serves_default_queue),
         task_default_queue=TASKS["artifact.verify.v1"].queue.value,
-        task_routes={name: {"queue": spec.queue.value} for name, spec in TASKS.items()},
+        task_routes={name: {"queue": spec.queue.value} for name, spec in (TASKS | QUERIES).items()},
         worker_consumer="worker.intake.message_filter:Consumer",  # filters what other brokers deliver
         task_create_missing_queues=False,  # a misspelt queue is an error, not a queue without a consumer
         # Delivery: a message is gone only when its job has ended

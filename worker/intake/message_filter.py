@@ -38,7 +38,7 @@ from worker.intake.message_rules import (
     rejection_of,
 )
 from worker.intake.rejected import RejectedMessage, rejected_messages
-from zot_artifact_client.contract import TASKS, Queue
+from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text import bounded, without_secrets
 
@@ -68,7 +68,9 @@ _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticErr
 def rules_for(app: Celery) -> Rules:
     """Return the rules for the messages of this application's worker."""
     conf = app.conf
-    return Rules(frozenset({*TASKS, RECORD_TASK}), float(conf.task_time_limit), float(conf.visibility_timeout))
+    return Rules(
+        frozenset({*TASKS, *QUERIES, RECORD_TASK}), float(conf.task_time_limit), float(conf.visibility_timeout)
+    )
 
 
 def reject(app: Celery, rejection: Rejection, raw: bytes, queue: str, channel: object) -> None:
@@ -76,6 +78,8 @@ def reject(app: Celery, rejection: Rejection, raw: bytes, queue: str, channel: o
 
     If the broker fails meanwhile, only the log line remains.
     """
+    if rejection.reason is Reason.EXPIRED and rejection.id and QUERY_ID.fullmatch(rejection.id):
+        return  # its sender has given up, and nothing is kept of a query
     about = f"job {rejection.id}: " if rejection.id else ""
     logger.error("%srejected a message in %s, %s: %s", about, queue, rejection.reason, rejection.message)
     try:

@@ -17,7 +17,7 @@ from celery.utils.time import maybe_iso8601
 from kombu.utils.json import loads
 from pydantic import ValidationError
 
-from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, MAX_MESSAGE, TASKS, is_batch_job
+from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, MAX_MESSAGE, QUERIES, QUERY_ID, TASKS, is_batch_job
 from zot_artifact_client.text import bounded
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
@@ -309,14 +309,18 @@ def _check_identity(fields: Mapping[str, Any], rules: Rules) -> None:
             raise InvalidMessage(Reason.HEADERS, f"headers.{name}: it is missing")
     if BATCH_JOB_ID.fullmatch(fields["id"]) and not is_batch_job(fields["id"], fields.get("parent_id")):
         raise InvalidMessage(Reason.HEADERS, "headers.id: only a batch sends under an id that ends in 8 digits")
+    if QUERY_ID.fullmatch(fields["id"]) and fields["task"] in TASKS:
+        raise InvalidMessage(Reason.HEADERS, "headers.id: only a query has an id of this form")
+    if fields["task"] in QUERIES and not QUERY_ID.fullmatch(fields["id"]):  # its answer would be the end of a job
+        raise InvalidMessage(Reason.HEADERS, "headers.id: that of a query is 'query-' and 32 hexadecimal digits")
     if fields["task"] not in rules.tasks:
-        known = ", ".join(sorted(rules.tasks & TASKS.keys()))
+        known = ", ".join(sorted(rules.tasks & {*TASKS, *QUERIES}))
         raise InvalidMessage(Reason.UNKNOWN_TASK, f"no task is named {fields['task'][:100]!r}; this worker has {known}")
 
 
 def _check_request(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Check the arguments here: Celery keeps those of every message that it takes, in its events and results."""
-    spec = TASKS.get(task)
+    spec = TASKS.get(task) or QUERIES.get(task)
     if spec is None:
         return
     refused = f"{spec.name} does not accept this message"

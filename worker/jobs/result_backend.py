@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from worker.catalogue import JobRecord
 from worker.intake.full_broker import is_full
 from worker.intake.message_filter import send_record
-from zot_artifact_client.contract import BATCH_JOB_ID, CANCEL_KEY, TASKS, JobState
+from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, CANCEL_KEY, QUERY_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
 
@@ -84,7 +84,8 @@ class _AtomicStore:
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
-        if _gives_way(state, result) and getattr(request, _FENCE, None) is None:
+        is_query = QUERY_ID.fullmatch(task_id) is not None
+        if _gives_way(state, result) and getattr(request, _FENCE, None) is None and not is_query:
             self._record_later(task_id, state, result, request)
         else:
             self._store_state(task_id, result, state, traceback, request)
@@ -99,6 +100,8 @@ class _AtomicStore:
         if len(kept) > MAX_RESULT:
             kept = backend.encode(meta | {"result": None, "traceback": None})
         seconds = backend.failure_expires if state == FAILURE else backend.expires
+        if QUERY_ID.fullmatch(job_id):
+            seconds = ANSWER_KEPT
         keys = [backend.get_key_for_task(job_id), CANCEL_KEY.format(job=job_id)]
         yields = _gives_way(state, result)
         return bool(

@@ -7,17 +7,22 @@ if TYPE_CHECKING:
     from zot_artifact_client.client import ArtifactClient, Artifacts
     from zot_artifact_client.contract import (
         AdoptResult,
+        ArtifactInfo,
         BatchFailure,
         BatchResult,
+        CopyInfo,
         DeleteResult,
         JobState,
+        ListResult,
         Progress,
         ReplicateResult,
+        ShowResult,
         SweepVerifyResult,
         UploadResult,
         VerifyResult,
     )
     from zot_artifact_client.errors import (
+        ArtifactNotFound,
         BrokerUnavailable,
         ClientError,
         IdempotencyMismatch,
@@ -29,16 +34,20 @@ if TYPE_CHECKING:
         UnknownJob,
         WaitTimeout,
     )
-    from zot_artifact_client.job import Job
+    from zot_artifact_client.job import Job, Jobs, as_completed
+    from zot_artifact_client.snapshot import JobStatus
 
 __all__ = [
     "AdoptResult",
     "ArtifactClient",
+    "ArtifactInfo",
+    "ArtifactNotFound",
     "Artifacts",
     "BatchFailure",
     "BatchResult",
     "BrokerUnavailable",
     "ClientError",
+    "CopyInfo",
     "DeleteResult",
     "IdempotencyMismatch",
     "InvalidRequest",
@@ -48,23 +57,31 @@ __all__ = [
     "JobFailed",
     "JobNotDone",
     "JobState",
+    "JobStatus",
+    "Jobs",
+    "ListResult",
     "Progress",
     "ReplicateResult",
+    "ShowResult",
     "SweepVerifyResult",
     "UnknownJob",
     "UploadResult",
     "VerifyResult",
     "WaitTimeout",
+    "as_completed",
 ]
 
 _MODULES = {
     "AdoptResult": "contract",
     "ArtifactClient": "client",
+    "ArtifactInfo": "contract",
+    "ArtifactNotFound": "errors",
     "Artifacts": "client",
     "BatchFailure": "contract",
     "BatchResult": "contract",
     "BrokerUnavailable": "errors",
     "ClientError": "errors",
+    "CopyInfo": "contract",
     "DeleteResult": "contract",
     "IdempotencyMismatch": "errors",
     "InvalidRequest": "errors",
@@ -74,13 +91,18 @@ _MODULES = {
     "JobFailed": "errors",
     "JobNotDone": "errors",
     "JobState": "contract",
+    "JobStatus": "snapshot",
+    "Jobs": "job",
+    "ListResult": "contract",
     "Progress": "contract",
     "ReplicateResult": "contract",
+    "ShowResult": "contract",
     "SweepVerifyResult": "contract",
     "UnknownJob": "errors",
     "UploadResult": "contract",
     "VerifyResult": "contract",
     "WaitTimeout": "errors",
+    "as_completed": "job",
 }
 """The module of each name. It is imported when the name is first used: Celery takes half a second to import."""
 

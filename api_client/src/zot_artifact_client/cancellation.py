@@ -19,13 +19,18 @@ MAX_CANCEL_REQUESTS = 10_000
 
 def add_requests(client: Any, ids: Iterable[str]) -> None:
     """Request in one round trip that jobs are cancelled; idempotent."""
-    now = time.time()
     with client.pipeline(transaction=True) as pipeline:
-        for id_ in ids:
-            pipeline.set(CANCEL_KEY.format(job=id_), "1", ex=CANCEL_TTL)
-            pipeline.zadd(CANCEL_REQUESTS, {id_: now})
-        pipeline.zremrangebyrank(CANCEL_REQUESTS, 0, -MAX_CANCEL_REQUESTS - 1)
+        push_requests(pipeline, ids)
         pipeline.execute()
+
+
+def push_requests(pipeline: Any, ids: Iterable[str]) -> None:
+    """Add to a Redis pipeline, of either client, what requests that jobs are cancelled."""
+    now = time.time()
+    for id_ in ids:
+        pipeline.set(CANCEL_KEY.format(job=id_), "1", ex=CANCEL_TTL)
+        pipeline.zadd(CANCEL_REQUESTS, {id_: now})
+    pipeline.zremrangebyrank(CANCEL_REQUESTS, 0, -MAX_CANCEL_REQUESTS - 1)
 
 
 def withdraw_request(client: Any, id_: str) -> None:

@@ -6,7 +6,8 @@ ClientError
 ├── IdempotencyMismatch   the idempotency key belongs to another request; nothing was sent
 ├── BrokerUnavailable     the broker or the result backend cannot be reached
 ├── UnknownJob            nothing is known of a job with this id
-├── WaitTimeout           the job has not ended in the time given; it goes on
+├── ArtifactNotFound      the catalogue has no such artifact
+├── WaitTimeout           the job has not ended, or the query was not answered, in the time given; the job goes on
 └── JobNotDone            the job has ended without success
     ├── JobFailed         it failed, was refused, or ran out of attempts
     └── JobCancelled      it was cancelled
@@ -37,8 +38,12 @@ class UnknownJob(ClientError, LookupError):
     """Nothing is known of a job: the id is wrong, its result has expired, or another program sent it and it waits."""
 
 
+class ArtifactNotFound(ClientError, LookupError):
+    """The catalogue has no artifact under this key."""
+
+
 class WaitTimeout(ClientError, TimeoutError):
-    """The job has not ended in the time given; it goes on."""
+    """The job has not ended in the time given, and goes on; or no worker has answered the query."""
 
 
 class JobNotDone(ClientError):

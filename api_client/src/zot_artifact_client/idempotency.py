@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DIGEST_KEY = "zot-artifacts:idempotency:{job}"
@@ -20,11 +20,20 @@ def digest_of(kind: str, payload: Mapping[str, object]) -> str:
 def mismatches(client: Any, digests: Mapping[str, str]) -> list[str]:
     """Record the digests of requests by job id, in one round trip, and return the ids that belong to other requests."""
     with client.pipeline(transaction=True) as pipeline:
-        for job, digest in digests.items():
-            key = DIGEST_KEY.format(job=job)
-            pipeline.set(key, digest, nx=True, ex=DIGEST_TTL)
-            pipeline.get(key)
-            pipeline.expire(key, DIGEST_TTL)
-        answers = pipeline.execute()
+        push_digests(pipeline, digests)
+        return read_mismatches(digests, pipeline.execute())
+
+
+def push_digests(pipeline: Any, digests: Mapping[str, str]) -> None:
+    """Add to a Redis pipeline, of either client, what records the digests of requests by job id."""
+    for job, digest in digests.items():
+        key = DIGEST_KEY.format(job=job)
+        pipeline.set(key, digest, nx=True, ex=DIGEST_TTL)
+        pipeline.get(key)
+        pipeline.expire(key, DIGEST_TTL)
+
+
+def read_mismatches(digests: Mapping[str, str], answers: Sequence[Any]) -> list[str]:
+    """Return the ids that belong to other requests, from the answers to `push_digests`."""
     kept = answers[1::3]
     return [job for (job, digest), known in zip(digests.items(), kept, strict=True) if known != digest.encode()]

@@ -2,30 +2,39 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from zot_artifact_client.contract import (
     DELETE,
+    MAX_CHUNKS,
     REPLICATE,
     UPLOAD,
     VERIFY,
     AdoptRequest,
     AdoptResult,
+    ArtifactInfo,
     BatchFailure,
     BatchRequest,
     BatchResult,
+    CopyInfo,
     CopyVerdict,
     DeletedCopy,
     DeleteRequest,
     DeleteResult,
+    ListRequest,
+    ListResult,
+    ManifestPart,
     PlacedCopy,
     ReplicateRequest,
     ReplicateResult,
     Request,
+    ShowRequest,
+    ShowResult,
     SweepVerifyRequest,
     SweepVerifyResult,
     TaskSpec,
@@ -36,21 +45,51 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import JobFailed
 
+_CHUNK = 16 * 1024 * 1024
 _BAD = ("corrupt", "size_mismatch", "missing")
 _WORST_FIRST = (*_BAD, "verified", "repaired", "stored", "already_there", "deleted", "already_gone")
 
 
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """One content of an artifact, with what is kept beside it."""
+
+    body: bytes
+    metadata: dict[str, str]
+    properties: dict[str, str]
+    created_at: datetime
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+
 @dataclass(slots=True)
 class _Artifact:
-    """The digests and sizes of all versions, the last one being current, and the copies there should be of that."""
+    """All versions, the last one being current, and the copies there should be of that, by store."""
 
-    versions: list[tuple[str, int]] = field(default_factory=list)
-    copies: set[str] = field(default_factory=set)
+    versions: list[_Version] = field(default_factory=list)
+    copies: dict[str, CopyInfo] = field(default_factory=dict)
 
-    def facts(self, request: Request) -> dict[str, Any]:
-        sha256, size = self.versions[-1]
-        version = len(self.versions)
-        return {"bucket": request.bucket, "key": request.key, "version": version, "size": size, "sha256": sha256}
+    def facts(self, bucket: str, key: str) -> dict[str, Any]:
+        current = self.versions[-1]
+        return {
+            "bucket": bucket, "key": key, "version": len(self.versions), "size": len(current.body),
+            "sha256": current.sha256,
+        }  # fmt: skip
+
+    def info(self, bucket: str, key: str) -> ArtifactInfo:
+        return ArtifactInfo(**self.facts(bucket, key), created_at=self.versions[-1].created_at)
+
+    def stored(self, store: str) -> None:
+        """Record a copy that was written and not read."""
+        self.copies[store] = CopyInfo(store=store, state="stored")
+
+    def read(self, store: str, verdict: str) -> None:
+        """Record the verdict on a copy."""
+        now, before = datetime.now(UTC), self.copies[store].last_verified_at
+        verified_at = now if verdict == "verified" else before
+        self.copies[store] = CopyInfo(store=store, state=verdict, last_verified_at=verified_at, last_attempt_at=now)
 
 
 class InMemoryWorker:
@@ -81,6 +120,25 @@ class InMemoryWorker:
         }
         return verbs[spec.kind](request).model_dump(mode="json")
 
+    def show(self, request: ShowRequest) -> ShowResult:
+        """Answer a query for one artifact. Raise JobFailed."""
+        artifact = self._artifact(request)
+        current = artifact.versions[-1]
+        return ShowResult(
+            **artifact.info(request.bucket, request.key).model_dump(),
+            metadata=current.metadata,
+            properties=current.properties,
+            copies=tuple(artifact.copies[store] for store in sorted(artifact.copies)),
+            manifest=_manifest(current.body, request.chunks_from),
+        )
+
+    def list(self, request: ListRequest) -> ListResult:
+        """Answer a query for the artifacts of a bucket."""
+        found = self._below(request.bucket, request.prefix)
+        keys = [path for path in found if path[1] > request.after]
+        taken = tuple(self._artifacts[path].info(*path) for path in keys[: request.limit])
+        return ListResult(artifacts=taken, next=taken[-1].key if taken and len(taken) < len(keys) else None)
+
     def _upload(self, request: UploadRequest) -> UploadResult:
         body = self._read(request.source)
         sha256 = hashlib.sha256(body).hexdigest()
@@ -89,12 +147,18 @@ class InMemoryWorker:
             raise JobFailed(msg, "DigestMismatch")
         targets = self._known(request.stores or tuple(self.stores))
         artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
-        if not artifact.versions or artifact.versions[-1][0] != sha256 or not artifact.copies:
+        before = artifact.versions[-1] if artifact.copies else None
+        same_bytes = before is not None and before.body == body
+        metadata = dict(request.metadata) or (before.metadata if before and same_bytes else {})
+        properties = request.properties or (before.properties if before and same_bytes else {})
+        if before is None or not same_bytes or (before.metadata, before.properties) != (metadata, properties):
             self._drop(request, artifact.copies)
-            artifact.versions.append((sha256, len(body)))
+            artifact.versions.append(_Version(body, metadata, properties, datetime.now(UTC)))
             artifact.copies.clear()
         copies = tuple(self._place(request, artifact, store, body, None) for store in targets)
-        return UploadResult(**artifact.facts(request), unchanged=_nothing_done(copies), copies=copies)
+        return UploadResult(
+            **artifact.facts(request.bucket, request.key), unchanged=_nothing_done(copies), copies=copies
+        )
 
     def _replicate(self, request: ReplicateRequest) -> ReplicateResult:
         artifact = self._artifact(request)
@@ -105,7 +169,9 @@ class InMemoryWorker:
             raise JobFailed(msg, "DigestMismatch")
         body = self.stores[good[0]][request.bucket, request.key]
         copies = tuple(self._place(request, artifact, store, body, good[0]) for store in targets)
-        return ReplicateResult(**artifact.facts(request), unchanged=_nothing_done(copies), copies=copies)
+        return ReplicateResult(
+            **artifact.facts(request.bucket, request.key), unchanged=_nothing_done(copies), copies=copies
+        )
 
     def _verify(self, request: VerifyRequest) -> VerifyResult:
         artifact = self._artifact(request)
@@ -114,14 +180,14 @@ class InMemoryWorker:
             raise JobFailed(msg, "NotFound")
         stores = self._known(request.stores or tuple(sorted(artifact.copies)))
         copies = tuple(self._read_copy(request, artifact, store) for store in stores)
-        return VerifyResult(**artifact.facts(request), copies=copies)
+        return VerifyResult(**artifact.facts(request.bucket, request.key), copies=copies)
 
     def _delete(self, request: DeleteRequest) -> DeleteResult:
         artifact = self._artifacts.get((request.bucket, request.key), _Artifact())
         everywhere = request.stores is None
         targets = self._known(request.stores or tuple(sorted(artifact.copies)))
-        rest = artifact.copies - set(targets)
-        if not (everywhere or request.allow_last or not artifact.copies & set(targets)) and not any(
+        rest = artifact.copies.keys() - set(targets)
+        if not (everywhere or request.allow_last or not artifact.copies.keys() & set(targets)) and not any(
             self._verdict(request, artifact, store) == "verified" for store in rest
         ):
             msg = f"this would delete the last good copy of {request.bucket}/{request.key}: say allow_last to do it"
@@ -131,7 +197,8 @@ class InMemoryWorker:
             for store in targets
         )
         self._drop(request, targets)
-        artifact.copies -= set(targets)
+        for store in targets:
+            artifact.copies.pop(store, None)
         return DeleteResult(
             bucket=request.bucket,
             key=request.key,
@@ -148,7 +215,7 @@ class InMemoryWorker:
             raise JobFailed(f"{store}: {path} is not there", "NotFound")
         sha256, kept = hashlib.sha256(body).hexdigest(), self._kept.get((store, request.bucket, request.key))
         artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
-        known = artifact.versions[-1][0] if artifact.copies else None
+        known = artifact.versions[-1].sha256 if artifact.copies else None
         if kept not in {None, sha256}:
             raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, kept beside it is {kept}", "DigestMismatch")
         if known not in {None, sha256}:
@@ -156,21 +223,25 @@ class InMemoryWorker:
         if kept is known is None and not request.first_read:
             raise JobFailed(f"{store}: {path} has no digest to compare its bytes with", "Unverifiable")
         if known is None:
-            artifact.versions.append((sha256, len(body)))
+            artifact.versions.append(_Version(body, {}, {}, datetime.now(UTC)))
         unchanged = store in artifact.copies
-        artifact.copies.add(store)
+        if not unchanged:
+            artifact.stored(store)
+            artifact.read(store, "verified")
         evidence = "sha256 kept by the store" if kept else "sha256 in the catalogue" if known else "first read"
-        return AdoptResult(**artifact.facts(request), store=store, evidence=evidence, unchanged=unchanged)
+        return AdoptResult(
+            **artifact.facts(request.bucket, request.key), store=store, evidence=evidence, unchanged=unchanged
+        )
 
     def _batch(self, request: BatchRequest) -> BatchResult:
         self._known(request.to or request.stores or ())
         if request.verb == UPLOAD.kind:
             return self._upload_directory(request)
-        paths = self._listed(request.keys_from) if request.keys_from else self._below(request)
+        paths = self._listed(request.keys_from) if request.keys_from else self._below(request.bucket, request.prefix)
         if not paths and request.verb != DELETE.kind:
             raise JobFailed(f"{request.keys_from or request.bucket}: there is no artifact there", "NotFound")
         found = self._artifacts
-        size = sum(found[path].versions[-1][1] for path in paths if path in found and found[path].copies)
+        size = sum(len(found[path].versions[-1].body) for path in paths if path in found and found[path].copies)
         outcomes = [(path, *self._one_of(request, *path)) for path in paths]
         failures = tuple(
             BatchFailure(job="", bucket=path[0], key=path[1], outcome=outcome, message=message)
@@ -204,11 +275,11 @@ class InMemoryWorker:
             verb="upload", objects=counts.total(), bytes=size, outcomes=dict(counts), failed=0
         )  # fmt: skip
 
-    def _below(self, request: BatchRequest) -> list[tuple[str, str]]:
-        below = (path for path, artifact in self._artifacts.items() if artifact.copies and path[0] == request.bucket)
-        return sorted(path for path in below if path[1].startswith(request.prefix))
+    def _below(self, bucket: str | None, prefix: str) -> Sequence[tuple[str, str]]:
+        below = (path for path, artifact in self._artifacts.items() if artifact.copies and path[0] == bucket)
+        return sorted(path for path in below if path[1].startswith(prefix))
 
-    def _listed(self, source: str) -> list[tuple[str, str]]:
+    def _listed(self, source: str) -> Sequence[tuple[str, str]]:
         lines = [line for line in self._read(source).decode("utf-8-sig").splitlines() if line]
         paths = [line.partition("/")[::2] for line in lines]
         bad = [number for number, (bucket, key) in enumerate(paths, 1) if not (bucket and key)]
@@ -260,27 +331,38 @@ class InMemoryWorker:
 
     def _place(self, request: Request, artifact: _Artifact, store: str, body: bytes, source: str | None) -> PlacedCopy:
         verdict = self._verdict(request, artifact, store)
+        known = store in artifact.copies
         if verdict == "verified":
-            artifact.copies.add(store)
+            if not known:
+                artifact.stored(store)
             return PlacedCopy(store=store, outcome="already_there")
         self.stores[store][request.bucket, request.key] = body
-        known = store in artifact.copies
-        artifact.copies.add(store)
+        artifact.stored(store)
         return PlacedCopy(store=store, outcome="repaired" if known else "stored", source=source)
 
     def _read_copy(self, request: Request, artifact: _Artifact, store: str) -> CopyVerdict:
         body = self.stores[store].get((request.bucket, request.key))
         read = None if body is None else hashlib.sha256(body).hexdigest()
-        return CopyVerdict(store=store, verdict=self._verdict(request, artifact, store), sha256=read)
+        verdict = self._verdict(request, artifact, store)
+        artifact.read(store, verdict)
+        return CopyVerdict(store=store, verdict=verdict, sha256=read)
 
     def _verdict(self, request: Request, artifact: _Artifact, store: str) -> str:
         body = self.stores[store].get((request.bucket, request.key))
-        sha256, size = artifact.versions[-1]
+        recorded = artifact.versions[-1].body
         if body is None:
             return "missing"
-        if len(body) != size:
+        if len(body) != len(recorded):
             return "size_mismatch"
-        return "verified" if hashlib.sha256(body).hexdigest() == sha256 else "corrupt"
+        return "verified" if body == recorded else "corrupt"
+
+
+def _manifest(body: bytes, first: int | None) -> ManifestPart | None:
+    if first is None or not body:
+        return None
+    digests = [hashlib.sha256(body[at : at + _CHUNK]).hexdigest() for at in range(0, len(body), _CHUNK)]
+    part = tuple(digests[first : first + MAX_CHUNKS])
+    return ManifestPart(chunk_size=_CHUNK, total=len(digests), first=first, sha256=part)
 
 
 def _nothing_done(copies: tuple[PlacedCopy, ...]) -> bool:

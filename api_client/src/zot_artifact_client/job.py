@@ -1,41 +1,27 @@
-"""A job that was sent: its state and its typed result."""
+"""A job that was sent, or many: their states and their typed results."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol
 
-from pydantic import ValidationError
-
-from zot_artifact_client.contract import TASKS, JobState, Progress, ResultT, TaskSpec
-from zot_artifact_client.errors import ClientError, JobNotDone, UnknownJob
+from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
+from zot_artifact_client.errors import UnknownJob, WaitTimeout
+from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
 
 OnProgress = Callable[[Progress], object]
 
-
-def unknown_job(job_id: str) -> UnknownJob:
-    """Return the error for an id of which nothing is known."""
-    return UnknownJob(
-        f"nothing is known of a job {job_id}: the id is wrong, its result has expired, or another program sent it and "
-        "no worker has taken it yet"
-    )
+_SHORTEST_PAUSE = 0.02
+LONGEST_PAUSE = 0.5
+"""Seconds between two polls for the ends of many jobs."""
+_PAGE = 500
+"""Jobs that one poll asks for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state of a job at one moment.
-
-    Attributes:
-        progress: how far it is, while it runs and reports it.
-        value: the result as JSON, if it succeeded.
-        error: why it did not, if it ended otherwise.
-        task: the name of its task, where the worker stores it with the result.
-    """
-
-    state: JobState
-    progress: Progress | None = None
-    value: object = None
-    error: JobNotDone | None = None
-    task: str | None = None
+def wait_timeout(job_id: str, timeout: float | None) -> WaitTimeout:
+    """Return the error for a wait that took too long."""
+    return WaitTimeout(f"job {job_id} has not ended within {timeout:g} s; it goes on")
 
 
 class ResultBackend(Protocol):
@@ -49,6 +35,9 @@ class ResultBackend(Protocol):
 
         Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `on_progress` raises.
         """
+
+    def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
+        """Return those of some jobs that have ended. Raise BrokerUnavailable."""
 
     def cancel(self, job_id: str) -> bool:
         """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
@@ -89,7 +78,7 @@ class Job(Generic[ResultT]):
         snapshot = self.results.snapshot(self.id)
         if snapshot.state is JobState.UNKNOWN:
             raise unknown_job(self.id)
-        return self._result(snapshot) if snapshot.state.terminal else None
+        return result_of(self.id, self.spec, snapshot) if snapshot.state.terminal else None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> ResultT:
         """Wait for the end of the job and return its result.
@@ -104,7 +93,7 @@ class Job(Generic[ResultT]):
             UnknownJob: nothing is known of a job with this id.
             BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
         """
-        return self._result(self.results.wait_for_end(self.id, timeout, on_progress))
+        return result_of(self.id, self.spec, self.results.wait_for_end(self.id, timeout, on_progress))
 
     def cancel(self) -> bool:
         """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
@@ -114,14 +103,80 @@ class Job(Generic[ResultT]):
         """
         return self.results.cancel(self.id)
 
-    def _result(self, snapshot: Snapshot) -> ResultT:
-        if snapshot.error is not None:
-            raise snapshot.error
-        spec = self.spec or TASKS.get(snapshot.task or "")
-        if spec is None:  # the caller did not give the kind either, so it gets the JSON as it is
-            return cast("ResultT", snapshot.value)
-        try:
-            return cast("ResultT", spec.result.read(snapshot.value))
-        except ValidationError:
-            msg = f"the result of job {self.id} is not that of {spec.name}: ask for it by the right kind"
-            raise ClientError(msg) from None
+
+class Jobs(list[Job[Any]]):
+    """Jobs that were sent together, in the order of their requests, as one handle.
+
+    Raise BrokerUnavailable from every method.
+    """
+
+    def __init__(self, jobs: Iterable[Job[Any]] = (), *, results: ResultBackend) -> None:
+        super().__init__(jobs)
+        self._results = results
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[Job[Any]]:
+        """Yield each job when it has ended, the first one first; `result` of it is there, or raises, at once.
+
+        Raises:
+            WaitTimeout: some have not ended within `timeout` seconds; they go on.
+        """
+        return as_completed(self, timeout, results=self._results)
+
+    def wait(self, timeout: float | None = None, *, on_end: Callable[[int, int], object] | None = None) -> list[Any]:
+        """Wait for the ends of all jobs and return their results, in the order of the jobs.
+
+        Args:
+            timeout: seconds for all of them, or None for as long as it takes.
+            on_end: called with how many have ended, and how many there are, after each end.
+
+        Raises:
+            WaitTimeout: some have not ended in time; they go on.
+            JobFailed, JobCancelled: after all have ended, for the first one that ended without success.
+        """
+        for done, _ in enumerate(self.as_completed(timeout), 1):
+            if on_end is not None:
+                on_end(done, len(self))
+        return [job.result for job in self]
+
+    def cancel(self) -> int:
+        """Request that all jobs are cancelled; return how many had not ended. Unknown jobs are left out."""
+        count = 0
+        for job in self:
+            with suppress(UnknownJob):
+                count += job.cancel()
+        return count
+
+
+def as_completed(
+    jobs: Iterable[Job[Any]], timeout: float | None = None, *, results: ResultBackend | None = None
+) -> Iterator[Job[Any]]:
+    """Yield jobs of one client when they have ended, the first one first, by polling for all of them together.
+
+    Raises:
+        WaitTimeout: some have not ended within `timeout` seconds; they go on.
+        BrokerUnavailable: the result backend cannot be reached.
+    """
+    left = {job.id: job for job in jobs}
+    if not left:
+        return
+    backend = results or next(iter(left.values())).results
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = _SHORTEST_PAUSE
+    while left:
+        ended = [id_ for page in pages(list(left)) for id_ in backend.ended(page)]
+        for id_ in ended:
+            yield left.pop(id_)
+        if ended:
+            pause = _SHORTEST_PAUSE
+            continue
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
+            raise wait_timeout(next(iter(left)), timeout)
+        time.sleep(pause if deadline is None else min(pause, max(0.0, deadline - now)))
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def pages(ids: list[str]) -> Iterator[list[str]]:
+    """Yield ids in pages for one round trip each."""
+    for start in range(0, len(ids), _PAGE):
+        yield ids[start : start + _PAGE]

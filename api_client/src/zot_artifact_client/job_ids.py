@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
-from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, TASKS, Message, TaskSpec
+from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, QUERY_ID, TASKS, Message, TaskSpec
 from zot_artifact_client.errors import InvalidRequest
 
 IDEMPOTENCY_NAMESPACE = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
@@ -63,5 +63,8 @@ def check_own_id(job_id: str) -> str:
     """Return an id that a caller may choose. Raise InvalidRequest if it is none, or has the form of a batch's job."""
     if BATCH_JOB_ID.fullmatch(check_id(job_id)):
         msg = "job_id: an id that ends in '.' and 8 digits is that of a batch's own job"
+        raise InvalidRequest(msg)
+    if QUERY_ID.fullmatch(job_id):
+        msg = "job_id: 'query-' and 32 hexadecimal digits are the id of a query"
         raise InvalidRequest(msg)
     return job_id

@@ -30,6 +30,7 @@ class Outgoing:
     """One job on its way to the broker. `payload` is the request as JSON.
 
     A `parent` is the job that sends this one as its own, and looks for its end in the ledger: no result is kept for it.
+    What `expires` after some seconds is a query: it is dropped then, and has no entry in the outbox.
     """
 
     name: str
@@ -37,17 +38,20 @@ class Outgoing:
     queue: str
     payload: dict[str, object]
     parent: str | None = None
+    expires: float | None = None
 
 
 def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:
     """Add to a Redis pipeline what sends these jobs; the entry comes before the message, so none is without one."""
     now = time.time()
     messages = {job.job_id: envelope(app, job) for job in jobs}
-    for id_, message in messages.items():
-        pipeline.hsetnx(MESSAGES, id_, message)  # never the entry of another request with the same id
+    kept = {job.job_id for job in jobs if job.expires is None}
+    for id_ in kept:
+        pipeline.hsetnx(MESSAGES, id_, messages[id_])  # never the entry of another request with the same id
     for queue in dict.fromkeys(job.queue for job in jobs):
         ids = [job.job_id for job in jobs if job.queue == queue]
-        pipeline.zadd(ORDER.format(queue=queue), dict.fromkeys(ids, now))
+        if entries := dict.fromkeys((id_ for id_ in ids if id_ in kept), now):
+            pipeline.zadd(ORDER.format(queue=queue), entries)
         pipeline.lpush(queue, *(messages[id_] for id_ in ids))
 
 
@@ -57,7 +61,7 @@ def envelope(app: Celery, job: Outgoing) -> str:
     shown = without_secrets(repr(job.payload))  # Celery's own way to it takes as long as all the rest together
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     message = app.amqp.as_task_v2(
-        job.job_id, job.name, kwargs=job.payload, argsrepr="()", kwargsrepr=shown, **options
+        job.job_id, job.name, kwargs=job.payload, argsrepr="()", kwargsrepr=shown, expires=job.expires, **options
     )  # fmt: skip
     properties = {
         **message.properties,

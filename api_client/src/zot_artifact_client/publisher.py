@@ -16,7 +16,6 @@ from zot_artifact_client.connection import (
     broker_errors,
     celery_app,
 )
-from zot_artifact_client.contract import TaskSpec
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.idempotency import mismatches
@@ -62,10 +61,6 @@ class Publisher:
         self._url = url
         self._server = parse_url(url)
         self._pools = PerProcess(lambda: _Pools(self._server))
-
-    def send(self, spec: TaskSpec[Any, Any], job_id: str, payload: dict[str, object]) -> None:
-        """Send a request under an id. Raise BrokerUnavailable."""
-        self.send_all([Outgoing(spec.name, job_id, spec.queue.value, payload)])
 
     def send_all(self, jobs: list[Outgoing]) -> None:
         """Send jobs, to Redis in one round trip and all or none. Raise BrokerUnavailable: they may have been sent."""
@@ -135,6 +130,7 @@ class Publisher:
                     task_id=job.job_id,
                     queue=job.queue,
                     producer=producer,
+                    expires=job.expires,
                     ignore_result=False,  # said, because this application has no backend, but the worker's has
                     add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
                 )

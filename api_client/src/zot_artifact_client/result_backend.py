@@ -1,7 +1,7 @@
 """Read the states and results of jobs from Celery's result backend."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +10,6 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
-from pydantic import ValidationError
 
 from zot_artifact_client import cancellation
 from zot_artifact_client.connection import (
@@ -22,18 +21,15 @@ from zot_artifact_client.connection import (
     celery_app,
     without_credentials,
 )
-from zot_artifact_client.contract import PROGRESS_STATE, JobState, Progress
+from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import (
     BrokerUnavailable,
     ClientError,
     InvalidUrl,
-    JobCancelled,
-    JobFailed,
-    JobNotDone,
-    WaitTimeout,
 )
 from zot_artifact_client.idempotency import mismatches
-from zot_artifact_client.job import OnProgress, Snapshot, unknown_job
+from zot_artifact_client.job import OnProgress, wait_timeout
+from zot_artifact_client.snapshot import Snapshot, progress_of, snapshot_of, unknown_job
 from zot_artifact_client.urls import parse_result_url
 
 LISTEN_FOR = 10.0
@@ -42,16 +38,6 @@ UNKNOWN_FOR = 15.0
 """Seconds for which a wait for an unknown job goes on: the message of another program may be taken meanwhile."""
 PROGRESS_EVERY = 0.25
 """Seconds between two calls of `on_progress`."""
-
-_STATES = {
-    "PENDING": JobState.QUEUED,
-    "RECEIVED": JobState.QUEUED,
-    "STARTED": JobState.RUNNING,
-    PROGRESS_STATE: JobState.RUNNING,
-    "RETRY": JobState.RETRYING,
-    "SUCCESS": JobState.SUCCEEDED,
-    "REVOKED": JobState.CANCELLED,
-}
 
 
 class CeleryResultBackend:
@@ -98,10 +84,10 @@ class CeleryResultBackend:
     def snapshot(self, job_id: str) -> Snapshot:
         with broker_errors("result backend", self._url):
             found = snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
-            if found.state is JobState.QUEUED and found.task is None and self._is_absent(job_id):
-                # A worker stores a state before it removes the job from the outbox: only a second look is certain.
+            if found.is_absent and self._is_absent(job_id):
+                # A worker stores a state before it removes the job from the outbox: only a second read is certain.
                 found = snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
-                if found.state is JobState.QUEUED and found.task is None:
+                if found.is_absent:
                     return Snapshot(JobState.UNKNOWN)
             return found
 
@@ -128,11 +114,38 @@ class CeleryResultBackend:
                 if snapshot.state is JobState.UNKNOWN and (over or time.monotonic() >= unknown_until):
                     raise unknown_job(job_id)
                 if over:
-                    msg = f"job {job_id} has not ended within {timeout:g} s; it goes on"
-                    raise WaitTimeout(msg)
+                    raise wait_timeout(job_id, timeout)
         finally:
             with suppress(Exception):  # the backend is unavailable: then there is no subscription to end
                 result.backend.remove_pending_result(result)
+
+    def answer(self, query_id: str, timeout: float) -> Snapshot:
+        """Return the answer to a query, or what is stored of it after `timeout` seconds. Raise BrokerUnavailable."""
+        deadline = time.monotonic() + timeout
+        result = self._app.AsyncResult(query_id)
+        try:
+            while not self._listen(result, _next_slice(deadline), None) and time.monotonic() < deadline:
+                pass
+            with broker_errors("result backend", self._url):
+                return snapshot_of(query_id, self._app.backend.get_task_meta(query_id))
+        finally:
+            with suppress(Exception):  # the backend is unavailable: then there is no subscription to end
+                result.backend.remove_pending_result(result)
+
+    def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
+        """Return those of some jobs that have ended, in one round trip with Redis. Raise BrokerUnavailable."""
+        backend = self._app.backend
+        with broker_errors("result backend", self._url):
+            if not isinstance(backend, RedisBackend):
+                found = {id_: snapshot_of(id_, backend.get_task_meta(id_)) for id_ in job_ids}
+            else:
+                stored = backend.mget([backend.get_key_for_task(id_) for id_ in job_ids]) if job_ids else []
+                found = {
+                    id_: snapshot_of(id_, backend.decode_result(meta))
+                    for id_, meta in zip(job_ids, stored, strict=True)
+                    if meta
+                }
+        return {id_: snapshot for id_, snapshot in found.items() if snapshot.state.terminal}
 
     def cancel(self, job_id: str) -> bool:
         backend = self._app.backend
@@ -211,7 +224,7 @@ class _ProgressCallback:
         now = time.monotonic()
         if meta.get("task_id") != self._job_id or now - self._last < PROGRESS_EVERY:
             return
-        progress = _progress(meta)
+        progress = progress_of(meta)
         if progress is None:
             return
         self._last = now
@@ -226,49 +239,3 @@ def _next_slice(deadline: float | None) -> float:
     if deadline is None:
         return LISTEN_FOR
     return min(LISTEN_FOR, max(0.0, deadline - time.monotonic()))
-
-
-def snapshot_of(job_id: str, meta: dict[str, Any]) -> Snapshot:
-    """Return what Celery's record of a job means. Unknown states are those of a running job."""
-    status, value, task = meta["status"], meta.get("result"), meta.get("name")
-    if status == "FAILURE":
-        error = _failure(job_id, value)
-        state = JobState.CANCELLED if isinstance(error, JobCancelled) else _end_state(error)
-        return Snapshot(state, error=error, task=task)
-    state = _STATES.get(status, JobState.RUNNING)
-    if state is JobState.CANCELLED:
-        return Snapshot(state, error=JobCancelled(f"job {job_id} was cancelled"), task=task)
-    if state is JobState.SUCCEEDED:
-        return Snapshot(state, value=value, task=task)
-    return Snapshot(state, progress=_progress(meta), task=task)
-
-
-def _progress(meta: dict[str, Any]) -> Progress | None:
-    if meta["status"] != PROGRESS_STATE:
-        return None
-    try:
-        return Progress.read(meta.get("result"))
-    except ValidationError:
-        return None
-
-
-def _failure(job_id: str, error: object) -> JobNotDone:
-    """Return our error for the exception of a failed task. Celery makes up unknown types, so only their names count."""
-    if isinstance(error, JobCancelled):
-        return error
-    if isinstance(error, JobFailed):
-        return JobCancelled(error.message) if error.state == JobState.CANCELLED else error
-    line = str(error).strip().partition("\n")[0]
-    name = type(error).__name__
-    if name == "NotRegistered":
-        msg = f"no worker knows the task {line} of job {job_id}: the worker is older than what was sent"
-        return JobFailed(msg, name, JobState.REFUSED.value)
-    return JobFailed(line or f"job {job_id} failed without a message", name)
-
-
-def _end_state(error: JobNotDone) -> JobState:
-    try:
-        state = JobState(getattr(error, "state", JobState.FAILED))
-    except ValueError:  # of a newer worker
-        return JobState.FAILED
-    return state if state.terminal else JobState.FAILED

@@ -8,22 +8,29 @@
 Simpler than the worker: one good copy is enough evidence, old versions keep no bytes, and nothing takes time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
-from zot_artifact_client.client import (
-    Artifacts,
-    check_service,
-    idempotency_mismatch,
-    payload_of,
-    spec_of,
+from zot_artifact_client.client import Artifacts
+from zot_artifact_client.contract import (
+    QUERY_LIST,
+    QUERY_SHOW,
+    QUERY_STATUS,
+    JobState,
+    Message,
+    RequestT,
+    ResultT,
+    StatusResult,
+    TaskSpec,
 )
-from zot_artifact_client.contract import JobState, Message, RequestT, ResultT, TaskSpec
-from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone, WaitTimeout
+from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone
 from zot_artifact_client.idempotency import digest_of
 from zot_artifact_client.in_memory_worker import InMemoryWorker
-from zot_artifact_client.job import Job, OnProgress, Snapshot, unknown_job
+from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
+from zot_artifact_client.queries import QUERY_TIMEOUT, read_answer
+from zot_artifact_client.snapshot import Snapshot, unknown_job
+from zot_artifact_client.verbs import check_service, idempotency_mismatch, payload_of, spec_of
 
 
 class InMemoryArtifactClient(Artifacts):
@@ -74,9 +81,9 @@ class InMemoryArtifactClient(Artifacts):
                 self.resume()
         return Job(chosen, spec, results=self)
 
-    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> list[Job[Any]]:
-        chosen = list(choose_ids(requests, idempotency_key, service=self._service))
-        return [self.submit(spec, request, job_id=id_) for id_, spec, request in chosen]
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
+        chosen = [*choose_ids(requests, idempotency_key, service=self._service)]
+        return Jobs((self.submit(spec, request, job_id=id_) for id_, spec, request in chosen), results=self)
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
@@ -84,6 +91,19 @@ class InMemoryArtifactClient(Artifacts):
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
         return Job(check_id(job_id), spec_of(kind), results=self)
+
+    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
+        """Answer a query at once, also while jobs are paused."""
+        answers: dict[str, Callable[[Any], Message]] = {
+            QUERY_SHOW.name: self._worker.show,
+            QUERY_LIST.name: self._worker.list,
+            QUERY_STATUS.name: lambda asked: StatusResult(job=asked.job, state=JobState.UNKNOWN),
+        }
+        try:
+            answer = answers[spec.name](request).model_dump(mode="json")
+        except JobFailed as error:
+            return read_answer(spec, _ended_by(error), timeout)
+        return read_answer(spec, Snapshot(JobState.SUCCEEDED, value=answer), timeout)
 
     def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -132,9 +152,11 @@ class InMemoryArtifactClient(Artifacts):
         if snapshot.state is JobState.UNKNOWN:
             raise unknown_job(job_id)
         if not snapshot.state.terminal:  # only this thread could end it, so a longer wait would have no end
-            msg = f"job {job_id} has not ended within {timeout} s; it goes on"
-            raise WaitTimeout(msg)
+            raise wait_timeout(job_id, timeout or 0)
         return snapshot
+
+    def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
+        return {id_: found for id_ in job_ids if (found := self.snapshot(id_)).state.terminal}
 
     def cancel(self, job_id: str) -> bool:
         if job_id not in self._snapshots:

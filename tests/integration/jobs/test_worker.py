@@ -14,7 +14,7 @@ from celery import Celery
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
-from zot_artifact_client.contract import TASKS, VERIFY, JobState, Progress, Queue
+from zot_artifact_client.contract import QUERIES, TASKS, VERIFY, JobState, Progress, Queue
 
 MIB = 1 << 20
 LONG = 80
@@ -200,7 +200,10 @@ def test_every_task_of_the_contract_is_registered(valkey, worker):
     """The worker has each task that the contract names, and no other one of ours."""
     with Celery(broker=valkey.url, set_as_current=False) as anybody:
         registered = next(iter(anybody.control.inspect(timeout=WITHIN, limit=1).registered().values()))
-    assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == set(TASKS)
+    assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == {
+        *TASKS,
+        *QUERIES,
+    }
 
 
 def test_a_refused_message_is_one_line_in_the_log_and_its_content_none(valkey, worker, catalogue):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,10 @@ from kombu.transport.virtual import Message
 
 from tests.hostile_messages import HOSTILE, JOB, SECRET, encoded, envelope
 from worker.intake.message_rules import Rules, check_message
-from zot_artifact_client.client import payload_of
-from zot_artifact_client.contract import MAX_MESSAGE, UPLOAD, VERIFY, batch_stem
+from zot_artifact_client.contract import MAX_MESSAGE, QUERY_SHOW, UPLOAD, VERIFY, batch_stem
 from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.outbox import envelope as sent
+from zot_artifact_client.verbs import payload_of
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 RULES = Rules(frozenset({VERIFY.name}), max_time_limit=660.0, max_eta=3600.0)
@@ -50,6 +51,21 @@ def test_its_sender_can_be_told(name):
     refusal = check_message(HOSTILE[name][0], RULES, NOW)
     assert refusal is not None
     assert refusal.id == JOB
+
+
+def test_a_query_and_a_job_never_share_an_id():
+    """A query passes under an id of its own form only, and a job under none of that form: no answer ends a job."""
+    query = f"query-{'0' * 32}"
+    rules = replace(RULES, tasks=frozenset({VERIFY.name, QUERY_SHOW.name}))
+
+    def refused(id_: str, task: str) -> str | None:
+        found = check_message(json.dumps(envelope(id_, FIELDS, task=task)).encode(), rules, NOW)
+        return None if found is None else found.message
+
+    assert refused(query, QUERY_SHOW.name) is None
+    assert refused(JOB, VERIFY.name) is None
+    assert "that of a query is" in str(refused(JOB, QUERY_SHOW.name))
+    assert "only a query has" in str(refused(query, VERIFY.name))
 
 
 def test_the_least_that_a_client_may_write_is_enough():

@@ -12,6 +12,22 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
+from zot_artifact_client.contract.queries import (
+    ANSWER_KEPT,
+    MAX_CHUNKS,
+    MAX_LISTED,
+    QUERY_ID,
+    ArtifactInfo,
+    CopyInfo,
+    HoldInfo,
+    ListRequest,
+    ListResult,
+    ManifestPart,
+    ShowRequest,
+    ShowResult,
+    StatusRequest,
+    StatusResult,
+)
 from zot_artifact_client.contract.requests import (
     PROPERTIES,
     AdoptRequest,
@@ -74,16 +90,24 @@ from zot_artifact_client.contract.results import (
 
 __all__ = [
     "ADOPT",
+    "ANSWER_KEPT",
     "BATCH",
     "BATCH_JOB_ID",
     "CANCEL_KEY",
     "CONTRACT_VERSION",
     "DELETE",
     "JOB_ID",
+    "MAX_CHUNKS",
+    "MAX_LISTED",
     "MAX_MESSAGE",
     "PAGE",
     "PROGRESS_STATE",
     "PROPERTIES",
+    "QUERIES",
+    "QUERY_ID",
+    "QUERY_LIST",
+    "QUERY_SHOW",
+    "QUERY_STATUS",
     "REPLICATE",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
@@ -98,20 +122,26 @@ __all__ = [
     "VERIFY",
     "AdoptRequest",
     "AdoptResult",
+    "ArtifactInfo",
     "ArtifactResult",
     "BatchFailure",
     "BatchRequest",
     "BatchResult",
     "Bucket",
     "ClaimSelection",
+    "CopyInfo",
     "CopyVerdict",
     "DeleteRequest",
     "DeleteResult",
     "DeletedCopy",
+    "HoldInfo",
     "JobError",
     "JobState",
     "Key",
     "LinesSelection",
+    "ListRequest",
+    "ListResult",
+    "ManifestPart",
     "Message",
     "Metadata",
     "PageFailure",
@@ -129,7 +159,11 @@ __all__ = [
     "Result",
     "ResultT",
     "Sha256",
+    "ShowRequest",
+    "ShowResult",
     "Source",
+    "StatusRequest",
+    "StatusResult",
     "StoreName",
     "StoreNames",
     "SweepLeftoversRequest",
@@ -266,3 +300,10 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
         SWEEP_RECOVER,
     )
 }  # fmt: skip
+
+QUERY_SHOW = TaskSpec("artifact.show.v1", "show", ShowRequest, ShowResult, Queue.INTERACTIVE)
+QUERY_LIST = TaskSpec("artifact.list.v1", "list", ListRequest, ListResult, Queue.INTERACTIVE)
+QUERY_STATUS = TaskSpec("artifact.status.v1", "status", StatusRequest, StatusResult, Queue.INTERACTIVE)
+
+QUERIES: dict[str, TaskSpec[Any, Any]] = {spec.name: spec for spec in (QUERY_SHOW, QUERY_LIST, QUERY_STATUS)}
+"""What is answered from the catalogue and is no job: see `contract.queries`."""

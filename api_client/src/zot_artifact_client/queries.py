@@ -1,0 +1,47 @@
+"""Make the message of a query, and read its answer: what both clients share."""
+
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from zot_artifact_client.contract import RequestT, ResultT, TaskSpec
+from zot_artifact_client.errors import ArtifactNotFound, ClientError, JobFailed, WaitTimeout
+from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.snapshot import Snapshot
+
+QUERY_TIMEOUT = 10.0
+"""Seconds that a query waits for its answer, unless the caller says otherwise."""
+UNKNOWN_TASK = "UnknownTask"
+"""The type of the error of a worker that is older than the query."""
+_CLOCKS = 60.0
+"""Seconds by which the clocks of client and worker may differ before the worker drops a query as expired."""
+
+
+def question(spec: TaskSpec[RequestT, Any], request: RequestT, timeout: float) -> Outgoing:
+    """Return a query as it is sent: without an entry in the outbox, and dropped once its client has given up."""
+    expires = max(timeout, 0.0) + _CLOCKS
+    return Outgoing(spec.name, f"query-{uuid4().hex}", spec.queue.value, request.payload(), expires=expires)
+
+
+def read_answer(spec: TaskSpec[Any, ResultT], found: Snapshot, timeout: float) -> ResultT:
+    """Return the answer to a query, from what the result backend has of it.
+
+    Raises:
+        ArtifactNotFound: the catalogue has no such artifact.
+        WaitTimeout: no worker has answered.
+        JobFailed: the worker cannot answer.
+        ClientError: the answer is that of another query.
+    """
+    if not found.state.terminal:
+        msg = f"no worker has answered the {spec.kind} query within {timeout:g} s"
+        raise WaitTimeout(msg)
+    if isinstance(found.error, JobFailed) and found.error.type == "NotFound":
+        raise ArtifactNotFound(found.error.message)
+    if found.error is not None:
+        raise found.error
+    try:
+        return spec.result.read(found.value)
+    except ValidationError:
+        msg = f"the answer is not that of {spec.name}"
+        raise ClientError(msg) from None

@@ -1,0 +1,174 @@
+"""The state of a job at one moment, and how the stored record of it is read: what both clients share."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from zot_artifact_client.contract import (
+    PROGRESS_STATE,
+    TASKS,
+    JobState,
+    Progress,
+    ResultT,
+    StatusResult,
+    TaskSpec,
+)
+from zot_artifact_client.errors import ClientError, JobCancelled, JobFailed, JobNotDone, UnknownJob
+
+
+def unknown_job(job_id: str) -> UnknownJob:
+    """Return the error for an id of which nothing is known."""
+    return UnknownJob(
+        f"nothing is known of a job {job_id}: the id is wrong, its result has expired, or another program sent it and "
+        "no worker has taken it yet"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a job at one moment.
+
+    Attributes:
+        progress: how far it is, while it runs and reports it.
+        value: the result as JSON, if it succeeded.
+        error: why it did not, if it ended otherwise.
+        task: the name of its task, where the worker stores it with the result.
+    """
+
+    state: JobState
+    progress: Progress | None = None
+    value: object = None
+    error: JobNotDone | None = None
+    task: str | None = None
+
+    @property
+    def is_absent(self) -> bool:
+        """Return whether nothing is stored of the job: it is queued, or there is no such job."""
+        return self.state is JobState.QUEUED and self.task is None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What is known of a job.
+
+    Attributes:
+        kind: `upload`, `verify`, …; None while the job is queued.
+        progress: how far it is, while it runs and reports it.
+        result: the result as its model, or as JSON if its kind is unknown to this client, if it succeeded.
+        error: why it did not succeed, if it ended otherwise.
+    """
+
+    id: str
+    kind: str | None
+    state: JobState
+    progress: Progress | None = None
+    result: Any = None
+    error: JobNotDone | None = None
+
+
+_BY_KIND = {spec.kind: spec for spec in TASKS.values()}
+
+
+def status_of(job_id: str, found: Snapshot) -> JobStatus:
+    """Return the status that the result backend has of a job."""
+    spec = TASKS.get(found.task or "")
+    value = found.value if spec is None or found.value is None else spec.result.read(found.value)
+    return JobStatus(job_id, spec.kind if spec else None, found.state, found.progress, value, found.error)
+
+
+def recorded_status(answer: StatusResult) -> JobStatus:
+    """Return the status that the ledger has of a job."""
+    state, spec = state_of(answer.state), _BY_KIND.get(answer.kind or "")
+    value: Any = answer.result if state is JobState.SUCCEEDED else None
+    error: JobNotDone | None = None
+    if answer.error is not None and state is JobState.CANCELLED:
+        error = JobCancelled(answer.error.message)
+    elif answer.error is not None:
+        error = JobFailed(answer.error.message, answer.error.type, state.value, answer.attempts)
+    if spec is not None and value is not None:
+        value = spec.result.read(value)
+    return JobStatus(answer.job, answer.kind, state, answer.progress, value, error)
+
+
+def result_of(job_id: str, spec: TaskSpec[Any, ResultT] | None, found: Snapshot) -> ResultT:
+    """Return the result of a job that has ended.
+
+    Raises:
+        JobFailed, JobCancelled: it ended without success.
+        ClientError: it is a job of another kind.
+    """
+    if found.error is not None:
+        raise found.error
+    known = spec or TASKS.get(found.task or "")
+    if known is None:  # the caller did not give the kind either, so it gets the JSON as it is
+        return cast("ResultT", found.value)
+    try:
+        return cast("ResultT", known.result.read(found.value))
+    except ValidationError:
+        msg = f"the result of job {job_id} is not that of {known.name}: ask for it by the right kind"
+        raise ClientError(msg) from None
+
+
+_STATES = {
+    "PENDING": JobState.QUEUED,
+    "RECEIVED": JobState.QUEUED,
+    "STARTED": JobState.RUNNING,
+    PROGRESS_STATE: JobState.RUNNING,
+    "RETRY": JobState.RETRYING,
+    "SUCCESS": JobState.SUCCEEDED,
+    "REVOKED": JobState.CANCELLED,
+}
+
+
+def snapshot_of(job_id: str, meta: dict[str, Any]) -> Snapshot:
+    """Return what Celery's record of a job means. Unknown states are those of a running job."""
+    status, value, task = meta["status"], meta.get("result"), meta.get("name")
+    if status == "FAILURE":
+        error = _failure(job_id, value)
+        return Snapshot(_end_state(error), error=error, task=task)
+    state = _STATES.get(status, JobState.RUNNING)
+    if state is JobState.CANCELLED:
+        return Snapshot(state, error=JobCancelled(f"job {job_id} was cancelled"), task=task)
+    if state is JobState.SUCCEEDED:
+        return Snapshot(state, value=value, task=task)
+    return Snapshot(state, progress=progress_of(meta), task=task)
+
+
+def progress_of(meta: dict[str, Any]) -> Progress | None:
+    """Return the progress in Celery's record of a job, or None."""
+    if meta["status"] != PROGRESS_STATE:
+        return None
+    try:
+        return Progress.read(meta.get("result"))
+    except ValidationError:
+        return None
+
+
+def state_of(text: str) -> JobState:
+    """Return the state of this name; one of a newer worker is `failed`."""
+    try:
+        return JobState(text)
+    except ValueError:
+        return JobState.FAILED
+
+
+def _failure(job_id: str, error: object) -> JobNotDone:
+    """Return our error for the exception of a failed task. Celery makes up unknown types, so only their names count."""
+    if isinstance(error, JobCancelled):
+        return error
+    if isinstance(error, JobFailed):
+        return JobCancelled(error.message) if error.state == JobState.CANCELLED else error
+    line = str(error).strip().partition("\n")[0]
+    name = type(error).__name__
+    if name == "NotRegistered":
+        msg = f"no worker knows the task {line} of job {job_id}: the worker is older than what was sent"
+        return JobFailed(msg, name, JobState.REFUSED.value)
+    return JobFailed(line or f"job {job_id} failed without a message", name)
+
+
+def _end_state(error: JobNotDone) -> JobState:
+    if isinstance(error, JobCancelled):
+        return JobState.CANCELLED
+    state = state_of(getattr(error, "state", JobState.FAILED))
+    return state if state.terminal else JobState.FAILED

@@ -1,0 +1,311 @@
+"""The verbs of every client, synchronous or not: the request that each call makes, and the rules that it must meet."""
+
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import ValidationError
+
+from zot_artifact_client.contract import (
+    ADOPT,
+    BATCH,
+    DELETE,
+    MAX_MESSAGE,
+    REPLICATE,
+    SWEEP_VERIFY,
+    TASKS,
+    UPLOAD,
+    VERIFY,
+    Message,
+    RequestT,
+    ResultT,
+    Symlinks,
+    TaskSpec,
+    Verb,
+)
+from zot_artifact_client.errors import IdempotencyMismatch, InvalidRequest
+from zot_artifact_client.idempotency import digest_of
+from zot_artifact_client.job_ids import choose_ids
+from zot_artifact_client.outbox import Outgoing
+
+UploadT = TypeVar("UploadT")
+ReplicateT = TypeVar("ReplicateT")
+VerifyT = TypeVar("VerifyT")
+DeleteT = TypeVar("DeleteT")
+AdoptT = TypeVar("AdoptT")
+BatchT = TypeVar("BatchT")
+SweepT = TypeVar("SweepT")
+
+_SERVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ENVELOPE_SIZE = 16 * 1024
+"""Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields."""
+PIPELINE_SIZE = 500
+"""Jobs that are sent in one round trip: some hundred kilobytes."""
+
+
+class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, SweepT]):
+    """The verbs of every client. The type parameters are what each verb returns: a job, or a coroutine of a job.
+
+    Every verb sends one job and returns it without waiting. The same request sent again with the same `idempotency_key`
+    returns the same job; a different request with that key raises IdempotencyMismatch. `stores` is one name or several.
+    Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable.
+    """
+
+    def upload(
+        self,
+        source: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> UploadT:
+        """Store the bytes of a file or of a URL as an artifact.
+
+        The source is what the worker sees: an absolute path below one of its roots, or an http(s) URL of one of its
+        hosts. With `sha256`, a source with other bytes fails the job and the artifact does not change. Without
+        `stores`, the placement rules choose the stores. `storage_classes` names, for single stores, the class or tier
+        that the store is to use. `properties` are kept beside the bytes and sent as headers to those who download them
+        from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
+        """
+        request = request_of(
+            UPLOAD,
+            source=os.fspath(source),
+            bucket=bucket,
+            key=key,
+            sha256=sha256,
+            stores=_names(stores),
+            metadata=None if metadata is None else dict(metadata),
+            storage_classes=None if storage_classes is None else dict(storage_classes),
+            **dict(properties or {}),
+        )
+        return cast("UploadT", self._send(UPLOAD, request, idempotency_key))
+
+    def replicate(
+        self, bucket: str, key: str, *, to: str | Iterable[str], idempotency_key: str | None = None
+    ) -> ReplicateT:
+        """Copy the artifact to the named stores, from any copy whose bytes are right."""
+        request = request_of(REPLICATE, bucket=bucket, key=key, to=_names(to))
+        return cast("ReplicateT", self._send(REPLICATE, request, idempotency_key))
+
+    def verify(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        stores: str | Iterable[str] | None = None,
+        version: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> VerifyT:
+        """Read all bytes of the copies in the named stores, or of all copies, and compare them with the digest.
+
+        A bad copy is a verdict in the result and not a failed job: check `result.good`.
+        """
+        request = request_of(VERIFY, bucket=bucket, key=key, stores=_names(stores), version=version)
+        return cast("VerifyT", self._send(VERIFY, request, idempotency_key))
+
+    def delete(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        stores: str | Iterable[str] | None = None,
+        allow_last: bool = False,
+        idempotency_key: str | None = None,
+    ) -> DeleteT:
+        """Delete the copies in the named stores at once, or the artifact everywhere.
+
+        An artifact that is deleted everywhere can be undone until `result.purge_after`, 7 days later by default: with
+        `zot-artifacts undelete`, on a machine of the worker. Then its bytes go.
+
+        A job that would leave no good copy in the other stores fails and deletes nothing, unless `allow_last`.
+        """
+        request = request_of(DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last)
+        return cast("DeleteT", self._send(DELETE, request, idempotency_key))
+
+    def adopt(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        store: str,
+        first_read: bool = False,
+        idempotency_key: str | None = None,
+    ) -> AdoptT:
+        """Record an object that another program wrote into a store, after one full read; the object does not change.
+
+        Its bytes must match the digest that the store keeps beside it, and that of the artifact if it is known. With no
+        digest at all the job fails with Unverifiable, unless `first_read` makes the digest of this read the record.
+        """
+        request = request_of(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read)
+        return cast("AdoptT", self._send(ADOPT, request, idempotency_key))
+
+    def batch(
+        self,
+        verb: Verb,
+        bucket: str | None = None,
+        prefix: str = "",
+        *,
+        keys_from: str | os.PathLike[str] | None = None,
+        to: str | Iterable[str] | None = None,
+        stores: str | Iterable[str] | None = None,
+        allow_last: bool = False,
+        everything: bool = False,
+        in_flight: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> BatchT:
+        """Replicate, verify or delete every artifact of a bucket or prefix, or those that a file lists.
+
+        The list is a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line. `to`, `stores`
+        and `allow_last` mean what they mean for the verb. To delete a whole bucket, set `everything`. An artifact that
+        fails is in the result and does not fail the batch: check `result.good`. At most `in_flight` of its jobs, each
+        of which does a page of artifacts, wait or run at a time; cancelling the batch cancels those too.
+        """
+        request = request_of(
+            BATCH,
+            verb=verb,
+            bucket=bucket,
+            prefix=prefix or None,
+            keys_from=None if keys_from is None else os.fspath(keys_from),
+            to=_names(to),
+            stores=_names(stores),
+            allow_last=allow_last or None,
+            everything=everything or None,
+            in_flight=in_flight,
+        )
+        return cast("BatchT", self._send(BATCH, request, idempotency_key))
+
+    def upload_dir(
+        self,
+        directory: str | os.PathLike[str],
+        bucket: str,
+        prefix: str = "",
+        *,
+        stores: str | Iterable[str] | None = None,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        symlinks: Symlinks = "skip",
+        idempotency_key: str | None = None,
+    ) -> BatchT:
+        """Upload the files in and below a directory that is below one of the worker's roots, as one batch.
+
+        The key of a file is the prefix, with a slash at its end, and the path of the file in the directory. A pattern
+        without a slash is matched with names, one with a slash with paths in the directory; `**` is any number of
+        directories. A file that fails, or changes while it is read, is in the result and does not fail the batch: check
+        `result.good`. The same call again continues: what is stored already is not written again.
+        """
+        request = request_of(
+            BATCH,
+            verb="upload",
+            bucket=bucket,
+            prefix=f"{prefix.rstrip('/')}/" if prefix else None,
+            directory=os.fspath(directory),
+            include=tuple(include) or None,
+            exclude=tuple(exclude) or None,
+            symlinks=symlinks,
+            stores=_names(stores),
+        )
+        return cast("BatchT", self._send(BATCH, request, idempotency_key))
+
+    def sweep_verify(self, store: str | None = None, *, idempotency_key: str | None = None) -> SweepT:
+        """Verify the copies of one store, or of all, that are due; beat also starts this sweep on a schedule."""
+        return cast("SweepT", self._send(SWEEP_VERIFY, request_of(SWEEP_VERIFY, store=store), idempotency_key))
+
+    @abstractmethod
+    def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
+        """Send a request, and return what the verbs of this client return."""
+
+
+def check_service(service: str | None) -> str | None:
+    """Return the name of a service. Raise InvalidRequest if it is none."""
+    if service is not None and not _SERVICE.fullmatch(service):
+        msg = "service: letters, digits, '.', '_' and '-' are expected, 64 characters at most"
+        raise InvalidRequest(msg)
+    return service
+
+
+def idempotency_mismatch(jobs: Sequence[str]) -> IdempotencyMismatch:
+    """Return the error for idempotency keys that belong to other requests, by the ids of their jobs."""
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return IdempotencyMismatch(
+        f"the idempotency key of job {jobs[0]}{more} belongs to another request: choose another key, or send the same "
+        "request as before"
+    )
+
+
+def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, object]:
+    """Return the fields of a request, as they are sent.
+
+    Raises:
+        InvalidRequest: the message would be larger than a worker takes in.
+    """
+    payload = request.payload()
+    size = _ENVELOPE_SIZE + len(json.dumps(payload)) * 4 // 3  # the body is base64
+    if size > MAX_MESSAGE:
+        msg = f"{spec.kind}: the message would have {size} bytes, at most {MAX_MESSAGE} are accepted"
+        raise InvalidRequest(msg)
+    return payload
+
+
+def outgoing(spec: TaskSpec[RequestT, Any], job_id: str, request: RequestT) -> Outgoing:
+    """Return a job as it is sent under an id. Raise InvalidRequest: it is too large."""
+    return Outgoing(spec.name, job_id, spec.queue.value, payload_of(spec, request))
+
+
+def pages_of(
+    requests: Iterable[Message], idempotency_key: str | None, *, service: str | None
+) -> Iterator[list[Outgoing]]:
+    """Yield requests of any kinds as they are sent, in pages for one round trip each. Raise InvalidRequest."""
+    page: list[Outgoing] = []
+    for chosen, spec, request in choose_ids(requests, idempotency_key, service=service):
+        page.append(outgoing(spec, chosen, request))
+        if len(page) >= PIPELINE_SIZE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def digests_of(page: Iterable[Outgoing], kind: str | None = None) -> dict[str, str]:
+    """Return the digests of requests by the ids of their jobs; `kind` if it is not that of their task."""
+    return {job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload) for job in page}
+
+
+def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | None:
+    """Return the task of a kind, `upload`, or of a task's name, `artifact.upload.v1`. Raise InvalidRequest."""
+    if kind is None or isinstance(kind, TaskSpec):
+        return kind
+    for spec in TASKS.values():
+        if kind in {spec.kind, spec.name}:
+            return spec
+    msg = f"kind: there are {', '.join(spec.kind for spec in TASKS.values())}"
+    raise InvalidRequest(msg)
+
+
+def _names(stores: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if stores is None:
+        return None
+    return (stores,) if isinstance(stores, str) else tuple(stores)
+
+
+def request_of(spec: TaskSpec[RequestT, Any], **fields: object) -> RequestT:
+    """Return the request with the fields that are given. Raise InvalidRequest, which never carries a value."""
+    try:
+        return spec.request.read({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        faults = dict.fromkeys(_fault(each["loc"], each["msg"]) for each in error.errors(include_input=False))
+        raise InvalidRequest(f"{spec.kind}: {'; '.join(faults)}") from None
+
+
+def _fault(location: tuple[int | str, ...], rule: str) -> str:
+    field = str(location[0]) if location else "request"
+    # Deeper names are the caller's values, such as keys of metadata: only positions in a list are named.
+    place = f"[{location[1]}]" if len(location) > 1 and isinstance(location[1], int) else ""
+    return f"{field}{place}: {rule.removeprefix('Value error, ')}"

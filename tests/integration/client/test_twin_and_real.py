@@ -1,0 +1,305 @@
+"""One suite for every client: the in-memory one for tests of services, and the real one with a real worker."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from celery import Celery
+
+from tests.servers import Valkey
+from tests.servers.worker import Worker
+from tests.waiting import WITHIN
+from zot_artifact_client import (
+    ArtifactClient,
+    ArtifactNotFound,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    JobState,
+    UnknownJob,
+    WaitTimeout,
+    as_completed,
+)
+from zot_artifact_client.contract import QUERY_SHOW, UploadRequest, VerifyRequest
+from zot_artifact_client.testing import InMemoryArtifactClient
+
+BYTES = b"release one"
+SHA256 = hashlib.sha256(BYTES).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("incoming")
+
+
+@pytest.fixture(scope="module")
+def broker(valkey: Valkey) -> str:
+    return f"redis://127.0.0.1:{valkey.port}/6"
+
+
+@pytest.fixture(scope="module")
+def worker(broker: str, incoming: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    settings = {"sources__roots": json.dumps([str(incoming)])}
+    with Worker(tmp_path_factory.mktemp("worker"), broker, **settings) as running:
+        yield running
+
+
+class Side(SimpleNamespace):
+    """A client, and what a test does to the stores behind its back."""
+
+    client: Any
+    bucket: str
+
+
+@pytest.fixture(params=["twin", "real"])
+def side(request: pytest.FixtureRequest) -> Iterator[Side]:
+    bucket = f"b-{uuid4().hex[:8]}"
+    if request.param == "twin":
+        twin = InMemoryArtifactClient()
+        yield Side(client=twin, bucket=bucket, corrupt=twin.corrupt, lose=twin.lose, put=twin.put_object)
+        return
+    worker, broker = request.getfixturevalue("worker"), request.getfixturevalue("broker")
+
+    def path(bucket: str, key: str, store: str) -> Path:
+        return worker.home / "stores" / store / bucket / key
+
+    def corrupt(bucket: str, key: str, store: str) -> None:
+        body = path(bucket, key, store).read_bytes()
+        path(bucket, key, store).write_bytes(bytes([body[0] ^ 1]) + body[1:])
+
+    def put(bucket: str, key: str, store: str, body: bytes, *, sha256: str | None = None) -> None:
+        path(bucket, key, store).parent.mkdir(parents=True, exist_ok=True)
+        path(bucket, key, store).write_bytes(body)
+        if sha256 is not None:
+            path(bucket, f"{key}.sha256", store).write_text(sha256)
+
+    with ArtifactClient(broker) as real:
+        yield Side(client=real, bucket=bucket, corrupt=corrupt, lose=lambda *at: path(*at).unlink(), put=put)
+
+
+@pytest.fixture
+def source(incoming: Path) -> str:
+    (incoming / "app.tgz").write_bytes(BYTES)
+    return str(incoming / "app.tgz")
+
+
+@pytest.fixture
+def uploaded(side: Side, source: str) -> Any:
+    return side.client.upload(source, side.bucket, "app.tgz", metadata={"by": "ci"}).wait(WITHIN)
+
+
+def test_an_upload_is_shown_and_listed(side: Side, uploaded: Any, source: str) -> None:
+    """What an upload recorded is what `show` and `list` return: version, digest, metadata and copies."""
+    shown = side.client.show(side.bucket, "app.tgz")
+    assert (shown.version, shown.size, shown.sha256) == (uploaded.version, len(BYTES), SHA256)
+    assert shown.metadata == {"by": "ci"}
+    assert [(copy.store, copy.state) for copy in shown.copies] == [("dr", "stored"), ("primary", "stored")]
+    side.client.upload(source, side.bucket, "app-2.tgz").wait(WITHIN)
+    first = side.client.list(side.bucket, "app", limit=1)
+    assert [(each.key, each.sha256) for each in first.artifacts] == [("app-2.tgz", SHA256)]
+    rest = side.client.list(side.bucket, "app", after=first.next)
+    assert ([each.key for each in rest.artifacts], rest.next) == (["app.tgz"], None)
+    assert side.client.list(side.bucket, "nothing").artifacts == ()
+
+
+def test_a_verdict_is_shown(side: Side, uploaded: Any) -> None:
+    """After a verification each copy has the state of its verdict, and the time of its last good read."""
+    side.corrupt(side.bucket, "app.tgz", "dr")
+    result = side.client.verify(side.bucket, "app.tgz").wait(WITHIN)
+    assert not result.good
+    assert {copy.store: copy.verdict for copy in result.copies} == {"dr": "corrupt", "primary": "verified"}
+    copies = {copy.store: copy for copy in side.client.show(side.bucket, "app.tgz").copies}
+    assert {name: copy.state for name, copy in copies.items()} == {"dr": "corrupt", "primary": "verified"}
+    assert copies["primary"].last_verified_at is not None
+    assert (copies["dr"].last_verified_at, copies["dr"].last_attempt_at is None) == (None, False)
+
+
+def test_what_is_not_there(side: Side, uploaded: Any) -> None:
+    """An absent artifact is ArtifactNotFound for `show`, and a failed job for `verify`, both naming it."""
+    with pytest.raises(ArtifactNotFound, match=f"{side.bucket}/absent"):
+        side.client.show(side.bucket, "absent")
+    with pytest.raises(JobFailed, match=f"{side.bucket}/absent") as failed:
+        side.client.verify(side.bucket, "absent").wait(WITHIN)
+    assert (failed.value.type, failed.value.state) == ("NotFound", "failed")
+
+
+def test_a_lost_copy_is_replicated_again(side: Side, uploaded: Any) -> None:
+    """A copy that is lost is missing, and a replication repairs it from the other one."""
+    side.lose(side.bucket, "app.tgz", "dr")
+    assert side.client.verify(side.bucket, "app.tgz", stores="dr").wait(WITHIN).copies[0].verdict == "missing"
+    repaired = side.client.replicate(side.bucket, "app.tgz", to="dr").wait(WITHIN)
+    assert [(copy.store, copy.outcome, copy.source) for copy in repaired.copies] == [("dr", "repaired", "primary")]
+    assert side.client.verify(side.bucket, "app.tgz").wait(WITHIN).good
+
+
+def test_the_same_upload_again(side: Side, uploaded: Any, source: str) -> None:
+    """The same bytes and metadata are no new version, other metadata are one, and what is not named is kept."""
+    again = side.client.upload(source, side.bucket, "app.tgz").wait(WITHIN)
+    assert (again.version, again.unchanged) == (1, True)
+    other = side.client.upload(source, side.bucket, "app.tgz", metadata={"by": "hand"}).wait(WITHIN)
+    assert other.version == 2
+    assert side.client.show(side.bucket, "app.tgz").metadata == {"by": "hand"}
+
+
+def test_a_wrong_digest_changes_nothing(side: Side, source: str) -> None:
+    """An upload whose bytes have another digest fails, and there is no artifact after it."""
+    with pytest.raises(JobFailed) as failed:
+        side.client.upload(source, side.bucket, "app.tgz", sha256="0" * 64).wait(WITHIN)
+    assert failed.value.type == "DigestMismatch"
+    with pytest.raises(ArtifactNotFound):
+        side.client.show(side.bucket, "app.tgz")
+
+
+def test_the_last_good_copy_stays(side: Side, uploaded: Any) -> None:
+    """A delete that would leave no good copy fails; one that may, leaves the artifact without copies."""
+    side.client.delete(side.bucket, "app.tgz", stores="dr").wait(WITHIN)
+    with pytest.raises(JobFailed) as failed:
+        side.client.delete(side.bucket, "app.tgz", stores="primary").wait(WITHIN)
+    assert failed.value.type == "LastCopy"
+    assert [copy.store for copy in side.client.show(side.bucket, "app.tgz").copies] == ["primary"]
+
+
+def test_another_programs_object_is_adopted(side: Side) -> None:
+    """An object with a digest beside it becomes an artifact; one with a wrong digest does not."""
+    side.put(side.bucket, "good", "dr", BYTES, sha256=SHA256)
+    side.put(side.bucket, "bad", "dr", BYTES, sha256="0" * 64)
+    adopted = side.client.adopt(side.bucket, "good", store="dr").wait(WITHIN)
+    assert (adopted.evidence, adopted.sha256) == ("sha256 kept by the store", SHA256)
+    assert [(copy.store, copy.state) for copy in side.client.show(side.bucket, "good").copies] == [("dr", "verified")]
+    with pytest.raises(JobFailed) as failed:
+        side.client.adopt(side.bucket, "bad", store="dr").wait(WITHIN)
+    assert failed.value.type == "DigestMismatch"
+
+
+def test_a_directory_is_one_handle(side: Side, incoming: Path) -> None:
+    """A directory is uploaded by one job, whose result counts its files; the keys are their paths below the prefix."""
+    top = incoming / uuid4().hex
+    (top / "sub").mkdir(parents=True)
+    for name in ("a", "sub/b", "c.tmp"):
+        (top / name).write_bytes(name.encode())
+    result = side.client.upload_dir(top, side.bucket, "2026", exclude=["*.tmp"]).wait(WITHIN)
+    assert (result.good, result.objects, result.outcomes) == (True, 2, {"stored": 2})
+    assert [each.key for each in side.client.list(side.bucket).artifacts] == ["2026/a", "2026/sub/b"]
+    verified = side.client.batch("verify", side.bucket).wait(WITHIN)
+    assert verified.outcomes == {"verified": 2}
+
+
+def test_many_requests_are_one_handle(side: Side, source: str) -> None:
+    """One handle waits for all, tells each end, yields jobs as they end, and gives the results in order."""
+    requests = [UploadRequest(source=source, bucket=side.bucket, key=f"{number}") for number in range(5)]
+    jobs = side.client.submit_many(requests, idempotency_key=side.bucket)
+    told: list[tuple[int, int]] = []
+    results = jobs.wait(WITHIN, on_end=lambda done, total: told.append((done, total)))
+    assert [result.key for result in results] == ["0", "1", "2", "3", "4"]
+    assert told == [(number, 5) for number in range(1, 6)]
+    assert {job.id for job in as_completed(jobs, WITHIN)} == {job.id for job in jobs}
+    assert side.client.submit_many(requests, idempotency_key=side.bucket) == jobs
+    assert jobs.cancel() == 0
+    absent = side.client.submit_many([VerifyRequest(bucket=side.bucket, key="absent")])
+    with pytest.raises(JobFailed):
+        absent.wait(WITHIN)
+
+
+def test_a_job_by_its_id(side: Side, uploaded: Any, source: str) -> None:
+    """Any process gets the state and the typed result of a job from its id; an unknown id is `unknown`."""
+    job = side.client.upload(source, side.bucket, "app.tgz", idempotency_key=side.bucket)
+    result = job.wait(WITHIN)
+    status = side.client.status(job.id)
+    assert (status.kind, status.state, status.result, status.error) == ("upload", JobState.SUCCEEDED, result, None)
+    assert side.client.upload_job(job.id).wait(WITHIN) == result
+    failed = side.client.verify(side.bucket, "absent")
+    with pytest.raises(JobFailed):
+        side.client.verify_job(failed.id).wait(WITHIN)
+    told = side.client.status(failed.id)
+    assert (told.state, told.result, str(told.error).partition(":")[0]) == (JobState.FAILED, None, "NotFound")
+    assert side.client.status("no-such-job").state is JobState.UNKNOWN
+    with pytest.raises(UnknownJob):
+        side.client.job("no-such-job").wait(0)
+
+
+def test_a_key_names_one_request(side: Side, uploaded: Any) -> None:
+    """The same request under a key is the same job, another request is an error."""
+    job = side.client.verify(side.bucket, "app.tgz", idempotency_key=side.bucket)
+    assert side.client.verify(side.bucket, "app.tgz", idempotency_key=side.bucket).id == job.id
+    with pytest.raises(IdempotencyMismatch, match=job.id):
+        side.client.verify(side.bucket, "other", idempotency_key=side.bucket)
+    job.wait(WITHIN)
+
+
+def test_a_bad_request_is_not_sent(side: Side) -> None:
+    """A request that breaks the contract is refused in one line that names the field, a query as well."""
+    for call in (
+        lambda: side.client.upload("/in", "", "k"),
+        lambda: side.client.show("", "k"),
+        lambda: side.client.list("b", limit=0),
+        lambda: side.client.status("no id"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+
+# What only the real client has.
+
+
+def test_a_query_leaves_no_history(broker: str, worker: Worker, source: str) -> None:
+    """A query has no entry in the outbox and no row in the ledger, and its answer expires within a minute."""
+    with ArtifactClient(broker) as client, redis.Redis.from_url(broker) as server:
+        before = server.hlen("zot-artifacts:outbox")
+        with pytest.raises(ArtifactNotFound):
+            client.show("nothing", "here")
+        [key] = [name for name in server.scan_iter("celery-task-meta-query-*") if b"nothing/here" in server.get(name)]
+        assert 0 < server.ttl(key) <= 60
+        assert server.hlen("zot-artifacts:outbox") == before
+        assert client.status(key.decode().removeprefix("celery-task-meta-")).kind is None
+        assert b"unknown" in worker_answer(broker, key.decode().removeprefix("celery-task-meta-"))
+
+
+def worker_answer(broker: str, job: str) -> bytes:
+    """Ask for the status of a job in the ledger, as a program without this library does."""
+    with Celery(broker=broker, backend=broker, set_as_current=False) as app:
+        sent = app.send_task(
+            "artifact.status.v1", kwargs={"job": job}, task_id=f"query-{uuid4().hex}", queue="interactive"
+        )
+        return json.dumps(sent.get(timeout=WITHIN)).encode()
+
+
+def test_a_job_whose_result_has_expired_is_in_the_ledger(broker: str, worker: Worker, source: str) -> None:
+    """The status of a job whose result has expired is that of the ledger, with its typed result."""
+    with ArtifactClient(broker) as client, redis.Redis.from_url(broker) as server:
+        job = client.upload(source, f"b-{uuid4().hex[:8]}", "app.tgz")
+        result = job.wait(WITHIN)
+        server.delete(f"celery-task-meta-{job.id}")
+        status = client.status(job.id)
+        assert (status.kind, status.state, status.result) == ("upload", JobState.SUCCEEDED, result)
+
+
+def test_a_query_that_no_worker_answers_ends_in_time(valkey: Valkey) -> None:
+    """Without a worker a query is WaitTimeout, and its message carries the time after which it is dropped."""
+    url = f"redis://127.0.0.1:{valkey.port}/5"
+    with ArtifactClient(url) as client, redis.Redis.from_url(url) as server:
+        started = time.monotonic()
+        with pytest.raises(WaitTimeout, match="no worker has answered the show query within 0.3 s"):
+            client.show("b", "k", timeout=0.3)
+        assert time.monotonic() - started < 60
+        message = json.loads(server.rpop(QUERY_SHOW.queue.value))
+        assert message["headers"]["expires"] is not None
+
+
+def test_a_cancelled_job_is_told_by_its_status(valkey: Valkey) -> None:
+    """A job that was cancelled in memory ends as cancelled for every way to ask."""
+    twin = InMemoryArtifactClient(sources={"/in": b""})
+    twin.paused = True
+    job = twin.upload("/in", "b", "k")
+    assert job.cancel()
+    assert twin.status(job.id).state is JobState.CANCELLED
+    with pytest.raises(JobCancelled):
+        job.wait(0)
