@@ -53,7 +53,7 @@ def worker(broker: str, incoming: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 class Side(SimpleNamespace):
-    """A client, and what a test does to the stores behind its back."""
+    """A client, and what a test does to its stores as a failing disk or another program does."""
 
     client: Any
     bucket: str
