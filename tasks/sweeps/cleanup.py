@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from worker import clock
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.quarantine import purge, quarantined
-from worker.catalogue import OpenTransfer
+from worker.catalogue import OpenTransfer, UploadIntent
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -18,6 +19,9 @@ from worker.storage import StaleUpload
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
 logger = logging.getLogger(__name__)
+
+_BEGINNING = timedelta(minutes=5)
+"""Longest time between the intent to begin a multipart upload and the moment that the store names."""
 
 
 def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: RunningJob) -> SweepLeftoversResult:
@@ -30,38 +34,82 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         StorageError, Snooze: a store could not be cleaned; the others were.
     """
     age = context.settings.sweep.leftovers.age
-    foreign_uploads = context.settings.sweep.leftovers.foreign_uploads
-
     foreign: dict[str, int] = {}
 
     def clean(name: str) -> tuple[str, int]:
         job.step(f"cleaning {name}")
         store = context.stores[name]
-        transfers = context.catalogue.transfers.open_in(name)
-        spared = [transfer for transfer in transfers if transfer.live or transfer.begun_at > clock.now() - age]
-        removed = 0
-        for stale in store.iter_stale_uploads():
-            job.check()
-            if stale.since > clock.now() - age or any(_belongs_to(stale, transfer) for transfer in spared):
-                continue
-            begun_by_us = stale.ours or any(_was_begun_by(stale, transfer) for transfer in transfers)
-            if not begun_by_us and foreign_uploads == "report":
-                foreign[name] = foreign.get(name, 0) + 1
-                logger.warning(
-                    "%s: left %s, begun at %s: this worker did not begin it", name, stale.description, stale.since
-                )
-            elif store.remove_stale_upload(stale):
-                logger.info("%s: removed %s, begun at %s", name, stale.description, stale.since)
-                removed += 1
-        for transfer in transfers:
-            if transfer not in spared:
-                context.catalogue.transfers.forget(transfer)
-        removed += _purge_quarantine(store, context, job)
-        return name, removed
+        removed, foreign[name] = _clean_uploads(store, context, job)
+        return name, removed + _purge_quarantine(store, context, job)
 
     removed = for_each_store(context.unpaused_stores(request.store), clean)
     staged = 0 if request.store else _clean_staging(context, age)
-    return SweepLeftoversResult(removed=dict(removed), staged=staged, foreign=foreign)
+    return SweepLeftoversResult(
+        removed=dict(removed), staged=staged, foreign={name: count for name, count in foreign.items() if count}
+    )
+
+
+def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) -> tuple[int, int]:
+    """Remove the stale uploads of a store; return how many, and how many of other programs stay."""
+    leftovers, transfers = context.settings.sweep.leftovers, context.catalogue.transfers
+    before = clock.now() - leftovers.age
+    intents = transfers.intents(store.name)
+    recorded = transfers.open_in(store.name)
+    spared = [transfer for transfer in recorded if transfer.live or transfer.begun_at > before]
+    unclear, counts = list[StaleUpload](), Counter[str]()
+
+    def settle(stale: StaleUpload, *, ours: bool) -> None:
+        what = f"{stale.description}, begun at {stale.since}"
+        if stale.since > before:
+            return
+        if not ours and leftovers.foreign_uploads == "report":
+            logger.warning("%s: left %s: this worker did not begin it", store.name, what)
+            counts["foreign"] += 1
+        elif store.remove_stale_upload(stale):
+            logger.info("%s: removed %s", store.name, what)
+            counts["removed"] += 1
+
+    for stale in store.iter_stale_uploads():
+        job.check()
+        if _belongs_to_one(stale, spared):
+            continue
+        ours = stale.ours or any(_was_begun_by(stale, transfer) for transfer in recorded)
+        if not ours and any(_follows(stale, intent) for intent in intents):
+            unclear.append(stale)
+        else:
+            settle(stale, ours=ours)
+    intended, ended = _intended(store, unclear, intents, before)
+    for stale in unclear:
+        settle(stale, ours=stale in intended)
+    transfers.forget_intents(ended)
+    for transfer in set(recorded).difference(spared):
+        transfers.forget(transfer)
+    return counts["removed"], counts["foreign"]
+
+
+def _intended(
+    store: LimitedStore, unclear: list[StaleUpload], intents: list[UploadIntent], before: datetime
+) -> tuple[list[StaleUpload], list[UploadIntent]]:
+    """Return the uploads that a process of ours began and died before it recorded them, and the intents of the past.
+
+    Such an upload has the key of an intent, was begun right after it, and has no part, because the first one is sent
+    after the record. Where two uploads fit an intent, neither is taken for ours.
+    """
+    found, ended = list[StaleUpload](), list[UploadIntent]()
+    for intent in intents:
+        if intent.intended_at + _BEGINNING > before:
+            continue
+        fits = [stale for stale in unclear if _follows(stale, intent)]
+        fits = [stale for stale in fits if store.is_unused_upload(stale, intent.bucket, intent.key)]
+        if len(fits) == 1:
+            found += fits
+        ended.append(intent)
+    return found, ended
+
+
+def _follows(stale: StaleUpload, intent: UploadIntent) -> bool:
+    """Return whether an upload was begun right after an intent, by the clock of the store, which tells seconds."""
+    return intent.intended_at.replace(microsecond=0) <= stale.since <= intent.intended_at + _BEGINNING
 
 
 def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
@@ -78,10 +126,14 @@ def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob)
     return purged
 
 
-def _belongs_to(stale: StaleUpload, transfer: OpenTransfer) -> bool:
+def _belongs_to_one(stale: StaleUpload, transfers: list[OpenTransfer]) -> bool:
     """Return whether a stale upload may be part of a write that a job will resume; True if that is unknown."""
-    token = (*transfer.token.split(":"), transfer.token)
-    return any(piece in token or piece.endswith(transfer.path) for piece in stale.token)
+
+    def belongs(transfer: OpenTransfer) -> bool:
+        token = (*transfer.token.split(":"), transfer.token)
+        return any(piece in token or piece.endswith(transfer.path) for piece in stale.token)
+
+    return any(belongs(transfer) for transfer in transfers)
 
 
 def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:

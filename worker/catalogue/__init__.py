@@ -35,7 +35,7 @@ from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import GRACE, SweepClaims
-from worker.catalogue.transfers import OpenTransfer, Transfers
+from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
 
@@ -102,6 +102,7 @@ __all__ = [
     "Superseded",
     "Tombstone",
     "UntrustedStore",
+    "UploadIntent",
     "VerdictRow",
     "last_cause",
     "load",

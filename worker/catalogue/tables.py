@@ -197,6 +197,18 @@ transfer_parts = Table(
 )
 """The parts that the store has confirmed, with the SHA-256 of the bytes sent."""
 
+upload_intents = Table(
+    "upload_intents",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("store", Text(128), nullable=False),
+    Column("bucket", Text(63), nullable=False),
+    Column("key", Text(1024), nullable=False),
+    Column("intended_at", UtcDateTime, nullable=False),
+    Index("ix_upload_intents_place", "store", "bucket", "key"),
+)
+"""The multipart uploads that were about to begin and that `transfers` does not have, in stores that mark no upload."""
+
 batches = Table(
     "batches",
     metadata,

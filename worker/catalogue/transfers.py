@@ -1,5 +1,6 @@
 """Open multipart uploads: what another process needs to resume them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -7,7 +8,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact
-from worker.catalogue.tables import artifacts, jobs, transfer_parts, transfers
+from worker.catalogue.tables import artifacts, jobs, transfer_parts, transfers, upload_intents
 from worker.storage.driver import Part
 from worker.storage.transfer.multipart import OpenUpload, SentPart
 from zot_artifact_client.contract import JobState
@@ -32,6 +33,16 @@ class OpenTransfer:
     live: bool
 
 
+@dataclass(frozen=True, slots=True)
+class UploadIntent:
+    """A multipart upload that a process was about to begin, and whose token it has not recorded."""
+
+    id: int
+    bucket: str
+    key: str
+    intended_at: datetime
+
+
 class Transfers:
     """The open multipart upload of each copy; there is at most one."""
 
@@ -48,8 +59,27 @@ class Transfers:
         sent = {part.number: SentPart(Part(part.number, part.size, part.tag), part.sha256) for part in parts}
         return OpenUpload(row.token, row.part_size, sent)
 
+    def intend(self, artifact: Artifact, store: str, *, now: datetime) -> None:
+        """Record that an upload is about to begin; `begin` removes the record again."""
+        values = {"store": store, "bucket": artifact.bucket, "key": artifact.key, "intended_at": now}
+        with self._database.write() as connection:
+            connection.execute(sa.insert(upload_intents), values)
+
+    def intents(self, store: str) -> list[UploadIntent]:
+        """Return the uploads that were about to begin in a store and were never recorded, the oldest first."""
+        columns = [upload_intents.c[name] for name in ("id", "bucket", "key", "intended_at")]
+        asked = sa.select(*columns).where(upload_intents.c.store == store).order_by(upload_intents.c.id)
+        with self._database.read() as connection:
+            return [UploadIntent(*row) for row in connection.execute(asked)]
+
+    def forget_intents(self, intents: Sequence[UploadIntent]) -> None:
+        """Remove intents whose uploads cannot be open any more, or cannot be told from another program's."""
+        with self._database.write() as connection:
+            for intent in intents:
+                connection.execute(sa.delete(upload_intents).where(upload_intents.c.id == intent.id))
+
     def begin(self, artifact: Artifact, store: str, *, token: str, part_size: int, now: datetime) -> None:
-        """Record an open upload in place of one that was recorded before."""
+        """Record an open upload in place of one that was recorded before, and of the last intent."""
         values = {
             "artifact_id": artifact.id,
             "store": store,
@@ -60,6 +90,9 @@ class Transfers:
         with self._database.write() as connection:
             connection.execute(sa.delete(transfers).where(*_of(artifact, store)))
             connection.execute(sa.insert(transfers), values)
+            place = (upload_intents.c.store == store, *_at(artifact))
+            last = sa.select(sa.func.max(upload_intents.c.id)).where(*place).scalar_subquery()
+            connection.execute(sa.delete(upload_intents).where(upload_intents.c.id == last))
 
     def add(self, artifact: Artifact, store: str, sent: SentPart) -> None:
         """Record a part that the store has confirmed, in place of one with the same number."""
@@ -100,6 +133,10 @@ class Transfers:
         """Remove an upload that was aborted because no job resumes it."""
         with self._database.write() as connection:
             connection.execute(sa.delete(transfers).where(transfers.c.id == transfer.id))
+
+
+def _at(artifact: Artifact) -> tuple[sa.ColumnElement[bool], ...]:
+    return upload_intents.c.bucket == artifact.bucket, upload_intents.c.key == artifact.key
 
 
 def _of(artifact: Artifact, store: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -23,6 +23,9 @@ class CopyCheckpoint:
     def resume(self) -> OpenUpload | None:
         return self.catalogue.transfers.find(self.artifact, self.store)
 
+    def begins(self) -> None:
+        self.catalogue.transfers.intend(self.artifact, self.store, now=clock.now())
+
     def begun(self, token: str, part_size: int) -> None:
         self.catalogue.transfers.begin(self.artifact, self.store, token=token, part_size=part_size, now=clock.now())
 

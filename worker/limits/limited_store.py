@@ -91,6 +91,10 @@ class LimitedStore:
         with self._request():
             yield from self._store.iter_stale_uploads()
 
+    def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
+        with self._request():
+            return self._store.is_unused_upload(stale, bucket, key)
+
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         with self._request():
             return self._store.remove_stale_upload(stale)

@@ -177,6 +177,7 @@ class Capabilities:
         properties: `ObjectProperties` given at the write come back from `stat`.
         groups: many small objects are written faster as a group (`GroupDriver`).
         local: a read is mostly work of this machine's processor, so that more threads are no faster.
+        marks_uploads: the store tells of each unfinished upload whether the worker began it.
     """
 
     needs_digest_first: bool
@@ -197,6 +198,7 @@ class Capabilities:
     properties: bool = False
     groups: bool = False
     local: bool = False
+    marks_uploads: bool = True
 
 
 class Body(Protocol):
@@ -439,6 +441,14 @@ class MultipartDriver(Driver, Protocol):
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """Abort a multipart upload and remove its parts; an upload that is not open any more is no error."""
+        ...
+
+
+class UnmarkedUploadDriver(MultipartDriver, Protocol):
+    """A backend whose `capabilities.marks_uploads` is False: the worker records that it is about to begin an upload."""
+
+    def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
+        """Return whether a stale upload is of this object and has no part yet."""
         ...
 
 

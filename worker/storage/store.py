@@ -31,6 +31,7 @@ from worker.storage.driver import (
     SmallReadDriver,
     SmallReads,
     StaleUpload,
+    UnmarkedUploadDriver,
     WholeReadDriver,
     WriteInfo,
 )
@@ -585,6 +586,11 @@ class Store:
             for row in self._driver.iter_objects(STAGING_BUCKET):
                 token = (STAGING_BUCKET, row.version, row.key)
                 yield StaleUpload(f"object {STAGING_BUCKET}/{row.key}, not swapped in", row.modified, token)
+
+    def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
+        """Return whether a stale upload of a store that does not mark uploads is of this object and has no part yet."""
+        driver = cast("UnmarkedUploadDriver", self._driver)
+        return not self.capabilities.marks_uploads and driver.is_unused_upload(stale, bucket, key)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""

@@ -94,6 +94,7 @@ class S3Driver(CloudDriver):
             properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
+            marks_uploads=False,
         )
 
     # Objects
@@ -254,6 +255,15 @@ class S3Driver(CloudDriver):
                 since = upload.get("Initiated", UNKNOWN_TIME)
                 ours = self._is_reserved(real, key)  # S3 does not record who began an upload
                 yield StaleUpload(f"multipart upload of {real}/{key}", since, token, ours=ours)
+
+    def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
+        address = self._address(bucket, key)
+        if stale.token[:2] != (address["Bucket"], address["Key"]):
+            return False
+        try:
+            return not self.list_parts(bucket, key, _token("", stale.token[2]))
+        except NotFound:  # it has ended meanwhile
+            return False
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         real, key, upload_id = stale.token

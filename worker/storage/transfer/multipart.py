@@ -75,8 +75,12 @@ class Checkpoint(Protocol):
         """Return the unfinished upload, if there is one."""
         ...
 
+    def begins(self) -> None:
+        """Record that an upload is about to begin, in a store that does not mark whose an upload is."""
+        ...
+
     def begun(self, token: str, part_size: int) -> None:
-        """Record an upload that has just been begun."""
+        """Record an upload that has just been begun, in place of the record that it was about to."""
         ...
 
     def sent(self, part: SentPart) -> None:
@@ -97,6 +101,9 @@ class NoCheckpoint:
 
     def resume(self) -> OpenUpload | None:
         return None
+
+    def begins(self) -> None:
+        pass
 
     def begun(self, token: str, part_size: int) -> None:
         pass
@@ -180,6 +187,8 @@ class MultipartWrite:
     def _begin(self) -> OpenUpload:
         assert self._info.size is not None
         part_size = part_size_of(self._driver, self._info.size)
+        if not self._driver.capabilities.marks_uploads:
+            self._checkpoint.begins()
         begun = OpenUpload(self._driver.begin_upload(*self._place, self._info), part_size, {})
         self._checkpoint.begun(begun.token, part_size)
         return begun

@@ -52,6 +52,7 @@ def copy_server_side(
 
     try:
         original = cast("CopyDriver", source).location(bucket, key)
+        announce(target, checkpoint)
         made = cast("CopyDriver", target).copy_from(original, found, info, between=between, begun=begun)
         checkpoint.ended()
     except AlreadyExists:
@@ -65,6 +66,12 @@ def copy_server_side(
         target.delete(bucket, key, condition=Match(made.version))
         raise SizeMismatch(f"{target.name}: {bucket}/{key}: the store made a copy of {made.size} bytes of {info.size}")
     return made
+
+
+def announce(target: Driver, checkpoint: Checkpoint) -> None:
+    """Record that a multipart upload is about to begin, for cleanup, where the store would not tell whose it is."""
+    if not target.capabilities.marks_uploads:
+        checkpoint.begins()
 
 
 def _change(source: Driver, found: ObjectStat) -> StorageError | None:

@@ -1,6 +1,8 @@
 """The cleanup sweep removes what dead writers left, and nothing that a job still needs."""
 
 import dataclasses
+import io
+import time
 from datetime import timedelta
 
 import pytest
@@ -9,6 +11,7 @@ from tasks.sweeps.cleanup import sweep_cleanup
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from worker import clock
 from worker.context import Context
+from worker.jobs.checkpoint import CopyCheckpoint
 from worker.settings import Settings
 from worker.settings.sections import LeftoverSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
@@ -120,6 +123,60 @@ def test_an_upload_of_another_program_is_only_reported(run, cloud, ministack, ca
     assert result.foreign == ({} if setting == "abort" else {"cloud": 1})
     assert "releases/theirs" in caplog.text
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == (0 if setting == "abort" else 1)
+
+
+def begin_and_die(cloud: Context, key: str = "app.tgz"):
+    """Begin a large upload whose process dies before it records the answer of the store."""
+
+    class Dead(BaseException):
+        """Passes every handler, as a kill does."""
+
+    digest = Digest(11 << 20, "a" * 64)
+    artifact = cloud.catalogue.artifacts.record("releases", key, digest, {}, clock.now())
+    checkpoint = CopyCheckpoint(cloud.catalogue, artifact, "cloud")
+
+    def die(*_args, **_kwargs):
+        raise Dead
+
+    info = {"size": digest.size, "sha256": digest.sha256}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CopyCheckpoint, "begun", die)
+        with pytest.raises(Dead):
+            cloud.stores["cloud"].write_object("releases", key, io.BytesIO(), **info, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("theirs", ["none", "before", "with a part", "without a part", "another key"])
+def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anothers(
+    run, cloud, ministack, monkeypatch, theirs
+):
+    """Its process was killed before it had recorded the answer: cleanup aborts it only where nothing else fits."""
+    client, real = s3_client(ministack), cloud.stores["cloud"]._driver._config.bucket
+    key = "releases/other.tgz" if theirs == "another key" else "releases/app.tgz"
+
+    def begin_theirs() -> str:
+        return client.create_multipart_upload(Bucket=real, Key=key)["UploadId"]
+
+    other = begin_theirs() if theirs == "before" else None
+    if other:
+        time.sleep(1.1)  # S3 tells the second in which an upload began
+    begin_and_die(cloud)
+    if theirs not in {"none", "before"}:
+        other = begin_theirs()
+    if theirs == "with a part":
+        client.upload_part(Bucket=real, Key=key, UploadId=other, PartNumber=1, Body=b"x")
+
+    early = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
+    assert early.removed == {"cloud": 0}  # the answer may still be on its way
+    now = clock.now() + timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    result = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
+
+    left = [stale.token[-1] for stale in cloud.stores["cloud"].iter_stale_uploads()]
+    if theirs == "without a part":
+        assert (result.removed, result.foreign, len(left)) == ({"cloud": 0}, {"cloud": 2}, 2)
+    else:
+        assert (result.removed, left) == ({"cloud": 1}, [other] if other else [])
+    assert cloud.catalogue.transfers.intents("cloud") == []
 
 
 @pytest.mark.parametrize("live", [True, False])

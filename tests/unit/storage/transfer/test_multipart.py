@@ -79,6 +79,9 @@ class Notes:
     def resume(self) -> OpenUpload | None:
         return self.kept
 
+    def begins(self) -> None:
+        pass
+
     def begun(self, token, part_size) -> None:
         self.kept = OpenUpload(token, part_size, {})
 
