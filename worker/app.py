@@ -43,6 +43,7 @@ TASK_MODULES = (
     "tasks.page",
     "tasks.queries",
     "tasks.record_rejected",
+    "tasks.sweeps.alarms",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",
     "tasks.sweeps.repair",

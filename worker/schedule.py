@@ -5,6 +5,7 @@ from typing import Any
 
 from worker.settings import Settings
 from zot_artifact_client.contract import (
+    SWEEP_ALARMS,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_PURGE,
@@ -31,6 +32,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         (SWEEP_PURGE, settings.sweep.purge.enabled, settings.sweep.purge.every),
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
+        (SWEEP_ALARMS, bool(settings.alarms.channels), settings.alarms.every),
     ]
     return {
         spec.kind: {

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from worker.catalogue.alarms import Alarms, ChannelState, PendingDigest
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, Superseded
 from worker.catalogue.batches import (
@@ -43,6 +44,7 @@ __all__ = [
     "BAD",
     "COPY_KINDS",
     "GRACE",
+    "Alarms",
     "Artifact",
     "BadExport",
     "Batch",
@@ -53,6 +55,7 @@ __all__ = [
     "Catalogue",
     "CatalogueError",
     "CatalogueUnavailable",
+    "ChannelState",
     "Copy",
     "CopyState",
     "Coverage",
@@ -62,6 +65,7 @@ __all__ = [
     "FindingCount",
     "FindingKind",
     "FindingRecord",
+    "Findings",
     "Finished",
     "FinishedCopy",
     "ForgottenStore",
@@ -92,6 +96,7 @@ __all__ = [
     "PageOutcome",
     "Pause",
     "Pauses",
+    "PendingDigest",
     "PlannedPage",
     "ReconcileRun",
     "Recorded",
@@ -145,6 +150,10 @@ class Catalogue:
     @cached_property
     def artifacts(self) -> Artifacts:
         return Artifacts(self._database)
+
+    @cached_property
+    def alarms(self) -> Alarms:
+        return Alarms(self._database)
 
     @cached_property
     def artifact_locks(self) -> ArtifactLocks:

@@ -445,6 +445,7 @@ def _resolve(connection: Connection, how: Mapping[int, str], now: datetime) -> N
 
 def _record_of(row: Row[Any]) -> FindingRecord:
     values: dict[str, Any] = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name
+    del values["told"]  # it is for alarms alone
     for name in ("store", "bucket", "key", "version"):
         values[name] = values[name] or None
     return FindingRecord(**values | {"kind": FindingKind(row.kind)})

@@ -60,10 +60,18 @@ class FindingKind(StrEnum):
     """An artifact that lacks a copy in a store where placement wants one."""
     OVERDUE = "overdue"
     """A store with copies that were not read within its period."""
+    TOO_SLOW = "too_slow"
+    """A store whose copies will not all be read within its period at the rate or the budget that it has."""
     ORPHAN = "orphan"
     """An object that the catalogue does not know."""
     STORE_NOT_CONFIGURED = "store_not_configured"
     """A store that has copies in the catalogue and is not in the settings."""
+    CANARY_MISSED = "canary_missed"
+    """A canary that was damaged on purpose and not found, or not repaired, in time."""
+    ALARM_UNDELIVERED = "alarm_undelivered"
+    """Alarms that a channel could not deliver."""
+    CANARY = "canary"
+    """A canary that was damaged on purpose, until it is repaired: never a loss of data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,6 +318,9 @@ store_trust = Table(
 
 _OPEN = text("resolved_at IS NULL")
 _RESOLVED = text("resolved_at IS NOT NULL")
+UNTOLD_OPEN = text("resolved_at IS NULL AND told < 2")
+UNTOLD_RESOLVED = text("resolved_at IS NOT NULL AND told < 3")
+"""As the indexes of findings that no alarm has told have it: with parameters SQLite does not use them."""
 
 findings = Table(
     "findings",
@@ -339,6 +342,7 @@ findings = Table(
     Column("acknowledged_by", Text(500)),
     Column("note", Text(500)),
     Column("evidence", JSON, nullable=False),
+    Column("told", SmallInteger, nullable=False, server_default="0"),
     Index(
         "uq_findings_open", "bucket", "key", "store", "kind", "version",
         unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN,
@@ -348,8 +352,12 @@ findings = Table(
         sqlite_where=_OPEN, postgresql_where=_OPEN,
     ),
     Index("ix_findings_resolved", "resolved_at", sqlite_where=_RESOLVED, postgresql_where=_RESOLVED),
+    Index("ix_findings_untold", "told", "opened_at", sqlite_where=UNTOLD_OPEN, postgresql_where=UNTOLD_OPEN),
+    Index("ix_findings_untold_end", "told", sqlite_where=UNTOLD_RESOLVED, postgresql_where=UNTOLD_RESOLVED),
 )  # fmt: skip
 """One row for each deviation of a copy, an artifact, an object or a store, see `FindingKind`.
+
+`told`: the last change that an alarm has told: 1 that it was opened, 2 that it is still open, 3 that it is resolved.
 
 What does not apply is empty, and `version` 0, so that the index of open ones keeps each kind and place once.
 """
@@ -413,3 +421,21 @@ tombstones = Table(
     Index("ix_tombstones_purge_after", "purge_after"),
 )
 """The deletes whose bytes are still there. `purging_at`: since when they are removed, so that it cannot be undone."""
+
+_PENDING = text("delivered_at IS NULL")
+
+alarm_digests = Table(
+    "alarm_digests",
+    metadata,
+    Column("id", Text(36), primary_key=True),
+    Column("channel", Text(16), primary_key=True),
+    Column("made_at", UtcDateTime, nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("delivered_at", UtcDateTime),
+    Column("error", Text(500)),
+    Index("ix_alarm_digests_pending", "channel", "next_at", sqlite_where=_PENDING, postgresql_where=_PENDING),
+    Index("ix_alarm_digests_channel", "channel", "delivered_at"),
+)
+"""What changed in the findings, for each channel that tells it. `next_at`: when the next attempt is due."""

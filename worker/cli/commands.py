@@ -61,6 +61,7 @@ COMMANDS = {
     "findings": Entry(
         _STORES, "List the findings, show one, or acknowledge it.", "findings:app"
     ),
+    "alarms": Entry(_STORES, "List the channels of alarms, or send a test alarm.", "alarms:app"),
     "sweep": Entry(
         _STORES, "Run a periodic task now, and wait until it and the jobs that it sent have ended.", "sweep:sweep"
     ),

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 import typer
@@ -94,6 +95,7 @@ def document_of(session: Session) -> dict[str, Any]:
         "paused": [{"scope": each.scope, "name": each.name, **_paused(each)} for each in pauses],
         "sweeps": [_run(kind, run) for kind, run in runs.items()],
         "checks": [asdict(check) for check in checks],
+        "alarms": [asdict(each) for each in catalogue.alarms.channels().values()],
     }
 
 
@@ -243,6 +245,8 @@ def _print(document: Mapping[str, Any]) -> None:
     say(f"repairs and replications under way: {document['repairs']}")
     dead = document["dead_letters"]
     say(f"dead letters: {dead}; `zot-artifacts jobs --dead` lists them" if dead else "dead letters: 0")
+    for each in filter(itemgetter("pending"), document["alarms"]):
+        say(f"alarms by {each['channel']}: {each['pending']} wait; {each['error'] or 'they are sent soon'}")
     for each in document["paused"]:
         say(f"{each['scope']} {each['name']}: paused {describe_pause(each['since'], each['reason'])}")
     for check in document["checks"]:

@@ -19,6 +19,7 @@ from worker.cli.submit import Sender, request_of, sender
 from worker.cli.sweep_plans import PLANS
 from zot_artifact_client.contract import (
     PAGE,
+    SWEEP_ALARMS,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_PURGE,
@@ -45,6 +46,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "purge": SWEEP_PURGE,
     "cleanup": SWEEP_LEFTOVERS,
     "probe": SWEEP_PROBE,
+    "alarms": SWEEP_ALARMS,
     "recover": SWEEP_RECOVER,
 }
 _WITH_PREFIX = {"repair", "replicate", "reconcile"}
@@ -113,7 +115,7 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
         )
     if prefix is not None and name not in _WITH_PREFIX:
         raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")
-    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE):
+    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS):
         raise Failure(f"the sweep {name} takes no --store", Status.USAGE, type_="UsageError")
     return spec
 

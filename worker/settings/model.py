@@ -18,6 +18,7 @@ from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from worker.settings.alarms import AlarmSettings
 from worker.settings.original import OriginalRefused, translate
 from worker.settings.private_files import OWN_FOLDERS, make_files_private, tighten
 from worker.settings.sections import (
@@ -88,6 +89,7 @@ class Settings(BaseSettings):
     page: PageSettings = PageSettings()
     delete: DeleteSettings = DeleteSettings()
     findings: FindingSettings = FindingSettings()
+    alarms: AlarmSettings = AlarmSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""

@@ -1,9 +1,12 @@
 """Every setting that is misspelt or impossible is named, none with its value."""
 
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 
+from worker.catalogue import FindingKind
+from worker.settings.alarms import Told
 from worker.settings.model import NoBroker, SettingsError, load_settings
 
 
@@ -44,6 +47,36 @@ def test_a_delete_can_be_undone_for_a_week_by_default(config, monkeypatch):
     config("")
     monkeypatch.delenv("ZOT_DELETE__GRACE")
     assert load_settings().delete.grace == timedelta(days=7)
+
+
+def test_every_kind_of_finding_can_be_a_quiet_one():
+    """`alarms.quiet` knows the kinds of the catalogue; canaries are never alarms."""
+    assert set(get_args(Told)) == {kind.value for kind in FindingKind} - {"canary"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("webhook: {url: 'ftp://a', secret: 0123456789abcdef}", "alarms.webhook.url: an address such as https://"),
+        ("webhook: {url: 'https://u:p@a/', secret: 0123456789abcdef}", "no user and no password"),
+        ("webhook: {url: 'https://a/', secret: short}", "fewer than 16 bytes"),
+        ("webhook: {url: 'https://a/', secret: 'whsec_!'}", "no base64"),
+        ("email: {server: 'smtp://a', sender: a@b.c, recipients: [a@b.c]}", "a server such as smtp.example:587"),
+        ("email: {server: a, sender: 'a@b.c\\r\\nBcc: e@f.g', recipients: [a@b.c]}", "an address such as"),
+        ("email: {server: a, sender: a@b.c, recipients: [a@b.c], username: u}", "username and password go together"),
+        (
+            "email: {server: a, sender: a@b.c, recipients: [a@b.c], username: u, password: p, security: none}",
+            "sent in the clear",
+        ),
+        ("quiet: [corupt]", "alarms.quiet"),
+    ],
+)
+def test_a_wrong_channel_of_alarms_is_named_without_its_secret(config, text, says):
+    """Each mistake names the setting and the way out."""
+    config(f"alarms: {{{text}}}\n")
+    [problem] = problems()
+    assert says in problem
+    assert "0123456789abcdef" not in problem
 
 
 def test_the_environment_wins_over_the_file(config, monkeypatch):

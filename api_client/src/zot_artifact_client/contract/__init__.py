@@ -47,6 +47,8 @@ from zot_artifact_client.contract.requests import (
     Source,
     StoreName,
     StoreNames,
+    SweepAlarmsRequest,
+    SweepCanaryRequest,
     SweepLeftoversRequest,
     SweepProbeRequest,
     SweepPurgeRequest,
@@ -54,6 +56,7 @@ from zot_artifact_client.contract.requests import (
     SweepRecoverRequest,
     SweepRepairRequest,
     SweepReplicateRequest,
+    SweepReportRequest,
     SweepVerifyRequest,
     Symlinks,
     UploadRequest,
@@ -76,6 +79,8 @@ from zot_artifact_client.contract.results import (
     ReconciledStore,
     ReplicateResult,
     Result,
+    SweepAlarmsResult,
+    SweepCanaryResult,
     SweepLeftoversResult,
     SweepProbeResult,
     SweepPurgeResult,
@@ -83,6 +88,7 @@ from zot_artifact_client.contract.results import (
     SweepRecoverResult,
     SweepRepairResult,
     SweepReplicateResult,
+    SweepReportResult,
     SweepVerifyResult,
     UploadResult,
     VerifyResult,
@@ -109,6 +115,7 @@ __all__ = [
     "QUERY_SHOW",
     "QUERY_STATUS",
     "REPLICATE",
+    "SWEEP_ALARMS",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
     "SWEEP_PURGE",
@@ -166,6 +173,10 @@ __all__ = [
     "StatusResult",
     "StoreName",
     "StoreNames",
+    "SweepAlarmsRequest",
+    "SweepAlarmsResult",
+    "SweepCanaryRequest",
+    "SweepCanaryResult",
     "SweepLeftoversRequest",
     "SweepLeftoversResult",
     "SweepProbeRequest",
@@ -180,6 +191,8 @@ __all__ = [
     "SweepRepairResult",
     "SweepReplicateRequest",
     "SweepReplicateResult",
+    "SweepReportRequest",
+    "SweepReportResult",
     "SweepVerifyRequest",
     "SweepVerifyResult",
     "Symlinks",
@@ -290,6 +303,7 @@ SWEEP_RECONCILE = TaskSpec(
     "sweep.reconcile.v1", "sweep.reconcile", SweepReconcileRequest, SweepReconcileResult, Queue.SWEEP
 )
 SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, SweepPurgeResult, Queue.SWEEP)
+SWEEP_ALARMS = TaskSpec("sweep.alarms.v1", "sweep.alarms", SweepAlarmsRequest, SweepAlarmsResult, Queue.INTERACTIVE)
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
@@ -297,7 +311,7 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
     for spec in (
         UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
-        SWEEP_RECOVER,
+        SWEEP_RECOVER, SWEEP_ALARMS,
     )
 }  # fmt: skip
 

@@ -311,5 +311,19 @@ class SweepPurgeRequest(Message):
     """Remove the bytes of deleted artifacts whose grace period is over."""
 
 
+class SweepAlarmsRequest(Message):
+    """Tell the findings that changed, and deliver the alarms that wait."""
+
+
+class SweepReportRequest(Message):
+    """Write the report to the store that the settings name."""
+
+
+class SweepCanaryRequest(Message):
+    """Check the canaries of one store, or of all, and damage the next ones."""
+
+    store: StoreName | None = None
+
+
 class SweepRecoverRequest(Message):
     """Send again the jobs without a heartbeat."""

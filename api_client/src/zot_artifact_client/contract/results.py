@@ -236,6 +236,28 @@ class SweepPurgeResult(Result):
     copies: dict[str, int]
 
 
+class SweepAlarmsResult(Result):
+    """How many digests were delivered, by channel, and why others were not."""
+
+    delivered: dict[str, int]
+    undelivered: dict[str, str] = Field(default_factory=dict)
+
+
+class SweepReportResult(Result):
+    """Where the report was written; `None` where the settings name no store. `status` is that of the report."""
+
+    store: str | None = None
+    bucket: str | None = None
+    keys: tuple[str, ...] = ()
+    status: int = 0
+
+
+class SweepCanaryResult(Result):
+    """What the canary of each store does: `damaged`, `found`, `repaired`, `missed`, or why there is none."""
+
+    stores: dict[str, str]
+
+
 class SweepRecoverResult(Result):
     """How many jobs were sent again: messages that Redis lost, and jobs whose workers sent no heartbeat any more.
 

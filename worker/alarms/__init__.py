@@ -1,0 +1,1 @@
+"""Alarms: tell what changed in the findings, by webhook, e-mail and log."""

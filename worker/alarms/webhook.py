@@ -1,0 +1,71 @@
+"""Send a digest to an HTTP endpoint, signed as Standard Webhooks 1.0 describes."""
+
+import hashlib
+import hmac
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from worker.alarms.errors import AlarmUndelivered
+from worker.settings.alarms import WebhookSettings, key_of
+
+_SUCCESS = range(200, 300)
+
+
+def signed(payload: Mapping[str, Any], key: bytes, *, at: datetime) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a digest.
+
+    `webhook-signature` is `v1,` and the HMAC-SHA256 of `ID.SECONDS.BODY` in base64. The id is the same at each attempt,
+    so that a receiver can ignore a digest that it has; the time is that of the attempt, so that it can refuse an old
+    message that another program sends again.
+    """
+    body = json.dumps(payload, separators=(",", ":")).encode()
+    seconds = str(int(at.timestamp()))
+    content = b".".join((str(payload["id"]).encode(), seconds.encode(), body))
+    signature = b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    return body, {
+        "content-type": "application/json",
+        "webhook-id": str(payload["id"]),
+        "webhook-timestamp": seconds,
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+def post(payload: Mapping[str, Any], settings: WebhookSettings, *, at: datetime) -> None:
+    """Send a digest and return when the endpoint has accepted it. A redirect is not followed.
+
+    Raises:
+        AlarmUndelivered: the endpoint did not accept it; the message names its host alone.
+    """
+    import requests
+
+    url = settings.url.get_secret_value()
+    body, headers = signed(payload, key_of(settings.secret), at=at)
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # a netrc file could add a password to the request
+            answer = session.post(
+                url, data=body, headers=headers, allow_redirects=False, stream=True,
+                timeout=settings.timeout.total_seconds(), proxies=requests.utils.get_environ_proxies(url),
+            )  # fmt: skip
+            status = answer.status_code
+            answer.close()
+    except (requests.RequestException, ValueError, OSError) as error:  # their messages contain the address
+        raise AlarmUndelivered(f"webhook {settings.host}: {_reason(error)}") from None
+    if status not in _SUCCESS:
+        raise AlarmUndelivered(f"webhook {settings.host}: it answered with status {status}")
+
+
+def _reason(error: Exception) -> str:
+    import requests
+
+    reasons = {
+        requests.exceptions.SSLError: "its certificate is not trusted, or it speaks no TLS",
+        requests.exceptions.ProxyError: "the proxy refused the connection",
+        requests.exceptions.ConnectTimeout: "no connection within alarms.webhook.timeout",
+        requests.exceptions.ReadTimeout: "no answer within alarms.webhook.timeout",
+        requests.exceptions.ConnectionError: "it refused or closed the connection, or its name is not known",
+    }
+    return next((text for kind, text in reasons.items() if isinstance(error, kind)), type(error).__name__)

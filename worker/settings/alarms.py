@@ -1,0 +1,150 @@
+"""The settings of alarms: where they go, and which findings are told."""
+
+import re
+from base64 import b64decode
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from worker.settings.sections import Section
+from worker.storage.units import Duration
+
+_SHORTEST_SECRET = 16
+"""Bytes of a key that cannot be guessed."""
+_ADDRESS = re.compile(r"[!-~]+@[A-Za-z0-9.-]+")
+_SERVER = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+_PORTS = {"starttls": 587, "tls": 465, "none": 25}
+
+Told = Literal[
+    "lost", "log_changed", "store_untrusted", "listing_suspect", "corrupt", "missing", "size_mismatch", "suspect",
+    "unreadable", "under_replicated", "overdue", "too_slow", "orphan", "store_not_configured", "canary_missed",
+    "alarm_undelivered",
+]  # fmt: skip
+"""The kinds of findings that can be alarms."""
+
+
+class WebhookSettings(Section):
+    """An HTTP endpoint that gets each digest, signed as Standard Webhooks describes."""
+
+    url: SecretStr
+    """http:// or https://; it is never shown, because many services put a token into it. No redirect is followed."""
+    secret: SecretStr
+    """The key of the signature, as text of at least 16 characters or `whsec_` with base64."""
+    timeout: Annotated[Duration, Field(gt=timedelta())] = timedelta(seconds=10)
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port)
+        except ValueError:
+            usable = False
+        if not usable or not text.isascii() or not text.isprintable() or "\\" in text or " " in text:
+            msg = "an address such as https://alarms.example/zot is expected"
+            raise ValueError(msg)
+        if "@" in parts.netloc:
+            msg = "no user and no password can be part of the address: the receiver checks the signature"
+            raise ValueError(msg)
+        return url
+
+    @field_validator("secret")
+    @classmethod
+    def _is_long_enough(cls, secret: SecretStr) -> SecretStr:
+        try:
+            long_enough = len(key_of(secret)) >= _SHORTEST_SECRET
+        except ValueError:
+            msg = "what follows whsec_ is no base64"
+            raise ValueError(msg) from None
+        if not long_enough:
+            msg = f"it has fewer than {_SHORTEST_SECRET} bytes: `openssl rand -base64 32` makes one"
+            raise ValueError(msg)
+        return secret
+
+    @property
+    def host(self) -> str:
+        """Return the host that messages may name."""
+        return urlsplit(self.url.get_secret_value()).hostname or ""
+
+
+class EmailSettings(Section):
+    """An SMTP server that sends each digest to some addresses."""
+
+    server: str
+    """`HOST` or `HOST:PORT`; the port is 587 by default, 465 with `tls` and 25 with `none`."""
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """The certificate of the server is verified; `none` is for a relay on the same machine."""
+    ca_file: Path | None = None
+    """The certificates that are trusted, in place of the system's."""
+    username: str | None = None
+    password: SecretStr | None = None
+    sender: str
+    recipients: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
+    timeout: Annotated[Duration, Field(gt=timedelta())] = timedelta(seconds=30)
+
+    @field_validator("server")
+    @classmethod
+    def _is_a_server(cls, server: str) -> str:
+        if not _SERVER.fullmatch(server):
+            msg = "a server such as smtp.example:587 is expected"
+            raise ValueError(msg)
+        return server
+
+    @field_validator("sender", "recipients")
+    @classmethod
+    def _are_addresses(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for address in (given,) if isinstance(given, str) else given:
+            if not _ADDRESS.fullmatch(address):
+                msg = "an address such as ops@builds.example is expected"
+                raise ValueError(msg)
+        return given
+
+    @model_validator(mode="after")
+    def _password_is_encrypted(self) -> "EmailSettings":
+        if (self.username is None) != (self.password is None):
+            msg = "username and password go together"
+            raise ValueError(msg)
+        if self.password is not None and self.security == "none":
+            msg = "a password needs the security starttls or tls: else it is sent in the clear"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Return host and port of the server."""
+        found = _SERVER.fullmatch(self.server)
+        if found is None:  # the validator has checked it
+            raise ValueError(self.server)
+        return found["host"].strip("[]"), int(found["port"] or _PORTS[self.security])
+
+
+class AlarmSettings(Section):
+    """Where findings are told. All that changed since the last digest is one message."""
+
+    enabled: bool = True
+    every: Duration = timedelta(minutes=1)
+    """How often findings that were opened, escalated or resolved are told."""
+    escalate: Duration = timedelta(days=1)
+    """A finding that is open and not acknowledged for so long is told a second time."""
+    quiet: tuple[Told, ...] = ("suspect",)
+    """Kinds of findings that are not told. A second read resolves `suspect` or makes it another kind."""
+    log: bool = True
+    """Write each digest to the log of the worker."""
+    webhook: WebhookSettings | None = None
+    email: EmailSettings | None = None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Return the names of the channels that are configured."""
+        there = {"log": self.log, "webhook": self.webhook, "email": self.email}
+        return tuple(name for name, on in there.items() if on) if self.enabled else ()
+
+
+def key_of(secret: SecretStr) -> bytes:
+    """Return the key of a signature as bytes."""
+    text = secret.get_secret_value()
+    return b64decode(text[6:], validate=True) if text.startswith("whsec_") else text.encode()
