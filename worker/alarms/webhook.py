@@ -6,6 +6,7 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 from worker.alarms.errors import AlarmUndelivered
@@ -27,6 +28,7 @@ def signed(payload: Mapping[str, Any], key: bytes, *, at: datetime) -> tuple[byt
     signature = b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
     return body, {
         "content-type": "application/json",
+        "user-agent": f"zot-artifact-worker/{version('zot-artifact-worker')}",
         "webhook-id": str(payload["id"]),
         "webhook-timestamp": seconds,
         "webhook-signature": f"v1,{signature}",

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import typer
 
 from worker.catalogue import JobRecord
 from worker.cli.errors import Status
-from worker.cli.output import complain, flat, out, print_json, say, size, table
+from worker.cli.output import complain, flat, moment, out, print_json, say, size, table
 from zot_artifact_client.contract import BATCH, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 
@@ -124,7 +125,7 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
         complain(f"{store}: a copy of {path} stays, the store is not configured: `zot-artifacts stores forget {store}`")
     if result.get("purge_after"):
         was = "was deleted before" if result["unchanged"] else "is deleted"
-        say(f"{path} {was}; its bytes go after {result['purge_after']}")
+        say(f"{path} {was}; its bytes go after {moment(datetime.fromisoformat(result['purge_after']))}")
         say(f"until then `zot-artifacts undelete {path}` brings it back")
         return
     if result["unchanged"]:
