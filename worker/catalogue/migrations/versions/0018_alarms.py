@@ -1,6 +1,6 @@
 """Record which findings alarms have told, and the digests of each channel.
 
-Revision: 0017
+Revision: 0018
 """
 
 import sqlalchemy as sa
@@ -8,8 +8,8 @@ from alembic import op
 
 from worker.catalogue.types import Text
 
-revision = "0017"
-down_revision = "0016"
+revision = "0018"
+down_revision = "0017"
 
 _MOMENT = sa.DateTime(timezone=True)
 _UNTOLD_OPEN = sa.text("resolved_at IS NULL AND told < 2")
