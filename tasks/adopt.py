@@ -12,7 +12,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
-from worker.storage.errors import IntegrityError, PermanentError, Unavailable
+from worker.storage.errors import DigestMismatch, IntegrityError, PermanentError, Unavailable
 from worker.storage.integrity.manifest import compute_digests
 from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
@@ -21,6 +21,7 @@ from zot_artifact_client.text import bounded
 logger = logging.getLogger(__name__)
 
 KEPT = "sha256 kept by the store"
+GIVEN = "sha256 of the request"
 RECORDED = "sha256 in the catalogue"
 FIRST_READ = "first read"
 
@@ -42,7 +43,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
 
     Raises:
         NotFound: the store has no such object.
-        DigestMismatch: the bytes are not those whose digest the store keeps; nothing was recorded.
+        DigestMismatch: the bytes are not those whose digest the store keeps or the request has; nothing was recorded.
         OtherContent: the artifact is known with other bytes; nothing was recorded.
         Unverifiable: there is no digest, and the request does not take the first read for one.
         InvalidKey, UnknownStore: nothing was read.
@@ -53,7 +54,8 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     stat = store.stat_object(request.bucket, request.key)
     known = artifacts.current(request.bucket, request.key)
     copy = artifacts.copies(known).get(store.name) if known else None
-    if known and copy and copy.state.good and (copy.tag, known.digest.size) == (stat.version, stat.size):
+    as_asked = not known or request.sha256 in {None, known.digest.sha256}
+    if known and as_asked and copy and copy.state.good and (copy.tag, known.digest.size) == (stat.version, stat.size):
         return _result(known, store.name, str(copy.evidence.get("adopted", RECORDED)), unchanged=True)
     evidence = _evidence(request, stat, known)
     job.start(stat.size, f"reading from {store.name}")
@@ -63,6 +65,8 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
             raise Unavailable(f"{what} was written by another program just now")
         beside = tuple(sorted({*stat.not_carried, *reader.stat.not_carried}))
         digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
+    if request.sha256 not in {None, digest.sha256}:
+        raise DigestMismatch(f"{what} has SHA-256 {digest.sha256}, the request has {request.sha256}")
     if known and digest != known.digest:
         raise OtherContent(
             f"{store.name}: {known.path} has SHA-256 {digest.sha256}, version {known.version} in the catalogue has "
@@ -94,6 +98,8 @@ def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -
     """Return what the bytes will be compared with."""
     if stat.sha256:
         return KEPT
+    if request.sha256:
+        return GIVEN
     if known:
         return RECORDED
     if request.first_read:

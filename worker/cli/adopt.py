@@ -2,19 +2,26 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker.artifacts.disk_sort import DiskSort
+from worker.artifacts.layouts.place import Claim, Place
+from worker.artifacts.layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import Session, opened
 from worker.cli.submit import Sender, request_of, sender
+from worker.storage.driver import ListedObject
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_existing_key
+from worker.storage.store import Store
 from zot_artifact_client.contract import ADOPT, AdoptRequest
 from zot_artifact_client.job_ids import choose_id
 
@@ -39,6 +46,10 @@ def adopt(
         bool,
         typer.Option("--first-read", help="Record the digest of the bytes read now where the store keeps no digest."),
     ] = False,
+    sums: Annotated[
+        bool,
+        typer.Option("--sums", help="Compare with the digests in SHA256SUMS and *.sha256 files of the same store."),
+    ] = False,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -47,11 +58,13 @@ def adopt(
     """Record objects that another program wrote into a store.
 
     Each object is read in full once, and its SHA-256 compared with the one that the store keeps beside it.
+    With --sums it is also compared with what the lists of `sha256sum` say: below the prefix and above it.
 
     Examples:
 
         zot-artifacts adopt releases/app.tgz --store nas
         zot-artifacts adopt releases/ --store nas --first-read
+        zot-artifacts adopt releases/1.2/ --store nas --sums
     """
     bucket, slash, prefix = artifact.partition("/")
     with opened() as session:
@@ -61,8 +74,11 @@ def adopt(
             if no_wait or idempotency_key:
                 option = "--no-wait" if no_wait else "--idempotency-key"
                 raise Failure(f"{option} is for one object, {artifact!r} names many", Status.USAGE, type_="UsageError")
-            tally = _adopt_all(session, Tally(check_bucket(bucket), prefix, store), fields, timeout)
+            tally = _adopt_all(session, Tally(check_bucket(bucket), prefix, store), fields, timeout, sums=sums)
         else:
+            if sums:
+                at = ArtifactPath.parse(artifact)
+                fields["sha256"] = _listed_digest(session.stores[store], at.bucket, at.key)
             outcome = _adopt_one(
                 session, ArtifactPath.parse(artifact), fields, idempotency_key, wait=not no_wait, limit=timeout
             )
@@ -116,12 +132,22 @@ def _adopt_one(
         return way.wait(job, limit) if wait else Outcome(job_id, ADOPT.kind)
 
 
-def _adopt_all(session: Session, tally: Tally, fields: dict[str, Any], limit: float | None) -> Tally:
-    """Send a job for each object of a listing, `IN_FLIGHT` at a time, and count how they end."""
+def _adopt_all(
+    session: Session, tally: Tally, fields: dict[str, Any], limit: float | None, *, sums: bool = False
+) -> Tally:
+    """Send a job for each object of a listing, `IN_FLIGHT` at a time, and count how they end.
+
+    With `sums` the lists of digests themselves are left out, unless their first read is to be the record.
+    """
     under_way: deque[tuple[str, Job[Any]]] = deque()
     deadline = None if limit is None else time.monotonic() + limit
-    with sender(session, f"adopting {tally.bucket}/{tally.prefix}") as way:
-        for row in session.stores[tally.store].list_objects(tally.bucket, tally.prefix):
+    place = Place(session.stores[tally.store], tally.bucket, tally.prefix, spool_dir=session.settings.spool_dir)
+    with sender(session, f"adopting {tally.bucket}/{tally.prefix}") as way, place.sorter() as lists:
+        if sums:
+            _read_lists(place, tally, lists)
+        for row, sha256 in _with_digests(place, tally, lists):
+            if sums and is_list(row.key) and not fields.get("first_read"):
+                continue
             if len(under_way) == IN_FLIGHT:
                 _await_first(way, tally, under_way, deadline)
             try:
@@ -129,13 +155,68 @@ def _adopt_all(session: Session, tally: Tally, fields: dict[str, Any], limit: fl
             except InvalidKey as error:
                 tally.fail(row.key, "InvalidKey", f"{tally.store}: {tally.bucket}: {error.message}", Status.BAD)
                 continue
-            request: AdoptRequest = request_of(ADOPT, bucket=tally.bucket, key=row.key, **fields)
+            request: AdoptRequest = request_of(ADOPT, bucket=tally.bucket, key=row.key, sha256=sha256, **fields)
             under_way.append((row.key, way.send(ADOPT, choose_id(ADOPT), request)))
         while under_way:
             _await_first(way, tally, under_way, deadline)
     if tally.adopted + tally.unchanged + tally.failed == 0:
         raise Failure(f"{tally.store}: there is no object below {tally.bucket}/{tally.prefix}", type_="NotFound")
     return tally
+
+
+def _read_lists(place: Place, tally: Tally, lists: DiskSort) -> None:
+    """Sort the digests of all lists below the prefix and of those in the directories above it."""
+    for fault in sort_lists(place, chain(lists_above(place, tally.prefix), place.listed()), lists):
+        tally.fail(fault.key, "BadList", f"{tally.store}: {tally.bucket}/{fault.key}: {fault.detail}", Status.BAD)
+
+
+def _with_digests(place: Place, tally: Tally, lists: DiskSort) -> Iterator[tuple[ListedObject, str | None]]:
+    """Yield each object with the SHA-256 that the lists name, if they do; count what they name and what is gone."""
+    named = (claim for claim in claims_of(lists) if claim.key.startswith(tally.prefix))
+    claim = next(named, None)
+    for row in place.listed():
+        while claim is not None and claim.key < row.key:
+            _count_missing(tally, claim)
+            claim = next(named, None)
+        if claim is None or claim.key != row.key:
+            yield row, None
+            continue
+        if len(sums := _sha256_of(claim)) > 1:
+            detail = f"{tally.store}: {tally.bucket}/{row.key}: {claim.by} name different digests"
+            tally.fail(row.key, "BadList", detail, Status.BAD)
+        else:
+            yield row, next(iter(sums), None)
+        claim = next(named, None)
+    while claim is not None:
+        _count_missing(tally, claim)
+        claim = next(named, None)
+
+
+def _count_missing(tally: Tally, claim: Claim) -> None:
+    detail = f"{tally.store}: {tally.bucket}/{claim.key} is not there, and {claim.by} names it"
+    tally.fail(claim.key, "NotFound", detail, Status.BAD)
+
+
+def _sha256_of(claim: Claim) -> set[str]:
+    return {digest for algorithm, digest in claim.digests if algorithm == "sha256"}
+
+
+def _listed_digest(store: Store, bucket: str, key: str) -> str:
+    """Return the SHA-256 that a list beside or above an object names.
+
+    Raises:
+        Failure: no list names it.
+    """
+    place = Place(store, bucket)
+    with place.sorter() as lists:
+        for fault in sort_lists(place, lists_above(place, key), lists):
+            complain(f"{store.name}: {bucket}/{fault.key}: {fault.detail}")
+        for claim in claims_of(lists):
+            if claim.key == key and len(sums := _sha256_of(claim)) == 1:
+                return sums.pop()
+            if claim.key == key and sums:
+                raise Failure(f"{store.name}: {bucket}/{key}: {claim.by} name different digests", type_="BadList")
+    raise Failure(f"{store.name}: no SHA256SUMS and no *.sha256 file names {bucket}/{key}", type_="NotFound")
 
 
 def _await_first(way: Sender, tally: Tally, under_way: "deque[tuple[str, Job[Any]]]", deadline: float | None) -> None:

@@ -52,7 +52,15 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
 _WITH_PREFIX = {"repair", "replicate", "reconcile"}
 _GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join(_SWEEPS)}.")]
+_LAYOUTS = ("oci", "bagit", "ocfl", "sha256sums")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {', '.join([*_SWEEPS, *_LAYOUTS])}.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="STORE BUCKET[/PREFIX]", help=f"What to verify; for {', '.join(_LAYOUTS)}.", show_default=False
+    ),
+]
 Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 Prefix = Annotated[
     str | None,
@@ -63,6 +71,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 
 def sweep(
     name: Name,
+    where: Where = None,
     *,
     store: Store = None,
     prefix: Prefix = None,
@@ -77,12 +86,24 @@ def sweep(
     `zot-artifacts pause store NAME` pauses its jobs in a store.
     The exit status is 1 if something was found bad or failed.
 
+    `oci`, `bagit`, `ocfl` and `sha256sums` verify objects against the digests that their layout names.
+    They run in this process, read only, and need neither a worker nor a catalogue.
+
     Examples:
 
         zot-artifacts sweep verify --store dr --dry-run
         zot-artifacts sweep repair
         zot-artifacts sweep reconcile --prefix releases/2026/
+        zot-artifacts sweep oci nas registry/
+        zot-artifacts sweep bagit archive bags/2026 --json
     """
+    if name in _LAYOUTS:
+        from worker.cli.sweep_layouts import place_of, sweep_layout
+
+        at, path = place_of(name, where or [], store, prefix)
+        sweep_layout(name, at, path, dry_run=dry_run, as_json=as_json)
+    if where:
+        raise Failure(f"the sweep {name} takes --store and --prefix", Status.USAGE, type_="UsageError")
     spec = _spec(name, store, prefix)
     with opened(existing=True) as session:
         session.store_names([store] if store else None)
@@ -107,7 +128,8 @@ def sweep(
 def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any]:
     spec = _SWEEPS.get(name)
     if spec is None:
-        message = f"there is no sweep {name!r}{suggestion(name, _SWEEPS)}; there are: {', '.join(_SWEEPS)}"
+        names = [*_SWEEPS, *_LAYOUTS]
+        message = f"there is no sweep {name!r}{suggestion(name, names)}; there are: {', '.join(names)}"
         raise Failure(message, Status.USAGE, type_="UsageError")
     if prefix is not None and name == "verify":
         raise Failure(

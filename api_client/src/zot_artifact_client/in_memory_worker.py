@@ -218,9 +218,13 @@ class InMemoryWorker:
         known = artifact.versions[-1].sha256 if artifact.copies else None
         if kept not in {None, sha256}:
             raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, kept beside it is {kept}", "DigestMismatch")
+        if request.sha256 not in {None, sha256}:
+            raise JobFailed(
+                f"{store}: {path} has the SHA-256 {sha256}, asked for was {request.sha256}", "DigestMismatch"
+            )
         if known not in {None, sha256}:
             raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, recorded is {known}", "OtherContent")
-        if kept is known is None and not request.first_read:
+        if kept is known is request.sha256 is None and not request.first_read:
             raise JobFailed(f"{store}: {path} has no digest to compare its bytes with", "Unverifiable")
         if known is None:
             artifact.versions.append(_Version(body, {}, {}, datetime.now(UTC)))
@@ -228,7 +232,8 @@ class InMemoryWorker:
         if not unchanged:
             artifact.stored(store)
             artifact.read(store, "verified")
-        evidence = "sha256 kept by the store" if kept else "sha256 in the catalogue" if known else "first read"
+        compared = {"kept by the store": kept, "of the request": request.sha256, "in the catalogue": known}
+        evidence = next((f"sha256 {name}" for name, digest in compared.items() if digest), "first read")
         return AdoptResult(
             **artifact.facts(request.bucket, request.key), store=store, evidence=evidence, unchanged=unchanged
         )

@@ -137,14 +137,16 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         *,
         store: str,
         first_read: bool = False,
+        sha256: str | None = None,
         idempotency_key: str | None = None,
     ) -> AdoptT:
         """Record an object that another program wrote into a store, after one full read; the object does not change.
 
-        Its bytes must match the digest that the store keeps beside it, and that of the artifact if it is known. With no
-        digest at all the job fails with Unverifiable, unless `first_read` makes the digest of this read the record.
+        Its bytes must match the digest that the store keeps beside it, `sha256`, and that of the artifact if it is
+        known. With no digest at all the job fails with Unverifiable, unless `first_read` makes the digest of this read
+        the record.
         """
-        request = request_of(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read)
+        request = request_of(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read, sha256=sha256)
         return cast("AdoptT", self._send(ADOPT, request, idempotency_key))
 
     def batch(

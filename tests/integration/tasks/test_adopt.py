@@ -203,3 +203,15 @@ def test_a_job_that_is_cancelled_adopts_nothing(run, context, lay, monkeypatch):
     with pytest.raises(Cancelled):
         run(adopt, PLAIN, outside=outside)
     assert nothing_known(context)
+
+
+def test_bytes_are_compared_with_the_digest_of_the_request(run, context, lay):
+    """Such as one of a `SHA256SUMS` file: a match counts as verified, another digest records nothing, ever."""
+    lay(sidecar=None)
+    with pytest.raises(DigestMismatch, match="the request has"):
+        run(adopt, PLAIN.model_copy(update={"sha256": "0" * 64, "first_read": True}))
+    assert nothing_known(context)
+    assert run(adopt, PLAIN.model_copy(update={"sha256": SHA256})).evidence == "sha256 of the request"
+    assert copy_of(context).last_verified_at is not None
+    with pytest.raises(DigestMismatch):
+        run(adopt, PLAIN.model_copy(update={"sha256": "0" * 64}))

@@ -1,5 +1,6 @@
 """`adopt` of a whole bucket: how many jobs at a time, and the outcome of each."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,3 +86,33 @@ def test_a_key_that_is_none_of_ours_is_adopted_too(
     way = Way()
     tally = go_through(monkeypatch, context, way)
     assert (tally.adopted + tally.unchanged, tally.failed, tally.status) == (OBJECTS + 1, 0, Status.GOOD)
+
+
+def test_digests_come_from_the_lists_of_sha256sum(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
+    """Of the directory above and beside the object; a list itself, what is gone and what is contradicted is no job."""
+    store, x, other = context.stores["only"], hashlib.sha256(b"x").hexdigest(), "1" * 64
+    lists = {"SHA256SUMS": f"{x}  d/a\n{other}  ../up\n{x}  d/gone\n", "d/b.sha256": f"{x} *b\n{x} *a\n{other}  c\n"}
+    for name, content in {
+        **dict.fromkeys(["d/a", "d/b", "d/c", "d/e"], "x"),
+        **lists,
+        "d/SHA256SUMS": f"{x}  c",
+    }.items():
+        store.write_object("lists", name, io.BytesIO(content.encode()), existing_key=True)
+    way = Way()
+
+    @contextmanager
+    def sender(_context: Session, _step: str) -> Iterator[Way]:
+        yield way
+
+    monkeypatch.setattr(cli, "sender", sender)
+    tally = cli._adopt_all(context, cli.Tally("lists", "d/", "only"), {"store": "only"}, None, sums=True)
+    assert {each.key: each.sha256 for each in way.sent} == {"d/a": x, "d/b": x, "d/e": None}
+    assert {(each["key"], each["type"]) for each in tally.failures} == {
+        ("SHA256SUMS", "BadList"), ("d/c", "BadList"), ("d/gone", "NotFound"),
+    }  # fmt: skip
+    assert cli._listed_digest(store, "lists", "d/a") == x
+    store.write_object("lists", "d/c.sha256", io.BytesIO(f"{other}  c\n".encode()), existing_key=True)
+    with pytest.raises(Failure, match="different"):
+        cli._listed_digest(store, "lists", "d/c")
+    with pytest.raises(Failure, match="no SHA256SUMS"):
+        cli._listed_digest(store, "lists", "d/e")

@@ -142,6 +142,8 @@ class AdoptRequest(Request):
     """Where no digest is kept beside the object: record the digest of this read. It does not show what the bytes were
     before.
     """
+    sha256: Sha256 | None = None
+    """The digest that the bytes must have, such as that of a `SHA256SUMS` file."""
 
 
 class BatchRequest(Message):

@@ -100,9 +100,9 @@ class DeleteResult(Result):
 class AdoptResult(ArtifactResult):
     """The version that the object in the store is now a copy of. `unchanged`: it was known already, and not read.
 
-    `evidence` names what its bytes were compared with: `sha256 kept by the store`, `sha256 in the catalogue`, or, for
-    no digest at all, `first read`. `not_recorded` names what the store keeps beside the bytes and no artifact has, such
-    as `tags`: it stays with the object, and no replica gets it.
+    `evidence` names what its bytes were compared with: `sha256 kept by the store`, `sha256 of the request`,
+    `sha256 in the catalogue`, or, for no digest at all, `first read`. `not_recorded` names what the store keeps beside
+    the bytes and no artifact has, such as `tags`: it stays with the object, and no replica gets it.
     """
 
     store: str

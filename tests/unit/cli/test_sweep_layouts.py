@@ -1,0 +1,92 @@
+"""`sweep oci`, `bagit`, `ocfl` and `sha256sums` need no catalogue, and their exit status tells what they found."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from worker import cli
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the bucket of a store that another program has filled, as user without a data directory."""
+    there = tmp_path / "nas" / "there"
+    there.mkdir(parents=True)
+    config = tmp_path / "zot.yaml"
+    config.write_text(yaml.safe_dump({"stores": {"nas": {"type": "filesystem", "root": str(tmp_path / "nas")}}}))
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    for name, data in {"a": b"one", "b": b"two"}.items():
+        (there / name).write_bytes(data)
+    (there / "SHA256SUMS").write_text(
+        "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in {"a": b"one", "b": b"two"}.items())
+    )
+    return there
+
+
+def test_the_exit_status_and_the_document_tell_what_is_wrong(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 if nothing is wrong, else 1, with every fault by kind and key; no catalogue is made and no file written."""
+    before = sorted(root.parent.rglob("*"))
+    assert cli.run(["sweep", "sha256sums", "nas", "there", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["read"], document["bytes"], document["recorded"], document["faults"]) == (2, 6, False, [])
+    (root / "b").write_bytes(b"too")
+    assert cli.run(["sweep", "sha256sums", "nas", "there/", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["counts"] == {"corrupt": 1}
+    assert [(each["kind"], each["key"]) for each in document["faults"]] == [("corrupt", "b")]
+    assert cli.run(["sweep", "sha256sums", "--store", "nas", "--prefix", "there"]) == 1
+    shown = capsys.readouterr()
+    assert "corrupt: there/b" in shown.err
+    assert "1 lists, 3 objects listed, 2 read in full (6 B)" in shown.out
+    assert sorted(root.parent.rglob("*")) == before
+    assert not (root.parents[1] / "home").exists()
+
+
+def test_a_dry_run_reads_no_content(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It tells how much would be read, and what is gone."""
+    (root / "b").write_bytes(b"too")
+    assert cli.run(["sweep", "sha256sums", "nas", "there", "--dry-run"]) == 0
+    assert "2 would be read (6 B)" in capsys.readouterr().out
+    (root / "a").unlink()
+    assert cli.run(["sweep", "sha256sums", "nas", "there", "--dry-run"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("oci",), 2),
+        (("oci", "nas"), 2),
+        (("oci", "nas", "there", "more"), 2),
+        (("oci", "nowhere", "there"), 2),
+        (("oci", "nas", "../there"), 2),
+        (("oci", "nas", "there"), 1),
+        (("bagit", "nas", "there/x"), 1),
+        (("verify", "nas", "there"), 2),
+    ],
+)
+def test_mistakes_are_told(root: Path, arguments: tuple[str, ...], status: int) -> None:
+    """No store or place, an unknown store, an unsafe bucket, no such layout there; other sweeps take no place."""
+    assert cli.run(["sweep", *arguments]) == status
+    assert root.exists()
+
+
+def test_an_object_that_cannot_be_read_is_no_rot(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit status is 3 if the store did not return some bytes and all others are right."""
+    from worker.storage.errors import AccessDenied
+    from worker.storage.store import Store
+
+    read = Store.read_object
+
+    def denied(self: Store, bucket: str, key: str, **options: object) -> object:
+        if key == "b":
+            raise AccessDenied("nas: there/b: not allowed")
+        return read(self, bucket, key)
+
+    monkeypatch.setattr(Store, "read_object", denied)
+    assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 3
+    (root / "a").write_bytes(b"rot")
+    assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 1

@@ -1,0 +1,327 @@
+"""A prefix of a store whose layout is verified, and what is found wrong in it."""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from worker.artifacts.disk_sort import DiskSort
+from worker.storage.driver import Capabilities, ListedObject, ObjectStat
+from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifiedReader
+from worker.storage.keys import check_existing_key
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_THREADS = 8
+_LINE = 1 << 16
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_HEX = re.compile(r"[0-9a-f]+")
+_ALGORITHMS = {
+    "md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128,
+    "sha3_224": 56, "sha3_256": 64, "sha3_384": 96, "sha3_512": 128, "blake2b": 128, "blake2s": 64,
+}  # fmt: skip
+"""The algorithms that can be verified, with the hex digits of a digest."""
+
+
+class FaultKind(StrEnum):
+    """What can be wrong in a layout."""
+
+    CORRUPT = "corrupt"
+    """The bytes have another digest than the layout names."""
+    MISSING = "missing"
+    """The layout names an object that is not there."""
+    SIZE_MISMATCH = "size_mismatch"
+    """The object has another size than the layout names."""
+    UNREFERENCED = "unreferenced"
+    """Nothing in the layout names the object."""
+    INVALID = "invalid"
+    """A file of the layout itself breaks its format."""
+    UNSAFE = "unsafe"
+    """The layout names a path outside itself; it was not read."""
+    UNREADABLE = "unreadable"
+    """The store did not return the bytes."""
+    UNVERIFIABLE = "unverifiable"
+    """The digest is of an algorithm that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: the key that it is about, and why."""
+
+    kind: FaultKind
+    key: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a layout says about one object: digests as (algorithm, hex), its size if it is named, and who says so."""
+
+    key: str
+    digests: tuple[tuple[str, str], ...]
+    size: int | None = None
+    by: str = ""
+    absent: str = ""
+    """Why the object may be missing, if the layout says so."""
+
+
+class Reads(Protocol):
+    """The part of a store that a layout needs: it is never written to."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
+    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
+    def stat_object(self, bucket: str, key: str) -> ObjectStat: ...
+    def read_object(self, bucket: str, key: str) -> VerifiedReader: ...
+
+
+class InvalidLayout(PermanentError):
+    """A file of a layout breaks its format, or is larger than any that is allowed."""
+
+
+class NoLayout(NotFound):
+    """There is no such layout below the prefix."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a sweep over a layout has done. `layouts`: repositories, bags, objects or lists that were found."""
+
+    layouts: int = 0
+    listed: int = 0
+    objects: int = 0
+    bytes: int = 0
+    """Objects, and their bytes, that were read in full and compared; in a dry run those that would be."""
+    notes: list[str] = field(default_factory=list)
+
+
+class Place:
+    """A prefix of a bucket, as a directory. Several threads may use it.
+
+    `dry_run`: only the files of the layout itself are read; `on_bytes` is called with the size of each piece read.
+    """
+
+    def __init__(
+        self,
+        store: Reads,
+        bucket: str,
+        prefix: str = "",
+        *,
+        dry_run: bool = False,
+        on_bytes: Callable[[int], object] = lambda _: None,
+        spool_dir: Path | None = None,
+    ) -> None:
+        self.store, self.bucket = store, bucket
+        self.prefix = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+        self.dry_run = dry_run
+        self.tally = Tally()
+        self._on_bytes = on_bytes
+        self._spool_dir = spool_dir
+        self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return f"{self.store.name}: {self.bucket}/{self.prefix}"
+
+    def listed(self, below: str | None = None) -> Iterator[ListedObject]:
+        """Yield the objects below a prefix of the place, by default all, by key."""
+        for each in self.store.list_objects(self.bucket, self.prefix if below is None else below):
+            self._on_bytes(0)
+            yield each
+
+    def sorter(self) -> DiskSort:
+        """Return what sorts rows on disk."""
+        return DiskSort(self._spool_dir)
+
+    def small(self, key: str, limit: int) -> bytes:
+        """Return the bytes of a file of the layout.
+
+        Raises:
+            InvalidLayout: it is larger than `limit`.
+            StorageError: it cannot be read.
+        """
+        data = bytearray()
+        with self.store.read_object(self.bucket, key) as reader:
+            while piece := reader.read(BUFFER_SIZE):
+                data += piece
+                if len(data) > limit:
+                    raise InvalidLayout(f"it is larger than {limit} bytes")
+        return bytes(data)
+
+    def lines(self, key: str) -> Iterator[bytes]:
+        """Yield the lines of a file of any size without their ends, which are LF, CR or CR LF.
+
+        Raises:
+            InvalidLayout: a line is longer than any that can name an object.
+            StorageError: it cannot be read.
+        """
+        rest = b""
+        with self.store.read_object(self.bucket, key) as reader:
+            while piece := reader.read(BUFFER_SIZE):
+                self._on_bytes(len(piece))
+                rest += piece
+                held = rest.endswith(b"\r")  # its LF may be in the next piece
+                *whole, rest = _LINE_END.split(rest[:-1] if held else rest)
+                rest += b"\r" if held else b""
+                yield from whole
+                if len(rest) > _LINE:
+                    raise InvalidLayout(f"it has a line of more than {_LINE} bytes")
+        if rest:
+            yield rest.removesuffix(b"\r")
+
+    def compare(self, work: Iterable["Fault | tuple[Claim, int | None]"]) -> Iterator[Fault]:
+        """Read objects in full, several at once, and yield what is wrong with them; faults pass through.
+
+        An object is given by what is claimed about it and the size that the listing has.
+        """
+        for faults in self.ahead(lambda each: [each] if isinstance(each, Fault) else self._judge(*each), work):
+            yield from faults
+
+    def ahead(self, do: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Yield the result of each item in their order; several are done at once, in threads."""
+        threads = min(_THREADS, os.cpu_count() or 1) if self.store.capabilities.local else _THREADS
+        under_way: deque[Future[R]] = deque()
+        with ThreadPoolExecutor(threads, thread_name_prefix="layout") as pool:
+            try:
+                for each in items:
+                    if len(under_way) >= 4 * threads:
+                        yield under_way.popleft().result()
+                    under_way.append(pool.submit(do, each))
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                for left in under_way:
+                    left.cancel()
+
+    def missing(self, key: str, detail: str) -> Fault:
+        """Return the fault for an object that the listing does not have; the store is asked for it once more."""
+        try:
+            check_existing_key(self.bucket, key)
+            self.store.stat_object(self.bucket, key)
+        except NotFound:
+            return Fault(FaultKind.MISSING, key, detail)
+        except InvalidKey as error:
+            return Fault(FaultKind.UNSAFE, key, f"{detail}: {error.message}")
+        except StorageError as error:
+            return Fault(FaultKind.UNREADABLE, key, f"{detail}: {error.message}")
+        return Fault(FaultKind.UNREADABLE, key, f"{detail}: it is there, but the listing does not have it")
+
+    def _judge(self, claim: Claim, size: int | None) -> list[Fault]:
+        known = {name: digest for name, digest in claim.digests if name in _ALGORITHMS}
+        if None not in {claim.size, size} and claim.size != size:
+            detail = f"it has {size} bytes, not {claim.size} as {claim.by} says"
+            return [Fault(FaultKind.SIZE_MISMATCH, claim.key, detail)]
+        if not known:
+            names = ", ".join(sorted({name for name, _ in claim.digests}))
+            return [Fault(FaultKind.UNVERIFIABLE, claim.key, f"{claim.by} names only digests by {names}")]
+        with self._lock:
+            self.tally.objects += 1
+            self.tally.bytes += size or 0
+        if self.dry_run:
+            return []
+        try:
+            read = self._digests(claim.key, known)
+        except StorageError as error:
+            return [fault_of(error, claim.key)]
+        wrong = [(name, digest) for name, digest in claim.digests if name in read and read[name] != digest]
+        if not wrong:
+            return []
+        name, digest = wrong[0]
+        detail = f"its {name} is {read[name]}, not {digest} as {claim.by} says"
+        return [Fault(FaultKind.CORRUPT, claim.key, detail)]
+
+    def _digests(self, key: str, algorithms: Iterable[str]) -> dict[str, str]:
+        hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+        with self.store.read_object(self.bucket, key) as reader:
+            while piece := reader.read(BUFFER_SIZE):
+                for each in hashes.values():
+                    each.update(piece)
+                self._on_bytes(len(piece))
+        return {name: each.hexdigest() for name, each in hashes.items()}
+
+
+def fault_of(error: StorageError, key: str, what: str = "") -> Fault:
+    """Return the fault that an error of one object is."""
+    kinds = ((InvalidLayout, FaultKind.INVALID), (NotFound, FaultKind.MISSING), (IntegrityError, FaultKind.CORRUPT),
+             (InvalidKey, FaultKind.UNSAFE))  # fmt: skip
+    kind = next((kind for type_, kind in kinds if isinstance(error, type_)), FaultKind.UNREADABLE)
+    return Fault(kind, key, f"{what}{': ' if what else ''}{error.message}")
+
+
+def parse_object(data: bytes) -> Mapping[str, Any]:
+    """Return the JSON object in the bytes of a file.
+
+    Raises:
+        InvalidLayout: they are no JSON object.
+    """
+    try:
+        document = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidLayout(f"it is not valid JSON: {str(error)[:100]}") from None
+    if not isinstance(document, dict):
+        raise InvalidLayout("it is no JSON object")
+    return document
+
+
+def is_digest(algorithm: str, digest: str) -> bool:
+    """Return whether a text is a lower-case hex digest of an algorithm; of an unknown one, any hex of 16 bytes up."""
+    length = _ALGORITHMS.get(algorithm)
+    return bool(_HEX.fullmatch(digest)) and (len(digest) == length if length else len(digest) >= 32)  # noqa: PLR2004
+
+
+def joined(base: str, path: str) -> str:
+    """Return the key of a path below `base`, which is empty or ends with a slash.
+
+    Raises:
+        InvalidLayout: the path is absolute, leaves `base`, or is no path at all.
+    """
+    parts = path.removeprefix("./").split("/")
+    if not path or path.startswith("/") or not {"", ".", ".."}.isdisjoint(parts) or "\0" in path:
+        raise InvalidLayout(f"the path {path!r} is absolute or leaves its directory")
+    return base + "/".join(parts)
+
+
+def merged(
+    place: Place,
+    listing: Iterable[ListedObject],
+    claims: Iterable["Claim | Fault"],
+    *,
+    others: Callable[[ListedObject], Iterable["Fault | tuple[Claim, int | None]"]],
+) -> Iterator[Fault]:
+    """Compare a listing with claims, both by key and one of a key: what is in both is read, the rest is missing.
+
+    `others` says what is to be done with an object of which there is no claim. Faults among the claims pass through.
+    """
+
+    def work() -> Iterator[Fault | tuple[Claim, int | None]]:
+        wanted = iter(claims)
+        claim = next(wanted, None)
+        for found in listing:
+            while isinstance(claim, Fault) or (claim is not None and claim.key < found.key):
+                yield claim if isinstance(claim, Fault) else _missing(place, claim)
+                claim = next(wanted, None)
+            if claim is not None and claim.key == found.key:
+                yield claim, found.size
+                claim = next(wanted, None)
+            else:
+                yield from others(found)
+        while claim is not None:
+            yield claim if isinstance(claim, Fault) else _missing(place, claim)
+            claim = next(wanted, None)
+
+    yield from place.compare(work())
+
+
+def _missing(place: Place, claim: Claim) -> Fault:
+    return place.missing(claim.key, claim.absent or f"{claim.by} names it")
