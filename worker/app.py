@@ -44,6 +44,7 @@ TASK_MODULES = (
     "tasks.queries",
     "tasks.record_rejected",
     "tasks.sweeps.alarms",
+    "tasks.sweeps.backup",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",
     "tasks.sweeps.repair",

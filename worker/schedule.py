@@ -6,6 +6,7 @@ from typing import Any
 from worker.settings import Settings
 from zot_artifact_client.contract import (
     SWEEP_ALARMS,
+    SWEEP_BACKUP,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_PURGE,
@@ -33,6 +34,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
         (SWEEP_ALARMS, bool(settings.alarms.channels), settings.alarms.every),
+        (SWEEP_BACKUP, bool(settings.sweep.backup.stores), settings.sweep.backup.every),
     ]
     return {
         spec.kind: {

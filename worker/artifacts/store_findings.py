@@ -6,12 +6,29 @@ from worker.catalogue import Catalogue, FindingKind, FindingRecord
 from worker.settings import Settings
 
 _OF_STORES = 1000
+_LATE_BACKUPS = 3
+"""Periods of `sweep.backup` without a good backup."""
 _OF_ARTIFACTS = 10_000
 
 
 def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
-    """Open a finding on each store with overdue copies, and on each that is not configured; resolve the others."""
+    """Open a finding on each store with overdue copies or backups, and on each that is not configured.
+
+    The others are resolved, but a late backup only by the next good one.
+    """
     findings = catalogue.findings
+    for store in settings.sweep.backup.stores:
+        written = catalogue.backup_times.written(store)
+        if written is not None and now - written > settings.sweep.backup.every * _LATE_BACKUPS:
+            detail = f"the last good backup of the catalogue is of {written:%Y-%m-%d %H:%M} UTC"
+            findings.see_store(FindingKind.BACKUP, store, {"detail": detail}, now=now)
+    unused = [
+        each.id
+        for each in findings.page(kind=FindingKind.BACKUP, limit=_OF_STORES)
+        if each.store not in settings.sweep.backup.stores
+    ]
+    if unused:
+        findings.resolve(unused, "the store gets no backups any more", now=now)
     for store in settings.stores:
         period = settings.sweep.verify.period_of(store)
         late = catalogue.sweep_claims.overdue(store, period=period, now=now)

@@ -7,6 +7,7 @@ from pathlib import Path
 from worker.catalogue.alarms import Alarms, ChannelState, PendingDigest
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, Superseded
+from worker.catalogue.backup_times import BackupTimes
 from worker.catalogue.batches import (
     Batch,
     BatchChanges,
@@ -19,9 +20,9 @@ from worker.catalogue.batches import (
     PageCounts,
 )
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
-from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue
+from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
-from worker.catalogue.export import ExportSummary, Sink, export
+from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
@@ -109,6 +110,7 @@ __all__ = [
     "UntrustedStore",
     "UploadIntent",
     "VerdictRow",
+    "expected_identity",
     "last_cause",
     "load",
 ]
@@ -145,6 +147,10 @@ class Catalogue:
         """
         return export(self._database, sink)
 
+    def count_rows(self) -> dict[str, int]:
+        """Return the number of rows of each table."""
+        return count_rows(self._database)
+
     # Each is made when it is first used: no job needs them all.
 
     @cached_property
@@ -162,6 +168,10 @@ class Catalogue:
     @cached_property
     def sweep_claims(self) -> SweepClaims:
         return SweepClaims(self._database)
+
+    @cached_property
+    def backup_times(self) -> BackupTimes:
+        return BackupTimes(self._database)
 
     @cached_property
     def batches(self) -> Batches:

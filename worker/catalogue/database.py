@@ -187,7 +187,8 @@ def _check_not_lost(path: Path) -> None:
     marker = marker_of(path)
     if marker.exists() and _device_and_inode(path) is None:
         raise CatalogueUnavailable(
-            f"catalogue {path}: the file is gone; restore it from a backup, or remove {marker} to start empty"
+            f"catalogue {path}: the file is gone; restore it from a backup, such as by `zot-artifacts catalogue "
+            f"restore STORE`, or remove {marker} to start empty"
         )
 
 
@@ -219,6 +220,14 @@ def marked(path: Path) -> str | None:
         return marker_of(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+
+
+def expected_identity(url: str) -> str | None:
+    """Return the id of the catalogue that belongs at a URL, also if its file is lost; None if that is not known."""
+    engine = open_engine(url)
+    path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    engine.dispose()
+    return marked(path) if path else None
 
 
 def marker_of(path: Path) -> Path:

@@ -107,6 +107,16 @@ def export(database: Database, sink: Sink) -> ExportSummary:
     return ExportSummary(database.identity, now, rows, sha256, head)
 
 
+def count_rows(database: Database) -> dict[str, int]:
+    """Return the number of rows of each table that an export has."""
+    with database.read() as connection:
+        database.lift_time_limits(connection)
+        return {
+            table.name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            for table in metadata.sorted_tables
+        }
+
+
 def kind_of(column: "sa.Column[Any]") -> ColumnKind:
     """Return the kind of a column.
 

@@ -46,6 +46,8 @@ class FindingKind(StrEnum):
     """An artifact: no copy of its current version is good."""
     LOG_CHANGED = "log_changed"
     """The verification log does not fit the head that a store keeps."""
+    BACKUP = "backup"
+    """A store without a recent backup of the catalogue that can be restored, although it is to have one."""
     STORE_UNTRUSTED = "store_untrusted"
     """A store of which too many copies were found bad: its repairs stopped."""
     LISTING_SUSPECT = "listing_suspect"

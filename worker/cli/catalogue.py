@@ -1,20 +1,30 @@
-"""The commands `catalogue export` and `catalogue import`."""
+"""The commands `catalogue export`, `import`, `backup`, `backups` and `restore`."""
 
 import contextlib
 import gzip
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
+from uuid import uuid4
 
 import typer
 
-from worker.catalogue import Catalogue, ExportSummary, load
+from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups
+from worker.artifacts.catalogue_backup import restore as restore_backup
+from worker.catalogue import Catalogue, ExportSummary, expected_identity, load
 from worker.catalogue.load import Lines
+from worker.cli.errors import Failure, Status
 from worker.cli.local_file import complete_file
-from worker.cli.output import AsJson, note, print_json, say
-from worker.settings import load_settings
+from worker.cli.output import AsJson, complain, note, print_json, print_table, say, size
+from worker.cli.session import opened
+from worker.settings import Settings, load_settings
+from worker.storage import Store as StoreOfBackups
+from worker.storage import Stores
+from worker.storage.keys import BACKUP_BUCKET
 
 app = typer.Typer(
     help="Export, import, back up, restore or rebuild the catalogue.", add_completion=False, no_args_is_help=True
@@ -88,6 +98,131 @@ def import_(
         print_json(document_of(summary))
     else:
         say(f"loaded {_told(summary)}")
+
+
+Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
+
+
+@app.command()
+def backup(store: Store = None, as_json: AsJson = False) -> None:
+    """Write the catalogue to the stores of `sweep.backup.stores` now, and read it back; no worker is needed.
+
+    The newest backup of each store is restored for trial where that is due.
+    `zot-artifacts sweep backup` does the same as a job.
+
+    Examples:
+
+        zot-artifacts catalogue backup
+
+        zot-artifacts catalogue backup --store dr
+    """
+    with opened(existing=True) as session:
+        session.store_names([store] if store else None)
+        settings = session.settings.sweep.backup
+        names = [store] if store else list(settings.stores)
+        if not names:
+            way_out = "set sweep.backup.stores to two stores, or name one with --store"
+            raise Failure(f"no store is configured for backups of the catalogue: {way_out}", Status.USAGE)
+        stores = [session.stores[name] for name in names]
+        done = back_up(session.catalogue, stores, settings, session.settings.spool_dir, job=str(uuid4()))
+    if as_json:
+        print_json(
+            {"written": done.written, "faults": done.faults, "rehearsed": done.rehearsed, "removed": done.removed}
+        )
+    else:
+        for name, key in done.written.items():
+            tried = ", restored for trial" if name in done.rehearsed and name not in done.faults else ""
+            say(f"{name}: {BACKUP_BUCKET}/{key}, written and read back{tried}")
+        for name, fault in done.faults.items():
+            complain(f"{name}: {fault}")
+    raise typer.Exit(Status.BAD if done.faults else Status.GOOD)
+
+
+@app.command("backups")
+def list_backups(store: Store = None, as_json: AsJson = False) -> None:
+    """List the backups of catalogues in the stores, the newest first; no catalogue is needed.
+
+    Example:
+
+        zot-artifacts catalogue backups
+    """
+    with _stores() as (_, stores):
+        found = [each for name in ([store] if store else stores) for each in backups(stores[name])]
+    found.sort(key=lambda each: each.at, reverse=True)
+    if as_json:
+        print_json({"backups": [asdict(each) for each in found]})
+        return
+    columns = ("made", "store", "size", "catalogue", "backup")
+    rows = [(each.at, each.store, size(each.size or 0), each.identity, each.key) for each in found]
+    print_table(columns, rows, empty="no store has a backup of a catalogue", flexible=("backup",))
+
+
+@app.command()
+def restore(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="The store that has the backup.")],
+    *,
+    backup: Annotated[
+        str | None,
+        typer.Option("--backup", metavar="BACKUP", help="One of `catalogue backups`; the newest by default."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a backup into a new or empty catalogue: all of it, or nothing if it is damaged.
+
+    Stop the workers first.
+    Jobs that were open when the backup was made end as dead letters, because what happened since is unknown.
+    `catalogue rebuild --newer-since` records the objects that were written after the backup.
+
+    Examples:
+
+        zot-artifacts catalogue restore dr
+
+        zot-artifacts catalogue restore dr --backup 5f0a…/20260711T031500.000000Z.5f0a1d0e.jsonl.gz
+    """
+    with _stores() as (settings, stores):
+        chosen = _choose(stores[store], backup, expected_identity(settings.catalogue_url))
+        summary = restore_backup(chosen, stores[store], settings.catalogue_url)
+    since = f"{summary.exported_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if as_json:
+        print_json(document_of(summary) | {"store": store, "backup": chosen.key})
+        return
+    say(f"restored {_told(summary)}, as it was at {since}")
+    say("start the workers; then, for what was written since:")
+    say(f"  zot-artifacts catalogue rebuild --newer-since {since}")
+
+
+def _choose(store: StoreOfBackups, key: str | None, expected: str | None) -> Backup:
+    """Return the backup of this key, or the newest one of the only catalogue that a store has backups of."""
+    found = backups(store)
+    if key is not None:
+        named = next((each for each in found if each.key == key.removeprefix(f"{BACKUP_BUCKET}/")), None)
+        if named is None:
+            raise NoBackup(f"{store.name} has no backup {key}: see `zot-artifacts catalogue backups`")
+        return named
+    own = [each for each in found if expected in {None, each.identity}]
+    if not own:
+        of = f" of the catalogue {expected}" if expected else ""
+        raise NoBackup(f"{store.name} has no backup{of}: see `zot-artifacts catalogue backups`")
+    if len({each.identity for each in own}) > 1:
+        raise Failure(
+            f"{store.name} has backups of more than one catalogue: choose one of `zot-artifacts catalogue backups` "
+            "with --backup",
+            Status.USAGE,
+            type_="AmbiguousBackup",
+        )
+    return own[0]
+
+
+@contextlib.contextmanager
+def _stores() -> Iterator[tuple[Settings, Stores]]:
+    """Yield the settings and the stores without the catalogue, which may be lost."""
+    settings = load_settings()
+    settings.prepare()
+    stores = Stores(settings.stores, spool_dir=settings.spool_dir)
+    try:
+        yield settings, stores
+    finally:
+        stores.close()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ _GOOD = {"verified", "stored", "succeeded", "reachable", "good"}
 _BAD = {
     "lost",
     "log_changed",
+    "backup",
     "store_untrusted",
     "listing_suspect",
     "corrupt",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from worker.catalogue import Artifact, Catalogue, JobRecord
+from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
 from worker.cli.errors import Failure, Status, suggestion
 from worker.settings import Settings, load_settings
 from worker.storage.errors import NotFound
@@ -123,6 +123,13 @@ def has_catalogue(settings: Settings) -> bool:
 def _require_catalogue(settings: Settings) -> None:
     if has_catalogue(settings):
         return
+    if lost := expected_identity(settings.catalogue_url):
+        raise Failure(
+            f"the file of the catalogue {lost} is gone ({settings.home}): put it back, or get it by "
+            "`zot-artifacts catalogue restore STORE` or `zot-artifacts catalogue rebuild`",
+            Status.UNKNOWN,
+            type_="CatalogueLost",
+        )
     where = f"ZOT_HOME={settings.home}" if settings.catalogue is None else "ZOT_CATALOGUE names a file that is absent"
     raise Failure(
         f"no catalogue here ({where}): set ZOT_HOME to the data directory of the worker, or start `zot-artifacts up`",

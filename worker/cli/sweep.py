@@ -20,6 +20,7 @@ from worker.cli.sweep_plans import PLANS
 from zot_artifact_client.contract import (
     PAGE,
     SWEEP_ALARMS,
+    SWEEP_BACKUP,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_PURGE,
@@ -48,6 +49,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "probe": SWEEP_PROBE,
     "alarms": SWEEP_ALARMS,
     "recover": SWEEP_RECOVER,
+    "backup": SWEEP_BACKUP,
 }
 _WITH_PREFIX = {"repair", "replicate", "reconcile"}
 _GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}

@@ -155,6 +155,7 @@ class Settings(BaseSettings):
             "sweep.verify.periods": self.sweep.verify.periods,
             "sweep.repair.off": self.sweep.repair.off,
             "sweep.reconcile.off": self.sweep.reconcile.off,
+            "sweep.backup.stores": self.sweep.backup.stores,
             "store_limits": self.store_limits,
         }
         for setting, names in named.items():

@@ -184,6 +184,18 @@ class LeftoverSweepSettings(Section):
     """What cleanup does with open multipart uploads that, as far as is known, this worker did not begin."""
 
 
+class BackupSweepSettings(Section):
+    """How often the catalogue is written to stores, how many of these backups stay, and how often one is rehearsed."""
+
+    stores: tuple[str, ...] = ()
+    """The stores that get each backup, two for good measure; without any, there is no backup."""
+    every: Duration = timedelta(days=1)
+    keep: Annotated[int, Field(ge=1)] = 14
+    """Backups that stay in each store; older ones are removed when a new one is there."""
+    rehearse: Duration = timedelta(days=7)
+    """How often the newest backup of each store is restored into a scratch database and compared."""
+
+
 class ProbeSweepSettings(Section):
     """How often a probe writes, reads and deletes a small object in every store; also when a worker starts."""
 
@@ -214,6 +226,7 @@ class SweepSettings(Section):
     purge: PurgeSweepSettings = PurgeSweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
+    backup: BackupSweepSettings = BackupSweepSettings()
 
 
 class JobSettings(Section):

@@ -28,6 +28,7 @@ QUARANTINE_BUCKET = "zot-quarantine"
 PROBE_BUCKET = "zot-probe"
 STAGING_BUCKET = "zot-staging"
 MARKER_BUCKET = "zot-store"
+BACKUP_BUCKET = "zot-catalogue"
 
 _SEGMENT = r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _PLAIN = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")

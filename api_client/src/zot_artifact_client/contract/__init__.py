@@ -48,6 +48,7 @@ from zot_artifact_client.contract.requests import (
     StoreName,
     StoreNames,
     SweepAlarmsRequest,
+    SweepBackupRequest,
     SweepCanaryRequest,
     SweepLeftoversRequest,
     SweepProbeRequest,
@@ -80,6 +81,7 @@ from zot_artifact_client.contract.results import (
     ReplicateResult,
     Result,
     SweepAlarmsResult,
+    SweepBackupResult,
     SweepCanaryResult,
     SweepLeftoversResult,
     SweepProbeResult,
@@ -116,6 +118,7 @@ __all__ = [
     "QUERY_STATUS",
     "REPLICATE",
     "SWEEP_ALARMS",
+    "SWEEP_BACKUP",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
     "SWEEP_PURGE",
@@ -175,6 +178,8 @@ __all__ = [
     "StoreNames",
     "SweepAlarmsRequest",
     "SweepAlarmsResult",
+    "SweepBackupRequest",
+    "SweepBackupResult",
     "SweepCanaryRequest",
     "SweepCanaryResult",
     "SweepLeftoversRequest",
@@ -304,6 +309,7 @@ SWEEP_RECONCILE = TaskSpec(
 )
 SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, SweepPurgeResult, Queue.SWEEP)
 SWEEP_ALARMS = TaskSpec("sweep.alarms.v1", "sweep.alarms", SweepAlarmsRequest, SweepAlarmsResult, Queue.INTERACTIVE)
+SWEEP_BACKUP = TaskSpec("sweep.backup.v1", "sweep.backup", SweepBackupRequest, SweepBackupResult, Queue.SWEEP)
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
@@ -311,7 +317,7 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
     for spec in (
         UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
-        SWEEP_RECOVER, SWEEP_ALARMS,
+        SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP,
     )
 }  # fmt: skip
 

@@ -327,5 +327,11 @@ class SweepCanaryRequest(Message):
     store: StoreName | None = None
 
 
+class SweepBackupRequest(Message):
+    """Write a backup of the catalogue to one store, or to those of the settings."""
+
+    store: StoreName | None = None
+
+
 class SweepRecoverRequest(Message):
     """Send again the jobs without a heartbeat."""

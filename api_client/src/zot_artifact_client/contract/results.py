@@ -258,6 +258,18 @@ class SweepCanaryResult(Result):
     stores: dict[str, str]
 
 
+class SweepBackupResult(Result):
+    """The keys of the backups by store, and what is wrong with the backups of a store.
+
+    `rehearsed`: the stores of which a backup was restored for trial. `removed`: how many old backups were removed.
+    """
+
+    written: dict[str, str]
+    faults: dict[str, str]
+    rehearsed: tuple[str, ...] = ()
+    removed: int = 0
+
+
 class SweepRecoverResult(Result):
     """How many jobs were sent again: messages that Redis lost, and jobs whose workers sent no heartbeat any more.
 

@@ -1,0 +1,48 @@
+"""Sweep backup: write the catalogue to the stores of `sweep.backup.stores`, and restore a backup for trial."""
+
+import logging
+
+from worker.artifacts.catalogue_backup import back_up
+from worker.artifacts.per_store import most_retryable
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task
+from worker.storage.errors import PermanentError
+from zot_artifact_client.contract import SWEEP_BACKUP, SweepBackupRequest, SweepBackupResult
+
+logger = logging.getLogger(__name__)
+
+
+class NoBackupStore(PermanentError):
+    """No store is configured for backups of the catalogue."""
+
+
+def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJob) -> SweepBackupResult:
+    """Write one export of the catalogue to each store for backups, read it back, and rehearse a restore when due.
+
+    Stores that are paused are left out.
+
+    Raises:
+        NoBackupStore: none is configured.
+        UnknownStore: naming the stores there are.
+        StorageError, Snooze: a store has no new backup; the others have one.
+    """
+    settings = context.settings.sweep.backup
+    named = [request.store] if request.store else list(settings.stores)
+    if not named:
+        raise NoBackupStore("no store is configured for backups of the catalogue: set sweep.backup.stores to two")
+    stores = [context.stores[name] for name in named if context.pauses.of_store(name) is None]
+    job.start(None, "exporting the catalogue")
+    done = back_up(
+        context.catalogue, stores, settings, context.settings.spool_dir, job=job.id, on_bytes=job.advance
+    )  # fmt: skip
+    for name, fault in done.faults.items():
+        logger.error("store %s has no good backup of the catalogue: %s", name, fault)
+    if done.failures:
+        raise most_retryable(done.failures)
+    return SweepBackupResult(
+        written=dict(done.written), faults=dict(done.faults), rehearsed=tuple(done.rehearsed), removed=done.removed
+    )
+
+
+sweep_backup_task = artifact_task(SWEEP_BACKUP, writes=False)(sweep_backup)

@@ -1,0 +1,192 @@
+"""Backups of the catalogue: written, read back, restored for trial, and restored for good."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.unit.catalogue.test_export import content, exported, fill
+from worker import cli, clock
+from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore
+from worker.artifacts.store_findings import see_stores
+from worker.catalogue import BadExport, Catalogue, FindingKind
+from worker.settings import Settings
+from worker.settings.sections import BackupSweepSettings, SweepSettings
+from worker.storage import Stores
+from worker.storage.config import FilesystemConfig
+from worker.storage.errors import IntegrityError
+from worker.storage.keys import BACKUP_BUCKET
+
+NAMES = ("primary", "dr")
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+    opened = Stores({name: FilesystemConfig(root=tmp_path / name) for name in NAMES}, spool_dir=tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def kept(tmp_path: Path, make_tables) -> Iterator[Catalogue]:
+    url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
+    make_tables(url)
+    opened = Catalogue(url)
+    fill(opened)
+    yield opened
+    opened.close()
+
+
+def run(kept: Catalogue, stores: Stores, tmp_path: Path, *, job: str | None = None, **settings: object):
+    chosen = BackupSweepSettings(stores=NAMES, **settings)  # type: ignore[arg-type]
+    return back_up(kept, [stores[name] for name in NAMES], chosen, tmp_path, job=job or str(uuid4()))
+
+
+def faults(kept: Catalogue) -> dict[str | None, str]:
+    return {each.store: str(each.evidence["detail"]) for each in kept.findings.page(kind=FindingKind.BACKUP)}
+
+
+def object_file(tmp_path: Path, store: str, key: str) -> Path:
+    return tmp_path / store / BACKUP_BUCKET / key
+
+
+def test_each_store_has_a_backup_that_can_be_restored(kept, stores, tmp_path):
+    """Both stores get the same export; loaded into a new database, it is the catalogue of that moment."""
+    before = content(exported(kept))
+    done = run(kept, stores, tmp_path)
+    assert done.faults == {}
+    assert list(done.written) == list(done.rehearsed) == list(NAMES)
+    for name in NAMES:
+        newest = backups(stores[name])[0]
+        url = f"sqlite:///{tmp_path / f'restored-{name}.sqlite3'}"
+        summary = restore(newest, stores[name], url)
+        assert summary.log_head == kept.verifications.head()
+        restored = Catalogue(url)
+        assert restored.identity == kept.identity
+        kept_rows = [line for line in before if not isinstance(line, dict) and line and line[0] == 1]
+        assert all(row in content(exported(restored)) for row in kept_rows)
+        restored.close()
+    assert [path.name for path in tmp_path.glob("zot-*")] == [], "nothing is left in the spool directory"
+
+
+def test_old_backups_go_when_new_ones_are_there(kept, stores, tmp_path):
+    """Each store keeps as many backups as the settings say."""
+    for _ in range(3):
+        done = run(kept, stores, tmp_path, keep=2)
+    assert done.removed == 2
+    assert [len(backups(stores[name])) for name in NAMES] == [2, 2]
+
+
+def test_a_retried_job_writes_no_second_backup(kept, stores, tmp_path):
+    """A store that has a good backup by the job already is left; one that has a damaged one gets another."""
+    first = run(kept, stores, tmp_path, job="job-1")
+    damaged = object_file(tmp_path, "dr", first.written["dr"])
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    second = run(kept, stores, tmp_path, job="job-1")
+    assert second.written["primary"] == first.written["primary"]
+    assert second.faults == {}
+    assert len(backups(stores["primary"])) == 1
+
+
+def test_a_store_that_is_away_has_a_finding_and_the_other_a_backup(kept, stores, tmp_path):
+    """A failure of one store stops no other; its finding is resolved by the next good backup."""
+    (tmp_path / "dr").rename(tmp_path / "away")
+    done = run(kept, stores, tmp_path)
+    assert list(done.written) == ["primary"]
+    assert len(done.failures) == 1
+    assert list(faults(kept)) == ["dr"]
+    (tmp_path / "away").rename(tmp_path / "dr")
+    assert run(kept, stores, tmp_path).faults == {}
+    assert faults(kept) == {}
+
+
+def test_a_backup_that_cannot_be_restored_is_found(kept, stores, tmp_path, monkeypatch):
+    """The rehearsal reads the bytes that are in the store; the finding stays until a restore succeeds."""
+    assert run(kept, stores, tmp_path).faults == {}
+    newest = backups(stores["dr"])[0]
+    path = object_file(tmp_path, "dr", newest.key)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    assert "cannot be restored" in str(rehearse(newest, stores["dr"], kept, tmp_path))
+    with pytest.raises((BadExport, IntegrityError)):
+        restore(newest, stores["dr"], f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    assert not list(tmp_path.glob("new.sqlite3*"))
+    monkeypatch.setattr("worker.artifacts.catalogue_backup.rehearse", lambda *_: "it lacks rows")
+    assert run(kept, stores, tmp_path, rehearse=timedelta()).faults == dict.fromkeys(NAMES, "it lacks rows")
+    monkeypatch.undo()
+    assert list(faults(kept)) == list(NAMES)
+    assert list(run(kept, stores, tmp_path).rehearsed) == list(NAMES), "a store with a finding is rehearsed at once"
+    assert faults(kept) == {}
+
+
+def test_a_rehearsal_notices_a_log_that_lost_rows(kept, stores, tmp_path):
+    """The log of today must still have the head that the backup has."""
+    run(kept, stores, tmp_path)
+    newest = backups(stores["dr"])[0]
+    other = Catalogue(f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    fault = rehearse(newest, stores["dr"], other, tmp_path)
+    other.close()
+    assert "lost rows" in str(fault)
+
+
+def test_a_late_backup_is_a_finding(kept, stores, tmp_path):
+    """Without a good backup for three periods the store has a finding; without backups configured it has none."""
+    run(kept, stores, tmp_path)
+    backup = BackupSweepSettings(stores=NAMES, every=timedelta(days=1))
+    configs = {name: FilesystemConfig(root=tmp_path / name) for name in NAMES}
+    settings = Settings(home=tmp_path / "home", stores=configs, sweep=SweepSettings(backup=backup))
+    see_stores(settings, kept, clock.now() + timedelta(days=2))
+    assert faults(kept) == {}
+    see_stores(settings, kept, clock.now() + timedelta(days=4))
+    assert sorted(map(str, faults(kept))) == ["dr", "primary"]
+    see_stores(Settings(home=tmp_path / "home", stores=configs), kept, clock.now() + timedelta(days=4))
+    assert faults(kept) == {}
+
+
+def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys, make_tables):
+    """`catalogue backup`, the loss of the file, and `catalogue restore STORE`, as an operator runs them."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("ZOT_HOME", str(home))
+    monkeypatch.setenv("ZOT_SWEEP__BACKUP__STORES", json.dumps(NAMES))
+    home.mkdir()
+    make_tables(f"sqlite:///{home / 'catalogue.sqlite3'}")
+    catalogue = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
+    fill(catalogue)
+    identity, head = catalogue.identity, catalogue.verifications.head()
+    catalogue.close()
+    assert cli.run(["catalogue", "backup"]) == 0
+    for path in home.glob("catalogue.sqlite3*"):
+        if not path.name.endswith("-id"):
+            path.unlink()
+    assert cli.run(["show", "releases/app.tgz"]) == 3
+    assert "catalogue restore STORE" in capsys.readouterr().err
+    assert cli.run(["catalogue", "restore", "dr"]) == 0
+    assert "rebuild --newer-since" in capsys.readouterr().out
+    assert cli.run(["show", "releases/app.tgz"]) == 0
+    restored = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
+    assert (restored.identity, restored.verifications.head()) == (identity, head)
+    restored.close()
+    assert cli.run(["catalogue", "restore", "dr"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_backups_of_two_catalogues_are_not_mixed_up(stores, tmp_path, monkeypatch, capsys, kept):
+    """Where a store has backups of more than one catalogue, and none is expected, one must be named."""
+    run(kept, stores, tmp_path)
+    other = Catalogue(f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    run(other, stores, tmp_path)
+    other.close()
+    config = tmp_path / "config.yaml"
+    roots = {name: {"type": "filesystem", "root": str(tmp_path / name)} for name in NAMES}
+    config.write_text(json.dumps({"stores": roots, "home": str(tmp_path / "home")}))
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    assert cli.run(["catalogue", "restore", "dr"]) == 2
+    assert "more than one catalogue" in capsys.readouterr().err
+    named = next(each for each in backups(stores["dr"]) if each.identity == kept.identity)
+    assert cli.run(["catalogue", "restore", "dr", "--backup", named.key]) == 0

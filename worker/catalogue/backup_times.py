@@ -1,0 +1,44 @@
+"""When each store last got a backup of the catalogue, and when one from it was last rehearsed."""
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from worker.catalogue.database import Database
+from worker.catalogue.tables import sweep_cursors
+
+_WRITTEN, _REHEARSED = "backup.written", "backup.rehearsed"
+
+
+class BackupTimes:
+    """The times of the last good backup and of the last rehearsal, by store."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def written(self, store: str) -> datetime | None:
+        """Return when the last good backup was written to a store, or None."""
+        return self._get(f"{_WRITTEN} {store}")
+
+    def rehearsed(self, store: str) -> datetime | None:
+        """Return when a backup of a store was last restored for trial, or None."""
+        return self._get(f"{_REHEARSED} {store}")
+
+    def set_written(self, store: str, at: datetime) -> None:
+        """Record that a store has a good backup."""
+        self._set(f"{_WRITTEN} {store}", at)
+
+    def set_rehearsed(self, store: str, at: datetime) -> None:
+        """Record that a backup of a store was restored for trial."""
+        self._set(f"{_REHEARSED} {store}", at)
+
+    def _get(self, name: str) -> datetime | None:
+        query = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == name)
+        with self._database.read() as connection:
+            found = connection.execute(query).scalar()
+        return None if found is None else datetime.fromtimestamp(found, UTC)
+
+    def _set(self, name: str, at: datetime) -> None:
+        with self._database.write() as connection:
+            connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == name))
+            connection.execute(sa.insert(sweep_cursors), {"name": name, "after": int(at.timestamp())})
