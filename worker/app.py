@@ -24,6 +24,7 @@ from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
 from worker.log_safety import make_safe
+from worker.metrics.sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.contract import QUERIES, SWEEP_PROBE, TASKS
@@ -192,6 +193,14 @@ def _outwait_the_result_backend(**_: Any) -> None:
     Only the children wait: the parent serves all of them, and a command line must return.
     """
     app.backend.always_retry = True
+
+
+@signals.worker_process_init.connect
+def _send_metrics(**_: Any) -> None:
+    """Add what this child counts to the totals of the fleet."""
+    sender = Sender(app)
+    sender.start()
+    signals.worker_process_shutdown.connect(lambda **_: sender.stop(), weak=False)
 
 
 @signals.worker_shutting_down.connect

@@ -16,6 +16,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.storage import StaleUpload
+from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,21 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
     """
     age = context.settings.sweep.leftovers.age
     foreign: dict[str, int] = {}
+    kept: dict[str, int] = {}
 
     def clean(name: str) -> tuple[str, int]:
         job.step(f"cleaning {name}")
         store = context.stores[name]
         removed, foreign[name] = _clean_uploads(store, context, job)
-        return name, removed + _purge_quarantine(store, context, job)
+        if store.capabilities.reserved_buckets:
+            removed += _purge_quarantine(store, context, job)
+            kept[name] = sum(each.size or 0 for each in store.list_objects(QUARANTINE_BUCKET))
+        return name, removed
 
     removed = for_each_store(context.unpaused_stores(request.store), clean)
     staged = 0 if request.store else _clean_staging(context, age)
-    return SweepLeftoversResult(
-        removed=dict(removed), staged=staged, foreign={name: count for name, count in foreign.items() if count}
-    )
+    open_uploads = {name: count for name, count in foreign.items() if count}
+    return SweepLeftoversResult(removed=dict(removed), staged=staged, foreign=open_uploads, quarantined=kept)
 
 
 def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) -> tuple[int, int]:
@@ -115,7 +119,7 @@ def _follows(stale: StaleUpload, intent: UploadIntent) -> bool:
 def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
     """Purge what is in quarantine for longer than the settings say, and return how much that was."""
     retention, purged = context.settings.quarantine.retention, 0
-    if retention is None or not store.capabilities.reserved_buckets:
+    if retention is None:
         return 0
     for found in list(quarantined(store, context.catalogue)):
         job.heartbeat()

@@ -16,6 +16,7 @@ from worker.jobs.outbox import Outbox
 from worker.jobs.republish_ends import republish_ends
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.pauses import LONGEST_PAUSE, mirror_queues
+from worker.meters import RESENT
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
 
@@ -42,6 +43,8 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     _step("pages", context.catalogue.pages.remove_ended)
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
+    RESENT.add("message lost", count=messages)
+    RESENT.add("job silent", count=jobs)
     _step("result backend", lambda: republish_ends(context, app))
     _step("old jobs and findings", lambda: _prune(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)

@@ -24,6 +24,7 @@ from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Data
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
+from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
@@ -60,6 +61,7 @@ __all__ = [
     "Copy",
     "CopyState",
     "Coverage",
+    "EndedJob",
     "ExportSummary",
     "FailedBatchItem",
     "Finding",
@@ -102,6 +104,7 @@ __all__ = [
     "ReconcileRun",
     "Recorded",
     "RecordedCopy",
+    "ResolvedFinding",
     "Scope",
     "Sighting",
     "StoreIdentities",
@@ -196,6 +199,10 @@ class Catalogue:
     @cached_property
     def holds(self) -> Holds:
         return Holds(self._database)
+
+    @cached_property
+    def figures(self) -> Figures:
+        return Figures(self._database)
 
     @cached_property
     def findings(self) -> Findings:

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from worker.catalogue import postgresql, sqlite
+from worker.meters import TRANSACTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -130,14 +131,14 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
         self._check_file()
-        with writing(self.engine) as connection:
+        with TRANSACTIONS.timed("write"), writing(self.engine) as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Begin a transaction that sees one state and changes nothing."""
         self._check_file()
-        with translated(self.engine), _reading(self.engine) as connection:
+        with TRANSACTIONS.timed("read"), translated(self.engine), _reading(self.engine) as connection:
             yield connection
 
     @property

@@ -1,6 +1,7 @@
 """The verification log: append-only, each row chained to the one before it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,12 +17,15 @@ from worker.catalogue.bulk import BulkStatement, Given
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
 from worker.catalogue.prepared import Prepared
-from worker.catalogue.records import Artifact, Copy, CopyState, Finding, LogHead
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
+from worker.meters import DETECTION, VERDICTS
 from worker.storage import Verdict
 
 _FIRST = "0" * 64
+_SAMPLED = 500
+"""Bad copies of one group whose last read is looked up."""
 _CHAINED = sorted(c.name for c in verifications.c if c.name not in {"id", "hash"})
 _BEFORE, _AFTER = ([n for n in _CHAINED if n < "previous"], [n for n in _CHAINED if n > "previous"])
 
@@ -233,6 +237,7 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         return
     last = _LAST_HASH.first(connection)
     previous = last.hash if last else _FIRST
+    _measure(connection, prepared)
     for row, text in zip(prepared.rows, prepared.texts, strict=True):
         row["previous"] = previous
         row["hash"] = previous = _linked(text, previous)
@@ -245,6 +250,18 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         ]
         _UPDATES[Verdict(word)].execute(connection, values, now=prepared.now)
     note_verdicts(connection, prepared.verdicts, prepared.now)
+
+
+def _measure(connection: Connection, prepared: PreparedVerdicts) -> None:
+    """Count verdicts, and how long before each bad one its copy was last read or written."""
+    for (store, word), count in Counter((each.store, each.verdict) for each in prepared.verdicts).items():
+        VERDICTS.add(store, word, count=count)
+    bad = {each.copy: each.store for each in prepared.verdicts if each.verdict in BAD}
+    some = list(bad)[:_SAMPLED]
+    if some:
+        for id_, read_at in connection.execute(sa.select(copies.c.id, copies.c.read_at).where(copies.c.id.in_(some))):
+            if read_at is not None:
+                DETECTION.observe(bad[id_], value=max(0.0, (prepared.now - read_at).total_seconds()))
 
 
 def _update(verdict: Verdict, given: Given) -> sa.Update:

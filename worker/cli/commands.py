@@ -76,6 +76,9 @@ COMMANDS = {
     "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
     "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
+    "metrics": Entry(
+        _SERVICE, "Serve metrics of jobs, queues, stores and copies for Prometheus.", "metrics:metrics"
+    ),
     "doctor": Entry(_SERVICE, "Check settings, stores, broker, workers and beat.", "doctor:doctor"),
     "demo": Entry(_SERVICE, "Show upload, replication, verification and repair on real files.", "demo:demo"),
 }  # fmt: skip

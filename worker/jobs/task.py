@@ -41,6 +41,7 @@ from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
+from worker.meters import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
@@ -163,6 +164,8 @@ class Delivery(Generic[RequestT, ResultT]):
             Outbox(self._task.app).taken(self._id, queue)
             match found:
                 case Leased():
+                    if found.record.crashes:
+                        LEASE_RECOVERIES.add(self._spec.kind)
                     fence_request(self._task.request, found.record.fence)
                     return self._attempt(work, request, found.record)
                 case Held():
@@ -280,6 +283,7 @@ class Delivery(Generic[RequestT, ResultT]):
         asked = min(getattr(error, "retry_after", None) or 0, longest)
         delay = max(self._backoff(job.attempt - 1), asked)
         self._ledger.retry(job.id, job.fence, _details(error), due=self._due(delay))
+        RETRIES.add(self._spec.kind, _described(error).type)
         logger.warning("job %s: attempt %d failed, retry in %.0f s: %s", job.id, job.attempt, delay, error)
         raise self._again(delay, error) from error
 
@@ -298,6 +302,7 @@ class Delivery(Generic[RequestT, ResultT]):
     def _snooze(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
         """Give the job back for later at no cost to its attempts."""
         self._ledger.snooze(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
+        SNOOZES.add(self._spec.kind)
         logger.info("job %s is snoozed for %.1f s: %s", job.id, seconds, error)
         raise self._again(seconds, error) from error
 

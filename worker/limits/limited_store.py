@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze
+from worker.meters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.storage import (
     Condition,
     Digest,
@@ -74,38 +75,38 @@ class LimitedStore:
     # Metadata
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
-        with self._request():
+        with self._request("stat"):
             return self._store.stat_object(bucket, key)
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
-        with self._request():
+        with self._request("delete"):
             deleted = self._store.delete_object(bucket, key, condition=condition)
             self._succeeded()
             return deleted
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
-        with self._request():
+        with self._request("list"):
             yield from self._store.list_objects(bucket, prefix, after=after)
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
-        with self._request():
+        with self._request("list"):
             yield from self._store.iter_stale_uploads()
 
     def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
-        with self._request():
+        with self._request("stat"):
             return self._store.is_unused_upload(stale, bucket, key)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
-        with self._request():
+        with self._request("abort"):
             return self._store.remove_stale_upload(stale)
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
-        with self._request():
+        with self._request("abort"):
             self._store.abort_upload(bucket, key, token)
 
     def read_first_byte(self, bucket: str, key: str) -> None:
         """Raise unless the store returns the first byte of an object, or the object is empty."""
-        with self._request(), self._store.read_object_range(bucket, key, 0, 1) as reader:
+        with self._request("read"), self._store.read_object_range(bucket, key, 0, 1) as reader:
             reader.read(1)
 
     # Bytes
@@ -115,7 +116,7 @@ class LimitedStore:
     ) -> "LimitedReader":
         """Open an object; the concurrency slot is held until the reader is closed."""
         with ExitStack() as held:
-            metered = held.enter_context(self._transfer(on_bytes))
+            metered = held.enter_context(self._transfer("read", on_bytes))
             reader = self._store.read_object(bucket, key, expected=expected, on_bytes=metered)
             held.callback(reader.close)
             return LimitedReader(self, reader, held.pop_all())
@@ -137,7 +138,7 @@ class LimitedStore:
         existing_key: bool = False,
     ) -> tuple[ObjectStat, Digest]:
         """Write an object; an error of its source whose `store` is set leaves as it is, and does not count here."""
-        with self._transfer(on_bytes) as metered:
+        with self._transfer("write", on_bytes) as metered:
             try:
                 written = self._store.write_object(
                     bucket,
@@ -150,7 +151,7 @@ class LimitedStore:
                     storage_class=storage_class,
                     condition=condition,
                     on_bytes=metered,
-                    on_read_back=self._metered(self._job.heartbeat),
+                    on_read_back=self._metered("verify", self._job.heartbeat),
                     checkpoint=checkpoint,
                     existing_key=existing_key,
                 )
@@ -161,7 +162,8 @@ class LimitedStore:
 
     def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
         """Write small objects as a group; the limits are those of `write_object`, for each of them."""
-        with self._transfer(None) as metered:
+        with self._transfer("write", None) as metered:
+            STORE_OBJECTS.add(self.name, "write", count=len(puts) - 1)  # the group counts as one
             for put in puts:
                 metered(put.body.digest.size)
             written = self._store.write_objects(puts)
@@ -181,7 +183,7 @@ class LimitedStore:
         manifest: Manifest | None = None,
         on_bytes: OnBytes | None = None,
     ) -> Verification:
-        with self._transfer(on_bytes) as metered:
+        with self._transfer("verify", on_bytes) as metered:
             seen = self._store.verify_object(bucket, key, expected, manifest=manifest, on_bytes=metered)
             if seen.error is None:
                 self._succeeded()
@@ -192,7 +194,7 @@ class LimitedStore:
     def verify_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects one after the other; the limits are those of `verify_object`, for each of them."""
         with self.slot():
-            for seen in self._store.verify_objects(self._admitted(wanted)):
+            for seen in self._store.verify_objects(self._admitted("verify", wanted)):
                 if seen.error is not None:
                     self._blame(seen.error)
                 elif self._failing:
@@ -202,13 +204,13 @@ class LimitedStore:
     def read_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[bytes | None]:
         """Read small objects; the limits are those of `verify_objects`, and an object that is not right is None."""
         with self.slot():
-            for data in self._store.read_objects(self._admitted(wanted)):
+            for data in self._store.read_objects(self._admitted("read", wanted)):
                 if data is not None and self._failing:
                     self._succeeded()
                 yield data
 
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
-        with self._transfer(None) as metered:
+        with self._transfer("quarantine", None) as metered:
             return self._store.quarantine_object(bucket, key, label, on_bytes=metered)
 
     def copy_object(
@@ -224,7 +226,8 @@ class LimitedStore:
     ) -> ObjectStat | None:
         """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
         origin.admit()
-        with self.slot():
+        STORE_OBJECTS.add(self.name, "copy")
+        with self.slot(), STORE_SECONDS.timed(self.name, "copy"):
             try:
                 return self._store.copy_object(
                     origin._store,  # noqa: SLF001 - it is one of us
@@ -242,15 +245,21 @@ class LimitedStore:
 
     # Limits
 
-    def _admitted(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[tuple[str, str, Digest]]:
+    def _admitted(self, verb: str, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[tuple[str, str, Digest]]:
         """Yield each object when it may be read."""
         limit = self.limits.bytes_per_second
-        for each in wanted:
-            self.admit()
-            self._check_slot()
-            if limit is not None:
-                self._admission.take_bandwidth(self.name, each[2].size, limit, self._job.heartbeat)
-            yield each
+        objects = size = 0
+        try:
+            for each in wanted:
+                self.admit()
+                self._check_slot()
+                if limit is not None:
+                    self._admission.take_bandwidth(self.name, each[2].size, limit, self._job.heartbeat)
+                objects, size = objects + 1, size + each[2].size
+                yield each
+        finally:  # once, because counting takes as long as reading a very small object
+            STORE_OBJECTS.add(self.name, verb, count=objects)
+            STORE_BYTES.add(self.name, verb, count=size)
 
     def admit(self) -> None:
         """Raise Snooze if the store is paused or its circuit breaker is open."""
@@ -283,31 +292,34 @@ class LimitedStore:
                     self._slot = None
 
     @contextmanager
-    def _request(self) -> Iterator[None]:
+    def _request(self, verb: str) -> Iterator[None]:
         self.admit()
+        STORE_OBJECTS.add(self.name, verb)
         try:
-            yield
+            with STORE_SECONDS.timed(self.name, verb):
+                yield
         except StorageError as error:
             self._blame(error)
             raise
 
     @contextmanager
-    def _transfer(self, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
+    def _transfer(self, verb: str, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
         """Hold a slot, and yield the function to call with the size of every piece."""
-        with self.slot():
+        with self.slot(), STORE_SECONDS.timed(self.name, verb):
+            STORE_OBJECTS.add(self.name, verb)
             try:
-                yield self._metered(on_bytes or self._job.heartbeat)
+                yield self._metered(verb, on_bytes or self._job.heartbeat)
             except StorageError as error:
                 self._blame(error)
                 raise
 
-    def _metered(self, tell: OnBytes) -> OnBytes:
-        """Return the function that takes the size of every piece from the bandwidth, and then calls `tell`."""
+    def _metered(self, verb: str, tell: OnBytes) -> OnBytes:
+        """Return the function that counts every piece, takes it from the bandwidth, and then calls `tell`."""
         limit = self.limits.bytes_per_second
-        if limit is None and self.limits.concurrency is None:
-            return tell
 
         def metered(count: int) -> None:
+            if count:
+                STORE_BYTES.add(self.name, verb, count=count)
             self._check_slot()
             if limit is not None:
                 self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
@@ -326,6 +338,7 @@ class LimitedStore:
         if error.store is not None:
             return
         error.store = self.name
+        STORE_ERRORS.add(self.name, type(error).__name__)
         # A transient error with a permanent cause, such as a conflict with another writer, is about one object.
         if isinstance(error, TransientError) and not isinstance(error.__cause__, PermanentError):
             self._admitted_until = 0.0

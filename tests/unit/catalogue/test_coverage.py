@@ -73,6 +73,12 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
         found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
         found.jobs()
         found.last_runs(["sweep.verify"])
+        figures = catalogue.figures
+        figures.open_jobs()
+        figures.dead_letters()
+        figures.late_jobs(clock.now())
+        figures.ended_jobs(clock.now(), clock.now(), limit=5)
+        figures.resolved_findings(clock.now(), clock.now(), limit=5)
         findings = catalogue.findings
         findings.see_lost(["dr"], now=clock.now(), limit=5)
         findings.counts()
@@ -90,5 +96,9 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
     assert [each for each in plans if each.startswith("SEARCH findings USING INDEX uq_findings_open ((bucket,key)>")]
     assert [each for each in plans if "ix_verifications_bad" in each]
     assert [
-        each for each in asked if each.startswith(("SCAN copies", "SCAN artifacts", "SCAN verifications", "SCAN jobs"))
+        each
+        for each in asked
+        if each.startswith(
+            ("SCAN copies", "SCAN artifacts", "SCAN verifications", "SCAN jobs", "SCAN findings USING INDEX uq")
+        )
     ] == []

@@ -198,6 +198,8 @@ class SweepLeftoversResult(Result):
     staged: int = 0
     foreign: dict[str, int] = Field(default_factory=dict)
     """How many unfinished uploads of other programs are open and were left, by store; only stores that have some."""
+    quarantined: dict[str, int] = Field(default_factory=dict)
+    """How many bytes the quarantine of each store holds."""
 
 
 class SweepProbeResult(Result):

@@ -1,0 +1,194 @@
+"""Every query of the alarms and of the dashboard asks for what the exporter really exports."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from celery import Celery
+from prometheus_client import Metric
+
+from tests.servers import Valkey
+from worker import clock, meters
+from worker.beat import Scheduler
+from worker.catalogue import Catalogue, Finding
+from worker.metrics.exporter import Exporter
+from worker.metrics.groups import Group
+from worker.metrics.sender import Sender
+from worker.settings import Settings
+from worker.settings.sections import StoreLimits
+from worker.storage import Digest
+from worker.storage.errors import StorageError
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
+from zot_artifact_client.urls import redis_client
+
+ROOT = Path(__file__).resolve().parents[3]
+RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
+ALARMS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
+DASHBOARD = json.loads((ROOT / "deploy/grafana/zot-artifacts.json").read_text())
+PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+RUNBOOK = ROOT / "docs/runbook.md"
+SELECTOR = re.compile(r"(zot_artifacts_\w+)(?:\{([^}]*)\})?")
+MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
+GROUPING = re.compile(r"\b(?:by|on|ignoring|without)\s*\(([^)]*)\)")
+LABEL_IN_TEXT = re.compile(r"\$labels\.(\w+)|\{\{\s*(\w+)\s*\}\}")
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Yield every query, by the name of its alarm or panel, without the variables of Grafana."""
+    yield from ((name, rule["expr"]) for name, rule in ALARMS.items())
+    for title, panel in PANELS.items():
+        for target in panel["targets"]:
+            yield title, target["expr"].replace("$__rate_interval", "5m").replace("$store", ".*")
+
+
+@pytest.fixture(scope="module")
+def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[Metric]:
+    """Return what an exporter exports whose catalogue and broker have some of everything."""
+    url = valkey.url.removesuffix("/0") + "/11"
+    home = tmp_path_factory.mktemp("exported")
+    settings = Settings(home=home, broker=url, store_limits={"dr": StoreLimits(concurrency=2)})
+    settings.prepare()
+    _fill_catalogue(settings)
+    app = Celery("filling", backend=url, set_as_current=False)
+    meters.drain()
+    for meter in meters.METERS.values():
+        labels = ["dr" if label == "store" else "x" for label in meter.labels]
+        meter.observe(*labels, value=1) if meter.buckets else meter.add(*labels)
+    Sender(app).send()
+    Scheduler._record(type("Ticking", (), {"app": app, "_client": None})())
+    app.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.metrics.catalogue_figures._LAG", timedelta(0))
+        found = _collected(Exporter(settings))
+    with redis_client(url) as client:
+        client.flushdb()
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(families: list[Metric]) -> dict[str, set[str]]:
+    """Return the labels of every sample by its name."""
+    found: dict[str, set[str]] = {}
+    for family in families:
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def _collected(exporter: Exporter) -> list[Metric]:
+    groups: list[Group] = exporter.groups._groups
+    ledger = next(each for each in groups if each.name == "ledger")
+    ledger.collect.__self__._jobs_until = ledger.collect.__self__._findings_until = clock.now() - timedelta(hours=1)
+    for group in groups:
+        group.refresh()
+        assert group.up, group.name
+    found: list[Metric] = list(exporter.registry.collect())
+    exporter._opened().close()
+    return found
+
+
+def _fill_catalogue(settings: Settings) -> None:
+    catalogue, now = Catalogue(settings.catalogue_url), clock.now()
+    for key in ("bad", "good"):
+        made = catalogue.artifacts.record("releases", key, Digest(1, "0" * 64), {}, now, stores=["dr"])
+        catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now)
+        copy = catalogue.artifacts.copies(made)["dr"]
+        for job, verdict in (("first", "corrupt"), ("second", "verified"), ("third", "corrupt")):
+            if key == "bad" or verdict == "verified":
+                catalogue.verifications.record(Finding(job, "dr", made, verdict), copy, tag="1", now=now)
+    catalogue.ledger.acquire(
+        "swept", SWEEP_LEFTOVERS.kind, {}, owner="me", holds=None, parent=None, now=now, lease=timedelta(seconds=30)
+    )
+    result = {"removed": {}, "quarantined": {"dr": 5}}
+    catalogue.ledger.finish("swept", 1, JobState.SUCCEEDED, now=now, result=result)
+    catalogue.close()
+
+
+def test_every_query_asks_for_what_is_exported(exported):
+    """Each metric of each query is exported, with each label that a query selects, groups or matches by."""
+    wrong = []
+    for name, query in queries():
+        labels: set[str] = set()
+        for metric, matchers in SELECTOR.findall(query):
+            labels |= exported.get(metric, set())
+            if metric not in exported:
+                wrong.append(f"{name}: {metric} is not exported")
+            wrong += [
+                f"{name}: {metric} has no label {label}"
+                for label, _ in MATCHER.findall(matchers)
+                if label not in exported.get(metric, set())
+            ]
+        grouped = {label.strip() for listed in GROUPING.findall(query) for label in listed.split(",")}
+        wrong += [f"{name}: no metric has the label {label}" for label in grouped - labels]
+        if query.count("(") != query.count(")") or not SELECTOR.search(query):
+            wrong.append(f"{name}: {query} is no query")
+    assert wrong == []
+
+
+def test_every_metric_is_in_the_dashboard_or_an_alarm(exported):
+    """No figure is exported that is shown nowhere."""
+    used = {metric for _, query in queries() for metric, _ in SELECTOR.findall(query)}
+    families = {re.sub(r"_(?:bucket|count|sum)$", "", name) for name in exported}
+    shown = {re.sub(r"_(?:bucket|count|sum)$", "", name) for name in used}
+    assert families - shown == {"zot_artifacts_exporter_info"}
+
+
+def test_a_text_names_only_labels_that_its_query_leaves(exported):
+    """The summary of an alarm and the legend of a panel use labels that exist."""
+    texts = [(name, rule["expr"], rule["annotations"]["summary"]) for name, rule in ALARMS.items()]
+    texts += [(t, each["expr"], each["legendFormat"]) for t, panel in PANELS.items() for each in panel["targets"]]
+    wrong = []
+    for name, query, text in texts:
+        there = {label for metric, _ in SELECTOR.findall(query) for label in exported.get(metric, ())}
+        wrong += [f"{name}: {a or b}" for a, b in LABEL_IN_TEXT.findall(text) if (a or b) not in there]
+    assert wrong == []
+
+
+def test_the_reference_lists_every_metric(families):
+    """docs/metrics.md has a line for each metric: its name, its kind, its labels and what it means."""
+    lines = []
+    for family in sorted(families, key=lambda each: each.name):
+        labels = {name for sample in family.samples for name in sample.labels} - {"le"}
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        listed = ", ".join(f"`{label}`" for label in sorted(labels)) or "none"
+        lines.append(f"| `{name}` | {family.type} | {listed} | {family.documentation} |")
+    page = (ROOT / "docs/metrics.md").read_text().splitlines()
+    assert [line for line in page if line.startswith("| `zot_artifacts_")] == lines
+
+
+def test_the_classes_of_errors_that_an_alarm_names_exist():
+    """A class of errors that is renamed does not silence its alarm."""
+    named = re.findall(r'error=~?"([^"]+)"', ALARMS["ZotStoreErrors"]["expr"])[0].split("|")
+    todo, known = [StorageError], set[str]()
+    while todo:
+        todo += todo.pop().__subclasses__()
+        known |= {each.__name__ for each in todo}
+    assert set(named) <= known
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_every_alarm_has_a_section_of_the_runbook(alarm):
+    """The link of an alarm leads to a section that says what to do, and no section is of an alarm that is gone."""
+    assert ALARMS[alarm]["annotations"]["runbook"] == f"docs/runbook.md#{alarm.lower()}"
+    sections = re.findall(r"^## (Zot\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
+    assert alarm in sections
+    assert set(sections) <= ALARMS.keys()
+
+
+def test_promtool_takes_every_query(tmp_path):
+    """Prometheus' own checker parses the alarms, and the queries of the dashboard as rules."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: on Debian it is part of the package prometheus")
+    rules = [{"record": f"panel:{n}", "expr": query} for n, (_, query) in enumerate(queries())]
+    panels = tmp_path / "panels.yaml"
+    panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    for file in (ROOT / "deploy/prometheus/rules.yaml", panels):
+        done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
