@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zot_artifact_client.async_client import AsyncArtifactClient, AsyncArtifacts
+    from zot_artifact_client.async_job import AsyncJob, AsyncJobs
     from zot_artifact_client.client import ArtifactClient, Artifacts
     from zot_artifact_client.contract import (
         AdoptResult,
@@ -43,6 +45,10 @@ __all__ = [
     "ArtifactInfo",
     "ArtifactNotFound",
     "Artifacts",
+    "AsyncArtifactClient",
+    "AsyncArtifacts",
+    "AsyncJob",
+    "AsyncJobs",
     "BatchFailure",
     "BatchResult",
     "BrokerUnavailable",
@@ -77,6 +83,10 @@ _MODULES = {
     "ArtifactInfo": "contract",
     "ArtifactNotFound": "errors",
     "Artifacts": "client",
+    "AsyncArtifactClient": "async_client",
+    "AsyncArtifacts": "async_client",
+    "AsyncJob": "async_job",
+    "AsyncJobs": "async_job",
     "BatchFailure": "contract",
     "BatchResult": "contract",
     "BrokerUnavailable": "errors",

@@ -4,16 +4,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
 from zot_artifact_client.errors import UnknownJob, WaitTimeout
 from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
 
+
+class HasId(Protocol):
+    """A job of either client."""
+
+    @property
+    def id(self) -> str: ...
+
+
+JobT = TypeVar("JobT", bound=HasId)
 OnProgress = Callable[[Progress], object]
 
 _SHORTEST_PAUSE = 0.02
-LONGEST_PAUSE = 0.5
+_LONGEST_PAUSE = 0.5
 """Seconds between two polls for the ends of many jobs."""
 _PAGE = 500
 """Jobs that one poll asks for."""
@@ -156,27 +165,40 @@ def as_completed(
         WaitTimeout: some have not ended within `timeout` seconds; they go on.
         BrokerUnavailable: the result backend cannot be reached.
     """
-    left = {job.id: job for job in jobs}
-    if not left:
-        return
-    backend = results or next(iter(left.values())).results
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause = _SHORTEST_PAUSE
-    while left:
-        ended = [id_ for page in pages(list(left)) for id_ in backend.ended(page)]
+    poll = Poll(jobs, timeout)
+    while poll.left:
+        backend = results or next(iter(poll.left.values())).results
+        ended = [id_ for page in poll.pages() for id_ in backend.ended(page)]
+        yield from poll.take(ended)
+        if poll.left and not ended:
+            time.sleep(poll.pause())
+
+
+class Poll(Generic[JobT]):
+    """Which of many jobs have not ended, and how long to pause until they are polled again."""
+
+    def __init__(self, jobs: Iterable[JobT], timeout: float | None) -> None:
+        self.left = {job.id: job for job in jobs}
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._pause = _SHORTEST_PAUSE
+
+    def pages(self) -> Iterator[list[str]]:
+        """Yield the ids of those that have not ended, in pages for one round trip each."""
+        ids = list(self.left)
+        for start in range(0, len(ids), _PAGE):
+            yield ids[start : start + _PAGE]
+
+    def take(self, ended: Iterable[str]) -> Iterator[JobT]:
+        """Yield those that have ended."""
         for id_ in ended:
-            yield left.pop(id_)
-        if ended:
-            pause = _SHORTEST_PAUSE
-            continue
+            self._pause = _SHORTEST_PAUSE
+            yield self.left.pop(id_)
+
+    def pause(self) -> float:
+        """Return the seconds until the next poll. Raise WaitTimeout if the time is over."""
         now = time.monotonic()
-        if deadline is not None and now >= deadline:
-            raise wait_timeout(next(iter(left)), timeout)
-        time.sleep(pause if deadline is None else min(pause, max(0.0, deadline - now)))
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def pages(ids: list[str]) -> Iterator[list[str]]:
-    """Yield ids in pages for one round trip each."""
-    for start in range(0, len(ids), _PAGE):
-        yield ids[start : start + _PAGE]
+        if self._deadline is not None and now >= self._deadline:
+            raise wait_timeout(next(iter(self.left)), self._timeout)
+        pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        return pause if self._deadline is None else min(pause, max(0.0, self._deadline - now))

@@ -8,9 +8,13 @@
 Simpler than the worker: one good copy is enough evidence, old versions keep no bytes, and nothing takes time.
 """
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
+from zot_artifact_client.async_client import AsyncArtifacts
+from zot_artifact_client.async_job import AsyncJob, AsyncJobs, OnAsyncProgress
 from zot_artifact_client.client import Artifacts
 from zot_artifact_client.contract import (
     QUERY_LIST,
@@ -31,6 +35,8 @@ from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
 from zot_artifact_client.queries import QUERY_TIMEOUT, read_answer
 from zot_artifact_client.snapshot import Snapshot, unknown_job
 from zot_artifact_client.verbs import check_service, idempotency_mismatch, payload_of, spec_of
+
+_TICK = 0.005
 
 
 class InMemoryArtifactClient(Artifacts):
@@ -180,3 +186,84 @@ def _ended_by(error: JobNotDone) -> Snapshot:
     if isinstance(error, JobCancelled):
         return Snapshot(JobState.CANCELLED, error=error)
     return Snapshot(JobState(getattr(error, "state", JobState.FAILED)), error=error)
+
+
+class AsyncInMemoryArtifactClient(AsyncArtifacts):
+    """The in-memory client for tests of asynchronous services: see InMemoryArtifactClient, whose arguments it has.
+
+    Attributes:
+        memory: the client that runs the jobs, with what only tests use: `submitted`, `paused`, `corrupt`, `lose`, ….
+    """
+
+    def __init__(
+        self,
+        stores: Iterable[str] = ("primary", "dr"),
+        sources: Mapping[str, bytes] | None = None,
+        *,
+        service: str | None = None,
+    ) -> None:
+        self.memory = InMemoryArtifactClient(stores, sources, service=service)
+        self._results = _AsyncResults(self.memory)
+
+    async def submit(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> AsyncJob[ResultT]:
+        job = self.memory.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return AsyncJob(job.id, spec, results=self._results)
+
+    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
+        sent = self.memory.submit_many(requests, idempotency_key=idempotency_key)
+        return AsyncJobs((AsyncJob(job.id, job.spec, results=self._results) for job in sent), results=self._results)
+
+    @overload
+    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> AsyncJob[ResultT]: ...
+    @overload
+    def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
+    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
+        return AsyncJob(check_id(job_id), spec_of(kind), results=self._results)
+
+    async def query(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - the same as of the other client
+    ) -> ResultT:
+        return self.memory.query(spec, request, timeout=timeout)
+
+    async def snapshot(self, job_id: str) -> Snapshot:
+        return self.memory.snapshot(job_id)
+
+    async def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+class _AsyncResults:
+    """AsyncResults, for AsyncJob: a job that is paused may be resumed by another task, so its wait takes its time."""
+
+    def __init__(self, memory: InMemoryArtifactClient) -> None:
+        self._memory = memory
+
+    async def snapshot(self, job_id: str) -> Snapshot:
+        return self._memory.snapshot(job_id)
+
+    async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ARG002, ASYNC109
+        ends = None if timeout is None else time.monotonic() + timeout
+        while (found := self._memory.snapshot(job_id)).state is JobState.QUEUED:
+            if ends is not None and time.monotonic() >= ends:
+                raise wait_timeout(job_id, timeout)
+            await asyncio.sleep(_TICK)
+        if found.state is JobState.UNKNOWN:
+            raise unknown_job(job_id)
+        return found
+
+    async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
+        return self._memory.ended(job_ids)
+
+    async def cancel(self, job_id: str) -> bool:
+        return self._memory.cancel(job_id)

@@ -15,6 +15,7 @@ from zot_artifact_client.errors import InvalidUrl
 
 if TYPE_CHECKING:
     import redis
+    import redis.asyncio
 
 _DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "sentinel": 26379, "amqp": 5672, "pyamqp": 5672, "amqps": 5671}
 _SOCKETS = {"redis+socket", "unix"}
@@ -147,7 +148,25 @@ def redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redi
     import redis
     from redis.sentinel import Sentinel
 
-    parsed = parse_url(url, setting)
+    made: redis.Redis = _make_redis(parse_url(url, setting), redis.Redis, Sentinel, setting, options)
+    return made
+
+
+def async_redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redis.asyncio.Redis":
+    """Return a client of redis.asyncio for any spelling of a Redis URL; `options` are redis-py's own.
+
+    Raises:
+        InvalidUrl: the URL is none, or is not that of a Redis.
+    """
+    import redis.asyncio
+    from redis.asyncio.sentinel import Sentinel
+
+    made: redis.asyncio.Redis = _make_redis(parse_url(url, setting), redis.asyncio.Redis, Sentinel, setting, options)
+    return made
+
+
+def _make_redis(parsed: ServerUrl, client: Any, sentinels: Any, setting: str, options: dict[str, Any]) -> Any:
+    """Return a client of either kind; redis-py's two kinds are made alike."""
     if not parsed.is_redis:
         raise InvalidUrl(f"{setting}: a {parsed.scheme}:// URL is no Redis; {_EXAMPLE}")
     first = parsed.servers[0]
@@ -155,22 +174,18 @@ def redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redi
         hosts = [(server.host, server.port) for server in parsed.servers]
         given = {name: value for name, value in (("username", first.user), ("password", first.password)) if value}
         known = {**options, **given, "db": int(first.path or 0)}
-        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            hosts, sentinel_kwargs=parsed.transport_options.get("sentinel_kwargs"), **known
-        )
-        client: redis.Redis = sentinel.master_for(parsed.transport_options["master_name"])
-        return client
+        sentinel = sentinels(hosts, sentinel_kwargs=parsed.transport_options.get("sentinel_kwargs"), **known)
+        return sentinel.master_for(parsed.transport_options["master_name"])
     if parsed.is_socket:
         options.pop("socket_connect_timeout", None)
         query = first.query
         database = int(query.get("virtual_host", 0))
         options |= {name: query[name] for name in ("username", "password") if name in query}
-        return redis.Redis(unix_socket_path=first.path, db=database, **options)
+        return client(unix_socket_path=first.path, db=database, **options)
     text = parsed.text
     for name, constant in _CERT_REQS.items():
         text = text.replace(f"ssl_cert_reqs={constant}", f"ssl_cert_reqs={name}")
-    made: redis.Redis = redis.Redis.from_url(text, **options)
-    return made
+    return client.from_url(text, **options)
 
 
 def _parse_server(url: str, setting: str) -> _Server:

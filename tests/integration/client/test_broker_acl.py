@@ -1,5 +1,6 @@
 """The ACL for services, on a real Valkey: the client does its work with it, and everything else is refused."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import redis
 
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY
-from zot_artifact_client import ArtifactClient, JobState, VerifyResult
+from zot_artifact_client import ArtifactClient, AsyncArtifactClient, JobState, VerifyResult, WaitTimeout
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import CANCEL_KEY, VERIFY
 
@@ -71,6 +72,23 @@ def test_a_service_enqueues_waits_and_cancels(service: str, owner: redis.Redis) 
         meta = {"status": "SUCCESS", "result": RESULT, "task_id": job.id, "name": VERIFY.name, "traceback": None}
         owner.set(f"celery-task-meta-{job.id}", json.dumps({**meta, "children": []}))
         assert isinstance(job.wait(10), VerifyResult)
+
+
+def test_the_asynchronous_client_needs_no_other_rights(service: str, owner: redis.Redis) -> None:
+    """An asynchronous service enqueues, waits, asks and cancels with the same rights."""
+
+    async def scene() -> None:
+        async with AsyncArtifactClient(service) as client:
+            job = await client.verify("b", "k", idempotency_key="once")
+            assert (await client.verify("b", "k", idempotency_key="once")).id == job.id
+            assert await job.cancel()
+            with pytest.raises(WaitTimeout):
+                await client.show("b", "k", timeout=0.1)
+            meta = {"status": "SUCCESS", "result": RESULT, "task_id": job.id, "name": VERIFY.name, "traceback": None}
+            owner.set(f"celery-task-meta-{job.id}", json.dumps({**meta, "children": []}))
+            assert isinstance(await job.wait(10), VerifyResult)
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Brokers behind TLS and behind a Sentinel, with a real worker and a real client."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN
 from worker import cli
-from zot_artifact_client import ArtifactClient, BrokerUnavailable, JobFailed
+from zot_artifact_client import ArtifactClient, AsyncArtifactClient, BrokerUnavailable, JobFailed
 
 
 class WorkerBehindSentinel(Worker):
@@ -22,9 +23,23 @@ class WorkerBehindSentinel(Worker):
 
 
 def ends(url: str) -> None:
-    """Send a job and wait for its end."""
+    """Send a job and wait for its end, with both clients."""
     with ArtifactClient(url) as client, pytest.raises(JobFailed, match="not in the catalogue"):
         client.verify("releases", "absent.tgz").wait(WITHIN)
+    asyncio.run(ends_asynchronously(url))
+
+
+async def ends_asynchronously(url: str) -> None:
+    async with AsyncArtifactClient(url) as client:
+        job = await client.verify("releases", "absent.tgz")
+        with pytest.raises(JobFailed, match="not in the catalogue"):
+            await job.wait(WITHIN)
+
+
+async def is_refused(url: str) -> None:
+    async with AsyncArtifactClient(url) as client:
+        with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
+            await client.verify("releases", "absent.tgz")
 
 
 def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeypatch, capsys):
@@ -41,6 +56,7 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
                 client.verify("releases", "absent.tgz")
             assert "certificate verify failed" in str(refused.value)
             assert "\n" not in str(refused.value)
+            asyncio.run(is_refused(wrong))
             monkeypatch.setenv("ZOT_HOME", str(tmp_path / "worker" / "home"))
             monkeypatch.setenv("ZOT_BROKER", wrong)
             assert cli.run(["jobs", "--refused"]) == 3

@@ -1,9 +1,11 @@
 """One suite for every client: the in-memory one for tests of services, and the real one with a real worker."""
 
+import asyncio
 import hashlib
+import inspect
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,9 @@ from tests.waiting import WITHIN
 from zot_artifact_client import (
     ArtifactClient,
     ArtifactNotFound,
+    AsyncArtifactClient,
+    AsyncJob,
+    AsyncJobs,
     IdempotencyMismatch,
     InvalidRequest,
     JobCancelled,
@@ -26,10 +31,9 @@ from zot_artifact_client import (
     JobState,
     UnknownJob,
     WaitTimeout,
-    as_completed,
 )
 from zot_artifact_client.contract import QUERY_SHOW, UploadRequest, VerifyRequest
-from zot_artifact_client.testing import InMemoryArtifactClient
+from zot_artifact_client.testing import AsyncInMemoryArtifactClient, InMemoryArtifactClient
 
 BYTES = b"release one"
 SHA256 = hashlib.sha256(BYTES).hexdigest()
@@ -59,12 +63,49 @@ class Side(SimpleNamespace):
     bucket: str
 
 
-@pytest.fixture(params=["twin", "real"])
+class Blocking:
+    """An asynchronous client, job or handle as a synchronous one: each coroutine is run to its end."""
+
+    def __init__(self, of: Any, run: Callable[[Any], Any]) -> None:
+        self.of = of
+        self._run = run
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.of, name)
+        return (lambda *args, **fields: self._unwrapped(found(*args, **fields))) if callable(found) else found
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self._unwrapped(each) for each in self.of])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Blocking) and self.of == other.of
+
+    __hash__ = None
+
+    def _unwrapped(self, value: Any) -> Any:
+        if inspect.isasyncgen(value):
+            value = collected(value)
+        if inspect.iscoroutine(value):
+            value = self._run(value)
+        return Blocking(value, self._run) if isinstance(value, AsyncJob | AsyncJobs) else value
+
+
+async def collected(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]
+
+
+@pytest.fixture(params=["twin", "real", "async twin", "async real"])
 def side(request: pytest.FixtureRequest) -> Iterator[Side]:
     bucket = f"b-{uuid4().hex[:8]}"
     if request.param == "twin":
         twin = InMemoryArtifactClient()
         yield Side(client=twin, bucket=bucket, corrupt=twin.corrupt, lose=twin.lose, put=twin.put_object)
+        return
+    if request.param == "async twin":
+        memory = (asynchronous := AsyncInMemoryArtifactClient()).memory
+        with asyncio.Runner() as runner:
+            client = Blocking(asynchronous, runner.run)
+            yield Side(client=client, bucket=bucket, corrupt=memory.corrupt, lose=memory.lose, put=memory.put_object)
         return
     worker, broker = request.getfixturevalue("worker"), request.getfixturevalue("broker")
 
@@ -81,8 +122,15 @@ def side(request: pytest.FixtureRequest) -> Iterator[Side]:
         if sha256 is not None:
             path(bucket, f"{key}.sha256", store).write_text(sha256)
 
+    done = {"bucket": bucket, "corrupt": corrupt, "lose": lambda *at: path(*at).unlink(), "put": put}
+    if request.param == "async real":
+        with asyncio.Runner() as runner:
+            client = Blocking(AsyncArtifactClient(broker), runner.run)
+            yield Side(client=client, **done)
+            client.close()
+        return
     with ArtifactClient(broker) as real:
-        yield Side(client=real, bucket=bucket, corrupt=corrupt, lose=lambda *at: path(*at).unlink(), put=put)
+        yield Side(client=real, **done)
 
 
 @pytest.fixture
@@ -200,7 +248,7 @@ def test_many_requests_are_one_handle(side: Side, source: str) -> None:
     results = jobs.wait(WITHIN, on_end=lambda done, total: told.append((done, total)))
     assert [result.key for result in results] == ["0", "1", "2", "3", "4"]
     assert told == [(number, 5) for number in range(1, 6)]
-    assert {job.id for job in as_completed(jobs, WITHIN)} == {job.id for job in jobs}
+    assert {job.id for job in jobs.as_completed(WITHIN)} == {job.id for job in jobs}
     assert side.client.submit_many(requests, idempotency_key=side.bucket) == jobs
     assert jobs.cancel() == 0
     absent = side.client.submit_many([VerifyRequest(bucket=side.bucket, key="absent")])

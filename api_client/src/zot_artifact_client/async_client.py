@@ -1,0 +1,298 @@
+"""Send jobs from an event loop: the verbs of ArtifactClient, as coroutines."""
+
+from abc import abstractmethod
+from collections.abc import Coroutine, Iterable
+from typing import Any, Self, TypeAlias, TypeVar, overload
+
+from zot_artifact_client.async_job import AsyncJob, AsyncJobs
+from zot_artifact_client.async_redis import AsyncRedis
+from zot_artifact_client.async_results import AsyncResultBackend
+from zot_artifact_client.connection import celery_app, without_credentials
+from zot_artifact_client.contract import (
+    ADOPT,
+    BATCH,
+    DELETE,
+    MAX_LISTED,
+    QUERY_LIST,
+    QUERY_SHOW,
+    QUERY_STATUS,
+    REPLICATE,
+    TASKS,
+    UPLOAD,
+    VERIFY,
+    AdoptResult,
+    BatchResult,
+    DeleteResult,
+    JobState,
+    ListResult,
+    Message,
+    ReplicateResult,
+    RequestT,
+    ResultT,
+    ShowResult,
+    SweepVerifyResult,
+    TaskSpec,
+    UploadResult,
+    VerifyResult,
+)
+from zot_artifact_client.errors import ClientError, JobFailed
+from zot_artifact_client.idempotency import push_digests, read_mismatches
+from zot_artifact_client.job_ids import check_id, choose_id
+from zot_artifact_client.outbox import MESSAGES, Outgoing, push
+from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK, question, read_answer
+from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
+from zot_artifact_client.verbs import (
+    Verbs,
+    check_service,
+    digests_of,
+    idempotency_mismatch,
+    outgoing,
+    pages_of,
+    request_of,
+    spec_of,
+)
+
+ReturnT = TypeVar("ReturnT")
+Awaited: TypeAlias = Coroutine[Any, Any, ReturnT]
+
+
+class AsyncArtifacts(
+    Verbs[
+        Awaited[AsyncJob[UploadResult]],
+        Awaited[AsyncJob[ReplicateResult]],
+        Awaited[AsyncJob[VerifyResult]],
+        Awaited[AsyncJob[DeleteResult]],
+        Awaited[AsyncJob[AdoptResult]],
+        Awaited[AsyncJob[BatchResult]],
+        Awaited[AsyncJob[SweepVerifyResult]],
+    ]
+):
+    """The requests that an asynchronous service can send; annotate with this type where tests use the in-memory client.
+
+    Await each verb: it returns an AsyncJob.
+    """
+
+    def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
+        return self.submit(spec, request, idempotency_key=idempotency_key)
+
+    @abstractmethod
+    async def submit(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> AsyncJob[ResultT]:
+        """Send a request of any kind; `job_id` is an id that the caller chooses."""
+
+    @abstractmethod
+    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
+        """Send many requests, of one kind or several, some hundreds in one round trip each; return one handle of all.
+
+        With an `idempotency_key`, each job's id is made from it and from the position in the list: the same list sent
+        again with the same key gives the same jobs. Raise BrokerUnavailable: some may have been sent.
+        """
+
+    @overload
+    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> AsyncJob[ResultT]: ...
+    @overload
+    def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
+    @abstractmethod
+    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
+        """Return the job with an id. Without `kind`, its result may be plain JSON."""
+
+    def upload_job(self, job_id: str) -> AsyncJob[UploadResult]:
+        """Return the upload job with an id."""
+        return self.job(job_id, UPLOAD)
+
+    def replicate_job(self, job_id: str) -> AsyncJob[ReplicateResult]:
+        """Return the replicate job with an id."""
+        return self.job(job_id, REPLICATE)
+
+    def verify_job(self, job_id: str) -> AsyncJob[VerifyResult]:
+        """Return the verify job with an id."""
+        return self.job(job_id, VERIFY)
+
+    def delete_job(self, job_id: str) -> AsyncJob[DeleteResult]:
+        """Return the delete job with an id."""
+        return self.job(job_id, DELETE)
+
+    def adopt_job(self, job_id: str) -> AsyncJob[AdoptResult]:
+        """Return the adopt job with an id."""
+        return self.job(job_id, ADOPT)
+
+    def batch_job(self, job_id: str) -> AsyncJob[BatchResult]:
+        """Return the batch job with an id."""
+        return self.job(job_id, BATCH)
+
+    async def show(self, bucket: str, key: str, *, timeout: float = QUERY_TIMEOUT) -> ShowResult:  # noqa: ASYNC109 - the same as of the other client
+        """Return the current version of an artifact and the state of each copy, as the catalogue has them.
+
+        No job is made: a worker answers from the catalogue, and no store is asked.
+
+        Raises:
+            ArtifactNotFound: the catalogue has no artifact under this key.
+            WaitTimeout: no worker has answered within `timeout` seconds.
+            InvalidRequest, JobFailed, BrokerUnavailable: it cannot be asked, or not be answered.
+        """
+        return await self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout=timeout)
+
+    async def list(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        after: str = "",
+        limit: int = MAX_LISTED,
+        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - as above
+    ) -> ListResult:
+        """Return a page of the artifacts of a bucket whose keys begin with a prefix, by key.
+
+        The page begins after the key `after` and has at most `limit` artifacts, fewer where keys are long. `next` of
+        the result is the `after` of the next page, None at the end. Raise as `show`, but for ArtifactNotFound.
+        """
+        request = request_of(QUERY_LIST, bucket=bucket, prefix=prefix, after=after, limit=limit)
+        return await self.query(QUERY_LIST, request, timeout=timeout)
+
+    async def status(self, job_id: str, *, timeout: float = QUERY_TIMEOUT) -> JobStatus:  # noqa: ASYNC109 - as above
+        """Return the state of a job, of any kind and sent by any process, with its progress, result or error.
+
+        A job whose result has expired is looked up in the ledger by a worker. A job that is not there either has the
+        state `unknown`.
+
+        Raises:
+            WaitTimeout: the result backend does not have the job, and no worker has answered within `timeout` seconds.
+            InvalidRequest, BrokerUnavailable: it cannot be asked.
+        """
+        found = await self.snapshot(check_id(job_id))
+        if found.state is not JobState.UNKNOWN:
+            return status_of(job_id, found)
+        try:
+            answer = await self.query(QUERY_STATUS, request_of(QUERY_STATUS, job=job_id), timeout=timeout)
+        except JobFailed as error:
+            if error.type != UNKNOWN_TASK:  # an older worker, which answers no queries
+                raise
+            return status_of(job_id, found)
+        return recorded_status(answer)
+
+    @abstractmethod
+    async def query(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - as above
+    ) -> ResultT:
+        """Send a query of `contract.QUERIES` and return its answer. Raise as `show`."""
+
+    @abstractmethod
+    async def snapshot(self, job_id: str) -> Snapshot:
+        """Return what the result backend has of a job. Raise BrokerUnavailable."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+
+class AsyncArtifactClient(AsyncArtifacts):
+    """Sends jobs to the worker over its broker without blocking the event loop; one for a program is enough.
+
+    All waits of a program share few connections. It connects when it sends the first job; a process that was forked,
+    and another event loop, have connections of their own. A broker that does not answer raises BrokerUnavailable within
+    seconds. A cancelled call may have sent its job: send again with the same `idempotency_key`.
+
+    Args:
+        broker_url: the worker's: redis://, rediss://, redis+socket:// or sentinel://.
+        result_url: of the worker's result backend, which must be Redis or Valkey too; by default the broker.
+        service: scopes the idempotency keys: services with different names never share a job.
+
+    Raises:
+        ClientError: a URL cannot be used.
+    """
+
+    def __init__(self, broker_url: str, result_url: str | None = None, *, service: str | None = None) -> None:
+        self._url = broker_url
+        self._service = check_service(service)
+        self._broker = AsyncRedis("broker", broker_url, "broker_url")
+        self._backend = AsyncRedis("result backend", result_url, "result_url") if result_url else self._broker
+        self._results = AsyncResultBackend(self._backend, self._is_queued)
+        self._messages = celery_app("disabled")
+        self._closed = False
+
+    async def submit(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> AsyncJob[ResultT]:
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        sent = outgoing(spec, chosen, request)
+        if idempotency_key is not None:
+            await self._check_digests(digests_of([sent], spec.kind))
+        await self._push([sent])
+        return AsyncJob(chosen, spec, results=self._results)
+
+    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
+        jobs = AsyncJobs(results=self._results)
+        for page in pages_of(requests, idempotency_key, service=self._service):
+            if idempotency_key is not None:
+                await self._check_digests(digests_of(page))
+            await self._push(page)
+            jobs.extend(AsyncJob(sent.job_id, TASKS[sent.name], results=self._results) for sent in page)
+        return jobs
+
+    @overload
+    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> AsyncJob[ResultT]: ...
+    @overload
+    def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
+    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
+        return AsyncJob(check_id(job_id), spec_of(kind), results=self._results)
+
+    async def query(
+        self,
+        spec: TaskSpec[RequestT, ResultT],
+        request: RequestT,
+        *,
+        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - the same as of the other client
+    ) -> ResultT:
+        asked = question(spec, request, timeout)
+        await self._push([asked])
+        return read_answer(spec, await self._results.answer(asked.job_id, timeout), timeout)
+
+    async def snapshot(self, job_id: str) -> Snapshot:
+        self._check_open()
+        return await self._results.snapshot(job_id)
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._results.close()
+        await self._broker.close()
+        await self._backend.close()
+
+    async def _push(self, jobs: list[Outgoing]) -> None:
+        self._check_open()
+        await self._broker.transaction(lambda pipeline: push(pipeline, self._messages, jobs))
+
+    async def _check_digests(self, digests: dict[str, str]) -> None:
+        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
+        self._check_open()
+        answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
+        if other := read_mismatches(digests, answers):
+            raise idempotency_mismatch(other)
+
+    async def _is_queued(self, job_id: str) -> bool:
+        return bool(await self._broker.run(lambda client: client.hexists(MESSAGES, job_id)))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the client of {without_credentials(self._url)} is closed: make another one"
+            raise ClientError(msg)

@@ -1,0 +1,149 @@
+"""A job that an AsyncArtifactClient sent, or many: their states and their typed results."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol
+
+from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
+from zot_artifact_client.errors import UnknownJob
+from zot_artifact_client.job import Poll
+from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
+
+OnAsyncProgress = Callable[[Progress], object]
+"""Is given the progress of a job; what it returns is awaited if it can be."""
+
+
+class AsyncResults(Protocol):
+    """Reads the states and results of jobs."""
+
+    async def snapshot(self, job_id: str) -> Snapshot:
+        """Return the state of a job now. Raise BrokerUnavailable."""
+
+    async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
+        """Return the snapshot of an ended job.
+
+        Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `on_progress` raises.
+        """
+
+    async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
+        """Return those of some jobs that have ended. Raise BrokerUnavailable."""
+
+    async def cancel(self, job_id: str) -> bool:
+        """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncJob(Generic[ResultT]):
+    """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`."""
+
+    id: str
+    spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
+    results: AsyncResults = field(kw_only=True, repr=False, compare=False)
+
+    @property
+    def kind(self) -> str | None:
+        """Return `upload`, `verify`, …; None if it was not given."""
+        return self.spec.kind if self.spec else None
+
+    async def state(self) -> JobState:
+        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired."""
+        return (await self.results.snapshot(self.id)).state
+
+    async def progress(self) -> Progress | None:
+        """Return how far a running job is, or None if it does not run or has not reported it."""
+        return (await self.results.snapshot(self.id)).progress
+
+    async def result(self) -> ResultT | None:
+        """Return the result of a job that succeeded, or None if it has not ended.
+
+        Raises:
+            JobFailed, JobCancelled: it ended without success.
+            UnknownJob: nothing is known of a job with this id.
+            BrokerUnavailable: the result backend cannot be reached.
+        """
+        snapshot = await self.results.snapshot(self.id)
+        if snapshot.state is JobState.UNKNOWN:
+            raise unknown_job(self.id)
+        return result_of(self.id, self.spec, snapshot) if snapshot.state.terminal else None
+
+    async def wait(self, timeout: float | None = None, *, on_progress: OnAsyncProgress | None = None) -> ResultT:  # noqa: ASYNC109 - the same as of the other client
+        """Wait for the end of the job and return its result; cancelling the wait does not cancel the job.
+
+        Args:
+            timeout: seconds, or None for as long as it takes.
+            on_progress: called, and awaited if it can be, at most a few times a second; what it raises ends the wait.
+
+        Raises:
+            WaitTimeout: it has not ended in time; it goes on.
+            JobFailed, JobCancelled: it ended without success.
+            UnknownJob: nothing is known of a job with this id.
+            BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
+        """
+        return result_of(self.id, self.spec, await self.results.wait_for_end(self.id, timeout, on_progress))
+
+    async def cancel(self) -> bool:
+        """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
+
+        Return False if the job has ended already. Raise UnknownJob if nothing is known of the job; the request is kept
+        for a day nevertheless, in case that another program has sent it.
+        """
+        return await self.results.cancel(self.id)
+
+
+class AsyncJobs(list[AsyncJob[Any]]):
+    """Jobs that were sent together, in the order of their requests, as one handle.
+
+    Raise BrokerUnavailable from every method.
+    """
+
+    def __init__(self, jobs: Iterable[AsyncJob[Any]] = (), *, results: AsyncResults) -> None:
+        super().__init__(jobs)
+        self._results = results
+
+    async def as_completed(self, timeout: float | None = None) -> AsyncIterator[AsyncJob[Any]]:  # noqa: ASYNC109 - as above
+        """Yield each job when it has ended, the first one first, by polling for all of them together.
+
+        Raises:
+            WaitTimeout: some have not ended within `timeout` seconds; they go on.
+        """
+        poll = Poll(self, timeout)
+        while poll.left:
+            ended = [id_ for page in poll.pages() for id_ in await self._results.ended(page)]
+            for job in poll.take(ended):
+                yield job
+            if poll.left and not ended:
+                await asyncio.sleep(poll.pause())
+
+    async def wait(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+        *,
+        on_end: Callable[[int, int], object] | None = None,
+    ) -> list[Any]:
+        """Wait for the ends of all jobs and return their results, in the order of the jobs.
+
+        Args:
+            timeout: seconds for all of them, or None for as long as it takes.
+            on_end: called with how many have ended, and how many there are, after each end.
+
+        Raises:
+            WaitTimeout: some have not ended in time; they go on.
+            JobFailed, JobCancelled: after all have ended, for the first one that ended without success.
+        """
+        done = 0
+        async for _ in self.as_completed(timeout):
+            done += 1
+            if on_end is not None:
+                on_end(done, len(self))
+        return [await job.result() for job in self]
+
+    async def cancel(self) -> int:
+        """Request that all jobs are cancelled; return how many had not ended. Unknown jobs are left out."""
+        count = 0
+        for job in self:
+            try:
+                count += await job.cancel()
+            except UnknownJob:
+                continue
+        return count
