@@ -48,6 +48,7 @@ TASK_MODULES = (
     "tasks.sweeps.backup",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",
+    "tasks.sweeps.report",
     "tasks.sweeps.repair",
     "tasks.sweeps.cleanup",
     "tasks.sweeps.probe",

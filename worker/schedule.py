@@ -14,6 +14,7 @@ from zot_artifact_client.contract import (
     SWEEP_RECOVER,
     SWEEP_REPAIR,
     SWEEP_REPLICATE,
+    SWEEP_REPORT,
     SWEEP_VERIFY,
     TaskSpec,
 )
@@ -33,6 +34,11 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         (SWEEP_PURGE, settings.sweep.purge.enabled, settings.sweep.purge.every),
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
+        (
+            SWEEP_REPORT,
+            settings.sweep.report.enabled and settings.sweep.report.store is not None,
+            settings.sweep.report.every,
+        ),
         (SWEEP_ALARMS, bool(settings.alarms.channels), settings.alarms.every),
         (SWEEP_BACKUP, bool(settings.sweep.backup.stores), settings.sweep.backup.every),
     ]

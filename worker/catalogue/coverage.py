@@ -10,7 +10,9 @@ import sqlalchemy as sa
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
-from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, jobs, verifications
+from worker.catalogue.records import BAD
+from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, verifications
+from worker.storage import Verdict
 from zot_artifact_client.contract import REPLICATE, JobState
 
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
@@ -128,6 +130,37 @@ class CoverageQueries:
         )
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
+
+    def seconds_to_detect(self, *, since: datetime, limit: int = 1000) -> list[float]:
+        """Return how long before each finding about a bad copy that copy was last known to be good.
+
+        The copy went bad at some time in between, so that each is the longest that its detection can have taken.
+        """
+        found, read = findings.c, verifications.c
+        good = (
+            sa.select(sa.func.max(read.at, type_=read.at.type))
+            .where(
+                read.bucket == found.bucket, read.key == found.key, read.store == found.store,
+                read.version == found.version, read.verdict == Verdict.VERIFIED, read.at < found.opened_at,
+            )
+            .scalar_subquery()
+        )  # fmt: skip
+        written = (
+            sa.select(artifacts.c.committed_at)
+            .where(
+                artifacts.c.bucket == found.bucket, artifacts.c.key == found.key, artifacts.c.version == found.version
+            )
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(found.opened_at, good.label("good"), written.label("written"))
+            .where(found.kind.in_(BAD), found.opened_at > since)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        times = [(row.opened_at, row.good or row.written) for row in rows]
+        return [(opened - known).total_seconds() for opened, known in times if known is not None]
 
     def jobs(self) -> tuple[int, int]:
         """Return how many replications are open, and how many jobs are dead letters."""

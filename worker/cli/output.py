@@ -83,7 +83,7 @@ def say(line: object) -> None:
 def print_json(document: object) -> None:
     """Print a document as the one line on stdout."""
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(document, ensure_ascii=ascii_only, default=_jsonable)
+    text = json.dumps(document, ensure_ascii=ascii_only, default=jsonable)
     if not text.isascii() or not text.isprintable():
         text = "".join(json.dumps(each)[1:-1] if is_hidden(each) else each for each in text)
     print(text, flush=True)
@@ -202,7 +202,8 @@ def _shorten(columns: Sequence[str], cells: list[list[str]], flexible: Sequence[
             row[widest] = middle_cut(row[widest], widths[widest])
 
 
-def _jsonable(value: Any) -> str:
+def jsonable(value: Any) -> str:
+    """Return what JSON has no type for as text: a time in UTC, as all documents have it."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return str(value)

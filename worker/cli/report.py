@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from worker.cli.arguments import seconds
 from worker.cli.errors import Failure, Status
 from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, print_json, say
+from worker.cli.preservation_level import preservation_level
 from worker.cli.report_page import page_of
 from worker.cli.session import Session, opened
 from worker.cli.status import document_of
@@ -21,7 +23,8 @@ from zot_artifact_client.contract import JobState
 BARS = 12
 """Bars of the plot of ages; the period has `WITHIN` of them."""
 WITHIN = 10
-_SINCE = 30 * 86400
+SINCE = 30 * 86400
+"""Seconds for which findings are counted by default."""
 _NAMED = 20
 
 
@@ -48,7 +51,7 @@ def report(
     if html is None and not as_json:
         raise Failure("say --html FILE or --json", Status.USAGE, type_="UsageError")
     with opened(existing=True) as session:
-        document = _document(session, timedelta(seconds=since or _SINCE))
+        document = report_of(session, timedelta(seconds=since or SINCE))
         if html is not None:
             with complete_file(html, session.settings.spool_dir) as file:
                 file.write(page_of(document).encode())
@@ -59,7 +62,8 @@ def report(
     raise typer.Exit(document["status"])
 
 
-def _document(session: Session, since: timedelta) -> dict[str, Any]:
+def report_of(session: Session, since: timedelta) -> dict[str, Any]:
+    """Return the report as one document; findings are counted as far back as `since`."""
     catalogue = session.catalogue
     document = document_of(session)
     now: datetime = document["at"]
@@ -75,8 +79,13 @@ def _document(session: Session, since: timedelta) -> dict[str, Any]:
         row["quarantine"] = _quarantine(session, row["store"])
     head = catalogue.verifications.head()
     dead = catalogue.job_admin.find([JobState.DEAD], limit=_NAMED)
-    return document | {
+    detected = catalogue.coverage.seconds_to_detect(since=now - since)
+    document |= {
         "since": now - since,
+        "detected": {
+            "findings": len(detected), "median_seconds": median(detected) if detected else None,
+            "longest_seconds": max(detected, default=None),
+        },
         "handled": {kind: asdict(each) for kind, each in catalogue.findings.history(since=now - since).items()},
         "resolved": [asdict(each) for each in catalogue.findings.last_resolved(_NAMED)],
         "dead": [
@@ -85,7 +94,8 @@ def _document(session: Session, since: timedelta) -> dict[str, Any]:
         ],
         "log_head": asdict(head) if head else None,
         "catalogue": catalogue.identity,
-    }
+    }  # fmt: skip
+    return document | {"preservation": preservation_level(session.settings, document)}
 
 
 def _quarantine(session: Session, name: str) -> dict[str, Any]:

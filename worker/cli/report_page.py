@@ -32,6 +32,8 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 <h2>Coverage</h2>$stores
 <h2>Open findings</h2>$findings
 <h2>Findings since $since</h2>$handled
+<h3>Time to detect and to repair</h3>$times
+<h2>Level of preservation</h2>$level
 <h2>Resolved last</h2>$resolved
 <h2>Quarantine</h2>$quarantine
 <h2>Dead letters</h2>$dead
@@ -44,6 +46,7 @@ _LEGEND = (
     '<p class="dim">Copies by the time since their last full read; lighter: since their write, not read yet; '
     "red: overdue.</p>"
 )
+_BAD = {"corrupt", "missing", "size_mismatch"}
 _HEIGHT = 110
 _WIDTH = 480
 
@@ -62,6 +65,8 @@ def page_of(document: Mapping[str, Any]) -> str:
         findings=_findings(document["findings"], now),
         since=moment(document["since"]),
         handled=_handled(document["handled"]),
+        times=_times(document),
+        level=_level(document["preservation"]),
         resolved=_resolved(document["resolved"]),
         quarantine=_quarantine(document["stores"]),
         dead=_table(
@@ -167,6 +172,29 @@ def _handled(handled: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(("finding", "opened", "resolved", "open", "median", "longest"), rows, "None was opened.")
 
 
+def _times(document: Mapping[str, Any]) -> str:
+    found = document["detected"]
+    repaired = [each for kind, each in document["handled"].items() if kind in _BAD and each["resolved"]]
+    longest = max((each["longest_seconds"] for each in repaired), default=None)
+    middle = max((each["median_seconds"] for each in repaired), default=None)
+    rows = [
+        ("detect", found["findings"], _seconds(found["median_seconds"]), _seconds(found["longest_seconds"]),
+         "from the last good read of the copy, so at most"),
+        ("repair", sum(each["resolved"] for each in repaired), _seconds(middle), _seconds(longest),
+         "from the finding to its end; the median of the slowest kind"),
+    ]  # fmt: skip
+    return _table(("time to", "bad copies", "median", "longest", "counted"), rows, "")
+
+
+def _level(reached: Mapping[str, Any]) -> str:
+    words = {True: "met", False: "missing", None: "not known"}
+    rows = [(each["level"], each["asks"], words[each["met"]], each["why"]) for each in reached["demands"]]
+    missing = "; ".join(map(_text, reached["missing"]))
+    told = f"<p>Missing for level {reached['level'] + 1}: {missing}.</p>" if missing else ""
+    level = f'<p class="verdict">Level {reached["level"]} of 4</p><p class="dim">{_text(reached["matrix"])}</p>'
+    return level + told + _table(("level", "it asks to", "", "why"), rows, "")
+
+
 def _resolved(resolved: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
@@ -204,7 +232,15 @@ def _table(names: Iterable[str], rows: Sequence[Sequence[object]], empty: str) -
 
 def _cell(value: object) -> str:
     text = _text("-" if value is None else value)
-    tone = {"good": "good", "succeeded": "good", "bad": "bad", "failed": "bad", "dead": "bad"}.get(text, "")
+    tone = {
+        "good": "good",
+        "met": "good",
+        "missing": "bad",
+        "succeeded": "good",
+        "bad": "bad",
+        "failed": "bad",
+        "dead": "bad",
+    }.get(text, "")
     kind = "long" if len(text) > 24 else tone  # noqa: PLR2004 - what a phone shows of one cell
     return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
 

@@ -28,6 +28,7 @@ from zot_artifact_client.contract import (
     SWEEP_RECOVER,
     SWEEP_REPAIR,
     SWEEP_REPLICATE,
+    SWEEP_REPORT,
     SWEEP_VERIFY,
     JobState,
     Progress,
@@ -48,6 +49,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "cleanup": SWEEP_LEFTOVERS,
     "probe": SWEEP_PROBE,
     "alarms": SWEEP_ALARMS,
+    "report": SWEEP_REPORT,
     "recover": SWEEP_RECOVER,
     "backup": SWEEP_BACKUP,
 }
@@ -139,7 +141,7 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
         )
     if prefix is not None and name not in _WITH_PREFIX:
         raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")
-    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS):
+    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS, SWEEP_REPORT):
         raise Failure(f"the sweep {name} takes no --store", Status.USAGE, type_="UsageError")
     return spec
 

@@ -156,6 +156,7 @@ class Settings(BaseSettings):
             "sweep.repair.off": self.sweep.repair.off,
             "sweep.reconcile.off": self.sweep.reconcile.off,
             "sweep.backup.stores": self.sweep.backup.stores,
+            "sweep.report.store": filter(None, [self.sweep.report.store]),
             "store_limits": self.store_limits,
         }
         for setting, names in named.items():

@@ -203,6 +203,19 @@ class ProbeSweepSettings(Section):
     every: Duration = timedelta(hours=1)
 
 
+class ReportSweepSettings(Section):
+    """Where the report is written, as a page and as JSON."""
+
+    enabled: bool = True
+    every: Duration = timedelta(days=1)
+    store: str | None = None
+    """The store that gets the report; none by default, and then none is written."""
+    bucket: str | None = None
+    """A bucket of its own for reports; the reserved bucket `zot-report` by default."""
+    keep: Annotated[int, Field(ge=1)] = 90
+    """So many reports are kept, and the latest one as `latest.html` and `latest.json`."""
+
+
 class RecoverSweepSettings(Section):
     """How soon a job is sent again whose worker was killed or whose message was lost."""
 
@@ -227,6 +240,7 @@ class SweepSettings(Section):
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
     backup: BackupSweepSettings = BackupSweepSettings()
+    report: ReportSweepSettings = ReportSweepSettings()
 
 
 class JobSettings(Section):

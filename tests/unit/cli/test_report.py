@@ -84,3 +84,36 @@ def test_the_page_is_whole_and_loads_nothing(
 def test_a_report_needs_a_form(catalogue: Catalogue) -> None:  # noqa: F811
     """Without --html and --json there is nothing to write."""
     assert cli.run(["report"]) == 2
+
+
+def test_the_level_of_preservation_names_what_is_missing_for_the_next(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One machine is level 1; with a store elsewhere overdue copies prevent level 3, and a bad copy level 4."""
+    judge(catalogue, artifact, "primary", "verified")
+    level = zot("report")[1]["preservation"]
+    assert (level["level"], level["missing"]) == (
+        1, ["the catalogue and all stores are on this machine: add a store or a catalogue elsewhere"]
+    )  # fmt: skip
+    monkeypatch.setattr("worker.cli.preservation_level._apart", lambda _: (True, "elsewhere"))
+    assert zot("report")[1]["preservation"]["level"] == 4
+    judge(catalogue, artifact, "dr", "corrupt")
+    level = zot("report")[1]["preservation"]
+    assert (level["level"], level["missing"]) == (3, ["1 bad copies are not repaired yet"])
+    judge(catalogue, artifact, "primary", "verified", now=clock.now() - timedelta(days=40))
+    assert zot("report")[1]["preservation"]["level"] == 2
+
+
+def test_the_time_to_detect_counts_from_the_last_good_read(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """The copy went bad at some time after it."""
+    now = clock.now()
+    judge(catalogue, artifact, "dr", "verified", now=now - timedelta(hours=5))
+    judge(catalogue, artifact, "dr", "corrupt", now=now - timedelta(hours=2))
+    assert zot("report")[1]["detected"] == {"findings": 1, "median_seconds": 10800, "longest_seconds": 10800}

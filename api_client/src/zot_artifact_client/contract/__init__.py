@@ -126,6 +126,7 @@ __all__ = [
     "SWEEP_RECOVER",
     "SWEEP_REPAIR",
     "SWEEP_REPLICATE",
+    "SWEEP_REPORT",
     "SWEEP_VERIFY",
     "TASKS",
     "UPLOAD",
@@ -310,6 +311,7 @@ SWEEP_RECONCILE = TaskSpec(
 SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, SweepPurgeResult, Queue.SWEEP)
 SWEEP_ALARMS = TaskSpec("sweep.alarms.v1", "sweep.alarms", SweepAlarmsRequest, SweepAlarmsResult, Queue.INTERACTIVE)
 SWEEP_BACKUP = TaskSpec("sweep.backup.v1", "sweep.backup", SweepBackupRequest, SweepBackupResult, Queue.SWEEP)
+SWEEP_REPORT = TaskSpec("sweep.report.v1", "sweep.report", SweepReportRequest, SweepReportResult, Queue.INTERACTIVE)
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
@@ -317,7 +319,7 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
     for spec in (
         UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
-        SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP,
+        SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP, SWEEP_REPORT,
     )
 }  # fmt: skip
 

@@ -1,0 +1,70 @@
+"""Sweep report: write the report as a page and as JSON into a store."""
+
+import io
+import json
+import re
+from datetime import timedelta
+
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task
+from worker.storage import Store
+from worker.storage.driver import ObjectProperties
+from worker.storage.errors import PermanentError
+from worker.storage.keys import REPORT_BUCKET
+from zot_artifact_client.contract import SWEEP_REPORT, SweepReportRequest, SweepReportResult
+
+_NAME = re.compile(r"report-[0-9]{8}T[0-9]{6}Z\.(?:html|json)")
+_LATEST = "latest"
+
+
+class NoReportStore(PermanentError):
+    """The settings name no store for the report."""
+
+
+def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJob) -> SweepReportResult:  # noqa: ARG001
+    """Write the report under its time and as `latest`; remove the oldest ones beyond `sweep.report.keep`.
+
+    Raises:
+        NoReportStore: `sweep.report.store` is not set, or has no place for the report.
+        StorageError: the store did not take it.
+    """
+    # The commands are imported here: a worker starts without them.
+    from worker.cli.output import jsonable
+    from worker.cli.report import SINCE, report_of
+    from worker.cli.report_page import page_of
+    from worker.cli.session import Session
+
+    settings = context.settings.sweep.report
+    if settings.store is None:
+        raise NoReportStore("no store is named for the report: set sweep.report.store")
+    store = context.unlimited_stores[settings.store]
+    bucket = settings.bucket or REPORT_BUCKET
+    if settings.bucket is None and not store.capabilities.reserved_buckets:
+        raise NoReportStore(f"{store.name} has no reserved bucket: set sweep.report.bucket")
+    session = Session(context.settings, context.catalogue, context.unlimited_stores)
+    document = report_of(session, timedelta(seconds=SINCE))
+    job.check()
+    forms = {
+        "html": (page_of(document).encode(), "text/html; charset=utf-8"),
+        "json": (json.dumps(document, default=jsonable).encode(), "application/json"),
+    }
+    store.create_bucket(bucket)
+    keys = []
+    for form, (body, kind) in forms.items():
+        for stem in (f"report-{document['at']:%Y%m%dT%H%M%SZ}", _LATEST):
+            keys.append(f"{stem}.{form}")
+            store.write_object(bucket, keys[-1], io.BytesIO(body), properties=ObjectProperties(content_type=kind))
+    _remove_old(store, bucket, settings.keep)
+    return SweepReportResult(store=store.name, bucket=bucket, keys=tuple(keys), status=int(document["status"]))
+
+
+def _remove_old(store: Store, bucket: str, keep: int) -> None:
+    """Delete the oldest reports; no other object of the bucket is touched."""
+    names = [each.key for each in store.list_objects(bucket, "report-") if _NAME.fullmatch(each.key)]
+    for key in sorted(names)[: max(0, len(names) - 2 * keep)]:
+        store.delete_object(bucket, key)
+
+
+sweep_report_task = artifact_task(SWEEP_REPORT, writes=False)(sweep_report)
+"""Its queue is `interactive`: the report tells of sweeps that fill their own queue."""

@@ -1,0 +1,59 @@
+"""The periodic report is written into a store, by its time and as the latest one."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tasks.sweeps.report import NoReportStore, sweep_report
+from worker import clock
+from worker.context import Context
+from worker.settings import Settings
+from worker.settings.sections import ReportSweepSettings, SweepSettings
+from worker.storage.config import FilesystemConfig
+from zot_artifact_client.contract import SweepReportRequest, SweepReportResult
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    sweep = SweepSettings(report=ReportSweepSettings(store="dr", keep=2))
+    return settings.model_copy(update={"sweep": sweep})
+
+
+def folder(settings: Settings) -> Path:
+    config = settings.stores["dr"]
+    assert isinstance(config, FilesystemConfig)
+    return config.root / "zot-report"
+
+
+def test_the_report_is_a_page_and_a_document_in_the_store(run, settings: Settings) -> None:
+    """Both have the same content; the level of preservation is among it."""
+    result: SweepReportResult = run(sweep_report, SweepReportRequest())
+    assert (result.store, result.bucket, len(result.keys)) == ("dr", "zot-report", 4)
+    document = json.loads((folder(settings) / "latest.json").read_text())
+    assert {row["store"] for row in document["stores"]} == set(settings.stores)
+    assert document["preservation"]["level"] == 1
+    page = (folder(settings) / "latest.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "Level 1 of 4" in page
+
+
+def test_only_the_latest_reports_are_kept(run, settings: Settings, monkeypatch) -> None:
+    """Older ones go, and nothing else that is in the bucket."""
+    now = clock.now()
+    folder(settings).mkdir(parents=True)
+    (folder(settings) / "report-of-another-program").write_text("stays")
+    for day in range(3):
+        monkeypatch.setattr(clock, "now", lambda day=day: now + timedelta(days=day))
+        run(sweep_report, SweepReportRequest())
+    names = sorted(path.name for path in folder(settings).iterdir() if path.suffix != ".sha256")
+    dated = [f"report-{now + timedelta(days=day):%Y%m%dT%H%M%SZ}.{form}" for day in (1, 2) for form in ("html", "json")]
+    assert names == ["latest.html", "latest.json", *dated, "report-of-another-program"]
+
+
+def test_without_a_store_the_sweep_says_so(run, context: Context, monkeypatch) -> None:
+    """Run by hand, it names the setting."""
+    monkeypatch.setitem(context.settings.sweep.report.__dict__, "store", None)
+    with pytest.raises(NoReportStore, match=r"sweep\.report\.store"):
+        run(sweep_report, SweepReportRequest())
