@@ -38,6 +38,7 @@ from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import GRACE, SweepClaims
+from worker.catalogue.tokens import AccessToken, AccessTokens
 from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
@@ -46,6 +47,7 @@ __all__ = [
     "BAD",
     "COPY_KINDS",
     "GRACE",
+    "AccessToken",
     "Alarms",
     "Artifact",
     "BadExport",
@@ -155,6 +157,10 @@ class Catalogue:
         return count_rows(self._database)
 
     # Each is made when it is first used: no job needs them all.
+
+    @cached_property
+    def access_tokens(self) -> AccessTokens:
+        return AccessTokens(self._database)
 
     @cached_property
     def artifacts(self) -> Artifacts:

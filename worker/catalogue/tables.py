@@ -439,3 +439,18 @@ alarm_digests = Table(
     Index("ix_alarm_digests_channel", "channel", "delivered_at"),
 )
 """What changed in the findings, for each channel that tells it. `next_at`: when the next attempt is due."""
+
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("id", Text(16), primary_key=True),
+    Column("name", Text(64), nullable=False),
+    Column("sha256", Text(64), nullable=False),
+    Column("buckets", JSON, nullable=False),
+    Column("verbs", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Index("ix_access_tokens_name", "name"),
+)
+"""The secrets of the gateway's tokens: `sha256` is the hash of one, `buckets` and `verbs` what it allows."""

@@ -79,6 +79,8 @@ COMMANDS = {
     "metrics": Entry(
         _SERVICE, "Serve metrics of jobs, queues, stores and copies for Prometheus.", "metrics:metrics"
     ),
+    "serve": Entry(_SERVICE, "Serve the HTTP gateway, for services in any language.", "serve:serve"),
+    "tokens": Entry(_SERVICE, "Make, list, rotate and revoke the access tokens of the gateway.", "tokens:app"),
     "doctor": Entry(_SERVICE, "Check settings, stores, broker, workers and beat.", "doctor:doctor"),
     "demo": Entry(_SERVICE, "Show upload, replication, verification and repair on real files.", "demo:demo"),
 }  # fmt: skip

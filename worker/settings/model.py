@@ -26,6 +26,7 @@ from worker.settings.sections import (
     BreakerSettings,
     DeleteSettings,
     FindingSettings,
+    GatewaySettings,
     JobSettings,
     PageSettings,
     PlacementRule,
@@ -94,6 +95,7 @@ class Settings(BaseSettings):
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""
     breaker: BreakerSettings = BreakerSettings()
+    gateway: GatewaySettings = GatewaySettings()
 
     @field_validator("sources")
     @classmethod

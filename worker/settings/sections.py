@@ -324,6 +324,19 @@ class StoreLimits(Section):
     """
 
 
+class GatewaySettings(Section):
+    """Limits of `zot-artifacts serve`, each for one process of it."""
+
+    rate: Annotated[int, Field(ge=1)] = 100
+    """Requests of one token in a second."""
+    connections: Annotated[int, Field(ge=1)] = 512
+    """Connections at a time."""
+    downloads: Annotated[int, Field(ge=1, le=256)] = 16
+    """Downloads at a time; each has at most two chunks of 16 MiB in memory."""
+    max_upload: Annotated[Size, Field(ge=1)] = ByteSize(1 << 40)
+    """Most bytes of one upload."""
+
+
 class BreakerSettings(Section):
     """When the circuit breaker of a store opens, and for how long."""
 

@@ -51,7 +51,7 @@ from worker.storage.errors import (
 )
 from worker.storage.identity import Identity
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
-from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
 from worker.storage.integrity.verifying_reader import (
     BUFFER_SIZE,
@@ -315,6 +315,28 @@ class Store:
         size = max(0, min(length, reader.stat.size - offset))
         what = f"{self.name}: {bucket}/{key}: the range of {length} bytes from {offset}"
         return VerifiedReader(reader, VerifyingReader(reader, size=size, what=what), verified=manifest is not None)
+
+    def read_chunk(self, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
+        """Return the bytes of one chunk of an object's manifest, in memory; every byte is verified.
+
+        Raises:
+            DigestMismatch: the object has other bytes there.
+            StorageError: see `Driver.open`.
+        """
+        self._check_read(bucket, key)
+        data, done = bytearray(chunk.size), 0
+        with ResumableReader(self._driver, bucket, key, offset=chunk.offset, length=chunk.size) as reader:
+            while count := reader.readinto(memoryview(data)[done:]):
+                done += count
+            if done != chunk.size:
+                raise reader.too_short(chunk.size - done)
+        found = hashlib.sha256(data).hexdigest()
+        if found != chunk.sha256:
+            raise DigestMismatch(
+                f"{self.name}: {bucket}/{key}: bytes {chunk.offset} to {chunk.offset + chunk.size} have SHA-256 "
+                f"{found}, recorded is {chunk.sha256}"
+            )
+        return data
 
     def verify_object(
         self,

@@ -85,7 +85,7 @@ def test_an_answer_is_bounded_whatever_the_keys(context, run, source):
     """A page of the longest keys is cut at a bound in bytes, and its end is the beginning of the next page."""
     paths = [f"{number:03d}" + "\U0001f600" * 255 for number in range(90)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.queries._LARGEST_PAGE", 64 * 1024)
+        patch.setattr("worker.artifacts.queries._LARGEST_PAGE", 64 * 1024)
         for key in paths:
             recorded(context, key, 1)
         found, after = [], ""

@@ -12,7 +12,10 @@ from worker.cli.commands import COMMANDS
 from worker.cli.errors import Status, failure_of
 
 ROOT = Path(__file__).resolve().parents[3]
-HEAVY = ("alembic", "azure", "billiard", "boto3", "botocore", "celery", "google", "kombu", "psycopg", "redis")
+HEAVY = (
+    "alembic", "azure", "billiard", "boto3", "botocore", "celery", "fastapi", "google", "kombu", "psycopg", "redis",
+    "starlette", "uvicorn",
+)  # fmt: skip
 
 
 def modules_after(arguments: list[str], home: Path) -> set[str]:

@@ -1,0 +1,143 @@
+"""A gateway that really serves, on a catalogue and two directories; no worker runs."""
+
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from tests.servers import Valkey
+from worker import clock
+from worker.catalogue import Artifact
+from worker.context import Context
+from worker.gateway.access import TokenVerb, new_token
+from worker.gateway.server import Address, make_server
+from worker.gateway.services import Services
+from worker.settings import Settings
+from worker.storage.driver import Digest
+from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
+
+STORES = ("primary", "dr")
+
+
+def hashed(content: bytes) -> tuple[Digest, Manifest]:
+    """Return the digest and the manifest of some bytes."""
+    chunks = [content[start : start + CHUNK_SIZE] for start in range(0, len(content), CHUNK_SIZE)]
+    digests = b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)
+    return Digest(len(content), hashlib.sha256(content).hexdigest()), Manifest(len(content), CHUNK_SIZE, digests)
+
+
+@dataclass
+class Gateway:
+    """A gateway that serves, its settings and its catalogue."""
+
+    url: str
+    settings: Settings
+    context: Context
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    def client(self, *buckets: str, verbs: tuple[TokenVerb, ...] = tuple(TokenVerb), name: str = "ci") -> httpx.Client:
+        """Return a client with a new token."""
+        record, text = new_token(name, buckets or ("releases",), verbs, now=clock.now(), expires_at=None)
+        assert self.context.catalogue.access_tokens.add(record)
+        return self.client_of(text)
+
+    def client_of(self, token: str) -> httpx.Client:
+        """Return a client that shows this token."""
+        made = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False
+        )
+        self.clients.append(made)
+        return made
+
+    def store(
+        self,
+        key: str,
+        content: bytes,
+        *,
+        bucket: str = "releases",
+        stores: tuple[str, ...] = STORES,
+        manifest: bool = True,
+        **properties: str,
+    ) -> Artifact:
+        """Record an artifact and write its copies, as an upload does."""
+        digest, chunks = hashed(content)
+        artifact = self.context.catalogue.artifacts.record(
+            bucket, key, digest, {}, clock.now(), manifest=chunks if manifest else None, stores=stores,
+            properties=properties,
+        )  # fmt: skip
+        for store in stores:
+            path = self.path(store, key, bucket)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            self.context.catalogue.artifacts.finish_copy(artifact, store, tag="1", evidence={}, now=clock.now())
+        return artifact
+
+    def path(self, store: str, key: str, bucket: str = "releases") -> Path:
+        """Return where a store keeps an object."""
+        return self.settings.home / "stores" / store / bucket / key
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """Serve the gateway of these settings, and return its URL."""
+    server = make_server(Services(settings), Address())
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Return settings without a broker, so that the gateway runs where there is none."""
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def broker(settings: Settings, valkey: Valkey) -> Settings:
+    """Return the same settings with a broker."""
+    return settings.model_copy(update={"broker": SecretStr(valkey.url)})
+
+
+@pytest.fixture
+def open_gateway(make_tables: Callable[[str], None]) -> Iterator[Callable[[Settings], Any]]:
+    """Return what opens a gateway for settings."""
+
+    @contextmanager
+    def opened(settings: Settings) -> Iterator[Gateway]:
+        settings.prepare()
+        make_tables(settings.catalogue_url)
+        context = Context.open(settings)
+        with serving(settings) as url:
+            made = Gateway(url, settings, context)
+            yield made
+            for client in made.clients:
+                client.close()
+        context.close()
+
+    return opened
+
+
+@pytest.fixture
+def gateway(settings: Settings, open_gateway: Callable[[Settings], Any]) -> Iterator[Gateway]:
+    with open_gateway(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def gateway_with_broker(broker: Settings, open_gateway: Callable[[Settings], Any]) -> Iterator[Gateway]:
+    with open_gateway(broker) as made:
+        yield made

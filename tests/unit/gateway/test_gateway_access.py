@@ -1,0 +1,200 @@
+"""Nothing is open without a token, and a token opens what it is for and nothing else."""
+
+import hashlib
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.unit.gateway.conftest import Gateway
+from worker import clock
+from worker.gateway import guard, server
+from worker.gateway.access import TokenVerb, new_token
+from worker.gateway.app import openapi
+from worker.settings import Settings
+
+OPERATIONS = [(method, path) for path, methods in openapi()["paths"].items() for method in methods]
+
+
+@pytest.mark.parametrize("token", [None, "x", "zot_x", f"zot_{'0' * 12}_{'0' * 64}", "zot_\u00fc", "a" * 9000])
+def test_every_operation_needs_a_valid_token(
+    gateway: Gateway, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All operations of the OpenAPI document, and paths that do not exist, answer 401 with the way out."""
+    monkeypatch.setattr(guard, "_FAILURES", guard.RateLimitItemPerSecond(1000))
+    headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
+    with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client:
+        for method, path in [*OPERATIONS, ("get", "/"), ("get", "/docs"), ("get", "/openapi.json"), ("get", "//")]:
+            answer = client.request(method, path.format(bucket="releases", key="a", job_id="x", upload_id="x"))
+            assert answer.status_code == 401, path
+            assert "WWW-Authenticate" in answer.headers
+            assert method == "head" or "zot-artifacts tokens add" in answer.json()["detail"]
+        assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_foreign_bucket_looks_like_an_empty_one(gateway: Gateway) -> None:
+    """Whether an artifact exists in a bucket that the token is not for cannot be told: each answer is the same."""
+    gateway.store("there", b"secret", bucket="other")
+    client = gateway.client("releases")
+    for path in ("/v1/artifacts/other/{}", "/v1/objects/other/{}"):
+        there, absent = client.get(path.format("there")), client.get(path.format("nothere"))
+        assert (there.status_code, absent.status_code) == (404, 404)
+        assert there.json()["detail"].replace("there:", "") == absent.json()["detail"].replace("nothere:", "")
+    for kind in ("verify", "delete"):
+        answers = [
+            client.post(f"/v1/jobs/{kind}", json={"bucket": "other", "key": key}) for key in ("there", "nothere")
+        ]
+        assert [answer.status_code for answer in answers] == [403, 403]
+    assert client.get("/v1/artifacts", params={"bucket": "other"}).status_code == 403
+
+
+def test_a_prefix_is_a_border(gateway: Gateway) -> None:
+    """A token for a prefix lists, shows and downloads below it, and not beside it."""
+    for key in ("public/a", "public2", "private/a"):
+        gateway.store(key, key.encode())
+    client = gateway.client("releases/public/", verbs=(TokenVerb.READ,))
+    assert client.get("/v1/objects/releases/public/a").text == "public/a"
+    assert client.get("/v1/objects/releases/public2").status_code == 404
+    assert client.get("/v1/objects/releases/private/a").status_code == 404
+    assert client.get("/v1/artifacts", params={"bucket": "releases"}).status_code == 403
+    listed = client.get("/v1/artifacts", params={"bucket": "releases", "prefix": "public/"}).json()
+    assert [each["key"] for each in listed["artifacts"]] == ["public/a"]
+
+
+def test_a_verb_that_is_not_allowed_is_refused(gateway: Gateway) -> None:
+    """Reading does not allow deleting, and deleting does not allow reading."""
+    gateway.store("a", b"x")
+    read, delete = (gateway.client(verbs=(verb,), name=verb) for verb in (TokenVerb.READ, TokenVerb.DELETE))
+    assert read.post("/v1/jobs/delete", json={"bucket": "releases", "key": "a"}).status_code == 403
+    assert delete.get("/v1/objects/releases/a").status_code == 403
+    assert delete.get("/v1/artifacts/releases/a").status_code == 403
+    batch = {"verb": "delete", "bucket": "releases", "prefix": "x"}
+    assert read.post("/v1/jobs/batch", json=batch).status_code == 403
+
+
+def test_revoked_expired_and_rotated_secrets_stop_at_once(gateway: Gateway) -> None:
+    """A rotated secret goes on until its grace is over, and the new one allows the same."""
+    tokens, now = gateway.context.catalogue.access_tokens, clock.now()
+    record, text = new_token("ci", ["releases"], [TokenVerb.READ], now=now, expires_at=None)
+    tokens.add(record)
+    old = gateway.client_of(text)
+    listing = ("/v1/artifacts?bucket=releases", "/v1/artifacts?bucket=other")
+    assert [old.get(path).status_code for path in listing] == [200, 403]
+    fresh, text = new_token("ci", ["*"], [], now=clock.now(), expires_at=None)
+    assert tokens.rotate("ci", fresh, old_until=clock.now() + timedelta(hours=1))
+    new = gateway.client_of(text)
+    assert [new.get(path).status_code for path in listing] == [200, 403]
+    assert old.get(listing[0]).status_code == 200
+    third, _ = new_token("ci", ["*"], [], now=clock.now(), expires_at=None)
+    assert tokens.rotate("ci", third, old_until=clock.now())
+    assert [each.get(listing[0]).status_code for each in (old, new)] == [401, 401]
+    past, text = new_token("past", ["*"], [TokenVerb.READ], now=now, expires_at=now)
+    tokens.add(past)
+    assert gateway.client_of(text).get(listing[0]).status_code == 401
+    gone, text = new_token("gone", ["*"], [TokenVerb.READ], now=now, expires_at=None)
+    tokens.add(gone)
+    client = gateway.client_of(text)
+    assert client.get(listing[0]).status_code == 200
+    assert tokens.revoke("gone", clock.now()) == 1
+    assert client.get(listing[0]).status_code == 401
+
+
+def test_only_a_hash_of_a_token_is_kept(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """The secret is neither in the catalogue's files nor in the log of the gateway, which names the token."""
+    record, text = new_token("ci", ["releases"], [TokenVerb.READ], now=clock.now(), expires_at=None)
+    gateway.context.catalogue.access_tokens.add(record)
+    secret = text.rpartition("_")[2]
+    assert record.sha256 == hashlib.sha256(secret.encode()).hexdigest()
+    caplog.set_level(logging.WARNING, "httpx")  # the client's own log is its own affair
+    with caplog.at_level(logging.INFO):
+        client = gateway.client_of(text)
+        client.get(f"/v1/artifacts?bucket=releases&token={text}")
+        client.get("/v1/artifacts/releases/none")
+        client.get("/v1/artifacts", headers={"Authorization": f"Basic {text}"})
+    assert "token ci" in caplog.text
+    assert secret not in caplog.text
+    assert not any(secret.encode() in file.read_bytes() for file in gateway.settings.home.glob("catalogue*"))
+
+
+def test_a_token_has_a_rate(settings: Settings, open_gateway: Callable[[Settings], Any]) -> None:
+    """What is above the rate of one token gets 429 with Retry-After, while another token is served."""
+    slow = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"rate": 3})})
+    with open_gateway(slow) as gateway:
+        busy, other = gateway.client(name="busy"), gateway.client(name="other")
+        answers = [busy.get("/v1/artifacts?bucket=releases") for _ in range(10)]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 429)
+        assert other.get("/v1/artifacts?bucket=releases").status_code == 200
+
+
+def test_guesses_are_slowed_down(gateway: Gateway) -> None:
+    """Many wrong tokens from one address get 429, and do not shut out the right one."""
+    client = gateway.client()
+    wrong = [httpx.get(f"{gateway.url}/v1/jobs/x", trust_env=False).status_code for _ in range(30)]
+    assert 429 in wrong
+    assert client.get("/v1/artifacts?bucket=releases").status_code == 200
+
+
+def test_a_large_request_is_refused_before_it_is_read(gateway: Gateway) -> None:
+    """A body above 1 MiB ends with 413, announced or not; deep JSON and no JSON are 400."""
+    client = gateway.client()
+    assert client.post("/v1/jobs/verify", content=b"x" * (1 << 20 | 1)).status_code == 413
+    assert client.post("/v1/jobs/verify", content=iter([b" " * (1 << 20), b"xx"])).status_code == 413
+    deep = b'{"bucket":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    for body in (deep, b"{", b"[]", b"\xff", json.dumps({"bucket": "b" * 5000, "key": "k"}).encode()):
+        answer = client.post("/v1/jobs/verify", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400, body[:20]
+        assert "bbb" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/artifacts HTTP/1.1\r\nHost: x\r\nX: ", b"GET /healthz HTTP/1.1\r\n\r\nGET /"]
+)
+def test_a_connection_that_sends_no_head_is_closed(
+    settings: Settings, open_gateway: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """A client that sends a head byte by byte, or none, is cut off however busy it is."""
+    monkeypatch.setattr(server, "_HEAD_WITHIN", 0.5)
+    monkeypatch.setattr(server, "_KEEP_ALIVE", 1)
+    with open_gateway(settings) as gateway:
+        host, _, port = gateway.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(sent)
+            received = b""
+            try:
+                while piece := connection.recv(4096):
+                    received += piece
+            except ConnectionResetError:
+                pass
+        assert received.count(b"HTTP/1.1") <= 1
+
+
+def test_a_head_that_is_too_large_is_refused(gateway: Gateway) -> None:
+    """A head above 16 KiB is 400 or a closed connection, and is not kept."""
+    try:
+        answer = gateway.client().get("/v1/artifacts", headers={"X": "y" * 70_000})
+    except (httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError):
+        return
+    assert answer.status_code == 400
+
+
+def test_a_body_that_stops_is_ended(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose body sends nothing more gets 408."""
+    monkeypatch.setattr(guard, "_BODY_WITHIN", 0.3)
+
+    def slow() -> Any:
+        yield b"{"
+        time.sleep(2)
+        yield b"}"
+
+    try:
+        answer = gateway.client().post("/v1/jobs/verify", content=slow())
+    except (httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError):
+        return
+    assert answer.status_code == 408

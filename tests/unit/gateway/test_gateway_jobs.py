@@ -1,0 +1,166 @@
+"""Jobs over the gateway: enqueue, show, follow, cancel; each only with a token for its artifact."""
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.unit.gateway.conftest import Gateway
+from worker import clock
+from worker.catalogue import Leased
+from worker.gateway.access import TokenVerb
+from worker.gateway.services import Services
+from zot_artifact_client.contract import VERIFY, JobState
+from zot_artifact_client.job_ids import choose_id
+from zot_artifact_client.outbox import Outgoing
+
+
+@pytest.fixture
+def gateway(gateway_with_broker: Gateway) -> Gateway:
+    return gateway_with_broker
+
+
+def work(gateway: Gateway, job: dict[str, Any], request: dict[str, Any], result: dict[str, Any] | None) -> None:
+    """Do in the ledger what a worker does with a job: take it, and end it if there is a result."""
+    ledger, now = gateway.context.catalogue.ledger, clock.now()
+    begun = ledger.acquire(
+        job["job"], job["kind"], request, owner="test", holds=None, parent=None, now=now,
+        lease=gateway.settings.jobs.lease,
+    )  # fmt: skip
+    assert isinstance(begun, Leased)
+    if result is not None:
+        ledger.finish(job["job"], begun.record.fence, JobState.SUCCEEDED, result=result, error=None, now=now)
+
+
+def waiting(gateway: Gateway, job_id: str) -> Outgoing | None:
+    """Return a job that no worker has taken."""
+    services = Services(gateway.settings)
+    try:
+        return services.outbox.find(job_id)
+    finally:
+        services.close()
+
+
+def test_a_job_is_sent_shown_and_ends(gateway: Gateway) -> None:
+    """POST answers 202 with the place of the job, which is queued, then running, then has its result."""
+    client, asked = gateway.client(), {"bucket": "releases", "key": "app.tgz"}
+    sent = client.post("/v1/jobs/verify", json=asked)
+    assert (sent.status_code, sent.json()["state"]) == (202, "queued")
+    place = sent.headers["Location"]
+    assert client.get(place).json()["state"] == "queued"
+    work(gateway, sent.json(), asked, {"copies": []})
+    shown = client.get(place).json()
+    assert (shown["state"], shown["result"]) == ("succeeded", {"copies": []})
+
+
+def test_the_same_idempotency_key_is_the_same_job(gateway: Gateway) -> None:
+    """Once per token: another request with the key is 422, another token has keys of its own."""
+    one, two = gateway.client(name="one"), gateway.client(name="two")
+    asked, headers = {"bucket": "releases", "key": uuid4().hex}, {"Idempotency-Key": uuid4().hex}
+    ids = [client.post("/v1/jobs/verify", json=asked, headers=headers).json()["job"] for client in (one, one, two)]
+    assert ids[0] == ids[1] != ids[2]
+    other = one.post("/v1/jobs/verify", json={**asked, "key": "b"}, headers=headers)
+    assert (other.status_code, other.json()["type"]) == (422, "urn:zot-artifacts:IdempotencyMismatch")
+
+
+def test_events_tell_progress_and_end(gateway: Gateway) -> None:
+    """The stream begins with the state now and ends with the end of the job."""
+    client, asked = gateway.client(), {"bucket": "releases", "key": "app.tgz"}
+    job = client.post("/v1/jobs/verify", json=asked).json()
+    events = []
+    with client.stream("GET", f"/v1/jobs/{job['job']}/events") as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("event: progress"):
+                work(gateway, job, asked, {"copies": []})
+            if line.startswith("data: "):
+                events.append(json.loads(line.removeprefix("data: "))["state"])
+    assert (events[0], events[-1]) == ("queued", "succeeded")
+
+
+def test_a_job_is_cancelled(gateway: Gateway) -> None:
+    """A waiting job gets the request to cancel; one that has ended is 409."""
+    client, asked = gateway.client(), {"bucket": "releases", "key": "app.tgz"}
+    job = client.post("/v1/jobs/verify", json=asked).json()
+    assert client.delete(f"/v1/jobs/{job['job']}").status_code == 202
+    work(gateway, job, asked, {"copies": []})
+    assert client.delete(f"/v1/jobs/{job['job']}").status_code == 409
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_job_on_a_foreign_artifact_does_not_exist(gateway: Gateway, taken: bool) -> None:
+    """Waiting or taken: it is shown, followed and cancelled as little as an unknown one."""
+    asked = {"bucket": "other", "key": "app.tgz"}
+    job = gateway.client("*", name="all").post("/v1/jobs/verify", json=asked).json()
+    if taken:
+        work(gateway, job, asked, None)
+    client = gateway.client("releases")
+    for id_ in (job["job"], str(uuid4())):
+        answers = [
+            client.get(f"/v1/jobs/{id_}"),
+            client.get(f"/v1/jobs/{id_}/events"),
+            client.delete(f"/v1/jobs/{id_}"),
+        ]
+        assert [answer.status_code for answer in answers] == [404] * 3
+        assert len({answer.json()["detail"] for answer in answers}) == 1
+
+
+def test_a_reader_sees_a_job_and_does_not_cancel_it(gateway: Gateway) -> None:
+    """To cancel needs the verb of the job."""
+    job = gateway.client(name="all").post("/v1/jobs/verify", json={"bucket": "releases", "key": "a"}).json()
+    reader = gateway.client(verbs=(TokenVerb.READ,), name="reader")
+    assert reader.get(f"/v1/jobs/{job['job']}").status_code == 200
+    assert reader.delete(f"/v1/jobs/{job['job']}").status_code == 403
+
+
+def test_a_delete_is_recorded_under_the_name_of_the_token(gateway: Gateway) -> None:
+    """Who deletes is not what the request says."""
+    client = gateway.client(name="ci")
+    asked = {"bucket": "releases", "key": "a", "by": "the chief"}
+    job = client.post("/v1/jobs/delete", json=asked).json()
+    sent = waiting(gateway, job["job"])
+    assert sent is not None
+    assert sent.payload["by"] == "ci"
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "way_out"),
+    [
+        ("upload", {"bucket": "releases", "key": "a", "source": "/etc/passwd", "staged": True}, "/v1/uploads"),
+        ("upload", {"bucket": "releases", "key": "../a", "source": "/x"}, "path segments"),
+        ("batch", {"verb": "verify", "keys_from": "/etc/passwd"}, "bucket"),
+        ("batch", {"verb": "upload", "bucket": "releases", "directory": "/etc"}, "bucket"),
+        ("verify", {"bucket": "zot-quarantine", "key": "a"}, "reserved"),
+    ],
+)
+def test_what_reaches_beyond_the_token_is_refused(
+    gateway: Gateway, kind: str, asked: dict[str, Any], way_out: str
+) -> None:
+    """Staged files of others, files of the worker's machine, reserved buckets and path escapes are 400."""
+    answer = gateway.client("*").post(f"/v1/jobs/{kind}", json=asked)
+    assert (answer.status_code, way_out in answer.json()["detail"]) == (400, True), answer.text
+
+
+def test_a_rotten_copy_that_a_download_met_is_verified(gateway: Gateway) -> None:
+    """The finding is not silent: a job verifies that copy, once."""
+    artifact = gateway.store("app.tgz", b"right")
+    gateway.path("primary", "app.tgz").write_bytes(b"wrong")
+    client = gateway.client()
+    assert client.get("/v1/objects/releases/app.tgz").content == b"right"
+    assert client.get("/v1/objects/releases/app.tgz").content == b"right"
+    key = f"bad:{artifact.id}:primary:{clock.now():%Y-%m-%dT%H}"
+    sent = waiting(gateway, choose_id(VERIFY, idempotency_key=key, service="gateway"))
+    assert sent is not None
+    assert sent.payload == {"bucket": "releases", "key": "app.tgz", "stores": ["primary"], "version": 1}
+
+
+def test_without_a_broker_jobs_are_503_and_reads_go_on(settings: Any, open_gateway: Any) -> None:
+    """The answer says what is missing, and when to try again."""
+    with open_gateway(settings) as gateway:
+        gateway.store("a", b"x")
+        client: httpx.Client = gateway.client()
+        answer = client.post("/v1/jobs/verify", json={"bucket": "releases", "key": "a"})
+        assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+        assert client.get("/v1/objects/releases/a").content == b"x"

@@ -1,0 +1,157 @@
+"""Read one artifact version for a caller, chunk by chunk, from the first copy whose bytes are right."""
+
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import IO
+
+from worker.catalogue import Artifact, Copy
+from worker.context import Context
+from worker.storage.errors import AccessDenied, NotFound, PermanentError, StorageError, TransientError, Unavailable
+from worker.storage.integrity.manifest import Chunk
+
+_AVOIDED_FOR = 30.0
+"""Seconds for which a store that did not answer is tried last: its SDK takes seconds until it gives up."""
+_PIECE = 4 * 1024 * 1024
+
+
+class NoGoodCopy(PermanentError):
+    """Every copy was tried, and none gave the right bytes."""
+
+
+class CopyUnreadable(Unavailable):
+    """No copy gave the right bytes, and at least one may do so later."""
+
+
+@dataclass(slots=True)
+class AvoidedStores:
+    """The stores that failed a moment ago; safe for threads."""
+
+    _until: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, store: str) -> None:
+        """Have a store tried last for some seconds."""
+        with self._lock:
+            self._until[store] = time.monotonic() + _AVOIDED_FOR
+
+    def has(self, store: str) -> bool:
+        """Return whether a store is to be tried last."""
+        with self._lock:
+            return self._until.get(store, 0.0) > time.monotonic()
+
+
+class VerifiedDownload:
+    """The bytes of one version. All that `pieces` yields are verified; a copy that fails is replaced by the next one.
+
+    Args:
+        context: the catalogue and the stores.
+        artifact: the version.
+        on_bad: called with the store and the error of each copy that was not right, or could not be read.
+        avoided: the stores that failed a moment ago, for all downloads of this process.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        artifact: Artifact,
+        *,
+        on_bad: Callable[[str, StorageError], None] = lambda _store, _error: None,
+        avoided: AvoidedStores | None = None,
+    ) -> None:
+        self.artifact = artifact
+        self._context = context
+        self._on_bad = on_bad
+        self._avoided = avoided or AvoidedStores()
+        self._manifest = context.catalogue.artifacts.manifest(artifact)
+        self._stores = deque(self._order())
+
+    def pieces(self, offset: int, length: int) -> Generator[memoryview]:
+        """Yield `length` bytes from `offset`; at most one chunk of 16 MiB is in memory at a time.
+
+        Raises:
+            NoGoodCopy, CopyUnreadable: no copy has the right bytes; what was yielded before is right.
+        """
+        end = min(offset + length, self.artifact.digest.size)
+        if offset >= end:
+            return
+        if self._manifest is None:
+            yield from self._spooled(offset, end)
+            return
+        for chunk in self._manifest.covering(offset, end - offset):
+            data = memoryview(self._chunk(chunk))
+            yield data[max(0, offset - chunk.offset) : end - chunk.offset]
+
+    def _order(self) -> list[str]:
+        """Return the stores with a copy, the one to read from first; paused ones are not read."""
+        copies = self._context.catalogue.artifacts.copies(self.artifact).values()
+        usable = [
+            copy
+            for copy in copies
+            if copy.state.present
+            and copy.store in self._context.settings.stores
+            and self._context.pauses.of_store(copy.store) is None
+        ]
+        local = {copy.store: self._is_local(copy.store) for copy in usable}
+
+        order = list(self._context.settings.stores)
+
+        def rank(copy: Copy) -> tuple[bool, bool, bool, int]:
+            return not copy.state.good, self._avoided.has(copy.store), not local[copy.store], order.index(copy.store)
+
+        return [copy.store for copy in sorted(usable, key=rank)]
+
+    def _is_local(self, store: str) -> bool:
+        return self._context.settings.stores[store].type == "filesystem"
+
+    def _chunk(self, chunk: Chunk) -> bytes | bytearray:
+        artifact, errors = self.artifact, list[StorageError]()
+        for name in list(self._stores):
+            try:
+                return self._context.stores[name].read_chunk(artifact.bucket, artifact.key, chunk)
+            except StorageError as error:
+                self._failed(name, error)
+                errors.append(error)
+        raise self._no_copy(errors)
+
+    def _spooled(self, offset: int, end: int) -> Generator[memoryview]:
+        """Yield bytes of an object without recorded chunks: they are spooled until the digest of the whole is known."""
+        with tempfile.TemporaryFile(dir=self._context.settings.spool_dir, prefix="zot-download-") as file:
+            self._spool(file)
+            file.seek(offset)
+            while piece := file.read(min(_PIECE, end - offset)):
+                offset += len(piece)
+                yield memoryview(piece)
+
+    def _spool(self, file: IO[bytes]) -> None:
+        artifact, errors = self.artifact, list[StorageError]()
+        for name in list(self._stores):
+            try:
+                file.truncate(0)
+                store = self._context.stores[name]
+                store.download_object(artifact.bucket, artifact.key, file.fileno(), artifact.digest)
+            except StorageError as error:
+                self._failed(name, error)
+                errors.append(error)
+            else:
+                return
+        raise self._no_copy(errors)
+
+    def _failed(self, name: str, error: StorageError) -> None:
+        self._stores.remove(name)
+        self._stores.append(name)  # its other chunks may be right
+        if isinstance(error, TransientError | AccessDenied):
+            self._avoided.add(name)
+        self._on_bad(name, error)
+
+    def _no_copy(self, errors: list[StorageError]) -> StorageError:
+        path = self.artifact.path
+        if not errors:
+            return NotFound(f"{path} has no copy in a store that is configured and not paused")
+        reason = "; ".join(error.message for error in errors)
+        if any(isinstance(error, TransientError | AccessDenied) for error in errors):
+            return CopyUnreadable(f"{path}: no copy could be read and verified, try again later: {reason}")
+        return NoGoodCopy(f"{path}: no copy is right; see `zot-artifacts verify {path}`: {reason}")

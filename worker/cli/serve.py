@@ -1,0 +1,55 @@
+"""The command `serve`."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.cli.errors import Failure, Status
+from worker.cli.output import complain, note
+from worker.settings import load_settings
+
+Certificate = Annotated[
+    Path | None, typer.Option("--certificate", metavar="FILE", help="Serve TLS with this certificate chain, in PEM.")
+]
+Key = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The private key of the certificate, in PEM.")]
+
+
+def serve(
+    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help="The port to listen on.")] = 8484,
+    certificate: Certificate = None,
+    key: Key = None,
+) -> None:
+    """Serve the HTTP gateway, for services in any language.
+
+    It has jobs, artifacts and their bytes.
+    Every request needs a token, which `zot-artifacts tokens add` makes.
+    The gateway does no long work itself: it sends jobs to the workers.
+    It runs until Ctrl-C or SIGTERM.
+
+    Examples:
+
+        zot-artifacts serve
+        zot-artifacts serve --host 0.0.0.0 --port 443 --certificate chain.pem --key key.pem
+    """
+    if (certificate is None) != (key is None):
+        raise Failure("--certificate and --key go together", Status.USAGE, type_="UsageError")
+    for option, path in (("--certificate", certificate), ("--key", key)):
+        if path is not None and not path.is_file():
+            raise Failure(f"{option} {path}: there is no such file", Status.USAGE, type_="UsageError")
+    settings = load_settings()
+    if certificate is None and not _is_loopback(host):
+        complain(f"{host} without --certificate: tokens and bytes can be read on the way; use TLS here or in a proxy")
+    from worker.gateway.server import Address, serve
+
+    note(f"gateway  {'https' if certificate else 'http'}://{host}:{port}")
+    serve(settings, Address(host, port, certificate, key))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
