@@ -10,11 +10,13 @@ from worker.catalogue import Artifact, Finding
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
+from worker.limits.limited_store import LimitedStore
 from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
-from worker.storage.errors import DigestMismatch, IntegrityError, PermanentError, Unavailable
+from worker.storage.errors import DigestMismatch, IntegrityError, PermanentError, StorageError, Unavailable
 from worker.storage.integrity.manifest import compute_digests
 from worker.storage.keys import check_bucket, check_existing_key
+from worker.storage.tags import encode_tags
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
 from zot_artifact_client.text import bounded
 
@@ -72,6 +74,9 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
             f"{store.name}: {known.path} has SHA-256 {digest.sha256}, version {known.version} in the catalogue has "
             f"{known.digest.sha256}: one of the two belongs under another key"
         )
+    tags = _tags(store, stat) if "tags" in beside else None
+    if tags and tags == (known.properties.get("tags") if known else tags):
+        beside = tuple(name for name in beside if name != "tags")
     now = clock.now()
     artifact = known or artifacts.record(
         request.bucket,
@@ -80,7 +85,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         _valid_metadata(stat.metadata),
         now,
         manifest=manifest,
-        properties=set_properties(stat.properties),
+        properties=set_properties(stat.properties) | ({"tags": tags} if tags else {}),
     )
     copy = artifacts.ensure_copy(artifact, store.name)
     artifacts.finish_copy(
@@ -108,6 +113,15 @@ def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -
         f"{request.store}: {request.bucket}/{request.key} is unverifiable, the store keeps no SHA-256 of it: if its "
         "bytes are to be trusted as they are, adopt it with `first_read` and the first read becomes the record"
     )
+
+
+def _tags(store: LimitedStore, stat: ObjectStat) -> str | None:
+    """Return the tags of an object as the catalogue keeps them; None where the credentials may not read them."""
+    try:
+        return encode_tags(store.tags(stat.bucket, stat.key))
+    except StorageError as error:
+        logger.warning("%s: the tags of %s/%s cannot be read: %s", store.name, stat.bucket, stat.key, error)
+        return None
 
 
 def _valid_metadata(found: Mapping[str, str]) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
 """One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from worker import clock
@@ -24,6 +24,7 @@ from worker.storage import Match, ObjectStat, Verdict, Verification
 from worker.storage.driver import HashedBytes, ObjectProperties
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
+from worker.storage.tags import decode_tags, fit
 from zot_artifact_client.contract import PlacedCopy
 
 logger = logging.getLogger(__name__)
@@ -218,17 +219,33 @@ class ArtifactJob:
         return PlacedCopy(store=store.name, outcome=outcome, not_kept=self._not_kept(store))
 
     def _properties(self, store: LimitedStore) -> ObjectProperties | None:
-        return ObjectProperties(**self.artifact.properties) if store.capabilities.properties else None
+        if not store.capabilities.properties:
+            return None
+        properties = ObjectProperties(**self.artifact.properties)
+        return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
 
     def _not_kept(self, store: LimitedStore) -> tuple[str, ...]:
-        """Return and log the properties that the store cannot keep beside the bytes."""
+        """Return and log the properties that the store does not keep beside the bytes."""
         kept, artifact = store.capabilities, self.artifact
         lost = [] if kept.properties else sorted(artifact.properties)
+        if kept.properties and not self._has_tags(store):
+            lost.append("tags")
         if artifact.metadata and not kept.user_metadata:
             lost.append("metadata")
         if lost:
             logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), artifact.path)
         return tuple(lost)
+
+    def _has_tags(self, store: LimitedStore) -> bool:
+        """Return whether the written copy has the tags of the artifact: some stores ignore what they do not know."""
+        wanted = decode_tags(self.artifact.properties.get("tags"))
+        if not wanted:
+            return True
+        try:
+            return store.tags(self.artifact.bucket, self.artifact.key) == wanted
+        except StorageError as error:
+            logger.warning("%s: the tags of %s cannot be read: %s", store.name, self.artifact.path, error)
+            return False
 
     def open(self, copy: Copy) -> LimitedReader:
         """Open a copy to be read once; its end raises IntegrityError if the bytes are not the recorded ones."""

@@ -168,7 +168,7 @@ class Artifacts:
 
         A version keeps the metadata and properties that it was recorded with. With `replaces_headers`, other ones are a
         new version, although the bytes are the same: given metadata replace all metadata, given properties all
-        properties, and what is empty is kept.
+        properties but the tags, and what is empty is kept.
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
@@ -182,7 +182,7 @@ class Artifacts:
                 _check_not_superseded(connection, row, job)
             same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
             if row is not None and same and replaces_headers:
-                metadata, properties = metadata or row.metadata, properties or row.properties
+                metadata, properties = metadata or row.metadata, _with_tags_of(row.properties, properties)
                 same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
             if row is None or not same:
                 if row is not None:
@@ -444,6 +444,12 @@ def _insert_versions(
     begun = [_new_copy(row.id, store) for row, (_, each, _) in zip(rows, fresh, strict=True) for store in each.stores]
     _INSERT_COPIES.run_many(connection, begun)
     return {number: Recorded(artifact_of(row), fresh=True) for row, (number, _, _) in zip(rows, fresh, strict=True)}
+
+
+def _with_tags_of(before: Mapping[str, str] | None, given: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Return the given properties, or those of before; the tags of before stay, because no upload names tags."""
+    tags = {name: value for name, value in (before or {}).items() if name == "tags"}
+    return {**tags, **given} if given else before
 
 
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:

@@ -84,6 +84,10 @@ class LimitedStore:
             self._succeeded()
             return deleted
 
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        with self._request("stat"):
+            return self._store.tags(bucket, key)
+
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         with self._request("list"):
             yield from self._store.list_objects(bucket, prefix, after=after)

@@ -28,13 +28,17 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class ObjectProperties:
-    """The HTTP headers that a cloud keeps beside the bytes and gives to its readers; None for what is not set."""
+    """The HTTP headers that a cloud keeps beside the bytes and gives to its readers; None for what is not set.
+
+    `tags` are the object's tags as the query of a URL, by name. No stat has them: see `TagDriver.tags`.
+    """
 
     content_type: str | None = None
     content_encoding: str | None = None
     content_disposition: str | None = None
     content_language: str | None = None
     cache_control: str | None = None
+    tags: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class ObjectStat:
 
     `version` is the store's own tag, which changes with every write of the key (ETag, generation, inode and time).
     `sha256` is the digest that was stored beside the object, lower-case, or None; it is a claim, not evidence.
-    `not_carried` names what else the store keeps beside the bytes, such as object tags: it is no part of an artifact.
+    `not_carried` names what else the store keeps beside the bytes, such as retention: it is no part of an artifact.
     `storage_tags` is weaker evidence under the name the store gives it, such as `{"etag": …}`.
     """
 
@@ -175,6 +179,7 @@ class Capabilities:
             ones; None where only a `ChecksumDriver` can find out.
         reserved_buckets: the store has buckets for quarantine and probes.
         properties: `ObjectProperties` given at the write come back from `stat`.
+        tags: the characters of the names and values of object tags (`TagDriver`), or None where the store has no tags.
         groups: many small objects are written faster as a group (`GroupDriver`).
         local: a read is mostly work of this machine's processor, so that more threads are no faster.
         marks_uploads: the store tells of each unfinished upload whether the worker began it.
@@ -196,6 +201,7 @@ class Capabilities:
     checks_uploads: bool | None = True
     reserved_buckets: bool = True
     properties: bool = False
+    tags: re.Pattern[str] | None = None
     groups: bool = False
     local: bool = False
     marks_uploads: bool = True
@@ -497,6 +503,17 @@ class ChecksumDriver(Driver, Protocol):
 
         No object stays under the key.
         """
+        ...
+
+
+class TagDriver(Driver, Protocol):
+    """A backend whose `capabilities.tags` is not None: `ObjectProperties.tags` are written with the object.
+
+    Where the store refuses them, such as for lack of a right, the object is written without.
+    """
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """Return the tags of an object that users have set."""
         ...
 
 

@@ -31,6 +31,7 @@ from worker.storage.driver import (
     SmallReadDriver,
     SmallReads,
     StaleUpload,
+    TagDriver,
     UnmarkedUploadDriver,
     WholeReadDriver,
     WriteInfo,
@@ -523,6 +524,10 @@ class Store:
             between=between,
             checkpoint=checkpoint or NoCheckpoint(),
         )
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """Return the object tags that users have set; none where the store has no tags."""
+        return {} if self.capabilities.tags is None else cast("TagDriver", self._driver).tags(bucket, key)
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""

@@ -1,16 +1,23 @@
 """The headers beside the bytes are part of an artifact: recorded, carried and restored."""
 
 import dataclasses
+import io
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from tasks.adopt import adopt
 from tasks.delete import delete
 from tasks.replicate import replicate
 from tasks.upload import upload
+from tests.conformance import targets
 from tests.conformance.targets import s3_client, s3_config
 from worker.context import Context
 from worker.storage import Stores
+from worker.storage.driver import ObjectProperties
+from worker.storage.tags import encode_tags
 from zot_artifact_client.contract import AdoptRequest, DeleteRequest, ReplicateRequest, UploadRequest
 
 PROPERTIES = {
@@ -133,13 +140,114 @@ def test_a_directory_keeps_its_file_when_only_headers_change(with_cloud, context
 
 
 def test_what_no_artifact_has_is_told_at_adoption(with_cloud, cloud):
-    """Tags and other things that S3 keeps beside the bytes stay there, and the result of adopting names them."""
+    """What S3 keeps beside the bytes and no artifact has stays there, and the result of adopting names it."""
     client, config = cloud
     where = {"Bucket": config.bucket, "Key": "releases/page.html"}
     client.put_object(
-        **where, Body=b"<html>", ChecksumAlgorithm="SHA256", Tagging="team=a&stage=b", WebsiteRedirectLocation="/x"
+        **where, Body=b"<html>", ChecksumAlgorithm="SHA256", Tagging="team=a", WebsiteRedirectLocation="/x"
     )
     wish = AdoptRequest(bucket="releases", key="page.html", store="cloud", first_read=True)
-    result = with_cloud(adopt, wish)
-    assert "tags" in result.not_recorded
-    assert len(client.get_object_tagging(**where)["TagSet"]) == 2
+    assert "tags" not in with_cloud(adopt, wish).not_recorded
+
+
+TAGS = {"team": "a=b/c", "stage": "caf\u00e9 +1", "empty": ""}
+
+
+@pytest.fixture
+def clouds(ministack, strict_gcs, azurite, tmp_path):
+    return targets.one_of_each(ministack, strict_gcs, azurite, tmp_path)
+
+
+@pytest.fixture
+def three(run, context: Context, settings, cloud, clouds):
+    """Run a verb on the directories, a bucket of S3, a container of Azure and a bucket of Cloud Storage."""
+    named = {"cloud": cloud[1], "blue": clouds["azure"], "google": clouds["gcs"]}
+    wide = dataclasses.replace(context, stores=Stores({**settings.stores, **named}))
+    yield lambda work, request: run(lambda r, _c, job: work(r, wide.for_job(job), job), request)
+    wide.stores.close()
+
+
+def tag_set(cloud, key="page.html"):
+    client, config = cloud
+    found = client.get_object_tagging(Bucket=config.bucket, Key=f"releases/{key}")["TagSet"]
+    return {tag["Key"]: tag["Value"] for tag in found}
+
+
+def put_tagged(cloud, tags, body=b"<html>"):
+    client, config = cloud
+    client.put_object(
+        Bucket=config.bucket, Key="releases/page.html", Body=body, ChecksumAlgorithm="SHA256", Tagging=urlencode(tags)
+    )
+
+
+def test_tags_of_an_adopted_object_are_carried_and_restored(with_cloud, context, cloud):
+    """Adopting records the tags; a delete and a repair bring them back, and a store without tags says so."""
+    put_tagged(cloud, TAGS)
+    assert with_cloud(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud")).not_recorded == ()
+
+    away = with_cloud(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("primary",)))
+    assert away.copies[0].not_kept == ("tags",)
+    with_cloud(delete, DeleteRequest(bucket="releases", key="page.html", stores=("cloud",)))
+    back = with_cloud(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",)))
+    assert (back.copies[0].not_kept, tag_set(cloud)) == ((), TAGS)
+
+    client, config = cloud
+    client.put_object(Bucket=config.bucket, Key="releases/page.html", Body=b"<h")
+    with_cloud(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",)))
+    assert tag_set(cloud) == TAGS, "repaired with its tags"
+
+
+@pytest.mark.parametrize(("tags", "lost"), [({"team": "a/b:c"}, ()), ({"team": "a@b"}, ("tags",))])
+def test_a_replica_has_the_tags_that_its_store_can_hold(three, cloud, azurite, tags, lost):
+    """Azure gets the tags as index tags if it allows their characters; Cloud Storage has none. What is lost is told."""
+    put_tagged(cloud, tags)
+    three(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud"))
+    result = three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("blue", "google")))
+    assert {copy.store: copy.not_kept for copy in result.copies} == {"blue": lost, "google": ("tags",)}
+
+
+def test_index_tags_of_azure_become_tags_of_s3(three, cloud, clouds):
+    """They are carried there and back."""
+    tags = {"team": "a/b:c", "stage": "one"}
+    blue = Stores({"blue": clouds["azure"]})["blue"]
+    blue.write_object("releases", "page.html", io.BytesIO(b"x"), properties=ObjectProperties(tags=encode_tags(tags)))
+    three(adopt, AdoptRequest(bucket="releases", key="page.html", store="blue"))
+    three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",)))
+    assert tag_set(cloud) == tags
+    three(delete, DeleteRequest(bucket="releases", key="page.html", stores=("blue",)))
+    back = three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("blue",)))
+    assert (back.copies[0].not_kept, blue.tags("releases", "page.html")) == ((), tags)
+
+
+def test_tags_of_a_large_object_are_sent_and_their_absence_is_told(three, cloud, clouds):
+    """A multipart upload has the tags of its object; this server ignores them there, which the result tells."""
+    put_tagged(cloud, {"team": "a"}, body=b"x" * (targets.PART + 1))
+    three(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud"))
+    assert three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("blue",))).copies[0].not_kept == ()
+    blue = Stores({"blue": clouds["azure"]})["blue"]
+    assert blue.tags("releases", "page.html") == {"team": "a"}
+    three(delete, DeleteRequest(bucket="releases", key="page.html", stores=("cloud",)))
+    back = three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",)))
+    assert (back.copies[0].not_kept, tag_set(cloud)) == (("tags",), {})
+
+
+@pytest.mark.parametrize("size", [6, targets.PART + 1])
+def test_an_object_is_written_without_tags_where_the_store_refuses_them(cloud, size):
+    """Both ways to write send the tags; a refusal, such as for lack of s3:PutObjectTagging, fails no write."""
+    store, sent = Stores({"cloud": cloud[1]})["cloud"], list[str]()
+
+    def refuse(params: dict[str, Any], **_: object) -> tuple[AWSResponse, dict[str, object]] | None:
+        if "x-amz-tagging" not in params["headers"]:
+            return None
+        sent.append(params["headers"]["x-amz-tagging"])
+        body = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        return AWSResponse("", 403, {}, None), body
+
+    client = store._driver._client()
+    for operation in ("PutObject", "CreateMultipartUpload"):
+        client.meta.events.register(f"before-call.s3.{operation}", refuse)
+    store.write_object(
+        "releases", "page.html", io.BytesIO(b"x" * size), size=size, properties=ObjectProperties(tags="team=a")
+    )
+    assert sent == ["team=a"]
+    assert store.stat_object("releases", "page.html").size == size

@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -55,6 +56,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.tags import decode_tags
 from worker.storage.transfer.parts import md5_of
 from worker.storage.transfer.server_copy import Begun, Between
 
@@ -63,6 +65,7 @@ IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
 blob.
 """
 MAX_OBJECT = MAX_PART * MAX_PARTS
+_TAGS = re.compile(r"[A-Za-z0-9 +\-./:=_]*")
 _PAGE = 1_000
 _READABLE = {"Content-Length": check_size, "Last-Modified": parsedate_to_datetime, "MaxResults": check_size}
 _PROPERTIES = re.compile(rb"<Properties>(.*?)</Properties>", re.DOTALL)
@@ -111,6 +114,7 @@ class AzureDriver(CloudDriver):
             storage_classes=True,
             realm=realm_of(self._config) if self._copies else None,
             properties=True,
+            tags=_TAGS,
             checks_uploads=self._checks_uploads(known=is_azure(self._config)),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
             impossible_keys=IMPOSSIBLE_KEYS,
@@ -191,9 +195,11 @@ class AzureDriver(CloudDriver):
         bucket, key = found.bucket, found.key
         copy = Copy(self._blob(bucket, key), self._origin, f"{bucket}/{key}", between)
         settings = tier_of(self._config, info.storage_class) | conditions("create_only")
+        if info.properties.tags:
+            settings |= {"tags": decode_tags(info.properties.tags)}
         metadata = METADATA.encode(info, new_token(), f"{self._name}: {bucket}/{key}")
         made = copy.make(original, f'"{found.version}"', metadata, settings)
-        if to_stat(self._name, bucket, key, made).properties == info.properties:
+        if to_stat(self._name, bucket, key, made).properties == replace(info.properties, tags=None):
             return to_stat(self._name, bucket, key, made)
         # A copy has the headers of its source: the request that makes it takes no others.
         headers = ContentSettings(
@@ -202,6 +208,10 @@ class AzureDriver(CloudDriver):
         with translated(self._origin, f"{bucket}/{key}"):
             self._blob(bucket, key).set_http_headers(headers, **conditions(Match(version_of(made.etag))))
         return self.stat(bucket, key)
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        with translated(self._origin, f"the tags of {bucket}/{key}"):
+            return dict(self._blob(bucket, key).get_blob_tags())
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         if after > prefix and not after.startswith(prefix):
@@ -295,8 +305,9 @@ class AzureDriver(CloudDriver):
     def _settings(self, info: WriteInfo) -> dict[str, Any]:
         """Return the SDK's arguments for the tier, encryption and properties of a whole object."""
         found: dict[str, Any] = dict(set_properties(info.properties))
-        headers = {"content_settings": ContentSettings(**found)} if found else {}
-        return self._scope | tier_of(self._config, info.storage_class) | headers
+        headers: dict[str, Any] = {"content_settings": ContentSettings(**found)} if found else {}
+        tags = {"tags": decode_tags(info.properties.tags)} if info.properties.tags else {}
+        return self._scope | tier_of(self._config, info.storage_class) | headers | tags
 
     # Where things are
 

@@ -1,9 +1,12 @@
 """Write a blob, from one request or from blocks."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
+from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobBlock, BlobClient
 
 from worker.storage.azure.client import COMMIT_TIMEOUT
@@ -18,6 +21,10 @@ from worker.storage.transfer.parts import md5_of, next_part
 
 REFUSED = {"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists", "409", "412"}
 _GONE = {"InvalidBlockList"}
+_NO_TAGS = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT}
+"""The statuses with which Azure may refuse a write for its tags."""
+
+logger = logging.getLogger(__name__)
 
 
 class Upload:
@@ -33,26 +40,26 @@ class Upload:
         data = bytes(next_part(body, self._write.size))  # the SDK takes a bytearray for a list of strings here
         drain(body)  # a wrong body raises at its end
         return self._commit(
-            lambda: self._blob.upload_blob(
+            lambda options: self._blob.upload_blob(
                 data,
                 length=len(data),
                 overwrite=True,  # otherwise the SDK adds a condition
                 transactional_content_md5=bytearray(md5_of(data)),
                 metadata=dict(self._write.metadata),
                 **conditions(self._write.condition),
-                **self._write.options,
+                **options,
             )
         )
 
     def from_blocks(self, ids: list[str]) -> ObjectStat:
         """Make an object of staged blocks."""
         return self._commit(
-            lambda: self._blob.commit_block_list(
+            lambda options: self._blob.commit_block_list(
                 [BlobBlock(found) for found in ids],
                 metadata=dict(self._write.metadata),
                 read_timeout=COMMIT_TIMEOUT,
                 **conditions(self._write.condition),
-                **self._write.options,
+                **options,
             )
         )
 
@@ -63,11 +70,26 @@ class Upload:
             raise outcome from None
         return outcome
 
-    def _commit(self, send: Callable[[], Any]) -> ObjectStat:
+    def _with_tags(self, send: Callable[[Any], Any]) -> Any:
+        """Send a request with its options, and without the tags where the store does not take them.
+
+        The credentials may lack the right to write tags, and accounts with a hierarchical namespace have none.
+        """
+        options = self._write.options
+        try:
+            return send(options)
+        except HttpResponseError as error:
+            code = code_of(error)
+            if "tags" not in options or code in REFUSED | _GONE or error.status_code not in _NO_TAGS:
+                raise
+            logger.warning("%s: %s: written without its tags: %s", self._origin.store, self._write.what, code)
+            return send({name: value for name, value in options.items() if name != "tags"})
+
+    def _commit(self, send: Callable[[Any], Any]) -> ObjectStat:
         write = self._write
         failure: StorageError
         try:
-            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, send())
+            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, self._with_tags(send))
             return replace(stat, properties=write.properties)
         except UnexpectedAnswer as error:  # the write may have succeeded
             failure, code = Unavailable(error.message), ""

@@ -137,7 +137,8 @@ class MetadataFormat:
 
 def properties_of(said: Callable[[str], object]) -> ObjectProperties:
     """Return the properties in `said` by the names of ObjectProperties; a default type is left out."""
-    found = {field.name: str(value) for field in fields(ObjectProperties) if (value := said(field.name))}
+    names = [field.name for field in fields(ObjectProperties) if field.name != "tags"]
+    found = {name: str(value) for name in names if (value := said(name))}
     if found.get("content_type") in _DEFAULT_TYPES:
         del found["content_type"]
     return ObjectProperties(**found)
@@ -151,8 +152,8 @@ def check_properties(properties: ObjectProperties, where: str) -> None:
 
 
 def set_properties(properties: ObjectProperties) -> dict[str, str]:
-    """Return the properties that are set, by name."""
-    return {name: value for name, value in asdict(properties).items() if value is not None}
+    """Return the headers that are set, by name."""
+    return {name: value for name, value in asdict(properties).items() if value is not None and name != "tags"}
 
 
 def sha256_of(claimed: str | None) -> str | None:

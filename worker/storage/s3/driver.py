@@ -1,5 +1,6 @@
 """Objects in Amazon S3, and in everything else that speaks S3."""
 
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
 MAX_COPY = 5 * GIB
+_TAGS = re.compile(r"[\w \-.:/=+@]*")
 
 
 @exception_boundary
@@ -95,6 +97,7 @@ class S3Driver(CloudDriver):
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
             marks_uploads=False,
+            tags=_TAGS,
         )
 
     # Objects
@@ -214,6 +217,11 @@ class S3Driver(CloudDriver):
             between=between,
             begun=lambda upload_id: begun(_token(writer, upload_id)),
         )
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        with self._errors(f"the tags of {bucket}/{key}"):
+            found = self._client().get_object_tagging(**self._address(bucket, key))["TagSet"]
+        return {tag["Key"]: tag["Value"] for tag in found if not tag["Key"].startswith("aws:")}  # Amazon's own
 
     def iter_objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ListedObject]:
         real, start = self._real(bucket)
@@ -419,6 +427,7 @@ class S3Driver(CloudDriver):
     ) -> dict[str, str]:
         """Return the arguments of every write: properties, storage class and encryption."""
         options = {header_name(name): value for name, value in set_properties(properties).items()} | {
+            "Tagging": properties.tags,
             "StorageClass": storage_class or self._config.storage_class,
             "ServerSideEncryption": self._config.encryption,
             "SSEKMSKeyId": self._config.kms_key_id,

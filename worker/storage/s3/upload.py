@@ -1,11 +1,14 @@
 """Write one object to S3, in one request, in parts, or by copying parts from an object that the store has."""
 
 import base64
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from zlib import crc32
+
+from botocore.exceptions import ClientError
 
 from worker.storage.cloud.conditional_write import Found, Write, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
@@ -43,7 +46,14 @@ _DAMAGE_CODES = {
     *("SignatureDoesNotMatch", "InvalidRequest", "400"),
 }
 """The codes with which stores refuse bytes that do not match their checksum or signature."""
+_NO_TAGS = {
+    *("AccessDenied", "403", "NotImplemented", "501", "InvalidTag", "InvalidArgument", "InvalidRequest", "400"),
+}
+"""The codes with which stores may refuse a write for its tags."""
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+
+
+logger = logging.getLogger(__name__)
 
 
 class Address(TypedDict):
@@ -92,13 +102,15 @@ class Upload:
         data: Any = next_part(body, self._write.size)  # the type stubs lack that the SDK accepts a bytearray
         drain(body)  # a wrong body raises at its end
         return self._commit(
-            lambda: self._client.put_object(
-                **self._write.address,
-                **self._conditions(),
-                **self._checksum(data),
-                Body=data,
-                Metadata=self._write.metadata,
-                **self._options,
+            lambda: self._with_tags(
+                lambda options: self._client.put_object(
+                    **self._write.address,
+                    **self._conditions(),
+                    **self._checksum(data),
+                    Body=data,
+                    Metadata=self._write.metadata,
+                    **options,
+                )
             )
         )
 
@@ -113,8 +125,10 @@ class Upload:
         """Begin a multipart upload and return its id."""
         algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._write.checksums else {}
         with self._errors():
-            begun = self._client.create_multipart_upload(
-                **self._write.address, Metadata=self._write.metadata, **algorithm, **self._options
+            begun = self._with_tags(
+                lambda options: self._client.create_multipart_upload(
+                    **self._write.address, Metadata=self._write.metadata, **algorithm, **options
+                )
             )
         return str(self._required(begun, "UploadId"))
 
@@ -247,6 +261,19 @@ class Upload:
                 return True
             raise
         return False
+
+    def _with_tags(self, send: Callable[[Any], Any]) -> Any:
+        """Send a request with its options, and without the tags where the store does not take them.
+
+        The credentials may lack s3:PutObjectTagging, and some stores know no tags.
+        """
+        try:
+            return send(self._options)
+        except ClientError as error:
+            if "Tagging" not in self._options or code_of(error) not in _NO_TAGS:
+                raise
+            logger.warning("%s: %s: written without its tags: %s", self._origin.store, self._write.what, code_of(error))
+            return send({name: value for name, value in self._options.items() if name != "Tagging"})
 
     # The request that makes the object visible
 

@@ -24,7 +24,7 @@ class PlacedCopy(Result):
     quarantined: str | None = None
     """Where the bytes that it replaced are in quarantine, as `bucket/key` in the same store."""
     not_kept: tuple[str, ...] = ()
-    """The properties that the store cannot keep, such as `content_type`; the catalogue has them."""
+    """The properties that the store cannot keep, such as `content_type` or `tags`; the catalogue has them."""
 
 
 class ArtifactResult(Result):
@@ -102,7 +102,7 @@ class AdoptResult(ArtifactResult):
 
     `evidence` names what its bytes were compared with: `sha256 kept by the store`, `sha256 of the request`,
     `sha256 in the catalogue`, or, for no digest at all, `first read`. `not_recorded` names what the store keeps beside
-    the bytes and no artifact has, such as `tags`: it stays with the object, and no replica gets it.
+    the bytes and no artifact has, such as `Expires`: it stays with the object, and no replica gets it.
     """
 
     store: str
