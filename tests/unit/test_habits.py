@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCKS = [
     f"{path.relative_to(ROOT)}" for path in sorted([*ROOT.glob("*.lock"), *ROOT.glob("tests/servers/locks/*.lock")])
 ]
-CODE = ("api_client", "benchmarks", "tasks", "tests", "tools", "worker")
+CODE = ("api_client", "benchmarks", "examples", "tasks", "tests", "tools", "worker")
 # Words that docs/glossary.md replaces, and pronouns and metaphors that hide who does what.
 BANNED = re.compile(
     r"\b(?:somebody|nobody|everybody|anybody|whoever|stands?|stood|lies|lying|bears?|weather|debris|overtaken"

@@ -16,7 +16,6 @@ import redis
 
 from tests.servers import Valkey
 from tests.servers.process import free_port
-from tests.servers.worker import Worker
 from tests.waiting import WITHIN
 from zot_artifact_client import (
     AsyncArtifactClient,
@@ -25,7 +24,6 @@ from zot_artifact_client import (
     ClientError,
     InvalidUrl,
     JobCancelled,
-    JobFailed,
     JobState,
     Progress,
     WaitTimeout,
@@ -93,23 +91,6 @@ def test_two_hundred_waits_share_few_connections(unserved: str) -> None:
             assert await turns > 10
 
     asyncio.run(scene())
-
-
-def test_two_hundred_jobs_of_a_real_worker(valkey: Valkey, tmp_path: Path) -> None:
-    """200 coroutines each send a job and wait for it, and each gets the end of its own job."""
-    broker = f"redis://127.0.0.1:{valkey.port}/3"
-
-    async def ask(client: AsyncArtifactClient, number: int) -> None:
-        job = await client.verify("releases", f"absent-{number}")
-        with pytest.raises(JobFailed, match=f"absent-{number} is not"):
-            await job.wait(WITHIN)
-
-    async def scene() -> None:
-        async with AsyncArtifactClient(broker) as client:
-            await asyncio.gather(*(ask(client, number) for number in range(WAITS)))
-
-    with Worker(tmp_path / "worker", broker):
-        asyncio.run(scene())
 
 
 def test_a_cancelled_wait_leaves_its_job_and_the_other_waits(unserved: str) -> None:
