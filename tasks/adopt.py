@@ -1,24 +1,19 @@
 """Adopt: record an object as a copy that another program wrote, such as the original store."""
 
 import logging
-from collections.abc import Mapping
-
-from pydantic import TypeAdapter, ValidationError
 
 from worker import clock
+from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
 from worker.catalogue import Artifact, Finding
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.limits.limited_store import LimitedStore
 from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
-from worker.storage.errors import DigestMismatch, IntegrityError, PermanentError, StorageError, Unavailable
+from worker.storage.errors import DigestMismatch, IntegrityError, PermanentError, Unavailable
 from worker.storage.integrity.manifest import compute_digests
 from worker.storage.keys import check_bucket, check_existing_key
-from worker.storage.tags import encode_tags
-from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult, Metadata
-from zot_artifact_client.text import bounded
+from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +21,6 @@ KEPT = "sha256 kept by the store"
 GIVEN = "sha256 of the request"
 RECORDED = "sha256 in the catalogue"
 FIRST_READ = "first read"
-
-_METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 
 
 class Unverifiable(PermanentError):
@@ -74,7 +67,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
             f"{store.name}: {known.path} has SHA-256 {digest.sha256}, version {known.version} in the catalogue has "
             f"{known.digest.sha256}: one of the two belongs under another key"
         )
-    tags = _tags(store, stat) if "tags" in beside else None
+    tags = encoded_tags(store, stat) if "tags" in beside else None
     if tags and tags == (known.properties.get("tags") if known else tags):
         beside = tuple(name for name in beside if name != "tags")
     now = clock.now()
@@ -82,7 +75,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         request.bucket,
         request.key,
         digest,
-        _valid_metadata(stat.metadata),
+        valid_metadata(stat.metadata),
         now,
         manifest=manifest,
         properties=set_properties(stat.properties) | ({"tags": tags} if tags else {}),
@@ -113,29 +106,6 @@ def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -
         f"{request.store}: {request.bucket}/{request.key} is unverifiable, the store keeps no SHA-256 of it: if its "
         "bytes are to be trusted as they are, adopt it with `first_read` and the first read becomes the record"
     )
-
-
-def _tags(store: LimitedStore, stat: ObjectStat) -> str | None:
-    """Return the tags of an object as the catalogue keeps them; None where the credentials may not read them."""
-    try:
-        return encode_tags(store.tags(stat.bucket, stat.key))
-    except StorageError as error:
-        logger.warning("%s: the tags of %s/%s cannot be read: %s", store.name, stat.bucket, stat.key, error)
-        return None
-
-
-def _valid_metadata(found: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the metadata that an artifact may have; another program may have written anything."""
-    valid: dict[str, str] = {}
-    for name, value in found.items():
-        try:
-            valid |= _METADATA.validate_python({name: value})
-        except ValidationError:
-            continue
-    kept = dict(list(valid.items())[:16])
-    if lost := sorted(set(found) - set(kept)):
-        logger.warning("metadata that no artifact can have is not recorded: %s", bounded(", ".join(lost)))
-    return kept
 
 
 def _result(

@@ -193,6 +193,18 @@ class TestBuckets:
             bucket.store.delete_bucket(bucket.name)
         assert bucket.read("deep/down") == b"x"
 
+    def test_named(self, bucket: BucketUnderTest) -> None:
+        """Every bucket is named that artifacts are in, if it is one of the settings, and no reserved one."""
+        second = f"{bucket.name}-second"
+        bucket.write("deep/down", b"x")
+        assert bucket.store.create_bucket(second)
+        named = bucket.store.list_buckets()
+        assert not any(name.startswith("zot-") for name in named)
+        if bucket.capabilities.implicit_buckets:
+            assert {bucket.name, second} <= set(named)
+            assert named == sorted(set(named))
+        assert bucket.store.delete_bucket(second)
+
     def test_outlives_its_objects(self, bucket: BucketUnderTest) -> None:
         """A bucket that was created stays when its last object goes."""
         bucket.write("a/b", b"x")

@@ -47,7 +47,7 @@ def compare(
     Raises:
         StorageError: the listing has not come to its end; what was yielded so far is no result.
     """
-    listed = _in_order(store.name, store.list_objects(bucket, prefix, after=after))
+    listed = in_order(store.name, store.list_objects(bucket, prefix, after=after))
     recorded = groupby(catalogue.reconciliations.recorded(store.name, bucket, prefix, after), attrgetter("key"))
     there, known = next(listed, None), _next(recorded)
     while there is not None or known is not None:
@@ -63,7 +63,8 @@ def compare(
             there, known = next(listed, None), _next(recorded)
 
 
-def _in_order(name: str, listing: Iterable[ListedObject]) -> Iterator[ListedObject]:
+def in_order(name: str, listing: Iterable[ListedObject]) -> Iterator[ListedObject]:
+    """Yield the rows of a listing; raise DisorderedListing where a key does not come after the one before it."""
     before = ""
     for each in listing:
         if each.key <= before:

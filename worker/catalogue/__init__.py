@@ -32,6 +32,7 @@ from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest
 from worker.catalogue.load import BadExport, NotEmpty, load
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
+from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, Sighting
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
 from worker.catalogue.repairs import Repairs, UntrustedStore
@@ -74,11 +75,14 @@ __all__ = [
     "Finished",
     "FinishedCopy",
     "ForgottenStore",
+    "FoundKey",
+    "FoundObject",
     "Group",
     "Held",
     "Hold",
     "HoldTooLate",
     "JobRecord",
+    "KnownKey",
     "LastRun",
     "Leased",
     "Ledger",
@@ -103,10 +107,12 @@ __all__ = [
     "Pauses",
     "PendingDigest",
     "PlannedPage",
+    "Rebuilt",
     "ReconcileRun",
     "Recorded",
     "RecordedCopy",
     "ResolvedFinding",
+    "Rules",
     "Scope",
     "Sighting",
     "StoreIdentities",
@@ -221,6 +227,10 @@ class Catalogue:
     @cached_property
     def pauses(self) -> Pauses:
         return Pauses(self._database)
+
+    @cached_property
+    def rebuilding(self) -> Rebuilding:
+        return Rebuilding(self._database)
 
     @cached_property
     def reconciliations(self) -> Reconciliations:

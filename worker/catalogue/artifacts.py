@@ -187,17 +187,12 @@ class Artifacts:
             if row is None or not same:
                 if row is not None:
                     check_hold(connection, bucket, key)
-                version = {
-                    "bucket": bucket, "key": key, "version": row.version + 1 if row else 1, "job": job,
-                    "size": digest.size, "sha256": digest.sha256, "metadata": dict(metadata), "created_at": now,
-                    "properties": dict(properties) if properties else None,
-                }  # fmt: skip
-                row = _INSERT_VERSION.first(connection, **version)
-                if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
-                    chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
-                    _INSERT_MANIFEST.run(connection, **chunks)
-                _INSERT_COPIES.run_many(connection, [_new_copy(row.id, store) for store in stores])
-                return artifact_of(row)
+                artifact = insert_version(
+                    connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
+                    metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
+                )  # fmt: skip
+                _INSERT_COPIES.run_many(connection, [_new_copy(artifact.id, store) for store in stores])
+                return artifact
             artifact = artifact_of(row)
             for store in stores:
                 ensure_copy(connection, artifact, store)
@@ -426,6 +421,30 @@ def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict
         for row in connection.execute(query.where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys))):
             found[row.bucket, row.key] = row
     return found
+
+
+def insert_version(
+    connection: Connection,
+    *,
+    bucket: str,
+    key: str,
+    version: int,
+    digest: Digest,
+    metadata: Mapping[str, str],
+    created_at: datetime,
+    job: str | None,
+    properties: Mapping[str, str] | None,
+    manifest: Manifest | None,
+) -> Artifact:
+    """Record a new version of a key, with the digests of its chunks."""
+    row = _INSERT_VERSION.first(
+        connection, bucket=bucket, key=key, version=version, job=job, size=digest.size, sha256=digest.sha256,
+        metadata=dict(metadata), created_at=created_at, properties=dict(properties) if properties else None,
+    )  # fmt: skip
+    if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
+        chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
+        _INSERT_MANIFEST.run(connection, **chunks)
+    return artifact_of(row)
 
 
 def _insert_versions(

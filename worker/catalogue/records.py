@@ -64,6 +64,8 @@ class FindingKind(StrEnum):
     """A store with copies that were not read within its period."""
     TOO_SLOW = "too_slow"
     """A store whose copies will not all be read within its period at the rate or the budget that it has."""
+    CONFLICT = "conflict"
+    """An object whose digest is not that of the current version: another version, or other content."""
     ORPHAN = "orphan"
     """An object that the catalogue does not know."""
     STORE_NOT_CONFIGURED = "store_not_configured"

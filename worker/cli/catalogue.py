@@ -1,12 +1,13 @@
-"""The commands `catalogue export`, `import`, `backup`, `backups` and `restore`."""
+"""The commands `catalogue export`, `import`, `backup`, `backups`, `restore` and `rebuild`."""
 
 import contextlib
 import gzip
 import io
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
 from uuid import uuid4
@@ -15,23 +16,34 @@ import typer
 
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups
 from worker.artifacts.catalogue_backup import restore as restore_backup
-from worker.catalogue import Catalogue, ExportSummary, expected_identity, load
+from worker.artifacts.rebuild import Rebuild, Tally
+from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load
 from worker.catalogue.load import Lines
 from worker.cli.errors import Failure, Status
 from worker.cli.local_file import complete_file
-from worker.cli.output import AsJson, complain, note, print_json, print_table, say, size
+from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores
-from worker.storage.keys import BACKUP_BUCKET
+from worker.storage.keys import BACKUP_BUCKET, check_bucket
 
 app = typer.Typer(
     help="Export, import, back up, restore or rebuild the catalogue.", add_completion=False, no_args_is_help=True
 )
 
 _STANDARD = "-"
+_NAMED = 20
+_SHOW_SECONDS = 5.0
 _GZIP = b"\x1f\x8b"
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("it is no time, such as 2026-07-11T03:15:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @app.callback()
@@ -189,6 +201,103 @@ def restore(
     say(f"restored {_told(summary)}, as it was at {since}")
     say("start the workers; then, for what was written since:")
     say(f"  zot-artifacts catalogue rebuild --newer-since {since}")
+
+
+@app.command()
+def rebuild(
+    *,
+    store: Annotated[
+        list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store; may be given again.")
+    ] = None,
+    bucket: Annotated[
+        list[str] | None, typer.Option("--bucket", metavar="BUCKET", help="Only this bucket; may be given again.")
+    ] = None,
+    believe_digests: Annotated[
+        bool, typer.Option("--believe-digests", help="Take the digest that a store keeps, and read no bytes.")
+    ] = False,
+    first_read: Annotated[
+        bool, typer.Option("--first-read", help="Record the digest of the bytes read now where no store keeps one.")
+    ] = False,
+    newer_since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--newer-since",
+            parser=_moment,
+            metavar="TIME",
+            help="Objects with the digest that their store keeps, written after this time, are new versions.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List and count, and record nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Record what the stores have and the catalogue does not know; without a catalogue, a new one is made.
+
+    Every object is read in full and compared with the digest that its store keeps.
+    The same digest in several stores is one version with several copies.
+    An object whose bytes differ from its digest is recorded as a corrupt copy with that digest, never with another.
+    What the catalogue has under a key already stays as it is; other content there is a finding.
+    The command may be interrupted: run it again, and it continues with what is not recorded.
+    The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
+
+    Examples:
+
+        zot-artifacts catalogue rebuild --dry-run
+
+        zot-artifacts catalogue rebuild --newer-since 2026-07-11T03:15:00Z
+    """  # fmt: skip
+    with opened() as session:
+        names = session.store_names(store) or tuple(session.stores)
+        job = f"rebuild-{uuid4()}"
+        run = Rebuild(
+            session.catalogue, [session.stores[name] for name in names], Rules(first_read, newer_since),
+            session.settings.page, job=job, believe_digests=believe_digests, dry_run=dry_run, on_page=_Shown().show,
+        )  # fmt: skip
+        tally = run.run(tuple(map(check_bucket, bucket or ())))
+    status = _status(tally)
+    if as_json:
+        stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
+        print_json({"job": job, "dry_run": dry_run, "stores": stores, "named": [asdict(e) for e in tally.named]})
+    else:
+        _print(tally)
+    raise typer.Exit(status)
+
+
+def _status(tally: Tally) -> Status:
+    outcomes = {outcome for each in tally.stores.values() for outcome in each.outcomes}
+    if outcomes & {"corrupt", "conflict", "no_digest"}:
+        return Status.BAD
+    unread = "unreadable" in outcomes or any(each.error for each in tally.stores.values())
+    return Status.UNKNOWN if unread else Status.GOOD
+
+
+def _print(tally: Tally) -> None:
+    columns = ("store", "objects", "bytes", "outcomes")
+    rows = [
+        (name, each.listed, size(each.bytes), flat(dict(sorted(each.outcomes.items()))))
+        for name, each in tally.stores.items()
+    ]
+    print_table(columns, rows, empty="no stores")
+    for each in tally.named[:_NAMED]:
+        complain(f"{each.store}: {each.bucket}/{each.key}: {each.outcome}: {each.detail}")
+    if len(tally.named) > _NAMED:
+        complain("and more: `zot-artifacts findings`, or --json for the first thousand")
+    for name, of in tally.stores.items():
+        if of.error:
+            complain(f"{name}: it was not read to its end: {of.error}; run the command again when it is back")
+
+
+class _Shown:
+    """Shows now and then how far a rebuild is."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic()
+
+    def show(self, tally: Tally) -> None:
+        """Print one line, if the last one is old."""
+        if time.monotonic() - self._shown >= _SHOW_SECONDS:
+            self._shown = time.monotonic()
+            done = {name: sum(each.outcomes.values()) for name, each in tally.stores.items()}
+            note(f"rebuild: {flat(done)} objects done")
 
 
 def _choose(store: StoreOfBackups, key: str | None, expected: str | None) -> Backup:

@@ -369,6 +369,10 @@ class Driver(Protocol):
 
     def bucket_exists(self, bucket: str) -> bool: ...
 
+    def list_buckets(self) -> list[str]:
+        """Return the buckets, also reserved ones; of real buckets only those that the settings name."""
+        ...
+
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the unfinished uploads of all buckets, those that are still being written included."""
         ...

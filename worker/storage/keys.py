@@ -59,6 +59,15 @@ def check_any_bucket(bucket: str) -> str:
     return bucket
 
 
+def is_bucket(name: str) -> bool:
+    """Return whether a name may be that of a bucket that users write to."""
+    try:
+        check_bucket(name)
+    except InvalidKey:
+        return False
+    return True
+
+
 def check_key(bucket: str, key: str) -> str:
     """Return `key` if every store can hold it, in this bucket, exactly as it is.
 

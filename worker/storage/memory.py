@@ -159,6 +159,10 @@ class MemoryDriver:
                 raise BucketNotEmpty(f"{self._name}: bucket {bucket} still holds objects: delete them first")
             return self._buckets.pop(bucket, None) is not None
 
+    def list_buckets(self) -> list[str]:
+        with self._lock:
+            return list(self._buckets)
+
     def bucket_exists(self, bucket: str) -> bool:
         return bucket in self._buckets
 

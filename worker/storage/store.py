@@ -72,6 +72,7 @@ from worker.storage.keys import (
     check_existing_key,
     check_key,
     check_prefix,
+    is_bucket,
     is_plain,
 )
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
@@ -552,6 +553,15 @@ class Store:
 
     def bucket_exists(self, bucket: str) -> bool:
         return self._driver.bucket_exists(check_any_bucket(bucket))
+
+    def list_buckets(self) -> list[str]:
+        """Return the names of the buckets that may hold artifacts, in their order.
+
+        Reserved buckets and names that no bucket of an artifact can have are left out. Where logical buckets are real
+        ones, only those are known that `buckets` in the settings of the store names.
+        """
+        self._check_identity(write=False)
+        return sorted(name for name in self._driver.list_buckets() if is_bucket(name))
 
     def health_check(self) -> None:
         """Raise a StorageError if the store cannot be reached with its credentials."""

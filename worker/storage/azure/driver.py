@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, cast
 
 from azure.core.exceptions import DecodeError, HttpResponseError
-from azure.storage.blob import BlobClient, BlobProperties, BlobServiceClient, ContentSettings
+from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, BlobServiceClient, ContentSettings
 
 from worker.storage.azure.blocks import new_block, new_token
 from worker.storage.azure.client import endpoint_of, is_azure, is_signed, make_service, realm_of, scope_of, tier_of
@@ -454,6 +454,13 @@ class AzureDriver(CloudDriver):
                 if code_of(error) not in {"ContainerNotFound", "ResourceNotFound", "404"}:
                     raise
                 return None
+
+    def _first_segments(self, real: str) -> Iterator[str]:
+        client = self._service().get_container_client(real)
+        with translated(self._origin, real):
+            for found in client.walk_blobs(delimiter="/", results_per_page=_PAGE):
+                if isinstance(found, BlobPrefix):
+                    yield str(found.name)
 
     def _write_marker(self, bucket: str) -> None:
         with translated(self._origin, bucket):

@@ -1,6 +1,7 @@
 """The base class of the cloud drivers: layouts, reserved buckets, markers and the ends of listings."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
@@ -135,6 +136,11 @@ class CloudDriver(ABC):
             return self._real_bucket_exists(bucket)
         return bool(self._first_keys(bucket))
 
+    def list_buckets(self) -> list[str]:
+        if self._prefixed:
+            return [name.rstrip("/") for name in self._first_segments(str(self._layout.real_bucket))]
+        return self._real_buckets()
+
     def check(self) -> None:
         """Ask for the first page of a listing, which needs no further permission."""
         if self._prefixed:
@@ -175,6 +181,10 @@ class CloudDriver(ABC):
     @abstractmethod
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
         """Return the first two real names that start with `prefix`, or None where there is no such real bucket."""
+
+    @abstractmethod
+    def _first_segments(self, real: str) -> Iterator[str]:
+        """Yield what precedes the first slash in the names of a real bucket, each once, with the slash."""
 
     @abstractmethod
     def _write_marker(self, bucket: str) -> None: ...

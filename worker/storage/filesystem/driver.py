@@ -169,6 +169,11 @@ class FilesystemDriver:
             )
         return True
 
+    def list_buckets(self) -> list[str]:
+        self.check()  # a root that is missing is no store without buckets
+        with self._errors("its buckets"):
+            return list(self._tree.scan((), strict=True)[1])
+
     def bucket_exists(self, bucket: str) -> bool:
         with self._errors(bucket), self._tree.directory_or_none((bucket,)) as directory:
             return directory is not None

@@ -338,6 +338,12 @@ class GcsDriver(CloudDriver):
         except NotFound:
             return None
 
+    def _first_segments(self, real: str) -> Iterator[str]:
+        with self._errors(real):
+            listing = list_blobs(self._connected(), real, "prefixes,nextPageToken", delimiter="/")
+            for page in listing.pages:
+                yield from page.prefixes
+
     def _write_marker(self, bucket: str) -> None:
         with self._errors(bucket):
             try:

@@ -362,6 +362,10 @@ class S3Driver(CloudDriver):
             raise
         return {row["Key"] for row in page.get("Contents", [])}
 
+    def _first_segments(self, real: str) -> Iterator[str]:
+        for row in self._rows("list_objects_v2", "CommonPrefixes", real, Bucket=real, Delimiter="/"):
+            yield str(row["Prefix"])
+
     def _write_marker(self, bucket: str) -> None:
         with self._errors(bucket):
             self._client().put_object(**self._address(bucket, MARKER), Body=b"")

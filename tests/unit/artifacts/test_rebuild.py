@@ -1,0 +1,310 @@
+"""The catalogue is rebuilt from what the stores have, and nothing that differs from its digest becomes the truth."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from worker.artifacts.rebuild import Rebuild, Tally
+from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules
+from worker.settings.sections import PageSettings
+from worker.storage import Store, Stores
+from worker.storage.config import FilesystemConfig
+from worker.storage.errors import Unavailable
+from worker.storage.integrity.manifest import CHUNK_SIZE
+
+NAMES = ("primary", "dr")
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+    opened = Stores({name: FilesystemConfig(root=tmp_path / name) for name in NAMES}, spool_dir=tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def url(tmp_path: Path, make_tables: Callable[[str], None]) -> str:
+    url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
+    make_tables(url)
+    return url
+
+
+@pytest.fixture
+def catalogue(url: str) -> Iterator[Catalogue]:
+    opened = Catalogue(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    return lambda store, key="app", bucket="b": tmp_path / store / bucket / key
+
+
+def put(stores: Stores, store: str, data: bytes, key: str = "app", *, day: int = 0, bucket: str = "b") -> None:
+    """Write an object as the worker does, modified some days after the begin."""
+    stores[store].write_object(bucket, key, io.BytesIO(data))
+    config = stores._configs[store]
+    assert isinstance(config, FilesystemConfig)
+    at = (BEGIN + timedelta(days=day)).timestamp()
+    os.utime(config.root / bucket / key, (at, at))
+
+
+def rebuild(catalogue: Catalogue, stores: Stores, **options: object) -> Tally:
+    rules = Rules(bool(options.pop("first_read", False)), options.pop("newer_since", None))  # type: ignore[arg-type]
+    page = options.pop("page", PageSettings(objects=2, threads=2))
+    run = Rebuild(catalogue, list(stores.values()), rules, page, job="rebuild-1", **options)  # type: ignore[arg-type]
+    return run.run()
+
+
+def outcomes(tally: Tally) -> dict[str, dict[str, int]]:
+    return {name: dict(each.outcomes) for name, each in tally.stores.items()}
+
+
+def both(**counts: int) -> dict[str, dict[str, int]]:
+    return {name: dict(counts) for name in NAMES}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def copies(catalogue: Catalogue, version: int = 1, key: str = "app") -> dict[str, str]:
+    found = catalogue.artifacts.version("b", key, version)
+    assert found is not None
+    return {name: copy.state.value for name, copy in catalogue.artifacts.copies(found).items()}
+
+
+def findings(catalogue: Catalogue) -> list[tuple[str, str | None, int | None]]:
+    return sorted((each.kind.value, each.store, each.version) for each in catalogue.findings.page())
+
+
+def test_the_same_bytes_in_two_stores_are_one_version(catalogue, stores):
+    """All buckets are read; each version has its digest, its chunks and a verified copy in each store."""
+    large = os.urandom(CHUNK_SIZE + 5)
+    for name in NAMES:
+        put(stores, name, b"one")
+        put(stores, name, b"two", "deep/er", bucket="c")
+        put(stores, name, large, "large")
+    assert outcomes(rebuild(catalogue, stores)) == both(verified=3)
+    assert catalogue.artifacts.buckets() == ["b", "c"]
+    assert copies(catalogue) == dict.fromkeys(NAMES, "verified")
+    found = catalogue.artifacts.current("b", "large")
+    assert found.digest.sha256 == sha256(large)
+    assert len(catalogue.artifacts.manifest(found)) == 2
+    assert findings(catalogue) == []
+    assert catalogue.verifications.first_broken() is None
+    assert catalogue.verifications.head().id == 6
+    assert outcomes(rebuild(catalogue, stores)) == both(known=3)
+    assert catalogue.verifications.head().id == 6, "what is recorded is not read again"
+
+
+def test_rotten_bytes_are_corrupt_with_the_recorded_digest(catalogue, stores, file):
+    """A flipped bit beside a good copy is a corrupt copy of the one version."""
+    for name in NAMES:
+        put(stores, name, b"good")
+    file("dr").write_bytes(b"goof")
+    assert outcomes(rebuild(catalogue, stores)) == {"primary": {"verified": 1}, "dr": {"corrupt": 1}}
+    assert catalogue.artifacts.current("b", "app").digest.sha256 == sha256(b"good")
+    assert copies(catalogue) == {"primary": "verified", "dr": "corrupt"}
+    assert findings(catalogue) == [("corrupt", "dr", 1)]
+
+
+@pytest.mark.parametrize("rotten", [b"goof", b"goo", b"good?"])
+def test_an_only_copy_that_is_rotten_is_lost_and_not_blessed(catalogue, stores, file, rotten):
+    """The version has the digest that the store keeps, and a later good copy with that digest is the artifact again."""
+    put(stores, "dr", b"good")
+    file("dr").write_bytes(rotten)
+    assert outcomes(rebuild(catalogue, stores))["dr"] == {"corrupt": 1}
+    assert catalogue.artifacts.current("b", "app").digest.sha256 == sha256(b"good")
+    assert findings(catalogue) == [("corrupt", "dr", 1), ("lost", None, 1)]
+
+
+def test_two_versions_are_kept_apart(catalogue, stores):
+    """Two stores with other content have two versions, the later written is current, and the other is a finding."""
+    put(stores, "primary", b"old", day=1)
+    put(stores, "dr", b"new", day=2)
+    assert outcomes(rebuild(catalogue, stores)) == {"primary": {"conflict": 1}, "dr": {"verified": 1}}
+    assert catalogue.artifacts.current("b", "app").digest.sha256 == sha256(b"new")
+    assert (copies(catalogue, 1), copies(catalogue, 2)) == ({"primary": "verified"}, {"dr": "verified"})
+    assert findings(catalogue) == [("conflict", "primary", 1)]
+
+
+def test_a_damaged_sidecar_is_a_conflict_and_no_second_version(catalogue, stores, file):
+    """Bytes that another store keeps the digest of are a copy of that version, whatever their own sidecar says."""
+    for name in NAMES:
+        put(stores, name, b"good")
+    file("dr", "app.sha256").write_text("0" * 64)
+    assert outcomes(rebuild(catalogue, stores)) == {"primary": {"verified": 1}, "dr": {"conflict": 1}}
+    assert catalogue.artifacts.version("b", "app", 2) is None
+    assert copies(catalogue) == dict.fromkeys(NAMES, "verified")
+    assert findings(catalogue) == [("conflict", "dr", 1)]
+
+
+def test_an_object_without_a_digest_is_compared_with_the_other_copies(catalogue, stores, file):
+    """Without a sidecar the right bytes are a copy, and others are a corrupt one: they are never a version."""
+    for name in NAMES:
+        put(stores, name, b"good")
+        put(stores, name, b"fine", "other")
+    for key in ("app.sha256", "other.sha256"):
+        file("dr", key).unlink()
+    file("dr", "other").write_bytes(b"rott")
+    assert outcomes(rebuild(catalogue, stores)) == {"primary": {"verified": 2}, "dr": {"verified": 1, "corrupt": 1}}
+    assert copies(catalogue, key="other") == {"primary": "verified", "dr": "corrupt"}
+
+
+def test_an_object_of_which_no_digest_is_known_is_reported(catalogue, stores, file):
+    """It is an orphan, unless the first read is to be the record; then nothing says that it was verified."""
+    put(stores, "dr", b"mine")
+    file("dr", "app.sha256").unlink()
+    assert outcomes(rebuild(catalogue, stores))["dr"] == {"no_digest": 1}
+    assert findings(catalogue) == [("orphan", "dr", None)]
+    assert catalogue.artifacts.current("b", "app") is None
+    assert outcomes(rebuild(catalogue, stores, first_read=True))["dr"] == {"stored": 1}
+    assert copies(catalogue) == {"dr": "stored"}
+    assert catalogue.verifications.head() is None
+    assert findings(catalogue) == []
+
+
+def test_believed_digests_cost_no_read_and_prove_nothing(catalogue, stores, file, monkeypatch):
+    """Copies are recorded as stored; where the stores list different sizes, the bytes are read all the same."""
+    for name in NAMES:
+        put(stores, name, b"good")
+        put(stores, name, b"right", "cut")
+    file("dr", "cut").write_bytes(b"righ")
+    assert outcomes(rebuild(catalogue, stores, believe_digests=True)) == {
+        "primary": {"stored": 1, "verified": 1},
+        "dr": {"stored": 1, "corrupt": 1},
+    }
+    assert copies(catalogue) == dict.fromkeys(NAMES, "stored")
+    assert catalogue.artifacts.copies(catalogue.artifacts.current("b", "app"))["dr"].last_verified_at is None
+
+
+def test_what_the_catalogue_knows_is_never_changed(catalogue, stores, file):
+    """Bytes and sidecar that were changed together differ from the record: nothing is recorded but a finding."""
+    put(stores, "primary", b"good", day=1)
+    rebuild(catalogue, stores)
+    put(stores, "dr", b"evil", day=2)
+    assert outcomes(rebuild(catalogue, stores)) == {"primary": {"known": 1}, "dr": {"conflict": 1}}
+    assert catalogue.artifacts.current("b", "app").digest.sha256 == sha256(b"good")
+    assert copies(catalogue) == {"primary": "verified"}
+    assert findings(catalogue) == [("conflict", "dr", None)]
+
+
+def test_what_was_written_after_a_backup_is_the_next_version(catalogue, stores, file):
+    """With `newer_since`, right objects written after it supersede what a restored catalogue has."""
+    for name in NAMES:
+        put(stores, name, b"first", day=1)
+        put(stores, name, b"fixed", "old", day=1)
+    rebuild(catalogue, stores)
+    for name in NAMES:
+        put(stores, name, b"second", day=3)
+        put(stores, name, b"third", "rotten", day=3)
+        file(name, "rotten").write_bytes(b"thirf")
+    tally = rebuild(catalogue, stores, newer_since=BEGIN + timedelta(days=2))
+    assert outcomes(tally) == both(known=1, verified=1, corrupt=1)
+    assert catalogue.artifacts.current("b", "app").version == 2
+    assert copies(catalogue, 1) == dict.fromkeys(NAMES, "superseded")
+    assert catalogue.artifacts.current("b", "rotten").digest.sha256 == sha256(b"third")
+
+
+def test_a_held_artifact_gets_no_newer_version(catalogue, stores):
+    """A hold keeps its content current, and the other content is a conflict."""
+    put(stores, "dr", b"first", day=1)
+    rebuild(catalogue, stores)
+    catalogue.holds.place("b", "app", by="ops", reason="audit", now=BEGIN)
+    put(stores, "dr", b"second", day=3)
+    assert outcomes(rebuild(catalogue, stores, newer_since=BEGIN + timedelta(days=2)))["dr"] == {"conflict": 1}
+    assert catalogue.artifacts.current("b", "app").digest.sha256 == sha256(b"first")
+
+
+def test_a_deleted_artifact_whose_object_is_there_again_is_a_new_version(catalogue, stores):
+    """A tombstone is about the past: bytes that no copy is recorded of are a new version."""
+    put(stores, "dr", b"first", day=1)
+    rebuild(catalogue, stores)
+    artifact = catalogue.artifacts.current("b", "app")
+    catalogue.artifacts.delete_copies(list(catalogue.artifacts.copies(artifact).values()))
+    catalogue.artifacts.tombstone(artifact, BEGIN)
+    assert outcomes(rebuild(catalogue, stores))["dr"] == {"verified": 1}
+    assert catalogue.artifacts.current("b", "app").version == 2
+
+
+def test_a_store_that_ends_early_stops_no_other(catalogue, stores, monkeypatch):
+    """Its error is told, the other store is read, and a later run adds its copies."""
+    for name in NAMES:
+        for key in ("a", "b", "c"):
+            put(stores, name, key.encode(), key)
+    listed = Store.list_objects
+
+    def failing(self, bucket, prefix="", *, after=""):
+        for row in listed(self, bucket, prefix, after=after):
+            if self.name == "dr" and row.key == "b":
+                raise Unavailable("dr: gone")
+            yield row
+
+    monkeypatch.setattr(Store, "list_objects", failing)
+    tally = rebuild(catalogue, stores)
+    assert outcomes(tally) == {"primary": {"verified": 3}, "dr": {"verified": 1}}
+    assert tally.stores["dr"].error == "dr: gone"
+    monkeypatch.undo()
+    assert outcomes(rebuild(catalogue, stores)) == {"primary": {"known": 3}, "dr": {"known": 1, "verified": 2}}
+    assert copies(catalogue, key="b") == dict.fromkeys(NAMES, "verified")
+
+
+def test_a_dry_run_records_nothing(catalogue, stores):
+    """It lists and counts what would be recorded."""
+    put(stores, "dr", b"good")
+    assert outcomes(rebuild(catalogue, stores, dry_run=True))["dr"] == {"to_record": 1}
+    assert catalogue.artifacts.newest_id() == 0
+
+
+@pytest.mark.parametrize("deaths", range(1, 14))
+def test_a_rebuild_that_dies_ends_right_when_it_is_run_again(url, stores, file, monkeypatch, deaths):
+    """Whichever transaction it dies before, a second run records the rest and nothing twice."""
+    for name in NAMES:
+        for key in ("a", "b", "c", "d", "e"):
+            put(stores, name, key.encode(), key)
+    file("dr", "c").write_bytes(b"x")
+    from worker.catalogue.database import Database
+
+    calls = 0
+    for method in ("read", "write"):
+        plain = getattr(Database, method)
+
+        def dying(self, plain=plain):
+            nonlocal calls
+            calls += 1
+            if calls == deaths:
+                raise CatalogueUnavailable("killed here")
+            return plain(self)
+
+        monkeypatch.setattr(Database, method, dying)
+    first = None
+    try:
+        first = Catalogue(url)
+        rebuild(first, stores)
+    except CatalogueUnavailable:
+        pass
+    finally:
+        if first:
+            first.close()
+    monkeypatch.undo()
+    second = Catalogue(url)
+    rebuild(second, stores)
+    assert [each.key for each in second.artifacts.page("b")] == ["a", "b", "c", "d", "e"]
+    assert all(each.version == 1 for each in second.artifacts.page("b"))
+    assert {key: copies(second, key=key)["dr"] for key in "abcde"} == {
+        "a": "verified", "b": "verified", "c": "corrupt", "d": "verified", "e": "verified",
+    }  # fmt: skip
+    assert [each.kind for each in second.findings.page()] == [FindingKind.CORRUPT]
+    assert second.verifications.head().id == 10
+    assert second.verifications.first_broken() is None
+    second.close()

@@ -1,0 +1,235 @@
+"""Rebuild the catalogue from the stores alone: from what they list, keep beside the bytes, and give when read."""
+
+import heapq
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+
+from worker import clock
+from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
+from worker.artifacts.reconcile import in_order
+from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, Rebuilt, Rules
+from worker.settings.sections import PageSettings
+from worker.storage import ObjectStat, Store, Verdict
+from worker.storage.cloud.metadata import set_properties
+from worker.storage.driver import ListedObject
+from worker.storage.errors import IntegrityError, InvalidKey, NotFound, StorageError, Unavailable
+from worker.storage.integrity.manifest import Manifest, compute_digests
+from worker.storage.keys import check_existing_key
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 1000
+
+Listed = tuple[bytes, str, ListedObject]
+"""The key as its bytes, the store, and the row of its listing."""
+
+
+@dataclass(slots=True)
+class StoreTally:
+    """What was done about the objects of one store, by outcome, and why its listing has no end, if it has none."""
+
+    listed: int = 0
+    bytes: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a rebuild has done, by store. The first thousand objects that are not right are kept by name."""
+
+    stores: dict[str, StoreTally]
+    named: list[Rebuilt] = field(default_factory=list)
+
+    def count(self, each: Rebuilt) -> None:
+        """Count one object by its outcome."""
+        self.stores[each.store].outcomes[each.outcome] += 1
+        if each.detail is not None and len(self.named) < _NAMED:
+            self.named.append(each)
+
+
+class Rebuild:
+    """One rebuild. It may be killed at any time: a second one reads only what is not recorded yet.
+
+    Objects that the catalogue has as present copies are known and not read again. The stores are listed side by side,
+    so that all objects under one key are judged together. Memory does not grow with the stores.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        stores: Sequence[Store],
+        rules: Rules,
+        page: PageSettings,
+        *,
+        job: str,
+        believe_digests: bool = False,
+        dry_run: bool = False,
+        on_page: Callable[[Tally], None] = lambda _: None,
+    ) -> None:
+        """Prepare a rebuild.
+
+        Args:
+            catalogue: where versions and copies are recorded.
+            stores: the stores that are read.
+            rules: what may become a record.
+            page: how many objects or bytes are recorded at once, and in how many threads they are read.
+            job: named as the job of the verdicts.
+            believe_digests: take the digest that a store keeps for the truth and do not read the bytes.
+            dry_run: only list and count.
+            on_page: called after each page with what was done so far.
+        """
+        self._catalogue = catalogue
+        self._stores = {store.name: store for store in stores}
+        self._rules = rules
+        self._page = page
+        self._job = job
+        self._believe = believe_digests
+        self._dry_run = dry_run
+        self._on_page = on_page
+        self.tally = Tally({store.name: StoreTally() for store in stores})
+
+    def run(self, buckets: Sequence[str] = ()) -> Tally:
+        """Rebuild these buckets, or all that the stores list."""
+        by_bucket: dict[str, list[Store]] = {}
+        for name, store in self._stores.items():
+            try:
+                for bucket in buckets or store.list_buckets():
+                    by_bucket.setdefault(bucket, []).append(store)
+            except StorageError as error:
+                self._fail(name, error)
+        with ThreadPoolExecutor(self._page.threads, thread_name_prefix="rebuild") as pool:
+            for bucket in sorted(by_bucket):
+                for page in self._pages(bucket, by_bucket[bucket]):
+                    self._do(pool, bucket, page)
+                    self._on_page(self.tally)
+        return self.tally
+
+    def _pages(self, bucket: str, stores: Iterable[Store]) -> Iterator[dict[str, list[Listed]]]:
+        """Yield the objects of a bucket by key, some keys at a time: all stores together, in the order of keys."""
+        page: dict[str, list[Listed]] = {}
+        size = 0
+        listings = [self._listing(bucket, store) for store in stores]
+        for _, group in groupby(heapq.merge(*listings, key=itemgetter(0, 1)), itemgetter(0)):
+            rows = list(group)
+            page[rows[0][2].key] = rows
+            size += sum(row.size or 0 for _, _, row in rows)
+            if len(page) >= self._page.objects or size >= self._page.size:
+                yield page
+                page, size = {}, 0
+        if page:
+            yield page
+
+    def _listing(self, bucket: str, store: Store) -> Iterator[Listed]:
+        """Yield what a store lists; one that fails ends, and the others go on."""
+        tally = self.tally.stores[store.name]
+        try:
+            for row in in_order(store.name, store.list_objects(bucket)):
+                tally.listed += 1
+                tally.bytes += row.size or 0
+                try:
+                    check_existing_key(bucket, row.key)
+                except InvalidKey as error:
+                    self.tally.count(Rebuilt(store.name, bucket, row.key, "unreadable", error.message))
+                    continue
+                yield row.key.encode(), store.name, row
+        except StorageError as error:
+            self._fail(store.name, error)
+
+    def _fail(self, store: str, error: StorageError) -> None:
+        logger.error("store %s was not read to its end: %s", store, error)
+        self.tally.stores[store].error = error.message
+
+    def _do(self, pool: ThreadPoolExecutor, bucket: str, page: Mapping[str, Sequence[Listed]]) -> None:
+        known = self._catalogue.rebuilding.known(bucket, list(page))
+        unknown: list[tuple[str, ListedObject, bool]] = []
+        for key, rows in page.items():
+            believe = self._believe and len({row.size for _, _, row in rows}) == 1  # one of other sizes may be cut
+            for _, name, row in rows:
+                if self._is_known(known.get(key), name, row):
+                    self.tally.count(Rebuilt(name, bucket, key, "known"))
+                else:
+                    unknown.append((name, row, believe))
+        if self._dry_run:
+            for name, row, _ in unknown:
+                self.tally.count(Rebuilt(name, bucket, row.key, "to_record"))
+            return
+        found: dict[str, list[FoundObject]] = {}
+        for each in pool.map(partial(self._inspect, bucket), unknown):
+            if isinstance(each, Rebuilt):
+                self.tally.count(each)
+            else:
+                key, seen = each
+                found.setdefault(key, []).append(seen)
+        keys = [FoundKey(bucket, key, objects) for key, objects in found.items()]
+        if keys:
+            for done in self._catalogue.rebuilding.record(keys, self._rules, job=self._job, now=clock.now()):
+                self.tally.count(done)
+
+    def _is_known(self, known: KnownKey | None, store: str, row: ListedObject) -> bool:
+        if known is None or store not in known.present:
+            return False
+        since = self._rules.newer_since
+        return since is None or row.modified <= since or known.present[store][1].tag == row.version
+
+    def _inspect(self, bucket: str, listed: tuple[str, ListedObject, bool]) -> tuple[str, FoundObject] | Rebuilt:
+        name, row, believe = listed
+        try:
+            return row.key, _look(self._stores[name], bucket, row.key, believe=believe)
+        except NotFound:
+            return Rebuilt(name, bucket, row.key, "gone", "it was deleted after it was listed")
+        except StorageError as error:
+            return Rebuilt(name, bucket, row.key, "unreadable", error.message)
+
+
+def _look(store: Store, bucket: str, key: str, *, believe: bool) -> FoundObject:
+    if believe:
+        stat = store.stat_object(bucket, key)
+        if stat.sha256:
+            return _found(store, stat)
+    return _read(store, bucket, key)
+
+
+def _read(store: Store, bucket: str, key: str) -> FoundObject:
+    """Read an object in full; one whose bytes differ from what the store keeps is read twice before it is bad.
+
+    Raises:
+        Unavailable: the two reads differ.
+    """
+    what = f"{store.name}: {bucket}/{key}"
+    with store.read_object(bucket, key) as reader:
+        stat = reader.stat
+        try:
+            digest, manifest = compute_digests(reader, size=stat.size, what=what)
+        except IntegrityError:
+            pass
+        else:
+            return _found(store, stat, read=digest.sha256, manifest=manifest)
+    second = store.verify_object(bucket, key)
+    if second.error is not None:
+        raise second.error
+    if second.verdict is Verdict.VERIFIED or second.version != stat.version or second.sha256 is None:
+        raise Unavailable(f"{what}: two reads of it differ")
+    return _found(store, stat, read=second.sha256)
+
+
+def _found(store: Store, stat: ObjectStat, *, read: str | None = None, manifest: Manifest | None = None) -> FoundObject:
+    tags = encoded_tags(store, stat)
+    return FoundObject(
+        store.name,
+        stat.version,
+        stat.size,
+        stat.modified,
+        stat.sha256,
+        read,
+        manifest,
+        valid_metadata(stat.metadata),
+        set_properties(stat.properties) | ({"tags": tags} if tags else {}),
+        stat.storage_tags,
+    )
