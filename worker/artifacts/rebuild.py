@@ -220,7 +220,7 @@ def _read(store: Store, bucket: str, key: str) -> FoundObject:
 
 
 def _found(store: Store, stat: ObjectStat, *, read: str | None = None, manifest: Manifest | None = None) -> FoundObject:
-    tags = encoded_tags(store, stat)
+    tags = encoded_tags(store, stat) if "tags" in stat.not_carried else None
     return FoundObject(
         store.name,
         stat.version,
