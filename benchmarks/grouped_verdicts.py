@@ -1,4 +1,4 @@
-"""Verdicts a second into the catalogue in groups of 100, with 1, 2 and 4 writers, on SQLite and PostgreSQL."""
+"""Verdicts a second into the catalogue in the groups of a page, with 1, 2 and 4 writers, on SQLite and PostgreSQL."""
 
 import argparse
 import time
@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from worker import clock
-from worker.catalogue import Catalogue, Finding, FinishedCopy, Outcome
+from worker.artifacts.page_runner import GROUP
+from worker.catalogue import Catalogue, FinishedCopy, Group, PageOutcome, VerdictRow
 from worker.storage import Digest
 
-_GROUP = 100
 _WRITERS = (1, 2, 4)
 
 
@@ -20,29 +20,34 @@ def fill(url: str, count: int) -> None:
     """Record `count` artifacts with one copy each."""
     catalogue, now = Catalogue(url), clock.now()
     made = [catalogue.artifacts.record("releases", f"{n:08}", Digest(16384, "a" * 64), {}, now) for n in range(count)]
-    for start in range(0, count, _GROUP):
-        for artifact in made[start : start + _GROUP]:
+    for start in range(0, count, GROUP):
+        for artifact in made[start : start + GROUP]:
             catalogue.artifacts.ensure_copy(artifact, "main")
-        catalogue.artifacts.finish_copies([FinishedCopy(each, "main", "1") for each in made[start:][:_GROUP]], now=now)
+        catalogue.artifacts.finish_copies([FinishedCopy(each, "main", "1") for each in made[start:][:GROUP]], now=now)
     catalogue.close()
 
 
 def write(url: str, name: str, first: int, count: int) -> tuple[float, float, float]:
-    """Record a verdict of each copy of a range, under the lease of a page; return start, end and processor time."""
+    """Record a verdict of each copy of a range, as a page does; return start, end and processor time."""
     catalogue, now = Catalogue(url), clock.now()
     lease = {"holds": None, "parent": None, "now": now, "lease": timedelta(hours=1)}
-    catalogue.ledger.acquire(name, "verify", {}, owner=name, **lease)  # type: ignore[arg-type]
+    catalogue.ledger.acquire(name, "page", {}, owner=name, **lease)  # type: ignore[arg-type]
     fenced = catalogue.fenced(name, 1)
-    page = catalogue.artifacts.page("releases", after=("releases", f"{first - 1:08}" if first else ""), limit=count)
-    outcomes = [
-        Outcome(
-            Finding(name, "main", each, "verified", each.digest.sha256, 16384), fenced.artifacts.copies(each)["main"]
-        )
-        for each in page
-    ]
+    made = catalogue.artifacts.page("releases", after=("releases", f"{first - 1:08}" if first else ""), limit=count)
+    copies = [copy for of in catalogue.pages.copies_of([each.id for each in made]).values() for copy in of]
+    page = fenced.pages.begin(name, [copy.id for copy in copies])
     begun, used = time.time(), time.process_time()
-    for start in range(0, len(outcomes), _GROUP):
-        fenced.verifications.record_group(outcomes[start : start + _GROUP], now=clock.now())
+    for start in range(0, len(copies), GROUP):
+        group = copies[start : start + GROUP]
+        outcomes = [PageOutcome(each.id, f"{each.bucket}/{each.key}", each.digest.size, "verified") for each in group]
+        verdicts = [
+            VerdictRow(
+                each.id, name, each.store, each.bucket, each.key, each.version, "verified",
+                each.digest.sha256, each.digest.sha256, each.digest.size, None, "1",
+            )
+            for each in group
+        ]  # fmt: skip
+        page = fenced.pages.record(page, Group(outcomes, verdicts), now=clock.now())
     ended = time.time(), time.process_time()
     catalogue.close()
     return begun, ended[0], ended[1] - used

@@ -13,7 +13,7 @@ from worker.catalogue import CatalogueError
 ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
 
-GROUP = 100
+GROUP = 250
 """Most results of one transaction: a longer one would keep the jobs of users waiting."""
 GROUP_SECONDS = 1.0
 """Results wait no longer than this for a group to be full."""
@@ -42,8 +42,8 @@ def work_on(
         do: is called in several threads with a few of the items, and yields the result of each.
         record: is called in the calling thread with at most `GROUP` results.
         threads: how many parts are worked on at a time.
-        begin: how many at first, where threads may only take the processor from each other. There are twice as many
-            as soon as an object takes longer than `_SLOW`.
+        begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
+            Python's lock from it. There are twice as many as soon as an object takes longer than `_SLOW`.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 
@@ -98,8 +98,7 @@ class _Run(Generic[ItemT, DoneT]):
     def run(self) -> bool:
         error: BaseException | None = None
         try:
-            self._start(self._begin)
-            error = self._collect()
+            error = self._work_here() if self._begin == 1 else self._work_in_threads(self._begin)
         except BaseException as raised:  # noqa: BLE001 - it is raised below, after what was done is recorded
             error = raised
             self._stop.set()
@@ -110,22 +109,40 @@ class _Run(Generic[ItemT, DoneT]):
             raise error
         return self._in_time
 
+    def _work_here(self) -> BaseException | None:
+        """Do and record one part after the other as long as objects are fast; return what stopped it, or None."""
+        while (part := self._next()) is not None:
+            said = self._do_part(part)
+            self._take(said)
+            if said.error is not None:
+                return said.error
+            self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
+            if said.seconds > _SLOW and self._threads > 1:
+                return self._work_in_threads(2)
+        return None
+
+    def _work_in_threads(self, count: int) -> BaseException | None:
+        self._start(count)
+        return self._collect()
+
     def _start(self, count: int) -> None:
         for _ in range(min(count, self._threads - self._started)):
             self._started += 1
             threading.Thread(target=self._work, name=f"page-{self._started}", daemon=True).start()
 
     def _work(self) -> None:
-        while not self._stop.is_set():
-            with self._taking:
-                part = next(self._parts, None)
-            if part is None:
-                break
-            if self._until is not None and time.monotonic() >= self._until:
-                self._in_time = False
-                break
+        while not self._stop.is_set() and (part := self._next()) is not None:
             self._said.put(self._do_part(part))
         self._said.put(_Part(is_last=True))
+
+    def _next(self) -> Sequence[ItemT] | None:
+        """Return the next part; None if there is none, or no time for it."""
+        with self._taking:
+            part = next(self._parts, None)
+        if part is not None and self._until is not None and time.monotonic() >= self._until:
+            self._in_time = False
+            return None
+        return part
 
     def _do_part(self, part: Sequence[ItemT]) -> _Part[DoneT]:
         done: list[DoneT] = []

@@ -37,13 +37,16 @@ class ObjectToVerify:
     @property
     def outcome(self) -> PageOutcome:
         """Return the worst verdict on any copy, and the details of the bad ones."""
-        said = {word for word, _ in self.words.values()}
-        word = min(said, key=WORST_FIRST.index) if len(said) > 1 else next(iter(said))
+        word, _ = min(self.words.values(), key=_badness) if len(self.words) > 1 else next(iter(self.words.values()))
         if word in {"verified", SUPERSEDED}:
             return PageOutcome(self.id, self.path, self.size, word)
         bad = [(copy.store, *self.words[copy.id]) for copy in self.copies]
         failure = "; ".join(f"{store}: {detail or said}" for store, said, detail in bad if said != "verified")
         return PageOutcome(self.id, self.path, self.size, word, failure)
+
+
+def _badness(said: tuple[str, str | None]) -> int:
+    return WORST_FIRST.index(said[0])
 
 
 class VerifyPage:
@@ -70,9 +73,13 @@ class VerifyPage:
         suspects: list[PageCopy] = []
 
         def record(seen: Sequence[tuple[PageCopy, Verification]]) -> None:
-            suspects.extend(copy for copy, each in seen if each.verdict in BAD)
+            bad = [(copy, each) for copy, each in seen if each.verdict is not Verdict.VERIFIED and each.verdict in BAD]
+            if not bad:
+                self._record(seen)
+                return
+            suspects.extend(copy for copy, _ in bad)
             self._record([(copy, each) for copy, each in seen if each.verdict not in BAD])
-            found = [suspicion(copy, copy.store, each, self._job.id) for copy, each in seen if each.verdict in BAD]
+            found = [suspicion(copy, copy.store, each, self._job.id) for copy, each in bad]
             self._context.catalogue.findings.see(found, now=clock.now())
 
         by_store = sorted(copies, key=attrgetter("store"))  # stable: keys stay in order

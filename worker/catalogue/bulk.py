@@ -11,10 +11,11 @@ from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement, Connection, Dialect, Insert, Update
+from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, Insert, Table, Update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
+from worker.catalogue.prepared import execute
 from worker.catalogue.types import UtcDateTime
 
 _MOMENT = UtcDateTime()
@@ -32,6 +33,13 @@ class _Text:
     constants: Mapping[str, Any]
 
 
+def insert(table: Table, values: Mapping[str, ColumnElement[Any]]) -> Insert:
+    """Return the INSERT of given rows with these values, by column."""
+    if all(isinstance(value, BindParameter) for value in values.values()):
+        return sa.insert(table).values(dict(values))  # where a table has triggers, SQLite copies what it selects first
+    return sa.insert(table).from_select(list(values), sa.select(*values.values()))
+
+
 class BulkStatement:
     """An INSERT or UPDATE for many rows, of text, numbers, moments and None, but no JSON."""
 
@@ -42,29 +50,32 @@ class BulkStatement:
         """
         self._make = make
         self._types = types
+        self._moments = [at for at, type_ in enumerate(types.values()) if isinstance(type_, UtcDateTime)]
         self._texts: dict[str, _Text] = {}
 
-    def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:
-        """Run the statement for each row; `shared` are the values that all of them have."""
+    def execute(self, connection: Connection, rows: Sequence[Sequence[Any]], **shared: Any) -> None:
+        """Run the statement for each row, the values in the order of the types; `shared` are those that all have."""
         if not rows:
             return
         dialect = connection.dialect
         found = self._texts.get(dialect.name) or self._compile(dialect)
         same = {**found.constants, **{name: _bound(value, dialect) for name, value in shared.items()}}
         if not dialect.positional:
-            columns = {name: [_bound(row[name], dialect) for row in rows] for name in self._types}
-            connection.exec_driver_sql(found.text, {**same, **columns})
+            columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
+            for at in self._moments:
+                columns[at] = [_bound(value, dialect) for value in columns[at]]
+            execute(connection, found.text, {**same, **dict(zip(self._types, columns, strict=True))})
             return
-        names = found.names
-        take = itemgetter(*names) if len(names) > 1 else lambda row: (row[names[0]],)
-        moments = [name for name, type_ in self._types.items() if isinstance(type_, UtcDateTime)]
-        values = []
-        for row in rows:
-            full = {**row, **same}
-            for name in moments:
-                full[name] = _bound(full[name], dialect)
-            values.append(take(full))
-        connection.exec_driver_sql(found.text, values)
+        names = [*self._types, *same]
+        take = itemgetter(*(names.index(name) for name in found.names))
+        last = tuple(same.values())
+        execute(connection, found.text, [take((*self._row(row, dialect), *last)) for row in rows], many=True)
+
+    def _row(self, row: Sequence[Any], dialect: Dialect) -> Sequence[Any]:
+        for at in self._moments:
+            if row[at] is not None:
+                row = (*row[:at], _bound(row[at], dialect), *row[at + 1 :])
+        return row
 
     def _compile(self, dialect: Dialect) -> _Text:
         if dialect.positional:

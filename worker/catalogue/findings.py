@@ -287,9 +287,12 @@ class Findings:
 
 def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now: datetime) -> None:
     """Open what verdicts found bad or could not read; resolve what they found right, or wrong in another way."""
+    open_ = _open_at(connection, {(each.bucket, each.key) for each in verdicts})
+    if not open_ and all(each.verdict == Verdict.VERIFIED for each in verdicts):
+        return
     last = {(each.store, each.bucket, each.key, each.version): each for each in verdicts}
     resolved: dict[int, str] = {}
-    for row in _open_at(connection, {(bucket, key) for _, bucket, key, _ in last}):
+    for row in open_:
         verdict = last.get((row.store, row.bucket, row.key, row.version))
         if verdict is not None and row.kind in COPY_KINDS and (how := _settles(verdict, row.kind)):
             resolved[row.id] = how

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.database import Database
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
@@ -30,7 +31,7 @@ _RECENT_PAGES = 200
 
 _FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
 _INSERT = sa.insert(pages)
-_UPDATE = (
+_UPDATE = Prepared(
     sa.update(pages)
     .where(pages.c.job == sa.bindparam("of"))
     .values(
@@ -47,13 +48,12 @@ _CLAIMED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class PageCopy:
+class PageCopy(NamedTuple):
     """A copy that a page verifies, and the version that it is a copy of."""
 
     id: int
     store: str
-    state: CopyState
+    state: str
     artifact_id: int
     bucket: str
     key: str
@@ -61,8 +61,7 @@ class PageCopy:
     digest: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class PageOutcome:
+class PageOutcome(NamedTuple):
     """The outcome of one object of a page, in one word.
 
     `failure`: why it failed, None if it did not. `left`: it leaves the page as a job of its own, without an outcome.
@@ -157,10 +156,7 @@ class Pages:
         """Return the open copies of a page that are still claimed by it, in the order of the page."""
         query = _CLAIMED.where(copies.c.id.in_(page.open), copies.c.claimed_until == page.claimed_until)
         with self._database.read() as connection:
-            found = {
-                row[0]: PageCopy(row[0], row[1], CopyState(row[2]), *row[3:7], Digest(row[7], row[8]))
-                for row in connection.execute(query).all()
-            }
+            found = {row[0]: PageCopy(*row[:7], Digest(row[7], row[8])) for row in connection.execute(query).all()}
         return [found[id_] for id_ in page.open if id_ in found]
 
     def copies_of(self, artifact_ids: Sequence[int]) -> dict[int, list[PageCopy]]:
@@ -169,8 +165,8 @@ class Pages:
         found: dict[int, list[PageCopy]] = {}
         with self._database.read() as connection:
             for row in connection.execute(query):
-                copy = PageCopy(row[0], row[1], CopyState(row[2]), *row[3:7], Digest(row[7], row[8]))
-                if copy.state.present:
+                copy = PageCopy(*row[:7], Digest(row[7], row[8]))
+                if CopyState(copy.state).present:
                     found.setdefault(copy.artifact_id, []).append(copy)
         return found
 
@@ -200,7 +196,7 @@ class Pages:
             append_verdicts(connection, verdicts)  # after the writes: a copy that was read back is verified
             delete_copies(connection, group.deleted)
             tombstone_all(connection, group.tombstoned, now)
-            connection.execute(_UPDATE, _progress(after))
+            _UPDATE.run(connection, **_progress(after))
         return after
 
     def release(self, page: Page, ids: Sequence[int]) -> Page:
@@ -209,7 +205,7 @@ class Pages:
         ours = sa.and_(copies.c.id.in_(ids), copies.c.claimed_until == page.claimed_until)
         with self._database.write() as connection:
             connection.execute(sa.update(copies).where(ours).values(claimed_until=None))
-            connection.execute(_UPDATE, _progress(after))
+            _UPDATE.run(connection, **_progress(after))
         return after
 
     def remove_ended(self) -> None:

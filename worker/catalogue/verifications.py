@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
-from worker.catalogue.bulk import BulkStatement, Given
+from worker.catalogue.bulk import BulkStatement, Given, insert
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
 from worker.catalogue.prepared import Prepared
@@ -26,17 +26,32 @@ from worker.storage import Verdict
 _FIRST = "0" * 64
 _SAMPLED = 500
 """Bad copies of one group whose last read is looked up."""
-_CHAINED = sorted(c.name for c in verifications.c if c.name not in {"id", "hash"})
-_BEFORE, _AFTER = ([n for n in _CHAINED if n < "previous"], [n for n in _CHAINED if n > "previous"])
+
+
+class _LogRow(NamedTuple):
+    """A row of the log without its moment, which a group has once, and without the links of the chain."""
+
+    job: str | None
+    store: str
+    bucket: str
+    key: str
+    version: int
+    verdict: str
+    expected_sha256: str | None
+    found_sha256: str | None
+    found_size: int | None
+    detail: str | None
+
+
+_APPENDED = (*_LogRow._fields, "previous", "hash")
 
 
 def _append(given: Given) -> sa.Insert:
-    names = [column.name for column in verifications.c if column.name != "id"]
-    values = [sa.bindparam("at", type_=UtcDateTime()) if name == "at" else given(name) for name in names]
-    return sa.insert(verifications).from_select(names, sa.select(*values))
+    at = {"at": sa.bindparam("at", type_=UtcDateTime())}
+    return insert(verifications, at | {name: given(name) for name in _APPENDED})
 
 
-_APPEND = BulkStatement(_append, {c.name: c.type for c in verifications.c if c.name not in {"id", "at"}})
+_APPEND = BulkStatement(_append, {name: verifications.c[name].type for name in _APPENDED})
 _LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1))
 _RECORDED = sa.select(
     verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
@@ -47,8 +62,7 @@ _HEAD = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictRow:
+class VerdictRow(NamedTuple):
     """One verdict of a page, as plain values: see `Finding` and `Outcome`."""
 
     copy: int
@@ -220,15 +234,27 @@ class PreparedVerdicts:
 
     verdicts: Sequence[VerdictRow]
     now: datetime
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[_LogRow]
     texts: Sequence[tuple[str, str]]
     """What is hashed of each row, before and after the hash of the row before it."""
+    updates: Mapping[str, Sequence[tuple[Any, ...]]]
+    """By verdict, the values of `_GIVEN` for each copy."""
 
 
 def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedVerdicts:
     """Prepare verdicts to be appended to the log."""
-    rows = [_row(verdict, now) for verdict in verdicts]
-    return PreparedVerdicts(verdicts, now, rows, [_canonical(row) for row in rows])
+    at, rows, texts = now.isoformat(), [], []
+    updates: dict[str, list[tuple[Any, ...]]] = {}
+    for each in verdicts:
+        job, detail = without_nul(each.job), without_nul(each.detail[:2000]) if each.detail else None
+        row = _LogRow(  # without NUL: the hash is over what can be read back
+            job, each.store, each.bucket, each.key, each.version, each.verdict, each.expected_sha256,
+            each.found_sha256, each.found_size, detail,
+        )  # fmt: skip
+        rows.append(row)
+        texts.append(_canonical(at, row))
+        updates.setdefault(each.verdict, []).append((each.copy, each.tag, each.retry_at))
+    return PreparedVerdicts(verdicts, now, rows, texts, updates)
 
 
 def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
@@ -238,16 +264,13 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
     last = _LAST_HASH.first(connection)
     previous = last.hash if last else _FIRST
     _measure(connection, prepared)
+    rows = []
     for row, text in zip(prepared.rows, prepared.texts, strict=True):
-        row["previous"] = previous
-        row["hash"] = previous = _linked(text, previous)
-    _APPEND.execute(connection, prepared.rows, at=prepared.now)
-    for word in dict.fromkeys(verdict.verdict for verdict in prepared.verdicts):
-        values = [
-            {"copy": each.copy, "tag": each.tag, "retry_at": each.retry_at}
-            for each in prepared.verdicts
-            if each.verdict == word
-        ]
+        linked = _linked(text, previous)
+        rows.append((*row, previous, linked))
+        previous = linked
+    _APPEND.execute(connection, rows, at=prepared.now)
+    for word, values in prepared.updates.items():
         _UPDATES[Verdict(word)].execute(connection, values, now=prepared.now)
     note_verdicts(connection, prepared.verdicts, prepared.now)
 
@@ -284,28 +307,13 @@ def _update(verdict: Verdict, given: Given) -> sa.Update:
     return sa.update(copies).where(copies.c.id == given("copy")).values(values)
 
 
-def _row(verdict: VerdictRow, now: datetime) -> dict[str, Any]:
-    return {
-        "at": now,
-        "job": without_nul(verdict.job),  # the hash is over what can be read back
-        "store": verdict.store,
-        "bucket": verdict.bucket,
-        "key": verdict.key,
-        "version": verdict.version,
-        "verdict": verdict.verdict,
-        "expected_sha256": verdict.expected_sha256,
-        "found_sha256": verdict.found_sha256,
-        "found_size": verdict.found_size,
-        "detail": without_nul(verdict.detail[:2000]) if verdict.detail else None,
-    }
-
-
 _GIVEN = {"copy": copies.c.id.type, "tag": copies.c.tag.type, "retry_at": copies.c.next_due_at.type}
 _UPDATES = {verdict: BulkStatement(partial(_update, verdict), _GIVEN) for verdict in Verdict}
 
 
 def _hash(row: Row[Any]) -> str:
-    return _linked(_canonical({name: getattr(row, name) for name in _CHAINED}), row.previous)
+    columns = _LogRow(*(getattr(row, name) for name in _LogRow._fields))
+    return _linked(_canonical(row.at.isoformat(), columns), row.previous)
 
 
 def _linked(text: tuple[str, str], previous: str) -> str:
@@ -313,17 +321,18 @@ def _linked(text: tuple[str, str], previous: str) -> str:
     return hashlib.sha256(f"{before}{previous}{after}".encode()).hexdigest()
 
 
-def _canonical(row: Mapping[str, Any]) -> tuple[str, str]:
+def _canonical(at: str, row: _LogRow) -> tuple[str, str]:
     """Return a row as JSON with its names in order, moments in ISO format: what is before and after `previous`."""
-    before = ", ".join([f'"{name}": {_json(row[name])}' for name in _BEFORE])
-    after = ", ".join([f'"{name}": {_json(row[name])}' for name in _AFTER])
-    return f'{{{before}, "previous": "', f'", {after}}}'
+    # json.dumps of the whole row takes five times as long, and a page has hundreds of rows.
+    size = "null" if row.found_size is None else row.found_size
+    before = (
+        f'{{"at": "{at}", "bucket": {_json(row.bucket)}, "detail": {_json(row.detail)}, '
+        f'"expected_sha256": {_json(row.expected_sha256)}, "found_sha256": {_json(row.found_sha256)}, '
+        f'"found_size": {size}, "job": {_json(row.job)}, "key": {_json(row.key)}, "previous": "'
+    )
+    after = f'", "store": {_json(row.store)}, "verdict": {_json(row.verdict)}, "version": {row.version}}}'
+    return before, after
 
 
-def _json(value: Any) -> str:
-    # json.dumps of the whole row takes three times as long, and a page has hundreds of rows.
-    if isinstance(value, str):
-        return encode_basestring_ascii(value)
-    if value is None:
-        return "null"
-    return encode_basestring_ascii(value.isoformat()) if isinstance(value, datetime) else str(value)
+def _json(value: str | None) -> str:
+    return "null" if value is None else encode_basestring_ascii(value)

@@ -43,6 +43,8 @@ from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
 MARKER_KEY = "identity"
 RECHECK_SECONDS = 600
 """A store whose identity was checked longer ago is checked again at its next use."""
+_UNMARKED_SECONDS = 5.0
+"""So long after a read found no marker, another read does not look for it; a write does."""
 
 _ID = re.compile(rb"zot-store ([0-9a-f]{32})\n")
 _MARKER_BYTES = 1024
@@ -141,6 +143,7 @@ class Identity:
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
         self._checked: tuple[object, float] | None = None
+        self._unmarked_until = 0.0
         self._looked_below = False
 
     def check(self, *, write: bool, fresh: bool = False) -> None:
@@ -158,13 +161,14 @@ class Identity:
         if not self._driver.capabilities.reserved_buckets:
             return  # the store has no bucket for a marker
         mount = self._mount()
-        if not fresh and self._checked and self._checked[0] == mount and time.monotonic() < self._checked[1]:
+        if not fresh and self._is_recent(mount, write=write):
             return
         self._checked = None
         known = self._own_known()
         found = self._read(known)
         if found is None and known is None:
             if not write:
+                self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
                 return
             found = self._create()
         if known is not None and found != known:
@@ -181,6 +185,12 @@ class Identity:
             self._refuse_one_server(found)
             self._looked_below = True
         self._checked = (mount, time.monotonic() + RECHECK_SECONDS)
+
+    def _is_recent(self, mount: object, *, write: bool) -> bool:
+        """Return whether the last check need not be repeated."""
+        if self._checked and self._checked[0] == mount and time.monotonic() < self._checked[1]:
+            return True
+        return not write and time.monotonic() < self._unmarked_until
 
     def _own_known(self) -> str | None:
         """Return the recorded id, or None if another store has the same one: both were rejected then."""

@@ -16,8 +16,8 @@ def test_all_results_are_recorded_in_groups_by_the_calling_thread():
         groups.append(list(done))
         where.add(threading.get_ident())
 
-    work_on(range(250), lambda part: (2 * n for n in part), record, threads=4)
-    assert sorted(n for group in groups for n in group) == [2 * n for n in range(250)]
+    work_on(range(600), lambda part: (2 * n for n in part), record, threads=4)
+    assert sorted(n for group in groups for n in group) == [2 * n for n in range(600)]
     assert max(map(len, groups)) <= GROUP
     assert where == {threading.get_ident()}
 
@@ -35,6 +35,19 @@ def test_an_error_stops_the_page_and_what_was_done_is_recorded():
     with pytest.raises(KeyError):
         work_on(range(1000), do, recorded.extend, threads=1)
     assert recorded == list(range(30))
+
+
+def test_fast_objects_are_worked_on_in_the_calling_thread():
+    """A page that begins with one thread starts no other one while its objects are fast."""
+    where, recorded = set(), []
+
+    def do(part):
+        where.add(threading.get_ident())
+        return part
+
+    assert work_on(range(1000), do, recorded.extend, threads=16, begin=1)
+    assert recorded == list(range(1000))
+    assert where == {threading.get_ident()}
 
 
 def test_threads_are_added_where_objects_are_slow():

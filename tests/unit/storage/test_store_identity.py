@@ -203,6 +203,28 @@ def test_a_store_can_be_pointed_elsewhere_after_it_was_refused(tmp_path: Path) -
     stores["one"].write_object("b", "k", source(DATA))
 
 
+def test_reads_of_a_store_without_a_marker_look_for_it_once(tmp_path: Path) -> None:
+    """A page of copies that another program wrote costs one search for a marker; a write still makes one."""
+    asked: list[str] = []
+
+    class Known(KnownIdFiles):
+        def get(self, name: str) -> str | None:
+            asked.append(name)
+            return super().get(name)
+
+    configs: dict[str, StoreConfig] = {"main": FilesystemConfig(root=tmp_path / "main")}
+    run, bucket = tmp_path / "run", tmp_path / "main" / "releases"
+    run.mkdir()
+    bucket.mkdir(parents=True)
+    (bucket / "app.tgz").write_bytes(DATA)
+    store = Stores(configs, known_ids=Known(run, configs))["main"]
+    for _ in range(3):
+        store.stat_object("releases", "app.tgz")
+    assert len(asked) == 1
+    store.write_object("releases", "new.tgz", source(DATA))
+    assert Known(run, configs).get("main") is not None
+
+
 def test_an_unmounted_disk_takes_no_write_and_misses_nothing(tmp_path: Path) -> None:
     """Where the marker is gone nothing is written, and a copy is unreadable and not missing."""
     root, disk = tmp_path / "root", tmp_path / "disk"
