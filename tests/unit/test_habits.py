@@ -242,12 +242,19 @@ def test_compose_gives_containers_no_rights_beyond_their_work() -> None:
 
 
 def test_compose_opens_nothing_beyond_loopback() -> None:
-    """Broker and Flower are published to the host's loopback by default, and need a password."""
+    """Every service is published to the host's loopback by default; broker and Flower need a password."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert published == {
         "broker": ["${ZOT_BROKER_ADDRESS:-127.0.0.1}:6379:6379"],
         "flower": ["127.0.0.1:5555:5555"],
+        "gateway": ["127.0.0.1:8484:8484"],
+        "metrics": ["127.0.0.1:9469:9469"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+        "s3": ["127.0.0.1:9000:9000"],
+        "gcs": ["127.0.0.1:4443:4443"],
+        "azure": ["127.0.0.1:10000:10000"],
     }
     assert services["broker"]["environment"]["PASSWORD"].startswith("${ZOT_BROKER_PASSWORD:?")
     assert services["flower"]["environment"]["FLOWER_BASIC_AUTH"].startswith("${FLOWER_BASIC_AUTH:?")

@@ -76,6 +76,9 @@ COMMANDS = {
     "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
     "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
+    "health": Entry(
+        _SERVICE, "Tell by the exit status whether a worker or beat does its work.", "health:app"
+    ),
     "metrics": Entry(
         _SERVICE, "Serve metrics of jobs, queues, stores and copies for Prometheus.", "metrics:metrics"
     ),

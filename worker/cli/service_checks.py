@@ -53,7 +53,7 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
         return
     yield from _rejected(settings)
     yield _workers(url)
-    yield _beat(settings)
+    yield beat_check(settings)
 
 
 def _redis(url: str, name: str) -> Check:
@@ -125,13 +125,19 @@ def _result_app(settings: Settings) -> Celery:
     return app
 
 
-def _beat(settings: Settings) -> Check:
+def result_client(settings: Settings) -> "redis.Redis | None":
+    """Return the Redis that all workers share; None if the result backend is none."""
+    return result_backend(_result_app(settings))
+
+
+def beat_check(settings: Settings) -> Check:
     """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
     way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
     try:
-        app = _result_app(settings)
-        client = result_backend(app)
+        client = result_client(settings)
         passed = None if client is None else last_tick(client)
+    except NoBroker as error:
+        return Check("beat", "unknown", str(error))
     except redis.RedisError as error:
         return Check("beat", "unknown", f"no answer: {_first_line(error)}")
     if passed is None:

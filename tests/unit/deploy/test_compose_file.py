@@ -1,0 +1,47 @@
+"""docker-compose.yml is valid by Compose's own schema, and every file that it names is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+ROOT = Path(__file__).resolve().parents[3]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SCHEMA = json.loads((Path(__file__).parent / "schemas" / "compose-spec.json").read_text())
+"""The schema of the Compose specification, as the npm package dclint 3.1.0 has it."""
+
+
+def test_the_file_is_valid() -> None:
+    """Compose's schema has no objection."""
+    found = [f"{list(error.path)}: {error.message}" for error in Draft7Validator(SCHEMA).iter_errors(COMPOSE)]
+    assert found == []
+
+
+def test_every_name_in_the_file_exists() -> None:
+    """Each configuration, volume and service that a service uses is defined, and its file is in this repository."""
+    services, configs = COMPOSE["services"], COMPOSE["configs"]
+    used = {config["source"] for service in services.values() for config in service.get("configs", ())}
+    assert used == configs.keys()
+    files = [config["file"] for config in configs.values() if "file" in config]
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    mounted = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())}
+    assert mounted == COMPOSE["volumes"].keys()
+    needed = {name for service in services.values() for name in service.get("depends_on", ())}
+    assert needed <= services.keys()
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_image_has_a_tag(name: str) -> None:
+    """No image is the latest one of its name; ours is built here."""
+    service = COMPOSE["services"][name]
+    assert "build" in service or not service["image"].endswith(":latest")
+    assert "build" in service or ":" in service["image"].rsplit("/", 1)[-1]
+
+
+def test_a_health_check_ends_before_the_next_one() -> None:
+    """No health check runs for longer than its interval, so that they do not pile up."""
+    checks = {name: each["healthcheck"] for name, each in COMPOSE["services"].items() if "healthcheck" in each}
+    late = [name for name, each in checks.items() if int(each["timeout"][:-1]) >= int(each["interval"][:-1])]
+    assert late == []
