@@ -7,6 +7,7 @@ from worker.settings import Settings
 from zot_artifact_client.contract import (
     SWEEP_ALARMS,
     SWEEP_BACKUP,
+    SWEEP_EVIDENCE,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_PURGE,
@@ -31,6 +32,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         (SWEEP_REPLICATE, replicate.enabled and bool(settings.placement_rules), replicate.every),
         (SWEEP_REPAIR, repair.enabled, repair.every),
         (SWEEP_RECONCILE, reconcile.enabled, reconcile.every),
+        (SWEEP_EVIDENCE, settings.sweep.evidence.enabled, settings.sweep.evidence.every),
         (SWEEP_PURGE, settings.sweep.purge.enabled, settings.sweep.purge.every),
         (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
         (SWEEP_PROBE, probe.enabled, probe.every),

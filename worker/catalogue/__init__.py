@@ -22,6 +22,7 @@ from worker.catalogue.batches import (
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
+from worker.catalogue.evidence import EvidenceCheck, EvidenceChecks, RecordedEvidence
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding
@@ -65,6 +66,7 @@ __all__ = [
     "CopyState",
     "Coverage",
     "EndedJob",
+    "EvidenceCheck",
     "ExportSummary",
     "FailedBatchItem",
     "Finding",
@@ -111,6 +113,7 @@ __all__ = [
     "ReconcileRun",
     "Recorded",
     "RecordedCopy",
+    "RecordedEvidence",
     "ResolvedFinding",
     "Rules",
     "Scope",
@@ -207,6 +210,10 @@ class Catalogue:
     @cached_property
     def deletions(self) -> Deletions:
         return Deletions(self._database)
+
+    @cached_property
+    def evidence_checks(self) -> EvidenceChecks:
+        return EvidenceChecks(self._database)
 
     @cached_property
     def holds(self) -> Holds:

@@ -97,6 +97,18 @@ copies = Table(
 is the part of the period that the copy waits, see `sweep_claims`. `next_due_at`: the retry of an unreadable copy.
 """
 
+evidence_checks = Table(
+    "evidence_checks",
+    metadata,
+    Column("copy_id", ForeignKey("copies.id", ondelete="CASCADE"), primary_key=True),
+    Column("checked_at", UtcDateTime, nullable=False),
+    Column("source", Text(16), nullable=False),
+    Column("outcome", Text(16), nullable=False),
+    Column("compared", Text(200), nullable=False),
+    Column("detail", Text(500)),
+)
+"""The last comparison of a copy with what its store says about it, without a read; see `evidence`."""
+
 _FINISHED = text("finished_at IS NOT NULL")
 SWEEPS = text("kind LIKE 'sweep.%'")
 """As the index of the runs of sweeps has it: with parameters SQLite does not use that index."""

@@ -10,7 +10,7 @@ import typer
 from worker.catalogue import JobRecord
 from worker.cli.errors import Status
 from worker.cli.output import complain, flat, moment, out, print_json, say, size, table
-from zot_artifact_client.contract import BATCH, VERIFY, JobState
+from zot_artifact_client.contract import BATCH, EVIDENCE, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 
 GOOD_VERDICT = "verified"
@@ -54,7 +54,9 @@ class Outcome:
             return Status.UNKNOWN
         if self.state != JobState.SUCCEEDED:
             return Status.UNKNOWN if (self.error or {}).get("type") == _UNVERIFIABLE else Status.BAD
-        of_results = {VERIFY.kind: _status_of_verdicts, BATCH.kind: _status_of_batch}
+        of_results = {
+            VERIFY.kind: _status_of_verdicts, BATCH.kind: _status_of_batch, EVIDENCE.kind: _status_of_evidence,
+        }  # fmt: skip
         return of_results[self.kind](self.result or {}) if self.kind in of_results else Status.GOOD
 
 
@@ -117,6 +119,26 @@ def _print_verdicts(result: Mapping[str, Any]) -> None:
     for copy in result["copies"]:
         if copy["verdict"] != GOOD_VERDICT:
             complain(f"{copy['store']}: {result['bucket']}/{result['key']} is {copy['verdict']}: {copy.get('detail')}")
+
+
+def _print_evidence(result: Mapping[str, Any]) -> None:
+    say(_version(result))
+    rows = [(copy["store"], copy["outcome"], copy.get("compared")) for copy in result["copies"]]
+    out().print(table(("store", "evidence", "compared"), rows))
+    say("no byte was read: this is what the stores say, and verifies nothing")
+    if not rows:
+        complain(f"{result['bucket']}/{result['key']} has no good copy in a configured store")
+    for copy in result["copies"]:
+        if copy.get("detail"):
+            complain(f"{copy['store']}: {result['bucket']}/{result['key']}: {copy['detail']}")
+        if copy.get("job"):
+            say(f"{copy['store']}: the copy is read in full: `zot-artifacts jobs {copy['job']}`")
+
+
+def _print_compared(result: Mapping[str, Any]) -> None:
+    for each in result["stores"]:
+        told = ", ".join(f"{count} {word}" for word, count in sorted(each["outcomes"].items())) or "no copies"
+        say(f"{each['store']}: {told}; {each['sent']} are read in full")
 
 
 def _print_deleted(result: Mapping[str, Any]) -> None:
@@ -185,6 +207,13 @@ def _status_of_verdicts(result: dict[str, Any]) -> Status:
     return Status.UNKNOWN if verdicts & _NO_ANSWER else Status.GOOD
 
 
+def _status_of_evidence(result: dict[str, Any]) -> Status:
+    outcomes = {copy["outcome"] for copy in result.get("copies", [])}
+    if not outcomes or outcomes & {"differs", "absent"}:
+        return Status.BAD
+    return Status.GOOD if outcomes == {"agrees"} else Status.UNKNOWN
+
+
 def _status_of_batch(result: dict[str, Any]) -> Status:
     no_answer = sum(count for outcome, count in result["outcomes"].items() if outcome in _NO_ANSWER)
     if result["failed"] > no_answer:
@@ -196,6 +225,8 @@ _PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "upload": _print_copies,
     "replicate": _print_copies,
     "verify": _print_verdicts,
+    "evidence": _print_evidence,
+    "sweep.evidence": _print_compared,
     "delete": _print_deleted,
     "adopt": _print_adopted,
     "batch": _print_batch,

@@ -21,6 +21,7 @@ from zot_artifact_client.contract import (
     PAGE,
     SWEEP_ALARMS,
     SWEEP_BACKUP,
+    SWEEP_EVIDENCE,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
     SWEEP_PURGE,
@@ -45,6 +46,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "repair": SWEEP_REPAIR,
     "replicate": SWEEP_REPLICATE,
     "reconcile": SWEEP_RECONCILE,
+    "evidence": SWEEP_EVIDENCE,
     "purge": SWEEP_PURGE,
     "cleanup": SWEEP_LEFTOVERS,
     "probe": SWEEP_PROBE,
@@ -53,7 +55,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "recover": SWEEP_RECOVER,
     "backup": SWEEP_BACKUP,
 }
-_WITH_PREFIX = {"repair", "replicate", "reconcile"}
+_WITH_PREFIX = {"repair", "replicate", "reconcile", "evidence"}
 _GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}
 
 _LAYOUTS = ("oci", "bagit", "ocfl", "sha256sums")
@@ -68,7 +70,9 @@ Where = Annotated[
 Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 Prefix = Annotated[
     str | None,
-    typer.Option("--prefix", metavar="BUCKET[/PREFIX]", help="Only these artifacts; for repair, replicate, reconcile."),
+    typer.Option(
+        "--prefix", metavar="BUCKET[/PREFIX]", help=f"Only these artifacts; for {', '.join(sorted(_WITH_PREFIX))}."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and send nothing.")]
 
@@ -232,7 +236,7 @@ def _sent_by(outcome: Outcome) -> int:
     result = outcome.result or {}
     if outcome.kind == SWEEP_REPAIR.kind:
         return sum(result["claimed"].values())
-    if outcome.kind == SWEEP_RECONCILE.kind:
+    if outcome.kind in {SWEEP_RECONCILE.kind, SWEEP_EVIDENCE.kind}:
         return sum(each["sent"] for each in result["stores"])
     return sum(result.get("pages", {}).values())
 
@@ -259,8 +263,14 @@ def _print(outcome: Outcome, jobs: _Jobs, *, as_json: bool) -> None:
     raise typer.Exit(Status.BAD if bad else Status.GOOD)
 
 
+def _is_unread(store: Mapping[str, Any]) -> bool:
+    """Return whether the evidence of more copies differs than are read in full because of it."""
+    outcomes = store.get("outcomes", {})
+    return bool(outcomes.get("differs", 0) + outcomes.get("absent", 0) > store.get("sent", 0))
+
+
 def _is_bad(result: Mapping[str, Any]) -> bool:
     """Return whether a sweep itself found something that is not right."""
     stores = result.get("stores") or ()
-    found = any(each["findings"] or each["stopped"] for each in stores)
+    found = any(each.get("findings") or each.get("stopped") or _is_unread(each) for each in stores)
     return bool(result.get("faults") or result.get("lost") or result.get("untrusted") or found)

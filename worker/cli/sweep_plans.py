@@ -66,6 +66,14 @@ def _reconcile(session: Session, store: str, prefix: str | None) -> dict[str, An
     return {"listed": listed, "recorded": recorded, "differ": told or "nothing", "such as": ", ".join(some) or None}
 
 
+def _evidence(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
+    bucket, below = _split(prefix)
+    buckets = [bucket] if bucket else sorted(session.catalogue.artifacts.buckets())
+    copies = sum(1 for each in buckets for _ in session.catalogue.evidence_checks.recorded(store, each, below))
+    settings = session.settings.sweep.evidence
+    return {"copies": copies, "asked by": settings.source, "stopped": "switched off" if store in settings.off else None}
+
+
 def _split(prefix: str | None) -> tuple[str | None, str]:
     bucket, _, below = (prefix or "").partition("/")
     return bucket or None, below
@@ -77,5 +85,6 @@ PLANS: dict[str, Callable[[Session, str, str | None], dict[str, Any]]] = {
     "replicate": _replicate,
     "cleanup": _cleanup,
     "reconcile": _reconcile,
+    "evidence": _evidence,
 }
 """By the name of the sweep, what counts its work in one store; the last argument is BUCKET/PREFIX."""

@@ -1,11 +1,21 @@
 """The command `verify`."""
 
+from typing import Annotated, Any
+
+import typer
+
 from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, NoWait, Stores, Timeout
+from worker.cli.errors import Failure, Status
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson
 from worker.cli.session import opened
 from worker.cli.verbs import Selection, run_verb
-from zot_artifact_client.contract import VERIFY
+from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
+
+By = Annotated[
+    str,
+    typer.Option("--by", metavar="HOW", help="`read` reads all bytes, `provider` only asks the stores about them."),
+]
 
 
 def verify(
@@ -14,6 +24,7 @@ def verify(
     store: Stores = None,
     all_below: All = False,
     keys_from: KeysFrom = None,
+    by: By = "read",
     in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
@@ -25,13 +36,23 @@ def verify(
     The SHA-256 of all bytes is compared with the one recorded at the upload.
     The exit status is 1 if a copy is corrupt, missing or of another size, and 3 if a copy could not be read.
 
+    With `--by provider` no byte is read.
+    What the stores say (size, version tag, digest, checksums) is compared with what was recorded at the write.
+    That verifies nothing, and has a clock of its own; a copy that differs is read in full by a further job.
+
     Examples:
 
         zot-artifacts verify releases/app.tgz
         zot-artifacts verify releases --all --store dr
+        zot-artifacts verify --by provider releases/app.tgz
     """
+    if by not in {"read", "provider"}:
+        raise Failure(f"--by {by}: write `read` or `provider`", Status.USAGE, type_="UsageError")
     with opened(existing=True) as session:
         fields = {"stores": session.store_names(store)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
-        outcome = run_verb(session, VERIFY, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+        if by == "provider" and selection.many:
+            raise Failure("for many artifacts: `zot-artifacts sweep evidence --prefix BUCKET/PREFIX`", Status.USAGE)
+        spec: TaskSpec[Any, Any] = EVIDENCE if by == "provider" else VERIFY
+        outcome = run_verb(session, spec, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
     finish(outcome, waited=not no_wait, as_json=as_json)

@@ -164,6 +164,22 @@ class ReconcileSweepSettings(Section):
     """How long after its begin a run that did not come to its end is continued."""
 
 
+class EvidenceSweepSettings(Section):
+    """How often what each store says about its copies is compared with what was recorded at their write.
+
+    It is cheaper than a read and proves nothing: a copy that differs is read in full.
+    """
+
+    enabled: bool = True
+    every: Duration = timedelta(days=1)
+    off: tuple[str, ...] = ()
+    """Stores that are not asked."""
+    source: Literal["listing", "stat"] = "listing"
+    """`listing`: sizes and version tags, a request for 1,000 objects. `stat`: checksums too, a request for each."""
+    batch: Annotated[int, Field(ge=0)] = 500
+    """Most jobs that one run sends for one store, to read what differs."""
+
+
 class PurgeSweepSettings(Section):
     """How often the bytes of deleted artifacts are removed whose grace period is over."""
 
@@ -236,6 +252,7 @@ class SweepSettings(Section):
     replicate: ReplicateSweepSettings = ReplicateSweepSettings()
     repair: RepairSweepSettings = RepairSweepSettings()
     reconcile: ReconcileSweepSettings = ReconcileSweepSettings()
+    evidence: EvidenceSweepSettings = EvidenceSweepSettings()
     purge: PurgeSweepSettings = PurgeSweepSettings()
     leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()

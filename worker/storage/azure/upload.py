@@ -39,17 +39,20 @@ class Upload:
         """Send an object in one request."""
         data = bytes(next_part(body, self._write.size))  # the SDK takes a bytearray for a list of strings here
         drain(body)  # a wrong body raises at its end
-        return self._commit(
+        md5 = md5_of(data)
+        stat = self._commit(
             lambda options: self._blob.upload_blob(
                 data,
                 length=len(data),
                 overwrite=True,  # otherwise the SDK adds a condition
-                transactional_content_md5=bytearray(md5_of(data)),
+                transactional_content_md5=bytearray(md5),
                 metadata=dict(self._write.metadata),
                 **conditions(self._write.condition),
                 **options,
             )
         )
+        # Azure keeps the MD5 of a blob that came in one request; that of a blob made of blocks it does not compute.
+        return replace(stat, storage_tags={**stat.storage_tags, "content_md5": md5.hex()})
 
     def from_blocks(self, ids: list[str]) -> ObjectStat:
         """Make an object of staged blocks."""

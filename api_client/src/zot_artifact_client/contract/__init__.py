@@ -35,6 +35,7 @@ from zot_artifact_client.contract.requests import (
     Bucket,
     ClaimSelection,
     DeleteRequest,
+    EvidenceRequest,
     Key,
     LinesSelection,
     Message,
@@ -50,6 +51,7 @@ from zot_artifact_client.contract.requests import (
     SweepAlarmsRequest,
     SweepBackupRequest,
     SweepCanaryRequest,
+    SweepEvidenceRequest,
     SweepLeftoversRequest,
     SweepProbeRequest,
     SweepPurgeRequest,
@@ -69,9 +71,11 @@ from zot_artifact_client.contract.results import (
     ArtifactResult,
     BatchFailure,
     BatchResult,
+    CopyEvidence,
     CopyVerdict,
     DeletedCopy,
     DeleteResult,
+    EvidenceResult,
     JobError,
     PageFailure,
     PageResult,
@@ -80,9 +84,11 @@ from zot_artifact_client.contract.results import (
     ReconciledStore,
     ReplicateResult,
     Result,
+    StoreEvidence,
     SweepAlarmsResult,
     SweepBackupResult,
     SweepCanaryResult,
+    SweepEvidenceResult,
     SweepLeftoversResult,
     SweepProbeResult,
     SweepPurgeResult,
@@ -104,6 +110,7 @@ __all__ = [
     "CANCEL_KEY",
     "CONTRACT_VERSION",
     "DELETE",
+    "EVIDENCE",
     "JOB_ID",
     "MAX_CHUNKS",
     "MAX_LISTED",
@@ -119,6 +126,7 @@ __all__ = [
     "REPLICATE",
     "SWEEP_ALARMS",
     "SWEEP_BACKUP",
+    "SWEEP_EVIDENCE",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
     "SWEEP_PURGE",
@@ -140,11 +148,14 @@ __all__ = [
     "BatchResult",
     "Bucket",
     "ClaimSelection",
+    "CopyEvidence",
     "CopyInfo",
     "CopyVerdict",
     "DeleteRequest",
     "DeleteResult",
     "DeletedCopy",
+    "EvidenceRequest",
+    "EvidenceResult",
     "HoldInfo",
     "JobError",
     "JobState",
@@ -175,6 +186,7 @@ __all__ = [
     "Source",
     "StatusRequest",
     "StatusResult",
+    "StoreEvidence",
     "StoreName",
     "StoreNames",
     "SweepAlarmsRequest",
@@ -183,6 +195,8 @@ __all__ = [
     "SweepBackupResult",
     "SweepCanaryRequest",
     "SweepCanaryResult",
+    "SweepEvidenceRequest",
+    "SweepEvidenceResult",
     "SweepLeftoversRequest",
     "SweepLeftoversResult",
     "SweepProbeRequest",
@@ -290,6 +304,7 @@ class TaskSpec(Generic[RequestT, ResultT]):
 UPLOAD = TaskSpec("artifact.upload.v1", "upload", UploadRequest, UploadResult, Queue.TRANSFER)
 REPLICATE = TaskSpec("artifact.replicate.v1", "replicate", ReplicateRequest, ReplicateResult, Queue.TRANSFER)
 VERIFY = TaskSpec("artifact.verify.v1", "verify", VerifyRequest, VerifyResult, Queue.INTERACTIVE)
+EVIDENCE = TaskSpec("artifact.evidence.v1", "evidence", EvidenceRequest, EvidenceResult, Queue.INTERACTIVE)
 DELETE = TaskSpec("artifact.delete.v1", "delete", DeleteRequest, DeleteResult, Queue.INTERACTIVE)
 ADOPT = TaskSpec("artifact.adopt.v1", "adopt", AdoptRequest, AdoptResult, Queue.TRANSFER)
 PAGE = TaskSpec("artifact.page.v1", "page", PageRequest, PageResult, Queue.SWEEP)
@@ -308,6 +323,7 @@ SWEEP_RECOVER = TaskSpec(
 SWEEP_RECONCILE = TaskSpec(
     "sweep.reconcile.v1", "sweep.reconcile", SweepReconcileRequest, SweepReconcileResult, Queue.SWEEP
 )
+SWEEP_EVIDENCE = TaskSpec("sweep.evidence.v1", "sweep.evidence", SweepEvidenceRequest, SweepEvidenceResult, Queue.SWEEP)
 SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, SweepPurgeResult, Queue.SWEEP)
 SWEEP_ALARMS = TaskSpec("sweep.alarms.v1", "sweep.alarms", SweepAlarmsRequest, SweepAlarmsResult, Queue.INTERACTIVE)
 SWEEP_BACKUP = TaskSpec("sweep.backup.v1", "sweep.backup", SweepBackupRequest, SweepBackupResult, Queue.SWEEP)
@@ -317,9 +333,10 @@ SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, Sweep
 TASKS: dict[str, TaskSpec[Any, Any]] = {
     spec.name: spec
     for spec in (
-        UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH, PAGE,
+        UPLOAD, REPLICATE, VERIFY, EVIDENCE, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
         SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP, SWEEP_REPORT,
+        SWEEP_EVIDENCE,
     )
 }  # fmt: skip
 

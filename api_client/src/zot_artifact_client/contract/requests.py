@@ -121,6 +121,12 @@ class VerifyRequest(Request):
     """The artifact version to verify; the current one by default."""
 
 
+class EvidenceRequest(Request):
+    """Compare what the stores say about the copies, without a read, with what was recorded at their write."""
+
+    stores: StoreNames | None = None
+
+
 class DeleteRequest(Request):
     """Delete the copies in the named stores, or the artifact everywhere."""
 
@@ -307,6 +313,13 @@ class SweepProbeRequest(Message):
 
 class SweepReconcileRequest(_Scope):
     """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
+
+
+class SweepEvidenceRequest(_Scope):
+    """Compare what one store says about its copies, or all of them, with what was recorded at their write."""
+
+    source: Literal["listing", "stat"] | None = None
+    """One listing for a bucket, or one request for each object; what the settings say by default."""
 
 
 class SweepPurgeRequest(Message):

@@ -74,6 +74,25 @@ class VerifyResult(ArtifactResult):
         return all(copy.verdict == "verified" for copy in self.copies)
 
 
+class CopyEvidence(Result):
+    """What a store says about one copy: `agrees`, `differs`, `absent` or `unknown`. No byte was read.
+
+    `compared`: the names of what was compared. `job`: the job that reads the copy in full because of it.
+    """
+
+    store: str
+    outcome: str
+    compared: str = ""
+    detail: str | None = None
+    job: str | None = None
+
+
+class EvidenceResult(ArtifactResult):
+    """One comparison for every good copy that was asked for. It verifies nothing."""
+
+    copies: tuple[CopyEvidence, ...]
+
+
 class DeletedCopy(Result):
     """How the copy in one store was deleted."""
 
@@ -229,6 +248,23 @@ class SweepReconcileResult(Result):
     """The stores that were compared with the catalogue."""
 
     stores: tuple[ReconciledStore, ...]
+
+
+class StoreEvidence(Result):
+    """The copies of one store whose evidence was compared: how many, by outcome.
+
+    `sent`: jobs that read in full what differs or is absent.
+    """
+
+    store: str
+    outcomes: dict[str, int]
+    sent: int = 0
+
+
+class SweepEvidenceResult(Result):
+    """The stores whose copies were compared with what they say about them."""
+
+    stores: tuple[StoreEvidence, ...]
 
 
 class SweepPurgeResult(Result):

@@ -1,0 +1,67 @@
+"""Evidence: compare what stores say about an artifact's copies, without a read, with what was recorded."""
+
+from uuid import NAMESPACE_OID, uuid5
+
+from worker import clock
+from worker.artifacts.evidence import check_copy
+from worker.artifacts.per_store import for_each_store
+from worker.catalogue import RecordedEvidence
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task, send_child
+from worker.storage.errors import NotFound
+from zot_artifact_client.contract import (
+    EVIDENCE,
+    VERIFY,
+    CopyEvidence,
+    EvidenceRequest,
+    EvidenceResult,
+    Queue,
+    VerifyRequest,
+)
+
+
+def evidence(request: EvidenceRequest, context: JobContext, job: RunningJob) -> EvidenceResult:
+    """Ask each store for size, version tag, digest and checksums of the good copies, and record what they say.
+
+    It is recorded apart from verdicts and moves no time of verification. A copy that differs or is absent is read in
+    full by a job of its own.
+
+    Raises:
+        NotFound: the artifact is not in the catalogue, or has no good copy in a store that was named.
+        UnknownStore: naming the stores there are.
+        TransientError, Snooze: a store does not answer, or takes no job now; the others were asked.
+    """
+    artifact = context.artifact(request.bucket, request.key)
+    good = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.good}
+    names = [name for name in good if name in context.stores]
+    if request.stores is not None:
+        names = [context.stores[name].name for name in request.stores]
+    if lacking := [name for name in names if name not in good]:
+        raise NotFound(f"{artifact.path} has no good copy in {', '.join(lacking)}; it has one in: {', '.join(good)}")
+
+    def check(name: str) -> CopyEvidence:
+        copy, digest = good[name], artifact.digest
+        known = RecordedEvidence(
+            copy.id, artifact.key, artifact.version, digest.size, digest.sha256, copy.tag, copy.evidence, copy.read_at
+        )
+        found = check_copy(context.stores[name], artifact.bucket, known)
+        context.catalogue.evidence_checks.record([found], now=clock.now())
+        sent = None
+        if found.outcome in {"differs", "absent"}:
+            sent = str(uuid5(NAMESPACE_OID, f"{job.id} {name}"))
+            verify = VerifyRequest(bucket=artifact.bucket, key=artifact.key, stores=(name,), version=artifact.version)
+            send_child(VERIFY, verify, id_=sent, parent=job.id, queue=Queue.INTERACTIVE)
+        return CopyEvidence(store=name, outcome=found.outcome, compared=found.compared, detail=found.detail, job=sent)
+
+    return EvidenceResult(
+        bucket=artifact.bucket,
+        key=artifact.key,
+        version=artifact.version,
+        size=artifact.digest.size,
+        sha256=artifact.digest.sha256,
+        copies=tuple(for_each_store(names, check)),
+    )
+
+
+evidence_task = artifact_task(EVIDENCE, writes=False)(evidence)

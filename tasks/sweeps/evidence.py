@@ -1,0 +1,118 @@
+"""Sweep evidence: compare what each store says about its copies with what was recorded when they were written."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import islice
+from uuid import NAMESPACE_OID, uuid5
+
+from worker import clock
+from worker.artifacts.evidence import check_copy, compare_listed
+from worker.artifacts.per_store import for_each_store
+from worker.catalogue import EvidenceCheck, RecordedEvidence
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task, send_child
+from worker.limits.limited_store import LimitedStore
+from zot_artifact_client.contract import (
+    SWEEP_EVIDENCE,
+    VERIFY,
+    Queue,
+    StoreEvidence,
+    SweepEvidenceRequest,
+    SweepEvidenceResult,
+    VerifyRequest,
+)
+
+logger = logging.getLogger(__name__)
+
+_GROUP = 1000
+_CLOCK_SKEW = timedelta(minutes=5)
+_BAD = {"differs", "absent"}
+
+
+def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: RunningJob) -> SweepEvidenceResult:
+    """Compare the good copies of each store with its listing, or with its answer about each object.
+
+    A copy whose row of the listing differs is asked for by itself. What then differs or is absent is read in full, by a
+    job of its own, up to a limit for each store. Nothing moves a time of verification. Stores that are paused are left
+    out, and so is what was written during the run.
+
+    Raises:
+        UnknownStore: naming the stores there are.
+        StorageError, Snooze: a store does not answer; the others were compared.
+    """
+    settings = context.settings.sweep.evidence
+
+    def compare(name: str) -> StoreEvidence:
+        return _Comparison(context, job, context.stores[name], request).run()
+
+    names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
+    return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))
+
+
+class _Comparison:
+    """One run over one store."""
+
+    def __init__(
+        self, context: JobContext, job: RunningJob, store: LimitedStore, request: SweepEvidenceRequest
+    ) -> None:
+        self._context = context
+        self._job = job
+        self._store = store
+        self._bucket, self._prefix = request.bucket, request.prefix
+        self._settings = context.settings.sweep.evidence
+        self._source = request.source or self._settings.source
+        self._began = clock.now()
+        self._sent = 0
+
+    def run(self) -> StoreEvidence:
+        catalogue, outcomes = self._context.catalogue, Counter[str]()
+        buckets = sorted(catalogue.artifacts.buckets()) if self._bucket is None else [self._bucket]
+        for bucket in buckets:
+            self._job.step(f"asking {self._store.name} about {bucket}")
+            checks = self._checks(bucket)
+            while group := list(islice(checks, _GROUP)):
+                self._job.heartbeat()
+                self._job.check()
+                catalogue.evidence_checks.record([check for _, check in group], now=clock.now())
+                outcomes.update(check.outcome for _, check in group)
+                for known, check in group:
+                    if check.outcome in _BAD:
+                        self._read(bucket, known, check)
+        return StoreEvidence(store=self._store.name, outcomes=dict(outcomes), sent=self._sent)
+
+    def _checks(self, bucket: str) -> Iterator[tuple[RecordedEvidence, EvidenceCheck]]:
+        recorded = self._context.catalogue.evidence_checks.recorded(self._store.name, bucket, self._prefix)
+        settled = (each for each in recorded if each.read_at is None or each.read_at < self._began)
+        if self._source == "stat":
+            for known in settled:
+                self._job.heartbeat()
+                yield known, check_copy(self._store, bucket, known)
+            return
+        listing = self._store.list_objects(bucket, self._prefix)
+        there = next(listing, None)
+        for known in settled:
+            while there is not None and there.key < known.key:
+                there = next(listing, None)
+            found = None
+            if there is not None and there.key == known.key:
+                if there.modified > self._began - _CLOCK_SKEW:
+                    continue  # it is being written
+                found = compare_listed(known, there)
+            if found is None or found.outcome != "agrees":
+                found = check_copy(self._store, bucket, known)
+            yield known, found
+
+    def _read(self, bucket: str, known: RecordedEvidence, check: EvidenceCheck) -> None:
+        logger.warning("%s: %s/%s: %s", self._store.name, bucket, known.key, check.detail)
+        if self._sent >= self._settings.batch:
+            return
+        self._sent += 1
+        verify = VerifyRequest(bucket=bucket, key=known.key, stores=(self._store.name,), version=known.version)
+        id_ = str(uuid5(NAMESPACE_OID, f"{self._job.id} {known.copy_id}"))
+        send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+
+
+sweep_evidence_task = artifact_task(SWEEP_EVIDENCE, writes=False)(sweep_evidence)

@@ -1,0 +1,32 @@
+"""What a store says about an object agrees with what it said at the write, until the object is written anew."""
+
+import pytest
+
+from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.conftest import BucketUnderTest
+from tests.conformance.targets import PART
+from worker.artifacts.evidence import compare_listed, compare_stat
+from worker.catalogue import RecordedEvidence
+from worker.storage import ObjectStat
+
+
+def recorded(key: str, data: bytes, written: ObjectStat) -> RecordedEvidence:
+    return RecordedEvidence(
+        1, key, 1, len(data), digest_of(data).sha256, written.version, written.storage_tags, written.modified
+    )
+
+
+@pytest.mark.unless("layout")
+@pytest.mark.parametrize("size", [0, 5, 2 * PART + 3])
+def test_evidence_agrees_until_the_object_is_written_anew(bucket: BucketUnderTest, size: int) -> None:
+    """By stat and by listing, of objects in one request and in parts; other bytes of the same size differ."""
+    data = some_bytes(size)
+    known = recorded("app", data, bucket.write("app", data))
+    [listed] = bucket.store.list_objects(bucket.name, "app")
+    assert compare_listed(known, listed).outcome == "agrees"
+    found = compare_stat(known, bucket.stat("app"))
+    assert (found.outcome, found.detail) == ("agrees", None)
+    bucket.write("app", bytes(size + 1) if size == 0 else bytes(reversed(data)))
+    assert compare_stat(known, bucket.stat("app")).outcome == "differs"
+    [listed] = bucket.store.list_objects(bucket.name, "app")
+    assert compare_listed(known, listed).outcome == "differs"

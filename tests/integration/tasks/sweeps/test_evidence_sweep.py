@@ -1,0 +1,141 @@
+"""Cheaper checks between full reads have their own record and clock, and a mismatch is read in full."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tasks import evidence as evidence_module
+from tasks.evidence import evidence
+from tasks.sweeps import evidence as sweep_module
+from tasks.sweeps.evidence import sweep_evidence
+from tasks.upload import upload
+from tasks.verify import verify
+from worker import clock
+from worker.catalogue import Copy, EvidenceCheck
+from worker.context import Context
+from worker.limits.snooze import Snooze
+from worker.storage.errors import NotFound, Unavailable
+from worker.storage.store import Store
+from zot_artifact_client.contract import EvidenceRequest, StoreEvidence, SweepEvidenceRequest, UploadRequest
+
+KEYS = ("a", "b", "c")
+Sweep = Callable[..., StoreEvidence]
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[Any]:
+    jobs: list[Any] = []
+    for module in (sweep_module, evidence_module):
+        monkeypatch.setattr(module, "send_child", lambda _spec, request, **_: jobs.append(request))
+    return jobs
+
+
+@pytest.fixture(params=["listing", "stat"])
+def sweep(request, run, source, sent, monkeypatch) -> Sweep:
+    """Upload some artifacts, and return what compares `dr` with the catalogue an hour later."""
+    for key in KEYS:
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode())))
+    later = clock.now() + timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+
+    def sweep(**more: Any) -> StoreEvidence:
+        asked = SweepEvidenceRequest(store="dr", source=request.param, **more)
+        (found,) = run(sweep_evidence, asked).stores
+        return found
+
+    return sweep
+
+
+def copy_of(context: Context, key: str) -> Copy:
+    artifact = context.catalogue.artifacts.current("releases", key)
+    assert artifact is not None
+    return context.catalogue.artifacts.copies(artifact)["dr"]
+
+
+def check_of(context: Context, key: str) -> EvidenceCheck:
+    copy = copy_of(context, key)
+    return context.catalogue.evidence_checks.of([copy.id])[copy.id]
+
+
+def test_evidence_moves_no_time_of_verification(context: Context, sweep: Sweep, sent) -> None:
+    """Promise 3: what agrees is recorded with its own clock, and nothing of the copy changes."""
+    before = {key: asdict(copy_of(context, key)) for key in KEYS}
+    assert sweep().outcomes == {"agrees": 3}
+    assert {key: asdict(copy_of(context, key)) for key in KEYS} == before
+    assert {check_of(context, key).checked_at for key in KEYS} == {clock.now()}
+    assert context.catalogue.verifications.of("releases", "a") == []
+    assert sent == []
+
+
+def test_a_mismatch_is_read_in_full_and_only_that_read_judges(
+    context: Context, run, sweep: Sweep, stored, sent
+) -> None:
+    """Other bytes of the same size, and an object that is gone: a job for each, and no verdict before it ran."""
+    stored("dr", "a").write_bytes(b"x")
+    os.utime(stored("dr", "a"), (1, 1))
+    stored("dr", "b").unlink()
+    found = sweep()
+    assert (found.outcomes, found.sent) == ({"agrees": 1, "differs": 1, "absent": 1}, 2)
+    assert check_of(context, "a").detail
+    assert [copy_of(context, key).state.value for key in KEYS] == ["stored"] * 3
+    assert [(each.key, each.stores) for each in sent] == [("a", ("dr",)), ("b", ("dr",))]
+    for request in sent:
+        run(verify, request)
+    assert [copy_of(context, key).state.value for key in KEYS] == ["corrupt", "missing", "stored"]
+    sent.clear()
+    assert sweep().outcomes == {"agrees": 1}  # what is bad already is not asked for
+    assert sent == []
+
+
+def test_rot_that_the_store_does_not_notice_agrees(context: Context, sweep: Sweep, stored) -> None:
+    """Which is why evidence never counts as a verification."""
+    path = stored("dr", "a")
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert sweep().outcomes == {"agrees": 3}
+    assert copy_of(context, "a").last_verified_at is None
+
+
+def test_a_run_sends_no_more_jobs_than_its_limit(context: Context, sweep: Sweep, stored, sent, monkeypatch) -> None:
+    """A store that was restored from a backup, with other version tags, is not read as a whole at once."""
+    for key in KEYS:
+        os.utime(stored("dr", key), (1, 1))
+    monkeypatch.setitem(context.settings.sweep.evidence.__dict__, "batch", 2)
+    found = sweep()
+    assert (found.outcomes, found.sent, len(sent)) == ({"differs": 3}, 2, 2)
+    assert sweep(bucket="releases", prefix="c").outcomes == {"differs": 1}
+
+
+def test_a_store_that_does_not_answer_says_nothing(context: Context, sweep: Sweep, sent, monkeypatch) -> None:
+    """The job is tried again; no copy is called different."""
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise Unavailable("dr: no answer")
+
+    for name in ("list_objects", "stat_object"):
+        monkeypatch.setattr(Store, name, away)
+    with pytest.raises((Unavailable, Snooze)):
+        sweep()
+    assert sent == []
+    assert context.catalogue.evidence_checks.of([copy_of(context, "a").id]) == {}
+
+
+def test_one_artifact_is_asked_for_by_itself(context: Context, run, source, stored, sent) -> None:
+    """Every good copy, or those of named stores; the result names what was compared, and the job that reads."""
+    run(upload, UploadRequest(bucket="releases", key="a", source=source(b"a")))
+    result = run(evidence, EvidenceRequest(bucket="releases", key="a"))
+    assert [(each.store, each.outcome, each.compared) for each in result.copies] == [
+        ("dr", "agrees", "size, version, sha256"), ("primary", "agrees", "size, version, sha256"),
+    ]  # fmt: skip
+    os.utime(stored("dr", "a"), (1, 1))
+    [found] = run(evidence, EvidenceRequest(bucket="releases", key="a", stores=("dr",))).copies
+    assert (found.outcome, found.job is not None, len(sent)) == ("differs", True, 1)
+    assert check_of(context, "a").outcome == "differs"
+    with pytest.raises(NotFound, match="not in the catalogue"):
+        run(evidence, EvidenceRequest(bucket="releases", key="nowhere"))

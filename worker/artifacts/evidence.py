@@ -1,0 +1,58 @@
+"""Compare what a store says about a copy, without reading it, with what was recorded when the copy was written.
+
+None of it proves the bytes: a store may say for ever what it was told at the write, while the medium rots.
+"""
+
+from worker.catalogue import EvidenceCheck, RecordedEvidence
+from worker.limits.limited_store import LimitedStore
+from worker.storage import ListedObject, ObjectStat
+from worker.storage.errors import NotFound, StorageError, TransientError
+
+_CHECKSUMS = ("crc32c", "md5", "content_md5")
+"""What clouds compute over the bytes, by the names in `ObjectStat.storage_tags`.
+
+An ETag is the version tag of S3 and Azure, and that of Cloud Storage changes with the metadata.
+"""
+
+
+def compare_listed(known: RecordedEvidence, listed: ListedObject) -> EvidenceCheck:
+    """Compare a copy with its row of a listing: the size, and the version tag, which changes with every write."""
+    found: dict[str, tuple[object, object]] = {"size": (known.size, listed.size)} if listed.size is not None else {}
+    if known.tag and listed.version:
+        found["version"] = (known.tag, listed.version)
+    return _check(known, "listing", found)
+
+
+def compare_stat(known: RecordedEvidence, stat: ObjectStat) -> EvidenceCheck:
+    """Compare a copy with what the store says about the object: size, version tag, digest and checksums."""
+    found: dict[str, tuple[object, object]] = {"size": (known.size, stat.size)}
+    if known.tag:
+        found["version"] = (known.tag, stat.version)
+    if stat.sha256:
+        found["sha256"] = (known.sha256, stat.sha256)
+    for name in _CHECKSUMS:
+        if known.evidence.get(name) and stat.storage_tags.get(name):
+            found[name] = (known.evidence[name], stat.storage_tags[name])
+    return _check(known, "stat", found)
+
+
+def check_copy(store: LimitedStore, bucket: str, known: RecordedEvidence) -> EvidenceCheck:
+    """Ask the store for one object and compare it.
+
+    Raises:
+        TransientError, Snooze: the store does not answer, or takes no job now.
+    """
+    try:
+        return compare_stat(known, store.stat_object(bucket, known.key))
+    except NotFound:
+        return EvidenceCheck(known.copy_id, "stat", "absent", detail="the store has no object of this name")
+    except TransientError:
+        raise
+    except StorageError as error:
+        return EvidenceCheck(known.copy_id, "stat", "unknown", detail=error.message)
+
+
+def _check(known: RecordedEvidence, source: str, found: dict[str, tuple[object, object]]) -> EvidenceCheck:
+    wrong = [f"{name} is {now}, recorded {then}" for name, (then, now) in found.items() if then != now]
+    outcome = "differs" if wrong else "agrees" if found else "unknown"
+    return EvidenceCheck(known.copy_id, source, outcome, ", ".join(found), "; ".join(wrong) or None)

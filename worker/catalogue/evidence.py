@@ -1,0 +1,107 @@
+"""What stores say about copies without a read, compared with what was recorded when they were written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.catalogue.artifacts import following
+from worker.catalogue.database import Database
+from worker.catalogue.records import CopyState
+from worker.catalogue.tables import artifacts, copies, evidence_checks
+
+_PAGE = 1000
+_GOOD = [state for state in CopyState if state.good]
+_RECORDED = (
+    sa.select(
+        copies.c.id, artifacts.c.key, artifacts.c.version, artifacts.c.size, artifacts.c.sha256, copies.c.tag,
+        copies.c.evidence, copies.c.read_at,
+    )
+    .join(copies, copies.c.artifact_id == artifacts.c.id)
+    .where(artifacts.c.bucket == sa.bindparam("of"), copies.c.store == sa.bindparam("at"), copies.c.state.in_(_GOOD))
+    .order_by(artifacts.c.key, artifacts.c.version)
+    .limit(_PAGE)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvidence:
+    """A good copy, and what is recorded of it: its digest, its version tag and the evidence from its write."""
+
+    copy_id: int
+    key: str
+    version: int
+    size: int
+    sha256: str
+    tag: str | None
+    evidence: Mapping[str, Any]
+    read_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceCheck:
+    """The last comparison of a copy with what its store says; no byte of it was read.
+
+    `outcome`: `agrees`, `differs`, `absent`, or `unknown` where the store did not answer. `source`: the request that
+    told it, `stat`, `listing` or `inventory`. `compared`: the names of what was compared.
+    """
+
+    copy_id: int
+    source: str
+    outcome: str
+    compared: str = ""
+    detail: str | None = None
+    checked_at: datetime | None = None
+
+
+class EvidenceChecks:
+    """One row for each copy, with its own clock. They never move a time of verification, see promise 3."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def recorded(self, store: str, bucket: str, prefix: str = "", after: str = "") -> Iterator[RecordedEvidence]:
+        """Yield the good copies of a store in a bucket by key, one for each key."""
+        while True:
+            query = _RECORDED.where(*following(prefix, after))
+            with self._database.read() as connection:
+                rows = connection.execute(query, {"of": bucket, "at": store}).all()
+            last = {row.key: row for row in rows}  # the newest version of a key is the last one
+            yield from (RecordedEvidence(*row) for row in last.values())
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1].key
+
+    def record(self, checks: Sequence[EvidenceCheck], *, now: datetime) -> None:
+        """Record the last check of each copy, in one transaction."""
+        rows = [
+            {"copy_id": each.copy_id, "checked_at": now, "source": each.source, "outcome": each.outcome,
+             "compared": each.compared[:200], "detail": each.detail and each.detail[:500]}
+            for each in checks
+        ]  # fmt: skip
+        if rows:
+            with self._database.write() as connection:
+                connection.execute(_UPSERTS[connection.dialect.name], rows)
+
+    def of(self, copy_ids: Sequence[int]) -> dict[int, EvidenceCheck]:
+        """Return the last check of each of these copies that has one."""
+        row = evidence_checks.c
+        query = sa.select(row.copy_id, row.source, row.outcome, row.compared, row.detail, row.checked_at)
+        with self._database.read() as connection:
+            found = connection.execute(query.where(row.copy_id.in_(copy_ids))).all()
+        return {each.copy_id: EvidenceCheck(*each) for each in found}
+
+
+def _upsert(dialect: "type[sqlite.Insert | postgresql.Insert]") -> sa.Insert:
+    made = dialect(evidence_checks)
+    names = ("checked_at", "source", "outcome", "compared", "detail")
+    statement: sa.Insert = made.on_conflict_do_update(
+        index_elements=["copy_id"], set_={name: made.excluded[name] for name in names}
+    )
+    return statement
+
+
+_UPSERTS = {"sqlite": _upsert(sqlite.Insert), "postgresql": _upsert(postgresql.Insert)}
