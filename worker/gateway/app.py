@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from worker.catalogue import CatalogueError
-from worker.gateway import artifacts, jobs, objects
+from worker.gateway import artifacts, jobs, objects, uploads
 from worker.gateway.guard import Guard
 from worker.gateway.problems import answer_error, answer_invalid, answer_problem
 from worker.gateway.services import Services
@@ -64,6 +64,6 @@ def _routes(**options: Any) -> FastAPI:
     for kind in (StorageError, CatalogueError, ClientError, NoBroker, Exception):
         app.add_exception_handler(kind, answer_error)
     jobs.add_sending(app)
-    for part in (jobs, artifacts, objects):
+    for part in (jobs, artifacts, objects, uploads):
         app.include_router(part.router)
     return app

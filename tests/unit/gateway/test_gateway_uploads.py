@@ -1,0 +1,274 @@
+"""Uploads to the gateway: resumed at the byte that arrived, and enqueued once with the announced digest."""
+
+import base64
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.servers.gateway import GatewayProcess
+from tests.unit.gateway.conftest import Gateway
+from tests.waiting import until
+from worker import clock
+from worker.context import Context
+from worker.gateway import uploads
+from worker.gateway.access import TokenVerb, new_token
+from worker.gateway.services import Services
+from worker.gateway.staging import Staging
+from worker.settings import Settings
+
+CONTENT = os.urandom(3_000_000)
+OCTETS = {"Content-Type": "application/offset+octet-stream", "Tus-Resumable": "1.0.0"}
+
+
+@pytest.fixture
+def gateway(gateway_with_broker: Gateway) -> Gateway:
+    return gateway_with_broker
+
+
+def asked(content: bytes = CONTENT, key: str = "app.tgz", **more: Any) -> dict[str, Any]:
+    return {
+        "bucket": "releases", "key": key, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), **more,
+    }  # fmt: skip
+
+
+def patch(client: httpx.Client, place: str, offset: int, content: Any) -> httpx.Response:
+    return client.patch(place, headers={**OCTETS, "Upload-Offset": str(offset)}, content=content)
+
+
+def offset(client: httpx.Client, place: str) -> int:
+    answer = client.head(place)
+    assert answer.status_code == 200
+    return int(answer.headers["Upload-Offset"])
+
+
+def sent(gateway: Gateway, id_: str) -> dict[str, Any] | None:
+    """Return the request of the job that was sent, if one was."""
+    services = Services(gateway.settings)
+    try:
+        found = services.outbox.find(id_)
+    finally:
+        services.close()
+    return found.payload if found else None
+
+
+def test_a_tus_upload_becomes_one_job(gateway: Gateway) -> None:
+    """Created by the headers of tus, sent in two parts, and enqueued with its digest and the staged bytes."""
+    client = gateway.client()
+    fields = {key: value for key, value in asked().items() if key != "size"}
+    metadata = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in fields.items())
+    metadata += f",filename {base64.b64encode(b'x.tgz').decode()},stores {base64.b64encode(b'primary').decode()}"
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(CONTENT)), "Upload-Metadata": metadata}
+    made = client.post("/v1/uploads", headers=headers)
+    assert (made.status_code, made.headers["Upload-Offset"]) == (201, "0")
+    place = made.headers["Location"]
+    assert patch(client, place, 0, CONTENT[:1000]).headers["Upload-Offset"] == "1000"
+    assert offset(client, place) == 1000
+    last = patch(client, place, 1000, CONTENT[1000:])
+    assert (last.status_code, last.headers["Upload-Offset"]) == (204, str(len(CONTENT)))
+    job = last.headers["Zot-Job"]
+    request = sent(gateway, job)
+    assert request is not None
+    source = Path(str(request.pop("source")))
+    assert request == {**fields, "stores": ["primary"], "staged": True}
+    assert (source.read_bytes(), source.parent) == (CONTENT, gateway.settings.staging_dir / job)
+    assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
+
+
+def test_the_version_and_the_extensions_are_described(gateway: Gateway) -> None:
+    """OPTIONS tells what a client can expect; another version of tus is 412."""
+    client = gateway.client()
+    described = client.options("/v1/uploads")
+    assert described.headers["Tus-Version"] == "1.0.0"
+    assert described.headers["Tus-Extension"] == "creation,expiration,termination"
+    wrong = client.post("/v1/uploads", json=asked(), headers={"Tus-Resumable": "0.2.2"})
+    assert (wrong.status_code, wrong.headers["Tus-Version"]) == (412, "1.0.0")
+
+
+def test_what_arrived_before_the_line_broke_stays(gateway: Gateway) -> None:
+    """A client that goes away in the middle continues at the offset that HEAD returns."""
+    client = gateway.client()
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    head = (
+        f"PATCH {place} HTTP/1.1\r\nHost: x\r\nAuthorization: {client.headers['Authorization']}\r\n"
+        f"Upload-Offset: 0\r\nContent-Type: {OCTETS['Content-Type']}\r\nContent-Length: {len(CONTENT)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(head.encode() + CONTENT[:2_000_000])
+    until(lambda: offset(client, place) == 2_000_000)
+    assert until(lambda: patch(client, place, 2_000_000, CONTENT[2_000_000:])).status_code == 204
+    [source] = gateway.settings.staging_dir.glob("*/source")
+    assert source.read_bytes() == CONTENT
+
+
+def test_a_wrong_offset_changes_nothing(gateway: Gateway) -> None:
+    """Bytes at another offset are 409 with the right one; more than announced is 413; another type is 415."""
+    client = gateway.client()
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    assert patch(client, place, 0, CONTENT[:10]).status_code == 204
+    for wrong in (0, 5, 11, 10**18):
+        answer = patch(client, place, wrong, b"x")
+        assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "10")
+    assert patch(client, place, 10, CONTENT[10:] + b"x").status_code == 413
+    assert client.patch(place, headers={"Upload-Offset": "10"}, content=b"x").status_code == 415
+    assert client.patch(place, headers={**OCTETS, "Upload-Offset": "-1"}, content=b"x").status_code == 400
+    there = offset(client, place)
+    assert patch(client, place, there, CONTENT[there:]).status_code == 204
+
+
+def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
+    """While one sends, another one is 423, and the bytes are right in the end."""
+    client, other = gateway.client(), None
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        yield CONTENT[:2_000_000]
+        begun.set()
+        go_on.wait(60)
+        yield CONTENT[2_000_000:]
+
+    first = threading.Thread(target=lambda: patch(client, place, 0, slow()))
+    first.start()
+    begun.wait(60)
+    other = gateway.client_of(client.headers["Authorization"].removeprefix("Bearer "))
+    answer = until(lambda: (got := patch(other, place, 0, b"x")).status_code != 409 and got)
+    assert answer.status_code == 423
+    go_on.set()
+    first.join()
+    [source] = gateway.settings.staging_dir.glob("*/source")
+    assert source.read_bytes() == CONTENT
+
+
+def test_an_object_is_put_in_one_request(gateway: Gateway) -> None:
+    """PUT with the digest answers with the job; without it, or with another length, nothing is enqueued."""
+    client = gateway.client()
+    digest = f"sha-256=:{base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()}:"
+    headers = {"Repr-Digest": digest, "Content-Type": "application/gzip", "Idempotency-Key": uuid4().hex}
+    answers = [client.put("/v1/objects/releases/a%20b", content=CONTENT, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json()["job"] == answers[1].json()["job"]
+    request = sent(gateway, answers[0].json()["job"])
+    assert request is not None
+    assert (request["key"], request["content_type"]) == ("a b", "application/gzip")
+    assert client.put("/v1/objects/releases/a", content=CONTENT).status_code == 400
+    assert client.put("/v1/objects/releases/a", content=CONTENT, headers={"Repr-Digest": "md5=:x:"}).status_code == 400
+    assert client.put("/v1/objects/releases/a", content=iter([b"x"]), headers=headers).status_code == 400
+
+
+def test_an_empty_upload_is_complete_at_once(gateway: Gateway) -> None:
+    """No byte has to be sent for none."""
+    made = gateway.client().post("/v1/uploads", json=asked(b""))
+    assert made.json()["complete"]
+    assert sent(gateway, made.headers["Zot-Job"]) is not None
+
+
+def test_an_upload_belongs_to_its_token(gateway: Gateway) -> None:
+    """Another token neither sees, continues nor ends it; a prefix and a verb are held to; keys are checked."""
+    client, other = gateway.client(name="one"), gateway.client(name="two")
+    reader = gateway.client(verbs=(TokenVerb.READ,), name="reader")
+    below = gateway.client("releases/ci/", name="below")
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    assert other.head(place).status_code == patch(other, place, 0, b"x").status_code == 404
+    assert other.delete(place).status_code == 404
+    assert reader.post("/v1/uploads", json=asked()).status_code == 403
+    assert below.post("/v1/uploads", json=asked()).status_code == 403
+    assert below.post("/v1/uploads", json=asked(key="ci/a")).status_code == 201
+    for wrong in ({"key": "../a"}, {"bucket": "zot-probe"}, {"source": "/etc/passwd"}, {"staged": True}, {"size": -1},
+                  {"sha256": "x"}, {"stores": ["nope"]}, {"nope": 1}):  # fmt: skip
+        assert gateway.client("*", name=uuid4().hex).post("/v1/uploads", json=asked(**wrong)).status_code == 400, wrong
+    for bad in ("..", "..%2f..%2fcatalogue", "x" * 300, ".upload"):
+        assert client.head(f"/v1/uploads/{bad}").status_code in {400, 404}
+
+
+def test_an_upload_ends_by_delete_and_by_age(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A given-up upload leaves nothing, and one that is not continued expires."""
+    client = gateway.client()
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    assert client.delete(place).status_code == 204
+    assert client.head(place).status_code == 404
+    assert list(gateway.settings.staging_dir.iterdir()) == []
+    headers = {"Idempotency-Key": "again"}
+    place = client.post("/v1/uploads", json=asked(), headers=headers).headers["Location"]
+    patch(client, place, 0, CONTENT[:10])
+    later = clock.now() + timedelta(days=2)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert client.head(place).status_code == 404
+    monkeypatch.undo()
+    assert offset(client, place) == 10
+
+
+def test_too_much_is_refused_before_it_is_sent(gateway: Gateway) -> None:
+    """What is larger than the setting is 413, and what the disk has no room for 507."""
+    client = gateway.client()
+    assert client.post("/v1/uploads", json=asked() | {"size": (1 << 40) + 1}).status_code == 413
+    assert client.post("/v1/uploads", json=asked() | {"size": 1 << 40}).status_code == 507
+    assert list(gateway.settings.staging_dir.iterdir()) == []
+
+
+def test_a_body_that_trickles_is_ended(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer bytes than the least in the window end the request, and what arrived stays."""
+    monkeypatch.setattr(uploads, "_WINDOW", -1.0)
+    client = gateway.client()
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    assert patch(client, place, 0, b"x" * 100).status_code == 408
+    assert offset(client, place) == 100
+
+
+def test_without_a_broker_complete_bytes_wait(settings: Settings, open_gateway: Any) -> None:
+    """The last byte is answered by 503 until the job can be sent; HEAD does not say that it is complete either."""
+    with open_gateway(settings) as gateway:
+        client = gateway.client()
+        place = client.post("/v1/uploads", json=asked()).headers["Location"]
+        assert patch(client, place, 0, CONTENT).status_code == 503
+        assert client.head(place).status_code == 503
+
+
+def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker: Settings, make_tables: Any) -> None:
+    """After kill -9 in mid-upload it goes on where it was; after one between the job and its record, it is complete."""
+    broker.prepare()
+    make_tables(broker.catalogue_url)
+    context = Context.open(broker)
+    record, text = new_token("ci", ["releases"], [TokenVerb.UPLOAD], now=clock.now(), expires_at=None)
+    context.catalogue.access_tokens.add(record)
+    context.close()
+    assert broker.broker is not None
+    with (
+        GatewayProcess(tmp_path, broker.home, broker.broker.get_secret_value()) as process,
+        httpx.Client(base_url=process.url, headers={"Authorization": f"Bearer {text}"}, timeout=60) as client,
+    ):
+        place = client.post("/v1/uploads", json=asked()).headers["Location"]
+
+        def broken() -> Iterator[bytes]:
+            yield CONTENT[:2_000_000]
+            staged = broker.staging_dir / place.rpartition("/")[2] / "source"
+            until(lambda: staged.stat().st_size > 0)
+            process.kill()
+            yield CONTENT[2_000_000:]
+
+        with pytest.raises(httpx.TransportError):
+            patch(client, place, 0, broken())
+        process.restart()
+        there = offset(client, place)
+        assert 0 < there <= 2_000_000
+        job = patch(client, place, there, CONTENT[there:]).headers["Zot-Job"]
+        staging = Staging(broker)
+        upload = staging.find(job)
+        assert upload is not None
+        staging._write(type(upload)(upload.id, upload.token, upload.size, upload.request, sent=False))
+        assert offset(client, place) == len(CONTENT)
+        assert text.rpartition("_")[2] not in process.log
+    services = Services(broker)
+    found = services.outbox.find(job)
+    services.close()
+    assert found is not None
+    assert Path(str(found.payload["source"])).read_bytes() == CONTENT

@@ -1,0 +1,366 @@
+"""Resumable uploads after tus 1.0 (creation, expiration, termination), and uploads in one request."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from email.utils import format_datetime
+from http import HTTPStatus
+from typing import Annotated, Any, BinaryIO
+from uuid import uuid4
+
+from fastapi import APIRouter, Header, Request
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from worker import clock
+from worker.gateway.access import TokenVerb
+from worker.gateway.jobs import IdempotencyKey
+from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.requests import artifact_path, caller_of_request, check_may, services_of
+from worker.gateway.services import Services
+from worker.gateway.staging import StagedUpload, Staging, gone, request_of
+from worker.storage.keys import check_bucket, check_key
+from zot_artifact_client.contract import (
+    UPLOAD,
+    JobState,
+    Sha256,
+    StatusResult,
+    UploadRequest,
+)
+from zot_artifact_client.errors import InvalidRequest
+from zot_artifact_client.job_ids import check_id, choose_id
+
+router = APIRouter(tags=["uploads"], responses=ERRORS)
+
+TUS = "1.0.0"
+_EXTENSIONS = "creation,expiration,termination"
+_WRITE = 1 << 20
+"""Bytes that are written at a time."""
+_LEAST, _WINDOW = 64 * 1024, 60.0
+"""Bytes that a body must have in so many seconds."""
+_OCTETS = "application/offset+octet-stream"
+_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:,|$)")
+Tus = Annotated[str | None, Header(alias="Tus-Resumable")]
+
+
+class NewUpload(UploadRequest):
+    """An upload whose bytes are sent to the gateway: its size in bytes and its SHA-256, and where it goes."""
+
+    source: str = ""
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class ShownUpload(BaseModel):
+    """An upload of which `offset` of `size` bytes are there. With the last one, a job of the same id is sent."""
+
+    upload: str
+    offset: int
+    size: int
+    complete: bool
+
+
+@router.options("/v1/uploads", operation_id="describeUploads", status_code=HTTPStatus.NO_CONTENT)
+async def describe(request: Request) -> Response:
+    """Describe the version and the extensions of tus."""
+    most = services_of(request).settings.gateway.max_upload
+    headers = {"Tus-Version": TUS, "Tus-Extension": _EXTENSIONS, "Tus-Max-Size": str(int(most))}
+    return Response(status_code=HTTPStatus.NO_CONTENT, headers=_tus(headers))
+
+
+@router.post(
+    "/v1/uploads",
+    operation_id="createUpload",
+    status_code=HTTPStatus.CREATED,
+    response_model=ShownUpload,
+    openapi_extra={
+        "requestBody": {
+            "description": "Where the bytes go. A tus client sends it as Upload-Length and Upload-Metadata instead.",
+            "content": {"application/json": {"schema": NewUpload.model_json_schema()}},
+        }
+    },
+)
+async def create(
+    request: Request,
+    tus: Tus = None,
+    upload_length: Annotated[str | None, Header()] = None,
+    upload_metadata: Annotated[str | None, Header()] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Begin an upload: bytes are sent to its Location with PATCH, and resumed at the offset that HEAD returns."""
+    _check_version(tus)
+    if upload_length is not None:
+        fields = _fields_of(upload_length, upload_metadata or "")
+    else:
+        fields = await _json_of(request)
+    upload = await _create(request, _new(fields), idempotency_key)
+    return await _answer(request, upload, HTTPStatus.CREATED)
+
+
+@router.head("/v1/uploads/{upload_id}", operation_id="showUpload")
+async def show(request: Request, upload_id: str, tus: Tus = None) -> Response:
+    """Return the offset at which an upload continues. Its job is sent if all bytes are there."""
+    _check_version(tus)
+    return await _answer(request, await _find(request, upload_id), HTTPStatus.OK)
+
+
+@router.patch("/v1/uploads/{upload_id}", operation_id="sendBytes", status_code=HTTPStatus.NO_CONTENT, openapi_extra={
+    "requestBody": {"content": {_OCTETS: {}}},
+})  # fmt: skip
+async def send(
+    request: Request,
+    upload_id: str,
+    upload_offset: Annotated[str, Header(pattern="^[0-9]{1,19}$")],
+    tus: Tus = None,
+) -> Response:
+    """Append bytes at an offset. What arrived stays, however the request ends. With the last byte the job is sent."""
+    _check_version(tus)
+    if request.headers.get("content-type", "").partition(";")[0].strip() != _OCTETS:
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "WrongType", f"send the bytes as Content-Type: {_OCTETS}")
+    upload = await _find(request, upload_id)
+    await _append(request, upload, int(upload_offset))
+    return await _answer(request, upload, HTTPStatus.NO_CONTENT)
+
+
+@router.delete("/v1/uploads/{upload_id}", operation_id="endUpload", status_code=HTTPStatus.NO_CONTENT)
+async def terminate(request: Request, upload_id: str, tus: Tus = None) -> Response:
+    """Give up an upload and remove its bytes. One whose job was sent is 409: cancel the job."""
+    _check_version(tus)
+    services, upload = services_of(request), await _find(request, upload_id)
+    if upload.sent:
+        raise Problem(HTTPStatus.CONFLICT, "JobSent", f"its job was sent: cancel it with DELETE /v1/jobs/{upload.id}")
+    await services.fetch(Staging(services.settings).remove, upload)
+    return Response(status_code=HTTPStatus.NO_CONTENT, headers=_tus({}))
+
+
+@router.put(
+    "/v1/objects/{bucket}/{key:key}",
+    operation_id="uploadObject",
+    status_code=HTTPStatus.ACCEPTED,
+    openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
+)
+async def upload_object(
+    request: Request,
+    bucket: str,  # noqa: ARG001 - for the OpenAPI document; `artifact_path` reads it
+    key: str,  # noqa: ARG001
+    repr_digest: Annotated[str, Header(description="`sha-256=:BASE64:`, as in RFC 9530.")],
+    idempotency_key: IdempotencyKey = None,
+) -> StatusResult:
+    """Upload an artifact in one request. The answer is the job, which ends once the stores have it."""
+    found, length = _DIGEST.search(repr_digest), request.headers.get("content-length", "")
+    if found is None or not length.isdigit():
+        raise InvalidRequest("upload: Content-Length and Repr-Digest: sha-256=:BASE64: are needed")
+    at = artifact_path(request, "/v1/objects/")
+    sha256 = base64.b64decode(found[1]).hex()
+    fields = {"bucket": at[0], "key": at[1], "size": length[:20], "sha256": sha256}
+    content_type = request.headers.get("content-type")
+    if content_type and content_type != "application/x-www-form-urlencoded":  # which curl says of any body
+        fields["content_type"] = content_type
+    upload = await _create(request, _new(fields), idempotency_key)
+    services = services_of(request)
+    staging = Staging(services.settings)
+    if not upload.sent:
+        there = await services.fetch(staging.offset, upload)
+        await _append(request, upload, there or 0, again=True)
+        if await services.fetch(staging.offset, upload) != upload.size:  # the client went away
+            if idempotency_key is None:
+                await services.fetch(staging.remove, upload)
+            raise Problem(HTTPStatus.BAD_REQUEST, "Incomplete", f"the body ended before its {upload.size} bytes")
+    return await services.read(_finish, services, upload)
+
+
+# What these operations share
+
+
+def _check_version(tus: str | None) -> None:
+    if tus is not None and tus != TUS:
+        detail = f"tus {TUS} is spoken here: send Tus-Resumable: {TUS}"
+        raise Problem(HTTPStatus.PRECONDITION_FAILED, "WrongVersion", detail, headers={"Tus-Version": TUS})
+
+
+def _fields_of(length: str, metadata: str) -> dict[str, Any]:
+    """Return the fields of an upload from the headers of tus: names, each with its value in base64."""
+    fields: dict[str, Any] = {"size": length}
+    for pair in filter(None, (each.strip() for each in metadata.split(","))):
+        name, _, value = pair.partition(" ")
+        try:
+            fields[name] = base64.b64decode(value, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            raise InvalidRequest(f"upload: Upload-Metadata: the value of {name[:64]!r} is no base64 of UTF-8") from None
+    fields.pop("filename", None)  # what clients in browsers add by themselves
+    if (kind := fields.pop("filetype", None)) and "content_type" not in fields:
+        fields["content_type"] = kind
+    if "stores" in fields:
+        fields["stores"] = tuple(fields["stores"].split(","))
+    return fields
+
+
+async def _json_of(request: Request) -> dict[str, Any]:
+    try:
+        found = await request.json()
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidRequest("upload: a JSON object is expected, or Upload-Length and Upload-Metadata")
+    return found
+
+
+def _new(fields: Mapping[str, Any]) -> NewUpload:
+    try:
+        return NewUpload.read(dict(fields))
+    except ValidationError as error:
+        faults = dict.fromkeys(f"{each['loc'][0] if each['loc'] else 'body'}: {each['msg']}" for each in error.errors())
+        raise InvalidRequest(f"upload: {'; '.join(faults)}") from None
+
+
+async def _create(request: Request, new: NewUpload, idempotency_key: str | None) -> StagedUpload:
+    """Make an upload if the token allows it."""
+    services, caller = services_of(request), caller_of_request(request)
+    check_may(caller, TokenVerb.UPLOAD, new.bucket, new.key)
+    check_key(check_bucket(new.bucket), new.key)
+    if new.source or new.staged:
+        raise InvalidRequest("upload: source, staged: the bytes are sent here")
+    for name in new.stores or ():
+        services.context.stores[name]  # its error knows the nearest name
+    most = int(services.settings.gateway.max_upload)
+    if new.size > most:
+        detail = f"{new.bucket}/{new.key} has {new.size} bytes, gateway.max_upload allows {most}"
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TooLarge", detail)
+    id_ = str(uuid4())
+    if idempotency_key is not None:
+        own = f"{caller.name}:upload:{idempotency_key}"
+        id_ = choose_id(UPLOAD, idempotency_key=own, service="gateway")
+    fields = {name: value for name, value in new.payload().items() if name != "size"}
+    staging = Staging(services.settings)
+    return await services.fetch(staging.create, StagedUpload(id_, caller.name, new.size, fields))
+
+
+async def _find(request: Request, upload_id: str) -> StagedUpload:
+    """Return an upload of the caller's token. Raise a Problem: there is none, or the token does not allow it now."""
+    services, caller = services_of(request), caller_of_request(request)
+    upload = await services.fetch(Staging(services.settings).find, check_id(upload_id))
+    if upload is None or upload.token != caller.name:
+        raise gone(upload_id)
+    check_may(caller, TokenVerb.UPLOAD, upload.request["bucket"], upload.request["key"])
+    return upload
+
+
+async def _append(request: Request, upload: StagedUpload, offset: int, *, again: bool = False) -> None:
+    """Append the body of a request. With `again` the body begins with the bytes that are there, which are skipped.
+
+    Raises:
+        Problem: the offset is not the one that is there, the body has too many bytes or is too slow. What came before
+            that stays.
+    """
+    services, staging = services_of(request), Staging(services_of(request).settings)
+    if upload.sent:
+        raise Problem(HTTPStatus.CONFLICT, "JobSent", f"upload {upload.id} is complete, its job was sent")
+    with ExitStack() as held:
+        file = await services.fetch(held.enter_context, staging.appending(upload))
+        there = await services.fetch(_end, file)
+        if there != offset:
+            detail = f"upload {upload.id} has {there} bytes, these begin at {offset}: send what follows"
+            raise Problem(HTTPStatus.CONFLICT, "WrongOffset", detail, headers={"Upload-Offset": str(there)})
+        body = _Body(upload, file, services, there, skip=there if again else 0)
+        try:
+            await body.take(request)
+        finally:
+            await services.fetch(body.flush)
+            await services.fetch(held.close)
+
+
+class _Body:
+    """The bytes of one request on their way into the file."""
+
+    def __init__(self, upload: StagedUpload, file: BinaryIO, services: Services, there: int, *, skip: int) -> None:
+        self._upload = upload
+        self._file = file
+        self._services = services
+        self._left = upload.size - there
+        self._skip = skip
+        self._waiting = bytearray()
+
+    async def take(self, request: Request) -> None:
+        """Take the body to its end, or until the client goes away."""
+        begun, seen = clock.now(), 0
+        try:
+            async for piece in request.stream():
+                seen += len(piece)
+                new = piece[self._skip :]
+                self._skip = max(0, self._skip - len(piece))
+                if len(new) > self._left:
+                    detail = f"more than the {self._upload.size} bytes that were announced"
+                    raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TooLarge", detail)
+                self._left -= len(new)
+                self._waiting += new
+                if len(self._waiting) >= _WRITE:
+                    await self._services.fetch(self.flush)
+                if (clock.now() - begun).total_seconds() > _WINDOW:
+                    if seen < _LEAST:
+                        detail = f"fewer than {_LEAST} bytes in {_WINDOW:.0f} s: continue at the offset that is there"
+                        raise Problem(HTTPStatus.REQUEST_TIMEOUT, "TooSlow", detail)
+                    begun, seen = clock.now(), 0
+        except ClientDisconnect:
+            return
+
+    def flush(self) -> None:
+        """Write what waits."""
+        left = memoryview(bytes(self._waiting))
+        self._waiting.clear()
+        while left:
+            left = left[self._file.write(left) :]
+
+
+def _end(file: BinaryIO) -> int:
+    return file.seek(0, 2)
+
+
+async def _answer(request: Request, upload: StagedUpload, status: HTTPStatus) -> Response:
+    """Answer with the offset of an upload; send its job if all bytes are there."""
+    services = services_of(request)
+    staging = Staging(services.settings)
+    there = await services.fetch(staging.offset, upload)
+    if there is None or there == upload.size:
+        await services.read(_finish, services, upload)
+        there = upload.size
+    expires = await services.fetch(staging.expires_at, upload.id)
+    headers = {
+        "Location": f"/v1/uploads/{upload.id}",
+        "Upload-Offset": str(there),
+        "Upload-Length": str(upload.size),
+        "Upload-Expires": format_datetime(expires, usegmt=True),
+        "Cache-Control": "no-store",
+    }
+    if there == upload.size:
+        headers["Zot-Job"] = upload.id
+    if status is HTTPStatus.CREATED:
+        shown = ShownUpload(upload=upload.id, offset=there, size=upload.size, complete=there == upload.size)
+        return JSONResponse(shown.model_dump(), status, _tus(headers))
+    return Response(status_code=status, headers=_tus(headers))
+
+
+def _finish(services: Services, upload: StagedUpload) -> StatusResult:
+    """Send the job of a complete upload. The same id again is the same job, so that a killed gateway may send twice.
+
+    Raises:
+        Problem: its bytes are gone, and there is no job.
+        BrokerUnavailable: the bytes stay; ask for the offset again later.
+    """
+    staging = Staging(services.settings)
+    queued = StatusResult(job=upload.id, kind=UPLOAD.kind, state=JobState.QUEUED)
+    if upload.sent:
+        return queued
+    source = staging.source(upload)
+    if source.exists():
+        services.client.submit(UPLOAD, request_of(upload, source), job_id=upload.id)
+    elif services.context.catalogue.ledger.get(upload.id) is None:
+        raise gone(upload.id)
+    staging.mark_sent(upload)
+    return queued
+
+
+def _tus(headers: Mapping[str, str]) -> dict[str, str]:
+    return {"Tus-Resumable": TUS, **headers}
