@@ -45,8 +45,8 @@ def environments(pids: set[int]) -> str:
 
 @pytest.mark.slow
 def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(zot: Zot) -> None:
-    """Broker, worker, beat and Flower run; broker and Flower ask for passwords, kept for their owner's eyes alone."""
-    with up_of(zot) as up:
+    """Broker, worker, beat, Flower and gateway run; each asks for a secret, kept for its owner's eyes alone."""
+    with up_of(zot, "--gateway") as up:
         secrets = [zot.home / "run" / name for name in ("broker-password", "flower-password", "broker-url")]
         assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
         broker, flower, url = (path.read_text().strip() for path in secrets)
@@ -66,6 +66,10 @@ def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(z
         headers = urllib3.make_headers(basic_auth=f"zot:{flower}")
         assert urllib3.request("GET", f"{where}/workers").status == 401
         assert urllib3.request("GET", f"{where}/workers", headers=headers).status == 200
+        gateway = up.document["gateway"]["url"]
+        assert gateway.startswith("http://127.0.0.1:")
+        assert urllib3.request("GET", f"{gateway}/healthz").status == 200
+        assert urllib3.request("GET", f"{gateway}/v1/artifacts?bucket=releases").status == 401
         family = up.family()
         assert up.stop() == 0
     assert still_there(family, WITHIN) == set()

@@ -20,6 +20,9 @@ def up(
     no_beat: Annotated[
         bool, typer.Option("--no-beat", help="Do not start beat, which starts the periodic sweeps.")
     ] = False,
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Also start the HTTP gateway, on loopback; `tokens add` makes its tokens.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run broker, workers, beat and Flower on this machine.
@@ -42,7 +45,7 @@ def up(
         else:
             _print(running, stores)
 
-    options = UpOptions(concurrency, beat=not no_beat, flower=not no_flower)
+    options = UpOptions(concurrency, beat=not no_beat, flower=not no_flower, gateway=gateway)
     try:
         run(settings, options, ready=ready, say=note)
     except (NotReady, DamagedBroker) as error:
@@ -64,6 +67,7 @@ def _document(running: Running, stores: list[str]) -> dict[str, object]:
         "home": str(running.home),
         "broker_file": running.broker_file and str(running.broker_file),
         "flower": flower,
+        "gateway": running.gateway_url and {"url": running.gateway_url},
         "stores": stores,
         "logs": str(running.logs),
     }
@@ -79,6 +83,8 @@ def _print(running: Running, stores: list[str]) -> None:
             f"{running.flower_password} (not shown again; kept in {kept})" if running.flower_password else f"in {kept}"
         )
         say(where + shown)
+    if running.gateway_url:
+        say(f"gateway  {running.gateway_url} with a token of `zot-artifacts tokens add`")
     say(f"stores   {', '.join(stores)}")
     say(f"logs     {running.logs}")
     out().print("[green]ready[/]    Ctrl-C stops everything; jobs that have not ended stay queued")

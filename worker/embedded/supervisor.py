@@ -47,6 +47,7 @@ class UpOptions:
     concurrency: int = 2
     beat: bool = True
     flower: bool = True
+    gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Running:
     flower_password_file: Path | None
     flower_password: str | None
     """The password, if this run has made it."""
+    gateway_url: str | None = None
 
 
 def run(
@@ -80,14 +82,18 @@ def run(
             if settings.broker is None:
                 _start_broker(settings, children, lock, say)
             running = _start_celery(settings, options, children, logs)
+            gateway = _start_gateway(settings, children) if options.gateway else None
             _await_worker(settings, children, logs)
+            if gateway is not None:  # it starts beside the workers
+                _await(children, lambda: _listens(gateway), _READY_WITHIN, f"the gateway; see {logs / 'gateway.log'}")
+                running = replace(running, gateway_url=f"http://127.0.0.1:{gateway}")
             ready(running)
             while True:
                 children.wait(3600)
         except StopRequested:
             say("shutting down: running jobs have a few seconds, then they are requeued")
         finally:
-            children.stop("worker", "sweeper", "beat")
+            children.stop("worker", "sweeper", "beat", "gateway")
             children.stop("flower")
             children.stop("valkey")
             if settings.broker is None:
@@ -138,6 +144,14 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
         _await(children, lambda: _listens(port), _READY_WITHIN, f"Flower; see {logs / 'flower.log'}")
     broker_file = settings.broker_file if settings.broker is None else None
     return Running(settings.home, logs, broker_file, url, password_file, password if made else None)
+
+
+def _start_gateway(settings: Settings, children: Children) -> int:
+    """Start the gateway on a loopback port that stays the same, and return the port."""
+    port = valkey.remembered_port(settings.home / "run" / "gateway-port")
+    command = (sys.executable, "-m", "worker.cli", "serve", "--port", str(port))
+    children.start(Program("gateway", command, environment=_environment(settings), grace=_REQUEUE_WITHIN))
+    return port
 
 
 def _start_workers(settings: Settings, options: UpOptions, children: Children, environment: dict[str, str]) -> None:
