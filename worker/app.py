@@ -51,6 +51,7 @@ TASK_MODULES = (
     "tasks.sweeps.replicate",
     "tasks.sweeps.report",
     "tasks.sweeps.repair",
+    "tasks.sweeps.canary",
     "tasks.sweeps.cleanup",
     "tasks.sweeps.evidence",
     "tasks.sweeps.probe",

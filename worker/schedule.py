@@ -7,6 +7,7 @@ from worker.settings import Settings
 from zot_artifact_client.contract import (
     SWEEP_ALARMS,
     SWEEP_BACKUP,
+    SWEEP_CANARY,
     SWEEP_EVIDENCE,
     SWEEP_LEFTOVERS,
     SWEEP_PROBE,
@@ -41,6 +42,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             settings.sweep.report.enabled and settings.sweep.report.store is not None,
             settings.sweep.report.every,
         ),
+        (SWEEP_CANARY, settings.sweep.canary.enabled, settings.sweep.canary.every),
         (SWEEP_ALARMS, bool(settings.alarms.channels), settings.alarms.every),
         (SWEEP_BACKUP, bool(settings.sweep.backup.stores), settings.sweep.backup.every),
     ]

@@ -19,6 +19,7 @@ from worker.catalogue.batches import (
     NewBatchItem,
     PageCounts,
 )
+from worker.catalogue.canaries import Canaries, CanaryRound, CanaryTimes
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
@@ -58,6 +59,8 @@ __all__ = [
     "BatchItem",
     "BatchItemKind",
     "BatchOutcome",
+    "CanaryRound",
+    "CanaryTimes",
     "Catalogue",
     "CatalogueError",
     "CatalogueUnavailable",
@@ -178,6 +181,10 @@ class Catalogue:
     @cached_property
     def alarms(self) -> Alarms:
         return Alarms(self._database)
+
+    @cached_property
+    def canaries(self) -> Canaries:
+        return Canaries(self._database)
 
     @cached_property
     def artifact_locks(self) -> ArtifactLocks:

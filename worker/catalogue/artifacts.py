@@ -14,10 +14,11 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.holds import OnHold, check_hold
 from worker.catalogue.prepared import Prepared
-from worker.catalogue.records import Artifact, Copy, CopyState
-from worker.catalogue.tables import CURRENT, artifacts, copies, manifests
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState
+from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, manifests
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
+from worker.storage.keys import CANARY_BUCKET
 
 _GOOD = [state for state in CopyState if state.good]
 _ABSENT = [state for state in CopyState if not state.present]
@@ -73,6 +74,12 @@ _DELETE_COPY = Prepared(
     sa.update(copies)
     .where(copies.c.id == sa.bindparam("copy"))
     .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
+)
+_DAMAGED = (
+    sa.select(copies.c.store, copies.c.state)
+    .join(artifacts, artifacts.c.id == copies.c.artifact_id)
+    .join(canaries, sa.and_(canaries.c.store == copies.c.store, canaries.c.key == artifacts.c.key))
+    .where(artifacts.c.bucket == CANARY_BUCKET, canaries.c.closed_at.is_(None), copies.c.state.in_(BAD))
 )
 _COMMIT = Prepared(
     sa.update(artifacts)
@@ -249,6 +256,7 @@ class Artifacts:
         query = sa.select(artifacts).where(*listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
         if bucket is None:
             query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
+            query = query.where(artifacts.c.bucket != CANARY_BUCKET)
             query = query.where(*begins_with(artifacts.c.key, prefix))
         else:
             query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1]))
@@ -391,13 +399,17 @@ class Artifacts:
             return list(connection.execute(sa.select(artifacts.c.bucket).distinct()).scalars())
 
     def count_by_state(self) -> dict[str, dict[str, int]]:
-        """Return the number of copies by store and state."""
+        """Return the number of copies by store and state; a canary that was damaged on purpose counts as stored."""
         query = sa.select(copies.c.store, copies.c.state, sa.func.count()).group_by(copies.c.store, copies.c.state)
         counts: dict[str, dict[str, int]] = {}
         with self._database.read() as connection:
             for store, state, count in connection.execute(query):
                 counts.setdefault(store, {})[state] = count
-        return counts
+            damaged = connection.execute(_DAMAGED).all()
+        for store, state in damaged:
+            stored = counts[store].get(CopyState.STORED, 0) + 1
+            counts[store] |= {state: counts[store][state] - 1, CopyState.STORED: stored}
+        return {store: {state: n for state, n in states.items() if n} for store, states in counts.items()}
 
     def oldest_verified(self, store: str) -> datetime | None:
         """Return the oldest last full read among the good copies of a store that were read, None if none was."""

@@ -13,6 +13,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import BAD
 from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, verifications
 from worker.storage import Verdict
+from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import REPLICATE, JobState
 
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
@@ -80,7 +81,7 @@ class CoverageQueries:
         """Return how many copies of a store have been read within `period`, and within the time `recent`."""
         count = sa.select(sa.func.count()).where(copies.c.store == store)
         oldest = sa.select(sa.func.min(copies.c.read_at)).where(copies.c.store == store, copies.c.read_at.is_not(None))
-        retry = copies.c.next_due_at.is_not(None)
+        retry, unreadable = copies.c.next_due_at.is_not(None), copies.c.last_verdict == Verdict.UNREADABLE
         with self._database.read() as connection:
 
             def counted(of: sa.Select[Any], *, again: bool) -> int:
@@ -101,7 +102,7 @@ class CoverageQueries:
                 read=counted(count.where(copies.c.read_at > now - period), again=True),
                 recent=counted(count.where(copies.c.read_at > now - recent), again=True),
                 never=counted(count.where(copies.c.read_at.is_not(None)), again=False),
-                unreadable=connection.execute(count.where(retry)).scalar_one(),
+                unreadable=connection.execute(count.where(retry, unreadable)).scalar_one(),
                 oldest_read_at=min((moment for moment in moments if moment), default=None),
             )
 
@@ -125,7 +126,7 @@ class CoverageQueries:
         row = verifications.c
         query = (
             sa.select(row.verdict, sa.func.count())
-            .where(row.store == store, row.at > since, BAD_VERDICT)
+            .where(row.store == store, row.at > since, BAD_VERDICT, row.bucket != CANARY_BUCKET)
             .group_by(row.verdict)
         )
         with self._database.read() as connection:

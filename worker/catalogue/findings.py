@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, CopyState, FindingKind
-from worker.catalogue.tables import CURRENT, artifacts, copies, findings
+from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, findings
 from worker.catalogue.types import Text, without_nul
 from worker.storage import Verdict
+from worker.storage.keys import CANARY_BUCKET
 
 if TYPE_CHECKING:
     from worker.catalogue.records import Artifact, Copy
@@ -28,6 +29,8 @@ COPY_KINDS = frozenset({
     FindingKind.SUSPECT, FindingKind.CORRUPT, FindingKind.MISSING, FindingKind.SIZE_MISMATCH, FindingKind.UNREADABLE,
 })  # fmt: skip
 """The kinds that are about the bytes of one copy."""
+_DAMAGE = {FindingKind(state) for state in BAD} | {FindingKind.SUSPECT}
+_OF_COPIES = COPY_KINDS | {FindingKind.CANARY}
 _GOOD = [state for state in CopyState if state.good]
 _FEW = 500
 """Open findings that one search by a range of keys returns at most; where there are more, each key is searched."""
@@ -69,6 +72,7 @@ _LOST = sa.select(artifacts.c.bucket, artifacts.c.key, artifacts.c.version).wher
         findings.c.bucket == artifacts.c.bucket, findings.c.key == artifacts.c.key, _OPEN,
         findings.c.version == artifacts.c.version, findings.c.kind == FindingKind.LOST,
     ),
+    artifacts.c.bucket != CANARY_BUCKET,
     *CURRENT,
 )  # fmt: skip
 
@@ -294,7 +298,7 @@ def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now:
     resolved: dict[int, str] = {}
     for row in open_:
         verdict = last.get((row.store, row.bucket, row.key, row.version))
-        if verdict is not None and row.kind in COPY_KINDS and (how := _settles(verdict, row.kind)):
+        if verdict is not None and row.kind in _OF_COPIES and (how := _settles(verdict, row.kind)):
             resolved[row.id] = how
         elif row.kind == FindingKind.LOST:
             good = (each for each in last.values() if each.verdict == Verdict.VERIFIED)
@@ -366,12 +370,29 @@ def see(connection: Connection, found: Sequence[NewFinding], now: datetime) -> N
     """Open findings, or record that open ones were seen once more."""
     if not found:
         return
+    found = _as_canaries(connection, found)
     rows = [
         {"kind": each.kind, "store": each.store, "bucket": each.bucket, "key": each.key, "version": each.version,
          "opened_at": now, "last_seen_at": now, "evidence": dict(each.evidence)}
         for each in found
     ]  # fmt: skip
     connection.execute(_UPSERTS[connection.dialect.name], rows)
+
+
+def _as_canaries(connection: Connection, found: Sequence[NewFinding]) -> Sequence[NewFinding]:
+    """Return findings in which those about canaries that were damaged on purpose have their own kind."""
+    keys = [each.key for each in found if each.bucket == CANARY_BUCKET]
+    if not keys:
+        return found
+    row = canaries.c
+    query = sa.select(row.store, row.key).where(row.key.in_(keys), row.closed_at.is_(None))
+    damaged = {(row.store, row.key) for row in connection.execute(query)}
+    return [
+        replace(each, kind=FindingKind.CANARY)
+        if each.bucket == CANARY_BUCKET and each.kind in _DAMAGE and (each.store, each.key) in damaged
+        else each
+        for each in found
+    ]
 
 
 def resolve_store(connection: Connection, kind: FindingKind, store: str, how: str, now: datetime) -> None:
@@ -390,6 +411,8 @@ def _settles(verdict: "VerdictRow", kind: str) -> str | None:
     """Return how a verdict on a copy resolves an open finding of this kind on the same copy, None if it does not."""
     if verdict.verdict == Verdict.VERIFIED:
         return f"verified by job {verdict.job}"
+    if kind == FindingKind.CANARY:
+        return None  # its damage is known, in whatever way it is found
     if verdict.verdict in {kind, Verdict.UNVERIFIABLE}:
         return None
     if verdict.verdict == Verdict.UNREADABLE and kind != FindingKind.SUSPECT:

@@ -13,6 +13,7 @@ from worker.catalogue.findings import NewFinding, note_action, resolve_store, se
 from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind
 from worker.catalogue.sweep_claims import claim_copies, unclaimed
 from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, store_trust, verifications
+from worker.storage.keys import CANARY_BUCKET
 
 _GOOD = [state for state in CopyState if state.good]
 _other = copies.alias("other")
@@ -85,6 +86,7 @@ class Repairs:
             found = (
                 sa.select(row.bucket, row.key, row.version)
                 .where(row.store == store, row.at > max(since, trusted or since), BAD_VERDICT)
+                .where(row.bucket != CANARY_BUCKET)
                 .distinct()
                 .limit(limit)
                 .subquery()

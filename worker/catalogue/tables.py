@@ -466,3 +466,18 @@ access_tokens = Table(
     Index("ix_access_tokens_name", "name"),
 )
 """The secrets of the gateway's tokens: `sha256` is the hash of one, `buckets` and `verbs` what it allows."""
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("store", Text(128), nullable=False),
+    Column("key", Text(1024), nullable=False),
+    Column("begun_at", UtcDateTime, nullable=False),
+    Column("damaged_at", UtcDateTime),
+    Column("detected_at", UtcDateTime),
+    Column("repaired_at", UtcDateTime),
+    Column("closed_at", UtcDateTime),
+    Index("ix_canaries_store", "store", "id"),
+)
+"""The canaries that were damaged on purpose, and when that was found and repaired."""

@@ -152,7 +152,10 @@ def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_js
         print_table(columns, cells, empty="no findings", flexible=("artifact", "state"))
         if len(rows) > limit:
             note(f"there are more than {limit}: narrow them with --kind or --store, or raise --limit")
-    bad = any(each.resolved_at is None and each.acknowledged_at is None for each in shown)
+    bad = any(
+        each.resolved_at is None and each.acknowledged_at is None and each.kind is not FindingKind.CANARY
+        for each in shown
+    )
     raise typer.Exit(Status.BAD if bad else Status.GOOD)
 
 

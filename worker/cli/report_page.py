@@ -33,6 +33,7 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 <h2>Open findings</h2>$findings
 <h2>Findings since $since</h2>$handled
 <h3>Time to detect and to repair</h3>$times
+<h3>Canaries</h3>$canaries
 <h2>Level of preservation</h2>$level
 <h2>Resolved last</h2>$resolved
 <h2>Quarantine</h2>$quarantine
@@ -66,6 +67,7 @@ def page_of(document: Mapping[str, Any]) -> str:
         since=moment(document["since"]),
         handled=_handled(document["handled"]),
         times=_times(document),
+        canaries=_canaries(document["canaries"], now),
         level=_level(document["preservation"]),
         resolved=_resolved(document["resolved"]),
         quarantine=_quarantine(document["stores"]),
@@ -184,6 +186,20 @@ def _times(document: Mapping[str, Any]) -> str:
          "from the finding to its end; the median of the slowest kind"),
     ]  # fmt: skip
     return _table(("time to", "bad copies", "median", "longest", "counted"), rows, "")
+
+
+def _canaries(canaries: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    rows = [
+        (
+            each["store"], each["rounds"], age(each["last_damaged_at"], now) if each["last_damaged_at"] else None,
+            _seconds(each["detect_seconds"]), _seconds(each["detect_longest"]),
+            _seconds(each["repair_seconds"]), _seconds(each["repair_longest"]),
+        )
+        for each in canaries
+    ]  # fmt: skip
+    names = ("store", "damaged", "last", "found after", "longest", "repaired after", "longest")
+    told = '<p class="dim">Objects of our own that are damaged on purpose, in the last 30 days.</p>'
+    return _table(names, rows, "No canary was damaged yet.") + (told if rows else "")
 
 
 def _level(reached: Mapping[str, Any]) -> str:

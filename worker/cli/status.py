@@ -25,6 +25,7 @@ from zot_artifact_client.contract import TASKS
 
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
+_CANARIES = timedelta(days=30)
 _NAMED = 5
 _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
@@ -95,6 +96,7 @@ def document_of(session: Session) -> dict[str, Any]:
         "paused": [{"scope": each.scope, "name": each.name, **_paused(each)} for each in pauses],
         "sweeps": [_run(kind, run) for kind, run in runs.items()],
         "checks": [asdict(check) for check in checks],
+        "canaries": [asdict(each) for each in catalogue.canaries.times(since=now - _CANARIES)],
         "alarms": [asdict(each) for each in catalogue.alarms.channels().values()],
     }
 
@@ -142,6 +144,8 @@ def _findings(session: Session, stores: list[dict[str, Any]], now: datetime) -> 
     for (kind, store), each in known.items():
         if kind in {FindingKind.OVERDUE, FindingKind.STORE_NOT_CONFIGURED}:
             continue  # it is no longer so, which the next sweep records
+        if kind is FindingKind.CANARY:
+            continue  # it was damaged on purpose: `canaries` has it
         some = session.catalogue.findings.page(kind=kind, store=store or "", limit=_NAMED)
         detail = None
         if kind is FindingKind.STORE_UNTRUSTED and store in untrusted:
@@ -245,6 +249,8 @@ def _print(document: Mapping[str, Any]) -> None:
     say(f"repairs and replications under way: {document['repairs']}")
     dead = document["dead_letters"]
     say(f"dead letters: {dead}; `zot-artifacts jobs --dead` lists them" if dead else "dead letters: 0")
+    for each in document["canaries"]:
+        say(_canary(each))
     for each in filter(itemgetter("pending"), document["alarms"]):
         say(f"alarms by {each['channel']}: {each['pending']} wait; {each['error'] or 'they are sent soon'}")
     for each in document["paused"]:
@@ -264,6 +270,17 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     ahead = None if forecast is None else age(now, now + timedelta(seconds=min(forecast, 10**10)))
     overdue = f"{late} ({_share(late, row['copies'])})" if late else 0
     return row["store"], row["copies"], share, oldest, row["never_read"], overdue, ahead
+
+
+def _canary(times: Mapping[str, Any]) -> str:
+    """Return how soon the canaries of a store were found and repaired."""
+    words = {"detect": "found", "repair": "repaired"}
+    told = [
+        f"{word} within {times[f'{name}_longest']:.0f} s, most often {times[f'{name}_seconds']:.0f} s"
+        for name, word in words.items()
+        if times[f"{name}_seconds"] is not None
+    ]
+    return f"canary {times['store']}: {'; '.join(told) or 'damaged, not found yet'}"
 
 
 def _share(part: int, whole: int) -> str | None:

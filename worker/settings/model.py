@@ -158,6 +158,7 @@ class Settings(BaseSettings):
             "sweep.repair.off": self.sweep.repair.off,
             "sweep.reconcile.off": self.sweep.reconcile.off,
             "sweep.backup.stores": self.sweep.backup.stores,
+            "sweep.canary.off": self.sweep.canary.off,
             "sweep.report.store": filter(None, [self.sweep.report.store]),
             "store_limits": self.store_limits,
         }

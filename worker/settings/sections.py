@@ -219,6 +219,19 @@ class ProbeSweepSettings(Section):
     every: Duration = timedelta(hours=1)
 
 
+class CanarySweepSettings(Section):
+    """How often an object of our own is damaged in each store, to measure how soon that is found and repaired."""
+
+    enabled: bool = True
+    every: Duration = timedelta(hours=6)
+    off: tuple[str, ...] = ()
+    """Stores without a canary, such as those that others write."""
+    objects: Annotated[int, Field(ge=1, le=100)] = 3
+    """Canaries of each store, which are damaged in turn."""
+    within: Duration = timedelta(days=1)
+    """A canary that is not found, or not repaired, within this time is a finding."""
+
+
 class ReportSweepSettings(Section):
     """Where the report is written, as a page and as JSON."""
 
@@ -258,6 +271,7 @@ class SweepSettings(Section):
     probe: ProbeSweepSettings = ProbeSweepSettings()
     backup: BackupSweepSettings = BackupSweepSettings()
     report: ReportSweepSettings = ReportSweepSettings()
+    canary: CanarySweepSettings = CanarySweepSettings()
 
 
 class JobSettings(Section):

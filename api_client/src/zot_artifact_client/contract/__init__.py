@@ -126,6 +126,7 @@ __all__ = [
     "REPLICATE",
     "SWEEP_ALARMS",
     "SWEEP_BACKUP",
+    "SWEEP_CANARY",
     "SWEEP_EVIDENCE",
     "SWEEP_LEFTOVERS",
     "SWEEP_PROBE",
@@ -328,6 +329,7 @@ SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, Sweep
 SWEEP_ALARMS = TaskSpec("sweep.alarms.v1", "sweep.alarms", SweepAlarmsRequest, SweepAlarmsResult, Queue.INTERACTIVE)
 SWEEP_BACKUP = TaskSpec("sweep.backup.v1", "sweep.backup", SweepBackupRequest, SweepBackupResult, Queue.SWEEP)
 SWEEP_REPORT = TaskSpec("sweep.report.v1", "sweep.report", SweepReportRequest, SweepReportResult, Queue.INTERACTIVE)
+SWEEP_CANARY = TaskSpec("sweep.canary.v1", "sweep.canary", SweepCanaryRequest, SweepCanaryResult, Queue.SWEEP)
 SWEEP_PROBE = TaskSpec("sweep.probe.v1", "sweep.probe", SweepProbeRequest, SweepProbeResult, Queue.SWEEP)
 
 TASKS: dict[str, TaskSpec[Any, Any]] = {
@@ -335,8 +337,7 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
     for spec in (
         UPLOAD, REPLICATE, VERIFY, EVIDENCE, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
-        SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP, SWEEP_REPORT,
-        SWEEP_EVIDENCE,
+        SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP, SWEEP_REPORT, SWEEP_EVIDENCE, SWEEP_CANARY,
     )
 }  # fmt: skip
 

@@ -1,0 +1,134 @@
+"""Sweep canary: damage an object of our own in each store, and measure how soon it is found and repaired."""
+
+import logging
+from contextlib import suppress
+from datetime import timedelta
+
+from worker import clock
+from worker.artifacts import canary
+from worker.artifacts.quarantine import purge, quarantined
+from worker.catalogue import CanaryRound, FindingKind
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import artifact_task
+from worker.storage import Store
+from worker.storage.errors import AccessDenied, NotFound, StorageError
+from worker.storage.keys import CANARY_BUCKET
+from zot_artifact_client.contract import SWEEP_CANARY, SweepCanaryRequest, SweepCanaryResult
+
+logger = logging.getLogger(__name__)
+
+
+def sweep_canary(request: SweepCanaryRequest, context: JobContext, job: RunningJob) -> SweepCanaryResult:
+    """Close the rounds whose canary is repaired, tell of those that were missed, and begin the next ones.
+
+    Nothing but the verify sweep finds a canary, and nothing but the repair sweep repairs it, as any other copy. Stores
+    that are paused, read-only or without a reserved bucket have none.
+
+    Raises:
+        UnknownStore: naming the stores there are.
+    """
+    sweep, told = context.settings.sweep.canary, {}
+    for name in context.unpaused_stores(request.store):
+        job.step(f"canary of {name}")
+        job.check()
+        if name in sweep.off:
+            continue
+        try:
+            told[name] = _Canary(context, name).turn()
+        except AccessDenied as error:
+            told[name] = f"read-only: {error.message}"
+        except StorageError as error:
+            logger.warning("%s: its canary waits: %s", name, error)
+            told[name] = f"waits: {error.message}"
+    before = clock.now() - context.settings.findings.retention
+    context.catalogue.canaries.prune(before=before)
+    return SweepCanaryResult(stores=told)
+
+
+class _Canary:
+    """The canaries of one store in this run."""
+
+    def __init__(self, context: JobContext, name: str) -> None:
+        self._context = context
+        self._name = name
+        self._store = context.unlimited_stores[name]
+        self._canaries = context.catalogue.canaries
+
+    def turn(self) -> str:
+        """Do what is next, and return what the canary does now."""
+        if not self._store.capabilities.reserved_buckets:
+            return "none: the store has no reserved bucket"
+        last = self._canaries.last(self._name)
+        if last is not None and last.closed_at is None:
+            going = self._close(last)
+            if going != "repaired":
+                return going
+        return self._begin(last)
+
+    def _begin(self, last: CanaryRound | None) -> str:
+        number = (
+            0 if last is None else (int(last.key.rpartition("/")[2]) + 1) % self._context.settings.sweep.canary.objects
+        )
+        key = canary.key_of(self._name, number)
+        partner = self._partner()
+        artifact = canary.ensure(self._context.catalogue, [self._store, *([partner] if partner else [])], key)
+        if not all(copy.state.good for copy in self._context.catalogue.artifacts.copies(artifact).values()):
+            return "waits: it is bad and was not damaged on purpose"
+        self._damage(self._canaries.begin(self._name, key, now=clock.now()))
+        return "damaged"
+
+    def _damage(self, round_: CanaryRound) -> None:
+        artifact, now = self._context.artifact(CANARY_BUCKET, round_.key), clock.now()
+        canary.damage(self._store, self._context.settings.stores[self._name], round_.key)
+        self._canaries.damaged(round_, artifact, now=now)
+
+    def _close(self, last: CanaryRound) -> str:
+        """Return how far a round is, and close it if its canary is right again."""
+        if last.damaged_at is None:  # the worker died before it was recorded
+            self._damage(last)
+            return "damaged"
+        seen = self._canaries.observe(last, CANARY_BUCKET)
+        catalogue, now, within = self._context.catalogue, clock.now(), self._context.settings.sweep.canary.within
+        late = None
+        if seen.detected_at is None:
+            late = "its damage was not found" if now - last.damaged_at > within else None
+        elif seen.repaired_at is None:
+            self._restore_if_alone(seen)
+            late = "its damage was found and not repaired" if now - seen.detected_at > within else None
+        evidence = {"detail": f"canary {seen.key}: {late} within {_hours(within)}"} if late else None
+        catalogue.findings.see_store(FindingKind.CANARY_MISSED, self._name, evidence, now=now)
+        if late or seen.repaired_at is None:
+            return "missed" if late else "found" if seen.detected_at else "damaged"
+        self._canaries.close(seen, now=now)
+        self._empty_quarantine()
+        return "repaired"
+
+    def _restore_if_alone(self, seen: CanaryRound) -> None:
+        """Write the right bytes where no repair can do it: the store is the only one, or its repairs are off."""
+        settings, repairs = self._context.settings, self._context.catalogue.repairs
+        off = not settings.sweep.repair.enabled or self._name in settings.sweep.repair.off
+        if off or self._name in repairs.untrusted() or self._partner() is None:
+            canary.write(self._context.catalogue, self._store, self._context.artifact(CANARY_BUCKET, seen.key))
+
+    def _partner(self) -> Store | None:
+        """Return another store, from which a repair can copy."""
+        context, off = self._context, self._context.settings.sweep.canary.off
+        for name in context.unpaused_stores(None):
+            if name != self._name and name not in off:
+                with suppress(StorageError):
+                    if (store := context.unlimited_stores[name]).capabilities.reserved_buckets:
+                        return store
+        return None
+
+    def _empty_quarantine(self) -> None:
+        with suppress(NotFound):
+            for each in quarantined(self._store, self._context.catalogue, f"{CANARY_BUCKET}/"):
+                purge(self._store, each)
+
+
+def _hours(time: timedelta) -> str:
+    return f"{time.total_seconds() / 3600:g} h"
+
+
+sweep_canary_task = artifact_task(SWEEP_CANARY, writes=False)(sweep_canary)
