@@ -1,7 +1,7 @@
 """The command `status`."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -249,10 +249,8 @@ def _print(document: Mapping[str, Any]) -> None:
     say(f"repairs and replications under way: {document['repairs']}")
     dead = document["dead_letters"]
     say(f"dead letters: {dead}; `zot-artifacts jobs --dead` lists them" if dead else "dead letters: 0")
-    for each in document["canaries"]:
-        say(_canary(each))
-    for each in filter(itemgetter("pending"), document["alarms"]):
-        say(f"alarms by {each['channel']}: {each['pending']} wait; {each['error'] or 'they are sent soon'}")
+    for line in (*map(_canary, document["canaries"]), *_waiting(document["alarms"])):
+        say(line)
     for each in document["paused"]:
         say(f"{each['scope']} {each['name']}: paused {describe_pause(each['since'], each['reason'])}")
     for check in document["checks"]:
@@ -270,6 +268,12 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     ahead = None if forecast is None else age(now, now + timedelta(seconds=min(forecast, 10**10)))
     overdue = f"{late} ({_share(late, row['copies'])})" if late else 0
     return row["store"], row["copies"], share, oldest, row["never_read"], overdue, ahead
+
+
+def _waiting(channels: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each channel whose alarms wait."""
+    for each in filter(itemgetter("pending"), channels):
+        yield f"alarms by {each['channel']}: {each['pending']} wait; {each['error'] or 'they are sent soon'}"
 
 
 def _canary(times: Mapping[str, Any]) -> str:
