@@ -1,6 +1,6 @@
 """Record the canaries that are damaged on purpose.
 
-Revision: 0020
+Revision: 0021
 """
 
 import sqlalchemy as sa
@@ -8,8 +8,8 @@ from alembic import op
 
 from worker.catalogue.types import Id, Text
 
-revision = "0020"
-down_revision = "0019"
+revision = "0021"
+down_revision = "0020"
 
 _MOMENT = sa.DateTime(timezone=True)
 
