@@ -23,7 +23,7 @@ from worker.jobs import shutdown_flag
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
-from worker.log_safety import make_safe
+from worker.log_safety import make_safe, quieten_celery
 from worker.metrics.sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
@@ -153,8 +153,11 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
     return {}
 
 
-signals.after_setup_logger.connect(make_safe)
-signals.after_setup_task_logger.connect(make_safe)
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def _set_up_log(logger: logging.Logger, **_: Any) -> None:
+    make_safe(logger, as_json=context.configured().log.format == "json")
+    quieten_celery(logging.getLogger().level)
 
 
 @signals.worker_process_init.connect

@@ -3,10 +3,14 @@
 import logging
 from typing import Any
 
+from worker.log_fields import JsonFormatter
 from zot_artifact_client.text import bounded, escaped
 
 _MOST = 8_000
 """Characters of one message that are logged."""
+_MOST_OF_TRACEBACK = 16_000
+_EVERY_JOB = ("celery.worker.strategy", "celery.app.trace")
+"""Celery's loggers that repeat what our own line about a job says: 500 bytes and more for each."""
 
 
 class SafeFormatter(logging.Formatter):
@@ -14,21 +18,28 @@ class SafeFormatter(logging.Formatter):
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
-        self._inner = inner
+        self.inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the formatted record; the record itself stays as it is for other handlers."""
         safe = logging.makeLogRecord(record.__dict__)
         safe.msg, safe.args = bounded(record.getMessage(), _MOST), None
         if record.exc_info and not record.exc_text:
-            safe.exc_text = self._inner.formatException(record.exc_info)
+            safe.exc_text = self.inner.formatException(record.exc_info)
         if safe.exc_text:
-            safe.exc_text = escaped(safe.exc_text, keep="\t\n")
-        return self._inner.format(safe)
+            safe.exc_text = escaped(safe.exc_text[-_MOST_OF_TRACEBACK:], keep="\t\n")
+        return self.inner.format(safe)
 
 
-def make_safe(logger: logging.Logger, **_: Any) -> None:
-    """Make every handler of a logger write safe records; idempotent."""
+def make_safe(logger: logging.Logger, *, as_json: bool = False, **_: Any) -> None:
+    """Make every handler of a logger write safe records, as text or as lines of JSON; idempotent."""
     for handler in logger.handlers:
-        if not isinstance(handler.formatter, SafeFormatter):
-            handler.setFormatter(SafeFormatter(handler.formatter or logging.Formatter()))
+        given = handler.formatter
+        inner = given.inner if isinstance(given, SafeFormatter) else given or logging.Formatter()
+        handler.setFormatter(SafeFormatter(JsonFormatter() if as_json else inner))
+
+
+def quieten_celery(level: int) -> None:
+    """Leave out Celery's own lines about each job unless everything is to be logged."""
+    for name in _EVERY_JOB:
+        logging.getLogger(name).setLevel(logging.WARNING if level > logging.DEBUG else logging.NOTSET)

@@ -1,11 +1,13 @@
 """A log file has one line per record, whatever comes from outside."""
 
 import io
+import json
 import logging
 
 import pytest
 
-from worker.log_safety import make_safe
+from worker.log_fields import during
+from worker.log_safety import make_safe, quieten_celery
 
 HOSTILE = "key\x1b[2J\r\nINFO forged line \u202e\x9b"
 
@@ -53,3 +55,44 @@ def test_a_traceback_keeps_its_lines_and_nothing_else(logged) -> None:
     assert "Traceback" in text
     assert text.count("\n") > 3
     assert not {"\x1b", "\r", "\u202e", "\x9b"} & set(text)
+
+
+def test_a_line_of_json_has_the_running_job(logged) -> None:
+    """Each line is one JSON object, with the job that the process works on and what the record itself names."""
+    logger, written = logged
+    make_safe(logger, as_json=True)
+    with during(job="5f0a", kind="upload", artifact="releases/a", attempt=2):
+        logger.error("cannot read %s", HOSTILE, extra={"store": "dr", "seconds": 0.5})
+    logger.error("later")
+    line, later = map(json.loads, written.getvalue().splitlines())
+    assert (line["job"], line["kind"], line["artifact"], line["attempt"]) == ("5f0a", "upload", "releases/a", 2)
+    assert (line["level"], line["store"], line["seconds"]) == ("error", "dr", 0.5)
+    assert line["message"].startswith("cannot read key")
+    assert "job" not in later
+
+
+def test_a_traceback_in_json_is_bounded_and_stays_one_line(logged) -> None:
+    """The traceback is a field; a huge one is cut at its beginning."""
+    logger, written = logged
+    make_safe(logger, as_json=True)
+    try:
+        raise ValueError("x" * 1_000_000)
+    except ValueError:
+        logger.exception("failed")
+    text = written.getvalue()
+    assert text.count("\n") == 1
+    assert len(text) < 40_000
+    assert json.loads(text)["traceback"].endswith("x")
+
+
+def test_celery_repeats_no_job_unless_everything_is_logged() -> None:
+    """Celery's lines about each job are only written at DEBUG; its errors always are."""
+    trace = logging.getLogger("celery.app.trace")
+    try:
+        quieten_celery(logging.INFO)
+        assert (trace.isEnabledFor(logging.INFO), trace.isEnabledFor(logging.ERROR)) == (False, True)
+        quieten_celery(logging.DEBUG)
+        assert trace.level == logging.NOTSET
+    finally:
+        trace.setLevel(logging.NOTSET)
+        logging.getLogger("celery.worker.strategy").setLevel(logging.NOTSET)

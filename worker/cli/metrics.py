@@ -34,11 +34,12 @@ def metrics(
     from worker.metrics.exporter import Exporter
 
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
-    make_safe(logging.getLogger())
+    settings = load_settings()
+    make_safe(logging.getLogger(), as_json=settings.log.format == "json")
     stop = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # before any thread, so that none of them gets the signal
     try:
-        with Exporter(load_settings()).serving(host, port) as server:
+        with Exporter(settings).serving(host, port) as server:
             shown = f"http://{host if ':' not in host else f'[{host}]'}:{server.server_address[1]}/metrics"
             if as_json:
                 print_json({"url": shown})

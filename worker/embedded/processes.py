@@ -1,6 +1,7 @@
 """Child processes that never outlive this one, and that are restarted when they end by themselves."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,25 @@ class Children:
                 raise StopRequested
             if time.monotonic() >= deadline:
                 return
+
+    def rotate(self, size: int, keep: int) -> None:
+        """Begin a new log for each program whose log has more than `size` bytes, and keep the last `keep` logs.
+
+        The programs hold the file open and append to it, so it is copied and emptied; a line that is written between
+        the two is lost.
+        """
+        for log in dict.fromkeys(child.log for child in self._children.values()):
+            try:
+                if log.stat().st_size <= size:
+                    continue
+                earlier = [log.with_name(f"{log.name}.{number}") for number in range(1, keep + 1)]
+                for older, newer in zip(reversed(earlier), reversed(earlier[:-1]), strict=False):
+                    if newer.exists():
+                        newer.replace(older)
+                shutil.copyfile(log, earlier[0])
+                os.truncate(log, 0)
+            except OSError as error:
+                self._say(f"{log} cannot be rotated: {error.strerror}")
 
     def stop(self, *names: str) -> None:
         """Stop these programs at once, and kill those that take longer than their grace."""

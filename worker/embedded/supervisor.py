@@ -28,6 +28,8 @@ _READY_WITHIN = 120.0
 _REQUEUE_WITHIN = 20.0
 """Seconds that a worker has to requeue its jobs, after the grace that it gives them."""
 _POLL = 0.05
+_ROTATED_EVERY = 60.0
+"""Seconds between two checks of the size of the logs."""
 _BROKER_WITHIN = 60.0
 """Seconds: the server reads its file first, which may be large."""
 
@@ -89,7 +91,8 @@ def run(
                 running = replace(running, gateway_url=f"http://127.0.0.1:{gateway}")
             ready(running)
             while True:
-                children.wait(3600)
+                children.rotate(settings.log.size, settings.log.keep)
+                children.wait(_ROTATED_EVERY)
         except StopRequested:
             say("shutting down: running jobs have a few seconds, then they are requeued")
         finally:

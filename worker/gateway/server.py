@@ -134,11 +134,11 @@ def serve(settings: Settings, address: Address) -> None:
         CatalogueError: the catalogue cannot be opened.
         OSError: the certificate cannot be used.
     """
-    _log()
+    _log(as_json=settings.log.format == "json")
     make_server(Services(settings), address).run()
 
 
-def _log() -> None:
+def _log(*, as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    make_safe(logging.getLogger())
+    make_safe(logging.getLogger(), as_json=as_json)

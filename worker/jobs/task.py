@@ -7,6 +7,7 @@ function does the work, and the outcome is in the ledger before Celery learns of
 import logging
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -41,9 +42,10 @@ from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
+from worker.log_fields import during
 from worker.meters import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.errors import StorageError, TransientError
-from zot_artifact_client.contract import JobError, JobState, Message, Queue, TaskSpec, is_batch_job
+from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
 
@@ -167,7 +169,10 @@ class Delivery(Generic[RequestT, ResultT]):
                     if found.record.crashes:
                         LEASE_RECOVERIES.add(self._spec.kind)
                     fence_request(self._task.request, found.record.fence)
-                    return self._attempt(work, request, found.record)
+                    with during(
+                        job=self._id, kind=self._spec.kind, artifact=_path(request), attempt=found.record.attempts
+                    ):
+                        return self._attempt(work, request, found.record)
                 case Held():
                     logger.info("job %s waits: %s", self._id, found.reason)
                     left = (found.until - clock.now()).total_seconds()
@@ -214,6 +219,7 @@ class Delivery(Generic[RequestT, ResultT]):
         cancelled = reporter.started()
         job = RunningJob(record, self._ledger, self._context.settings.jobs, reporter)
         end = partial(self._end, job, request)
+        began = time.monotonic()
         try:
             with job:
                 if cancelled:
@@ -221,7 +227,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 self._context.pauses.check_job(job.id, record.parent)
                 result = self._do(work, request, job).model_dump(mode="json")
                 end(JobState.SUCCEEDED, result=result)
-                logger.info("job %s: %s succeeded at attempt %d", job.id, self._spec.kind, job.attempt)
+                self._log_success(record, request, time.monotonic() - began)
                 return result
         except LostLease as error:
             logger.warning("%s; this worker stops working on it", error)
@@ -263,6 +269,13 @@ class Delivery(Generic[RequestT, ResultT]):
             job.finished.clear()
             raise
 
+    def _log_success(self, record: JobRecord, request: RequestT, seconds: float) -> None:
+        """Log the end of a job; that of one among many of a batch or page only if everything is logged."""
+        level = logging.DEBUG if record.parent is not None and record.kind != PAGE.kind else logging.INFO
+        about = f"{record.kind} of {path}" if (path := _path(request)) else record.kind
+        told = (record.id, about, record.attempts, seconds)
+        logger.log(level, "job %s: %s succeeded at attempt %d in %.3f s", *told, extra={"seconds": round(seconds, 3)})
+
     # How an attempt ends
 
     def _end(
@@ -284,7 +297,8 @@ class Delivery(Generic[RequestT, ResultT]):
         delay = max(self._backoff(job.attempt - 1), asked)
         self._ledger.retry(job.id, job.fence, _details(error), due=self._due(delay))
         RETRIES.add(self._spec.kind, _described(error).type)
-        logger.warning("job %s: attempt %d failed, retry in %.0f s: %s", job.id, job.attempt, delay, error)
+        told = (job.id, job.attempt, delay, error)
+        logger.warning("job %s: attempt %d failed, retry in %.0f s: %s", *told, extra=_store(error))
         raise self._again(delay, error) from error
 
     def _continue_later(self, job: RunningJob, step: Continue) -> NoReturn:
@@ -316,9 +330,8 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> NoReturn:
         described = _described(error)
         end(state, error={**_details(error), **(previous or {})})
-        logger.error(
-            "job %s: %s is %s at attempt %d: %s", job.id, self._spec.kind, state, job.attempt, described.message
-        )
+        told = (job.id, self._spec.kind, state, job.attempt, described.message)
+        logger.error("job %s: %s is %s at attempt %d: %s", *told, extra=_store(error))
         raise JobFailed(described.message, described.type, state.value, job.attempt) from error
 
     def _reject(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
@@ -360,11 +373,20 @@ class Delivery(Generic[RequestT, ResultT]):
         return seconds
 
 
+def _path(request: Message) -> str | None:
+    bucket, key = getattr(request, "bucket", None), getattr(request, "key", None)
+    return f"{bucket}/{key}" if bucket and key else None
+
+
 def _details(error: Exception) -> dict[str, Any]:
     """Return the record of an error for the ledger, with its traceback and the store that it is about."""
     details = _described(error).model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
+    return details | _store(error)
+
+
+def _store(error: Exception) -> dict[str, Any]:
     store = getattr(error, "store", None)
-    return details | {"store": store} if store else details
+    return {"store": store} if store else {}
 
 
 def _described(error: Exception) -> JobError:

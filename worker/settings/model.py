@@ -28,6 +28,7 @@ from worker.settings.sections import (
     FindingSettings,
     GatewaySettings,
     JobSettings,
+    LogSettings,
     PageSettings,
     PlacementRule,
     QuarantineSettings,
@@ -90,6 +91,7 @@ class Settings(BaseSettings):
     page: PageSettings = PageSettings()
     delete: DeleteSettings = DeleteSettings()
     findings: FindingSettings = FindingSettings()
+    log: LogSettings = LogSettings()
     alarms: AlarmSettings = AlarmSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     store_limits: dict[str, StoreLimits] = {}

@@ -291,6 +291,17 @@ class JobSettings(Section):
     """How long the ledger keeps jobs that have ended, except dead ones; without it, for ever."""
 
 
+class LogSettings(Section):
+    """The form of log lines, and how much of them `zot-artifacts up` keeps."""
+
+    format: Literal["text", "json"] = "text"
+    """`json`: one object a line, with the job, its artifact and its attempt in fields of their own."""
+    size: Annotated[Size, Field(ge=65_536)] = ByteSize(10 << 20)
+    """When a log of `up` is longer, it becomes the file `NAME.log.1`, and a new one begins."""
+    keep: Annotated[int, Field(ge=1, le=100)] = 5
+    """How many earlier files of each log are kept."""
+
+
 class FindingSettings(Section):
     """How long findings are kept."""
 
