@@ -6,6 +6,7 @@ raises ends such a call at once.
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -24,11 +25,13 @@ class Interrupter:
     def __init__(self) -> None:
         self._target: int | None = None
         self._before: Any = None
+        self._unheard_since: float | None = None
+        self._raises = False
 
     def install(self) -> None:
         """Install the signal handler."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(_SIGNAL, _raise)
+            self._before = signal.signal(_SIGNAL, self._raise)
             self._target = threading.main_thread().ident
 
     def remove(self) -> None:
@@ -37,11 +40,31 @@ class Interrupter:
             self._target = None
             signal.signal(_SIGNAL, self._before)
 
-    def interrupt(self) -> None:
-        """Raise `Interrupted` in the main thread, from any other one."""
+    def interrupt(self) -> float:
+        """Raise `Interrupted` in the main thread, from any other one.
+
+        Returns the seconds for which that thread has heard no interrupt: a call to a hung disk hears none.
+        """
+        self._raises = True
+        return self.listen()
+
+    def listen(self) -> float:
+        """Return the seconds for which the main thread has heard no signal, and send it one that does nothing else."""
         target = self._target
-        if target is not None:
-            signal.pthread_kill(target, _SIGNAL)
+        if target is None:
+            return 0.0
+        now = time.monotonic()
+        if self._unheard_since is None:
+            self._unheard_since = now
+        since = self._unheard_since
+        signal.pthread_kill(target, _SIGNAL)
+        return now - since
+
+    def _raise(self, _number: int, _frame: FrameType | None) -> None:
+        self._unheard_since = None
+        if self._raises:
+            self._raises = False
+            raise Interrupted
 
 
 @contextmanager
@@ -61,7 +84,3 @@ def at_most(seconds: float) -> Iterator[None]:
         with suppress(Interrupted):
             timer.join()
             interrupter.remove()
-
-
-def _raise(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
@@ -11,10 +12,17 @@ from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, Ledg
 from worker.jobs import heartbeats, shutdown_flag
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.settings.sections import JobSettings
+from worker.storage.errors import Timeout
 from zot_artifact_client.contract import Progress
 
 _STUCK_AFTER = 2.0
 """Seconds without progress after which a job that is to stop is interrupted in its call."""
+_DEAF_AFTER = 1.5
+"""Seconds without an answer to an interrupt after which no signal ends the call, such as one to a hung disk."""
+_SILENT_AFTER = 60.0
+"""Seconds without progress after which it is found out whether a signal can end the call of a job."""
+_HUNG_AFTER = 600.0
+"""Seconds without an answer to that after which the call counts as hung. One fsync of a large file may take minutes."""
 REPORT_SECONDS = 1.0
 """Progress is reported at most this often."""
 
@@ -56,7 +64,16 @@ class RunningJob:
     Inside its `with` block its lease is renewed in the ledger. Its methods may be called from several threads.
     """
 
-    def __init__(self, record: JobRecord, ledger: Ledger, settings: JobSettings, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        record: JobRecord,
+        ledger: Ledger,
+        settings: JobSettings,
+        reporter: Reporter,
+        *,
+        abandon: Callable[[Exception], None] = lambda _reason: None,
+    ) -> None:
+        """Prepare a job; `abandon` is told why it has to stop where its call cannot be interrupted."""
         self.id = record.id
         self.parent = record.parent
         self.attempt = record.attempts
@@ -76,6 +93,7 @@ class RunningJob:
         self._active = self._renewed = time.monotonic()
         self._stop: Exception | None = None
         self._interrupter = Interrupter()
+        self._abandon = abandon
 
     def start(self, total: int | None, step: str) -> None:
         """Set the first step, and how many bytes the job moves in all."""
@@ -150,10 +168,12 @@ class RunningJob:
         now = time.monotonic()
         if not self._lost and now - self._renewed >= self._lease.total_seconds() / 3:
             self._renew()
+        if now - self._active >= _SILENT_AFTER and self._interrupter.listen() >= _HUNG_AFTER:
+            self._abandon(Timeout(f"job {self.id}: a call of its step {self._progress.step!r} hangs; check the disks"))
         if now - self._active >= _STUCK_AFTER:
             self._stop = self._reason_to_stop()
-            if self._stop is not None and not self._done:
-                self._interrupter.interrupt()
+            if self._stop is not None and not self._done and self._interrupter.interrupt() >= _DEAF_AFTER:
+                self._abandon(self._stop)
 
     def _reason_to_stop(self) -> Exception | None:
         if shutdown_flag.grace_is_over(self._grace):

@@ -6,6 +6,7 @@ function does the work, and the outcome is in the ledger before Celery learns of
 
 import logging
 import os
+import signal
 import socket
 import time
 import traceback
@@ -217,7 +218,9 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> dict[str, Any]:
         reporter = CeleryReporter(self._task)
         cancelled = reporter.started()
-        job = RunningJob(record, self._ledger, self._context.settings.jobs, reporter)
+        job = RunningJob(
+            record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
+        )
         end = partial(self._end, job, request)
         began = time.monotonic()
         try:
@@ -275,6 +278,28 @@ class Delivery(Generic[RequestT, ResultT]):
         about = f"{record.kind} of {path}" if (path := _path(request)) else record.kind
         told = (record.id, about, record.attempts, seconds)
         logger.log(level, "job %s: %s succeeded at attempt %d in %.3f s", *told, extra={"seconds": round(seconds, 3)})
+
+    def _abandon(self, record: JobRecord, stop: Exception) -> None:
+        """Record why the job stops, and end this process, whose main thread waits in a call that no signal ends.
+
+        A hung disk makes such calls. The worker starts another child, and the message is delivered again.
+        """
+        logger.error("job %s: its call cannot be interrupted, this process ends: %s", self._id, stop)
+        ledger, fence, now = self._ledger, record.fence, clock.now()
+        try:
+            if isinstance(stop, Cancelled):
+                ledger.finish(self._id, fence, JobState.CANCELLED, now=now, error=cause(self._id))
+            elif not isinstance(stop, TransientError):
+                why = _described(stop).model_dump()
+                ledger.snooze(self._id, fence, why, since=record.put_off_since, due=self._due(0))
+            elif record.attempts < self._context.settings.retry.max_attempts:
+                ledger.retry(self._id, fence, _details(stop), due=self._due(0))
+            else:
+                ledger.finish(self._id, fence, JobState.DEAD, now=now, error=_details(stop))
+        except (CatalogueError, LostLease) as error:
+            logger.warning("job %s: that is not recorded, its lease expires: %s", self._id, error)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     # How an attempt ends
 

@@ -145,8 +145,7 @@ def test_no_kind_of_cloud_holds_a_job(url, client, tmp_path, end):
         }
         settings = {"stores": json.dumps(stores), "sources__roots": json.dumps([str(source.parent)])}
         settings |= {"breaker__failures": "100"}
-        # One child more than jobs: a worker that starts probes its stores.
-        with worker_of(tmp_path / "worker", url, concurrency=5, **settings) as worker:
+        with worker_of(tmp_path / "worker", url, concurrency=4, **settings) as worker:
             children = worker.children()
             jobs = [
                 client.upload(str(source), "releases", "one.bin", stores=["s3"]),

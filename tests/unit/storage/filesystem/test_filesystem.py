@@ -4,7 +4,11 @@ import errno
 import hashlib
 import io
 import os
+import shutil
+import socket
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worker.storage.config import FilesystemConfig
-from worker.storage.driver import Match, WriteInfo
+from worker.storage.driver import Digest, Match, WriteInfo
 from worker.storage.errors import (
     AlreadyExists,
     BucketNotEmpty,
@@ -358,6 +362,45 @@ def test_a_pipe_is_no_object(store: Store, root: Path) -> None:
     assert keys(store) == []
     with pytest.raises(PermanentError, match="'pipe' is a link or a special file"):
         read(store, "pipe")
+
+
+@pytest.mark.parametrize(
+    "where", ["b/k", "b/k.sha256", "b", "b/.zot-tmp-00000000000000000000000000000000", ".zot/locks"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "socket"])
+def test_a_special_file_blocks_no_verb(store: Store, root: Path, where: str, kind: str, tmp_path_factory) -> None:
+    """It is passed over, or an error, in place of an object, its sidecar, a bucket and our own files."""
+    write(store, "k", b"content")
+    place = root / where
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(place)
+    else:
+        short = tmp_path_factory.mktemp("s") / "s"
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(short))
+        short.rename(place)
+    expected = Digest(7, sha256(b"content"))
+    verbs: dict[str, Callable[[], object]] = {
+        "stat": lambda: store.stat_object("b", "k"),
+        "digest": lambda: store.get_object_hash("b", "k"),
+        "read": lambda: read(store, "k"),
+        "verify": lambda: store.verify_object("b", "k", expected),
+        "list": lambda: keys(store),
+        "stale": lambda: [store.remove_stale_upload(each) for each in store.iter_stale_uploads()],
+        "quarantine": lambda: store.quarantine_object("b", "k", "job"),
+        "health": store.health_check,
+        "write": lambda: write(store, "k", b"content"),
+        "delete": lambda: store.delete_object("b", "k"),
+        "delete bucket": lambda: store.delete_bucket("b"),
+    }
+    for verb in verbs.values():
+        with suppress(StorageError):
+            verb()
+    assert not place.exists() or not stat.S_ISREG(place.lstat().st_mode)
 
 
 def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
