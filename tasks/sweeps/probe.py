@@ -2,9 +2,8 @@
 
 import logging
 
-from worker import clock
-from worker.artifacts.verification_log_head import keep_head
-from worker.catalogue import FindingKind
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.verification_log_head import see_head
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -28,19 +27,18 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
     names = context.unpaused_stores(request.store)
     if head := context.catalogue.verifications.head():
         logger.info("the verification log ends with row %d of %s: %s", head.id, head.at, head.hash)
-    faults = {}
+    faults, keys = {}, LogKeys.of(context.settings.verification_log)
     for name in names:
         job.step(f"probing {name}")
         job.check()
         store = context.unlimited_stores[name]
         try:
             fault = probe(store)
-            changed = None if fault else keep_head(store, context.catalogue)
+            changed = None if fault else see_head(store, context.catalogue, keys)
         except StorageError as error:
             fault, changed = error.message, None
-        else:
-            evidence = {"detail": changed} if changed else None
-            context.catalogue.findings.see_store(FindingKind.LOG_CHANGED, name, evidence, now=clock.now())
+        except BadKeyFile as error:
+            changed = str(error)
         fault = fault or changed
         if fault:
             logger.error("store %s cannot be relied on: %s", name, fault)

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_pace import pace_of
 from worker.artifacts.store_findings import see_stores
+from worker.artifacts.verification_log_head import see_head
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.planned_pages import Messages, plan, resume
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
+from worker.limits.snooze import Snooze
+from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     SWEEP_VERIFY,
     ClaimSelection,
@@ -51,7 +55,23 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         room = min(wanted - open_[store], context.settings.page.in_flight - open_[store])
         pages += [PageRequest(verb="verify", claim=ClaimSelection(store=store))] * max(room, 0)
     plan(context.catalogue, job.id, pages, messages)
+    _keep_heads(context, job, stores)
     return _result(due, pages)
+
+
+def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
+    """Have every store keep the head of the log, with what the pages of the last sweep have added."""
+    keys = LogKeys.of(context.settings.verification_log)
+    for name in stores:
+        job.check()
+        try:
+            context.stores[name].admit()
+            fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
+        except (StorageError, Snooze, BadKeyFile) as error:
+            logger.warning("the head of the verification log is not kept in %s: %s", name, error)
+        else:
+            if fault:
+                logger.error("store %s: %s", name, fault)
 
 
 def _due(context: JobContext, store: str) -> tuple[int, int]:

@@ -5,10 +5,13 @@ import json
 import logging
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from worker.catalogue import Catalogue, LogHead
+from worker import clock
+from worker.artifacts.log_signature import LogKeys
+from worker.catalogue import Catalogue, FindingKind, LogHead
 from worker.storage import Store
 from worker.storage.errors import NotFound, StorageError
 from worker.storage.keys import PROBE_BUCKET
@@ -16,9 +19,19 @@ from worker.storage.keys import PROBE_BUCKET
 logger = logging.getLogger(__name__)
 
 _LARGEST = 4096
+_NO_KEYS = LogKeys()
 
 
-def keep_head(store: Store, catalogue: Catalogue) -> str | None:
+@dataclass(frozen=True, slots=True)
+class KeptHead:
+    """A head as a store keeps it: the row, how many rows the log had with it, and the signature if there is one."""
+
+    head: LogHead
+    count: int | None
+    signature: str | None = None
+
+
+def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
     """Compare the log with the head that a store keeps, then keep the present head there.
 
     Return what is wrong with the log, or None. A head that does not fit the log is not changed, because it is the
@@ -26,46 +39,86 @@ def keep_head(store: Store, catalogue: Catalogue) -> str | None:
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
+        BadKeyFile: a configured key cannot be read.
     """
     if not store.capabilities.reserved_buckets:
         return None
-    fault = check_kept_head(store, catalogue)
+    kept = _read(store, catalogue)
+    fault = _fault(store, catalogue, kept, keys)
     head = catalogue.verifications.head()
-    if fault or head is None:
+    if fault or head is None or (kept is not None and kept.head == head):
         return fault
     store.create_bucket(PROBE_BUCKET)
-    store.write_object(PROBE_BUCKET, _key(catalogue), io.BytesIO(_bytes_of(head)))
+    _write(store, catalogue, _counted(catalogue, head, kept), keys)
     return None
 
 
-def check_kept_head(store: Store, catalogue: Catalogue) -> str | None:
+def see_head(store: Store, catalogue: Catalogue, keys: LogKeys) -> str | None:
+    """Do as `keep_head`, and open or resolve the finding of the store."""
+    fault = keep_head(store, catalogue, keys)
+    evidence = {"detail": fault} if fault else None
+    catalogue.findings.see_store(FindingKind.LOG_CHANGED, store.name, evidence, now=clock.now())
+    return fault
+
+
+def check_kept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
     """Compare the log with the head that a store keeps; return what is wrong, or None if it fits or none is kept.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
+        BadKeyFile: a configured key cannot be read.
     """
     if not store.capabilities.reserved_buckets:
         return None
-    try:
-        with store.read_object(PROBE_BUCKET, _key(catalogue)) as reader:
-            body = reader.read(_LARGEST)
-    except NotFound:
+    return _fault(store, catalogue, _read(store, catalogue), keys)
+
+
+def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
+    """Keep the present head in a store although another one is there, such as after a backup was restored.
+
+    Return the key under which the store keeps the head that was there, as evidence, or None.
+
+    Raises:
+        StorageError: the store cannot be reached, or does not allow it.
+        BadKeyFile: a configured key cannot be read.
+    """
+    head = catalogue.verifications.head()
+    if not store.capabilities.reserved_buckets or head is None:
         return None
-    try:
-        head = _head_of(body)
-    except (ValueError, KeyError, TypeError):
-        raise StorageError(
-            f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is not a head of a verification log"
-        ) from None
-    fault = catalogue.verifications.check_head(head)
-    return f"{fault}; the head is kept in {store.name} at {PROBE_BUCKET}/{_key(catalogue)}" if fault else None
+    store.create_bucket(PROBE_BUCKET)
+    before = _body(store, catalogue)
+    aside = None
+    if before is not None:
+        aside = f"{_key(catalogue).removesuffix('.json')}.replaced-{clock.now():%Y%m%dT%H%M%SZ}.json"
+        store.write_object(PROBE_BUCKET, aside, io.BytesIO(before))
+    _write(store, catalogue, _counted(catalogue, head, None), keys)
+    catalogue.findings.see_store(FindingKind.LOG_CHANGED, store.name, None, now=clock.now())
+    return aside
 
 
-def log_faults(stores: Iterable[Store], catalogue: Catalogue, checked: LogHead | None = None) -> list[str]:
+def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, object] | None:
+    """Return the present head as a JSON document, with its signature if a key is configured; None for an empty log.
+
+    Raises:
+        BadKeyFile: a configured key cannot be read.
+    """
+    head = catalogue.verifications.head()
+    if head is None:
+        return None
+    found: dict[str, object] = json.loads(_bytes_of(catalogue, _counted(catalogue, head, None), keys))
+    return found | {"at": head.at}
+
+
+def log_faults(
+    stores: Iterable[Store], catalogue: Catalogue, checked: LogHead | None = None, keys: LogKeys = _NO_KEYS
+) -> list[str]:
     """Return what is wrong with the verification log: its chain, and the heads that the stores keep.
 
     `checked` is a row up to which the chain was whole before; only the rows after it are read. A store that cannot be
     reached says nothing about the log.
+
+    Raises:
+        BadKeyFile: a configured key cannot be read.
     """
     cut = catalogue.verifications.check_head(checked) if checked else None
     broken = None if cut else catalogue.verifications.first_broken(checked)
@@ -73,7 +126,7 @@ def log_faults(stores: Iterable[Store], catalogue: Catalogue, checked: LogHead |
     faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
     for store in stores:
         try:
-            fault = check_kept_head(store, catalogue)
+            fault = check_kept_head(store, catalogue, keys)
         except StorageError as error:
             logger.warning("the head of the verification log that %s keeps was not compared: %s", store.name, error)
         else:
@@ -90,24 +143,86 @@ class CheckedLog:
     def get(self) -> LogHead | None:
         """Return the row, or None if the log has to be read from its beginning."""
         try:
-            return _head_of(self._file.read_bytes())
+            return _kept_of(self._file.read_bytes()).head
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def put(self, head: LogHead) -> None:
         """Record that the log is whole up to this row."""
         temporary = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
-        temporary.write_bytes(_bytes_of(head))
+        temporary.write_text(json.dumps(_facts(KeptHead(head, None))))
         temporary.replace(self._file)
 
+    def forget(self) -> None:
+        """Have the log read from its beginning."""
+        self._file.unlink(missing_ok=True)
 
-def _head_of(body: bytes) -> LogHead:
+
+def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogKeys) -> str | None:
+    if kept is None:
+        return None
+    fault = catalogue.verifications.check_head(kept.head)
+    if fault is None and keys.configured:
+        if kept.signature is None:
+            fault = "the head of the verification log is not signed"
+        elif not keys.is_signed(_signed(catalogue, kept), kept.signature):
+            fault = "the head of the verification log is forged: no configured key made its signature"
+    return f"{fault}; the head is kept in {store.name} at {PROBE_BUCKET}/{_key(catalogue)}" if fault else None
+
+
+def _counted(catalogue: Catalogue, head: LogHead, kept: KeptHead | None) -> KeptHead:
+    """Return a head with the number of rows up to it; only those after the kept head are counted."""
+    if kept is None or kept.count is None:
+        return KeptHead(head, catalogue.verifications.count())
+    return KeptHead(head, kept.count + catalogue.verifications.count(after=kept.head.id))
+
+
+def _write(store: Store, catalogue: Catalogue, kept: KeptHead, keys: LogKeys) -> None:
+    store.write_object(PROBE_BUCKET, _key(catalogue), io.BytesIO(_bytes_of(catalogue, kept, keys)))
+
+
+def _read(store: Store, catalogue: Catalogue) -> KeptHead | None:
+    body = _body(store, catalogue)
+    if body is None:
+        return None
+    try:
+        return _kept_of(body)
+    except (ValueError, KeyError, TypeError):
+        raise StorageError(
+            f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is not a head of a verification log"
+        ) from None
+
+
+def _body(store: Store, catalogue: Catalogue) -> bytes | None:
+    try:
+        with store.read_object(PROBE_BUCKET, _key(catalogue)) as reader:
+            return reader.read(_LARGEST)
+    except NotFound:
+        return None
+
+
+def _kept_of(body: bytes) -> KeptHead:
     kept = json.loads(body)
-    return LogHead(int(kept["id"]), str(kept["hash"]), datetime.fromisoformat(kept["at"]))
+    count, signature = kept.get("count"), kept.get("signature")
+    return KeptHead(
+        LogHead(int(kept["id"]), str(kept["hash"]), datetime.fromisoformat(kept["at"])),
+        None if count is None else int(count),
+        None if signature is None else str(signature),
+    )
 
 
-def _bytes_of(head: LogHead) -> bytes:
-    return json.dumps({"id": head.id, "hash": head.hash, "at": head.at.isoformat()}).encode()
+def _facts(kept: KeptHead) -> dict[str, object]:
+    return {"id": kept.head.id, "hash": kept.head.hash, "at": kept.head.at.isoformat(), "count": kept.count}
+
+
+def _signed(catalogue: Catalogue, kept: KeptHead) -> bytes:
+    """Return what is signed: the head with the id of its catalogue, as JSON with sorted names."""
+    return json.dumps({"catalogue": catalogue.identity, **_facts(kept)}, sort_keys=True).encode()
+
+
+def _bytes_of(catalogue: Catalogue, kept: KeptHead, keys: LogKeys) -> bytes:
+    signature = keys.sign(_signed(catalogue, kept))
+    return json.dumps(_facts(kept) | ({"signature": signature} if signature else {})).encode()
 
 
 def _key(catalogue: Catalogue) -> str:

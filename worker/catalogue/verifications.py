@@ -178,6 +178,12 @@ class Verifications:
         with self._database.read() as connection:
             return head_of(connection)
 
+    def count(self, after: int = 0) -> int:
+        """Return how many rows the log has after the one with this id."""
+        query = sa.select(sa.func.count()).select_from(verifications).where(verifications.c.id > after)
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
     def check_head(self, kept: LogHead) -> str | None:
         """Compare the log with a head that was kept elsewhere; return what is wrong, or None.
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import typer
 
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.verification_log_head import CheckedLog, log_faults
 from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
@@ -138,7 +139,11 @@ def _log(session: Session) -> Check:
     """Check the rows that were added since the last check: the whole log may take minutes to read."""
     record = CheckedLog(session.settings.broker_file.parent, session.catalogue)
     checked, head = record.get(), session.catalogue.verifications.head()
-    faults = log_faults([session.stores[name] for name in session.settings.stores], session.catalogue, checked)
+    stores = [session.stores[name] for name in session.settings.stores]
+    try:
+        faults = log_faults(stores, session.catalogue, checked, LogKeys.of(session.settings.verification_log))
+    except BadKeyFile as error:
+        return Check("catalogue", "bad", str(error), "correct the setting, or bring the file back")
     if not faults:
         if head is not None:
             record.put(head)

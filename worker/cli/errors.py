@@ -53,6 +53,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
     """Return the exit status of each error; the first match counts. Only a failed command needs these imports."""
+    from worker.artifacts.log_signature import BadKeyFile
     from worker.catalogue import CatalogueError, CatalogueUnavailable
     from worker.settings.model import NoBroker, SettingsError
     from worker.storage.errors import InvalidKey, StorageError, TransientError
@@ -69,6 +70,7 @@ def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
     return (
         (NoBroker, Status.UNKNOWN),
         (SettingsError, Status.USAGE),
+        (BadKeyFile, Status.USAGE),
         (CatalogueUnavailable, Status.UNKNOWN),
         (CatalogueError, Status.USAGE),
         (InvalidRequest, Status.USAGE),

@@ -1,13 +1,17 @@
-"""The command `log verify`."""
+"""The commands `log verify` and `log accept`."""
+
+from typing import Annotated
 
 import typer
 
 from worker import clock
-from worker.artifacts.verification_log_head import log_faults
+from worker.artifacts.log_signature import LogKeys
+from worker.artifacts.verification_log_head import CheckedLog, accept_head, log_faults, signed_head
 from worker.catalogue import FindingKind
-from worker.cli.errors import Status
+from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import opened
+from worker.storage.errors import StorageError
 
 app = typer.Typer(help="Check that the verification log was not changed.", add_completion=False, no_args_is_help=True)
 
@@ -22,6 +26,7 @@ def verify(as_json: AsJson = False) -> None:
     """Check that no row of the log was changed or removed since it was written; all rows are read.
 
     Each row holds the hash of the row before it, and each store keeps the hash of the last row.
+    With `verification_log.signing_key` or `verification_log.public_keys` set, what a store keeps must be signed.
     A broken chain is a finding from then on, until `log verify` finds it whole.
     The exit status is 1 if the chain is broken, or if the log does not fit what a store keeps.
 
@@ -30,14 +35,59 @@ def verify(as_json: AsJson = False) -> None:
         zot-artifacts log verify
     """
     with opened(existing=True) as session:
+        keys = LogKeys.of(session.settings.verification_log)
         broken = session.catalogue.verifications.first_broken()
-        faults = log_faults([session.stores[name] for name in session.settings.stores], session.catalogue)
+        stores = [session.stores[name] for name in session.settings.stores]
+        faults = log_faults(stores, session.catalogue, keys=keys)
+        head = signed_head(session.catalogue, keys)
         evidence = None if broken is None else {"detail": f"the verification log was changed at row {broken}"}
         session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
     if as_json:
-        print_json({"good": not faults, "first_broken": broken, "faults": faults})
+        print_json({"good": not faults, "first_broken": broken, "faults": faults, "head": head})
     elif not faults:
-        say("the chain of the verification log is whole")
+        end = f": {head['count']} rows, the last of {head['at']} with hash {head['hash']}" if head else ""
+        say(f"the chain of the verification log is whole{end}")
     for fault in () if as_json else faults:
         complain(f"{fault}: compare it with a backup")
     raise typer.Exit(Status.BAD if faults else Status.GOOD)
+
+
+@app.command()
+def accept(
+    yes: Annotated[bool, typer.Option("--yes", help="Accept that rows which the stores know of are gone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have every store keep the present head of the log, although it keeps another one.
+
+    After a backup was restored the rows since that backup are lost, and the stores say so until this command.
+    The same goes for heads from before `verification_log.signing_key` was set.
+    The heads that are replaced stay in the stores beside the new ones.
+    The chain itself must be whole.
+
+    Example:
+
+        zot-artifacts log accept --yes
+    """
+    with opened(existing=True) as session:
+        keys, catalogue = LogKeys.of(session.settings.verification_log), session.catalogue
+        if (broken := catalogue.verifications.first_broken()) is not None:
+            raise Failure(f"the verification log was changed at row {broken}: restore it from a backup")
+        stores = [session.stores[name] for name in session.settings.stores]
+        faults = log_faults(stores, catalogue, keys=keys)
+        if faults and not yes:
+            raise Failure(f"{'; '.join(faults)}: say --yes to accept that", Status.USAGE, type_="NotAccepted")
+        kept, failed = {}, {}
+        for store in stores:
+            try:
+                kept[store.name] = accept_head(store, catalogue, keys)
+            except StorageError as error:
+                failed[store.name] = error.message
+        CheckedLog(session.settings.broker_file.parent, catalogue).forget()
+    if as_json:
+        print_json({"accepted": faults, "replaced": kept, "failed": failed})
+    else:
+        for name, aside in kept.items():
+            say(f"{name}: keeps the present head" + (f"; the one before is {aside}" if aside else ""))
+        for name, message in failed.items():
+            complain(f"{name}: {message}")
+    raise typer.Exit(Status.UNKNOWN if failed else Status.GOOD)

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.quarantine import quarantined
+from worker.artifacts.verification_log_head import signed_head
 from worker.cli.arguments import seconds
 from worker.cli.errors import Failure, Status
 from worker.cli.local_file import complete_file
@@ -77,7 +79,6 @@ def report_of(session: Session, since: timedelta) -> dict[str, Any]:
         }
         row["bad_verdicts"] = catalogue.coverage.bad_verdicts(row["store"], since=now - since)
         row["quarantine"] = _quarantine(session, row["store"])
-    head = catalogue.verifications.head()
     dead = catalogue.job_admin.find([JobState.DEAD], limit=_NAMED)
     detected = catalogue.coverage.seconds_to_detect(since=now - since)
     document |= {
@@ -92,7 +93,7 @@ def report_of(session: Session, since: timedelta) -> dict[str, Any]:
             {"job": job.id, "kind": job.kind, "at": job.finished_at, "message": (job.error or {}).get("message")}
             for job in dead
         ],
-        "log_head": asdict(head) if head else None,
+        "log_head": signed_head(catalogue, LogKeys.of(session.settings.verification_log)),
         "catalogue": catalogue.identity,
     }  # fmt: skip
     return document | {"preservation": preservation_level(session.settings, document)}

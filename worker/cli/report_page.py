@@ -232,9 +232,11 @@ def _quarantine(stores: Sequence[Mapping[str, Any]]) -> str:
 def _log(head: Mapping[str, Any] | None) -> str:
     if head is None:
         return "<p>The log is empty.</p>"
+    signed = head.get("signature")
+    signature = f"<p>Its signature: <code>{_text(signed)}</code></p>" if signed else ""
     return (
-        f"<p>{head['id']} rows, the last of {_text(moment(head['at']))}.</p>"
-        f"<p>Its hash: <code>{_text(head['hash'])}</code></p>"
+        f"<p>{head['count']} rows, the last of {_text(moment(head['at']))}.</p>"
+        f"<p>Its hash: <code>{_text(head['hash'])}</code></p>" + signature
     )
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -11,7 +12,9 @@ from typing import Any
 import typer
 
 from worker import clock
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_pace import pace_of
+from worker.artifacts.verification_log_head import CheckedLog, check_kept_head
 from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
 from worker.cli.errors import Status
 from worker.cli.findings import what
@@ -21,6 +24,7 @@ from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.storage.config import FilesystemConfig
+from worker.storage.errors import StorageError
 from zot_artifact_client.contract import TASKS
 
 _RECENT = timedelta(days=1)
@@ -85,7 +89,8 @@ def document_of(session: Session) -> dict[str, Any]:
         repairs, dead = catalogue.coverage.jobs()
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
-        checks = [*asked.result(), *(_breaker(*each) for each in breakers.result().items()), *_disks(session)]
+        checks = [*asked.result(), *(_breaker(*each) for each in breakers.result().items())]
+        checks += [*_disks(session), *_log(session)]
     return {
         "status": _status(findings, dead, checks),
         "at": now,
@@ -198,6 +203,25 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
 def _breaker(name: str, seconds: float) -> Check:
     detail = f"its circuit breaker is open for {seconds:.0f} s more: workers do not use the store"
     return Check(f"store {name}", "bad", detail)
+
+
+def _log(session: Session) -> Iterator[Check]:
+    """Check the log against the row up to which this machine knows it, and the heads of stores on its disks.
+
+    The stores in clouds are asked by `sweep.verify`, which opens a finding.
+    """
+    catalogue, keys = session.catalogue, LogKeys.of(session.settings.verification_log)
+    checked = CheckedLog(session.settings.broker_file.parent, catalogue).get()
+    try:
+        faults = [catalogue.verifications.check_head(checked)] if checked else []
+        for name, config in session.settings.stores.items():
+            if isinstance(config, FilesystemConfig):
+                with suppress(StorageError):  # the check of its disk tells
+                    faults.append(check_kept_head(session.stores[name], catalogue, keys))
+    except BadKeyFile as error:
+        faults = [str(error)]
+    if told := "; ".join(fault for fault in faults if fault):
+        yield Check("verification log", "bad", told, "compare it with a backup")
 
 
 def _disks(session: Session) -> Iterator[Check]:

@@ -37,6 +37,7 @@ from worker.settings.sections import (
     SourceSettings,
     StoreLimits,
     SweepSettings,
+    VerificationLogSettings,
 )
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.identity import contains, overlapping
@@ -92,6 +93,7 @@ class Settings(BaseSettings):
     delete: DeleteSettings = DeleteSettings()
     findings: FindingSettings = FindingSettings()
     log: LogSettings = LogSettings()
+    verification_log: VerificationLogSettings = VerificationLogSettings()
     alarms: AlarmSettings = AlarmSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     store_limits: dict[str, StoreLimits] = {}
@@ -457,6 +459,11 @@ def _make_absolute(data: dict[str, Any], base: Path) -> None:
             store["root"] = str(base / Path(store["root"]).expanduser())
     if isinstance(sources, dict) and isinstance(sources.get("roots"), list):
         sources["roots"] = [str(base / Path(str(root)).expanduser()) for root in sources["roots"]]
+    log = data.get("verification_log")
+    if isinstance(log, dict) and isinstance(log.get("signing_key"), str):
+        log["signing_key"] = str(base / Path(log["signing_key"]).expanduser())
+    if isinstance(log, dict) and isinstance(log.get("public_keys"), list):
+        log["public_keys"] = [str(base / Path(str(key)).expanduser()) for key in log["public_keys"]]
     if isinstance(data.get("home"), str):
         data["home"] = str(base / Path(data["home"]).expanduser())
 

@@ -302,6 +302,15 @@ class LogSettings(Section):
     """How many earlier files of each log are kept."""
 
 
+class VerificationLogSettings(Section):
+    """How the head of the verification log is signed that every store keeps."""
+
+    signing_key: Path | None = None
+    """A file with an Ed25519 private key in PEM; every head is then signed, and one that is not is a finding."""
+    public_keys: tuple[Path, ...] = ()
+    """Files with Ed25519 public keys in PEM whose signatures count too: of former keys, or where heads are checked."""
+
+
 class FindingSettings(Section):
     """How long findings are kept."""
 

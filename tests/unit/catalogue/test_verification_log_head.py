@@ -1,15 +1,26 @@
 """The head of the verification log, kept outside the database, shows what the chain inside it cannot."""
 
+import io
 import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
-from worker.artifacts.verification_log_head import CheckedLog, check_kept_head, keep_head, log_faults
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.verification_log_head import (
+    CheckedLog,
+    accept_head,
+    check_kept_head,
+    keep_head,
+    log_faults,
+    signed_head,
+)
 from worker.catalogue import Catalogue, Finding
 from worker.storage import Store
 from worker.storage.memory import MemoryDriver
@@ -142,3 +153,113 @@ def test_the_head_of_another_catalogue_is_not_mixed_up(catalogue, tmp_path):
     assert check_kept_head(store, other) is None
     assert catalogue.identity != other.identity
     other.close()
+
+
+def make_key(path: Path) -> LogKeys:
+    """Write a private key and its public key, and return the configuration that signs."""
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    path.with_suffix(".pub").write_bytes(public)
+    return LogKeys(path)
+
+
+def kept_in(store: Store, catalogue: Catalogue) -> dict[str, object]:
+    with store.read_object("zot-probe", f"verification-log/{catalogue.identity}.json") as reader:
+        kept: dict[str, object] = json.loads(reader.read(4096))
+    return kept
+
+
+def put_head(store: Store, catalogue: Catalogue, **changes: object) -> None:
+    body = json.dumps({**kept_in(store, catalogue), **changes}).encode()
+    store.write_object("zot-probe", f"verification-log/{catalogue.identity}.json", io.BytesIO(body))
+
+
+def test_a_signed_head_counts_and_a_forged_one_shows(path, tmp_path):
+    """A log that was computed anew, with its head in the store forged to fit, lacks the right signature."""
+    keys, other = make_key(tmp_path / "key.pem"), make_key(tmp_path / "other.pem")
+    catalogue, store = Catalogue(f"sqlite:///{path}"), open_store()
+    append(catalogue, "verified", "corrupt", "verified")
+    assert keep_head(store, catalogue, keys) is None
+    assert kept_in(store, catalogue)["count"] == 3
+    assert check_kept_head(store, catalogue, LogKeys(None, [tmp_path / "key.pub"])) is None, "with the public key alone"
+    assert "forged" in str(check_kept_head(store, catalogue, other))
+    rotated = LogKeys(tmp_path / "other.pem", [tmp_path / "key.pub"])
+    assert check_kept_head(store, catalogue, rotated) is None, "the signature of a former key counts"
+    catalogue.close()
+    catalogue = tampered(path, "DELETE FROM verifications WHERE id > 1")
+    head = catalogue.verifications.head()
+    forged = {"id": head.id, "hash": head.hash, "at": head.at.isoformat(), "count": 1}
+    put_head(store, catalogue, **forged)
+    assert check_kept_head(store, catalogue) is None, "without keys a forged head fits"
+    assert "forged" in str(check_kept_head(store, catalogue, keys))
+    assert "forged" in str(log_faults([store], catalogue, keys=keys))
+    put_head(store, catalogue, **forged, signature=None)
+    assert "is not signed" in str(keep_head(store, catalogue, keys))
+    put_head(store, catalogue, **forged, signature="!")
+    assert "forged" in str(keep_head(store, catalogue, keys)), "and it stays: it is the evidence"
+    catalogue.close()
+
+
+def test_an_accepted_head_replaces_the_one_before_which_stays(path, tmp_path):
+    """After a restore the log is shorter than the stores know, until an operator accepts that."""
+    keys = make_key(tmp_path / "key.pem")
+    catalogue, store = Catalogue(f"sqlite:///{path}"), open_store()
+    append(catalogue, "verified", "corrupt", "verified")
+    keep_head(store, catalogue, keys)
+    catalogue.close()
+    catalogue = tampered(path, "DELETE FROM verifications WHERE id > 1")
+    assert "lost rows" in str(keep_head(store, catalogue, keys))
+    aside = accept_head(store, catalogue, keys)
+    assert keep_head(store, catalogue, keys) is None
+    with store.read_object("zot-probe", str(aside)) as reader:
+        assert json.loads(reader.read(4096))["id"] == 3
+    append(catalogue, "verified")
+    assert keep_head(store, catalogue, keys) is None
+    assert (kept_in(store, catalogue)["count"], signed_head(catalogue, keys)["count"]) == (2, 2)
+    catalogue.close()
+
+
+def test_a_head_of_before_is_written_once(catalogue):
+    """A store whose head is the present one is not written to again."""
+    store = open_store()
+    append(catalogue, "verified")
+    keep_head(store, catalogue)
+    before = store.stat_object("zot-probe", f"verification-log/{catalogue.identity}.json").version
+    keep_head(store, catalogue)
+    assert store.stat_object("zot-probe", f"verification-log/{catalogue.identity}.json").version == before
+
+
+@pytest.mark.parametrize("content", [b"no key", None])
+def test_a_key_file_that_cannot_be_used_is_named(path, tmp_path, content):
+    """Neither a missing nor a wrong file is silently no key."""
+    append(catalogue := Catalogue(f"sqlite:///{path}"), "verified")
+    file = tmp_path / "key.pem"
+    if content:
+        file.write_bytes(content)
+    with pytest.raises(BadKeyFile, match=r"signing_key.*key\.pem"):
+        keep_head(open_store(), catalogue, LogKeys(file))
+    catalogue.close()
+
+
+def test_the_commands_check_signatures_and_status_sees_a_cut_log(tmp_path, monkeypatch, capsys):
+    """`log verify`, `log accept` and `status` go by the settings; a cut log is bad at once in `status`."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path))
+    path = tmp_path / "catalogue.sqlite3"
+    append(catalogue := Catalogue(f"sqlite:///{path}"), "verified", "corrupt")
+    catalogue.close()
+    assert cli.run(["log", "accept", "--json"]) == 0
+    make_key(tmp_path / "key.pem")
+    monkeypatch.setenv("ZOT_VERIFICATION_LOG__SIGNING_KEY", str(tmp_path / "key.pem"))
+    capsys.readouterr()
+    assert cli.run(["log", "verify"]) == 1
+    assert "is not signed" in capsys.readouterr().err
+    assert cli.run(["log", "accept"]) == 2
+    assert cli.run(["log", "accept", "--yes"]) == 0
+    capsys.readouterr()
+    assert cli.run(["log", "verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["head"]["signature"]
+    tampered(path, "DELETE FROM verifications WHERE id = 2").close()
+    cli.run(["status", "--json"])
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert "lost rows" in next(each["detail"] for each in checks if each["name"] == "verification log")

@@ -7,12 +7,13 @@ import os
 import sqlalchemy as sa
 
 from tasks.sweeps.probe import sweep_probe
+from tasks.sweeps.verify import sweep_verify
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
 from worker.catalogue import tables
 from worker.storage import Stores
-from zot_artifact_client.contract import SweepProbeRequest, UploadRequest, VerifyRequest
+from zot_artifact_client.contract import SweepProbeRequest, SweepVerifyRequest, UploadRequest, VerifyRequest
 
 
 def test_stores_that_work_have_no_fault_and_keep_nothing_of_the_probe(run, settings):
@@ -69,3 +70,17 @@ def test_a_store_that_ignores_create_if_absent_is_found_out(run, context, rclone
         else:
             assert not result.faults
             assert "only our own lease" in caplog.text
+
+
+def test_each_verify_sweep_keeps_the_head_of_the_log(run, context, settings, source):
+    """Every store that can be reached keeps the head after the sweep; one that is away does not stop it."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    settings.stores["dr"].root.rename(settings.stores["dr"].root.with_name("unplugged"))
+    run(sweep_verify, SweepVerifyRequest())
+    kept = {
+        name: list(settings.stores[name].root.glob("zot-probe/verification-log/*.json")) for name in ("primary", "cold")
+    }
+    assert all(len(paths) == 1 for paths in kept.values())
+    head = context.catalogue.verifications.head()
+    assert head.hash in kept["primary"][0].read_text()
