@@ -225,5 +225,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InOrder:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return what `-n auto` means here: one more than there are cores, for part of the tests waits for servers."""
-    return (os.cpu_count() or 1) + 1
+    """Return what `-n auto` means here: two more than there are cores, for a third of their time tests wait."""
+    return (os.cpu_count() or 1) + 2

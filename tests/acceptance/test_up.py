@@ -39,10 +39,6 @@ def command_lines(pids: set[int]) -> str:
     return "\n".join(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in pids)
 
 
-def environments(pids: set[int]) -> str:
-    return "\n".join(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") for pid in pids)
-
-
 @pytest.mark.slow
 def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(zot: Zot) -> None:
     """Broker, worker, beat, Flower and gateway run; each asks for a secret, kept for its owner's eyes alone."""

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +18,7 @@ from kombu import Connection
 from tests.servers import RabbitMQ, ServerMissing, Valkey
 from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
-from tests.waiting import WITHIN
+from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
 from worker.cli import service_checks
 from worker.intake.rejected import RejectedMessages
@@ -66,10 +65,7 @@ class Site:
     def begun(self, key: str, size: int) -> Job:
         """Return a running upload that takes about a second for each MB after the first."""
         job = self.client.upload(self.source(size), "releases", key, stores=["dr"])
-        deadline = time.monotonic() + WITHIN
-        while (record := self.record(job)) is None or record.state != JobState.RUNNING:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: (record := self.record(job)) is not None and record.state == JobState.RUNNING)
         return job
 
     def record(self, job: Job) -> JobRecord | None:
