@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -75,6 +75,9 @@ QUEUE = Queue.SWEEP
 """The queue of the jobs of a batch, so that they delay no interactive job."""
 _IDLE = 3
 """How many times longer the next step waits if there was no progress."""
+_SOONEST = timedelta(milliseconds=200)
+_LATEST_PART = 20
+"""The next step waits at least for this part of the time that the batch has taken."""
 _SLACK = timedelta(milliseconds=300)
 UNSEEN = timedelta(hours=1)
 """After which a job is sent again where the broker cannot tell whether its message is lost."""
@@ -161,8 +164,12 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     left = [found for each in ended for found in each.left]
     room = (request.in_flight or context.settings.batch.in_flight) - len(items) + len(ended) - len(left)
     planned = _next(request, context, before, room)
+    running = [item.job for item in items if item.kind == PAGE.kind and not item.state.terminal]
+    objects, size = context.catalogue.pages.progress_of(running)
     now = clock.now()
-    wait = context.settings.batch.step * (1 if ended or planned.found else _IDLE)
+    wait = context.settings.batch.step * _IDLE
+    if ended or planned.found or objects:
+        wait = min(context.settings.batch.step, _rest(before, ended, objects, now))
     new = [
         _new_item(request, before, number, each)
         for number, each in enumerate([*left, *planned.found], before.planned + 1)
@@ -173,11 +180,19 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     after = context.catalogue.batches.advance(before, kind, changes, now)
     resent = {item.job: (item.kind, item.request) for item in lost or ()}
     _send(messages, job, resent | {item.job: (item.kind or request.verb, item.request) for item in new})
-    running = [item.job for item in items if item.kind == PAGE.kind and not item.state.terminal]
-    job.publish_progress(_progress(request, after, *context.catalogue.pages.progress_of(running)))
+    job.publish_progress(_progress(request, after, objects, size))
     if after.exhausted and not new and len(ended) == len(items):
         return _result(request, context, after)
     raise Continue(wait.total_seconds())
+
+
+def _rest(before: Batch, ended: Sequence[EndedItem], objects: int, now: datetime) -> timedelta:
+    """Return in how much time the batch ends at the speed that it has had: no client waits for a step after that."""
+    done = before.ended + objects + sum(sum(each.outcome.counts.outcomes.values()) for each in ended)
+    taken = max(now - before.begun_at, timedelta())
+    if not done or before.total is None:
+        return timedelta.max
+    return max(taken * max(before.total - done, 0) / done, taken / _LATEST_PART, _SOONEST)
 
 
 def end_batch_items(context: Context, app: Celery) -> None:

@@ -256,6 +256,24 @@ def test_a_broker_that_is_away_keeps_no_step_from_counting(laid, drive):
 
 
 @pytest.mark.usefixtures("one_each")
+def test_the_last_step_comes_when_the_rest_is_expected_to_be_done(laid, drive, context, monkeypatch):
+    """A batch waits as long as its rest is expected to take, at most a period; without progress it waits longer."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 4)
+    monkeypatch.setitem(context.settings.batch.__dict__, "step", timedelta(hours=1))
+    laid(12)
+    driver = drive(ALL)
+
+    def wait() -> timedelta:
+        driver.step()
+        with context.catalogue._database.read() as connection:
+            return connection.execute(sa.select(tables.batches.c.next_step_at)).scalar_one() - clock.now()
+
+    wait()
+    assert wait() > timedelta(hours=2)  # nothing has begun
+    driver.work(most=2)
+    assert wait() < timedelta(minutes=30)
+
+
 def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     """A message that comes before its step is due does nothing, calls for no other, and leaves the progress alone."""
     laid(3)
