@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zot_artifact_client.async_client import AsyncArtifactClient, AsyncArtifacts
     from zot_artifact_client.async_job import AsyncJob, AsyncJobs
+    from zot_artifact_client.chunk_cache import CacheStat, ChunkCache
     from zot_artifact_client.client import ArtifactClient, Artifacts
     from zot_artifact_client.contract import (
         AdoptResult,
@@ -24,15 +25,20 @@ if TYPE_CHECKING:
         VerifyResult,
     )
     from zot_artifact_client.errors import (
+        ArtifactChanged,
         ArtifactNotFound,
         BrokerUnavailable,
         ClientError,
+        DamagedBytes,
+        GatewayUnavailable,
         IdempotencyMismatch,
         InvalidRequest,
         InvalidUrl,
         JobCancelled,
         JobFailed,
         JobNotDone,
+        NoGoodCopy,
+        NotAllowed,
         UnknownJob,
         WaitTimeout,
     )
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdoptResult",
+    "ArtifactChanged",
     "ArtifactClient",
     "ArtifactInfo",
     "ArtifactNotFound",
@@ -52,9 +59,13 @@ __all__ = [
     "BatchFailure",
     "BatchResult",
     "BrokerUnavailable",
+    "CacheStat",
+    "ChunkCache",
     "ClientError",
     "CopyInfo",
+    "DamagedBytes",
     "DeleteResult",
+    "GatewayUnavailable",
     "IdempotencyMismatch",
     "InvalidRequest",
     "InvalidUrl",
@@ -66,6 +77,8 @@ __all__ = [
     "JobStatus",
     "Jobs",
     "ListResult",
+    "NoGoodCopy",
+    "NotAllowed",
     "Progress",
     "ReplicateResult",
     "ShowResult",
@@ -79,6 +92,7 @@ __all__ = [
 
 _MODULES = {
     "AdoptResult": "contract",
+    "ArtifactChanged": "errors",
     "ArtifactClient": "client",
     "ArtifactInfo": "contract",
     "ArtifactNotFound": "errors",
@@ -90,9 +104,13 @@ _MODULES = {
     "BatchFailure": "contract",
     "BatchResult": "contract",
     "BrokerUnavailable": "errors",
+    "CacheStat": "chunk_cache",
+    "ChunkCache": "chunk_cache",
     "ClientError": "errors",
     "CopyInfo": "contract",
+    "DamagedBytes": "errors",
     "DeleteResult": "contract",
+    "GatewayUnavailable": "errors",
     "IdempotencyMismatch": "errors",
     "InvalidRequest": "errors",
     "InvalidUrl": "errors",
@@ -104,6 +122,8 @@ _MODULES = {
     "JobStatus": "snapshot",
     "Jobs": "job",
     "ListResult": "contract",
+    "NoGoodCopy": "errors",
+    "NotAllowed": "errors",
     "Progress": "contract",
     "ReplicateResult": "contract",
     "ShowResult": "contract",

@@ -1,12 +1,16 @@
 """Send jobs from an event loop: the verbs of ArtifactClient, as coroutines."""
 
+import asyncio
+import os
+import threading
 from abc import abstractmethod
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs
 from zot_artifact_client.async_redis import AsyncRedis
 from zot_artifact_client.async_results import AsyncResultBackend
+from zot_artifact_client.chunk_cache import ChunkCache
 from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
@@ -26,6 +30,7 @@ from zot_artifact_client.contract import (
     JobState,
     ListResult,
     Message,
+    Progress,
     ReplicateResult,
     RequestT,
     ResultT,
@@ -35,6 +40,7 @@ from zot_artifact_client.contract import (
     UploadResult,
     VerifyResult,
 )
+from zot_artifact_client.download import ArtifactBytes
 from zot_artifact_client.errors import ClientError, JobFailed
 from zot_artifact_client.idempotency import push_digests, read_mismatches
 from zot_artifact_client.job_ids import check_id, choose_id
@@ -177,6 +183,38 @@ class AsyncArtifacts(
         return recorded_status(answer)
 
     @abstractmethod
+    async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return `length` bytes of an artifact from `offset`, by default all, read from the gateway.
+
+        Each chunk of 16 MiB that has some of them is verified by its SHA-256 first.
+
+        Raises:
+            ArtifactNotFound: there is none, or the token is not for it.
+            DamagedBytes, NoGoodCopy, ArtifactChanged: the right bytes are not to be had.
+            NotAllowed, GatewayUnavailable: it cannot be read.
+        """
+
+    @abstractmethod
+    async def get(
+        self,
+        bucket: str,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ShowResult:
+        """Download an artifact from the gateway to a file, and return what was downloaded.
+
+        Each chunk is verified before it is written. The file appears under its name, and replaces one that is there,
+        when all bytes are written and durable; otherwise nothing changes. Bytes are hashed and written in threads; a
+        cancelled download ends with the chunk that it works on. `on_progress` is called in the event loop.
+
+        Raises:
+            OSError: the file cannot be written.
+            ClientError: as `read`.
+        """
+
+    @abstractmethod
     async def query(
         self,
         spec: TaskSpec[RequestT, ResultT],
@@ -212,12 +250,25 @@ class AsyncArtifactClient(AsyncArtifacts):
         broker_url: the worker's: redis://, rediss://, redis+socket:// or sentinel://.
         result_url: of the worker's result backend, which must be Redis or Valkey too; by default the broker.
         service: scopes the idempotency keys: services with different names never share a job.
+        gateway: the URL of the worker's gateway, from which the bytes of artifacts come.
+        token: for the gateway, as `zot-artifacts tokens add` prints it.
+        cache: keeps the chunks of artifacts that are read.
 
     Raises:
         ClientError: a URL cannot be used.
     """
 
-    def __init__(self, broker_url: str, result_url: str | None = None, *, service: str | None = None) -> None:
+    def __init__(
+        self,
+        broker_url: str,
+        result_url: str | None = None,
+        *,
+        service: str | None = None,
+        gateway: str | None = None,
+        token: str | None = None,
+        cache: ChunkCache | None = None,
+    ) -> None:
+        self._bytes = ArtifactBytes(gateway, token, cache)
         self._url = broker_url
         self._service = check_service(service)
         self._broker = AsyncRedis("broker", broker_url, "broker_url")
@@ -268,6 +319,39 @@ class AsyncArtifactClient(AsyncArtifacts):
         await self._push([asked])
         return read_answer(spec, await self._results.answer(asked.job_id, timeout), timeout)
 
+    async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        self._check_open()
+
+        def read() -> bytes:
+            with self._bytes.open(bucket, key) as file:
+                file.seek(offset)
+                return file.read(-1 if length is None else length)
+
+        return await asyncio.to_thread(read)
+
+    async def get(
+        self,
+        bucket: str,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ShowResult:
+        self._check_open()
+        loop, given_up = asyncio.get_running_loop(), threading.Event()
+
+        def tell(progress: Progress) -> None:
+            if given_up.is_set():
+                raise ClientError("the download was cancelled")
+            if on_progress is not None:
+                loop.call_soon_threadsafe(on_progress, progress)
+
+        try:
+            return await asyncio.to_thread(self._bytes.get, bucket, key, path, tell)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+
     async def snapshot(self, job_id: str) -> Snapshot:
         self._check_open()
         return await self._results.snapshot(job_id)
@@ -277,6 +361,7 @@ class AsyncArtifactClient(AsyncArtifacts):
         await self._results.close()
         await self._broker.close()
         await self._backend.close()
+        self._bytes.close()
 
     async def _push(self, jobs: list[Outgoing]) -> None:
         self._check_open()

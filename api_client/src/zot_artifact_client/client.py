@@ -1,10 +1,13 @@
 """Send jobs: one method per verb, for one artifact or for many; each call is one job."""
 
+import io
+import os
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Self, overload
 
-from zot_artifact_client.connection import without_credentials
+from zot_artifact_client.broker_jobs import BrokerJobs
+from zot_artifact_client.chunk_cache import ChunkCache
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
@@ -14,7 +17,6 @@ from zot_artifact_client.contract import (
     QUERY_SHOW,
     QUERY_STATUS,
     REPLICATE,
-    TASKS,
     UPLOAD,
     VERIFY,
     AdoptResult,
@@ -23,6 +25,7 @@ from zot_artifact_client.contract import (
     JobState,
     ListResult,
     Message,
+    Progress,
     ReplicateResult,
     RequestT,
     ResultT,
@@ -32,24 +35,14 @@ from zot_artifact_client.contract import (
     UploadResult,
     VerifyResult,
 )
+from zot_artifact_client.download import ArtifactBytes
 from zot_artifact_client.errors import ClientError, JobFailed
+from zot_artifact_client.gateway_jobs import GatewayJobs
 from zot_artifact_client.job import Job, Jobs
-from zot_artifact_client.job_ids import check_id, choose_id
-from zot_artifact_client.publisher import Publisher
-from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK, question, read_answer
-from zot_artifact_client.result_backend import CeleryResultBackend
+from zot_artifact_client.job_ids import check_id
+from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
-from zot_artifact_client.urls import parse_url
-from zot_artifact_client.verbs import (
-    Verbs,
-    check_service,
-    digests_of,
-    idempotency_mismatch,
-    outgoing,
-    pages_of,
-    request_of,
-    spec_of,
-)
+from zot_artifact_client.verbs import Verbs, check_service, request_of, spec_of
 
 
 class Artifacts(
@@ -163,6 +156,38 @@ class Artifacts(
             return status_of(job_id, found)
 
     @abstractmethod
+    def open(self, bucket: str, key: str) -> io.BufferedReader:
+        """Return an artifact as a seekable file in binary mode, read from the gateway.
+
+        Each chunk of 16 MiB is verified by its SHA-256 before a byte of it is given out; one or two are in memory. The
+        file stays the version that it is now: once another one replaces it, a read raises ArtifactChanged.
+
+        Raises:
+            ArtifactNotFound: there is none, or the token is not for it.
+            NotAllowed, GatewayUnavailable: it cannot be asked for.
+            DamagedBytes, NoGoodCopy, ArtifactChanged: from a read: the right bytes are not to be had.
+        """
+
+    @abstractmethod
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ShowResult:
+        """Download an artifact from the gateway to a file, and return what was downloaded.
+
+        Each chunk is verified before it is written. The file appears under its name, and replaces one that is there,
+        when all bytes are written and durable; otherwise nothing changes.
+
+        Raises:
+            OSError: the file cannot be written.
+            ClientError: as `open`.
+        """
+
+    @abstractmethod
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
         """Send a query of `contract.QUERIES` and return its answer. Raise as `show`."""
 
@@ -182,27 +207,42 @@ class Artifacts(
 
 
 class ArtifactClient(Artifacts):
-    """Sends jobs to the worker over its broker; safe for threads and forks, so one for a program is enough.
+    """Sends jobs to the worker and reads artifacts; safe for threads and forks, so one for a program is enough.
 
-    It connects when it sends the first job. A broker that does not answer raises BrokerUnavailable within seconds.
+    Jobs go over the worker's broker, or over its gateway where only that is given. It connects when it sends the first
+    job. A broker that does not answer raises BrokerUnavailable within seconds. The bytes of artifacts always come from
+    the gateway.
 
     Args:
         broker_url: the worker's: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://.
         result_url: of the worker's result backend; by default the broker, if that is Redis or Valkey.
         service: scopes the idempotency keys: services with different names never share a job.
+        gateway: the URL of the worker's gateway, such as https://gateway.example:8484.
+        token: for the gateway, as `zot-artifacts tokens add` prints it.
+        cache: keeps the chunks of artifacts that are read.
 
     Raises:
-        ClientError: a URL cannot be used.
+        ClientError: a URL cannot be used, or neither broker nor gateway is given.
     """
 
-    def __init__(self, broker_url: str, result_url: str | None = None, *, service: str | None = None) -> None:
-        if result_url is None and not parse_url(broker_url).is_redis:
-            msg = f"{without_credentials(broker_url)} cannot keep results: give result_url as well"
-            raise ClientError(msg)
-        self._broker = broker_url
-        self._service = check_service(service)
-        self._publisher = Publisher(broker_url)
-        self._results = CeleryResultBackend(result_url or broker_url, self._publisher.revoke, self._publisher.is_queued)
+    def __init__(
+        self,
+        broker_url: str | None = None,
+        result_url: str | None = None,
+        *,
+        service: str | None = None,
+        gateway: str | None = None,
+        token: str | None = None,
+        cache: ChunkCache | None = None,
+    ) -> None:
+        self._bytes = ArtifactBytes(gateway, token, cache)
+        self._jobs: BrokerJobs | GatewayJobs
+        if broker_url is not None:
+            self._jobs = BrokerJobs(broker_url, result_url, check_service(service))
+        elif self._bytes.gateway is not None and result_url is None:
+            self._jobs = GatewayJobs(self._bytes.gateway, check_service(service))
+        else:
+            raise ClientError("give broker_url, or gateway and token")
         self._closed = False
 
     def submit(
@@ -214,54 +254,56 @@ class ArtifactClient(Artifacts):
         job_id: str | None = None,
     ) -> Job[ResultT]:
         self._check_open()
-        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        sent = outgoing(spec, chosen, request)
-        if idempotency_key is not None:
-            self._check_digests(digests_of([sent], spec.kind))
-        self._publisher.send_all([sent])
-        return Job(chosen, spec, results=self._results)
+        chosen = self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return Job(chosen, spec, results=self._jobs.results)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
         self._check_open()
-        jobs = Jobs(results=self._results)
-        for page in pages_of(requests, idempotency_key, service=self._service):
-            if idempotency_key is not None:
-                self._check_digests(digests_of(page))
-            self._publisher.send_all(page)
-            jobs.extend(Job(sent.job_id, TASKS[sent.name], results=self._results) for sent in page)
-        return jobs
-
-    def _check_digests(self, digests: Mapping[str, str]) -> None:
-        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
-        other = self._publisher.mismatches(digests)
-        if other is None:
-            other = self._results.mismatches(digests)
-        if other:
-            raise idempotency_mismatch(other)
+        results = self._jobs.results
+        sent = self._jobs.submit_many(requests, idempotency_key=idempotency_key)
+        return Jobs((Job(id_, spec, results=results) for id_, spec in sent), results=results)
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
     @overload
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        return Job(check_id(job_id), spec_of(kind), results=self._results)
+        return Job(check_id(job_id), spec_of(kind), results=self._jobs.results)
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
         self._check_open()
-        asked = question(spec, request, timeout)
-        self._publisher.send_all([asked])
-        return read_answer(spec, self._results.answer(asked.job_id, timeout), timeout)
+        return self._jobs.query(spec, request, timeout)
 
     def snapshot(self, job_id: str) -> Snapshot:
         self._check_open()
-        return self._results.snapshot(job_id)
+        return self._jobs.results.snapshot(job_id)
+
+    def open(self, bucket: str, key: str) -> io.BufferedReader:
+        self._check_open()
+        return self._bytes.open(bucket, key)
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ShowResult:
+        self._check_open()
+        return self._bytes.get(bucket, key, path, on_progress)
+
+    def warm(self, bucket: str, key: str) -> ShowResult:
+        """Bring all chunks of an artifact into the cache. Raise as `open`."""
+        self._check_open()
+        return self._bytes.warm(bucket, key)
 
     def close(self) -> None:
         self._closed = True
-        self._publisher.close()
-        self._results.close()
+        self._jobs.close()
+        self._bytes.close()
 
     def _check_open(self) -> None:
         if self._closed:
-            msg = f"the client of {without_credentials(self._broker)} is closed: make another one"
+            msg = f"the client of {self._jobs.at} is closed: make another one"
             raise ClientError(msg)

@@ -7,6 +7,11 @@ ClientError
 ├── BrokerUnavailable     the broker or the result backend cannot be reached
 ├── UnknownJob            nothing is known of a job with this id
 ├── ArtifactNotFound      the catalogue has no such artifact
+├── ArtifactChanged       the artifact has other bytes now than when it was opened
+├── NoGoodCopy            no store has the right bytes of the artifact
+├── DamagedBytes          the bytes that arrive do not have the recorded digest
+├── GatewayUnavailable    the gateway cannot be reached, or cannot serve now
+├── NotAllowed            the token is not valid, or does not allow this
 ├── WaitTimeout           the job has not ended, or the query was not answered, in the time given; the job goes on
 └── JobNotDone            the job has ended without success
     ├── JobFailed         it failed, was refused, or ran out of attempts
@@ -40,6 +45,26 @@ class UnknownJob(ClientError, LookupError):
 
 class ArtifactNotFound(ClientError, LookupError):
     """The catalogue has no artifact under this key."""
+
+
+class ArtifactChanged(ClientError):
+    """The artifact has other bytes now than when it was opened: open it again."""
+
+
+class NoGoodCopy(ClientError):
+    """No store has the right bytes of the artifact."""
+
+
+class DamagedBytes(ClientError):
+    """The bytes that arrive do not have the recorded digest; none of them was given out."""
+
+
+class GatewayUnavailable(ClientError):
+    """The gateway cannot be reached, or cannot serve now."""
+
+
+class NotAllowed(ClientError):
+    """The token is not valid, or does not allow this."""
 
 
 class WaitTimeout(ClientError, TimeoutError):

@@ -43,7 +43,7 @@ from zot_artifact_client.contract import (
     VerifyRequest,
     VerifyResult,
 )
-from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.errors import ArtifactNotFound, JobFailed, NoGoodCopy
 
 _CHUNK = 16 * 1024 * 1024
 _BAD = ("corrupt", "size_mismatch", "missing")
@@ -131,6 +131,17 @@ class InMemoryWorker:
             copies=tuple(artifact.copies[store] for store in sorted(artifact.copies)),
             manifest=_manifest(current.body, request.chunks_from),
         )
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """Return the bytes of an artifact from a good copy. Raise ArtifactNotFound, NoGoodCopy."""
+        request = Request(bucket=bucket, key=key)
+        try:
+            artifact = self._artifact(request)
+        except JobFailed as error:
+            raise ArtifactNotFound(error.message) from None
+        if not any(self._verdict(request, artifact, store) == "verified" for store in artifact.copies):
+            raise NoGoodCopy(f"{bucket}/{key}: no copy is right: {', '.join(sorted(artifact.copies))}")
+        return artifact.versions[-1].body
 
     def list(self, request: ListRequest) -> ListResult:
         """Answer a query for the artifacts of a bucket."""

@@ -1,6 +1,6 @@
 """The state of a job at one moment, and how the stored record of it is read: what both clients share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -79,16 +79,20 @@ def status_of(job_id: str, found: Snapshot) -> JobStatus:
 
 def recorded_status(answer: StatusResult) -> JobStatus:
     """Return the status that the ledger has of a job."""
+    found = recorded_snapshot(answer)
+    return replace(status_of(answer.job, found), kind=answer.kind)
+
+
+def recorded_snapshot(answer: StatusResult) -> Snapshot:
+    """Return what the ledger has of a job, as the result backend would."""
     state, spec = state_of(answer.state), _BY_KIND.get(answer.kind or "")
-    value: Any = answer.result if state is JobState.SUCCEEDED else None
     error: JobNotDone | None = None
-    if answer.error is not None and state is JobState.CANCELLED:
-        error = JobCancelled(answer.error.message)
-    elif answer.error is not None:
+    if state is JobState.CANCELLED:
+        error = JobCancelled(answer.error.message if answer.error else f"job {answer.job} was cancelled")
+    elif answer.error is not None and state.terminal:
         error = JobFailed(answer.error.message, answer.error.type, state.value, answer.attempts)
-    if spec is not None and value is not None:
-        value = spec.result.read(value)
-    return JobStatus(answer.job, answer.kind, state, answer.progress, value, error)
+    value = answer.result if state is JobState.SUCCEEDED else None
+    return Snapshot(state, answer.progress, value, error, spec.name if spec else None)
 
 
 def result_of(job_id: str, spec: TaskSpec[Any, ResultT] | None, found: Snapshot) -> ResultT:

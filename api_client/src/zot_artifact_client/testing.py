@@ -9,8 +9,11 @@ Simpler than the worker: one good copy is enough evidence, old versions keep no 
 """
 
 import asyncio
+import io
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 from zot_artifact_client.async_client import AsyncArtifacts
@@ -22,8 +25,10 @@ from zot_artifact_client.contract import (
     QUERY_STATUS,
     JobState,
     Message,
+    Progress,
     RequestT,
     ResultT,
+    ShowResult,
     StatusResult,
     TaskSpec,
 )
@@ -110,6 +115,27 @@ class InMemoryArtifactClient(Artifacts):
         except JobFailed as error:
             return read_answer(spec, _ended_by(error), timeout)
         return read_answer(spec, Snapshot(JobState.SUCCEEDED, value=answer), timeout)
+
+    def open(self, bucket: str, key: str) -> io.BufferedReader:
+        return io.BufferedReader(io.BytesIO(self._worker.read(bucket, key)))
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ShowResult:
+        body = self._worker.read(bucket, key)
+        Path(path).write_bytes(body)
+        if on_progress is not None:
+            on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="downloading"))
+        return self.show(bucket, key)
+
+    def warm(self, bucket: str, key: str) -> ShowResult:
+        """Return what is shown: there is no cache to fill."""
+        return self.show(bucket, key)
 
     def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -235,6 +261,21 @@ class AsyncInMemoryArtifactClient(AsyncArtifacts):
         timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - the same as of the other client
     ) -> ResultT:
         return self.memory.query(spec, request, timeout=timeout)
+
+    async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        with self.memory.open(bucket, key) as file:
+            file.seek(offset)
+            return file.read(-1 if length is None else length)
+
+    async def get(
+        self,
+        bucket: str,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ShowResult:
+        return self.memory.get(bucket, key, path, on_progress=on_progress)
 
     async def snapshot(self, job_id: str) -> Snapshot:
         return self.memory.snapshot(job_id)

@@ -91,7 +91,7 @@ def mute() -> Iterator[int]:
 
 def release(client: ArtifactClient, job_id: str) -> None:
     """Let a held job go on."""
-    client._results._app.backend.client.rpush(f"release:{job_id}", "go")
+    client._jobs.results._app.backend.client.rpush(f"release:{job_id}", "go")
 
 
 def until_running(client: ArtifactClient, job_id: str) -> Progress:
@@ -386,7 +386,7 @@ def test_an_unknown_job_is_not_queued(client: ArtifactClient, monkeypatch: pytes
     monkeypatch.setattr("zot_artifact_client.result_backend.LISTEN_FOR", 0.1)
     with pytest.raises(UnknownJob, match=job.id):
         job.wait()
-    with ArtifactClient(f"redis://127.0.0.1:{client._broker.rpartition(':')[2].partition('/')[0]}/8") as unserved:
+    with ArtifactClient(f"redis://127.0.0.1:{client._jobs.at.rpartition(':')[2].partition('/')[0]}/8") as unserved:
         assert unserved.verify("releases", "a").state is JobState.QUEUED
     with pytest.raises(UnknownJob, match=job.id):
         job.cancel()

@@ -1,0 +1,67 @@
+"""Send jobs and queries over the worker's broker, and read their ends from its result backend."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from zot_artifact_client.connection import without_credentials
+from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
+from zot_artifact_client.errors import ClientError
+from zot_artifact_client.job_ids import choose_id
+from zot_artifact_client.publisher import Publisher
+from zot_artifact_client.queries import question, read_answer
+from zot_artifact_client.result_backend import CeleryResultBackend
+from zot_artifact_client.urls import parse_url
+from zot_artifact_client.verbs import digests_of, idempotency_mismatch, outgoing, pages_of
+
+
+class BrokerJobs:
+    """The jobs of one service over a broker. Raise ClientError: a URL cannot be used."""
+
+    def __init__(self, broker_url: str, result_url: str | None, service: str | None) -> None:
+        if result_url is None and not parse_url(broker_url).is_redis:
+            msg = f"{without_credentials(broker_url)} cannot keep results: give result_url as well"
+            raise ClientError(msg)
+        self.at = without_credentials(broker_url)
+        self._service = service
+        self._publisher = Publisher(broker_url)
+        self.results = CeleryResultBackend(result_url or broker_url, self._publisher.revoke, self._publisher.is_queued)
+
+    def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> str:
+        """Send a request and return the id of its job."""
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        sent = outgoing(spec, chosen, request)
+        if idempotency_key is not None:
+            self._check_digests(digests_of([sent], spec.kind))
+        self._publisher.send_all([sent])
+        return chosen
+
+    def submit_many(
+        self, requests: Iterable[Message], *, idempotency_key: str | None
+    ) -> Iterator[tuple[str, TaskSpec[Any, Any]]]:
+        """Send requests in pages; yield the id and the kind of each job."""
+        for page in pages_of(requests, idempotency_key, service=self._service):
+            if idempotency_key is not None:
+                self._check_digests(digests_of(page))
+            self._publisher.send_all(page)
+            yield from ((sent.job_id, TASKS[sent.name]) for sent in page)
+
+    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:
+        """Send a query and return its answer."""
+        asked = question(spec, request, timeout)
+        self._publisher.send_all([asked])
+        return read_answer(spec, self.results.answer(asked.job_id, timeout), timeout)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._publisher.close()
+        self.results.close()
+
+    def _check_digests(self, digests: Mapping[str, str]) -> None:
+        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
+        other = self._publisher.mismatches(digests)
+        if other is None:
+            other = self.results.mismatches(digests)
+        if other:
+            raise idempotency_mismatch(other)

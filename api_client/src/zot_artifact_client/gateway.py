@@ -1,0 +1,268 @@
+"""Speak HTTP with the gateway: few connections that are kept, bounded retries, errors of this package."""
+
+import http.client
+import json
+import select
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+from zot_artifact_client.connection import PerProcess
+from zot_artifact_client.contract import QUERY_LIST, QUERY_SHOW, ListRequest, Message, ResultT, ShowRequest, TaskSpec
+from zot_artifact_client.errors import (
+    ArtifactChanged,
+    ArtifactNotFound,
+    BrokerUnavailable,
+    ClientError,
+    GatewayUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    InvalidUrl,
+    NoGoodCopy,
+    NotAllowed,
+    UnknownJob,
+)
+from zot_artifact_client.text import bounded
+
+AnswerT = TypeVar("AnswerT")
+
+TIMEOUT = 60.0
+"""Seconds without a byte from the gateway after which a request has failed: it tries several stores meanwhile."""
+_TRIES = 5
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 10.0
+_MOST_IDLE = 8
+"""Connections that are kept for later requests."""
+_MOST_PROBLEM = 64 * 1024
+_MOST_ANSWER = 16 * 1024 * 1024
+_OK = {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.ACCEPTED, HTTPStatus.CREATED}
+_ERRORS: dict[str, type[ClientError]] = {
+    "NotFound": ArtifactNotFound,
+    "UnknownJob": UnknownJob,
+    "IdempotencyMismatch": IdempotencyMismatch,
+    "InvalidRequest": InvalidRequest,
+    "InvalidKey": InvalidRequest,
+    "PreconditionFailed": ArtifactChanged,
+    "NoGoodCopy": NoGoodCopy,
+    "BrokerUnavailable": BrokerUnavailable,
+}
+_BY_STATUS: dict[int, type[ClientError]] = {
+    HTTPStatus.UNAUTHORIZED: NotAllowed,
+    HTTPStatus.FORBIDDEN: NotAllowed,
+    HTTPStatus.NOT_FOUND: ArtifactNotFound,
+    HTTPStatus.PRECONDITION_FAILED: ArtifactChanged,
+    HTTPStatus.BAD_GATEWAY: NoGoodCopy,
+}
+_AGAIN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+
+
+class _TryAgain(Exception):
+    """The gateway asks to come again, after `seconds` if it says when."""
+
+    def __init__(self, error: ClientError, seconds: float | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.seconds = seconds
+
+
+class Gateway:
+    """A gateway by its URL; safe for threads, and each forked process has connections of its own.
+
+    Args:
+        url: such as https://gateway.example:8484.
+        token: as `zot-artifacts tokens add` prints it.
+        timeout: seconds without a byte from the gateway after which a request has failed.
+
+    Raises:
+        InvalidUrl: the URL is none.
+        ClientError: the token cannot be one.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout: float = TIMEOUT) -> None:
+        parsed = urlsplit(url)
+        if parsed.scheme not in {"http", "https"} or not parsed.hostname or parsed.query or parsed.fragment:
+            raise InvalidUrl("gateway: expected is a URL like https://HOST:8484")
+        if parsed.username is not None or parsed.password is not None:
+            raise InvalidUrl("gateway: the URL has a user or password; give the token as `token`")
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise ClientError("token: expected is the text that `zot-artifacts tokens add` prints")
+        self.url = f"{parsed.scheme}://{parsed.netloc}{parsed.path.rstrip('/')}"
+        self._host, self._port = parsed.hostname, parsed.port
+        self._base = parsed.path.rstrip("/")
+        self._tls = ssl.create_default_context() if parsed.scheme == "https" else None
+        self._token = token
+        self._timeout = timeout
+        self._closed = False
+        self._idle: PerProcess[list[http.client.HTTPConnection]] = PerProcess(list)
+
+    def query(self, spec: TaskSpec[Any, ResultT], request: Message) -> ResultT:
+        """Return the answer to a show or list query. Raise ArtifactNotFound, GatewayUnavailable, …."""
+        if isinstance(request, ShowRequest):
+            path, fields = artifact_path("artifacts", request.bucket, request.key), {"chunks_from": request.chunks_from}
+        elif isinstance(request, ListRequest):
+            path, fields = "/v1/artifacts", request.model_dump()
+        else:
+            names = f"{QUERY_SHOW.kind} and {QUERY_LIST.kind}"
+            raise ClientError(f"the gateway answers {names} queries, not {spec.kind}")
+        given = urlencode({name: value for name, value in fields.items() if value is not None})
+        return spec.result.read(self.ask("GET", f"{path}?{given}" if given else path))
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        again: bool = True,
+    ) -> dict[str, Any]:
+        """Return the JSON that the gateway answers; with `again` a request that may not have arrived is repeated.
+
+        Raises:
+            GatewayUnavailable: it cannot be reached, or cannot serve now.
+            ClientError: of the kind that its answer names.
+        """
+        sent = None if body is None else json.dumps(body).encode()
+        given = {**({"Content-Type": "application/json"} if sent is not None else {}), **(headers or {})}
+
+        def take(response: http.client.HTTPResponse) -> dict[str, Any]:
+            answer: dict[str, Any] = json.loads(response.read(_MOST_ANSWER))
+            return answer
+
+        return self._repeatedly(lambda: self._exchange(method, path, given, sent, take), tries=_TRIES if again else 1)
+
+    def fetch(self, path: str, into: memoryview, offset: int, tag: str) -> None:
+        """Fill a buffer with the bytes from `offset` of the content that has this SHA-256. They are not verified here.
+
+        Raises:
+            ArtifactChanged: there is other content now.
+            ArtifactNotFound, NoGoodCopy, NotAllowed, GatewayUnavailable: it cannot be read.
+        """
+        headers = {"Range": f"bytes={offset}-{offset + len(into) - 1}", "If-Match": f'"{tag}"'}
+
+        def take(response: http.client.HTTPResponse) -> None:
+            if response.length != len(into):
+                raise ClientError(f"{self.url} does not answer ranges: {response.length} bytes for {len(into)}")
+            done = 0
+            while done < len(into):
+                count = response.readinto(into[done:])
+                if not count:
+                    raise http.client.IncompleteRead(b"", len(into) - done)
+                done += count
+
+        self._repeatedly(lambda: self._exchange("GET", path, headers, None, take), tries=_TRIES)
+
+    def stream(self, path: str, tag: str, give: Callable[[memoryview], object]) -> None:
+        """Give all bytes of the content that has this SHA-256 to a function, once, in pieces. Raise as `fetch`."""
+
+        def take(response: http.client.HTTPResponse) -> None:
+            left, piece = int(response.length or 0), memoryview(bytearray(1 << 20))
+            while left:
+                count = response.readinto(piece)
+                if not count:
+                    raise http.client.IncompleteRead(b"", left)
+                give(piece[:count])
+                left -= count
+
+        self._repeatedly(lambda: self._exchange("GET", path, {"If-Match": f'"{tag}"'}, None, take), tries=1)
+
+    def close(self) -> None:
+        """Close the connections of this process; one that is in use is closed after its answer."""
+        self._closed = True
+        while idle := self._idle.get():
+            idle.pop().close()
+
+    def _repeatedly(self, exchange: Callable[[], AnswerT], *, tries: int) -> AnswerT:
+        pause = _FIRST_PAUSE
+        for left in range(tries - 1, -1, -1):
+            try:
+                return exchange()
+            except _TryAgain as asked:
+                if not left:
+                    raise asked.error from None
+                time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
+            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+                if not left:
+                    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+                    raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
+                time.sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+        raise AssertionError
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        take: Callable[[http.client.HTTPResponse], AnswerT],
+    ) -> AnswerT:
+        """Send one request and return what `take` makes of the answer; keep the connection if all of it was read."""
+        connection: http.client.HTTPConnection | None
+        connection, idle = self._connection()
+        try:
+            connection.request(
+                method, self._base + path, body, {"Authorization": f"Bearer {self._token}", **headers}
+            )  # fmt: skip
+            response = connection.getresponse()
+            if response.status not in _OK:
+                error = _error_of(response, self.url)
+                if response.status in _AGAIN:
+                    raise _TryAgain(error, _seconds(response.getheader("Retry-After")))
+                raise error
+            answer = take(response)
+            if response.isclosed() and not self._closed and len(idle) < _MOST_IDLE:
+                idle.append(connection)
+                connection = None
+            return answer
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, list[http.client.HTTPConnection]]:
+        idle = self._idle.get()
+        while idle:
+            kept = idle.pop()
+            if kept.sock is not None and not _was_closed(kept):
+                return kept, idle
+            kept.close()
+        if self._tls is not None:
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout, context=self._tls
+            ), idle  # fmt: skip
+        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout), idle
+
+
+def artifact_path(what: str, bucket: str, key: str) -> str:
+    """Return the path of an artifact below `/v1/artifacts` or `/v1/objects`."""
+    return f"/v1/{what}/{quote(bucket, safe='')}/{quote(key, safe='/')}"
+
+
+def _was_closed(connection: http.client.HTTPConnection) -> bool:
+    """Return whether the gateway has closed a kept connection: it has something to read although nothing was asked."""
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _error_of(response: http.client.HTTPResponse, url: str) -> ClientError:
+    """Return the error that an answer means."""
+    raw = response.read(_MOST_PROBLEM)
+    try:
+        problem = json.loads(raw)
+        name, detail = str(problem["type"]).rpartition(":")[2], str(problem["detail"])
+    except (ValueError, LookupError, TypeError):
+        name, detail = "", f"{url} answers {response.status} {response.reason}"
+    if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        kind: type[ClientError] = NotAllowed
+    else:
+        fallback = GatewayUnavailable if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClientError
+        kind = _ERRORS.get(name) or _BY_STATUS.get(response.status, fallback)
+    return kind(bounded(detail, 1000))
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isascii() and text.isdigit() else None

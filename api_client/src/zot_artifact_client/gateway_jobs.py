@@ -1,0 +1,122 @@
+"""Send jobs and queries over the gateway, for programs that do not reach the broker."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from zot_artifact_client.contract import (
+    QUERY_STATUS,
+    JobState,
+    Message,
+    Progress,
+    RequestT,
+    ResultT,
+    StatusRequest,
+    StatusResult,
+    TaskSpec,
+)
+from zot_artifact_client.errors import ClientError, InvalidRequest, UnknownJob
+from zot_artifact_client.gateway import Gateway
+from zot_artifact_client.job import OnProgress, wait_timeout
+from zot_artifact_client.job_ids import choose_ids
+from zot_artifact_client.snapshot import Snapshot, recorded_snapshot, unknown_job
+from zot_artifact_client.verbs import payload_of
+
+_SHORTEST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+"""Seconds between two reads of the state of a job that is waited for: a tenth of the age of the wait."""
+
+
+class GatewayJobs:
+    """The jobs of one token over a gateway, which chooses their ids; a key belongs to the token and the service."""
+
+    def __init__(self, gateway: Gateway, service: str | None) -> None:
+        self.at = gateway.url
+        self._gateway = gateway
+        self._service = service
+        self.results = GatewayResults(gateway)
+
+    def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> str:
+        """Send a request and return the id of its job."""
+        if job_id is not None:
+            raise InvalidRequest(f"{spec.kind}: the gateway chooses the ids of jobs: give idempotency_key, not job_id")
+        if idempotency_key is not None and not idempotency_key:
+            raise InvalidRequest(f"{spec.kind}: idempotency_key is empty")
+        headers: dict[str, str] = {}
+        if idempotency_key is not None:
+            key = f"{self._service}:{idempotency_key}" if self._service else idempotency_key
+            headers["Idempotency-Key"] = quote(key, safe=":/")
+        answer = self._gateway.ask(
+            "POST", f"/v1/jobs/{spec.kind}", payload_of(spec, request), headers=headers, again=bool(headers)
+        )
+        return StatusResult.read(answer).job
+
+    def submit_many(
+        self, requests: Iterable[Message], *, idempotency_key: str | None
+    ) -> Iterator[tuple[str, TaskSpec[Any, Any]]]:
+        """Send requests one after the other; yield the id and the kind of each job."""
+        for number, (_, spec, request) in enumerate(choose_ids(requests, None)):
+            key = None if idempotency_key is None else f"{idempotency_key}/{number}"
+            yield self.submit(spec, request, idempotency_key=key, job_id=None), spec
+
+    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:  # noqa: ARG002 - the gateway has a time limit of its own
+        """Return the answer to a query."""
+        if spec is QUERY_STATUS and isinstance(request, StatusRequest):
+            return spec.result.read(self.results.status(request.job).model_dump(mode="json"))
+        return self._gateway.query(spec, request)
+
+    def close(self) -> None:
+        """Do nothing: the client closes the gateway."""
+
+
+class GatewayResults:
+    """The states and results of jobs, as the gateway has them."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def status(self, job_id: str) -> StatusResult:
+        """Return what the gateway has of a job; its state is `unknown` if there is none, or the token is not for it."""
+        try:
+            return StatusResult.read(self._gateway.ask("GET", f"/v1/jobs/{quote(job_id, safe='')}"))
+        except UnknownJob:
+            return StatusResult(job=job_id, state=JobState.UNKNOWN)
+
+    def snapshot(self, job_id: str) -> Snapshot:
+        return recorded_snapshot(self.status(job_id))
+
+    def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
+        started = time.monotonic()
+        told: Progress | None = None
+        while True:
+            found = self.snapshot(job_id)
+            if found.state is JobState.UNKNOWN:
+                raise unknown_job(job_id)
+            if found.state.terminal:
+                return found
+            if on_progress is not None and found.progress is not None and found.progress != told:
+                told = found.progress
+                on_progress(told)
+            age = time.monotonic() - started
+            if timeout is not None and age >= timeout:
+                raise wait_timeout(job_id, timeout)
+            pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, age / 10))
+            time.sleep(pause if timeout is None else min(pause, timeout - age))
+
+    def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
+        found = {id_: self.snapshot(id_) for id_ in job_ids}
+        return {id_: each for id_, each in found.items() if each.state.terminal}
+
+    def cancel(self, job_id: str) -> bool:
+        try:
+            self._gateway.ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
+        except UnknownJob:
+            raise unknown_job(job_id) from None
+        except ClientError:
+            if self.snapshot(job_id).state.terminal:
+                return False
+            raise
+        return True

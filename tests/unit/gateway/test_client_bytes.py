@@ -1,0 +1,365 @@
+"""The client reads artifacts from a gateway that really serves: verified, seekable, cached; and sends jobs over it."""
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.servers.process import free_port
+from tests.unit.gateway.conftest import Gateway
+from tests.waiting import WITHIN
+from worker import clock
+from worker.gateway.access import TokenVerb, new_token
+from worker.storage.integrity.manifest import CHUNK_SIZE
+from zot_artifact_client import (
+    ArtifactChanged,
+    ArtifactClient,
+    ArtifactNotFound,
+    AsyncArtifactClient,
+    ChunkCache,
+    ClientError,
+    DamagedBytes,
+    GatewayUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    InvalidUrl,
+    JobState,
+    NoGoodCopy,
+    NotAllowed,
+    UnknownJob,
+)
+from zot_artifact_client.contract import VerifyRequest
+
+CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def token(gateway: Gateway, *buckets: str, verbs: tuple[TokenVerb, ...] = tuple(TokenVerb), name: str = "ci") -> str:
+    record, text = new_token(name, buckets or ("releases",), verbs, now=clock.now(), expires_at=None)
+    assert gateway.context.catalogue.access_tokens.add(record)
+    return text
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[ArtifactClient]:
+    with ArtifactClient(gateway=gateway.url, token=token(gateway)) as made:
+        yield made
+
+
+@pytest.fixture
+def cached(gateway: Gateway, tmp_path: Path) -> Iterator[ArtifactClient]:
+    with ArtifactClient(gateway=gateway.url, token=token(gateway), cache=ChunkCache(tmp_path / "cache")) as made:
+        yield made
+
+
+def damage(gateway: Gateway, store: str, key: str, at: int) -> None:
+    path = gateway.path(store, key)
+    path.write_bytes(path.read_bytes()[:at] + b"\xff\x00\xff" + path.read_bytes()[at + 3 :])
+
+
+def test_an_artifact_is_a_seekable_file(gateway: Gateway, client: ArtifactClient) -> None:
+    """Reads, seeks and lines of an open artifact are those of a local file with the same bytes."""
+    gateway.store("app.tgz", CONTENT)
+    local, chance = io.BytesIO(CONTENT), random.Random(7)
+    with client.open("releases", "app.tgz") as file:
+        assert file.raw.shown.sha256 == SHA256
+        for _ in range(60):
+            place = chance.choice([0, CHUNK_SIZE - 5, 2 * CHUNK_SIZE - 1, chance.randrange(len(CONTENT)), len(CONTENT)])
+            count = chance.choice([0, 1, 10, 70_000])
+            assert file.seek(place) == local.seek(place)
+            assert file.read(count) == local.read(count)
+            assert file.tell() == local.tell()
+        assert file.seek(-7, os.SEEK_END) == len(CONTENT) - 7
+        assert file.read() == b"the end"
+        file.seek(0)
+        assert file.read() == CONTENT
+    with pytest.raises(ValueError, match="closed"):
+        file.read()
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("content", [b"", b"x", CONTENT[:CHUNK_SIZE], CONTENT])
+def test_an_artifact_of_any_size_is_downloaded(
+    gateway: Gateway, client: ArtifactClient, tmp_path: Path, content: bytes, manifest: bool
+) -> None:
+    """The file has the bytes of the artifact, with and without recorded chunks, and nothing else is left beside it."""
+    gateway.store("app ü?#.tgz", content, manifest=manifest)
+    target = tmp_path / "got" / "app.tgz"
+    target.parent.mkdir()
+    target.write_bytes(b"what was there before")
+    seen: list[int] = []
+    shown = client.get("releases", "app ü?#.tgz", target, on_progress=lambda progress: seen.append(progress.bytes_done))
+    assert target.read_bytes() == content
+    assert shown.sha256 == hashlib.sha256(content).hexdigest()
+    assert [path.name for path in target.parent.iterdir()] == ["app.tgz"]
+    assert seen == sorted(seen)
+    assert not content or seen[-1] == len(content)
+    with client.open("releases", "app ü?#.tgz") as file:
+        assert file.read() == content
+
+
+def test_a_read_changes_the_store_in_mid_object(gateway: Gateway, client: ArtifactClient, tmp_path: Path) -> None:
+    """A copy that is rotten in one chunk, and another one in another, give a right download; two in one give none."""
+    gateway.store("app.tgz", CONTENT)
+    damage(gateway, "primary", "app.tgz", CHUNK_SIZE + 5)
+    damage(gateway, "dr", "app.tgz", 5)
+    client.get("releases", "app.tgz", tmp_path / "app.tgz")
+    assert (tmp_path / "app.tgz").read_bytes() == CONTENT
+    damage(gateway, "dr", "app.tgz", CHUNK_SIZE + 9)
+    with pytest.raises(NoGoodCopy, match="releases/app.tgz"):
+        client.get("releases", "app.tgz", tmp_path / "other.tgz")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["app.tgz"]
+    with client.open("releases", "app.tgz") as file:
+        assert file.read(100) == CONTENT[:100]
+        file.seek(CHUNK_SIZE)
+        with pytest.raises(NoGoodCopy):
+            file.read(1)
+
+
+def test_a_file_stays_one_version(gateway: Gateway, client: ArtifactClient) -> None:
+    """An artifact that is replaced while it is read is never mixed with what replaces it."""
+    gateway.store("app.tgz", CONTENT)
+    with client.open("releases", "app.tgz") as file:
+        assert file.read(10) == CONTENT[:10]
+        gateway.store("app.tgz", CONTENT[::-1])
+        file.seek(CHUNK_SIZE + 1)
+        with pytest.raises(ArtifactChanged, match="releases/app.tgz"):
+            file.read(10)
+
+
+def test_what_may_not_be_read_is_told(gateway: Gateway, client: ArtifactClient) -> None:
+    """An absent artifact, one of another bucket, a wrong token and one without the right are errors of their kinds."""
+    gateway.store("app.tgz", b"x", bucket="secret")
+    for bucket, key in (("releases", "absent"), ("secret", "app.tgz")):
+        with pytest.raises(ArtifactNotFound):
+            client.open(bucket, key)
+    for given in ("wrong", token(gateway, verbs=(TokenVerb.VERIFY,), name="no-reader")):
+        with ArtifactClient(gateway=gateway.url, token=given) as other, pytest.raises(NotAllowed) as refused:
+            other.open("releases", "app.tgz")
+        assert given not in str(refused.value)
+
+
+def test_a_chunk_is_fetched_once_for_all_readers(gateway: Gateway, cached: ArtifactClient, tmp_path: Path) -> None:
+    """What is in the cache is read without a store, by the digest of its bytes: also of another artifact."""
+    gateway.store("app.tgz", CONTENT)
+    assert cached.warm("releases", "app.tgz").sha256 == SHA256
+    gateway.store("same.tgz", CONTENT)
+    for store in ("primary", "dr"):
+        gateway.path(store, "app.tgz").unlink()
+        gateway.path(store, "same.tgz").unlink()
+    cached.get("releases", "same.tgz", tmp_path / "same.tgz")
+    assert (tmp_path / "same.tgz").read_bytes() == CONTENT
+    with cached.open("releases", "app.tgz") as file:
+        assert file.read() == CONTENT
+    stat = ChunkCache(tmp_path / "cache").stat()
+    assert (stat.chunks, stat.bytes) == (3, len(CONTENT))
+
+
+def test_a_rotten_cache_is_repaired_from_the_gateway(gateway: Gateway, cached: ArtifactClient, tmp_path: Path) -> None:
+    """Chunks that rot on the disk of the cache are fetched again, and no wrong byte is given out."""
+    gateway.store("app.tgz", CONTENT)
+    cached.warm("releases", "app.tgz")
+    for path in (tmp_path / "cache" / "chunks").glob("*/*"):
+        path.write_bytes(b"?" + path.read_bytes()[1:])
+    with cached.open("releases", "app.tgz") as file:
+        assert file.read() == CONTENT
+    assert ChunkCache(tmp_path / "cache").verify() == 0
+
+
+def test_an_asynchronous_service_reads_too(gateway: Gateway, tmp_path: Path) -> None:
+    """`read` and `get` give verified bytes, and a download that is cancelled leaves no file."""
+    gateway.store("app.tgz", CONTENT)
+    seen: list[int] = []
+
+    async def scene() -> None:
+        url, given = "redis://127.0.0.1:1/0", token(gateway)
+        async with AsyncArtifactClient(url, gateway=gateway.url, token=given) as client:
+            assert await client.read("releases", "app.tgz", CHUNK_SIZE - 2, 4) == CONTENT[CHUNK_SIZE - 2 :][:4]
+            assert await client.read("releases", "app.tgz", 2 * CHUNK_SIZE) == b"the end"
+            path = tmp_path / "app.tgz"
+            await client.get("releases", "app.tgz", path, on_progress=lambda told: seen.append(told.bytes_done))
+            assert path.read_bytes() == CONTENT
+            task = asyncio.create_task(client.get("releases", "app.tgz", tmp_path / "cancelled"))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(ArtifactNotFound):
+                await client.read("releases", "absent")
+
+    asyncio.run(scene())  # waits for the threads
+    assert seen == sorted(seen)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["app.tgz"]
+
+
+# A gateway that sends wrong bytes, breaks off and is busy.
+
+
+@contextmanager
+def answering(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            handle(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def answer(to: BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+    to.send_response(status)
+    for name, value in headers.items():
+        to.send_header(name.replace("_", "-"), value)
+    to.send_header("Content-Length", str(len(body) if length is None else length))
+    to.end_headers()
+    to.wfile.write(body)
+    if length is not None:
+        to.close_connection = True
+
+
+BODY = b"0123456789" * 100
+SHOWN = {
+    "bucket": "b", "key": "k", "version": 1, "size": len(BODY), "sha256": hashlib.sha256(BODY).hexdigest(),
+    "created_at": "2026-11-26T09:00:00Z",
+    "manifest": {"chunk_size": 600, "total": 2, "first": 0, "sha256": [
+        hashlib.sha256(BODY[:600]).hexdigest(), hashlib.sha256(BODY[600:]).hexdigest()]},
+}  # fmt: skip
+
+
+class Faulty:
+    """Answers as a gateway does, but for the first `times` requests for bytes, which go wrong in one way."""
+
+    def __init__(self, fault: str, times: int) -> None:
+        self.fault = fault
+        self.left = times
+        self.asked = 0
+
+    def __call__(self, to: BaseHTTPRequestHandler) -> None:
+        if to.path.startswith("/v1/artifacts/"):
+            answer(to, 200, json.dumps(SHOWN).encode())
+            return
+        self.asked += 1
+        first, last = (int(text) for text in to.headers["Range"].removeprefix("bytes=").split("-"))
+        assert to.headers["If-Match"] == f'"{SHOWN["sha256"]}"'
+        body = BODY[first : last + 1]
+        self.left -= 1
+        if self.left < 0:
+            answer(to, 206, body)
+        elif self.fault == "flip":
+            answer(to, 206, b"?" + body[1:])
+        elif self.fault == "cut":
+            answer(to, 206, body[:100], len(body))
+        elif self.fault == "hang up":
+            to.close_connection = True
+        elif self.fault == "busy":
+            answer(to, 503, b'{"type": "urn:zot-artifacts:Unavailable", "detail": "store dr"}', Retry_After="0")
+        else:
+            answer(to, 200, BODY)
+
+
+@pytest.mark.parametrize("fault", ["flip", "cut", "hang up", "busy"])
+def test_a_fault_on_the_way_is_tried_again(fault: str, tmp_path: Path) -> None:
+    """Bytes that arrive damaged or not at all are fetched again, and the file is right."""
+    with answering(faulty := Faulty(fault, 2)) as url, ArtifactClient(gateway=url, token="t") as client:
+        client.get("b", "k", tmp_path / "k")
+        assert (tmp_path / "k").read_bytes() == BODY
+        assert faulty.asked == 4
+
+
+@pytest.mark.parametrize(
+    "fault, error",
+    [("flip", DamagedBytes), ("cut", GatewayUnavailable), ("busy", GatewayUnavailable), ("whole", ClientError)],
+)
+def test_a_fault_that_stays_is_an_error(
+    fault: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What never arrives right is an error of its kind, and no byte and no file of it is given out."""
+    monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
+    with answering(Faulty(fault, 1000)) as url, ArtifactClient(gateway=url, token="t") as client:
+        with pytest.raises(error):
+            client.get("b", "k", tmp_path / "k")
+        with client.open("b", "k") as file, pytest.raises(error):
+            file.read(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gateway_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that refuses, and one that says nothing, are GatewayUnavailable, which names the URL and no token."""
+    monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zot_artifact_client.gateway.Gateway.__init__.__kwdefaults__", {"timeout": 0.2})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (free_port(), silent.getsockname()[1]):
+            url = f"http://127.0.0.1:{port}"
+            with ArtifactClient(gateway=url, token="hunter2") as client, pytest.raises(GatewayUnavailable) as caught:
+                client.open("b", "k")
+            assert url in str(caught.value)
+            assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["gateway:8484", "ftp://h", "https://user:hunter2@h", "https://h?token=hunter2"])
+def test_a_wrong_url_is_one_line(url: str) -> None:
+    """A URL that is none, or that carries a secret, is refused in one line without the secret."""
+    with pytest.raises(InvalidUrl) as refused:
+        ArtifactClient(gateway=url, token="t")
+    assert "hunter2" not in str(refused.value)
+    with pytest.raises(ClientError, match="go together"):
+        ArtifactClient(gateway="https://h")
+    with pytest.raises(ClientError, match="give broker_url, or gateway and token"):
+        ArtifactClient()
+    with ArtifactClient("redis://127.0.0.1:1/0") as client, pytest.raises(ClientError, match="give gateway and token"):
+        client.open("b", "k")
+
+
+# Jobs over the gateway, for a program that does not reach the broker.
+
+
+@pytest.fixture
+def over_gateway(gateway_with_broker: Gateway) -> Iterator[ArtifactClient]:
+    with ArtifactClient(gateway=gateway_with_broker.url, token=token(gateway_with_broker)) as made:
+        yield made
+
+
+def test_jobs_go_over_the_gateway(over_gateway: ArtifactClient, gateway_with_broker: Gateway) -> None:
+    """A job is sent, found by its id, and cancelled; a key is one job; what the gateway refuses is told."""
+    job = over_gateway.verify("releases", "app.tgz", idempotency_key="Bau ü 17")
+    assert over_gateway.verify("releases", "app.tgz", idempotency_key="Bau ü 17").id == job.id
+    with pytest.raises(IdempotencyMismatch):
+        over_gateway.verify("releases", "other.tgz", idempotency_key="Bau ü 17")
+    assert job.state is JobState.QUEUED
+    assert over_gateway.status(job.id).state is JobState.QUEUED
+    assert job.cancel() is True
+    jobs = over_gateway.submit_many(
+        [VerifyRequest(bucket="releases", key="a"), VerifyRequest(bucket="releases", key="b")]
+    )
+    assert len({each.id for each in jobs}) == 2
+    with pytest.raises(UnknownJob):
+        over_gateway.job("no-such-job").wait(WITHIN)
+    with pytest.raises(InvalidRequest, match="files of the worker's machine"):
+        over_gateway.upload_dir("/srv/in", "releases")
+    with pytest.raises(NotAllowed):
+        over_gateway.verify("other", "app.tgz")
+    gateway_with_broker.store("app.tgz", b"release")
+    assert [each.key for each in over_gateway.list("releases").artifacts] == ["app.tgz"]
+    assert over_gateway.show("releases", "app.tgz").size == 7
