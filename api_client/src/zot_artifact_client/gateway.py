@@ -60,7 +60,7 @@ _AGAIN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStat
 
 
 class _TryAgain(Exception):
-    """The gateway asks to come again, after `seconds` if it says when."""
+    """The gateway asks to retry, after `seconds` if it says when."""
 
     def __init__(self, error: ClientError, seconds: float | None) -> None:
         super().__init__(str(error))

@@ -55,7 +55,7 @@ def test_a_chunk_is_fetched_once(cache: ChunkCache, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "empty", "directory", "link", "pipe"])
 def test_a_damaged_chunk_is_fetched_again(cache: ChunkCache, damage: str, tmp_path: Path) -> None:
-    """Whatever becomes of a file of the cache, the reader gets the right bytes, and so does the next one."""
+    """However a file of the cache is damaged, the reader gets the right bytes, and so does the next one."""
     keep(cache, 1)
     sha256, body = chunk(1)
     path = cache._path(sha256)
