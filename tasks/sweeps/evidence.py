@@ -2,19 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from itertools import islice
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.evidence import check_copy, compare_listed
+from worker.artifacts.inventories import InventoryListing, open_inventory
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import EvidenceCheck, RecordedEvidence
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.limited_store import LimitedStore
+from worker.storage import ListedObject
 from zot_artifact_client.contract import (
     SWEEP_EVIDENCE,
     VERIFY,
@@ -30,11 +32,14 @@ logger = logging.getLogger(__name__)
 _GROUP = 1000
 _CLOCK_SKEW = timedelta(minutes=5)
 _BAD = {"differs", "absent"}
+_Listed = tuple[ListedObject | None, Mapping[str, str] | None]
+_END: _Listed = (None, None)
 
 
 def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: RunningJob) -> SweepEvidenceResult:
     """Compare the good copies of each store with its listing, or with its answer about each object.
 
+    An inventory report takes the place of a listing, with the checksums that it has; it counts up to its time.
     A copy whose row of the listing differs is asked for by itself. What then differs or is absent is read in full, by a
     job of its own, up to a limit for each store. Nothing moves a time of verification. Stores that are paused are left
     out, and so is what was written during the run.
@@ -46,7 +51,14 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
     settings = context.settings.sweep.evidence
 
     def compare(name: str) -> StoreEvidence:
-        return _Comparison(context, job, context.stores[name], request).run()
+        store = context.stores[name]
+        if request.inventory is None:
+            return _Comparison(context, job, store, request).run()
+        with open_inventory(
+            request.inventory, name, request.bucket, request.prefix,
+            stores=context.stores, settings=context.settings, heartbeat=job.heartbeat,
+        ) as inventory:  # fmt: skip
+            return _Comparison(context, job, store, request, inventory).run()
 
     names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
     return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))
@@ -56,15 +68,23 @@ class _Comparison:
     """One run over one store."""
 
     def __init__(
-        self, context: JobContext, job: RunningJob, store: LimitedStore, request: SweepEvidenceRequest
+        self,
+        context: JobContext,
+        job: RunningJob,
+        store: LimitedStore,
+        request: SweepEvidenceRequest,
+        inventory: InventoryListing | None = None,
     ) -> None:
         self._context = context
         self._job = job
         self._store = store
         self._bucket, self._prefix = request.bucket, request.prefix
         self._settings = context.settings.sweep.evidence
-        self._source = request.source or self._settings.source
-        self._began = clock.now()
+        self._source: str = request.source or self._settings.source
+        self._inventory = inventory
+        if inventory is not None:
+            self._bucket, self._source = request.bucket or inventory.bucket, "inventory"
+        self._began = clock.now() if inventory is None else inventory.at
         self._sent = 0
 
     def run(self) -> StoreEvidence:
@@ -91,19 +111,25 @@ class _Comparison:
                 self._job.heartbeat()
                 yield known, check_copy(self._store, bucket, known)
             return
-        listing = self._store.list_objects(bucket, self._prefix)
-        there = next(listing, None)
+        listing = self._listing(bucket)
+        there, checksums = next(listing, _END)
         for known in settled:
             while there is not None and there.key < known.key:
-                there = next(listing, None)
+                there, checksums = next(listing, _END)
             found = None
             if there is not None and there.key == known.key:
                 if there.modified > self._began - _CLOCK_SKEW:
-                    continue  # it is being written
-                found = compare_listed(known, there)
+                    continue  # it is being written, or was after the report
+                found = compare_listed(known, there, checksums)
             if found is None or found.outcome != "agrees":
                 found = check_copy(self._store, bucket, known)
             yield known, found
+
+    def _listing(self, bucket: str) -> Iterator[_Listed]:
+        if self._inventory is not None:
+            yield from self._inventory.with_checksums(bucket, self._prefix)
+        else:
+            yield from ((each, None) for each in self._store.list_objects(bucket, self._prefix))
 
     def _read(self, bucket: str, known: RecordedEvidence, check: EvidenceCheck) -> None:
         logger.warning("%s: %s/%s: %s", self._store.name, bucket, known.key, check.detail)

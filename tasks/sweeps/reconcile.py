@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
+from worker.artifacts.inventories import InventoryListing, open_inventory
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.reconcile import compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, Sighting
@@ -41,14 +42,25 @@ def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: Ru
     the listing lacks too many recorded objects. A listing that ends with an error counts for nothing either: the next
     attempt continues after the last key that was compared. Stores that are paused are left out.
 
+    An inventory report takes the place of the listing: it is read and checked to its end before a key is compared, what
+    changed after its time is no difference, and the same report is never a second sighting.
+
     Raises:
         UnknownStore: naming the stores there are.
+        BadInventory: the report is incomplete, damaged, or of another bucket; nothing was compared.
         StorageError, Snooze: a store could not be listed; the others were.
     """
     settings = context.settings.sweep.reconcile
 
     def reconcile(name: str) -> ReconciledStore:
-        return _Reconciliation(context, job, context.stores[name], request).run()
+        store = context.stores[name]
+        if request.inventory is None:
+            return _Reconciliation(context, job, store, request).run()
+        with open_inventory(
+            request.inventory, name, request.bucket, request.prefix,
+            stores=context.stores, settings=context.settings, heartbeat=job.heartbeat,
+        ) as inventory:  # fmt: skip
+            return _Reconciliation(context, job, store, request, inventory).run()
 
     names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
     return SweepReconcileResult(stores=tuple(for_each_store(names, reconcile)))
@@ -58,16 +70,25 @@ class _Reconciliation:
     """One run over one store."""
 
     def __init__(
-        self, context: JobContext, job: RunningJob, store: LimitedStore, request: SweepReconcileRequest
+        self,
+        context: JobContext,
+        job: RunningJob,
+        store: LimitedStore,
+        request: SweepReconcileRequest,
+        inventory: InventoryListing | None = None,
     ) -> None:
         self._context = context
         self._job = job
         self._store = store
         self._settings = context.settings.sweep.reconcile
         self._bucket, self._prefix = request.bucket, request.prefix
+        if inventory is not None and inventory.bucket is not None:
+            self._bucket = inventory.bucket
+        self._inventory = inventory
         self._records = context.catalogue.reconciliations
-        scope = "" if request.bucket is None else f"{request.bucket}/{request.prefix}"
-        self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume)
+        scope = "" if self._bucket is None else f"{self._bucket}/{self._prefix}"
+        at = inventory.at if inventory else None
+        self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume, at=at)
 
     def run(self) -> ReconciledStore:
         run, catalogue = self._run, self._context.catalogue
@@ -85,7 +106,7 @@ class _Reconciliation:
         opened, sent = self._confirm()
         while settled := self._records.settled(run, self._bucket, self._prefix):
             catalogue.findings.resolve(settled, "the listing agrees with the catalogue again", now=clock.now())
-        if self._bucket is None:
+        if self._bucket is None and self._inventory is None:
             catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, None, now=clock.now())
         self._records.end(run, "compared to the end", counts=True, now=clock.now())
         return _result(run, opened, sent)
@@ -95,7 +116,9 @@ class _Reconciliation:
         run, seen = self._run, list[Sighting]()
         most_orphans = 0 if self._settings.orphans == "ignore" else self._settings.most_orphans
         self._job.step(f"comparing {run.store}/{bucket}")
-        listing = compare(self._store, self._context.catalogue, bucket, self._prefix, run.after, run=run.run)
+        listing = compare(
+            self._inventory or self._store, self._context.catalogue, bucket, self._prefix, run.after, run=run.run
+        )
         for number, each in enumerate(listing, 1):
             run.listed += each.listed
             run.recorded += each.recorded
@@ -122,8 +145,9 @@ class _Reconciliation:
         run = self._run
         missing = run.count(FindingKind.MISSING)
         why = (
-            f"the listing lacks {missing} objects that the catalogue records, more than "
-            "sweep.reconcile.missing_percent allows: it may be incomplete or of another place; nothing was changed"
+            f"the {'inventory' if self._inventory else 'listing'} lacks {missing} objects that the catalogue records, "
+            "more than sweep.reconcile.missing_percent allows: it may be incomplete or of another place; "
+            "nothing was changed"
         )
         logger.error("store %s: %s", run.store, why)
         evidence = {"detail": why, "missing": missing, "listed": run.listed, "recorded": run.recorded}

@@ -3,6 +3,8 @@
 None of it proves the bytes: a store may say for ever what it was told at the write, while the medium rots.
 """
 
+from collections.abc import Mapping
+
 from worker.catalogue import EvidenceCheck, RecordedEvidence
 from worker.limits.limited_store import LimitedStore
 from worker.storage import ListedObject, ObjectStat
@@ -15,12 +17,20 @@ An ETag is the version tag of S3 and Azure, and that of Cloud Storage changes wi
 """
 
 
-def compare_listed(known: RecordedEvidence, listed: ListedObject) -> EvidenceCheck:
-    """Compare a copy with its row of a listing: the size, and the version tag, which changes with every write."""
+def compare_listed(
+    known: RecordedEvidence, listed: ListedObject, checksums: Mapping[str, str] | None = None
+) -> EvidenceCheck:
+    """Compare a copy with its row of a listing: the size, and the version tag, which changes with every write.
+
+    `checksums`: those that the row of an inventory report has too.
+    """
     found: dict[str, tuple[object, object]] = {"size": (known.size, listed.size)} if listed.size is not None else {}
     if known.tag and listed.version:
         found["version"] = (known.tag, listed.version)
-    return _check(known, "listing", found)
+    for name, checksum in (checksums or {}).items():
+        if known.evidence.get(name):
+            found[name] = (known.evidence[name], checksum)
+    return _check(known, "listing" if checksums is None else "inventory", found)
 
 
 def compare_stat(known: RecordedEvidence, stat: ObjectStat) -> EvidenceCheck:

@@ -79,18 +79,24 @@ class Reconciliations:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, store: str, scope: str, *, now: datetime, within: timedelta) -> ReconcileRun:
-        """Begin a run, or go on with the one of this store and scope that was begun `within` this time, unfinished."""
+    def begin(
+        self, store: str, scope: str, *, now: datetime, within: timedelta, at: datetime | None = None
+    ) -> ReconcileRun:
+        """Begin a run, or go on with the one of this store and scope that was begun `within` this time, unfinished.
+
+        `at`: the time of an inventory report. It is that of the run, which always begins anew; the same report is the
+        same run, so that it never counts as a second sighting.
+        """
         row = reconcile_runs.c
         mine = sa.and_(row.store == store, row.scope == scope)
         with self._database.write() as connection:
             found = connection.execute(sa.select(reconcile_runs).where(mine)).one_or_none()
-            if found and found.finished_at is None and now - within < found.run <= now:
+            if at is None and found and found.finished_at is None and now - within < found.run <= now:
                 return ReconcileRun(
                     store, scope, found.run, found.bucket, found.after, found.listed, found.recorded, dict(found.found)
                 )
             connection.execute(sa.delete(reconcile_runs).where(mine))
-            begun = ReconcileRun(store, scope, now)
+            begun = ReconcileRun(store, scope, at or now)
             connection.execute(sa.insert(reconcile_runs), _row(begun))
         return begun
 
@@ -140,7 +146,8 @@ class Reconciliations:
     def settled(self, run: ReconcileRun, bucket: str | None, prefix: str) -> list[int]:
         """Return the ids of some open findings that the listing of this run no longer shows, within its scope.
 
-        A copy that a verdict has found bad stays a finding until another verdict or a write.
+        A copy that a verdict has found bad stays a finding until another verdict or a write, and so does what was seen
+        after the run began, or after the inventory report that it has read.
         """
         row, seen = findings.c, reconcile_sightings.c
         still = sa.exists().where(
@@ -152,7 +159,12 @@ class Reconciliations:
         )  # fmt: skip
         kinds = [FindingKind.ORPHAN, FindingKind.MISSING, FindingKind.SIZE_MISMATCH]
         query = sa.select(row.id).where(
-            row.resolved_at.is_(None), row.kind.in_(kinds), row.store == run.store, ~still, ~judged
+            row.resolved_at.is_(None),
+            row.kind.in_(kinds),
+            row.store == run.store,
+            row.last_seen_at <= run.run,
+            ~still,
+            ~judged,
         )
         if bucket is not None:
             query = query.where(row.bucket == bucket, *begins_with(row.key, prefix))

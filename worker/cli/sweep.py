@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -76,6 +77,14 @@ Prefix = Annotated[
         "--prefix", metavar="BUCKET[/PREFIX]", help=f"Only these artifacts; for {', '.join(sorted(_WITH_PREFIX))}."
     ),
 ]
+Inventory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MANIFEST",
+        help="For reconcile and evidence: an inventory report in place of the listing. "
+        "STORE:BUCKET/KEY of its manifest, or a file.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and send nothing.")]
 
 
@@ -85,6 +94,7 @@ def sweep(
     *,
     store: Store = None,
     prefix: Prefix = None,
+    inventory: Inventory = None,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -104,6 +114,7 @@ def sweep(
         zot-artifacts sweep verify --store dr --dry-run
         zot-artifacts sweep repair
         zot-artifacts sweep reconcile --prefix releases/2026/
+        zot-artifacts sweep reconcile --store s3 --inventory reports:inventory/src/daily/2026-11-25T01-00Z/manifest.json
         zot-artifacts sweep oci nas registry/
         zot-artifacts sweep bagit archive bags/2026 --json
     """
@@ -117,10 +128,12 @@ def sweep(
     spec = _spec(name, store, prefix)
     with opened(existing=True) as session:
         session.store_names([store] if store else None)
-        if dry_run:
+        if dry_run and inventory is None:
             _dry_run(session, name, store, prefix, as_json=as_json)
         bucket, _, below = (prefix or "").partition("/")
         fields: dict[str, object] = {"store": store, "bucket": bucket or None, "prefix": below or None}
+        if inventory is not None:
+            fields["inventory"] = _inventory(name, inventory, store, dry_run=dry_run)
         request = request_of(spec, **fields)
         job_id = choose_id(spec)
         with sender(session, f"sweep {name}: waiting for a worker") as way:
@@ -150,6 +163,19 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
     if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS, SWEEP_REPORT):
         raise Failure(f"the sweep {name} takes no --store", Status.USAGE, type_="UsageError")
     return spec
+
+
+def _inventory(name: str, inventory: str, store: str | None, *, dry_run: bool) -> str:
+    """Return the manifest of a report as the worker opens it; raise Failure if the options do not fit."""
+    wrong = (
+        "--inventory is for the sweeps reconcile and evidence" if name not in {"reconcile", "evidence"}
+        else "--inventory needs the --store that it lists" if store is None
+        else "--inventory has no --dry-run: a difference counts only when two runs have seen it" if dry_run
+        else None
+    )  # fmt: skip
+    if wrong is not None:
+        raise Failure(wrong, Status.USAGE, type_="UsageError")
+    return str(Path(inventory).absolute()) if Path(inventory).is_file() else inventory
 
 
 def _dry_run(session: Session, name: str, store: str | None, prefix: str | None, *, as_json: bool) -> None:

@@ -73,6 +73,9 @@ def test_a_dry_run_counts_what_the_rules_want(
         ("probe", "--dry-run"),
         ("recover", "--store", "dr"),
         ("verify", "--store", "nowhere"),
+        ("verify", "--store", "dr", "--inventory", "s3:b/manifest.json"),
+        ("reconcile", "--inventory", "s3:b/manifest.json"),
+        ("reconcile", "--store", "dr", "--inventory", "s3:b/manifest.json", "--dry-run"),
     ],
 )
 def test_mistakes_are_told(catalogue: Catalogue, arguments: tuple[str, ...]) -> None:  # noqa: F811

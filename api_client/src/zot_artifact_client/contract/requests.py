@@ -314,12 +314,34 @@ class SweepProbeRequest(Message):
 class SweepReconcileRequest(_Scope):
     """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
 
+    inventory: Source | None = None
+    """In place of the listing of `store`: the manifest of an inventory report of its provider.
+
+    It is `STORE:BUCKET/KEY` of a configured store, a file below one of the worker's roots, or a URL of its hosts.
+    """
+
+    @model_validator(mode="after")
+    def _inventory_has_a_store(self) -> Self:
+        if self.inventory is not None and self.store is None:
+            msg = "inventory goes with store"
+            raise ValueError(msg)
+        return self
+
 
 class SweepEvidenceRequest(_Scope):
     """Compare what one store says about its copies, or all of them, with what was recorded at their write."""
 
     source: Literal["listing", "stat"] | None = None
     """One listing for a bucket, or one request for each object; what the settings say by default."""
+    inventory: Source | None = None
+    """In place of the listing of `store`: the manifest of an inventory report, see `SweepReconcileRequest`."""
+
+    @model_validator(mode="after")
+    def _inventory_has_a_store(self) -> Self:
+        if self.inventory is not None and self.store is None:
+            msg = "inventory goes with store"
+            raise ValueError(msg)
+        return self
 
 
 class SweepPurgeRequest(Message):
