@@ -50,6 +50,12 @@ COMMANDS = {
     "release": Entry(_ARTIFACTS, "End the hold on an artifact.", "deletions:release"),
     "holds": Entry(_ARTIFACTS, "List the artifacts that are held, by whom and why.", "deletions:holds"),
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
+    "attest": Entry(
+        _ARTIFACTS, "Sign a statement that every copy of an artifact was read in full and matched.", "attest:attest"
+    ),
+    "export": Entry(
+        _ARTIFACTS, "Export artifacts, with their evidence, for a preservation system.", "export:export"
+    ),
     "status": Entry(
         _STORES,
         "Show what needs attention: findings, repairs, dead letters, overdue reads.",

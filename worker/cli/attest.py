@@ -1,0 +1,117 @@
+"""The command `attest`."""
+
+import json
+import os
+import stat
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker import clock
+from worker.artifacts.attestation import NotAttested, Policy, sign, statement_of
+from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.errors import Failure, Status
+from worker.cli.local_file import complete_file
+from worker.cli.output import note, print_json
+from worker.cli.session import opened
+from worker.storage.units import parse_duration
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_MOST_KEY = 64 * 1024
+
+
+def _time(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def attest(
+    artifact: ArtifactArgument,
+    *,
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key to sign with, in PEM.")],
+    within: Annotated[
+        timedelta, typer.Option(parser=_time, metavar="TIME", help="How old the last full read of a copy may be.")
+    ] = timedelta(days=30),
+    copies: Annotated[int, typer.Option(metavar="N", min=1, help="How many copies there must be at least.")] = 1,
+    verifier: Annotated[
+        str | None, typer.Option(metavar="URI", help="Who verifies; by default the id of the catalogue.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE and not to standard output.")
+    ] = None,
+) -> None:
+    """Sign a statement that every copy of an artifact was read in full and matched.
+
+    It is an in-toto statement, a Simple Verification Result, in a DSSE envelope.
+    Nothing is signed, and the exit status is 1, if a copy is bad, or was not read in full within --within.
+    Anyone with the public key can check it without the worker.
+
+    Examples:
+
+        openssl genpkey -algorithm ed25519 -out key.pem
+        openssl pkey -in key.pem -pubout -out key.pub
+        zot-artifacts attest releases/app.tgz --key key.pem --within 30d --copies 2 -o app.tgz.att.json
+    """
+    at = ArtifactPath.parse(artifact)
+    signer = _signer(key)
+    with opened(existing=True) as session:
+        found = session.artifact(at.bucket, at.key)
+        policy = Policy(copies, within)
+        try:
+            statement = statement_of(
+                found, session.catalogue, session.settings, policy, verifier=verifier, now=clock.now()
+            )
+        except NotAttested as error:
+            way_out = f"`zot-artifacts verify {found.path}` reads all copies"
+            raise Failure(f"{error}; {way_out}", Status.BAD, type_="NotAttested") from None
+        envelope = sign(statement, signer)
+        if output is None:
+            print_json(envelope)
+            return
+        with complete_file(output.expanduser().absolute(), session.settings.spool_dir) as file:
+            file.write(json.dumps(envelope).encode() + b"\n")
+    note(f"{found.path}: {', '.join(statement['predicate']['properties'])}; signed in {output}")
+    sys.stdout.flush()
+
+
+def _signer(path: Path) -> "Ed25519PrivateKey":
+    """Return the key in a file.
+
+    Raises:
+        Failure: it is none, or other users can read it; the message holds nothing of the file.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(_MOST_KEY)
+    except OSError as error:
+        raise Failure(f"--key {path}: {error.strerror}", Status.USAGE, type_="UsageError") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Failure(
+            f"--key {path}: other users can read it (mode {mode:04o}): `chmod 600 {path}`",
+            Status.USAGE,
+            type_="UsageError",
+        )
+    try:
+        found = load_pem_private_key(text, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        found = None
+    if not isinstance(found, Ed25519PrivateKey):
+        raise Failure(
+            f"--key {path}: it is no Ed25519 private key in PEM without a password; "
+            "`openssl genpkey -algorithm ed25519` makes one",
+            Status.USAGE,
+            type_="UsageError",
+        )
+    return found
