@@ -71,8 +71,12 @@ def _begin(request: PageRequest, context: JobContext, job: RunningJob) -> tuple[
     found = pages.get(job.id)
     objects = open_objects(request, found, context, job.parent or job.id)
     found = found or pages.begin(job.id, [each.id for each in objects])
-    small = [each for each in objects if each.artifact is not None and each.size <= context.settings.page.large]
-    return _leave(found, [each for each in objects if each not in small], context), small
+    small: list[PageObject] = []
+    others: list[PageObject] = []
+    for each in objects:
+        fits = each.artifact is not None and each.size <= context.settings.page.large
+        (small if fits else others).append(each)
+    return _leave(found, others, context), small
 
 
 def _leave(found: Page, objects: Sequence[PageObject], context: JobContext) -> Page:

@@ -53,7 +53,7 @@ def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: 
         SourceRefused, NotFound, AccessDenied: the file cannot be opened.
     """
     if request.range is not None:
-        return list(_in_range(request.range, catalogue))
+        return list(_in_range(request.range, catalogue, settings.page.objects + 1))
     assert request.lines is not None
     return _in_lines(request.lines, catalogue, settings, job)
 
@@ -90,10 +90,10 @@ def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[Pa
         yield page
 
 
-def _in_range(selection: RangeSelection, catalogue: Catalogue) -> Iterator[PageObject]:
+def _in_range(selection: RangeSelection, catalogue: Catalogue, at_once: int) -> Iterator[PageObject]:
     after, now = selection.after, clock.now()
     while True:
-        found = catalogue.artifacts.page(selection.bucket, selection.prefix, (selection.bucket, after))
+        found = catalogue.artifacts.page(selection.bucket, selection.prefix, (selection.bucket, after), at_once)
         for artifact in found:
             if artifact.key > selection.until:
                 return
