@@ -209,3 +209,34 @@ def test_no_answer_leaves_a_driver_as_another_exception(
                 wrong.append((verb, server.answer[:80], repr(error)))
     assert wrong == []
     store.close()
+
+
+_BLOB = (
+    b"<Blob><Name>other/app</Name><Properties><Etag>x</Etag><Content-Length>1</Content-Length>"
+    b"<BlobType>BlockBlob</BlobType></Properties></Blob>"
+)
+LISTINGS = {
+    "s3": _xml(b"<ListBucketResult><Contents><Key>other/app</Key><Size>1</Size></Contents></ListBucketResult>"),
+    "gcs": _json(b'{"kind": "storage#objects", "items": [{"name": "other/app", "size": "1", "generation": "5"}]}'),
+    "azure": _xml(b"<EnumerationResults><Blobs>" + _BLOB + b"</Blobs></EnumerationResults>"),
+}
+"""A listing with an object of another prefix."""
+
+
+@pytest.mark.parametrize("kind", LISTINGS)
+def test_a_store_that_ignores_prefixes_shows_no_other_bucket(server: RawServer, kind: str) -> None:
+    """A key outside of the prefix that was asked for ends the listing, so that nothing acts on what is elsewhere."""
+    store = Store(open_driver("far", _config(kind, server.endpoint)))
+    server.answer = LISTINGS[kind]
+    asked: list[Callable[[], object]] = [
+        lambda: list(store.list_objects(BUCKET)),
+        lambda: list(store.list_objects(BUCKET, "part/")),
+        lambda: store.bucket_exists(BUCKET),
+        lambda: store.delete_bucket(BUCKET),
+    ]
+    if kind == "gcs":  # the others' uploads have no names below a prefix
+        asked.append(lambda: list(store.iter_stale_uploads()))
+    for ask in asked:
+        with pytest.raises(StorageError, match="ignores prefixes"):
+            ask()
+    store.close()

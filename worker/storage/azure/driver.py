@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http import HTTPStatus
 from itertools import islice
+from operator import attrgetter
 from typing import Any, cast
 
 from azure.core.exceptions import DecodeError, HttpResponseError
@@ -36,7 +37,7 @@ from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import SMALL
 from worker.storage.cloud.http_body import HttpBody
-from worker.storage.cloud.listing import check_size, is_document, is_reserved, rows_of, without_malformed
+from worker.storage.cloud.listing import check_size, inside, is_document, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import AzureConfig
@@ -395,7 +396,8 @@ class AzureDriver(CloudDriver):
                 pages = client.list_blobs(
                     results_per_page=_PAGE, response_format="xml", raw_response_hook=_clean_page, **wanted
                 ).by_page()
-                yield from rows_of(pages, lambda page: page, self._origin, what)
+                found = rows_of(pages, lambda page: page, self._origin, what)
+                yield from inside(found, wanted.get("name_starts_with", ""), attrgetter("name"), self._origin)
         except NotFound:
             if self._prefixed:
                 raise missing_bucket(self._origin, container) from None
@@ -448,7 +450,8 @@ class AzureDriver(CloudDriver):
                     raw_response_hook=_clean_page,
                     **wanted,
                 ).by_page()
-                found = rows_of(pages, lambda page: page, self._origin, real)
+                rows = rows_of(pages, lambda page: page, self._origin, real)
+                found = inside(rows, prefix, attrgetter("name"), self._origin)
                 return {str(blob.name) for blob in islice(filter(is_object, found), 2)}
             except HttpResponseError as error:
                 if code_of(error) not in {"ContainerNotFound", "ResourceNotFound", "404"}:

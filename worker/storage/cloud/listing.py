@@ -38,6 +38,22 @@ def rows_of(pages: Iterable[Any], rows: Callable[[Any], Iterable[_Row]], origin:
             )
 
 
+def inside(rows: Iterable[_Row], prefix: str, name: Callable[[_Row], object], origin: Origin) -> Iterator[_Row]:
+    """Yield the rows of a listing whose names begin with the prefix that was asked for.
+
+    Raises:
+        Unavailable: a name does not. A gateway that ignores the prefix shows other buckets as part of this one, where
+            cleanup would remove what it finds.
+    """
+    for row in rows:
+        if not str(name(row)).startswith(prefix):
+            raise Unavailable(
+                f"{origin.store}: {origin.endpoint}: the listing of {prefix!r} has {str(name(row))[:200]!r}, so the "
+                "store ignores prefixes and cannot be used; check `endpoint`"
+            )
+        yield row
+
+
 def without_malformed(page: bytes, readable: Mapping[str, Callable[[str], object]]) -> bytes:
     """Return a page of a listing in XML without the values that its SDK could not read.
 

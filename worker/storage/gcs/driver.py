@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
+from operator import attrgetter
 from typing import Any
 
 import requests
@@ -14,7 +15,7 @@ from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import SMALL
 from worker.storage.cloud.http_body import HttpBody
-from worker.storage.cloud.listing import is_reserved, rows_of, size_of
+from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
@@ -334,7 +335,8 @@ class GcsDriver(CloudDriver):
         try:
             with self._errors(real):
                 listing = list_blobs(self._connected(), real, "items(name)", prefix=prefix, max_results=2)
-                return {blob.name for blob in rows_of(listing.pages, iter, self._origin, real)}
+                rows = rows_of(listing.pages, iter, self._origin, real)
+                return {blob.name for blob in inside(rows, prefix, attrgetter("name"), self._origin)}
         except NotFound:
             return None
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.listing import rows_of
+from worker.storage.cloud.listing import inside, rows_of
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.driver import ObjectStat, Part, PartData, StaleUpload
 from worker.storage.errors import SizeMismatch, StorageError, Unavailable, UploadEnded
@@ -217,7 +217,8 @@ def iter_blobs(
     """Yield real objects, by the bytes of their names, from `start` on; pages are fetched as they are needed."""
     fields = "items(name,size,generation,updated,timeCreated,metadata),nextPageToken"
     listing = list_blobs(connection, real, fields, prefix=prefix, start_offset=start)
-    yield from rows_of(listing.pages, iter, origin, f"{real}/{prefix}")
+    rows = rows_of(listing.pages, iter, origin, f"{real}/{prefix}")
+    yield from inside(rows, prefix, attrgetter("name"), origin)
 
 
 def _created(blob: Any) -> datetime:

@@ -3,7 +3,7 @@
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from hashlib import sha256
@@ -17,7 +17,7 @@ from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.fast_path import PROPERTIES, SMALL, RealObject
 from worker.storage.cloud.http_body import HttpBody
-from worker.storage.cloud.listing import is_reserved, rows_of, size_of
+from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.config import S3Config
@@ -360,7 +360,7 @@ class S3Driver(CloudDriver):
             if error.code == "NoSuchBucket":
                 return None
             raise
-        return {row["Key"] for row in page.get("Contents", [])}
+        return {row["Key"] for row in inside(page.get("Contents", []), prefix, _name_of, self._origin)}
 
     def _first_segments(self, real: str) -> Iterator[str]:
         for row in self._rows("list_objects_v2", "CommonPrefixes", real, Bucket=real, Delimiter="/"):
@@ -495,7 +495,8 @@ class S3Driver(CloudDriver):
         pages = self._client().get_paginator(operation).paginate(**self._owned(real), **request)
         try:
             with self._errors(what):
-                yield from rows_of(pages, lambda page: page.get(rows) or [], self._origin, what)
+                found = rows_of(pages, lambda page: page.get(rows) or [], self._origin, what)
+                yield from inside(found, request.get("Prefix", ""), _name_of, self._origin)
         except NotFound as error:
             # Some stores answer NoSuchUpload for a bucket without open uploads.
             if self._prefixed and error.code != "NoSuchUpload":
@@ -514,6 +515,10 @@ def _range(offset: int, length: int | None) -> str | None:
 
 def _status_of(reply: Any) -> int:
     return int(reply["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _name_of(row: Mapping[str, Any]) -> object:
+    return row["Key"] if "Key" in row else row["Prefix"]
 
 
 def _token(writer: str, upload_id: str) -> str:
