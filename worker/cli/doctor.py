@@ -22,7 +22,7 @@ from worker.settings.model import Settings, load_settings
 from worker.settings.private_files import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
-from worker.storage.identity import OtherStore, SameStore
+from worker.storage.identity import OtherStore, SameStore, indistinguishable
 from worker.storage.probe import PROBE, probe
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 
@@ -107,6 +107,7 @@ def _source_roots(settings: Settings) -> Iterator[Check]:
 def _catalogue(session: Session) -> Iterator[Check]:
     yield _log(session)
     breakers = open_breakers(session.settings)
+    yield from _twins(session.settings)
     for name in session.settings.stores:
         check = _store(session, name, breakers.get(name))
         yield check
@@ -172,6 +173,15 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
         return Check(title, "bad", detail, "see `zot-artifacts jobs --error Snooze` for the errors that opened it")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
+
+
+def _twins(settings: Settings) -> Iterator[Check]:
+    for one, two in indistinguishable(settings.stores):
+        detail = (
+            f"whether they are one place at two addresses cannot be told: no marker can be written to {one} or {two}"
+        )
+        way_out = f"name a bucket of yours with stores.{one}.reserved_bucket, or stores.{two}.reserved_bucket"
+        yield Check(f"stores {one} and {two}", "unknown", detail, way_out)
 
 
 def _open_root(settings: Settings, name: str) -> Iterator[str]:

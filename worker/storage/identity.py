@@ -382,6 +382,20 @@ def overlapping(configs: Mapping[str, StoreConfig]) -> Iterator[tuple[str, str, 
             yield one, two, reason
 
 
+def indistinguishable(configs: Mapping[str, StoreConfig]) -> Iterator[tuple[str, str]]:
+    """Yield each pair of stores that may be one place, and that neither configuration nor marker can tell apart.
+
+    These are stores with real buckets at two addresses, without a reserved bucket for a marker.
+    """
+    for (one, first), (two, second) in combinations(configs.items(), 2):
+        if type(first) is type(second) and _is_unmarked(first) and _is_unmarked(second):
+            yield one, two
+
+
+def _is_unmarked(config: StoreConfig) -> bool:
+    return isinstance(config, CloudConfig) and config.layout == "native" and not config.reserved_bucket
+
+
 def physical_path(path: Path, mounts: "list[_Mount] | None" = None) -> tuple[str, str]:
     """Return the device of a path and the path within that device, with links and bind mounts resolved."""
     real = os.path.realpath(path)

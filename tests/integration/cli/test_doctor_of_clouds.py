@@ -84,3 +84,16 @@ def test_doctor_tells_of_the_uploads_of_others(doctor: Zot, tmp_path: Path) -> N
     checks = doctor(disk={"type": "filesystem", "root": str(root)})
     assert checks["uploads cloud"]["detail"].startswith("3 unfinished uploads of other programs")
     assert "checksums disk" not in checks
+
+
+def test_doctor_says_which_stores_it_cannot_tell_apart(doctor: Zot, ministack) -> None:
+    """Two stores with real buckets and no place for a marker may be one server at two addresses."""
+    keys = {"type": "s3", "layout": "native", "access_key_id": "test", "secret_access_key": "test"}
+    port = ministack.endpoint.rpartition(":")[2]
+    one = {**keys, "endpoint": f"http://127.0.0.1:{port}"}
+    two = {**keys, "endpoint": f"http://localhost:{port}"}
+    found = doctor(one=one, two=two)["stores one and two"]
+    assert found["outcome"] == "unknown"
+    assert "cannot be told" in found["detail"]
+    assert "stores.one.reserved_bucket" in found["way_out"]
+    assert "stores one and two" not in doctor(one=one, two={**two, "reserved_bucket": "ours"})
