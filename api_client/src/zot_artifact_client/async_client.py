@@ -4,7 +4,9 @@ import asyncio
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar, overload
 
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs
@@ -55,6 +57,7 @@ from zot_artifact_client.verbs import (
     outgoing,
     pages_of,
     request_of,
+    sent_fields,
     spec_of,
 )
 
@@ -215,6 +218,32 @@ class AsyncArtifacts(
         """
 
     @abstractmethod
+    async def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> AsyncJob[UploadResult]:
+        """Send a file of this machine, which the worker need not see, over the gateway, and return when it has arrived.
+
+        The SHA-256 is computed first, unless it is given, and announced: with other bytes the job fails, and the
+        artifact does not change. A broken line is resumed, and with the same `idempotency_key` also by another process.
+        The other arguments are those of `upload`.
+
+        Raises:
+            OSError: the file cannot be read.
+            NotAllowed, GatewayUnavailable, InvalidRequest, ClientError: the bytes were not accepted.
+        """
+
+    @abstractmethod
     async def query(
         self,
         spec: TaskSpec[RequestT, ResultT],
@@ -338,19 +367,31 @@ class AsyncArtifactClient(AsyncArtifacts):
         on_progress: Callable[[Progress], object] | None = None,
     ) -> ShowResult:
         self._check_open()
-        loop, given_up = asyncio.get_running_loop(), threading.Event()
-
-        def tell(progress: Progress) -> None:
-            if given_up.is_set():
-                raise ClientError("the download was cancelled")
-            if on_progress is not None:
-                loop.call_soon_threadsafe(on_progress, progress)
-
-        try:
+        async with _told(on_progress) as tell:
             return await asyncio.to_thread(self._bytes.get, bucket, key, path, tell)
-        except asyncio.CancelledError:
-            given_up.set()
-            raise
+
+    async def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> AsyncJob[UploadResult]:
+        self._check_open()
+        fields = sent_fields(
+            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
+            properties=properties,
+        )  # fmt: skip
+        async with _told(on_progress) as tell:
+            send = partial(self._bytes.send, path, fields, idempotency_key=idempotency_key, on_progress=tell)
+            return self.upload_job(await asyncio.to_thread(send))
 
     async def snapshot(self, job_id: str) -> Snapshot:
         self._check_open()
@@ -381,3 +422,20 @@ class AsyncArtifactClient(AsyncArtifacts):
         if self._closed:
             msg = f"the client of {without_credentials(self._url)} is closed: make another one"
             raise ClientError(msg)
+
+
+@asynccontextmanager
+async def _told(on_progress: Callable[[Progress], object] | None) -> AsyncIterator[Callable[[Progress], None]]:
+    """Return what a thread calls with its progress; it ends the thread's work once the coroutine is cancelled."""
+    loop, given_up = asyncio.get_running_loop(), threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if given_up.is_set():
+            raise ClientError("the transfer was cancelled")
+        if on_progress is not None:
+            loop.call_soon_threadsafe(on_progress, progress)
+
+    try:
+        yield tell
+    finally:
+        given_up.set()

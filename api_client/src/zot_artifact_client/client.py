@@ -3,7 +3,7 @@
 import io
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, overload
 
 from zot_artifact_client.broker_jobs import BrokerJobs
@@ -42,7 +42,7 @@ from zot_artifact_client.job import Job, Jobs
 from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
-from zot_artifact_client.verbs import Verbs, check_service, request_of, spec_of
+from zot_artifact_client.verbs import Verbs, check_service, request_of, sent_fields, spec_of
 
 
 class Artifacts(
@@ -188,6 +188,32 @@ class Artifacts(
         """
 
     @abstractmethod
+    def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> Job[UploadResult]:
+        """Send a file of this machine, which the worker need not see, over the gateway, and return when it has arrived.
+
+        The SHA-256 is computed first, unless it is given, and announced: with other bytes the job fails, and the
+        artifact does not change. A broken line is resumed, and with the same `idempotency_key` also by another process.
+        The other arguments are those of `upload`.
+
+        Raises:
+            OSError: the file cannot be read.
+            NotAllowed, GatewayUnavailable, InvalidRequest, ClientError: the bytes were not accepted.
+        """
+
+    @abstractmethod
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
         """Send a query of `contract.QUERIES` and return its answer. Raise as `show`."""
 
@@ -292,6 +318,28 @@ class ArtifactClient(Artifacts):
     ) -> ShowResult:
         self._check_open()
         return self._bytes.get(bucket, key, path, on_progress)
+
+    def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> Job[UploadResult]:
+        self._check_open()
+        fields = sent_fields(
+            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
+            properties=properties,
+        )  # fmt: skip
+        sent = self._bytes.send(path, fields, idempotency_key=idempotency_key, on_progress=on_progress)
+        return self.upload_job(sent)
 
     def warm(self, bucket: str, key: str) -> ShowResult:
         """Bring all chunks of an artifact into the cache. Raise as `open`."""

@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -17,6 +17,7 @@ from uuid import uuid4
 from zot_artifact_client.chunk_cache import Chunk, ChunkCache
 from zot_artifact_client.contract import QUERY_SHOW, Progress, ShowRequest, ShowResult
 from zot_artifact_client.errors import ArtifactChanged, ClientError, DamagedBytes
+from zot_artifact_client.file_upload import send_file
 from zot_artifact_client.gateway import Gateway, artifact_path
 
 _WHOLE = 16 * 1024 * 1024
@@ -206,7 +207,7 @@ class ArtifactFile(io.RawIOBase):
 
 
 class ArtifactBytes:
-    """The bytes of artifacts, from a gateway and a cache in front of it: what both clients share."""
+    """The bytes of artifacts, over a gateway, with a cache for what is read: what both clients share."""
 
     def __init__(self, gateway: str | None, token: str | None, cache: ChunkCache | None) -> None:
         if (gateway is None) != (token is None):
@@ -234,6 +235,19 @@ class ArtifactBytes:
         finally:
             remote.close()
         return remote.shown
+
+    def send(
+        self,
+        path: str | os.PathLike[str],
+        fields: Mapping[str, object],
+        *,
+        idempotency_key: str | None,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> str:
+        """Send a file for an upload; see `send_file`."""
+        if self.gateway is None:
+            raise ClientError("bytes go over the gateway: give gateway and token")
+        return send_file(self.gateway, path, fields, idempotency_key=idempotency_key, on_progress=on_progress)
 
     def warm(self, bucket: str, key: str) -> ShowResult:
         """Bring all chunks of an artifact into the cache."""

@@ -5,7 +5,7 @@ import json
 import select
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -38,7 +38,9 @@ _MOST_IDLE = 8
 """Connections that are kept for later requests."""
 _MOST_PROBLEM = 64 * 1024
 _MOST_ANSWER = 16 * 1024 * 1024
-_OK = {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.ACCEPTED, HTTPStatus.CREATED}
+_OK = {
+    HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.ACCEPTED, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT,
+}  # fmt: skip
 _ERRORS: dict[str, type[ClientError]] = {
     "NotFound": ArtifactNotFound,
     "UnknownJob": UnknownJob,
@@ -48,6 +50,8 @@ _ERRORS: dict[str, type[ClientError]] = {
     "PreconditionFailed": ArtifactChanged,
     "NoGoodCopy": NoGoodCopy,
     "BrokerUnavailable": BrokerUnavailable,
+    "WrongOffset": GatewayUnavailable,  # an earlier request has arrived after all: the upload goes on from there
+    "TooSlow": GatewayUnavailable,
 }
 _BY_STATUS: dict[int, type[ClientError]] = {
     HTTPStatus.UNAUTHORIZED: NotAllowed,
@@ -56,7 +60,12 @@ _BY_STATUS: dict[int, type[ClientError]] = {
     HTTPStatus.PRECONDITION_FAILED: ArtifactChanged,
     HTTPStatus.BAD_GATEWAY: NoGoodCopy,
 }
-_AGAIN = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+_AGAIN = {
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
 
 
 class _TryAgain(Exception):
@@ -169,6 +178,29 @@ class Gateway:
 
         self._repeatedly(lambda: self._exchange("GET", path, {"If-Match": f'"{tag}"'}, None, take), tries=1)
 
+    def send(self, path: str, offset: int, length: int, pieces: Iterable[bytes]) -> None:
+        """Append bytes to an upload at an offset, once. What arrived stays, however this ends.
+
+        Raises:
+            GatewayUnavailable: the bytes may not have arrived, or begin at another offset than the one that is there.
+            ClientError: the gateway refuses them.
+        """
+        headers = {
+            "Content-Type": "application/offset+octet-stream",
+            "Content-Length": str(length),
+            "Upload-Offset": str(offset),
+        }
+        self._repeatedly(lambda: self._exchange("PATCH", path, headers, pieces, lambda answer: answer.read()), tries=1)
+
+    def offset(self, path: str) -> int:
+        """Return how many bytes of an upload have arrived. Raise as `fetch`."""
+
+        def take(response: http.client.HTTPResponse) -> int:
+            response.read()
+            return int(response.getheader("Upload-Offset") or 0)
+
+        return self._repeatedly(lambda: self._exchange("HEAD", path, {}, None, take), tries=_TRIES)
+
     def close(self) -> None:
         """Close the connections of this process; one that is in use is closed after its answer."""
         self._closed = True
@@ -197,7 +229,7 @@ class Gateway:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | Iterable[bytes] | None,
         take: Callable[[http.client.HTTPResponse], AnswerT],
     ) -> AnswerT:
         """Send one request and return what `take` makes of the answer; keep the connection if all of it was read."""
@@ -259,7 +291,8 @@ def _error_of(response: http.client.HTTPResponse, url: str) -> ClientError:
     if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         kind: type[ClientError] = NotAllowed
     else:
-        fallback = GatewayUnavailable if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClientError
+        later = response.status in _AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        fallback = GatewayUnavailable if later else ClientError
         kind = _ERRORS.get(name) or _BY_STATUS.get(response.status, fallback)
     return kind(bounded(detail, 1000))
 

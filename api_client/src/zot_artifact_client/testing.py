@@ -31,6 +31,7 @@ from zot_artifact_client.contract import (
     ShowResult,
     StatusResult,
     TaskSpec,
+    UploadResult,
 )
 from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone
 from zot_artifact_client.idempotency import digest_of
@@ -132,6 +133,26 @@ class InMemoryArtifactClient(Artifacts):
         if on_progress is not None:
             on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="downloading"))
         return self.show(bucket, key)
+
+    def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> Job[UploadResult]:
+        del on_progress
+        return self.upload(
+            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
+            properties=properties, idempotency_key=idempotency_key,
+        )  # fmt: skip
 
     def warm(self, bucket: str, key: str) -> ShowResult:
         """Return what is shown: there is no cache to fill."""
@@ -276,6 +297,26 @@ class AsyncInMemoryArtifactClient(AsyncArtifacts):
         on_progress: Callable[[Progress], object] | None = None,
     ) -> ShowResult:
         return self.memory.get(bucket, key, path, on_progress=on_progress)
+
+    async def upload_file(
+        self,
+        path: str | os.PathLike[str],
+        bucket: str,
+        key: str,
+        *,
+        sha256: str | None = None,
+        stores: str | Iterable[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> AsyncJob[UploadResult]:
+        del on_progress
+        return await self.upload(
+            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
+            properties=properties, idempotency_key=idempotency_key,
+        )  # fmt: skip
 
     async def snapshot(self, job_id: str) -> Snapshot:
         return self.memory.snapshot(job_id)

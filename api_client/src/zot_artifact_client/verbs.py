@@ -280,6 +280,32 @@ def digests_of(page: Iterable[Outgoing], kind: str | None = None) -> dict[str, s
     return {job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload) for job in page}
 
 
+def sent_fields(
+    path: str | os.PathLike[str],
+    bucket: str,
+    key: str,
+    *,
+    sha256: str | None,
+    stores: str | Iterable[str] | None,
+    metadata: Mapping[str, str] | None,
+    storage_classes: Mapping[str, str] | None,
+    properties: Mapping[str, str] | None,
+) -> dict[str, object]:
+    """Return the fields of an upload whose bytes are sent to the gateway. Raise InvalidRequest."""
+    request = request_of(
+        UPLOAD,
+        source=os.fspath(path),
+        bucket=bucket,
+        key=key,
+        sha256=sha256,
+        stores=_names(stores),
+        metadata=None if metadata is None else dict(metadata),
+        storage_classes=None if storage_classes is None else dict(storage_classes),
+        **dict(properties or {}),
+    )
+    return {name: value for name, value in request.payload().items() if name != "source"}
+
+
 def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | None:
     """Return the task of a kind, `upload`, or of a task's name, `artifact.upload.v1`. Raise InvalidRequest."""
     if kind is None or isinstance(kind, TaskSpec):

@@ -6,12 +6,14 @@ import io
 import json
 import os
 import random
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,11 +38,14 @@ from zot_artifact_client import (
     JobState,
     NoGoodCopy,
     NotAllowed,
+    Progress,
     UnknownJob,
+    file_upload,
 )
 from zot_artifact_client.contract import VerifyRequest
 
 CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"
+MIB = 1 << 20
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -363,3 +368,92 @@ def test_jobs_go_over_the_gateway(over_gateway: ArtifactClient, gateway_with_bro
     gateway_with_broker.store("app.tgz", b"release")
     assert [each.key for each in over_gateway.list("releases").artifacts] == ["app.tgz"]
     assert over_gateway.show("releases", "app.tgz").size == 7
+
+
+@pytest.fixture
+def sending(over_gateway: ArtifactClient, monkeypatch: pytest.MonkeyPatch) -> ArtifactClient:
+    """Return a client that sends files in small parts."""
+    monkeypatch.setattr("zot_artifact_client.file_upload._PART", 8 * MIB)
+    monkeypatch.setattr("zot_artifact_client.file_upload._FIRST_PAUSE", 0.01)
+    return over_gateway
+
+
+def staged(gateway: Gateway) -> list[bytes]:
+    return [
+        path.read_bytes()
+        for path in (gateway.settings.home / "staging").rglob("*")
+        if path.is_file() and path.stat().st_size > 1000
+    ]
+
+
+def test_a_file_is_sent_without_a_shared_disk(
+    sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path
+) -> None:
+    """All bytes of a file arrive and are announced by their digest, a job is sent, and progress counts them."""
+    (tmp_path / "app.tgz").write_bytes(CONTENT)
+    seen: list[int] = []
+    job = sending.upload_file(
+        tmp_path / "app.tgz", "releases", "app.tgz", on_progress=lambda told: seen.append(told.bytes_done)
+    )
+    assert (job.kind, job.state) == ("upload", JobState.QUEUED)
+    assert staged(gateway_with_broker) == [CONTENT]
+    assert (seen[0], seen[-1], seen == sorted(seen)) == (0, len(CONTENT), True)
+    (tmp_path / "empty").touch()
+    assert sending.upload_file(tmp_path / "empty", "releases", "empty").state is JobState.QUEUED
+    with pytest.raises(FileNotFoundError):
+        sending.upload_file(tmp_path / "absent", "releases", "absent")
+    with pytest.raises(NotAllowed):
+        sending.upload_file(tmp_path / "app.tgz", "other", "app.tgz")
+
+
+def test_a_broken_line_loses_no_byte(
+    sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload whose connections break goes on behind the bytes that have arrived, until none arrive any more."""
+    (tmp_path / "app.tgz").write_bytes(CONTENT)
+    pieces, breaks = file_upload._pieces, [0]
+
+    def breaking(file: Any, offset: int, *more: Any) -> Iterator[bytes]:
+        for number, piece in enumerate(pieces(file, offset, *more)):
+            if number == 3 and breaks[0] < 8:
+                breaks[0] += 1
+                raise ConnectionResetError("the line broke")
+            yield piece
+
+    monkeypatch.setattr(file_upload, "_pieces", breaking)
+    sending.upload_file(tmp_path / "app.tgz", "releases", "app.tgz")
+    assert breaks == [8]
+    assert staged(gateway_with_broker) == [CONTENT]
+
+    def silent(*_: Any) -> Iterator[bytes]:
+        raise ConnectionResetError("the line broke")
+        yield b""
+
+    monkeypatch.setattr(file_upload, "_pieces", silent)
+    with pytest.raises(GatewayUnavailable):
+        sending.upload_file(tmp_path / "app.tgz", "releases", "other.tgz")
+
+
+def test_a_killed_sender_is_followed_by_another_one(
+    sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path
+) -> None:
+    """Another process with the same idempotency key goes on where the killed one was, and it is one job."""
+    (tmp_path / "app.tgz").write_bytes(CONTENT)
+
+    def send(on_progress: Callable[[Progress], object]) -> str:
+        return sending.upload_file(
+            tmp_path / "app.tgz", "releases", "app.tgz", idempotency_key="build-17", on_progress=on_progress
+        ).id
+
+    child = os.fork()
+    if child == 0:
+        try:
+            send(lambda told: os.kill(os.getpid(), signal.SIGKILL) if told.bytes_done > 20 * MIB else None)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    seen: list[int] = []
+    job = send(lambda told: seen.append(told.bytes_done))
+    assert seen[0] >= 16 * MIB
+    assert staged(gateway_with_broker) == [CONTENT]
+    assert send(lambda told: None) == job

@@ -1,0 +1,91 @@
+"""Send a file of this machine to the gateway, in parts that a broken line or a killed process does not lose."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
+from urllib.parse import quote
+
+from zot_artifact_client.contract import Progress
+from zot_artifact_client.errors import BrokerUnavailable, ClientError, GatewayUnavailable
+from zot_artifact_client.gateway import Gateway
+
+_PART = 64 * 1024 * 1024
+"""Bytes of one request; the gateway keeps what arrived of one that breaks off."""
+_PIECE = 1024 * 1024
+_TRIES = 6
+"""Requests in a row that may fail without a byte having arrived."""
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 10.0
+
+OnProgress = Callable[[Progress], object]
+
+
+def send_file(
+    gateway: Gateway,
+    path: str | os.PathLike[str],
+    fields: Mapping[str, object],
+    *,
+    idempotency_key: str | None,
+    on_progress: OnProgress | None,
+) -> str:
+    """Send the bytes of a file for an upload with these fields, and return the id of its job.
+
+    The SHA-256 is computed first, unless `fields` has it, and announced: a job whose bytes have another one fails. The
+    same call with the same idempotency key goes on after the bytes that have arrived.
+
+    Raises:
+        OSError: the file cannot be read.
+        GatewayUnavailable, BrokerUnavailable: the bytes do not arrive, or their job cannot be sent.
+        ClientError: the gateway refuses them.
+    """
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - any spelling of a path
+        size = os.fstat(file.fileno()).st_size
+        announced = {**fields, "size": size, "sha256": fields.get("sha256") or _sha256(file)}
+        headers = {} if idempotency_key is None else {"Idempotency-Key": quote(idempotency_key, safe=":/")}
+        created = gateway.ask("POST", "/v1/uploads", announced, headers=headers, again=bool(headers))
+        upload, offset = str(created["upload"]), int(created["offset"])
+        at = f"/v1/uploads/{quote(upload, safe='')}"
+        tries, pause = _TRIES, _FIRST_PAUSE
+        while offset < size:
+            _tell(on_progress, offset, size)
+            length, before = min(_PART, size - offset), offset
+            try:
+                gateway.send(at, offset, length, _pieces(file, offset, length, size, on_progress))
+                offset += length
+            except (GatewayUnavailable, BrokerUnavailable):
+                tries -= 1
+                if not tries:
+                    raise
+                time.sleep(pause)
+                pause = min(_LONGEST_PAUSE, 2 * pause)
+                offset = gateway.offset(at)
+            if offset > before:
+                tries, pause = _TRIES, _FIRST_PAUSE
+        _tell(on_progress, size, size)
+    return upload
+
+
+def _sha256(file: FileIO) -> str:
+    digest = hashlib.file_digest(file, "sha256")
+    return digest.hexdigest()
+
+
+def _pieces(
+    file: FileIO, offset: int, length: int, size: int, on_progress: OnProgress | None
+) -> Iterator[bytes]:  # fmt: skip
+    """Yield the bytes of a part."""
+    end = offset + length
+    while offset < end:
+        piece = os.pread(file.fileno(), min(_PIECE, end - offset), offset)
+        if not piece:
+            raise ClientError(f"{file.name} has become shorter while it was sent")
+        yield piece
+        offset += len(piece)
+        _tell(on_progress, offset, size)
+
+
+def _tell(on_progress: OnProgress | None, done: int, size: int) -> None:
+    if on_progress is not None:
+        on_progress(Progress(bytes_done=done, bytes_total=size, step="sending"))
