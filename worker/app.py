@@ -18,7 +18,8 @@ from worker import context
 from worker.beat import LONGEST_SLEEP
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
-from worker.flower import check_authentication, is_flower
+from worker.flower.authentication import check_authentication, is_flower
+from worker.flower.pages import set_up
 from worker.jobs import shutdown_flag
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
@@ -250,9 +251,12 @@ def _configured_app() -> Celery:
         settings = load_settings()
         settings.prepare()
         context.configure(settings)
-        return make_app(settings)
+        made = make_app(settings)
     except SettingsError as error:
         raise SystemExit(f"zot-artifacts: {error}") from None
+    if is_flower(sys.argv[1:]):
+        set_up(made, settings)
+    return made
 
 
 app = _configured_app()

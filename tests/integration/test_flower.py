@@ -17,7 +17,10 @@ from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient
 
 MARKUP = "<script>alert(1)</script>"
-PAGES = ("/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/api/queues/length", "/api/task/types")
+PAGES = (
+    "/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks", "/api/queues/length", "/api/task/types",
+    "/metrics", "/healthcheck", "/static/css/flower.css", "/login", "/nowhere", "/task/x", "/tasks/datatable",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_flower_without_authentication_does_not_start(url, tmp_path):
 
 
 def test_no_page_without_the_password_and_no_forged_event_breaks_one(url, tmp_path):
-    """Every page answers 401 without the password; huge, mistyped and HTML events are escaped and stop no page."""
+    """Every route answers 401 without the password; huge, mistyped and HTML events are escaped and stop no page."""
     with flower(url, tmp_path) as web:
         assert {page: web.get(page).status_code for page in PAGES} == dict.fromkeys(PAGES, 401)
         assert web.post("/api/task/revoke/x").status_code == 401
@@ -95,3 +98,38 @@ def forge(url: str) -> None:
                 events.send("task-received", uuid="typed", name=17, args=[1], kwargs={"a": 1}, eta=[], retries="x")
                 events.send("task-succeeded", uuid="typed", result={"a": MARKUP}, runtime="long")
                 events.send("task-received", uuid="seen-last", name="task", args=MARKUP, kwargs=MARKUP, retries=0)
+
+
+def rows(web: httpx.Client) -> dict[str, dict[str, object]]:
+    """Return the rows of the page of tasks by uuid, as the browser asks for them."""
+    order = {"order[0][column]": 0, "order[0][dir]": "desc", "columns[0][data]": "name"}
+    asked = {"draw": 1, "start": 0, "length": 100, **order}
+    return {row["uuid"]: row for row in web.get("/tasks/datatable", params=asked).json()["data"]}
+
+
+def test_the_page_of_tasks_tells_artifact_and_verdict_and_keeps_them(url, tmp_path):
+    """A corrupt verdict is no SUCCESS, each row names its artifact, and the history is there after a restart."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(b"12345")
+    with (
+        ArtifactClient(url) as client,
+        Worker(tmp_path / "worker", url, concurrency=1, sources__roots=f'["{source}"]') as worker,
+    ):
+        with flower(url, tmp_path) as web:
+            web.auth = httpx.BasicAuth("a", "b")
+            with Celery(broker=url, set_as_current=False) as app:
+                until(lambda: app.control.broadcast("enable_events", reply=True))
+            client.upload(str(source / "a"), "releases", "a.tgz").wait(timeout=WITHIN)
+            [copy] = worker.home.glob("stores/dr/releases/a.tgz")
+            copy.write_bytes(b"54321")
+            job = client.verify("releases", "a.tgz")
+            job.wait(timeout=WITHIN)
+            until(lambda: rows(web).get(job.id, {}).get("state") == "CORRUPT")
+            shown = rows(web)[job.id]
+            assert (shown["name"], shown["kwargs"]) == ("verify", "releases/a.tgz")
+            assert set(str(shown["result"]).split(", ")) == {"dr corrupt", "primary verified"}
+            assert "dr corrupt" in web.get(f"/task/{job.id}").text
+        with flower(url, tmp_path) as web:
+            web.auth = httpx.BasicAuth("a", "b")
+            assert rows(web)[job.id]["state"] == "CORRUPT"

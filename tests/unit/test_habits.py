@@ -235,7 +235,7 @@ def test_compose_gives_containers_no_rights_beyond_their_work() -> None:
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert {"mem_limit", "pids_limit"} <= service.keys()
-    assert services["flower"]["volumes"] == []
+    assert services["flower"]["volumes"] == ["flower:/data"]
     assert {"ZOT_CATALOGUE", "AWS_ACCESS_KEY_ID"} & services["flower"]["environment"].keys() == set()
     wanted = {"AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CLIENT_SECRET"}
     assert all(wanted <= services[role]["environment"].keys() for role in ("worker", "sweeper"))

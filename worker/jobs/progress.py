@@ -7,8 +7,10 @@ import redis
 from celery import Task
 from celery.exceptions import BackendError
 from celery.states import STARTED
+from kombu.exceptions import OperationalError
 
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
+from zot_artifact_client.text import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class CeleryReporter:
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""
+        self._show(progress)
         if self._request.ignore_result:  # no client reads it, and a million would stay for a day
             return
         try:
@@ -44,6 +47,13 @@ class CeleryReporter:
             self._task.backend.store_result(self._id, shown, PROGRESS_STATE, request=self._request, max_retries=0)
         except (redis.RedisError, BackendError, RuntimeError) as error:  # RuntimeError: Celery's retries are used up
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
+
+    def _show(self, progress: Progress) -> None:
+        """Tell Flower, if it listens: nothing keeps an event. A job that takes less than a second sends none."""
+        try:
+            self._task.send_event("task-progress", retry=False, result=described(progress))
+        except (redis.RedisError, OperationalError, OSError) as error:
+            logger.debug("job %s: no event tells the progress: %s", self._id, type(error).__name__)
 
     def cancelled(self) -> bool:
         """Return whether a client asked for the job to stop; False if the result backend cannot tell."""
@@ -54,3 +64,10 @@ class CeleryReporter:
             return bool(client.exists(CANCEL_KEY.format(job=self._id)))
         except redis.RedisError:
             return False
+
+
+def described(progress: Progress) -> str:
+    """Return the progress in a few words, such as `45 % of 3072 MiB, writing dr`."""
+    done, total = progress.bytes_done >> 20, (progress.bytes_total or 0) >> 20
+    share = f"{100 * progress.bytes_done // progress.bytes_total} % of {total} MiB" if progress.bytes_total else None
+    return bounded(", ".join(filter(None, (share or f"{done} MiB", progress.step))), 200)
