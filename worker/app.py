@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from celery import Celery, signals
 
-from worker import context
+from worker import context, tracing
 from worker.beat import LONGEST_SLEEP
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
@@ -208,7 +208,13 @@ def _send_metrics(**_: Any) -> None:
     """Add what this child counts to the totals of the fleet."""
     sender = Sender(app)
     sender.start()
-    signals.worker_process_shutdown.connect(lambda **_: sender.stop(), weak=False)
+    tracing.start()
+
+    def end(**_: Any) -> None:
+        sender.stop()
+        tracing.stop()
+
+    signals.worker_process_shutdown.connect(end, weak=False)
 
 
 @signals.worker_shutting_down.connect

@@ -23,7 +23,7 @@ from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from worker import clock
+from worker import clock, tracing
 from worker.catalogue import (
     CatalogueError,
     CatalogueUnavailable,
@@ -49,6 +49,7 @@ from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text import bounded
+from zot_artifact_client.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,10 @@ def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, pa
     It stores no result in the result backend, because no client waits for it.
     """
     app: Celery = current_app
-    app.send_task(spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True)
+    app.send_task(
+        spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True,
+        headers=trace_headers(),
+    )  # fmt: skip
 
 
 class Delivery(Generic[RequestT, ResultT]):
@@ -170,10 +174,11 @@ class Delivery(Generic[RequestT, ResultT]):
                     if found.record.crashes:
                         LEASE_RECOVERIES.add(self._spec.kind)
                     fence_request(self._task.request, found.record.fence)
-                    with during(
-                        job=self._id, kind=self._spec.kind, artifact=_path(request), attempt=found.record.attempts
-                    ):
-                        return self._attempt(work, request, found.record)
+                    record, path = found.record, _path(request)
+                    about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
+                    traceparent = self._task.request.get("traceparent")
+                    with during(**about), tracing.job_span(traceparent, **about):
+                        return self._attempt(work, request, record)
                 case Held():
                     logger.info("job %s waits: %s", self._id, found.reason)
                     left = (found.until - clock.now()).total_seconds()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, Self
 
+from worker import tracing
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze
@@ -231,7 +232,7 @@ class LimitedStore:
         """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
         origin.admit()
         STORE_OBJECTS.add(self.name, "copy")
-        with self.slot(), STORE_SECONDS.timed(self.name, "copy"):
+        with self.slot(), STORE_SECONDS.timed(self.name, "copy"), tracing.span("store copy", store=self.name):
             try:
                 return self._store.copy_object(
                     origin._store,  # noqa: SLF001 - it is one of us
@@ -300,7 +301,7 @@ class LimitedStore:
         self.admit()
         STORE_OBJECTS.add(self.name, verb)
         try:
-            with STORE_SECONDS.timed(self.name, verb):
+            with STORE_SECONDS.timed(self.name, verb), tracing.span(f"store {verb}", store=self.name):
                 yield
         except StorageError as error:
             self._blame(error)
@@ -309,7 +310,11 @@ class LimitedStore:
     @contextmanager
     def _transfer(self, verb: str, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
         """Hold a slot, and yield the function to call with the size of every piece."""
-        with self.slot(), STORE_SECONDS.timed(self.name, verb):
+        with (
+            self.slot(),
+            STORE_SECONDS.timed(self.name, verb),
+            tracing.span(f"store {verb}", store=self.name),
+        ):
             STORE_OBJECTS.add(self.name, verb)
             try:
                 yield self._metered(verb, on_bytes or self._job.heartbeat)

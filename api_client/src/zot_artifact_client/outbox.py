@@ -15,6 +15,7 @@ from uuid import uuid4
 from celery import Celery
 
 from zot_artifact_client.text import without_secrets
+from zot_artifact_client.tracing import trace_headers
 
 MESSAGES = "zot-artifacts:outbox"
 """The Redis hash, in the broker, of the messages whose jobs no worker has taken over yet, by id."""
@@ -77,7 +78,7 @@ def envelope(app: Celery, job: Outgoing) -> str:
             "body": base64.b64encode(body).decode(),
             "content-encoding": "utf-8",
             "content-type": "application/json",
-            "headers": message.headers,
+            "headers": message.headers | trace_headers(),
             "properties": properties,
         }
     )

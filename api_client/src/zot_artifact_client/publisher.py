@@ -21,6 +21,7 @@ from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.idempotency import mismatches
 from zot_artifact_client.outbox import MESSAGES, Outgoing, push
 from zot_artifact_client.text import bounded, without_secrets
+from zot_artifact_client.tracing import trace_headers
 from zot_artifact_client.urls import ServerUrl, parse_url
 
 POOL_SIZE = 10
@@ -130,6 +131,7 @@ class Publisher:
                     task_id=job.job_id,
                     queue=job.queue,
                     producer=producer,
+                    headers=trace_headers(),
                     expires=job.expires,
                     ignore_result=False,  # said, because this application has no backend, but the worker's has
                     add_to_parent=False,  # sent from a task of the service, it is none of its subtasks
