@@ -39,7 +39,7 @@ def test_arguments_begin_with_the_artifact(shown, expected):
 
 
 def test_a_result_is_the_outcome_of_each_copy_or_the_counts():
-    """Names of stores stand beside their verdicts, and what every result has is left out."""
+    """Each store is named with its verdict, and what every result has is left out."""
     copies = [{"store": "dr", "verdict": "corrupt"}, {"store": "primary", "outcome": "stored"}]
     assert summary({"bucket": "b", "sha256": "0" * 64, "copies": copies}) == "dr corrupt, primary stored"
     page = {"verb": "verify", "objects": 3, "outcomes": {"verified": 2, "missing": 1}, "failures": [], "failed": 0}
