@@ -28,6 +28,7 @@ from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
+from worker.catalogue.history import Event, History
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
@@ -69,6 +70,7 @@ __all__ = [
     "CopyState",
     "Coverage",
     "EndedJob",
+    "Event",
     "EvidenceCheck",
     "ExportSummary",
     "FailedBatchItem",
@@ -221,6 +223,10 @@ class Catalogue:
     @cached_property
     def evidence_checks(self) -> EvidenceChecks:
         return EvidenceChecks(self._database)
+
+    @cached_property
+    def history(self) -> History:
+        return History(self._database)
 
     @cached_property
     def holds(self) -> Holds:

@@ -317,6 +317,11 @@ _GIVEN = {"copy": copies.c.id.type, "tag": copies.c.tag.type, "retry_at": copies
 _UPDATES = {verdict: BulkStatement(partial(_update, verdict), _GIVEN) for verdict in Verdict}
 
 
+def row_fits(row: Row[Any]) -> bool:
+    """Return whether a row has the hash of its content, and of the hash of the row before it."""
+    return bool(row.hash == _hash(row))
+
+
 def _hash(row: Row[Any]) -> str:
     columns = _LogRow(*(getattr(row, name) for name in _LogRow._fields))
     return _linked(_canonical(row.at.isoformat(), columns), row.previous)

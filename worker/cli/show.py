@@ -1,26 +1,48 @@
 """The command `show`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from worker.artifacts.log_signature import LogKeys
+from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import Copy, EvidenceCheck
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.ls import brief
-from worker.cli.output import AsJson, print_json, print_table, say, size
-from worker.cli.session import opened
+from worker.cli.output import AsJson, flat, print_json, print_table, say, size
+from worker.cli.session import Session, opened
+from worker.storage.errors import NotFound
+
+_UNTOLD = {"hash", "row_fits_its_hash", "found_size", "finding"}
 
 
-def show(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
+def show(
+    artifact: ArtifactArgument,
+    *,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Show its history: every read, repair, finding and delete, with the job.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show one artifact and the state of each copy.
 
     Each copy has its state, its last verification and its last attempt.
+    With --proof the history is complete, also for an artifact that was deleted: `read` means that all bytes were read.
+    Each read is a row of the verification log; `zot-artifacts log verify` checks the whole log.
 
-    Example:
+    Examples:
 
         zot-artifacts show releases/app.tgz
+
+        zot-artifacts show releases/app.tgz --proof
     """
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
+        if proof:
+            _prove(session, at, as_json=as_json)
+            return
         found = session.artifact(at.bucket, at.key)
         copies = [copy for copy in session.catalogue.artifacts.copies(found).values() if copy.state.present]
         configured = set(session.settings.stores)
@@ -48,6 +70,45 @@ def show(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     ]
     columns = ("store", "state", "last verified", "last attempt", "evidence")
     print_table(columns, rows, empty="no copies", flexible=("state",))
+
+
+def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
+    events = session.catalogue.history.of(at.bucket, at.key)
+    if not any(event.what == "recorded" for event in events):
+        raise NotFound(f"{at.bucket}/{at.key} was never recorded{session.nearest(at.bucket, at.key)}")
+    head = signed_head(session.catalogue, LogKeys.of(session.settings.verification_log))
+    current = session.catalogue.artifacts.current(at.bucket, at.key)
+    copies = session.catalogue.artifacts.copies(current).values() if current else ()
+    if as_json:
+        shown = [
+            {"store": each.store, "state": each.state.value, "last_verified_at": each.last_verified_at,
+             "written_with": dict(each.evidence)}
+            for each in copies
+        ]  # fmt: skip
+        print_json({
+            "bucket": at.bucket, "key": at.key, "current": brief(current) if current else None, "copies": shown,
+            "history": [asdict(event) for event in events], "log_head": head,
+        })  # fmt: skip
+        return
+    rows = [
+        (event.at, event.what, event.version, event.store, _details(event.details), event.job)
+        for event in events
+    ]  # fmt: skip
+    columns = ("when", "what", "version", "store", "details", "job")
+    print_table(columns, rows, empty="", flexible=("details", "job"))
+    if head:
+        say(f"the verification log has {head['count']} rows, the last with hash {head['hash']}")
+
+
+def _details(details: Mapping[str, Any]) -> str:
+    """Return the details that tell something: digests are shortened, a row of the log that fits is only named."""
+    told = {name: value for name, value in details.items() if value is not None and name not in _UNTOLD}
+    if details.get("row_fits_its_hash") is False:
+        told["row"] = f"{told['row']}, CHANGED SINCE IT WAS WRITTEN"
+    for name in ("sha256", "expected_sha256", "found_sha256"):
+        if name in told:
+            told[name] = f"{told[name][:12]}…"
+    return flat(told)
 
 
 def _copy(copy: Copy, check: EvidenceCheck | None) -> dict[str, Any]:
