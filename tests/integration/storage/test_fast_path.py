@@ -121,6 +121,21 @@ def test_stat_is_that_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy
         assert fast.stat_object(BUCKET, key) == sdk.stat_object(BUCKET, key)
 
 
+def test_where_nothing_is_the_fast_path_says_so_before_a_write(rclone: RcloneS3, tmp_path: Path) -> None:
+    """A store without conditions is asked by obstore whether a key is free, and by the SDK only where it is not."""
+    store = targets.s3_rclone(rclone, tmp_path).store
+    with FaultyProxy(port_of("s3", store), lambda _: None) as proxy:
+        through = opened_through("s3", store, proxy.port, tmp_path, data_path="auto")
+        through.write_object(BUCKET, "fresh", source(BODY), condition="create_only")
+        heads = [request for request in proxy.requests if request.method == "HEAD"]
+        assert ["object_store" in str(request.headers) for request in heads] == [True]
+        with pytest.raises(AlreadyExists):
+            through.write_object(BUCKET, "fresh", source(b"other"), condition="create_only")
+        assert verdict(through, "fresh") is Verdict.VERIFIED
+        through.close()
+    store.close()
+
+
 def test_a_slow_answer_is_waited_for(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -423,7 +423,9 @@ class S3Driver(CloudDriver):
         """Return an upload whose condition was checked here, if the store does not check conditions."""
         upload = self._upload(bucket, key, info, writer, condition)
         if condition and not self._profile.conditional_writes:
-            upload.check_condition()
+            missing = condition == "create_only" and self._is_missing_by_fast_path(bucket, key)
+            if not missing:
+                upload.check_condition()
         return upload
 
     def _options(
@@ -459,6 +461,17 @@ class S3Driver(CloudDriver):
                 if found:
                     found["Body"].close()
             raise
+
+    def _is_missing_by_fast_path(self, bucket: str, key: str) -> bool:
+        """Return whether the fast path says that there is no such object; False if it says anything else."""
+        if self._fast is None:
+            return False
+        real, start = self._real(bucket)
+        try:
+            self._fast.head(RealObject(real, start + key, f"{bucket}/{key}"))
+        except StorageError as error:
+            return isinstance(error, NotFound)
+        return False
 
     def _head_fast(self, bucket: str, key: str) -> ObjectStat | None:
         """Return the properties of an object by the fast path, or None."""
