@@ -198,3 +198,23 @@ def test_a_body_that_stops_is_ended(gateway: Gateway, monkeypatch: pytest.Monkey
     except (httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError):
         return
     assert answer.status_code == 408
+
+
+def test_a_client_that_takes_nothing_holds_no_slot(
+    settings: Settings, open_gateway: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that the client does not read is aborted, and its slot goes to the next one."""
+    monkeypatch.setattr(server, "_TAKE_WITHIN", 0.5)
+    one = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"downloads": 1})})
+    with open_gateway(one) as gateway:
+        content = bytes(40_000_000)
+        gateway.store("app.tgz", content)
+        client = gateway.client()
+        host, _, port = gateway.url.removeprefix("http://").partition(":")
+        head = (
+            f"GET /v1/objects/releases/app.tgz HTTP/1.1\r\nHost: x\r\nAuthorization: {client.headers['Authorization']}"
+        )
+        with socket.create_connection((host, int(port)), timeout=60) as stuck:
+            stuck.sendall(f"{head}\r\n\r\n".encode())
+            assert stuck.recv(12) == b"HTTP/1.1 200"
+            assert client.get("/v1/objects/releases/app.tgz").content == content
