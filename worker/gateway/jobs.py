@@ -217,7 +217,7 @@ def _find(services: Services, job_id: str) -> tuple[StatusResult, Mapping[str, A
     ledger = services.context.catalogue.ledger
     record = ledger.get(job_id)
     if record is None:
-        sent = services.outbox.find(job_id)
+        sent = services.waiting_job(job_id)
         spec = TASKS.get(sent.name) if sent else None
         if sent and spec:
             return StatusResult(job=job_id, kind=spec.kind, state=JobState.QUEUED), sent.payload

@@ -20,7 +20,9 @@ from worker.jobs.outbox import Outbox
 from worker.settings import Settings
 from worker.storage.errors import StorageError
 from zot_artifact_client import ArtifactClient
+from zot_artifact_client.connection import CONNECT_TIMEOUT, RETRY_POLICY, SOCKET_TIMEOUT, broker_errors
 from zot_artifact_client.contract import VERIFY, VerifyRequest
+from zot_artifact_client.outbox import Outgoing
 from zot_artifact_client.urls import parse_url
 
 logger = logging.getLogger(__name__)
@@ -107,9 +109,24 @@ class Services:
             if self._outbox is None:
                 broker = parse_url(self.settings.broker_url)
                 app = Celery("zot-artifacts-gateway", broker=broker.text, set_as_current=False)
-                app.conf.broker_transport_options = dict(broker.transport_options)
+                timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT}
+                options = {**timeouts, **RETRY_POLICY} if broker.is_redis else {}
+                app.conf.update(
+                    broker_transport_options={**options, **broker.transport_options},
+                    broker_connection_timeout=CONNECT_TIMEOUT,
+                )
                 self._outbox = Outbox(app)
             return self._outbox
+
+    def waiting_job(self, job_id: str) -> Outgoing | None:
+        """Return a job that no worker has taken yet, if the outbox has its request.
+
+        Raises:
+            NoBroker, BrokerUnavailable: the broker cannot be asked.
+        """
+        outbox = self.outbox
+        with broker_errors("broker", self.settings.broker_url):
+            return outbox.find(job_id)
 
     def verify_later(self, artifact: Artifact, store: str, error: StorageError) -> None:
         """Have a worker verify a copy that a download found bad, once an hour at most; its verdict is what counts."""

@@ -86,14 +86,14 @@ class Gateway:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
+def serving(settings: Settings, address: Address | None = None) -> Iterator[str]:
     """Serve the gateway of these settings, and return its URL."""
-    server = make_server(Services(settings), Address())
+    server = make_server(Services(settings), address or Address())
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if address else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

@@ -4,15 +4,18 @@ import hashlib
 import json
 import logging
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.unit.gateway.conftest import Gateway
+from tests.unit.gateway.conftest import Gateway, serving
 from worker import clock
 from worker.gateway import guard, server
 from worker.gateway.access import TokenVerb, new_token
@@ -22,20 +25,36 @@ from worker.settings import Settings
 OPERATIONS = [(method, path) for path, methods in openapi()["paths"].items() for method in methods]
 
 
-@pytest.mark.parametrize("token", [None, "x", "zot_x", f"zot_{'0' * 12}_{'0' * 64}", "zot_\u00fc", "a" * 9000])
-def test_every_operation_needs_a_valid_token(
-    gateway: Gateway, token: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_operation_needs_a_valid_token(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """All operations of the OpenAPI document, and paths that do not exist, answer 401 with the way out."""
     monkeypatch.setattr(guard, "_FAILURES", guard.RateLimitItemPerSecond(1000))
-    headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
-    with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client:
-        for method, path in [*OPERATIONS, ("get", "/"), ("get", "/docs"), ("get", "/openapi.json"), ("get", "//")]:
-            answer = client.request(method, path.format(bucket="releases", key="a", job_id="x", upload_id="x"))
-            assert answer.status_code == 401, path
-            assert "WWW-Authenticate" in answer.headers
-            assert method == "head" or "zot-artifacts tokens add" in answer.json()["detail"]
-        assert client.get("/healthz").json() == {"status": "ok"}
+    for token in (None, "x", "zot_x", f"zot_{'0' * 12}_{'0' * 64}", "zot_\u00fc", "a" * 9000):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
+        with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client:
+            for method, path in [*OPERATIONS, ("get", "/"), ("get", "/docs"), ("get", "/openapi.json"), ("get", "//")]:
+                answer = client.request(method, path.format(bucket="releases", key="a", job_id="x", upload_id="x"))
+                assert answer.status_code == 401, path
+                assert "WWW-Authenticate" in answer.headers
+                assert method == "head" or "zot-artifacts tokens add" in answer.json()["detail"]
+            assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_whole_secret_counts(gateway: Gateway) -> None:
+    """A token whose id is known, with another secret or part of the right one, is none."""
+    record, text = new_token("ci", ["releases"], [TokenVerb.READ], now=clock.now(), expires_at=None)
+    gateway.context.catalogue.access_tokens.add(record)
+    begin, secret = text.rpartition("_")[0], text.rpartition("_")[2]
+    last = "1" if secret[-1] == "0" else "0"
+    for wrong in (
+        f"{begin}_{'0' * 64}",
+        f"{begin}_{secret[:-1]}{last}",
+        text[:-1],
+        f"{text}0",
+        f"{begin}_",
+        text.upper(),
+    ):
+        assert gateway.client_of(wrong).get("/v1/artifacts?bucket=releases").status_code == 401
+    assert gateway.client_of(text).get("/v1/artifacts?bucket=releases").status_code == 200
 
 
 def test_a_foreign_bucket_looks_like_an_empty_one(gateway: Gateway) -> None:
@@ -218,3 +237,21 @@ def test_a_client_that_takes_nothing_holds_no_slot(
             stuck.sendall(f"{head}\r\n\r\n".encode())
             assert stuck.recv(12) == b"HTTP/1.1 200"
             assert client.get("/v1/objects/releases/app.tgz").content == content
+
+
+def test_tls_is_served_with_the_given_certificate(gateway: Gateway, tmp_path: Path) -> None:
+    """A client that trusts the certificate is served, and plain HTTP on that port is not."""
+    certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=gateway", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, *names, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    token = gateway.client().headers["Authorization"]
+    address = server.Address(certificate=certificate, key=key)
+    trusted = ssl.create_default_context(cafile=certificate)
+    with (
+        serving(gateway.settings, address) as url,
+        httpx.Client(base_url=url, verify=trusted, headers={"Authorization": token}, trust_env=False) as client,
+    ):
+        assert client.get("/v1/artifacts?bucket=releases").status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(url.replace("https", "http"), trust_env=False)

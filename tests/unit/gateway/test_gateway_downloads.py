@@ -107,46 +107,51 @@ def test_a_paused_store_is_not_read(gateway: Gateway) -> None:
     assert (answer.status_code, "paused" in answer.json()["detail"]) == (404, True)
 
 
-@pytest.mark.parametrize(
-    ("range_", "first", "last"),
-    [
-        ("bytes=0-0", 0, 0),
-        ("bytes=5-", 5, len(CONTENT) - 1),
-        ("bytes=-7", len(CONTENT) - 7, len(CONTENT) - 1),
-        (f"bytes={CHUNK_SIZE - 2}-{CHUNK_SIZE + 1}", CHUNK_SIZE - 2, CHUNK_SIZE + 1),
-        (f"bytes={CHUNK_SIZE}-{2 * CHUNK_SIZE - 1}", CHUNK_SIZE, 2 * CHUNK_SIZE - 1),
-        ("bytes=1-99999999999999999999", 1, len(CONTENT) - 1),
-        ("bytes=-99999999999999999999", 0, len(CONTENT) - 1),
-    ],
-)
-def test_one_range_is_sent(gateway: Gateway, range_: str, first: int, last: int) -> None:
+RANGES = {
+    "bytes=0-0": (0, 0),
+    "bytes=5-": (5, len(CONTENT) - 1),
+    "bytes=-7": (len(CONTENT) - 7, len(CONTENT) - 1),
+    f"bytes={CHUNK_SIZE - 2}-{CHUNK_SIZE + 1}": (CHUNK_SIZE - 2, CHUNK_SIZE + 1),
+    f"bytes={CHUNK_SIZE}-{2 * CHUNK_SIZE - 1}": (CHUNK_SIZE, 2 * CHUNK_SIZE - 1),
+    "bytes=1-99999999999999999999": (1, len(CONTENT) - 1),
+    "bytes=-99999999999999999999": (0, len(CONTENT) - 1),
+}
+
+
+def test_one_range_is_sent(gateway: Gateway) -> None:
     """The bytes of the range, its Content-Range, and a Content-Digest where it is within one chunk."""
     gateway.store("app.tgz", CONTENT)
-    answer = gateway.client().get("/v1/objects/releases/app.tgz", headers={"Range": range_})
-    assert (answer.status_code, answer.headers["Content-Range"]) == (206, f"bytes {first}-{last}/{len(CONTENT)}")
-    assert answer.content == CONTENT[first : last + 1]
-    if first // CHUNK_SIZE == last // CHUNK_SIZE:
-        assert answer.headers["Content-Digest"] == repr_digest(answer.content)
+    client = gateway.client()
+    for range_, (first, last) in RANGES.items():
+        answer = client.get("/v1/objects/releases/app.tgz", headers={"Range": range_})
+        assert (answer.status_code, answer.headers["Content-Range"]) == (206, f"bytes {first}-{last}/{len(CONTENT)}")
+        assert answer.content == CONTENT[first : last + 1]
+        if first // CHUNK_SIZE == last // CHUNK_SIZE:
+            assert answer.headers["Content-Digest"] == repr_digest(answer.content)
 
 
-@pytest.mark.parametrize(
-    "range_",
-    ["bytes=0-0,2-3", "bytes=" + ",".join(f"{n}-{n}" for n in range(900)), "bytes=5-2", "bytes=-", "bytes=a-b",
-     "items=0-1", "bytes=--1", f"bytes=0-{'9' * 5000}", "bytes=\u0660-\u0669".encode().decode("latin-1")],
+NO_RANGES = (
+    "bytes=0-0,2-3", "bytes=" + ",".join(f"{n}-{n}" for n in range(900)), "bytes=5-2", "bytes=-", "bytes=a-b",
+    "items=0-1", "bytes=--1", f"bytes=0-{'9' * 5000}", "bytes=\u0660-\u0669".encode().decode("latin-1"),
 )  # fmt: skip
-def test_what_is_no_single_range_gets_all_bytes(gateway: Gateway, range_: str) -> None:
+
+
+def test_what_is_no_single_range_gets_all_bytes(gateway: Gateway) -> None:
     """Many, reversed, absurd and malformed ranges are ignored, as RFC 9110 allows."""
     gateway.store("app.tgz", b"0123456789")
-    answer = gateway.client().get("/v1/objects/releases/app.tgz", headers={"Range": range_.encode("latin-1")})
-    assert (answer.status_code, answer.content) == (200, b"0123456789")
+    client = gateway.client()
+    for range_ in NO_RANGES:
+        answer = client.get("/v1/objects/releases/app.tgz", headers={"Range": range_.encode("latin-1")})
+        assert (answer.status_code, answer.content) == (200, b"0123456789"), range_[:50]
 
 
-@pytest.mark.parametrize("range_", ["bytes=10-", "bytes=10-20", "bytes=-0"])
-def test_a_range_beyond_the_end_is_416(gateway: Gateway, range_: str) -> None:
+def test_a_range_beyond_the_end_is_416(gateway: Gateway) -> None:
     """The answer has the size."""
     gateway.store("app.tgz", b"0123456789")
-    answer = gateway.client().get("/v1/objects/releases/app.tgz", headers={"Range": range_})
-    assert (answer.status_code, answer.headers["Content-Range"]) == (416, "bytes */10")
+    client = gateway.client()
+    for range_ in ("bytes=10-", "bytes=10-20", "bytes=-0"):
+        answer = client.get("/v1/objects/releases/app.tgz", headers={"Range": range_})
+        assert (answer.status_code, answer.headers["Content-Range"]) == (416, "bytes */10")
 
 
 def test_conditions_compare_the_digest(gateway: Gateway) -> None:
@@ -188,15 +193,13 @@ def test_a_hostile_key_adds_no_header(gateway: Gateway) -> None:
     assert answer.headers["Cache-Control"] == "private, no-cache"
 
 
-@pytest.mark.parametrize(
-    "path", ["..%2F..%2Fcatalogue.sqlite3", "a/%2e%2e/b", ".zot-tmp/x", "a%00b", "%ff%fe", "", "x" * 1100]
-)
-def test_a_path_that_is_no_key_is_refused(gateway: Gateway, path: str) -> None:
+def test_a_path_that_is_no_key_is_refused(gateway: Gateway) -> None:
     """Escapes, reserved segments, NUL, invalid UTF-8 and what is too long never reach a store."""
     client = gateway.client()
-    target = {"target": f"/v1/objects/releases/{path}".encode()}  # otherwise httpx would resolve `..` itself
-    answer = client.send(httpx.Request("GET", gateway.url, headers=client.headers, extensions=target))
-    assert answer.status_code in {400, 404}, answer.text
+    for path in ("..%2F..%2Fcatalogue.sqlite3", "a/%2e%2e/b", ".zot-tmp/x", "a%00b", "%ff%fe", "", "x" * 1100):
+        target = {"target": f"/v1/objects/releases/{path}".encode()}  # otherwise httpx would resolve `..` itself
+        answer = client.send(httpx.Request("GET", gateway.url, headers=client.headers, extensions=target))
+        assert answer.status_code in {400, 404}, path
 
 
 def test_a_slot_is_free_again_after_each_download(settings: Any, open_gateway: Callable[[Any], Any]) -> None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from tests.unit.gateway.conftest import Gateway
 from worker import clock
@@ -38,7 +39,7 @@ def waiting(gateway: Gateway, job_id: str) -> Outgoing | None:
     """Return a job that no worker has taken."""
     services = Services(gateway.settings)
     try:
-        return services.outbox.find(job_id)
+        return services.waiting_job(job_id)
     finally:
         services.close()
 
@@ -164,3 +165,18 @@ def test_without_a_broker_jobs_are_503_and_reads_go_on(settings: Any, open_gatew
         answer = client.post("/v1/jobs/verify", json={"bucket": "releases", "key": "a"})
         assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
         assert client.get("/v1/objects/releases/a").content == b"x"
+
+
+def test_a_broker_that_does_not_answer_is_503_within_seconds(settings: Any, open_gateway: Any) -> None:
+    """To send, to show and to cancel a job say that the broker is away; the address is named without its password."""
+    away = settings.model_copy(update={"broker": SecretStr("redis://:hidden@127.0.0.1:1/0")})
+    with open_gateway(away) as gateway:
+        client, job = gateway.client(), str(uuid4())
+        answers = [
+            client.post("/v1/jobs/verify", json={"bucket": "releases", "key": "a"}),
+            client.get(f"/v1/jobs/{job}"),
+            client.delete(f"/v1/jobs/{job}"),
+        ]
+        for answer in answers:
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:zot-artifacts:BrokerUnavailable")
+            assert "hidden" not in answer.text

@@ -54,7 +54,7 @@ def sent(gateway: Gateway, id_: str) -> dict[str, Any] | None:
     """Return the request of the job that was sent, if one was."""
     services = Services(gateway.settings)
     try:
-        found = services.outbox.find(id_)
+        found = services.waiting_job(id_)
     finally:
         services.close()
     return found.payload if found else None
@@ -268,7 +268,7 @@ def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker
         assert offset(client, place) == len(CONTENT)
         assert text.rpartition("_")[2] not in process.log
     services = Services(broker)
-    found = services.outbox.find(job)
+    found = services.waiting_job(job)
     services.close()
     assert found is not None
     assert Path(str(found.payload["source"])).read_bytes() == CONTENT
