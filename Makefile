@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup up demo test test-quick check format format-check lint types layers dependencies wheel-check \
-	lock bench soak clean python run-environment dev-environment
+	lock docs fuzz bench soak clean python run-environment dev-environment
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ test: dev-environment ## Run all tests; ARGS="-k replicate" for some of them
 test-quick: dev-environment ## Run the tests that need no server but Valkey: unit, file system, client
 	$(BIN)/pytest -n auto --quick $(ARGS) $(QUICK)
 
-check: format-check lint types layers dependencies test ## Check everything that a change has to pass
+check: format-check lint types layers dependencies docs test ## Check everything that a change has to pass
 
 format: dev-environment ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only --quiet .
@@ -67,6 +67,12 @@ dependencies: dev-environment
 
 wheel-check: dev-environment ## Install the client's wheel alone in an empty environment and use it; make test does it too
 	$(BIN)/pytest tests/acceptance/test_client_wheel.py $(ARGS)
+
+docs: dev-environment ## Build the documentation into site/, strictly
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+
+fuzz: dev-environment ## Try 20,000 inputs of each kind on every parser of what comes from outside
+	ZOT_TEST_FUZZ_EXAMPLES=20000 $(BIN)/pytest -n auto --timeout 3600 tests/fuzz $(ARGS)
 
 bench: dev-environment ## Measure, and print the table that benchmarks/README.md keeps
 	@$(ENVIRONMENTS) servers s5cmd
@@ -91,7 +97,7 @@ lock: dev-environment ## Write the locks again; keeps versions unless UPGRADE=--
 	@! grep -n '"resolved"' tests/servers/locks/azurite/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
 
 clean: ## Remove the environments and all caches, but not ./var: it holds artifacts
-	rm -rf .venv .venv-servers build dist api_client/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-servers site build dist api_client/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +
 
 run-environment: python

@@ -1,0 +1,93 @@
+"""Every command, option and setting that the documentation names exists."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.docs_site import cli_reference, on_page_markdown
+from worker.cli.commands import COMMANDS
+from worker.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+COMMAND = re.compile(r"`zot-artifacts ([^`\n]+)`|^(?:\$ )?(?:\w+=\S+ )*zot-artifacts ([^\n#|>]+)", re.MULTILINE)
+
+
+def named(page: Path) -> Iterator[list[str]]:
+    """Yield the arguments of each command that a page names."""
+    for one, two in COMMAND.findall(page.read_text()):
+        text = (one or two).strip().rstrip("\\").replace("…", "").replace("...", "")
+        try:
+            yield shlex.split(text)
+        except ValueError:  # the rest of the line is prose
+            yield text.split()[:1]
+
+
+def wrong(arguments: list[str]) -> str | None:
+    """Return what of a command line does not exist, if anything."""
+    if not arguments or arguments[0].startswith("-"):
+        return None
+    if arguments[0] not in COMMANDS:
+        return arguments[0]
+    command: Any = COMMANDS[arguments[0]].load(arguments[0])
+    commands = getattr(command, "commands", {})
+    known = {option for each in command.params for option in each.opts} | {"--help"}
+    for each in commands.values():
+        known |= {option for parameter in each.params for option in parameter.opts}
+    options = [each.partition("=")[0] for each in arguments[1:] if each.startswith("--")]
+    return next((option for option in options if option not in known), None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_commands_and_options_that_exist(page: Path) -> None:
+    """What a reader copies from the page is a command with options that it has."""
+    found = {" ".join(arguments): bad for arguments in named(page) if (bad := wrong(arguments)) is not None}
+    assert found == {}
+
+
+def test_every_setting_of_the_table_exists() -> None:
+    """The first table of docs/settings.md names settings by their path, and no setting that is gone."""
+    missing = []
+    for line in (ROOT / "docs/settings.md").read_text().splitlines():
+        cells = re.match(r"\| ((?:`[\w.]+`(?:, )?)+) \|", line)
+        names = re.findall(r"`([\w.]+)`", cells[1]) if cells else []
+        if not names or names[0].split(".")[0] not in Settings.model_fields:
+            continue
+        parent = names[0].rpartition(".")[0]
+        paths = [f"{parent}{name}" if name.startswith(".") else name for name in names]
+        missing += [path for path in paths if not _is_setting(path)]
+    assert missing == []
+
+
+def _is_setting(path: str) -> bool:
+    model: Any = Settings
+    for part in path.split("."):
+        fields = getattr(model, "model_fields", None)
+        if fields is None:
+            return True  # inside a mapping by name
+        if part not in fields:
+            return False
+        model = fields[part].annotation
+    return True
+
+
+def test_the_site_has_a_section_for_every_command() -> None:
+    """The reference is written from the commands, with each option and its meaning."""
+    page = cli_reference()
+    assert [name for name in COMMANDS if f"### `zot-artifacts {name}`" not in page] == []
+    assert "| `--ready` | Fail also while" in page
+
+
+def test_a_link_out_of_the_site_becomes_text() -> None:
+    """A link to a file that the site does not have names the file; one inside the site stays a link."""
+
+    class Page:
+        class file:  # noqa: N801 - MkDocs' name
+            src_uri = "decisions/0001.md"
+
+    text = on_page_markdown("[a](../glossary.md) and [b](../../SECURITY.md#x)", Page)
+    assert text == "[a](../glossary.md) and b (`SECURITY.md`)"
