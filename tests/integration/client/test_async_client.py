@@ -114,6 +114,33 @@ def test_a_cancelled_wait_leaves_its_job_and_the_other_waits(unserved: str) -> N
     asyncio.run(scene())
 
 
+def test_a_wait_that_is_cancelled_in_a_read_leaves_the_others_of_that_read(
+    unserved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two waits whose states are read in one round trip, one can be cancelled meanwhile; the other one ends."""
+    store(unserved, ["first", "other"])
+
+    async def scene() -> None:
+        async with AsyncArtifactClient(unserved) as client:
+            asked, answered, run = asyncio.Event(), asyncio.Event(), client._backend.run
+
+            async def slow(command: Callable[[Any], Awaitable[Any]]) -> Any:
+                asked.set()
+                await answered.wait()
+                return await run(command)
+
+            monkeypatch.setattr(client._backend, "run", slow)
+            first, other = (asyncio.create_task(client.verify_job(name).wait(WITHIN)) for name in ("first", "other"))
+            await asked.wait()
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            answered.set()
+            assert (await other).key == "k"
+
+    asyncio.run(scene())
+
+
 def test_a_wait_ends_in_time_and_can_be_repeated(unserved: str) -> None:
     """A job that takes longer than the caller waits is WaitTimeout, for one job, for many, and for a query."""
 

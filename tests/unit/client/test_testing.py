@@ -20,7 +20,9 @@ from zot_artifact_client import (
 )
 from zot_artifact_client.contract import VERIFY
 from zot_artifact_client.job import ResultBackend
+from zot_artifact_client.queries import read_answer
 from zot_artifact_client.result_backend import CeleryResultBackend
+from zot_artifact_client.snapshot import Snapshot
 from zot_artifact_client.testing import InMemoryArtifactClient
 
 APP = b"the bytes of app.tgz"
@@ -262,3 +264,19 @@ def test_only_a_batch_sends_under_ids_of_its_own_jobs(client: InMemoryArtifactCl
     """An id of the form of a batch's job is refused, so that no stranger can fail a batch."""
     with pytest.raises(InvalidRequest, match="batch"):
         client.submit(VERIFY, VERIFY.request(bucket="b", key="k"), job_id="batch.00000003")
+
+
+def test_an_older_worker_answers_no_query(monkeypatch: pytest.MonkeyPatch, client: InMemoryArtifactClient) -> None:
+    """With a worker that knows no queries, the status of an unknown job is `unknown`, and `show` says why it fails."""
+
+    def refused(*_: Any, **__: Any) -> Snapshot:
+        error = JobFailed("no task is named 'artifact.show.v1'", "UnknownTask", JobState.REFUSED.value, 0)
+        return Snapshot(JobState.REFUSED, error=error)
+
+    def query(spec: Any, request: Any, *, timeout: float = 1) -> Any:
+        return read_answer(spec, refused(), timeout)
+
+    monkeypatch.setattr(client, "query", query)
+    assert client.status("no-such-job").state is JobState.UNKNOWN
+    with pytest.raises(JobFailed, match="no task is named"):
+        client.show("releases", "app.tgz")
