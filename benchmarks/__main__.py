@@ -16,6 +16,7 @@ from benchmarks import (
     memory,
     memory_growth,
     memory_stores,
+    rebuild,
     resent_parts,
     stores,
     sweep,
@@ -44,6 +45,7 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "takeover": takeover.measure,
     "batch-planning": batch_planning.measure,
     "sweep-paging": sweep_paging.measure,
+    "rebuild": rebuild.measure,
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "stores": stores.measure,

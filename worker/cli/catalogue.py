@@ -183,7 +183,8 @@ def restore(
 
     Stop the workers first.
     Jobs that were open when the backup was made end as dead letters, because what happened since is unknown.
-    `catalogue rebuild --newer-since` records the objects that were written after the backup.
+    Before the workers start, `catalogue rebuild --newer-since` records the objects that were written after the backup.
+    Otherwise these objects are taken for corrupt copies of what was there before.
 
     Examples:
 
@@ -199,8 +200,9 @@ def restore(
         print_json(document_of(summary) | {"store": store, "backup": chosen.key})
         return
     say(f"restored {_told(summary)}, as it was at {since}")
-    say("start the workers; then, for what was written since:")
+    say("before the workers start, record what was written since:")
     say(f"  zot-artifacts catalogue rebuild --newer-since {since}")
+    say("the verdicts since are lost, which the stores know: `zot-artifacts log accept --yes`")
 
 
 @app.command()
