@@ -266,6 +266,21 @@ def test_a_dry_run_records_nothing(catalogue, stores):
     assert catalogue.artifacts.newest_id() == 0
 
 
+def test_both_kinds_of_database_are_rebuilt(catalogue_url, make_tables, stores, file):
+    """Versions, copies, verdicts and findings of a page are recorded in PostgreSQL as in SQLite."""
+    make_tables(catalogue_url)
+    put(stores, "primary", b"old", day=1)
+    put(stores, "dr", b"new", day=2)
+    put(stores, "dr", b"good", "rotten")
+    file("dr", "rotten").write_bytes(b"goof")
+    rebuilt = Catalogue(catalogue_url)
+    assert outcomes(rebuild(rebuilt, stores)) == {"primary": {"conflict": 1}, "dr": {"verified": 1, "corrupt": 1}}
+    assert (copies(rebuilt, 1), copies(rebuilt, 2)) == ({"primary": "verified"}, {"dr": "verified"})
+    assert findings(rebuilt) == [("conflict", "primary", 1), ("corrupt", "dr", 1), ("lost", None, 1)]
+    assert rebuilt.verifications.first_broken() is None
+    rebuilt.close()
+
+
 @pytest.mark.parametrize("deaths", range(1, 14))
 def test_a_rebuild_that_dies_ends_right_when_it_is_run_again(url, stores, file, monkeypatch, deaths):
     """Whichever transaction it dies before, a second run records the rest and nothing twice."""
