@@ -43,7 +43,7 @@ def sweep_canary(request: SweepCanaryRequest, context: JobContext, job: RunningJ
             told[name] = f"waits: {error.message}"
     before = clock.now() - context.settings.findings.retention
     context.catalogue.canaries.prune(before=before)
-    return SweepCanaryResult(stores=told)
+    return SweepCanaryResult(canaries=told)
 
 
 class _Canary:

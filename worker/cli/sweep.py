@@ -300,5 +300,13 @@ def _is_unread(store: Mapping[str, Any]) -> bool:
 def _is_bad(result: Mapping[str, Any]) -> bool:
     """Return whether a sweep itself found something that is not right."""
     stores = result.get("stores") or ()
+    late = "missed" in (result.get("canaries") or {}).values()
     found = any(each.get("findings") or each.get("stopped") or _is_unread(each) for each in stores)
-    return bool(result.get("faults") or result.get("lost") or result.get("untrusted") or found)
+    return bool(
+        result.get("faults")
+        or result.get("lost")
+        or result.get("untrusted")
+        or late
+        or result.get("undelivered")
+        or found
+    )

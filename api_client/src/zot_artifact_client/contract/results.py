@@ -293,7 +293,7 @@ class SweepReportResult(Result):
 class SweepCanaryResult(Result):
     """What the canary of each store does: `damaged`, `found`, `repaired`, `missed`, or why there is none."""
 
-    stores: dict[str, str]
+    canaries: dict[str, str]
 
 
 class SweepBackupResult(Result):

@@ -46,7 +46,7 @@ def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
 @pytest.fixture
 def turn(run) -> Callable[[], str]:
     """Return what runs the canary sweep in `dr`, and returns what its canary does."""
-    return lambda: run(sweep_canary, SweepCanaryRequest(store="dr")).stores["dr"]
+    return lambda: run(sweep_canary, SweepCanaryRequest(store="dr")).canaries["dr"]
 
 
 @pytest.fixture
