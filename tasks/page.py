@@ -15,17 +15,20 @@ from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
+from worker.artifacts.read_budget import take
 from worker.catalogue import Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import JobContext
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze
+from worker.settings.budgets import Prices
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     PAGE,
     REPLICATE,
     UPLOAD,
     VERIFY,
+    ClaimSelection,
     DeleteRequest,
     PageFailure,
     PageRequest,
@@ -53,7 +56,7 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
     if request.claim is not None and request.verb == VERIFY.kind:
-        done = _verify_claimed(request.claim.store, context, job)
+        done = _verify_claimed(request.claim, context, job)
     elif request.claim is not None:
         done = _replicate_claimed(request, context, job)
     elif request.verb == UPLOAD.kind:
@@ -106,8 +109,9 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
 # Verify
 
 
-def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
+def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob) -> Page:
     """Claim copies of a store that are due, unless an earlier attempt has claimed them, and verify them."""
+    name = claim.store
     store, pages = context.stores[name], context.catalogue.pages
     store.admit()  # what is claimed and not read keeps other pages away from it
     found = pages.get(job.id)
@@ -115,8 +119,9 @@ def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
         sweep, now = context.settings.sweep.verify, clock.now()
         found = pages.claim_due(
             job.id, name, period=sweep.period_of(name), now=now, until=now + sweep.claim,
-            limit=sweep.page,
+            limit=min(sweep.page, claim.most or sweep.page),
         )  # fmt: skip
+        found = _within_budget(found, name, context)
     small, large, released = _fitting(pages.claimed_copies(found), context)
     if released:
         found = pages.release(found, [copy.id for copy in released])
@@ -132,6 +137,17 @@ def _verify_claimed(name: str, context: JobContext, job: RunningJob) -> Page:
         "%s: page %s ran for %s; %d copies stay due", name, job.id, context.settings.page.time, len(done.open)
     )
     return pages.release(done, done.open)
+
+
+def _within_budget(found: Page, name: str, context: JobContext) -> Page:
+    """Count what the page will read against the budget of its store, and release the copies that are too many."""
+    settings, now = context.settings, clock.now()
+    if (budget := settings.budgets.get(name)) is None:
+        return found
+    copies, prices = context.catalogue.pages.claimed_copies(found), settings.prices.get(name, Prices())
+    sizes = [copy.digest.size for copy in copies]
+    allowed = context.catalogue.budgets.change(name, lambda state: take(state, sizes, budget, prices, now), now=now)
+    return context.catalogue.pages.release(found, [copy.id for copy in copies[allowed:]])
 
 
 def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:

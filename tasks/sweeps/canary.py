@@ -88,7 +88,7 @@ class _Canary:
         if last.damaged_at is None:  # the worker died before it was recorded
             self._damage(last)
             return "damaged"
-        seen = self._canaries.observe(last, CANARY_BUCKET)
+        seen = self._canaries.observe(last)
         catalogue, now, within = self._context.catalogue, clock.now(), self._context.settings.sweep.canary.within
         late = None
         if seen.detected_at is None:

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
+from worker.artifacts.budget_forecast import forecast_of
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.read_budget import LATE
+from worker.artifacts.read_budget import plan as plan_reads
 from worker.artifacts.read_pace import pace_of
 from worker.artifacts.store_findings import see_stores
 from worker.artifacts.verification_log_head import see_head
+from worker.catalogue import FindingKind
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.planned_pages import Messages, plan, resume
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.snooze import Snooze
+from worker.settings.budgets import Prices
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     SWEEP_VERIFY,
@@ -48,12 +53,15 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         return _result(dict.fromkeys(stores, 0), [PageRequest.read(each.request) for each in planned])
     see_stores(context.settings, context.catalogue, clock.now())
     open_ = context.catalogue.pages.open_by_store("verify")
-    due, pages = {}, []
+    due: dict[str, int] = {}
+    pages: list[PageRequest] = []
     for store in stores:
         job.check()
         due[store], wanted = _due(context, store)
-        room = min(wanted - open_[store], context.settings.page.in_flight - open_[store])
-        pages += [PageRequest(verb="verify", claim=ClaimSelection(store=store))] * max(room, 0)
+        room = max(0, min(len(wanted), context.settings.page.in_flight) - open_[store])
+        for copies in wanted[:room]:
+            claim = ClaimSelection(store=store, most=copies if store in context.settings.budgets else None)
+            pages.append(PageRequest(verb="verify", claim=claim))
     plan(context.catalogue, job.id, pages, messages)
     _keep_heads(context, job, stores)
     return _result(due, pages)
@@ -74,19 +82,46 @@ def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> 
                 logger.error("store %s: %s", name, fault)
 
 
-def _due(context: JobContext, store: str) -> tuple[int, int]:
-    """Return how many copies of a store are due, and how many pages they fill."""
+def _due(context: JobContext, store: str) -> tuple[int, list[int]]:
+    """Return how many copies of a store are due, and how many each page claims of those that the budget allows now."""
     sweep, page, now = context.settings.sweep.verify, context.settings.page, clock.now()
-    most = sweep.batch or page.in_flight * sweep.page
+    most_due, period = sweep.batch or page.in_flight * sweep.page, sweep.period_of(store)
     claims = context.catalogue.sweep_claims
-    count = claims.count_due(store, period=sweep.period_of(store), now=now, limit=most)
+    count = claims.count_due(store, period=period, now=now, limit=most_due)
+    _see_pace(context, store, count)
     if not count:
-        return 0, 0
-    if warning := pace_of(context.catalogue, store, count, period=sweep.period_of(store), now=now).warning:
-        logger.warning("%s", warning)
-    size = claims.mean_size(store, period=sweep.period_of(store), now=now, largest=page.large)
+        return 0, []
+    size = claims.mean_size(store, period=period, now=now, largest=page.large)
     per_page = max(1, min(sweep.page, page.size // max(size, 1)))
-    return count, -(-count // per_page)
+    allowed = min(count, _allowed(context, store, count, size))
+    return count, [min(per_page, allowed - start) for start in range(0, allowed, per_page)]
+
+
+def _allowed(context: JobContext, store: str, count: int, size: int) -> int:
+    """Return how many of the due copies the pages read until the next run: all of them in a store without a budget."""
+    settings, now = context.settings, clock.now()
+    budget, sweep, budgets = settings.budgets.get(store), settings.sweep.verify, context.catalogue.budgets
+    if budget is None:
+        return count
+    claims, period = context.catalogue.sweep_claims, sweep.period_of(store)
+    late = claims.overdue(store, period=period * LATE, now=now)
+    return plan_reads(
+        budgets.get(store, now=now), due=count, late=late, oldest=claims.oldest(store),
+        copies=budgets.totals(store, now=now)[0], mean=size, period=period, every=sweep.every,
+        budget=budget, prices=settings.prices.get(store, Prices()), now=now,
+    )  # fmt: skip
+
+
+def _see_pace(context: JobContext, store: str, count: int) -> None:
+    """Open a finding if the copies of a store cannot all be read within its period, and resolve it if they can."""
+    period, now = context.settings.sweep.verify.period_of(store), clock.now()
+    told = [pace_of(context.catalogue, store, count, period=period, now=now).warning]
+    if (ahead := forecast_of(context.settings, context.catalogue, store, now=now)) is not None:
+        told.append(ahead.warning)
+    detail = "; ".join(filter(None, told))
+    if detail:
+        logger.warning("%s", detail)
+    context.catalogue.findings.see_store(FindingKind.TOO_SLOW, store, {"detail": detail} if detail else None, now=now)
 
 
 def _result(due: dict[str, int], pages: Sequence[PageRequest]) -> SweepVerifyResult:

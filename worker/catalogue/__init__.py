@@ -19,6 +19,7 @@ from worker.catalogue.batches import (
     NewBatchItem,
     PageCounts,
 )
+from worker.catalogue.budgets import Budgets, BudgetState
 from worker.catalogue.canaries import Canaries, CanaryRound, CanaryTimes
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
@@ -60,6 +61,7 @@ __all__ = [
     "BatchItem",
     "BatchItemKind",
     "BatchOutcome",
+    "BudgetState",
     "CanaryRound",
     "CanaryTimes",
     "Catalogue",
@@ -183,6 +185,10 @@ class Catalogue:
     @cached_property
     def alarms(self) -> Alarms:
         return Alarms(self._database)
+
+    @cached_property
+    def budgets(self) -> Budgets:
+        return Budgets(self._database)
 
     @cached_property
     def canaries(self) -> Canaries:

@@ -1,15 +1,16 @@
 """Canaries: objects of ours that are damaged on purpose, to measure how soon that is found and repaired."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
 
 import sqlalchemy as sa
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, FindingKind
 from worker.catalogue.tables import canaries, copies, findings
+from worker.storage.keys import CANARY_BUCKET
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +67,16 @@ class Canaries:
             connection.execute(sa.update(canaries).where(canaries.c.id == of.id).values(damaged_at=now))
             connection.execute(sa.update(copies).where(mine).values(next_due_at=now))
 
-    def observe(self, of: CanaryRound, bucket: str) -> CanaryRound:
+    def observe(self, of: CanaryRound) -> CanaryRound:
         """Record when the damage was found and when it was repaired, from the finding, and return the round."""
-        if of.damaged_at is None:
-            return of
-        query = (
-            sa.select(findings.c.opened_at, findings.c.resolved_at)
-            .where(findings.c.kind == FindingKind.CANARY, findings.c.bucket == bucket, findings.c.key == of.key)
-            .where(findings.c.store == of.store, findings.c.opened_at >= of.damaged_at)
-            .order_by(findings.c.id)
-            .limit(1)
-        )
         with self._database.read() as connection:
-            found = connection.execute(query).one_or_none()
-        if found is None or (of.detected_at, of.repaired_at) == (found.opened_at, found.resolved_at):
+            seen = _seen(connection, of)
+        if seen == of:
             return of
-        values = {"detected_at": found.opened_at, "repaired_at": found.resolved_at}
+        values = {"detected_at": seen.detected_at, "repaired_at": seen.repaired_at}
         with self._database.write() as connection:
-            change = sa.update(canaries).where(canaries.c.id == of.id).values(**values).returning(canaries)
-            return _round_of(connection.execute(change).one())
+            connection.execute(sa.update(canaries).where(canaries.c.id == of.id).values(**values))
+        return seen
 
     def close(self, of: CanaryRound, *, now: datetime) -> None:
         """End a round: its canary is whole again, and a finding about it is one about any other copy."""
@@ -95,7 +87,8 @@ class Canaries:
         """Return how long the canaries of each store took that were damaged since a time."""
         query = sa.select(canaries).where(canaries.c.begun_at > since).order_by(canaries.c.store, canaries.c.id)
         with self._database.read() as connection:
-            rounds = [_round_of(row) for row in connection.execute(query)]
+            recorded = [_round_of(row) for row in connection.execute(query).all()]
+            rounds = [each if each.closed_at else _seen(connection, each) for each in recorded]
         by_store: dict[str, list[CanaryRound]] = {}
         for each in rounds:
             by_store.setdefault(each.store, []).append(each)
@@ -115,6 +108,21 @@ def _times(store: str, rounds: list[CanaryRound]) -> CanaryTimes:
         median(found) if found else None, max(found, default=None),
         median(repaired) if repaired else None, max(repaired, default=None),
     )  # fmt: skip
+
+
+def _seen(connection: Connection, of: CanaryRound) -> CanaryRound:
+    """Return a round with the times that its finding has."""
+    if of.damaged_at is None:
+        return of
+    query = (
+        sa.select(findings.c.opened_at, findings.c.resolved_at)
+        .where(findings.c.kind == FindingKind.CANARY, findings.c.bucket == CANARY_BUCKET, findings.c.key == of.key)
+        .where(findings.c.store == of.store, findings.c.opened_at >= of.damaged_at)
+        .order_by(findings.c.id)
+        .limit(1)
+    )
+    found = connection.execute(query).one_or_none()
+    return of if found is None else replace(of, detected_at=found.opened_at, repaired_at=found.resolved_at)
 
 
 def _round_of(row: Row[tuple[object, ...]]) -> CanaryRound:

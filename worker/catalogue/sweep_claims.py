@@ -17,14 +17,13 @@ from worker.catalogue.tables import artifacts, copies, sweep_cursors
 _SOME = 100
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
-_PART = [0.05 + 0.9 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
-    0.75 + 0.2 * again / (SPREADS - FIRST_READS - 1) for again in range(SPREADS - FIRST_READS)
+DUE_PARTS = [0.05 + 0.85 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
+    0.7 + 0.2 * again / (SPREADS - FIRST_READS - 1) for again in range(SPREADS - FIRST_READS)
 ]
-"""The part of the period after which a copy is due, by its `spread`: first reads at any part, others late.
-"""
+"""The part of the period after which a copy is due, by its `spread`: first reads at any part, others late."""
 
 
-GRACE = 1 - max(_PART)
+GRACE = 1 - max(DUE_PARTS)
 """The part of the period that is left at least when a copy becomes due: what is read later is overdue."""
 
 
@@ -66,10 +65,20 @@ class SweepClaims:
             unreadable = connection.execute(late.where(copies.c.next_due_at.is_not(None))).scalar_one()
         return sum(found) + unreadable
 
+    def oldest(self, store: str) -> datetime | None:
+        """Return when the copy of a store was read or written that was not read for the longest time."""
+        first = sa.select(sa.func.min(copies.c.read_at, type_=copies.c.read_at.type)).where(copies.c.store == store)
+        with self._database.read() as connection:  # spread is named so that the index is searched, not read
+            found = [
+                connection.execute(first.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))).scalar()
+                for spread in range(SPREADS)
+            ]
+        return min((moment for moment in found if moment), default=None)
+
     def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int) -> int:
         """Return how many copies are due, claimed ones included, counted up to about `limit`."""
         times = {"of": store, "now": now, "most": limit, "ahead": now + _CLOCK_SKEW, "period_ahead": now + period}
-        times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
+        times |= {f"before_{spread}": now - period * DUE_PARTS[spread] for spread in range(SPREADS)}
         with self._database.read() as connection:
             found: int = connection.execute(_COUNT_DUE, times).scalar_one()
         return min(int(found), limit)
@@ -171,12 +180,12 @@ def due_copies(
     """Return the ids of copies that are due and not claimed, the longest overdue first."""
     times = {"of": store, "now": now, "claimed_far": _far(until), "period_ahead": now + period}
     times["ahead"] = now + _CLOCK_SKEW
-    times |= {f"before_{spread}": now - period * _PART[spread] for spread in range(SPREADS)}
+    times |= {f"before_{spread}": now - period * DUE_PARTS[spread] for spread in range(SPREADS)}
     most = limit // 4 + 1  # the limit of each search
     found = connection.execute(_DUE, times | {"most": most}).all()
     if most <= len(found) < limit:
         found = connection.execute(_DUE, times | {"most": limit}).all()
-    parts = [period * part for part in _PART] + [timedelta()]  # the last is that of -1, a retry
+    parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
     late = [(moment + parts[spread], id_) for id_, spread, moment in found]
     return [id_ for _, id_ in sorted(late)[:limit]]
 
@@ -207,7 +216,7 @@ def unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
 def still_due(period: timedelta, now: datetime) -> sa.ColumnElement[bool]:
     """Return the condition that no copy meets that was read just now, whatever its `spread`."""
     read, retry = copies.c.read_at, copies.c.next_due_at
-    first_read = sa.and_(retry.is_(None), sa.or_(read <= now - period * min(_PART), read > now + _CLOCK_SKEW))
+    first_read = sa.and_(retry.is_(None), sa.or_(read <= now - period * min(DUE_PARTS), read > now + _CLOCK_SKEW))
     return sa.or_(first_read, retry <= now, retry > now + period)
 
 

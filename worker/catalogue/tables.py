@@ -5,6 +5,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -481,3 +482,22 @@ canaries = Table(
     Index("ix_canaries_store", "store", "id"),
 )
 """The canaries that were damaged on purpose, and when that was found and repaired."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("store", Text(128), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("bytes_level", Double, nullable=False),
+    Column("requests_level", Double, nullable=False),
+    Column("cost_level", Double, nullable=False),
+    Column("day", Text(10), nullable=False),
+    Column("day_bytes", BigInteger, nullable=False),
+    Column("day_requests", BigInteger, nullable=False),
+    Column("month", Text(7), nullable=False),
+    Column("month_cost", Double, nullable=False),
+    Column("copies", BigInteger),
+    Column("bytes", BigInteger),
+    Column("counted_at", UtcDateTime),
+)
+"""What the verify sweep has used of each store's budget: see `BudgetState`. `copies`, `bytes`: all that it reads."""

@@ -130,7 +130,22 @@ def _store(
         "due": due,
         "too_slow": pace.warning,
         "paused": None if pause is None else _paused(pause),
+        "budget": _budget(session, name, now),
     }
+
+
+def _budget(session: Session, name: str, now: datetime) -> dict[str, Any] | None:
+    """Return what the verify sweep has used of the budget of a store, None without one."""
+    budget = session.settings.budgets.get(name)
+    if budget is None:
+        return None
+    state = session.catalogue.budgets.get(name, now=now)
+    today, this_month = state.day == f"{now:%Y-%m-%d}", state.month == f"{now:%Y-%m}"
+    return {
+        "hours": budget.hours, "reads_now": budget.is_open(now), "reads_at": budget.opens_at(now),
+        "bytes_today": state.day_bytes if today else 0, "requests_today": state.day_requests if today else 0,
+        "cost_this_month": state.month_cost if this_month else 0.0, "cost_per_month": budget.cost_per_month,
+    }  # fmt: skip
 
 
 def _findings(session: Session, stores: list[dict[str, Any]], now: datetime) -> Iterator[Open]:
@@ -258,8 +273,8 @@ def _print(document: Mapping[str, Any]) -> None:
     columns = ("store", "copies", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
     for row in document["stores"]:
-        if row["too_slow"]:
-            say(row["too_slow"])
+        for line in filter(None, (row["too_slow"], _budget_line(row))):
+            say(line)
     if document["findings"]:
         say("")
         rows = [row for each in document["findings"] for row in _rows(each, now)]
@@ -292,6 +307,20 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     ahead = None if forecast is None else age(now, now + timedelta(seconds=min(forecast, 10**10)))
     overdue = f"{late} ({_share(late, row['copies'])})" if late else 0
     return row["store"], row["copies"], share, oldest, row["never_read"], overdue, ahead
+
+
+def _budget_line(row: Mapping[str, Any]) -> str | None:
+    if (used := row["budget"]) is None:
+        return None
+    money = (
+        f", {used['cost_this_month']:,.2f} of {used['cost_per_month']:,.2f} this month"
+        if used["cost_per_month"]
+        else ""
+    )
+    rest = "" if used["reads_now"] else f"; it reads again at {used['reads_at']:%H:%M} UTC"
+    return (
+        f"{row['store']}: {size(used['bytes_today'])} and {used['requests_today']:,} requests used today{money}{rest}"
+    )
 
 
 def _waiting(channels: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from worker.cli.outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.cli.submit import Sender, request_of, sender
-from worker.cli.sweep_plans import PLANS
+from worker.cli.sweep_plans import PLANS, whole_pass
 from zot_artifact_client.contract import (
     PAGE,
     SWEEP_ALARMS,
@@ -191,11 +191,15 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
     paused = {each.name for each in session.catalogue.pauses.all()}
     names = [each for each in ([store] if store else session.settings.stores) if each not in paused]
     rows = [{"store": each, **PLANS[name](session, each, prefix)} for each in names]
+    passes = [found for each in names if name == "verify" and (found := whole_pass(session, each)) is not None]
     if as_json:
-        print_json({"sweep": name, "dry_run": True, "stores": rows, "paused": sorted(paused)})
+        more = {"passes": passes} if name == "verify" else {}
+        print_json({"sweep": name, "dry_run": True, "stores": rows, "paused": sorted(paused), **more})
     else:
         columns = list(rows[0]) if rows else ["store"]
         print_table(columns, [list(row.values()) for row in rows], empty="every store is paused")
+        for each in passes:
+            say(each["warning"] or each["summary"])
     raise typer.Exit(Status.GOOD)
 
 

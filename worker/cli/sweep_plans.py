@@ -1,18 +1,23 @@
 """What each sweep would do in one store now: counted from the catalogue, or from a listing, without a change."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from worker import clock
+from worker.artifacts.budget_forecast import forecast_of
+from worker.artifacts.read_budget import forecast
 from worker.artifacts.reconcile import compare
 from worker.catalogue import Artifact
-from worker.cli.output import size
+from worker.cli.output import age, size
 from worker.cli.session import Session
+from worker.settings.budgets import Budget, Prices
 from worker.settings.sections import PlacementRule
 
 _MOST = 1_000_000_000
 _NAMED = 5
+_RECENT = timedelta(hours=1)
 
 
 def _verify(session: Session, store: str, _prefix: str | None) -> dict[str, Any]:
@@ -20,7 +25,32 @@ def _verify(session: Session, store: str, _prefix: str | None) -> dict[str, Any]
     claims, period = session.catalogue.sweep_claims, sweep.period_of(store)
     due = claims.count_due(store, period=period, now=now, limit=_MOST)
     mean = claims.mean_size(store, period=period, now=now, largest=_MOST) if due else 0
-    return {"due": due, "about": size(due * mean)}
+    limits = session.settings.store_limits.get(store)
+    prices = session.settings.prices.get(store, Prices())
+    ahead = forecast(
+        store, due, due * mean, period=period, budget=session.settings.budgets.get(store, Budget()), prices=prices,
+        bandwidth=limits.bytes_per_second if limits else None,
+    )  # fmt: skip
+    rate = session.catalogue.pages.read_rate(store, since=now - _RECENT)
+    takes = ahead.takes or (timedelta(seconds=due / rate) if rate else None)
+    return {
+        "due": due, "about": size(due * mean), "requests": due,
+        "takes": None if takes is None else age(now, now + takes),
+        "costs": f"{ahead.cost:,.2f}" if ahead.cost else None,
+    }  # fmt: skip
+
+
+def whole_pass(session: Session, store: str) -> dict[str, Any] | None:
+    """Return what one pass over all copies of a store takes and costs, None where nothing limits or prices it."""
+    ahead = forecast_of(session.settings, session.catalogue, store, now=clock.now())
+    if ahead is None:
+        return None
+    days = ahead.takes / timedelta(days=1) if ahead.takes else None
+    return {
+        "store": store, "copies": ahead.copies, "bytes": ahead.bytes, "requests": ahead.copies, "cost": ahead.cost,
+        "cap_per_month": ahead.cap, "days": days, "period_days": ahead.period / timedelta(days=1),
+        "summary": ahead.summary, "warning": ahead.warning,
+    }  # fmt: skip
 
 
 def _repair(session: Session, store: str, prefix: str | None) -> dict[str, Any]:

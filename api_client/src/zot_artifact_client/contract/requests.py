@@ -223,6 +223,8 @@ class ClaimSelection(Message):
     """Copies of one store that a sweep has found due; the worker that takes the page claims them."""
 
     store: StoreName
+    most: Annotated[int, Field(ge=1)] | None = None
+    """Most copies that the page claims; by default a setting of the worker."""
 
 
 class RangeSelection(Message):

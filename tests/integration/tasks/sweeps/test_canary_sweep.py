@@ -104,6 +104,8 @@ def test_a_canary_is_found_and_repaired_by_the_sweeps_of_all_copies(
     assert context.catalogue.artifacts.count_by_state()["dr"] == {"stored": 1}
     assert context.catalogue.coverage.bad_verdicts("dr", since=clock.now() - DAY) == {}
     assert context.catalogue.repairs.count_bad("dr", since=clock.now() - DAY, limit=10) == 0
+    [times] = context.catalogue.canaries.times(since=clock.now() - DAY)
+    assert times.detect_seconds is not None
     assert turn() == "found"
     assert shown(context) == ([], ["dr"])
     repair()

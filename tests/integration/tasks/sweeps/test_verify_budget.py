@@ -1,0 +1,59 @@
+"""The verify sweep reads no more of a store than its budget allows, and tells that it is not enough."""
+
+import uuid
+from datetime import timedelta
+
+import pytest
+
+from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper, due  # noqa: F401 - a fixture
+from worker import clock
+from worker.cli.session import Session
+from worker.cli.sweep_plans import PLANS, whole_pass
+from worker.context import Context
+from worker.settings import Settings
+from worker.settings.budgets import Budget, Prices
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    budget, prices = Budget(requests_per_day=3, cost_per_month=100), Prices(requests_1000=1000)
+    verify = settings.sweep.verify.model_copy(update={"periods": {"dr": timedelta(days=5)}})
+    sweep = settings.sweep.model_copy(update={"verify": verify})
+    return settings.model_copy(update={"sweep": sweep, "budgets": {"dr": budget}, "prices": {"dr": prices}})
+
+
+def test_the_sweep_reads_no_more_than_its_budget(context: Context, due, monkeypatch) -> None:  # noqa: F811
+    """A store without a budget is read at once; the other one three times a day, and that is a finding beforehand."""
+    due(20)
+    sweeper, begin = Sweeper(context), clock.now().replace(hour=0, minute=0)
+    read: list[dict[str, int]] = []
+    for hour in range(50):
+        monkeypatch.setattr(clock, "now", lambda hour=hour: begin + hour * HOUR)
+        id_ = str(uuid.uuid4())
+        sweeper.plan(id_)
+        for page in [each for each in sweeper.messages.sent if each.startswith(id_)]:
+            sweeper.page(page)
+        of = [store for store, _, _ in sweeper.verdicts()]
+        read.append({store: of.count(store) for store in ("primary", "dr")})
+    assert read[0] == {"primary": 20, "dr": 0}
+    assert [read[hour]["dr"] for hour in (23, 47)] == [3, 6]
+    [found] = [each for each in context.catalogue.findings.page() if each.kind == "too_slow"]
+    assert found.store == "dr"
+    assert found.opened_at == begin
+    assert "20 copies costs 20.00 of your 100.00 a month" in found.evidence["detail"]
+    assert context.catalogue.budgets.get("dr", now=clock.now()).month_cost == read[-1]["dr"]
+
+
+def test_a_dry_run_tells_requests_time_and_cost(context: Context, due) -> None:  # noqa: F811
+    """Nothing is read, and the whole pass is told too."""
+    due(30)
+    session = Session(context.settings, context.catalogue, context.stores)
+    row = PLANS["verify"](session, "dr", None)
+    assert (row["due"], row["requests"], row["takes"], row["costs"]) == (30, 30, "10d", "30.00")
+    found = whole_pass(session, "dr")
+    assert found is not None
+    assert (found["copies"], found["days"], found["cap_per_month"]) == (30, 10, 100)
+    assert "raise requests_per_day, cost_per_month 2.0 times, or set a period of 10d" in found["warning"]
+    assert whole_pass(session, "primary") is None

@@ -1,0 +1,234 @@
+"""What the verify sweep may read of a store now, and whether that is enough for the period.
+
+All of it is arithmetic on a `BudgetState`, so that a simulation can run it on a clock of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from worker.catalogue import BudgetState
+from worker.settings.budgets import Budget, Prices
+
+_BURST = 3600.0
+"""Seconds of allowance that are saved at most, so that what an outage left is not read all at once."""
+_MONTH = 30.0
+"""Days of a month, for the pace; the sum of a calendar month is never exceeded."""
+_DAY = timedelta(days=1)
+LATE = 0.95
+"""The part of the period after which a copy that is not read yet is late, and others wait for it."""
+_EVEN = 1.15
+"""How much faster than evenly over the period a store is read, so that short outages make no copy late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The most of each resource for a second of the open hours; None for no limit."""
+
+    bytes: float | None
+    requests: float | None
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One pass over all copies of a store: what it takes, and the time that the budget needs for it.
+
+    `needs`: the time that each limit asks for, by its name.
+    """
+
+    store: str
+    copies: int
+    bytes: int
+    cost: float
+    period: timedelta
+    needs: dict[str, timedelta]
+    cap: float | None
+
+    @property
+    def takes(self) -> timedelta | None:
+        """Return how long a pass takes, None where nothing limits it."""
+        return max(self.needs.values(), default=None)
+
+    @property
+    def summary(self) -> str:
+        """Return what a pass takes and costs, in one sentence."""
+        told = [f"one pass of {_told(self.bytes)} in {self.copies:,} copies"]
+        if self.cost:
+            told.append(f"costs {self.cost:,.2f}" + (f" of your {self.cap:,.2f} a month" if self.cap else ""))
+        if self.takes is not None:
+            took = f"takes {self.takes / _DAY:,.1f} days, its period is {self.period / _DAY:g} days"
+            told.append(f"and {took}" if self.cost else took)
+        return f"{self.store}: {' '.join(told)}"
+
+    @property
+    def warning(self) -> str | None:
+        """Return that the period cannot be met, and what would do, or None."""
+        if self.takes is None or self.takes <= self.period:
+            return None
+        limits = ", ".join(name for name, time in self.needs.items() if time > self.period)
+        factor, days = self.takes / self.period, math.ceil(self.takes / _DAY)
+        return f"{self.summary}: raise {limits} {factor:,.1f} times, or set a period of {days:,}d"
+
+
+def rates(budget: Budget, prices: Prices) -> Rates:
+    """Return the rates at which a budget is used evenly over its hours."""
+    open_day = budget.open_share * 86_400
+    daily_bytes = budget.bytes_per_day / open_day if budget.bytes_per_day else None
+    daily_requests = budget.requests_per_day / open_day if budget.requests_per_day else None
+    money = budget.cost_per_month / (_MONTH * open_day) if budget.cost_per_month and prices != Prices() else None
+    return Rates(
+        _least(budget.bytes_per_second, daily_bytes), _least(budget.requests_per_second, daily_requests), money
+    )
+
+
+def refilled(state: BudgetState, budget: Budget, prices: Prices, now: datetime) -> BudgetState:
+    """Return the state with what has become free since its time: by the rates, the day and the month."""
+    passed = max((now - state.at).total_seconds(), 0.0) * (1.0 if budget.is_open(now) else 0.0)
+    per = rates(budget, prices)
+    day, month = f"{now:%Y-%m-%d}", f"{now:%Y-%m}"
+
+    def level(left: float, rate: float | None) -> float:
+        return min(left + rate * passed, rate * _BURST) if rate else 0.0
+
+    return replace(
+        state, at=now, day=day, month=month,
+        bytes_level=level(state.bytes_level, per.bytes),
+        requests_level=level(state.requests_level, per.requests),
+        cost_level=level(state.cost_level, per.cost),
+        day_bytes=state.day_bytes if state.day == day else 0,
+        day_requests=state.day_requests if state.day == day else 0,
+        month_cost=state.month_cost if state.month == month else 0.0,
+    )  # fmt: skip
+
+
+def take(
+    state: BudgetState, sizes: Sequence[int], budget: Budget, prices: Prices, now: datetime
+) -> tuple[BudgetState, int]:
+    """Return how many of these objects may be read now, from the first on, and the state after that.
+
+    An object is allowed while something is left at each rate, so that a large one can be read at all: the debt is paid
+    before the next one. The sums of a day and of a month are never exceeded.
+    """
+    state, per = refilled(state, budget, prices, now), rates(budget, prices)
+    if not budget.is_open(now):
+        return state, 0
+    for number, size in enumerate(sizes):
+        cost = prices.cost(size, 1)
+        spent = any(
+            rate is not None and level <= 0
+            for rate, level in (
+                (per.bytes, state.bytes_level), (per.requests, state.requests_level), (per.cost, state.cost_level),
+            )
+        )  # fmt: skip
+        over = (
+            _over(state.day_bytes + size, budget.bytes_per_day)
+            or _over(state.day_requests + 1, budget.requests_per_day)
+            or _over(state.month_cost + cost, budget.cost_per_month)
+        )
+        if spent or over:
+            return state, number
+        state = replace(
+            state, bytes_level=state.bytes_level - size, requests_level=state.requests_level - 1,
+            cost_level=state.cost_level - cost, day_bytes=state.day_bytes + size,
+            day_requests=state.day_requests + 1, month_cost=state.month_cost + cost,
+        )  # fmt: skip
+    return state, len(sizes)
+
+
+def most(state: BudgetState, mean: int, budget: Budget, prices: Prices, now: datetime) -> int | None:
+    """Return about how many copies of this mean size may be read now; None for no limit."""
+    state, per = refilled(state, budget, prices, now), rates(budget, prices)
+    if not budget.is_open(now):
+        return 0
+    cost, mean = prices.cost(mean, 1), max(mean, 1)
+    left = [
+        level / each
+        for level, each, limited in (
+            (state.bytes_level, mean, per.bytes), (state.requests_level, 1, per.requests),
+            (state.cost_level, cost, per.cost if cost else None),
+            ((budget.bytes_per_day or 0) - state.day_bytes, mean, budget.bytes_per_day),
+            ((budget.requests_per_day or 0) - state.day_requests, 1, budget.requests_per_day),
+            ((budget.cost_per_month or 0) - state.month_cost, cost, budget.cost_per_month if cost else None),
+        )
+        if limited is not None
+    ]  # fmt: skip
+    return max(0, -int(-min(left) // 1)) if left else None
+
+
+def forecast(
+    store: str, copies: int, size: int, *, period: timedelta, budget: Budget, prices: Prices, bandwidth: float | None
+) -> Forecast:
+    """Return what one pass over a store takes with its budget; `bandwidth` is the store's own limit, bytes a second."""
+    cost, per, share = prices.cost(size, copies), rates(budget, prices), budget.open_share
+    open_day = share * 86_400
+    wanted: dict[str, tuple[float, float | None]] = {
+        "bytes_per_second": (size, budget.bytes_per_second),
+        "requests_per_second": (copies, budget.requests_per_second),
+        "bytes_per_day": (size, budget.bytes_per_day and budget.bytes_per_day / open_day),
+        "requests_per_day": (copies, budget.requests_per_day and budget.requests_per_day / open_day),
+        "cost_per_month": (cost, per.cost),
+        "store_limits.bytes_per_second": (size, bandwidth),
+    }
+    needs = {name: timedelta(seconds=min(whole / rate / share, 1e10)) for name, (whole, rate) in wanted.items() if rate}
+    return Forecast(store, copies, size, cost, period, needs, budget.cost_per_month if prices != Prices() else None)
+
+
+def plan(
+    state: BudgetState,
+    *,
+    due: int,
+    late: int,
+    oldest: datetime | None,
+    copies: int,
+    mean: int,
+    period: timedelta,
+    every: timedelta,
+    budget: Budget,
+    prices: Prices,
+    now: datetime,
+) -> int:
+    """Return how many of the due copies of a store are read until the sweep runs again.
+
+    They are read evenly over the period, and faster only if the late ones would be overdue otherwise, all of which are
+    taken to be as old as the oldest one. The budget is never exceeded.
+
+    Args:
+        state: the state of the budget.
+        due: how many copies are due.
+        late: how many of all copies are older than `LATE` of the period.
+        oldest: the last full read of the copy that was not read for the longest time.
+        copies: all copies of the store.
+        mean: the mean size of a copy.
+        period: the time within which every copy is read.
+        every: how often the sweep runs.
+        budget: the budget of the store.
+        prices: its prices.
+        now: the present moment.
+    """
+    if not budget.is_open(now):
+        return 0
+    share = budget.open_share
+    evenly = copies * _EVEN * (every / period) / share
+    closed = _DAY * (1 - share)  # the deadline may be in hours in which nothing is read
+    left = period - (now - oldest) - 2 * every - closed if oldest is not None else period
+    urgent = late * (every / left) / share if left > every else late
+    paced = min(due, math.ceil(max(evenly, urgent)))
+    allowed = most(state, mean, budget, prices, now)
+    return paced if allowed is None else min(paced, allowed)
+
+
+def _least(*values: float | None) -> float | None:
+    return min((float(each) for each in values if each is not None), default=None)
+
+
+def _over(value: float, limit: float | None) -> bool:
+    return limit is not None and value > limit
+
+
+def _told(size: int) -> str:
+    for unit, length in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= length:
+            return f"{size / length:.1f} {unit}"
+    return f"{size} B"

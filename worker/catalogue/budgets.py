@@ -1,0 +1,77 @@
+"""What the verify sweep has used of the budget of each store."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from worker.catalogue.database import Database
+from worker.catalogue.tables import artifacts, budgets, copies
+
+_TOTALS = timedelta(hours=1)
+"""How old the counted copies and bytes of a store may be."""
+Taken = TypeVar("Taken")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """What is left at each rate at a time, and what was used of the day and the month."""
+
+    at: datetime
+    bytes_level: float = 0.0
+    requests_level: float = 0.0
+    cost_level: float = 0.0
+    day: str = ""
+    day_bytes: int = 0
+    day_requests: int = 0
+    month: str = ""
+    month_cost: float = 0.0
+
+
+class Budgets:
+    """The state of each store's budget."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, store: str, *, now: datetime) -> BudgetState:
+        """Return the state of a store's budget; that of one that was never used begins now."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
+        return BudgetState(at=now) if row is None else _state_of(row)
+
+    def change(self, store: str, how: Callable[[BudgetState], tuple[BudgetState, Taken]], *, now: datetime) -> Taken:
+        """Change the state of a store's budget in one transaction, and return what was taken."""
+        with self._database.write() as connection:
+            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
+            state, taken = how(BudgetState(at=now) if row is None else _state_of(row))
+            if row is None:
+                connection.execute(sa.insert(budgets).values(store=store, **asdict(state)))
+            else:
+                connection.execute(sa.update(budgets).where(budgets.c.store == store).values(**asdict(state)))
+        return taken
+
+    def totals(self, store: str, *, now: datetime, fresh: bool = False) -> tuple[int, int]:
+        """Return how many copies a store has that a sweep reads, and their bytes; counted once an hour."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
+            if row is not None and row.counted_at and not fresh and now - row.counted_at < _TOTALS:
+                return row.copies, row.bytes
+            count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))
+            query = count.join(artifacts, artifacts.c.id == copies.c.artifact_id)
+            found = connection.execute(query.where(copies.c.store == store, copies.c.read_at.is_not(None))).one()
+        total, size = int(found[0]), int(found[1])
+        values = {"copies": total, "bytes": size, "counted_at": now}
+        with self._database.write() as connection:
+            change = sa.update(budgets).where(budgets.c.store == store).values(**values)
+            if not connection.execute(change).rowcount:
+                row_ = {"store": store, **asdict(BudgetState(at=now)), **values}
+                connection.execute(sa.insert(budgets).values(**row_))
+        return total, size
+
+
+def _state_of(row: sa.Row[tuple[object, ...]]) -> BudgetState:
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name
+    return BudgetState(**{name: values[name] for name in BudgetState.__dataclass_fields__})
