@@ -2,7 +2,7 @@
 
 The effects are replaced: a copy is a number in a heap, and a read takes no time. What decides is the worker's own code:
 when a copy is due, how many are read until the next run, what the budget allows, and what the forecast tells. 12,000
-copies in each store, and a run each hour, stand for a million and a run each five minutes: both are 17 copies a run.
+copies in each store and a run each hour take the place of a million and a run each five minutes.
 """
 
 import heapq
