@@ -45,10 +45,38 @@ def _root(
 
 def main() -> None:
     """Run the command of this command line, and exit with its status."""
+    _occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a caller may have replaced the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(_flushed(run(sys.argv[1:])))
+
+
+def _flushed(status: int) -> int:
+    """Write what is left of the output, and return the exit status; Python prints several lines if that fails later."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest, when Python exits
+        if status == Status.GOOD and not isinstance(error, BrokenPipeError):
+            complain(f"standard output: {error.strerror}")
+        return status or Status.BAD
+    return status
+
+
+def _occupy_closed_streams() -> None:
+    """Open what the caller has closed, so that no file takes its number, and every use of it is an error of one line.
+
+    What is read is opened for writing and the reverse, except that messages are dropped.
+    """
+    for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # gets the lowest number that is free, which is this one
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - as Python opens them
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -72,5 +100,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(failure: Failure, *, as_json: bool) -> None:
     if as_json:
-        print_json({"error": {"type": failure.type, "message": failure.message}})
+        with contextlib.suppress(OSError):  # what failed may be the write to this very stream
+            print_json({"error": {"type": failure.type, "message": failure.message}})
     complain(failure.message)

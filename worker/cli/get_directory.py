@@ -16,7 +16,7 @@ from worker.cli.output import complain, print_json, say, size
 from worker.cli.progress import Bar
 from worker.cli.session import Session
 from worker.storage.errors import InvalidKey, StorageError
-from worker.storage.keys import check_bucket, check_prefix
+from worker.storage.keys import check_bucket, check_key_prefix
 
 _THREADS = 8
 _PAGE = 1000
@@ -100,7 +100,7 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
     bucket, _, prefix = source.partition("/")
     if prefix and not prefix.endswith("/"):
         prefix += "/"
-    count, total = session.catalogue.artifacts.measure(check_bucket(bucket), check_prefix(prefix))
+    count, total = session.catalogue.artifacts.measure(check_bucket(bucket), check_key_prefix(prefix))
     if not count:
         raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
     target = Target(_made(dest))

@@ -8,6 +8,7 @@ import typer
 from worker.catalogue import Artifact
 from worker.cli.output import AsJson, print_json, print_table, size
 from worker.cli.session import Session, opened
+from worker.storage.keys import check_bucket, check_key_prefix
 
 _PAGE = 1000
 
@@ -28,6 +29,9 @@ def ls(
         zot-artifacts ls releases/2026/
     """
     bucket, _, start = prefix.partition("/")
+    if prefix:
+        check_bucket(bucket)
+        check_key_prefix(start)
     with opened(existing=True) as session:
         found = _pages(session, bucket or None, start)
         if as_json:

@@ -18,7 +18,7 @@ from worker.cli.session import Session
 from worker.cli.staging import within_roots
 from worker.cli.submit import Sender, request_of, sender
 from worker.settings import Settings
-from worker.storage.keys import check_bucket, check_prefix
+from worker.storage.keys import check_bucket, check_key_prefix
 from zot_artifact_client.contract import BATCH, BatchRequest
 from zot_artifact_client.job_ids import choose_id
 
@@ -51,7 +51,7 @@ def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
             raise Failure(f"source {directory}: is no directory; leave out --recursive", Status.USAGE)
     except OSError as error:
         raise Failure(f"source {directory}: {error.strerror}", type_="NotFound") from None
-    return DirectoryListing(directory, check_bucket(bucket), check_prefix(prefix), filters)
+    return DirectoryListing(directory, check_bucket(bucket), check_key_prefix(prefix), filters)
 
 
 def dry_run(listing: DirectoryListing, *, as_json: bool) -> Status:

@@ -117,6 +117,18 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def check_key_prefix(prefix: str) -> str:
+    """Return `prefix` if keys that the worker reads or writes can start with it.
+
+    Raises:
+        InvalidKey: naming the prefix and the rule it breaks.
+    """
+    check_prefix(prefix)
+    if prefix.startswith("/") or not {".", ".."}.isdisjoint(prefix.split("/")[:-1]):
+        raise InvalidKey(f"prefix {prefix!r} is not allowed: a key begins with no '/', and no segment is '.' or '..'")
+    return prefix
+
+
 def _unsafe_rule(key: str) -> str | None:
     if not key:
         return "it is empty"

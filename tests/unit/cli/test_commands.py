@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.catalogue import Catalogue
 from worker.cli import run
 from worker.cli.commands import COMMANDS
 from worker.cli.errors import Status, failure_of
@@ -112,3 +113,51 @@ def test_the_shell_completes_commands() -> None:
     script = "from worker.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["replicate", "release", "report", "resume"]
+
+
+@pytest.mark.parametrize("prefix", ["a/../b", "a/./b", "a//b", "R\u00e9/x", "/a", "a/../"])
+def test_ls_of_what_no_key_begins_with_is_an_error(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped prefix is no empty bucket."""
+    assert run(["ls", prefix]) == Status.USAGE
+    assert "is not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        ("ls --json", "full"),
+        ("ls --json", "closed"),
+        ("stores", "full"),
+        ("ls --help", "closed"),
+        ("ls --json", "pipe"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(command: str, closed: str, tmp_path: Path) -> None:
+    """A full disk and a closed stream are one line and status 1; a reader that has gone is silent."""
+    Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}").close()
+    redirect = {"full": ">/dev/full", "closed": ">&-", "pipe": "| true; exit ${PIPESTATUS[0]}"}[closed]
+    line = f"sleep 0.1; exec {sys.executable} -m worker.cli {command}"
+    script = f"({line}) {redirect}"
+    environment = {
+        "ZOT_HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "ZOT_BROKER": "redis://127.0.0.1:1/0",
+    }
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == Status.BAD, done.stderr
+    assert len(done.stderr.splitlines()) == (0 if closed == "pipe" else 1), done.stderr
+
+
+def test_closed_standard_input_is_no_empty_artifact(tmp_path: Path) -> None:
+    """What is to be read from a stream that the caller has closed is an error of one line."""
+    line = f"{sys.executable} -m worker.cli upload - releases/a <&-"
+    environment = {
+        "ZOT_HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "ZOT_BROKER": "redis://127.0.0.1:1/0",
+    }
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == Status.BAD
+    assert len(done.stderr.splitlines()) == 1, done.stderr
