@@ -42,10 +42,34 @@ def serve(
     settings = load_settings()
     if certificate is None and not _is_loopback(host):
         complain(f"{host} without --certificate: tokens and bytes can be read on the way; use TLS here or in a proxy")
-    from worker.gateway.server import Address, serve
+    if certificate is not None and key is not None:
+        _check_certificate(certificate, key)
+    from worker.gateway.server import Address, listen, serve
 
-    note(f"gateway  {'https' if certificate else 'http'}://{host}:{port}")
-    serve(settings, Address(host, port, certificate, key))
+    address = Address(host, port, certificate, key)
+    try:
+        listener = listen(address)
+    except OSError as error:
+        way_out = "name another --host or --port"
+        raise Failure(f"{host}:{port}: {error.strerror}; {way_out}", Status.USAGE, type_="CannotListen") from None
+    with listener:
+        note(f"gateway  {'https' if certificate else 'http'}://{host}:{listener.getsockname()[1]}")
+        serve(settings, address, listener)
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    """Return if a server can use these files. Raise Failure, which holds nothing of them."""
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError:  # ssl.SSLError is one
+        raise Failure(
+            f"--certificate {certificate}, --key {key}: they are no certificate chain with its key, both in PEM and "
+            "without a password",
+            Status.USAGE,
+            type_="UsageError",
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class _TimeLimit:
 
 
 def make_server(services: Services, address: Address) -> uvicorn.Server:
-    """Return the server of these services, which closes them when it ends. Raise OSError for a wrong certificate."""
+    """Return the server of these services, which closes them when it ends."""
     logging.getLogger("uvicorn.access").disabled = True  # it would log queries; the guard logs each request
     options: dict[str, Any] = {}
     if address.certificate is not None:
@@ -127,18 +128,24 @@ def make_server(services: Services, address: Address) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def serve(settings: Settings, address: Address) -> None:
-    """Serve until SIGINT or SIGTERM.
+def listen(address: Address) -> socket.socket:
+    """Return the listening socket of an address. Raise OSError."""
+    family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((address.host, address.port), family=family, backlog=2048)
+
+
+def serve(settings: Settings, address: Address, listener: socket.socket) -> None:
+    """Serve on a socket until SIGINT or SIGTERM.
 
     Raises:
         CatalogueError: the catalogue cannot be opened.
-        OSError: the certificate cannot be used.
     """
     _log(as_json=settings.log.format == "json")
-    make_server(Services(settings), address).run()
+    make_server(Services(settings), address).run(sockets=[listener])
 
 
 def _log(*, as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for name in ("uvicorn", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     make_safe(logging.getLogger(), as_json=as_json)

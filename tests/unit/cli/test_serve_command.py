@@ -1,0 +1,49 @@
+"""`serve` says in one line why it cannot, and `tokens` what it has made."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.test_status import Zot, catalogue, zot  # noqa: F401 - fixtures
+from worker import cli
+from worker.catalogue import Catalogue
+
+
+@pytest.mark.usefixtures("catalogue")
+def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A port that is taken, a foreign address and files that are no certificate end with 2 and name the option."""
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk of a secret")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, way_out in (
+            (["--port", port], "--port"),
+            (["--host", "203.0.113.1"], "--host"),
+            (["--certificate", str(junk), "--key", str(junk)], "--certificate"),
+            (["--certificate", str(junk)], "--key"),
+            (["--certificate", "none.pem", "--key", str(junk)], "no such file"),
+        ):
+            assert cli.run(["serve", *arguments]) == 2
+            said = capsys.readouterr()
+            assert way_out in said.err
+            assert "secret" not in said.err + said.out
+
+
+def test_a_token_is_printed_once(zot: Zot, catalogue: Catalogue) -> None:  # noqa: F811
+    """`add` and `rotate` print the secret, `ls` never; a second `add` of a name and an unknown name end with 1."""
+    made = zot("tokens", "add", "ci", "--bucket", "releases", "--verb", "read", "--expires", "90d")[1]
+    assert made["token"].startswith(f"zot_{made['id']}_")
+    assert zot("tokens", "add", "ci", "--bucket", "releases", "--verb", "read")[0] == 1
+    rotated = zot("tokens", "rotate", "ci", "--grace", "1h")[1]
+    assert (rotated["buckets"], rotated["verbs"]) == (["releases"], ["read"])
+    assert rotated["expires_at"] == made["expires_at"]
+    status, listed = zot("tokens", "ls")
+    assert (status, [each["state"] for each in listed["tokens"]]) == (0, ["valid", "valid"])
+    assert "token" not in listed["tokens"][0]
+    assert zot("tokens", "revoke", "ci")[1]["revoked"] == 2
+    assert {each["state"] for each in zot("tokens", "ls")[1]["tokens"]} == {"revoked"}
+    for command in ("rotate", "revoke"):
+        assert zot("tokens", command, "ci")[0] == 1
+    assert zot("tokens", "add", "no name", "--bucket", "releases", "--verb", "read")[0] == 2
+    assert zot("tokens", "add", "x", "--bucket", "zot-probe", "--verb", "read")[0] == 2
