@@ -17,6 +17,7 @@ from benchmarks import (
     memory_growth,
     memory_stores,
     rebuild,
+    reconciling,
     resent_parts,
     stores,
     sweep,
@@ -51,6 +52,7 @@ LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "stores": stores.measure,
     "memory-stores": memory_stores.measure,
     "upload-dir": upload_dir.measure,
+    "reconcile": reconciling.measure,
     "verify-stores": bulk_stores.measure_verify,
     "replicate": bulk_stores.measure_replicate,
 }

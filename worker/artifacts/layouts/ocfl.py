@@ -35,6 +35,8 @@ _PLAIN = re.compile(
     re.DOTALL,
 )
 _ALGORITHMS = ("sha512", "sha256")
+_FIXITY = {"blake2b-512": "blake2b"}
+"""Names of algorithms in fixity blocks that Python has under another name."""
 
 
 @dataclass(slots=True)
@@ -225,7 +227,7 @@ def _parse_fixity(inventory: _Inventory, fixity: Any) -> None:
         for digest, path in _block(block, None, "fixity"):
             if path not in inventory.manifest:
                 raise InvalidLayout(f"`fixity` names {path!r}, `manifest` does not")
-            inventory.fixity.append((path, str(name).lower().replace("-", "_"), digest))
+            inventory.fixity.append((path, _FIXITY.get(name, name.lower().replace("-", "_")), digest))
 
 
 def _block(block: Any, algorithm: str | None, name: str) -> Iterator[tuple[str, str]]:

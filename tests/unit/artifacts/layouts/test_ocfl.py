@@ -97,6 +97,9 @@ def test_the_fixity_block_is_compared(laid: Laid) -> None:
     """A second digest of the same bytes that does not fit is corrupt."""
     laid.lay(stored(fixity={"md5": {"0" * 32: ["v1/content/image.tiff"]}}))
     assert laid.find(verify_ocfl) == {("corrupt", f"{ROOT}v1/content/image.tiff")}
+    for digest, faults in ((hashlib.blake2b(b"image").hexdigest(), 0), ("0" * 128, 1)):
+        laid.lay(stored(fixity={"blake2b-512": {digest: ["v1/content/image.tiff"]}}))
+        assert len(laid.find(verify_ocfl)) == faults
 
 
 @pytest.mark.parametrize("name", ["v1/content/extra", "v1/other/file", "stray.txt", "v3/content/x"])
