@@ -99,11 +99,13 @@ def site(rabbitmq, valkey: Valkey, tmp_path_factory) -> Iterator[Site]:
 
 
 def test_every_verb_runs(site):
-    """An artifact is uploaded, replicated, verified and deleted, and each result comes back through Redis."""
+    """An artifact is uploaded, replicated, verified, shown and deleted, and each result comes back through Redis."""
     with closing(ArtifactClient(site.rabbitmq.url, result_url=site.results)) as client:
         assert client.upload(site.source(1000), "releases", "verbs", stores=["primary"]).wait(WITHIN).size == 1000
         assert client.replicate("releases", "verbs", to=["dr"]).wait(WITHIN).copies[0].outcome == "stored"
         assert client.verify("releases", "verbs").wait(WITHIN).good
+        shown = client.show("releases", "verbs", timeout=WITHIN)
+        assert {copy.store: copy.state for copy in shown.copies} == {"dr": "verified", "primary": "verified"}
         assert client.delete("releases", "verbs").wait(WITHIN).everywhere
 
 
