@@ -124,8 +124,8 @@ def check_key_prefix(prefix: str) -> str:
         InvalidKey: naming the prefix and the rule it breaks.
     """
     check_prefix(prefix)
-    if prefix.startswith("/") or not {".", ".."}.isdisjoint(prefix.split("/")[:-1]):
-        raise InvalidKey(f"prefix {prefix!r} is not allowed: a key begins with no '/', and no segment is '.' or '..'")
+    if not {".", ".."}.isdisjoint(prefix.split("/")[:-1]):
+        raise InvalidKey(f"prefix {prefix!r} is not allowed: '.' and '..' cannot be path segments")
     return prefix
 
 

@@ -115,7 +115,7 @@ def test_the_shell_completes_commands() -> None:
     assert done.stdout.split() == ["replicate", "release", "report", "resume"]
 
 
-@pytest.mark.parametrize("prefix", ["a/../b", "a/./b", "a//b", "R\u00e9/x", "/a", "a/../"])
+@pytest.mark.parametrize("prefix", ["a/../b", "a/./b", "R\u00e9/x", "/a", "a/../"])
 def test_ls_of_what_no_key_begins_with_is_an_error(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped prefix is no empty bucket."""
     assert run(["ls", prefix]) == Status.USAGE
