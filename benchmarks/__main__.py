@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import (
     batch_planning,
     bulk_stores,
+    canary,
     enqueue,
     latency,
     memory,
@@ -55,6 +56,7 @@ LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "reconcile": reconciling.measure,
     "verify-stores": bulk_stores.measure_verify,
     "replicate": bulk_stores.measure_replicate,
+    "canary": canary.measure,
 }
 """Only measured when they are named, and kept in tables of their own."""
 ALL = MEASUREMENTS | LONG

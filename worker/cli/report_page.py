@@ -203,7 +203,7 @@ def _canaries(canaries: Sequence[Mapping[str, Any]], now: datetime) -> str:
 
 
 def _level(reached: Mapping[str, Any]) -> str:
-    words = {True: "met", False: "missing", None: "not known"}
+    words = {True: "met", False: "not met", None: "not known"}
     rows = [(each["level"], each["asks"], words[each["met"]], each["why"]) for each in reached["demands"]]
     missing = "; ".join(map(_text, reached["missing"]))
     told = f"<p>Missing for level {reached['level'] + 1}: {missing}.</p>" if missing else ""
@@ -253,7 +253,7 @@ def _cell(value: object) -> str:
     tone = {
         "good": "good",
         "met": "good",
-        "missing": "bad",
+        "not met": "bad",
         "succeeded": "good",
         "bad": "bad",
         "failed": "bad",
