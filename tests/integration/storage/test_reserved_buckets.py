@@ -10,6 +10,9 @@ from tests.conformance.bodies import source
 from tests.conformance.targets import NATIVE, make_s3_bucket, s3_client, s3_config
 from tests.servers import Ministack
 from tests.servers.proxy import FaultyProxy
+from worker.artifacts.catalogue_backup import back_up, backups
+from worker.catalogue import Catalogue
+from worker.settings.sections import BackupSweepSettings
 from worker.storage import S3Config, Store
 from worker.storage.errors import AccessDenied, PermanentError, StorageError
 from worker.storage.keys import QUARANTINE_BUCKET
@@ -52,6 +55,32 @@ def test_quarantine_and_probe_use_the_named_bucket(server: Ministack, tmp_path: 
     assert kept == b"bad bytes"
     assert [row.key for row in store.list_objects("reserved")] == []
     assert names(server) == before
+    store.close()
+
+
+def test_backups_of_the_catalogue_use_the_named_bucket(server: Ministack, tmp_path: Path) -> None:
+    """A backup is written below the reserved prefix of `reserved_bucket`, and is restored from there."""
+    before = names(server)
+    store = opened(s3_config(server, **NATIVE), tmp_path)
+    catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
+    done = back_up(catalogue, [store], BackupSweepSettings(stores=("cloud",)), tmp_path, job="job-1")
+    assert (done.faults, list(done.rehearsed)) == ({}, ["cloud"])
+    (newest,) = backups(store)
+    listed = s3_client(server).list_objects_v2(Bucket="reserved", Prefix=".zot-reserved/zot-catalogue/")
+    assert [row["Key"] for row in listed["Contents"]] == [f".zot-reserved/zot-catalogue/{newest.key}"]
+    assert names(server) == before
+    catalogue.close()
+    store.close()
+
+
+def test_without_a_reserved_bucket_there_is_no_backup(server: Ministack, tmp_path: Path) -> None:
+    """A store without a bucket for the worker's own objects has a finding that names the setting."""
+    store = opened(s3_config(server, **{**NATIVE, "reserved_bucket": None}), tmp_path)
+    catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
+    done = back_up(catalogue, [store], BackupSweepSettings(stores=("cloud",)), tmp_path, job="job-1")
+    assert "stores.cloud.reserved_bucket" in done.faults["cloud"]
+    assert [each.kind for each in catalogue.findings.page()] == ["backup"]
+    catalogue.close()
     store.close()
 
 

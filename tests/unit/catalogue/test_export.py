@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -243,3 +245,36 @@ def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM copies WHERE claimed_until IS NOT NULL")).scalar() == 0
     engine.dispose()
+
+
+_TELLING = """
+import sys
+from worker.catalogue import load
+
+class Telling:
+    def readline(self, size=-1):
+        print(flush=True)
+        return sys.stdin.buffer.readline(size)
+
+load(sys.argv[1], Telling())
+"""
+
+
+def test_a_load_that_is_killed_leaves_an_empty_catalogue(data, tmp_path):
+    """SIGKILL when all rows but the last line are read leaves no row, and the next import loads all."""
+    url = f"sqlite:///{tmp_path / 'killed.sqlite3'}"
+    cut_before = without_end(data)
+    command = [sys.executable, "-c", _TELLING, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as killed:
+        assert killed.stdin is not None
+        assert killed.stdout is not None
+        killed.stdin.write(cut_before)
+        killed.stdin.flush()
+        for _ in range(cut_before.count(b"\n") + 1):
+            assert killed.stdout.readline()
+        killed.kill()
+    assert (tmp_path / "killed.sqlite3").exists()
+    load(url, io.BytesIO(data))
+    loaded = Catalogue(url)
+    assert content(exported(loaded)) == content(data)
+    loaded.close()
