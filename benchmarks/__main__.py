@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     batch_planning,
+    beside_sweep,
     bulk_stores,
     canary,
     enqueue,
@@ -40,6 +41,7 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "enqueue": enqueue.measure,
     "verifying": verifying.measure,
     "sweep": sweep.measure,
+    "beside-sweep": beside_sweep.measure,
     "memory": memory.measure_filesystem,
     "memory-s3": memory.measure_s3,
     "memory-growth": memory_growth.measure,
