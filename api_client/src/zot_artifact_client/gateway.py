@@ -235,6 +235,7 @@ class Gateway:
         """Send one request and return what `take` makes of the answer; keep the connection if all of it was read."""
         connection: http.client.HTTPConnection | None
         connection, idle = self._connection()
+        response: http.client.HTTPResponse | None = None
         try:
             connection.request(
                 method, self._base + path, body, {"Authorization": f"Bearer {self._token}", **headers}
@@ -252,6 +253,8 @@ class Gateway:
             return answer
         finally:
             if connection is not None:
+                if response is not None:  # it may have taken over the socket
+                    response.close()
                 connection.close()
 
     def _connection(self) -> tuple[http.client.HTTPConnection, list[http.client.HTTPConnection]]:
