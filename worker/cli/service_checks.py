@@ -78,9 +78,13 @@ def _rabbitmq(url: str, name: str) -> Check:
 
 
 def _result_backend(url: str) -> Check:
-    with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
-        client.ping()
-    return Check("result backend", "good", f"{without_credentials(url)} answers")
+    name = without_credentials(url)
+    try:
+        with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
+            client.ping()
+    except redis.RedisError as error:
+        return Check("result backend", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_RESULTS")
+    return Check("result backend", "good", f"{name} answers")
 
 
 def _rejected(settings: Settings) -> Iterator[Check]:

@@ -61,6 +61,18 @@ def test_a_queue_without_a_worker_is_bad(doctor: Doctor, broker: Valkey, tmp_pat
     assert "--queues transfer,sweep" in found["way_out"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_result_backend_of_its_own_is_checked(
+    doctor: Doctor, broker: Valkey, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """It has a line of its own, and the broker stays good when only the result backend does not answer."""
+    monkeypatch.setenv("ZOT_RESULTS", broker.url.removesuffix("/0") + "/1" if there else "redis://127.0.0.1:1/1")
+    found = doctor()
+    assert found["broker"]["outcome"] == "good"
+    assert found["result backend"]["outcome"] == ("good" if there else "unknown")
+    assert there or "ZOT_RESULTS" in found["result backend"]["way_out"]
+
+
 def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
     """Beat that never ticked is bad; beside a real one the line is good."""
     assert doctor()["beat"]["outcome"] == "bad"
