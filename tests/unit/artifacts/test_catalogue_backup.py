@@ -1,7 +1,9 @@
 """Backups of the catalogue: written, read back, restored for trial, and restored for good."""
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -133,6 +135,21 @@ def test_a_rehearsal_notices_a_log_that_lost_rows(kept, stores, tmp_path):
     fault = rehearse(newest, stores["dr"], other, tmp_path)
     other.close()
     assert "lost rows" in str(fault)
+
+
+def test_a_rehearsal_counts_the_rows_of_each_table(kept, stores, tmp_path, monkeypatch):
+    """A restore that loses a row is found, whatever it says itself."""
+    run(kept, stores, tmp_path)
+
+    def losing(backup, store, url, on_bytes=None):
+        summary = restore(backup, store, url, on_bytes)
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as database:
+            database.execute("DELETE FROM holds")
+        return summary
+
+    monkeypatch.setattr("worker.artifacts.catalogue_backup.restore", losing)
+    fault = rehearse(backups(stores["dr"])[0], stores["dr"], kept, tmp_path)
+    assert "holds has 0 rows in the scratch database, the backup has 1" in str(fault)
 
 
 def test_a_late_backup_is_a_finding(kept, stores, tmp_path):
