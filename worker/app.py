@@ -25,7 +25,7 @@ from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
 from worker.log_safety import make_safe, quieten_celery
-from worker.metrics.sender import Sender
+from worker.metrics.totals_sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.contract import QUERIES, SWEEP_PROBE, TASKS

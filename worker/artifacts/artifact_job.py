@@ -17,8 +17,8 @@ from worker.catalogue import (
     VerdictRow,
 )
 from worker.context import JobContext
-from worker.jobs.checkpoint import CopyCheckpoint
 from worker.jobs.running_job import Cancelled, RunningJob
+from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
 from worker.storage.driver import HashedBytes, ObjectProperties

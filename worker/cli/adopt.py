@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.place import Claim, Place
+from worker.artifacts.layouts.checked_prefix import Claim, Place
 from worker.artifacts.layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status

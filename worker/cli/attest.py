@@ -13,8 +13,8 @@ import typer
 from worker import clock
 from worker.artifacts.attestation import NotAttested, Policy, sign, statement_of
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.local_file import complete_file
 from worker.cli.output import note, print_json
 from worker.cli.session import opened
 from worker.storage.units import parse_duration

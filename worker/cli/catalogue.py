@@ -19,8 +19,8 @@ from worker.artifacts.catalogue_backup import restore as restore_backup
 from worker.artifacts.rebuild import Rebuild, Tally
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load
 from worker.catalogue.load import Lines
+from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
 from worker.settings import Settings, load_settings

@@ -15,8 +15,8 @@ import typer
 
 from worker.catalogue import Artifact, Copy
 from worker.cli.arguments import ArtifactPath
+from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, note, print_json, say, size
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened

@@ -12,8 +12,8 @@ import typer
 from worker import clock
 from worker.artifacts.quarantine import Quarantined, digest_of, purge, quarantined
 from worker.cli.arguments import ArtifactPath
+from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.local_file import complete_file
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.session import Session, opened

@@ -12,8 +12,8 @@ from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.quarantine import quarantined
 from worker.artifacts.verification_log_head import signed_head
 from worker.cli.arguments import seconds
+from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.local_file import complete_file
 from worker.cli.output import AsJson, print_json, say
 from worker.cli.preservation_level import preservation_level
 from worker.cli.report_page import page_of

@@ -7,9 +7,9 @@ from typing import Any
 import typer
 
 from worker.artifacts.layouts.bagit import verify_bagit
+from worker.artifacts.layouts.checked_prefix import Fault, FaultKind, Place
 from worker.artifacts.layouts.ocfl import verify_ocfl
 from worker.artifacts.layouts.oci import verify_oci
-from worker.artifacts.layouts.place import Fault, FaultKind, Place
 from worker.artifacts.layouts.sha256sums import verify_sha256sums
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note, print_json, say, size

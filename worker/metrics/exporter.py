@@ -14,10 +14,10 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from worker.catalogue import Catalogue
+from worker.metrics.background_groups import Group, Groups
 from worker.metrics.broker_figures import BrokerFigures, SharedFigures
 from worker.metrics.catalogue_figures import CoverageFigures, LedgerFigures
 from worker.metrics.families import PREFIX
-from worker.metrics.groups import Group, Groups
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from redis import Redis
 
 from worker.meters import METERS, SEPARATOR, Meter
 from worker.metrics.families import Histogram, counter, histogram
-from worker.metrics.sender import TOTALS
+from worker.metrics.totals_sender import TOTALS
 
 _SUM = "sum"
 

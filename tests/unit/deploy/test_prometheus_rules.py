@@ -17,9 +17,9 @@ from tests.servers import Valkey
 from worker import clock, meters
 from worker.beat import Scheduler
 from worker.catalogue import Catalogue, Finding, FindingKind
+from worker.metrics.background_groups import Group
 from worker.metrics.exporter import Exporter
-from worker.metrics.groups import Group
-from worker.metrics.sender import Sender
+from worker.metrics.totals_sender import Sender
 from worker.settings import Settings
 from worker.settings.sections import StoreLimits
 from worker.storage import Digest

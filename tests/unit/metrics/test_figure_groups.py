@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import redis
 from prometheus_client import Metric
 
+from worker.metrics.background_groups import Group, Groups
 from worker.metrics.families import gauge
-from worker.metrics.groups import Group, Groups
 
 
 class Server:

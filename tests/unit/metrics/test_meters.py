@@ -9,9 +9,9 @@ from celery import Celery
 from tests.servers import Valkey
 from worker import meters
 from worker.meters import RETRIES, STORE_SECONDS, Meter
-from worker.metrics import sender
-from worker.metrics.sender import TOTALS, Sender
+from worker.metrics import totals_sender as sender
 from worker.metrics.totals import totals
+from worker.metrics.totals_sender import TOTALS, Sender
 from zot_artifact_client.urls import redis_client
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conformance.bodies import source
 from worker.catalogue import Catalogue
+from worker.cli.atomic_file import complete_file
 from worker.cli.doctor import _home
-from worker.cli.local_file import complete_file
 from worker.settings import Settings, SettingsError, load_settings, private_files
 from worker.storage import FilesystemConfig, Store
 from worker.storage.filesystem.driver import FilesystemDriver

@@ -7,7 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.place import (
+from worker.artifacts.layouts.checked_prefix import (
     Claim,
     Fault,
     FaultKind,

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.place import (
+from worker.artifacts.layouts.checked_prefix import (
     Claim,
     Fault,
     FaultKind,

@@ -11,7 +11,7 @@ from tasks.sweeps.cleanup import sweep_cleanup
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from worker import clock
 from worker.context import Context
-from worker.jobs.checkpoint import CopyCheckpoint
+from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.settings import Settings
 from worker.settings.sections import LeftoverSweepSettings, SweepSettings
 from worker.storage import Digest, Stores

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.artifacts.layouts.conftest import Laid
+from worker.artifacts.layouts.checked_prefix import NoLayout
 from worker.artifacts.layouts.ocfl import verify_ocfl
-from worker.artifacts.layouts.place import NoLayout
 
 ROOT = "ark%3a1/obj1/"
 V1, V2 = {"image.tiff": b"image", "empty.txt": b"", "foo/bar.xml": b"bar"}, {"foo/bar.xml": b"new bar"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.unit.artifacts.layouts.conftest import Laid
+from worker.artifacts.layouts.checked_prefix import NoLayout
 from worker.artifacts.layouts.oci import verify_oci
-from worker.artifacts.layouts.place import NoLayout
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.unit.artifacts.layouts.conftest import Laid
-from worker.artifacts.layouts.place import NoLayout
+from worker.artifacts.layouts.checked_prefix import NoLayout
 from worker.artifacts.layouts.sha256sums import verify_sha256sums
 
 FILES = {"a.tgz": b"a", "two words": b"b", "sub/deep": b"c", "back\\slash": b"d", "line\nend": b"e", "*star": b"f"}

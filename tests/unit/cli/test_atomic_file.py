@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.cli.local_file import complete_file
+from worker.cli.atomic_file import complete_file
 
 DATA = b"all the bytes"
 
@@ -79,7 +79,7 @@ def test_the_open_standard_output_is_written_into(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_bytes(b"before ")
     code = (
-        "import pathlib, sys; from worker.cli.local_file import complete_file\n"
+        "import pathlib, sys; from worker.cli.atomic_file import complete_file\n"
         f"with complete_file(pathlib.Path('/dev/stdout'), pathlib.Path({str(tmp_path)!r})) as f: f.write({DATA!r})"
     )
     with out.open("ab") as file:
