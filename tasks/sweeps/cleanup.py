@@ -7,11 +7,16 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import redis
+from celery import current_app
+from kombu.exceptions import OperationalError
+
 from worker import clock
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.quarantine import purge, quarantined
 from worker.catalogue import OpenTransfer, UploadIntent
 from worker.context import JobContext
+from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
@@ -147,20 +152,47 @@ def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:
 
 def _clean_staging(context: JobContext, age: timedelta) -> int:
     """Remove staged sources that no open job needs, and what killed commands left in the spool directory."""
-    wanted = context.catalogue.ledger.sources_of_open_jobs()
-    removed = 0
     settings = context.settings
-    for path in [*settings.staging_dir.iterdir(), *settings.spool_dir.iterdir()]:
-        old = _last_change(path) <= clock.now() - age
-        if old and not any(source.startswith(f"{path}/") for source in wanted):
+    removed = 0
+    for path in _old(settings.spool_dir, age):
+        _remove(path)
+        removed += 1
+    staged = {path: path.with_name(path.name.removesuffix(".upload")) for path in _old(settings.staging_dir, age)}
+    # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
+    waiting = _waiting({directory.name for directory in staged.values()})
+    wanted = context.catalogue.ledger.sources_of_open_jobs()
+    for path, directory in staged.items():
+        if directory.name not in waiting and not any(source.startswith(f"{directory}/") for source in wanted):
             _remove(path)
             removed += 1
     return removed
 
 
+def _waiting(jobs: set[str]) -> set[str]:
+    """Return those of these jobs that no worker has taken; all of them if the broker cannot be asked.
+
+    A broker that is no Redis does not have them by id: what is staged for a job waits no longer than `age` there.
+    """
+    if not jobs:
+        return set()
+    try:
+        lost = Outbox(current_app).lost(sorted(jobs))
+    except (redis.RedisError, OperationalError, OSError) as error:
+        logger.warning("staged files stay for now: the outbox cannot be read: %s", type(error).__name__)
+        return jobs
+    return set() if lost is None else jobs - lost
+
+
+def _old(directory: Path, age: timedelta) -> list[Path]:
+    return [path for path in directory.iterdir() if _last_change(path) <= clock.now() - age]
+
+
 def _last_change(path: Path) -> datetime:
     """Return when a file, or what is in a directory, was last written; a link is not followed."""
-    times = [path.lstat().st_mtime]
+    try:
+        times = [path.lstat().st_mtime]
+    except FileNotFoundError:  # the gateway has just renamed it
+        return clock.now()
     if path.is_dir() and not path.is_symlink():
         with suppress(FileNotFoundError):
             times += [each.lstat().st_mtime for each in path.iterdir()]

@@ -58,7 +58,7 @@ class Staging:
         Raises:
             Problem: its id belongs to another request, there is no room, or its token has too many open ones.
         """
-        with _disk_errors(), self._alone():
+        with disk_errors(), self._alone():
             there = self.find(upload.id)
             if there is None:
                 self._check_room(upload)
@@ -72,12 +72,11 @@ class Staging:
         return there
 
     def find(self, id_: str) -> StagedUpload | None:
-        """Return an upload that has not expired, or None."""
+        """Return an upload that has not expired, or None. One whose job was sent stays until the sweep removes it."""
         try:
             with os.fdopen(open_own(self._directory, id_ + _STATE, os.O_RDONLY), "rb") as file:
-                if self.expires_at(id_) <= clock.now():
-                    return None
-                return StagedUpload(**json.load(file))
+                found = StagedUpload(**json.load(file))
+            return found if found.sent or self.expires_at(id_) > clock.now() else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
@@ -105,7 +104,7 @@ class Staging:
         Raises:
             Problem: another request appends, there is no room, or the bytes are gone.
         """
-        with _disk_errors():
+        with disk_errors():
             try:
                 fd = open_own(self._directory / upload.id, _SOURCE, os.O_WRONLY | os.O_APPEND)
             except FileNotFoundError:
@@ -125,7 +124,7 @@ class Staging:
 
     def mark_sent(self, upload: StagedUpload) -> None:
         """Record that the job of an upload was sent."""
-        with _disk_errors():
+        with disk_errors():
             self._write(StagedUpload(upload.id, upload.token, upload.size, upload.request, sent=True))
 
     def remove(self, upload: StagedUpload) -> None:
@@ -187,7 +186,8 @@ def no_room(detail: str) -> Problem:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
+    """Raise the Problem for a disk that is full or fails, in place of the error of the operating system."""
     try:
         yield
     except OSError as error:

@@ -21,7 +21,7 @@ from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.requests import artifact_path, caller_of_request, check_may, services_of
 from worker.gateway.services import Services
-from worker.gateway.staging import StagedUpload, Staging, gone, request_of
+from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import (
     UPLOAD,
@@ -310,8 +310,9 @@ class _Body:
         """Write what waits."""
         left = memoryview(bytes(self._waiting))
         self._waiting.clear()
-        while left:
-            left = left[self._file.write(left) :]
+        with disk_errors():
+            while left:
+                left = left[self._file.write(left) :]
 
 
 def _end(file: BinaryIO) -> int:

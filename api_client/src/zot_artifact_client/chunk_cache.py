@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ Chunk = bytes | bytearray
 _CHUNKS = "chunks"
 _LOCKS = "locks"
 _NEW = "new"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _STRIPES = 3
 """Hexadecimal digits of a digest that name its lock: chunks that share one are fetched one after the other."""
 _ROOM = 0.9
@@ -76,6 +78,8 @@ class ChunkCache:
 
         Of all that ask for a chunk at the same moment, in any process, one fetches it. Raise what `fetch` raises.
         """
+        if not _DIGEST.fullmatch(sha256):  # it would name a file outside the cache
+            return fetch()
         if (found := self._read(sha256, size)) is not None:
             return found
         try:

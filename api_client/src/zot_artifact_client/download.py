@@ -274,7 +274,8 @@ def download(
         ClientError: as RemoteArtifact; no file is left, and a file that was there stays.
     """
     target = Path(path)
-    new = target.with_name(f".{target.name[:200]}.{uuid4().hex[:8]}.part")
+    shown = target.name.encode(errors="ignore")[:200].decode(errors="ignore")  # a name has at most 255 bytes
+    new = target.with_name(f".{shown}.{uuid4().hex[:8]}.part")
     file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
         try:

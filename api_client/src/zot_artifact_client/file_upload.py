@@ -14,8 +14,11 @@ from zot_artifact_client.gateway import Gateway
 _PART = 64 * 1024 * 1024
 """Bytes of one request; the gateway keeps what arrived of one that breaks off."""
 _PIECE = 1024 * 1024
-_TRIES = 6
-"""Requests in a row that may fail without a byte having arrived."""
+_TRIES = 9
+"""Requests in a row that may fail without a byte having arrived.
+
+With their pauses they take longer than the 30 s for which a gateway waits for bytes on a broken line.
+"""
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 10.0
 

@@ -52,6 +52,7 @@ _ERRORS: dict[str, type[ClientError]] = {
     "BrokerUnavailable": BrokerUnavailable,
     "WrongOffset": GatewayUnavailable,  # an earlier request has arrived after all: the upload goes on from there
     "TooSlow": GatewayUnavailable,
+    "Locked": GatewayUnavailable,  # the gateway has not noticed yet that the line of an earlier request is broken
 }
 _BY_STATUS: dict[int, type[ClientError]] = {
     HTTPStatus.UNAUTHORIZED: NotAllowed,

@@ -79,6 +79,15 @@ def test_a_damaged_chunk_is_fetched_again(cache: ChunkCache, damage: str, tmp_pa
     assert cache.chunk(sha256, len(body), lambda: body) == body
 
 
+def test_a_name_that_is_no_digest_reaches_no_file(cache: ChunkCache, tmp_path: Path) -> None:
+    """A digest that a gateway made up as a path removes and reads no file outside the cache."""
+    (tmp_path / "mine").write_bytes(b"mine")
+    for name in ("../../../mine", str(tmp_path / "mine")):
+        assert cache.chunk(name, 4, lambda: b"body") == b"body"
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert cache.stat().chunks == 0
+
+
 def test_rot_is_found_by_a_verification(cache: ChunkCache) -> None:
     """`verify` reads all, removes what is wrong and counts it; `drop` removes all."""
     keep(cache, 1, 2, 3)

@@ -1,6 +1,7 @@
 """The client reads artifacts from a gateway that really serves: verified, seekable, cached; and sends jobs over it."""
 
 import asyncio
+import fcntl
 import hashlib
 import io
 import json
@@ -90,6 +91,14 @@ def test_an_artifact_is_a_seekable_file(gateway: Gateway, client: ArtifactClient
         assert file.read() == CONTENT
     with pytest.raises(ValueError, match="closed"):
         file.read()
+
+
+def test_a_file_with_a_long_name_is_downloaded(gateway: Gateway, client: ArtifactClient, tmp_path: Path) -> None:
+    """A name of as many bytes as a file system takes is one to download to."""
+    gateway.store("app.tgz", b"release")
+    name = 85 * "名"
+    client.get("releases", "app.tgz", tmp_path / name)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir() if path.is_file()] == [(name, b"release")]
 
 
 @pytest.mark.parametrize("manifest", [True, False])
@@ -375,6 +384,7 @@ def sending(over_gateway: ArtifactClient, monkeypatch: pytest.MonkeyPatch) -> Ar
     """Return a client that sends files in small parts."""
     monkeypatch.setattr("zot_artifact_client.file_upload._PART", 8 * MIB)
     monkeypatch.setattr("zot_artifact_client.file_upload._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zot_artifact_client.file_upload._LONGEST_PAUSE", 0.1)
     return over_gateway
 
 
@@ -432,6 +442,24 @@ def test_a_broken_line_loses_no_byte(
     monkeypatch.setattr(file_upload, "_pieces", silent)
     with pytest.raises(GatewayUnavailable):
         sending.upload_file(tmp_path / "app.tgz", "releases", "other.tgz")
+
+
+def test_a_request_that_the_gateway_still_takes_is_waited_for(
+    sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path
+) -> None:
+    """A part is sent again until the gateway has given up the broken request that holds the upload."""
+    (tmp_path / "app.tgz").write_bytes(CONTENT)
+    held: list[int] = []
+
+    def hold(told: Progress) -> None:
+        if told.bytes_done == 0 and not held:
+            [source] = gateway_with_broker.settings.staging_dir.glob("*/source")
+            held.append(os.open(source, os.O_RDONLY))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+            threading.Timer(0.1, os.close, held).start()
+
+    sending.upload_file(tmp_path / "app.tgz", "releases", "app.tgz", on_progress=hold)
+    assert staged(gateway_with_broker) == [CONTENT]
 
 
 def test_a_killed_sender_is_followed_by_another_one(

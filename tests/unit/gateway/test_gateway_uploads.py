@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -149,6 +150,24 @@ def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
     assert source.read_bytes() == CONTENT
 
 
+def test_a_disk_that_takes_no_more_is_told_in_the_middle(gateway: Gateway) -> None:
+    """Bytes that the disk does not take are 507, and the upload goes on from those that it took."""
+    client = gateway.client()
+    place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, most))
+    try:
+        answer = patch(client, place, 0, CONTENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    assert (answer.status_code, answer.json()["type"]) == (507, "urn:zot-artifacts:NoRoom")
+    there = offset(client, place)
+    assert there <= 2_000_000
+    assert patch(client, place, there, CONTENT[there:]).status_code == 204
+    [source] = gateway.settings.staging_dir.glob("*/source")
+    assert source.read_bytes() == CONTENT
+
+
 def test_an_object_is_put_in_one_request(gateway: Gateway) -> None:
     """PUT with the digest answers with the job; without it, or with another length, nothing is enqueued."""
     client = gateway.client()
@@ -205,6 +224,19 @@ def test_an_upload_ends_by_delete_and_by_age(gateway: Gateway, monkeypatch: pyte
     assert client.head(place).status_code == 404
     monkeypatch.undo()
     assert offset(client, place) == 10
+
+
+def test_the_same_upload_again_leaves_the_bytes_to_its_job(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of an upload whose job waits for longer than uploads are kept is that job, whose bytes stay."""
+    client, key = gateway.client(), {"Idempotency-Key": "build-17"}
+    place = client.post("/v1/uploads", json=asked(), headers=key).headers["Location"]
+    assert patch(client, place, 0, CONTENT).status_code == 204
+    real = clock.now
+    monkeypatch.setattr(clock, "now", lambda: real() + timedelta(days=3))
+    again = client.post("/v1/uploads", json=asked(), headers=key)
+    assert (again.headers["Location"], again.json()["complete"]) == (place, True)
+    [source] = gateway.settings.staging_dir.glob("*/source")
+    assert source.read_bytes() == CONTENT
 
 
 def test_too_much_is_refused_before_it_is_sent(gateway: Gateway) -> None:

@@ -3,9 +3,12 @@
 import dataclasses
 import io
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+import redis
+from celery import Celery
 
 from tasks.sweeps.cleanup import sweep_cleanup
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
@@ -18,7 +21,8 @@ from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import Unavailable
 from worker.storage.transfer.multipart import SentPart
-from zot_artifact_client.contract import SweepLeftoversRequest
+from zot_artifact_client import ArtifactClient
+from zot_artifact_client.contract import UPLOAD, SweepLeftoversRequest, UploadRequest
 
 EVERYTHING = SweepLeftoversRequest()
 
@@ -83,6 +87,17 @@ def test_one_store_that_is_away_keeps_no_other_from_being_swept(run, settings, a
     assert not abandoned.exists()
 
 
+@pytest.fixture
+def broker(valkey, monkeypatch) -> Iterator[str]:
+    """A broker of its own, where the sweep looks for jobs that wait."""
+    url = valkey.url.removesuffix("/0") + "/5"
+    with redis.Redis.from_url(url) as client, Celery(broker=url, set_as_current=False) as app:
+        client.flushdb()
+        monkeypatch.setattr("tasks.sweeps.cleanup.current_app", app)
+        yield url
+
+
+@pytest.mark.usefixtures("broker")
 def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
     """A staged file that no open job names is removed; one that a job names stays."""
     for name in ("forgotten", "wanted"):
@@ -94,6 +109,25 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
     )
     assert run(sweep_cleanup, EVERYTHING).staged == 1
     assert [path.name for path in context.settings.staging_dir.iterdir()] == ["wanted"]
+
+
+def test_what_is_staged_for_a_job_that_no_worker_has_taken_stays(run, context, broker):
+    """However long a job waits, its bytes and the state of its upload stay until a worker has taken and ended it."""
+    staging = context.settings.staging_dir
+    for job in ("waits", "open", "ended"):
+        (staging / job).mkdir()
+        (staging / job / "source").write_bytes(b"x")
+        (staging / f"{job}.upload").write_bytes(b"{}")
+    with ArtifactClient(broker) as client:
+        client.submit(
+            UPLOAD, UploadRequest(bucket="b", key="k", source=str(staging / "waits" / "source")), job_id="waits"
+        )
+    request = {"source": str(staging / "open" / "source")}
+    context.catalogue.ledger.acquire(
+        "open", "upload", request, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
+    )
+    assert run(sweep_cleanup, EVERYTHING).staged == 2
+    assert sorted(path.name for path in staging.iterdir()) == ["open", "open.upload", "waits", "waits.upload"]
 
 
 @pytest.fixture
