@@ -57,7 +57,8 @@ class _Purge:
         for each in tombstones:
             self._job.heartbeat()
             self._job.check()
-            found = deletions.begin_purge(each, now=clock.now())
+            if (found := deletions.begin_purge(each, now=clock.now())) is None:
+                continue
             gone = [copy for artifact, copy in found if self._delete(artifact, copy)]
             self._context.catalogue.artifacts.delete_copies(gone)
             if len(gone) == len(found):

@@ -108,15 +108,15 @@ class Deletions:
             rows = connection.execute(_due(now).order_by(tombstones.c.purge_after).limit(limit)).all()
         return [_tombstone_of(row) for row in rows]
 
-    def begin_purge(self, of: Tombstone, *, now: datetime) -> list[tuple[Artifact, Copy]]:
+    def begin_purge(self, of: Tombstone, *, now: datetime) -> list[tuple[Artifact, Copy]] | None:
         """Return the copies of a deleted artifact whose bytes may go now; from here on the delete cannot be undone.
 
-        Returns nothing if the delete was undone meanwhile, or the artifact is held.
+        Returns None if the delete was undone meanwhile, or the artifact is held: its tombstone must stay.
         """
         with self._database.write() as connection:
             mine = _due(now).where(*_at(of.bucket, of.key), tombstones.c.deleted_at == of.deleted_at)
             if connection.execute(mine).one_or_none() is None:
-                return []
+                return None
             connection.execute(sa.update(tombstones).where(*_at(of.bucket, of.key)).values(purging_at=now))
             query = (
                 sa.select(artifacts, copies.c.id.label("copy_id"))
@@ -129,10 +129,11 @@ class Deletions:
             return [(found[row.id], copy_of(row)) for row in rows]
 
     def end_purge(self, of: Sequence[Tombstone]) -> None:
-        """Remove tombstones whose bytes are deleted."""
+        """Remove tombstones whose bytes are deleted; one of a later delete under the same key stays."""
         with self._database.write() as connection:
             for each in of:
-                connection.execute(sa.delete(tombstones).where(*_at(each.bucket, each.key)))
+                same = tombstones.c.deleted_at == each.deleted_at
+                connection.execute(sa.delete(tombstones).where(*_at(each.bucket, each.key), same))
 
     def _some(self, *where: sa.ColumnElement[bool], limit: int) -> list[Tombstone]:
         query = sa.select(tombstones).where(*where).order_by(tombstones.c.bucket, tombstones.c.key).limit(limit)

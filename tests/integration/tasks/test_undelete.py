@@ -1,7 +1,7 @@
 """A delete can be undone within its grace period, purge removes only what was deleted, and a hold forbids both."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.catalogue import NotDeleted, OnHold
+from worker.catalogue import NotDeleted, OnHold, Tombstone
+from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import DeleteSettings
@@ -164,6 +165,31 @@ def test_a_paused_store_keeps_its_copy_for_a_later_run(context: Context, remove,
     assert (purge().purged, stored("dr").exists(), stored("primary").exists()) == (0, True, False)
     context.catalogue.pauses.end("store", "dr")
     assert (purge().purged, stored("dr").exists()) == (1, False)
+
+
+def test_a_hold_while_the_purge_begins_keeps_the_delete_undoable(context: Context, remove, purge, monkeypatch) -> None:
+    """An artifact that is held after the purge has found it keeps bytes and tombstone, and its delete can be undone."""
+    remove()
+    begin = Deletions.begin_purge
+
+    def held_before(self: Deletions, of: Tombstone, *, now: datetime) -> object:
+        context.catalogue.holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=now)
+        return begin(self, of, now=now)
+
+    with monkeypatch.context() as race:
+        race.setattr(Deletions, "begin_purge", held_before)
+        assert purge().purged == 0
+    assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
+
+
+def test_the_end_of_a_purge_leaves_a_later_delete(context: Context, remove) -> None:
+    """A delete that was undone and done again while a purge ran has its own tombstone, which stays."""
+    remove()
+    first = context.catalogue.deletions.get("releases", "app.tgz")
+    context.catalogue.deletions.undo("releases", "app.tgz")
+    remove()
+    context.catalogue.deletions.end_purge([first])
+    assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
 
 
 def test_a_run_purges_no_more_than_its_limit(context: Context, run, source, remove, purge, monkeypatch) -> None:

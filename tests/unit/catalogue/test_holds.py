@@ -77,8 +77,8 @@ def test_what_is_being_purged_cannot_be_held(catalogue: Catalogue, begin) -> Non
     assert artifact is not None
     tombstone = catalogue.deletions.begin(artifact, now=now, until=now, by=None, reason=None, job="job-1")
     place(catalogue)
-    assert catalogue.deletions.begin_purge(tombstone, now=now) == []
+    assert catalogue.deletions.begin_purge(tombstone, now=now) is None
     catalogue.holds.release("releases", "app")
-    assert len(catalogue.deletions.begin_purge(tombstone, now=now)) == 2
+    assert len(catalogue.deletions.begin_purge(tombstone, now=now) or ()) == 2
     with pytest.raises(HoldTooLate, match="being purged"):
         place(catalogue)
