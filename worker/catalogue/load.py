@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
+from worker import clock
 from worker.catalogue import database, sqlite
 from worker.catalogue.database import CatalogueError
 from worker.catalogue.export import FORMAT, KINDS, VERSION, ColumnKind, ExportSummary
@@ -64,7 +65,8 @@ def load(url: str, file: Lines, *, restore: bool = False) -> ExportSummary:
         url: the catalogue; it is made if there is none.
         file: the export, read once.
         restore: the export is a backup, and what happened after it is unknown: claims and leases are removed, and
-            jobs that were open end, those of sweeps as cancelled and all others as dead letters.
+            jobs that were open end, those of sweeps as cancelled and all others as dead letters. The grace period of
+            each delete begins anew, because the delete may have been undone since.
 
     Raises:
         NotEmpty: the catalogue has rows.
@@ -116,6 +118,7 @@ class _Load:
         database.upgrade_tables(self._connection)
         if restore:
             _end_open_jobs(self._connection, header.exported_at)
+            _restart_grace(self._connection, clock.now())
         self._count_ids()
         return ExportSummary(header.identity, header.exported_at, self._rows, sha256, header.log_head)
 
@@ -284,3 +287,15 @@ def _end_open_jobs(connection: Connection, at: datetime) -> None:
     for name in ("artifact_locks", "pages"):
         connection.execute(sa.delete(metadata.tables[name]))
     connection.execute(sa.update(metadata.tables["batches"]).values(open=False))
+
+
+def _restart_grace(connection: Connection, now: datetime) -> None:
+    """Begin the grace period of each delete anew: it may have been undone or held after the backup was made."""
+    row = metadata.tables["tombstones"].c
+    found = connection.execute(sa.select(row.bucket, row.key, row.deleted_at, row.purge_after)).all()
+    later = [{"of": each.bucket, "under": each.key, "at": now + (each.purge_after - each.deleted_at)} for each in found]
+    if later:
+        those = sa.update(metadata.tables["tombstones"]).where(
+            row.bucket == sa.bindparam("of"), row.key == sa.bindparam("under")
+        )
+        connection.execute(those.values(purge_after=sa.bindparam("at")), later)

@@ -247,6 +247,24 @@ def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
     engine.dispose()
 
 
+def test_a_restored_catalogue_purges_nothing_at_once(tmp_path):
+    """A delete may have been undone after the backup: its whole grace period begins anew with the restore."""
+    catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
+    fill(catalogue)
+    artifact, now, week = catalogue.artifacts.current("releases", "app.tgz"), clock.now(), timedelta(days=7)
+    long_ago = now - 2 * week
+    catalogue.holds.release("releases", "app.tgz")
+    catalogue.deletions.begin(artifact, now=long_ago, until=long_ago + week, by=None, reason=None, job="job-1")
+    assert catalogue.deletions.count_due(now=now) == 1
+    url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
+    load(url, io.BytesIO(exported(catalogue)), restore=True)
+    catalogue.close()
+    restored = Catalogue(url)
+    assert restored.deletions.count_due(now=now + week / 2) == 0
+    assert restored.deletions.count_due(now=clock.now() + week) == 1
+    restored.close()
+
+
 _TELLING = """
 import sys
 from worker.catalogue import load
