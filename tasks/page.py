@@ -140,11 +140,25 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
 
 
 def _within_budget(found: Page, name: str, context: JobContext) -> Page:
-    """Count what the page will read against the budget of its store, and release the copies that are too many."""
+    """Count what the page will read against the budget of its store, and release the copies that are too many.
+
+    A copy that no day or month has room for is due again later. Otherwise it is the longest overdue one at each claim,
+    and keeps all others from being read.
+    """
     settings, now = context.settings, clock.now()
     if (budget := settings.budgets.get(name)) is None:
         return found
-    copies, prices = context.catalogue.pages.claimed_copies(found), settings.prices.get(name, Prices())
+    claimed, prices = context.catalogue.pages.claimed_copies(found), settings.prices.get(name, Prices())
+    copies = [copy for copy in claimed if budget.can_hold(copy.digest.size, prices)]
+    if too_large := [copy for copy in claimed if not budget.can_hold(copy.digest.size, prices)]:
+        for copy in too_large:
+            logger.error(
+                "%s: %s/%s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
+                "raise it, or run `zot-artifacts verify %s/%s`",
+                name, copy.bucket, copy.key, copy.digest.size, name, copy.bucket, copy.key,
+            )  # fmt: skip
+        later = now + settings.sweep.verify.period_of(name) / 10
+        found = context.catalogue.pages.release(found, [copy.id for copy in too_large], due=later)
     sizes = [copy.digest.size for copy in copies]
     allowed = context.catalogue.budgets.change(name, lambda state: take(state, sizes, budget, prices, now), now=now)
     return context.catalogue.pages.release(found, [copy.id for copy in copies[allowed:]])

@@ -199,12 +199,13 @@ class Pages:
             _UPDATE.run(connection, **_progress(after))
         return after
 
-    def release(self, page: Page, ids: Sequence[int]) -> Page:
-        """Give up claimed copies of a page, so that another page can claim them at once."""
+    def release(self, page: Page, ids: Sequence[int], *, due: datetime | None = None) -> Page:
+        """Give up claimed copies of a page, so that another page can claim them at once, or when they are `due`."""
         after = replace(page, open=[id_ for id_ in page.open if id_ not in set(ids)])
         ours = sa.and_(copies.c.id.in_(ids), copies.c.claimed_until == page.claimed_until)
         with self._database.write() as connection:
-            connection.execute(sa.update(copies).where(ours).values(claimed_until=None))
+            put_off = {} if due is None else {"next_due_at": due}
+            connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off))
             _UPDATE.run(connection, **_progress(after))
         return after
 

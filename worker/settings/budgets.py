@@ -48,6 +48,11 @@ class Budget(Section):
             raise ValueError(msg)
         return hours
 
+    def can_hold(self, size: int, prices: Prices) -> bool:
+        """Return whether an object of this size is within the sums of a whole day and month."""
+        in_day = self.bytes_per_day is None or size <= self.bytes_per_day
+        return in_day and (self.cost_per_month is None or prices.cost(size, 1) <= self.cost_per_month)
+
     def is_open(self, now: datetime) -> bool:
         """Return whether the sweep may read now."""
         begin, length = self._window

@@ -4,6 +4,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
+from pydantic import ByteSize
 
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper, due  # noqa: F401 - a fixture
 from worker import clock
@@ -12,6 +13,7 @@ from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
+from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
 
@@ -57,3 +59,30 @@ def test_a_dry_run_tells_requests_time_and_cost(context: Context, due) -> None: 
     assert (found["copies"], found["days"], found["cap_per_month"]) == (30, 10, 100)
     assert "raise requests_per_day, cost_per_month 2.0 times, or set a period of 10d" in found["warning"]
     assert whole_pass(session, "primary") is None
+
+
+def test_an_object_above_the_budget_of_a_day_keeps_no_other_from_being_read(
+    context: Context,
+    due,  # noqa: F811
+    monkeypatch,
+    caplog,
+) -> None:
+    """It is the longest overdue one, is told by name, and the others are read as if it was not there."""
+    due(4)
+    budget = Budget(bytes_per_day=ByteSize(100))
+    monkeypatch.setitem(context.settings.__dict__, "budgets", {"dr": budget})
+    catalogue = context.catalogue
+    large = catalogue.artifacts.record("releases", "large", Digest(101, "a" * 64), {}, clock.now(), stores=["dr"])
+    long_ago = clock.now() - timedelta(days=90)
+    catalogue.artifacts.finish_copy(large, "dr", tag="1", evidence={}, now=long_ago)
+    sweeper, begin = Sweeper(context), clock.now().replace(hour=0, minute=0)
+    for hour in range(25):
+        monkeypatch.setattr(clock, "now", lambda hour=hour: begin + hour * HOUR)
+        id_ = str(uuid.uuid4())
+        sweeper.plan(id_)
+        for page in [each for each in sweeper.messages.sent if each.startswith(id_)]:
+            sweeper.page(page)
+    assert [store for store, _, _ in sweeper.verdicts()].count("dr") == 4
+    assert "releases/large is not verified: its 101 bytes" in caplog.text
+    late = catalogue.sweep_claims.overdue("dr", period=timedelta(days=5), now=clock.now())
+    assert late == 1
