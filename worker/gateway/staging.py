@@ -158,7 +158,7 @@ class Staging:
             os.close(directory)
 
     def _check_room(self, upload: StagedUpload) -> None:
-        ids = [path.name.removesuffix(_STATE) for path in self._directory.glob(f"*{_STATE}")]
+        ids = [path.name for path in self._directory.iterdir() if path.is_dir()]  # a state outlives its bytes
         unsent = [each for id_ in ids if (each := self.find(id_)) is not None and not each.sent]
         if sum(each.token == upload.token for each in unsent) >= _MOST_OPEN:
             detail = f"token {upload.token} has {_MOST_OPEN} open uploads: complete some, or DELETE them"

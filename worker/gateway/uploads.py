@@ -164,11 +164,14 @@ async def upload_object(
     staging = Staging(services.settings)
     if not upload.sent:
         there = await services.fetch(staging.offset, upload)
-        await _append(request, upload, there or 0, again=True)
-        if await services.fetch(staging.offset, upload) != upload.size:  # the client went away
-            if idempotency_key is None:
+        try:
+            await _append(request, upload, there or 0, again=True)
+            if await services.fetch(staging.offset, upload) != upload.size:  # the client went away
+                raise Problem(HTTPStatus.BAD_REQUEST, "Incomplete", f"the body ended before its {upload.size} bytes")
+        except Exception:
+            if idempotency_key is None:  # no later request can name it
                 await services.fetch(staging.remove, upload)
-            raise Problem(HTTPStatus.BAD_REQUEST, "Incomplete", f"the body ended before its {upload.size} bytes")
+            raise
     return await services.read(_finish, services, upload)
 
 

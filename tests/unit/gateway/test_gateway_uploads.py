@@ -4,9 +4,11 @@ import base64
 import hashlib
 import os
 import resource
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -150,22 +152,54 @@ def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
     assert source.read_bytes() == CONTENT
 
 
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Have the system refuse to write more bytes than that into a file."""
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+
+
 def test_a_disk_that_takes_no_more_is_told_in_the_middle(gateway: Gateway) -> None:
     """Bytes that the disk does not take are 507, and the upload goes on from those that it took."""
     client = gateway.client()
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
-    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, most))
-    try:
+    with limited(2_000_000):
         answer = patch(client, place, 0, CONTENT)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
     assert (answer.status_code, answer.json()["type"]) == (507, "urn:zot-artifacts:NoRoom")
     there = offset(client, place)
     assert there <= 2_000_000
     assert patch(client, place, there, CONTENT[there:]).status_code == 204
     [source] = gateway.settings.staging_dir.glob("*/source")
     assert source.read_bytes() == CONTENT
+
+
+def test_an_object_that_cannot_be_taken_leaves_nothing(gateway: Gateway) -> None:
+    """A request that fails in the middle, and that no key names, leaves no bytes and no open upload."""
+    client = gateway.client()
+    digest = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
+    with limited(2_000_000):
+        answer = client.put(
+            "/v1/objects/releases/app.tgz", content=CONTENT, headers={"Repr-Digest": f"sha-256=:{digest}:"}
+        )
+    assert answer.status_code == 507
+    assert list(gateway.settings.staging_dir.iterdir()) == []
+
+
+def test_a_new_upload_reads_no_ended_ones(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many uploads a day had, a new one reads the states of those alone whose bytes are there."""
+    client, read = gateway.client(), []
+    for _ in range(10):
+        place = client.post("/v1/uploads", json=asked(b"x")).headers["Location"]
+        assert patch(client, place, 0, b"x").status_code == 204
+        shutil.rmtree(gateway.settings.staging_dir / place.rpartition("/")[2])  # as a worker does in the end
+    find = Staging.find
+    monkeypatch.setattr(Staging, "find", lambda self, id_: (read.append(id_), find(self, id_))[1])
+    assert client.post("/v1/uploads", json=asked()).status_code == 201
+    assert len(read) == 1
 
 
 def test_an_object_is_put_in_one_request(gateway: Gateway) -> None:
