@@ -53,10 +53,6 @@ def _append(given: Given) -> sa.Insert:
 
 _APPEND = BulkStatement(_append, {name: verifications.c[name].type for name in _APPENDED})
 _LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1))
-_RECORDED = sa.select(
-    verifications.c.store, verifications.c.bucket, verifications.c.key, verifications.c.version
-).where(verifications.c.job == sa.bindparam("by"))
-
 _HEAD = (
     sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
 )
@@ -90,13 +86,9 @@ class VerdictRow(NamedTuple):
         )  # fmt: skip
 
 
-CopyKey = tuple[str, str, str, int]
-"""Store, bucket, key and version of a copy."""
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One verdict of a group, and the copy that it is about. `tag` and `retry_at` are those of `record`."""
+    """One verdict, and the copy that it is about. `tag` and `retry_at` are those of `record`."""
 
     finding: Finding
     copy: Copy
@@ -119,34 +111,9 @@ class Verifications:
         leave the state as it was: they say nothing about the bytes. `tag` is the store's version tag of the bytes read.
         `retry_at`: when an unreadable copy is read again; it is due as soon as it was before.
         """
+        verdicts = prepare_verdicts([VerdictRow.of(Outcome(finding, copy, tag, retry_at))], now)
         with self._database.write() as connection:
-            _record(connection, [Outcome(finding, copy, tag, retry_at)], now)
-
-    def record_group(self, outcomes: Sequence[Outcome], *, now: datetime) -> int:
-        """Record verdicts in one transaction, in their order, and return how many were new; see `record`.
-
-        A verdict about a copy of which the same job has recorded one before is skipped, so that a page that is
-        delivered again records nothing twice. Through a fenced catalogue the fencing token is checked once.
-
-        Raises:
-            LostLease: another worker has the lease; nothing was written.
-        """
-        with self._database.write() as connection:
-            recorded: dict[str, set[CopyKey]] = {}
-            new = []
-            for outcome in outcomes:
-                job = outcome.finding.job
-                known = recorded[job] if job in recorded else recorded.setdefault(job, _recorded(connection, job))
-                if (key := _key(outcome.finding)) not in known:
-                    known.add(key)
-                    new.append(outcome)
-            _record(connection, new, now)
-        return len(new)
-
-    def recorded_by_job(self, job: str) -> set[CopyKey]:
-        """Return the copies of which a job has recorded a verdict: store, bucket, key and version."""
-        with self._database.read() as connection:
-            return _recorded(connection, job)
+            append_verdicts(connection, verdicts)
 
     def of(self, bucket: str, key: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return the verdicts about an artifact's copies, the latest first."""
@@ -220,18 +187,6 @@ def head_of(connection: Connection) -> LogHead | None:
     """Return the last row of the log, or None if it is empty."""
     row = connection.execute(_HEAD).one_or_none()
     return LogHead(row.id, row.hash, row.at) if row else None
-
-
-def _recorded(connection: Connection, job: str) -> set[CopyKey]:
-    return {tuple(row) for row in connection.execute(_RECORDED, {"by": without_nul(job)})}
-
-
-def _key(finding: Finding) -> CopyKey:
-    return finding.store, finding.artifact.bucket, finding.artifact.key, finding.artifact.version
-
-
-def _record(connection: Connection, outcomes: Sequence[Outcome], now: datetime) -> None:
-    append_verdicts(connection, prepare_verdicts([VerdictRow.of(outcome) for outcome in outcomes], now))
 
 
 @dataclass(frozen=True, slots=True)

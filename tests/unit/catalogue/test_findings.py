@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
-from worker.catalogue import BAD, Finding, FindingKind, Outcome
+from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -121,6 +121,13 @@ def test_a_sweep_finds_what_became_lost_without_a_verdict(catalogue, artifact):
     assert kinds(catalogue, kind=FindingKind.LOST) == [("lost", None, "app.tgz")]
 
 
+def right_reads(catalogue, made):
+    """Return what a page records of copies that it has found right."""
+    found = [(each, catalogue.artifacts.copies(each)["dr"]) for each in made]
+    rows = [VerdictRow.of(Outcome(Finding("job-2", "dr", each, "verified"), copy)) for each, copy in found]
+    return Group([], rows)
+
+
 def test_more_open_findings_than_one_search_returns_are_resolved_too(catalogue, monkeypatch):
     """A group of right reads resolves its own findings, however many of other keys are between."""
     monkeypatch.setattr("worker.catalogue.findings._FEW", 1)
@@ -128,11 +135,7 @@ def test_more_open_findings_than_one_search_returns_are_resolved_too(catalogue, 
     for each in made:
         judged(catalogue, each, "dr", "corrupt")
     now = clock.now()
-    right = [
-        Outcome(Finding("job-2", "dr", each, "verified"), catalogue.artifacts.copies(each)["dr"])
-        for each in (made[0], made[3])
-    ]
-    catalogue.verifications.record_group(right, now=now)
+    catalogue.pages.record(catalogue.pages.begin("job-2", []), right_reads(catalogue, [made[0], made[3]]), now=now)
     corrupt = kinds(catalogue, kind=FindingKind.CORRUPT)
     assert corrupt == [("corrupt", "dr", "k1"), ("corrupt", "dr", "k2")]
 
@@ -149,15 +152,14 @@ def test_a_verdict_that_is_not_recorded_opens_nothing(catalogue, artifact, monke
 def test_right_reads_ask_once_a_group_and_write_no_finding(catalogue, catalogue_url):
     """A group of verified copies costs one search of the findings, however large it is."""
     made = [copied(catalogue, f"k{number}", "dr") for number in range(50)]
-    right = [Outcome(Finding("job-2", "dr", each, "verified"), catalogue.artifacts.copies(each)["dr"]) for each in made]
-    seen = []
+    right, page, seen = right_reads(catalogue, made), catalogue.pages.begin("job-2", []), []
 
     def listen(_connection, _cursor, statement, *_):
         seen.append(statement)
 
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", listen)
     try:
-        catalogue.verifications.record_group(right, now=clock.now())
+        catalogue.pages.record(page, right, now=clock.now())
     finally:
         sa.event.remove(sa.engine.Engine, "before_cursor_execute", listen)
     assert len([each for each in seen if "findings" in each]) == 1, catalogue_url

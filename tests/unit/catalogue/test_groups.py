@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, begin, stored
 from worker import clock
-from worker.catalogue import Finding, FinishedCopy, Held, Leased, LostLease, Outcome
+from worker.catalogue import Finding, FinishedCopy, Group, Held, Leased, LostLease, Outcome, PageOutcome, VerdictRow
 from zot_artifact_client.contract import JobState
 
 
@@ -21,10 +21,17 @@ def outcomes(catalogue, keys, *, job="page", verdict="verified"):
     return found
 
 
+def record(catalogue, found, *, job="page"):
+    """Record verdicts as a page does."""
+    page = catalogue.pages.get(job) or catalogue.pages.begin(job, [each.copy.id for each in found])
+    ended = [PageOutcome(each.copy.id, each.finding.artifact.path, 11, each.finding.verdict) for each in found]
+    catalogue.pages.record(page, Group(ended, [VerdictRow.of(each) for each in found]), now=clock.now())
+
+
 def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
     """Verdicts of a group follow each other in the chain, and each copy has what its own verdict says."""
     good, bad = outcomes(catalogue, ["a", "b"]), outcomes(catalogue, ["c"], verdict="corrupt")
-    assert catalogue.verifications.record_group([*good, *bad], now=clock.now()) == 3
+    record(catalogue, [*good, *bad])
     assert catalogue.verifications.first_broken() is None
     states = {each.finding.artifact.key: catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in good + bad}
     assert {key: copy.state.value for key, copy in states.items()} == {"a": "verified", "b": "verified", "c": "corrupt"}
@@ -33,12 +40,14 @@ def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
 
 
 def test_a_page_that_is_delivered_again_records_only_what_is_missing(catalogue):
-    """A verdict that the same job has recorded of a copy is skipped; another job records its own."""
-    assert catalogue.verifications.record_group(outcomes(catalogue, "ab"), now=clock.now()) == 2
-    assert catalogue.verifications.recorded_by_job("page") == {("dr", "releases", key, 1) for key in "ab"}
-    assert catalogue.verifications.record_group(outcomes(catalogue, "aabc"), now=clock.now()) == 1
-    assert catalogue.verifications.record_group(outcomes(catalogue, "a", job="other"), now=clock.now()) == 1
-    assert len(catalogue.verifications.of("releases", "a")) == 2
+    """What has a verdict is no longer open in the page, and the page tells its verdicts, but not those of others."""
+    found = outcomes(catalogue, "abc")
+    catalogue.pages.begin("page", [each.copy.id for each in found])
+    record(catalogue, found[:2])
+    record(catalogue, outcomes(catalogue, "c", job="other"), job="other")
+    assert catalogue.pages.get("page").open == [found[2].copy.id]
+    verdicts = {("dr", "releases", key, 1): ("verified", None) for key in "ab"}
+    assert catalogue.pages.verdicts_by("page") == verdicts
 
 
 def test_a_group_of_a_worker_that_lost_its_lease_is_void(catalogue):
@@ -46,11 +55,12 @@ def test_a_group_of_a_worker_that_lost_its_lease_is_void(catalogue):
     first = begin(catalogue, "page", now=clock.now() - 2 * LEASE).record
     assert isinstance(begin(catalogue, "page"), Leased)
     old, group = catalogue.fenced("page", first.fence), outcomes(catalogue, "ab")
+    catalogue.pages.begin("page", [each.copy.id for each in group])
     with pytest.raises(LostLease):
-        old.verifications.record_group(group, now=clock.now())
+        record(old, group)
     with pytest.raises(LostLease):
         old.artifacts.delete_copies([each.copy for each in group])
-    assert catalogue.verifications.recorded_by_job("page") == set()
+    assert catalogue.pages.verdicts_by("page") == {}
     assert catalogue.artifacts.count_by_state() == {"dr": {"stored": 2}}
 
 
