@@ -22,11 +22,16 @@ class NoReportStore(PermanentError):
     """The settings name no store for the report."""
 
 
+class ReportBucketTaken(PermanentError):
+    """The bucket for the report has artifacts under the names of the report."""
+
+
 def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJob) -> SweepReportResult:  # noqa: ARG001
     """Write the report under its time and as `latest`; remove the oldest ones beyond `sweep.report.keep`.
 
     Raises:
         NoReportStore: `sweep.report.store` is not set, or has no place for the report.
+        ReportBucketTaken: an artifact has one of its names; it is not overwritten.
         StorageError: the store did not take it.
     """
     # The commands are imported here: a worker starts without them.
@@ -49,6 +54,11 @@ def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJ
         "html": (page_of(document).encode(), "text/html; charset=utf-8"),
         "json": (json.dumps(document, default=jsonable).encode(), "application/json"),
     }
+    for name in (f"{_LATEST}.{form}" for form in forms):
+        if context.catalogue.artifacts.copies_by_store(bucket, name):
+            raise ReportBucketTaken(
+                f"{bucket}/{name} is an artifact, and the report would overwrite it: set sweep.report.bucket to another"
+            )
     store.create_bucket(bucket)
     keys = []
     for form, (body, kind) in forms.items():

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.sweeps.report import NoReportStore, sweep_report
+from tasks.sweeps.report import NoReportStore, ReportBucketTaken, sweep_report
+from tasks.upload import upload
 from worker import clock
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import ReportSweepSettings, SweepSettings
 from worker.storage.config import FilesystemConfig
-from zot_artifact_client.contract import SweepReportRequest, SweepReportResult
+from zot_artifact_client.contract import SweepReportRequest, SweepReportResult, UploadRequest
 
 
 @pytest.fixture
@@ -57,3 +58,12 @@ def test_without_a_store_the_sweep_says_so(run, context: Context, monkeypatch) -
     monkeypatch.setitem(context.settings.sweep.report.__dict__, "store", None)
     with pytest.raises(NoReportStore, match=r"sweep\.report\.store"):
         run(sweep_report, SweepReportRequest())
+
+
+def test_the_report_overwrites_no_artifact(run, source, context: Context, settings: Settings, monkeypatch) -> None:
+    """A bucket that has an artifact under a name of the report is refused by name, and nothing changes."""
+    run(upload, UploadRequest(bucket="web", key="latest.json", source=source(b"mine"), stores=("dr",)))
+    monkeypatch.setitem(context.settings.sweep.report.__dict__, "bucket", "web")
+    with pytest.raises(ReportBucketTaken, match=r"web/latest\.json"):
+        run(sweep_report, SweepReportRequest())
+    assert (folder(settings).parent / "web" / "latest.json").read_bytes() == b"mine"
