@@ -37,7 +37,10 @@ def attest(
     *,
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key to sign with, in PEM.")],
     within: Annotated[
-        timedelta, typer.Option(parser=_time, metavar="TIME", help="How old the last full read of a copy may be.")
+        timedelta,
+        typer.Option(
+            parser=_time, metavar="TIME", show_default="30d", help="How old the last full read of a copy may be."
+        ),
     ] = timedelta(days=30),
     copies: Annotated[int, typer.Option(metavar="N", min=1, help="How many copies there must be at least.")] = 1,
     verifier: Annotated[

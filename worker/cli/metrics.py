@@ -13,7 +13,10 @@ from worker.settings import load_settings
 
 def metrics(
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen on. It asks for no password.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="The address to listen on. No password is asked for, so limit who reaches it."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="The port to listen on; 0 for a free one.")

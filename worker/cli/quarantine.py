@@ -24,7 +24,11 @@ from worker.storage.units import parse_duration
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id
 
-app = typer.Typer(help="List, fetch, restore or purge the bad bytes that repairs have kept.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, fetch, restore or purge the bad bytes that repairs have kept.",
+    add_completion=False,
+    no_args_is_help=True,
+)
 
 Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 StoreName = Annotated[str, typer.Argument(metavar="STORE", help="The store whose quarantine it is in.")]
@@ -50,7 +54,7 @@ def _quarantine() -> None:
 
 @app.command("ls")
 def list_(
-    prefix: Annotated[str, typer.Argument(metavar="[BUCKET/]", help="Only ids that begin like this.")] = "",
+    prefix: Annotated[str, typer.Argument(metavar="BUCKET/", help="Only ids that begin like this.")] = "",
     *,
     store: Store = None,
     as_json: AsJson = False,

@@ -14,7 +14,9 @@ from worker.cli.session import opened
 from worker.gateway.access import ALL, TokenVerb, new_token
 from worker.storage.units import parse_duration
 
-app = typer.Typer(help="Make, list, rotate and revoke the access tokens of the gateway.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make, list, rotate and revoke the access tokens of the gateway.", add_completion=False, no_args_is_help=True
+)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -98,7 +100,9 @@ def rotate(
     name: Name,
     grace: Annotated[
         timedelta,
-        typer.Option(parser=_time, metavar="TIME", help="How long the old secret stays valid, such as 1h."),
+        typer.Option(
+            parser=_time, metavar="TIME", show_default="0s", help="How long the old secret stays valid, such as 1h."
+        ),
     ] = timedelta(),
     as_json: AsJson = False,
 ) -> None:
