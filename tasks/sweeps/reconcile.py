@@ -8,7 +8,7 @@ from worker import clock
 from worker.artifacts.inventories import InventoryListing, open_inventory
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.reconcile import compare
-from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, Sighting
+from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
@@ -104,8 +104,7 @@ class _Reconciliation:
         if run.count(FindingKind.MISSING) > self._most(run.recorded):
             return self._stop()
         opened, sent = self._confirm()
-        while settled := self._records.settled(run, self._bucket, self._prefix):
-            catalogue.findings.resolve(settled, "the listing agrees with the catalogue again", now=clock.now())
+        self._resolve()
         if self._bucket is None and self._inventory is None:
             catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, None, now=clock.now())
         self._records.end(run, "compared to the end", counts=True, now=clock.now())
@@ -137,6 +136,27 @@ class _Reconciliation:
                     return True
         self._records.record(run, seen)
         return False
+
+    def _resolve(self) -> None:
+        """Resolve the findings that the listing no longer shows.
+
+        An inventory report may leave out objects by a filter that its manifest does not tell: that an orphan is not in
+        it says nothing, and the store is asked for it.
+        """
+        findings, after = self._context.catalogue.findings, 0
+        while settled := self._records.settled(self._run, self._bucket, self._prefix, after=after):
+            after = settled[-1].id
+            gone = [
+                each.id
+                for each in settled
+                if self._inventory is None or each.kind is not FindingKind.ORPHAN or not self._is_orphan(each)
+            ]
+            findings.resolve(gone, "the listing agrees with the catalogue again", now=clock.now())
+
+    def _is_orphan(self, found: SettledFinding) -> bool:
+        self._job.heartbeat()
+        self._job.check()
+        return self._is_true(Sighting(found.bucket, found.key, FindingKind.ORPHAN, 0, None))
 
     def _most(self, recorded: int) -> int:
         return max(_FEW, int(recorded * self._settings.missing_percent / 100))

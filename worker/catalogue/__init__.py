@@ -37,7 +37,7 @@ from worker.catalogue.load import BadExport, NotEmpty, load
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
-from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, Sighting
+from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
 from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
@@ -124,6 +124,7 @@ __all__ = [
     "ResolvedFinding",
     "Rules",
     "Scope",
+    "SettledFinding",
     "Sighting",
     "StoreIdentities",
     "Superseded",

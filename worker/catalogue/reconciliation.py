@@ -55,6 +55,16 @@ class Sighting:
     first_run: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SettledFinding:
+    """An open finding that a listing no longer shows."""
+
+    id: int
+    kind: FindingKind
+    bucket: str
+    key: str
+
+
 @dataclass(slots=True)
 class ReconcileRun:
     """One run over a store: where it is, and what it has counted. `scope`: a bucket and a prefix, empty for all."""
@@ -143,8 +153,8 @@ class Reconciliations:
                 for bucket, key, kind, *rest in connection.execute(query)
             ]
 
-    def settled(self, run: ReconcileRun, bucket: str | None, prefix: str) -> list[int]:
-        """Return the ids of some open findings that the listing of this run no longer shows, within its scope.
+    def settled(self, run: ReconcileRun, bucket: str | None, prefix: str, *, after: int = 0) -> list[SettledFinding]:
+        """Return some open findings that the listing of this run no longer shows, within its scope, by id.
 
         A copy that a verdict has found bad stays a finding until another verdict or a write, and so does what was seen
         after the run began, or after the inventory report that it has read.
@@ -158,7 +168,8 @@ class Reconciliations:
             copies.c.artifact_id == artifacts.c.id, copies.c.store == row.store, copies.c.state == row.kind,
         )  # fmt: skip
         kinds = [FindingKind.ORPHAN, FindingKind.MISSING, FindingKind.SIZE_MISMATCH]
-        query = sa.select(row.id).where(
+        query = sa.select(row.id, row.kind, row.bucket, row.key).where(
+            row.id > after,
             row.resolved_at.is_(None),
             row.kind.in_(kinds),
             row.store == run.store,
@@ -169,7 +180,8 @@ class Reconciliations:
         if bucket is not None:
             query = query.where(row.bucket == bucket, *begins_with(row.key, prefix))
         with self._database.read() as connection:
-            return list(connection.execute(query.limit(_PAGE)).scalars())
+            rows = connection.execute(query.order_by(row.id).limit(_PAGE)).all()
+        return [SettledFinding(id_, FindingKind(kind), *where) for id_, kind, *where in rows]
 
     def end(self, run: ReconcileRun, outcome: str, *, counts: bool, now: datetime) -> None:
         """Record the end of a run. One that `counts` is what the next one is compared with; the other is forgotten."""

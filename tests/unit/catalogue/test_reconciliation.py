@@ -67,8 +67,8 @@ def test_only_what_no_verdict_has_judged_is_settled_by_a_listing(catalogue):
     catalogue.findings.see([*found, NewFinding(FindingKind.ORPHAN, "dr", "releases", "orphan")], now=now)
     run = catalogue.reconciliations.begin("dr", "", now=now, within=HOUR)
     catalogue.reconciliations.record(run, [seen("seen")])
-    keys = {catalogue.findings.get(id_).key for id_ in catalogue.reconciliations.settled(run, None, "")}
+    keys = {each.key for each in catalogue.reconciliations.settled(run, None, "")}
     assert keys == {"gone", "orphan"}
     assert {
-        catalogue.findings.get(id_).key for id_ in catalogue.reconciliations.settled(run, "releases", "o")
+        each.key for each in catalogue.reconciliations.settled(run, "releases", "o")
     } == {"orphan"}  # fmt: skip

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from worker import clock
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.inventories.files import ReportFiles
 from worker.artifacts.inventories.manifest import BadInventory, Report, check_checksum, parse_manifest
@@ -15,6 +16,7 @@ from worker.storage.driver import ListedObject
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_SEGMENT
 
 _HEARTBEAT = 1000
+_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class InventoryListing:
@@ -73,7 +75,8 @@ def open_inventory(
         heartbeat: called often; may raise.
 
     Raises:
-        BadInventory: it is incomplete, damaged, of another bucket or account, or does not have all that is needed.
+        BadInventory: it is incomplete, damaged, of the future, of another bucket or account, or does not have all that
+            is needed.
         StorageError, Snooze: it cannot be read.
     """
     files = ReportFiles(place, stores, settings, heartbeat)
@@ -83,6 +86,8 @@ def open_inventory(
         check_checksum(place, data, checksum)
     elif report.provider != "gcs":
         raise BadInventory(f"{place}: the file with its checksum is not beside it: the report is not complete")
+    if report.at > clock.now() + _CLOCK_SKEW:
+        raise BadInventory(f"{place}: it is of {report.at:%Y-%m-%d %H:%M} UTC, which is in the future")
     names = _Names(place, store, settings.stores[store], report)
     names.check_scope(bucket, prefix)
     with DiskSort(settings.spool_dir if settings.spool_dir.is_dir() else None) as rows:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.conformance.targets import one_of_each
 from tests.unit.artifacts.inventories.reports import AT, OLD, Object, azure_report, gcs_report, s3_report
 from worker import clock
 from worker.artifacts.inventories import BadInventory
+from worker.catalogue import FindingKind, NewFinding
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import SourceSettings
@@ -73,6 +75,8 @@ def report(source_root: Path, settings: Settings, store: str, monkeypatch) -> Ma
 
     def report(objects: list[Object], *, after: timedelta = timedelta()) -> Path:
         monkeypatch.setattr("tests.unit.artifacts.inventories.reports.AT", AT + after)
+        now = max(clock.now(), AT + after + timedelta(hours=1))
+        monkeypatch.setattr(clock, "now", lambda: now)
         directory, config = source_root / f"report-{next(numbers)}", settings.stores[store]
         if store == "azure":
             account = config.account_url or "http://account.blob.core.windows.net/"
@@ -120,6 +124,28 @@ def test_a_report_says_nothing_about_what_came_after_it(
     assert reconcile(report(lacking)).findings == {"missing": 1}
     assert reconcile(report(objects, after=-DAY)).seen == {}
     assert [each.key for each in context.catalogue.findings.page()] == ["a"]
+
+
+def test_an_orphan_that_a_report_leaves_out_stays_a_finding(
+    context: Context, store: str, objects: list[Object], report: Make, reconcile
+) -> None:
+    """A report may have a filter that it does not tell: the finding is resolved when the store has no such object."""
+    place = ("releases", "zz")
+    context.stores[store].write_object(*place, BytesIO(b"x"))
+    context.catalogue.findings.see([NewFinding(FindingKind.ORPHAN, store, *place)], now=AT - DAY)
+    reconcile(report(objects))
+    assert [(each.kind, each.key) for each in context.catalogue.findings.page()] == [("orphan", "zz")]
+    context.stores[store].delete_object(*place)
+    reconcile(report(objects, after=DAY))
+    assert context.catalogue.findings.page() == []
+
+
+def test_a_report_of_the_future_is_refused(objects: list[Object], report: Make, reconcile, monkeypatch) -> None:
+    """A wrong time would resolve findings of today, and keep later runs from confirming a difference."""
+    manifest = report(objects, after=DAY)
+    monkeypatch.setattr(clock, "now", lambda: AT)
+    with pytest.raises(BadInventory, match="in the future"):
+        reconcile(manifest)
 
 
 def test_a_report_that_lacks_too_much_or_is_not_whole_changes_nothing(
