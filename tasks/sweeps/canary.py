@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def sweep_canary(request: SweepCanaryRequest, context: JobContext, job: RunningJob) -> SweepCanaryResult:
-    """Close the rounds whose canary is repaired, tell of those that were missed, and begin the next ones.
+    """Close the rounds whose canary is repaired, open a finding for each that was missed, and begin the next ones.
 
     Nothing but the verify sweep finds a canary, and nothing but the repair sweep repairs it, as any other copy. Stores
     that are paused, read-only or without a reserved bucket have none.
@@ -56,7 +56,7 @@ class _Canary:
         self._canaries = context.catalogue.canaries
 
     def turn(self) -> str:
-        """Do what is next, and return what the canary does now."""
+        """Do the next step of the round, and return its state."""
         if not self._store.capabilities.reserved_buckets:
             return "none: the store has no reserved bucket"
         last = self._canaries.last(self._name)

@@ -1,1 +1,1 @@
-"""Alarms: tell what changed in the findings, by webhook, e-mail and log."""
+"""Alarms: send what changed in the findings, as one message (a digest), by webhook, e-mail and log."""

@@ -13,7 +13,7 @@ _WORDS = {"opened": "opened", "escalated": "still open", "resolved": "resolved"}
 
 
 def test_digest(now: datetime) -> dict[str, Any]:
-    """Return a digest that tells nothing: for `zot-artifacts alarms test`."""
+    """Return a digest without any finding, for `zot-artifacts alarms test`."""
     return {"id": str(uuid4()), "at": now.isoformat(), "test": True, "opened": [], "escalated": [], "resolved": [],
             "open": {}}  # fmt: skip
 

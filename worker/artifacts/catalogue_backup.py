@@ -134,7 +134,7 @@ def restore(backup: Backup, store: AnyStore, url: str, on_bytes: OnBytes | None 
 def rehearse(
     backup: Backup, store: AnyStore, catalogue: Catalogue, spool_dir: Path, on_bytes: OnBytes | None = None
 ) -> str | None:
-    """Restore a backup into a scratch database and compare it; return what is wrong with it, or None.
+    """Restore a backup into a temporary database and compare it; return what is wrong with it, or None.
 
     Compared are the rows of each table, the chain of the verification log, its head as the backup says it, and that
     the log of the catalogue today still has this head.

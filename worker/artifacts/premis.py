@@ -18,7 +18,7 @@ _UNKNOWN_FORMAT = "application/octet-stream"
 
 
 def premis(artifacts: Iterable[Artifact], catalogue: Catalogue) -> bytes:
-    """Return a PREMIS document: one object an artifact, its latest verdicts as events, and this program as agent.
+    """Return a PREMIS document: one object for each artifact, its latest verdicts as events, and this program as agent.
 
     Control characters of keys and of messages, which XML cannot hold, are replaced.
     """

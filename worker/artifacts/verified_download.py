@@ -34,7 +34,7 @@ class AvoidedStores:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, store: str) -> None:
-        """Have a store tried last for some seconds."""
+        """Record that a store failed: it is tried last for some seconds."""
         with self._lock:
             self._until[store] = time.monotonic() + _AVOIDED_FOR
 

@@ -48,7 +48,7 @@ class Canaries:
         self._database = database
 
     def last(self, store: str) -> CanaryRound | None:
-        """Return the last round of a store, with what the findings tell of it by now."""
+        """Return the last round of a store, with what the findings say of it now."""
         query = sa.select(canaries).where(canaries.c.store == store).order_by(canaries.c.id.desc()).limit(1)
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
@@ -79,7 +79,7 @@ class Canaries:
         return seen
 
     def close(self, of: CanaryRound, *, now: datetime) -> None:
-        """End a round: its canary is whole again, and a finding about it is one about any other copy."""
+        """End a round: the bytes of its canary are right again, and a finding about it counts as for any other copy."""
         with self._database.write() as connection:
             connection.execute(sa.update(canaries).where(canaries.c.id == of.id).values(closed_at=now))
 

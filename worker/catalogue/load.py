@@ -234,7 +234,7 @@ class _Checked:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Raise BadExport for a line that is not as it must be."""
+        """Raise BadExport for a line that breaks the format."""
         try:
             yield
         except (BadGzipFile, EOFError, zlib.error) as error:

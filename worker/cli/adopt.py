@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.checked_prefix import Claim, Place
+from worker.artifacts.layouts.checked_prefix import CheckedPrefix, Claim
 from worker.artifacts.layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
@@ -141,7 +141,7 @@ def _adopt_all(
     """
     under_way: deque[tuple[str, Job[Any]]] = deque()
     deadline = None if limit is None else time.monotonic() + limit
-    place = Place(session.stores[tally.store], tally.bucket, tally.prefix, spool_dir=session.settings.spool_dir)
+    place = CheckedPrefix(session.stores[tally.store], tally.bucket, tally.prefix, spool_dir=session.settings.spool_dir)
     with sender(session, f"adopting {tally.bucket}/{tally.prefix}") as way, place.sorter() as lists:
         if sums:
             _read_lists(place, tally, lists)
@@ -164,13 +164,13 @@ def _adopt_all(
     return tally
 
 
-def _read_lists(place: Place, tally: Tally, lists: DiskSort) -> None:
+def _read_lists(place: CheckedPrefix, tally: Tally, lists: DiskSort) -> None:
     """Sort the digests of all lists below the prefix and of those in the directories above it."""
     for fault in sort_lists(place, chain(lists_above(place, tally.prefix), place.listed()), lists):
         tally.fail(fault.key, "BadList", f"{tally.store}: {tally.bucket}/{fault.key}: {fault.detail}", Status.BAD)
 
 
-def _with_digests(place: Place, tally: Tally, lists: DiskSort) -> Iterator[tuple[ListedObject, str | None]]:
+def _with_digests(place: CheckedPrefix, tally: Tally, lists: DiskSort) -> Iterator[tuple[ListedObject, str | None]]:
     """Yield each object with the SHA-256 that the lists name, if they do; count what they name and what is gone."""
     named = (claim for claim in claims_of(lists) if claim.key.startswith(tally.prefix))
     claim = next(named, None)
@@ -207,7 +207,7 @@ def _listed_digest(store: Store, bucket: str, key: str) -> str:
     Raises:
         Failure: no list names it.
     """
-    place = Place(store, bucket)
+    place = CheckedPrefix(store, bucket)
     with place.sorter() as lists:
         for fault in sort_lists(place, lists_above(place, key), lists):
             complain(f"{store.name}: {bucket}/{fault.key}: {fault.detail}")

@@ -140,7 +140,7 @@ def _takes(app: Celery, server: ServerUrl, node: str, state: "State") -> Health:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a worker told: the queues that it consumes from, its processes, and how many of them are free."""
+    """What a worker answers: the queues that it consumes from, its processes, and how many of them are free."""
 
     queues: tuple[str, ...]
     processes: int

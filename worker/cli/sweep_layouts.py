@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from worker.artifacts.layouts.bagit import verify_bagit
-from worker.artifacts.layouts.checked_prefix import Fault, FaultKind, Place
+from worker.artifacts.layouts.checked_prefix import CheckedPrefix, Fault, FaultKind
 from worker.artifacts.layouts.ocfl import verify_ocfl
 from worker.artifacts.layouts.oci import verify_oci
 from worker.artifacts.layouts.sha256sums import verify_sha256sums
@@ -19,7 +19,7 @@ from worker.storage.keys import check_any_bucket
 from worker.storage.registry import Stores
 from zot_artifact_client.contract import Progress
 
-_LAYOUTS: dict[str, tuple[Callable[[Place], Iterator[Fault]], str]] = {
+_LAYOUTS: dict[str, tuple[Callable[[CheckedPrefix], Iterator[Fault]], str]] = {
     "oci": (verify_oci, "OCI layouts"),
     "bagit": (verify_bagit, "bags"),
     "ocfl": (verify_ocfl, "OCFL objects"),
@@ -48,7 +48,7 @@ def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bo
     try:
         with bar(f"{name}: listing") as shown:
             shown_objects = _Shown(name, shown.update)
-            place = Place(stores[store], bucket, prefix, dry_run=dry_run, on_bytes=shown_objects.moved)
+            place = CheckedPrefix(stores[store], bucket, prefix, dry_run=dry_run, on_bytes=shown_objects.moved)
             shown_objects.place = place
             for fault in verify(place):
                 counts[fault.kind] += 1
@@ -71,7 +71,7 @@ class _Shown:
         self._name = name
         self._update = update
         self._bytes = self._calls = 0
-        self.place: Place | None = None
+        self.place: CheckedPrefix | None = None
 
     def moved(self, count: int) -> None:
         self._bytes += count
@@ -82,7 +82,7 @@ class _Shown:
             self._update(Progress(step=step, bytes_done=self._bytes))
 
 
-def _print(name: str, place: Place, counts: Counter[FaultKind], faults: list[Fault], *, as_json: bool) -> None:
+def _print(name: str, place: CheckedPrefix, counts: Counter[FaultKind], faults: list[Fault], *, as_json: bool) -> None:
     tally, total = place.tally, sum(counts.values())
     if as_json:
         print_json(_document(name, place, counts, faults))
@@ -99,7 +99,7 @@ def _print(name: str, place: Place, counts: Counter[FaultKind], faults: list[Fau
     note("this sweep records nothing in the catalogue: its result is this report")
 
 
-def _document(name: str, place: Place, counts: Counter[FaultKind], faults: list[Fault]) -> dict[str, Any]:
+def _document(name: str, place: CheckedPrefix, counts: Counter[FaultKind], faults: list[Fault]) -> dict[str, Any]:
     tally = place.tally
     return {
         "sweep": name, "store": place.store.name, "bucket": place.bucket, "prefix": place.prefix,

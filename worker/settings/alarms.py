@@ -123,7 +123,7 @@ class EmailSettings(Section):
 
 
 class AlarmSettings(Section):
-    """Where findings are told. All that changed since the last digest is one message."""
+    """Where changes of findings are sent. All changes since the last digest are one message, the next digest."""
 
     enabled: bool = True
     every: Duration = timedelta(minutes=1)
@@ -131,7 +131,7 @@ class AlarmSettings(Section):
     escalate: Duration = timedelta(days=1)
     """A finding that is open and not acknowledged for so long is told a second time."""
     quiet: tuple[Told, ...] = ("suspect",)
-    """Kinds of findings that are not told. A second read resolves `suspect` or makes it another kind."""
+    """Kinds of findings that cause no alarm. A second read resolves `suspect` or makes it another kind."""
     log: bool = True
     """Write each digest to the log of the worker."""
     webhook: WebhookSettings | None = None

@@ -59,7 +59,7 @@ class Budget(Section):
         return (now.hour * 3600 + now.minute * 60 + now.second - begin) % _DAY < length
 
     def opens_at(self, now: datetime) -> datetime:
-        """Return when the sweep may read next: now, or at the begin of the hours."""
+        """Return when the sweep may read next: now, or at the beginning of the hours."""
         passed = (now.hour * 3600 + now.minute * 60 + now.second - self._window[0]) % _DAY
         return now if self.is_open(now) else now + timedelta(seconds=_DAY - passed)
 

@@ -8,12 +8,12 @@ from operator import itemgetter
 
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.layouts.checked_prefix import (
+    CheckedPrefix,
     Claim,
     Fault,
     FaultKind,
     InvalidLayout,
     NoLayout,
-    Place,
     fault_of,
     is_digest,
     joined,
@@ -47,8 +47,8 @@ class _Bag:
     encoding: str = "utf-8"
 
 
-def verify_bagit(place: Place) -> Iterator[Fault]:
-    """Verify every bag below a place; objects that are in no bag are `unreferenced`.
+def verify_bagit(place: CheckedPrefix) -> Iterator[Fault]:
+    """Verify every bag below a prefix; objects that are in no bag are `unreferenced`.
 
     Every file is compared by each algorithm that lists it, and every payload file must be listed. A file that
     `fetch.txt` names and that is not there is `missing`. Memory does not grow with the number of files.
@@ -69,7 +69,7 @@ def verify_bagit(place: Place) -> Iterator[Fault]:
         yield from _verify(place, root)
 
 
-def _roots(place: Place) -> set[str]:
+def _roots(place: CheckedPrefix) -> set[str]:
     roots: set[str] = set()
     for each in place.listed():
         place.tally.listed += 1
@@ -85,7 +85,7 @@ def _is_within(key: str, roots: set[str], below: str = "") -> bool:
     return any(key[:end] in roots and key[end:].startswith(below) for end in ends)
 
 
-def _verify(place: Place, root: str) -> Iterator[Fault]:
+def _verify(place: CheckedPrefix, root: str) -> Iterator[Fault]:
     bag = _Bag(root)
     yield from _read_declaration(place, bag)
     with place.sorter() as rows:
@@ -106,7 +106,7 @@ def _verify(place: Place, root: str) -> Iterator[Fault]:
     yield from _check_oxum(place, bag, counted)
 
 
-def _read_declaration(place: Place, bag: _Bag) -> Iterator[Fault]:
+def _read_declaration(place: CheckedPrefix, bag: _Bag) -> Iterator[Fault]:
     key = bag.root + _DECLARATION
     try:
         lines = place.small(key, _SMALL).decode("utf-8").splitlines()
@@ -128,14 +128,14 @@ def _read_declaration(place: Place, bag: _Bag) -> Iterator[Fault]:
         yield Fault(FaultKind.UNVERIFIABLE, key, f"tag files in {encoding['name']} cannot be read")
 
 
-def _manifests(place: Place, root: str) -> tuple[list[str], list[str]]:
+def _manifests(place: CheckedPrefix, root: str) -> tuple[list[str], list[str]]:
     """Return the names of the payload manifests and of the tag manifests."""
     some = [each.key.removeprefix(root) for part in ("manifest-", "tagmanifest-") for each in place.listed(root + part)]
     found = [match for name in some if (match := _MANIFEST.fullmatch(name))]
     return [each[0] for each in found if not each["tag"]], [each[0] for each in found if each["tag"]]
 
 
-def _sort_manifest(place: Place, bag: _Bag, name: str, rows: DiskSort) -> Iterator[Fault]:
+def _sort_manifest(place: CheckedPrefix, bag: _Bag, name: str, rows: DiskSort) -> Iterator[Fault]:
     """Sort the lines of a manifest as rows of key, manifest, algorithm and digest."""
     match = _MANIFEST.fullmatch(name)
     assert match is not None
@@ -154,7 +154,7 @@ def _sort_manifest(place: Place, bag: _Bag, name: str, rows: DiskSort) -> Iterat
     yield from _each_line(place, bag, name, sort)
 
 
-def _sort_fetch(place: Place, bag: _Bag, rows: DiskSort) -> Iterator[Fault]:
+def _sort_fetch(place: CheckedPrefix, bag: _Bag, rows: DiskSort) -> Iterator[Fault]:
     def sort(line: str) -> None:
         found = _FETCH.fullmatch(line)
         if found is None:
@@ -165,7 +165,7 @@ def _sort_fetch(place: Place, bag: _Bag, rows: DiskSort) -> Iterator[Fault]:
 
 
 def _each_line(
-    place: Place, bag: _Bag, name: str, do: Callable[[str], None], *, optional: bool = False
+    place: CheckedPrefix, bag: _Bag, name: str, do: Callable[[str], None], *, optional: bool = False
 ) -> Iterator[Fault]:
     """Do something with each line of a file of the bag, and yield what is wrong with it."""
     key, bad = bag.root + name, 0
@@ -233,7 +233,7 @@ class _Counted:
             yield each
 
 
-def _check_oxum(place: Place, bag: _Bag, counted: _Counted) -> Iterator[Fault]:
+def _check_oxum(place: CheckedPrefix, bag: _Bag, counted: _Counted) -> Iterator[Fault]:
     key = f"{bag.root}bag-info.txt"
     try:
         text = place.small(key, _SMALL).decode(bag.encoding, "replace")

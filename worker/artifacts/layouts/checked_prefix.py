@@ -107,7 +107,7 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
 
-class Place:
+class CheckedPrefix:
     """A prefix of a bucket, as a directory. Several threads may use it.
 
     `dry_run`: only the files of the layout itself are read; `on_bytes` is called with the size of each piece read.
@@ -293,7 +293,7 @@ def joined(base: str, path: str) -> str:
 
 
 def merged(
-    place: Place,
+    place: CheckedPrefix,
     listing: Iterable[ListedObject],
     claims: Iterable["Claim | Fault"],
     *,
@@ -323,5 +323,5 @@ def merged(
     yield from place.compare(work())
 
 
-def _missing(place: Place, claim: Claim) -> Fault:
+def _missing(place: CheckedPrefix, claim: Claim) -> Fault:
     return place.missing(claim.key, claim.absent or f"{claim.by} names it")

@@ -8,12 +8,12 @@ from itertools import groupby
 from typing import Any
 
 from worker.artifacts.layouts.checked_prefix import (
+    CheckedPrefix,
     Claim,
     Fault,
     FaultKind,
     InvalidLayout,
     NoLayout,
-    Place,
     fault_of,
     is_digest,
     joined,
@@ -56,8 +56,8 @@ class _Inventory:
     """Digests that no version has."""
 
 
-def verify_ocfl(place: Place) -> Iterator[Fault]:
-    """Verify every OCFL object below a place, which is a storage root, a part of one, or an object.
+def verify_ocfl(place: CheckedPrefix) -> Iterator[Fault]:
+    """Verify every OCFL object below a prefix, which is a storage root, a part of one, or an object.
 
     Each inventory is compared with its sidecar, all files of all versions with the inventories and their fixity
     blocks, and every file that no inventory names is `unreferenced`. Memory grows with the largest inventory.
@@ -82,7 +82,7 @@ def verify_ocfl(place: Place) -> Iterator[Fault]:
         yield from _verify(place, root, says)
 
 
-def _find(place: Place) -> tuple[dict[str, list[str]], list[str]]:
+def _find(place: CheckedPrefix) -> tuple[dict[str, list[str]], list[str]]:
     """Return the declarations by the roots of objects, and those of the storage root."""
     objects: dict[str, list[str]] = {}
     declared: list[str] = []
@@ -101,7 +101,7 @@ def _is_within(key: str, roots: Mapping[str, object]) -> bool:
     return any(key[:end] in roots for end in ends)
 
 
-def _check_declarations(place: Place, root: str, declared: list[str]) -> Iterator[Fault]:
+def _check_declarations(place: CheckedPrefix, root: str, declared: list[str]) -> Iterator[Fault]:
     if len(declared) > 1:
         yield Fault(FaultKind.INVALID, f"{root}0={declared[1]}", "it is the second declaration of one root")
     for says in declared:
@@ -113,7 +113,7 @@ def _check_declarations(place: Place, root: str, declared: list[str]) -> Iterato
             yield fault_of(error, key)
 
 
-def _verify(place: Place, root: str, declared: list[str]) -> Iterator[Fault]:
+def _verify(place: CheckedPrefix, root: str, declared: list[str]) -> Iterator[Fault]:
     yield from _check_declarations(place, root, declared)
     try:
         data = place.small(f"{root}inventory.json", _INVENTORY)
@@ -160,7 +160,7 @@ def _differences(key: str, version: str, older: _Inventory, now: _Inventory) -> 
                 yield Fault(FaultKind.INVALID, key, f"it has another state of {name} than the inventory of its object")
 
 
-def _checked_inventory(place: Place, directory: str, data: bytes) -> _Inventory:
+def _checked_inventory(place: CheckedPrefix, directory: str, data: bytes) -> _Inventory:
     """Compare an inventory with its sidecar and parse it.
 
     Raises:

@@ -16,12 +16,12 @@ from typing import Any
 
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.layouts.checked_prefix import (
+    CheckedPrefix,
     Claim,
     Fault,
     FaultKind,
     InvalidLayout,
     NoLayout,
-    Place,
     fault_of,
     is_digest,
     parse_object,
@@ -81,8 +81,8 @@ class _Link:
     unknown: bool = False
 
 
-def verify_oci(place: Place) -> Iterator[Fault]:
-    """Verify all blobs below a place against their names, and that manifests and blobs fit together.
+def verify_oci(place: CheckedPrefix) -> Iterator[Fault]:
+    """Verify all blobs below a prefix against their names, and that manifests and blobs fit together.
 
     A blob that no manifest names is `unreferenced`, and one that a manifest names and that is gone is `missing`. Memory
     does not grow with the number of blobs, but with the number of manifests of one repository.
@@ -101,7 +101,9 @@ def verify_oci(place: Place) -> Iterator[Fault]:
 
 
 class _Sweep:
-    def __init__(self, place: Place, blobs: DiskSort, named: DiskSort, links: DiskSort, wanted: DiskSort) -> None:
+    def __init__(
+        self, place: CheckedPrefix, blobs: DiskSort, named: DiskSort, links: DiskSort, wanted: DiskSort
+    ) -> None:
         self._place = place
         self._blobs = blobs
         """Rows of digest, root, key, size."""
@@ -118,7 +120,7 @@ class _Sweep:
         """Roots with a manifest that cannot be read: which of their blobs are unreferenced is not known."""
 
     def list_all(self) -> Iterator[Fault]:
-        """Sort the blobs and the links of the place, and yield the names that are no digests."""
+        """Sort the blobs and the links of the prefix, and yield the names that are no digests."""
         place = self._place
         for each in place.listed():
             place.tally.listed += 1

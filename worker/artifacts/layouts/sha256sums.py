@@ -12,12 +12,12 @@ from operator import itemgetter
 
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.layouts.checked_prefix import (
+    CheckedPrefix,
     Claim,
     Fault,
     FaultKind,
     InvalidLayout,
     NoLayout,
-    Place,
     fault_of,
     is_digest,
     joined,
@@ -44,8 +44,8 @@ def is_list(key: str) -> bool:
     return bool(_LIST.fullmatch(key) or (signed and _LIST.fullmatch(signed["list"])))
 
 
-def verify_sha256sums(place: Place) -> Iterator[Fault]:
-    """Verify every object that a list below a place names, or whose digest the store keeps beside it.
+def verify_sha256sums(place: CheckedPrefix) -> Iterator[Fault]:
+    """Verify every object that a list below a prefix names, or whose digest the store keeps beside it.
 
     An object without a digest is `unreferenced`, except the lists and their signatures.
 
@@ -74,7 +74,7 @@ def verify_sha256sums(place: Place) -> Iterator[Fault]:
         yield from merged(place, place.listed(), claims_of(rows), others=others)
 
 
-def sort_lists(place: Place, listing: Iterable[ListedObject], rows: DiskSort) -> Iterator[Fault]:
+def sort_lists(place: CheckedPrefix, listing: Iterable[ListedObject], rows: DiskSort) -> Iterator[Fault]:
     """Sort what the lists of a listing say, as rows of key, algorithm, digest and list; yield what is wrong in them."""
     for each in listing:
         place.tally.listed += 1
@@ -86,7 +86,7 @@ def sort_lists(place: Place, listing: Iterable[ListedObject], rows: DiskSort) ->
                 yield fault_of(error, each.key)
 
 
-def lists_above(place: Place, key: str) -> Iterator[ListedObject]:
+def lists_above(place: CheckedPrefix, key: str) -> Iterator[ListedObject]:
     """Yield the lists in the directory of a key and those above it, and the list beside it."""
     parts = key.split("/")
     above = ["/".join([*parts[:depth], name]) for depth in range(len(parts)) for name in ("SHA256SUMS", "SHA512SUMS")]
@@ -106,7 +106,7 @@ def claims_of(rows: DiskSort) -> Iterator[Claim]:
         yield Claim(key, digests, None, ", ".join(dict.fromkeys(row[3] for row in some)))
 
 
-def _sort_list(place: Place, key: str, found: re.Match[str], rows: DiskSort) -> Iterator[Fault]:
+def _sort_list(place: CheckedPrefix, key: str, found: re.Match[str], rows: DiskSort) -> Iterator[Fault]:
     base, bad = key[: key.rfind("/") + 1], 0
     algorithm = f"sha{found['of'] or found['beside']}"
     for number, raw in enumerate(place.lines(key), 1):

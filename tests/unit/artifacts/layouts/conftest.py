@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.artifacts.layouts.checked_prefix import Fault, NoLayout, Place
+from worker.artifacts.layouts.checked_prefix import CheckedPrefix, Fault, NoLayout
 from worker.storage.config import FilesystemConfig
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.store import Store
@@ -20,7 +20,7 @@ class Laid:
         self.root = root / "there"
         self.root.mkdir(parents=True)
         self.store = Store(FilesystemDriver("nas", FilesystemConfig(type="filesystem", root=root)))
-        self.place = Place(self.store, "there")
+        self.place = CheckedPrefix(self.store, "there")
         self.faults: list[Fault] = []
 
     def lay(self, files: Mapping[str, bytes]) -> None:
@@ -38,10 +38,10 @@ class Laid:
         (self.root / name).unlink()
 
     def find(
-        self, verify: Callable[[Place], Iterator[Fault]], prefix: str = "", **options: bool
+        self, verify: Callable[[CheckedPrefix], Iterator[Fault]], prefix: str = "", **options: bool
     ) -> set[tuple[str, str]]:
         """Return the faults as kind and key."""
-        self.place = Place(self.store, "there", prefix, **options)
+        self.place = CheckedPrefix(self.store, "there", prefix, **options)
         self.faults = list(verify(self.place))
         return {(str(each.kind), each.key) for each in self.faults}
 
