@@ -106,7 +106,7 @@ def back_up(
             continue
         try:
             catalogue.backup_times.set_written(store.name, clock.now())
-            removed += _remove_old(store, catalogue.identity, settings.keep)
+            removed += _remove_old(store, catalogue.identity, settings.keep, run.written[store.name])
             if run.is_rehearsal_due(store, settings):
                 rehearsed.append(store.name)
                 if fault := run.rehearse(store):
@@ -239,14 +239,16 @@ class _Run:
         return last is None or bool(bad) or clock.now() - last >= settings.rehearse
 
     def rehearse(self, store: AnyStore) -> str | None:
-        newest = backups(store, self._catalogue.identity)[0]
-        fault = rehearse(newest, store, self._catalogue, self._spool_dir, self._on_bytes)
+        found = backups(store, self._catalogue.identity)
+        written = next(each for each in found if each.key == self.written[store.name])
+        fault = rehearse(written, store, self._catalogue, self._spool_dir, self._on_bytes)
         self._catalogue.backup_times.set_rehearsed(store.name, clock.now())
         return fault
 
 
-def _remove_old(store: AnyStore, identity: str, keep: int) -> int:
-    old = backups(store, identity)[keep:]
+def _remove_old(store: AnyStore, identity: str, keep: int, written: str) -> int:
+    """Remove the oldest backups, but not the one just written: others may be from a clock that was ahead."""
+    old = [each for each in backups(store, identity)[keep:] if each.key != written]
     return sum(store.delete_object(BACKUP_BUCKET, each.key) for each in old)
 
 

@@ -84,6 +84,18 @@ def test_old_backups_go_when_new_ones_are_there(kept, stores, tmp_path):
     assert [len(backups(stores[name])) for name in NAMES] == [2, 2]
 
 
+def test_a_backup_of_a_clock_that_was_ahead_displaces_no_later_one(kept, stores, tmp_path, monkeypatch):
+    """What was just written stays and is the one that is restored for trial, whatever time older backups claim."""
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(days=365))
+    run(kept, stores, tmp_path, keep=1)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    done = run(kept, stores, tmp_path, keep=1, rehearse=timedelta(seconds=1))
+    assert done.faults == {}
+    for name in NAMES:
+        assert done.written[name] in {each.key for each in backups(stores[name])}
+
+
 def test_a_retried_job_writes_no_second_backup(kept, stores, tmp_path):
     """A store that has a good backup by the job already is left; one that has a damaged one gets another."""
     first = run(kept, stores, tmp_path, job="job-1")

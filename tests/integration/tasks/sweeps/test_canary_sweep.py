@@ -10,6 +10,7 @@ import pytest
 
 from tasks.replicate import replicate
 from tasks.sweeps.canary import sweep_canary
+from tasks.sweeps.evidence import sweep_evidence
 from tasks.sweeps.repair import sweep_repair
 from tests.conformance import targets
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
@@ -22,7 +23,7 @@ from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import CanarySweepSettings, RepairSweepSettings
 from worker.storage.config import FilesystemConfig
-from zot_artifact_client.contract import SweepCanaryRequest, SweepRepairRequest
+from zot_artifact_client.contract import SweepCanaryRequest, SweepEvidenceRequest, SweepRepairRequest
 
 KEY = canary.key_of("dr", 0)
 CONTENT = canary.content_of(KEY)
@@ -193,3 +194,13 @@ def test_a_directory_shows_no_trace_of_the_damage(context: Context, turn, settin
     assert context.stores["dr"].stat_object("zot-canary", KEY).sha256 == artifact.digest.sha256
     canary.damage(context.stores["dr"], config, KEY)
     assert path.read_bytes() == canary.damaged(CONTENT)
+
+
+def test_evidence_sends_no_read_of_a_canary(run, turn, monkeypatch) -> None:
+    """A canary measures the verify sweep: no comparison of listings makes its read earlier."""
+    assert turn() == "damaged"
+    now, jobs = clock.now(), list[Any]()
+    monkeypatch.setattr(clock, "now", lambda: now + DAY)
+    monkeypatch.setattr("tasks.sweeps.evidence.send_child", lambda _, request, **__: jobs.append(request))
+    run(sweep_evidence, SweepEvidenceRequest(store="dr"))
+    assert jobs == []
