@@ -287,6 +287,9 @@ def _end_open_jobs(connection: Connection, at: datetime) -> None:
     for name in ("artifact_locks", "pages"):
         connection.execute(sa.delete(metadata.tables[name]))
     connection.execute(sa.update(metadata.tables["batches"]).values(open=False))
+    rounds = metadata.tables["canaries"]  # one that was repaired since is never found again: it is damaged anew
+    begun = sa.update(rounds).where(rounds.c.closed_at.is_(None))
+    connection.execute(begun.values(damaged_at=None, detected_at=None, repaired_at=None))
 
 
 def _restart_grace(connection: Connection, now: datetime) -> None:

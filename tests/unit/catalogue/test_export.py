@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.unit.catalogue.test_catalogue import stored
+from tests.unit.catalogue.test_catalogue import DIGEST, stored
 from worker import clock
 from worker.catalogue import (
     BadExport,
@@ -262,6 +262,21 @@ def test_a_restored_catalogue_purges_nothing_at_once(tmp_path):
     restored = Catalogue(url)
     assert restored.deletions.count_due(now=now + week / 2) == 0
     assert restored.deletions.count_due(now=clock.now() + week) == 1
+    restored.close()
+
+
+def test_a_canary_that_was_open_in_a_backup_is_damaged_anew(tmp_path):
+    """It may have been repaired since, and would be missed by every verify sweep for ever."""
+    catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
+    artifact = catalogue.artifacts.record("zot-canary", "dr/0", DIGEST, {}, clock.now(), stores=["dr"])
+    begun = catalogue.canaries.begin("dr", "dr/0", now=clock.now())
+    catalogue.canaries.damaged(begun, artifact, now=clock.now())
+    url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
+    load(url, io.BytesIO(exported(catalogue)), restore=True)
+    catalogue.close()
+    restored = Catalogue(url)
+    last = restored.canaries.last("dr")
+    assert (last.key, last.damaged_at, last.closed_at) == ("dr/0", None, None)
     restored.close()
 
 
