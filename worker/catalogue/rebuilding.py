@@ -204,15 +204,21 @@ class _Write:
     def _versions(
         self, found: FoundKey, known: KnownKey, digests: Mapping[str, str | None], fresh: Sequence[FoundObject]
     ) -> dict[str, Artifact]:
-        """Return the versions of a key by digest: those that are known, and new ones by the time of their objects."""
+        """Return the versions of a key by digest: those that are known, and new ones by the time of their objects.
+
+        A version that was recorded from a cut copy alone has the size of the cut one, and is followed by a right one.
+        """
         versions = {each.digest.sha256: each for each in known.versions if each.tombstoned_at is None}
+        sizes = {each.read: each.size for each in fresh if each.read is not None}
+        cut = {sha256 for sha256, of in versions.items() if sizes.get(sha256, of.digest.size) != of.digest.size}
+        versions = {sha256: of for sha256, of in versions.items() if sha256 not in cut}
         groups: dict[str, list[FoundObject]] = {}
         for each in fresh:
             if (sha256 := digests.get(each.store)) is not None and sha256 not in versions:
                 groups.setdefault(sha256, []).append(each)
         number = max((each.version for each in known.versions), default=0)
         for sha256, group in sorted(groups.items(), key=lambda each: max(one.modified for one in each[1])):
-            if not self._may_follow(found, group, known):
+            if sha256 not in cut and not self._may_follow(found, group, known):
                 continue
             number += 1
             versions[sha256] = self._insert(found, number, sha256, group)

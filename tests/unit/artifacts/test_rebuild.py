@@ -216,6 +216,22 @@ def test_what_was_written_after_a_backup_is_the_next_version(catalogue, stores, 
     assert catalogue.artifacts.current("b", "rotten").digest.sha256 == sha256(b"third")
 
 
+def test_a_whole_copy_corrects_the_size_that_a_cut_one_had(catalogue, stores, file):
+    """A cut copy is corrupt with the digest that its store keeps; a whole one that comes later is a good copy."""
+    for name in NAMES:
+        put(stores, name, b"whole", day=1)
+    cut, before = file("dr"), file("dr").stat()
+    cut.write_bytes(b"who")
+    os.utime(cut, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run = Rebuild(catalogue, [stores["dr"]], Rules(), PageSettings(), job="rebuild-1")
+    assert dict(run.run().stores["dr"].outcomes) == {"corrupt": 1}
+    assert outcomes(rebuild(catalogue, stores))["primary"] == {"verified": 1}
+    current = catalogue.artifacts.current("b", "app")
+    assert current.digest.size == 5
+    seen = stores["primary"].verify_object("b", "app", current.digest)
+    assert seen.verdict == "verified"
+
+
 def test_a_held_artifact_gets_no_newer_version(catalogue, stores):
     """A hold keeps its content current, and the other content is a conflict."""
     put(stores, "dr", b"first", day=1)
