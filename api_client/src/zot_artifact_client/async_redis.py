@@ -38,7 +38,7 @@ class AsyncRedis:
         self._what = what
         self._url = url
         self._setting = setting
-        self._made: tuple[int, asyncio.AbstractEventLoop, Redis, asyncio.Semaphore] | None = None
+        self._made: dict[asyncio.AbstractEventLoop, tuple[int, Redis, asyncio.Semaphore]] = {}
         parsed = parse_url(url, setting)
         if not parsed.is_redis:
             msg = f"{setting}: {without_credentials(url)} is no Redis: the asynchronous client needs Redis or Valkey"
@@ -65,16 +65,20 @@ class AsyncRedis:
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
-        made, self._made = self._made, None
-        if made is not None and made[:2] == (os.getpid(), asyncio.get_running_loop()):
+        made = self._made.pop(asyncio.get_running_loop(), None)
+        if made is not None and made[0] == os.getpid():
             with suppress(Exception):  # the server is unavailable: then its connections are closed already
-                await made[2].aclose(close_connection_pool=True)
+                await made[1].aclose(close_connection_pool=True)
 
     def _here(self) -> tuple["Redis", asyncio.Semaphore]:
-        here = (os.getpid(), asyncio.get_running_loop())
-        if self._made is None or self._made[:2] != here:  # connections survive neither a fork nor their loop
-            self._made = (*here, self._make(), asyncio.Semaphore(MAX_CONNECTIONS))
-        return self._made[2:]
+        loop = asyncio.get_running_loop()
+        made = self._made.get(loop)
+        if made is None or made[0] != os.getpid():  # connections survive neither a fork nor their loop
+            for each in list(self._made):  # other threads may add theirs
+                if each.is_closed():
+                    self._made.pop(each, None)
+            made = self._made[loop] = (os.getpid(), self._make(), asyncio.Semaphore(MAX_CONNECTIONS))
+        return made[1:]
 
     def _make(self) -> "Redis":
         from redis.asyncio.retry import Retry

@@ -38,7 +38,7 @@ class AsyncResultBackend:
         self._server = server
         self._is_queued = is_queued
         self._codec = KeyValueStoreBackend(app=celery_app("disabled"))  # only reads what is stored
-        self._reads: list[tuple[str, asyncio.Future[Snapshot]]] = []
+        self._reads: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[Snapshot]]]] = {}
         self._flushes: set[asyncio.Task[None]] = set()
 
     async def snapshot(self, job_id: str) -> Snapshot:
@@ -87,7 +87,8 @@ class AsyncResultBackend:
 
     async def close(self) -> None:
         """Let the reads of cancelled waits end: each would connect again after the connections were closed."""
-        await asyncio.gather(*self._flushes, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(each for each in list(self._flushes) if each.get_loop() is loop), return_exceptions=True)
 
     async def _until_end(self, job_id: str, on_progress: OnAsyncProgress | None, *, is_job: bool = True) -> Snapshot:
         started = time.monotonic()
@@ -119,11 +120,15 @@ class AsyncResultBackend:
     async def _read(self, job_id: str) -> Snapshot:
         """Read one job, in one round trip with all others that are read at this moment."""
         loop = asyncio.get_running_loop()
-        if self._reads and self._reads[0][1].get_loop() is not loop:  # of a loop that has ended
-            self._reads = []
         future: asyncio.Future[Snapshot] = loop.create_future()
-        self._reads.append((job_id, future))
-        if len(self._reads) == 1:
+        reads = self._reads.get(loop)
+        if reads is not None:
+            reads.append((job_id, future))
+        else:
+            for each in list(self._reads):  # other threads may add theirs
+                if each.is_closed():
+                    self._reads.pop(each, None)
+            self._reads[loop] = [(job_id, future)]
             task = loop.create_task(self._flush())
             self._flushes.add(task)
             task.add_done_callback(self._flushes.discard)
@@ -131,7 +136,7 @@ class AsyncResultBackend:
 
     async def _flush(self) -> None:
         await asyncio.sleep(0)  # the other coroutines of this moment add theirs
-        reads, self._reads = self._reads, []
+        reads = self._reads.pop(asyncio.get_running_loop())
         try:
             found: Sequence[Snapshot | Exception] = await self._read_all([job_id for job_id, _ in reads])
         except Exception as error:  # noqa: BLE001 - each of the waits raises it

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,27 @@ def test_each_event_loop_and_process_has_connections_of_its_own(unserved: str) -
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     del works
     gc.collect()
+
+
+def test_event_loops_of_several_threads_share_a_client(unserved: str) -> None:
+    """Reads in two event loops at once all end, over few connections of each loop, and each loop closes its own."""
+    client = AsyncArtifactClient(unserved)
+    store(unserved, ["ended"])
+    with redis.Redis.from_url(unserved) as server:
+        before = server.info("stats")["total_connections_received"]
+        ready = threading.Barrier(2, timeout=WITHIN)
+
+        async def reads() -> None:
+            ready.wait()
+            for _ in range(200):
+                assert await asyncio.wait_for(client.verify_job("ended").state(), WITHIN) is JobState.SUCCEEDED
+            ready.wait()
+            await client.close()
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(asyncio.run, reads()) for _ in range(2)]:
+                done.result()
+        assert server.info("stats")["total_connections_received"] - before <= 2 * MAX_CONNECTIONS
 
 
 def test_what_cannot_be_used_is_told_at_once(unserved: str) -> None:
