@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.holds import check_hold
+from worker.catalogue.holds import begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, holds, tombstones
 from worker.catalogue.types import without_nul
@@ -73,6 +73,8 @@ class Deletions:
     def undo(self, bucket: str, key: str) -> Artifact:
         """Undo a delete: the version that was current then is current again.
 
+        It is refused while a job has begun to delete the bytes or to write others: one of the two has to wait.
+
         Raises:
             NotDeleted: it cannot be undone; says why.
         """
@@ -84,6 +86,8 @@ class Deletions:
                 raise NotDeleted(
                     f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC"
                 )
+            if writer := begun_writer(connection, bucket, key):
+                raise NotDeleted(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
             here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
             versions = sa.select(artifacts).where(here)
             newer = versions.where(artifacts.c.version > row.version).limit(1)

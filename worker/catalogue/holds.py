@@ -67,7 +67,7 @@ class Holds:
         with self._database.write() as connection:
             if found := _find(connection, bucket, key):
                 return found
-            if writer := _begun_writer(connection, bucket, key):
+            if writer := begun_writer(connection, bucket, key):
                 raise HoldTooLate(
                     f"{bucket}/{key} is not held: job {writer} has begun to delete or replace it; "
                     f"wait for it, or end it first: `zot-artifacts jobs cancel {writer}`"
@@ -121,7 +121,7 @@ _PURGING = sa.select(tombstones.c.purging_at).where(
 )
 
 
-def _begun_writer(connection: Connection, bucket: str, key: str) -> str | None:
+def begun_writer(connection: Connection, bucket: str, key: str) -> str | None:
     """Return the id of a job that has begun to delete or replace an artifact, also between two attempts."""
     found: str | None = connection.execute(_WRITER, {"path": f"{bucket}/{key}"}).scalar()
     pages = connection.execute(_PAGES, {"of": bucket, "under": key}).all()

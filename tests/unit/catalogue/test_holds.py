@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
-from worker.catalogue import Catalogue, HoldTooLate, Leased, OnHold
+from worker.catalogue import Catalogue, HoldTooLate, Leased, NotDeleted, OnHold
 from zot_artifact_client.contract import JobState
 
 LEASE = timedelta(seconds=30)
@@ -82,3 +82,15 @@ def test_what_is_being_purged_cannot_be_held(catalogue: Catalogue, begin) -> Non
     assert len(catalogue.deletions.begin_purge(tombstone, now=now) or ()) == 2
     with pytest.raises(HoldTooLate, match="being purged"):
         place(catalogue)
+
+
+def test_a_delete_is_not_undone_while_a_job_deletes_the_bytes(catalogue: Catalogue, begin) -> None:
+    """`delete --now` after a delete removes the bytes: an undo meanwhile would make an artifact without a copy."""
+    now, artifact = clock.now(), catalogue.artifacts.current("releases", "app")
+    assert artifact is not None
+    catalogue.deletions.begin(artifact, now=now, until=now + LEASE, by=None, reason=None, job="job-1")
+    job = begin("delete")
+    with pytest.raises(NotDeleted, match="job job-delete has begun"):
+        catalogue.deletions.undo("releases", "app")
+    catalogue.ledger.finish(job.id, job.fence, JobState.FAILED, now=clock.now())
+    assert catalogue.deletions.undo("releases", "app").version == 1
