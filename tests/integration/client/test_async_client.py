@@ -274,22 +274,22 @@ def test_each_event_loop_and_process_has_connections_of_its_own(unserved: str) -
     client = AsyncArtifactClient(unserved)
     store(unserved, ["ended"])
 
-    async def works() -> bool:
+    async def works(client: AsyncArtifactClient) -> bool:
         sent = await client.verify("b", "k")
         return await sent.state() is JobState.QUEUED and (await client.verify_job("ended").wait(WITHIN)).key == "k"
 
-    assert asyncio.run(works())
-    assert asyncio.run(works())
+    assert asyncio.run(works(client))
+    assert asyncio.run(works(client))
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            status = 0 if asyncio.run(works()) else 2
+            status = 0 if asyncio.run(works(client)) else 2
         finally:
             os._exit(status)
-    assert asyncio.run(works())
+    assert asyncio.run(works(client))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    del works
+    del client
     gc.collect()
 
 
