@@ -127,7 +127,7 @@ class ChunkCache:
         """Return a chunk of the disk whose bytes are right; remove one whose bytes are not."""
         path = self._path(sha256)
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb", buffering=0) as file:  # noqa: PTH123
+            with open(path, "rb", buffering=0, opener=_open_chunk) as file:
                 found = file.readall() if os.fstat(file.fileno()).st_size == size else b""
             if len(found) == size and hashlib.sha256(found).hexdigest() == sha256:
                 if used:
@@ -233,3 +233,8 @@ class ChunkCache:
     def _recount(self) -> None:
         with self._counter() as counter:
             self._count(counter, sum(size for _, size, _ in self._files()))
+
+
+def _open_chunk(path: str, _: int) -> int:
+    """Open what should be a chunk: no link is followed, and no pipe waited for."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -255,7 +255,6 @@ def test_a_broker_that_is_away_keeps_no_step_from_counting(laid, drive):
     assert driver.finish().outcomes == {"verified": 3}
 
 
-@pytest.mark.usefixtures("one_each")
 def test_the_last_step_comes_when_the_rest_is_expected_to_be_done(laid, drive, context, monkeypatch):
     """A batch waits as long as its rest is expected to take, at most a period; without progress it waits longer."""
     monkeypatch.setitem(context.settings.page.__dict__, "objects", 4)
@@ -274,6 +273,7 @@ def test_the_last_step_comes_when_the_rest_is_expected_to_be_done(laid, drive, c
     assert wait() < timedelta(minutes=30)
 
 
+@pytest.mark.usefixtures("one_each")
 def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     """A message that comes before its step is due does nothing, calls for no other, and leaves the progress alone."""
     laid(3)

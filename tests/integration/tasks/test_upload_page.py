@@ -22,7 +22,7 @@ from worker.storage.driver import SmallPut
 from worker.storage.errors import StorageError, Unavailable
 from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult
 
-NAMES = [f"d{number % 3}/f{number:03d}" for number in range(130)]
+NAMES = [f"d{number % 3}/f{number:03d}" for number in range(280)]
 
 
 class Killed(BaseException):
@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def directory(source_root: Path) -> Path:
-    """Return a directory of 130 files, which are more than one group."""
+    """Return a directory of 280 files, which are more than one group."""
     for number, name in enumerate(NAMES):
         path = source_root / "dir" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def assert_all_there(context: Context) -> None:
 def test_a_page_uploads_all_its_files(context: Context, request_: PageRequest, run: Callable[..., Any]) -> None:
     """Every file is a version with a copy in each store of its placement, and its locks are released."""
     result = run(page, request_)
-    assert (result.objects, result.outcomes, result.failed, result.left) == (130, {"stored": 130}, 0, ())
+    assert (result.objects, result.outcomes, result.failed, result.left) == (len(NAMES), {"stored": len(NAMES)}, 0, ())
     assert_all_there(context)
     again = run(page, request_)
-    assert again.outcomes == {"already_there": 130}
+    assert again.outcomes == {"already_there": len(NAMES)}
     assert_all_there(context)
 
 
@@ -105,7 +105,7 @@ def test_a_changed_file_is_a_failure_by_name(
     (directory / NAMES[3]).write_bytes(b"other bytes")
     (directory / NAMES[4]).unlink()
     result = run(page, request_)
-    assert result.outcomes == {"stored": 128, "failed": 2}
+    assert result.outcomes == {"stored": len(NAMES) - 2, "failed": 2}
     named = {each.key: each.message for each in result.failures}
     assert set(named) == {f"v1/{NAMES[3]}", f"v1/{NAMES[4]}"}
     assert "it has changed since the directory was listed" in named[f"v1/{NAMES[3]}"]
@@ -163,7 +163,7 @@ def test_a_page_that_is_delivered_again_goes_on(
         with pytest.raises(Killed):
             deliver(request_)
     result = deliver(request_)
-    assert (result.objects, result.failed, result.left) == (130, 0, ())
+    assert (result.objects, result.failed, result.left) == (len(NAMES), 0, ())
     assert set(result.outcomes) <= {"stored", "already_there"}
     assert_all_there(context)
 
@@ -187,5 +187,5 @@ def test_what_fails_transiently_or_is_locked_leaves_the_page(
     monkeypatch.setattr(LimitedStore, "write_objects", write)
     monkeypatch.setattr(ArtifactLocks, "acquire", acquire)
     result = run(page, request_)
-    assert result.outcomes == {"stored": 128}
+    assert result.outcomes == {"stored": len(NAMES) - 2}
     assert set(result.left) == {f"releases/v1/{NAMES[7]}", f"releases/v1/{NAMES[9]}"}

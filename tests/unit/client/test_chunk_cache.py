@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -201,7 +202,7 @@ def ask_in_process(root: Path, log: Path, number: int, hold: float) -> None:
 
 @pytest.fixture
 def processes() -> Iterator[Any]:
-    yield (context := multiprocessing.get_context("fork"))
+    yield (context := multiprocessing.get_context("spawn"))  # a fork of a process with threads may hang
     for child in context.active_children():
         child.kill()
 
@@ -223,18 +224,18 @@ def test_many_processes_fetch_a_chunk_once_and_a_killed_one_stops_none(tmp_path:
     assert len(log.read_text().split()) == 2
 
 
+def write_for_ever(root: Path) -> None:
+    cache = ChunkCache(root, max_size=60_000, min_free=0)
+    for number in count():
+        keep(cache, number % 200)
+
+
 def test_a_writer_that_was_killed_leaves_no_wrong_chunk(tmp_path: Path, processes: Any) -> None:
     """Processes that are killed while they write leave right chunks only, and their unfinished files are removed."""
     root = tmp_path / "cache"
     cache = ChunkCache(root, max_size=60_000, min_free=0)
-
-    def write() -> None:
-        own = ChunkCache(root, max_size=60_000, min_free=0)
-        for number in range(100_000):
-            keep(own, number % 200)
-
     for round_ in range(5):
-        child = processes.Process(target=write)
+        child = processes.Process(target=write_for_ever, args=(root,))
         child.start()
         until(lambda seen=round_: cache.stat().chunks > 5 + seen)
         os.kill(child.pid, signal.SIGKILL)
