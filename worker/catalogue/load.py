@@ -153,7 +153,8 @@ class _Load:
 
     def _read_tables(self) -> tuple[Any, str]:
         """Load all tables; return the last line, and the SHA-256 of the bytes before it."""
-        known = set(sa.inspect(self._connection).get_table_names())
+        there = sa.inspect(self._connection)
+        known = set(there.get_table_names())
         columns: list[tuple[str, ColumnKind]] = []
         insert: sa.Insert | None = None
         table, rows, size = "", list[dict[str, Any]](), 0
@@ -175,6 +176,8 @@ class _Load:
                     raise BadExport(f"the export is damaged: it has no table {table!r}, or has it twice")
                 self._rows[table] = 0
                 columns = [(str(name), KINDS[kind]) for name, kind in line["columns"]]
+                if strange := {name for name, _ in columns} - {each["name"] for each in there.get_columns(table)}:
+                    raise BadExport(f"the export is damaged: {table} has no column {min(strange)!r}")
                 insert = sa.insert(sa.table(table, *(sa.column(name, kind.type) for name, kind in columns)))
 
     def _insert(self, insert: sa.Insert | None, table: str, rows: list[dict[str, Any]]) -> None:

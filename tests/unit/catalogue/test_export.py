@@ -193,9 +193,17 @@ def nothing(_: bytes) -> bytes:
     return b""
 
 
+def with_a_strange_column(data: bytes) -> bytes:
+    assert b'"lease_until"' in data
+    return data.replace(b'"lease_until"', b'"lease_untjl"', 1)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [cut, without_end, without_a_row, with_another_digest, with_more, of_the_future, no_export, nothing, cut_gzip],
+    [
+        *(cut, without_end, without_a_row, with_another_digest, with_more, of_the_future, no_export, nothing, cut_gzip),
+        with_a_strange_column,
+    ],
 )
 def test_a_damaged_export_loads_nothing(data, tmp_path, damage: Callable[[bytes], bytes]):
     """A cut, changed or foreign file is refused, and leaves neither rows nor a new database behind."""
