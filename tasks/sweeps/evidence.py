@@ -9,7 +9,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.evidence import check_copy, compare_listed
-from worker.artifacts.inventories import InventoryListing, open_inventory
+from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import EvidenceCheck, RecordedEvidence
 from worker.context import JobContext
@@ -52,14 +52,8 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
     settings = context.settings.sweep.evidence
 
     def compare(name: str) -> StoreEvidence:
-        store = context.stores[name]
-        if request.inventory is None:
-            return _Comparison(context, job, store, request).run()
-        with open_inventory(
-            request.inventory, name, request.bucket, request.prefix,
-            stores=context.stores, settings=context.settings, heartbeat=job.heartbeat,
-        ) as inventory:  # fmt: skip
-            return _Comparison(context, job, store, request, inventory).run()
+        with requested_inventory(request, name, context, job.heartbeat) as inventory:
+            return _Comparison(context, job, context.stores[name], request, inventory).run()
 
     names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
     return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))
@@ -74,7 +68,7 @@ class _Comparison:
         job: RunningJob,
         store: LimitedStore,
         request: SweepEvidenceRequest,
-        inventory: InventoryListing | None = None,
+        inventory: InventoryListing | None,
     ) -> None:
         self._context = context
         self._job = job

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
-from worker.artifacts.inventories import InventoryListing, open_inventory
+from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.reconcile import compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
@@ -53,14 +53,8 @@ def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: Ru
     settings = context.settings.sweep.reconcile
 
     def reconcile(name: str) -> ReconciledStore:
-        store = context.stores[name]
-        if request.inventory is None:
-            return _Reconciliation(context, job, store, request).run()
-        with open_inventory(
-            request.inventory, name, request.bucket, request.prefix,
-            stores=context.stores, settings=context.settings, heartbeat=job.heartbeat,
-        ) as inventory:  # fmt: skip
-            return _Reconciliation(context, job, store, request, inventory).run()
+        with requested_inventory(request, name, context, job.heartbeat) as inventory:
+            return _Reconciliation(context, job, context.stores[name], request, inventory).run()
 
     names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
     return SweepReconcileResult(stores=tuple(for_each_store(names, reconcile)))
@@ -75,7 +69,7 @@ class _Reconciliation:
         job: RunningJob,
         store: LimitedStore,
         request: SweepReconcileRequest,
-        inventory: InventoryListing | None = None,
+        inventory: InventoryListing | None,
     ) -> None:
         self._context = context
         self._job = job

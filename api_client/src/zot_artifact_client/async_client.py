@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, Self, TypeAlias, TypeVar, Unpack, overload
 
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs
 from zot_artifact_client.async_redis import AsyncRedis
@@ -50,6 +50,7 @@ from zot_artifact_client.outbox import MESSAGES, Outgoing, push
 from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK, question, read_answer
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
 from zot_artifact_client.verbs import (
+    UploadFields,
     Verbs,
     check_service,
     digests_of,
@@ -376,21 +377,14 @@ class AsyncArtifactClient(AsyncArtifacts):
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        **fields: Unpack[UploadFields],
     ) -> AsyncJob[UploadResult]:
         self._check_open()
-        fields = sent_fields(
-            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties,
-        )  # fmt: skip
+        sent = sent_fields(path, bucket, key, **fields)
         async with _told(on_progress) as tell:
-            send = partial(self._bytes.send, path, fields, idempotency_key=idempotency_key, on_progress=tell)
+            send = partial(self._bytes.send, path, sent, idempotency_key=idempotency_key, on_progress=tell)
             return self.upload_job(await asyncio.to_thread(send))
 
     async def snapshot(self, job_id: str) -> Snapshot:

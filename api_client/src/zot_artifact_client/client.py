@@ -4,7 +4,7 @@ import io
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 from zot_artifact_client.broker_jobs import BrokerJobs
 from zot_artifact_client.chunk_cache import ChunkCache
@@ -42,7 +42,7 @@ from zot_artifact_client.job import Job, Jobs
 from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
-from zot_artifact_client.verbs import Verbs, check_service, request_of, sent_fields, spec_of
+from zot_artifact_client.verbs import UploadFields, Verbs, check_service, request_of, sent_fields, spec_of
 
 
 class Artifacts(
@@ -325,21 +325,14 @@ class ArtifactClient(Artifacts):
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        **fields: Unpack[UploadFields],
     ) -> Job[UploadResult]:
         self._check_open()
-        fields = sent_fields(
-            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties,
-        )  # fmt: skip
-        sent = self._bytes.send(path, fields, idempotency_key=idempotency_key, on_progress=on_progress)
-        return self.upload_job(sent)
+        sent = sent_fields(path, bucket, key, **fields)
+        job = self._bytes.send(path, sent, idempotency_key=idempotency_key, on_progress=on_progress)
+        return self.upload_job(job)
 
     def warm(self, bucket: str, key: str) -> ShowResult:
         """Bring all chunks of an artifact into the cache. Raise as `open`."""

@@ -36,7 +36,7 @@ def send_file(
     """Send the bytes of a file for an upload with these fields, and return the id of its job.
 
     The SHA-256 is computed first, unless `fields` has it, and announced: a job whose bytes have another one fails. The
-    same call with the same idempotency key goes on after the bytes that have arrived.
+    same call with the same idempotency key continues after the bytes that have arrived.
 
     Raises:
         OSError: the file cannot be read.

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from zot_artifact_client.async_client import AsyncArtifacts
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs, OnAsyncProgress
@@ -40,7 +40,7 @@ from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
 from zot_artifact_client.queries import QUERY_TIMEOUT, read_answer
 from zot_artifact_client.snapshot import Snapshot, unknown_job
-from zot_artifact_client.verbs import check_service, idempotency_mismatch, payload_of, spec_of
+from zot_artifact_client.verbs import UploadFields, check_service, idempotency_mismatch, payload_of, spec_of
 
 _TICK = 0.005
 
@@ -140,19 +140,12 @@ class InMemoryArtifactClient(Artifacts):
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        **fields: Unpack[UploadFields],
     ) -> Job[UploadResult]:
         del on_progress
-        return self.upload(
-            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties, idempotency_key=idempotency_key,
-        )  # fmt: skip
+        return self.upload(path, bucket, key, idempotency_key=idempotency_key, **fields)
 
     def warm(self, bucket: str, key: str) -> ShowResult:
         """Return what is shown: there is no cache to fill."""
@@ -304,19 +297,12 @@ class AsyncInMemoryArtifactClient(AsyncArtifacts):
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        **fields: Unpack[UploadFields],
     ) -> AsyncJob[UploadResult]:
         del on_progress
-        return await self.upload(
-            path, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties, idempotency_key=idempotency_key,
-        )  # fmt: skip
+        return await self.upload(path, bucket, key, idempotency_key=idempotency_key, **fields)
 
     async def snapshot(self, job_id: str) -> Snapshot:
         return self.memory.snapshot(job_id)

@@ -5,7 +5,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
 
 from pydantic import ValidationError
 
@@ -24,6 +24,7 @@ from zot_artifact_client.contract import (
     ResultT,
     Symlinks,
     TaskSpec,
+    UploadRequest,
     Verb,
 )
 from zot_artifact_client.errors import IdempotencyMismatch, InvalidRequest
@@ -44,6 +45,16 @@ _ENVELOPE_SIZE = 16 * 1024
 """Bytes that a message may have beside its body: its headers, which repeat the beginning of the fields."""
 PIPELINE_SIZE = 500
 """Jobs that are sent in one round trip: some hundred kilobytes."""
+
+
+class UploadFields(TypedDict, total=False):
+    """What may be given of an upload beside its source, its bucket and its key; see `Verbs.upload`."""
+
+    sha256: str | None
+    stores: str | Iterable[str] | None
+    metadata: Mapping[str, str] | None
+    storage_classes: Mapping[str, str] | None
+    properties: Mapping[str, str] | None
 
 
 class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, SweepT]):
@@ -75,17 +86,10 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         that the store is to use. `properties` are kept beside the bytes and sent as headers to those who download them
         from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
         """
-        request = request_of(
-            UPLOAD,
-            source=os.fspath(source),
-            bucket=bucket,
-            key=key,
-            sha256=sha256,
-            stores=_names(stores),
-            metadata=None if metadata is None else dict(metadata),
-            storage_classes=None if storage_classes is None else dict(storage_classes),
-            **dict(properties or {}),
-        )
+        request = upload_request(
+            source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
+            properties=properties,
+        )  # fmt: skip
         return cast("UploadT", self._send(UPLOAD, request, idempotency_key))
 
     def replicate(
@@ -280,29 +284,29 @@ def digests_of(page: Iterable[Outgoing], kind: str | None = None) -> dict[str, s
     return {job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload) for job in page}
 
 
-def sent_fields(
-    path: str | os.PathLike[str],
-    bucket: str,
-    key: str,
-    *,
-    sha256: str | None,
-    stores: str | Iterable[str] | None,
-    metadata: Mapping[str, str] | None,
-    storage_classes: Mapping[str, str] | None,
-    properties: Mapping[str, str] | None,
-) -> dict[str, object]:
-    """Return the fields of an upload whose bytes are sent to the gateway. Raise InvalidRequest."""
-    request = request_of(
+def upload_request(
+    source: str | os.PathLike[str], bucket: str, key: str, **fields: Unpack[UploadFields]
+) -> UploadRequest:
+    """Return the request of an upload. Raise InvalidRequest."""
+    metadata, classes = fields.get("metadata"), fields.get("storage_classes")
+    return request_of(
         UPLOAD,
-        source=os.fspath(path),
+        source=os.fspath(source),
         bucket=bucket,
         key=key,
-        sha256=sha256,
-        stores=_names(stores),
+        sha256=fields.get("sha256"),
+        stores=_names(fields.get("stores")),
         metadata=None if metadata is None else dict(metadata),
-        storage_classes=None if storage_classes is None else dict(storage_classes),
-        **dict(properties or {}),
+        storage_classes=None if classes is None else dict(classes),
+        **dict(fields.get("properties") or {}),
     )
+
+
+def sent_fields(
+    path: str | os.PathLike[str], bucket: str, key: str, **fields: Unpack[UploadFields]
+) -> dict[str, object]:
+    """Return the fields of an upload whose bytes are sent to the gateway. Raise InvalidRequest."""
+    request = upload_request(path, bucket, key, **fields)
     return {name: value for name, value in request.payload().items() if name != "source"}
 
 

@@ -1,7 +1,7 @@
 """List a store from an inventory report, by the bytes of the keys, as its driver would."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from worker import clock
@@ -9,11 +9,13 @@ from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.inventories.files import ReportFiles
 from worker.artifacts.inventories.manifest import BadInventory, Report, check_checksum, parse_manifest
 from worker.artifacts.inventories.rows import InventoryRow, read_rows
+from worker.context import JobContext
 from worker.limits.limited_store import LimitedStores
 from worker.settings import Settings
 from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.driver import ListedObject
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_SEGMENT
+from zot_artifact_client.contract import SweepEvidenceRequest, SweepReconcileRequest
 
 _HEARTBEAT = 1000
 _CLOCK_SKEW = timedelta(minutes=5)
@@ -47,6 +49,24 @@ class InventoryListing:
             if key.startswith(prefix):
                 size = None if size < 0 else size
                 yield ListedObject(key, size, version, datetime.fromtimestamp(modified, UTC)), dict(checksums)
+
+
+def requested_inventory(
+    request: SweepEvidenceRequest | SweepReconcileRequest,
+    store: str,
+    context: JobContext,
+    heartbeat: Callable[[], object],
+) -> AbstractContextManager[InventoryListing | None]:
+    """Open the report that a sweep reads in place of the listing of a store; None where none is named.
+
+    Raise as `open_inventory`.
+    """
+    if request.inventory is None:
+        return nullcontext()
+    return open_inventory(
+        request.inventory, store, request.bucket, request.prefix,
+        stores=context.stores, settings=context.settings, heartbeat=heartbeat,
+    )  # fmt: skip
 
 
 @contextmanager
