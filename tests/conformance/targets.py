@@ -229,7 +229,7 @@ def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target
                 yield str(blob.name)
 
     def open_upload(bucket: str, key: str) -> None:
-        service.get_blob_client(*named(bucket, key)).stage_block("somebody-elses", b"x")
+        service.get_blob_client(*named(bucket, key)).stage_block("another-program", b"x")
 
     store = Store(open_driver(name, config), spool_dir=spool)
     return Target(name, store, stale_files=stale_files, open_upload=open_upload)

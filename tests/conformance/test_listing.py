@@ -135,7 +135,7 @@ class TestListing:
         assert bucket.keys("nothing") == []
 
     def test_after(self, bucket: BucketUnderTest) -> None:
-        """A listing goes on behind a key, whether that key exists or not."""
+        """A listing continues after a key, whether that key exists or not."""
         for key in ("a", "b/1", "b/2", "c"):
             bucket.write(key, b"")
         assert bucket.keys(after="b/1") == ["b/2", "c"]

@@ -58,7 +58,7 @@ def test_a_worker_that_shuts_down_requeues_its_job(valkey, ministack, tmp_path):
 
 
 def test_a_job_that_kills_its_worker_each_time_is_dead(valkey, ministack, tmp_path):
-    """After as many deaths in a row as are allowed the job is dead, says why, and the queue goes on behind it."""
+    """After as many deaths in a row as are allowed the job is dead, says why, and the queue continues after it."""
     with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("only", beat=True) as only:
         job = fleet.client.upload(fleet.source(), "releases", "poison.bin")
         for attempt in (1, 2, 3):

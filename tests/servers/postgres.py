@@ -16,7 +16,7 @@ import psycopg
 from tests.servers.process import Server, ServerFailed, ServerMissing, server_environment
 from worker.catalogue import Catalogue
 
-SOMEBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+UNPRIVILEGED = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 _SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
@@ -123,7 +123,7 @@ def _as_user() -> tuple[str, ...]:
         return ()
     if (
         shutil.which("unshare")
-        and subprocess.run((*SOMEBODY, "true"), check=False, capture_output=True).returncode == 0
+        and subprocess.run((*UNPRIVILEGED, "true"), check=False, capture_output=True).returncode == 0
     ):
-        return SOMEBODY
+        return UNPRIVILEGED
     raise ServerMissing("PostgreSQL does not run as root, and no user namespace can be made: test as another user")

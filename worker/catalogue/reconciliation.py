@@ -92,7 +92,7 @@ class Reconciliations:
     def begin(
         self, store: str, scope: str, *, now: datetime, within: timedelta, at: datetime | None = None
     ) -> ReconcileRun:
-        """Begin a run, or go on with the one of this store and scope that was begun `within` this time, unfinished.
+        """Begin a run, or continue with the one of this store and scope that was begun `within` this time, unfinished.
 
         `at`: the time of an inventory report. It is that of the run, which always begins anew; the same report is the
         same run, so that it never counts as a second sighting.

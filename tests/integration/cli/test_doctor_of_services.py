@@ -53,8 +53,8 @@ class _Interactive(Worker):
 
 def test_a_queue_without_a_worker_is_bad(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
     """Without any worker, and with one that serves other queues only, the line names what is missing."""
-    nobody = doctor()["workers"]
-    assert (nobody["outcome"], nobody["detail"]) == ("bad", "none answers")
+    unserved = doctor()["workers"]
+    assert (unserved["outcome"], unserved["detail"]) == ("bad", "none answers")
     with _Interactive(tmp_path, broker.url, concurrency=1):
         found = doctor()["workers"]
     assert (found["outcome"], "none serves transfer, sweep" in found["detail"]) == ("bad", True)

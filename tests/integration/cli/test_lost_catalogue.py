@@ -54,7 +54,7 @@ def digests(home: Path) -> dict[str, str]:
 
 
 def test_a_lost_catalogue_comes_back_by_backup_and_by_rebuild(home, valkey, incoming, capsys):
-    """Both ways end with the same artifacts and digests, and the worker goes on with either catalogue."""
+    """Both ways end with the same artifacts and digests, and the worker continues with either catalogue."""
     with working(home, valkey, incoming), ArtifactClient(valkey.url) as client:
         for key in ("a", "b"):
             upload(client, incoming, key, key.encode())

@@ -221,7 +221,7 @@ def test_no_broker_is_told_in_seconds(silent: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("zot_artifact_client.async_redis.SOCKET_TIMEOUT", 0.5)
 
     async def scene(port: int) -> None:
-        async with AsyncArtifactClient(f"redis://somebody:hunter2@127.0.0.1:{port}/0") as client:
+        async with AsyncArtifactClient(f"redis://service:hunter2@127.0.0.1:{port}/0") as client:
             job = client.job("some-job")
             calls = (client.verify("b", "k"), job.wait(), job.cancel(), client.show("b", "k"))
             for caught in await asyncio.gather(*calls, return_exceptions=True):

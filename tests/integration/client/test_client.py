@@ -111,7 +111,7 @@ def until_running(client: ArtifactClient, job_id: str) -> Progress:
 
 
 def refused_url() -> str:
-    return f"redis://somebody:hunter2@127.0.0.1:{free_port()}/0"
+    return f"redis://service:hunter2@127.0.0.1:{free_port()}/0"
 
 
 def test_a_job_goes_round(client: ArtifactClient, worker: None) -> None:
@@ -400,7 +400,7 @@ def test_an_ended_job_is_not_cancelled(client: ArtifactClient, worker: None) -> 
 
 
 def test_a_client_made_before_a_fork_works_in_both_processes(client: ArtifactClient, worker: None) -> None:
-    """A client of a module works in the children of a prefork pool, and goes on working in their parent."""
+    """A client of a module works in the children of a prefork pool, and works on in their parent."""
     client.upload("/srv/in/app.tgz", "releases", "app.tgz").wait(WITHIN)
     child = os.fork()
     if child == 0:

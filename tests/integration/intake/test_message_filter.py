@@ -83,10 +83,10 @@ def test_a_client_that_waits_for_a_refused_job_is_told(valkey, worker, broker, e
     message["headers"]["timelimit"] = SECRET
     broker.lpush("interactive", json.dumps(message))
     with (
-        Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as anybody,
+        Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as outsider,
         pytest.raises(Exception, match="timelimit"),
     ):
-        anybody.AsyncResult(job).get(timeout=WITHIN)
+        outsider.AsyncResult(job).get(timeout=WITHIN)
     record = ended(job)
     assert (record.state, record.error["type"]) == ("refused", "InvalidMessage")
     assert dict(record.request) == {}
@@ -133,8 +133,8 @@ def test_what_is_published_does_not_end_the_worker_either(worker, broker, valkey
     """Nonsense on the channels by which workers talk is dropped, and remote control goes on."""
     pids = (worker.pid, worker.children())
     broker.publish(channel, data)
-    with Celery(broker=valkey.url, set_as_current=False) as anybody:
-        assert until(lambda: anybody.control.ping(timeout=2))
+    with Celery(broker=valkey.url, set_as_current=False) as outsider:
+        assert until(lambda: outsider.control.ping(timeout=2))
     assert (worker.pid, worker.children()) == pids
     assert worker.running
     assert SECRET not in worker.log
@@ -178,8 +178,8 @@ def test_the_first_version_of_celerys_protocol_works(worker, broker, ended):
 
 def test_celerys_own_clients_work(valkey, worker, ended):
     """`send_task` and `celery call` need nothing of ours."""
-    with Celery(broker=valkey.url, set_as_current=False) as anybody:
-        sent = anybody.send_task(
+    with Celery(broker=valkey.url, set_as_current=False) as outsider:
+        sent = outsider.send_task(
             VERIFY.name, kwargs=FIELDS, queue="interactive", countdown=0.5, expires=60, time_limit=30
         )
     assert ended(sent.id).error["type"] == "NotFound"

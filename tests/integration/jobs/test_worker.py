@@ -166,8 +166,8 @@ def test_a_killed_child_does_not_take_its_job_with_it(client, worker, catalogue,
 )
 def test_a_message_that_is_no_request_is_refused_by_name_and_recorded(valkey, worker, catalogue, name, fields, says):
     """A malformed message and an unknown version get an error that names them, a record, and nothing happens."""
-    with Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as anybody:
-        sent = anybody.send_task(name, kwargs=fields, queue=Queue.INTERACTIVE.value)
+    with Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as outsider:
+        sent = outsider.send_task(name, kwargs=fields, queue=Queue.INTERACTIVE.value)
         with pytest.raises(Exception, match=says):
             sent.get(timeout=WITHIN)
     record = until(lambda: catalogue.ledger.get(sent.id))
@@ -198,8 +198,8 @@ def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):
 
 def test_every_task_of_the_contract_is_registered(valkey, worker):
     """The worker has each task that the contract names, and no other one of ours."""
-    with Celery(broker=valkey.url, set_as_current=False) as anybody:
-        registered = next(iter(anybody.control.inspect(timeout=WITHIN, limit=1).registered().values()))
+    with Celery(broker=valkey.url, set_as_current=False) as outsider:
+        registered = next(iter(outsider.control.inspect(timeout=WITHIN, limit=1).registered().values()))
     assert {name.split(" ")[0] for name in registered if name.startswith(("artifact.", "sweep."))} == {
         *TASKS,
         *QUERIES,
@@ -208,9 +208,9 @@ def test_every_task_of_the_contract_is_registered(valkey, worker):
 
 def test_a_refused_message_is_one_line_in_the_log_and_its_content_none(valkey, worker, catalogue):
     """Nonsense that carries a secret is logged by name only, without a traceback."""
-    with Celery(broker=valkey.url, set_as_current=False) as anybody:
+    with Celery(broker=valkey.url, set_as_current=False) as outsider:
         names = ("artifact.verify.v9", VERIFY.name)
-        sent = [anybody.send_task(name, kwargs={"token": "hunter2"}, queue=Queue.INTERACTIVE.value) for name in names]
+        sent = [outsider.send_task(name, kwargs={"token": "hunter2"}, queue=Queue.INTERACTIVE.value) for name in names]
     for message in sent:
         until(lambda id_=message.id: catalogue.ledger.get(id_))
     log = worker.log

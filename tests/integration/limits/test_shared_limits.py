@@ -332,7 +332,7 @@ def test_all_processes_together_keep_to_the_bytes_per_second(url):
 
 
 def test_without_redis_bytes_keep_to_the_share(alone):
-    """Redis cannot be asked: a process moves its share of the bytes a second, and goes on moving."""
+    """Redis cannot be asked: a process moves its share of the bytes a second, and continues to."""
     begun = time.monotonic()
     BandwidthLimit(alone).take("s", 300_000, limit=1_000_000, local_limit=200_000, waiting=lambda: None)
     assert time.monotonic() - begun > 0.4

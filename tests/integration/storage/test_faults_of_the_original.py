@@ -223,7 +223,7 @@ def peak(work: Callable[[], object]) -> int:
 def test_7_a_body_that_breaks_in_the_middle_goes_on_there(
     s3: Store, through: Callable[..., tuple[Store, FaultyProxy]], size: int
 ) -> None:
-    """Fault: only the opening of a body was tried again. Here what breaks in its middle goes on where it broke."""
+    """Fault: only the opening of a body was tried again. Here what breaks in its middle continues where it broke."""
     write(s3, some_bytes(size))
     cuts = [Cut(70_000)]
     store, proxy = through(lambda request: cuts.pop() if cuts and request.method == "GET" else None)

@@ -331,7 +331,7 @@ class TestBrokenTransfers:
             reader.read(2)
 
     def test_copy_in_several_requests(self, through: Callable[..., Line]) -> None:
-        """A copy that the store does piece by piece goes on with the token that it was given."""
+        """A copy that the store does in parts continues with the token that it was given."""
         unfinished = {"done": False, "rewriteToken": "so-far", "totalBytesRewritten": "1", "objectSize": "5"}
         line = through(once(Say(200, json.dumps(unfinished).encode()), "POST", "/rewriteTo/"))
         line.direct.write_object(BUCKET, "app", source(b"hello"))

@@ -99,13 +99,13 @@ def test_without_the_setting_nothing_is_written(server: Ministack, tmp_path: Pat
 
 def test_only_named_buckets_are_cleaned(server: Ministack, tmp_path: Path) -> None:
     """With `native`, stale uploads are looked for in no bucket that the settings do not name."""
-    make_s3_bucket(server, "somebody-elses")
+    make_s3_bucket(server, "another-program")
     client = s3_client(server)
-    upload = client.create_multipart_upload(Bucket="somebody-elses", Key="theirs")["UploadId"]
+    upload = client.create_multipart_upload(Bucket="another-program", Key="theirs")["UploadId"]
     store = opened(s3_config(server, **NATIVE), tmp_path)
     assert list(store.iter_stale_uploads()) == []
-    client.abort_multipart_upload(Bucket="somebody-elses", Key="theirs", UploadId=upload)
-    client.delete_bucket(Bucket="somebody-elses")
+    client.abort_multipart_upload(Bucket="another-program", Key="theirs", UploadId=upload)
+    client.delete_bucket(Bucket="another-program")
     store.close()
 
 

@@ -103,7 +103,7 @@ class TestBrokenTransfers:
 
     @pytest.mark.usefixtures("both_paths")
     def test_answer_that_breaks_in_the_middle(self, through: Callable[..., Line]) -> None:
-        """A read that breaks goes on where it broke, and the whole is held against the digest as if it had not."""
+        """A read that breaks continues where it broke, and the whole is held against the digest as if it had not."""
         line = through(always(Cut(70_000), "GET", "/app"))
         line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
         with line.faulty.read_object(BUCKET, "app") as reader:
@@ -237,7 +237,7 @@ class TestConfiguration:
     def test_unknown_profile(self, rclone: RcloneS3) -> None:
         """A profile that the SDK does not know is named by its setting."""
         with pytest.raises(AccessDenied, match="correct `profile`"):
-            self.open(rclone, profile="nobody").health_check()
+            self.open(rclone, profile="absent").health_check()
 
 
 def test_memory_is_bounded(ministack: Ministack, tmp_path: Path) -> None:

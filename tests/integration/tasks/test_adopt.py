@@ -24,7 +24,7 @@ from zot_artifact_client.contract import (
     VerifyRequest,
 )
 
-BODY = b"written by somebody else"
+BODY = b"written by another program"
 SHA256 = hashlib.sha256(BODY).hexdigest()
 PLAIN = AdoptRequest(bucket="releases", key="app.tgz", store="dr")
 FIRST_READ = PLAIN.model_copy(update={"first_read": True})

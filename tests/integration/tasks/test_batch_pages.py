@@ -86,7 +86,7 @@ def test_the_progress_of_running_pages_is_shown(laid, drive, context):
 
 
 def test_bad_copies_are_named_with_the_page(laid, drive, stored):
-    """A page goes on after a corrupt and a missing copy, and the batch names both."""
+    """A page continues after a corrupt and a missing copy, and the batch names both."""
     laid(3)
     stored("dr", "a/001").write_bytes(b"rotten" * 3)
     stored("primary", "a/002").unlink()

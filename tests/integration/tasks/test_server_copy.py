@@ -336,7 +336,7 @@ def test_the_upload_of_a_copy_that_was_killed_is_known_to_be_ours(run, context: 
 @pytest.mark.parametrize("line", ["gcs"], indirect=True)
 @pytest.mark.usefixtures("uploaded")
 def test_a_rewrite_goes_on_with_its_token(run, context: Context, line: Line):
-    """A copy that Cloud Storage does piece by piece goes on with the token that it gave."""
+    """A copy that Cloud Storage does in parts continues with the token that it gave."""
     unfinished = {"done": False, "rewriteToken": "so-far", "totalBytesRewritten": "1", "objectSize": "200000"}
     line.once(Say(200, json.dumps(unfinished).encode()))
     run(replicate, TO_FAR)

@@ -152,13 +152,13 @@ def test_a_store_that_is_down_does_not_keep_the_others_from_their_copies(run, so
 def test_unrecorded_bytes_are_kept_before_they_are_replaced(run, source, stored):
     """Foreign bytes under the key go into quarantine; the upload then takes their place."""
     stored("primary").parent.mkdir(parents=True)
-    stored("primary").write_bytes(b"somebody's only copy")
+    stored("primary").write_bytes(b"another program's only copy")
 
     result = run(upload, request(source(b"release one")))
 
     primary = next(copy for copy in result.copies if copy.store == "primary")
     bucket, _, key = primary.quarantined.partition("/")
-    assert stored("primary", key, bucket).read_bytes() == b"somebody's only copy"
+    assert stored("primary", key, bucket).read_bytes() == b"another program's only copy"
     assert stored("primary").read_bytes() == b"release one"
 
 
@@ -287,7 +287,7 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
 def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monkeypatch):
     """Foreign bytes that cannot be read now may be anything: the upload fails with a transient error and keeps them."""
     stored("primary").parent.mkdir(parents=True)
-    stored("primary").write_bytes(b"somebody's only copy")
+    stored("primary").write_bytes(b"a foreign only copy!")  # as many bytes as are uploaded
     driver = context.stores["primary"]._driver
     really = driver.open
 
@@ -299,4 +299,4 @@ def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monke
     monkeypatch.setattr(driver, "open", read_badly)
     with pytest.raises(Unavailable, match="cannot be read and is kept"):
         run(upload, request(source(b"another release now!"), stores=("primary",)))
-    assert stored("primary").read_bytes() == b"somebody's only copy"
+    assert stored("primary").read_bytes() == b"a foreign only copy!"

@@ -101,7 +101,7 @@ def test_every_column_can_be_exported():
 
 @pytest.mark.installed_server
 def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, tmp_path):
-    """Both databases have the same rows, ids, log and identity afterwards, and go on to count from there."""
+    """Both databases have the same rows, ids, log and identity afterwards, and continue to count from there."""
     fill(catalogue)
     first = exported(catalogue)
     summary = load(empty_url, io.BytesIO(first))

@@ -11,7 +11,7 @@ from zot_artifact_client.contract import JobState
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
 UNAVAILABLE = {"type": "Unavailable", "message": "dr: away", "traceback": "Traceback: away"}
-WHY = {"type": "Cancelled", "message": "somebody cancelled it"}
+WHY = {"type": "Cancelled", "message": "a client cancelled it"}
 
 
 @pytest.fixture

@@ -419,7 +419,7 @@ def test_a_file_is_sent_without_a_shared_disk(
 def test_a_broken_line_loses_no_byte(
     sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An upload whose connections break goes on behind the bytes that have arrived, until none arrive any more."""
+    """An upload whose connections break continues after the bytes that have arrived, until none arrive any more."""
     (tmp_path / "app.tgz").write_bytes(CONTENT)
     pieces, breaks = file_upload._pieces, [0]
 
@@ -465,7 +465,7 @@ def test_a_request_that_the_gateway_still_takes_is_waited_for(
 def test_a_killed_sender_is_followed_by_another_one(
     sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path
 ) -> None:
-    """Another process with the same idempotency key goes on where the killed one was, and it is one job."""
+    """Another process with the same idempotency key continues where the killed one was, and it is one job."""
     (tmp_path / "app.tgz").write_bytes(CONTENT)
 
     def send(on_progress: Callable[[Progress], object]) -> str:

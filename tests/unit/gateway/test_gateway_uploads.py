@@ -300,7 +300,7 @@ def test_without_a_broker_complete_bytes_wait(settings: Settings, open_gateway: 
 
 
 def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker: Settings, make_tables: Any) -> None:
-    """After kill -9 in mid-upload it goes on where it was; after one between the job and its record, it is complete."""
+    """After kill -9 in an upload it continues there; after one between the job and its record, it is complete."""
     broker.prepare()
     make_tables(broker.catalogue_url)
     context = Context.open(broker)

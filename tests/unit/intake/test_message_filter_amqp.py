@@ -163,7 +163,7 @@ def test_other_connections_of_the_process_have_none():
 def test_a_channel_whose_connection_was_given_up_is_a_lost_connection() -> None:
     """A late acknowledgement over it raises what Celery handles; kombu alone would stop the worker."""
     with Celery(
-        "anybody", broker="redis://127.0.0.1:1/0", amqp="worker.intake.message_filter:AMQP", set_as_current=False
+        "outsider", broker="redis://127.0.0.1:1/0", amqp="worker.intake.message_filter:AMQP", set_as_current=False
     ) as app:
         connection = app.connection_for_read()
         channel = message_filter.Channel.__new__(message_filter.Channel)

@@ -65,7 +65,7 @@ def downloaded(
     Args:
         url: of a configured host.
         settings: the limits of a download.
-        job: goes on with what its earlier attempt has received.
+        job: continues with what its earlier attempt has received.
         announced: the digest is known, and compared by the caller. Without it, an end that the host has not announced
             is an error.
         heartbeat: called at least once a second; what it raises ends the download.

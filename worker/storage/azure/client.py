@@ -19,7 +19,7 @@ from worker.storage.transfer.chunked_body import mount_chunked_body
 
 MIB = 1024 * 1024
 MAX_GET = 1 << 50
-"""Bytes of one request of a download: more than a blob can have, because the body is received piece by piece."""
+"""Bytes of one request of a download: more than a blob can have, because the body is received in parts."""
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 60
 COMMIT_TIMEOUT = 600

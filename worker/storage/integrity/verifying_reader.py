@@ -14,7 +14,7 @@ BUFFER_SIZE = 1 << 20
 
 
 class Readable(Protocol):
-    """Bytes that are read once, piece by piece."""
+    """Bytes that are read once, in parts."""
 
     def read(self, size: int, /) -> bytes: ...
 

@@ -215,7 +215,7 @@ def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anoth
 
 @pytest.mark.parametrize("live", [True, False])
 def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, live):
-    """An upload in parts is aborted and forgotten, unless a job that has not ended will go on with it."""
+    """An upload in parts is aborted and forgotten, unless a job that has not ended will continue with it."""
     digest = Digest(11, "a" * 64)
     artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now())
     driver = cloud.stores["cloud"]._driver
