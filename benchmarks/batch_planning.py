@@ -32,7 +32,7 @@ from worker.jobs.running_job import Continue, RunningJob
 from worker.settings import Settings
 from zot_artifact_client.contract import BatchRequest, BatchResult, JobState, PageFailure, PageResult, Progress, Queue
 from zot_artifact_client.contract.queues import queues
-from zot_artifact_client.outbox import MESSAGES, ORDER
+from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 BUCKET = "planned"
 MANY, FEW = 1_000_000, 320_000

@@ -27,7 +27,7 @@ from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
 from worker.storage import Digest, Store, Verdict, Verification
 from zot_artifact_client.contract import JobState, PageRequest, Progress, SweepVerifyRequest
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 MANY, FEW = 1_000_000, 10_000
 _QUICK = 100_000

@@ -65,7 +65,7 @@ from zot_artifact_client.contract import (
     VerifyRequest,
     batch_stem,
 )
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
 

@@ -24,14 +24,14 @@ from worker.jobs import shutdown_flag
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
-from worker.log_safety import make_safe, quieten_celery
+from worker.log_escaping import make_safe, quieten_celery
 from worker.metrics.totals_sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
+from zot_artifact_client.broker_urls import ServerUrl, parse_result_url, parse_url
 from zot_artifact_client.contract import QUERIES, SWEEP_PROBE, TASKS
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.text import bounded
-from zot_artifact_client.urls import ServerUrl, parse_result_url, parse_url
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ TASK_MODULES = (
     "tasks.upload",
     "tasks.replicate",
     "tasks.verify",
-    "tasks.evidence",
+    "tasks.check_without_reading",
     "tasks.delete",
     "tasks.adopt",
     "tasks.batch",
@@ -52,9 +52,9 @@ TASK_MODULES = (
     "tasks.sweeps.replicate",
     "tasks.sweeps.report",
     "tasks.sweeps.repair",
-    "tasks.sweeps.canary",
+    "tasks.sweeps.damage_canaries",
     "tasks.sweeps.cleanup",
-    "tasks.sweeps.evidence",
+    "tasks.sweeps.check_without_reading",
     "tasks.sweeps.probe",
     "tasks.sweeps.purge",
     "tasks.sweeps.reconcile",

@@ -8,7 +8,7 @@ from itertools import islice
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
-from worker.artifacts.evidence import check_copy, compare_listed
+from worker.artifacts.check_without_reading import check_copy, compare_listed
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import EvidenceCheck, RecordedEvidence

@@ -5,7 +5,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 from worker import clock
-from worker.artifacts import canary
+from worker.artifacts import canary_objects
 from worker.artifacts.quarantine import purge, quarantined
 from worker.catalogue import CanaryRound, FindingKind
 from worker.context import JobContext
@@ -70,9 +70,9 @@ class _Canary:
         number = (
             0 if last is None else (int(last.key.rpartition("/")[2]) + 1) % self._context.settings.sweep.canary.objects
         )
-        key = canary.key_of(self._name, number)
+        key = canary_objects.key_of(self._name, number)
         partner = self._partner()
-        artifact = canary.ensure(self._context.catalogue, [self._store, *([partner] if partner else [])], key)
+        artifact = canary_objects.ensure(self._context.catalogue, [self._store, *([partner] if partner else [])], key)
         if not all(copy.state.good for copy in self._context.catalogue.artifacts.copies(artifact).values()):
             return "waits: it is bad and was not damaged on purpose"
         self._damage(self._canaries.begin(self._name, key, now=clock.now()))
@@ -80,7 +80,7 @@ class _Canary:
 
     def _damage(self, round_: CanaryRound) -> None:
         artifact, now = self._context.artifact(CANARY_BUCKET, round_.key), clock.now()
-        canary.damage(self._store, self._context.settings.stores[self._name], round_.key)
+        canary_objects.damage(self._store, self._context.settings.stores[self._name], round_.key)
         self._canaries.damaged(round_, artifact, now=now)
 
     def _close(self, last: CanaryRound) -> str:
@@ -109,7 +109,7 @@ class _Canary:
         settings, repairs = self._context.settings, self._context.catalogue.repairs
         off = not settings.sweep.repair.enabled or self._name in settings.sweep.repair.off
         if off or self._name in repairs.untrusted() or self._partner() is None:
-            canary.write(self._context.catalogue, self._store, self._context.artifact(CANARY_BUCKET, seen.key))
+            canary_objects.write(self._context.catalogue, self._store, self._context.artifact(CANARY_BUCKET, seen.key))
 
     def _partner(self) -> Store | None:
         """Return another store, from which a repair can copy."""

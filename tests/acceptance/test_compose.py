@@ -20,7 +20,7 @@ from tests.servers.valkey import find_valkey
 from tests.waiting import until
 from worker.embedded.parent_death import die_with_parent
 from zot_artifact_client import ArtifactClient
-from zot_artifact_client.urls import redis_client
+from zot_artifact_client.broker_urls import redis_client
 
 COMPOSE = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
 OURS = [name for name, each in COMPOSE["services"].items() if each["image"] == "zot-artifact-worker"]

@@ -5,7 +5,7 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import PART
-from worker.artifacts.evidence import compare_listed, compare_stat
+from worker.artifacts.check_without_reading import compare_listed, compare_stat
 from worker.catalogue import RecordedEvidence
 from worker.storage import ObjectStat
 

@@ -30,7 +30,7 @@ from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, Job
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState, Queue, SweepLeftoversRequest
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 MIB = 1 << 20
 STORES = ("primary", "dr", "cloud")

@@ -17,7 +17,7 @@ from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
 from zot_artifact_client import ArtifactClient, JobCancelled
 from zot_artifact_client.contract import UploadRequest
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 STEPS = {"batch__step": "200ms", "batch__in_flight": "16", "page__objects": "8"}
 """Pages of eight objects, so that a batch has several."""

@@ -17,7 +17,7 @@ from tests.servers.process import REPOSITORY, free_port
 from tests.waiting import WITHIN, until
 from worker.jobs.running_job import REPORT_SECONDS
 from zot_artifact_client import JobCancelled
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 
 @contextmanager

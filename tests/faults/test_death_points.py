@@ -27,7 +27,7 @@ from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client import ArtifactClient, Job
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, UPLOAD, JobState, Queue, SweepLeftoversRequest, UploadRequest
 from zot_artifact_client.job_ids import choose_id
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 BUCKET = "points"
 SMALL, LARGE = 3_000, 11 << 20

@@ -12,7 +12,7 @@ from tests.faults.fleet import MIB, PARTS, fleet_of
 from tests.servers import Valkey
 from tests.waiting import WITHIN, until
 from zot_artifact_client import JobFailed
-from zot_artifact_client.outbox import MESSAGES, ORDER
+from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 
 def test_the_job_of_a_killed_worker_goes_over_to_another_one(valkey, ministack, tmp_path):

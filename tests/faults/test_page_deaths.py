@@ -26,7 +26,7 @@ from worker.catalogue import Catalogue, tables
 from zot_artifact_client import ArtifactClient, Job
 from zot_artifact_client.contract import JobState, Queue
 from zot_artifact_client.contract.queues import queues
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 COUNT = 24
 BUCKET = "pages"

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
+from worker.log_escaping import make_safe, quieten_celery
 from worker.log_fields import during
-from worker.log_safety import make_safe, quieten_celery
 
 HOSTILE = "key\x1b[2J\r\nINFO forged line \u202e\x9b"
 

@@ -21,10 +21,10 @@ from worker.catalogue.batches import (
 )
 from worker.catalogue.budgets import Budgets, BudgetState
 from worker.catalogue.canaries import Canaries, CanaryRound, CanaryTimes
+from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceChecks, RecordedEvidence
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
-from worker.catalogue.evidence import EvidenceCheck, EvidenceChecks, RecordedEvidence
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from worker.catalogue import postgresql, sqlite
-from worker.meters import TRANSACTIONS
+from worker.process_metrics import TRANSACTIONS
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.checked_prefix import CheckedPrefix, Claim
-from worker.artifacts.layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
+from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Claim
+from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 import typer
 
 from worker.cli.errors import Failure, Status
+from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import check_bucket, check_existing_key
-from worker.storage.units import parse_duration
 
 
 def seconds(text: str) -> float:

@@ -17,7 +17,7 @@ from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import note, print_json
 from worker.cli.session import opened
-from worker.storage.units import parse_duration
+from worker.storage.durations_and_sizes import parse_duration
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

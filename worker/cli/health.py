@@ -18,7 +18,7 @@ from worker.cli.service_checks import beat_check, result_client
 from worker.limits.pauses import paused_queues
 from worker.settings import Settings, load_settings
 from worker.settings.model import NoBroker
-from zot_artifact_client.urls import ServerUrl, parse_url, redis_client
+from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client
 
 _ANSWERS_WITHIN = 5.0
 _TRIES = 2

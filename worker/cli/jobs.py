@@ -18,7 +18,7 @@ from worker.cli.outcome import finish, outcome_of
 from worker.cli.output import AsJson, age, flat, moment, note, out, print_json, print_table, say, size
 from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker, Settings, load_settings
-from worker.storage.units import parse_duration
+from worker.storage.durations_and_sizes import parse_duration
 from zot_artifact_client.contract import BATCH, PAGE, TASKS, JobState
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.text import without_secrets
@@ -471,7 +471,7 @@ def _forget_results(settings: Settings, records: list[JobRecord]) -> None:
 
 def _send(settings: Settings, records: list[JobRecord]) -> None:
     """Send the messages; where that fails, `sweep.recover` sends them."""
-    from zot_artifact_client.outbox import Outgoing
+    from zot_artifact_client.outgoing_messages import Outgoing
     from zot_artifact_client.publisher import Publisher
 
     def outgoing(record: JobRecord) -> Outgoing:

@@ -19,8 +19,8 @@ from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.session import Session, opened
 from worker.cli.submit import request_of, sender
 from worker.cli.upload import upload_one
+from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import QUARANTINE_BUCKET
-from worker.storage.units import parse_duration
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from worker.cli.output import print_json, print_table, say, size
 from worker.intake.rejected import RejectedMessages, rejected_messages
 from worker.settings import Settings
+from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
@@ -13,7 +14,6 @@ from zot_artifact_client.connection import (
     broker_errors,
     celery_app,
 )
-from zot_artifact_client.urls import parse_url
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings.model import NoBroker, Settings
+from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client
 from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.urls import parse_result_url, parse_url, redis_client
 
 _BEAT_WITHIN = 90.0
 """Seconds since its last tick after which beat counts as stopped; it ticks every few seconds."""

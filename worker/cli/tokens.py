@@ -12,7 +12,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import opened
 from worker.gateway.access import ALL, TokenVerb, new_token
-from worker.storage.units import parse_duration
+from worker.storage.durations_and_sizes import parse_duration
 
 app = typer.Typer(
     help="Make, list, rotate and revoke the access tokens of the gateway.", add_completion=False, no_args_is_help=True

@@ -6,11 +6,11 @@ from typing import Any
 
 import typer
 
-from worker.artifacts.layouts.bagit import verify_bagit
-from worker.artifacts.layouts.checked_prefix import CheckedPrefix, Fault, FaultKind
-from worker.artifacts.layouts.ocfl import verify_ocfl
-from worker.artifacts.layouts.oci import verify_oci
-from worker.artifacts.layouts.sha256sums import verify_sha256sums
+from worker.artifacts.verify_layouts.bagit import verify_bagit
+from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Fault, FaultKind
+from worker.artifacts.verify_layouts.ocfl import verify_ocfl
+from worker.artifacts.verify_layouts.oci import verify_oci
+from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.progress import bar

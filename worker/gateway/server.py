@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from worker.gateway.app import make_app
 from worker.gateway.services import Services
-from worker.log_safety import make_safe
+from worker.log_escaping import make_safe
 from worker.settings import Settings
 
 _HEAD_WITHIN = 10.0

@@ -20,10 +20,10 @@ from worker.jobs.outbox import Outbox
 from worker.settings import Settings
 from worker.storage.errors import StorageError
 from zot_artifact_client import ArtifactClient
+from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.connection import CONNECT_TIMEOUT, RETRY_POLICY, SOCKET_TIMEOUT, broker_errors
 from zot_artifact_client.contract import VERIFY, VerifyRequest
-from zot_artifact_client.outbox import Outgoing
-from zot_artifact_client.urls import parse_url
+from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
 

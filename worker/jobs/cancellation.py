@@ -19,7 +19,7 @@ from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, MAX_CANCEL_REQUESTS, add_requests
 from zot_artifact_client.contract import JOB_ID, REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
 

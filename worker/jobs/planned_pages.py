@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from worker import clock
 from worker.catalogue import Catalogue, PlannedPage
 from zot_artifact_client.contract import PAGE, PageRequest, batch_stem
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_fields import during
-from worker.meters import LEASE_RECOVERIES, RETRIES, SNOOZES
+from worker.process_metrics import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed

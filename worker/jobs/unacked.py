@@ -10,7 +10,7 @@ from typing import Any
 from celery.utils.time import maybe_iso8601
 
 from zot_artifact_client.contract import JOB_ID, TASKS, Queue
-from zot_artifact_client.outbox import with_new_delivery_tag
+from zot_artifact_client.outgoing_messages import with_new_delivery_tag
 
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 """kombu's names of the hash of these messages by delivery tag, and of the sorted set of their delivery times."""

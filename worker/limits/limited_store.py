@@ -10,7 +10,7 @@ from worker import tracing
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze
-from worker.meters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
+from worker.process_metrics import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.storage import (
     Condition,
     Digest,

@@ -23,10 +23,10 @@ from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.metrics.families import Sample, counter, gauge
 from worker.metrics.totals import totals
 from worker.settings import Settings
+from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED
-from zot_artifact_client.outbox import MESSAGES, ORDER
-from zot_artifact_client.urls import parse_result_url, parse_url, redis_client
+from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 _TIMEOUT = 5
 _PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")

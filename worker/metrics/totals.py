@@ -8,9 +8,9 @@ from typing import Any
 from prometheus_client import Metric
 from redis import Redis
 
-from worker.meters import METERS, SEPARATOR, Meter
 from worker.metrics.families import Histogram, counter, histogram
 from worker.metrics.totals_sender import TOTALS
+from worker.process_metrics import METERS, SEPARATOR, Meter
 
 _SUM = "sum"
 

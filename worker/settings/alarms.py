@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from worker.settings.sections import Section
-from worker.storage.units import Duration
+from worker.storage.durations_and_sizes import Duration
 
 _SHORTEST_SECRET = 16
 """Bytes of a key that cannot be guessed."""

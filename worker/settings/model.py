@@ -42,8 +42,8 @@ from worker.settings.sections import (
 )
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.identity import contains, overlapping
+from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.errors import InvalidUrl
-from zot_artifact_client.urls import parse_result_url, parse_url
 
 ENV_PREFIX = "ZOT_"
 _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")

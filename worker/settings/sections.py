@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator
 
+from worker.storage.durations_and_sizes import Duration, Size
 from worker.storage.endpoint import parse_endpoint
-from worker.storage.units import Duration, Size
 
 
 class Section(BaseModel):

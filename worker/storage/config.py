@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from worker.storage.durations_and_sizes import Size
 from worker.storage.endpoint import Endpoint, parse_endpoint
-from worker.storage.units import Size
 
 
 class _StoreConfig(BaseModel):

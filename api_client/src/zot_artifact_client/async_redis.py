@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from zot_artifact_client.broker_urls import async_redis_client, parse_url
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
@@ -14,7 +15,6 @@ from zot_artifact_client.connection import (
     without_credentials,
 )
 from zot_artifact_client.errors import InvalidUrl
-from zot_artifact_client.urls import async_redis_client, parse_url
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

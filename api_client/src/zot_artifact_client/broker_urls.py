@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from zot_artifact_client.address import BAD_ESCAPE, split_address
 from zot_artifact_client.errors import InvalidUrl
+from zot_artifact_client.host_and_port import BAD_ESCAPE, split_address
 
 if TYPE_CHECKING:
     import redis

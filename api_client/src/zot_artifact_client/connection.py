@@ -12,9 +12,9 @@ from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.text import bounded
-from zot_artifact_client.urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 
 MadeT = TypeVar("MadeT")
 

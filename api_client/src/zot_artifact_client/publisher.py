@@ -8,6 +8,7 @@ from celery import Celery
 from kombu.pools import ProducerPool
 from redis.exceptions import NoPermissionError
 
+from zot_artifact_client.broker_urls import ServerUrl, parse_url
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
@@ -19,10 +20,9 @@ from zot_artifact_client.connection import (
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.idempotency import mismatches
-from zot_artifact_client.outbox import MESSAGES, Outgoing, push
+from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.text import bounded, without_secrets
 from zot_artifact_client.tracing import trace_headers
-from zot_artifact_client.urls import ServerUrl, parse_url
 
 POOL_SIZE = 10
 """Threads that can send at the same moment; the next one waits."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from zot_artifact_client.contract import RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import ArtifactNotFound, ClientError, JobFailed, WaitTimeout
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.snapshot import Snapshot
 
 QUERY_TIMEOUT = 10.0

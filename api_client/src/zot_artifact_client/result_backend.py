@@ -12,6 +12,7 @@ from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 
 from zot_artifact_client import cancellation
+from zot_artifact_client.broker_urls import parse_result_url
 from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
@@ -30,7 +31,6 @@ from zot_artifact_client.errors import (
 from zot_artifact_client.idempotency import mismatches
 from zot_artifact_client.job import OnProgress, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, progress_of, snapshot_of, unknown_job
-from zot_artifact_client.urls import parse_result_url
 
 LISTEN_FOR = 10.0
 """Seconds of listening before the backend is asked again: a connection that died silently delivers no message."""

@@ -30,7 +30,7 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import IdempotencyMismatch, InvalidRequest
 from zot_artifact_client.idempotency import digest_of
 from zot_artifact_client.job_ids import choose_ids
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 UploadT = TypeVar("UploadT")
 ReplicateT = TypeVar("ReplicateT")

@@ -16,7 +16,7 @@ from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import load_settings
-from zot_artifact_client.urls import redis_client
+from zot_artifact_client.broker_urls import redis_client
 
 Doctor = Callable[[], dict[str, Any]]
 

@@ -17,8 +17,8 @@ from worker.beat import last_tick
 from worker.cli import health
 from worker.cli.health import State
 from zot_artifact_client import ArtifactClient
+from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.contract import Queue
-from zot_artifact_client.urls import redis_client
 
 Ask = Callable[..., tuple[int, str]]
 

@@ -21,7 +21,7 @@ from worker.storage.config import FilesystemConfig
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, UnknownJob
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, add_requests
 from zot_artifact_client.contract import SWEEP_RECOVER
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery, when it keeps a result
 Begin = Callable[..., Leased]

@@ -15,7 +15,7 @@ from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.cancellation import add_requests
 from zot_artifact_client.contract import DELETE, UPLOAD, VERIFY
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 ABSENT = {"bucket": "releases", "key": "absent.tgz"}
 

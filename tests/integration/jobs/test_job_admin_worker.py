@@ -12,7 +12,7 @@ from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker import cli
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
-from zot_artifact_client.outbox import MESSAGES
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 Cli = Callable[..., dict[str, Any]]
 

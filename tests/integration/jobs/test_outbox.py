@@ -13,7 +13,7 @@ from tests.hostile_messages import envelope
 from worker.intake.rejected import RejectedMessages
 from worker.jobs.outbox import Outbox
 from zot_artifact_client import ArtifactClient
-from zot_artifact_client.outbox import MESSAGES, ORDER
+from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 AT_ONCE = timedelta(seconds=-1)
 TRANSFER = ORDER.format(queue="transfer")
@@ -180,7 +180,7 @@ def test_many_stale_messages_hide_no_lost_one(broker, outbox):
 def test_times_of_a_clock_that_was_a_day_ahead_are_corrected(client, broker, outbox, monkeypatch):
     """A lost message, and one that a killed worker held, are sent again soon after the clock was set right."""
     day = time.time() + 86400
-    monkeypatch.setattr("zot_artifact_client.outbox.time.time", lambda: day)
+    monkeypatch.setattr("zot_artifact_client.outgoing_messages.time.time", lambda: day)
     lost = client.upload("/a", "releases", "a").id
     monkeypatch.undo()
     broker.delete("transfer")

@@ -35,7 +35,7 @@ from zot_artifact_client.contract import (
     VerifyRequest,
 )
 from zot_artifact_client.contract.queues import queues
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 ALL = BatchRequest(verb="verify", bucket="releases")
 VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.catalogue.test_export import content, exported, fill
 from worker import cli, clock
 from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore
-from worker.artifacts.store_findings import see_stores
+from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.catalogue import BadExport, Catalogue, FindingKind
 from worker.settings import Settings
 from worker.settings.sections import BackupSweepSettings, SweepSettings

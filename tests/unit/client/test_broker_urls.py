@@ -4,7 +4,7 @@ import pytest
 
 from worker.settings import SettingsError, load_settings
 from zot_artifact_client import ArtifactClient, InvalidUrl
-from zot_artifact_client.urls import parse_url, redis_client
+from zot_artifact_client.broker_urls import parse_url, redis_client
 
 SECRET = "hunter2"
 

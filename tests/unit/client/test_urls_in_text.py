@@ -3,7 +3,7 @@
 import pytest
 from celery import Celery
 
-from zot_artifact_client.outbox import Outgoing, envelope
+from zot_artifact_client.outgoing_messages import Outgoing, envelope
 from zot_artifact_client.text import without_secrets
 
 

@@ -14,7 +14,7 @@ from celery import Celery
 from prometheus_client import Metric
 
 from tests.servers import Valkey
-from worker import clock, meters
+from worker import clock, process_metrics
 from worker.beat import Scheduler
 from worker.catalogue import Catalogue, Finding, FindingKind
 from worker.metrics.background_groups import Group
@@ -24,8 +24,8 @@ from worker.settings import Settings
 from worker.settings.sections import StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import StorageError
+from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
-from zot_artifact_client.urls import redis_client
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
@@ -58,8 +58,8 @@ def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[M
     settings.prepare()
     _fill_catalogue(settings)
     app = Celery("filling", backend=url, set_as_current=False)
-    meters.drain()
-    for meter in meters.METERS.values():
+    process_metrics.drain()
+    for meter in process_metrics.METERS.values():
         labels = ["dr" if label == "store" else "x" for label in meter.labels]
         meter.observe(*labels, value=1) if meter.buckets else meter.add(*labels)
     Sender(app).send()

@@ -15,7 +15,7 @@ from worker.gateway.access import TokenVerb
 from worker.gateway.services import Services
 from zot_artifact_client.contract import VERIFY, JobState
 from zot_artifact_client.job_ids import choose_id
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 
 @pytest.fixture

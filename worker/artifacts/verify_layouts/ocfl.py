@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from worker.artifacts.layouts.checked_prefix import (
+from worker.artifacts.verify_layouts.checked_prefix import (
     CheckedPrefix,
     Claim,
     Fault,

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.checked_prefix import (
+from worker.artifacts.verify_layouts.checked_prefix import (
     CheckedPrefix,
     Claim,
     Fault,

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.artifacts.layouts.checked_prefix import (
+from worker.artifacts.verify_layouts.checked_prefix import (
     CheckedPrefix,
     Claim,
     Fault,

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tasks.replicate import replicate
-from tasks.sweeps.canary import sweep_canary
-from tasks.sweeps.evidence import sweep_evidence
+from tasks.sweeps.check_without_reading import sweep_evidence
+from tasks.sweeps.damage_canaries import sweep_canary
 from tasks.sweeps.repair import sweep_repair
 from tests.conformance import targets
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
-from worker.artifacts import canary
+from worker.artifacts import canary_objects
 from worker.catalogue import FindingKind
 from worker.cli.session import Session
 from worker.cli.status import document_of
@@ -25,8 +25,8 @@ from worker.settings.sections import CanarySweepSettings, RepairSweepSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import SweepCanaryRequest, SweepEvidenceRequest, SweepRepairRequest
 
-KEY = canary.key_of("dr", 0)
-CONTENT = canary.content_of(KEY)
+KEY = canary_objects.key_of("dr", 0)
+CONTENT = canary_objects.content_of(KEY)
 DAY = timedelta(days=1)
 
 
@@ -172,7 +172,7 @@ def test_a_bad_canary_that_was_not_damaged_on_purpose_is_rot(
     last = context.catalogue.canaries.last("dr")
     assert last is not None
     context.catalogue.canaries.close(last, now=clock.now())
-    canary.damage(context.stores["dr"], settings.stores["dr"], KEY)
+    canary_objects.damage(context.stores["dr"], settings.stores["dr"], KEY)
     context.catalogue.canaries.damaged(last, context.artifact("zot-canary", KEY), now=clock.now())  # makes it due
     verify()
     assert kinds(context) == [FindingKind.CORRUPT]
@@ -185,15 +185,15 @@ def test_a_directory_shows_no_trace_of_the_damage(context: Context, turn, settin
     config = settings.stores["dr"]
     if not isinstance(config, FilesystemConfig):
         return  # providers have no way to do it
-    artifact = canary.ensure(context.catalogue, [context.stores["dr"]], KEY)
+    artifact = canary_objects.ensure(context.catalogue, [context.stores["dr"]], KEY)
     path = Path(config.root, "zot-canary", KEY)
     before = path.stat()
     assert turn() == "damaged"
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    assert path.read_bytes() == canary.damaged(CONTENT)
+    assert path.read_bytes() == canary_objects.damaged(CONTENT)
     assert context.stores["dr"].stat_object("zot-canary", KEY).sha256 == artifact.digest.sha256
-    canary.damage(context.stores["dr"], config, KEY)
-    assert path.read_bytes() == canary.damaged(CONTENT)
+    canary_objects.damage(context.stores["dr"], config, KEY)
+    assert path.read_bytes() == canary_objects.damaged(CONTENT)
 
 
 def test_evidence_sends_no_read_of_a_canary(run, turn, monkeypatch) -> None:
@@ -201,6 +201,6 @@ def test_evidence_sends_no_read_of_a_canary(run, turn, monkeypatch) -> None:
     assert turn() == "damaged"
     now, jobs = clock.now(), list[Any]()
     monkeypatch.setattr(clock, "now", lambda: now + DAY)
-    monkeypatch.setattr("tasks.sweeps.evidence.send_child", lambda _, request, **__: jobs.append(request))
+    monkeypatch.setattr("tasks.sweeps.check_without_reading.send_child", lambda _, request, **__: jobs.append(request))
     run(sweep_evidence, SweepEvidenceRequest(store="dr"))
     assert jobs == []

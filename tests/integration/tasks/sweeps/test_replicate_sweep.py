@@ -10,7 +10,7 @@ from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
-from worker.artifacts.store_findings import see_stores
+from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.catalogue import Leased, tables
 from worker.context import Context
 from worker.limits.snooze import Snooze

@@ -17,7 +17,7 @@ from worker.context import Context
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.limits.snooze import Snooze
 from zot_artifact_client.contract import JobState, PageRequest, PageResult, SweepVerifyRequest, UploadRequest
-from zot_artifact_client.outbox import Outgoing
+from zot_artifact_client.outgoing_messages import Outgoing
 
 
 class Messages:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.artifacts.layouts.checked_prefix import CheckedPrefix, Fault, NoLayout
+from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Fault, NoLayout
 from worker.storage.config import FilesystemConfig
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.store import Store

@@ -3,10 +3,10 @@
 import hashlib
 
 import pytest
-
 from tests.unit.artifacts.layouts.conftest import Laid
-from worker.artifacts.layouts.bagit import verify_bagit
-from worker.artifacts.layouts.checked_prefix import NoLayout
+
+from worker.artifacts.verify_layouts.bagit import verify_bagit
+from worker.artifacts.verify_layouts.checked_prefix import NoLayout
 
 DECLARATION = b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n"
 PAYLOAD = {

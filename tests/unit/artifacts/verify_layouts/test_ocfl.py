@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 import pytest
-
 from tests.unit.artifacts.layouts.conftest import Laid
-from worker.artifacts.layouts.checked_prefix import NoLayout
-from worker.artifacts.layouts.ocfl import verify_ocfl
+
+from worker.artifacts.verify_layouts.checked_prefix import NoLayout
+from worker.artifacts.verify_layouts.ocfl import verify_ocfl
 
 ROOT = "ark%3a1/obj1/"
 V1, V2 = {"image.tiff": b"image", "empty.txt": b"", "foo/bar.xml": b"bar"}, {"foo/bar.xml": b"new bar"}

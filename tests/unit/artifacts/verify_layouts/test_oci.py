@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from tests.unit.artifacts.layouts.conftest import Laid
-from worker.artifacts.layouts.checked_prefix import NoLayout
-from worker.artifacts.layouts.oci import verify_oci
+
+from worker.artifacts.verify_layouts.checked_prefix import NoLayout
+from worker.artifacts.verify_layouts.oci import verify_oci
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -159,13 +159,13 @@ def test_cycles_and_repetitions_end(laid: Laid, repository: Repository, monkeypa
     """An index that names itself, which only a broken digest function allows, is followed once."""
     me = repository.blob(b"me", INDEX)
     again = {"manifests": [me, me, repository.image]}
-    monkeypatch.setattr("worker.artifacts.layouts.oci._Sweep._manifest", _always(again))
+    monkeypatch.setattr("worker.artifacts.verify_layouts.oci._Sweep._manifest", _always(again))
     repository.write_index([me, me, me])
     assert ("missing", repository.path(me)) not in laid.find(verify_oci)
 
 
 def _always(document: dict[str, Any]) -> Callable[..., Any]:
-    from worker.artifacts.layouts.oci import _named_in
+    from worker.artifacts.verify_layouts.oci import _named_in
 
     return lambda *_: _named_in(document)
 

@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
-
 from tests.unit.artifacts.layouts.conftest import Laid
-from worker.artifacts.layouts.oci import verify_oci
+
+from worker.artifacts.verify_layouts.oci import verify_oci
 
 V2 = "docker/registry/v2"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"

@@ -4,10 +4,10 @@ import hashlib
 import subprocess
 
 import pytest
-
 from tests.unit.artifacts.layouts.conftest import Laid
-from worker.artifacts.layouts.checked_prefix import NoLayout
-from worker.artifacts.layouts.sha256sums import verify_sha256sums
+
+from worker.artifacts.verify_layouts.checked_prefix import NoLayout
+from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
 
 FILES = {"a.tgz": b"a", "two words": b"b", "sub/deep": b"c", "back\\slash": b"d", "line\nend": b"e", "*star": b"f"}
 
