@@ -16,7 +16,7 @@ HOSTILE = "key\x1b[2J\r\nINFO forged line \u202e\x9b"
 def logged() -> tuple[logging.Logger, io.StringIO]:
     """Return a logger with one safe handler, and what it has written."""
     written = io.StringIO()
-    logger = logging.getLogger("tests.log_safety")
+    logger = logging.getLogger("tests.log_escaping")
     logger.handlers.clear()
     logger.propagate = False
     handler = logging.StreamHandler(written)

@@ -3,8 +3,8 @@
 import hashlib
 
 import pytest
-from tests.unit.artifacts.layouts.conftest import Laid
 
+from tests.unit.artifacts.verify_layouts.conftest import Laid
 from worker.artifacts.verify_layouts.bagit import verify_bagit
 from worker.artifacts.verify_layouts.checked_prefix import NoLayout
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.unit.artifacts.layouts.conftest import Laid
 
+from tests.unit.artifacts.verify_layouts.conftest import Laid
 from worker.artifacts.verify_layouts.checked_prefix import NoLayout
 from worker.artifacts.verify_layouts.oci import verify_oci
 

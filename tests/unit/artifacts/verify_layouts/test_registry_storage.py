@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.artifacts.layouts.conftest import Laid
 
+from tests.unit.artifacts.verify_layouts.conftest import Laid
 from worker.artifacts.verify_layouts.oci import verify_oci
 
 V2 = "docker/registry/v2"

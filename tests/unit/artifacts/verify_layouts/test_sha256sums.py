@@ -4,8 +4,8 @@ import hashlib
 import subprocess
 
 import pytest
-from tests.unit.artifacts.layouts.conftest import Laid
 
+from tests.unit.artifacts.verify_layouts.conftest import Laid
 from worker.artifacts.verify_layouts.checked_prefix import NoLayout
 from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
 
