@@ -91,6 +91,9 @@ COMMANDS = {
     "serve": Entry(_SERVICE, "Serve the HTTP gateway, for services in any language.", "serve:serve"),
     "tokens": Entry(_SERVICE, "Make, list, rotate and revoke the access tokens of the gateway.", "tokens:app"),
     "doctor": Entry(_SERVICE, "Check settings, stores, broker, workers and beat.", "doctor:doctor"),
+    "cache": Entry(
+        _SERVICE, "Show, fill, verify or empty the cache that clients on this machine read through.", "cache:app"
+    ),
     "demo": Entry(_SERVICE, "Show upload, replication, verification and repair on real files.", "demo:demo"),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from worker.settings.private_files import OWN_FOLDERS, make_files_private, tight
 from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
+    CacheSettings,
     DeleteSettings,
     FindingSettings,
     GatewaySettings,
@@ -105,6 +106,7 @@ class Settings(BaseSettings):
     """What single stores cost to read, by name. None are built in."""
     breaker: BreakerSettings = BreakerSettings()
     gateway: GatewaySettings = GatewaySettings()
+    cache: CacheSettings = CacheSettings()
 
     @field_validator("sources")
     @classmethod
@@ -479,6 +481,9 @@ def _make_absolute(data: dict[str, Any], base: Path) -> None:
         log["signing_key"] = str(base / Path(log["signing_key"]).expanduser())
     if isinstance(log, dict) and isinstance(log.get("public_keys"), list):
         log["public_keys"] = [str(base / Path(str(key)).expanduser()) for key in log["public_keys"]]
+    cache = data.get("cache")
+    if isinstance(cache, dict) and isinstance(cache.get("root"), str):
+        cache["root"] = str(base / Path(cache["root"]).expanduser())
     if isinstance(data.get("home"), str):
         data["home"] = str(base / Path(data["home"]).expanduser())
 

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator
 
 from worker.storage.durations_and_sizes import Duration, Size
 from worker.storage.endpoint import parse_endpoint
@@ -386,6 +386,21 @@ class GatewaySettings(Section):
     """Downloads at a time; each has at most two chunks of 16 MiB in memory."""
     max_upload: Annotated[Size, Field(ge=1)] = ByteSize(1 << 40)
     """Most bytes of one upload."""
+
+
+class CacheSettings(Section):
+    """The cache of chunks that `zot-artifacts cache` works on, which `ChunkCache` of the Python client made."""
+
+    root: Path | None = None
+    """Its directory; `--root` names another one."""
+    max_size: Annotated[Size, Field(ge=0)] = ByteSize(10 << 30)
+    """Bytes of all chunks together; the least recently used go first."""
+    min_free: Annotated[Size, Field(ge=0)] = ByteSize(1 << 30)
+    """Bytes that stay free on its disk."""
+    gateway: str | None = None
+    """The URL of the gateway from which `cache warm` reads."""
+    token: SecretStr | None = None
+    """The token that it shows there, with the verb `read`."""
 
 
 class BreakerSettings(Section):

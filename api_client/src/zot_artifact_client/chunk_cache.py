@@ -105,12 +105,18 @@ class ChunkCache:
         sizes = [size for _, size, _ in self._files()]
         return CacheStat(len(sizes), sum(sizes), self.max_size, self._hits, self._misses)
 
-    def verify(self) -> int:
-        """Read all chunks; remove those whose bytes are wrong and return how many there were."""
+    def verify(self, on_bytes: Callable[[int], object] = lambda _: None) -> int:
+        """Read all chunks from the disk; remove those whose bytes are wrong and return how many there were.
+
+        `on_bytes` is called with the size of each chunk that was read.
+        """
         wrong = 0
         for path, size, _ in list(self._files()):
-            if self._read(path.name, size, used=False) is None:
-                wrong += 1
+            with suppress(FileNotFoundError):  # another process made room meanwhile
+                wrong += self._verified(path.name, size, from_disk=True) is None
+            on_bytes(size)
+        if wrong:
+            self._recount()
         return wrong
 
     def drop(self) -> None:
@@ -123,21 +129,37 @@ class ChunkCache:
     def _path(self, sha256: str) -> Path:
         return self.root / _CHUNKS / sha256[:2] / sha256
 
-    def _read(self, sha256: str, size: int, *, used: bool = True) -> Chunk | None:
+    def _read(self, sha256: str, size: int) -> Chunk | None:
         """Return a chunk of the disk whose bytes are right; remove one whose bytes are not."""
+        try:
+            found = self._verified(sha256, size)
+        except FileNotFoundError:
+            return None
+        if found is not None:
+            self._hits += 1
+            with suppress(OSError):
+                os.utime(self._path(sha256))  # the least recently used chunk goes first
+        return found
+
+    def _verified(self, sha256: str, size: int, *, from_disk: bool = False) -> Chunk | None:
+        """Return the bytes of a chunk; None if they are wrong, and then its file is removed.
+
+        With `from_disk` the pages of the kernel, which hide what the disk lost, are dropped before the read.
+
+        Raises:
+            FileNotFoundError: there is no such chunk.
+        """
         path = self._path(sha256)
         try:
             with open(path, "rb", buffering=0, opener=_open_chunk) as file:
+                if from_disk:
+                    _drop_pages(file.fileno())
                 found = file.readall() if os.fstat(file.fileno()).st_size == size else b""
             if len(found) == size and hashlib.sha256(found).hexdigest() == sha256:
-                if used:
-                    self._hits += 1
-                    with suppress(OSError):
-                        os.utime(path)  # the least recently used chunk goes first
                 return found
             logger.warning("cache %s: chunk %s is damaged: removed", self.root, sha256)
         except FileNotFoundError:
-            return None
+            raise
         except OSError as error:
             logger.warning("cache %s: chunk %s cannot be read: %s", self.root, sha256, error.strerror)
         with suppress(OSError):
@@ -193,9 +215,11 @@ class ChunkCache:
                     path.unlink()
 
     def _files(self) -> Iterator[tuple[Path, int, float]]:
-        """Yield the chunks, with the size and the time of the last use of each."""
+        """Yield the chunks, with the size and the time of the last use of each; files of others are no chunks."""
         for directory in sorted((self.root / _CHUNKS).iterdir()):
             for path in directory.iterdir() if directory.is_dir() else ():
+                if not _DIGEST.fullmatch(path.name) or path.name[:2] != directory.name:
+                    continue
                 with suppress(OSError):
                     found = path.stat(follow_symlinks=False)
                     yield path, found.st_size, found.st_mtime
@@ -233,6 +257,11 @@ class ChunkCache:
     def _recount(self) -> None:
         with self._counter() as counter:
             self._count(counter, sum(size for _, size, _ in self._files()))
+
+
+def _drop_pages(file: int) -> None:
+    with suppress(OSError, AttributeError):  # macOS has no such call
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _open_chunk(path: str, _: int) -> int:

@@ -334,10 +334,10 @@ class ArtifactClient(Artifacts):
         job = self._bytes.send(path, sent, idempotency_key=idempotency_key, on_progress=on_progress)
         return self.upload_job(job)
 
-    def warm(self, bucket: str, key: str) -> ShowResult:
+    def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
         """Bring all chunks of an artifact into the cache. Raise as `open`."""
         self._check_open()
-        return self._bytes.warm(bucket, key)
+        return self._bytes.warm(bucket, key, on_progress)
 
     def close(self) -> None:
         self._closed = True

@@ -249,13 +249,19 @@ class ArtifactBytes:
             raise ClientError("bytes go over the gateway: give gateway and token")
         return send_file(self.gateway, path, fields, idempotency_key=idempotency_key, on_progress=on_progress)
 
-    def warm(self, bucket: str, key: str) -> ShowResult:
+    def warm(self, bucket: str, key: str, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
         """Bring all chunks of an artifact into the cache."""
         if self._cache is None:
             raise ClientError("this client has no cache: give cache=ChunkCache(root)")
         remote = self.remote(bucket, key)
-        for number in range(remote.chunks):
-            remote.chunk(number)
+        done = 0
+        try:
+            for number in range(remote.chunks):
+                done += len(remote.chunk(number))
+                if on_progress is not None:
+                    on_progress(Progress(bytes_done=done, bytes_total=remote.size, step="warming"))
+        finally:
+            remote.close()
         return remote.shown
 
     def close(self) -> None:

@@ -147,8 +147,9 @@ class InMemoryArtifactClient(Artifacts):
         del on_progress
         return self.upload(path, bucket, key, idempotency_key=idempotency_key, **fields)
 
-    def warm(self, bucket: str, key: str) -> ShowResult:
+    def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
         """Return what is shown: there is no cache to fill."""
+        del on_progress
         return self.show(bucket, key)
 
     def close(self) -> None:
