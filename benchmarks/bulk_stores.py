@@ -11,10 +11,10 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.one_transfer import BUCKET
 from benchmarks.running_stores import STORES, RunningStore, filesystem, s3_ministack, s3_rclone
 from benchmarks.scene import KIB, WAIT, Scene
 from benchmarks.sweep import processor_seconds
-from benchmarks.transfer import BUCKET
 from benchmarks.transfer_tools import Rclone
 from tests.servers.process import find_server
 from tests.servers.worker import Worker

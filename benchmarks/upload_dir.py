@@ -10,9 +10,9 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.one_transfer import BUCKET
 from benchmarks.running_stores import azure, filesystem, s3_rclone
 from benchmarks.scene import KIB, MIB, WAIT, Scene, shown
-from benchmarks.transfer import BUCKET
 from benchmarks.transfer_tools import Rclone, SyncedRclone, TransferTool
 from zot_artifact_client import ArtifactClient
 

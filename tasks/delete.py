@@ -10,8 +10,8 @@ from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.snooze import Snooze
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, PermanentError, StorageError
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult
 
 _REPLICATION_POLL = 5.0

@@ -13,7 +13,7 @@ from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request
 from zot_artifact_client.contract import QUERY_ID, JobError, JobState
 from zot_artifact_client.errors import JobFailed
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
 
 _SMALL = 1 << 20

@@ -19,7 +19,7 @@ from worker.beat import LONGEST_SLEEP
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.authentication import check_authentication, is_flower
-from worker.flower.pages import set_up
+from worker.flower.setup import set_up
 from worker.jobs import shutdown_flag
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
@@ -31,7 +31,7 @@ from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.broker_urls import ServerUrl, parse_result_url, parse_url
 from zot_artifact_client.contract import QUERIES, SWEEP_PROBE, TASKS
 from zot_artifact_client.contract.queues import queues
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import redis
 from celery.beat import PersistentScheduler
 
 from worker.limits.shared_redis import PREFIX, result_backend
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from worker.log_fields import JsonFormatter
-from zot_artifact_client.text import bounded, escaped
+from zot_artifact_client.text_escaping import bounded, escaped
 
 _MOST = 8_000
 """Characters of one message that are logged."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 _NAMES = ("job", "kind", "artifact", "store", "attempt", "seconds")
 _MOST = 1100

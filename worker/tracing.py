@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from zot_artifact_client.text import bounded, without_secrets
+from zot_artifact_client.text_escaping import bounded, without_secrets
 
 logger = logging.getLogger(__name__)
 

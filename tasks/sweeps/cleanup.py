@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from worker import clock
 from worker.artifacts.per_store import for_each_store
-from worker.artifacts.quarantine import purge, quarantined
+from worker.artifacts.quarantined_bytes import purge, quarantined
 from worker.catalogue import OpenTransfer, UploadIntent
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox

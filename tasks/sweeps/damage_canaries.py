@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from worker import clock
 from worker.artifacts import canary_objects
-from worker.artifacts.quarantine import purge, quarantined
+from worker.artifacts.quarantined_bytes import purge, quarantined
 from worker.catalogue import CanaryRound, FindingKind
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob

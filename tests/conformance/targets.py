@@ -16,7 +16,7 @@ from botocore.config import Config
 from tests.servers import Azurite, Ministack, RcloneS3
 from tests.servers.s3 import S3Server
 from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store, StoreConfig
-from worker.storage.registry import open_driver
+from worker.storage.configured_stores import open_driver
 
 PART = 5 * 1024 * 1024
 """Bytes; the smallest part that S3 allows."""

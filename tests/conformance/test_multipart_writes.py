@@ -17,7 +17,7 @@ from worker.storage import Condition, Match, ObjectStat, Store
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.transfer.parts import spool_part
+from worker.storage.transfer.split_into_parts import spool_part
 
 pytestmark = pytest.mark.needs("parts")
 DATA = some_bytes(2 * PART + 3)

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from tests.conformance.targets import Target, azure, gcs, s3_ministack
 from worker.storage import Store
-from worker.storage.registry import open_driver
+from worker.storage.configured_stores import open_driver
 
 STORES: Mapping[str, tuple[str, Callable[[Any, Path], Target]]] = {
     "s3": ("ministack", s3_ministack),

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 _NAME = 200
 """Characters of a key in a line."""

@@ -11,7 +11,7 @@ from typing import Any
 from worker.alarms.digest import subject_of, text_of
 from worker.alarms.errors import AlarmUndelivered
 from worker.settings.alarms import EmailSettings
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 
 def message_of(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -> EmailMessage:

@@ -10,7 +10,7 @@ from worker.storage import ObjectStat, Store
 from worker.storage.errors import StorageError
 from worker.storage.tags import encode_tags
 from zot_artifact_client.contract import Metadata
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

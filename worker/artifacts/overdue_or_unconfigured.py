@@ -1,4 +1,4 @@
-"""Open and resolve the findings that follow from the time and the settings."""
+"""Open and resolve the findings on overdue copies, late backups and stores that are not configured."""
 
 from datetime import datetime
 

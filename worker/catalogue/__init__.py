@@ -34,6 +34,7 @@ from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load import BadExport, NotEmpty, load
+from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
@@ -44,7 +45,6 @@ from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
 from worker.catalogue.sweep_claims import GRACE, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
-from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
 

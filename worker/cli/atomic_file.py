@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.settings.private_files import mode_for_the_user
+from worker.settings.private_data_directory import mode_for_the_user
 
 _MAX_LINKS = 40
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")

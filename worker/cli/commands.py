@@ -44,11 +44,15 @@ COMMANDS = {
     "replicate": Entry(_ARTIFACTS, "Copy artifacts to more stores, or repair bad copies.", "replicate:replicate"),
     "verify": Entry(_ARTIFACTS, "Read every copy in full and compare its digest.", "verify:verify"),
     "delete": Entry(_ARTIFACTS, "Delete artifacts, or their copies in single stores.", "delete:delete"),
-    "undelete": Entry(_ARTIFACTS, "Undo the delete of an artifact within its grace period.", "deletions:undelete"),
-    "deleted": Entry(_ARTIFACTS, "List the deletes that can be undone, by whom and why.", "deletions:deleted"),
-    "hold": Entry(_ARTIFACTS, "Forbid to delete or replace an artifact until `release`.", "deletions:hold"),
-    "release": Entry(_ARTIFACTS, "End the hold on an artifact.", "deletions:release"),
-    "holds": Entry(_ARTIFACTS, "List the artifacts that are held, by whom and why.", "deletions:holds"),
+    "undelete": Entry(
+        _ARTIFACTS, "Undo the delete of an artifact within its grace period.", "undelete_and_hold:undelete"
+    ),
+    "deleted": Entry(
+        _ARTIFACTS, "List the deletes that can be undone, by whom and why.", "undelete_and_hold:deleted"
+    ),
+    "hold": Entry(_ARTIFACTS, "Forbid to delete or replace an artifact until `release`.", "undelete_and_hold:hold"),
+    "release": Entry(_ARTIFACTS, "End the hold on an artifact.", "undelete_and_hold:release"),
+    "holds": Entry(_ARTIFACTS, "List the artifacts that are held, by whom and why.", "undelete_and_hold:holds"),
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
     "attest": Entry(
         _ARTIFACTS, "Sign a statement that every copy of an artifact was read in full and matched.", "attest:attest"

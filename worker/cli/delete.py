@@ -19,8 +19,8 @@ from worker.cli.arguments import (
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson, note
+from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import Session, opened
-from worker.cli.verbs import Selection, run_verb
 from zot_artifact_client.contract import DELETE
 
 

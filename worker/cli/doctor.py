@@ -19,7 +19,7 @@ from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, open_session
 from worker.cli.stores import bad_copies, unconfigured
 from worker.settings.model import Settings, load_settings
-from worker.settings.private_files import private_paths, readable_by_others
+from worker.settings.private_data_directory import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
 from worker.storage.identity import OtherStore, SameStore, indistinguishable

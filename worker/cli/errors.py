@@ -56,8 +56,8 @@ def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
     from worker.artifacts.log_signature import BadKeyFile
     from worker.catalogue import CatalogueError, CatalogueUnavailable
     from worker.settings.model import NoBroker, SettingsError
+    from worker.storage.configured_stores import UnknownStore
     from worker.storage.errors import InvalidKey, StorageError, TransientError
-    from worker.storage.registry import UnknownStore
     from zot_artifact_client.errors import (
         BrokerUnavailable,
         ClientError,

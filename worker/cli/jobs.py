@@ -21,7 +21,7 @@ from worker.settings.model import NoBroker, Settings, load_settings
 from worker.storage.durations_and_sizes import parse_duration
 from zot_artifact_client.contract import BATCH, PAGE, TASKS, JobState
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.text import without_secrets
+from zot_artifact_client.text_escaping import without_secrets
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500

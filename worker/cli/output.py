@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zot_artifact_client.text import bounded, is_hidden
+from zot_artifact_client.text_escaping import bounded, is_hidden
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from worker import clock
-from worker.artifacts.quarantine import Quarantined, digest_of, purge, quarantined
+from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, quarantined
 from worker.cli.arguments import ArtifactPath
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status

@@ -7,8 +7,8 @@ import typer
 from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, NoWait, Timeout
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson
+from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import opened
-from worker.cli.verbs import Selection, run_verb
 from zot_artifact_client.contract import REPLICATE
 
 To = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.quarantine import quarantined
+from worker.artifacts.quarantined_bytes import quarantined
 from worker.artifacts.verification_log_head import signed_head
 from worker.cli.arguments import seconds
 from worker.cli.atomic_file import complete_file

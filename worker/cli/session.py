@@ -9,8 +9,8 @@ from urllib.parse import unquote
 from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
 from worker.cli.errors import Failure, Status, suggestion
 from worker.settings import Settings, load_settings
+from worker.storage.configured_stores import Stores
 from worker.storage.errors import NotFound
-from worker.storage.registry import Stores
 
 _SQLITE = "sqlite:///"
 

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from worker.cli.errors import Failure, Status
 from worker.settings import Settings
-from worker.settings.private_files import open_own
-from worker.storage.filesystem.directory_tree import is_link_refusal
+from worker.settings.private_data_directory import open_own
+from worker.storage.filesystem.open_without_symlinks import is_link_refusal
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
 
 

@@ -8,8 +8,8 @@ from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFligh
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson
+from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import opened
-from worker.cli.verbs import Selection, run_verb
 from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
 By = Annotated[

@@ -15,8 +15,8 @@ from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.progress import bar
 from worker.settings import load_settings
+from worker.storage.configured_stores import Stores
 from worker.storage.keys import check_any_bucket
-from worker.storage.registry import Stores
 from zot_artifact_client.contract import Progress
 
 _LAYOUTS: dict[str, tuple[Callable[[CheckedPrefix], Iterator[Fault]], str]] = {

@@ -10,7 +10,7 @@ from celery.states import FAILURE, STARTED, SUCCESS
 
 from worker.limits.shared_redis import SharedRedis, result_backend
 from zot_artifact_client.contract import PROGRESS_STATE, TASKS
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 _SHOWN = 200
 _MOST_RESULT = 1 << 20

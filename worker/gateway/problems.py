@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from worker.artifacts.verified_download import CopyUnreadable, NoGoodCopy
 from worker.catalogue import CatalogueError, CatalogueUnavailable, OnHold
 from worker.settings.model import NoBroker
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import InvalidKey, NotFound, StorageError, TransientError
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.errors import (
     BrokerUnavailable,
     ClientError,

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from worker import clock
 from worker.gateway.problems import Problem
 from worker.settings import Settings
-from worker.settings.private_files import open_own
+from worker.settings.private_data_directory import open_own
 from zot_artifact_client.contract import UploadRequest
 
 _SOURCE = "source"

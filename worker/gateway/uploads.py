@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response
 
 from worker import clock
 from worker.gateway.access import TokenVerb
+from worker.gateway.caller_and_key import artifact_path, caller_of_request, check_may, services_of
+from worker.gateway.dependencies import Services
 from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem
-from worker.gateway.requests import artifact_path, caller_of_request, check_may, services_of
-from worker.gateway.services import Services
 from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import (

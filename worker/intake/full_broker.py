@@ -8,7 +8,7 @@ from collections.abc import Callable
 import redis
 from celery.worker import state
 
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from worker.intake.message_rules import (
 from worker.intake.rejected import RejectedMessage, rejected_messages
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
-from zot_artifact_client.text import bounded, without_secrets
+from zot_artifact_client.text_escaping import bounded, without_secrets
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from kombu.utils.json import loads
 from pydantic import ValidationError
 
 from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, MAX_MESSAGE, QUERIES, QUERY_ID, TASKS, is_batch_job
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
 _MAX_DEPTH = 16

@@ -21,7 +21,7 @@ from worker.intake.rejected import RejectedMessage, RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_messages
 from zot_artifact_client.contract import JOB_ID, Queue
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

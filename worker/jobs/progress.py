@@ -10,7 +10,7 @@ from celery.states import STARTED
 from kombu.exceptions import OperationalError
 
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

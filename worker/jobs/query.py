@@ -17,7 +17,7 @@ from worker.intake.message_rules import problems_of
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import JobState, Message, TaskSpec
 from zot_artifact_client.errors import JobFailed
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import JOB_ID
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

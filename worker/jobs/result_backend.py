@@ -22,7 +22,7 @@ from worker.intake.full_broker import is_full
 from worker.intake.message_filter import send_record
 from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, CANCEL_KEY, QUERY_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 

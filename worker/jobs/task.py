@@ -48,7 +48,7 @@ from worker.process_metrics import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.errors import StorageError, TransientError
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tracing import trace_headers
 
 logger = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from worker.storage import (
     Store,
     Verification,
 )
+from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
-from worker.storage.registry import Stores
 from worker.storage.transfer.multipart import Checkpoint
 
 _ADMITTED_FOR = 1.0

@@ -14,7 +14,7 @@ from worker.catalogue import CatalogueError
 from worker.metrics.families import Sample, gauge
 from worker.settings.model import SettingsError
 from zot_artifact_client.errors import ClientError
-from zot_artifact_client.text import bounded, without_secrets
+from zot_artifact_client.text_escaping import bounded, without_secrets
 
 logger = logging.getLogger(__name__)
 

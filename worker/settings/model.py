@@ -21,7 +21,7 @@ from pydantic_settings import SettingsError as SourceError
 from worker.settings.alarms import AlarmSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.original_config import OriginalRefused, translate
-from worker.settings.private_files import OWN_FOLDERS, make_files_private, tighten
+from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, tighten
 from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,

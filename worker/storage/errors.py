@@ -26,7 +26,7 @@ Arguments are positional, so that every error survives pickling between worker p
 and the object and is meant for a person; nothing in it is secret.
 """
 
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 MAX_MESSAGE = 500
 """Characters of the message of one error."""

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 MadeT = TypeVar("MadeT")
 

@@ -25,7 +25,7 @@ from zot_artifact_client.errors import (
     NotAllowed,
     UnknownJob,
 )
-from zot_artifact_client.text import bounded
+from zot_artifact_client.text_escaping import bounded
 
 AnswerT = TypeVar("AnswerT")
 

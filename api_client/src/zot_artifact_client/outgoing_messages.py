@@ -1,4 +1,4 @@
-"""Leave a request beside its message, in one round trip with it.
+"""Make the messages of jobs, and send each with its entry in the outbox, in one round trip.
 
 Redis can lose a message: between handing it out and having it marked as taken, it exists only in a worker's memory. So
 the client also leaves the message of a job in the outbox, from which the worker removes it once the job is in the
@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from celery import Celery
 
-from zot_artifact_client.text import without_secrets
+from zot_artifact_client.text_escaping import without_secrets
 from zot_artifact_client.tracing import trace_headers
 
 MESSAGES = "zot-artifacts:outbox"

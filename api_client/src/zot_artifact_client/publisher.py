@@ -19,9 +19,9 @@ from zot_artifact_client.connection import (
 )
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.idempotency import mismatches
+from zot_artifact_client.idempotency_conflicts import mismatches
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
-from zot_artifact_client.text import bounded, without_secrets
+from zot_artifact_client.text_escaping import bounded, without_secrets
 from zot_artifact_client.tracing import trace_headers
 
 POOL_SIZE = 10

@@ -28,7 +28,7 @@ from zot_artifact_client.errors import (
     ClientError,
     InvalidUrl,
 )
-from zot_artifact_client.idempotency import mismatches
+from zot_artifact_client.idempotency_conflicts import mismatches
 from zot_artifact_client.job import OnProgress, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, progress_of, snapshot_of, unknown_job
 

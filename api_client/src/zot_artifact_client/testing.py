@@ -34,7 +34,7 @@ from zot_artifact_client.contract import (
     UploadResult,
 )
 from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone
-from zot_artifact_client.idempotency import digest_of
+from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.in_memory_worker import InMemoryWorker
 from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids

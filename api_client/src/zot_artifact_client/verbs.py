@@ -28,7 +28,7 @@ from zot_artifact_client.contract import (
     Verb,
 )
 from zot_artifact_client.errors import IdempotencyMismatch, InvalidRequest
-from zot_artifact_client.idempotency import digest_of
+from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.job_ids import choose_ids
 from zot_artifact_client.outgoing_messages import Outgoing
 

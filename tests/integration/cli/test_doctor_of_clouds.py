@@ -12,7 +12,7 @@ from tests.conformance.targets import azure_config, gcs_config, make_gcs_bucket
 from worker import cli, clock
 from worker.catalogue import Catalogue
 from worker.settings import load_settings
-from worker.storage.registry import open_driver
+from worker.storage.configured_stores import open_driver
 
 Zot = Callable[..., dict[str, Any]]
 

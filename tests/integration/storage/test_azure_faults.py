@@ -17,6 +17,7 @@ from tests.servers import Azurite
 from tests.servers.proxy import Cut, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import AzureConfig, Condition, Match, Store, Verdict
 from worker.storage.azure import copy as azure_copy
+from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
 from worker.storage.errors import (
     AccessDenied,
@@ -29,7 +30,6 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.registry import open_driver
 
 BUCKET = "releases"
 MIB = 1024 * 1024

@@ -13,8 +13,8 @@ from tests.conformance.targets import PART, make_s3_bucket, s3_config
 from tests.servers import RcloneS3
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Request
 from worker.storage import Match, Store
+from worker.storage.configured_stores import open_driver
 from worker.storage.errors import PermanentError, Unavailable
-from worker.storage.registry import open_driver
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.s3 import upload as s3_upload
 

@@ -26,9 +26,9 @@ from worker.cli.get import fetch
 from worker.context import Context
 from worker.settings import Settings
 from worker.storage import FilesystemConfig, S3Config, Store, Verdict
+from worker.storage.configured_stores import open_driver
 from worker.storage.errors import BucketNotEmpty, DigestMismatch, NotFound, PermanentError, TransientError
 from worker.storage.integrity.manifest import CHUNK_SIZE, compute_digests
-from worker.storage.registry import open_driver
 
 MIB = 1024 * 1024
 

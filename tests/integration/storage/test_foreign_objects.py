@@ -23,8 +23,8 @@ from tests.conformance.targets import (
 )
 from tests.conformance.test_existing_keys import EXISTING
 from worker.storage import Match, Store, Verdict
+from worker.storage.configured_stores import open_driver
 from worker.storage.errors import InvalidKey, NotFound
-from worker.storage.registry import open_driver
 
 KEYS = [*EXISTING, "line\nfeed", "a%2Fb", "%00", "a b+c?d#e", "é/e\u0301", "\U0001f680/", "//", "~"]
 METADATA = {"owner": "another"}

@@ -18,11 +18,11 @@ from tests.servers import FakeGcs, GcpEmulator, StrictGcs
 from tests.servers.gcs import GcsServer
 from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import Condition, GcsConfig, Match, Store, Verdict
+from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
 from worker.storage.errors import AccessDenied, AlreadyExists, NotFound, PermanentError, Throttled, Unavailable
 from worker.storage.gcs import client as gcs_client
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.registry import open_driver
 
 BUCKET = "releases"
 LOST = Lose()

@@ -11,8 +11,8 @@ from tests.conformance.targets import PART, filesystem
 from tests.integration.storage.originals import OriginalCloud, OriginalFiles, read, sha256
 from worker.settings import load_settings
 from worker.storage import Store, Verdict
+from worker.storage.configured_stores import Stores, open_driver
 from worker.storage.errors import DigestMismatch
-from worker.storage.registry import Stores, open_driver
 
 BODY = b"an artifact of the original"
 DIGESTS = {"bare": "{0}", "newline": "{0}\n", "capitals": "{1}", "spaces": " {0} \r\n"}

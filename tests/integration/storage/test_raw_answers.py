@@ -14,10 +14,10 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import AZURITE_API, PART
 from worker.storage import AzureConfig, GcsConfig, Match, S3Config, Store, StoreConfig
 from worker.storage.azure import client as azure_client
+from worker.storage.configured_stores import open_driver
 from worker.storage.driver import StaleUpload, WriteInfo
 from worker.storage.errors import StorageError
 from worker.storage.gcs import client as gcs_client
-from worker.storage.registry import open_driver
 from worker.storage.s3 import providers
 
 BUCKET = "releases"

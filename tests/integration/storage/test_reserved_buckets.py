@@ -14,10 +14,10 @@ from worker.artifacts.catalogue_backup import back_up, backups
 from worker.catalogue import Catalogue
 from worker.settings.sections import BackupSweepSettings
 from worker.storage import S3Config, Store
+from worker.storage.configured_stores import open_driver
 from worker.storage.errors import AccessDenied, PermanentError, StorageError
 from worker.storage.keys import QUARANTINE_BUCKET
 from worker.storage.probe import probe
-from worker.storage.registry import open_driver
 
 BUCKET = "b-releases"
 

@@ -12,8 +12,8 @@ from tests.conformance.targets import PART, make_s3_bucket, s3_client, s3_config
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
+from worker.storage.configured_stores import open_driver
 from worker.storage.errors import AccessDenied, AlreadyExists, PermanentError, Throttled, TransientError, Unavailable
-from worker.storage.registry import open_driver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
 
 BUCKET = "releases"

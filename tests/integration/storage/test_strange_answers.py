@@ -25,6 +25,7 @@ from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Rew
 from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import (
     Archived,
@@ -38,7 +39,6 @@ from worker.storage.errors import (
     UploadEnded,
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.registry import open_driver
 
 BUCKET = "releases"
 HTML = Say(200, b"<html><body>Sign in to the hotel's network</body></html>", {"Content-Type": "text/html"})

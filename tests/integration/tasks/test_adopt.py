@@ -13,9 +13,9 @@ from tasks.upload import upload
 from tasks.verify import verify
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import DigestMismatch, InvalidKey, NotFound
 from worker.storage.integrity.manifest import CHUNK_SIZE
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import (
     AdoptRequest,
     DeleteRequest,

@@ -22,8 +22,8 @@ from worker.catalogue import Leased, tables
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import NotFound, StorageError
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import (
     BatchRequest,
     BatchResult,

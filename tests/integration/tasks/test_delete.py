@@ -14,8 +14,8 @@ from worker.context import Context
 from worker.limits.snooze import Paused
 from worker.settings.sections import DeleteSettings
 from worker.storage import Digest, Stores
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, NotFound, Unavailable
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
 

@@ -16,6 +16,7 @@ from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings.sections import SourceSettings
 from worker.storage import Stores
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import (
     DigestMismatch,
     InvalidKey,
@@ -24,7 +25,6 @@ from worker.storage.errors import (
     TransientError,
     Unavailable,
 )
-from worker.storage.registry import UnknownStore
 from zot_artifact_client.contract import UploadRequest
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.artifacts.sources.partial import partial_download
+from worker.artifacts.sources.partial_download import partial_download
 from worker.cli.errors import Failure
 from worker.cli.staging import stage
 from worker.settings import Settings

@@ -4,7 +4,7 @@ import pytest
 from celery import Celery
 
 from zot_artifact_client.outgoing_messages import Outgoing, envelope
-from zot_artifact_client.text import without_secrets
+from zot_artifact_client.text_escaping import without_secrets
 
 
 @pytest.mark.parametrize(

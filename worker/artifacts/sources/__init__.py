@@ -1,14 +1,14 @@
 """Sources of uploads: files under configured roots and URLs of configured hosts, and nothing else."""
 
 from worker.artifacts.sources.errors import SourceRefused
-from worker.artifacts.sources.partial import remove_partial
-from worker.artifacts.sources.source import (
+from worker.artifacts.sources.open_source import (
     Source,
     open_source,
     remove_staged,
     remove_staged_directory,
     staged_directory,
 )
+from worker.artifacts.sources.partial_download import remove_partial
 
 __all__ = [
     "Source",

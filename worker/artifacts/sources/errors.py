@@ -5,7 +5,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
 from worker.storage.errors import PermanentError, StorageError
-from zot_artifact_client.text import without_secrets
+from zot_artifact_client.text_escaping import without_secrets
 
 
 class SourceRefused(PermanentError):

@@ -16,12 +16,10 @@ from typing import Any, cast
 from azure.core.exceptions import DecodeError, HttpResponseError
 from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, BlobServiceClient, ContentSettings
 
-from worker.storage.azure.blocks import new_block, new_token
+from worker.storage.azure.block_names import new_block, new_token
 from worker.storage.azure.client import endpoint_of, is_azure, is_signed, make_service, realm_of, scope_of, tier_of
 from worker.storage.azure.copy import Copy
 from worker.storage.azure.errors import code_of, translate, translated
-from worker.storage.azure.fast_path import fast_path
-from worker.storage.azure.listing import ByteOrder, safe_start
 from worker.storage.azure.object_stat import (
     METADATA,
     conditions,
@@ -31,15 +29,17 @@ from worker.storage.azure.object_stat import (
     version_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
+from worker.storage.azure.small_objects import fast_path
+from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
 from worker.storage.cloud.conditional_write import Write, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.fast_path import SMALL
-from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.listing import check_size, inside, is_document, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
+from worker.storage.cloud.response_body import HttpBody
+from worker.storage.cloud.small_objects import SMALL
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -58,8 +58,8 @@ from worker.storage.errors import NotFound, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.tags import decode_tags
-from worker.storage.transfer.parts import md5_of
 from worker.storage.transfer.server_copy import Begun, Between
+from worker.storage.transfer.split_into_parts import md5_of
 
 IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
 """Azure reads a backslash as a slash, and drops a dot at the end of a segment, so that such a key would name another

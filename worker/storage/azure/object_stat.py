@@ -9,8 +9,8 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties
 
 from worker.storage.cloud.conditional_write import Found
-from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.metadata import MetadataFormat, properties_of
+from worker.storage.cloud.response_body import HttpBody
 from worker.storage.driver import Condition, Match, ObjectStat
 
 METADATA = MetadataFormat(

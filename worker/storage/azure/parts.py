@@ -9,7 +9,7 @@ from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
 
-from worker.storage.azure.blocks import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
+from worker.storage.azure.block_names import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
 from worker.storage.azure.errors import code_of, translated
 from worker.storage.azure.object_stat import DROPPING, METADATA, conditions, is_object, version_of, writer_of
 from worker.storage.azure.upload import REFUSED, Upload
@@ -17,7 +17,7 @@ from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Condition, Match, ObjectStat, Part, PartData, PartLimits, StaleUpload, WriteInfo
 from worker.storage.errors import NotFound, UploadEnded
-from worker.storage.transfer.parts import md5_of, rewound
+from worker.storage.transfer.split_into_parts import md5_of, rewound
 
 MIB = 1024 * 1024
 MAX_PART = 4_000 * MIB

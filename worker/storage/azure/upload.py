@@ -17,7 +17,7 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Body, ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError, Unavailable, UnexpectedAnswer
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.parts import md5_of, next_part
+from worker.storage.transfer.split_into_parts import md5_of, next_part
 
 REFUSED = {"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists", "409", "412"}
 _GONE = {"InvalidBlockList"}

@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 
 from worker.storage.errors import Unavailable
 from worker.storage.filesystem.digest_attribute import read_digest
-from worker.storage.filesystem.directory_tree import (
+from worker.storage.filesystem.layout import INTENTS, SIDECAR, ObjectPath, leaf_of, parse_checksum_line, parse_sidecar
+from worker.storage.filesystem.open_without_symlinks import (
     Tree,
     open_regular,
     read_small,
@@ -31,7 +32,6 @@ from worker.storage.filesystem.directory_tree import (
     remove,
     stat_of,
 )
-from worker.storage.filesystem.layout import INTENTS, SIDECAR, ObjectPath, leaf_of, parse_checksum_line, parse_sidecar
 from worker.storage.filesystem.temp_files import TempFile, write_small
 
 _READ_TRIES = 100

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.storage.driver import ListedObject
-from worker.storage.filesystem.directory_tree import UNREADABLE, Tree, stat_of
 from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, is_encodable, objects_in
+from worker.storage.filesystem.open_without_symlinks import UNREADABLE, Tree, stat_of
 
 _BATCH = 1000
 """Files whose stat is read while their directory is open: a suspended listing keeps no directory open."""

@@ -7,9 +7,9 @@ from typing import Self
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import OpenObject
-from worker.storage.filesystem.directory_tree import translate
 from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.filesystem.listing import modified_of, version_of
+from worker.storage.filesystem.open_without_symlinks import translate
 
 
 def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from worker.storage.driver import SmallRead
-from worker.storage.filesystem.directory_tree import Tree
 from worker.storage.filesystem.layout import SIDECAR
 from worker.storage.filesystem.listing import version_of
+from worker.storage.filesystem.open_without_symlinks import Tree
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _AHEAD = 16

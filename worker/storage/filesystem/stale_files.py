@@ -6,9 +6,9 @@ from contextlib import suppress
 from worker.storage.driver import StaleUpload
 from worker.storage.errors import InvalidKey
 from worker.storage.filesystem.atomic_write import ObjectFiles
-from worker.storage.filesystem.directory_tree import Tree, stat_of
 from worker.storage.filesystem.layout import INTENTS, OWN, TEMP, ObjectPath, is_encodable, orphans_in
 from worker.storage.filesystem.listing import Listing, to_time
+from worker.storage.filesystem.open_without_symlinks import Tree, stat_of
 from worker.storage.filesystem.temp_files import remove_dead
 from worker.storage.keys import check_any_bucket
 

@@ -8,8 +8,15 @@ import uuid
 from contextlib import suppress
 
 from worker.storage.filesystem.digest_attribute import read_digest, write_digest
-from worker.storage.filesystem.directory_tree import give_mode, is_link_refusal, link, open_regular, remove, stat_of
 from worker.storage.filesystem.layout import TEMP
+from worker.storage.filesystem.open_without_symlinks import (
+    give_mode,
+    is_link_refusal,
+    link,
+    open_regular,
+    remove,
+    stat_of,
+)
 
 _TRIES = 10
 

@@ -13,10 +13,10 @@ from google.cloud.storage.exceptions import DataCorruption
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.fast_path import SMALL
-from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.reader import CloudReader, empty_reader
+from worker.storage.cloud.response_body import HttpBody
+from worker.storage.cloud.small_objects import SMALL
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
     Body,
@@ -52,10 +52,10 @@ from worker.storage.gcs.client import (
     retry,
 )
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
-from worker.storage.gcs.fast_path import fast_path
 from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
+from worker.storage.gcs.small_objects import fast_path
 from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, rewrite, send_bytes
 from worker.storage.transfer.server_copy import Begun, Between
 

@@ -19,7 +19,7 @@ from worker.storage.gcs.errors import SDK_ERRORS, without_address
 from worker.storage.gcs.object_stat import blob_of
 from worker.storage.gcs.upload import NOT_FOUND, GcsWrite, crc32c_of, delete, extended
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.parts import next_part
+from worker.storage.transfer.split_into_parts import next_part
 
 CHUNK_UNIT = 256 * 1024
 """Every chunk but the last is a multiple of this."""

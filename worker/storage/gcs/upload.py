@@ -36,8 +36,8 @@ from worker.storage.gcs.object_stat import (
 )
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.chunked_body import ChunkedBody
-from worker.storage.transfer.parts import next_part, pieces_of
 from worker.storage.transfer.server_copy import Between
+from worker.storage.transfer.split_into_parts import next_part, pieces_of
 
 TRIES = 16
 """How often an unconditional write starts again after another writer was faster."""

@@ -15,11 +15,11 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.fast_path import PROPERTIES, SMALL, RealObject
-from worker.storage.cloud.http_body import HttpBody
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.reader import CloudReader, empty_reader
+from worker.storage.cloud.response_body import HttpBody
+from worker.storage.cloud.small_objects import PROPERTIES, SMALL, RealObject
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -38,7 +38,6 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
-from worker.storage.s3.fast_path import fast_path
 from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
@@ -49,6 +48,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
+from worker.storage.s3.small_objects import fast_path
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Begun, Between
 

@@ -26,8 +26,8 @@ from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
-from worker.storage.transfer.parts import MIB, md5_of, next_part, plan_parts, rewound
 from worker.storage.transfer.server_copy import Begun, Between
+from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

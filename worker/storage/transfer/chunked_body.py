@@ -13,7 +13,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from worker.storage.driver import PartData
-from worker.storage.transfer.parts import pieces_of
+from worker.storage.transfer.split_into_parts import pieces_of
 
 PIECE = 128 * 1024
 """Bytes."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from worker.storage.driver import Body, Condition, Driver, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
 from worker.storage.errors import NotFound, StorageError, Unavailable
-from worker.storage.transfer.parts import next_part, plan_parts, spool_part
+from worker.storage.transfer.split_into_parts import next_part, plan_parts, spool_part
 
 MEMORY = 64 * 1024 * 1024
 """Most bytes of parts in memory per transfer, including the part that is being read."""

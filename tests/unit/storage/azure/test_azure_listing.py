@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.storage.azure import listing as azure_listing
-from worker.storage.azure.listing import ByteOrder, safe_start
+from worker.storage.azure import sorted_listing as azure_listing
+from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 
 # Few characters, so that keys share beginnings: plain ones, some of U+E000 to U+FFFD, some above U+FFFF.
 KEYS = st.sets(st.text(alphabet="az/\ue000\uff5e\U00010000\U0001f680", min_size=1, max_size=6), max_size=60)

@@ -29,9 +29,9 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
-from worker.storage.filesystem.directory_tree import ERRORS, translate
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.filesystem.layout import ObjectPath, leaf_of, segment_of
+from worker.storage.filesystem.open_without_symlinks import ERRORS, translate
 from worker.storage.integrity.verdict import Verdict
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.keys import check_key

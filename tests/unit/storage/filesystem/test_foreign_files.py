@@ -10,9 +10,9 @@ import pytest
 from tests.conformance.bodies import source
 from worker.storage import FilesystemConfig, Store, Verdict
 from worker.storage.errors import AccessDenied, Unavailable
-from worker.storage.filesystem import directory_tree
-from worker.storage.filesystem.directory_tree import Tree, translate
+from worker.storage.filesystem import open_without_symlinks
 from worker.storage.filesystem.driver import FilesystemDriver
+from worker.storage.filesystem.open_without_symlinks import Tree, translate
 
 DATA, OTHER = b"right bytes", b"other bytes"
 
@@ -97,7 +97,7 @@ def test_a_foreign_checksum_file_is_replaced_and_deleted_under_its_own_key(store
 def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Return the names of directories and files that the system refuses to read; root may read all others."""
     names: set[str] = set()
-    scan, stat_of, open_ = os.scandir, directory_tree.stat_of, os.open
+    scan, stat_of, open_ = os.scandir, open_without_symlinks.stat_of, os.open
 
     def opened(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if path in names and flags & os.O_DIRECTORY:
@@ -151,7 +151,7 @@ def test_a_lock_that_another_process_keeps_ends_the_wait(
     store: Store, bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write waits for a lock for a bounded time, and the error names the lock's file."""
-    monkeypatch.setattr(directory_tree, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(open_without_symlinks, "LOCK_SECONDS", 0.2)
     tree = Tree("main", bucket.parent)
     store.write_object("b", "k", source(DATA))
     name = next((bucket.parent / ".zot" / "locks").iterdir()).name

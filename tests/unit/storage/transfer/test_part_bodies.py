@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
+from worker.storage.configured_stores import open_driver
 from worker.storage.errors import OutOfSpace
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
-from worker.storage.registry import open_driver
 from worker.storage.transfer.multipart import MEMORY, PARALLEL_PARTS, plan_upload
-from worker.storage.transfer.parts import MIB, SpooledPart, plan_parts, spool_part
+from worker.storage.transfer.split_into_parts import MIB, SpooledPart, plan_parts, spool_part
 
 CONFIGS: dict[str, StoreConfig] = {
     "amazon": S3Config(bucket="real"),

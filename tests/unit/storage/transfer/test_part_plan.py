@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worker.storage.errors import SizeMismatch
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.s3.upload import MAX_PART, MAX_PARTS, MIN_PART
-from worker.storage.transfer.parts import MIB, next_part, plan_parts
+from worker.storage.transfer.split_into_parts import MIB, next_part, plan_parts
 
 TIB = 1024**4
 LARGEST = MAX_PART * MAX_PARTS

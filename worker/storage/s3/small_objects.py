@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.fast_path import (
+from worker.storage.cloud.small_objects import (
     Client,
     Dialect,
     FastPath,

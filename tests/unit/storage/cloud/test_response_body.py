@@ -10,7 +10,7 @@ import urllib3
 from urllib3.exceptions import ReadTimeoutError
 
 from tests.waiting import WITHIN
-from worker.storage.cloud.http_body import HttpBody
+from worker.storage.cloud.response_body import HttpBody
 
 CONTENT = bytes(range(256)) * 4096
 

@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import BaseError
 
 from worker.storage.cloud.error_mapping import Meaning, Origin
-from worker.storage.cloud.fast_errors import NotUnderstood, translate
+from worker.storage.cloud.obstore_errors import NotUnderstood, translate
 from worker.storage.driver import WholeObject
 from worker.storage.errors import StorageError, TransientError
 

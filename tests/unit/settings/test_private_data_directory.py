@@ -13,7 +13,7 @@ from tests.conformance.bodies import source
 from worker.catalogue import Catalogue
 from worker.cli.atomic_file import complete_file
 from worker.cli.doctor import _home
-from worker.settings import Settings, SettingsError, load_settings, private_files
+from worker.settings import Settings, SettingsError, load_settings, private_data_directory
 from worker.storage import FilesystemConfig, Store
 from worker.storage.filesystem.driver import FilesystemDriver
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture(autouse=True)
 def _users_umask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give the test the umask of an ordinary shell."""
-    monkeypatch.setattr(private_files, "_users_umask", None)
+    monkeypatch.setattr(private_data_directory, "_users_umask", None)
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -75,7 +75,7 @@ def test_an_open_data_directory_is_tightened_and_reported(tmp_path: Path) -> Non
 
 def test_a_shared_store_has_the_modes_of_its_settings(tmp_path: Path) -> None:
     """Objects, sidecars, locks and directories of a store with modes have them, also when an object is replaced."""
-    private_files.make_files_private()
+    private_data_directory.make_files_private()
     config = FilesystemConfig(root=tmp_path, file_mode="0640", dir_mode="2750")  # type: ignore[arg-type]
     store = Store(FilesystemDriver("shared", config))
     for body in (b"one", b"two"):
@@ -97,7 +97,7 @@ def test_a_mode_that_is_none_is_refused(mode: str, tmp_path: Path, monkeypatch: 
 
 def test_a_file_that_a_user_gets_has_the_users_mode(tmp_path: Path) -> None:
     """A new file that `get` writes is as readable as the user's shell makes files."""
-    private_files.make_files_private()
+    private_data_directory.make_files_private()
     with complete_file(tmp_path / "got", tmp_path) as file:
         file.write(b"bytes")
     assert _modes(tmp_path / "got") == {0o644}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker.settings import Settings
-from worker.settings.private_files import open_own
+from worker.settings.private_data_directory import open_own
 from worker.storage.errors import OutOfSpace, PermanentError
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 

@@ -19,12 +19,12 @@ from tests.servers.proxy import Delay, Fault, FaultyProxy, Request, Say
 from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import at_most
 from worker.storage import Store, Verdict
-from worker.storage.cloud import fast_path
-from worker.storage.cloud.fast_path import SMALL
+from worker.storage.cloud import small_objects
+from worker.storage.cloud.small_objects import SMALL
 from worker.storage.config import StoreConfig
+from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import AlreadyExists, Throttled, Timeout, Unavailable
-from worker.storage.registry import open_driver
 
 BUCKET = "releases"
 BODY = some_bytes(16 * 1024)
@@ -140,7 +140,7 @@ def test_a_slow_answer_is_waited_for(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that takes longer than obstore waits is no dead store: the SDK waits for it."""
-    monkeypatch.setattr(fast_path, "PATIENCE", 1)
+    monkeypatch.setattr(small_objects, "PATIENCE", 1)
     store, _ = through(lambda request: Delay(3) if "/app" in request.path or "%2Fapp" in request.path else None)
     assert verdict(store) is Verdict.VERIFIED
     store.write_object(BUCKET, "app", source(b"new"))
@@ -158,7 +158,7 @@ def test_a_signal_ends_the_wait_for_a_silent_store(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that is to stop does not wait for a request of obstore, which returns to Python only at its end."""
-    monkeypatch.setattr(fast_path, "PATIENCE", 60)
+    monkeypatch.setattr(small_objects, "PATIENCE", 60)
     store, _ = through(lambda request: Delay(20) if request.method == "GET" else None)
     begun = time.monotonic()
     with pytest.raises(TimeoutError), at_most(1):

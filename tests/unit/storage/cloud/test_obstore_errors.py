@@ -10,7 +10,7 @@ import pytest
 from worker.storage import errors
 from worker.storage.azure import errors as azure
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.fast_errors import NotUnderstood, translate
+from worker.storage.cloud.obstore_errors import NotUnderstood, translate
 from worker.storage.gcs import errors as gcs
 from worker.storage.s3 import errors as s3
 

@@ -3,7 +3,7 @@
 import sys
 import unicodedata
 
-from zot_artifact_client.text import bounded, escaped
+from zot_artifact_client.text_escaping import bounded, escaped
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
