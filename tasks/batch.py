@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from tasks.batch_upload import begin_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
+from worker.artifacts.delete_approval import check_batch
 from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.upload_lists import ListedFile
@@ -148,6 +149,7 @@ def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchR
         NotFound: there is nothing to verify or to replicate, or no key list; nothing was done.
         BadKeyList: lines of the list name no artifact; nothing was done.
         InvalidKey, UnknownStore, SourceRefused: nothing was done.
+        NotApproved, WaitsForApproval: a second person has not approved the delete; nothing was done.
     """
     return step(request, context, job, Outbox(current_app))
 
@@ -159,6 +161,8 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     if timedelta() < early <= _IDLE * context.settings.batch.step:  # what is later was written by a clock ahead
         raise Continue(None)
     before = before or _begin(request, context, job)
+    if request.verb == DELETE.kind and not before.planned:
+        check_batch(request, context, job, before.total or 0, before.total_bytes or 0)
     items = context.catalogue.batches.in_flight(job.id)
     ended = [_ended(request, context, item) for item in items if item.state.terminal]
     left = [found for each in ended for found in each.left]
@@ -289,7 +293,12 @@ def _next_lines(request: BatchRequest, context: JobContext, before: Batch, room:
 def _page_request(request: BatchRequest) -> PageRequest:
     """Return what all pages of a batch have in common; each has a selection as well."""
     return PageRequest.model_construct(
-        verb=request.verb, to=request.to, stores=request.stores, allow_last=request.allow_last
+        verb=request.verb,
+        to=request.to,
+        stores=request.stores,
+        allow_last=request.allow_last,
+        by=request.by,
+        reason=request.reason,
     )
 
 
@@ -340,7 +349,7 @@ _REQUESTS: dict[
     VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
     UPLOAD.kind: lambda asked, at: UploadRequest(bucket=at.bucket, key=at.key, source=at.source, stores=asked.stores),
     DELETE.kind: lambda asked, at: DeleteRequest(
-        bucket=at.bucket, key=at.key, stores=asked.stores, allow_last=asked.allow_last
+        bucket=at.bucket, key=at.key, stores=asked.stores, allow_last=asked.allow_last, by=asked.by, reason=asked.reason
     ),
 }
 

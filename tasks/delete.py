@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from worker import clock
 from worker.artifacts.artifact_job import Records, not_configured
+from worker.artifacts.delete_approval import check_delete
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact, Tombstone
 from worker.context import JobContext
@@ -31,12 +32,14 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
     Raises:
         NotFound: the catalogue never had an artifact under this key; names the nearest key.
         OnHold: the artifact is held; nothing was deleted.
+        NotApproved, WaitsForApproval: a second person has not approved it; nothing was deleted.
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
         UnknownStore: a store that was named, or every store with a copy, is not configured; nothing was deleted.
         Snooze: a replication of the artifact has not ended, or the store of the copy that would remain takes no job
             now; nothing was deleted.
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
+    check_delete(request, context, job)
     return delete_artifact(request, context, job)
 
 

@@ -10,6 +10,7 @@ from tasks.delete import delete_artifact
 from tasks.replicate import replicate_to
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
+from worker.artifacts.delete_approval import check_page
 from worker.artifacts.page_replicate import FreshCopies
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
@@ -53,8 +54,10 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
     Raises:
         BadKeyList, SourceRefused, NotFound: the file of the page was changed, or cannot be opened.
         UnknownStore: naming the stores there are.
+        NotApproved: it deletes, and no batch has planned it.
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
+    check_page(request, context, job)
     if request.claim is not None and request.verb == VERIFY.kind:
         done = _verify_claimed(request.claim, context, job)
     elif request.claim is not None:
@@ -300,7 +303,12 @@ class _Writes:
 
     def _delete(self, each: PageObject) -> _Done:
         wanted = DeleteRequest(
-            bucket=each.bucket, key=each.key, stores=self.request.stores, allow_last=self.request.allow_last
+            bucket=each.bucket,
+            key=each.key,
+            stores=self.request.stores,
+            allow_last=self.request.allow_last,
+            by=self.request.by,
+            reason=self.request.reason,
         )
         records = Records()
         done = delete_artifact(wanted, self.context, self.job, records)

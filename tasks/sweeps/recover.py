@@ -78,6 +78,8 @@ def _resend_overdue(context: Context, app: Celery) -> int:
 
 def _prune(context: Context) -> None:
     context.catalogue.findings.prune(before=clock.now() - context.settings.findings.retention)
+    context.catalogue.delete_approvals.close_ended(now=clock.now())
+    context.catalogue.delete_approvals.prune(before=clock.now() - context.settings.delete.approval_window)
     keep = context.settings.jobs.keep
     if keep is not None:
         context.catalogue.ledger.prune(before=clock.now() - keep, limit=_AT_ONCE)

@@ -49,7 +49,7 @@ def _lines(payload: Mapping[str, Any]) -> Iterator[str]:
 
 def _named(examples: Sequence[Mapping[str, Any]], count: int) -> Iterator[str]:
     for each in examples:
-        what = f"{each['bucket']}/{each['key']}" if each["bucket"] else "the store as a whole"
+        what = f"{each['bucket']}/{each['key']}" if each["bucket"] else each["key"] or "the store as a whole"
         more = each["how"] or each["detail"]
         yield f"  {each['id']}: {bounded(what, _NAME)}" + (f": {bounded(more, _NAME)}" if more else "")
     if count > len(examples):

@@ -24,6 +24,7 @@ from worker.catalogue.canaries import Canaries, CanaryRound, CanaryTimes
 from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceChecks, RecordedEvidence
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
+from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
@@ -54,6 +55,7 @@ __all__ = [
     "GRACE",
     "AccessToken",
     "Alarms",
+    "ApprovalState",
     "Artifact",
     "BadExport",
     "Batch",
@@ -64,6 +66,7 @@ __all__ = [
     "BudgetState",
     "CanaryRound",
     "CanaryTimes",
+    "CannotDecide",
     "Catalogue",
     "CatalogueError",
     "CatalogueUnavailable",
@@ -71,6 +74,7 @@ __all__ = [
     "Copy",
     "CopyState",
     "Coverage",
+    "DeleteApproval",
     "EndedJob",
     "Event",
     "EvidenceCheck",
@@ -222,6 +226,10 @@ class Catalogue:
     @cached_property
     def coverage(self) -> CoverageQueries:
         return CoverageQueries(self._database)
+
+    @cached_property
+    def delete_approvals(self) -> DeleteApprovals:
+        return DeleteApprovals(self._database)
 
     @cached_property
     def deletions(self) -> Deletions:

@@ -41,6 +41,10 @@ _TEXT = 500
 
 _OPEN = findings.c.resolved_at.is_(None)
 _PLACE = (findings.c.bucket, findings.c.key)
+_KEYED = (
+    findings.c.bucket == "", findings.c.key == sa.bindparam("of", type_=Text()),
+    findings.c.kind == sa.bindparam("what"),
+)  # fmt: skip
 _SLIM = sa.select(
     findings.c.id, findings.c.kind, findings.c.bucket, findings.c.key, findings.c.version, findings.c.store
 ).where(_OPEN)
@@ -398,6 +402,12 @@ def _as_canaries(connection: Connection, found: Sequence[NewFinding]) -> Sequenc
 def resolve_store(connection: Connection, kind: FindingKind, store: str, how: str, now: datetime) -> None:
     """Resolve the finding of one kind on a store, if one is open."""
     found = connection.execute(_of_store(kind, store)).scalars()
+    _resolve(connection, dict.fromkeys(found, how), now)
+
+
+def resolve_key(connection: Connection, kind: FindingKind, key: str, how: str, now: datetime) -> None:
+    """Resolve the finding of one kind that has a key and no bucket, if one is open."""
+    found = connection.execute(sa.select(findings.c.id).where(_OPEN, *_KEYED), {"of": key, "what": kind}).scalars()
     _resolve(connection, dict.fromkeys(found, how), now)
 
 

@@ -72,6 +72,8 @@ class FindingKind(StrEnum):
     """A store that has copies in the catalogue and is not in the settings."""
     CANARY_MISSED = "canary_missed"
     """A canary that was damaged on purpose and not found, or not repaired, in time."""
+    DELETE_WAITING = "delete_waiting"
+    """A delete of many artifacts that waits until a second person approves it; its key is the job."""
     ALARM_UNDELIVERED = "alarm_undelivered"
     """Alarms that a channel could not deliver."""
     CANARY = "canary"

@@ -501,3 +501,23 @@ budgets = Table(
     Column("counted_at", UtcDateTime),
 )
 """What the verify sweep has used of each store's budget: see `BudgetState`. `copies`, `bytes`: all that it reads."""
+
+delete_requests = Table(
+    "delete_requests",
+    metadata,
+    Column("job", Text(64), primary_key=True),
+    Column("state", Text(16), nullable=False),
+    Column("what", Text(500), nullable=False),
+    Column("objects", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("requested_by", Text(500), nullable=False),
+    Column("reason", Text(500)),
+    Column("requested_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("decided_by", Text(500)),
+    Column("decided_from", Text(500)),
+    Column("decided_at", UtcDateTime),
+    Column("note", Text(500)),
+    Index("ix_delete_requests_state", "state", "requested_by", "requested_at"),
+)
+"""The deletes that count towards `delete.approval_above`, and who decided about those that needed an approval."""

@@ -50,6 +50,9 @@ COMMANDS = {
     "deleted": Entry(
         _ARTIFACTS, "List the deletes that can be undone, by whom and why.", "undelete_and_hold:deleted"
     ),
+    "deletes": Entry(
+        _ARTIFACTS, "List the deletes that wait for a second person, show one, approve or reject it.", "deletes:app"
+    ),
     "hold": Entry(_ARTIFACTS, "Forbid to delete or replace an artifact until `release`.", "undelete_and_hold:hold"),
     "release": Entry(_ARTIFACTS, "End the hold on an artifact.", "undelete_and_hold:release"),
     "holds": Entry(_ARTIFACTS, "List the artifacts that are held, by whom and why.", "undelete_and_hold:holds"),

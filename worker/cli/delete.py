@@ -37,8 +37,9 @@ def delete(
     now: Annotated[
         bool, typer.Option("--now", help="Remove the bytes at once: the delete cannot be undone. For one artifact.")
     ] = False,
-    reason: Annotated[
-        str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded. For one artifact.")
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="Who deletes; your user name by default.")
     ] = None,
     all_below: All = False,
     keys_from: KeysFrom = None,
@@ -53,6 +54,7 @@ def delete(
     Without --store the artifact is deleted from all stores.
     Its bytes stay for `delete.grace`, 7 days by default, and `zot-artifacts undelete` brings it back until then.
     With --now, or from the stores that --store names, they go at once.
+    A delete of more artifacts than `delete.approval_above` waits for `zot-artifacts deletes approve`.
     `zot-artifacts ls PREFIX` lists the artifacts that --all would delete.
 
     Examples:
@@ -67,12 +69,20 @@ def delete(
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if everything or (all_below and not artifact.partition("/")[2]):
             fields["everything"] = _everything(artifact, all_below=all_below, sure=everything)
-        if selection.many and (now or reason):
-            raise Failure("--now and --reason go with one artifact", Status.USAGE, type_="UsageError")
+        if selection.many and now:
+            raise Failure("--now goes with one artifact", Status.USAGE, type_="UsageError")
+        rules = session.settings.delete
         if now or reason:
             fields |= {"now": now or None, "reason": reason}
-        if not selection.many and session.settings.delete.grace:
-            fields["by"] = getpass.getuser()
+        if rules.approval_above is not None or (rules.grace and not selection.many):
+            fields["by"] = by or getpass.getuser()
+        elif by:
+            fields["by"] = by
+        if rules.approval_above is not None and selection.many and not no_wait:
+            note(
+                f"a delete of more than {rules.approval_above} objects waits until another person approves it: "
+                "`zot-artifacts deletes`"
+            )
         if not selection.many:
             _require_known(session, ArtifactPath.parse(artifact))
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)

@@ -136,6 +136,8 @@ def what(found: FindingRecord) -> str:
     """Return what a finding is about."""
     if found.bucket is not None:
         return f"{found.bucket}/{found.key}"
+    if found.kind is FindingKind.DELETE_WAITING:
+        return f"delete {found.key}"
     return f"store {found.store}" if found.store else "the catalogue"
 
 

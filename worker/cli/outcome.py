@@ -92,7 +92,8 @@ def print_outcome(outcome: Outcome) -> None:
     elif outcome.ended:
         complain(f"{outcome.kind} {outcome.state}: {(outcome.error or {}).get('message', 'no cause was recorded')}")
     else:
-        cause = f", its last attempt failed: {outcome.error['message']}" if outcome.error else ""
+        why = "it waits" if outcome.state == JobState.QUEUED else "its last attempt failed"  # queued: it was snoozed
+        cause = f", {why}: {outcome.error['message']}" if outcome.error else ""
         complain(f"job {outcome.job} is still {outcome.state}{cause}; it goes on, `zot-artifacts jobs {outcome.job}`")
 
 

@@ -331,6 +331,13 @@ class DeleteSettings(Section):
     grace: Duration = timedelta(days=7)
     """How long the bytes of a deleted artifact stay, so that the delete can be undone; `0s`: they go at once."""
 
+    approval_above: Annotated[int, Field(ge=0)] | None = None
+    """A delete of more artifacts waits until a second person approves it; without it, none does."""
+    approval_window: Annotated[Duration, Field(gt=timedelta())] = timedelta(hours=1)
+    """Deletes of one requester within this time count together, so that many small ones need an approval too."""
+    approval_expires: Annotated[Duration, Field(gt=timedelta())] = timedelta(days=3)
+    """How long a delete waits for its approval; then it fails, and nothing is deleted."""
+
     archived_counts: bool = False
     """An archived copy, which has to be restored before it can be read, may be the last good one."""
 

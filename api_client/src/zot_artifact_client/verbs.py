@@ -122,6 +122,8 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         *,
         stores: str | Iterable[str] | None = None,
         allow_last: bool = False,
+        by: str | None = None,
+        reason: str | None = None,
         idempotency_key: str | None = None,
     ) -> DeleteT:
         """Delete the copies in the named stores at once, or the artifact everywhere.
@@ -129,9 +131,12 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         An artifact that is deleted everywhere can be undone until `result.purge_after`, 7 days later by default: with
         `zot-artifacts undelete`, on a machine of the worker. Then its bytes go.
 
-        A job that would leave no good copy in the other stores fails and deletes nothing, unless `allow_last`.
+        A job that would leave no good copy in the other stores fails and deletes nothing, unless `allow_last`. `by` and
+        `reason` are recorded; the worker may require `by`, see `delete.approval_above` of its settings.
         """
-        request = request_of(DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last)
+        request = request_of(
+            DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last, by=by, reason=reason
+        )
         return cast("DeleteT", self._send(DELETE, request, idempotency_key))
 
     def adopt(
@@ -164,6 +169,8 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         stores: str | Iterable[str] | None = None,
         allow_last: bool = False,
         everything: bool = False,
+        by: str | None = None,
+        reason: str | None = None,
         in_flight: int | None = None,
         idempotency_key: str | None = None,
     ) -> BatchT:
@@ -173,6 +180,9 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         and `allow_last` mean what they mean for the verb. To delete a whole bucket, set `everything`. An artifact that
         fails is in the result and does not fail the batch: check `result.good`. At most `in_flight` of its jobs, each
         of which does a page of artifacts, wait or run at a time; cancelling the batch cancels those too.
+
+        `by` and `reason` of a delete are recorded. A delete of more artifacts than `delete.approval_above` of the
+        worker's settings needs `by`, and waits until another person approves it.
         """
         request = request_of(
             BATCH,
@@ -184,6 +194,8 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             stores=_names(stores),
             allow_last=allow_last or None,
             everything=everything or None,
+            by=by,
+            reason=reason,
             in_flight=in_flight,
         )
         return cast("BatchT", self._send(BATCH, request, idempotency_key))

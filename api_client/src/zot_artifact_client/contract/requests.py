@@ -182,6 +182,10 @@ class BatchRequest(Message):
     allow_last: bool = False
     everything: bool = False
     """To delete from a bucket without a prefix."""
+    by: Annotated[str, StringConstraints(max_length=500)] | None = None
+    """Who deletes; it is recorded."""
+    reason: Annotated[str, StringConstraints(max_length=500)] | None = None
+    """Why; it is recorded."""
     in_flight: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """The most jobs of the batch that wait or run at a time; by default a setting of the worker."""
 
@@ -208,6 +212,7 @@ class BatchRequest(Message):
             (self.allow_last and (self.verb != "delete" or self.stores is None), "allow_last goes with delete, stores"),
             (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
             (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
+            ((self.by or self.reason) and self.verb != "delete", "by and reason go with delete"),
         )
 
     @property
@@ -265,6 +270,8 @@ class PageRequest(Message):
     to: StoreNames | None = None
     stores: StoreNames | None = None
     allow_last: bool = False
+    by: Annotated[str, StringConstraints(max_length=500)] | None = None
+    reason: Annotated[str, StringConstraints(max_length=500)] | None = None
 
     @model_validator(mode="after")
     def _selects_once(self) -> Self:

@@ -1,0 +1,168 @@
+"""A delete of more artifacts than `delete.approval_above` waits for a second person."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from tasks.delete import delete
+from tasks.page import page
+from tasks.upload import upload
+from tests.integration.tasks.test_batch import Driver, drive, laid  # noqa: F401 - fixtures
+from worker import clock
+from worker.artifacts.delete_approval import NotApproved, WaitsForApproval
+from worker.catalogue import ApprovalState, CannotDecide, FindingKind
+from worker.context import Context
+from zot_artifact_client.contract import (
+    BatchRequest,
+    DeleteRequest,
+    JobState,
+    PageRequest,
+    RangeSelection,
+    UploadRequest,
+)
+
+WANTED = BatchRequest(verb="delete", bucket="releases", prefix="a/", by="ana", reason="old builds")
+
+
+@pytest.fixture
+def limit(context: Context, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Set `delete.approval_above`."""
+    return lambda above: monkeypatch.setitem(context.settings.delete.__dict__, "approval_above", above)
+
+
+def approve(context: Context, job: str = "batch-1", by: str = "eva", state: ApprovalState = ApprovalState.APPROVED):
+    return context.catalogue.delete_approvals.decide(job, state, by=by, origin="t@t", note="seen", now=clock.now())
+
+
+def open_findings(context: Context) -> list[str]:
+    return [each.key for each in context.catalogue.findings.page(kind=FindingKind.DELETE_WAITING)]
+
+
+def test_a_large_delete_waits_for_another_person_and_is_done_once(context, limit, laid, drive, monkeypatch):  # noqa: F811
+    """Nothing goes before the approval, the requester cannot give it, and a second approval is refused."""
+    monkeypatch.setitem(context.settings.delete.__dict__, "grace", timedelta(days=7))
+    limit(2)
+    laid(3)
+    driver: Driver = drive(WANTED)
+    with pytest.raises(WaitsForApproval, match="deletes approve batch-1"):
+        driver.step()
+    with pytest.raises(WaitsForApproval):
+        driver.step()
+    assert (driver.queue.sent, open_findings(context)) == ([], ["batch-1"])
+    with pytest.raises(CannotDecide, match="another person"):
+        approve(context, by=" ANA ")
+    assert context.catalogue.artifacts.measure("releases", "a/")[0] == 3
+
+    made = approve(context)
+    assert (made.requested_by, made.decided_by, made.objects, made.reason) == ("ana", "eva", 3, "old builds")
+    with pytest.raises(CannotDecide, match="was approved by eva"):
+        approve(context, by="ida", state=ApprovalState.REJECTED)
+    result = driver.finish()
+    assert (result.outcomes, open_findings(context)) == ({"deleted": 3}, [])
+    tombstone = context.catalogue.deletions.get("releases", "a/000")
+    assert tombstone is not None
+    assert (tombstone.by, tombstone.reason) == ("ana", "old builds")
+
+
+def test_what_comes_while_a_delete_waits_is_no_part_of_it(context, limit, laid, drive, run, source):  # noqa: F811
+    """The approval is for the artifacts that were there when the delete was requested."""
+    limit(2)
+    laid(3)
+    driver: Driver = drive(WANTED)
+    with pytest.raises(WaitsForApproval):
+        driver.step()
+    run(upload, UploadRequest(bucket="releases", key="a/late", source=source(b"late")))
+    approve(context)
+    driver.finish()
+    assert [each.key for each in context.catalogue.artifacts.page("releases", "a/")] == ["a/late"]
+
+
+@pytest.mark.parametrize("how", ["rejected", "expired"])
+def test_a_delete_that_is_not_approved_deletes_nothing(context, limit, laid, drive, monkeypatch, how):  # noqa: F811
+    """A rejected delete names who and why; one without an approval in time fails too, and cannot be approved later."""
+    limit(0)
+    laid(1)
+    driver: Driver = drive(WANTED)
+    with pytest.raises(WaitsForApproval):
+        driver.step()
+    if how == "rejected":
+        approve(context, state=ApprovalState.REJECTED)
+    else:
+        now = clock.now()
+        monkeypatch.setattr(clock, "now", lambda: now + timedelta(days=4))
+    with pytest.raises(NotApproved, match="rejected by eva: seen" if how == "rejected" else "expired"):
+        driver.step()
+    with pytest.raises(CannotDecide, match=how):
+        approve(context)
+    assert open_findings(context) == []
+    assert context.catalogue.artifacts.measure("releases", "a/")[0] == 1
+
+
+def test_many_small_deletes_of_one_requester_count_together(context, limit, laid, run):  # noqa: F811
+    """The delete that exceeds the limit within the window waits; another attempt of one counts nothing twice."""
+    limit(2)
+    laid(4)
+
+    def remove(number: int, by: str = "ana"):
+        return run(delete, DeleteRequest(bucket="releases", key=f"a/{number:03d}", by=by))
+
+    remove(0)
+    remove(1)
+    with pytest.raises(WaitsForApproval):
+        remove(2)
+    remove(3, by="eva")
+    assert context.catalogue.artifacts.measure("releases", "a/")[0] == 1
+    [waiting] = context.catalogue.delete_approvals.page()
+    assert (waiting.requested_by, waiting.what) == ("ana", "releases/a/002 in all stores")
+
+
+def test_a_delete_of_copies_in_one_store_waits_too(context, limit, laid, drive, stored):  # noqa: F811
+    """`--store` is no way around the approval, and neither is a page that no batch has planned."""
+    limit(2)
+    laid(3)
+    with pytest.raises(WaitsForApproval):
+        drive(WANTED.model_copy(update={"stores": ("dr",)})).step()
+    assert stored("dr", "a/000").exists()
+
+
+def test_a_page_of_no_batch_is_refused(context, limit, laid, run):  # noqa: F811
+    """A page message that deletes cannot be sent without a batch that was allowed."""
+    limit(2)
+    laid(3)
+    everything = RangeSelection(bucket="releases", prefix="a/", until="b", begun_at=clock.now())
+    with pytest.raises(NotApproved, match="batch"):
+        run(page, PageRequest(verb="delete", range=everything))
+    assert context.catalogue.artifacts.measure("releases", "a/")[0] == 3
+
+
+def test_a_requester_has_to_say_who_it_is(context, limit, laid, drive):  # noqa: F811
+    """Without `by` a large delete fails at once, and nothing waits."""
+    limit(2)
+    laid(3)
+    with pytest.raises(NotApproved, match="set `by`"):
+        drive(WANTED.model_copy(update={"by": None})).step()
+    assert context.catalogue.delete_approvals.page(every=True) == []
+
+
+def test_a_delete_whose_job_has_ended_cannot_be_approved(context, limit, laid, drive):  # noqa: F811
+    """A cancelled delete leaves no finding open, and an approval of it is refused."""
+    limit(2)
+    laid(3)
+    driver: Driver = drive(WANTED)
+    with pytest.raises(WaitsForApproval):
+        driver.step()
+    record = context.catalogue.ledger.get("batch-1")
+    assert record is not None
+    context.catalogue.ledger.finish("batch-1", record.fence, JobState.CANCELLED, now=clock.now())
+    with pytest.raises(CannotDecide, match="withdrawn"):
+        approve(context)
+    assert open_findings(context) == []
+
+
+def test_within_the_limit_nothing_waits(context, limit, laid, drive):  # noqa: F811
+    """A delete of as many artifacts as the limit is done at once."""
+    limit(3)
+    laid(3)
+    assert drive(WANTED).finish().outcomes == {"deleted": 3}
+    assert open_findings(context) == []

@@ -1,0 +1,106 @@
+"""Hold back a delete of many artifacts until a second person has approved it."""
+
+import logging
+import random
+
+from worker import clock
+from worker.catalogue import ApprovalState, DeleteApproval
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.limits.snooze import Paused
+from worker.storage.errors import PermanentError
+from zot_artifact_client.contract import BatchRequest, DeleteRequest, PageRequest, is_batch_job
+
+logger = logging.getLogger(__name__)
+
+_MIN_WAIT, _MAX_WAIT = 2.0, 60.0
+"""Seconds after which a job asks again whether it is approved, times 1 to 1.5."""
+
+
+class NotApproved(PermanentError):
+    """A delete was rejected, was not approved in time, or says not who requests it; nothing was deleted."""
+
+
+class WaitsForApproval(Paused):
+    """A delete waits for a second person. How long that takes does not count against the job."""
+
+
+def check_batch(request: BatchRequest, context: JobContext, job: RunningJob, objects: int, size: int) -> None:
+    """Return if a batch may delete its objects. Raise as `check_delete`."""
+    where = (request.keys_from and f"{objects} lines of {request.keys_from}") or f"{request.bucket}/{request.prefix}"
+    _check(request, context, job, what=_what(where, request), objects=objects, size=size)
+
+
+def check_delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> None:
+    """Return if a delete of one artifact may begin; the jobs of a batch are allowed with their batch.
+
+    Raises:
+        NotApproved: it was rejected or not approved in time, or says not who requests it.
+        WaitsForApproval: a second person has not decided yet.
+    """
+    if not is_batch_job(job.id, job.parent):
+        _check(request, context, job, what=_what(f"{request.bucket}/{request.key}", request), objects=1, size=0)
+
+
+def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
+    """Return if a page is one of a batch, which was allowed, or if no delete needs an approval.
+
+    Raises:
+        NotApproved: the page deletes, and no batch has planned it.
+    """
+    limited = request.verb == "delete" and context.settings.delete.approval_above is not None
+    if limited and not is_batch_job(job.id, job.parent):
+        raise NotApproved("a page that deletes has to belong to a batch, because deletes need an approval here")
+
+
+def _check(
+    request: BatchRequest | DeleteRequest, context: JobContext, job: RunningJob, *, what: str, objects: int, size: int
+) -> None:
+    rules, approvals = context.settings.delete, context.catalogue.delete_approvals
+    found = approvals.get(job.id)
+    if found is None:
+        if rules.approval_above is None:
+            return
+        now = clock.now()
+        found = approvals.request(
+            DeleteApproval(
+                job=job.id, state=ApprovalState.ALLOWED, what=what, objects=objects, bytes=size,
+                requested_by=(request.by or "").strip(), reason=request.reason, requested_at=now,
+                expires_at=now + rules.approval_expires,
+            ),
+            above=rules.approval_above,
+            window=rules.approval_window,
+        )  # fmt: skip
+        if found.state is ApprovalState.WAITING:
+            told = (job.id, found.requested_by or "an unnamed requester", objects, what)
+            logger.warning("delete %s: %s wants to delete %d objects, %s: it waits for an approval", *told)
+    if found.state is ApprovalState.WAITING and not found.requested_by:
+        raise NotApproved(
+            f"{what}: nothing was deleted: a delete of {objects} objects needs the approval of a second person, so it "
+            "has to say who requests it: set `by`"
+        )
+    if found.state is ApprovalState.WAITING and clock.now() >= found.expires_at:
+        approvals.close_ended(now=clock.now())
+        found = approvals.get(job.id) or found
+    if found.state is ApprovalState.WAITING:
+        raise _waits(found)
+    if found.state is ApprovalState.APPROVED:
+        people = (found.requested_by, found.decided_by, found.decided_from)
+        logger.warning("delete %s: %s, requested by %s, begins: approved by %s from %s", job.id, found.what, *people)
+    if found.state in {ApprovalState.REJECTED, ApprovalState.EXPIRED, ApprovalState.WITHDRAWN}:
+        who = f" by {found.decided_by}: {found.note}" if found.decided_by else ""
+        raise NotApproved(f"{what}: nothing was deleted: the delete was {found.state}{who}; send it again to ask anew")
+
+
+def _waits(found: DeleteApproval) -> WaitsForApproval:
+    waited = (clock.now() - found.requested_at).total_seconds()
+    seconds = min(max(_MIN_WAIT, waited / 4), _MAX_WAIT) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
+    return WaitsForApproval(
+        f"the delete of {found.objects} objects waits until a second person approves it: "
+        f"`zot-artifacts deletes approve {found.job}`",
+        seconds,
+    )
+
+
+def _what(where: str, request: BatchRequest | DeleteRequest) -> str:
+    return f"{where} in {', '.join(request.stores)}" if request.stores else f"{where} in all stores"

@@ -1,0 +1,147 @@
+"""The commands `deletes`, `deletes show`, `deletes approve` and `deletes reject`."""
+
+import getpass
+import socket
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from worker import clock
+from worker.catalogue import ApprovalState, DeleteApproval
+from worker.cli.errors import Failure, Status
+from worker.cli.output import AsJson, moment, print_json, print_table, say, size
+from worker.cli.session import opened
+
+app = typer.Typer(invoke_without_command=True, add_completion=False)
+
+Every = Annotated[bool, typer.Option("--all", help="Also those that were decided, or that expired.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The job of the delete, as `deletes` lists it.")]
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="NAME", help="Who decides; your user name by default. Not the requester."),
+]
+
+
+@app.callback()
+def deletes(context: typer.Context, *, every: Every = False, as_json: AsJson = False) -> None:
+    """List the deletes that wait for a second person, show one, approve or reject it.
+
+    With `delete.approval_above: N` in the settings, a delete of more than N artifacts waits.
+    So does one with which its requester exceeds N artifacts within `delete.approval_window`.
+    The exit status is 1 if one waits.
+
+    Examples:
+
+        zot-artifacts deletes
+        zot-artifacts deletes show 1f3b0c52
+        zot-artifacts deletes approve 1f3b0c52 --note "seen with the release team"
+        zot-artifacts deletes reject 1f3b0c52 --reason "2019 is still needed"
+    """
+    if context.invoked_subcommand is None:
+        _list(every=every, as_json=as_json)
+
+
+@app.command("ls")
+def ls(*, every: Every = False, as_json: AsJson = False) -> None:
+    """List the deletes that wait; the same as `deletes` alone."""
+    _list(every=every, as_json=as_json)
+
+
+@app.command()
+def show(id_: Id, as_json: AsJson = False) -> None:
+    """Show one delete: what it deletes, who requested it, and who decided.
+
+    Example:
+
+        zot-artifacts deletes show 1f3b0c52
+    """
+    with opened(existing=True) as session:
+        found = session.catalogue.delete_approvals.get(id_)
+        job = session.catalogue.ledger.get(id_)
+    if found is None:
+        raise Failure(f"there is no delete {id_}: `zot-artifacts deletes --all` lists them", type_="UnknownDelete")
+    if as_json:
+        print_json({"delete": asdict(found), "job_state": job.state if job else None})
+        return
+    say(f"delete {found.job}: {found.objects} objects, {size(found.bytes)}: {found.what}")
+    say(f"requested: {moment(found.requested_at)} by {found.requested_by}" + (f": {found.reason}" * bool(found.reason)))
+    if found.state is ApprovalState.WAITING:
+        say(f"state: waits for an approval until {moment(found.expires_at)}")
+    else:
+        say(f"state: {found.state}" + (f" at {moment(found.decided_at)}" if found.decided_at else ""))
+    if found.decided_by:
+        say(f"decided: by {found.decided_by} from {found.decided_from}" + (f": {found.note}" * bool(found.note)))
+    say(f"job: {job.state if job else 'not in the ledger any more'}, `zot-artifacts jobs {found.job}`")
+
+
+@app.command()
+def approve(
+    id_: Id,
+    by: By = None,
+    note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Recorded with the approval.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Approve a delete that another person has requested; its job goes on within about a minute.
+
+    A delete is decided once: a second approval is refused.
+
+    Example:
+
+        zot-artifacts deletes approve 1f3b0c52 --note "seen with the release team"
+    """
+    _decide(id_, ApprovalState.APPROVED, by, note, as_json=as_json)
+
+
+@app.command()
+def reject(
+    id_: Id,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to the requester.")],
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reject a delete that another person has requested: its job fails, and nothing is deleted.
+
+    Example:
+
+        zot-artifacts deletes reject 1f3b0c52 --reason "2019 is still needed"
+    """
+    if not reason.strip():
+        raise Failure("--reason needs a text: why is it rejected?", Status.USAGE, type_="UsageError")
+    _decide(id_, ApprovalState.REJECTED, by, reason, as_json=as_json)
+
+
+def _decide(id_: str, state: ApprovalState, by: str | None, note: str | None, *, as_json: bool) -> None:
+    who = (by or "").strip() or getpass.getuser()
+    origin = f"{getpass.getuser()}@{socket.gethostname()}"
+    with opened(existing=True) as session:
+        made = session.catalogue.delete_approvals.decide(id_, state, by=who, origin=origin, note=note, now=clock.now())
+    if as_json:
+        print_json({"delete": asdict(made)})
+    else:
+        say(f"delete {id_} of {made.objects} objects, requested by {made.requested_by}, is {made.state} by {who}")
+
+
+def _list(*, every: bool, as_json: bool) -> None:
+    with opened(existing=True) as session:
+        session.catalogue.delete_approvals.close_ended(now=clock.now())
+        found = session.catalogue.delete_approvals.page(every=every)
+    if as_json:
+        print_json({"deletes": [asdict(each) for each in found]})
+    else:
+        print_table(
+            ("id", "state", "objects", "what", "requested by", "since", "expires", "decided by"),
+            [_row(each) for each in found],
+            empty="no delete waits for an approval",
+            flexible=("what",),
+        )
+    waiting = any(each.state is ApprovalState.WAITING for each in found)
+    raise typer.Exit(Status.BAD if waiting else Status.GOOD)
+
+
+def _row(each: DeleteApproval) -> tuple[object, ...]:
+    waiting = each.state is ApprovalState.WAITING
+    return (
+        each.job, each.state, each.objects, each.what, each.requested_by, each.requested_at,
+        each.expires_at if waiting else None, each.decided_by,
+    )  # fmt: skip
