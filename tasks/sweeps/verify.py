@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
-from worker.artifacts.budget_forecast import forecast_of
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_or_unconfigured import see_stores
-from worker.artifacts.read_budget import LATE
+from worker.artifacts.read_budget import LATE, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
-from worker.artifacts.read_pace import pace_of
 from worker.artifacts.verification_log_head import see_head
 from worker.catalogue import FindingKind
 from worker.context import JobContext

@@ -1,6 +1,7 @@
 """What the verify sweep may read of a store now, and whether that is enough for the period.
 
-All of it is arithmetic on a `BudgetState`, so that a simulation can run it on a clock of its own.
+What it may read is arithmetic on a `BudgetState`, so that a simulation can run it on a clock of its own. Whether that
+is enough is told twice: by a `Forecast` from the settings, and by a `Pace` from the reads of the last hour.
 """
 
 import math
@@ -8,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from worker.catalogue import BudgetState
+from pydantic import ByteSize
+
+from worker.catalogue import GRACE, BudgetState, Catalogue
+from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
 
 _BURST = 3600.0
@@ -20,6 +24,10 @@ LATE = 0.95
 """The part of the period after which a copy that is not read yet is late, and others wait for it."""
 _EVEN = 1.15
 """How much faster than evenly over the period a store is read, so that short outages make no copy late."""
+_RECENT = timedelta(hours=1)
+"""The pages of this time tell how fast a store is read."""
+_FEW = 10_000
+"""So many copies are read in a moment at any rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,8 @@ class Forecast:
     @property
     def summary(self) -> str:
         """Return what a pass takes and costs, in one sentence."""
-        told = [f"one pass of {_told(self.bytes)} in {self.copies:,} copies"]
+        size = ByteSize(self.bytes).human_readable(separator=" ")
+        told = [f"one pass of {size} in {self.copies:,} copies"]
         if self.cost:
             told.append(f"costs {self.cost:,.2f}" + (f" of your {self.cap:,.2f} a month" if self.cap else ""))
         if self.takes is not None:
@@ -70,6 +79,35 @@ class Forecast:
         limits = ", ".join(name for name, time in self.needs.items() if time > self.period)
         factor, days = self.takes / self.period, math.ceil(self.takes / _DAY)
         return f"{self.summary}: raise {limits} {factor:,.1f} times, or set a period of {days:,}d"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many copies of a store are due, and how many a second were read of late; None if none were.
+
+    `allowed`: the time within which the due ones have to be read, so that none becomes overdue.
+    """
+
+    store: str
+    due: int
+    rate: float | None
+    allowed: timedelta
+
+    @property
+    def needed(self) -> timedelta | None:
+        """Return how long reading the due copies takes at that rate, or None if the rate is not known."""
+        return timedelta(seconds=min(self.due / self.rate, 10**10)) if self.rate else None
+
+    @property
+    def warning(self) -> str | None:
+        """Return that copies will be overdue, with the way out, or None if the rate is enough or not known."""
+        if self.due < _FEW or self.needed is None or self.needed <= self.allowed:
+            return None
+        return (
+            f"{self.store}: {self.due} copies are due and {self.rate:.0f} a second are read, which takes "
+            f"{_hours(self.needed)}; copies become overdue after {_hours(self.allowed)}: "
+            "run more workers for the queue sweep, or set a longer sweep.verify.period"
+        )
 
 
 def rates(budget: Budget, prices: Prices) -> Rates:
@@ -175,6 +213,29 @@ def forecast(
     return Forecast(store, copies, size, cost, period, needs, budget.cost_per_month if prices != Prices() else None)
 
 
+def forecast_of(settings: Settings, catalogue: Catalogue, store: str, *, now: datetime) -> Forecast | None:
+    """Return the forecast for all copies of a store, or None if neither a budget, a price nor a limit is set for it."""
+    limits = settings.store_limits.get(store)
+    limited = store in settings.budgets or store in settings.prices or (limits and limits.bytes_per_second)
+    return forecast_for(settings, store, *catalogue.budgets.totals(store, now=now)) if limited else None
+
+
+def forecast_for(settings: Settings, store: str, copies: int, size: int) -> Forecast:
+    """Return the forecast for so many copies of a store with so many bytes together, by its settings."""
+    limits = settings.store_limits.get(store)
+    return forecast(
+        store, copies, size, period=settings.sweep.verify.period_of(store),
+        budget=settings.budgets.get(store, Budget()), prices=settings.prices.get(store, Prices()),
+        bandwidth=limits.bytes_per_second if limits else None,
+    )  # fmt: skip
+
+
+def pace_of(catalogue: Catalogue, store: str, due: int, *, period: timedelta, now: datetime) -> Pace:
+    """Return the pace of a store of which so many copies are due."""
+    rate = catalogue.pages.read_rate(store, since=now - _RECENT) if due >= _FEW else None
+    return Pace(store, due, rate, period * GRACE)
+
+
 def plan(
     state: BudgetState,
     *,
@@ -227,8 +288,5 @@ def _over(value: float, limit: float | None) -> bool:
     return limit is not None and value > limit
 
 
-def _told(size: int) -> str:
-    for unit, length in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= length:
-            return f"{size / length:.1f} {unit}"
-    return f"{size} B"
+def _hours(time: timedelta) -> str:
+    return f"{time.total_seconds() / 3600:.1f} h"

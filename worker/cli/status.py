@@ -13,7 +13,7 @@ import typer
 
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.read_pace import pace_of
+from worker.artifacts.read_budget import pace_of
 from worker.artifacts.verification_log_head import CheckedLog, check_kept_head
 from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
 from worker.cli.errors import Status

@@ -6,13 +6,11 @@ from functools import partial
 from typing import Any
 
 from worker import clock
-from worker.artifacts.budget_forecast import forecast_of
-from worker.artifacts.read_budget import forecast
+from worker.artifacts.read_budget import forecast_for, forecast_of
 from worker.artifacts.reconcile import compare
 from worker.catalogue import Artifact
 from worker.cli.output import age, size
 from worker.cli.session import Session
-from worker.settings.budgets import Budget, Prices
 from worker.settings.sections import PlacementRule
 
 _MOST = 1_000_000_000
@@ -25,12 +23,7 @@ def _verify(session: Session, store: str, _prefix: str | None) -> dict[str, Any]
     claims, period = session.catalogue.sweep_claims, sweep.period_of(store)
     due = claims.count_due(store, period=period, now=now, limit=_MOST)
     mean = claims.mean_size(store, period=period, now=now, largest=_MOST) if due else 0
-    limits = session.settings.store_limits.get(store)
-    prices = session.settings.prices.get(store, Prices())
-    ahead = forecast(
-        store, due, due * mean, period=period, budget=session.settings.budgets.get(store, Budget()), prices=prices,
-        bandwidth=limits.bytes_per_second if limits else None,
-    )  # fmt: skip
+    ahead = forecast_for(session.settings, store, due, due * mean)
     rate = session.catalogue.pages.read_rate(store, since=now - _RECENT)
     takes = ahead.takes or (timedelta(seconds=due / rate) if rate else None)
     return {

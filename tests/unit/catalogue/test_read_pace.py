@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from tests.unit.catalogue.test_catalogue import begin
 from worker import clock
-from worker.artifacts.read_pace import pace_of
+from worker.artifacts.read_budget import pace_of
 from worker.catalogue import GRACE
 from zot_artifact_client.contract import JobState
 
