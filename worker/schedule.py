@@ -26,7 +26,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return Celery's schedule. A sweep that has not started before the next one is due is dropped."""
     recover, verify, replicate = settings.sweep.recover, settings.sweep.verify, settings.sweep.replicate
     repair, reconcile = settings.sweep.repair, settings.sweep.reconcile
-    leftovers, probe = settings.sweep.leftovers, settings.sweep.probe
+    cleanup, probe = settings.sweep.cleanup, settings.sweep.probe
     sweeps: list[tuple[TaskSpec[Any, Any], bool, timedelta]] = [
         (SWEEP_RECOVER, recover.enabled, recover.every),
         (SWEEP_VERIFY, verify.enabled, verify.every),
@@ -35,7 +35,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         (SWEEP_RECONCILE, reconcile.enabled, reconcile.every),
         (SWEEP_EVIDENCE, settings.sweep.evidence.enabled, settings.sweep.evidence.every),
         (SWEEP_PURGE, settings.sweep.purge.enabled, settings.sweep.purge.every),
-        (SWEEP_LEFTOVERS, leftovers.enabled, leftovers.every),
+        (SWEEP_LEFTOVERS, cleanup.enabled, cleanup.every),
         (SWEEP_PROBE, probe.enabled, probe.every),
         (
             SWEEP_REPORT,

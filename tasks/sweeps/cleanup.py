@@ -31,7 +31,7 @@ _BEGINNING = timedelta(minutes=5)
 
 
 def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: RunningJob) -> SweepLeftoversResult:
-    """Remove what is older than `sweep.leftovers.age` and belongs to no job that is still open.
+    """Remove what is older than `sweep.cleanup.age` and belongs to no job that is still open.
 
     Stores that are paused are left out.
 
@@ -39,7 +39,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         UnknownStore: naming the stores there are.
         StorageError, Snooze: a store could not be cleaned; the others were.
     """
-    age = context.settings.sweep.leftovers.age
+    age = context.settings.sweep.cleanup.age
     foreign: dict[str, int] = {}
     kept: dict[str, int] = {}
 
@@ -60,8 +60,8 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
 
 def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) -> tuple[int, int]:
     """Remove the stale uploads of a store; return how many, and how many of other programs stay."""
-    leftovers, transfers = context.settings.sweep.leftovers, context.catalogue.transfers
-    before = clock.now() - leftovers.age
+    cleanup, transfers = context.settings.sweep.cleanup, context.catalogue.transfers
+    before = clock.now() - cleanup.age
     intents = transfers.intents(store.name)
     recorded = transfers.open_in(store.name)
     spared = [transfer for transfer in recorded if transfer.live or transfer.begun_at > before]
@@ -71,7 +71,7 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
         what = f"{stale.description}, begun at {stale.since}"
         if stale.since > before:
             return
-        if not ours and leftovers.foreign_uploads == "report":
+        if not ours and cleanup.foreign_uploads == "report":
             logger.warning("%s: left %s: this worker did not begin it", store.name, what)
             counts["foreign"] += 1
         elif store.remove_stale_upload(stale):

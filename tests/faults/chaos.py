@@ -47,8 +47,8 @@ SETTINGS = {
     "sweep__recover__every": "1s",
     "sweep__recover__after": "3s",
     "sweep__recover__again": "4s",
-    "sweep__leftovers__age": "1s",
-    "sweep__leftovers__enabled": "false",
+    "sweep__cleanup__age": "1s",
+    "sweep__cleanup__enabled": "false",
     "sweep__verify__every": "2s",
     "sweep__verify__period": "20s",
 }

@@ -35,9 +35,9 @@ SETTINGS = QUICK | {
     "sweep__recover__again": "20s",
     "batch__step": "200ms",
     "retry__backoff": "1s",
-    "sweep__leftovers__age": "100ms",
-    "sweep__leftovers__enabled": "false",
-    "sweep__leftovers__foreign_uploads": "abort",  # one that was begun and not yet recorded cannot be told from others
+    "sweep__cleanup__age": "100ms",
+    "sweep__cleanup__enabled": "false",
+    "sweep__cleanup__foreign_uploads": "abort",  # one that was begun and not yet recorded cannot be told from others
 }
 
 

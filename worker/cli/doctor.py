@@ -219,7 +219,7 @@ def _foreign_uploads(session: Session) -> Iterator[Check]:
     for record in session.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_LEFTOVERS.kind, limit=1):
         for name, count in ((record.result or {}).get("foreign") or {}).items():
             detail = f"{count} unfinished uploads of other programs, as the last cleanup found"
-            way_out = "end them there, or set `sweep.leftovers.foreign_uploads: abort`"
+            way_out = "end them there, or set `sweep.cleanup.foreign_uploads: abort`"
             yield Check(f"uploads {name}", "good", detail, way_out)
 
 

@@ -183,6 +183,18 @@ def _print_reconciled(result: Mapping[str, Any]) -> None:
             complain(f"{each['store']}: {each['stopped']}")
 
 
+def _print_repairs(result: Mapping[str, Any]) -> None:
+    claimed, untrusted, lost = result["claimed"], result.get("untrusted", ()), result.get("lost", 0)
+    for store, count in claimed.items():
+        say(f"{store}: bad copies that are being replaced: {count}")
+    for store in untrusted:
+        complain(f"{store}: its repairs are stopped: `zot-artifacts stores trust {store}` continues them")
+    if lost:
+        complain(f"artifacts without a good copy to repair from: {lost}: `zot-artifacts findings --kind lost`")
+    if not (claimed or untrusted or lost):
+        say("there is nothing to repair")
+
+
 def _print_fields(result: Mapping[str, Any]) -> None:
     for name, value in result.items():
         if value not in (None, [], {}):
@@ -232,4 +244,5 @@ _PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "adopt": _print_adopted,
     "batch": _print_batch,
     "sweep.reconcile": _print_reconciled,
+    "sweep.repair": _print_repairs,
 }

@@ -71,7 +71,13 @@ def resume(what: WhatArgument, name: NameArgument, as_json: AsJson = False) -> N
 
 
 def pauses(as_json: AsJson = False) -> None:
-    """List the pauses, with their start and reason."""
+    """List the pauses, with their start and reason.
+
+    Examples:
+
+        zot-artifacts pauses
+        zot-artifacts pauses --json
+    """
     with opened(existing=True) as session:
         found = session.catalogue.pauses.all()
     if as_json:

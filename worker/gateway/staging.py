@@ -50,7 +50,7 @@ class Staging:
 
     def __init__(self, settings: Settings) -> None:
         self._directory = settings.staging_dir
-        self._age = settings.sweep.leftovers.age
+        self._age = settings.sweep.cleanup.age
 
     def create(self, upload: StagedUpload) -> StagedUpload:
         """Make an upload; return the one that is there, if the same request has made it before.

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from worker.storage.durations_and_sizes import Duration, Size
 from worker.storage.endpoint import parse_endpoint
@@ -189,7 +189,7 @@ class PurgeSweepSettings(Section):
     """Most artifacts that one sweep purges."""
 
 
-class LeftoverSweepSettings(Section):
+class CleanupSweepSettings(Section):
     """How long stale temporary files, stale uploads and staged sources of killed writers stay."""
 
     enabled: bool = True
@@ -267,11 +267,26 @@ class SweepSettings(Section):
     reconcile: ReconcileSweepSettings = ReconcileSweepSettings()
     evidence: EvidenceSweepSettings = EvidenceSweepSettings()
     purge: PurgeSweepSettings = PurgeSweepSettings()
-    leftovers: LeftoverSweepSettings = LeftoverSweepSettings()
+    cleanup: CleanupSweepSettings = CleanupSweepSettings()
     probe: ProbeSweepSettings = ProbeSweepSettings()
     backup: BackupSweepSettings = BackupSweepSettings()
     report: ReportSweepSettings = ReportSweepSettings()
     canary: CanarySweepSettings = CanarySweepSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_old_name(cls, given: object) -> object:
+        """Read `sweep.leftovers`, the name that `sweep.cleanup` had before."""
+        if not isinstance(given, dict) or "leftovers" not in given:
+            return given
+        old, new = given["leftovers"], given.get("cleanup", {})
+        rest = {name: value for name, value in given.items() if name not in {"leftovers", "cleanup"}}
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            return rest | {"cleanup": new or old}
+        if twice := sorted(old.keys() & new.keys()):
+            msg = f"`leftovers` is the old name of `cleanup`, and both set {', '.join(twice)}: keep cleanup.{twice[0]}"
+            raise ValueError(msg)
+        return rest | {"cleanup": old | new}
 
 
 class JobSettings(Section):

@@ -22,7 +22,7 @@ from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings import Settings
-from worker.settings.sections import LeftoverSweepSettings, ReplicationSettings, SourceSettings, SweepSettings
+from worker.settings.sections import CleanupSweepSettings, ReplicationSettings, SourceSettings, SweepSettings
 from worker.storage import FilesystemConfig, StoreConfig
 from worker.storage.azure import copy as azure_copy
 from worker.storage.errors import StorageError, Unavailable
@@ -326,7 +326,7 @@ def test_the_upload_of_a_copy_that_was_killed_is_known_to_be_ours(run, context: 
         assert run(replicate, TO_FAR).copies[0].outcome == "stored"
         assert len(line.copies) == 1
     else:
-        sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=timedelta(0)))
+        sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0)))
         aged = dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
         result = run(lambda asked, _, job: sweep_cleanup(asked, aged.for_job(job), job), SweepLeftoversRequest())
         assert (result.removed["far"], result.foreign) == (1, {})

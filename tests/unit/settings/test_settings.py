@@ -87,6 +87,21 @@ def test_the_environment_wins_over_the_file(config, monkeypatch):
     assert (settings.retry.max_attempts, settings.retry.backoff) == (3, timedelta(seconds=7))
 
 
+def test_the_old_name_of_the_cleanup_sweep_is_read(config, monkeypatch):
+    """`sweep.leftovers` sets `sweep.cleanup`, in the file and in the environment, beside settings of the new name."""
+    config("sweep: {leftovers: {age: 2d, foreign_uploads: abort}}")
+    monkeypatch.setenv("ZOT_SWEEP__LEFTOVERS__AGE", "3d")
+    monkeypatch.setenv("ZOT_SWEEP__CLEANUP__EVERY", "2h")
+    cleanup = load_settings().sweep.cleanup
+    assert (cleanup.age, cleanup.every, cleanup.foreign_uploads) == (timedelta(days=3), timedelta(hours=2), "abort")
+
+
+def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
+    """One of the two values would be ignored in silence."""
+    config("sweep: {leftovers: {age: 2d}, cleanup: {age: 3d}}")
+    assert "`leftovers` is the old name of `cleanup`, and both set age: keep cleanup.age" in problems()[0]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

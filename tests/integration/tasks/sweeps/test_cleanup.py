@@ -16,7 +16,7 @@ from worker import clock
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.settings import Settings
-from worker.settings.sections import LeftoverSweepSettings, SweepSettings
+from worker.settings.sections import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import Unavailable
@@ -29,12 +29,12 @@ EVERYTHING = SweepLeftoversRequest()
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=timedelta(0)))
+    sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0)))
     return settings.model_copy(update={"sweep": sweep})
 
 
 def aged(context: Context, age: timedelta) -> Context:
-    sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=age))
+    sweep = SweepSettings(cleanup=CleanupSweepSettings(age=age))
     return dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
 
 
@@ -148,7 +148,7 @@ def test_an_upload_of_another_program_is_only_reported(run, cloud, ministack, ca
     caplog.set_level("INFO")
     real = cloud.stores["cloud"]._driver._config.bucket
     s3_client(ministack).create_multipart_upload(Bucket=real, Key="releases/theirs")
-    sweep = SweepSettings(leftovers=LeftoverSweepSettings(age=timedelta(0), foreign_uploads=setting))
+    sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0), foreign_uploads=setting))
     context = dataclasses.replace(cloud, settings=cloud.settings.model_copy(update={"sweep": sweep}))
 
     result = run(lambda request, _, job: sweep_cleanup(request, context.for_job(job), job), EVERYTHING)
