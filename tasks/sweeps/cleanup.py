@@ -5,6 +5,8 @@ import shutil
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import redis
@@ -102,18 +104,24 @@ def _intended(
     """Return the uploads that a process of ours began and died before it recorded them, and the intents of the past.
 
     Such an upload has the key of an intent, was begun right after it, and has no part, because the first one is sent
-    after the record. Where two uploads fit an intent, neither is taken for ours.
+    after the record. Where more uploads fit than there are intents, none of them is taken for ours.
     """
-    found, ended = list[StaleUpload](), list[UploadIntent]()
-    for intent in intents:
-        if intent.intended_at + _BEGINNING > before:
-            continue
-        fits = [stale for stale in unclear if _follows(stale, intent)]
-        fits = [stale for stale in fits if store.is_unused_upload(stale, intent.bucket, intent.key)]
-        if len(fits) == 1:
-            found += fits
-        ended.append(intent)
-    return found, ended
+    past = [intent for intent in intents if intent.intended_at + _BEGINNING <= before]
+    found = list[StaleUpload]()
+    for (bucket, key), same in groupby(sorted(past, key=_place), _place):
+        free = 0  # an SDK repeats a request within the second, so that several intents may fit each of several uploads
+        for intent in sorted(same, key=attrgetter("intended_at"), reverse=True):
+            free += 1
+            fits = [stale for stale in unclear if stale not in found and _follows(stale, intent)]
+            fits = [stale for stale in fits if store.is_unused_upload(stale, bucket, key)]
+            if len(fits) <= free:
+                found += fits
+                free -= len(fits)
+    return found, past
+
+
+def _place(intent: UploadIntent) -> tuple[str, str]:
+    return intent.bucket, intent.key
 
 
 def _follows(stale: StaleUpload, intent: UploadIntent) -> bool:

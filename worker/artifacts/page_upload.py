@@ -20,6 +20,7 @@ from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
+from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedStore
 from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut
@@ -145,10 +146,16 @@ class UploadPage:
             _note(store, item, result)
 
     def _write_new(self, store: LimitedStore, item: _Item) -> None:
+        assert item.artifact is not None
         assert item.content is not None
         try:
             stat, _ = store.write_object(
-                item.file.bucket, item.file.key, item.content, condition="create_only", existing_key=True
+                item.file.bucket,
+                item.file.key,
+                item.content,
+                condition="create_only",
+                existing_key=True,
+                checkpoint=CopyCheckpoint(self.context.catalogue, item.artifact, store.name),
             )
         except StorageError as error:
             _note(store, item, error)

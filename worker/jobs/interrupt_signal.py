@@ -8,11 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 _SIGNAL = signal.SIGUSR2
+CLEAN_UP = 2.5
+"""Seconds between two exceptions: the requests that clean up after the first one must not be interrupted at once."""
+_AGAIN = 0.5
+"""Seconds between two interrupts of `at_most`."""
 
 
 class Interrupted(BaseException):
@@ -20,13 +24,18 @@ class Interrupted(BaseException):
 
 
 class Interrupter:
-    """Raises `Interrupted` in the thread that installed it, if that is the main thread; does nothing in another one."""
+    """Raises `Interrupted` in the thread that installed it, if that is the main thread; does nothing in another one.
+
+    Python drops an exception that is raised in a weakref callback or in `__del__`. So the caller interrupts again and
+    again until its call has returned.
+    """
 
     def __init__(self) -> None:
         self._target: int | None = None
         self._before: Any = None
         self._unheard_since: float | None = None
         self._raises = False
+        self._raised_at: float | None = None
 
     def install(self) -> None:
         """Install the signal handler."""
@@ -41,11 +50,11 @@ class Interrupter:
             signal.signal(_SIGNAL, self._before)
 
     def interrupt(self) -> float:
-        """Raise `Interrupted` in the main thread, from any other one.
+        """Raise `Interrupted` in the main thread, from any other one; at most once in `CLEAN_UP` seconds.
 
         Returns the seconds for which that thread has heard no interrupt: a call to a hung disk hears none.
         """
-        self._raises = True
+        self._raises = self._raised_at is None or time.monotonic() - self._raised_at >= CLEAN_UP
         return self.listen()
 
     def listen(self) -> float:
@@ -64,23 +73,33 @@ class Interrupter:
         self._unheard_since = None
         if self._raises:
             self._raises = False
+            self._raised_at = time.monotonic()
             raise Interrupted
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """Interrupt the block after so many seconds and raise TimeoutError; outside the main thread, do nothing."""
-    interrupter = Interrupter()
+    interrupter, ended = Interrupter(), threading.Event()
+
+    def watch() -> None:
+        wait = seconds
+        while not ended.wait(wait):
+            interrupter.interrupt()
+            wait = _AGAIN
+
     interrupter.install()
-    timer = threading.Timer(seconds, interrupter.interrupt)
-    timer.daemon = True
-    timer.start()
+    watcher = threading.Thread(target=watch, name="at most", daemon=True)
+    watcher.start()
     try:
         yield
     except Interrupted:
         raise TimeoutError(f"it took longer than {seconds:.0f} s") from None
     finally:
-        timer.cancel()
-        with suppress(Interrupted):
-            timer.join()
-            interrupter.remove()
+        try:
+            ended.set()
+            watcher.join()
+        except Interrupted:  # sent just before the end; the next one is far away
+            ended.set()
+            watcher.join()
+        interrupter.remove()

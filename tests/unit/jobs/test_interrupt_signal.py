@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from worker.jobs import shutdown_flag
+from worker.jobs import interrupt_signal, shutdown_flag
+from worker.jobs.interrupt_signal import at_most
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.settings.sections import JobSettings
 
@@ -52,6 +53,45 @@ def test_a_job_that_is_stuck_in_a_call_stops_within_seconds(why: str, monkeypatc
     with pytest.raises(Cancelled if why == "cancelled" else Requeue), running(cancelled=why == "cancelled"):
         wait_for_ever()
     assert time.monotonic() - begin < 60
+
+
+class Dropping:
+    """Waits where Python prints an exception and drops it."""
+
+    def __del__(self) -> None:
+        wait_for_ever()
+
+
+def drop_and_wait() -> None:
+    Dropping()
+    wait_for_ever()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_dropped_is_repeated() -> None:
+    """An exception in a weakref callback or in `__del__` is only printed: the wait ends nevertheless."""
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError), at_most(0.1):
+        drop_and_wait()
+    assert time.monotonic() - begin < 60
+
+
+def test_a_request_that_cleans_up_is_not_interrupted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interrupt there is time for the abort of an upload; one that hangs is interrupted again."""
+    monkeypatch.setattr("worker.jobs.heartbeats.LONGEST", 0.05)
+    cleaned = []
+
+    def write() -> None:
+        try:
+            wait_for_ever()
+        finally:
+            time.sleep(interrupt_signal.CLEAN_UP / 2)  # an abort that takes a while
+            cleaned.append(True)
+            wait_for_ever()
+
+    with pytest.raises(Cancelled), running(cancelled=True):
+        write()
+    assert cleaned == [True]
 
 
 def test_a_job_that_nothing_stops_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

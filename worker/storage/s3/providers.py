@@ -21,6 +21,7 @@ from worker.storage.cloud.listing import check_size, is_document, without_malfor
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
+from worker.storage.transfer.announced import request_begins
 from worker.storage.transfer.chunked_body import as_chunked_body
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def make_client(
         ) from error
     for operation, root in _LISTINGS.items():
         client.meta.events.register(f"before-parse.s3.{operation}", partial(_clean_page, root))
+    client.meta.events.register("before-send.s3.CreateMultipartUpload", request_begins)
     client.meta.events.register("before-send.s3", _damage if damaging else _send_in_pieces)
     return client
 

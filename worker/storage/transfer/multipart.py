@@ -11,6 +11,7 @@ from typing import Protocol
 
 from worker.storage.driver import Body, Condition, Driver, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
 from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.transfer.announced import announced
 from worker.storage.transfer.split_into_parts import next_part, plan_parts, spool_part
 
 MEMORY = 64 * 1024 * 1024
@@ -187,9 +188,8 @@ class MultipartWrite:
     def _begin(self) -> OpenUpload:
         assert self._info.size is not None
         part_size = part_size_of(self._driver, self._info.size)
-        if not self._driver.capabilities.marks_uploads:
-            self._checkpoint.begins()
-        begun = OpenUpload(self._driver.begin_upload(*self._place, self._info), part_size, {})
+        with announced(self._driver, self._checkpoint.begins):
+            begun = OpenUpload(self._driver.begin_upload(*self._place, self._info), part_size, {})
         self._checkpoint.begun(begun.token, part_size)
         return begun
 
@@ -235,9 +235,10 @@ class MultipartWrite:
         return part
 
     def _abort(self, token: str) -> None:
-        with suppress(StorageError):  # the first error is raised; cleanup removes the rest
+        """Abort the upload. Only then is its record removed: without it, cleanup takes the upload for another's."""
+        with suppress(StorageError):  # the first error is raised
             self._driver.abort_upload(*self._place, token)
-        self._checkpoint.ended()
+            self._checkpoint.ended()
 
 
 def _sent(future: Future[Part], data: PartData) -> Part:

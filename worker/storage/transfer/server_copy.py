@@ -5,6 +5,7 @@ from typing import cast
 
 from worker.storage.driver import CopyDriver, Driver, Match, MultipartDriver, ObjectStat, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, SizeMismatch, StorageError
+from worker.storage.transfer.announced import announced
 from worker.storage.transfer.multipart import Checkpoint, part_size_of
 
 Between = Callable[[], object]
@@ -52,8 +53,8 @@ def copy_server_side(
 
     try:
         original = cast("CopyDriver", source).location(bucket, key)
-        announce(target, checkpoint)
-        made = cast("CopyDriver", target).copy_from(original, found, info, between=between, begun=begun)
+        with announced(target, checkpoint.begins):
+            made = cast("CopyDriver", target).copy_from(original, found, info, between=between, begun=begun)
         checkpoint.ended()
     except AlreadyExists:
         raise
@@ -66,12 +67,6 @@ def copy_server_side(
         target.delete(bucket, key, condition=Match(made.version))
         raise SizeMismatch(f"{target.name}: {bucket}/{key}: the store made a copy of {made.size} bytes of {info.size}")
     return made
-
-
-def announce(target: Driver, checkpoint: Checkpoint) -> None:
-    """Record that a multipart upload is about to begin, for cleanup, where the store would not tell whose it is."""
-    if not target.capabilities.marks_uploads:
-        checkpoint.begins()
 
 
 def _change(source: Driver, found: ObjectStat) -> StorageError | None:

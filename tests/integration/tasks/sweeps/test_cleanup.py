@@ -4,7 +4,9 @@ import dataclasses
 import io
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
+from hashlib import sha256
 
 import pytest
 import redis
@@ -12,6 +14,7 @@ from celery import Celery
 
 from tasks.sweeps.cleanup import sweep_cleanup
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
+from tests.servers.proxy import FaultyProxy, Lose
 from worker import clock
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
@@ -210,6 +213,32 @@ def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anoth
         assert (result.removed, result.foreign, len(left)) == ({"cloud": 0}, {"cloud": 2}, 2)
     else:
         assert (result.removed, left) == ({"cloud": 1}, [other] if other else [])
+    assert cloud.catalogue.transfers.intents("cloud") == []
+
+
+@pytest.mark.parametrize("lost", [2, 4])
+def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cloud, ministack, monkeypatch, lost):
+    """The SDK repeats the request by itself and knows the last upload only; cleanup aborts the earlier ones too."""
+    config = cloud.stores["cloud"]._driver._config
+    faults = [Lose()] * lost
+    with FaultyProxy(
+        ministack.port, lambda asked: faults.pop() if "?uploads" in asked.path and faults else None
+    ) as line:
+        stores = Stores({"cloud": config.model_copy(update={"endpoint": line.endpoint})})
+        content = bytes(11 << 20)
+        digest = Digest(len(content), sha256(content).hexdigest())
+        artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now())
+        checkpoint = CopyCheckpoint(cloud.catalogue, artifact, "cloud")
+        sent = {"size": digest.size, "sha256": digest.sha256, "checkpoint": checkpoint}
+        with suppress(Unavailable):
+            stores["cloud"].write_object("releases", "app.tgz", io.BytesIO(content), **sent)
+        stores.close()
+    assert faults == []
+    assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == lost
+    now = clock.now() + timedelta(hours=1)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    result = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
+    assert (result.removed, result.foreign) == ({"cloud": lost}, {})
     assert cloud.catalogue.transfers.intents("cloud") == []
 
 

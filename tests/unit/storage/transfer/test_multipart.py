@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, ObjectStat, Part, PartLimits, WriteInfo
 from worker.storage.errors import DigestMismatch, NotFound, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader
@@ -26,6 +27,7 @@ class PartsInMemory(MemoryDriver):
         self.sent: list[int] = []
         self.files = 0
         self.fail_from: int | None = None
+        self.abort_fails: BaseException | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -58,6 +60,8 @@ class PartsInMemory(MemoryDriver):
         return self.put(bucket, key, body, info, condition=condition)
 
     def abort_upload(self, bucket, key, token) -> None:
+        if self.abort_fails:
+            raise self.abort_fails
         self.begun.pop(token, None)
 
     def _parts(self, token) -> dict[int, bytes]:
@@ -204,6 +208,15 @@ def test_a_failure_without_another_attempt_leaves_nothing(driver):
     with pytest.raises(Unavailable):
         write(driver, Notes(keep=False))
     assert not driver.begun
+
+
+@pytest.mark.parametrize("error", [Unavailable("memory: gone"), Interrupted()])
+def test_an_upload_that_could_not_be_aborted_stays_recorded(driver, error):
+    """The abort failed, or was interrupted: the record stays, by which the cleanup knows that the upload is ours."""
+    notes, driver.fail_from, driver.abort_fails = Notes(keep=False), 3, error
+    with pytest.raises(type(error)):
+        write(driver, notes)
+    assert [notes.kept.token] == list(driver.begun)
 
 
 def test_wrong_bytes_are_never_made_visible(driver):
