@@ -13,6 +13,7 @@ from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.jobs.cancellation import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
+from worker.jobs.redis_keys import move_wrong_types
 from worker.jobs.republish_ends import republish_ends
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.pauses import LONGEST_PAUSE, mirror_queues
@@ -36,6 +37,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
             it has taken a job, and each turn would send one more message for it.
     """
     sweep, ledger = context.settings.sweep.recover, context.catalogue.ledger
+    _step("keys in Redis", lambda: move_wrong_types(app))
     _step("pauses", lambda: _mirror_pauses(context, app))
     ledger.check_writable()
     cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))

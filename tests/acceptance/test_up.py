@@ -85,7 +85,11 @@ def test_a_second_up_is_refused(zot: Zot) -> None:
 
 
 def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
-    """After kill -9 no process is left, commands say that the broker is gone, and the next `up` does the jobs."""
+    """After kill -9 no process is left, commands say that the broker is gone, and the next `up` does the jobs.
+
+    In a data directory that other users can read, each file and directory that is made is private by itself.
+    """
+    zot.home.mkdir(mode=0o755)
     # The broker may have given the first message to the stopped worker: beat finds the job in the outbox.
     zot = zot.with_settings(sweep__recover__every="2s", sweep__recover__after="2s")
     source = zot.home.parent / "app.tgz"
@@ -108,6 +112,9 @@ def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
     with up_of(zot, "--no-flower") as again:
         assert (zot.home / "run" / "broker-port").read_text() == ports
         assert await_states(zot, jobs) == {"succeeded"}
+        modes = {path: path.lstat().st_mode for path in zot.home.rglob("*") if not path.is_symlink()}
+        assert len(modes) > 20
+        assert {path for path, mode in modes.items() if stat.S_IMODE(mode) & 0o077} == set()
         assert again.stop() == 0
 
 

@@ -63,7 +63,8 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
         UpFailed: it is not ready in time.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (home / "up.log").open("ab") as log:
+    log_fd = os.open(home / "up.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(log_fd, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "worker.cli", "up", "--json", *options],
             env={**os.environ, "ZOT_HOME": str(home), **environment},

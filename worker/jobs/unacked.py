@@ -24,7 +24,7 @@ _QUEUES = frozenset(queue.value for queue in Queue)
 
 @dataclass(frozen=True, slots=True)
 class Unacknowledged:
-    """A message that a worker holds: its delivery tag, the id of its job, its queue and its text."""
+    """A message that a worker holds: its delivery tag, the id of its job, its queue, and its text with another tag."""
 
     tag: bytes
     job: str
@@ -55,7 +55,7 @@ def give_back(client: Any, held: Unacknowledged) -> bool:
         if there:
             pipeline.zrem(UNACKED_INDEX, held.tag)
             pipeline.hdel(UNACKED, held.tag)
-            pipeline.lpush(held.queue, with_new_delivery_tag(held.message))
+            pipeline.lpush(held.queue, held.message)
 
     return bool(client.transaction(move, UNACKED))
 
@@ -75,7 +75,7 @@ def _message(tag: bytes, entry: bytes | None, until: float) -> Unacknowledged | 
         eta = maybe_iso8601(headers.get("eta"))
         due = eta.timestamp() if eta is not None else 0.0
         known = headers["task"] in TASKS and JOB_ID.fullmatch(headers["id"]) and queue in _QUEUES
-        text = json.dumps(message)
-    except (ValueError, LookupError, TypeError, AttributeError):
+        text = with_new_delivery_tag(json.dumps(message))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
     return Unacknowledged(tag, headers["id"], queue, text) if known and due <= until else None

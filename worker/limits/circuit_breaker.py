@@ -29,6 +29,7 @@ class CircuitBreaker:
         self._store = store
         self._counters = counters
         self._settings = settings
+        self._longest = settings.open_max.total_seconds()
         self._failures = f"breaker:{store}:failures"
         self._open = f"breaker:{store}:open"
         self._opened = f"breaker:{store}:opened"  # how often in a row; it exists until a probe succeeds
@@ -43,15 +44,17 @@ class CircuitBreaker:
         if not self._settings.enabled:
             return False
         (is_open, left), (opened, _), (failures, _) = self._counters.get(self._open, self._opened, self._failures)
-        if is_open:
+        if is_open and left <= self._longest + _JITTER:
             raise self._snooze(left)
+        if is_open:  # it was opened by a Redis whose clock was ahead, or by another program
+            self._counters.delete(self._open)
         if opened:
             self._half_open(probe)
         return failures > 0
 
     def seconds_open(self) -> float:
         """Return for how many more seconds the breaker is open."""
-        return self._counters.get(self._open)[0][1] if self._settings.enabled else 0.0
+        return min(self._counters.get(self._open)[0][1], self._longest) if self._settings.enabled else 0.0
 
     def record_failure(self) -> None:
         """Count a failure of the store, and open the breaker if there are too many."""
@@ -67,8 +70,7 @@ class CircuitBreaker:
 
     def _trip(self, reason: str) -> None:
         times = self._counters.get(self._opened)[0][0]
-        longest = self._settings.open_max.total_seconds()
-        seconds = min(self._settings.open.total_seconds() * 2 ** min(times, 30), longest)
+        seconds = min(self._settings.open.total_seconds() * 2 ** min(times, 30), self._longest)
         if self._counters.set_if_absent(self._open, seconds):
             self._counters.increment(self._opened, _DAY)
             self._counters.delete(self._failures)
@@ -76,6 +78,8 @@ class CircuitBreaker:
 
     def _half_open(self, probe: Callable[[], object]) -> None:
         if not self._counters.set_if_absent(self._probing, _PROBE_SECONDS):
+            if self._counters.get(self._probing)[0][1] > _PROBE_SECONDS + _JITTER:
+                self._counters.delete(self._probing)
             raise self._snooze(_JITTER)
         try:
             (_, left), (opened, _) = self._counters.get(self._open, self._opened)

@@ -9,11 +9,13 @@ from redis import Redis
 from worker.limits.shared_redis import PREFIX, SharedRedis
 
 # The holders are members of a sorted set, each with the time at which its slot expires. The clock is the server's,
-# because those of the workers differ. Returns whether a slot was free, and how many are taken now.
+# because those of the workers differ. A slot that expires much later than this worker's is from before that clock was
+# set back, or of another program, and is removed. Returns whether a slot was free, and how many are taken now.
 _ACQUIRE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.3f', now + tonumber(ARGV[3]) + 300), '+inf')
 local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
 local taken = redis.call('ZCARD', KEYS[1])
 if not known and taken >= tonumber(ARGV[2]) then

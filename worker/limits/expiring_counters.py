@@ -1,11 +1,15 @@
 """Counters that expire: in Redis, where all workers see them, or in this process alone."""
 
+import math
 import time
 from typing import Any
 
 from redis import Redis
 
 from worker.limits.shared_redis import PREFIX, SharedRedis
+
+_WITHOUT_END = -1
+"""What Redis tells of a key that does not expire."""
 
 
 class Counters:
@@ -43,15 +47,17 @@ class Counters:
         return self._shared.ask(lambda redis: bool(redis.set(_key(name), 1, px=_ms(seconds), nx=True)), locally)
 
     def get(self, *names: str) -> list[tuple[int, float]]:
-        """Return the count of each counter and the seconds until it expires; zeros for one that does not exist."""
+        """Return the count of each counter and the seconds until it expires; zeros for one that does not exist.
+
+        A value that is no number counts as 1. The seconds are infinite for a counter that never expires, which only
+        another program can have set.
+        """
 
         def shared(redis: "Redis") -> list[tuple[int, float]]:
             keys = [_key(name) for name in names]
             counts: Any = redis.mget(keys)
             # Most often no store has failed, and there is nothing that could expire.
-            return [
-                (int(n), max(0, redis.pttl(key)) / 1000) if n else (0, 0.0) for key, n in zip(keys, counts, strict=True)
-            ]
+            return [(_count(n), _left(redis.pttl(key))) if n else (0, 0.0) for key, n in zip(keys, counts, strict=True)]
 
         def locally() -> list[tuple[int, float]]:
             now = time.monotonic()
@@ -72,6 +78,14 @@ class Counters:
 
 def _key(name: str) -> str:
     return f"{PREFIX}:{name}"
+
+
+def _count(value: bytes) -> int:
+    return int(value) if value.isdigit() else 1
+
+
+def _left(ms: Any) -> float:
+    return math.inf if ms == _WITHOUT_END else max(0, ms) / 1000
 
 
 def _ms(seconds: float) -> int:

@@ -63,4 +63,4 @@ def mirror_queues(client: "Redis", pauses: list[Pause]) -> None:
 def paused_queues(client: "Redis") -> set[str]:
     """Return the queues that no worker serves."""
     names: Any = client.smembers(PAUSED_QUEUES)
-    return {name.decode() for name in names}
+    return {name.decode(errors="replace") for name in names}

@@ -63,7 +63,7 @@ class SharedRedis:
             return locally()
         try:
             answer = question(self._client)
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, OSError, ValueError, TypeError) as error:  # a value of another program is no answer
             self._not_before = time.monotonic() + _NOT_ASKED_FOR
             if not self._away:
                 self._away = True

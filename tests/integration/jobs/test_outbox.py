@@ -10,9 +10,13 @@ import redis
 from celery import Celery
 
 from tests.hostile_messages import envelope
+from worker.embedded.valkey import requeue_unacknowledged
+from worker.intake.delayed import DELAYED, release
 from worker.intake.rejected import RejectedMessages
-from worker.jobs.outbox import Outbox
+from worker.jobs.outbox import RESENDS, Outbox
+from worker.jobs.redis_keys import move_wrong_types
 from zot_artifact_client import ArtifactClient
+from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 AT_ONCE = timedelta(seconds=-1)
@@ -126,14 +130,37 @@ def test_garbage_in_the_outbox_stops_no_other_entry(client, broker, outbox):
     """An entry that is no message is removed and recorded; the lost job behind it and other queues are recovered."""
     lost = client.upload("/a", "releases", "lost").id
     broker.delete("transfer")
-    for name, value in ((b"\xff\xfe", b"x"), (b"bad", b"\xff"), (b"worse", b"[]"), (b"a\0b", b"{}")):
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for name, value in ((b"\xff\xfe", b"x"), (b"bad", b"\xff"), (b"worse", b"[]"), (b"a\0b", b"{}"), (b"deep", deep)):
         broker.hset(MESSAGES, name, value)
         broker.zadd(TRANSFER, {name: 1})
+    broker.hset(RESENDS, lost, "no number")
     broker.set(ORDER.format(queue="interactive"), "no sorted set")
     assert outbox.resend(no_job_known, AT_ONCE) == 1
     assert ids(broker) == [lost]
     assert broker.hlen(MESSAGES) == 1
-    assert [message.reason for message in RejectedMessages(broker).latest()] == ["outbox"] * 4
+    assert [message.reason for message in RejectedMessages(broker).latest()] == ["outbox"] * 5
+
+
+def test_a_key_of_another_type_stops_no_recovery(client, broker, outbox, url):
+    """A key of the worker that is of another type is renamed: clients send again, and lost messages are found."""
+    with Celery(broker=url, backend=url, set_as_current=False) as app:
+        for name in (MESSAGES, TRANSFER, RESENDS, CANCEL_REQUESTS, DELAYED.format(queue="transfer")):
+            broker.set(name, "text")
+        move_wrong_types(app)
+    lost = client.upload("/a", "releases", "lost").id
+    broker.delete("transfer")
+    assert outbox.resend(no_job_known, AT_ONCE) == 1
+    assert ids(broker) == [lost]
+    assert broker.get(f"{MESSAGES}:foreign") == b"text"
+
+
+def test_delayed_messages_of_one_queue_stop_those_of_no_other(broker):
+    """The key of one queue is of another type; the due message of another queue returns to it."""
+    broker.set(DELAYED.format(queue="interactive"), "text")
+    broker.zadd(DELAYED.format(queue="transfer"), {"message": 1})
+    assert release(broker) == 1
+    assert broker.lrange("transfer", 0, -1) == [b"message"]
 
 
 def test_a_job_that_no_worker_can_record_is_sent_a_bounded_number_of_times(client, broker, outbox, monkeypatch):
@@ -161,12 +188,24 @@ def test_a_message_of_another_program_that_a_killed_worker_held_comes_back(broke
         fields = {"bucket": "b", "key": "k"}
         gone, known = (other.send_task("artifact.verify.v1", kwargs=fields, queue="interactive").id for _ in "ab")
     unacknowledged(broker, broker.lrange("interactive", 0, -1), at=time.time() - 600)
-    broker.hset("unacked", "garbage", b"\xff")
-    broker.zadd("unacked_index", {"garbage": 1})
+    deep = b"[" * 100_000 + b"]" * 100_000
+    bare = json.dumps([{"headers": {"id": "bare", "task": "artifact.verify.v1"}}, "", "interactive"])
+    for number, garbage in enumerate((b"\xff", deep, bare)):
+        broker.hset("unacked", f"garbage{number}", garbage)
+        broker.zadd("unacked_index", {f"garbage{number}": 1})
     assert outbox.resend(lambda found: {known} & set(found), timedelta(minutes=1)) == 1
     assert outbox.resend(lambda found: {known} & set(found), timedelta(minutes=1)) == 0
     assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == gone
-    assert broker.hlen("unacked") == 2
+    assert broker.hlen("unacked") == 4
+
+
+def test_up_starts_whatever_is_among_the_unacknowledged_messages(broker, url):
+    """What is no message is removed; the message that a killed worker held returns to its queue."""
+    unacknowledged(broker, [json.dumps(envelope("held", {"bucket": "b", "key": "k"}))], at=time.time())
+    broker.hset("unacked", mapping={"x": b"\xff", "y": b"[" * 100_000, "z": b"[1]"})
+    assert requeue_unacknowledged(url) == 1
+    assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == "held"
+    assert broker.hlen("unacked") == 0
 
 
 def test_many_stale_messages_hide_no_lost_one(broker, outbox):

@@ -232,6 +232,16 @@ def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
         until(free)
 
 
+def test_slots_of_a_clock_that_was_ahead_are_free(url, shared):
+    """Slots that expire later than any can, because the clock of Redis was a day ahead, keep no job waiting."""
+    client = Redis.from_url(url)
+    client.zadd("zot-artifacts:places:a", {"killed": time.time() + 86400, "garbage": 4e12})
+    slots = DistributedSemaphore(shared, seconds=30)
+    with slots.acquire("a", "job", limit=1, local_limit=1):
+        assert slots.taken("a") == 1
+    client.close()
+
+
 def test_a_holder_whose_slot_is_anothers_stops(url, shared, admission):
     """A process that renewed its slot so late that it was given away moves not a byte more."""
     ours = admission(shared, store_limits={"a": StoreLimits(concurrency=1)}, jobs={"lease": "0.3s"})
@@ -390,6 +400,20 @@ def test_failures_in_a_row_open_it_and_a_probe_closes_it(counters):
     assert probes == [1]
     tested.record_failure()
     tested.check(pytest.fail)  # one failure after it closed is one, not the fourth
+
+
+@pytest.mark.parametrize("until", [None, 86400])
+def test_a_breaker_that_a_wrong_clock_opened_closes(url, shared, until):
+    """A breaker that is open for longer than any can be, or for ever, is probed; its values may be no numbers."""
+    client = Redis.from_url(url)
+    for name in ("open", "opened", "failures", "probing"):
+        client.set(f"zot-artifacts:breaker:s:{name}", "garbage", ex=until)
+    tested = breaker(Counters(shared))
+    with pytest.raises(Snooze):  # it seems to be probed by another job
+        tested.check(lambda: None)
+    tested.check(lambda: None)
+    assert tested.check(lambda: None) is False
+    client.close()
 
 
 def test_a_success_between_failures_keeps_it_closed(counters):

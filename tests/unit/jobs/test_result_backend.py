@@ -10,6 +10,7 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from tests.waiting import WITHIN
+from worker.jobs import result_backend
 from worker.jobs.result_backend import fence_request, use_atomic_result_backend
 from zot_artifact_client.errors import JobFailed
 
@@ -115,3 +116,23 @@ def test_a_state_with_a_lower_fencing_token_or_none_replaces_none_with_a_higher_
     assert store("FAILURE", 2) == "FAILURE"
     assert store("STARTED", 2) == "FAILURE"
     assert store("STARTED", 3) == "STARTED"
+
+
+def test_a_full_backend_is_one_line_per_minute(app, job, monkeypatch, caplog):
+    """However often a state is stored again, the log has one line without a traceback."""
+    monkeypatch.setattr(result_backend._retries, "_passed", None)
+    refusals = [redis.OutOfMemoryError("OOM command not allowed")] * 3
+    store = app.backend._store_state
+
+    def refuse(*args, **kwargs):
+        if refusals:
+            raise refusals.pop()
+        return store(*args, **kwargs)
+
+    monkeypatch.setattr(app.backend, "_store_state", refuse)
+    app.backend.always_retry = True
+    app.backend.store_result(job, {"is": "done"}, "SUCCESS")
+    assert refusals == []
+    lines = [record for record in caplog.records if record.name == "celery.backends.base"]
+    assert [line.exc_info for line in lines] == [None]
+    assert "OOM" in lines[0].getMessage()

@@ -1,0 +1,56 @@
+"""Move aside what another program has written, as another type, under a name of the worker in Redis.
+
+Every command on such a key is an error: one of them would stop the recovery of all jobs, or the clients.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.transport.redis import Channel
+
+from worker.intake.delayed import DELAYED
+from worker.intake.rejected import COUNTS, LATEST
+from worker.jobs.outbox import RESENDS
+from worker.jobs.republish_ends import CURSOR
+from worker.jobs.unacked import UNACKED, UNACKED_INDEX
+from worker.limits.pauses import PAUSED_QUEUES
+from zot_artifact_client.cancellation import CANCEL_REQUESTS
+from zot_artifact_client.contract import Queue
+from zot_artifact_client.contract.queues import UNROUTED
+from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
+
+logger = logging.getLogger(__name__)
+
+_QUEUES = (*(queue.value for queue in Queue), UNROUTED)
+_IN_BROKER = {
+    **dict.fromkeys(_QUEUES, "list"),
+    **{name.format(queue=queue): "zset" for name in (ORDER, DELAYED) for queue in _QUEUES},
+    MESSAGES: "hash", RESENDS: "hash", UNACKED: "hash", UNACKED_INDEX: "zset", LATEST: "list", COUNTS: "hash",
+}  # fmt: skip
+_IN_BACKEND = {CANCEL_REQUESTS: "zset", CURSOR: "string", PAUSED_QUEUES: "set"}
+
+
+def move_wrong_types(app: Celery) -> None:
+    """Rename each key of the worker that has another type than it must have; nothing is deleted."""
+    with app.pool.acquire(block=True) as connection:
+        channel = connection.default_channel
+        if isinstance(channel, Channel):
+            with channel.conn_or_acquire() as client:
+                _move(client, _IN_BROKER)
+    backend = getattr(app.backend, "client", None)
+    if isinstance(backend, redis.Redis):
+        _move(backend, _IN_BACKEND)
+
+
+def _move(client: Any, types: Mapping[str, str]) -> None:
+    with client.pipeline(transaction=False) as pipeline:
+        for name in types:
+            pipeline.type(name)
+        found = pipeline.execute()
+    for name, type_ in zip(types, found, strict=True):
+        if type_ not in {b"none", types[name].encode()}:
+            logger.error("Redis: %s is a %s of another program: renamed to %s:foreign", name, type_.decode(), name)
+            client.rename(name, f"{name}:foreign")
