@@ -47,6 +47,7 @@ TASK_MODULES = (
     "tasks.queries",
     "tasks.record_rejected",
     "tasks.sweeps.alarms",
+    "tasks.sweeps.webhooks",
     "tasks.sweeps.backup",
     "tasks.sweeps.verify",
     "tasks.sweeps.replicate",

@@ -18,6 +18,7 @@ from zot_artifact_client.contract import (
     SWEEP_REPLICATE,
     SWEEP_REPORT,
     SWEEP_VERIFY,
+    SWEEP_WEBHOOKS,
     TaskSpec,
 )
 
@@ -44,6 +45,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         ),
         (SWEEP_CANARY, settings.sweep.canary.enabled, settings.sweep.canary.every),
         (SWEEP_ALARMS, bool(settings.alarms.channels), settings.alarms.every),
+        (SWEEP_WEBHOOKS, bool(settings.webhooks), settings.job_webhooks.every),
         (SWEEP_BACKUP, bool(settings.sweep.backup.stores), settings.sweep.backup.every),
     ]
     return {

@@ -1,4 +1,4 @@
-"""Send a digest to an HTTP endpoint, signed as Standard Webhooks 1.0 describes."""
+"""Send a message to an HTTP endpoint, signed as Standard Webhooks 1.0 describes."""
 
 import hashlib
 import hmac
@@ -16,7 +16,7 @@ _SUCCESS = range(200, 300)
 
 
 def signed(payload: Mapping[str, Any], key: bytes, *, at: datetime) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of a digest.
+    """Return body and headers of a message, such as a digest.
 
     `webhook-signature` is `v1,` and the HMAC-SHA256 of `ID.SECONDS.BODY` in base64. The id is the same at each attempt,
     so that a receiver can ignore a digest that it has; the time is that of the attempt, so that it can refuse an old
@@ -35,8 +35,12 @@ def signed(payload: Mapping[str, Any], key: bytes, *, at: datetime) -> tuple[byt
     }
 
 
-def post(payload: Mapping[str, Any], settings: WebhookSettings, *, at: datetime) -> None:
+def post(
+    payload: Mapping[str, Any], settings: WebhookSettings, *, at: datetime, setting: str = "alarms.webhook"
+) -> None:
     """Send a digest and return when the endpoint has accepted it. A redirect is not followed.
+
+    `setting`: the name of the settings, for messages.
 
     Raises:
         AlarmUndelivered: the endpoint did not accept it; the message names its host alone.
@@ -55,19 +59,19 @@ def post(payload: Mapping[str, Any], settings: WebhookSettings, *, at: datetime)
             status = answer.status_code
             answer.close()
     except (requests.RequestException, ValueError, OSError) as error:  # their messages contain the address
-        raise AlarmUndelivered(f"webhook {settings.host}: {_reason(error)}") from None
+        raise AlarmUndelivered(f"webhook {settings.host}: {_reason(error, setting)}") from None
     if status not in _SUCCESS:
         raise AlarmUndelivered(f"webhook {settings.host}: it answered with status {status}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, setting: str) -> str:
     import requests
 
     reasons = {
         requests.exceptions.SSLError: "its certificate is not trusted, or it speaks no TLS",
         requests.exceptions.ProxyError: "the proxy refused the connection",
-        requests.exceptions.ConnectTimeout: "no connection within alarms.webhook.timeout",
-        requests.exceptions.ReadTimeout: "no answer within alarms.webhook.timeout",
+        requests.exceptions.ConnectTimeout: f"no connection within {setting}.timeout",
+        requests.exceptions.ReadTimeout: f"no answer within {setting}.timeout",
         requests.exceptions.ConnectionError: "it refused or closed the connection, or its name is not known",
     }
     return next((text for kind, text in reasons.items() if isinstance(error, kind)), type(error).__name__)

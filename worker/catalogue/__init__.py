@@ -33,6 +33,7 @@ from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, F
 from worker.catalogue.history import Event, History
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
+from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load import BadExport, NotEmpty, load
 from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
@@ -95,6 +96,7 @@ __all__ = [
     "Hold",
     "HoldTooLate",
     "JobRecord",
+    "JobWebhooks",
     "KnownKey",
     "LastRun",
     "Leased",
@@ -119,8 +121,10 @@ __all__ = [
     "Pause",
     "Pauses",
     "PendingDigest",
+    "PendingWebhook",
     "PlannedPage",
     "Rebuilt",
+    "ReceiverState",
     "ReconcileRun",
     "Recorded",
     "RecordedCopy",
@@ -190,6 +194,10 @@ class Catalogue:
     @cached_property
     def alarms(self) -> Alarms:
         return Alarms(self._database)
+
+    @cached_property
+    def job_webhooks(self) -> JobWebhooks:
+        return JobWebhooks(self._database)
 
     @cached_property
     def budgets(self) -> Budgets:

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.catalogue.database import Database
+from worker.catalogue.job_webhooks import want_webhooks, want_webhooks_again
 from worker.catalogue.ledger import job_record
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
@@ -121,6 +122,7 @@ class JobAdmin:
         with self._database.write() as connection:
             if connection.execute(sa.select(jobs.c.id).where(jobs.c.id == id_)).one_or_none() is not None:
                 return None
+            want_webhooks(connection, id_, request, now)
             return job_record(connection.execute(sa.insert(jobs).returning(jobs), row).one())
 
     def redrive(self, id_: str, cause: Mapping[str, Any], *, due: datetime) -> JobRecord | None:
@@ -130,4 +132,6 @@ class JobAdmin:
         """
         with self._database.write() as connection:
             row = connection.execute(_REDRIVE, {"job": id_, "due": due, "cause": dict(cause)}).one_or_none()
+            if row is not None:
+                want_webhooks_again(connection, id_)
             return job_record(row) if row else None

@@ -12,6 +12,7 @@ from worker.catalogue.artifact_locks import lock_holder
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.fencing import LostLease
+from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
@@ -134,6 +135,7 @@ class Ledger:
             if found is None and planned:
                 raise OtherRequest(f"{id_} is the id of a job of batch {parent}, which has not planned it")
             if found is None:
+                want_webhooks(connection, id_, request, now)
                 return _accept(connection, given, holds, taken, lease)
             if (found.kind, found.request) != (kind, given["request"]):
                 raise OtherRequest(

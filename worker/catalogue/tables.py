@@ -453,6 +453,24 @@ alarm_digests = Table(
 )
 """What changed in the findings, for each channel that tells it. `next_at`: when the next attempt is due."""
 
+job_webhooks = Table(
+    "job_webhooks",
+    metadata,
+    Column("job", Text(64), primary_key=True),
+    Column("receiver", Text(64), primary_key=True),
+    Column("made_at", UtcDateTime, nullable=False),
+    Column("id", Text(36)),
+    Column("payload", JSON),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_at", UtcDateTime),
+    Column("delivered_at", UtcDateTime),
+    Column("error", Text(500)),
+    Index("ix_job_webhooks_pending", "next_at", sqlite_where=_PENDING, postgresql_where=_PENDING),
+    Index("ix_job_webhooks_made_at", "made_at"),
+)
+"""Who gets the end of a job. `payload`: the end, once it is told. `next_at`: when the next attempt is due, or none is.
+"""
+
 access_tokens = Table(
     "access_tokens",
     metadata,

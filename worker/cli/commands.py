@@ -75,6 +75,9 @@ COMMANDS = {
         _STORES, "List the findings, show one, or acknowledge it.", "findings:app"
     ),
     "alarms": Entry(_STORES, "List the channels of alarms, or send a test alarm.", "alarms:app"),
+    "webhooks": Entry(
+        _JOBS, "List the webhooks that get the ends of jobs, or send a test message.", "webhooks:app"
+    ),
     "sweep": Entry(
         _STORES, "Run a periodic task now, and wait until it and the jobs that it sent have ended.", "sweep:sweep"
     ),

@@ -33,6 +33,7 @@ from zot_artifact_client.contract import (
     SWEEP_REPLICATE,
     SWEEP_REPORT,
     SWEEP_VERIFY,
+    SWEEP_WEBHOOKS,
     JobState,
     Progress,
     TaskSpec,
@@ -54,6 +55,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "probe": SWEEP_PROBE,
     "canary": SWEEP_CANARY,
     "alarms": SWEEP_ALARMS,
+    "webhooks": SWEEP_WEBHOOKS,
     "report": SWEEP_REPORT,
     "recover": SWEEP_RECOVER,
     "backup": SWEEP_BACKUP,
@@ -160,7 +162,7 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
         )
     if prefix is not None and name not in _WITH_PREFIX:
         raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")
-    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS, SWEEP_REPORT):
+    if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS, SWEEP_WEBHOOKS, SWEEP_REPORT):
         raise Failure(f"the sweep {name} takes no --store", Status.USAGE, type_="UsageError")
     return spec
 

@@ -45,7 +45,7 @@ from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_fields import during
 from worker.process_metrics import LEASE_RECOVERIES, RETRIES, SNOOZES
-from worker.storage.errors import StorageError, TransientError
+from worker.storage.errors import PermanentError, StorageError, TransientError
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
@@ -125,6 +125,10 @@ def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, pa
         spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True,
         headers=trace_headers(),
     )  # fmt: skip
+
+
+class UnknownReceiver(PermanentError):
+    """A request names a webhook that the settings of the worker do not have."""
 
 
 class Delivery(Generic[RequestT, ResultT]):
@@ -232,6 +236,7 @@ class Delivery(Generic[RequestT, ResultT]):
             with job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
+                self._check_receivers(request)
                 self._context.pauses.check_job(job.id, record.parent)
                 result = self._do(work, request, job).model_dump(mode="json")
                 end(JobState.SUCCEEDED, result=result)
@@ -266,6 +271,14 @@ class Delivery(Generic[RequestT, ResultT]):
         except Exception as error:
             logger.exception("job %s: %s failed on a bug of the worker", self._id, self._spec.kind)
             self._fail(end, job, JobState.FAILED, error)
+
+    def _check_receivers(self, request: RequestT) -> None:
+        """Raise UnknownReceiver before anything is done: otherwise the end of the job would reach no receiver."""
+        known = self._context.settings.webhooks
+        for name in getattr(request, "notify", ()):
+            if name not in known:
+                there = ", ".join(sorted(known)) or "none"
+                raise UnknownReceiver(f"notify: the settings have no webhook {name!r}; there are: {there}")
 
     def _do(self, work: Work[RequestT, ResultT], request: RequestT, job: RunningJob) -> ResultT:
         """Do what the task does; where it fails, record the copies that it has completed."""

@@ -144,6 +144,14 @@ class AlarmSettings(Section):
         return tuple(name for name, on in there.items() if on) if self.enabled else ()
 
 
+class JobWebhookSettings(Section):
+    """How often the ends of jobs are delivered to the webhooks that requests name."""
+
+    every: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
+    give_up: Annotated[Duration, Field(ge=timedelta(minutes=1))] = timedelta(days=3)
+    """How long after the end of a job its webhook is tried again."""
+
+
 def key_of(secret: SecretStr) -> bytes:
     """Return the key of a signature as bytes."""
     text = secret.get_secret_value()

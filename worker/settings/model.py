@@ -10,15 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
 import yaml
-from pydantic import SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
-from worker.settings.alarms import AlarmSettings
+from worker.settings.alarms import AlarmSettings, JobWebhookSettings, WebhookSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.original_config import OriginalRefused, translate
 from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, tighten
@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     verification_log: VerificationLogSettings = VerificationLogSettings()
     alarms: AlarmSettings = AlarmSettings()
+    webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")], WebhookSettings] = {}
+    """The receivers of the ends of jobs, by the name that a request has in `notify`. No request can name an address."""
+    job_webhooks: JobWebhookSettings = JobWebhookSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     store_limits: dict[str, StoreLimits] = {}
     """Limits of single stores, by name, for all workers together; a store without limits has none."""

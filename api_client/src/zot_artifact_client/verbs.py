@@ -55,6 +55,7 @@ class UploadFields(TypedDict, total=False):
     metadata: Mapping[str, str] | None
     storage_classes: Mapping[str, str] | None
     properties: Mapping[str, str] | None
+    notify: str | Iterable[str] | None
 
 
 class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, SweepT]):
@@ -62,6 +63,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
 
     Every verb sends one job and returns it without waiting. The same request sent again with the same `idempotency_key`
     returns the same job; a different request with that key raises IdempotencyMismatch. `stores` is one name or several.
+    `notify` names receivers of the worker's settings, which get the end of the job as a signed webhook.
     Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable.
     """
 
@@ -76,6 +78,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         metadata: Mapping[str, str] | None = None,
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> UploadT:
         """Store the bytes of a file or of a URL as an artifact.
@@ -88,15 +91,21 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         """
         request = upload_request(
             source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties,
+            properties=properties, notify=notify,
         )  # fmt: skip
         return cast("UploadT", self._send(UPLOAD, request, idempotency_key))
 
     def replicate(
-        self, bucket: str, key: str, *, to: str | Iterable[str], idempotency_key: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        to: str | Iterable[str],
+        notify: str | Iterable[str] | None = None,
+        idempotency_key: str | None = None,
     ) -> ReplicateT:
         """Copy the artifact to the named stores, from any copy whose bytes are right."""
-        request = request_of(REPLICATE, bucket=bucket, key=key, to=_names(to))
+        request = request_of(REPLICATE, bucket=bucket, key=key, to=_names(to), notify=_names(notify))
         return cast("ReplicateT", self._send(REPLICATE, request, idempotency_key))
 
     def verify(
@@ -106,13 +115,16 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         *,
         stores: str | Iterable[str] | None = None,
         version: int | None = None,
+        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> VerifyT:
         """Read all bytes of the copies in the named stores, or of all copies, and compare them with the digest.
 
         A bad copy is a verdict in the result and not a failed job: check `result.good`.
         """
-        request = request_of(VERIFY, bucket=bucket, key=key, stores=_names(stores), version=version)
+        request = request_of(
+            VERIFY, bucket=bucket, key=key, stores=_names(stores), version=version, notify=_names(notify)
+        )
         return cast("VerifyT", self._send(VERIFY, request, idempotency_key))
 
     def delete(
@@ -124,6 +136,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         allow_last: bool = False,
         by: str | None = None,
         reason: str | None = None,
+        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> DeleteT:
         """Delete the copies in the named stores at once, or the artifact everywhere.
@@ -135,8 +148,9 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         `reason` are recorded; the worker may require `by`, see `delete.approval_above` of its settings.
         """
         request = request_of(
-            DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last, by=by, reason=reason
-        )
+            DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last, by=by, reason=reason,
+            notify=_names(notify),
+        )  # fmt: skip
         return cast("DeleteT", self._send(DELETE, request, idempotency_key))
 
     def adopt(
@@ -147,6 +161,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         store: str,
         first_read: bool = False,
         sha256: str | None = None,
+        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> AdoptT:
         """Record an object that another program wrote into a store, after one full read; the object does not change.
@@ -155,7 +170,9 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         known. With no digest at all the job fails with Unverifiable, unless `first_read` makes the digest of this read
         the record.
         """
-        request = request_of(ADOPT, bucket=bucket, key=key, store=store, first_read=first_read, sha256=sha256)
+        request = request_of(
+            ADOPT, bucket=bucket, key=key, store=store, first_read=first_read, sha256=sha256, notify=_names(notify)
+        )
         return cast("AdoptT", self._send(ADOPT, request, idempotency_key))
 
     def batch(
@@ -172,6 +189,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         by: str | None = None,
         reason: str | None = None,
         in_flight: int | None = None,
+        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> BatchT:
         """Replicate, verify or delete every artifact of a bucket or prefix, or those that a file lists.
@@ -197,6 +215,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             by=by,
             reason=reason,
             in_flight=in_flight,
+            notify=_names(notify),
         )
         return cast("BatchT", self._send(BATCH, request, idempotency_key))
 
@@ -210,6 +229,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
         symlinks: Symlinks = "skip",
+        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> BatchT:
         """Upload the files in and below a directory that is below one of the worker's roots, as one batch.
@@ -229,6 +249,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             exclude=tuple(exclude) or None,
             symlinks=symlinks,
             stores=_names(stores),
+            notify=_names(notify),
         )
         return cast("BatchT", self._send(BATCH, request, idempotency_key))
 
@@ -310,6 +331,7 @@ def upload_request(
         stores=_names(fields.get("stores")),
         metadata=None if metadata is None else dict(metadata),
         storage_classes=None if classes is None else dict(classes),
+        notify=_names(fields.get("notify")),
         **dict(fields.get("properties") or {}),
     )
 
@@ -333,10 +355,10 @@ def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | N
     raise InvalidRequest(msg)
 
 
-def _names(stores: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if stores is None:
+def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if given is None:
         return None
-    return (stores,) if isinstance(stores, str) else tuple(stores)
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def request_of(spec: TaskSpec[RequestT, Any], **fields: object) -> RequestT:

@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 
 from tests.servers.worker import Worker
+from tests.unit.alarms.receivers import Posted, http_receiver
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.contract import QUERIES, TASKS, VERIFY, JobState, Progress, Queue
@@ -27,7 +28,13 @@ def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worker(valkey, tmp_path_factory, incoming) -> Iterator[Worker]:
+def webhook() -> Iterator[tuple[str, list[Posted]]]:
+    with http_receiver() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def worker(valkey, tmp_path_factory, incoming, webhook) -> Iterator[Worker]:
     settings = {
         "sources__roots": json.dumps([str(incoming)]),
         "breaker__enabled": "false",  # attempts are counted here, and it spares them
@@ -36,6 +43,8 @@ def worker(valkey, tmp_path_factory, incoming) -> Iterator[Worker]:
         "retry__backoff": "4s",
         "retry__jitter": "false",
         "jobs__lease": "3s",
+        "webhooks": json.dumps({"ci": {"url": webhook[0], "secret": "a secret of the receiver"}}),
+        "job_webhooks__every": "1s",
         "sweep__verify__every": "1s",
         "sweep__verify__period": "2s",
     }
@@ -142,6 +151,26 @@ def test_a_running_job_can_be_cancelled_and_leaves_nothing(client, worker, catal
     assert catalogue.ledger.get(job.id).state == "cancelled"
     assert not list((worker.home / "stores" / "dr" / "releases").glob("*cancelled*"))
     assert not list((worker.home / "stores" / "dr" / "releases").glob(".zot-tmp-*"))
+
+
+def test_the_ends_of_jobs_are_told_to_the_webhook_that_they_name(client, catalogue, source, webhook):
+    """An upload, a batch and a job that names an unknown receiver: the webhook gets the end of each."""
+    upload = client.upload(source(), "webhooks", "app.tgz", notify="ci")
+    upload.wait(WITHIN)
+    batch = client.batch("verify", "webhooks", notify=["ci"])
+    assert batch.wait(WITHIN).good
+    unknown = client.verify("webhooks", "app.tgz", notify=["ci", "cj"])
+    with pytest.raises(JobFailed, match=r"no webhook 'cj'; there are: ci"):
+        unknown.wait(WITHIN)
+    ends = {upload.id: "job.succeeded", batch.id: "job.succeeded", unknown.id: "job.failed"}
+
+    def told() -> dict[str, str]:
+        found = [json.loads(body) for _, body in webhook[1]]
+        return {each["data"]["job"]: each["type"] for each in found if each["data"]["job"] in ends}
+
+    until(lambda: told() == ends)
+    result = next(each for each in (json.loads(body) for _, body in webhook[1]) if each["data"]["job"] == upload.id)
+    assert result["data"]["result"] == catalogue.ledger.get(upload.id).result
 
 
 def test_a_killed_child_does_not_take_its_job_with_it(client, worker, catalogue, source):

@@ -61,6 +61,7 @@ from zot_artifact_client.contract.requests import (
     SweepReplicateRequest,
     SweepReportRequest,
     SweepVerifyRequest,
+    SweepWebhooksRequest,
     Symlinks,
     UploadRequest,
     Verb,
@@ -98,6 +99,7 @@ from zot_artifact_client.contract.results import (
     SweepReplicateResult,
     SweepReportResult,
     SweepVerifyResult,
+    SweepWebhooksResult,
     UploadResult,
     VerifyResult,
 )
@@ -137,6 +139,7 @@ __all__ = [
     "SWEEP_REPLICATE",
     "SWEEP_REPORT",
     "SWEEP_VERIFY",
+    "SWEEP_WEBHOOKS",
     "TASKS",
     "UPLOAD",
     "VERIFY",
@@ -216,6 +219,8 @@ __all__ = [
     "SweepReportResult",
     "SweepVerifyRequest",
     "SweepVerifyResult",
+    "SweepWebhooksRequest",
+    "SweepWebhooksResult",
     "Symlinks",
     "TaskSpec",
     "UploadRequest",
@@ -327,6 +332,9 @@ SWEEP_RECONCILE = TaskSpec(
 SWEEP_EVIDENCE = TaskSpec("sweep.evidence.v1", "sweep.evidence", SweepEvidenceRequest, SweepEvidenceResult, Queue.SWEEP)
 SWEEP_PURGE = TaskSpec("sweep.purge.v1", "sweep.purge", SweepPurgeRequest, SweepPurgeResult, Queue.SWEEP)
 SWEEP_ALARMS = TaskSpec("sweep.alarms.v1", "sweep.alarms", SweepAlarmsRequest, SweepAlarmsResult, Queue.INTERACTIVE)
+SWEEP_WEBHOOKS = TaskSpec(
+    "sweep.webhooks.v1", "sweep.webhooks", SweepWebhooksRequest, SweepWebhooksResult, Queue.INTERACTIVE
+)
 SWEEP_BACKUP = TaskSpec("sweep.backup.v1", "sweep.backup", SweepBackupRequest, SweepBackupResult, Queue.SWEEP)
 SWEEP_REPORT = TaskSpec("sweep.report.v1", "sweep.report", SweepReportRequest, SweepReportResult, Queue.INTERACTIVE)
 SWEEP_CANARY = TaskSpec("sweep.canary.v1", "sweep.canary", SweepCanaryRequest, SweepCanaryResult, Queue.SWEEP)
@@ -338,6 +346,7 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
         UPLOAD, REPLICATE, VERIFY, EVIDENCE, DELETE, ADOPT, BATCH, PAGE,
         SWEEP_VERIFY, SWEEP_REPLICATE, SWEEP_REPAIR, SWEEP_LEFTOVERS, SWEEP_PROBE, SWEEP_PURGE, SWEEP_RECONCILE,
         SWEEP_RECOVER, SWEEP_ALARMS, SWEEP_BACKUP, SWEEP_REPORT, SWEEP_EVIDENCE, SWEEP_CANARY,
+        SWEEP_WEBHOOKS,
     )
 }  # fmt: skip
 

@@ -48,6 +48,8 @@ Symlinks = Literal["skip", "follow", "error"]
 Globs = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...], Field(max_length=100)]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+Receiver = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Receivers = Annotated[tuple[Receiver, ...], Field(max_length=8), AfterValidator(_distinct)]
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
@@ -80,6 +82,8 @@ class Request(Message):
 
     bucket: Bucket
     key: Key
+    notify: Receivers = ()
+    """The webhooks, by their names in the worker's settings, that get the end of the job."""
 
 
 class UploadRequest(Request):
@@ -188,6 +192,8 @@ class BatchRequest(Message):
     """Why; it is recorded."""
     in_flight: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """The most jobs of the batch that wait or run at a time; by default a setting of the worker."""
+    notify: Receivers = ()
+    """The webhooks, by their names in the worker's settings, that get the end of the batch."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -359,6 +365,10 @@ class SweepPurgeRequest(Message):
 
 class SweepAlarmsRequest(Message):
     """Tell the findings that changed, and deliver the alarms that wait."""
+
+
+class SweepWebhooksRequest(Message):
+    """Deliver the ends of jobs to the webhooks that their requests name."""
 
 
 class SweepReportRequest(Message):

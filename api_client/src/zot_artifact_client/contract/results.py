@@ -282,6 +282,13 @@ class SweepAlarmsResult(Result):
     undelivered: dict[str, str] = Field(default_factory=dict)
 
 
+class SweepWebhooksResult(Result):
+    """How many ends of jobs were delivered, by receiver, and why others were not."""
+
+    delivered: dict[str, int]
+    undelivered: dict[str, str] = Field(default_factory=dict)
+
+
 class SweepReportResult(Result):
     """Where the report was written; `None` where the settings name no store. `status` is that of the report."""
 

@@ -1,0 +1,83 @@
+"""Deliver the ends of jobs to the webhooks that their requests name."""
+
+import logging
+import random
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+from worker import clock
+from worker.alarms import webhook
+from worker.alarms.errors import AlarmUndelivered
+from worker.catalogue import JobWebhooks, PendingWebhook
+from worker.settings.alarms import JobWebhookSettings, WebhookSettings
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY, _LONGEST_DELAY = 10.0, 3600.0
+"""Seconds until the second attempt, which double with each further one, and their maximum."""
+_CLAIM = timedelta(minutes=20)
+"""Longer than 100 answers take; a worker that is killed meanwhile delays them by this time."""
+_PAGES = 20
+_TOGETHER = 8
+"""Receivers that are asked at a time, so that a slow one delays no other."""
+
+
+def deliver_webhooks(
+    webhooks: JobWebhooks, receivers: Mapping[str, WebhookSettings], settings: JobWebhookSettings
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Deliver the ends of jobs that are due; return how many were delivered, and why others were not, by receiver.
+
+    Each has its id at every attempt. It is sent a second time if the worker dies before it has recorded the answer.
+    """
+    delivered: dict[str, int] = {}
+    errors: dict[str, str] = {}
+    with ThreadPoolExecutor(_TOGETHER, thread_name_prefix="webhook") as pool:
+        for _ in range(_PAGES):
+            now = clock.now()
+            if not (claimed := webhooks.claim(sorted(receivers), now=now, until=now + _CLAIM)):
+                break
+            by_receiver: dict[str, list[PendingWebhook]] = {}
+            for each in claimed:
+                by_receiver.setdefault(each.receiver, []).append(each)
+            done = {
+                name: pool.submit(_deliver, webhooks, waiting, receivers[name], settings)
+                for name, waiting in by_receiver.items()
+            }
+            for name, future in done.items():
+                count, error = future.result()
+                if count:
+                    delivered[name] = delivered.get(name, 0) + count
+                if error is not None:
+                    errors[name] = error
+    return delivered, errors
+
+
+def _deliver(
+    webhooks: JobWebhooks, waiting: list[PendingWebhook], receiver: WebhookSettings, settings: JobWebhookSettings
+) -> tuple[int, str | None]:
+    """Deliver to one receiver. After an attempt that fails, the others of this round wait for the next one."""
+    for count, each in enumerate(waiting):
+        now = clock.now()
+        try:
+            webhook.post(each.payload, receiver, at=now, setting=f"webhooks.{each.receiver}")
+        except AlarmUndelivered as error:
+            next_at = _next(each, now, settings)
+            webhooks.failed(each, str(error), next_at=next_at)
+            way = "it is not tried again" if next_at is None else f"the next attempt is at {next_at:%H:%M:%S} UTC"
+            logger.warning(
+                "webhook %s: the end of job %s was not delivered, %s: %s", each.receiver, each.job, way, error
+            )
+            for other in waiting[count + 1 :]:
+                webhooks.wait(other, next_at=now + timedelta(seconds=_FIRST_DELAY))
+            return count, str(error)
+        webhooks.delivered(each, now=now)
+    return len(waiting), None
+
+
+def _next(each: PendingWebhook, now: datetime, settings: JobWebhookSettings) -> datetime | None:
+    """Return when the next attempt is due, between half and all of the backoff; None: the time for it is over."""
+    if now - each.ended_at >= settings.give_up:
+        return None
+    most = min(_FIRST_DELAY * 2 ** min(each.attempts, 20), _LONGEST_DELAY)
+    return now + timedelta(seconds=most * random.uniform(0.5, 1))  # noqa: S311 - it spreads load and protects nothing

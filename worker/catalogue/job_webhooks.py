@@ -1,0 +1,155 @@
+"""The webhooks of jobs: which receivers get the end of which job, and which have it.
+
+A row is written with the job, in the same transaction. Its end is read from the ledger, so that every way in which a
+job can end is told, and a worker that is killed loses none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from worker import clock
+from worker.catalogue.database import Database
+from worker.catalogue.tables import job_webhooks, jobs
+
+_AT_ONCE = 100
+_SAID = ("type", "message", "store")
+"""The fields of an error that a webhook has; its traceback stays here."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingWebhook:
+    """The end of a job that a receiver does not have. `payload` is the same at every attempt, and has the id."""
+
+    job: str
+    receiver: str
+    ended_at: datetime
+    payload: Mapping[str, Any]
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverState:
+    """What one receiver has got: `pending` ends wait after `error`, and `given_up` are not tried again."""
+
+    receiver: str
+    delivered_at: datetime | None
+    pending: int
+    given_up: int
+    error: str | None
+
+
+def want_webhooks(connection: Connection, job: str, request: Mapping[str, Any], now: datetime) -> None:
+    """Record the receivers that a new job names."""
+    if names := request.get("notify"):
+        rows = [
+            {"job": job, "receiver": name, "made_at": now, "attempts": 0, "next_at": now}
+            for name in dict.fromkeys(names)
+        ]
+        connection.execute(sa.insert(job_webhooks), rows)
+
+
+def want_webhooks_again(connection: Connection, job: str) -> None:
+    """Record that a job which has ended is to end once more: its next end is another message."""
+    now = clock.now()
+    again = {"made_at": now, "id": None, "payload": None, "attempts": 0, "next_at": now, "delivered_at": None}
+    connection.execute(sa.update(job_webhooks).where(job_webhooks.c.job == job).values(**again, error=None))
+
+
+class JobWebhooks:
+    """The webhooks of jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, receivers: Sequence[str], *, now: datetime, until: datetime) -> list[PendingWebhook]:
+        """Return up to 100 ends of jobs that are due for these receivers; no other worker gets them until then."""
+        row = job_webhooks.c
+        due = (
+            sa.select(job_webhooks, jobs.c.kind, jobs.c.request, jobs.c.state, jobs.c.result,
+                      jobs.c.error.label("cause"), jobs.c.attempts.label("tries"), jobs.c.finished_at)
+            .join_from(job_webhooks, jobs, jobs.c.id == row.job)
+            .where(row.delivered_at.is_(None), row.next_at <= now, row.receiver.in_(receivers))
+            .where(jobs.c.finished_at.is_not(None))
+            .order_by(row.next_at)
+            .limit(_AT_ONCE)
+        )  # fmt: skip
+        with self._database.read() as connection:
+            if connection.execute(due.limit(1)).first() is None:
+                return []
+        with self._database.write() as connection:
+            claimed = []
+            for each in connection.execute(due).all():
+                payload = each.payload or _payload(each)
+                values = {"payload": payload, "id": payload["id"], "next_at": until}
+                connection.execute(sa.update(job_webhooks).where(_is(each.job, each.receiver)).values(**values))
+                claimed.append(PendingWebhook(each.job, each.receiver, each.finished_at, payload, each.attempts))
+        return claimed
+
+    def delivered(self, webhook: PendingWebhook, *, now: datetime) -> None:
+        """Record that the receiver has the end of the job."""
+        self._set(webhook, delivered_at=now, next_at=None, attempts=webhook.attempts + 1, error=None)
+
+    def failed(self, webhook: PendingWebhook, error: str, *, next_at: datetime | None) -> None:
+        """Record that an attempt has failed, and when the next one is due; None: there is none."""
+        self._set(webhook, attempts=webhook.attempts + 1, error=error[:500], next_at=next_at)
+
+    def wait(self, webhook: PendingWebhook, *, next_at: datetime) -> None:
+        """Give back what was claimed and not tried."""
+        self._set(webhook, next_at=next_at)
+
+    def receivers(self) -> dict[str, ReceiverState]:
+        """Return what each receiver that a job ever named has got."""
+        row = job_webhooks.c
+        failing = sa.and_(row.delivered_at.is_(None), row.payload.is_not(None))
+        columns = (
+            row.receiver,
+            sa.func.max(row.delivered_at, type_=row.delivered_at.type).label("delivered_at"),
+            sa.func.count(sa.case((sa.and_(failing, row.next_at.is_not(None)), 1))).label("pending"),
+            sa.func.count(sa.case((sa.and_(failing, row.next_at.is_(None)), 1))).label("given_up"),
+            sa.func.max(sa.case((failing, row.error))).label("error"),
+        )
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(*columns).group_by(row.receiver).order_by(row.receiver)).all()
+        return {each.receiver: ReceiverState(*each) for each in found}
+
+    def prune(self, *, before: datetime) -> None:
+        """Forget the webhooks that were asked for before a time, of jobs that have ended or are gone."""
+        row = job_webhooks.c
+        open_ = sa.exists().where(jobs.c.id == row.job, jobs.c.finished_at.is_(None))
+        old = sa.and_(row.made_at < before, ~open_)
+        with self._database.read() as connection:
+            if connection.execute(sa.select(row.job).where(old).limit(1)).scalar() is None:
+                return
+        with self._database.write() as connection:
+            connection.execute(sa.delete(job_webhooks).where(old))
+
+    def _set(self, webhook: PendingWebhook, **values: object) -> None:
+        """Change a row, unless its job was redriven meanwhile and will end once more."""
+        same = sa.and_(_is(webhook.job, webhook.receiver), job_webhooks.c.id == webhook.payload["id"])
+        with self._database.write() as connection:
+            connection.execute(sa.update(job_webhooks).where(same).values(**values))
+
+
+def _is(job: str, receiver: str) -> sa.ColumnElement[bool]:
+    return sa.and_(job_webhooks.c.job == job, job_webhooks.c.receiver == receiver)
+
+
+def _payload(row: Row[Any]) -> dict[str, Any]:
+    """Return the end of a job as it is sent; the id is that of this end, also where two workers make it."""
+    ended = row.finished_at.isoformat()
+    return {
+        "id": str(uuid5(NAMESPACE_OID, f"{row.job} {ended}")),
+        "type": f"job.{row.state}",
+        "timestamp": ended,
+        "data": {
+            "job": row.job, "kind": row.kind, "state": row.state, "bucket": row.request.get("bucket"),
+            "key": row.request.get("key"), "attempts": row.tries, "result": row.result,
+            "error": {name: row.cause[name] for name in _SAID if name in row.cause} if row.cause else None,
+        },
+    }  # fmt: skip

@@ -1,0 +1,82 @@
+"""The commands `webhooks` and `webhooks test`."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+
+from worker import clock
+from worker.alarms import webhook
+from worker.alarms.errors import AlarmUndelivered
+from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.output import AsJson, print_json, print_table, say
+from worker.cli.session import opened
+from worker.settings import load_settings
+
+app = typer.Typer(invoke_without_command=True, add_completion=False)
+
+
+@app.callback()
+def webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the webhooks that get the ends of jobs, or send a test message.
+
+    The exit status is 1 if an end of a job could not be delivered.
+
+    Examples:
+
+        zot-artifacts webhooks
+        zot-artifacts webhooks test ci
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with opened(existing=True) as session:
+        settings, states = session.settings.webhooks, session.catalogue.job_webhooks.receivers()
+    nothing = {"delivered_at": None, "pending": 0, "given_up": 0, "error": None}
+    rows: list[dict[str, Any]] = [
+        {
+            "receiver": name,
+            **nothing,
+            **(asdict(states[name]) if name in states else {}),
+            "configured": name in settings,
+        }
+        for name in sorted({*settings, *states})
+    ]
+    if as_json:
+        print_json({"webhooks": rows})
+    else:
+        cells = [
+            (row["receiver"] if row["configured"] else f"{row['receiver']} (not configured)", row["delivered_at"],
+             row["pending"], row["given_up"], row["error"])
+            for row in rows
+        ]  # fmt: skip
+        columns = ("receiver", "delivered last", "waiting", "given up", "last error")
+        print_table(columns, cells, empty="no webhook is configured", flexible=("last error",))
+    raise typer.Exit(Status.BAD if any(row["error"] for row in rows) else Status.GOOD)
+
+
+@app.command("test")
+def send_test(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The webhook, by its name in the settings.")],
+    as_json: AsJson = False,
+) -> None:
+    """Send a test message to a webhook, from this machine.
+
+    The exit status is 1 if it was not accepted.
+
+    Example:
+
+        zot-artifacts webhooks test ci
+    """
+    known, now = load_settings().webhooks, clock.now()
+    if name not in known:
+        raise Failure(f"the settings have no webhook {name}{suggestion(name, known)}", Status.USAGE, type_="UsageError")
+    payload = {"id": str(uuid4()), "type": "test", "timestamp": now.isoformat(), "data": {}}
+    try:
+        webhook.post(payload, known[name], at=now, setting=f"webhooks.{name}")
+    except AlarmUndelivered as error:
+        raise Failure(str(error), type_="Undelivered") from None
+    if as_json:
+        print_json({"webhook": name, "accepted": True})
+    else:
+        say(f"{name}: accepted")
