@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
+from worker.artifacts.kept_tombstones import keep_tombstones
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.artifacts.read_budget import LATE, forecast_of, pace_of
@@ -66,15 +67,16 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
 
 
 def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
-    """Have every store keep the head of the log, with what the pages of the last sweep have added."""
+    """Have every store keep the head of the log, with what the pages of the last sweep have added, and the deletes."""
     keys = LogKeys.of(context.settings.verification_log)
     for name in stores:
         job.check()
         try:
             context.stores[name].admit()
             fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
+            keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
         except (StorageError, Snooze, BadKeyFile) as error:
-            logger.warning("the head of the verification log is not kept in %s: %s", name, error)
+            logger.warning("the head of the verification log, or the deletes, are not kept in %s: %s", name, error)
         else:
             if fault:
                 logger.error("store %s: %s", name, fault)

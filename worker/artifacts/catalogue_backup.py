@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueError, ExportSummary, FindingKind, load
+from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary, FindingKind, load
 from worker.catalogue.load import Lines
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
@@ -25,6 +25,7 @@ from worker.storage.keys import BACKUP_BUCKET
 
 AnyStore = Store | LimitedStore
 
+_CLOCK_SKEW = timedelta(minutes=5)
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(
     r"(?P<identity>[0-9a-f-]{36})/(?P<at>\d{8}T\d{6}\.\d{6}Z)\.(?P<job>[A-Za-z0-9][A-Za-z0-9._-]*)\.jsonl\.gz"
@@ -129,6 +130,31 @@ def restore(backup: Backup, store: AnyStore, url: str, on_bytes: OnBytes | None 
     """
     with _lines_of(backup, store, on_bytes) as lines:
         return load(url, lines, restore=True)
+
+
+def restore_newest(
+    found: Sequence[Backup], store: AnyStore, url: str, on_bytes: OnBytes | None = None
+) -> tuple[Backup, ExportSummary, dict[str, str]]:
+    """Load the newest whole one of some backups, newest first; return it, what it has, and why others were left out.
+
+    A backup that a clock ahead has named is tried after those that it would hide.
+
+    Raises:
+        NoBackup: none is whole; says why of each.
+        BadExport, IntegrityError: the only one is damaged.
+        NotEmpty, StorageError: as `restore`.
+    """
+    latest = clock.now() + _CLOCK_SKEW
+    skipped: dict[str, str] = {}
+    for each in sorted(found, key=lambda each: each.at > latest):
+        try:
+            return each, restore(each, store, url, on_bytes), skipped
+        except (BadExport, IntegrityError) as error:
+            if len(found) == 1:
+                raise
+            skipped[each.key] = str(error)
+    told = "; ".join(f"{key}: {why}" for key, why in skipped.items())
+    raise NoBackup(f"{store.name} has no backup that is whole: {told}")
 
 
 def rehearse(

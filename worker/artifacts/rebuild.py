@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
 
 from worker import clock
 from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
+from worker.artifacts.kept_tombstones import KeptTombstones
 from worker.artifacts.reconcile import in_order
-from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, Rebuilt, Rules
+from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
 from worker.settings.sections import PageSettings
 from worker.storage import ObjectStat, Store, Verdict
 from worker.storage.cloud.metadata import set_properties
@@ -42,10 +44,14 @@ class StoreTally:
 
 @dataclass(slots=True)
 class Tally:
-    """What a rebuild has done, by store. The first thousand objects that are not right are kept by name."""
+    """What a rebuild has done, by store. The first thousand objects that are not right are kept by name.
+
+    `deletes_redone`: how many artifacts were deleted again, as they were after the backup that was restored.
+    """
 
     stores: dict[str, StoreTally]
     named: list[Rebuilt] = field(default_factory=list)
+    deletes_redone: int = 0
 
     def count(self, each: Rebuilt) -> None:
         """Count one object by its outcome."""
@@ -69,6 +75,7 @@ class Rebuild:
         page: PageSettings,
         *,
         job: str,
+        tombstones: KeptTombstones | None = None,
         believe_digests: bool = False,
         dry_run: bool = False,
         on_page: Callable[[Tally], None] = lambda _: None,
@@ -81,6 +88,7 @@ class Rebuild:
             rules: what may become a record.
             page: how many objects or bytes are recorded at once, and in how many threads they are read.
             job: named as the job of the verdicts.
+            tombstones: the deletes that the stores keep: what was deleted does not become current again.
             believe_digests: take the digest that a store keeps for the truth and do not read the bytes.
             dry_run: only list and count.
             on_page: called after each page with what was done so far.
@@ -90,6 +98,7 @@ class Rebuild:
         self._rules = rules
         self._page = page
         self._job = job
+        self._tombstones = tombstones
         self._believe = believe_digests
         self._dry_run = dry_run
         self._on_page = on_page
@@ -104,12 +113,32 @@ class Rebuild:
                     by_bucket.setdefault(bucket, []).append(store)
             except StorageError as error:
                 self._fail(name, error)
+        if self._tombstones is not None and self._rules.newer_since is not None and not self._dry_run:
+            self._redo_deletes(self._tombstones, self._rules.newer_since)
         with ThreadPoolExecutor(self._page.threads, thread_name_prefix="rebuild") as pool:
             for bucket in sorted(by_bucket):
                 for page in self._pages(bucket, by_bucket[bucket]):
                     self._do(pool, bucket, page)
                     self._on_page(self.tally)
         return self.tally
+
+    def _redo_deletes(self, tombstones: KeptTombstones, since: datetime) -> None:
+        """Delete the versions again that were deleted after the backup was made; the grace period begins anew."""
+        for each in tombstones.of_catalogue(self._catalogue.identity):
+            if each.deleted_at <= since:
+                continue
+            of = self._catalogue.artifacts.current(each.bucket, each.key)
+            if of is None or of.digest.sha256 != each.sha256 or of.created_at > each.deleted_at:
+                continue
+            until = clock.now() + (each.purge_after - each.deleted_at)
+            try:
+                self._catalogue.deletions.begin(
+                    of, now=each.deleted_at, until=until, by=each.by, reason=each.reason, job=each.job
+                )
+            except OnHold as error:
+                logger.warning("the delete of %s is not done again: %s", of.path, error)
+            else:
+                self.tally.deletes_redone += 1
 
     def _pages(self, bucket: str, stores: Iterable[Store]) -> Iterator[dict[str, list[Listed]]]:
         """Yield the objects of a bucket by key, some keys at a time: all stores together, in the order of keys."""
@@ -148,6 +177,7 @@ class Rebuild:
 
     def _do(self, pool: ThreadPoolExecutor, bucket: str, page: Mapping[str, Sequence[Listed]]) -> None:
         known = self._catalogue.rebuilding.known(bucket, list(page))
+        deleted = self._tombstones.take(bucket, page) if self._tombstones else {}
         unknown: list[tuple[str, ListedObject, bool]] = []
         for key, rows in page.items():
             believe = self._believe and len({row.size for _, _, row in rows}) == 1  # one of other sizes may be cut
@@ -167,7 +197,7 @@ class Rebuild:
             else:
                 key, seen = each
                 found.setdefault(key, []).append(seen)
-        keys = [FoundKey(bucket, key, objects) for key, objects in found.items()]
+        keys = [FoundKey(bucket, key, objects, deleted.get(key)) for key, objects in found.items()]
         if keys:
             for done in self._catalogue.rebuilding.record(keys, self._rules, job=self._job, now=clock.now()):
                 self.tally.count(done)

@@ -25,7 +25,7 @@ from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceCheck
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
-from worker.catalogue.deletions import Deletions, NotDeleted, Tombstone
+from worker.catalogue.deletions import Deletions, KeptTombstone, NotDeleted, Tombstone
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding
@@ -97,6 +97,7 @@ __all__ = [
     "HoldTooLate",
     "JobRecord",
     "JobWebhooks",
+    "KeptTombstone",
     "KnownKey",
     "LastRun",
     "Leased",

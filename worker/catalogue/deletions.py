@@ -1,6 +1,6 @@
 """Deletions that can be undone for some time, and holds, which forbid them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from worker.catalogue.types import without_nul
 
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _TEXT = 500
+_KEPT = 1000
 
 
 class NotDeleted(CatalogueError):
@@ -29,6 +30,21 @@ class Tombstone:
     bucket: str
     key: str
     version: int
+    deleted_at: datetime
+    purge_after: datetime
+    by: str | None
+    reason: str | None
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTombstone:
+    """A tombstone as the stores keep it, with the digest of the version that was deleted."""
+
+    bucket: str
+    key: str
+    version: int
+    sha256: str
     deleted_at: datetime
     purge_after: datetime
     by: str | None
@@ -69,6 +85,51 @@ class Deletions:
         """Return tombstones by bucket and key, starting after the one given."""
         behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
         return self._some(behind, limit=limit)
+
+    def extent(self) -> list[Any]:
+        """Return what changes with every delete, undelete and purge: the number, and the first and last time."""
+        row = tombstones.c
+        query = sa.select(
+            sa.func.count(), sa.func.min(row.deleted_at, type_=row.deleted_at.type),
+            sa.func.max(row.deleted_at, type_=row.deleted_at.type),
+        )  # fmt: skip
+        with self._database.read() as connection:
+            count, first, last = connection.execute(query).one()
+        return [count, first.isoformat() if first else None, last.isoformat() if last else None]
+
+    def kept(self) -> Iterator[KeptTombstone]:
+        """Yield the deletes that are not followed by another version, by bucket and key, for the stores to keep."""
+        newer = artifacts.alias("newer")
+        followed = sa.exists().where(
+            newer.c.bucket == tombstones.c.bucket, newer.c.key == tombstones.c.key,
+            newer.c.version > tombstones.c.version, newer.c.committed_at.is_not(None),
+        )  # fmt: skip
+        query = (
+            sa.select(tombstones, artifacts.c.sha256)
+            .join(
+                artifacts,
+                sa.and_(
+                    artifacts.c.bucket == tombstones.c.bucket, artifacts.c.key == tombstones.c.key,
+                    artifacts.c.version == tombstones.c.version,
+                ),
+            )
+            .where(~followed)
+            .order_by(tombstones.c.bucket, tombstones.c.key)
+            .limit(_KEPT)
+        )  # fmt: skip
+        after = ("", "")
+        while True:
+            behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
+            with self._database.read() as connection:
+                rows = connection.execute(query.where(behind)).all()
+            for row in rows:
+                yield KeptTombstone(
+                    row.bucket, row.key, row.version, row.sha256, row.deleted_at, row.purge_after, row.by, row.reason,
+                    row.job,
+                )  # fmt: skip
+            if len(rows) < _KEPT:
+                return
+            after = rows[-1].bucket, rows[-1].key
 
     def undo(self, bucket: str, key: str) -> Artifact:
         """Undo a delete: the version that was current then is current again.

@@ -1,20 +1,29 @@
 """Record what the stores have: versions and copies from objects, where the catalogue does not know them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import FinishedCopy, artifact_of, copy_of, ensure_copy, finish_copies, insert_version
+from worker.catalogue.artifacts import (
+    FinishedCopy,
+    artifact_of,
+    copy_of,
+    ensure_copy,
+    finish_copies,
+    insert_version,
+    tombstone_all,
+)
 from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import Database
+from worker.catalogue.deletions import KeptTombstone
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.holds import OnHold, check_hold
 from worker.catalogue.records import Artifact, Copy, FindingKind
-from worker.catalogue.tables import artifacts, copies
+from worker.catalogue.tables import artifacts, copies, tombstones
 from worker.catalogue.verifications import VerdictRow, append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict
 from worker.storage.integrity.manifest import Manifest
@@ -22,6 +31,8 @@ from worker.storage.integrity.manifest import Manifest
 _KEYS = 200
 KEPT = "sha256 kept by the store"
 BELIEVED = "sha256 kept by the store, believed without a read"
+_SKEW = timedelta(minutes=5)
+"""How far the clocks of a store and of the worker may differ."""
 OTHER = "sha256 of another copy"
 FIRST_READ = "first read"
 
@@ -62,25 +73,39 @@ class FoundObject:
 
 @dataclass(frozen=True, slots=True)
 class FoundKey:
-    """A key, and the object that each store has under it and that the catalogue does not know."""
+    """A key, and the object that each store has under it and that the catalogue does not know.
+
+    `tombstone`: that of its artifact, as the stores keep it.
+    """
 
     bucket: str
     key: str
     objects: Sequence[FoundObject]
+    tombstone: KeptTombstone | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """What the catalogue has under a key: the versions by number, and the copy that each store should have now."""
+    """What the catalogue has under a key: the versions by number, and the copy that each store should have now.
+
+    `in_grace`: it was deleted, and the delete can be undone.
+    """
 
     versions: Sequence[Artifact] = ()
     present: Mapping[str, tuple[Artifact, Copy]] = field(default_factory=dict)
+    in_grace: bool = False
 
     @property
     def current(self) -> Artifact | None:
         """Return the newest committed version, None if it was deleted."""
         newest = next((each for each in reversed(self.versions) if each.committed_at is not None), None)
         return newest if newest is not None and newest.tombstoned_at is None else None
+
+    @property
+    def deleted_at(self) -> datetime | None:
+        """Return when the artifact was deleted, None if it was not."""
+        newest = next((each for each in reversed(self.versions) if each.committed_at is not None), None)
+        return newest.tombstoned_at if newest is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +122,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What was recorded about one object: `verified`, `stored`, `corrupt`, `conflict`, `no_digest` or `known`."""
+    """What was recorded about one object: `verified`, `stored`, `corrupt`, `conflict`, `no_digest` or `known`.
+
+    `deleted`: its artifact was deleted after the object was written, and stays deleted.
+    """
 
     store: str
     bucket: str
@@ -122,7 +150,8 @@ class Rebuilding:
 
         A recorded digest is that of the store, of another copy or of the catalogue, and never that of bytes which
         differ from it. An object whose bytes differ is a corrupt copy of the version whose digest its store keeps.
-        Under a key that the catalogue knows, only copies of its versions are added; other content is a conflict.
+        Under a key that the catalogue knows, only copies of its versions are added; other content is a conflict. What
+        was written before its artifact was deleted makes that artifact not current again.
         """
         done: list[Rebuilt] = []
         with self._database.write() as connection:
@@ -151,7 +180,12 @@ def _known(connection: Connection, bucket: str, keys: Sequence[str]) -> dict[str
             artifact, copy = versions[row.artifact_id], copy_of(row)
             if copy.state.present:
                 present.setdefault(artifact.key, {})[copy.store] = (artifact, copy)
-        found |= {key: KnownKey(all_, present.get(key, {})) for key, all_ in by_key.items()}
+        in_grace = set(
+            connection.execute(
+                sa.select(tombstones.c.key).where(tombstones.c.bucket == bucket, tombstones.c.key.in_(some))
+            ).scalars()
+        )
+        found |= {key: KnownKey(all_, present.get(key, {}), key in in_grace) for key, all_ in by_key.items()}
     return found
 
 
@@ -166,12 +200,24 @@ class _Write:
         self._finished: list[FinishedCopy] = []
         self._verdicts: list[VerdictRow] = []
         self._findings: list[NewFinding] = []
+        self._deleted: list[tuple[Artifact, KeptTombstone]] = []
 
     def end(self) -> None:
         """Write what was collected: copies first, so that verdicts and findings are about what is there."""
         finish_copies(self._connection, self._finished, self._now)
         append_verdicts(self._connection, prepare_verdicts(self._verdicts, self._now))
         see(self._connection, self._findings, self._now)
+        for artifact, kept in self._deleted:
+            tombstone_all(self._connection, [artifact], kept.deleted_at)
+            self._connection.execute(
+                sa.delete(tombstones).where(tombstones.c.bucket == kept.bucket, tombstones.c.key == kept.key)
+            )
+            until = self._now + (kept.purge_after - kept.deleted_at)
+            row = {
+                "bucket": kept.bucket, "key": kept.key, "version": artifact.version, "deleted_at": kept.deleted_at,
+                "purge_after": until, "by": kept.by, "reason": kept.reason, "job": kept.job,
+            }  # fmt: skip
+            self._connection.execute(sa.insert(tombstones), row)
 
     def record(self, found: FoundKey, known: KnownKey) -> Iterator[Rebuilt]:
         """Record one key."""
@@ -179,6 +225,12 @@ class _Write:
         for each in found.objects:
             if each not in fresh:
                 yield Rebuilt(each.store, found.bucket, found.key, "known")
+        if known.deleted_at is not None:
+            past = [
+                each for each in fresh if _is_past(each, known.deleted_at, {v.digest.sha256 for v in known.versions})
+            ]
+            yield from self._copies_of_deleted(found, known, past)
+            fresh = [each for each in fresh if each not in past]
         digests, first_reads = _digests(fresh, known, self._rules)
         versions = self._versions(found, known, digests, fresh)
         newest = max((each.version for each in [*known.versions, *versions.values()]), default=0)
@@ -192,7 +244,33 @@ class _Write:
                 detail = f"its store keeps SHA-256 {each.kept or each.read}, the catalogue has {_told(current)}"
                 yield self._tell(found, each, FindingKind.CONFLICT, "conflict", detail)
             else:
-                yield self._copy(found, each, versions[sha256], newest, first_read=sha256 in first_reads)
+                done = self._copy(found, each, versions[sha256], newest, first_read=sha256 in first_reads)
+                yield replace(done, outcome="deleted", detail=None) if self._stays_deleted(found, known) else done
+        if versions and self._stays_deleted(found, known):
+            assert found.tombstone is not None
+            self._deleted.append((max(versions.values(), key=lambda each: each.version), found.tombstone))
+
+    def _stays_deleted(self, found: FoundKey, known: KnownKey) -> bool:
+        """Return whether an artifact was deleted after its objects were written, and that is not recorded."""
+        kept, since = found.tombstone, self._rules.newer_since
+        if kept is None or (known.versions and (since is None or kept.deleted_at <= since)):
+            return False
+        return all(_is_past(each, kept.deleted_at, {kept.sha256}) for each in found.objects)
+
+    def _copies_of_deleted(self, found: FoundKey, known: KnownKey, past: Sequence[FoundObject]) -> Iterator[Rebuilt]:
+        """Record objects that were written before their artifact was deleted: as copies, which its purge removes too.
+
+        What no version has, and what is left after the purge, is an orphan.
+        """
+        versions = {each.digest.sha256: each for each in known.versions}
+        for each in past:
+            of = versions.get(each.kept or each.read or "")
+            if of is not None and known.in_grace:
+                done = self._copy(found, each, of, of.version, first_read=False)
+                yield replace(done, outcome="deleted")
+            else:
+                detail = f"its artifact was deleted at {known.deleted_at:%Y-%m-%d %H:%M} UTC, after it was written"
+                yield self._tell(found, each, FindingKind.ORPHAN, "deleted", detail)
 
     def _is_fresh(self, each: FoundObject, known: KnownKey) -> bool:
         if each.store not in known.present:
@@ -283,6 +361,16 @@ class _Write:
     def _finding(self, found: FoundKey, each: FoundObject, kind: FindingKind, version: int, detail: str) -> NewFinding:
         evidence = {"detail": detail, "job": self._job, "listed_size": each.size, "modified": str(each.modified)}
         return NewFinding(kind, each.store, found.bucket, found.key, version, evidence)
+
+
+def _is_past(each: FoundObject, deleted_at: datetime, digests: Collection[str]) -> bool:
+    """Return whether an object was written before its artifact was deleted, as far as clocks can tell.
+
+    Within the time by which clocks may differ, its digest tells it from one that was uploaded after the delete.
+    """
+    if each.modified <= deleted_at:
+        return True
+    return each.modified <= deleted_at + _SKEW and (each.kept or each.read) in digests
 
 
 def _digests(

@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import typer
 
-from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups
-from worker.artifacts.catalogue_backup import restore as restore_backup
+from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
+from worker.artifacts.kept_tombstones import KeptTombstones
 from worker.artifacts.rebuild import Rebuild, Tally
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load
 from worker.catalogue.load import Lines
@@ -175,11 +175,13 @@ def restore(
     *,
     backup: Annotated[
         str | None,
-        typer.Option("--backup", metavar="BACKUP", help="One of `catalogue backups`; the newest by default."),
+        typer.Option("--backup", metavar="BACKUP", help="One of `catalogue backups`; the newest whole one by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a backup into a new or empty catalogue: all of it, or nothing if it is damaged.
+
+    Without --backup it is the newest one that is whole; damaged ones are named.
 
     Stop the workers first.
     Jobs that were open when the backup was made end as dead letters, because what happened since is unknown.
@@ -193,13 +195,15 @@ def restore(
         zot-artifacts catalogue restore dr --backup 5f0a…/20260711T031500.000000Z.5f0a1d0e.jsonl.gz
     """
     with _stores() as (settings, stores):
-        chosen = _choose(stores[store], backup, expected_identity(settings.catalogue_url))
-        summary = restore_backup(chosen, stores[store], settings.catalogue_url)
+        found = _choose(stores[store], backup, expected_identity(settings.catalogue_url))
+        chosen, summary, skipped = restore_newest(found, stores[store], settings.catalogue_url)
+    for damaged, why in skipped.items():
+        complain(f"{store}: {BACKUP_BUCKET}/{damaged} is damaged and was passed over: {why}")
     since = f"{summary.exported_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     if as_json:
-        print_json(document_of(summary) | {"store": store, "backup": chosen.key})
+        print_json(document_of(summary) | {"store": store, "backup": chosen.key, "skipped": skipped})
         return
-    say(f"restored {_told(summary)}, as it was at {since}")
+    say(f"restored {_told(summary)}, as it was at {since}, from {BACKUP_BUCKET}/{chosen.key}")
     say("before the workers start, record what was written since:")
     say(f"  zot-artifacts catalogue rebuild --newer-since {since}")
     say("the verdicts since are lost, which the stores know: `zot-artifacts log accept --yes`")
@@ -237,6 +241,7 @@ def rebuild(
     Every object is read in full and compared with the digest that its store keeps.
     The same digest in several stores is one version with several copies.
     An object whose bytes differ from its digest is recorded as a corrupt copy with that digest, never with another.
+    An artifact that was deleted stays deleted, and its grace period begins anew: each store keeps the list of deletes.
     What the catalogue has under a key already stays as it is; other content there is a finding.
     The command may be interrupted: run it again, and it continues with what is not recorded.
     The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
@@ -250,15 +255,25 @@ def rebuild(
     with opened() as session:
         names = session.store_names(store) or tuple(session.stores)
         job = f"rebuild-{uuid4()}"
-        run = Rebuild(
-            session.catalogue, [session.stores[name] for name in names], Rules(first_read, newer_since),
-            session.settings.page, job=job, believe_digests=believe_digests, dry_run=dry_run, on_page=_Shown().show,
-        )  # fmt: skip
-        tally = run.run(tuple(map(check_bucket, bucket or ())))
+        with KeptTombstones(session.stores.values(), session.settings.spool_dir) as tombstones:
+            run = Rebuild(
+                session.catalogue, [session.stores[name] for name in names], Rules(first_read, newer_since),
+                session.settings.page, job=job, tombstones=tombstones, believe_digests=believe_digests,
+                dry_run=dry_run, on_page=_Shown().show,
+            )  # fmt: skip
+            tally = run.run(tuple(map(check_bucket, bucket or ())))
     status = _status(tally)
     if as_json:
         stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
-        print_json({"job": job, "dry_run": dry_run, "stores": stores, "named": [asdict(e) for e in tally.named]})
+        print_json(
+            {
+                "job": job,
+                "dry_run": dry_run,
+                "stores": stores,
+                "deletes_redone": tally.deletes_redone,
+                "named": [asdict(e) for e in tally.named],
+            }
+        )
     else:
         _print(tally)
     raise typer.Exit(status)
@@ -279,6 +294,8 @@ def _print(tally: Tally) -> None:
         for name, each in tally.stores.items()
     ]
     print_table(columns, rows, empty="no stores")
+    if tally.deletes_redone:
+        say(f"{tally.deletes_redone} artifacts were deleted after the backup and are deleted again")
     for each in tally.named[:_NAMED]:
         complain(f"{each.store}: {each.bucket}/{each.key}: {each.outcome}: {each.detail}")
     if len(tally.named) > _NAMED:
@@ -302,14 +319,14 @@ class _Shown:
             note(f"rebuild: {flat(done)} objects done")
 
 
-def _choose(store: StoreOfBackups, key: str | None, expected: str | None) -> Backup:
-    """Return the backup of this key, or the newest one of the only catalogue that a store has backups of."""
+def _choose(store: StoreOfBackups, key: str | None, expected: str | None) -> list[Backup]:
+    """Return the backup of this key, or all of the only catalogue that a store has backups of, the newest first."""
     found = backups(store)
     if key is not None:
         named = next((each for each in found if each.key == key.removeprefix(f"{BACKUP_BUCKET}/")), None)
         if named is None:
             raise NoBackup(f"{store.name} has no backup {key}: see `zot-artifacts catalogue backups`")
-        return named
+        return [named]
     own = [each for each in found if expected in {None, each.identity}]
     if not own:
         of = f" of the catalogue {expected}" if expected else ""
@@ -321,7 +338,7 @@ def _choose(store: StoreOfBackups, key: str | None, expected: str | None) -> Bac
             Status.USAGE,
             type_="AmbiguousBackup",
         )
-    return own[0]
+    return own
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.catalogue.test_export import content, exported, fill
 from worker import cli, clock
-from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore
+from worker.artifacts.catalogue_backup import NoBackup, back_up, backups, rehearse, restore, restore_newest
 from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.catalogue import BadExport, Catalogue, FindingKind
 from worker.settings import Settings
@@ -219,3 +219,24 @@ def test_backups_of_two_catalogues_are_not_mixed_up(stores, tmp_path, monkeypatc
     assert "more than one catalogue" in capsys.readouterr().err
     named = next(each for each in backups(stores["dr"]) if each.identity == kept.identity)
     assert cli.run(["catalogue", "restore", "dr", "--backup", named.key]) == 0
+
+
+def test_the_newest_whole_backup_is_restored(kept, stores, tmp_path, monkeypatch, capsys):
+    """A damaged backup is passed over and named, and one that a clock ahead has named hides no later one."""
+    now = clock.now()
+    keys = []
+    for days in (-2, -1, 0, 9):
+        monkeypatch.setattr(clock, "now", lambda days=days: now + timedelta(days=days))
+        keys.append(run(kept, stores, tmp_path).written["dr"])
+    monkeypatch.setattr(clock, "now", lambda: now)
+    found = {each.key: each for each in backups(stores["dr"])}
+    path = object_file(tmp_path, "dr", keys[2])
+    path.write_bytes(path.read_bytes()[:-10])
+    ordered = backups(stores["dr"])
+    chosen, summary, skipped = restore_newest(ordered, stores["dr"], f"sqlite:///{tmp_path / 'back.sqlite3'}")
+    assert (chosen.key, list(skipped), summary.identity) == (keys[1], [keys[2]], kept.identity)
+    for key in (keys[0], keys[1], keys[3]):
+        object_file(tmp_path, "dr", key).write_bytes(b"nothing")
+    with pytest.raises(NoBackup, match="no backup that is whole"):
+        restore_newest(list(found.values()), stores["dr"], f"sqlite:///{tmp_path / 'none.sqlite3'}")
+    assert not (tmp_path / "none.sqlite3").exists()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from worker import clock
+from worker.artifacts.kept_tombstones import KeptTombstones, keep_tombstones
 from worker.artifacts.rebuild import Rebuild, Tally
-from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules
+from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load
 from worker.settings.sections import PageSettings
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
@@ -339,3 +341,88 @@ def test_a_rebuild_that_dies_ends_right_when_it_is_run_again(url, stores, file, 
     assert second.verifications.head().id == 10
     assert second.verifications.first_broken() is None
     second.close()
+
+
+def delete(catalogue: Catalogue, key: str, at: datetime) -> None:
+    artifact = catalogue.artifacts.current("b", key)
+    catalogue.deletions.begin(artifact, now=at, until=at + timedelta(days=7), by="ana", reason="old", job="job-1")
+
+
+def kept_rebuild(catalogue: Catalogue, stores: Stores, tmp_path: Path, **options: object) -> Tally:
+    with KeptTombstones(stores.values(), tmp_path) as tombstones:
+        return rebuild(catalogue, stores, tombstones=tombstones, **options)
+
+
+def test_a_rebuild_keeps_what_was_deleted_deleted(catalogue, stores, tmp_path, make_tables, monkeypatch):
+    """A lost catalogue comes back with its tombstones: they can be undone, and their grace period begins anew."""
+    for name in NAMES:
+        for key in ("again", "deleted", "there"):
+            put(stores, name, key.encode(), key, day=1)
+    rebuild(catalogue, stores)
+    for key in ("again", "deleted"):
+        delete(catalogue, key, BEGIN + timedelta(days=2))
+    assert all(keep_tombstones(stores[name], catalogue, tmp_path) for name in NAMES)
+    assert not any(keep_tombstones(stores[name], catalogue, tmp_path) for name in NAMES)
+    put(stores, "primary", b"new content", "again", day=3)
+
+    make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    assert outcomes(kept_rebuild(rebuilt, stores, tmp_path))["dr"] == {"conflict": 1, "deleted": 1, "verified": 1}
+    assert [each.key for each in rebuilt.artifacts.page("b")] == ["again", "there"]
+    assert rebuilt.artifacts.current("b", "again").digest.sha256 == sha256(b"new content")
+    tombstone = rebuilt.deletions.get("b", "deleted")
+    assert (tombstone.by, tombstone.reason, tombstone.deleted_at) == ("ana", "old", BEGIN + timedelta(days=2))
+    assert tombstone.purge_after > clock.now() + timedelta(days=6)
+    assert outcomes(kept_rebuild(rebuilt, stores, tmp_path))["dr"] == {"known": 3}
+    assert rebuilt.deletions.undo("b", "deleted").version == 1
+    assert copies(rebuilt, key="deleted") == {"primary": "verified", "dr": "verified"}
+    rebuilt.close()
+
+
+def test_a_copy_of_a_deleted_artifact_in_another_store_is_no_new_version(catalogue, stores, file, tmp_path):
+    """Within the grace period it is a copy that the purge removes too; after the purge it is an orphan."""
+    put(stores, "dr", b"first", day=1)
+    rebuild(catalogue, stores)
+    delete(catalogue, "app", BEGIN + timedelta(days=2))
+    put(stores, "primary", b"first", day=1)
+    assert outcomes(kept_rebuild(catalogue, stores, tmp_path)) == {"primary": {"deleted": 1}, "dr": {"known": 1}}
+    assert catalogue.artifacts.current("b", "app") is None
+    assert copies(catalogue) == {"primary": "verified", "dr": "verified"}
+    tombstone = catalogue.deletions.get("b", "app")
+    found = catalogue.deletions.begin_purge(tombstone, now=tombstone.purge_after)
+    catalogue.artifacts.delete_copies([copy for _, copy in found])
+    catalogue.deletions.end_purge([tombstone])
+    assert outcomes(kept_rebuild(catalogue, stores, tmp_path))["primary"] == {"deleted": 1}
+    assert (catalogue.artifacts.current("b", "app"), findings(catalogue)[0][0]) == (None, "orphan")
+
+
+def test_deletes_after_a_backup_are_done_again(catalogue, stores, tmp_path, make_tables):
+    """A catalogue that was restored from a backup learns from the stores what was deleted since."""
+    for key in ("before", "since"):
+        put(stores, "dr", key.encode(), key, day=1)
+    rebuild(catalogue, stores)
+    exported = io.BytesIO()
+    catalogue.export(exported)
+    delete(catalogue, "since", BEGIN + timedelta(days=4))
+    keep_tombstones(stores["dr"], catalogue, tmp_path)
+    exported.seek(0)
+    load(f"sqlite:///{tmp_path / 'restored.sqlite3'}", exported)
+    restored = Catalogue(f"sqlite:///{tmp_path / 'restored.sqlite3'}")
+    assert kept_rebuild(restored, stores, tmp_path, newer_since=BEGIN + timedelta(days=3)).deletes_redone == 1
+    assert [each.key for each in restored.artifacts.page("b")] == ["before"]
+    restored.close()
+
+
+def test_a_damaged_list_of_deletes_stops_no_rebuild(catalogue, stores, file, tmp_path, caplog):
+    """It is named in the log, and the list of another store counts."""
+    for name in NAMES:
+        put(stores, name, b"first", day=1)
+    rebuild(catalogue, stores)
+    delete(catalogue, "app", BEGIN + timedelta(days=2))
+    for name in NAMES:
+        keep_tombstones(stores[name], catalogue, tmp_path)
+    [path] = (tmp_path / "primary").rglob(f"{catalogue.identity}.jsonl.gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    with KeptTombstones(stores.values(), tmp_path) as tombstones:
+        assert list(tombstones.take("b", ["app"])) == ["app"]
+    assert "cannot be used" in caplog.text
