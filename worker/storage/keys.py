@@ -13,6 +13,7 @@ The rules are the union of the limits of all backends:
 quarantine.
 """
 
+import hashlib
 import re
 import unicodedata
 
@@ -127,6 +128,14 @@ def check_key_prefix(prefix: str) -> str:
     if not {".", ".."}.isdisjoint(prefix.split("/")[:-1]):
         raise InvalidKey(f"prefix {prefix!r} is not allowed: '.' and '..' cannot be path segments")
     return prefix
+
+
+def reserved_key(reserved: str, start: str, key: str) -> str:
+    """Return the key in a reserved bucket for an object of `key`: its digest if the whole would be too long."""
+    found = f"{start}/{key}"
+    if len(f"{reserved}/{found}".encode()) <= MAX_PATH_BYTES:
+        return found
+    return f"{start}/{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _unsafe_rule(key: str) -> str | None:

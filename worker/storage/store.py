@@ -1,19 +1,16 @@
 """One store for all backends: a driver with key rules, hashing, comparison and evidence."""
 
 import hashlib
-import secrets
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
 from worker.storage.driver import (
     Capabilities,
-    ChecksumDriver,
     Condition,
     Digest,
     Driver,
@@ -47,8 +44,6 @@ from worker.storage.errors import (
     PreconditionFailed,
     SizeMismatch,
     StorageError,
-    TransientError,
-    Unavailable,
 )
 from worker.storage.identity import Identity
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
@@ -64,8 +59,6 @@ from worker.storage.integrity.verifying_reader import (
     write_at,
 )
 from worker.storage.keys import (
-    MAX_PATH_BYTES,
-    PROBE_BUCKET,
     QUARANTINE_BUCKET,
     STAGING_BUCKET,
     check_any_bucket,
@@ -74,8 +67,10 @@ from worker.storage.keys import (
     check_prefix,
     is_bucket,
     is_plain,
+    reserved_key,
 )
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
+from worker.storage.transfer.read_back import ReadBack
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
 
@@ -113,8 +108,7 @@ class Store:
         self._identity = identity
         self._memory = memory
         self._spool_dir = spool_dir
-        self._refuses_damage: bool | None = None
-        self._lock = threading.Lock()
+        self._read_back = ReadBack(driver)
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -197,15 +191,11 @@ class Store:
             return self._driver.put(bucket, key, body, info, condition=condition)
 
         if self.checks_uploads():
-            stat = send(bucket, key, condition)
-        elif self._can_stage():
-            staged = send(STAGING_BUCKET, _reserved_key(STAGING_BUCKET, f"{sha256}/{bucket}", key), None)
-            self._read_back(staged, body.digest, on_read_back, f"{bucket}/{key}")
-            stat = self._swap_in(staged, bucket, key, condition, storage_class)
-        else:
-            self._check_replaces_nothing(bucket, key, condition)
-            stat = send(bucket, key, condition)
-            self._read_back(stat, body.digest, on_read_back, f"{bucket}/{key}")
+            return send(bucket, key, condition), body.digest
+        stat = self._read_back.write(
+            send, body, bucket, key,
+            label=str(sha256), condition=condition, storage_class=storage_class, on_bytes=on_read_back,
+        )  # fmt: skip
         return stat, body.digest
 
     def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
@@ -481,7 +471,7 @@ class Store:
         """
         self._check_read(bucket, key)
         self._check_identity(write=True)
-        aside = _reserved_key(QUARANTINE_BUCKET, f"{bucket}/{label}", key)
+        aside = reserved_key(QUARANTINE_BUCKET, f"{bucket}/{label}", key)
         stat = self._driver.stat(bucket, key)
         if not self.capabilities.implicit_buckets:
             self._driver.create_bucket(QUARANTINE_BUCKET)
@@ -572,18 +562,7 @@ class Store:
 
         Every write to a store that does not, or where that is unknown, is read back.
         """
-        known = self.capabilities.checks_uploads
-        if known is not None:
-            return known
-        with self._lock:
-            if self._refuses_damage is None:
-                try:
-                    self._refuses_damage = self.refuses_damage()
-                except TransientError:
-                    return False
-                except StorageError:  # such as credentials that may not write the probe
-                    self._refuses_damage = False
-            return self._refuses_damage or False
+        return not self._read_back.is_needed()
 
     def refuses_damage(self) -> bool | None:
         """Send wrong checksums and return whether the store refuses them; None if that cannot be tried.
@@ -593,10 +572,7 @@ class Store:
         Raises:
             StorageError: the store does not answer.
         """
-        if not hasattr(self._driver, "refuses_damage") or not self.capabilities.reserved_buckets:
-            return None
-        key = f"checksum-{secrets.token_hex(8)}"
-        return cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+        return self._read_back.refuses_damage()
 
     def check_identity(self) -> None:
         """Raise unless this is the store that was used under its name before, and no other store is the same.
@@ -619,10 +595,7 @@ class Store:
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the unfinished uploads, those that are still being written included."""
         yield from self._driver.iter_stale_uploads()
-        if self.capabilities.checks_uploads is not True and self.capabilities.reserved_buckets:
-            for row in self._driver.iter_objects(STAGING_BUCKET):
-                token = (STAGING_BUCKET, row.version, row.key)
-                yield StaleUpload(f"object {STAGING_BUCKET}/{row.key}, not swapped in", row.modified, token)
+        yield from self._read_back.iter_staged()
 
     def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
         """Return whether a stale upload of a store that does not mark uploads is of this object and has no part yet."""
@@ -631,12 +604,8 @@ class Store:
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""
-        if stale.token[0] != STAGING_BUCKET:
-            return self._driver.remove_stale_upload(stale)
-        _, version, key = stale.token
-        with suppress(PreconditionFailed):
-            return self._driver.delete(STAGING_BUCKET, key, condition=Match(version))
-        return False
+        of_ours = stale.token[0] == STAGING_BUCKET
+        return self._read_back.remove_staged(stale) if of_ours else self._driver.remove_stale_upload(stale)
 
     def close(self) -> None:
         self._driver.close()
@@ -685,50 +654,6 @@ class Store:
     def _check_identity(self, *, write: bool) -> None:
         if self._identity:
             self._identity.check(write=write)
-
-    def _can_stage(self) -> bool:
-        """Return whether the store can keep something of ours, and can copy it."""
-        return self.capabilities.reserved_buckets and self.capabilities.max_copy_size != 0
-
-    def _check_replaces_nothing(self, bucket: str, key: str, condition: Condition) -> None:
-        if condition == "create_only" or not self.object_exists(bucket, key):
-            return
-        way_out = (
-            "delete it first, or write under another key"
-            if self.capabilities.reserved_buckets
-            else f"set stores.{self.name}.reserved_bucket, where new bytes wait until they were read"
-        )
-        raise PermanentError(
-            f"{self.name}: {bucket}/{key}: the store does not refuse bytes that are damaged on the way, so writing "
-            f"over the object that is there could lose it: {way_out}"
-        )
-
-    def _swap_in(
-        self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
-    ) -> ObjectStat:
-        """Have the store copy the staged object, which was read back, over the old one, and delete the staged one."""
-        try:
-            return cast("ChecksumDriver", self._driver).copy(
-                staged.bucket, staged.key, bucket, key, condition=condition, storage_class=storage_class
-            )
-        finally:
-            with suppress(StorageError):  # cleanup removes what is left
-                self._driver.delete(staged.bucket, staged.key, condition=Match(staged.version))
-
-    def _read_back(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None, path: str) -> None:
-        """Compare the written object with the bytes sent; `path` is its final bucket and key.
-
-        Raises:
-            Unavailable: other bytes are there; they were deleted, unless another writer has made them since.
-        """
-        with open_resumable(self._driver, written.bucket, written.key) as reader:
-            found = judge(reader, digest, on_bytes)
-        if found.verdict is Verdict.VERIFIED:
-            return
-        if found.version == written.version:
-            with suppress(PreconditionFailed):
-                self._driver.delete(written.bucket, written.key, condition=Match(written.version))
-        raise Unavailable(f"{self.name}: {path}: the bytes were damaged on the way to a store that checks no checksums")
 
     def _check_size(self, bucket: str, key: str, size: int | None) -> None:
         limit = self.capabilities.max_object_size
@@ -799,11 +724,3 @@ class Store:
             except OSError as error:
                 raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error
             yield spool, body.digest
-
-
-def _reserved_key(reserved: str, start: str, key: str) -> str:
-    """Return the key in a reserved bucket for an object of `key`: its digest if the whole would be too long."""
-    found = f"{start}/{key}"
-    if len(f"{reserved}/{found}".encode()) <= MAX_PATH_BYTES:
-        return found
-    return f"{start}/{hashlib.sha256(key.encode()).hexdigest()}"

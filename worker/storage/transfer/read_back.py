@@ -1,0 +1,174 @@
+"""Read back what was written to a store that does not refuse damaged bytes, before it takes the place of an object."""
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from typing import cast
+
+from worker.storage.driver import (
+    Capabilities,
+    ChecksumDriver,
+    Condition,
+    Digest,
+    Driver,
+    HashedBody,
+    Match,
+    ObjectStat,
+    StaleUpload,
+)
+from worker.storage.errors import (
+    NotFound,
+    PermanentError,
+    PreconditionFailed,
+    StorageError,
+    TransientError,
+    Unavailable,
+)
+from worker.storage.integrity.verdict import Verdict, judge
+from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader
+from worker.storage.keys import PROBE_BUCKET, STAGING_BUCKET, reserved_key
+from worker.storage.transfer.resumable_read import open_resumable
+
+Send = Callable[[str, str, Condition], ObjectStat]
+"""Sends the body of a write to a bucket and key, under a condition."""
+
+
+class ReadBack:
+    """The writes of one store whose bytes are read back.
+
+    A store with a reserved bucket gets the bytes there first, and copies them to their key when they were read. Without
+    a reserved bucket they are read at their key, and replace no object.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._name = driver.name
+        self._refuses_damage: bool | None = None
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _capabilities(self) -> Capabilities:
+        return self._driver.capabilities
+
+    def is_needed(self) -> bool:
+        """Return whether the store accepts bytes that were damaged on the way, or may; tried once per process."""
+        known = self._capabilities.checks_uploads
+        if known is not None:
+            return not known
+        with self._lock:
+            if self._refuses_damage is None:
+                try:
+                    self._refuses_damage = self.refuses_damage() or False
+                except TransientError:
+                    return True
+                except StorageError:  # such as credentials that may not write the probe
+                    self._refuses_damage = False
+            return not self._refuses_damage
+
+    def refuses_damage(self) -> bool | None:
+        """Send wrong checksums and return whether the store refuses them; None if that cannot be tried.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        if not hasattr(self._driver, "refuses_damage") or not self._capabilities.reserved_buckets:
+            return None
+        key = f"checksum-{secrets.token_hex(8)}"
+        return cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+
+    def write(
+        self,
+        send: Send,
+        body: HashedBody | VerifyingReader,
+        bucket: str,
+        key: str,
+        *,
+        label: str,
+        condition: Condition,
+        storage_class: str | None,
+        on_bytes: OnBytes | None,
+    ) -> ObjectStat:
+        """Send a body, read it back and return the stat of the object at its key.
+
+        Args:
+            send: sends the body.
+            body: its bytes, whose digest is known when they were sent.
+            bucket: the logical bucket.
+            key: the key in it.
+            label: distinguishes these bytes from others of the same key in the reserved bucket.
+            condition: see `Driver.put`.
+            storage_class: that of the object, in place of the configured one.
+            on_bytes: called with the number of bytes after each read of the written object.
+
+        Raises:
+            Unavailable: the store has other bytes than were sent; they are deleted.
+            PermanentError: without a reserved bucket, an object is there already.
+        """
+        limits = self._capabilities
+        if limits.reserved_buckets and limits.max_copy_size != 0:
+            staged = send(STAGING_BUCKET, reserved_key(STAGING_BUCKET, f"{label}/{bucket}", key), None)
+            self._compare(staged, body.digest, on_bytes, f"{bucket}/{key}")
+            return self._swap_in(staged, bucket, key, condition, storage_class)
+        self._check_replaces_nothing(bucket, key, condition)
+        written = send(bucket, key, condition)
+        self._compare(written, body.digest, on_bytes, f"{bucket}/{key}")
+        return written
+
+    def iter_staged(self) -> Iterator[StaleUpload]:
+        """Yield the objects in the reserved bucket that were not swapped in, those of running writes included."""
+        if self._capabilities.checks_uploads is True or not self._capabilities.reserved_buckets:
+            return
+        for row in self._driver.iter_objects(STAGING_BUCKET):
+            token = (STAGING_BUCKET, row.version, row.key)
+            yield StaleUpload(f"object {STAGING_BUCKET}/{row.key}, not swapped in", row.modified, token)
+
+    def remove_staged(self, stale: StaleUpload) -> bool:
+        """Delete an object of `iter_staged`; return False if it is gone or another one."""
+        _, version, key = stale.token
+        with suppress(PreconditionFailed):
+            return self._driver.delete(STAGING_BUCKET, key, condition=Match(version))
+        return False
+
+    def _check_replaces_nothing(self, bucket: str, key: str, condition: Condition) -> None:
+        if condition == "create_only":
+            return
+        try:
+            self._driver.stat(bucket, key)
+        except NotFound:
+            return
+        way_out = (
+            "delete it first, or write under another key"
+            if self._capabilities.reserved_buckets
+            else f"set stores.{self._name}.reserved_bucket, where new bytes wait until they were read"
+        )
+        raise PermanentError(
+            f"{self._name}: {bucket}/{key}: the store does not refuse bytes that are damaged on the way, so writing "
+            f"over the object that is there could lose it: {way_out}"
+        )
+
+    def _compare(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None, path: str) -> None:
+        """Compare the written object with the bytes sent; `path` is its final bucket and key."""
+        with open_resumable(self._driver, written.bucket, written.key) as reader:
+            found = judge(reader, digest, on_bytes)
+        if found.verdict is Verdict.VERIFIED:
+            return
+        if found.version == written.version:  # not that of a later writer
+            with suppress(PreconditionFailed):
+                self._driver.delete(written.bucket, written.key, condition=Match(written.version))
+        raise Unavailable(
+            f"{self._name}: {path}: the bytes were damaged on the way to a store that checks no checksums"
+        )
+
+    def _swap_in(
+        self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
+    ) -> ObjectStat:
+        """Have the store copy the staged object over the old one, and delete the staged one."""
+        try:
+            return cast("ChecksumDriver", self._driver).copy(
+                staged.bucket, staged.key, bucket, key, condition=condition, storage_class=storage_class
+            )
+        finally:
+            with suppress(StorageError):  # cleanup removes what is left
+                self._driver.delete(staged.bucket, staged.key, condition=Match(staged.version))
