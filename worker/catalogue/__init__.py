@@ -303,4 +303,4 @@ class Catalogue:
 
     def close(self) -> None:
         """Close the connections."""
-        self._database.engine.dispose()
+        self._database.close()

@@ -127,10 +127,14 @@ class NewVersion:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The version that an upload writes. `fresh`: it is new, and no store has it."""
+    """The version that an upload writes. `fresh`: it is new, and no store has it.
+
+    `copies` are those of an upload of one artifact, by store.
+    """
 
     artifact: Artifact
     fresh: bool
+    copies: Mapping[str, Copy] = field(default_factory=dict)
 
 
 class Artifacts:
@@ -171,6 +175,26 @@ class Artifacts:
         properties: Mapping[str, str] | None = None,
         replaces_headers: bool = False,
     ) -> Artifact:
+        """Return the version that `record_upload` records."""
+        return self.record_upload(
+            bucket, key, digest, metadata, now,
+            manifest=manifest, stores=stores, job=job, properties=properties, replaces_headers=replaces_headers,
+        ).artifact  # fmt: skip
+
+    def record_upload(
+        self,
+        bucket: str,
+        key: str,
+        digest: Digest,
+        metadata: Mapping[str, str],
+        now: datetime,
+        *,
+        manifest: Manifest | None = None,
+        stores: Iterable[str] = (),
+        job: str | None = None,
+        properties: Mapping[str, str] | None = None,
+        replaces_headers: bool = False,
+    ) -> Recorded:
         """Return the newest version if it has this digest, else record a new one with its manifest and copies.
 
         A version keeps the metadata and properties that it was recorded with. With `replaces_headers`, other ones are a
@@ -198,12 +222,13 @@ class Artifacts:
                     connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
                     metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
                 )  # fmt: skip
-                _INSERT_COPIES.run_many(connection, [_new_copy(artifact.id, store) for store in stores])
-                return artifact
+                begun = {
+                    store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores
+                }
+                return Recorded(artifact, fresh=True, copies=begun)
             artifact = artifact_of(row)
-            for store in stores:
-                ensure_copy(connection, artifact, store)
-            return artifact
+            held = {store: ensure_copy(connection, artifact, store) for store in stores}
+            return Recorded(artifact, fresh=False, copies=held)
 
     def record_many(
         self, versions: Sequence[NewVersion], metadata: Mapping[str, str], now: datetime, *, job: str

@@ -1,10 +1,11 @@
 """Open the catalogue's database and bring its tables up to date."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
@@ -44,6 +45,8 @@ class FileIdentity:
     opened: tuple[int, int] | None
 
 
+_MOST_IDLE = 8
+"""Connections of a process that stay open between transactions, where that is safe."""
 _IDENTITY = "SELECT id FROM catalogue_identity"
 
 
@@ -90,9 +93,13 @@ def translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, sa.exc.TimeoutError) as error:
-        transient = not isinstance(error, DBAPIError) or _dialect(engine).is_transient(error)
-        kind = CatalogueUnavailable if transient else CatalogueError
-        raise kind(f"catalogue {_named(engine.url)}: {_first_line(error)}") from error
+        raise _translation(engine, error) from error
+
+
+def _translation(engine: Engine, error: Exception) -> CatalogueError:
+    transient = not isinstance(error, DBAPIError) or _dialect(engine).is_transient(error)
+    kind = CatalogueUnavailable if transient else CatalogueError
+    return kind(f"catalogue {_named(engine.url)}: {_first_line(error)}")
 
 
 @contextmanager
@@ -112,6 +119,8 @@ class Database:
 
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.engine = open_engine(url)
+        self._dialect = _dialect(self.engine)
+        self._idle: list[Connection] = []
         self._file: FileIdentity | None = None
         path = sqlite.file_of(self.engine.url) if self.engine.dialect.name == "sqlite" else None
         if path:
@@ -127,19 +136,53 @@ class Database:
             mark(path, self.identity)
         sa.event.listen(self.engine, "connect", self._check_identity)
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> AbstractContextManager[Connection]:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
-        self._check_file()
-        with TRANSACTIONS.timed("write"), writing(self.engine) as connection:
-            yield connection
+        return self._transaction("write", self._begin_write, {})
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """Begin a transaction that sees one state and changes nothing."""
+        return self._transaction("read", self._dialect.begin_read, self._dialect.READING)
+
+    def _begin_write(self, connection: Connection) -> None:
+        self._dialect.begin_write(connection)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """Begin a transaction that sees one state and changes nothing."""
+    def _transaction(
+        self, mode: str, begin: Callable[[Connection], None], options: Mapping[str, Any]
+    ) -> Iterator[Connection]:
         self._check_file()
-        with TRANSACTIONS.timed("read"), translated(self.engine), _reading(self.engine) as connection:
-            yield connection
+        began = monotonic()
+        connection: Connection | None = None
+        try:
+            connection = self._connect()
+            if options:
+                connection.execution_options(**options)
+            with connection.begin():
+                begin(connection)
+                yield connection
+            if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
+                self._idle.append(connection)
+                connection = None
+        except (DBAPIError, sa.exc.TimeoutError) as error:
+            raise _translation(self.engine, error) from error
+        finally:
+            TRANSACTIONS.observe(mode, value=monotonic() - began)
+            if connection is not None:
+                connection.close()
+
+    def _connect(self) -> Connection:
+        """Return an open connection: the engine's pool takes longer to give one than SQLite takes to answer."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.engine.connect()
+
+    def close(self) -> None:
+        """Close the connections."""
+        while self._idle:
+            self._idle.pop().close()
+        self.engine.dispose()
 
     @property
     def revision(self) -> str:
@@ -148,7 +191,7 @@ class Database:
 
     def lift_time_limits(self, connection: Connection) -> None:
         """Let this transaction take as long as it needs, for one that reads or writes whole tables."""
-        _dialect(self.engine).lift_time_limits(connection)
+        self._dialect.lift_time_limits(connection)
 
     def _check_file(self) -> None:
         if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:

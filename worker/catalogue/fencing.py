@@ -1,8 +1,5 @@
 """Fencing: a worker that lost the lease of a job records nothing for it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
@@ -31,16 +28,11 @@ class FencedDatabase(Database):
 
     def __init__(self, database: Database, job: str, fence: int) -> None:
         self.engine, self.identity, self._file = database.engine, database.identity, database._file  # noqa: SLF001
+        self._dialect, self._idle = database._dialect, database._idle  # noqa: SLF001
         self._held = {"job": job, "token": fence}
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """Begin a transaction that commits at the end, or not at all.
-
-        Raises:
-            LostLease: another worker has the lease; nothing was written.
-        """
-        with super().write() as connection:
-            if _HELD.first(connection, **self._held) is None:
-                raise LostLease(f"job {self._held['job']} is leased by another worker now")
-            yield connection
+    def _begin_write(self, connection: Connection) -> None:
+        """Begin a transaction that writes; raise LostLease if another worker has the lease."""
+        super()._begin_write(connection)
+        if _HELD.first(connection, **self._held) is None:
+            raise LostLease(f"job {self._held['job']} is leased by another worker now")

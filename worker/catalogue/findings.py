@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import Database
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import BAD, CopyState, FindingKind
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, findings
 from worker.catalogue.types import Text, without_nul
@@ -54,7 +55,9 @@ def _bound(name: str) -> "sa.Tuple":
     return sa.tuple_(sa.bindparam(f"{name}_bucket", type_=Text()), sa.bindparam(f"{name}_key", type_=Text()))
 
 
-_BETWEEN = _SLIM.where(sa.tuple_(*_PLACE) >= _bound("low"), sa.tuple_(*_PLACE) <= _bound("high")).limit(_FEW + 1)
+_BETWEEN = Prepared(
+    _SLIM.where(sa.tuple_(*_PLACE) >= _bound("low"), sa.tuple_(*_PLACE) <= _bound("high")).limit(_FEW + 1)
+)
 _RESOLVE = (
     sa.update(findings)
     .where(findings.c.id == sa.bindparam("finding"), _OPEN)
@@ -464,8 +467,9 @@ def _open_at(connection: Connection, paths: Collection[tuple[str, str]]) -> list
     if not paths:
         return []
     low, high = min(paths), max(paths)
-    bounds = {"low_bucket": low[0], "low_key": low[1], "high_bucket": high[0], "high_key": high[1]}
-    found: list[Row[Any]] = list(connection.execute(_BETWEEN, bounds))
+    found: list[Row[Any]] = _BETWEEN.all(
+        connection, low_bucket=low[0], low_key=low[1], high_bucket=high[0], high_key=high[1]
+    )
     if len(found) > _FEW:
         found = []
         for bucket, keys in by_bucket(paths, _KEYS):

@@ -13,6 +13,7 @@ from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.fencing import LostLease
 from worker.catalogue.job_webhooks import want_webhooks
+from worker.catalogue.pauses import Pause, pauses_of_job
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
@@ -76,9 +77,13 @@ class OtherRequest(CatalogueError):
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """This worker has the lease, under the fencing token of the record."""
+    """This worker has the lease, under the fencing token of the record.
+
+    `pauses`: those of all stores, of the job and of its batch, as they were when it got the lease.
+    """
 
     record: JobRecord
+    pauses: Sequence[Pause] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,8 @@ class Ledger:
             if crashes >= max_crashes:
                 return Finished(job_record(_BURY.first(connection, **_poison(found, crashes, now))))
             taken |= {"job": id_, "now": now, "crashes": crashes}
-            return Leased(job_record(_TAKE.first(connection, **taken)))
+            leased = job_record(_TAKE.first(connection, **taken))
+            return Leased(leased, pauses_of_job(connection, id_, leased.parent))
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
         """Renew the lease until `until`, and record the progress.
@@ -383,7 +389,7 @@ def _accept(
         running = {"state": JobState.RUNNING, "attempts": 1, "fence": 1, "due_at": taken["lease_until"]}
         job |= {**taken, **running, "started_at": now}
     _ACCEPT.run(connection, **job, holds=holds)
-    return busy or Leased(JobRecord(**job))
+    return busy or Leased(JobRecord(**job), pauses_of_job(connection, job["id"], job["parent"]))
 
 
 def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime, lease: timedelta) -> Held | None:

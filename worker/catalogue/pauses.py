@@ -5,12 +5,24 @@ from datetime import datetime
 from enum import StrEnum
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import pauses
 
 _GET = Prepared(sa.select(pauses).where(pauses.c.scope == sa.bindparam("of"), pauses.c.name == sa.bindparam("called")))
+_OF_JOB = Prepared(
+    sa.select(pauses).where(
+        sa.or_(
+            pauses.c.scope == "store",
+            sa.and_(
+                pauses.c.scope == "job",
+                sa.or_(pauses.c.name == sa.bindparam("job"), pauses.c.name == sa.bindparam("batch")),
+            ),
+        )
+    )
+)
 
 
 class Scope(StrEnum):
@@ -29,6 +41,12 @@ class Pause:
     name: str
     since: datetime
     reason: str | None = None
+
+
+def pauses_of_job(connection: Connection, id_: str, parent: str | None) -> list[Pause]:
+    """Return the pauses of all stores, and those of a job and of the batch that it belongs to."""
+    rows = _OF_JOB.all(connection, job=id_, batch=parent)
+    return [Pause(Scope(row.scope), row.name, row.since, row.reason) for row in rows]
 
 
 class Pauses:

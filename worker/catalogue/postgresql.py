@@ -18,6 +18,8 @@ IDLE_SECONDS = 20
 """A writer that was stopped within a transaction loses the lock before the next writers give up."""
 STATEMENT_SECONDS = 60
 
+KEEPS_CONNECTIONS = False
+"""A connection is closed after each transaction, so that the engine's pool can replace it after a restart."""
 # The snapshot of a reader is one state of all tables. A writer must see what was committed before it got the lock, so
 # that its transaction must not be REPEATABLE READ.
 READING: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}

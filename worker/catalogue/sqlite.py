@@ -15,6 +15,8 @@ from worker.catalogue.prepared import execute
 BUSY_SECONDS = 30
 """How long a writer waits for the lock, unless the URL says otherwise: `?timeout=SECONDS`."""
 
+KEEPS_CONNECTIONS = True
+"""A connection to a file cannot break: it stays open between transactions."""
 READING: Mapping[str, Any] = {}
 
 _POLL, _LONGEST_POLL = 0.0005, 0.005

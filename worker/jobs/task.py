@@ -172,9 +172,11 @@ class Delivery(Generic[RequestT, ResultT]):
                 max_crashes=self._context.settings.retry.max_crashes,
                 planned=is_batch_job(self._id, self._task.request.parent_id),
             )
-            Outbox(self._task.app).taken(self._id, queue)
+            if not isinstance(found, Leased):
+                Outbox(self._task.app).taken(self._id, queue)
             match found:
                 case Leased():
+                    self._context.pauses.leased(found.pauses)
                     if found.record.crashes:
                         LEASE_RECOVERIES.add(self._spec.kind)
                     fence_request(self._task.request, found.record.fence)
@@ -226,7 +228,8 @@ class Delivery(Generic[RequestT, ResultT]):
         self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
     ) -> dict[str, Any]:
         reporter = CeleryReporter(self._task)
-        cancelled = reporter.started()
+        queue = (self._task.request.delivery_info or {}).get("routing_key")
+        cancelled = reporter.started(queue, self._context.admission)
         job = RunningJob(
             record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
         )

@@ -1,6 +1,10 @@
 """Check the pauses of operators: of a store, a job or batch, or a queue."""
 
+import math
 import random
+import threading
+import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,15 +22,23 @@ The main process of a worker reads it, because it must not open the catalogue. T
 """
 _MIN_WAIT, _MAX_WAIT = 2.0, 60.0
 """Seconds after which a job asks again whether a pause is over."""
+_FRESH = 0.2
+"""Seconds for which the pauses that were read with a lease count."""
+_NOTHING_LEASED: tuple[float, dict[tuple[Scope, str], Pause]] = (-math.inf, {})
 LONGEST_PAUSE = timedelta(seconds=_MAX_WAIT * 1.5)
 """The longest time after which a job asks again."""
 
 
 class PauseCheck:
-    """Reads the pauses. Nothing is cached, so that no work begins after a pause is recorded."""
+    """Reads the pauses. None is kept beyond the start of a job, so that no work begins after a pause is recorded."""
 
     def __init__(self, pauses: Pauses) -> None:
         self._pauses = pauses
+        self._of_thread = threading.local()
+
+    def leased(self, pauses: Sequence[Pause]) -> None:
+        """Take the pauses that were read with the lease of a job: its first calls need no read of their own."""
+        self._of_thread.leased = time.monotonic(), {(each.scope, each.name): each for each in pauses}
 
     def of_store(self, name: str) -> Paused | None:
         """Return the exception for a job that needs this store, or None if the store is not paused."""
@@ -41,7 +53,9 @@ class PauseCheck:
             raise paused
 
     def _find(self, scope: Scope, name: str, message: str) -> Paused | None:
-        pause = self._pauses.get(scope, name)
+        read_at, leased = getattr(self._of_thread, "leased", _NOTHING_LEASED)
+        is_fresh = time.monotonic() - read_at < _FRESH
+        pause = leased.get((scope, name)) if is_fresh else self._pauses.get(scope, name)
         if pause is None:
             return None
         # Jobs check a long pause seldom, and not all at the same moment.

@@ -83,8 +83,8 @@ def test_outcomes_are_counted_once_and_only_bad_ones_stay(catalogue, batch):
 def test_failed_objects_cost_no_later_step(tmp_path):
     """However many children failed, SQLite takes as many steps to find those in flight."""
     catalogue, taken = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"), []
-    count = sa.event.listens_for(catalogue._database.engine, "checkout")
-    count(lambda connection, *_: connection.set_progress_handler(lambda: taken.append(1), 1))
+    count = sa.event.listens_for(catalogue._database.engine, "begin")
+    count(lambda begun: begun.connection.dbapi_connection.set_progress_handler(lambda: taken.append(1), 1))
     take(catalogue, "b")
     batch = catalogue.batches.begin("b", {"after": ""}, total=None, total_bytes=None, now=clock.now())
     costs = []

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
-from worker.catalogue import Finding, FindingKind, NewVersion
+from worker.catalogue import Finding, FindingKind, NewVersion, prepared
 from zot_artifact_client.contract import JobState
 
 RECENT = timedelta(hours=6)
@@ -54,7 +54,7 @@ def test_replications_and_dead_letters_are_counted(catalogue):
     assert catalogue.coverage.jobs() == (1, 1)
 
 
-def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_url):
+def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_url, monkeypatch):
     """Every query about one store searches an index: none scans the copies, the artifacts or the log."""
     if not catalogue_url.startswith("sqlite"):
         pytest.skip("PostgreSQL scans a table this small whatever its indexes are")
@@ -66,6 +66,14 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
             rows = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             plans.extend(row[3] for row in rows)
 
+    unplanned = prepared.execute
+
+    def execute(connection, text, values, **more):
+        plan(connection, None, text, values)
+        return unplanned(connection, text, values, **more)
+
+    monkeypatch.setattr("worker.catalogue.prepared.execute", execute)
+    catalogue.close()  # so that its next connection has the listener
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
     try:
         found = catalogue.coverage

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_stores import copied
 from worker import clock
-from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow
+from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow, prepared
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -149,7 +149,7 @@ def test_a_verdict_that_is_not_recorded_opens_nothing(catalogue, artifact, monke
     assert catalogue.verifications.of("releases", "app.tgz") == []
 
 
-def test_right_reads_ask_once_a_group_and_write_no_finding(catalogue, catalogue_url):
+def test_right_reads_ask_once_a_group_and_write_no_finding(catalogue, catalogue_url, monkeypatch):
     """A group of verified copies costs one search of the findings, however large it is."""
     made = [copied(catalogue, f"k{number}", "dr") for number in range(50)]
     right, page, seen = right_reads(catalogue, made), catalogue.pages.begin("job-2", []), []
@@ -157,6 +157,14 @@ def test_right_reads_ask_once_a_group_and_write_no_finding(catalogue, catalogue_
     def listen(_connection, _cursor, statement, *_):
         seen.append(statement)
 
+    unheard = prepared.execute
+
+    def execute(connection, text, values, **more):
+        seen.append(text)
+        return unheard(connection, text, values, **more)
+
+    monkeypatch.setattr("worker.catalogue.prepared.execute", execute)
+    catalogue.close()  # so that its next connection has the listener
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", listen)
     try:
         catalogue.pages.record(page, right, now=clock.now())

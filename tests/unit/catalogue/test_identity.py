@@ -56,7 +56,7 @@ def test_a_new_connection_to_another_catalogue_is_refused(catalogue):
     """A database that was made anew under the same name is not taken for the one that was opened."""
     with catalogue._database.engine.begin() as connection:
         connection.execute(sa.text("UPDATE catalogue_identity SET id = 'another'"))
-    catalogue._database.engine.dispose()
+    catalogue.close()
     with pytest.raises(CatalogueUnavailable, match="it is another catalogue"):
         catalogue.ledger.get("job-1")
 

@@ -135,3 +135,14 @@ def test_a_pause_keeps_its_beginning_until_it_is_ended(catalogue):
     assert pauses.end(Scope.STORE, "dr")
     assert not pauses.end(Scope.STORE, "dr")
     assert [p.scope for p in pauses.all()] == ["queue"]
+
+
+def test_a_lease_comes_with_the_pauses_that_concern_it(catalogue):
+    """Those of all stores, of the job and of its batch; of no other job and of no queue."""
+    for scope, name in ((Scope.STORE, "dr"), (Scope.JOB, "batch"), (Scope.JOB, "other"), (Scope.QUEUE, "transfer")):
+        catalogue.pauses.begin(scope, name, reason=None, now=NOW)
+    given = {"owner": "me", "holds": None, "now": NOW, "lease": LEASE}
+    child = catalogue.ledger.acquire("batch.00000001", "upload", {}, parent="batch", **given)
+    alone = catalogue.ledger.acquire("alone", "upload", {}, parent=None, **given)
+    assert {(each.scope, each.name) for each in child.pauses} == {("store", "dr"), ("job", "batch")}
+    assert {(each.scope, each.name) for each in alone.pauses} == {("store", "dr")}

@@ -1,5 +1,6 @@
 """Stores that are paused: their jobs wait, and no others do."""
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -99,6 +100,20 @@ def test_a_job_waits_with_its_batch(context, pause):
         with pytest.raises(Paused, match="batch"):
             context.pauses.check_job(*held)
     context.pauses.check_job("child", "another")
+
+
+def test_the_pauses_that_came_with_a_lease_count_at_its_start_only(context, pause, monkeypatch):
+    """A pause that was read with the lease holds the job without another read; a later one is read a moment after."""
+    now = [time.monotonic()]
+    monkeypatch.setattr("worker.limits.pauses.time.monotonic", lambda: now[0])
+    pause("dr")
+    context.pauses.leased(context.catalogue.pauses.all())
+    context.catalogue.pauses.end(Scope.STORE, "dr")
+    assert context.pauses.of_store("dr") is not None
+    pause("primary")
+    now[0] += 0.3
+    assert context.pauses.of_store("dr") is None
+    assert context.pauses.of_store("primary") is not None
 
 
 def test_a_paused_job_tries_again_soon_at_first_and_seldom_later(context, pause):
