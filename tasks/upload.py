@@ -44,8 +44,14 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat
     ) as source:
         job.start(source.size * (1 + len(stores)), "hashing the source")
-        digest, manifest = source.digests(request.sha256, job.advance)
-        artifact = context.catalogue.artifacts.record(
+        # A small source is in memory, and hashed once for all stores. Its copies are recorded with the end of the job,
+        # in one transaction: to read them again costs little.
+        small = source.size <= _SMALL
+        content = source.content(request.sha256, job.advance) if small else None
+        digest, manifest = (
+            (content.digest, None) if content is not None else source.digests(request.sha256, job.advance)
+        )
+        recorded = context.catalogue.artifacts.record_upload(
             request.bucket,
             request.key,
             digest,
@@ -57,17 +63,22 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             properties=request.properties,
             replaces_headers=True,
         )
-        # A small copy is recorded with the end of the job, in one transaction: to read it again costs little.
-        small = digest.size <= _SMALL
-        work = ArtifactJob(context, job, artifact, Records(finished=job.finished) if small else None)
+        artifact = recorded.artifact
+        records = Records(finished=job.finished) if small else None
+        work = ArtifactJob(context, job, artifact, records, recorded.copies)
 
         def write(store: LimitedStore) -> PlacedCopy:
             job.step(f"writing to {store.name}")
+            storage_class = request.storage_classes.get(store.name)
+            if recorded.fresh and artifact.version == 1 and store.capabilities.conditional_writes:
+                placed = work.write_new(store, content or source.rewind(), storage_class=storage_class)
+                if placed is not None:
+                    return placed
             slot = work.inspect(store)
             if slot is None:
                 job.advance(source.size)
                 return PlacedCopy(store=store.name, outcome="already_there")
-            return work.write(slot, source.rewind(), storage_class=request.storage_classes.get(store.name))
+            return work.write(slot, content or source.rewind(), storage_class=storage_class)
 
         placed = for_each_store(stores, write)
     return UploadResult(

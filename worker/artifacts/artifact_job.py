@@ -1,6 +1,7 @@
 """One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -21,7 +22,7 @@ from worker.jobs.running_job import Cancelled, RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
-from worker.storage.driver import HashedBytes, ObjectProperties
+from worker.storage.driver import Condition, HashedBytes, ObjectProperties
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from worker.storage.tags import decode_tags, fit
@@ -74,12 +75,14 @@ class ArtifactJob:
     """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue.
 
     `records`: in place of that, it is kept here until a page or the end of the job records it.
+    `copies`: the copies that were recorded with the version just now, by store.
     """
 
     context: JobContext
     job: RunningJob
     artifact: Artifact
     records: Records | None = None
+    copies: Mapping[str, Copy] = field(default_factory=dict)
 
     def inspect(self, store: LimitedStore) -> CopySlot | None:
         """Return where the copy has to be written; None if the store has it already.
@@ -93,7 +96,7 @@ class ArtifactJob:
             StorageError, Snooze: the store does not answer, or takes no job now.
         """
         artifact, artifacts = self.artifact, self.context.catalogue.artifacts
-        copy = artifacts.ensure_copy(artifact, store.name)
+        copy = self.copies.get(store.name) or artifacts.ensure_copy(artifact, store.name)
         try:
             found = store.stat_object(artifact.bucket, artifact.key)
         except NotFound:
@@ -142,30 +145,51 @@ class ArtifactJob:
             Unavailable: another writer wrote to the key at the same time.
             StorageError, Snooze: see `LimitedStore.write_object`.
         """
-        artifact, store, quarantined = self.artifact, slot.store, None
+        store, quarantined = slot.store, None
         if slot.found and slot.quarantine:
-            quarantined = store.quarantine_object(artifact.bucket, artifact.key, self.job.id)
-            logger.warning("%s: what was found at %s is kept at %s", store.name, artifact.path, quarantined)
+            quarantined = store.quarantine_object(self.artifact.bucket, self.artifact.key, self.job.id)
+            logger.warning("%s: what was found at %s is kept at %s", store.name, self.artifact.path, quarantined)
         try:
-            stat, _ = store.write_object(
-                artifact.bucket,
-                artifact.key,
-                source,
-                size=artifact.digest.size,
-                sha256=artifact.digest.sha256,
-                metadata=artifact.metadata,
-                properties=self._properties(store),
-                storage_class=storage_class,
-                condition=Match(slot.found.version) if slot.found else "create_only",
-                on_bytes=self.job.advance,
-                checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
-                existing_key=True,  # an upload's key was checked before it was recorded
-            )
+            self._write(store, source, storage_class, Match(slot.found.version) if slot.found else "create_only")
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error
-        self._record_copy(store, stat)
         outcome = "repaired" if slot.copy.state.present else "stored"
         return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=self._not_kept(store))
+
+    def write_new(
+        self, store: LimitedStore, source: Readable | HashedBytes, *, storage_class: str | None = None
+    ) -> PlacedCopy | None:
+        """Write the copy of a first version in one request; None, with nothing written, if an object is under its key.
+
+        Raises:
+            IntegrityError: the source is not what was recorded.
+            StorageError, Snooze: see `LimitedStore.write_object`.
+        """
+        try:
+            self._write(store, source, storage_class, "create_only")
+        except AlreadyExists:
+            return None
+        return PlacedCopy(store=store.name, outcome="stored", not_kept=self._not_kept(store))
+
+    def _write(
+        self, store: LimitedStore, source: Readable | HashedBytes, storage_class: str | None, condition: Condition
+    ) -> None:
+        artifact = self.artifact
+        stat, _ = store.write_object(
+            artifact.bucket,
+            artifact.key,
+            source,
+            size=artifact.digest.size,
+            sha256=artifact.digest.sha256,
+            metadata=artifact.metadata,
+            properties=self._properties(store),
+            storage_class=storage_class,
+            condition=condition,
+            on_bytes=self.job.advance,
+            checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+            existing_key=True,  # an upload's key was checked before it was recorded
+        )
+        self._record_copy(store, stat)
 
     def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
         """Have the provider copy the artifact to a free key, read the copy in full, and record it if it is right.

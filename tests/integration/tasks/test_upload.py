@@ -284,6 +284,18 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
     client.close()
 
 
+def test_a_first_version_is_written_without_a_look_at_its_key(run, context, source, stored, monkeypatch):
+    """The store refuses to replace anything, so one request is enough; only what it refuses is inspected."""
+    asked = []
+    driver = context.stores["primary"]._driver
+    really = driver.stat
+    monkeypatch.setattr(driver, "stat", lambda *args: asked.append(args) or really(*args))
+    run(upload, request(source(b"release one"), stores=("primary",)))
+    assert (asked, stored("primary").read_bytes()) == ([], b"release one")
+    run(upload, request(source(b"release two"), stores=("primary",)))
+    assert (len(asked), stored("primary").read_bytes()) == (1, b"release two")
+
+
 def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monkeypatch):
     """Foreign bytes that cannot be read now may be anything: the upload fails with a transient error and keeps them."""
     stored("primary").parent.mkdir(parents=True)
@@ -291,8 +303,10 @@ def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monke
     driver = context.stores["primary"]._driver
     really = driver.open
 
-    def read_badly(*args, **kwargs):
-        reader = really(*args, **kwargs)
+    def read_badly(bucket, *args, **kwargs):
+        reader = really(bucket, *args, **kwargs)
+        if bucket != "releases":  # the marker of the store
+            return reader
         monkeypatch.setattr(reader, "read", lambda _size: (_ for _ in ()).throw(Unavailable("primary: the disk fails")))
         return reader
 

@@ -13,8 +13,8 @@ from worker.artifacts.sources.download import downloaded
 from worker.artifacts.sources.errors import SourceRefused, mark_source_error, shown
 from worker.artifacts.sources.local_file import file_error, open_file, staging_name
 from worker.settings import Settings
-from worker.storage.driver import Digest
-from worker.storage.errors import DigestMismatch
+from worker.storage.driver import Digest, HashedBytes
+from worker.storage.errors import DigestMismatch, SizeMismatch
 from worker.storage.integrity.manifest import Manifest, compute_digests
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 
@@ -42,9 +42,30 @@ class Source:
             Unavailable: the disk does not give them now.
         """
         digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
+        self._check(digest, sha256)
+        return digest, manifest
+
+    def content(self, sha256: str | None, on_bytes: OnBytes) -> HashedBytes:
+        """Read all bytes into memory and hash them: for a small source, whose digest is its manifest.
+
+        Raises:
+            DigestMismatch, SizeMismatch: they do not have the SHA-256 that was announced, or the file has grown or
+                shrunk since it was opened.
+            Unavailable: the disk does not give them now.
+        """
+        reader, data = self.rewind(), b""
+        while len(data) <= self.size and (piece := reader.read(self.size + 1 - len(data))):
+            data += piece
+            on_bytes(len(piece))
+        if len(data) != self.size:
+            raise SizeMismatch(f"{self.name} has {len(data)} bytes, announced were {self.size}")
+        content = HashedBytes.of(data)
+        self._check(content.digest, sha256)
+        return content
+
+    def _check(self, digest: Digest, sha256: str | None) -> None:
         if sha256 is not None and digest.sha256 != sha256:
             raise DigestMismatch(f"{self.name} has SHA-256 {digest.sha256}, announced was {sha256}")
-        return digest, manifest
 
 
 def staged_directory(settings: Settings, job: str) -> Path:
