@@ -45,6 +45,11 @@ _CLIENT = "_zot_client"
 """The attribute of a channel that keeps its client: every job asks twice, and a client takes longer to make."""
 
 
+def keys_of_taken(queue: str | None) -> list[str]:
+    """Return the keys from which `Outbox.taken` removes a job: those of two hashes, then those of sorted sets."""
+    return [MESSAGES, RESENDS, *(ORDER.format(queue=each) for each in _queues_of(queue))]
+
+
 class Outbox:
     """The outbox in the broker. With a broker that is no Redis it is always empty."""
 
@@ -56,14 +61,12 @@ class Outbox:
 
         `queue`: the queue that its message came from; without it, all queues are searched for the job.
         """
-        queues = [known.value for known in Queue]
-        queues = [queue] if queue in queues else queues
         try:
             with self._redis() as client:
                 if client is None:
                     return
-                with client.pipeline(transaction=False) as pipeline:  # every job does this: one round trip
-                    _remove(pipeline, job_id, queues)
+                with client.pipeline(transaction=False) as pipeline:  # one round trip
+                    _remove(pipeline, job_id, _queues_of(queue))
                     pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
@@ -175,6 +178,11 @@ class Outbox:
                 with channel.conn_or_acquire() as client:
                     setattr(channel, _CLIENT, client)
             yield getattr(channel, _CLIENT)
+
+
+def _queues_of(queue: str | None) -> list[str]:
+    known = [each.value for each in Queue]
+    return [queue] if queue in known else known
 
 
 def _remove(pipeline: Any, job_id: str | bytes, queues: list[str]) -> None:

@@ -23,6 +23,8 @@ _COUNTED_FOR = 3600.0
 _COUNT_EVERY = 60.0
 _BUSY = (1.0, 4.0)
 """Seconds after which a job asks again for a slot."""
+_FRESH = 0.2
+"""Seconds for which the counters that were read at the start of a job count."""
 _NO_LIMITS = StoreLimits()
 
 
@@ -53,7 +55,9 @@ class Admission:
         self._bandwidth = BandwidthLimit(shared)
         self._counters = Counters(shared)
         self._breaker_settings = settings.breaker
+        self._stores = list(settings.stores)
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._all_closed_at = -_FRESH
         self._share: float | None = None
         self._counted = -_COUNT_EVERY
         self._lock = threading.Lock()
@@ -67,13 +71,26 @@ class Admission:
         try:
             if paused := self._paused(store):
                 raise paused
+            if time.monotonic() - self._all_closed_at < _FRESH:
+                return False
             return self._breaker(store).check(lambda: self._probe(store))
         except Snooze as error:
             error.store = store
             raise
 
+    def breaker_keys(self) -> list[str]:
+        """Return the Redis keys of the counters of all breakers: while none exists, all are closed and none counts."""
+        if not self._breaker_settings.enabled:
+            return []
+        return [key for store in self._stores for key in self._breaker(store).redis_keys]
+
+    def breakers_read(self, existing: int) -> None:
+        """Take how many of `breaker_keys` exist, as was read at the start of a job: its first calls need not ask."""
+        self._all_closed_at = -_FRESH if existing else time.monotonic()
+
     def record_failure(self, store: str) -> None:
         """Count a transient error of the store."""
+        self._all_closed_at = -_FRESH
         self._breaker(store).record_failure()
 
     def record_success(self, store: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from worker.limits.expiring_counters import Counters
+from worker.limits.expiring_counters import Counters, redis_key
 from worker.limits.snooze import Snooze
 from worker.settings.sections import BreakerSettings
 from worker.storage.errors import StorageError, TransientError
@@ -34,6 +34,8 @@ class CircuitBreaker:
         self._open = f"breaker:{store}:open"
         self._opened = f"breaker:{store}:opened"  # how often in a row; it exists until a probe succeeds
         self._probing = f"breaker:{store}:probing"
+        self.redis_keys = [redis_key(name) for name in (self._open, self._opened, self._failures)]
+        """While none of these exists, the breaker is closed and counts no failures."""
 
     def check(self, probe: Callable[[], object]) -> bool:
         """Raise unless the store may be used, after a probe if half-open; return whether failures are being counted.

@@ -29,8 +29,8 @@ class Counters:
 
         def shared(redis: "Redis") -> int:
             with redis.pipeline() as pipeline:
-                pipeline.incr(_key(name))
-                pipeline.pexpire(_key(name), _ms(seconds), nx=True)
+                pipeline.incr(redis_key(name))
+                pipeline.pexpire(redis_key(name), _ms(seconds), nx=True)
                 return int(pipeline.execute()[0])
 
         return self._shared.ask(shared, locally)
@@ -44,7 +44,7 @@ class Counters:
             self._local[name] = (1, time.monotonic() + seconds)
             return True
 
-        return self._shared.ask(lambda redis: bool(redis.set(_key(name), 1, px=_ms(seconds), nx=True)), locally)
+        return self._shared.ask(lambda redis: bool(redis.set(redis_key(name), 1, px=_ms(seconds), nx=True)), locally)
 
     def get(self, *names: str) -> list[tuple[int, float]]:
         """Return the count of each counter and the seconds until it expires; zeros for one that does not exist.
@@ -54,7 +54,7 @@ class Counters:
         """
 
         def shared(redis: "Redis") -> list[tuple[int, float]]:
-            keys = [_key(name) for name in names]
+            keys = [redis_key(name) for name in names]
             counts: Any = redis.mget(keys)
             # Most often no store has failed, and there is nothing that could expire.
             return [(_count(n), _left(redis.pttl(key))) if n else (0, 0.0) for key, n in zip(keys, counts, strict=True)]
@@ -69,14 +69,15 @@ class Counters:
         """Delete counters, in Redis and in this process."""
         for name in names:
             self._local.pop(name, None)
-        self._shared.ask(lambda redis: redis.delete(*map(_key, names)), lambda: 0)
+        self._shared.ask(lambda redis: redis.delete(*map(redis_key, names)), lambda: 0)
 
     def _get_local(self, name: str) -> tuple[int, float]:
         count, until = self._local.get(name, (0, 0.0))
         return (count, until) if until > time.monotonic() else (0, 0.0)
 
 
-def _key(name: str) -> str:
+def redis_key(name: str) -> str:
+    """Return the key of a counter in Redis."""
     return f"{PREFIX}:{name}"
 
 

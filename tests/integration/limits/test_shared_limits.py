@@ -416,6 +416,23 @@ def test_a_breaker_that_a_wrong_clock_opened_closes(url, shared, until):
     client.close()
 
 
+def test_what_was_read_at_the_start_of_a_job_counts_until_a_store_fails(admission, shared, url):
+    """While no counter exists, the first calls of a job ask Redis nothing; a failure, or any counter, ends that."""
+    tested = admission(shared, breaker={"failures": 1})
+    with Redis.from_url(url) as client:
+        tested.breakers_read(client.exists(*tested.breaker_keys()))
+        client.set("zot-artifacts:breaker:a:open", 1, px=60_000)  # by another process, a moment later
+        assert not tested.check("a")
+        tested.breakers_read(client.exists(*tested.breaker_keys()))
+        with pytest.raises(Snooze):
+            tested.check("a")
+        client.flushdb()
+        tested.breakers_read(client.exists(*tested.breaker_keys()))
+        tested.record_failure("b")
+        with pytest.raises(Snooze):
+            tested.check("b")
+
+
 def test_a_success_between_failures_keeps_it_closed(counters):
     """Failures that are not in a row open nothing."""
     tested = breaker(counters)

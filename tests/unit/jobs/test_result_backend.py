@@ -11,7 +11,9 @@ from celery.exceptions import TaskRevokedError
 
 from tests.waiting import WITHIN
 from worker.jobs import result_backend
+from worker.jobs.outbox import keys_of_taken
 from worker.jobs.result_backend import fence_request, use_atomic_result_backend
+from zot_artifact_client.contract import CANCEL_KEY
 from zot_artifact_client.errors import JobFailed
 
 
@@ -51,6 +53,33 @@ def test_the_last_word_before_a_success_is_kept_told_and_passes(app, valkey, job
             assert told is not None
             assert json.loads(told["data"])["status"] == app.backend.get_task_meta(job)["status"] == state
         assert 0 < client.ttl(key) <= app.conf.result_expires
+
+
+def test_the_start_of_a_job_is_stored_in_one_round_trip_with_all_that_it_needs(app, valkey, job, monkeypatch):
+    """It leaves the outbox, and its cancellation and the circuit breakers are read."""
+    outbox, breakers = keys_of_taken("transfer"), [f"{job}:open", f"{job}:failures"]
+    request = Context({"id": job, "task": "artifact.upload.v1"})
+    with redis.Redis.from_url(valkey.url) as client:
+        app.backend.store_started(job, {}, request)  # has connected
+        for key in outbox[:2]:
+            client.hset(key, mapping={job: "x", f"{job}-2": "x"})
+        client.zadd(outbox[2], {job: 1, f"{job}-2": 1})
+        client.set(breakers[1], 1, ex=60)
+        client.set(CANCEL_KEY.format(job=job), 1, ex=60)
+        sent: list[object] = []
+        send = redis.Connection.send_packed_command
+        monkeypatch.setattr(
+            redis.Connection, "send_packed_command", lambda *args, **kw: sent.append(1) or send(*args, **kw)
+        )
+        seen = app.backend.store_started(job, {}, request, outbox=outbox, watched=breakers)
+        monkeypatch.undo()
+        left = [set(client.hkeys(key)) for key in outbox[:2]] + [set(client.zrange(outbox[2], 0, -1))]
+        client.hdel(outbox[0], f"{job}-2")
+        client.hdel(outbox[1], f"{job}-2")
+        client.zrem(outbox[2], f"{job}-2")
+    assert (len(sent), seen) == (1, (True, 1))
+    assert all(f"{job}-2".encode() in each and job.encode() not in each for each in left)
+    assert app.backend.get_task_meta(job)["status"] == "STARTED"
 
 
 def test_results_are_kept_after_the_backend_has_forgotten_how(app, valkey, job):
