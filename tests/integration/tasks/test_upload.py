@@ -284,7 +284,7 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
     client.close()
 
 
-def test_a_first_version_is_written_without_a_look_at_its_key(run, context, source, stored, monkeypatch):
+def test_a_first_version_is_written_without_a_stat_of_its_key(run, context, source, stored, monkeypatch):
     """The store refuses to replace anything, so one request is enough; only what it refuses is inspected."""
     asked = []
     driver = context.stores["primary"]._driver
