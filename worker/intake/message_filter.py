@@ -38,6 +38,7 @@ from worker.intake.message_rules import (
     rejection_of,
 )
 from worker.intake.rejected import RejectedMessage, rejected_messages
+from worker.intake.unrecorded_message import discard, keep
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded, without_secrets
@@ -181,7 +182,14 @@ class _PatientQoS(kombu_redis.QoS):
                     raise
                 virtual.QoS.append(self, message, delivery_tag)
 
-        wait_for_room(record, "a delivered message")
+        try:
+            record()
+        except (redis.RedisError, OSError) as error:
+            keep(message.delivery_info["routing_key"], message._raw)  # noqa: SLF001 - as it was delivered
+            if not is_full(error):
+                raise
+            wait_for_room(record, "a delivered message")
+            discard()
 
     def _record_beyond_memory(self, message: Any, delivery_tag: str) -> bool:
         """Record a delivery although the broker is out of memory: it just freed as much. Return whether it did."""

@@ -129,6 +129,41 @@ def test_a_full_disk_of_the_broker_loses_no_job_and_ends_no_worker(tmp_path: Pat
         catalogue.close()
 
 
+def test_a_message_that_no_broker_could_record_outlives_its_worker(tmp_path: Path) -> None:
+    """The disk of the broker is full when a worker has just taken a message of another program, and it is killed."""
+    with SmallDisk(tmp_path / "valkey") as server, redis.Redis.from_url(server.url) as broker:
+        with Worker(tmp_path / "worker", server.url) as worker:
+            jobs = _send_until_one_waits(server, broker, worker)
+            worker.kill()
+            server.make_room()
+            until(lambda: not _refusal(broker))
+        with Worker(tmp_path / "worker", server.url) as worker:
+            catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+            until(lambda: (found := catalogue.ledger.get(jobs[-1])) and found.state == "failed")
+            catalogue.close()
+            assert len(list((worker.home / "run").glob("unrecorded-message-*"))) == 1
+
+
+def _send_until_one_waits(server: SmallDisk, broker: redis.Redis, worker: Worker) -> list[str]:
+    """Fill the disk and send a job, until that is the write after which the broker refuses the worker's record."""
+    jobs: list[str] = []
+    while "a delivered message waits for room" not in worker.log:
+        server.make_room()
+        until(lambda: not _refusal(broker))
+        jobs.append(str(uuid4()))
+        before = worker.log
+        server.fill()
+        try:
+            broker.lpush("interactive", json.dumps(envelope(jobs[-1], FIELDS)))
+        except redis.ResponseError:
+            jobs.pop()
+        else:
+            until(lambda: not broker.exists("interactive"))
+            until(lambda: "MISCONF" in _refusal(broker))
+            until(lambda before=before: worker.log != before)
+    return jobs
+
+
 def _refusal(broker: redis.Redis) -> str:
     try:
         broker.set("room", 1)

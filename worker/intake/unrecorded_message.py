@@ -1,0 +1,136 @@
+"""Keep a message on this machine's disk while the broker that gave it cannot record that it was delivered.
+
+Between its pop and that record a message is in the memory of one worker only. A request of our clients is in the outbox
+too, a message of another program is nowhere else.
+"""
+
+import fcntl
+import json
+import logging
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import bootsteps
+from kombu.transport.redis import Channel
+
+from worker import context
+from zot_artifact_client.contract import MAX_MESSAGE
+
+logger = logging.getLogger(__name__)
+
+_NAME = "unrecorded-message-"
+_SIZE = MAX_MESSAGE + 65_536
+"""Bytes that the file has from the start, because the disk may be full when it is needed."""
+_RETURN_EVERY = 5.0
+
+
+class UnrecordedMessage:
+    """The file of this process for one message, with a lock that no other process has while this one lives."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the file. The lock is of this process and not of its children, which may outlive it."""
+        self._path = directory / f"{_NAME}{os.getpid()}"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # a disk that is full already: the file grows when there is room
+            os.posix_fallocate(self._fd, 0, _SIZE)
+
+    def keep(self, queue: str, message: Any) -> None:
+        """Write the message to the disk, in place of one before."""
+        text = json.dumps([queue, message], ensure_ascii=False).encode()
+        os.pwrite(self._fd, f"{sha256(text).hexdigest()} {len(text):8d} ".encode() + text, 0)
+        os.fsync(self._fd)
+
+    def discard(self) -> None:
+        """Forget the message: the broker has recorded it."""
+        os.pwrite(self._fd, b"\0", 0)
+
+    def return_kept(self, client: Any) -> int:
+        """Return to their queues the messages that this process, and ended ones, have kept; return how many."""
+        returned = int(_push(client, self._fd))
+        for path in sorted(self._path.parent.glob(f"{_NAME}*")):
+            if path == self._path:  # to close another descriptor of it would release the lock
+                continue
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                returned += _push(client, fd)
+                path.unlink()
+            except BlockingIOError:  # its process lives
+                continue
+            finally:
+                os.close(fd)
+        return returned
+
+
+def _push(client: Any, fd: int) -> bool:
+    digest, length = os.pread(fd, 64, 0).decode(errors="replace"), os.pread(fd, 9, 64)
+    if not length.strip().isdigit():
+        return False
+    text = os.pread(fd, int(length), 74)
+    if sha256(text).hexdigest() != digest:  # it was discarded, or its process died while it wrote
+        return False
+    queue, message = json.loads(text)
+    client.rpush(queue, json.dumps(message))  # the next one to be delivered
+    os.pwrite(fd, b"\0", 0)
+    logger.warning("a message that the broker could not record as delivered is returned to %s", queue)
+    return True
+
+
+_own: UnrecordedMessage | None = None
+
+
+def keep(queue: str, message: Any) -> None:
+    """Keep a message; where the disk does not take it, it is in the memory of this process only."""
+    if _own is not None:
+        try:
+            _own.keep(queue, message)
+        except OSError as error:
+            logger.error("a message cannot be kept on the disk until the broker has room: %s", error.strerror)  # noqa: TRY400
+
+
+def discard() -> None:
+    """Forget the message that `keep` has kept."""
+    if _own is not None:
+        _own.discard()
+
+
+class ReturnUnrecorded(bootsteps.StartStopStep):
+    """Returns kept messages to their queues, at the start of a worker and every few seconds."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Make the file of this process, and start to return messages."""
+        global _own  # noqa: PLW0603 - there is one consumer in a process
+        if not isinstance(consumer.connection.default_channel, Channel):
+            return
+        try:
+            _own = _own or UnrecordedMessage(context.configured().broker_file.parent)
+        except OSError as error:
+            logger.warning("no file for messages that the broker cannot record: %s", error)
+            return
+        self._return(consumer)
+        self._timer = consumer.timer.call_repeatedly(_RETURN_EVERY, self._return, (consumer,))
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Stop to return messages."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @staticmethod
+    def _return(consumer: Any) -> None:
+        try:
+            with consumer.connection.default_channel.conn_or_acquire() as client:
+                if _own is not None:
+                    _own.return_kept(client)
+        except (redis.RedisError, OSError, ValueError, AttributeError) as error:  # AttributeError: it was just closed
+            logger.debug("kept messages are not returned for now: %s", type(error).__name__)
