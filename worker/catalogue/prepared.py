@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy import CompoundSelect, Connection, Delete, Dialect, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
 
 
@@ -42,7 +42,7 @@ class Prepared:
     Unlike with SQLAlchemy, an INSERT is given all values: columns have no defaults.
     """
 
-    def __init__(self, statement: Select[Any] | Insert | Update | Delete) -> None:
+    def __init__(self, statement: Select[Any] | CompoundSelect[Any] | Insert | Update | Delete) -> None:
         self._statement = statement
         self._compiled: dict[tuple[str, ...], _Compiled] = {}
 
@@ -51,6 +51,12 @@ class Prepared:
         compiled = self._compile(connection.dialect, values)
         rows = execute(connection, compiled.text, compiled.bound(values)).fetchall()
         return [compiled.read(row) for row in rows]
+
+    def tuples(self, connection: Connection, **values: Any) -> list[tuple[Any, ...]]:
+        """Run the statement and return its rows as the driver does, which is right for text and numbers."""
+        compiled = self._compile(connection.dialect, values)
+        rows: list[tuple[Any, ...]] = execute(connection, compiled.text, compiled.bound(values)).fetchall()
+        return rows
 
     def first(self, connection: Connection, **values: Any) -> Any:
         """Run the statement and return its first row, or None if it has none."""

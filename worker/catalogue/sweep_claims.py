@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, copy_of, ensure_copy, following, listed
+from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, see
+from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 
@@ -182,12 +184,17 @@ def due_copies(
     times["ahead"] = now + _CLOCK_SKEW
     times |= {f"before_{spread}": now - period * DUE_PARTS[spread] for spread in range(SPREADS)}
     most = limit // 4 + 1  # the limit of each search
-    found = connection.execute(_DUE, times | {"most": most}).all()
+    found = _DUE.tuples(connection, **times, most=most)
     if most <= len(found) < limit:
-        found = connection.execute(_DUE, times | {"most": limit}).all()
+        found = _DUE.tuples(connection, **times, most=limit)
     parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
-    late = [(moment + parts[spread], id_) for id_, spread, moment in found]
+    late = [(_moment(moment) + parts[spread], id_) for id_, spread, moment in found]
     return [id_ for _, id_ in sorted(late)[:limit]]
+
+
+def _moment(value: str | datetime) -> datetime:
+    """Return a moment from what the driver has read: SQLite keeps text."""
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
 def claim_copies(
@@ -200,11 +207,11 @@ def claim_copies(
     """
     claim = (
         sa.update(copies)
-        .where(copies.c.id.in_(ids), _unclaimed(sa.literal(now), sa.literal(_far(until))), still)
+        .where(one_of_ids(copies.c.id, "ids"), _unclaimed(sa.literal(now), sa.literal(_far(until))), still)
         .values(claimed_until=until)
         .returning(copies.c.id)
     )
-    claimed = set(connection.execute(claim).scalars())
+    claimed = set(connection.execute(claim, {"ids": ids}).scalars())
     return [id_ for id_ in ids if id_ in claimed]
 
 
@@ -267,6 +274,6 @@ def _count_due() -> sa.Select[Any]:
     return sa.select(sa.func.sum(counts.c.due))
 
 
-_DUE = _due()
+_DUE = Prepared(_due())
 _COUNT_DUE = _count_due()
 _CURSOR = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("sweep"))
