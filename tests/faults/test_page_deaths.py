@@ -42,6 +42,7 @@ SETTINGS = QUICK | {
 }
 VERBS = ("verify", "replicate", "delete")
 """Each point is passed by pages of these verbs, where the point is part of the verb."""
+NOT_RECORDED = {"verify": "verdicts not recorded"} | dict.fromkeys(("replicate", "delete"), "group not recorded")
 
 
 class Scene:
@@ -172,7 +173,7 @@ def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
         scene.fill(*cases)
         jobs = {}
         for prefix, (verb, at) in cases.items():
-            scene.order(prefix, at, skip=1 if at == "group recorded" else 0)
+            scene.order(prefix, at, skip=1 if at in {"group recorded", "verdicts committed"} else 0)
             jobs[prefix] = scene.start(verb, prefix)
         scene.come_to_rest(list(jobs.values()))
         wrong = {prefix: scene.wrong(verb, prefix, jobs[prefix]) for prefix, (verb, _) in cases.items()}
@@ -190,7 +191,7 @@ def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path, verb):
     """A worker is frozen in a page until another one has ended that; when it wakes up, it records nothing."""
     with scene_of(valkey, tmp_path) as scene:
         scene.fill(verb)
-        scene.order(verb, "group not recorded", freeze=str(tmp_path / "catalogue.sqlite3"))
+        scene.order(verb, NOT_RECORDED[verb], freeze=str(tmp_path / "catalogue.sqlite3"))
         job = scene.start(verb, verb)
         pid = until(lambda: _frozen(scene, verb))
         try:
@@ -232,7 +233,7 @@ def test_a_page_outlives_a_catalogue_that_is_locked(valkey, tmp_path):
         scene.fill(*VERBS)
         jobs = {}
         for verb in VERBS:
-            scene.order(verb, "group not recorded", lock=str(tmp_path / "catalogue.sqlite3"))
+            scene.order(verb, NOT_RECORDED[verb], lock=str(tmp_path / "catalogue.sqlite3"))
             jobs[verb] = scene.start(verb, verb)
         scene.come_to_rest(list(jobs.values()))
         wrong = {verb: scene.wrong(verb, verb, job) for verb, job in jobs.items()}

@@ -10,7 +10,7 @@ from operator import attrgetter
 from worker import clock
 from worker.artifacts.artifact_job import BAD, RETRY_UNREADABLE, ArtifactJob, suspicion
 from worker.artifacts.page_runner import GROUP, work_on
-from worker.catalogue import Group, Page, PageCopy, PageOutcome, VerdictRow
+from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
@@ -55,7 +55,7 @@ class VerifyPage:
     def __init__(self, context: JobContext, job: RunningJob, page: Page, objects: Sequence[ObjectToVerify]) -> None:
         self._context = context
         self._job = job
-        self._page = page
+        self._recorder = context.catalogue.pages.recorder(page)
         self._all = objects
         self._objects = {copy.id: each for each in objects for copy in each.copies}
         self._closed: dict[str, Snooze] = {}
@@ -86,17 +86,18 @@ class VerifyPage:
         local = all(self._context.stores[name].capabilities.local for name in {copy.store for copy in copies})
         begin = 1 if local else None  # more would only take Python's lock from each other
         threads = self._context.settings.page.threads
-        self.in_time = work_on(
-            by_store, self._read, record, threads=threads, begin=begin, reads_only=True,
-            seconds=self._context.settings.page.time.total_seconds(),
-        )  # fmt: skip
-        order = {id_: number for number, id_ in enumerate(self._objects)}
-        suspects.sort(key=lambda copy: order[copy.id])
-        for start in range(0, len(suspects), GROUP):
-            self._record([(copy, self._read_again(copy)) for copy in suspects[start : start + GROUP]])
+        with self._recorder:
+            self.in_time = work_on(
+                by_store, self._read, record, threads=threads, begin=begin, reads_only=True,
+                seconds=self._context.settings.page.time.total_seconds(),
+            )  # fmt: skip
+            order = {id_: number for number, id_ in enumerate(self._objects)}
+            suspects.sort(key=lambda copy: order[copy.id])
+            for start in range(0, len(suspects), GROUP):
+                self._record([(copy, self._read_again(copy)) for copy in suspects[start : start + GROUP]])
         if self._closed:
             raise min(self._closed.values(), key=lambda error: error.seconds)
-        return self._page
+        return self._recorder.page
 
     def _read(self, part: Sequence[PageCopy]) -> Iterator[tuple[PageCopy, Verification]]:
         for name, copies in groupby(part, attrgetter("store")):
@@ -136,7 +137,7 @@ class VerifyPage:
             of.words[copy.id] = (SUPERSEDED, None) if each is None else (each.verdict.value, each.detail)
             if len(of.words) == len(of.copies):
                 outcomes.append(of.outcome)
-        self._page = self._context.catalogue.pages.record(self._page, Group(outcomes, verdicts), now=now)
+        self._recorder.add(outcomes, verdicts, now=now)
 
     def _verdict(self, copy: PageCopy, seen: Verification, now: datetime) -> VerdictRow:
         retry_at = None

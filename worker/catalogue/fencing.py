@@ -31,8 +31,9 @@ class FencedDatabase(Database):
         self._dialect, self._idle = database._dialect, database._idle  # noqa: SLF001
         self._held = {"job": job, "token": fence}
 
-    def _begin_write(self, connection: Connection) -> None:
+    def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
         """Begin a transaction that writes; raise LostLease if another worker has the lease."""
-        super()._begin_write(connection)
-        if _HELD.first(connection, **self._held) is None:
+        began = super()._begin_write(connection, wait=wait)
+        if began and _HELD.first(connection, **self._held) is None:
             raise LostLease(f"job {self._held['job']} is leased by another worker now")
+        return began

@@ -8,24 +8,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
-from worker.catalogue.database import Database
+from worker.catalogue.bulk import one_of_ids
+from worker.catalogue.database import CatalogueError, Commit, Database
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
-from worker.catalogue.verifications import VerdictRow, append_verdicts, prepare_verdicts
+from worker.catalogue.verifications import PreparedVerdicts, VerdictRow, append_verdicts, prepare_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
 _OPEN = [state for state in JobState if not state.terminal]
 _ENDED = [state for state in JobState if state.terminal and state != JobState.DEAD]
 _AT_ONCE = 500
+MOST_WAITING = 3
+"""Groups that one transaction has at most: a longer one would keep the jobs of users waiting."""
 _RECENT_PAGES = 200
 """Pages from which the rate of a store is computed."""
 
@@ -39,13 +43,16 @@ _UPDATE = Prepared(
         failures=sa.bindparam("failed"), left=sa.bindparam("leaving"),
     )
 )  # fmt: skip
-_CLAIMED = (
+_COPIES = (
     sa.select(
         copies.c.id, copies.c.store, copies.c.state, copies.c.artifact_id,
         artifacts.c.bucket, artifacts.c.key, artifacts.c.version, artifacts.c.size, artifacts.c.sha256,
     )
     .join(artifacts, artifacts.c.id == copies.c.artifact_id)
 )  # fmt: skip
+_CLAIMED = Prepared(
+    _COPIES.where(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until.is_not_distinct_from(sa.bindparam("until")))
+)
 
 
 class PageCopy(NamedTuple):
@@ -154,14 +161,14 @@ class Pages:
 
     def claimed_copies(self, page: Page) -> list[PageCopy]:
         """Return the open copies of a page that are still claimed by it, in the order of the page."""
-        query = _CLAIMED.where(copies.c.id.in_(page.open), copies.c.claimed_until == page.claimed_until)
         with self._database.read() as connection:
-            found = {row[0]: PageCopy(*row[:7], Digest(row[7], row[8])) for row in connection.execute(query).all()}
+            rows = _CLAIMED.tuples(connection, ids=page.open, until=page.claimed_until)
+        found = {row[0]: PageCopy._make((*row[:7], Digest(row[7], row[8]))) for row in rows}
         return [found[id_] for id_ in page.open if id_ in found]
 
     def copies_of(self, artifact_ids: Sequence[int]) -> dict[int, list[PageCopy]]:
         """Return the copies of these versions that their stores should have, by version, in the order of the stores."""
-        query = _CLAIMED.where(copies.c.artifact_id.in_(artifact_ids)).order_by(copies.c.store)
+        query = _COPIES.where(copies.c.artifact_id.in_(artifact_ids)).order_by(copies.c.store)
         found: dict[int, list[PageCopy]] = {}
         with self._database.read() as connection:
             for row in connection.execute(query):
@@ -199,13 +206,17 @@ class Pages:
             _UPDATE.run(connection, **_progress(after))
         return after
 
+    def recorder(self, page: Page) -> "VerdictRecorder":
+        """Return what records the verdicts of a page while the page reads on."""
+        return VerdictRecorder(self._database, page)
+
     def release(self, page: Page, ids: Sequence[int], *, due: datetime | None = None) -> Page:
         """Give up claimed copies of a page, so that another page can claim them at once, or when they are `due`."""
         after = replace(page, open=[id_ for id_ in page.open if id_ not in set(ids)])
-        ours = sa.and_(copies.c.id.in_(ids), copies.c.claimed_until == page.claimed_until)
+        ours = sa.and_(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until == page.claimed_until)
         with self._database.write() as connection:
             put_off = {} if due is None else {"next_due_at": due}
-            connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off))
+            connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off), {"ids": list(ids)})
             _UPDATE.run(connection, **_progress(after))
         return after
 
@@ -280,6 +291,68 @@ class Pages:
         with self._database.read() as connection:
             requests = list(connection.execute(query).scalars())
         return Counter(each["claim"]["store"] for each in requests if each["verb"] == verb and each.get("claim"))
+
+
+class VerdictRecorder:
+    """Records the verdicts of one page in groups, while the thread of the page reads on. A context manager.
+
+    While another transaction writes, a group waits for the next one, up to `MOST_WAITING` of them. Another thread
+    commits, because that waits for the disk. At the end of the context all groups are recorded, also where it ends by
+    an error, unless the catalogue itself has failed.
+    """
+
+    def __init__(self, database: Database, page: Page) -> None:
+        self._database = database
+        self.page = page
+        """The page after all groups, also those that wait."""
+        self._waiting: list[PreparedVerdicts] = []
+        self._commit: Commit | None = None
+        self._sure = True
+        """Whether it is known what is written. If not, nothing more is, because that would skip objects of the page."""
+
+    def add(self, outcomes: Sequence[PageOutcome], verdicts: Sequence[VerdictRow], *, now: datetime) -> None:
+        """Record a group, now or with the next one.
+
+        Raises:
+            LostLease: another worker has the lease; this group, and those that waited, were not written.
+            CatalogueError: this group or an earlier one could not be written.
+        """
+        self.page = _after(self.page, outcomes)
+        self._waiting.append(prepare_verdicts(verdicts, now))
+        self._write(wait=len(self._waiting) >= MOST_WAITING)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, CatalogueError):
+            self._write(wait=True)
+            if self._sure:
+                self._settle()
+
+    def _write(self, *, wait: bool) -> None:
+        if not self._sure:
+            return
+        self._sure = False  # until the end, where no error or signal has come between
+        if wait or self._commit is None or self._commit.ended:
+            self._settle()
+            if self._waiting and (commit := self._database.write_later(self._append, wait=wait)) is not None:
+                self._commit = commit
+                self._waiting = []
+        self._sure = True
+
+    def _settle(self) -> None:
+        """Wait for the last commit, and raise what it has failed with."""
+        if self._commit is not None:
+            self._commit.wait()
+            self._commit = None
+
+    def _append(self, connection: Connection) -> None:
+        for verdicts in self._waiting:
+            append_verdicts(connection, verdicts)
+        _UPDATE.run(connection, **_progress(self.page))
 
 
 def _progress(page: Page) -> dict[str, Any]:

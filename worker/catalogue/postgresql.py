@@ -28,6 +28,7 @@ _WRITING = "READ COMMITTED"
 _LOCK = 0x5A6F7420_63617461
 """The number of our lock; the server keeps the locks of other databases apart."""
 _TAKE_TURN = f"SELECT pg_advisory_xact_lock({_LOCK})"
+_TRY_TURN = f"SELECT pg_try_advisory_xact_lock({_LOCK})"
 
 # A peer that has vanished is detected within a minute, also while its answer is awaited. Seconds and milliseconds.
 _CONNECTING = {
@@ -102,6 +103,9 @@ def begin_read(connection: Connection) -> None:
     """Do nothing: the driver begins a transaction with its first statement."""
 
 
-def begin_write(connection: Connection) -> None:
-    """Wait until no other transaction writes."""
+def begin_write(connection: Connection, *, wait: bool = True) -> bool:
+    """Wait until no other transaction writes; without `wait`, return whether that is so now."""
+    if not wait:
+        return bool(execute(connection, _TRY_TURN, ()).fetchone()[0])
     execute(connection, _TAKE_TURN, ())
+    return True

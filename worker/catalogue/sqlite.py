@@ -3,7 +3,6 @@
 import sqlite3
 import time
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,8 +83,8 @@ def begin_read(connection: Connection) -> None:
     execute(connection, "BEGIN", ())
 
 
-def begin_write(connection: Connection) -> None:
-    """Begin a transaction that may write, once no other one writes."""
+def begin_write(connection: Connection, *, wait: bool = True) -> bool:
+    """Begin a transaction that may write, once no other one writes; without `wait`, return whether that is so now."""
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
@@ -94,16 +93,21 @@ def begin_write(connection: Connection) -> None:
     milliseconds = raw.execute("PRAGMA busy_timeout").fetchone()[0]
     deadline = time.monotonic() + milliseconds / 1000
     raw.execute("PRAGMA busy_timeout = 0").close()
+    tries = 0
     try:
-        for tries in count(1):
+        while True:
+            tries += 1
             try:
                 raw.execute("BEGIN IMMEDIATE").close()
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if busy and not wait:
+                    return False
+                if not busy or time.monotonic() >= deadline:
                     execute(connection, "BEGIN IMMEDIATE", ())  # again, for SQLAlchemy's own class of error
-                    return
+                    return True
                 time.sleep(min(tries * _POLL, _LONGEST_POLL))
             else:
-                return
+                return True
     finally:
         raw.execute(f"PRAGMA busy_timeout = {milliseconds}").close()

@@ -10,6 +10,7 @@ from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver
 from worker import clock
 from worker.catalogue import tables
+from worker.catalogue.pages import Pages, VerdictRecorder
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedStore
@@ -141,17 +142,18 @@ def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, co
     laid(6)
     driver = drive(request_)
     driver.step()
-    record, recorded = type(context.catalogue.pages).record, []
+    of, name = (VerdictRecorder, "add") if request_.verb == "verify" else (Pages, "record")
+    record, recorded = getattr(of, name), []
 
-    def dying(pages: Any, page: Any, group: Any, *, now: Any) -> Any:
+    def dying(*args: Any, now: Any) -> Any:
         if len(recorded) == 1:
             raise KeyboardInterrupt
-        recorded.append([each.path for each in group.outcomes])
-        return record(pages, page, group, now=now)
+        recorded.append(args)
+        return record(*args, now=now)
 
     sent = dict(driver.queue.waiting)
     with monkeypatch.context() as dead:
-        dead.setattr(type(context.catalogue.pages), "record", dying)
+        dead.setattr(of, name, dying)
         with pytest.raises(KeyboardInterrupt):
             driver.work()
     driver.queue.waiting |= sent

@@ -2,13 +2,26 @@
 
 import hashlib
 import json
+import sqlite3
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, begin, stored
 from worker import clock
-from worker.catalogue import Finding, FinishedCopy, Group, Held, Leased, LostLease, Outcome, PageOutcome, VerdictRow
+from worker.catalogue import (
+    CatalogueUnavailable,
+    Finding,
+    FinishedCopy,
+    Group,
+    Held,
+    Leased,
+    LostLease,
+    Outcome,
+    PageOutcome,
+    VerdictRow,
+)
 from zot_artifact_client.contract import JobState
 
 
@@ -62,6 +75,60 @@ def test_a_group_of_a_worker_that_lost_its_lease_is_void(catalogue):
         old.artifacts.delete_copies([each.copy for each in group])
     assert catalogue.pages.verdicts_by("page") == {}
     assert catalogue.artifacts.count_by_state() == {"dr": {"stored": 2}}
+
+
+def add(recorder, found):
+    ended = [PageOutcome(each.copy.id, each.finding.artifact.path, 11, each.finding.verdict) for each in found]
+    recorder.add(ended, [VerdictRow.of(each) for each in found], now=clock.now())
+
+
+def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue):
+    """While another transaction writes, a group of a page waits without stopping it, and is recorded with the next."""
+    found = outcomes(catalogue, "abc")
+    page = catalogue.pages.begin("page", [each.copy.id for each in found])
+    with catalogue.pages.recorder(page) as recorder:
+        with catalogue._database.write():
+            add(recorder, found[:1])
+            add(recorder, found[1:2])
+            assert catalogue.pages.verdicts_by("page") == {}
+        add(recorder, found[2:])
+    assert recorder.page.outcomes == {"verified": 3}
+    assert catalogue.pages.get("page") == recorder.page
+    assert len(catalogue.pages.verdicts_by("page")) == 3
+    assert catalogue.verifications.first_broken() is None
+
+
+def test_nothing_is_recorded_after_a_commit_that_failed(catalogue, monkeypatch):
+    """A page whose commit failed records no later group, which would end objects that have no verdict."""
+    found = outcomes(catalogue, "abc")
+    page = catalogue.pages.begin("page", [each.copy.id for each in found])
+    recorder = catalogue.pages.recorder(page)
+    with monkeypatch.context() as full:
+        full.setattr(sa.Connection, "commit", _fail)
+        add(recorder, found[:1])
+        with pytest.raises(CatalogueUnavailable, match="disk is full"):
+            recorder.__exit__(None, None, None)
+    add(recorder, found[1:])
+    recorder.__exit__(None, None, None)
+    assert catalogue.pages.get("page").open == page.open
+    assert catalogue.pages.verdicts_by("page") == {}
+
+
+def _fail(*_: object) -> None:
+    raise sa.exc.OperationalError("COMMIT", None, sqlite3.OperationalError("database or disk is full"))
+
+
+def test_groups_of_a_worker_that_lost_its_lease_are_void(catalogue):
+    """No group is recorded under an old fencing token, neither at once nor at the end of the page."""
+    first = begin(catalogue, "page", now=clock.now() - 2 * LEASE).record
+    assert isinstance(begin(catalogue, "page"), Leased)
+    found = outcomes(catalogue, "ab")
+    recorder = catalogue.fenced("page", first.fence).pages.recorder(
+        catalogue.pages.begin("page", [each.copy.id for each in found])
+    )
+    with pytest.raises(LostLease), recorder:
+        add(recorder, found[:1])
+    assert catalogue.pages.verdicts_by("page") == {}
 
 
 def test_copies_are_finished_and_deleted_in_groups(catalogue):
