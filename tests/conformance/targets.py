@@ -53,7 +53,7 @@ class Target:
 
 
 def memory() -> Target:
-    from worker.storage.memory import MemoryDriver
+    from tests.memory_driver import MemoryDriver
 
     return Target("memory", Store(MemoryDriver("memory")))
 

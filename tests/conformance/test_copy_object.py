@@ -11,11 +11,11 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import PART, Target
 from tests.conformance.test_properties import PROPERTIES
+from tests.memory_driver import MemoryDriver
 from worker.storage import AzureConfig, Digest, FilesystemConfig, GcsConfig, ObjectStat, S3Config, Store
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import AlreadyExists, InvalidKey, NotFound, PreconditionFailed, SizeMismatch, StorageError
-from worker.storage.memory import MemoryDriver
 from worker.storage.s3.driver import S3Driver
 
 NEW = b"other bytes, of another length"

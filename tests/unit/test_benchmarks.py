@@ -10,8 +10,8 @@ from benchmarks import __main__ as program
 from benchmarks import stores, table
 from benchmarks.measured import Missing, NotMeasured, Row, Samples, Target
 from benchmarks.stores import Bench, Load
+from tests.memory_driver import MemoryDriver
 from worker.storage import Store
-from worker.storage.memory import MemoryDriver
 
 
 def row(what: str, ours: float) -> Row:

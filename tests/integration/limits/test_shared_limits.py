@@ -18,6 +18,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.memory_driver import MemoryDriver
 from tests.servers.process import free_port
 from tests.waiting import WITHIN, until
 from worker.jobs.running_job import Cancelled
@@ -43,7 +44,6 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.integrity.verifying_reader import Readable
-from worker.storage.memory import MemoryDriver
 
 SPAWN = multiprocessing.get_context("spawn")  # the tests' own process has threads, which no fork survives
 

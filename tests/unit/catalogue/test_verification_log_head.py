@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from tests.memory_driver import MemoryDriver
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
@@ -23,7 +24,6 @@ from worker.artifacts.verification_log_head import (
 )
 from worker.catalogue import Catalogue, Finding
 from worker.storage import Store
-from worker.storage.memory import MemoryDriver
 
 
 def append(catalogue: Catalogue, *verdicts: str) -> None:

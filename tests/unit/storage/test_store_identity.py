@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.bodies import source
+from tests.memory_driver import MemoryDriver
 from worker.settings import SettingsError, load_settings
 from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store, StoreConfig, Stores, Verdict
 from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, overlapping
-from worker.storage.memory import MemoryDriver
 
 DATA = b"bytes"
 

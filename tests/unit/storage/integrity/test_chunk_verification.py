@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.storage.driver import Digest, ObjectStat, WriteInfo
 from worker.storage.errors import AccessDenied, DigestMismatch, Unavailable
@@ -17,7 +18,6 @@ from worker.storage.integrity.chunk_verification import THREADS, first_bad_chunk
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verdict import Verdict
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.memory import MemoryDriver
 from worker.storage.store import Store
 
 PLACE = ("releases", "app.tgz")

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.memory_driver import MemoryDriver
 from worker.storage.driver import Digest
 from worker.storage.errors import DigestMismatch, SizeMismatch
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest, compute_digests
 from worker.storage.integrity.verdict import Verdict
-from worker.storage.memory import MemoryDriver
 from worker.storage.store import Store
 
 SIZE = 5 * CHUNK_SIZE + 3

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.memory_driver import MemoryDriver
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, ObjectStat, Part, PartLimits, WriteInfo
 from worker.storage.errors import DigestMismatch, NotFound, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.memory import MemoryDriver
 from worker.storage.transfer.multipart import MultipartWrite, OpenUpload, SentPart
 
 PART = 1024 * 1024

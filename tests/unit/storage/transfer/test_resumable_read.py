@@ -5,11 +5,11 @@ import threading
 
 import pytest
 
+from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.storage.driver import Capabilities, ObjectReader, WriteInfo
 from worker.storage.errors import AccessDenied, Unavailable
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader, drain
-from worker.storage.memory import MemoryDriver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW, open_resumable
 
 PLACE = ("releases", "app.tgz")

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from tests.conformance.bodies import digest_of, source
+from tests.memory_driver import MemoryDriver
 from worker.storage import AzureConfig, Capabilities, FilesystemConfig, GcsConfig, ObjectStat, S3Config, Store
 from worker.storage.config import StoreConfig
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
 from worker.storage.errors import NotFound, PreconditionFailed, SizeMismatch, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.memory import MemoryDriver
 
 S3 = {"bucket": "one", "endpoint": "https://s3.example.com", "access_key_id": "id", "secret_access_key": "key"}
 GCS = {"bucket": "one", "credentials_file": "/keys/one.json"}

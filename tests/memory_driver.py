@@ -1,4 +1,4 @@
-"""Keep objects in the memory of this process: a store for tests that is not durable."""
+"""Keep objects in the memory of this process: a driver for tests."""
 
 import itertools
 import threading
