@@ -18,16 +18,18 @@ class _Compiled:
     """Of its values, in the order of the text."""
     constants: Mapping[str, Any]
     """The values that it has itself."""
-    binds: Mapping[str, Callable[[Any], Any]]
-    """By name, what turns a value into one of the driver."""
+    converted: Sequence[tuple[str, Callable[[Any], Any]]]
+    """The names of the values that are not constant and that the driver does not take as they are, with what turns
+    them into its own."""
     row: Callable[..., Any]
     results: Sequence[Callable[[Any], Any] | None]
     """By column, what turns a value of the driver into one of ours."""
     positional: bool
 
     def bound(self, values: Mapping[str, Any]) -> Any:
-        given = {name: self.binds[name](value) if name in self.binds else value for name, value in values.items()}
-        given.update(self.constants)
+        given = {**values, **self.constants}
+        for name, convert in self.converted:
+            given[name] = convert(given[name])
         return tuple([given[name] for name in self.names]) if self.positional else given
 
     def read(self, row: Sequence[Any]) -> Any:
@@ -98,7 +100,7 @@ class Prepared:
             text=str(made),
             names=list(made.positiontup or ()),
             constants=constants,
-            binds=binds,
+            converted=[(name, convert) for name, convert in binds.items() if name not in constants],
             row=namedtuple("Row", [str(column.key) for column in columns]),  # noqa: PYI024 - its fields are known at run time
             results=[column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns],
             positional=dialect.positional,

@@ -18,6 +18,8 @@ KEEPS_CONNECTIONS = True
 """A connection to a file cannot break: it stays open between transactions."""
 READING: Mapping[str, Any] = {}
 
+_BUSY = "zot_busy_timeout"
+"""The key of a connection's busy timeout in milliseconds, among what the pool keeps beside the connection."""
 _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
@@ -90,7 +92,9 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
     # lock again: a job beside it waited for seconds.
     raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)
-    milliseconds = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+    milliseconds = connection.info.get(_BUSY)
+    if milliseconds is None:
+        milliseconds = connection.info[_BUSY] = raw.execute("PRAGMA busy_timeout").fetchone()[0]
     deadline = time.monotonic() + milliseconds / 1000
     raw.execute("PRAGMA busy_timeout = 0").close()
     tries = 0

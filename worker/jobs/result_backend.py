@@ -18,6 +18,7 @@ from celery.states import FAILURE, READY_STATES, REVOKED, STARTED
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from worker import clock
 from worker.catalogue import JobRecord
 from worker.intake.full_broker import is_full
 from worker.intake.message_filter import send_record
@@ -136,8 +137,9 @@ class _AtomicStore:
     ) -> Started:
         backend: Any = self
         fence = getattr(request, _FENCE, None) or 0
-        meta = backend._get_result_meta(result=result, state=state, traceback=traceback, request=request)  # noqa: SLF001
-        meta = _bounded_meta(meta | {"task_id": job_id} | ({"fence": fence} if fence else {}))
+        meta = _meta_of(job_id, result, state, traceback, request)
+        if fence:
+            meta["fence"] = fence
         kept = backend.encode(meta)
         if len(kept) > MAX_RESULT:
             kept = backend.encode(meta | {"result": None, "traceback": None})
@@ -184,21 +186,34 @@ def _gives_way(state: str, result: Any) -> bool:
     return result.get("exc_type") == JobFailed.__name__ and JobState.REFUSED in arguments[2:3]
 
 
-def _bounded_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return what is stored: without the arguments, which may hold anything, and with bounded texts."""
-    kept = {name: value for name, value in meta.items() if name not in {"args", "kwargs"}}
-    if isinstance(kept.get("traceback"), str):
-        kept["traceback"] = kept["traceback"][-_TRACEBACK:]
-    error = kept.get("result")
-    if isinstance(error, dict) and "exc_message" in error:
-        said = error["exc_message"]
+def _meta_of(job_id: str, result: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
+    """Return what is stored of a state: without the arguments, which may hold anything, and with bounded texts."""
+    if isinstance(result, dict) and "exc_message" in result:
+        said = result["exc_message"]
         said = (
             [bounded(part, _MESSAGE) if isinstance(part, str) else part for part in said]
             if isinstance(said, list | tuple)
             else bounded(said, _MESSAGE)
         )
-        kept["result"] = error | {"exc_message": said}
-    return kept
+        result = result | {"exc_message": said}
+    meta: dict[str, Any] = {
+        "status": state,
+        "result": result,
+        "traceback": traceback[-_TRACEBACK:] if isinstance(traceback, str) else traceback,
+        "children": [],
+        "date_done": clock.now().isoformat() if state in READY_STATES else None,
+        "task_id": job_id,
+    }
+    if request is not None:
+        meta |= {
+            "name": getattr(request, "task", None),
+            "worker": getattr(request, "hostname", None),
+            "retries": getattr(request, "retries", None),
+            "queue": (getattr(request, "delivery_info", None) or {}).get("routing_key"),
+        }
+        if parent := getattr(request, "parent_id", None):
+            meta["parent_id"] = parent
+    return meta
 
 
 def stored_states(client: Any, keys: list[bytes]) -> list[str | None]:

@@ -85,7 +85,8 @@ class RunningJob:
         self._lease = settings.lease
         self._grace = settings.grace
         self._reporter = reporter
-        self._progress = Progress()
+        self._totals = Progress()
+        self._bytes_done, self._step = 0, ""
         self._reported = time.monotonic()
         self._lost = False
         self._lock = threading.Lock()
@@ -97,22 +98,21 @@ class RunningJob:
 
     def start(self, total: int | None, step: str) -> None:
         """Set the first step, and how many bytes the job moves in all."""
-        self._progress = Progress(bytes_done=self._progress.bytes_done, bytes_total=total, step=step)
+        self._totals, self._step = Progress(bytes_total=total), step
 
     @property
     def progress(self) -> Progress:
         """Return the progress as the task has reported it."""
-        return self._progress
+        return self._totals.model_copy(update={"bytes_done": self._bytes_done, "step": self._step})
 
     def publish_progress(self, progress: Progress) -> None:
         """Replace the progress, and publish it at once."""
-        self._progress = progress
+        self._totals, self._bytes_done, self._step = progress, progress.bytes_done, progress.step
         self._reporter.report(progress)
 
     def step(self, name: str) -> None:
         """Set the step that begins now."""
-        with self._lock:
-            self._progress = self._progress.model_copy(update={"step": name})
+        self._step = name
 
     def advance(self, count: int) -> None:
         """Add this many bytes to the progress, and raise if the job has to stop.
@@ -124,8 +124,7 @@ class RunningJob:
         """
         if count:
             with self._lock:
-                done = self._progress.bytes_done + count
-                self._progress = self._progress.model_copy(update={"bytes_done": done})
+                self._bytes_done += count
         self._active = time.monotonic()
         if self._lost:
             raise LostLease(f"job {self.id} is leased by another worker now")
@@ -133,7 +132,7 @@ class RunningJob:
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
-            self._reporter.report(self._progress)
+            self._reporter.report(self.progress)
             self.check()
 
     def heartbeat(self, _count: int = 0) -> None:
@@ -169,7 +168,7 @@ class RunningJob:
         if not self._lost and now - self._renewed >= self._lease.total_seconds() / 3:
             self._renew()
         if now - self._active >= _SILENT_AFTER and self._interrupter.listen() >= _HUNG_AFTER:
-            self._abandon(Timeout(f"job {self.id}: a call of its step {self._progress.step!r} hangs; check the disks"))
+            self._abandon(Timeout(f"job {self.id}: a call of its step {self._step!r} hangs; check the disks"))
         if now - self._active >= _STUCK_AFTER:
             self._stop = self._reason_to_stop()
             if self._stop is not None and not self._done and self._interrupter.interrupt() >= _DEAF_AFTER:
@@ -185,7 +184,7 @@ class RunningJob:
     def _renew(self) -> None:
         try:
             self._ledger.renew(
-                self.id, self.fence, until=clock.now() + self._lease, progress=self._progress.model_dump(mode="json")
+                self.id, self.fence, until=clock.now() + self._lease, progress=self.progress.model_dump(mode="json")
             )
             self._renewed = time.monotonic()
         except LostLease:

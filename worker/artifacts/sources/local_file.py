@@ -46,7 +46,7 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
         raise file_error(name, error) from error
     try:
         # Checked again on the open file: a link may have changed between the check and the open.
-        opened = os.path.realpath(f"/proc/self/fd/{fd}")
+        opened = _path_of(fd)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
         if opened != real and Path(opened).exists():
@@ -55,6 +55,15 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _path_of(fd: int) -> str:
+    """Return the resolved path under which a file is open; one that does not exist where that cannot be told."""
+    link = f"/proc/self/fd/{fd}"
+    try:
+        return os.readlink(link)  # noqa: PTH115 - a Path costs more
+    except OSError:
+        return link
 
 
 def file_error(name: str, error: OSError) -> StorageError:
