@@ -1,17 +1,25 @@
 """Upload: write the bytes of a source under a key, to every store that should have them."""
 
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
 from worker.artifacts.per_store import for_each_store
-from worker.artifacts.sources import open_source, remove_partial, remove_staged
+from worker.artifacts.sources import Source, open_source, remove_partial, remove_staged
+from worker.artifacts.staged_parts import assembled, is_staged_in_store, remove_parts
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import PermanentError
+from worker.storage.errors import PermanentError, StorageError
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
+
+logger = logging.getLogger(__name__)
 
 _SMALL = 1 << 20
 """Bytes of an artifact that is small."""
@@ -40,9 +48,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
     context.stores.check_any(names)  # otherwise the source would be read for nothing
     job.step("opening the source")
-    with open_source(
-        request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat
-    ) as source:
+    with _opened(request, context, job) as source:
         job.start(source.size * (1 + len(stores)), "hashing the source")
         # A small source is in memory, and hashed once for all stores. Its copies are recorded with the end of the job,
         # in one transaction: to read them again costs little.
@@ -92,9 +98,27 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
     )
 
 
+@contextmanager
+def _opened(request: UploadRequest, context: JobContext, job: RunningJob) -> Iterator[Source]:
+    """Open the source: a file, a URL, or the parts that a client has written into a store."""
+    if is_staged_in_store(request.source):
+        with assembled(request.source, context.stores, context.settings, job=job.id, heartbeat=job.heartbeat) as file:
+            yield Source(request.source, file, os.fstat(file.fileno()).st_size)
+        return
+    with open_source(
+        request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat
+    ) as source:
+        yield source
+
+
 def remove_source(request: UploadRequest, context: Context, job: str) -> None:
     """Remove what was staged for an upload that has ended, or downloaded."""
-    if request.staged:
+    if is_staged_in_store(request.source):
+        try:
+            remove_parts(request.source, context.stores, job=job)
+        except StorageError as error:
+            logger.warning("job %s: its staged parts stay until the cleanup sweep: %s", job, error)
+    elif request.staged:
         remove_staged(request.source, context.settings, job)
     elif "://" in request.source:
         remove_partial(context.settings, job)

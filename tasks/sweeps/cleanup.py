@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from worker import clock
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
+from worker.artifacts.staged_parts import old_uploads, source_of
 from worker.catalogue import OpenTransfer, UploadIntent
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
@@ -23,7 +24,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.storage import StaleUpload
-from worker.storage.keys import QUARANTINE_BUCKET
+from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         job.step(f"cleaning {name}")
         store = context.stores[name]
         removed, foreign[name] = _clean_uploads(store, context, job)
+        if store.capabilities.signs_puts and store.capabilities.reserved_buckets:
+            removed += _clean_parts(store, context, age)
         if store.capabilities.reserved_buckets:
             removed += _purge_quarantine(store, context, job)
             kept[name] = sum(each.size or 0 for each in store.list_objects(QUARANTINE_BUCKET))
@@ -156,6 +159,20 @@ def _belongs_to_one(stale: StaleUpload, transfers: list[OpenTransfer]) -> bool:
 def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:
     """Return whether the catalogue has recorded the beginning of this very upload."""
     return stale.token[-1] in transfer.token.split(":")
+
+
+def _clean_parts(store: LimitedStore, context: JobContext, age: timedelta) -> int:
+    """Remove the parts of uploads that no open job needs, and return how many uploads those were of."""
+    old = old_uploads(store, clock.now() - age)
+    # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
+    waiting = _waiting(set(old))
+    wanted = context.catalogue.ledger.sources_of_open_jobs() if old else set()
+    gone = [upload for upload in old if upload not in waiting and source_of(store.name, upload) not in wanted]
+    for upload in gone:
+        for key in old[upload]:
+            store.delete_object(UPLOADS_BUCKET, key)
+        logger.info("%s: removed what was staged for upload %s", store.name, upload)
+    return len(gone)
 
 
 def _clean_staging(context: JobContext, age: timedelta) -> int:

@@ -11,19 +11,22 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker import clock
+from worker.artifacts.staged_parts import source_of
 from worker.gateway.problems import Problem
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
 from zot_artifact_client.contract import UploadRequest
 
 _SOURCE = "source"
+_ELSEWHERE = ".in-store"
+"""An empty file in the directory of an upload whose bytes are in a store, so that it counts as an open one."""
 _STATE = ".upload"
 _MOST_OPEN = 100
 """Uploads of one token that may be incomplete at a time."""
@@ -43,6 +46,8 @@ class StagedUpload:
     size: int
     request: dict[str, Any]
     sent: bool = False
+    store: str | None = None
+    """The store that gets its parts by signed URLs; without one, its bytes are here."""
 
 
 class Staging:
@@ -51,6 +56,7 @@ class Staging:
     def __init__(self, settings: Settings) -> None:
         self._directory = settings.staging_dir
         self._age = settings.sweep.cleanup.age
+        self._max_staged = int(settings.gateway.max_staged)
 
     def create(self, upload: StagedUpload) -> StagedUpload:
         """Make an upload; return the one that is there, if the same request has made it before.
@@ -63,7 +69,8 @@ class Staging:
             if there is None:
                 self._check_room(upload)
                 self.remove(upload)  # an expired one may have had this id
-                os.close(open_own(self._directory / upload.id, _SOURCE, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+                name = _SOURCE if upload.store is None else _ELSEWHERE
+                os.close(open_own(self._directory / upload.id, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
                 self._write(upload)
                 return upload
         if (there.token, there.size, there.request) != (upload.token, upload.size, upload.request):
@@ -85,7 +92,7 @@ class Staging:
         return datetime.fromtimestamp((self._directory / (id_ + _STATE)).stat().st_mtime, UTC) + self._age
 
     def source(self, upload: StagedUpload) -> Path:
-        """Return the path of its bytes, which is the source of its job."""
+        """Return the path of its bytes."""
         return self._directory / upload.id / _SOURCE
 
     def offset(self, upload: StagedUpload) -> int | None:
@@ -122,10 +129,18 @@ class Staging:
                     with suppress(FileNotFoundError):
                         os.utime(self._directory / (upload.id + _STATE))
 
+    def touch(self, upload: StagedUpload) -> None:
+        """Record that a client is at work on an upload, so that it does not expire."""
+        with suppress(FileNotFoundError):
+            os.utime(self._directory / (upload.id + _STATE))
+            os.utime(self._directory / upload.id / _ELSEWHERE)
+
     def mark_sent(self, upload: StagedUpload) -> None:
         """Record that the job of an upload was sent."""
         with disk_errors():
-            self._write(StagedUpload(upload.id, upload.token, upload.size, upload.request, sent=True))
+            self._write(replace(upload, sent=True))
+            if upload.store is not None:
+                shutil.rmtree(self._directory / upload.id, ignore_errors=True)
 
     def remove(self, upload: StagedUpload) -> None:
         """Remove an upload and its bytes."""
@@ -163,7 +178,14 @@ class Staging:
         if sum(each.token == upload.token for each in unsent) >= _MOST_OPEN:
             detail = f"token {upload.token} has {_MOST_OPEN} open uploads: complete some, or DELETE them"
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "TooManyUploads", detail, headers={"Retry-After": "60"})
-        missing = sum(each.size - (self.offset(each) or 0) for each in unsent)
+        own = upload.size + sum(each.size for each in unsent if each.token == upload.token)
+        if own > self._max_staged:
+            most = f"gateway.max_staged allows {self._max_staged}: complete some, or DELETE them"
+            detail = f"token {upload.token} would have {own} bytes in open uploads, {most}"
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "TooManyBytes", detail, headers={"Retry-After": "60"})
+        if upload.store is not None:
+            return
+        missing = sum(each.size - (self.offset(each) or 0) for each in unsent if each.store is None)
         free = shutil.disk_usage(self._directory).free - missing - _KEPT_FREE
         if upload.size > free:
             raise no_room(f"the gateway has room for {max(0, free)} bytes, announced are {upload.size}")
@@ -171,6 +193,8 @@ class Staging:
 
 def request_of(upload: StagedUpload, source: Path) -> UploadRequest:
     """Return the request of the job of an upload."""
+    if upload.store is not None:
+        return UploadRequest.read({**upload.request, "source": source_of(upload.store, upload.id), "staged": True})
     return UploadRequest.read({**upload.request, "source": str(source), "staged": True})
 
 

@@ -2,26 +2,31 @@
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from email.utils import format_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO
 from uuid import uuid4
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from worker import clock
+from worker.artifacts.staged_parts import PartRange, StagedParts, remove_parts, source_of
 from worker.gateway.access import TokenVerb
 from worker.gateway.caller_and_key import artifact_path, caller_of_request, check_may, services_of
 from worker.gateway.dependencies import Services
 from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
+from worker.storage.configured_stores import Stores
+from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import (
     UPLOAD,
@@ -33,12 +38,15 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.job_ids import check_id, choose_id
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["uploads"], responses=ERRORS)
 
 TUS = "1.0.0"
 _EXTENSIONS = "creation,expiration,termination"
 _WRITE = 1 << 20
 """Bytes that are written at a time."""
+_SIGNED = 16
+"""Parts whose URLs are in one answer."""
 _LEAST, _WINDOW = 64 * 1024, 60.0
 """Bytes that a body must have in so many seconds."""
 _OCTETS = "application/offset+octet-stream"
@@ -55,12 +63,37 @@ class NewUpload(UploadRequest):
 
 
 class ShownUpload(BaseModel):
-    """An upload of which `offset` of `size` bytes are there. With the last one, a job of the same id is sent."""
+    """An upload of which `offset` of `size` bytes are there. With the last one, a job of the same id is sent.
+
+    `direct`: ask `POST /v1/uploads/ID/parts` for the URLs of its parts; otherwise PATCH its bytes.
+    """
 
     upload: str
     offset: int
     size: int
     complete: bool
+    direct: bool = False
+
+
+class PartToSend(BaseModel):
+    """A missing part: PUT its `size` bytes from `offset` to the URL, with these headers. The URL is a secret."""
+
+    number: int
+    offset: int
+    size: int
+    url: str
+    headers: dict[str, str]
+
+
+class ShownParts(BaseModel):
+    """The next parts of a direct upload that are missing. Without any, the upload is complete and its job was sent."""
+
+    upload: str
+    done: int
+    size: int
+    complete: bool
+    expires_in: int
+    parts: list[PartToSend]
 
 
 @router.options("/v1/uploads", operation_id="describeUploads", status_code=HTTPStatus.NO_CONTENT)
@@ -85,18 +118,23 @@ async def describe(request: Request) -> Response:
 )
 async def create(
     request: Request,
+    *,
     tus: Tus = None,
     upload_length: Annotated[str | None, Header()] = None,
     upload_metadata: Annotated[str | None, Header()] = None,
     idempotency_key: IdempotencyKey = None,
+    direct: Annotated[bool, Query()] = False,
 ) -> Response:
-    """Begin an upload: bytes are sent to its Location with PATCH, and resumed at the offset that HEAD returns."""
+    """Begin an upload: bytes are sent to its Location with PATCH, and resumed at the offset that HEAD returns.
+
+    With `direct`, and where the settings name a store for it, its parts are sent to signed URLs instead.
+    """
     _check_version(tus)
     if upload_length is not None:
         fields = _fields_of(upload_length, upload_metadata or "")
     else:
         fields = await _json_of(request)
-    upload = await _create(request, _new(fields), idempotency_key)
+    upload = await _create(request, _new(fields), idempotency_key, direct=direct)
     return await _answer(request, upload, HTTPStatus.CREATED)
 
 
@@ -125,6 +163,24 @@ async def send(
     return await _answer(request, upload, HTTPStatus.NO_CONTENT)
 
 
+@router.post("/v1/uploads/{upload_id}/parts", operation_id="signParts", response_model=ShownParts)
+async def sign_parts(request: Request, upload_id: str) -> Response:
+    """Return signed URLs for the next missing parts of a direct upload. If none is missing, its job is sent."""
+    services, upload = services_of(request), await _find(request, upload_id)
+    if upload.store is None:
+        raise Problem(HTTPStatus.CONFLICT, "NotDirect", f"upload {upload.id} is not direct: send its bytes with PATCH")
+    await services.fetch(Staging(services.settings).touch, upload)
+    missing = [] if upload.sent else await services.fetch(_missing, services, upload)
+    if not missing:
+        await services.read(_finish, services, upload)
+    parts = await services.fetch(_signed, services, upload, missing[:_SIGNED])
+    shown = ShownParts(
+        upload=upload.id, done=upload.size - sum(part.size for part in missing), size=upload.size,
+        complete=not missing, expires_in=_seconds(services), parts=parts,
+    )  # fmt: skip
+    return JSONResponse(shown.model_dump(), headers={"Cache-Control": "no-store"})
+
+
 @router.delete("/v1/uploads/{upload_id}", operation_id="endUpload", status_code=HTTPStatus.NO_CONTENT)
 async def terminate(request: Request, upload_id: str, tus: Tus = None) -> Response:
     """Give up an upload and remove its bytes. One whose job was sent is 409: cancel the job."""
@@ -132,6 +188,10 @@ async def terminate(request: Request, upload_id: str, tus: Tus = None) -> Respon
     services, upload = services_of(request), await _find(request, upload_id)
     if upload.sent:
         raise Problem(HTTPStatus.CONFLICT, "JobSent", f"its job was sent: cancel it with DELETE /v1/jobs/{upload.id}")
+    if upload.store is not None:
+        await services.fetch(
+            partial(remove_parts, source_of(upload.store, upload.id), _stores(services), job=upload.id)
+        )
     await services.fetch(Staging(services.settings).remove, upload)
     return Response(status_code=HTTPStatus.NO_CONTENT, headers=_tus({}))
 
@@ -219,7 +279,9 @@ def _new(fields: Mapping[str, Any]) -> NewUpload:
         raise InvalidRequest(f"upload: {'; '.join(faults)}") from None
 
 
-async def _create(request: Request, new: NewUpload, idempotency_key: str | None) -> StagedUpload:
+async def _create(
+    request: Request, new: NewUpload, idempotency_key: str | None, *, direct: bool = False
+) -> StagedUpload:
     """Make an upload if the token allows it."""
     services, caller = services_of(request), caller_of_request(request)
     check_may(caller, TokenVerb.UPLOAD, new.bucket, new.key)
@@ -238,7 +300,8 @@ async def _create(request: Request, new: NewUpload, idempotency_key: str | None)
         id_ = choose_id(UPLOAD, idempotency_key=own, service="gateway")
     fields = {name: value for name, value in new.payload().items() if name != "size"}
     staging = Staging(services.settings)
-    return await services.fetch(staging.create, StagedUpload(id_, caller.name, new.size, fields))
+    store = await services.fetch(_store_for, services, id_, new) if direct else None
+    return await services.fetch(staging.create, StagedUpload(id_, caller.name, new.size, fields, store=store))
 
 
 async def _find(request: Request, upload_id: str) -> StagedUpload:
@@ -261,6 +324,10 @@ async def _append(request: Request, upload: StagedUpload, offset: int, *, again:
     services, staging = services_of(request), Staging(services_of(request).settings)
     if upload.sent:
         raise Problem(HTTPStatus.CONFLICT, "JobSent", f"upload {upload.id} is complete, its job was sent")
+    if upload.store is not None:
+        raise Problem(
+            HTTPStatus.CONFLICT, "Direct", f"upload {upload.id} is direct: POST /v1/uploads/{upload.id}/parts"
+        )
     with ExitStack() as held:
         file = await services.fetch(held.enter_context, staging.appending(upload))
         there = await services.fetch(_end, file)
@@ -326,10 +393,14 @@ async def _answer(request: Request, upload: StagedUpload, status: HTTPStatus) ->
     """Answer with the offset of an upload; send its job if all bytes are there."""
     services = services_of(request)
     staging = Staging(services.settings)
-    there = await services.fetch(staging.offset, upload)
-    if there is None or there == upload.size:
-        await services.read(_finish, services, upload)
-        there = upload.size
+    there: int | None
+    if upload.store is not None and not upload.sent:
+        there = upload.size - sum(part.size for part in await services.fetch(_missing, services, upload))
+    else:
+        there = await services.fetch(staging.offset, upload)
+        if there is None or there == upload.size:
+            await services.read(_finish, services, upload)
+            there = upload.size
     expires = await services.fetch(staging.expires_at, upload.id)
     headers = {
         "Location": f"/v1/uploads/{upload.id}",
@@ -338,10 +409,13 @@ async def _answer(request: Request, upload: StagedUpload, status: HTTPStatus) ->
         "Upload-Expires": format_datetime(expires, usegmt=True),
         "Cache-Control": "no-store",
     }
-    if there == upload.size:
+    if there == upload.size and (upload.store is None or upload.sent):
         headers["Zot-Job"] = upload.id
     if status is HTTPStatus.CREATED:
-        shown = ShownUpload(upload=upload.id, offset=there, size=upload.size, complete=there == upload.size)
+        shown = ShownUpload(
+            upload=upload.id, offset=there, size=upload.size, complete="Zot-Job" in headers,
+            direct=upload.store is not None,
+        )  # fmt: skip
         return JSONResponse(shown.model_dump(), status, _tus(headers))
     return Response(status_code=status, headers=_tus(headers))
 
@@ -358,12 +432,48 @@ def _finish(services: Services, upload: StagedUpload) -> StatusResult:
     if upload.sent:
         return queued
     source = staging.source(upload)
-    if source.exists():
+    if upload.store is not None or source.exists():
         services.client.submit(UPLOAD, request_of(upload, source), job_id=upload.id)
     elif services.context.catalogue.ledger.get(upload.id) is None:
         raise gone(upload.id)
     staging.mark_sent(upload)
     return queued
+
+
+def _store_for(services: Services, id_: str, new: NewUpload) -> str | None:
+    """Return the store to which a client can send parts; None: its bytes go through the gateway."""
+    name = services.settings.gateway.staging_store
+    if name is None:
+        return None
+    parts = StagedParts(id_, new.size)
+    try:
+        parts.sign(services.context.stores[name], parts.all()[0], _seconds(services))
+    except PermanentError as error:
+        logger.warning("gateway.staging_store: bytes go through the gateway: %s", error)
+        return None
+    return name
+
+
+def _missing(services: Services, upload: StagedUpload) -> list[PartRange]:
+    return StagedParts(upload.id, upload.size).missing(_stores(services)[str(upload.store)])
+
+
+def _signed(services: Services, upload: StagedUpload, missing: list[PartRange]) -> list[PartToSend]:
+    store, parts, found = _stores(services)[str(upload.store)], StagedParts(upload.id, upload.size), []
+    for part in missing:
+        put = parts.sign(store, part, _seconds(services))
+        found.append(
+            PartToSend(number=part.number, offset=part.offset, size=part.size, url=put.url, headers=dict(put.headers))
+        )
+    return found
+
+
+def _stores(services: Services) -> Stores:
+    return services.context.stores
+
+
+def _seconds(services: Services) -> int:
+    return int(services.settings.gateway.signed_for.total_seconds())
 
 
 def _tus(headers: Mapping[str, str]) -> dict[str, str]:

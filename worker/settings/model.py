@@ -174,6 +174,7 @@ class Settings(BaseSettings):
             "sweep.backup.stores": self.sweep.backup.stores,
             "sweep.canary.off": self.sweep.canary.off,
             "sweep.report.store": filter(None, [self.sweep.report.store]),
+            "gateway.staging_store": filter(None, [self.gateway.staging_store]),
             "store_limits": self.store_limits,
             "budgets": self.budgets,
             "prices": self.prices,

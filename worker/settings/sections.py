@@ -408,6 +408,12 @@ class GatewaySettings(Section):
     """Downloads at a time; each has at most two chunks of 16 MiB in memory."""
     max_upload: Annotated[Size, Field(ge=1)] = ByteSize(1 << 40)
     """Most bytes of one upload."""
+    max_staged: Annotated[Size, Field(ge=1)] = ByteSize(4 << 40)
+    """Most bytes of all uploads of one token that are not complete."""
+    staging_store: str | None = None
+    """A cloud store to which clients send bytes with signed URLs, past the gateway; without it, bytes go through it."""
+    signed_for: Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(hours=12))] = timedelta(minutes=15)
+    """How long a signed URL is valid; a client asks for new ones."""
 
 
 class CacheSettings(Section):

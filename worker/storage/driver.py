@@ -178,6 +178,7 @@ class Capabilities:
         checks_uploads: the store compares the bytes that arrive with a checksum of the bytes sent, and refuses damaged
             ones; None where only a `ChecksumDriver` can find out.
         reserved_buckets: the store has buckets for quarantine and probes.
+        signs_puts: see `SigningDriver`.
         properties: `ObjectProperties` given at the write come back from `stat`.
         tags: the characters of the names and values of object tags (`TagDriver`), or None where the store has no tags.
         groups: many small objects are written faster as a group (`GroupDriver`).
@@ -200,6 +201,7 @@ class Capabilities:
     realm: Hashable | None = None
     checks_uploads: bool | None = True
     reserved_buckets: bool = True
+    signs_puts: bool = False
     properties: bool = False
     tags: re.Pattern[str] | None = None
     groups: bool = False
@@ -523,6 +525,26 @@ class TagDriver(Driver, Protocol):
 
 SmallRead = tuple[str, str, int]
 """An object to read as a whole: its bucket, its key and how many bytes it must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPut:
+    """A request that writes one object without credentials, until it expires. The URL is a secret."""
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class SigningDriver(Driver, Protocol):
+    """A backend whose `capabilities.signs_puts` is true: others can write an object without its credentials."""
+
+    def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
+        """Return the request that writes `size` bytes under a key. It is valid for so many seconds.
+
+        Raises:
+            PermanentError: the store's credentials cannot sign, or its settings forbid it.
+        """
+        ...
 
 
 class SmallReads(Protocol):

@@ -32,6 +32,7 @@ MARKER_BUCKET = "zot-store"
 BACKUP_BUCKET = "zot-catalogue"
 REPORT_BUCKET = "zot-report"
 CANARY_BUCKET = "zot-canary"
+UPLOADS_BUCKET = "zot-uploads"
 
 _SEGMENT = r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _PLAIN = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")

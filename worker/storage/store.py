@@ -23,6 +23,8 @@ from worker.storage.driver import (
     ObjectProperties,
     ObjectReader,
     ObjectStat,
+    SignedPut,
+    SigningDriver,
     SmallPut,
     SmallRead,
     SmallReadDriver,
@@ -515,6 +517,17 @@ class Store:
             between=between,
             checkpoint=checkpoint or NoCheckpoint(),
         )
+
+    def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
+        """Return a request with which others write one object; see `SigningDriver`.
+
+        Raises:
+            PermanentError: the store cannot sign such a request.
+        """
+        self._check_write(bucket, key, existing_key=False)
+        if not self.capabilities.signs_puts:
+            raise PermanentError(f"{self.name}: the store cannot be written to by signed URLs")
+        return cast("SigningDriver", self._driver).sign_put(bucket, key, size, seconds)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """Return the object tags that users have set; none where the store has no tags."""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from zot_artifact_client.contract import Progress
 from zot_artifact_client.errors import BrokerUnavailable, ClientError, GatewayUnavailable
 from zot_artifact_client.gateway import Gateway
+from zot_artifact_client.signed_parts import send_parts
 
 _PART = 64 * 1024 * 1024
 """Bytes of one request; the gateway keeps what arrived of one that breaks off."""
@@ -47,7 +48,9 @@ def send_file(
         size = os.fstat(file.fileno()).st_size
         announced = {**fields, "size": size, "sha256": fields.get("sha256") or _sha256(file)}
         headers = {} if idempotency_key is None else {"Idempotency-Key": quote(idempotency_key, safe=":/")}
-        created = gateway.ask("POST", "/v1/uploads", announced, headers=headers, again=bool(headers))
+        created = gateway.ask("POST", "/v1/uploads?direct=true", announced, headers=headers, again=bool(headers))
+        if created.get("direct"):
+            return send_parts(gateway, str(created["upload"]), file, on_progress)
         upload, offset = str(created["upload"]), int(created["offset"])
         at = f"/v1/uploads/{quote(upload, safe='')}"
         tries, pause = _TRIES, _FIRST_PAUSE

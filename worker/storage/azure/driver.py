@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from http import HTTPStatus
@@ -13,9 +13,19 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, cast
 
+from azure.core.credentials import TokenCredential
 from azure.core.exceptions import DecodeError, HttpResponseError
-from azure.storage.blob import BlobClient, BlobPrefix, BlobProperties, BlobServiceClient, ContentSettings
+from azure.storage.blob import (
+    BlobClient,
+    BlobPrefix,
+    BlobProperties,
+    BlobSasPermissions,
+    BlobServiceClient,
+    ContentSettings,
+    generate_blob_sas,
+)
 
+from worker import clock
 from worker.storage.azure.block_names import new_block, new_token
 from worker.storage.azure.client import endpoint_of, is_azure, is_signed, make_service, realm_of, scope_of, tier_of
 from worker.storage.azure.copy import Copy
@@ -50,11 +60,12 @@ from worker.storage.driver import (
     ObjectStat,
     Part,
     PartData,
+    SignedPut,
     StaleUpload,
     WholeObject,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.errors import NotFound, PermanentError, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.tags import decode_tags
@@ -73,6 +84,8 @@ _PROPERTIES = re.compile(rb"<Properties>(.*?)</Properties>", re.DOTALL)
 _NEEDED = re.compile(rb"<(Content-Length|Last-Modified|Etag|BlobType|CopyStatus)>[^<]*</\1>")
 _FLAGS = re.compile(rb"<(Deleted|IsCurrentVersion|HasVersionsOnly)>[^<]*</\1>")
 """What a listing of current blobs says of each: one malformed value would make the SDK reject the whole page."""
+_SKEW = timedelta(minutes=5)
+"""How far the clock of Azure may be behind: a signature that begins in its future is not valid."""
 _SINCE_START_FROM = "2026-02-06"
 
 
@@ -118,6 +131,7 @@ class AzureDriver(CloudDriver):
             tags=_TAGS,
             checks_uploads=self._checks_uploads(known=is_azure(self._config)),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
+            signs_puts=True,
             impossible_keys=IMPOSSIBLE_KEYS,
         )
 
@@ -166,6 +180,25 @@ class AzureDriver(CloudDriver):
         if code == "ContainerNotFound" and self._prefixed:
             raise missing_bucket(self._origin, bucket)
         return code == "ConditionNotMet" and self._refuse_delete(bucket, key, condition)
+
+    def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
+        del size  # Azure cannot sign it; a part of another size does not count
+        service, blob = self._service(), self._blob(bucket, key)
+        signing: dict[str, Any] = {"account_key": getattr(service.credential, "account_key", None)}
+        until = clock.now() + timedelta(seconds=seconds)
+        with translated(self._origin, f"{bucket}/{key}"):
+            if signing["account_key"] is None:
+                if not isinstance(service.credential, TokenCredential):
+                    raise PermanentError(
+                        f"{self._name}: a sas_token cannot sign URLs: give account_key, or an identity"
+                    )
+                signing = {"user_delegation_key": service.get_user_delegation_key(clock.now() - _SKEW, until)}
+            signature = generate_blob_sas(
+                str(service.account_name), blob.container_name, blob.blob_name,
+                permission=BlobSasPermissions(create=True, write=True), expiry=until, start=clock.now() - _SKEW,
+                **signing,
+            )  # fmt: skip
+        return SignedPut(f"{blob.url}?{signature}", {"x-ms-blob-type": "BlockBlob"})
 
     def copy(
         self,

@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -28,6 +29,7 @@ from worker.storage.driver import (
     Part,
     PartData,
     PartLimits,
+    SignedPut,
     StaleUpload,
     WriteInfo,
 )
@@ -99,6 +101,7 @@ class GcsDriver(CloudDriver):
             properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
+            signs_puts=True,
         )
 
     # Objects
@@ -177,6 +180,20 @@ class GcsDriver(CloudDriver):
         connection = self._connected()
         original = connection.blob(self._object(bucket, key), found.generation)
         return Upload(connection, self._origin, write).commit(lambda pin: rewrite(connection, original, write, pin))
+
+    def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
+        connection, headers = self._connected(), {"x-goog-content-length-range": f"{size},{size}"}
+        blob, kept = connection.blob(self._object(bucket, key)), timedelta(seconds=seconds)
+        try:
+            with self._errors(f"{bucket}/{key}"):
+                url = blob.generate_signed_url(
+                    kept, api_access_endpoint=connection.endpoint, method="PUT", headers=headers, version="v4"
+                )
+        except AttributeError:  # how the library says that these credentials have no private key
+            raise PermanentError(
+                f"{self._name}: its credentials cannot sign URLs: give the key of a service account as credentials_file"
+            ) from None
+        return SignedPut(url, headers)
 
     def location(self, bucket: str, key: str) -> ObjectName:
         return self._object(bucket, key)

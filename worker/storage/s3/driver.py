@@ -32,6 +32,7 @@ from worker.storage.driver import (
     Part,
     PartData,
     PartLimits,
+    SignedPut,
     StaleUpload,
     WriteInfo,
 )
@@ -96,6 +97,7 @@ class S3Driver(CloudDriver):
             properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
+            signs_puts=True,
             marks_uploads=False,
             tags=_TAGS,
         )
@@ -217,6 +219,11 @@ class S3Driver(CloudDriver):
             between=between,
             begun=lambda upload_id: begun(_token(writer, upload_id)),
         )
+
+    def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
+        params = {**self._address(bucket, key), "ContentLength": size}  # signed, so that no other size is accepted
+        with self._errors(f"{bucket}/{key}"):
+            return SignedPut(self._client().generate_presigned_url("put_object", Params=params, ExpiresIn=seconds))
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         with self._errors(f"the tags of {bucket}/{key}"):

@@ -1,0 +1,141 @@
+"""The bytes of an upload as objects of a store: a client writes each part with a signed URL, and the job reads them.
+
+A client that shares no disk with the workers, and has no credentials of a store, sends bytes past the gateway. The part
+`00001` and on of an upload are objects under its id, which is that of its job, in the bucket `zot-uploads`.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+from worker.artifacts.sources import SourceRefused
+from worker.limits.limited_store import LimitedStore
+from worker.settings import Settings
+from worker.storage import Store
+from worker.storage.driver import ListedObject, SignedPut
+from worker.storage.errors import NotFound, OutOfSpace
+from worker.storage.keys import UPLOADS_BUCKET
+
+AnyStore = Store | LimitedStore
+
+SCHEME = "staged"
+MIB = 1024 * 1024
+PART = 64 * MIB
+"""Bytes of a part, the last one excepted."""
+_MOST = 10_000
+"""Parts of an upload, above which parts are larger."""
+_READ = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PartRange:
+    """The bytes of one part."""
+
+    number: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedParts:
+    """The parts of one upload in a store."""
+
+    upload: str
+    size: int
+
+    def all(self) -> list[PartRange]:
+        """Return the parts; an empty artifact has one."""
+        part = max(PART, -(-self.size // _MOST // MIB) * MIB)
+        offsets = range(0, max(self.size, 1), part)
+        return [PartRange(n, offset, min(part, self.size - offset)) for n, offset in enumerate(offsets, 1)]
+
+    def missing(self, store: AnyStore) -> list[PartRange]:
+        """Return the parts that the store does not have in their size."""
+        there = {row.key: row.size for row in _rows(store, f"{self.upload}/")}
+        return [part for part in self.all() if there.get(self._key(part)) != part.size]
+
+    def sign(self, store: Store, part: PartRange, seconds: int) -> SignedPut:
+        """Return the request that writes a part. Raise PermanentError: the store cannot sign it."""
+        return store.sign_put(UPLOADS_BUCKET, self._key(part), part.size, seconds)
+
+    def _key(self, part: PartRange) -> str:
+        return f"{self.upload}/{part.number:05}"
+
+
+def source_of(store: str, upload: str) -> str:
+    """Return the source of an upload whose parts are in a store."""
+    return f"{SCHEME}://{store}/{upload}"
+
+
+def is_staged_in_store(source: str) -> bool:
+    """Return whether a source is parts in a store."""
+    return source.startswith(f"{SCHEME}://")
+
+
+@contextmanager
+def assembled(
+    source: str, stores: Mapping[str, AnyStore], settings: Settings, *, job: str, heartbeat: Callable[[], object]
+) -> Iterator[BinaryIO]:
+    """Yield a file with the bytes of all parts; their digest is compared by the caller.
+
+    Raises:
+        SourceRefused: the parts are those of another job.
+        NotFound: there are none.
+        OutOfSpace: the data directory has no space left.
+    """
+    store = _store_of(source, stores, job)
+    with TemporaryFile(dir=settings.spool_dir) as file:
+        keys = [row.key for row in _rows(store, f"{job}/")]
+        if not keys:
+            raise NotFound(f"source {source}: {store.name} has no part of it: it has expired, send it again")
+        for key in keys:
+            with store.read_object(UPLOADS_BUCKET, key) as reader:
+                while piece := reader.read(_READ):
+                    try:
+                        file.write(piece)
+                    except OSError as error:
+                        raise OutOfSpace(f"source {source}: the data directory: {error.strerror}") from error
+                    heartbeat()
+        file.flush()
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        yield file
+
+
+def remove_parts(source: str, stores: Mapping[str, Store], *, job: str) -> None:
+    """Remove the parts of a job that has ended, and of no other one. Raise StorageError: some stay for the sweep."""
+    try:
+        store = _store_of(source, stores, job)
+    except (SourceRefused, KeyError):
+        return
+    for row in list(_rows(store, f"{job}/")):
+        store.delete_object(UPLOADS_BUCKET, row.key)
+
+
+def old_uploads(store: AnyStore, before: datetime) -> dict[str, list[str]]:
+    """Return the keys of uploads that got no part after a time, by their ids."""
+    found: dict[str, list[str]] = {}
+    young = set[str]()
+    for row in _rows(store, ""):
+        upload = row.key.partition("/")[0]
+        found.setdefault(upload, []).append(row.key)
+        if row.modified > before:
+            young.add(upload)
+    return {upload: keys for upload, keys in found.items() if upload not in young}
+
+
+def _store_of(source: str, stores: Mapping[str, AnyStore], job: str) -> AnyStore:
+    name, _, upload = source.removeprefix(f"{SCHEME}://").partition("/")
+    if upload != job:
+        raise SourceRefused(f"source {source}: it belongs to another job")
+    return stores[name]
+
+
+def _rows(store: AnyStore, prefix: str) -> Iterator[ListedObject]:
+    try:
+        yield from store.list_objects(UPLOADS_BUCKET, prefix)
+    except NotFound:  # nothing was ever written there
+        return
