@@ -5,6 +5,7 @@ both be objects, nor `a` and `a.sha256/b`. Links below the root are never follow
 The root itself is never created here.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -125,12 +126,16 @@ class FilesystemDriver:
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         path = ObjectPath(bucket, key)
         with self._errors(path):
-            if self._tree.other_name((*path.parents, path.leaf)):
-                return False
             try:
+                if self._tree.other_name((*path.parents, path.leaf)):
+                    return False
                 with self._tree.directory(path.parents) as directory:
                     return self._delete(directory, path, condition)
             except (FileNotFoundError, IsADirectoryError):
+                return False
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
                 return False
             finally:
                 self._tree.prune(path.parents, keep=1)
@@ -220,9 +225,15 @@ class FilesystemDriver:
 
     def _find(self, path: ObjectPath) -> OpenObject:
         with self._errors(path):
-            if self._tree.other_name((*path.parents, path.leaf)):
-                raise NotFound(f"{self.name}: {path} does not exist")
-            return self._files.find(path)
+            try:
+                if self._tree.other_name((*path.parents, path.leaf)):
+                    raise NotFound(f"{self.name}: {path} does not exist")
+                return self._files.find(path)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                # Another store may hold it; here it is absent, or a delete of all copies could never end.
+                raise NotFound(f"{self.name}: {path} does not exist: the disk has no name of this length") from None
 
     def _translated(self, rows: Iterator[_Row], what: str) -> Iterator[_Row]:
         while True:
