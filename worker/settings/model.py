@@ -5,13 +5,17 @@ Sources, the later winning: defaults, the YAML file named by `ZOT_CONFIG`, envir
 """
 
 import difflib
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, get_args
-from urllib.parse import quote
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+from urllib.parse import parse_qsl, quote, unquote
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -45,6 +49,7 @@ from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.identity import contains, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.errors import InvalidUrl
+from zot_artifact_client.host_and_port import split_address
 
 ENV_PREFIX = "ZOT_"
 _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
@@ -347,6 +352,11 @@ def _make_once(store: FilesystemConfig, made: Path) -> None:
         made.touch()
 
 
+_DATABASE_ADDRESS = re.compile(r"(?:[^:/]*(?::[^@]*)?@)?([^/?]*)")
+"""The host and port of a database, as SQLAlchemy finds them: a password may have every character but an @."""
+_SQLITE_PARAMETERS = {"timeout", "mode", "cache", "uri", "vfs", "immutable", "nolock", "check_same_thread"}
+
+
 def _check_catalogue_url(url: str, setting: str) -> None:
     """Raise InvalidUrl, which holds no part of the URL, unless it is that of an SQLite or PostgreSQL database."""
     expected = "sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE is expected"
@@ -359,6 +369,16 @@ def _check_catalogue_url(url: str, setting: str) -> None:
         raise InvalidUrl(f"{setting}: a catalogue in memory is lost with its process; sqlite:///PATH is expected")
     if rest.partition("?")[0].count("@") > 1:
         raise InvalidUrl(f"{setting}: an @ in the user or password must be written as %40")
+    if not url.isprintable() or "\0" in unquote(url) or url != url.strip():
+        raise InvalidUrl(f"{setting}: there is white space or a control character in or around the URL")
+    if scheme.startswith("sqlite"):
+        if unknown := sorted({name for name, _ in parse_qsl(rest.partition("?")[2])} - _SQLITE_PARAMETERS):
+            raise InvalidUrl(f"{setting}: sqlite:// has no parameter {unknown[0][:32]!r}; {expected}")
+        return
+    try:
+        split_address(_DATABASE_ADDRESS.match(rest)[1], 5432)  # type: ignore[index]  # it fits every text
+    except ValueError as error:
+        raise InvalidUrl(f"{setting}: {error}") from None
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -452,16 +472,18 @@ def _unusable(data: Mapping[Any, Any]) -> Iterable[str]:
     for key in ("home", "stores"):
         if key in data and data[key] is None:
             yield f"{key}: a value is expected, this is null"
-    yield from _with_null_characters("", data, set())
+    yield from _with_bad_characters("", data, set())
 
 
-def _with_null_characters(where: str, value: object, seen: set[int]) -> Iterable[str]:
+def _with_bad_characters(where: str, value: object, seen: set[int]) -> Iterable[str]:
     if isinstance(value, str) and "\0" in value:
         yield f"{where}: the character NUL cannot be part of a value"
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        yield f"{where}: half of a surrogate pair cannot be part of a value"
     if isinstance(value, dict | list) and id(value) not in seen:  # an alias may contain itself
         seen.add(id(value))
         for name, each in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _with_null_characters(f"{where}.{name}".removeprefix("."), each, seen)
+            yield from _with_bad_characters(f"{where}.{name}".removeprefix("."), each, seen)
 
 
 def _bad_json(error: SourceError) -> str:
@@ -496,8 +518,34 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
     for variable in sorted(environ):
         ours = variable.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES)
-        if ours and variable.split("__")[0] not in known:
+        name, *inner = variable.split("__")
+        if not ours:
+            continue
+        if name not in known:
             yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
+        elif inner and not _has_parts(Settings.model_fields[name.removeprefix(ENV_PREFIX).lower()].annotation):
+            yield f"{variable} is not a setting: {name} has no parts"
+        elif twice := _twice_in_json(environ[variable]):
+            yield f"{variable}: {twice} is there twice"
+
+
+def _has_parts(annotation: Any) -> bool:
+    """Return whether a setting is no single value, so that a variable may name a part of it."""
+    kinds = [annotation, *get_args(annotation)]
+    return any(hasattr(kind, "model_fields") or get_origin(kind) not in {None, Union, UnionType} for kind in kinds)
+
+
+def _twice_in_json(text: str) -> str | None:
+    """Return a name that is in one object of a JSON text twice, or None: Python would use the last one in silence."""
+    found: list[str] = []
+
+    def checked(pairs: list[tuple[str, Any]]) -> None:
+        found.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+
+    if text.lstrip().startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):  # what is no JSON is named when it is read
+            json.loads(text, object_pairs_hook=checked)
+    return found[0] if found else None
 
 
 def _problems(error: ValidationError) -> Iterable[str]:

@@ -29,8 +29,9 @@ _VALUES = {
         ("socket_timeout", "socket_connect_timeout", "health_check_interval"), (_SECONDS, "a number of seconds")
     ),
     "protocol": (re.compile("[23]"), "2 or 3"),
+    "master_name": (re.compile(r"[^\s]+"), "the name of the master that the Sentinels watch"),
 }
-"""What the parameters are that a library reads as numbers."""
+"""What the parameters are that fail in a library, or only at the first connection."""
 _TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 _REDIS_QUERY = {"socket_timeout", "socket_connect_timeout", "health_check_interval", "client_name", "protocol"}
 _QUERY = {
@@ -91,7 +92,8 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
     """Return a URL as each library reads it; TLS certificates are verified unless the URL says otherwise.
 
     Args:
-        url: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://, or several with `;` between.
+        url: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://; of the last three also several with
+            `;` between.
         setting: the name of the setting, for the error.
 
     Raises:
@@ -104,6 +106,9 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
     if len(schemes) > 1:
         raise InvalidUrl(f"{setting}: all URLs of a list need the same scheme")
     [scheme] = schemes
+    if len(servers) > 1 and scheme in REDIS_SCHEMES - {"sentinel"}:
+        # Two Redis servers are no cluster: what one of them holds is lost to the other.
+        raise InvalidUrl(f"{setting}: one {scheme}:// server is expected; for a failover use sentinel://")
     options: dict[str, Any] = {}
     if scheme == "sentinel":
         query = servers[0].query
@@ -205,6 +210,8 @@ def _parse_server(url: str, setting: str) -> _Server:
         )
     if BAD_ESCAPE.search(rest):
         raise InvalidUrl(f"{setting}: a % that is no percent-encoding must be written as %25")
+    if "\0" in unquote(rest):
+        raise InvalidUrl(f"{setting}: the URL has a NUL character (%00)")
     user, colon, password = credentials.partition(":")
     path, _, query_text = tail.partition("?")
     query = _query(scheme, query_text, setting)

@@ -77,6 +77,7 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
         silent = isinstance(error, RuntimeError) or not str(error)
         reason = error.__cause__ if silent and error.__cause__ else error
         line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+        line = line.partition(" : <redis.")[0]  # a Sentinel's error shows the client with all its options
         msg = f"{what} {without_credentials(url)} cannot be reached: {bounded(line)}"
         raise BrokerUnavailable(msg) from error
 

@@ -45,6 +45,13 @@ def test_every_documented_spelling_is_read(url: str, text: str) -> None:
         (f" redis://:{SECRET}@h:1/0", "white space"),
         (f"redis://:{SECRET}@h:1/0?socket_timeout=abc", "socket_timeout is a number of seconds"),
         (f"redis://:{SECRET}@h:1/0?protocol=9", "protocol is 2 or 3"),
+        (f"redis://:{SECRET}@{'h' * 64}:1/0", "no host name"),
+        (f"redis://:{SECRET}@a b:1/0", "no host name"),
+        (f"redis://:{SECRET}@%2Frun%2Fv.sock", "no host name"),
+        (f"redis://:{SECRET}@a..b:1", "no host name"),
+        (f"redis://:{SECRET}%00@h:1", "NUL"),
+        (f"redis://:{SECRET}@a:1;redis://b:1", "one redis:// server is expected"),
+        (f"sentinel://:{SECRET}@a:1?master_name=", "master_name is the name of the master"),
     ],
 )
 def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +67,22 @@ def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, mon
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense", "mysql://u:hunter2@h/db", "postgresql://u:hunter2@x@h/db", "sqlite://", "sqlite:///:memory:"]
+    "url",
+    [
+        "nonsense",
+        "mysql://u:hunter2@h/db",
+        "postgresql://u:hunter2@x@h/db",
+        "postgresql+psycopg://u:hunter2@h:port/db",
+        "postgresql+psycopg://u:hunter2@h:70000/db",
+        "postgresql+psycopg://u:hunter2@[::1/db",
+        "postgresql+psycopg://u:hunter2@a b/db",
+        f"postgresql+psycopg://u:hunter2@{'h' * 64}/db",
+        "postgresql+psycopg://u:hunter2%00@h/db",
+        "postgresql+psycopg://u:hunter2@h/db\n",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:////data/c.sqlite3?tmeout=5",
+    ],
 )
 def test_a_wrong_catalogue_is_one_line_that_names_the_setting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue's URL is checked with the settings, without a part of its password in the error."""
@@ -68,6 +90,22 @@ def test_a_wrong_catalogue_is_one_line_that_names_the_setting(url: str, monkeypa
     with pytest.raises(SettingsError, match=r"^catalogue: ") as caught:
         load_settings()
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:hun/t?e#r2@h:5433/db",
+        "postgresql+psycopg://h/db?password=a",
+        "postgresql+psycopg:///db?host=/run/postgresql",
+        "postgresql+psycopg://u@[::1]:5433/db",
+        "sqlite:////data/\u00e9 %20.sqlite3?timeout=5",
+    ],
+)
+def test_a_right_catalogue_is_taken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQLAlchemy reads is no error of ours."""
+    monkeypatch.setenv("ZOT_CATALOGUE", url)
+    assert load_settings().catalogue_url == url
 
 
 @pytest.mark.parametrize("url", ["mongodb://u:hunter2@h/x", "memcache://h", "file:///absent/hunter2", "nothing://h"])

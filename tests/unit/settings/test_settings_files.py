@@ -22,6 +22,7 @@ from worker.settings.model import Settings
         (b"when: 2026-13-45\n", "not valid YAML"),
         (b"a: &a [*a]\n", "a is not a setting"),
         (b'home: "a\\0b"\n', "NUL"),
+        (b'stores: {p: {type: filesystem, root: "/a\\ud800"}}\n', "stores.p.root: half of a surrogate pair"),
         (b"retry: {backoff: 99999999999999999999999d}\n", "too long"),
         (b"jobs: {time_limit: 99999999d}\n", "too long"),
         (b"jobs: {lease: 30s}\njobs: {grace: 1m}\n", "line 2: jobs is there twice"),
@@ -49,6 +50,26 @@ def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ZOT_CONFIG", "/dev/zero")
     with pytest.raises(SettingsError, match="more than"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ZOT_STORES", '{"p": {"type": "filesystem", "root": "/a"}, "p": {"root": "/b"}}', "p is there twice"),
+        ("ZOT_STORES", '{"p": {"type": "filesystem", "root": "/a", "root": "/b"}}', "root is there twice"),
+        ("ZOT_JOBS", '{"lease": "30s", "lease": "40s"}', "lease is there twice"),
+        ("ZOT_BROKER__PASSWORD", "hunter2", "ZOT_BROKER has no parts"),
+        ("ZOT_HOME__X", "hunter2", "ZOT_HOME has no parts"),
+    ],
+)
+def test_a_variable_is_read_as_strictly_as_a_file(
+    variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is there twice, or a part of a setting without parts, is an error that names the variable."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"^{variable}[: ].*{words}") as raised:
+        load_settings()
+    assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize("value", ["[]", "{}"])
