@@ -394,6 +394,49 @@ def test_the_proxy_of_the_environment_is_used(host, settings, monkeypatch):
     assert host.requests[-1].startswith("GET /app.tgz HTTP/1.1")
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://me:hunter2@proxy.example:port",
+        "http://me:hunter2/x@proxy.example:1",
+        "http://[::1",
+        "[",
+        "http://",
+        "http://me:hunter2@a b:1",
+        f"http://me:hunter2@{'a' * 64}",
+        "http://me:hunter2@proxy.example:99999",
+        "socks5://me:hunter2@proxy.example",
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_refused(host, settings, monkeypatch, proxy):
+    """An environment with a proxy that is none is one line without its password, and no request."""
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(SourceRefused, match=r"proxy that the environment names|proxy of the kind socks5") as refused:
+        fetch(host, settings)
+    assert "hunter2" not in refused.value.message
+    assert host.requests == []
+
+
+def test_certificates_that_cannot_be_read_are_named(host, settings, monkeypatch, tmp_path):
+    """The error says what TLS failed with, and which variables name the files."""
+    named = having(settings, hosts=(host.url.replace("http:", "https:"),))
+    for bundle in (tmp_path / "absent.pem", Path(__file__)):
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+        with (
+            pytest.raises(TransientError, match=r"TLS failed \([A-Za-z_ ]+\).*REQUESTS_CA_BUNDLE"),
+            open_source(f"{named.sources.hosts[0]}/app.tgz", named),
+        ):
+            pass
+
+
+def test_a_redirect_without_a_place_is_named(host, settings):
+    """It is no circle of redirects."""
+    host.answers = [answer(status="302 Found")]
+    with pytest.raises(SourceRefused, match="302 without a Location"):
+        fetch(host, settings)
+    assert len(host.requests) == 1
+
+
 def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
     """A download that succeeds, breaks or is refused leaves neither connection nor thread nor file."""
     fetched = [whole(b"hello"), answer(b"5\r\nhel", Transfer_Encoding="chunked"), answer(b"x", status="403 Forbidden")]

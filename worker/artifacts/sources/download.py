@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin
 
 import urllib3
 from requests.utils import get_environ_proxies, select_proxy
@@ -40,6 +40,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE
+from zot_artifact_client.host_and_port import split_address
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _WATCH_SECONDS = 0.5
 _CONNECT_SECONDS = 10.0
 _END_SECONDS = 2.0
+_PROXY_PORTS = {"http": 80, "https": 443}
 _USER_AGENT = f"zot-artifact-worker/{version('zot-artifact-worker')}"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _LENGTH = re.compile(r"[0-9]{1,19}")
@@ -213,8 +215,10 @@ class _Transfer:
             if response.status not in _REDIRECTS:
                 return response
             response.close()
+            if not response.headers.get("Location"):
+                raise SourceRefused(f"source {self._name}: the host answers {response.status} without a Location")
             try:
-                url = urljoin(url, response.headers.get("Location", ""))
+                url = urljoin(url, response.headers["Location"])
             except ValueError:
                 raise SourceRefused(f"source {self._name}: the host redirects to what is no URL") from None
         raise SourceRefused(f"source {self._name}: more than {_MAX_REDIRECTS} redirects")
@@ -325,18 +329,9 @@ class _Connections:
         if not proxy:
             pool = urllib3.PoolManager(**trust)
         else:
-            proxy = proxy if "://" in proxy else f"http://{proxy}"
-            parts = urlsplit(proxy)
-            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
-            try:
-                pool = urllib3.ProxyManager(
-                    proxy, proxy_headers=urllib3.make_headers(proxy_basic_auth=user, user_agent=_USER_AGENT), **trust
-                )
-            except urllib3.exceptions.ProxySchemeUnknown:
-                raise SourceRefused(
-                    f"source {shown(url)}: the environment names a proxy of the kind {parts.scheme}; http and https "
-                    "proxies can be used"
-                ) from None
+            proxy, user = _proxy(proxy, shown(url))
+            headers = urllib3.make_headers(proxy_basic_auth=user, user_agent=_USER_AGENT)
+            pool = urllib3.ProxyManager(proxy, proxy_headers=headers, **trust)
         self._pools.append(pool)
         pool.pool_classes_by_scheme = {"http": self._plain(), "https": self._secure()}
         return pool
@@ -366,6 +361,34 @@ class _Connections:
         return type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": Connection})
 
 
+def _proxy(given: str, name: str) -> tuple[str, str | None]:
+    """Return the URL of a proxy without its user, and `user:password` or None.
+
+    Raises:
+        SourceRefused: the environment names none that can be used. It holds no part of the user or password.
+    """
+    scheme, separator, rest = given.strip().partition("://")
+    scheme, rest = (scheme.lower(), rest) if separator else ("http", given.strip())
+    if scheme not in _PROXY_PORTS:
+        kind = scheme if scheme.isascii() and scheme.isalnum() else "another kind"
+        raise SourceRefused(
+            f"source {name}: the environment names a proxy of the kind {kind}; http and https proxies can be used"
+        )
+    user, _, address = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
+    try:
+        host, port = split_address(address, _PROXY_PORTS[scheme])
+        if not host:
+            raise ValueError("there is no host")
+    except ValueError as error:
+        raise SourceRefused(
+            f"source {name}: the URL of the proxy that the environment names cannot be used: {error}; "
+            "expected is one like http://USER:PASSWORD@proxy.example:3128, with @ / # ? as %40 %2F %23 %3F"
+        ) from None
+    known, _, password = user.partition(":")
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{port}", f"{unquote(known)}:{unquote(password)}" if known else None
+
+
 def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: float) -> StorageError:
     cause: BaseException | None = error
     while cause is not None:
@@ -379,7 +402,17 @@ def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: f
         return Unavailable(f"source {name}: the proxy that the environment names cannot be used")
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return Timeout(f"source {name}: no answer within {seconds:.0f} s")
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return Unavailable(
+            f"source {name}: TLS failed ({_tls_reason(error)}); the host must speak TLS on this port, and the files "
+            "that SSL_CERT_FILE and REQUESTS_CA_BUNDLE name must hold certificates"
+        )
     return Unavailable(f"source {name}: {type(error).__name__}")
+
+
+def _tls_reason(error: urllib3.exceptions.SSLError) -> str:
+    own = next((each for each in error.args if isinstance(each, OSError)), None)
+    return getattr(own, "reason", None) or getattr(own, "strerror", None) or type(own or error).__name__
 
 
 def _is_malformed(response: urllib3.BaseHTTPResponse) -> bool:
