@@ -196,6 +196,7 @@ def test_an_end_that_the_host_did_not_announce_is_an_error(host, settings, cut):
         answer(b"5\r\nhello\r\n", Transfer_Encoding="chunked"),
         answer(b"5\r\nhel", Transfer_Encoding="chunked"),
         answer(b"hell", Content_Length=5),
+        answer(b"hello", Content_Length=5, Content_Range="bytes 5-9/10"),
     ],
 )
 def test_a_broken_answer_is_never_an_artifact(host, settings, broken):

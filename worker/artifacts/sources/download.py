@@ -241,6 +241,8 @@ class _Transfer:
         if response.status == 416:  # noqa: PLR2004 - what was resumed has become shorter
             self._partial.begin(None, None)
         _check_status(response, self._name)
+        if not self._announced and "Content-Range" in response.headers:  # a gateway has made 200 of a 206
+            raise Unavailable(f"source {self._name}: the host sends a range, and was asked for the whole")
         etag = response.headers.get("ETag", "")
         self._partial.begin(self._announced_size(response), etag if _STRONG_ETAG.fullmatch(etag) else None)
 

@@ -1,0 +1,62 @@
+"""The embedded broker starts with what its damaged files still hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.servers import Valkey
+from worker.embedded.append_only_file import repair
+from worker.embedded.valkey import find_server
+
+
+def _base(files: Path) -> Path:
+    return next(files.glob("*.base.rdb"))
+
+
+def _increment(files: Path) -> Path:
+    return next(files.glob("*.incr.aof"))
+
+
+def _manifest(files: Path) -> Path:
+    return files / "appendonly.aof.manifest"
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no manifest": lambda files: _manifest(files).unlink(),
+    "empty manifest": lambda files: _manifest(files).write_bytes(b""),
+    "garbage in the manifest": lambda files: _manifest(files).write_bytes(b"\xff\xfe\n"),
+    "empty base": lambda files: _base(files).write_bytes(b""),
+    "garbage in the base": lambda files: _base(files).write_bytes(b"garbage"),
+    "no base": lambda files: _base(files).unlink(),
+    "garbage at the end": lambda files: _increment(files).write_bytes(_increment(files).read_bytes() + b"garbage"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_broker_starts_with_what_is_whole(tmp_path: Path, damage: str) -> None:
+    """Whatever file is damaged or missing, the messages in the others are there, and a copy of all is kept."""
+    server = Valkey(tmp_path / "broker")
+    with server, redis.Redis.from_url(server.url) as client:
+        client.lpush("transfer", "message")
+    directory = server.directory
+    assert repair(directory, find_server()) is None
+    DAMAGES[damage](directory / "appendonlydir")
+    assert repair(directory, find_server()) is not None
+    assert repair(directory, find_server()) is None
+    assert len(list(directory.glob("damaged-*"))) == 1
+    again = Valkey(tmp_path / "broker")
+    with again, redis.Redis.from_url(again.url) as client:
+        assert client.lrange("transfer", 0, -1) == [b"message"]
+
+
+def test_lost_increments_are_told(tmp_path: Path) -> None:
+    """A file that the manifest names and that is gone keeps the broker from no start."""
+    server = Valkey(tmp_path / "broker")
+    with server, redis.Redis.from_url(server.url) as client:
+        client.lpush("transfer", "message")
+    _increment(server.directory / "appendonlydir").unlink()
+    assert "is missing" in str(repair(server.directory, find_server()))
+    with Valkey(tmp_path / "broker") as again, redis.Redis.from_url(again.url) as client:
+        assert client.ping()
