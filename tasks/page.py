@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_OID, uuid5
 
+from celery import current_app
+
 from tasks.batch_upload import files_of
 from tasks.delete import delete_artifact
 from tasks.replicate import replicate_to
@@ -17,14 +19,16 @@ from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
-from worker.catalogue import Group, OnHold, Page, PageCopy, PageOutcome
-from worker.context import JobContext
+from worker.catalogue import CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
+from worker.context import Context, JobContext
+from worker.jobs.planned_pages import BROKER_ERRORS
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze
 from worker.settings.budgets import Prices
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
+    BATCH,
     PAGE,
     REPLICATE,
     UPLOAD,
@@ -380,4 +384,17 @@ def _result(request: PageRequest, done: Page) -> PageResult:
     )
 
 
-page_task = artifact_task(PAGE, writes=False)(page)
+def _at_end(_request: PageRequest, context: Context, job: str) -> None:
+    """Have the batch of a page continue at once when all of its jobs have ended, whenever its next step is due."""
+    try:
+        if (batch := context.catalogue.batches.hasten(job, clock.now())) is None:
+            return
+        queue = batch.queue or BATCH.queue.value
+        current_app.send_task(
+            BATCH.name, kwargs=dict(batch.request), task_id=batch.id, parent_id=batch.parent, queue=queue
+        )
+    except (CatalogueError, *BROKER_ERRORS) as error:
+        logger.warning("job %s: its batch continues later: %s", job, error)
+
+
+page_task = artifact_task(PAGE, writes=False, at_end=_at_end)(page)

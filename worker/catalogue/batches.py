@@ -47,6 +47,19 @@ _ENDED_OPEN = (
     .where(batches.c.open.is_(True), jobs.c.state.in_(_ENDED))
 )
 
+_CHILDREN = jobs.alias("children")
+_BATCH_OF = sa.select(_CHILDREN.c.parent).where(_CHILDREN.c.id == sa.bindparam("child")).scalar_subquery()
+_WAITING = sa.exists().where(
+    batch_items.c.batch == batches.c.job, batch_items.c.outcome.is_(None),
+    _CHILDREN.c.id == batch_items.c.job, _CHILDREN.c.state.not_in(_ENDED),
+)  # fmt: skip
+_IDLE_BATCH = (
+    sa.select(jobs)
+    .join(batches, batches.c.job == jobs.c.id)
+    .where(batches.c.job == _BATCH_OF, batches.c.open.is_(True), batches.c.next_step_at > sa.bindparam("now"))
+    .where(jobs.c.state == JobState.QUEUED, ~_WAITING)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -197,6 +210,19 @@ class Batches:
             found = _find(connection, batch.job)
         assert found is not None
         return found
+
+    def hasten(self, child: str, now: datetime) -> JobRecord | None:
+        """Make the next step of a job's batch due, if it waits and all of its jobs have ended; return the batch's job.
+
+        The message of that step is the caller's to send.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(_IDLE_BATCH, {"child": child, "now": now}).one_or_none()
+        if row is None:
+            return None
+        with self._database.write() as connection:
+            connection.execute(sa.update(batches).where(batches.c.job == row.id).values(next_step_at=now))
+        return job_record(row)
 
     def failed(self, batch: str, *, limit: int) -> list[FailedBatchItem]:
         """Return the items that failed, in the order in which they were planned."""

@@ -164,6 +164,22 @@ def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, co
     assert context.catalogue.verifications.first_broken() is None
 
 
+def test_the_end_of_the_last_page_makes_the_next_step_of_its_batch_due(laid, drive, context):
+    """A batch does not wait for its planned step when all of its pages have ended, and does while one of them runs."""
+    laid(6)
+    driver = drive(ALL)
+    driver.step()
+    first, second = driver.queue.waiting
+    driver.work(1)
+    assert context.catalogue.batches.hasten(first, clock.now()) is None
+    driver.work()
+    assert context.catalogue.batches.get("batch-1").next_step_at > clock.now()
+    hastened = context.catalogue.batches.hasten(second, clock.now())
+    assert (hastened.id, hastened.kind) == ("batch-1", "batch")
+    assert context.catalogue.batches.hasten(first, clock.now()) is None
+    assert driver.deliver().outcomes == {"verified": 6}
+
+
 def test_a_page_that_is_dead_leaves_its_objects_to_jobs_of_their_own(laid, drive, context):
     """What ends the workers of a page is found: each of its artifacts without an outcome becomes a job of its own."""
     laid(3)
