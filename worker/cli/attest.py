@@ -39,7 +39,10 @@ def attest(
     within: Annotated[
         timedelta,
         typer.Option(
-            parser=_time, metavar="TIME", show_default="30d", help="How old the last full read of a copy may be."
+            parser=_time,
+            metavar="TIME",
+            show_default=False,
+            help="How old the last full read of a copy may be; 30d by default.",
         ),
     ] = timedelta(days=30),
     copies: Annotated[int, typer.Option(metavar="N", min=1, help="How many copies there must be at least.")] = 1,

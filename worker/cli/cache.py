@@ -12,20 +12,25 @@ from worker.settings import Settings, load_settings
 from zot_artifact_client import ArtifactClient, ChunkCache
 from zot_artifact_client.errors import ClientError, GatewayUnavailable
 
-app = typer.Typer(
-    help="Show, fill, verify or empty the cache that clients on this machine read through.",
-    add_completion=False,
-    no_args_is_help=True,
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 Root = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="The directory of the cache.", show_default="cache.root")
+    Path | None,
+    typer.Option(
+        "--root", metavar="DIR", help="The directory of the cache; `cache.root` by default.", show_default=False
+    ),
 ]
 
 
 @app.callback()
 def _cache() -> None:
-    """Show, fill, verify or empty the cache that clients on this machine read through."""
+    """Show, fill, verify or empty the cache that clients on this machine read through.
+
+    Examples:
+
+        zot-artifacts cache stat
+        zot-artifacts cache warm models/a.bin
+    """
 
 
 @app.command("stat")
@@ -47,15 +52,19 @@ def stat(root: Root = None, as_json: AsJson = False) -> None:
 
 @app.command("warm")
 def warm(
-    artifacts: Annotated[list[str], typer.Argument(metavar="BUCKET/KEY", help="The artifacts, such as models/a.bin.")],
+    artifacts: Annotated[
+        list[str], typer.Argument(metavar="BUCKET/KEY...", help="The artifacts, such as models/a.bin.")
+    ],
     root: Root = None,
     gateway: Annotated[
         str | None,
-        typer.Option("--gateway", metavar="URL", help="The gateway to read from.", show_default="cache.gateway"),
+        typer.Option(
+            "--gateway", metavar="URL", help="The gateway to read from; `cache.gateway` by default.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring all chunks of artifacts into the cache, verified, so that later reads of them need no gateway's bytes.
+    """Bring all chunks of artifacts into the cache, verified, so that later reads fetch none from the gateway.
 
     The token for the gateway is the setting `cache.token`, or `ZOT_CACHE__TOKEN` in the environment.
     The exit status is 1 if an artifact was not read, and 3 if the gateway did not answer.

@@ -28,9 +28,7 @@ from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores
 from worker.storage.keys import BACKUP_BUCKET, check_bucket
 
-app = typer.Typer(
-    help="Export, import, back up, restore or rebuild the catalogue.", add_completion=False, no_args_is_help=True
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 _STANDARD = "-"
 _NAMED = 20
@@ -48,7 +46,14 @@ def _moment(text: str) -> datetime:
 
 @app.callback()
 def _catalogue() -> None:
-    """Move the catalogue to another database, keep it, and get it back."""
+    """Export, import, back up, restore or rebuild the catalogue.
+
+    Examples:
+
+        zot-artifacts catalogue export catalogue.jsonl.gz
+        zot-artifacts catalogue backup
+        zot-artifacts catalogue restore dr
+    """
 
 
 @app.command("export")

@@ -32,6 +32,9 @@ class Entry:
             found = single
         command = get_command(found)
         command.name = name
+        for each in (command, *getattr(command, "commands", {}).values()):
+            # Typer removes the indentation of examples that follow the first paragraph, unless it is followed by two.
+            each.help = (each.help or "").replace("\n\n", "\n\n\n\n", 1)
         return command
 
 
@@ -53,7 +56,7 @@ COMMANDS = {
     "deletes": Entry(
         _ARTIFACTS, "List the deletes that wait for a second person, show one, approve or reject it.", "deletes:app"
     ),
-    "hold": Entry(_ARTIFACTS, "Forbid to delete or replace an artifact until `release`.", "undelete_and_hold:hold"),
+    "hold": Entry(_ARTIFACTS, "Forbid deleting or replacing an artifact until `release`.", "undelete_and_hold:hold"),
     "release": Entry(_ARTIFACTS, "End the hold on an artifact.", "undelete_and_hold:release"),
     "holds": Entry(_ARTIFACTS, "List the artifacts that are held, by whom and why.", "undelete_and_hold:holds"),
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),

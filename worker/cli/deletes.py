@@ -44,7 +44,12 @@ def deletes(context: typer.Context, *, every: Every = False, as_json: AsJson = F
 
 @app.command("ls")
 def ls(*, every: Every = False, as_json: AsJson = False) -> None:
-    """List the deletes that wait; the same as `deletes` alone."""
+    """List the deletes that wait; the same as `deletes` alone.
+
+    Example:
+
+        zot-artifacts deletes ls --all
+    """
     _list(every=every, as_json=as_json)
 
 
@@ -82,7 +87,7 @@ def approve(
     note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Recorded with the approval.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Approve a delete that another person has requested; its job goes on within about a minute.
+    """Approve a delete that another person has requested; its job continues within about a minute.
 
     A delete is decided once: a second approval is refused.
 

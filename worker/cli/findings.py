@@ -56,7 +56,12 @@ def findings(
 def ls(
     *, kind: Kind = None, store: Store = None, every: All = False, limit: Limit = 1000, as_json: AsJson = False
 ) -> None:
-    """List findings, the oldest first; the same as `findings` alone."""
+    """List findings, the oldest first; the same as `findings` alone.
+
+    Example:
+
+        zot-artifacts findings ls --kind corrupt --store dr
+    """
     _list(kind, store, every=every, limit=limit, as_json=as_json)
 
 

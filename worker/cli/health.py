@@ -32,7 +32,10 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Tell by the exit status whether a worker or beat does its work.\n\n"
     "It is meant for health checks of containers and services.\n"
-    "Without --ready a broker that does not answer is no fault: a restart of the worker would not help.",
+    "Without --ready a broker that does not answer is no fault: a restart of the worker would not help.\n\n"
+    "Examples:\n\n"
+    "    zot-artifacts health worker\n"
+    "    zot-artifacts health beat",
 )
 
 

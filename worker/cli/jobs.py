@@ -58,7 +58,11 @@ app = typer.Typer(
     cls=_ListByDefault,
     add_completion=False,
     help="List jobs, show, retry, cancel or prune them.\n\n"
-    "`zot-artifacts jobs` is short for `zot-artifacts jobs list`, and `zot-artifacts jobs ID` shows one job.",
+    "`zot-artifacts jobs` is short for `zot-artifacts jobs list`, and `zot-artifacts jobs ID` shows one job.\n\n"
+    "Examples:\n\n"
+    "    zot-artifacts jobs --dead\n"
+    "    zot-artifacts jobs 5f0a1d0e --wait\n"
+    "    zot-artifacts jobs retry --all --store dr",
 )
 
 

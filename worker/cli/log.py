@@ -13,12 +13,19 @@ from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import opened
 from worker.storage.errors import StorageError
 
-app = typer.Typer(help="Check that the verification log was not changed.", add_completion=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
 @app.callback()
 def _log() -> None:
-    """Check the log of verifications, in which every verdict on a copy is recorded."""
+    """Check that the verification log was not changed.
+
+    Every verdict on a copy is a row of this log.
+
+    Example:
+
+        zot-artifacts log verify
+    """
 
 
 @app.command()

@@ -24,11 +24,7 @@ from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id
 
-app = typer.Typer(
-    help="List, fetch, restore or purge the bad bytes that repairs have kept.",
-    add_completion=False,
-    no_args_is_help=True,
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 StoreName = Annotated[str, typer.Argument(metavar="STORE", help="The store whose quarantine it is in.")]
@@ -49,7 +45,13 @@ Older = Annotated[
 
 @app.callback()
 def _quarantine() -> None:
-    """List, fetch, restore or purge the bad bytes that repairs have kept."""
+    """List, fetch, restore or purge the bad bytes that repairs have kept.
+
+    Examples:
+
+        zot-artifacts quarantine ls --store dr
+        zot-artifacts quarantine get dr releases/5f0a1d0e/app.tgz bad.tgz
+    """
 
 
 @app.command("ls")

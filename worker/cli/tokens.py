@@ -14,9 +14,7 @@ from worker.cli.session import opened
 from worker.gateway.access import ALL, TokenVerb, new_token
 from worker.storage.durations_and_sizes import parse_duration
 
-app = typer.Typer(
-    help="Make, list, rotate and revoke the access tokens of the gateway.", add_completion=False, no_args_is_help=True
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -33,7 +31,14 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The service that the 
 
 @app.callback()
 def _tokens() -> None:
-    """Make, list, rotate and revoke the access tokens of the gateway."""
+    """Make, list, rotate and revoke the access tokens of the gateway.
+
+    Examples:
+
+        zot-artifacts tokens add ci --bucket releases --verb read --verb upload --expires 90d
+        zot-artifacts tokens ls
+        zot-artifacts tokens revoke ci
+    """
 
 
 @app.command("add")
@@ -101,7 +106,10 @@ def rotate(
     grace: Annotated[
         timedelta,
         typer.Option(
-            parser=_time, metavar="TIME", show_default="0s", help="How long the old secret stays valid, such as 1h."
+            parser=_time,
+            metavar="TIME",
+            show_default=False,
+            help="How long the old secret stays valid, such as 1h; no longer by default.",
         ),
     ] = timedelta(),
     as_json: AsJson = False,

@@ -57,7 +57,7 @@ def deleted(as_json: AsJson = False) -> None:
 
 
 def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJson = False) -> None:
-    """Forbid to delete or replace an artifact until `release`.
+    """Forbid deleting or replacing an artifact until `release`.
 
     Example:
 

@@ -38,7 +38,8 @@ def verify(
 
     With `--by provider` no byte is read.
     What the stores say (size, version tag, digest, checksums) is compared with what was recorded at the write.
-    That verifies nothing, and has a clock of its own; a copy that differs is read in full by a further job.
+    This is no verification: each copy stays due for its next full read.
+    A copy that differs is read in full by a further job.
 
     Examples:
 

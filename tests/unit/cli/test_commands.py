@@ -43,6 +43,16 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is indented, as text to type, also where it follows the first paragraph."""
+    commands = [[name], *([name, each] for each in getattr(COMMANDS[name].load(name), "commands", {}))]
+    for each in commands:
+        assert run([*each, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(rf"^ {{5}}.*zot-artifacts {each[0]}", shown, re.MULTILINE), each
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_line_of_help_is_a_sentence(name: str) -> None:
     """Typer keeps the line ends of a help text, so that a line which breaks a sentence shows as broken."""
     command = COMMANDS[name].load(name)
