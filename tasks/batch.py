@@ -87,7 +87,7 @@ _CLOCK_SKEW = timedelta(minutes=5)
 _PAGES_AT_ONCE = 32
 """Pages that one step plans at most: it reads their artifacts."""
 _BROKER = (redis.RedisError, OperationalError, OSError)
-_VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "verified")
+_VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "verified")
 """The worst first."""
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")

@@ -1,9 +1,10 @@
 """One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
 
 import logging
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from worker import clock
 from worker.catalogue import (
@@ -23,7 +24,7 @@ from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
 from worker.storage.driver import Condition, HashedBytes, ObjectProperties
-from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError, Unavailable
+from worker.storage.errors import AlreadyExists, Archived, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from worker.storage.tags import decode_tags, fit
 from zot_artifact_client.contract import PlacedCopy
@@ -35,12 +36,23 @@ BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
 _DETAIL = 500
 RETRY_UNREADABLE = timedelta(hours=1)
 """The longest time until a copy that could not be read is read again."""
+_ARCHIVED_AGAIN = (0.7, 0.9)
+"""The parts of the period between which an archived copy is asked for again: that costs one request and no restore."""
 
 
 def not_configured(store: str) -> str:
     """Return the message about a copy in a store that is not configured any more."""
     way_out = f"add it to `stores` again, or `zot-artifacts stores forget {store}`"
     return f"the store {store!r} is not configured: {way_out}"
+
+
+def asked_again_at(verdict: Verdict, period: timedelta, now: datetime) -> datetime | None:
+    """Return when a copy without an answer is due again; None for any other, whose period says it."""
+    if verdict is Verdict.UNREADABLE:
+        return now + min(RETRY_UNREADABLE, period / 10)
+    if verdict is Verdict.ARCHIVED:
+        return now + period * random.uniform(*_ARCHIVED_AGAIN)  # noqa: S311 - it spreads load and protects nothing
+    return None
 
 
 def suspicion(of: Artifact | PageCopy, store: str, seen: Verification, job: str) -> NewFinding:
@@ -108,6 +120,8 @@ class ArtifactJob:
         if held and replaced and not self._has_all_of(store, held[0]):
             return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
         seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest)
+        if seen.verdict == Verdict.ARCHIVED:
+            raise Archived(f"{store.name}: what is at {artifact.path} is archived and is kept: {seen.detail}")
         if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
             raise self._unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
         if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
@@ -133,7 +147,7 @@ class ArtifactJob:
             raise self._conflict(store)
         if seen.verdict == Verdict.UNREADABLE:
             raise self._unavailable(store, f"what is at {self.artifact.path} cannot be read: {seen.detail}")
-        if seen.verdict == Verdict.VERIFIED:
+        if seen.verdict in {Verdict.VERIFIED, Verdict.ARCHIVED}:  # an archived one is as it was written
             return None
         return CopySlot(store, copy, None if seen.verdict == Verdict.MISSING else found, quarantine=True)
 
@@ -352,7 +366,7 @@ class ArtifactJob:
 
     def _record_verdict(self, copy: Copy, seen: Verification) -> None:
         now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
-        retry_at = now + min(RETRY_UNREADABLE, period / 10) if seen.verdict == Verdict.UNREADABLE else None
+        retry_at = asked_again_at(seen.verdict, period, now)
         finding = Finding(self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
         if self.records is not None and any(each.store == copy.store for each in self.records.finished):
             outcome = Outcome(finding, copy, seen.version, retry_at)
@@ -360,4 +374,5 @@ class ArtifactJob:
         else:
             self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, retry_at=retry_at)
         if seen.verdict != Verdict.VERIFIED:
-            logger.error("%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)
+            level = logging.INFO if seen.verdict == Verdict.ARCHIVED else logging.ERROR
+            logger.log(level, "%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)

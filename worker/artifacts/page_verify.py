@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from worker import clock
-from worker.artifacts.artifact_job import BAD, RETRY_UNREADABLE, ArtifactJob, suspicion
+from worker.artifacts.artifact_job import BAD, ArtifactJob, asked_again_at, suspicion
 from worker.artifacts.page_runner import GROUP, work_on
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 SUPERSEDED = "superseded"
 """The outcome of a copy that was replaced while the page ran: there is no verdict on it."""
-WORST_FIRST = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "verified", SUPERSEDED)
+WORST_FIRST = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "verified", SUPERSEDED)
 
 
 @dataclass(slots=True)
@@ -140,12 +140,10 @@ class VerifyPage:
         self._recorder.add(outcomes, verdicts, now=now)
 
     def _verdict(self, copy: PageCopy, seen: Verification, now: datetime) -> VerdictRow:
-        retry_at = None
         if seen.verdict is not Verdict.VERIFIED:
-            logger.error("%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
-        if seen.verdict is Verdict.UNREADABLE:
-            period = self._context.settings.sweep.verify.period_of(copy.store)
-            retry_at = now + min(RETRY_UNREADABLE, period / 10)
+            level = logging.INFO if seen.verdict is Verdict.ARCHIVED else logging.ERROR
+            logger.log(level, "%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
+        retry_at = asked_again_at(seen.verdict, self._context.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, seen.verdict.value,
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,

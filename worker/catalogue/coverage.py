@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD
+from worker.catalogue.sweep_claims import NOT_ARCHIVED
 from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, verifications
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
@@ -36,13 +37,15 @@ class Coverage:
     """How far the copies of a store have been read.
 
     `read`: fully, within the period. `recent`: fully, within the last hours that were asked for. `never`: not since
-    they were written. `unreadable`: the last attempt had no answer. A copy that was found bad counts as read.
+    they were written. `unreadable`: the last attempt had no answer. `archived`: it is in an archive class and not
+    readable now; it counts as nothing else. A copy that was found bad counts as read.
     """
 
     read: int
     recent: int
     never: int
     unreadable: int
+    archived: int
     oldest_read_at: datetime | None
 
 
@@ -71,7 +74,7 @@ class CoverageQueries:
             .join(copies, copies.c.artifact_id == artifacts.c.id)
             .where(copies.c.store == store, copies.c.read_at <= now - period)
         )
-        found = self._some(late.where(copies.c.next_due_at.is_not(None)), limit)
+        found = self._some(late.where(copies.c.next_due_at.is_not(None), NOT_ARCHIVED), limit)
         for spread in range(SPREADS):
             of = late.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))
             found += self._some(of.order_by(copies.c.read_at), limit)
@@ -91,18 +94,19 @@ class CoverageQueries:
                     connection.execute(of.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))).scalar_one()
                     for spread in spreads
                 ]
-                unread = of.where(retry, copies.c.spread.in_(list(spreads)))
+                unread = of.where(retry, NOT_ARCHIVED, copies.c.spread.in_(list(spreads)))
                 found: int = sum(each, connection.execute(unread).scalar_one())
                 return found
 
             of_reads = [oldest.where(copies.c.spread == s, ~retry) for s in range(FIRST_READS, SPREADS)]
-            of_reads.append(oldest.where(retry, copies.c.spread >= FIRST_READS))
+            of_reads.append(oldest.where(retry, NOT_ARCHIVED, copies.c.spread >= FIRST_READS))
             moments = [connection.execute(query).scalar() for query in of_reads]
             return Coverage(
                 read=counted(count.where(copies.c.read_at > now - period), again=True),
                 recent=counted(count.where(copies.c.read_at > now - recent), again=True),
                 never=counted(count.where(copies.c.read_at.is_not(None)), again=False),
                 unreadable=connection.execute(count.where(retry, unreadable)).scalar_one(),
+                archived=connection.execute(count.where(retry, ~NOT_ARCHIVED)).scalar_one(),
                 oldest_read_at=min((moment for moment in moments if moment), default=None),
             )
 
@@ -117,7 +121,9 @@ class CoverageQueries:
                 count = sa.select(sa.func.count()).where(copies.c.store == store, copies.c.read_at <= edge)
                 spreads = range(FIRST_READS, SPREADS) if read else range(FIRST_READS)
                 queries = [count.where(copies.c.spread == s, copies.c.next_due_at.is_(None)) for s in spreads]
-                queries.append(count.where(copies.c.next_due_at.is_not(None), copies.c.spread.in_(list(spreads))))
+                queries.append(
+                    count.where(copies.c.next_due_at.is_not(None), NOT_ARCHIVED, copies.c.spread.in_(list(spreads)))
+                )
                 before.append(sum(connection.execute(query).scalar_one() for query in queries))
         return [one - other for one, other in pairwise([*before, 0])]
 

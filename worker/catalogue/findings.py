@@ -430,6 +430,8 @@ def _settles(verdict: "VerdictRow", kind: str) -> str | None:
         return None
     if verdict.verdict == Verdict.UNREADABLE and kind != FindingKind.SUSPECT:
         return None  # it says nothing about the bytes
+    if verdict.verdict == Verdict.ARCHIVED and kind != FindingKind.UNREADABLE:
+        return None
     return f"found {verdict.verdict} by job {verdict.job}"
 
 

@@ -15,6 +15,7 @@ from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
+from worker.storage import Verdict
 
 _SOME = 100
 _CLOCK_SKEW = timedelta(minutes=5)
@@ -27,6 +28,10 @@ DUE_PARTS = [0.05 + 0.85 * spread / (FIRST_READS - 1) for spread in range(FIRST_
 
 GRACE = 1 - max(DUE_PARTS)
 """The part of the period that is left at least when a copy becomes due: what is read later is overdue."""
+
+
+NOT_ARCHIVED = copies.c.last_verdict.is_distinct_from(Verdict.ARCHIVED.value)
+"""The condition of copies that can be read now, as far as is known; an archived one has a `next_due_at`."""
 
 
 class SweepClaims:
@@ -57,14 +62,15 @@ class SweepClaims:
         return claimed
 
     def overdue(self, store: str, *, period: timedelta, now: datetime) -> int:
-        """Return how many copies of a store have not been read fully for longer than `period`."""
+        """Return how many copies of a store, other than archived ones, were not read fully for longer than `period`."""
         late = sa.select(sa.func.count()).where(copies.c.store == store, copies.c.read_at <= now - period)
+        retry = (copies.c.next_due_at.is_not(None), NOT_ARCHIVED)
         with self._database.read() as connection:  # spread is named so that the index is searched, not read
             found = [
                 connection.execute(late.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))).scalar_one()
                 for spread in range(SPREADS)
             ]
-            unreadable = connection.execute(late.where(copies.c.next_due_at.is_not(None))).scalar_one()
+            unreadable = connection.execute(late.where(*retry)).scalar_one()
         return sum(found) + unreadable
 
     def oldest(self, store: str) -> datetime | None:

@@ -107,9 +107,10 @@ class Verifications:
     ) -> None:
         """Append a verdict to the log and update the copy, atomically.
 
-        Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. `unreadable` and `unverifiable`
-        leave the state as it was: they say nothing about the bytes. `tag` is the store's version tag of the bytes read.
-        `retry_at`: when an unreadable copy is read again; it is due as soon as it was before.
+        Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. `unreadable`, `archived`
+        and `unverifiable` leave the state as it was: they say nothing about the bytes.
+        `tag` is the store's version tag of the bytes read.
+        `retry_at`: when an unreadable or archived copy is read again; it is due as soon as it was before.
         """
         verdicts = prepare_verdicts([VerdictRow.of(Outcome(finding, copy, tag, retry_at))], now)
         with self._database.write() as connection:
@@ -258,12 +259,12 @@ def _update(verdict: Verdict, given: Given) -> sa.Update:
         "claimed_until": None,
         "attempts": copies.c.attempts + 1,
     }
-    if verdict != Verdict.UNREADABLE:
+    if verdict not in {Verdict.UNREADABLE, Verdict.ARCHIVED}:
         spread = FIRST_READS + copies.c.artifact_id % (SPREADS - FIRST_READS)
         values |= {"read_at": now, "spread": spread}
     if verdict == Verdict.VERIFIED:
         values |= {"last_verified_at": now, "tag": given("tag")}
-    if verdict not in {Verdict.UNREADABLE, Verdict.UNVERIFIABLE}:
+    if verdict not in {Verdict.UNREADABLE, Verdict.ARCHIVED, Verdict.UNVERIFIABLE}:
         values["state"] = CopyState(verdict)
     return sa.update(copies).where(copies.c.id == given("copy")).values(values)
 

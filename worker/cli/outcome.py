@@ -14,7 +14,7 @@ from zot_artifact_client.contract import BATCH, EVIDENCE, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 
 GOOD_VERDICT = "verified"
-_NO_ANSWER = {"unreadable", "unverifiable"}
+_NO_ANSWER = {"unreadable", "unverifiable", "archived"}
 _UNVERIFIABLE = "Unverifiable"
 """The error of an object that no recorded digest can be compared with."""
 _ALREADY_GONE = "{path} is gone already, nothing was deleted"

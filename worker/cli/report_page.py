@@ -110,14 +110,25 @@ def _verdict(document: Mapping[str, Any]) -> tuple[str, str]:
 def _stores(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
     rows = [
         (
-            row["store"], row["copies"], _share(row["read_within_period"], row["copies"]),
+            row["store"], row["copies"], _share(row["read_within_period"], row["copies"] - row["archived"]),
+            row["archived"],
             age(row["oldest_read_at"], now) if row["oldest_read_at"] else None, row["never_read"], row["overdue"],
             _ahead(row["forecast_seconds"]),
             ", ".join(f"{count} {word}" for word, count in row["bad_verdicts"].items()) or "none",
         )
         for row in stores
     ]  # fmt: skip
-    names = ("store", "copies", "read in period", "oldest read", "never read", "overdue", "all read in", "found bad")
+    names = (
+        "store",
+        "copies",
+        "read in period",
+        "archived",
+        "oldest read",
+        "never read",
+        "overdue",
+        "all read in",
+        "found bad",
+    )
     return _table(names, rows, "No store is configured.") + "".join(map(_plot, stores)) + _LEGEND
 
 

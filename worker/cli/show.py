@@ -13,6 +13,7 @@ from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
 from worker.cli.session import Session, opened
+from worker.storage import Verdict
 from worker.storage.errors import NotFound
 
 _UNTOLD = {"hash", "row_fits_its_hash", "found_size", "finding"}
@@ -61,7 +62,7 @@ def show(
     rows = [
         (
             copy.store,
-            copy.state.value if copy.store in configured else f"{copy.state.value}, store not configured",
+            _state(copy, configured=copy.store in configured),
             copy.last_verified_at,
             copy.last_attempt_at,
             f"{check.outcome} {check.checked_at:%Y-%m-%d}" if (check := checks.get(copy.id)) else None,
@@ -70,6 +71,11 @@ def show(
     ]
     columns = ("store", "state", "last verified", "last attempt", "evidence")
     print_table(columns, rows, empty="no copies", flexible=("state",))
+
+
+def _state(copy: Copy, *, configured: bool) -> str:
+    archived = ", archived: not readable now" if copy.last_verdict == Verdict.ARCHIVED else ""
+    return f"{copy.state.value}{archived}" if configured else f"{copy.state.value}{archived}, store not configured"
 
 
 def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
@@ -117,6 +123,7 @@ def _copy(copy: Copy, check: EvidenceCheck | None) -> dict[str, Any]:
         "state": copy.state.value,
         "last_verified_at": copy.last_verified_at,
         "last_attempt_at": copy.last_attempt_at,
+        "archived": copy.last_verdict == Verdict.ARCHIVED,
         "evidence": check
         and {"outcome": check.outcome, "by": check.source, "compared": check.compared, "checked_at": check.checked_at},
     }

@@ -113,7 +113,7 @@ def _store(
     coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
     present = sum(count for state, count in states.items() if CopyState(state).present)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
-    left = max(present - coverage.read, 0)
+    left = max(present - coverage.archived - coverage.read, 0)
     due = session.catalogue.sweep_claims.count_due(name, period=period, now=now, limit=_MOST_DUE)
     pace = pace_of(session.catalogue, name, due, period=period, now=now)
     return {
@@ -125,6 +125,7 @@ def _store(
         "oldest_read_at": coverage.oldest_read_at,
         "never_read": coverage.never,
         "unreadable": coverage.unreadable,
+        "archived": coverage.archived,
         "overdue": session.catalogue.sweep_claims.overdue(name, period=period, now=now),
         "forecast_seconds": left * _RECENT.total_seconds() / coverage.recent if coverage.recent else None,
         "due": due,
@@ -273,7 +274,7 @@ def _print(document: Mapping[str, Any]) -> None:
     columns = ("store", "copies", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
     for row in document["stores"]:
-        for line in filter(None, (row["too_slow"], _budget_line(row))):
+        for line in filter(None, (row["too_slow"], _budget_line(row), _archived_line(row))):
             say(line)
     if document["findings"]:
         say("")
@@ -301,12 +302,17 @@ _FINDING_COLUMNS = ("finding", "store", "since", "artifact", "what is done")
 
 
 def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
-    share, late = _share(row["read_within_period"], row["copies"]), row["overdue"]
+    share, late = _share(row["read_within_period"], row["copies"] - row["archived"]), row["overdue"]
     oldest = row["oldest_read_at"] and age(row["oldest_read_at"], now)
     forecast = row["forecast_seconds"]
     ahead = None if forecast is None else age(now, now + timedelta(seconds=min(forecast, 10**10)))
     overdue = f"{late} ({_share(late, row['copies'])})" if late else 0
     return row["store"], row["copies"], share, oldest, row["never_read"], overdue, ahead
+
+
+def _archived_line(row: Mapping[str, Any]) -> str | None:
+    count = row["archived"]
+    return f"{row['store']}: {count} copies are archived, not readable now: they are not verified" if count else None
 
 
 def _budget_line(row: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from zot_artifact_client.text_escaping import bounded
 
 _SHOWN = 200
 _MOST_RESULT = 1 << 20
-_BAD = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "failed")
+_BAD = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "failed")
 """The outcomes that are no success, the worst first."""
 _ARTIFACT = ("bucket", "key", "version", "size", "sha256")
 

@@ -143,16 +143,18 @@ class CoverageFigures:
         yield gauge("copies", "Copies of a store by state.", copies, ["store", "state"])
         stray = sum(sum(of.values()) for store, of in states.items() if store not in self._settings.stores)
         yield gauge("copies_not_configured", "Copies in stores that are not in the settings.", [((), float(stray))])
-        read, share, oldest, overdue, never, unreadable, recent = ([] for _ in range(7))
+        read, share, oldest, overdue, never, unreadable, archived, recent = ([] for _ in range(8))
         for store in self._settings.stores:
             period = self._settings.sweep.verify.period_of(store)
             found = catalogue.coverage.of(store, period=period, recent=_RECENT, now=now)
             present = sum(n for state, n in states.get(store, {}).items() if CopyState(state).present)
             read.append(((store,), found.read))
+            present -= found.archived
             share.append(((store,), found.read / present if present else 1.0))
             recent.append(((store,), found.recent))
             never.append(((store,), found.never))
             unreadable.append(((store,), found.unreadable))
+            archived.append(((store,), found.archived))
             late = catalogue.sweep_claims.overdue(store, period=period, now=now)
             overdue.append(((store,), late))
             if found.oldest_read_at is not None:
@@ -163,6 +165,7 @@ class CoverageFigures:
         yield gauge("copies_read_in_day", "Copies that were fully read within the last day.", recent, of)
         yield gauge("copies_never_read", "Copies that were not read since they were written.", never, of)
         yield gauge("copies_unreadable", "Copies whose last read had no answer.", unreadable, of)
+        yield gauge("copies_archived", "Copies in an archive class that are not readable now.", archived, of)
         yield gauge("copies_overdue", "Copies that were not read within the period of their store.", overdue, of)
         yield gauge("oldest_read_timestamp_seconds", "The oldest last read, in seconds since 1970.", oldest, of)
 

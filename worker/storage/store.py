@@ -37,6 +37,7 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import (
     AlreadyExists,
+    Archived,
     DigestMismatch,
     InvalidKey,
     InvalidRange,
@@ -364,8 +365,22 @@ class Store:
                 return judge(reader, expected or stored_digest(reader.stat), on_bytes)
         except NotFound as error:
             return Verification(Verdict.MISSING, expected, detail=error.message)
+        except Archived as error:
+            return self._archived(bucket, key, expected, error)
         except StorageError as error:
             return Verification(Verdict.UNREADABLE, expected, detail=error.message, error=error)
+
+    def _archived(self, bucket: str, key: str, expected: Digest | None, error: Archived) -> Verification:
+        """Return the verdict on an object that cannot be read now: its size is compared all the same."""
+        try:
+            stat = self._driver.stat(bucket, key)
+        except NotFound as gone:
+            return Verification(Verdict.MISSING, expected, detail=gone.message)
+        except StorageError:
+            return Verification(Verdict.ARCHIVED, expected, detail=error.message, error=error)
+        if expected is not None and stat.size != expected.size:
+            return size_mismatch(stat, expected)
+        return Verification(Verdict.ARCHIVED, expected, version=stat.version, detail=error.message, error=error)
 
     def verify_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects, each given as bucket, key and recorded digest, one after the other.

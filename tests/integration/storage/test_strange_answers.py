@@ -185,6 +185,8 @@ class TestAnswersAboutOneObject:
         direct.write_object(BUCKET, "app", source(b"hello"))
         with pytest.raises(Archived, match="archived"):
             faulty.read_object(BUCKET, "app")
+        assert faulty.verify_object(BUCKET, "app", digest_of(b"hello")).verdict is Verdict.ARCHIVED
+        assert faulty.verify_object(BUCKET, "app", digest_of(b"hell")).verdict is Verdict.SIZE_MISMATCH
         assert not issubclass(Archived, TransientError)
 
 

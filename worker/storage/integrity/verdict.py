@@ -21,6 +21,8 @@ class Verdict(StrEnum):
     """The object has another size than recorded."""
     UNREADABLE = "unreadable"
     """The object could not be read to its end: this says nothing about its bytes."""
+    ARCHIVED = "archived"
+    """The object is in an archive class and not readable now: this says nothing about its bytes."""
     UNVERIFIABLE = "unverifiable"
     """No digest is recorded to compare the bytes with."""
 
