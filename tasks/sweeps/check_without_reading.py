@@ -10,7 +10,7 @@ from uuid import NAMESPACE_OID, uuid5
 from worker import clock
 from worker.artifacts.check_without_reading import check_copy, compare_listed
 from worker.artifacts.inventories import InventoryListing, requested_inventory
-from worker.artifacts.per_store import for_each_store
+from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.catalogue import EvidenceCheck, RecordedEvidence
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -81,6 +81,7 @@ class _Comparison:
             self._bucket, self._source = request.bucket or inventory.bucket, "inventory"
         self._began = clock.now() if inventory is None else inventory.at
         self._sent = 0
+        self._failures = SingleFailures()
 
     def run(self) -> StoreEvidence:
         catalogue, outcomes = self._context.catalogue, Counter[str]()
@@ -93,6 +94,8 @@ class _Comparison:
             while group := list(islice(checks, _GROUP)):
                 self._job.heartbeat()
                 self._job.check()
+                if len(group) > 1 and {check.outcome for _, check in group} == {"unknown"}:
+                    self._failures.check()  # the store is away, and none of the copies was compared
                 catalogue.evidence_checks.record([check for _, check in group], now=clock.now())
                 outcomes.update(check.outcome for _, check in group)
                 for known, check in group:
@@ -106,7 +109,7 @@ class _Comparison:
         if self._source == "stat":
             for known in settled:
                 self._job.heartbeat()
-                yield known, check_copy(self._store, bucket, known)
+                yield known, check_copy(self._store, bucket, known, self._failures)
             return
         listing = self._listing(bucket)
         there, checksums = next(listing, _END)
@@ -119,7 +122,7 @@ class _Comparison:
                     continue  # it is being written, or was after the report
                 found = compare_listed(known, there, checksums)
             if found is None or found.outcome != "agrees":
-                found = check_copy(self._store, bucket, known)
+                found = check_copy(self._store, bucket, known, self._failures)
             yield known, found
 
     def _listing(self, bucket: str) -> Iterator[_Listed]:

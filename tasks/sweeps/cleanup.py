@@ -14,7 +14,7 @@ from celery import current_app
 from kombu.exceptions import OperationalError
 
 from worker import clock
-from worker.artifacts.per_store import for_each_store
+from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
 from worker.artifacts.staged_parts import old_uploads, source_of
 from worker.catalogue import OpenTransfer, UploadIntent
@@ -24,6 +24,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.storage import StaleUpload
+from worker.storage.errors import StorageError
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
@@ -70,7 +71,7 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
     intents = transfers.intents(store.name)
     recorded = transfers.open_in(store.name)
     spared = [transfer for transfer in recorded if transfer.live or transfer.begun_at > before]
-    unclear, counts = list[StaleUpload](), Counter[str]()
+    unclear, counts, failures = list[StaleUpload](), Counter[str](), SingleFailures()
 
     def settle(stale: StaleUpload, *, ours: bool) -> None:
         what = f"{stale.description}, begun at {stale.since}"
@@ -79,7 +80,7 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
         if not ours and cleanup.foreign_uploads == "report":
             logger.warning("%s: left %s: this worker did not begin it", store.name, what)
             counts["foreign"] += 1
-        elif store.remove_stale_upload(stale):
+        elif _removed(store, stale, failures):
             logger.info("%s: removed %s", store.name, what)
             counts["removed"] += 1
 
@@ -92,17 +93,33 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
             unclear.append(stale)
         else:
             settle(stale, ours=ours)
-    intended, ended = _intended(store, unclear, intents, before)
+    intended, ended = _intended(store, unclear, intents, before, failures)
     for stale in unclear:
         settle(stale, ours=stale in intended)
     transfers.forget_intents(ended)
+    failures.check()  # the records of what was not removed stay, too
     for transfer in set(recorded).difference(spared):
         transfers.forget(transfer)
     return counts["removed"], counts["foreign"]
 
 
+def _removed(store: LimitedStore, stale: StaleUpload, failures: SingleFailures) -> bool:
+    try:
+        removed = store.remove_stale_upload(stale)
+    except StorageError as error:
+        logger.warning("%s: %s stays for now: %s", store.name, stale.description, error)
+        failures.add(error)
+        return False
+    failures.ended()
+    return removed
+
+
 def _intended(
-    store: LimitedStore, unclear: list[StaleUpload], intents: list[UploadIntent], before: datetime
+    store: LimitedStore,
+    unclear: list[StaleUpload],
+    intents: list[UploadIntent],
+    before: datetime,
+    failures: SingleFailures,
 ) -> tuple[list[StaleUpload], list[UploadIntent]]:
     """Return the uploads that a process of ours began and died before it recorded them, and the intents of the past.
 
@@ -116,7 +133,12 @@ def _intended(
         for intent in sorted(same, key=attrgetter("intended_at"), reverse=True):
             free += 1
             fits = [stale for stale in unclear if stale not in found and _follows(stale, intent)]
-            fits = [stale for stale in fits if store.is_unused_upload(stale, bucket, key)]
+            try:
+                fits = [stale for stale in fits if store.is_unused_upload(stale, bucket, key)]
+            except StorageError as error:
+                failures.add(error)
+                past = [each for each in past if _place(each) != (bucket, key)]  # they count the next time
+                break
             if len(fits) <= free:
                 found += fits
                 free -= len(fits)
@@ -134,15 +156,24 @@ def _follows(stale: StaleUpload, intent: UploadIntent) -> bool:
 
 def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
     """Purge what is in quarantine for longer than the settings say, and return how much that was."""
-    retention, purged = context.settings.quarantine.retention, 0
+    retention, purged, failures = context.settings.quarantine.retention, 0, SingleFailures()
     if retention is None:
         return 0
     for found in list(quarantined(store, context.catalogue)):
         job.heartbeat()
         job.check()
-        if found.at is not None and found.at <= clock.now() - retention and purge(store, found):
-            logger.info("%s: purged %s from quarantine, kept since %s", store.name, found.id, found.at)
-            purged += 1
+        if found.at is None or found.at > clock.now() - retention:
+            continue
+        try:
+            if purge(store, found):
+                logger.info("%s: purged %s from quarantine, kept since %s", store.name, found.id, found.at)
+                purged += 1
+        except StorageError as error:
+            logger.warning("%s: %s stays in quarantine for now: %s", store.name, found.id, error)
+            failures.add(error)
+        else:
+            failures.ended()
+    failures.check()
     return purged
 
 

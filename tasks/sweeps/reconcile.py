@@ -6,14 +6,14 @@ from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.inventories import InventoryListing, requested_inventory
-from worker.artifacts.per_store import for_each_store
+from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.limited_store import LimitedStore
-from worker.storage.errors import NotFound
+from worker.storage.errors import NotFound, StorageError
 from zot_artifact_client.contract import (
     ADOPT,
     SWEEP_RECONCILE,
@@ -80,6 +80,7 @@ class _Reconciliation:
             self._bucket = inventory.bucket
         self._inventory = inventory
         self._records = context.catalogue.reconciliations
+        self._failures = SingleFailures()
         scope = "" if self._bucket is None else f"{self._bucket}/{self._prefix}"
         at = inventory.at if inventory else None
         self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume, at=at)
@@ -150,7 +151,7 @@ class _Reconciliation:
     def _is_orphan(self, found: SettledFinding) -> bool:
         self._job.heartbeat()
         self._job.check()
-        return self._is_true(Sighting(found.bucket, found.key, FindingKind.ORPHAN, 0, None))
+        return self._is_true(Sighting(found.bucket, found.key, FindingKind.ORPHAN, 0, None)) is not False
 
     def _most(self, recorded: int) -> int:
         return max(_FEW, int(recorded * self._settings.missing_percent / 100))
@@ -192,8 +193,8 @@ class _Reconciliation:
             self._act(acting)
         return opened, acted
 
-    def _is_true(self, seen: Sighting) -> bool:
-        """Ask the store and the catalogue again about one key."""
+    def _is_true(self, seen: Sighting) -> bool | None:
+        """Ask the store and the catalogue again about one key; return None if the store does not tell."""
         artifacts, store = self._context.catalogue.artifacts, self._store
         held = artifacts.version_in_store(store.name, seen.bucket, seen.key)
         if artifacts.unfinished_versions(store.name, seen.bucket, seen.key):
@@ -201,7 +202,13 @@ class _Reconciliation:
         try:
             size = store.stat_object(seen.bucket, seen.key).size
         except NotFound:
+            self._failures.ended()
             return seen.kind is FindingKind.MISSING and held is not None and held[0].version == seen.version
+        except StorageError as error:
+            logger.warning("%s: %s/%s: %s is not confirmed: %s", store.name, seen.bucket, seen.key, seen.kind, error)
+            self._failures.add(error)
+            return None
+        self._failures.ended()
         if seen.kind is FindingKind.ORPHAN:
             return held is None
         if held is None or held[0].version != seen.version:

@@ -5,6 +5,7 @@ None of it proves the bytes: a store may say for ever what it was told at the wr
 
 from collections.abc import Mapping
 
+from worker.artifacts.per_store import SingleFailures
 from worker.catalogue import EvidenceCheck, RecordedEvidence
 from worker.limits.limited_store import LimitedStore
 from worker.storage import ListedObject, ObjectStat
@@ -46,20 +47,30 @@ def compare_stat(known: RecordedEvidence, stat: ObjectStat) -> EvidenceCheck:
     return _check(known, "stat", found)
 
 
-def check_copy(store: LimitedStore, bucket: str, known: RecordedEvidence) -> EvidenceCheck:
+def check_copy(
+    store: LimitedStore, bucket: str, known: RecordedEvidence, failures: SingleFailures | None = None
+) -> EvidenceCheck:
     """Ask the store for one object and compare it.
 
     Raises:
-        TransientError, Snooze: the store does not answer, or takes no job now.
+        TransientError, Snooze: the store does not answer, or takes no job now. With `failures`: it has not answered
+            about several objects in a row.
     """
     try:
-        return compare_stat(known, store.stat_object(bucket, known.key))
+        found = store.stat_object(bucket, known.key)
     except NotFound:
+        if failures:
+            failures.ended()
         return EvidenceCheck(known.copy_id, "stat", "absent", detail="the store has no object of this name")
-    except TransientError:
-        raise
     except StorageError as error:
+        if failures:
+            failures.add(error)
+        elif isinstance(error, TransientError):
+            raise
         return EvidenceCheck(known.copy_id, "stat", "unknown", detail=error.message)
+    if failures:
+        failures.ended()
+    return compare_stat(known, found)
 
 
 def _check(known: RecordedEvidence, source: str, found: dict[str, tuple[object, object]]) -> EvidenceCheck:

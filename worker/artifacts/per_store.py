@@ -6,6 +6,7 @@ from typing import TypeVar
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError, TransientError
 
+_IN_A_ROW = 5
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -26,6 +27,30 @@ def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> li
     if failures:
         raise most_retryable(failures)
     return results
+
+
+class SingleFailures:
+    """Lets a sweep continue behind an object that fails, until so many fail in a row that the store must be away."""
+
+    def __init__(self) -> None:
+        self.all: list[StorageError] = []
+        self._in_a_row = 0
+
+    def add(self, error: StorageError) -> None:
+        """Record a failure; raise it if too many transient ones came in a row."""
+        self.all.append(error)
+        self._in_a_row += isinstance(error, TransientError)
+        if self._in_a_row >= _IN_A_ROW:
+            raise error
+
+    def ended(self) -> None:
+        """Record that the store has answered about an object."""
+        self._in_a_row = 0
+
+    def check(self) -> None:
+        """Raise the most retryable failure, if there is one."""
+        if self.all:
+            raise most_retryable(self.all)
 
 
 def most_retryable(failures: Sequence[StorageError | Snooze]) -> StorageError | Snooze:

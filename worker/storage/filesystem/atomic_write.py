@@ -342,5 +342,5 @@ def _read_intent(intents: int, name: str) -> Intent | None:
     content = read_small(intents, name, _INTENT_BYTES)
     try:
         return None if content is None else Intent(**json.loads(content))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None  # of another program: intents are written atomically

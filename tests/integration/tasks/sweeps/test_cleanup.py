@@ -22,7 +22,8 @@ from worker.settings import Settings
 from worker.settings.sections import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
-from worker.storage.errors import Unavailable
+from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UPLOAD, SweepLeftoversRequest, UploadRequest
@@ -88,6 +89,25 @@ def test_one_store_that_is_away_keeps_no_other_from_being_swept(run, settings, a
     with pytest.raises(Unavailable, match="cold"):
         run(sweep_cleanup, EVERYTHING)
     assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("failure", [Unavailable("primary: EIO"), AccessDenied("primary: no")])
+def test_one_file_that_cannot_be_removed_keeps_no_other(run, abandoned, monkeypatch, failure):
+    """What one writer left cannot be removed: the rest goes, and the sweep fails at its end."""
+    other = abandoned.with_name(f"{abandoned.name[:-1]}1")
+    other.write_bytes(b"half of another")
+    remove = Store.remove_stale_upload
+    failures = [failure]
+
+    def fail_once(store, stale):
+        if failures:
+            raise failures.pop()
+        return remove(store, stale)
+
+    monkeypatch.setattr(Store, "remove_stale_upload", fail_once)
+    with pytest.raises(type(failure)):
+        run(sweep_cleanup, EVERYTHING)
+    assert [abandoned.exists(), other.exists()].count(True) == 1
 
 
 @pytest.fixture

@@ -61,6 +61,20 @@ def check_of(context: Context, key: str) -> EvidenceCheck:
     return context.catalogue.evidence_checks.of([copy.id])[copy.id]
 
 
+def test_one_object_that_the_store_does_not_tell_about_stops_no_other(sweep: Sweep, monkeypatch) -> None:
+    """One copy is asked for in vain; the others are compared."""
+    stat = Store.stat_object
+
+    def failing(store: Store, bucket: str, key: str) -> Any:
+        if key == "a":
+            raise Unavailable("dr: EIO")
+        return stat(store, bucket, key)
+
+    monkeypatch.setattr(Store, "stat_object", failing)
+    monkeypatch.setattr(sweep_module, "compare_listed", lambda known, *_: EvidenceCheck(known.copy_id, "x", "differs"))
+    assert sweep().outcomes == {"agrees": 2, "unknown": 1}
+
+
 def test_evidence_moves_no_time_of_verification(context: Context, sweep: Sweep, sent) -> None:
     """Promise 3: what agrees is recorded with its own clock, and nothing of the copy changes."""
     before = {key: asdict(copy_of(context, key)) for key in KEYS}

@@ -18,7 +18,7 @@ from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import ReconcileSweepSettings
 from worker.storage.driver import ListedObject
-from worker.storage.errors import Unavailable
+from worker.storage.errors import AccessDenied, Unavailable
 from worker.storage.store import Store
 from zot_artifact_client.contract import ReconciledStore, SweepReconcileRequest, UploadRequest
 
@@ -120,6 +120,27 @@ def _state(context: Context, key: str) -> str:
     artifact = context.catalogue.artifacts.current("releases", key)
     assert artifact is not None
     return context.catalogue.artifacts.copies(artifact)["dr"].state.value
+
+
+@pytest.mark.usefixtures("uploaded")
+@pytest.mark.parametrize("failure", [Unavailable("dr: EIO"), AccessDenied("dr: no")])
+def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
+    context: Context, sweep: Sweep, stored, foreign, monkeypatch, failure
+) -> None:
+    """It is not confirmed; the other differences are findings."""
+    stored("dr", "b/1").unlink()
+    foreign("aa")
+    stat = Store.stat_object
+
+    def failing(store: Store, bucket: str, key: str) -> Any:
+        if key == "aa":
+            raise failure
+        return stat(store, bucket, key)
+
+    monkeypatch.setattr(Store, "stat_object", failing)
+    sweep()
+    assert sweep().findings == {"missing": 1}
+    assert kinds(context) == {("missing", "b/1")}
 
 
 @pytest.mark.usefixtures("uploaded")
