@@ -8,6 +8,7 @@ from worker.catalogue import Artifact, Catalogue
 from worker.limits.admission import Admission
 from worker.limits.limited_store import Job, LimitedStores
 from worker.limits.pauses import PauseCheck
+from worker.limits.shared_redis import SharedRedis
 from worker.settings import Settings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
@@ -25,7 +26,7 @@ class Context:
     pauses: PauseCheck
 
     @classmethod
-    def open(cls, settings: Settings) -> "Context":
+    def open(cls, settings: Settings, shared: SharedRedis | None = None) -> "Context":
         """Open the catalogue and make the stores ready to be opened.
 
         Raises:
@@ -37,7 +38,7 @@ class Context:
         known_ids = catalogue.store_identities(settings.stores, settings.broker_file.parent)
         stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
         pauses = PauseCheck(catalogue.pauses)
-        admission = Admission(settings, lambda name: probe(stores[name]), paused=pauses.of_store)
+        admission = Admission(settings, lambda name: probe(stores[name]), shared, paused=pauses.of_store)
         return cls(settings, catalogue, stores, admission, pauses)
 
     def for_job(self, job: Job) -> "JobContext":

@@ -7,9 +7,12 @@ from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import IO
+from uuid import uuid4
 
 from worker.catalogue import Artifact, Copy
 from worker.context import Context
+from worker.limits.limited_store import LimitedStore
+from worker.limits.snooze import Snooze
 from worker.storage.errors import AccessDenied, NotFound, PermanentError, StorageError, TransientError, Unavailable
 from worker.storage.integrity.manifest import Chunk
 
@@ -44,6 +47,17 @@ class AvoidedStores:
             return self._until.get(store, 0.0) > time.monotonic()
 
 
+@dataclass(slots=True)
+class _Reader:
+    """A download, for the limits of stores: nothing tells it to stop."""
+
+    id: str
+    fence: int = 0
+
+    def heartbeat(self, _count: int = 0) -> None:
+        pass
+
+
 class VerifiedDownload:
     """The bytes of one version. All that `pieces` yields are verified; a copy that fails is replaced by the next one.
 
@@ -64,8 +78,10 @@ class VerifiedDownload:
     ) -> None:
         self.artifact = artifact
         self._context = context
+        self._id = f"download-{uuid4().hex}"
         self._on_bad = on_bad
         self._avoided = avoided or AvoidedStores()
+        self._limited: dict[str, LimitedStore] = {}
         self._manifest = context.catalogue.artifacts.manifest(artifact)
         self._stores = deque(self._order())
 
@@ -111,7 +127,9 @@ class VerifiedDownload:
         artifact, errors = self.artifact, list[StorageError]()
         for name in list(self._stores):
             try:
-                return self._context.stores[name].read_chunk(artifact.bucket, artifact.key, chunk)
+                return self._store(name).read_chunk(artifact.bucket, artifact.key, chunk)
+            except Snooze as busy:
+                errors.append(self._busy(name, busy))
             except StorageError as error:
                 self._failed(name, error)
                 errors.append(error)
@@ -131,14 +149,27 @@ class VerifiedDownload:
         for name in list(self._stores):
             try:
                 file.truncate(0)
-                store = self._context.stores[name]
-                store.download_object(artifact.bucket, artifact.key, file.fileno(), artifact.digest)
+                self._store(name).download_object(artifact.bucket, artifact.key, file.fileno(), artifact.digest)
+            except Snooze as busy:
+                errors.append(self._busy(name, busy))
             except StorageError as error:
                 self._failed(name, error)
                 errors.append(error)
             else:
                 return
         raise self._no_copy(errors)
+
+    def _store(self, name: str) -> LimitedStore:
+        """Return a store with its limits: a download takes bandwidth and a slot, and heeds its breaker."""
+        if name not in self._limited:
+            self._limited[name] = LimitedStore(self._context.stores[name], self._context.admission, _Reader(self._id))
+        return self._limited[name]
+
+    def _busy(self, name: str, busy: Snooze) -> Unavailable:
+        """Return the error of a store that was not asked; the copy in it may be right."""
+        self._stores.remove(name)
+        self._stores.append(name)
+        return Unavailable(f"{name}: {busy}")
 
     def _failed(self, name: str, error: StorageError) -> None:
         self._stores.remove(name)

@@ -58,7 +58,8 @@ def add(
 ) -> None:
     """Make a token and print it once; only a hash of it is kept.
 
-    VERB is read, upload, import, replicate, verify, delete or adopt.
+    VERB is read, upload, import, replicate, verify, delete, purge or adopt.
+    With `purge` beside `delete`, a delete may be one that cannot be undone.
     With `upload` a service sends bytes; with `import` it names a file or a URL that the worker reads.
 
     Examples:

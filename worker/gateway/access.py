@@ -30,6 +30,8 @@ class TokenVerb(StrEnum):
     REPLICATE = "replicate"
     VERIFY = "verify"
     DELETE = "delete"
+    PURGE = "purge"
+    """With `delete`: deletes that cannot be undone (`now`), or that remove the last good copy (`allow_last`)."""
     ADOPT = "adopt"
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import redis
 from celery import Celery
 
 from worker import clock
@@ -17,7 +18,9 @@ from worker.catalogue import Artifact
 from worker.context import Context
 from worker.gateway.problems import Problem
 from worker.jobs.outbox import Outbox
+from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings import Settings
+from worker.settings.model import NoBroker
 from worker.storage.errors import StorageError
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.broker_urls import parse_url
@@ -45,7 +48,7 @@ class Services:
             SettingsError, CatalogueError: it cannot be opened.
         """
         self.settings = settings
-        self.context = Context.open(settings)
+        self.context = Context.open(settings, SharedRedis(self._shared_redis))
         self.avoided = AvoidedStores()
         self._reads = anyio.CapacityLimiter(_READS)
         self._fetches = anyio.CapacityLimiter(settings.gateway.downloads)
@@ -117,6 +120,14 @@ class Services:
                 )
                 self._outbox = Outbox(app)
             return self._outbox
+
+    def _shared_redis(self) -> "redis.Redis | None":
+        """Return the Redis in which all workers count what they ask of each store; None if there is none."""
+        try:
+            app = Celery("zot-artifacts-gateway", backend=self.settings.results_url, set_as_current=False)
+        except NoBroker:
+            return None
+        return result_backend(app)
 
     def waiting_job(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request.

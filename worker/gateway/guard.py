@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import clock
+from worker.catalogue import CatalogueUnavailable
 from worker.gateway.access import Caller, caller_of, id_of
 from worker.gateway.dependencies import Services
 from worker.gateway.problems import Problem, problem_of, response_of, unexpected
@@ -29,6 +30,8 @@ _BODY_WITHIN = 30.0
 """Seconds for which a body may send nothing."""
 _AT_ONCE = 64
 """Requests of one token at a time."""
+_CHECK_EVERY = 5.0
+"""Seconds after which the token of a request that still runs is checked again."""
 _FAILURES = RateLimitItemPerSecond(10)
 """Requests without a valid token that one address may send in a second."""
 
@@ -58,7 +61,9 @@ class Guard:
             self._running[caller.id] += 1
             try:
                 scope.setdefault("state", {})["caller"] = caller
-                await self._app(scope, _BoundedBody(scope, receive).receive, answer.send)
+                still = _StillValid(self._services, scope)
+                body = _BoundedBody(scope, receive)
+                await self._app(scope, still.checked(body.receive), answer.checked(still))
             finally:
                 self._running[caller.id] -= 1
         except Exception as error:  # noqa: BLE001 - every error is an answer
@@ -112,6 +117,38 @@ def _path(scope: Scope) -> str:
     return bytes(scope.get("raw_path") or b"").decode("ascii", "replace")
 
 
+class _StillValid:
+    """Ends a long answer or body of a token that was revoked, or has expired, since its request was admitted."""
+
+    def __init__(self, services: Services, scope: Scope) -> None:
+        self._services = services
+        self._text = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
+        self._next = time.monotonic() + _CHECK_EVERY
+
+    async def check(self) -> None:
+        """Raise a Problem if the token is not valid any more; asked once in some seconds."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _CHECK_EVERY
+        tokens = self._services.context.catalogue.access_tokens
+        try:
+            record = await self._services.read(tokens.get, id_of(self._text))
+        except CatalogueUnavailable:
+            return  # it restarts; the next check decides
+        if caller_of(self._text, record, clock.now()) is None:
+            raise Problem(HTTPStatus.UNAUTHORIZED, "NoToken", "the token was revoked, or has expired, meanwhile")
+
+    def checked(self, receive: Receive) -> Receive:
+        """Return `receive` with the check after each message."""
+
+        async def checked() -> Message:
+            message = await receive()
+            await self.check()
+            return message
+
+        return checked
+
+
 class _Answer:
     """Passes an answer on, and keeps its status and size for the log."""
 
@@ -120,6 +157,15 @@ class _Answer:
         self.status: int | None = None
         self.sent = 0
         self.complete = False
+
+    def checked(self, still: _StillValid) -> Send:
+        """Return `send` with the check before each message."""
+
+        async def checked(message: Message) -> None:
+            await still.check()
+            await self.send(message)
+
+        return checked
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

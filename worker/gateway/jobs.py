@@ -104,7 +104,7 @@ async def submit(
         BrokerUnavailable: it may have been sent; send it again with the same key.
     """
     services, caller = services_of(request), caller_of_request(request)
-    checked = _checked(caller, spec, message, named=services.context.settings.delete.approval_above is not None)
+    checked = _checked(caller, spec, message)
     own = None if idempotency_key is None else f"{caller.name}:{idempotency_key}"
     return await services.read(_submit, services, spec, checked, own)
 
@@ -120,8 +120,8 @@ def _submit(
     return StatusResult(job=job.id, kind=spec.kind, state=JobState.QUEUED)
 
 
-def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message, *, named: bool) -> Message:
-    """Return the request as it is sent, if the token allows it; `named`: a batch that deletes says who requests it."""
+def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message) -> Message:
+    """Return the request as it is sent, if the token allows it: a delete has the name of the token."""
     if isinstance(message, BatchRequest):
         if message.bucket is None or message.directory is not None:
             raise InvalidRequest(
@@ -129,7 +129,8 @@ def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message, *, name
             )
         check_prefix(check_bucket(message.bucket) and message.prefix)
         check_may(caller, _VERBS[message.verb], message.bucket, message.prefix)
-        if message.verb == DELETE.kind and (named or message.by is not None):
+        if message.verb == DELETE.kind:
+            _check_purge(caller, message.bucket, message.prefix, asked=message.allow_last)
             return message.model_copy(update={"by": caller.name})
         return message
     bucket, key = _place(message.payload())
@@ -139,8 +140,15 @@ def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message, *, name
     if isinstance(message, UploadRequest) and message.staged:
         raise InvalidRequest("upload: staged: bytes are staged by /v1/uploads")
     if isinstance(message, DeleteRequest):
+        _check_purge(caller, bucket, key, asked=message.now or message.allow_last)
         return message.model_copy(update={"by": caller.name})
     return message
+
+
+def _check_purge(caller: Caller, bucket: str, start: str, *, asked: bool) -> None:
+    """Return unless a delete that cannot be undone is asked for with a token that does not allow it."""
+    if asked:
+        check_may(caller, TokenVerb.PURGE, bucket, start)
 
 
 @router.get("/{job_id}", operation_id="showJob")

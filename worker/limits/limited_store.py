@@ -24,7 +24,7 @@ from worker.storage import (
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import PermanentError, StorageError, TransientError
-from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
 from worker.storage.transfer.multipart import Checkpoint
 
@@ -125,6 +125,18 @@ class LimitedStore:
             reader = self._store.read_object(bucket, key, expected=expected, on_bytes=metered)
             held.callback(reader.close)
             return LimitedReader(self, reader, held.pop_all())
+
+    def read_chunk(self, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
+        with self._transfer("read", None) as metered:
+            found = self._store.read_chunk(bucket, key, chunk)
+            metered(len(found))
+        self._succeeded()
+        return found
+
+    def download_object(self, bucket: str, key: str, file: int, expected: Digest) -> None:
+        with self._transfer("read", None) as metered:
+            self._store.download_object(bucket, key, file, expected, on_bytes=metered)
+        self._succeeded()
 
     def write_object(
         self,

@@ -41,6 +41,7 @@ class Gateway:
     url: str
     settings: Settings
     context: Context
+    services: Services
     clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, *buckets: str, verbs: tuple[TokenVerb, ...] = tuple(TokenVerb), name: str = "ci") -> httpx.Client:
@@ -86,9 +87,9 @@ class Gateway:
 
 
 @contextmanager
-def serving(settings: Settings, address: Address | None = None) -> Iterator[str]:
+def serving(settings: Settings, address: Address | None = None, services: Services | None = None) -> Iterator[str]:
     """Serve the gateway of these settings, and return its URL."""
-    server = make_server(Services(settings), address or Address())
+    server = make_server(services or Services(settings), address or Address())
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
     thread.start()
@@ -121,8 +122,9 @@ def open_gateway(make_tables: Callable[[str], None]) -> Iterator[Callable[[Setti
         settings.prepare()
         make_tables(settings.catalogue_url)
         context = Context.open(settings)
-        with serving(settings) as url:
-            made = Gateway(url, settings, context)
+        services = Services(settings)
+        with serving(settings, services=services) as url:
+            made = Gateway(url, settings, context, services)
             yield made
             for client in made.clients:
                 client.close()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import socket
 import ssl
 import subprocess
@@ -15,13 +16,15 @@ from typing import Any
 import httpx
 import pytest
 from limits import RateLimitItemPerMinute
+from pydantic import ByteSize
 
 from tests.unit.gateway.conftest import Gateway, serving
 from worker import clock
-from worker.gateway import guard, server
+from worker.gateway import guard, jobs, server
 from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.app import openapi
 from worker.settings import Settings
+from worker.settings.sections import GatewaySettings
 
 OPERATIONS = [(method, path) for path, methods in openapi()["paths"].items() for method in methods]
 
@@ -260,3 +263,56 @@ def test_tls_is_served_with_the_given_certificate(gateway: Gateway, tmp_path: Pa
         assert client.get("/v1/artifacts?bucket=releases").status_code == 200
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.get(url.replace("https", "http"), trust_env=False)
+
+
+def test_a_delete_that_cannot_be_undone_needs_a_verb_of_its_own(gateway: Gateway) -> None:
+    """A token for deletes sends no `now` and no `allow_last`, alone or in a batch; one with `purge` does."""
+    delete = gateway.client(verbs=(TokenVerb.DELETE,), name="delete")
+    purge = gateway.client(verbs=(TokenVerb.DELETE, TokenVerb.PURGE), name="purge")
+    one, batch = {"bucket": "releases", "key": "a"}, {"verb": "delete", "bucket": "releases", "prefix": "x"}
+    asked = [("delete", one | {"now": True}), ("delete", one | {"stores": ["dr"], "allow_last": True}),
+             ("batch", batch | {"stores": ["dr"], "allow_last": True})]  # fmt: skip
+    for kind, body in asked:
+        assert delete.post(f"/v1/jobs/{kind}", json=body).status_code == 403
+        assert purge.post(f"/v1/jobs/{kind}", json=body).status_code == 503  # allowed; there is no broker here
+    assert delete.post("/v1/jobs/delete", json=one).status_code == 503
+    assert gateway.client(verbs=(TokenVerb.PURGE,), name="p").post("/v1/jobs/delete", json=one).status_code == 403
+
+
+def test_a_revoked_token_ends_what_still_runs(gateway_with_broker: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download and a stream of events end when their token is revoked, without the bytes that follow."""
+    gateway = gateway_with_broker
+    monkeypatch.setattr(guard, "_CHECK_EVERY", 0.0)
+    monkeypatch.setattr(jobs, "_ALIVE", 0.0)
+    content = os.urandom(40 << 20)
+    gateway.store("app.tgz", content)
+    client = gateway.client(name="ci")
+    job = client.post("/v1/jobs/verify", json={"bucket": "releases", "key": "app.tgz"}).json()["job"]
+    with (
+        client.stream("GET", "/v1/objects/releases/app.tgz") as download,
+        client.stream("GET", f"/v1/jobs/{job}/events") as events,
+    ):
+        received, lines = download.iter_bytes(1 << 16), events.iter_lines()
+        count = len(next(received))
+        assert next(lines).startswith("event:")
+        assert gateway.context.catalogue.access_tokens.revoke("ci", clock.now()) == 1
+        rest: list[int] = []
+        with pytest.raises(httpx.RemoteProtocolError):
+            rest.extend(len(piece) for piece in received)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+    assert count + sum(rest) < len(content)
+
+
+def test_one_token_has_a_limit_of_open_bytes(settings: Settings, open_gateway: Any) -> None:
+    """Uploads that are not complete count together for their token, and for no other one."""
+    small = settings.model_copy(update={"gateway": GatewaySettings(max_staged=ByteSize(1000))})
+    with open_gateway(small) as gateway:
+        one, other = gateway.client(name="one"), gateway.client(name="other")
+        new = {"bucket": "releases", "key": "a", "size": 600, "sha256": "0" * 64}
+        place = one.post("/v1/uploads", json=new).headers["Location"]
+        refused = one.post("/v1/uploads", json=new)
+        assert (refused.status_code, "gateway.max_staged" in refused.json()["detail"]) == (429, True)
+        assert other.post("/v1/uploads", json=new).status_code == 201
+        assert one.delete(place).status_code == 204
+        assert one.post("/v1/uploads", json=new).status_code == 201

@@ -8,10 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ByteSize
 
 from tests.unit.gateway.conftest import Gateway
 from worker import clock
 from worker.catalogue import Scope
+from worker.settings import Settings
+from worker.settings.sections import StoreLimits
 from worker.storage.integrity.manifest import CHUNK_SIZE
 
 CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"
@@ -212,3 +215,24 @@ def test_a_slot_is_free_again_after_each_download(settings: Any, open_gateway: C
             next(answer.iter_raw())
         for _ in range(3):
             assert client.get("/v1/objects/releases/app.tgz").content == CONTENT
+
+
+def test_a_download_heeds_the_limits_of_stores(settings: Settings, open_gateway: Any) -> None:
+    """A store whose breaker is open or that is paused is not asked, and bytes are taken from its bandwidth."""
+    limited = settings.model_copy(update={"store_limits": {"dr": StoreLimits(bytes_per_second=ByteSize(1 << 30))}})
+    with open_gateway(limited) as gateway:
+        gateway.store("app.tgz", CONTENT)
+        client, admission = gateway.client(), gateway.services.context.admission
+        taken: list[tuple[str, int]] = []
+        real = admission.take_bandwidth
+        admission.take_bandwidth = lambda store, count, *more: (taken.append((store, count)), real(store, count, *more))
+        for _ in range(limited.breaker.failures):
+            admission.record_failure("primary")
+        damage(gateway, "primary", "app.tgz", 5)  # it would be read first
+        assert client.get("/v1/objects/releases/app.tgz").content == CONTENT
+        assert {store for store, _ in taken} == {"dr"}
+        assert sum(count for _, count in taken) == len(CONTENT)
+        for _ in range(limited.breaker.failures):
+            admission.record_failure("dr")
+        refused = client.get("/v1/objects/releases/app.tgz")
+        assert (refused.status_code, "breaker" in refused.text) == (503, True)
