@@ -130,7 +130,7 @@ def make_app(settings: Settings) -> Celery:
     app.steps["consumer"].add("worker.jobs.remote_control:PausedQueues")
     app.steps["consumer"].add("worker.jobs.remote_control:CancelRequests")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
-    app.steps["consumer"].add("worker.intake.unrecorded_message:ReturnUnrecorded")
+    app.steps["consumer"].add("worker.intake.message_kept_on_disk:ReturnUnrecorded")
     return app
 
 

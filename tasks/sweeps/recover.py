@@ -12,8 +12,8 @@ from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.jobs.cancellation import cancel_waiting_jobs
+from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.outbox import Outbox
-from worker.jobs.redis_keys import move_wrong_types
 from worker.jobs.republish_ends import republish_ends
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.pauses import LONGEST_PAUSE, mirror_queues

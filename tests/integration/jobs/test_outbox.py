@@ -13,8 +13,8 @@ from tests.hostile_messages import envelope
 from worker.embedded.valkey import requeue_unacknowledged
 from worker.intake.delayed import DELAYED, release
 from worker.intake.rejected import RejectedMessages
+from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.outbox import RESENDS, Outbox
-from worker.jobs.redis_keys import move_wrong_types
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER

@@ -21,8 +21,8 @@ from worker.storage.cloud.listing import check_size, is_document, without_malfor
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.announced import request_begins
 from worker.storage.transfer.chunked_body import as_chunked_body
+from worker.storage.transfer.upload_intents import request_begins
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

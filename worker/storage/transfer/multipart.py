@@ -11,8 +11,8 @@ from typing import Protocol
 
 from worker.storage.driver import Body, Condition, Driver, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
 from worker.storage.errors import NotFound, StorageError, Unavailable
-from worker.storage.transfer.announced import announced
 from worker.storage.transfer.split_into_parts import next_part, plan_parts, spool_part
+from worker.storage.transfer.upload_intents import announced
 
 MEMORY = 64 * 1024 * 1024
 """Most bytes of parts in memory per transfer, including the part that is being read."""

@@ -5,8 +5,8 @@ from typing import cast
 
 from worker.storage.driver import CopyDriver, Driver, Match, MultipartDriver, ObjectStat, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, SizeMismatch, StorageError
-from worker.storage.transfer.announced import announced
 from worker.storage.transfer.multipart import Checkpoint, part_size_of
+from worker.storage.transfer.upload_intents import announced
 
 Between = Callable[[], object]
 """Called between the requests of a copy. What it raises ends the copy; nothing becomes visible."""
