@@ -113,15 +113,30 @@ def _allowed(context: JobContext, store: str, count: int, size: int) -> int:
 
 
 def _see_pace(context: JobContext, store: str, count: int) -> None:
-    """Open a finding if the copies of a store cannot all be read within its period, and resolve it if they can."""
+    """Open a finding if not all copies of a store can be read within its period, and resolve it if they can."""
     period, now = context.settings.sweep.verify.period_of(store), clock.now()
     told = [pace_of(context.catalogue, store, count, period=period, now=now).warning]
     if (ahead := forecast_of(context.settings, context.catalogue, store, now=now)) is not None:
         told.append(ahead.warning)
+    told.append(_too_large(context, store))
     detail = "; ".join(filter(None, told))
     if detail:
         logger.warning("%s", detail)
     context.catalogue.findings.see_store(FindingKind.TOO_SLOW, store, {"detail": detail} if detail else None, now=now)
+
+
+def _too_large(context: JobContext, store: str) -> str | None:
+    """Return that a store has an object that its budget never allows to be read, and the way out; or None."""
+    budget, largest = context.settings.budgets.get(store), None
+    if budget is not None and (budget.bytes_per_day is not None or budget.cost_per_month is not None):
+        largest = context.catalogue.budgets.largest(store)
+    if budget is None or largest is None or budget.can_hold(largest[1], context.settings.prices.get(store, Prices())):
+        return None
+    path, size = largest
+    return (
+        f"{store}: {path} has {size:,} bytes, more than budgets.{store} allows in a whole day or month: the sweep "
+        f"never reads it; raise the budget, or run `zot-artifacts verify {path}`"
+    )
 
 
 def _result(due: dict[str, int], pages: Sequence[PageRequest]) -> SweepVerifyResult:

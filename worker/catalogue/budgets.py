@@ -71,6 +71,19 @@ class Budgets:
                 connection.execute(sa.insert(budgets).values(**row_))
         return total, size
 
+    def largest(self, store: str) -> tuple[str, int] | None:
+        """Return the path and the size of the largest object that a sweep reads in a store, None for an empty one."""
+        query = (
+            sa.select(artifacts.c.bucket, artifacts.c.key, artifacts.c.size)
+            .join(copies, copies.c.artifact_id == artifacts.c.id)
+            .where(copies.c.store == store, copies.c.read_at.is_not(None))
+            .order_by(artifacts.c.size.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return (f"{row.bucket}/{row.key}", row.size) if row else None
+
 
 def _state_of(row: sa.Row[tuple[object, ...]]) -> BudgetState:
     values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name

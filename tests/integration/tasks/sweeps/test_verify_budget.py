@@ -8,6 +8,7 @@ from pydantic import ByteSize
 
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper, due  # noqa: F401 - a fixture
 from worker import clock
+from worker.catalogue import FindingKind
 from worker.cli.session import Session
 from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.context import Context
@@ -46,6 +47,21 @@ def test_the_sweep_reads_no_more_than_its_budget(context: Context, due, monkeypa
     assert found.opened_at == begin
     assert "20 copies costs 20.00 of your 100.00 a month" in found.evidence["detail"]
     assert context.catalogue.budgets.get("dr", now=clock.now()).month_cost == read[-1]["dr"]
+
+
+def test_an_object_above_the_budget_of_a_day_is_a_finding_beforehand(context: Context, due, monkeypatch) -> None:  # noqa: F811
+    """It is named before the first sweep would read it, and the finding is resolved when the budget allows it."""
+    due(2)
+    largest, size = context.catalogue.budgets.largest("dr")
+    limits = {"requests_per_day": None, "cost_per_month": None, "bytes_per_day": size - 1}
+    for name, value in limits.items():
+        monkeypatch.setitem(context.settings.budgets["dr"].__dict__, name, value)
+    Sweeper(context).plan(str(uuid.uuid4()))
+    [found] = context.catalogue.findings.page(kind=FindingKind.TOO_SLOW)
+    assert f"{largest} has {size} bytes, more than budgets.dr allows" in found.evidence["detail"]
+    monkeypatch.setitem(context.settings.budgets["dr"].__dict__, "bytes_per_day", 1 << 40)
+    Sweeper(context).plan(str(uuid.uuid4()))
+    assert context.catalogue.findings.page(kind=FindingKind.TOO_SLOW) == []
 
 
 def test_a_dry_run_tells_requests_time_and_cost(context: Context, due) -> None:  # noqa: F811
