@@ -1,7 +1,7 @@
 """The command `status`."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -32,6 +32,7 @@ _RECENT = timedelta(days=1)
 _CANARIES = timedelta(days=30)
 _NAMED = 5
 _MOST_DUE = 1_000_000
+_MOST_LOST = 1000
 """Due copies that are counted at most."""
 _LEAST_FREE = 1024**3
 _RANK = list(FindingKind)
@@ -162,6 +163,9 @@ def _findings(session: Session, stores: list[dict[str, Any]], now: datetime) -> 
         before = known.pop((FindingKind.STORE_NOT_CONFIGURED, name), None)
         yield _counted(FindingKind.STORE_NOT_CONFIGURED, name, sum(states.values()), before)
     untrusted = session.catalogue.repairs.untrusted()
+    lost = {
+        (each.bucket, each.key) for each in session.catalogue.findings.page(kind=FindingKind.LOST, limit=_MOST_LOST)
+    }
     for (kind, store), each in known.items():
         if kind in {FindingKind.OVERDUE, FindingKind.STORE_NOT_CONFIGURED}:
             continue  # it is no longer so, which the next sweep records
@@ -177,7 +181,7 @@ def _findings(session: Session, stores: list[dict[str, Any]], now: datetime) -> 
         doing = _doing(session, kind, store, stopped=store in untrusted)
         yield Open(
             kind, store, each.count, each.acknowledged, each.acted, each.since,
-            () if detail else tuple(_example(session, found, doing) for found in some), detail,
+            () if detail else tuple(_example(session, found, doing, lost) for found in some), detail,
         )  # fmt: skip
 
 
@@ -188,8 +192,12 @@ def _counted(
     return Open(kind, store, count, acknowledged, since=before.since if before else None, examples=some)
 
 
-def _example(session: Session, found: FindingRecord, doing: str) -> dict[str, Any]:
+def _example(
+    session: Session, found: FindingRecord, doing: str, lost: Container[tuple[str | None, str | None]]
+) -> dict[str, Any]:
     job = session.catalogue.ledger.get(found.job) if found.job else None
+    if found.kind in _REPAIRED and (found.bucket, found.key) in lost:
+        doing = "no good copy"  # to repair from
     if found.action:
         doing = f"{found.action} {job.state if job else 'sent'}"
     return {

@@ -76,11 +76,16 @@ def test_a_bad_copy_is_open_until_it_is_right_again(
 
 
 def test_an_artifact_without_a_good_copy_is_lost(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
-    """The first finding that is shown is the lost artifact."""
+    """The first finding that is shown is the lost artifact, and none of its copies is said to wait for a repair."""
     judge(catalogue, artifact, "dr", "corrupt")
     judge(catalogue, artifact, "primary", "missing")
     status, document = zot("status")
     assert (status, [each["kind"] for each in document["findings"]]) == (1, ["lost", "corrupt", "missing"])
+    assert [each["examples"][0]["doing"] for each in document["findings"]] == [
+        "nothing",
+        "no good copy",
+        "no good copy",
+    ]
 
 
 def test_what_has_no_answer_and_what_is_late_is_open(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
