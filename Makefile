@@ -21,7 +21,7 @@ NPM = node_home="$$(echo $(CURDIR)/.venv-servers/azurite/lib/python*/site-packag
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup up demo test test-quick check format format-check lint types layers dependencies wheel-check \
+.PHONY: help setup up demo test test-quick check format format-check lint typescript types layers dependencies wheel-check \
 	lock docs fuzz bench soak clean python run-environment dev-environment
 
 help: ## List the targets
@@ -55,6 +55,10 @@ format-check: dev-environment
 
 lint: dev-environment
 	$(BIN)/ruff check .
+
+typescript: ## Generate the types of the TypeScript client from docs/openapi.json, and check them
+	@$(ENVIRONMENTS) azurite
+	cd api_client/typescript && $(NPM) ci --no-audit --no-fund && $(NPM) run -s generate && $(NPM) run -s check
 
 types: dev-environment
 	$(BIN)/mypy

