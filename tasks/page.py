@@ -19,6 +19,7 @@ from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
+from worker.artifacts.verification_log_head import WrittenLog
 from worker.catalogue import CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import Context, JobContext
 from worker.jobs.planned_pages import BROKER_ERRORS
@@ -72,6 +73,8 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         done = _verify_selected(request, context, job)
     else:
         done = _write_selected(request, context, job)
+    if request.verb == VERIFY.kind:
+        WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
     return _result(request, done)
 
 

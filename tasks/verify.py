@@ -2,6 +2,7 @@
 
 from worker.artifacts.artifact_job import ArtifactJob
 from worker.artifacts.per_store import for_each_store
+from worker.artifacts.verification_log_head import WrittenLog
 from worker.catalogue import Artifact, Copy
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -38,7 +39,10 @@ def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> Veri
             return None
         return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
 
-    verdicts = for_each_store(copies, verify_copy)
+    try:
+        verdicts = for_each_store(copies, verify_copy)
+    finally:
+        WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
     return VerifyResult(
         bucket=artifact.bucket,
         key=artifact.key,

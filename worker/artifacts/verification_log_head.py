@@ -19,6 +19,9 @@ from worker.storage.keys import PROBE_BUCKET
 logger = logging.getLogger(__name__)
 
 _LARGEST = 4096
+_LAST_ROW = (1 << 63) - 1
+_NO_HEAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""The errors of reading a head from what another program has written."""
 _NO_KEYS = LogKeys()
 
 
@@ -110,17 +113,23 @@ def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, obj
 
 
 def log_faults(
-    stores: Iterable[Store], catalogue: Catalogue, checked: LogHead | None = None, keys: LogKeys = _NO_KEYS
+    stores: Iterable[Store],
+    catalogue: Catalogue,
+    checked: LogHead | None = None,
+    keys: LogKeys = _NO_KEYS,
+    *,
+    written: LogHead | None = None,
 ) -> list[str]:
     """Return what is wrong with the verification log: its chain, and the heads that the stores keep.
 
-    `checked` is a row up to which the chain was whole before; only the rows after it are read. A store that cannot be
-    reached says nothing about the log.
+    `checked` is a row up to which the chain was whole before; only the rows after it are read. `written` is the last
+    row that a job of this machine has seen. A store that cannot be reached says nothing about the log.
 
     Raises:
         BadKeyFile: a configured key cannot be read.
     """
     cut = catalogue.verifications.check_head(checked) if checked else None
+    cut = cut or (catalogue.verifications.check_head(written) if written else None)
     broken = None if cut else catalogue.verifications.first_broken(checked)
     faults = [cut] if cut else []
     faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
@@ -134,28 +143,51 @@ def log_faults(
     return faults
 
 
-class CheckedLog:
-    """The row up to which this machine has found the log whole, in a file outside the catalogue."""
+class _HeadFile:
+    """A row of the log, in a file outside the catalogue."""
+
+    _name: str
 
     def __init__(self, directory: Path, catalogue: Catalogue) -> None:
-        self._file = directory / f"log-checked-{catalogue.identity}.json"
+        self._file = directory / f"{self._name}-{catalogue.identity}.json"
 
     def get(self) -> LogHead | None:
-        """Return the row, or None if the log has to be read from its beginning."""
+        """Return the row, or None if there is none."""
         try:
             return _kept_of(self._file.read_bytes()).head
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *_NO_HEAD):
             return None
 
     def put(self, head: LogHead) -> None:
-        """Record that the log is whole up to this row."""
+        """Record a row."""
         temporary = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
         temporary.write_text(json.dumps(_facts(KeptHead(head, None))))
         temporary.replace(self._file)
 
     def forget(self) -> None:
-        """Have the log read from its beginning."""
+        """Remove the record."""
         self._file.unlink(missing_ok=True)
+
+
+class CheckedLog(_HeadFile):
+    """The row up to which this machine has found the log whole; without it, the log is read from its beginning."""
+
+    _name = "log-checked"
+
+
+class WrittenLog(_HeadFile):
+    """The last row after the latest job of this machine that wrote verdicts: the stores get the head less often."""
+
+    _name = "log-written"
+
+    @classmethod
+    def note(cls, directory: Path, catalogue: Catalogue) -> None:
+        """Record the present head."""
+        if head := catalogue.verifications.head():
+            try:
+                cls(directory, catalogue).put(head)
+            except OSError as error:
+                logger.warning("the head of the verification log is not written to %s: %s", directory, error.strerror)
 
 
 def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogKeys) -> str | None:
@@ -187,7 +219,7 @@ def _read(store: Store, catalogue: Catalogue) -> KeptHead | None:
         return None
     try:
         return _kept_of(body)
-    except (ValueError, KeyError, TypeError):
+    except _NO_HEAD:
         raise StorageError(
             f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is not a head of a verification log"
         ) from None
@@ -203,6 +235,8 @@ def _body(store: Store, catalogue: Catalogue) -> bytes | None:
 
 def _kept_of(body: bytes) -> KeptHead:
     kept = json.loads(body)
+    if not 0 < int(kept["id"]) <= _LAST_ROW:
+        raise ValueError("no row has this number")
     count, signature = kept.get("count"), kept.get("signature")
     return KeptHead(
         LogHead(int(kept["id"]), str(kept["hash"]), datetime.fromisoformat(kept["at"])),

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import typer
 
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.verification_log_head import CheckedLog, log_faults
+from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults
 from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
@@ -142,7 +142,13 @@ def _log(session: Session) -> Check:
     checked, head = record.get(), session.catalogue.verifications.head()
     stores = [session.stores[name] for name in session.settings.stores]
     try:
-        faults = log_faults(stores, session.catalogue, checked, LogKeys.of(session.settings.verification_log))
+        faults = log_faults(
+            stores,
+            session.catalogue,
+            checked,
+            LogKeys.of(session.settings.verification_log),
+            written=WrittenLog(session.settings.broker_file.parent, session.catalogue).get(),
+        )
     except BadKeyFile as error:
         return Check("catalogue", "bad", str(error), "correct the setting, or bring the file back")
     if not faults:

@@ -6,11 +6,11 @@ import typer
 
 from worker import clock
 from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.verification_log_head import CheckedLog, accept_head, log_faults, signed_head
+from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, accept_head, log_faults, signed_head
 from worker.catalogue import FindingKind
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, say
-from worker.cli.session import opened
+from worker.cli.session import Session, opened
 from worker.storage.errors import StorageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -45,7 +45,7 @@ def verify(as_json: AsJson = False) -> None:
         keys = LogKeys.of(session.settings.verification_log)
         broken = session.catalogue.verifications.first_broken()
         stores = [session.stores[name] for name in session.settings.stores]
-        faults = log_faults(stores, session.catalogue, keys=keys)
+        faults = log_faults(stores, session.catalogue, keys=keys, written=_written(session).get())
         head = signed_head(session.catalogue, keys)
         evidence = None if broken is None else {"detail": f"the verification log was changed at row {broken}"}
         session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
@@ -80,7 +80,7 @@ def accept(
         if (broken := catalogue.verifications.first_broken()) is not None:
             raise Failure(f"the verification log was changed at row {broken}: restore it from a backup")
         stores = [session.stores[name] for name in session.settings.stores]
-        faults = log_faults(stores, catalogue, keys=keys)
+        faults = log_faults(stores, catalogue, keys=keys, written=_written(session).get())
         if faults and not yes:
             raise Failure(f"{'; '.join(faults)}: say --yes to accept that", Status.USAGE, type_="NotAccepted")
         kept, failed = {}, {}
@@ -90,6 +90,7 @@ def accept(
             except StorageError as error:
                 failed[store.name] = error.message
         CheckedLog(session.settings.broker_file.parent, catalogue).forget()
+        _written(session).forget()
     if as_json:
         print_json({"accepted": faults, "replaced": kept, "failed": failed})
     else:
@@ -98,3 +99,7 @@ def accept(
         for name, message in failed.items():
             complain(f"{name}: {message}")
     raise typer.Exit(Status.UNKNOWN if failed else Status.GOOD)
+
+
+def _written(session: Session) -> WrittenLog:
+    return WrittenLog(session.settings.broker_file.parent, session.catalogue)

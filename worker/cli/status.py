@@ -14,7 +14,7 @@ import typer
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_budget import pace_of
-from worker.artifacts.verification_log_head import CheckedLog, check_kept_head
+from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, check_kept_head
 from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
 from worker.cli.errors import Status
 from worker.cli.findings import what
@@ -237,14 +237,15 @@ def _log(session: Session) -> Iterator[Check]:
     catalogue, keys = session.catalogue, LogKeys.of(session.settings.verification_log)
     checked = CheckedLog(session.settings.broker_file.parent, catalogue).get()
     try:
-        faults = [catalogue.verifications.check_head(checked)] if checked else []
+        written = WrittenLog(session.settings.broker_file.parent, catalogue).get()
+        faults = [catalogue.verifications.check_head(head) for head in (checked, written) if head]
         for name, config in session.settings.stores.items():
             if isinstance(config, FilesystemConfig):
                 with suppress(StorageError):  # the check of its disk tells
                     faults.append(check_kept_head(session.stores[name], catalogue, keys))
     except BadKeyFile as error:
         faults = [str(error)]
-    if told := "; ".join(fault for fault in faults if fault):
+    if told := "; ".join(dict.fromkeys(fault for fault in faults if fault)):
         yield Check("verification log", "bad", told, "compare it with a backup")
 
 

@@ -7,6 +7,7 @@ import pytest
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
+from worker.artifacts.verification_log_head import WrittenLog
 from worker.context import Context
 from worker.storage import Stores
 from worker.storage.errors import NotFound
@@ -49,6 +50,14 @@ def test_a_full_read_that_matches_moves_the_last_verification(run, context):
     assert run(verify, ALL).good
     assert copy_of(context).last_verified_at >= before
     assert copy_of(context).state == "verified"
+
+
+def test_a_job_notes_the_end_of_the_log_outside_the_catalogue(run, context):
+    """Rows that are cut off right after a verification show without a sweep."""
+    directory = context.settings.broker_file.parent
+    directory.mkdir(exist_ok=True)
+    run(verify, ALL)
+    assert WrittenLog(directory, context.catalogue).get() == context.catalogue.verifications.head() is not None
 
 
 def test_a_flipped_bit_is_corrupt_and_moves_only_the_attempt(run, stored, context):

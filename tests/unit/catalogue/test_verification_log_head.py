@@ -16,6 +16,7 @@ from worker import cli, clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.verification_log_head import (
     CheckedLog,
+    WrittenLog,
     accept_head,
     check_kept_head,
     keep_head,
@@ -24,6 +25,7 @@ from worker.artifacts.verification_log_head import (
 )
 from worker.catalogue import Catalogue, Finding
 from worker.storage import Store
+from worker.storage.errors import StorageError
 
 
 def append(catalogue: Catalogue, *verdicts: str) -> None:
@@ -263,3 +265,31 @@ def test_the_commands_check_signatures_and_status_sees_a_cut_log(tmp_path, monke
     cli.run(["status", "--json"])
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert "lost rows" in next(each["detail"] for each in checks if each["name"] == "verification log")
+
+
+def test_rows_that_were_cut_off_before_a_store_kept_the_head_show(path: Path, tmp_path: Path) -> None:
+    """Each job that writes verdicts notes the last row beside the catalogue: a cut tail shows at once."""
+    catalogue = Catalogue(f"sqlite:///{path}")
+    append(catalogue, "verified", "verified")
+    WrittenLog.note(tmp_path, catalogue)
+    assert log_faults([], catalogue, written=WrittenLog(tmp_path, catalogue).get()) == []
+    catalogue.close()
+    for statement in ("DELETE FROM verifications WHERE id = 2", "DELETE FROM verifications"):
+        cut = tampered(path, statement)
+        assert "lost rows: row 2" in log_faults([], cut, written=WrittenLog(tmp_path, cut).get())[0]
+        cut.close()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"5", b"[" * 4000, b'{"id": 1e999}', b'{"id": %d}' % 10**30, b"\xff"])
+def test_garbage_in_the_place_of_a_head_is_told(path: Path, tmp_path: Path, body: bytes) -> None:
+    """Whatever is in the place of a kept head, it is a fault of that store, and no error of another class."""
+    catalogue, store = Catalogue(f"sqlite:///{path}"), open_store()
+    append(catalogue, "verified")
+    assert keep_head(store, catalogue) is None
+    key = f"verification-log/{catalogue.identity}.json"
+    store.write_object("zot-probe", key, io.BytesIO(body))
+    with pytest.raises(StorageError, match="is not a head"):
+        check_kept_head(store, catalogue)
+    CheckedLog(tmp_path, catalogue)._file.write_bytes(body)
+    assert CheckedLog(tmp_path, catalogue).get() is None
+    catalogue.close()
