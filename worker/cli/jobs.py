@@ -309,9 +309,11 @@ def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
         yield name, value and moment(value)
     for number, cause in enumerate(_causes(record)):
         yield "before that" if number else "error", f"{cause.get('type')}: {cause.get('message')}"
+    label = "request"
     for name, value in _shown_request(record).items():
         if name not in {"bucket", "key"}:
-            yield "request" if name == next(iter(record.request)) else "", f"{name}={flat(value)}"
+            yield label, f"{name}={flat(value)}"
+            label = ""
     for name, value in (record.result or {}).items():
         if name not in {"bucket", "key", "job"}:
             yield from _result_lines(name, value)

@@ -51,8 +51,10 @@ def printable(text: object, most: int = MOST) -> str:
 
 def flat(value: object) -> str:
     """Return a value of a result or request as text of one line: `primary=3, dr=0` for a mapping."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={flat(each)}" for name, each in value.items() if each is not None)
+        return ", ".join(f"{name}={flat(each)}" for name, each in value.items() if each not in (None, [], (), {}))
     if isinstance(value, list | tuple):
         return ", ".join(map(flat, value))
     return printable(value)

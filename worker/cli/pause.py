@@ -62,6 +62,8 @@ def resume(what: WhatArgument, name: NameArgument, as_json: AsJson = False) -> N
         if what is Scope.JOB:
             name = _full_id(session, name)
         ended = session.catalogue.pauses.end(what, name)
+        if not ended:
+            _check_known(session, what, name)
         if what is Scope.QUEUE:
             _tell_workers(session)
     if as_json:
@@ -105,6 +107,16 @@ def _checked(session: Session, what: Scope, name: str) -> str:
     return _open_job(session, name) if what is Scope.JOB else name
 
 
+def _check_known(session: Session, what: Scope, name: str) -> None:
+    """Raise Failure for a name that is none, so that a mistyped one is no success."""
+    if what is Scope.STORE:
+        session.store_names([name])
+    elif what is Scope.QUEUE:
+        _check_queue(name)
+    else:
+        session.job(name)
+
+
 def _check_queue(name: str) -> None:
     names = [queue.value for queue in Queue if queue is not Queue.INTERACTIVE]
     if name == Queue.INTERACTIVE:
@@ -129,8 +141,11 @@ def _open_job(session: Session, name: str) -> str:
 
 
 def _full_id(session: Session, name: str) -> str:
-    ids = session.catalogue.job_admin.ids_like(name, limit=2)
-    return ids[0] if len(ids) == 1 else name
+    """Return the id of the paused job that begins so; its row in the ledger may be pruned, or not be there yet."""
+    name = name.strip()
+    paused = [each.name for each in session.catalogue.pauses.all() if each.scope is Scope.JOB]
+    ids = {each for each in paused if name and each.startswith(name)}
+    return ids.pop() if len(ids) == 1 else name
 
 
 def _tell_workers(session: Session) -> None:

@@ -56,16 +56,30 @@ class Session:
         return names or None
 
     def job(self, id_: str) -> JobRecord:
-        """Return the job with this id, or the only one whose id begins with it.
+        """Return the job with this id, or the only one whose id begins with it; white space around it does not count.
+
+        A job that no worker has taken yet is found in the outbox of the broker.
 
         Raises:
             Failure: no job or more than one has such an id.
         """
+        from worker.cli.waiting_jobs import waiting_jobs
+
+        id_ = id_.strip()
+        if not id_:
+            raise Failure("the id of a job is empty", Status.USAGE, type_="UsageError")
         ids = self.catalogue.job_admin.ids_like(id_, limit=4)
+        if not ids and id_ != id_.lower():  # some programs print a UUID in capitals
+            ids = self.catalogue.job_admin.ids_like(id_.lower(), limit=4)
         if id_ in ids or len(ids) == 1:
             record = self.catalogue.ledger.get(id_ if id_ in ids else ids[0])
             if record is not None:
                 return record
+        found = waiting_jobs(self.settings, id_, limit=4) or waiting_jobs(self.settings, id_.lower(), limit=4)
+        waiting = {record.id: record for record in found}
+        ids = sorted({*ids, *waiting})
+        if len(ids) == 1 and ids[0] in waiting:
+            return waiting[ids[0]]
         if ids:
             named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")  # noqa: PLR2004 - three are enough to show
             raise Failure(f"more than one job begins with {id_}: {named}", Status.USAGE, type_="AmbiguousJob")

@@ -74,7 +74,7 @@ class Outbox:
     def find(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request."""
         message = self.message(job_id)
-        return None if message is None else _outgoing(job_id, message)
+        return None if message is None else outgoing_of(job_id, message)
 
     def has_eta(self, job_id: str) -> bool:
         """Return whether a valid message of a job waits for its eta, or was seen to do so within the last hour."""
@@ -91,7 +91,7 @@ class Outbox:
         """Return those of these jobs that are in the outbox, by id, in one round trip."""
         with self._redis() as client:
             messages = client.hmget(MESSAGES, ids) if client is not None and ids else []
-        found = {id_: _outgoing(id_, message) for id_, message in zip(ids, messages, strict=False) if message}
+        found = {id_: outgoing_of(id_, message) for id_, message in zip(ids, messages, strict=False) if message}
         return {id_: sent for id_, sent in found.items() if sent is not None}
 
     def send(self, jobs: list[Outgoing]) -> None:
@@ -192,7 +192,8 @@ def _remove(pipeline: Any, job_id: str | bytes, queues: list[str]) -> None:
         pipeline.zrem(ORDER.format(queue=queue), job_id)
 
 
-def _outgoing(job_id: str, message: bytes) -> Outgoing | None:
+def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:
+    """Return the job of a message in the outbox, None if it is garbage."""
     try:
         sent = json.loads(message)
         _, kwargs, _ = json.loads(base64.b64decode(sent["body"]))

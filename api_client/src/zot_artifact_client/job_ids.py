@@ -51,9 +51,11 @@ def choose_ids(
         yield choose_id(spec, idempotency_key=key, service=service), spec, request
 
 
-def check_id(job_id: str) -> str:
-    """Return a job's id. Raise InvalidRequest if it is none."""
-    if not JOB_ID.fullmatch(job_id):
+def check_id(job_id: object) -> str:
+    """Return a job's id as text, also that of a UUID column. Raise InvalidRequest if it is none."""
+    if isinstance(job_id, UUID):
+        return str(job_id)
+    if not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
         msg = "job_id: a letter or digit, then letters, digits, '.', '_' and '-', 128 characters at most"
         raise InvalidRequest(msg)
     return job_id

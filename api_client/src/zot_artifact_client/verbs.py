@@ -5,6 +5,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
 
 from pydantic import ValidationError
@@ -358,7 +359,10 @@ def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | N
 def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
-    return (given,) if isinstance(given, str) else tuple(given)
+    if isinstance(given, str):
+        return (given,)
+    # The order of a set is another one in each process, and with an idempotency key another request.
+    return tuple(sorted(given) if isinstance(given, AbstractSet) else given)
 
 
 def request_of(spec: TaskSpec[RequestT, Any], **fields: object) -> RequestT:

@@ -10,6 +10,7 @@ import pytest
 
 from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
+from worker.cli.errors import Status
 from worker.settings import load_settings
 from zot_artifact_client.contract import JobState
 
@@ -248,3 +249,26 @@ def test_a_batch_that_waits_for_its_jobs_is_running(zot, catalogue):
     assert "verify releases/v1/*" in line
     assert "running" in line
     assert "running" in zot("jobs", "begun")[1]
+
+
+def test_a_mistyped_name_is_not_resumed(zot, catalogue):
+    """A store, queue or job that is none is an error and not `was not paused`."""
+    for what, name in (("store", "dx"), ("queue", "transfr"), ("job", "0000")):
+        status, _, told = zot("resume", what, name)
+        assert (status != Status.GOOD, name in told) == (True, True), what
+    assert zot("resume", "queue", "transfer")[0] == Status.GOOD
+
+
+def test_the_result_of_a_job_is_told_without_pythons_words(zot, catalogue):
+    """Neither False nor an empty list is shown to people, and each line of the request has its label."""
+    begun = catalogue.ledger.acquire(
+        "done", "upload", {"bucket": "releases", "key": "a", "source": "/in/a", "stores": ["dr"]}, owner="here",
+        holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30), queue="transfer",
+    )  # fmt: skip
+    copies = [{"store": "dr", "outcome": "stored", "source": None, "not_kept": []}]
+    result = {"bucket": "releases", "key": "a", "unchanged": False, "copies": copies}
+    catalogue.ledger.finish("done", begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result=result)
+    lines = [line.split(maxsplit=1) for line in zot("jobs", "done")[1].splitlines()]
+    assert ["request", "source=/in/a"] in lines
+    assert ["unchanged", "no"] in lines
+    assert ["copies", "store=dr, outcome=stored"] in lines

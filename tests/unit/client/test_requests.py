@@ -203,3 +203,28 @@ def test_the_client_imports_nothing_of_the_worker() -> None:
     assert run.stdout.strip() == "[]"
     assert sorted(zot_artifact_client.__all__) == zot_artifact_client.__all__
     assert all(hasattr(zot_artifact_client, name) for name in zot_artifact_client.__all__)
+
+
+def test_the_id_of_a_job_may_come_from_a_uuid_column(client):
+    """A UUID is its text; what is no id at all is an error of the client and not one of Python."""
+    job = client.verify("releases", "app.tgz")
+    assert client.job(uuid.UUID(job.id), "verify").id == job.id
+    for wrong in (None, 5, b"5f0a", "a b", ""):
+        with pytest.raises(InvalidRequest, match="job_id: "):
+            client.job(wrong, "verify")
+
+
+def test_a_set_of_stores_is_the_same_request_in_every_process():
+    """The order of a set is another one in each process, and with an idempotency key another request."""
+    program = (
+        "from zot_artifact_client.testing import InMemoryArtifactClient as C\n"
+        "from zot_artifact_client.verbs import _names\n"
+        "print(_names({'primary', 'dr', 'cloud', 'archive'}))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True
+        ).stdout
+        for seed in "012"
+    }
+    assert said == {"('archive', 'cloud', 'dr', 'primary')\n"}

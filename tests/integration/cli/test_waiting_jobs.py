@@ -1,0 +1,67 @@
+"""The command line finds jobs that no worker has taken yet: the outbox of the broker has them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import cli
+from worker.cli.errors import Status
+from worker.settings import load_settings
+from zot_artifact_client import ArtifactClient
+from zot_artifact_client.contract import VERIFY, VerifyRequest
+
+Zot = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def client(valkey: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArtifactClient]:
+    url = valkey.url.removesuffix("/0") + "/13"
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOT_BROKER", url)
+    load_settings().prepare()
+    with ArtifactClient(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def zot(client: ArtifactClient, capsys: pytest.CaptureFixture[str]) -> Zot:
+    def run(*arguments: str) -> tuple[int, str]:
+        status = cli.run(list(arguments))
+        told = capsys.readouterr()
+        return status, told.out + told.err
+
+    assert run("jobs", "list", "--limit", "1")[0] == Status.USAGE  # there is no catalogue yet
+    assert run("pauses")[0] == Status.USAGE
+    assert run("pause", "store", "dr")[0] == Status.GOOD  # makes the catalogue
+    return run
+
+
+def test_a_waiting_job_is_shown_cancelled_and_paused_by_the_beginning_of_its_id(
+    client: ArtifactClient, zot: Zot
+) -> None:
+    """A unique beginning names a job in the outbox as it names one in the ledger; an ambiguous one is refused."""
+    job = client.verify("releases", "app.tgz")
+    short = job.id[:8]
+    for id_ in (short, job.id, f" {job.id}\n", job.id.upper()):
+        status, shown = zot("jobs", id_)
+        assert (status, job.id in shown, "queued" in shown, "releases/app.tgz" in shown) == (0, True, True, True), id_
+    assert zot("pause", "job", short)[0] == Status.GOOD
+    assert zot("resume", "job", short) == (Status.GOOD, f"job {job.id} is resumed\n")
+    assert "it is queued" in zot("jobs", "retry", short)[1]
+    other = VerifyRequest(bucket="releases", key="other.tgz")
+    same = [client.submit(VERIFY, other, job_id=f"{short}-{n}") for n in range(2)]
+    assert "more than one job begins" in zot("jobs", "cancel", short)[1]
+    for each in (job, *same):
+        status, said = zot("jobs", "cancel", each.id)
+        assert (status, each.id in said) == (Status.GOOD, True)
+
+
+def test_an_id_that_is_nowhere_is_no_success(zot: Zot) -> None:
+    """A mistyped id, a pattern and an empty one find nothing, also where jobs wait."""
+    for id_ in ("0000", "*", "%", "[0-9]", "a" * 100):
+        assert zot("jobs", id_)[0] == Status.UNKNOWN, id_
+        assert zot("jobs", "cancel", id_)[0] in {Status.BAD, Status.UNKNOWN}, id_
+        assert zot("resume", "job", id_)[0] == Status.UNKNOWN, id_
+    assert zot("jobs", " ")[0] == Status.USAGE
