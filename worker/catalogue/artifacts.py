@@ -86,6 +86,9 @@ _COMMIT = Prepared(
     .where(artifacts.c.id == sa.bindparam("of"), artifacts.c.committed_at.is_(None))
     .values(committed_at=sa.bindparam("committed_at"))
 )
+_TOUCH = Prepared(
+    sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(created_at=artifacts.c.created_at)
+)
 _SUPERSEDE = Prepared(
     sa.update(copies)
     .where(
@@ -175,10 +178,10 @@ class Artifacts:
         properties: Mapping[str, str] | None = None,
         replaces_headers: bool = False,
     ) -> Artifact:
-        """Return the version that `record_upload` records."""
-        return self.record_upload(
-            bucket, key, digest, metadata, now,
-            manifest=manifest, stores=stores, job=job, properties=properties, replaces_headers=replaces_headers,
+        """Return the version that `record_upload` records; it is durable."""
+        return self._record(
+            bucket, key, digest, metadata, now, manifest=manifest, stores=stores, job=job, properties=properties,
+            replaces_headers=replaces_headers, durable=True,
         ).artifact  # fmt: skip
 
     def record_upload(
@@ -203,11 +206,39 @@ class Artifacts:
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
+        A power cut may undo the record of a first version, until something else is recorded: its job is in the ledger,
+        records it again and finds what it has written. A further version is durable when this returns, because its
+        bytes replace those of another one.
+
         Raises:
             Superseded: the version that the job recorded was followed by another one, or deleted.
             OnHold: the artifact is held, with other content.
         """
-        with self._database.write() as connection:
+        recorded = self._record(
+            bucket, key, digest, metadata, now, manifest=manifest, stores=stores, job=job, properties=properties,
+            replaces_headers=replaces_headers, durable=False,
+        )  # fmt: skip
+        if recorded.artifact.version > 1 and recorded.artifact.committed_at is None:
+            with self._database.write() as connection:  # makes the commit before it durable too
+                _TOUCH.run(connection, of=recorded.artifact.id)
+        return recorded
+
+    def _record(
+        self,
+        bucket: str,
+        key: str,
+        digest: Digest,
+        metadata: Mapping[str, str],
+        now: datetime,
+        *,
+        manifest: Manifest | None,
+        stores: Iterable[str],
+        job: str | None,
+        properties: Mapping[str, str] | None,
+        replaces_headers: bool,
+        durable: bool,
+    ) -> Recorded:
+        with self._database.write(durable=durable) as connection:
             row = _NEWEST.first(connection, bucket=bucket, key=key)
             if job is not None and row is not None:
                 _check_not_superseded(connection, row, job)

@@ -177,9 +177,13 @@ class Database:
             mark(path, self.identity)
         sa.event.listen(self.engine, "connect", self._check_identity)
 
-    def write(self) -> AbstractContextManager[Connection]:
-        """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
-        return self._transaction("write", self._begin_write, {})
+    def write(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
+        """Begin a transaction that commits at the end, or not at all; only one at a time is open.
+
+        Without `durable`, a power cut may undo it until the next durable one is committed. Nothing may be acknowledged
+        by it, and nothing may be replaced on its account.
+        """
+        return self._transaction("write", self._begin_write, {}, durable=durable)
 
     def read(self) -> AbstractContextManager[Connection]:
         """Begin a transaction that sees one state and changes nothing."""
@@ -195,6 +199,7 @@ class Database:
         with translated(self.engine), ExitStack() as opened:
             connection = self._connect()
             opened.callback(connection.close)
+            self._dialect.set_durable(connection, durable=True)
             connection.begin()
             if not self._begin_write(connection, wait=wait):
                 return None
@@ -208,7 +213,7 @@ class Database:
 
     @contextmanager
     def _transaction(
-        self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any]
+        self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any], *, durable: bool = True
     ) -> Iterator[Connection]:
         self._check_file()
         began = monotonic()
@@ -217,6 +222,7 @@ class Database:
             connection = self._connect()
             if options:
                 connection.execution_options(**options)
+            self._dialect.set_durable(connection, durable=durable)
             with connection.begin():
                 begin(connection)
                 yield connection

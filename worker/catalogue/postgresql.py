@@ -103,6 +103,10 @@ def begin_read(connection: Connection) -> None:
     """Do nothing: the driver begins a transaction with its first statement."""
 
 
+def set_durable(connection: Connection, *, durable: bool) -> None:
+    """Do nothing: every commit waits for the disk of the server."""
+
+
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     """Wait until no other transaction writes; without `wait`, return whether that is so now."""
     if not wait:

@@ -20,6 +20,8 @@ READING: Mapping[str, Any] = {}
 
 _BUSY = "zot_busy_timeout"
 """The key of a connection's busy timeout in milliseconds, among what the pool keeps beside the connection."""
+_DURABLE = "zot_durable"
+"""The key of whether each commit of a connection waits for the disk."""
 _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
@@ -83,6 +85,16 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 def begin_read(connection: Connection) -> None:
     """Begin a transaction that changes nothing."""
     execute(connection, "BEGIN", ())
+
+
+def set_durable(connection: Connection, *, durable: bool) -> None:
+    """Let the next commits of a connection wait for the disk or not; one that does makes those before it durable too.
+
+    A commit that does not wait survives the death of its process, and no power cut.
+    """
+    if connection.info.get(_DURABLE, True) != durable:
+        execute(connection, f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", ())
+        connection.info[_DURABLE] = durable
 
 
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:

@@ -6,10 +6,12 @@ from contextlib import closing
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
 from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Leased
+from worker.storage import Digest
 
 
 @pytest.fixture
@@ -93,3 +95,20 @@ def test_replace_rewrites_nothing_that_is_append_only(tmp_path, statement):
         pytest.raises(sqlite3.IntegrityError, match="never replaced"),
     ):
         shell.execute(statement)
+
+
+def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url):
+    """A job records a lost first version again; the bytes of a further one replace others, so it is durable first."""
+    catalogue = Catalogue(url)
+    artifacts, digest, modes = catalogue.artifacts, Digest(11, "a" * 64), []
+    listen = sa.event.listens_for(catalogue._database.engine, "commit")
+    listen(lambda done: modes.append(done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]))
+    catalogue.close()  # so that its next connection has the listener
+    full, normal = 2, 1
+    artifacts.record_upload("releases", "a", digest, {}, clock.now(), stores=["dr"])
+    assert modes == [normal]
+    artifacts.record_upload("releases", "a", Digest(11, "b" * 64), {}, clock.now(), stores=["dr"])
+    assert modes == [normal, normal, full]
+    artifacts.record("releases", "b", digest, {}, clock.now())
+    assert modes[3:] == [full]
+    catalogue.close()
