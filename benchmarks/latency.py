@@ -28,12 +28,13 @@ class BareWorker(Server):
 
     name = "bare-worker"
 
-    def __init__(self, directory: Path, broker: str) -> None:
+    def __init__(self, directory: Path, broker: str, pool: int = POOL) -> None:
         super().__init__(directory)
         self._broker = broker
+        self._pool = pool
 
     def command(self) -> Sequence[str]:
-        size = f"--concurrency={POOL}"
+        size = f"--concurrency={self._pool}"
         return (sys.executable, "-m", "celery", "-A", "benchmarks.bare", "worker", size, "-l", "INFO")
 
     def environment(self) -> Mapping[str, str]:

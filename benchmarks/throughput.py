@@ -1,4 +1,4 @@
-"""Jobs a second: 1 KiB uploads on two worker processes, against tasks that do nothing in a bare Celery app."""
+"""Jobs a second: 1 KiB uploads on one and two worker processes, against tasks that do nothing in a bare Celery app."""
 
 import json
 import os
@@ -21,6 +21,8 @@ from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest
 
 TARGET = Target(0.5, at_least=True)
+ALONE = Target(0.3, at_least=True)
+"""That of one process, which waits for Redis and the disk alone."""
 KEPT = "kept"
 _POLL = 0.005
 _UNENDED = {"PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY"}
@@ -70,15 +72,10 @@ class Load:
 
 def measure(scene: Scene) -> Iterator[Row]:
     """Run each kind alone in turn, each time with a full queue."""
-    rounds, jobs = (2, 100) if scene.quick else (5, 500)
-    rates: dict[str, list[float]] = {NOOP: [], KEPT: [], ONE: [], TWO: []}
-    with _loads(scene) as loads:
-        for load in loads.values():
-            load.rate(jobs // 5)  # every child opens its catalogue and connects once
-        for _ in range(rounds):
-            for kind, load in loads.items():
-                rates[kind].append(load.rate(jobs))
-    samples = {kind: Samples(values, " jobs/s") for kind, values in rates.items()}
+    alone = _samples(scene, 1, (NOOP, ONE))
+    what = f"1 KiB uploads {ONE}, 1 worker process, against no-ops of bare Celery with 1"
+    yield Row(what, alone[ONE], alone[NOOP], ALONE)
+    samples = _samples(scene, POOL, (NOOP, KEPT, ONE, TWO))
     for kind in (ONE, TWO):
         what = f"1 KiB uploads {kind}, {POOL} worker processes, against no-ops of bare Celery"
         yield Row(what, samples[kind], samples[NOOP], TARGET)
@@ -87,12 +84,25 @@ def measure(scene: Scene) -> Iterator[Row]:
     yield Row(f"1 KiB uploads {ONE}, {POOL} worker processes, against {least}", samples[ONE], samples[KEPT])
 
 
+def _samples(scene: Scene, pool: int, kinds: Sequence[str]) -> dict[str, Samples]:
+    """Measure each kind alone in turn, with so many worker processes."""
+    rounds, jobs = (2, 100) if scene.quick else (5, 500)
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with _loads(scene, pool) as loads:
+        for kind in kinds:
+            loads[kind].rate(jobs // 5)  # every child opens its catalogue and connects once
+        for _ in range(rounds):
+            for kind in kinds:
+                rates[kind].append(loads[kind].rate(jobs))
+    return {kind: Samples(values, " jobs/s") for kind, values in rates.items()}
+
+
 @contextmanager
-def _loads(scene: Scene) -> Iterator[dict[str, Load]]:
+def _loads(scene: Scene, pool: int) -> Iterator[dict[str, Load]]:
     broker = f"redis://127.0.0.1:{scene.valkey.port}/1"  # another database of the same server: queues do not meet
     with (
-        BareWorker(scene.directory / "bare", broker) as bare_worker,
-        scene.worker("throughput", POOL) as worker,
+        BareWorker(scene.directory / f"bare-{pool}", broker, pool) as bare_worker,
+        scene.worker(f"throughput-{pool}", pool) as worker,
         scene.client() as client,
         bare.make_app(broker) as app,
         redis.Redis.from_url(broker) as theirs,
@@ -100,15 +110,15 @@ def _loads(scene: Scene) -> Iterator[dict[str, Load]]:
     ):
         yield {
             NOOP: Load(bare_worker, theirs, lambda jobs: [str(app.send_task(bare.NOOP).id) for _ in range(jobs)]),
-            KEPT: Load(bare_worker, theirs, _keeper(scene, app)),
+            KEPT: Load(bare_worker, theirs, _keeper(scene, app, pool)),
             ONE: Load(worker, ours, _sender(scene, client, ("primary",))),
             TWO: Load(worker, ours, _sender(scene, client, None)),
         }
 
 
-def _keeper(scene: Scene, app: Celery) -> Callable[[int], Sequence[str]]:
+def _keeper(scene: Scene, app: Celery, pool: int) -> Callable[[int], Sequence[str]]:
     """Return a function that makes the bare application keep new files."""
-    root = scene.directory / "kept"
+    root = scene.directory / f"kept-{pool}"
     root.mkdir()
     bare.open_database(str(root))
     numbers = count()
