@@ -11,6 +11,7 @@ from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.artifacts.read_budget import LATE, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
+from worker.artifacts.store_holds import hold_missing
 from worker.artifacts.verification_log_head import see_head
 from worker.catalogue import FindingKind
 from worker.context import JobContext
@@ -75,6 +76,7 @@ def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> 
             context.stores[name].admit()
             fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
             keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
+            hold_missing(context.catalogue, context.unlimited_stores[name])
         except (StorageError, Snooze, BadKeyFile) as error:
             logger.warning("the head of the verification log, or the deletes, are not kept in %s: %s", name, error)
         else:

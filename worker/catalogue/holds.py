@@ -1,7 +1,9 @@
 """Holds: marks that forbid to delete an artifact, or to replace its content."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -27,13 +29,17 @@ class HoldTooLate(CatalogueError):
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A hold, who placed it and why."""
+    """A hold, who placed it and why.
+
+    `stores`: by store, `held` and the version tag if it holds its copy itself too, or why it does not.
+    """
 
     bucket: str
     key: str
     held_at: datetime
     by: str
     reason: str
+    stores: Mapping[str, str] = field(default_factory=dict)
 
 
 class Holds:
@@ -81,6 +87,13 @@ class Holds:
             connection.execute(sa.insert(holds), row)
             return made
 
+    def note_stores(self, bucket: str, key: str, stores: Mapping[str, str]) -> None:
+        """Record what stores said to a hold of their own; what others said before stays."""
+        with self._database.write() as connection:
+            if (found := _find(connection, bucket, key)) is not None:
+                change = sa.update(holds).where(holds.c.bucket == bucket, holds.c.key == key)
+                connection.execute(change.values(stores={**found.stores, **stores}))
+
     def release(self, bucket: str, key: str) -> bool:
         """End a hold; return False if there was none."""
         mine = sa.and_(holds.c.bucket == bucket, holds.c.key == key)
@@ -91,7 +104,7 @@ class Holds:
         """Return holds by bucket and key."""
         query = sa.select(holds).order_by(holds.c.bucket, holds.c.key).limit(limit)
         with self._database.read() as connection:
-            return [Hold(row.bucket, row.key, row.held_at, row.by, row.reason) for row in connection.execute(query)]
+            return [_hold_of(row) for row in connection.execute(query)]
 
 
 def check_hold(connection: Connection, bucket: str, key: str) -> None:
@@ -130,4 +143,8 @@ def begun_writer(connection: Connection, bucket: str, key: str) -> str | None:
 
 def _find(connection: Connection, bucket: str, key: str) -> Hold | None:
     row = connection.execute(_GET, {"of": bucket, "under": key}).one_or_none()
-    return Hold(row.bucket, row.key, row.held_at, row.by, row.reason) if row else None
+    return _hold_of(row) if row else None
+
+
+def _hold_of(row: sa.Row[Any]) -> Hold:
+    return Hold(row.bucket, row.key, row.held_at, row.by, row.reason, row.stores or {})

@@ -416,8 +416,11 @@ holds = Table(
     Column("held_at", UtcDateTime, nullable=False),
     Column("by", Text(500), nullable=False),
     Column("reason", Text(500), nullable=False),
+    Column("stores", JSON),
 )
-"""The artifacts that are neither deleted nor replaced, who said so and why."""
+"""The artifacts that are neither deleted nor replaced, who said so and why. `stores`: what each store said to a hold of
+its own, by the name of the store.
+"""
 
 tombstones = Table(
     "tombstones",

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import typer
 
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults
 from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
@@ -23,6 +24,7 @@ from worker.settings.private_data_directory import private_paths, readable_by_ot
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
 from worker.storage.identity import OtherStore, SameStore, indistinguishable
+from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 
@@ -113,6 +115,7 @@ def _catalogue(session: Session) -> Iterator[Check]:
         yield check
         if check.outcome == "good":
             yield from _checksums(session, name)
+            yield from _holds(session, name)
     yield from _foreign_uploads(session)
     for name, states in unconfigured(session).items():
         copies = ", ".join(f"{count} {state}" for state, count in states.items())
@@ -127,6 +130,24 @@ def _catalogue(session: Session) -> Iterator[Check]:
         way_out = f"`zot-artifacts resume {pause.scope} {pause.name}` ends it"
         detail = f"paused {describe_pause(pause.since, pause.reason)}"
         yield Check(f"{pause.scope} {pause.name}", "good", detail, way_out)
+
+
+def _holds(session: Session, name: str) -> Iterator[Check]:
+    """Check a store that offers holds of its own: it has to refuse to delete what it holds."""
+    store, title = session.stores[name], f"holds {name}"
+    try:
+        if not store.capabilities.reserved_buckets or not store.offers_hold(PROBE_BUCKET):
+            return
+        fault = tries_to_delete_held(store)
+    except StorageError as error:
+        yield Check(
+            title, "unknown", error.message, "allow the worker to place and end legal holds, or switch them off"
+        )
+        return
+    if fault:
+        yield Check(title, "bad", fault, "do not rely on holds of this store; those of the catalogue still count")
+    else:
+        yield Check(title, "good", "the store refuses to delete what it holds")
 
 
 def _copies(session: Session) -> Iterator[Check]:

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from worker import clock
+from worker.artifacts.store_holds import NOT_OFFERED, hold_copies, is_held
+from worker.catalogue import Hold
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, print_json, print_table, say
+from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
 
 Reason = Annotated[
@@ -59,6 +61,8 @@ def deleted(as_json: AsJson = False) -> None:
 def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJson = False) -> None:
     """Forbid deleting or replacing an artifact until `release`.
 
+    A store whose bucket offers a hold of its own, such as S3 Object Lock, holds its copy too.
+
     Example:
 
         zot-artifacts hold releases/app.tgz --reason "case 4711"
@@ -71,10 +75,18 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
             session.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
         who = by or getpass.getuser()
         made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
+        said = hold_copies(session.catalogue, session.stores, made, held=True)
+        session.catalogue.holds.note_stores(at.bucket, at.key, said)
+        made = session.catalogue.holds.get(at.bucket, at.key) or made
     if as_json:
         print_json(asdict(made))
     else:
         say(f"{at} is held by {made.by}: {made.reason}")
+        for store, word in said.items():
+            if is_held(word):
+                say(f"{store}: the store holds its copy itself too")
+            elif word != NOT_OFFERED:
+                complain(f"{store}: the store does not hold its copy: {word}; the verify sweep tries again")
 
 
 def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
@@ -88,6 +100,12 @@ def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     """
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
+        found = session.catalogue.holds.get(at.bucket, at.key)
+        said = hold_copies(session.catalogue, session.stores, found, held=False) if found else {}
+        failed = {store: word for store, word in said.items() if word not in {"released", NOT_OFFERED}}
+        if failed:
+            told = "; ".join(f"{store}: {word}" for store, word in failed.items())
+            raise Failure(f"{at} stays held: a store does not end its own hold: {told}", type_="HoldOfStore")
         released = session.catalogue.holds.release(at.bucket, at.key)
     if as_json:
         print_json({"bucket": at.bucket, "key": at.key, "released": released})
@@ -108,7 +126,17 @@ def holds(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"holds": [asdict(each) for each in found]})
     else:
-        rows = [(f"{each.bucket}/{each.key}", each.held_at, each.by, each.reason) for each in found]
+        rows = [
+            (f"{each.bucket}/{each.key}", each.held_at, each.by, each.reason, ", ".join(_holding(each)))
+            for each in found
+        ]
         print_table(
-            ("artifact", "since", "by", "reason"), rows, empty="nothing is held", flexible=("artifact", "reason")
+            ("artifact", "since", "by", "reason", "also by stores"),
+            rows,
+            empty="nothing is held",
+            flexible=("artifact", "reason"),
         )
+
+
+def _holding(of: Hold) -> list[str]:
+    return [store for store, word in of.stores.items() if is_held(word)]

@@ -179,6 +179,7 @@ class Capabilities:
             ones; None where only a `ChecksumDriver` can find out.
         reserved_buckets: the store has buckets for quarantine and probes.
         signs_puts: see `SigningDriver`.
+        holds: a bucket of the store may offer holds on objects (`HoldDriver`); the bucket is asked.
         properties: `ObjectProperties` given at the write come back from `stat`.
         tags: the characters of the names and values of object tags (`TagDriver`), or None where the store has no tags.
         groups: many small objects are written faster as a group (`GroupDriver`).
@@ -202,6 +203,7 @@ class Capabilities:
     checks_uploads: bool | None = True
     reserved_buckets: bool = True
     signs_puts: bool = False
+    holds: bool = False
     properties: bool = False
     tags: re.Pattern[str] | None = None
     groups: bool = False
@@ -544,6 +546,22 @@ class SigningDriver(Driver, Protocol):
         Raises:
             PermanentError: the store's credentials cannot sign, or its settings forbid it.
         """
+        ...
+
+
+class HoldDriver(Driver, Protocol):
+    """A backend whose `capabilities.holds` is true: its store itself can refuse to delete an object."""
+
+    def offers_hold(self, bucket: str) -> bool:
+        """Return whether the bucket says that it offers holds on its objects."""
+        ...
+
+    def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
+        """Place the hold on the bytes that are under the key now, or end it."""
+        ...
+
+    def delete_held(self, bucket: str, key: str) -> bool:
+        """Try to delete the bytes under the key for good; return False if the store refuses it."""
         ...
 
 

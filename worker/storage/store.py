@@ -17,6 +17,7 @@ from worker.storage.driver import (
     GroupDriver,
     HashedBody,
     HashedBytes,
+    HoldDriver,
     ListedObject,
     Match,
     MultipartDriver,
@@ -543,6 +544,23 @@ class Store:
         if not self.capabilities.signs_puts:
             raise PermanentError(f"{self.name}: the store cannot be written to by signed URLs")
         return cast("SigningDriver", self._driver).sign_put(bucket, key, size, seconds)
+
+    def offers_hold(self, bucket: str) -> bool:
+        """Return whether the bucket can hold objects itself: it then refuses to delete them, whatever program asks.
+
+        Raises:
+            StorageError: the bucket cannot be asked.
+        """
+        return self.capabilities.holds and cast("HoldDriver", self._driver).offers_hold(bucket)
+
+    def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
+        """Have the store hold an object, or end that; only for a bucket that offers it."""
+        self._check_existing(bucket, key)
+        cast("HoldDriver", self._driver).set_hold(bucket, key, held=held)
+
+    def delete_held(self, bucket: str, key: str) -> bool:
+        """Try to delete an object that is held; return False if the store refuses it. Only for an object of our own."""
+        return cast("HoldDriver", self._driver).delete_held(bucket, key)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """Return the object tags that users have set; none where the store has no tags."""

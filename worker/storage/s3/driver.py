@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
 MAX_COPY = 5 * GIB
+_NO_LOCK = {"ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration", "NotImplemented"}
+"""How S3 and others say that a bucket has no Object Lock, or that they do not know of it."""
 _TAGS = re.compile(r"[\w \-.:/=+@]*")
 
 
@@ -98,6 +100,7 @@ class S3Driver(CloudDriver):
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
             signs_puts=True,
+            holds=True,
             marks_uploads=False,
             tags=_TAGS,
         )
@@ -224,6 +227,37 @@ class S3Driver(CloudDriver):
         params = {**self._address(bucket, key), "ContentLength": size}  # signed, so that no other size is accepted
         with self._errors(f"{bucket}/{key}"):
             return SignedPut(self._client().generate_presigned_url("put_object", Params=params, ExpiresIn=seconds))
+
+    def offers_hold(self, bucket: str) -> bool:
+        real, _ = self._real(bucket)
+        with self._errors(f"the Object Lock of {real}"):
+            try:
+                found = self._client().get_object_lock_configuration(**self._owned(real))
+            except ClientError as error:
+                if error.response["Error"]["Code"] in _NO_LOCK:
+                    return False
+                raise
+        return found.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+
+    def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
+        with self._errors(f"{bucket}/{key}"):
+            self._client().put_object_legal_hold(
+                **self._address(bucket, key), LegalHold={"Status": "ON" if held else "OFF"}
+            )
+
+    def delete_held(self, bucket: str, key: str) -> bool:
+        """Delete the version itself: without its id the bucket hides it behind a delete marker, held or not."""
+        with self._errors(f"{bucket}/{key}"):
+            version = self._client().head_object(**self._address(bucket, key)).get("VersionId")
+            if version is None:
+                raise UnexpectedAnswer(f"{self._name}: {bucket}/{key}: the bucket has Object Lock and no versions")
+            try:
+                self._client().delete_object(**self._address(bucket, key), VersionId=version)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.FORBIDDEN:
+                    raise
+                return False
+        return True
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         with self._errors(f"the tags of {bucket}/{key}"):
