@@ -132,7 +132,7 @@ def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, ListedFile]]:
         start, offset = offset, offset + len(line)
         try:
             yield offset, _listed(json.loads(line))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise BadKeyList(f"{name}: the line at byte {start} is no line of an upload list") from None
 
 

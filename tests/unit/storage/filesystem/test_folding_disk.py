@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.bodies import source
+from tests.conformance.bodies import digest_of, source
 from worker.storage import FilesystemConfig, Store, Verdict
-from worker.storage.errors import InvalidKey, NotFound
+from worker.storage.driver import HashedBytes, SmallPut
+from worker.storage.errors import InvalidKey, NotFound, StorageError
 from worker.storage.filesystem.driver import FilesystemDriver
 
 
@@ -39,7 +40,7 @@ def fold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
         return folding
 
     def two(call: Callable[..., Any]) -> Callable[..., Any]:
-        def folding(name: str, to: str, *, src_dir_fd: int, dst_dir_fd: int, **options: Any) -> Any:
+        def folding(name: str, to: str, *, src_dir_fd: int | None = None, dst_dir_fd: int, **options: Any) -> Any:
             names = there(name, src_dir_fd), there(to, dst_dir_fd)
             return call(*names, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **options)
 
@@ -78,6 +79,20 @@ def test_a_second_spelling_neither_replaces_nor_deletes_the_first(
     store.write_object("b", first, source(b"again"))
     assert store.delete_object("b", first)
     store.write_object("b", second, source(b"second"))
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/k", "d/{}"])
+def test_two_spellings_in_one_page_are_one_object_and_one_error(
+    fold: Callable[[str], str], store: Store, form: str
+) -> None:
+    """The second of two objects that are written together, for which the disk has one name, is refused."""
+    first, second = (form.format(name) for name in NAMES[fold])
+    puts = [SmallPut("b", key, HashedBytes(key.encode(), digest_of(key.encode()))) for key in (first, second)]
+    written, refused = store.write_objects(puts)
+    assert not isinstance(written, StorageError)
+    assert isinstance(refused, InvalidKey)
+    assert [row.key for row in store.list_objects("b")] == [first]
+    assert store.verify_object("b", first, digest_of(first.encode())).verdict == Verdict.VERIFIED
 
 
 def test_buckets_are_told_apart_too(fold: Callable[[str], str], store: Store) -> None:
