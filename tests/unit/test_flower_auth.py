@@ -22,3 +22,27 @@ def test_flower_with_any_authentication_starts(tmp_path):
     check_authentication(["flower"], {"FLOWER_AUTH": ".*@example.org"}, tmp_path)
     (tmp_path / "flowerconfig.py").write_text("basic_auth = ['u:p']\n")
     check_authentication(["flower"], {}, tmp_path)
+
+
+def test_a_user_without_a_password_is_no_authentication(tmp_path):
+    """Neither an empty password or user, nor one of several users, lets Flower start."""
+    for users in ("u:", ":p", ":", "u", "u:p,v:", "u:p,"):
+        with pytest.raises(SystemExit, match="USER:PASSWORD"):
+            check_authentication(["flower", f"--basic-auth={users}"], {}, tmp_path)
+        with pytest.raises(SystemExit, match="USER:PASSWORD"):
+            check_authentication(["flower"], {"FLOWER_BASIC_AUTH": users}, tmp_path)
+
+
+def test_a_comment_in_the_file_is_no_authentication(tmp_path):
+    """A file that only mentions an option, or sets it to nothing, does not count."""
+    file = tmp_path / "flowerconfig.py"
+    for text in (
+        "# basic_auth = ['u:p']\n",
+        "basic_auth = None\n",
+        "basic_auth = []\n",
+        'auth = ""\n',
+        "no_auth = 1\n",
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit, match="FLOWER_BASIC_AUTH"):
+            check_authentication(["flower", f"--conf={file}"], {}, tmp_path)

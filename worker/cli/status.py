@@ -25,7 +25,7 @@ from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
-from zot_artifact_client.contract import TASKS
+from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
@@ -60,7 +60,7 @@ def status(as_json: AsJson = False) -> None:
     """Show what needs attention: findings, repairs, dead letters, overdue reads.
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
-    Open are findings that are not acknowledged, dead letters and open circuit breakers.
+    Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
     So are a queue without a worker, a beat that does not tick, and less than 1 GiB of free disk.
     A pause is shown but is not open, because an operator began it.
 
@@ -90,7 +90,9 @@ def document_of(session: Session) -> dict[str, Any]:
         repairs, dead = catalogue.coverage.jobs()
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
-        checks = [*asked.result(), *(_breaker(*each) for each in breakers.result().items())]
+        broken = breakers.result()
+        checks = [*asked.result(), *(_breaker(*each) for each in broken.items())]
+        checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
         checks += [*_disks(session), *_log(session)]
     return {
         "status": _status(findings, dead, checks),
@@ -227,6 +229,19 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
 def _breaker(name: str, seconds: float) -> Check:
     detail = f"its circuit breaker is open for {seconds:.0f} s more: workers do not use the store"
     return Check(f"store {name}", "bad", detail)
+
+
+def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
+    """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
+    faults = (run.result or {}).get("faults") if run else None
+    for name, fault in sorted((faults or {}).items()):
+        if name in names:
+            yield Check(
+                f"store {name}",
+                "bad",
+                f"its last probe failed: {fault}",
+                "repair it, then run `zot-artifacts sweep probe`",
+            )
 
 
 def _log(session: Session) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import Celery
 
+from worker.flower.authentication import has_passwords
 from worker.flower.tasks import TaskFormatter
 from worker.settings import Settings
 
@@ -46,6 +47,8 @@ def _guard_every_route() -> None:
     def prepare(handler: Any) -> Any:
         options = handler.application.options
         monitored = isinstance(handler, Healthcheck | Metrics)
+        if not (options.basic_auth or options.auth) or not has_passwords(options.basic_auth or ()):
+            raise HTTPError(401)  # its file of options may set none, or a user without a password
         if (options.basic_auth or monitored) and not handler.current_user:
             raise HTTPError(401)
         return before(handler)

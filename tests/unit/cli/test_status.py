@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from worker import cli, clock
-from worker.catalogue import Artifact, Catalogue, Finding
+from worker.catalogue import Artifact, Catalogue, Finding, Leased
 from worker.settings import load_settings
 from worker.storage import Digest
+from zot_artifact_client.contract import JobState
 
 Zot = Callable[..., tuple[int, Any]]
 
@@ -128,3 +129,22 @@ def test_a_store_that_is_not_trusted_is_open(catalogue: Catalogue, artifact: Art
     assert checks["repairs dr"] == "bad"
     assert zot("stores", "trust", "dr") == (0, {"store": "dr", "stopped": True})
     assert zot("status")[1]["findings"] == []
+
+
+def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Zot) -> None:
+    """A store without its bucket opens no circuit breaker; a later probe that succeeds closes it."""
+
+    def probed(job: str, faults: dict[str, str]) -> dict[str, Any]:
+        begun = catalogue.ledger.acquire(
+            job, "sweep.probe", {}, owner="here", holds=None, parent=None, now=clock.now(),
+            lease=timedelta(seconds=30), queue="sweep",
+        )  # fmt: skip
+        assert isinstance(begun, Leased)
+        result = {"probed": ["primary", "dr"], "faults": faults}
+        catalogue.ledger.finish(job, begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result=result)
+        return {each["name"]: each for each in zot("status")[1]["checks"] if each["name"].startswith("store ")}
+
+    gone = probed("first", {"dr": "dr: bucket 'b' does not exist", "retired": "retired: gone"})
+    assert {name: each["outcome"] for name, each in gone.items()} == {"store dr": "bad"}
+    assert "bucket 'b' does not exist" in gone["store dr"]["detail"]
+    assert probed("second", {}) == {}
