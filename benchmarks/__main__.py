@@ -13,6 +13,7 @@ from benchmarks import (
     beside_sweep,
     bulk_stores,
     canary,
+    clients,
     enqueue,
     latency,
     memory,
@@ -59,6 +60,7 @@ LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "verify-stores": bulk_stores.measure_verify,
     "replicate": bulk_stores.measure_replicate,
     "canary": canary.measure,
+    "clients": clients.measure,
 }
 """Only measured when they are named, and kept in tables of their own."""
 ALL = MEASUREMENTS | LONG

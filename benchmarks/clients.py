@@ -1,0 +1,118 @@
+"""What clients of the gateway get: verified downloads, enqueueing, and hits of the cache."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from benchmarks.measured import Row, Samples
+from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from tests.servers.gateway import GatewayProcess
+from tests.servers.process import find_server
+from tests.servers.s3 import S3Server
+from worker import clock
+from worker.catalogue import Catalogue
+from worker.gateway.access import TokenVerb, new_token
+from zot_artifact_client import ArtifactClient, ChunkCache
+
+_ROUNDS = 3
+_BLOCK = 1 << 20
+
+
+class RcloneHttp(S3Server):
+    """`rclone serve http` of a directory."""
+
+    name = "rclone-http"
+
+    def __init__(self, directory: Path, served: Path) -> None:
+        super().__init__(directory)
+        self._served = served
+
+    def command(self) -> Sequence[str]:
+        address = f"127.0.0.1:{self.port}"
+        return (find_server("rclone"), "serve", "http", "--addr", address, "--read-only", str(self._served))
+
+
+def measure(scene: Scene) -> Iterator[Row]:
+    """Serve a large artifact and the same file, enqueue jobs over the gateway, and read from a warm cache."""
+    size = 64 * MIB if scene.quick else GIB
+    scene.need(4 * size)
+    with (
+        scene.worker("clients", 2) as worker,
+        scene.file("large.bin", size) as file,
+        scene.client() as broker,
+        GatewayProcess(scene.directory / "gateway", worker.home, scene.valkey.url) as gateway,
+        RcloneHttp(scene.directory / "rclone-http", scene.incoming) as plain,
+    ):
+        broker.upload(str(file), "bench", "large.bin", stores=["primary"]).wait(WAIT)
+        headers = {"Authorization": f"Bearer {_token(worker.home)}"}
+        what = f"gateway: download of {shown(size)}, verified by chunk, against rclone serve http"
+        yield _download(what, f"{gateway.url}/v1/objects/bench/large.bin", headers, f"{plain.endpoint}/large.bin", size)
+        yield _enqueue(gateway.url, headers, 200 if scene.quick else 2000)
+        yield from _cache(scene, gateway.url, headers["Authorization"].partition(" ")[2], file, size)
+
+
+def _token(home: Path) -> str:
+    with _catalogue(home) as catalogue:
+        record, text = new_token("bench", ["bench"], list(TokenVerb), now=clock.now(), expires_at=None)
+        catalogue.access_tokens.add(record)
+    return text
+
+
+@contextmanager
+def _catalogue(home: Path) -> Iterator[Catalogue]:
+    opened = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _download(what: str, ours: str, headers: dict[str, str], theirs: str, size: int) -> Row:
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_ROUNDS):
+        for rate, url, given in ((rates[0], ours, headers), (rates[1], theirs, {})):
+            began, received = time.perf_counter(), 0
+            with httpx.stream("GET", url, headers=given, timeout=WAIT, trust_env=False) as answer:
+                answer.raise_for_status()
+                for piece in answer.iter_raw(_BLOCK):
+                    received += len(piece)
+            assert received == size
+            rate.append(size / MIB / (time.perf_counter() - began))
+    return Row(what, Samples(rates[0], " MiB/s"), Samples(rates[1], " MiB/s"))
+
+
+def _enqueue(url: str, headers: dict[str, str], count: int) -> Row:
+    took = []
+    with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
+        for number in range(count):
+            began = time.perf_counter()
+            client.post("/v1/jobs/verify", json={"bucket": "bench", "key": f"none-{number}"}).raise_for_status()
+            took.append((time.perf_counter() - began) * 1000)
+            time.sleep(0.01)  # below the rate of one token
+    p99 = sorted(took)[int(len(took) * 0.99)]
+    return Row(f"gateway: p99 of {count} enqueues in turn", Samples([p99], " ms", 1))
+
+
+def _cache(scene: Scene, url: str, token: str, file: Path, size: int) -> Iterator[Row]:
+    """Read a warm cache in one thread, against plain reads of the same file; both come from the page cache."""
+    cache = ChunkCache(scene.directory / "cache", max_size=2 * size, min_free=0)
+    ours, plain = [], []
+    with ArtifactClient(gateway=url, token=token, cache=cache) as client:
+        client.warm("bench", "large.bin")
+        for _ in range(_ROUNDS):
+            began = time.process_time()
+            with client.open("bench", "large.bin") as opened:
+                while opened.read(_BLOCK):
+                    pass
+            ours.append(size / MIB / (time.process_time() - began))
+            began = time.process_time()
+            with file.open("rb", buffering=0) as direct:
+                while direct.read(_BLOCK):
+                    pass
+            plain.append(size / MIB / (time.process_time() - began))
+    cache.drop()
+    what = f"cache: hits of {shown(size)}, verified, per second of one core, against plain reads"
+    yield Row(what, Samples(ours, " MiB/s"), Samples(plain, " MiB/s"))
