@@ -134,16 +134,20 @@ class VerifyPage:
             if each is None:
                 self._context.catalogue.findings.end_suspicion(copy.store, copy.bucket, copy.key, now=now)
             of = self._objects[copy.id]
+            if each is not None and each.verdict is Verdict.VERIFIED and len(of.copies) == 1:
+                outcomes.append(PageOutcome(of.id, of.path, of.size, "verified"))
+                continue
             of.words[copy.id] = (SUPERSEDED, None) if each is None else (each.verdict.value, each.detail)
             if len(of.words) == len(of.copies):
                 outcomes.append(of.outcome)
         self._recorder.add(outcomes, verdicts, now=now)
 
     def _verdict(self, copy: PageCopy, seen: Verification, now: datetime) -> VerdictRow:
+        retry_at = None
         if seen.verdict is not Verdict.VERIFIED:
             level = logging.INFO if seen.verdict is Verdict.ARCHIVED else logging.ERROR
             logger.log(level, "%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
-        retry_at = asked_again_at(seen.verdict, self._context.settings.sweep.verify.period_of(copy.store), now)
+            retry_at = asked_again_at(seen.verdict, self._context.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, seen.verdict.value,
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,

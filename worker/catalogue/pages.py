@@ -28,7 +28,9 @@ from zot_artifact_client.contract import JobState
 _OPEN = [state for state in JobState if not state.terminal]
 _ENDED = [state for state in JobState if state.terminal and state != JobState.DEAD]
 _AT_ONCE = 500
-MOST_WAITING = 3
+MOST_WAITING = 4
+"""Groups that wait for another writer at most, before the page waits with them."""
+_WRITTEN = 2
 """Groups that one transaction has at most: a longer one would keep the jobs of users waiting."""
 _RECENT_PAGES = 200
 """Pages from which the rate of a store is computed."""
@@ -296,16 +298,17 @@ class Pages:
 class VerdictRecorder:
     """Records the verdicts of one page in groups, while the thread of the page reads on. A context manager.
 
-    While another transaction writes, a group waits for the next one, up to `MOST_WAITING` of them. Another thread
-    commits, because that waits for the disk. At the end of the context all groups are recorded, also where it ends by
-    an error, unless the catalogue itself has failed.
+    While another transaction writes, groups wait, up to `MOST_WAITING` of them, and one transaction has up to two.
+    Another thread commits, because that waits for the disk. At the end of the context all groups are recorded, also
+    where it ends by an error, unless the catalogue itself has failed.
     """
 
     def __init__(self, database: Database, page: Page) -> None:
         self._database = database
         self.page = page
         """The page after all groups, also those that wait."""
-        self._waiting: list[PreparedVerdicts] = []
+        self._waiting: list[tuple[Page, PreparedVerdicts]] = []
+        """Groups, each with the page after it."""
         self._commit: Commit | None = None
         self._sure = True
         """Whether it is known what is written. If not, nothing more is, because that would skip objects of the page."""
@@ -318,7 +321,7 @@ class VerdictRecorder:
             CatalogueError: this group or an earlier one could not be written.
         """
         self.page = _after(self.page, outcomes)
-        self._waiting.append(prepare_verdicts(verdicts, now))
+        self._waiting.append((self.page, prepare_verdicts(verdicts, now)))
         self._write(wait=len(self._waiting) >= MOST_WAITING)
 
     def __enter__(self) -> Self:
@@ -328,9 +331,8 @@ class VerdictRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not isinstance(error, CatalogueError):
-            self._write(wait=True)
-            if self._sure:
-                self._settle()
+            while self._sure and (self._waiting or self._commit is not None):
+                self._write(wait=True)
 
     def _write(self, *, wait: bool) -> None:
         if not self._sure:
@@ -340,7 +342,7 @@ class VerdictRecorder:
             self._settle()
             if self._waiting and (commit := self._database.write_later(self._append, wait=wait)) is not None:
                 self._commit = commit
-                self._waiting = []
+                self._waiting = self._waiting[_WRITTEN:]
         self._sure = True
 
     def _settle(self) -> None:
@@ -350,9 +352,10 @@ class VerdictRecorder:
             self._commit = None
 
     def _append(self, connection: Connection) -> None:
-        for verdicts in self._waiting:
+        groups = self._waiting[:_WRITTEN]
+        for _, verdicts in groups:
             append_verdicts(connection, verdicts)
-        _UPDATE.run(connection, **_progress(self.page))
+        _UPDATE.run(connection, **_progress(groups[-1][0]))
 
 
 def _progress(page: Page) -> dict[str, Any]:

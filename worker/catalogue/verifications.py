@@ -24,6 +24,7 @@ from worker.process_metrics import DETECTION, VERDICTS
 from worker.storage import Verdict
 
 _FIRST = "0" * 64
+_text = encode_basestring_ascii
 _SAMPLED = 500
 """Bad copies of one group whose last read is looked up."""
 
@@ -291,15 +292,15 @@ def _linked(text: tuple[str, str], previous: str) -> str:
 def _canonical(at: str, row: _LogRow) -> tuple[str, str]:
     """Return a row as JSON with its names in order, moments in ISO format: what is before and after `previous`."""
     # json.dumps of the whole row takes five times as long, and a page has hundreds of rows.
-    size = "null" if row.found_size is None else row.found_size
+    job, store, bucket, key, version, verdict, expected, found, found_size, detail = row
+    size = "null" if found_size is None else found_size
     before = (
-        f'{{"at": "{at}", "bucket": {_json(row.bucket)}, "detail": {_json(row.detail)}, '
-        f'"expected_sha256": {_json(row.expected_sha256)}, "found_sha256": {_json(row.found_sha256)}, '
-        f'"found_size": {size}, "job": {_json(row.job)}, "key": {_json(row.key)}, "previous": "'
+        f'{{"at": "{at}", "bucket": {_text(bucket)}, "detail": {_json(detail)}, '
+        f'"expected_sha256": {_json(expected)}, "found_sha256": {_json(found)}, '
+        f'"found_size": {size}, "job": {_json(job)}, "key": {_text(key)}, "previous": "'
     )
-    after = f'", "store": {_json(row.store)}, "verdict": {_json(row.verdict)}, "version": {row.version}}}'
-    return before, after
+    return before, f'", "store": {_text(store)}, "verdict": {_text(verdict)}, "version": {version}}}'
 
 
 def _json(value: str | None) -> str:
-    return "null" if value is None else encode_basestring_ascii(value)
+    return "null" if value is None else _text(value)

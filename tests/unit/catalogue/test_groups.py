@@ -84,17 +84,32 @@ def add(recorder, found):
 
 def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue):
     """While another transaction writes, a group of a page waits without stopping it, and is recorded with the next."""
-    found = outcomes(catalogue, "abc")
+    found = outcomes(catalogue, "abcde")
     page = catalogue.pages.begin("page", [each.copy.id for each in found])
     with catalogue.pages.recorder(page) as recorder:
         with catalogue._database.write():
-            add(recorder, found[:1])
-            add(recorder, found[1:2])
+            for each in found[:3]:
+                add(recorder, [each])
             assert catalogue.pages.verdicts_by("page") == {}
-        add(recorder, found[2:])
-    assert recorder.page.outcomes == {"verified": 3}
+        add(recorder, [found[3]])
+        add(recorder, [found[4]])
+    assert recorder.page.outcomes == {"verified": 5}
     assert catalogue.pages.get("page") == recorder.page
-    assert len(catalogue.pages.verdicts_by("page")) == 3
+    assert len(catalogue.pages.verdicts_by("page")) == 5
+
+
+def test_the_row_of_a_page_has_what_is_written_and_not_what_waits(catalogue):
+    """A transaction has two groups at most, and objects of a group that still waits stay open in the page's row."""
+    found = outcomes(catalogue, "abcd")
+    page = catalogue.pages.begin("page", [each.copy.id for each in found])
+    recorder = catalogue.pages.recorder(page)
+    with catalogue._database.write():
+        for each in found[:3]:
+            add(recorder, [each])
+    recorder._write(wait=True)
+    recorder._settle()
+    assert catalogue.pages.get("page").open == [each.copy.id for each in found[2:]]
+    assert len(catalogue.pages.verdicts_by("page")) == 2
     assert catalogue.verifications.first_broken() is None
 
 
