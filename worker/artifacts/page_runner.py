@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -18,7 +18,7 @@ GROUP = 250
 GROUP_SECONDS = 1.0
 """Results wait no longer than this for a group to be full."""
 _PART = 25
-"""Objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
+"""Most objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
 _SLOW = 0.001
 """Seconds for an object above which its thread mostly waits, so that another thread makes the page faster."""
 _ABANDON_AFTER = 1.0
@@ -79,12 +79,12 @@ class _Run(Generic[ItemT, DoneT]):
         reads_only: bool,
         seconds: float | None,
     ) -> None:
-        size = max(1, min(_PART, len(items) // (4 * begin)))
-        self._parts: Iterator[Sequence[ItemT]] = (items[at : at + size] for at in range(0, len(items), size))
+        self._items = items
+        self._taken = 0
         self._taking = threading.Lock()
         self._do = do
         self._record = record
-        self._threads = min(threads, -(-len(items) // size))
+        self._threads = max(1, min(threads, len(items)))
         self._begin = min(begin, self._threads)
         self._patience = _ABANDON_AFTER if reads_only else None
         self._stop = threading.Event()
@@ -136,9 +136,15 @@ class _Run(Generic[ItemT, DoneT]):
         self._said.put(_Part(is_last=True))
 
     def _next(self) -> Sequence[ItemT] | None:
-        """Return the next part; None if there is none, or no time for it."""
+        """Return the next part, a smaller one near the end, so that no thread waits long for the last of another.
+
+        Return None if there is none, or no time for it.
+        """
         with self._taking:
-            part = next(self._parts, None)
+            left = len(self._items) - self._taken
+            size = max(1, min(_PART, left // (2 * max(self._started, 1))))
+            part = self._items[self._taken : self._taken + size] or None
+            self._taken += size
         if part is not None and self._until is not None and time.monotonic() >= self._until:
             self._in_time = False
             return None
