@@ -212,7 +212,7 @@ def test_a_job_is_one_json_document(zot: Zot, key: str, source: Path) -> None:
 def test_show_prints_what_is_known_of_each_copy(zot: Zot, key: str, source: Path) -> None:
     """`show --json` has the version and, for each copy, its state and when it was last tried and verified."""
     zot("upload", source, key)
-    copy = {"state": "stored", "last_verified_at": None, "last_attempt_at": None, "evidence": None}
+    copy = {"state": "stored", "last_verified_at": None, "last_attempt_at": None, "archived": False, "evidence": None}
     assert zot("show", key, "--json").document == {
         "bucket": "releases",
         "key": key.partition("/")[2],

@@ -28,10 +28,10 @@ _STUNNED = 3.0
 
 POINTS: Mapping[str, tuple[str, When]] = {
     "received, not begun": ("worker.catalogue.ledger:Ledger.acquire", "before"),
-    "begun, still in the outbox": ("worker.jobs.outbox:Outbox.taken", "before"),
-    "begun, out of the outbox": ("worker.jobs.outbox:Outbox.taken", "after"),
+    "begun, still in the outbox": ("worker.jobs.result_backend:_AtomicStore.store_started", "before"),
+    "begun, out of the outbox": ("worker.jobs.result_backend:_AtomicStore.store_started", "after"),
     "source not opened": ("tasks.upload:open_source", "before"),
-    "version recorded": ("worker.catalogue.artifacts:Artifacts.record", "after"),
+    "version recorded": ("worker.catalogue.artifacts:Artifacts.record_upload", "after"),
     "file written, not placed": ("worker.storage.filesystem.temp_files:TempFile.link", "before"),
     "file written, not swapped in": ("worker.storage.filesystem.temp_files:TempFile.rename", "before"),
     "parts begun, not noted": ("worker.jobs.upload_checkpoint:CopyCheckpoint.begun", "before"),
