@@ -126,6 +126,17 @@ def test_a_delete_is_recorded_under_the_name_of_the_token(gateway: Gateway) -> N
     assert sent.payload["by"] == "ci"
 
 
+def test_a_batch_that_deletes_is_requested_by_the_name_of_the_token(gateway: Gateway) -> None:
+    """The person who approves it has to be another one, so the name is not what the request says."""
+    client = gateway.client(name="ci")
+    job = client.post(
+        "/v1/jobs/batch", json={"verb": "delete", "bucket": "releases", "prefix": "x", "by": "eva"}
+    ).json()
+    sent = waiting(gateway, job["job"])
+    assert sent is not None
+    assert sent.payload["by"] == "ci"
+
+
 @pytest.mark.parametrize(
     ("kind", "asked", "way_out"),
     [
