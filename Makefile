@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup up demo test test-quick check format format-check lint typescript types layers dependencies wheel-check \
-	lock docs fuzz bench soak clean python run-environment dev-environment
+	lock docs fuzz bench soak simulate clean python run-environment dev-environment
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ lock: dev-environment ## Write the locks again; keeps versions unless UPGRADE=--
 		--ignore-scripts --no-audit --no-fund --loglevel=error
 	@! grep -nE '://' requirements*.lock tests/servers/locks/*.lock || { echo 'a lock names an address' >&2; exit 1; }
 	@! grep -n '"resolved"' tests/servers/locks/azurite/package-lock.json || { echo 'a lock names an address' >&2; exit 1; }
+
+simulate: dev-environment ## Simulate 75 days of sweep verify over 1,000,000 copies, and draw docs/images/simulation.svg
+	$(BIN)/python -m tests.simulation.verify_sweep --plot docs/images/simulation.svg $(ARGS)
 
 clean: ## Remove the environments and all caches, but not ./var: it holds artifacts
 	rm -rf .venv .venv-servers site build dist api_client/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

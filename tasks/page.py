@@ -20,7 +20,7 @@ from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
-from worker.catalogue import CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
+from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import Context, JobContext
 from worker.jobs.planned_pages import BROKER_ERRORS
 from worker.jobs.running_job import Requeue, RunningJob
@@ -126,12 +126,7 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
     store.admit()  # what is claimed and not read keeps other pages away from it
     found = pages.get(job.id)
     if found is None:
-        sweep, now = context.settings.sweep.verify, clock.now()
-        found = pages.claim_due(
-            job.id, name, period=sweep.period_of(name), now=now, until=now + sweep.claim,
-            limit=min(sweep.page, claim.most or sweep.page),
-        )  # fmt: skip
-        found = _within_budget(found, name, context)
+        found = claim_copies(claim, context, job.id)
     small, large, released = _fitting(pages.claimed_copies(found), context)
     if released:
         found = pages.release(found, [copy.id for copy in released])
@@ -147,6 +142,19 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
         "%s: page %s ran for %s; %d copies stay due", name, job.id, context.settings.page.time, len(done.open)
     )
     return pages.release(done, done.open)
+
+
+def claim_copies(claim: ClaimSelection, context: JobContext, job: str) -> Page:
+    """Claim the copies of a page: as many as the planner has counted, also some that are not due yet, or what is due.
+
+    What the budget of the store does not allow is released.
+    """
+    sweep, now = context.settings.sweep.verify, clock.now()
+    found = context.catalogue.pages.claim_due(
+        job, claim.store, period=sweep.period_of(claim.store), now=now, until=now + sweep.claim,
+        limit=min(sweep.page, claim.most or sweep.page), ahead=AHEAD if claim.most else 1,
+    )  # fmt: skip
+    return _within_budget(found, claim.store, context)
 
 
 def _within_budget(found: Page, name: str, context: JobContext) -> Page:

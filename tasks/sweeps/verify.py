@@ -9,18 +9,18 @@ from worker import clock
 from worker.artifacts.kept_tombstones import keep_tombstones
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_or_unconfigured import see_stores
-from worker.artifacts.read_budget import LATE, forecast_of, pace_of
+from worker.artifacts.read_budget import LATE, Backlog, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
 from worker.artifacts.store_holds import hold_missing
 from worker.artifacts.verification_log_head import see_head
-from worker.catalogue import FindingKind
+from worker.catalogue import AHEAD, FindingKind
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.planned_pages import Messages, plan, resume
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.snooze import Snooze
-from worker.settings.budgets import Prices
+from worker.settings.budgets import Budget, Prices
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     SWEEP_VERIFY,
@@ -31,10 +31,12 @@ from zot_artifact_client.contract import (
 )
 
 logger = logging.getLogger(__name__)
+_OPEN = 4
+"""So many pages of a store may be open when the next ones of an even pace are sent."""
 
 
 def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJob) -> SweepVerifyResult:
-    """Count the copies that are due in each store, and send so many pages; each claims its copies when it begins.
+    """Send pages for the copies of each store that are to be read until the next run; each claims its copies.
 
     Stores that are paused are left out.
 
@@ -57,11 +59,9 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
     pages: list[PageRequest] = []
     for store in stores:
         job.check()
-        due[store], wanted = _due(context, store)
-        room = max(0, min(len(wanted), context.settings.page.in_flight) - open_[store])
-        for copies in wanted[:room]:
-            claim = ClaimSelection(store=store, most=copies if store in context.settings.budgets else None)
-            pages.append(PageRequest(verb="verify", claim=claim))
+        due[store], sizes = _due(context, store, open_[store])
+        claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
+        pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
     plan(context.catalogue, job.id, pages, messages)
     _keep_heads(context, job, stores)
     return _result(due, pages)
@@ -84,34 +84,32 @@ def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> 
                 logger.error("store %s: %s", name, fault)
 
 
-def _due(context: JobContext, store: str) -> tuple[int, list[int]]:
-    """Return how many copies of a store are due, and how many each page claims of those that the budget allows now."""
-    sweep, page, now = context.settings.sweep.verify, context.settings.page, clock.now()
-    most_due, period = sweep.batch or page.in_flight * sweep.page, sweep.period_of(store)
-    claims = context.catalogue.sweep_claims
-    count = claims.count_due(store, period=period, now=now, limit=most_due)
-    _see_pace(context, store, count)
-    if not count:
-        return 0, []
-    size = claims.mean_size(store, period=period, now=now, largest=page.large)
-    per_page = max(1, min(sweep.page, page.size // max(size, 1)))
-    allowed = min(count, _allowed(context, store, count, size))
-    return count, [min(per_page, allowed - start) for start in range(0, allowed, per_page)]
-
-
-def _allowed(context: JobContext, store: str, count: int, size: int) -> int:
-    """Return how many of the due copies the pages read until the next run: all of them in a store without a budget."""
+def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
+    """Return how many copies of a store are due, and how many each page claims that is sent now."""
     settings, now = context.settings, clock.now()
-    budget, sweep, budgets = settings.budgets.get(store), settings.sweep.verify, context.catalogue.budgets
-    if budget is None:
-        return count
-    claims, period = context.catalogue.sweep_claims, sweep.period_of(store)
-    late = claims.overdue(store, period=period * LATE, now=now)
-    return plan_reads(
-        budgets.get(store, now=now), due=count, late=late, oldest=claims.oldest(store),
-        copies=budgets.totals(store, now=now)[0], mean=size, period=period, every=sweep.every,
-        budget=budget, prices=settings.prices.get(store, Prices()), now=now,
+    sweep, page = settings.sweep.verify, settings.page
+    claims, budgets = context.catalogue.sweep_claims, context.catalogue.budgets
+    period, most_due = sweep.period_of(store), sweep.batch or page.in_flight * sweep.page
+    due = claims.count_due(store, period=period, now=now, limit=most_due)
+    _see_pace(context, store, due)
+    size = claims.mean_size(store, period=period, now=now, largest=page.large, ahead=AHEAD)
+    backlog = Backlog(
+        copies=budgets.totals(store, now=now)[0],
+        needed=budgets.needed(store, lambda: claims.needed(store, period=period, now=now), age=period / 200, now=now),
+        due=due, retries=claims.count_retries(store, now=now),
+        late=claims.overdue(store, period=period * LATE, now=now), oldest=claims.oldest(store), mean=size,
     )  # fmt: skip
+    wanted, urgent = plan_reads(
+        backlog, budgets.get(store, now=now), period=period, every=sweep.every, now=now,
+        budget=settings.budgets.get(store, Budget()), prices=settings.prices.get(store, Prices()),
+    )  # fmt: skip
+    wanted = min(wanted, most_due)
+    there = claims.count_due(store, period=period, now=now, limit=wanted, ahead=AHEAD) if wanted else 0
+    per_page = max(1, min(sweep.page, page.size // max(size, 1)))
+    sizes = [min(per_page, there - start) for start in range(0, there, per_page)]
+    # A count of what must be read includes what open pages will claim; an even share of the reads does not.
+    most_open = len(sizes) if there <= urgent or there < wanted else max(len(sizes), _OPEN)
+    return due, sizes[: max(0, min(most_open, page.in_flight) - open_)]
 
 
 def _see_pace(context: JobContext, store: str, count: int) -> None:

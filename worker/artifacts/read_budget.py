@@ -28,6 +28,8 @@ _RECENT = timedelta(hours=1)
 """The pages of this time tell how fast a store is read."""
 _FEW = 10_000
 """So many copies are read in a moment at any rate."""
+_AT_ONCE = 10
+"""So many copies that are due are read at once: to spread them saves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,48 +238,59 @@ def pace_of(catalogue: Catalogue, store: str, due: int, *, period: timedelta, no
     return Pace(store, due, rate, period * GRACE)
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What there is to be read of a store.
+
+    `copies`: all of them. `needed`: how many have to be read in a second, see `SweepClaims.needed`. `due`: how many are
+    due. `retries`: how many of those wait for a retry. `late`: how many are older than `LATE` of the period. `oldest`:
+    the last full read of the copy that was not read for the longest time. `mean`: the mean size of a copy.
+    """
+
+    copies: int
+    needed: float
+    due: int
+    retries: int
+    late: int
+    oldest: datetime | None
+    mean: int
+
+
 def plan(
+    of: Backlog,
     state: BudgetState,
     *,
-    due: int,
-    late: int,
-    oldest: datetime | None,
-    copies: int,
-    mean: int,
     period: timedelta,
     every: timedelta,
     budget: Budget,
     prices: Prices,
     now: datetime,
-) -> int:
-    """Return how many of the due copies of a store are read until the sweep runs again.
+) -> tuple[int, int]:
+    """Return how many copies of a store are read until the sweep runs again, and how many of them must not wait.
 
-    They are read evenly over the period, and faster only if the late ones would be overdue otherwise, all of which are
-    taken to be as old as the oldest one. The budget is never exceeded.
-
-    Args:
-        state: the state of the budget.
-        due: how many copies are due.
-        late: how many of all copies are older than `LATE` of the period.
-        oldest: the last full read of the copy that was not read for the longest time.
-        copies: all copies of the store.
-        mean: the mean size of a copy.
-        period: the time within which every copy is read.
-        every: how often the sweep runs.
-        budget: the budget of the store.
-        prices: its prices.
-        now: the present moment.
+    Copies are read evenly, also before they are due, and faster only if they would be overdue otherwise: the late ones
+    are all taken to be as old as the oldest one. Retries never wait, nor do a few that are due. The budget, whose
+    state is `state`, is never exceeded.
     """
     if not budget.is_open(now):
-        return 0
+        return 0, 0
     share = budget.open_share
-    evenly = copies * _EVEN * (every / period) / share
-    closed = _DAY * (1 - share)  # the deadline may be in hours in which nothing is read
-    left = period - (now - oldest) - 2 * every - closed if oldest is not None else period
-    urgent = late * (every / left) / share if left > every else late
-    paced = min(due, math.ceil(max(evenly, urgent)))
-    allowed = most(state, mean, budget, prices, now)
-    return paced if allowed is None else min(paced, allowed)
+    closed = _DAY * (1 - share)  # the end of the period may be in hours in which nothing is read
+    within = max(period - closed, period / 2)
+    rate = max(of.copies * _EVEN / within.total_seconds(), of.needed) / share
+    evenly = _in_slot(rate * every.total_seconds(), now, every)
+    left = period - (now - of.oldest) - 2 * every - closed if of.oldest is not None else period
+    urgent = math.ceil(of.late * (every / left) / share) if left > every else of.late
+    urgent = max(urgent, of.retries, of.due if of.due <= _AT_ONCE else 0)
+    allowed = most(state, of.mean, budget, prices, now)
+    wanted = max(evenly, urgent)
+    return (wanted, urgent) if allowed is None else (min(wanted, allowed), min(urgent, allowed))
+
+
+def _in_slot(wanted: float, now: datetime, every: timedelta) -> int:
+    """Return a whole number for this run of a sweep, so that the mean over many runs is what is wanted."""
+    number = int(now.timestamp() // every.total_seconds())
+    return math.floor(wanted * (number + 1)) - math.floor(wanted * number)
 
 
 def _least(*values: float | None) -> float | None:

@@ -45,12 +45,13 @@ from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, Fi
 from worker.catalogue.repairs import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
-from worker.catalogue.sweep_claims import GRACE, SweepClaims
+from worker.catalogue.sweep_claims import AHEAD, GRACE, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
 from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [
+    "AHEAD",
     "BAD",
     "COPY_KINDS",
     "GRACE",

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from worker.catalogue.database import Database
 from worker.catalogue.tables import artifacts, budgets, copies
 
-_TOTALS = timedelta(hours=1)
-"""How old the counted copies and bytes of a store may be."""
+_TOTALS = timedelta(hours=4)
+"""How old what was counted of a store may be."""
 Taken = TypeVar("Taken")
 
 
@@ -54,7 +54,7 @@ class Budgets:
         return taken
 
     def totals(self, store: str, *, now: datetime, fresh: bool = False) -> tuple[int, int]:
-        """Return how many copies a store has that a sweep reads, and their bytes; counted once an hour."""
+        """Return how many copies a store has that a sweep reads, and their bytes; counted anew after some hours."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
             if row is not None and row.counted_at and not fresh and now - row.counted_at < _TOTALS:
@@ -63,13 +63,26 @@ class Budgets:
             query = count.join(artifacts, artifacts.c.id == copies.c.artifact_id)
             found = connection.execute(query.where(copies.c.store == store, copies.c.read_at.is_not(None))).one()
         total, size = int(found[0]), int(found[1])
-        values = {"copies": total, "bytes": size, "counted_at": now}
+        self._keep(store, {"copies": total, "bytes": size, "counted_at": now}, now)
+        return total, size
+
+    def needed(self, store: str, count: Callable[[], float], *, age: timedelta, now: datetime) -> float:
+        """Return how many copies of a store have to be read in a second; `count` computes it anew after `age`."""
+        query = sa.select(budgets.c.needed, budgets.c.needed_at).where(budgets.c.store == store)
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is not None and row.needed_at and timedelta() <= now - row.needed_at < min(age, _TOTALS):
+            return float(row.needed)
+        rate = count()
+        self._keep(store, {"needed": rate, "needed_at": now}, now)
+        return rate
+
+    def _keep(self, store: str, values: dict[str, object], now: datetime) -> None:
+        """Write columns of a store's row, which is made if there is none."""
         with self._database.write() as connection:
             change = sa.update(budgets).where(budgets.c.store == store).values(**values)
             if not connection.execute(change).rowcount:
-                row_ = {"store": store, **asdict(BudgetState(at=now)), **values}
-                connection.execute(sa.insert(budgets).values(**row_))
-        return total, size
+                connection.execute(sa.insert(budgets).values(store=store, **asdict(BudgetState(at=now)), **values))
 
     def largest(self, store: str) -> tuple[str, int] | None:
         """Return the path and the size of the largest object that a sweep reads in a store, None for an empty one."""

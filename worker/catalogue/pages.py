@@ -146,15 +146,28 @@ class Pages:
             _insert(connection, page)
         return page
 
-    def claim_due(self, job: str, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int) -> Page:
-        """Claim copies of a store that are due, the longest overdue first, and record them as the objects of a page."""
+    def claim_due(
+        self,
+        job: str,
+        store: str,
+        *,
+        period: timedelta,
+        now: datetime,
+        until: datetime,
+        limit: int,
+        ahead: float = 1,
+    ) -> Page:
+        """Claim copies of a store that are due, the longest overdue first, and record them as the objects of a page.
+
+        `ahead`: the part of the time until it is due after which a copy is claimed.
+        """
         claimed: list[int] = []
         while True:
             room = limit - len(claimed)
             with self._database.read() as connection:  # a read finds what is due, so that no writer waits for it
-                wanted = due_copies(connection, store, period=period, now=now, until=until, limit=room)
+                wanted = due_copies(connection, store, period=period, now=now, until=until, limit=room, ahead=ahead)
             with self._database.write() as connection:
-                got = claim_copies(connection, wanted, still_due(period, now), now=now, until=until)
+                got = claim_copies(connection, wanted, still_due(period, now, ahead), now=now, until=until)
                 claimed += got
                 if len(got) == len(wanted) or len(claimed) >= limit:  # no other page has claimed it meanwhile
                     page = Page(job, until, claimed)

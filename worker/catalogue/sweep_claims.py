@@ -1,5 +1,6 @@
 """Claims of sweeps: copies that are due, and copies that are absent."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -20,14 +21,16 @@ from worker.storage import Verdict
 _SOME = 100
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
-DUE_PARTS = [0.05 + 0.85 * spread / (FIRST_READS - 1) for spread in range(FIRST_READS)] + [
-    0.7 + 0.2 * again / (SPREADS - FIRST_READS - 1) for again in range(SPREADS - FIRST_READS)
-]
+DUE_PARTS = [0.9 * (spread + 1) / FIRST_READS for spread in range(FIRST_READS)] + [0.9] * (SPREADS - FIRST_READS)
 """The part of the period after which a copy is due, by its `spread`: first reads at any part, others late."""
-
-
+AHEAD = 0.25
+"""The part of that time after which a copy may be read before it is due, so that the reads of a store are even."""
 GRACE = 1 - max(DUE_PARTS)
 """The part of the period that is left at least when a copy becomes due: what is read later is overdue."""
+_SPARE = 0.05
+"""The part of the period between the time at which a copy is due and the one until which it has to be read."""
+_HORIZONS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, max(DUE_PARTS) + _SPARE)
+"""The parts of the period from now on for which the copies that have to be read are counted."""
 
 
 NOT_ARCHIVED = copies.c.last_verdict.is_distinct_from(Verdict.ARCHIVED.value)
@@ -63,38 +66,50 @@ class SweepClaims:
 
     def overdue(self, store: str, *, period: timedelta, now: datetime) -> int:
         """Return how many copies of a store, other than archived ones, were not read fully for longer than `period`."""
-        late = sa.select(sa.func.count()).where(copies.c.store == store, copies.c.read_at <= now - period)
-        retry = (copies.c.next_due_at.is_not(None), NOT_ARCHIVED)
-        with self._database.read() as connection:  # spread is named so that the index is searched, not read
-            found = [
-                connection.execute(late.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))).scalar_one()
-                for spread in range(SPREADS)
-            ]
-            unreadable = connection.execute(late.where(*retry)).scalar_one()
-        return sum(found) + unreadable
+        with self._database.read() as connection:
+            found: int = connection.execute(_OVERDUE, {"of": store, "before": now - period}).scalar_one()
+        return int(found)
 
     def oldest(self, store: str) -> datetime | None:
         """Return when the copy of a store was read or written that was not read for the longest time."""
-        first = sa.select(sa.func.min(copies.c.read_at, type_=copies.c.read_at.type)).where(copies.c.store == store)
-        with self._database.read() as connection:  # spread is named so that the index is searched, not read
-            found = [
-                connection.execute(first.where(copies.c.spread == spread, copies.c.next_due_at.is_(None))).scalar()
-                for spread in range(SPREADS)
-            ]
-        return min((moment for moment in found if moment), default=None)
+        with self._database.read() as connection:
+            found: datetime | None = connection.execute(_OLDEST, {"of": store}).scalar()
+        return found
 
-    def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int) -> int:
-        """Return how many copies are due, claimed ones included, counted up to about `limit`."""
+    def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int, ahead: float = 1) -> int:
+        """Return how many copies are due, claimed ones included, counted up to about `limit`; `ahead`: see `AHEAD`."""
         times = {"of": store, "now": now, "most": limit, "ahead": now + _CLOCK_SKEW, "period_ahead": now + period}
-        times |= {f"before_{spread}": now - period * DUE_PARTS[spread] for spread in range(SPREADS)}
+        times |= {f"before_{spread}": now - period * DUE_PARTS[spread] * ahead for spread in range(SPREADS)}
         with self._database.read() as connection:
             found: int = connection.execute(_COUNT_DUE, times).scalar_one()
         return min(int(found), limit)
 
-    def mean_size(self, store: str, *, period: timedelta, now: datetime, largest: int) -> int:
+    def count_retries(self, store: str, *, now: datetime) -> int:
+        """Return how many copies of a store wait for their retry and are due now."""
+        due = sa.select(sa.func.count()).where(copies.c.store == store, copies.c.next_due_at.is_not(None))
+        with self._database.read() as connection:
+            return connection.execute(due.where(copies.c.next_due_at <= now)).scalar_one()
+
+    def needed(self, store: str, *, period: timedelta, now: datetime) -> float:
+        """Return how many copies a second have to be read so that none is late, at the lowest constant rate.
+
+        For some times from now on it counts the copies that have to be read until then, by one scan of the index. The
+        rate follows what was written, and not only how many copies there are: copies that were written together are
+        read over the whole period, and those that an outage has made late within what is left of it.
+        """
+        times = {
+            f"h{spread}_{part}": now - period * (DUE_PARTS[spread] + _SPARE - part)
+            for spread in range(SPREADS) for part in _HORIZONS
+        }  # fmt: skip
+        with self._database.read() as connection:
+            counts = connection.execute(_NEEDED, {"of": store, **times}).one()
+        rates = (int(count) / (period * part).total_seconds() for count, part in zip(counts, _HORIZONS, strict=True))
+        return max(rates)
+
+    def mean_size(self, store: str, *, period: timedelta, now: datetime, largest: int, ahead: float = 1) -> int:
         """Return the mean size of some copies that are due, each counted with `largest` bytes at most."""
         with self._database.read() as connection:
-            some = due_copies(connection, store, period=period, now=now, until=now, limit=_SOME)
+            some = due_copies(connection, store, period=period, now=now, until=now, limit=_SOME, ahead=ahead)
             of = sa.select(artifacts.c.size).join(copies, copies.c.artifact_id == artifacts.c.id)
             sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
         return sum(sizes) // len(sizes) if sizes else 0
@@ -183,19 +198,31 @@ class SweepClaims:
 
 
 def due_copies(
-    connection: Connection, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int
+    connection: Connection,
+    store: str,
+    *,
+    period: timedelta,
+    now: datetime,
+    until: datetime,
+    limit: int,
+    ahead: float = 1,
 ) -> list[int]:
-    """Return the ids of copies that are due and not claimed, the longest overdue first."""
+    """Return the ids of copies that are due and not claimed, the longest overdue first; `ahead`: see `AHEAD`."""
     times = {"of": store, "now": now, "claimed_far": _far(until), "period_ahead": now + period}
     times["ahead"] = now + _CLOCK_SKEW
-    times |= {f"before_{spread}": now - period * DUE_PARTS[spread] for spread in range(SPREADS)}
-    most = limit // 4 + 1  # the limit of each search
-    found = _DUE.tuples(connection, **times, most=most)
-    if most <= len(found) < limit:
-        found = _DUE.tuples(connection, **times, most=limit)
+    times |= {f"before_{spread}": now - period * DUE_PARTS[spread] * ahead for spread in range(SPREADS)}
     parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
-    late = [(_moment(moment) + parts[spread], id_) for id_, spread, moment in found]
-    return [id_ for _, id_ in sorted(late)[:limit]]
+
+    def first(most: int) -> list[tuple[datetime, int, int]]:
+        """Return the first copies with their `spread`, found with this limit of each search."""
+        found = _DUE.tuples(connection, **times, most=most)
+        return sorted((_moment(moment) + parts[spread], spread, id_) for id_, spread, moment in found)[:limit]
+
+    most = limit // 3 + 1  # of four equal parts, as copies have that were read before
+    some = first(most)
+    if most < limit and max(Counter(spread for _, spread, _ in some).values(), default=0) >= most:
+        some = first(limit)  # one search may have more that are among the first
+    return [id_ for _, _, id_ in some]
 
 
 def _moment(value: str | datetime) -> datetime:
@@ -226,10 +253,11 @@ def unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
     return _unclaimed(sa.literal(now), sa.literal(_far(until)))
 
 
-def still_due(period: timedelta, now: datetime) -> sa.ColumnElement[bool]:
+def still_due(period: timedelta, now: datetime, ahead: float = 1) -> sa.ColumnElement[bool]:
     """Return the condition that no copy meets that was read just now, whatever its `spread`."""
     read, retry = copies.c.read_at, copies.c.next_due_at
-    first_read = sa.and_(retry.is_(None), sa.or_(read <= now - period * min(DUE_PARTS), read > now + _CLOCK_SKEW))
+    earliest = now - period * min(DUE_PARTS) * ahead
+    first_read = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > now + _CLOCK_SKEW))
     return sa.or_(first_read, retry <= now, retry > now + period)
 
 
@@ -280,6 +308,43 @@ def _count_due() -> sa.Select[Any]:
     return sa.select(sa.func.sum(counts.c.due))
 
 
+def _oldest() -> sa.Select[Any]:
+    """Return the query of the first of all reads; each `spread` is named so that the index is searched, not read."""
+    moment = copies.c.read_at.type
+    first = sa.select(sa.func.min(copies.c.read_at, type_=moment).label("first")).where(
+        copies.c.store == sa.bindparam("of"), copies.c.next_due_at.is_(None)
+    )
+    firsts = sa.union_all(*(first.where(copies.c.spread == spread) for spread in range(SPREADS))).subquery()
+    return sa.select(sa.func.min(firsts.c.first, type_=moment))
+
+
+def _overdue() -> sa.Select[Any]:
+    """Return the query that counts the copies that were read before a moment, unreadable ones too."""
+    late = sa.select(sa.func.count().label("late")).where(
+        copies.c.store == sa.bindparam("of"), copies.c.read_at <= sa.bindparam("before")
+    )
+    found = [late.where(copies.c.spread == spread, copies.c.next_due_at.is_(None)) for spread in range(SPREADS)]
+    counts = sa.union_all(*found, late.where(copies.c.next_due_at.is_not(None), NOT_ARCHIVED)).subquery()
+    return sa.select(sa.func.sum(counts.c.late))
+
+
+def _needed() -> sa.Select[Any]:
+    """Return the query that counts, for each horizon, the copies that have to be read until then."""
+    found = []
+    for spread in range(SPREADS):
+        of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
+        sums = []
+        for number, part in enumerate(_HORIZONS):
+            until = sa.case((copies.c.read_at <= sa.bindparam(f"h{spread}_{part}"), 1), else_=0)
+            sums.append(sa.func.coalesce(sa.func.sum(until), 0).label(f"c{number}"))
+        found.append(sa.select(*sums).where(*of))
+    parts = sa.union_all(*found).subquery()
+    return sa.select(*(sa.func.sum(column) for column in parts.c))
+
+
 _DUE = Prepared(_due())
 _COUNT_DUE = _count_due()
+_OVERDUE = _overdue()
+_OLDEST = _oldest()
+_NEEDED = _needed()
 _CURSOR = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("sweep"))

@@ -520,8 +520,13 @@ budgets = Table(
     Column("copies", BigInteger),
     Column("bytes", BigInteger),
     Column("counted_at", UtcDateTime),
+    Column("needed", Double),
+    Column("needed_at", UtcDateTime),
 )
-"""What the verify sweep has used of each store's budget: see `BudgetState`. `copies`, `bytes`: all that it reads."""
+"""What the verify sweep has used of each store's budget: see `BudgetState`.
+
+`copies`, `bytes`: all that it reads. `needed`: the copies a second that it has to read, see `SweepClaims.needed`.
+"""
 
 delete_requests = Table(
     "delete_requests",

@@ -1,0 +1,1 @@
+"""Months of sweeps on a virtual clock."""
