@@ -1,10 +1,12 @@
 """The Kubernetes manifests run the programs that exist, without rights, and are checked by their own health."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from worker.cli.commands import COMMANDS
 
@@ -12,6 +14,7 @@ FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
 LISTED = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
 OBJECTS: list[dict[str, Any]] = [each for name in LISTED for each in yaml.safe_load_all((FOLDER / name).read_text())]
 DEPLOYMENTS = {each["metadata"]["name"]: each for each in OBJECTS if each["kind"] == "Deployment"}
+SCHEMA = json.loads((Path(__file__).parent / "schemas" / "kubernetes-1.37.json").read_text())
 AUTOSCALING = list(yaml.safe_load_all((FOLDER / "autoscaling.yaml").read_text()))
 
 
@@ -22,6 +25,17 @@ def container(name: str) -> dict[str, Any]:
 
 def probes(name: str) -> dict[str, Any]:
     return {kind: each for kind, each in container(name).items() if kind.endswith("Probe")}
+
+
+@pytest.mark.parametrize("each", OBJECTS, ids=lambda each: f"{each['kind']} {each['metadata']['name']}")
+def test_every_object_meets_the_schema_of_kubernetes(each: dict[str, Any]) -> None:
+    """Each object has only fields that Kubernetes knows, each of its type: a misspelt probe would be dropped silently.
+
+    The schema is that of the newest version in PyPI's kubernetes-validate, which as a whole takes 110 MB.
+    """
+    schema = {**SCHEMA["kinds"][each["kind"]], "$defs": SCHEMA["$defs"]}
+    errors = Draft202012Validator(schema).iter_errors(each)
+    assert [f"{'.'.join(map(str, error.path))}: {error.message[:200]}" for error in errors] == []
 
 
 def test_every_program_has_a_deployment() -> None:
