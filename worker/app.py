@@ -264,6 +264,10 @@ def _configured_app() -> Celery:
         raise SystemExit(f"zot-artifacts: {error}") from None
     if is_flower(sys.argv[1:]):
         set_up(made, settings)
+    if settings.log.format == "json":
+        from worker.celery_output import print_only_json  # loads Celery's worker, which a command does not need
+
+        print_only_json(made)
     return made
 
 
