@@ -30,7 +30,7 @@ def noop() -> None:
 
 @app.task(name=KEEP)
 def keep(source: str, root: str) -> str:
-    """Keep a small file and a record of it through a power cut, waiting for the disk as often as an upload does.
+    """Keep a small file and a record of it through a power cut, waiting for the disk seven times.
 
     It has no lease, no fencing token, no retry and no limits, and four statements of SQL.
     """
