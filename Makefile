@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	lock docs fuzz bench soak simulate clean python run-environment dev-environment
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: dev-environment ## Make all environments; every target below makes what it needs by itself
 	@$(ENVIRONMENTS) servers s5cmd
@@ -85,6 +85,12 @@ bench: dev-environment ## Measure, and print the table that benchmarks/README.md
 soak: dev-environment ## Run random jobs under faults; ARGS="--minutes 30 --seed 7"; ends with what was lost or wrong
 	@$(ENVIRONMENTS) servers
 	$(BIN)/python -m tests.faults.soak $(ARGS)
+
+release-dry-run: dev-environment ## Build what a release delivers into dist/, with SHA256SUMS; uploads nothing
+	rm -rf dist build api_client/build
+	$(BIN)/python -m build --no-isolation --outdir dist api_client >/dev/null
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	cd dist && sha256sum *.whl *.tar.gz > SHA256SUMS && cat SHA256SUMS
 
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked.
 # UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
