@@ -21,7 +21,7 @@ from worker.catalogue.batches import (
 )
 from worker.catalogue.budgets import Budgets, BudgetState
 from worker.catalogue.canaries import Canaries, CanaryRound, CanaryTimes
-from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceChecks, RecordedEvidence
+from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceChecks, EvidenceSummary, RecordedEvidence
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
@@ -80,6 +80,7 @@ __all__ = [
     "EndedJob",
     "Event",
     "EvidenceCheck",
+    "EvidenceSummary",
     "ExportSummary",
     "FailedBatchItem",
     "Finding",

@@ -57,6 +57,14 @@ class EvidenceCheck:
     checked_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EvidenceSummary:
+    """How many copies of a store had their last check without a read with each outcome, and when the oldest was."""
+
+    outcomes: Mapping[str, int]
+    oldest_at: datetime
+
+
 class EvidenceChecks:
     """One row for each copy, with its own clock. They never move a time of verification, see promise 3."""
 
@@ -93,6 +101,26 @@ class EvidenceChecks:
         with self._database.read() as connection:
             found = connection.execute(query.where(row.copy_id.in_(copy_ids))).all()
         return {each.copy_id: EvidenceCheck(*each) for each in found}
+
+    def by_store(self) -> dict[str, EvidenceSummary]:
+        """Return a summary of the last checks in each store that has some; it reads them all."""
+        check = evidence_checks.c
+        oldest = sa.func.min(check.checked_at, type_=check.checked_at.type)
+        query = (
+            sa.select(copies.c.store, check.outcome, sa.func.count(), oldest)
+            .join(copies, copies.c.id == check.copy_id)
+            .group_by(copies.c.store, check.outcome)
+            .order_by(copies.c.store, check.outcome)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {
+            store: EvidenceSummary(
+                {outcome: count for name, outcome, count, _ in rows if name == store},
+                min(at for name, _, _, at in rows if name == store),
+            )
+            for store in dict.fromkeys(name for name, *_ in rows)
+        }
 
 
 def _upsert(dialect: "type[sqlite.Insert | postgresql.Insert]") -> sa.Insert:

@@ -69,6 +69,7 @@ def report_of(session: Session, since: timedelta) -> dict[str, Any]:
     catalogue = session.catalogue
     document = document_of(session)
     now: datetime = document["at"]
+    evidence = catalogue.evidence_checks.by_store()
     for row in document["stores"]:
         period = timedelta(seconds=row["period_seconds"])
         edges = [now + timedelta(days=1), *(now - period * bar / WITHIN for bar in range(1, BARS))]
@@ -79,6 +80,7 @@ def report_of(session: Session, since: timedelta) -> dict[str, Any]:
         }
         row["bad_verdicts"] = catalogue.coverage.bad_verdicts(row["store"], since=now - since)
         row["quarantine"] = _quarantine(session, row["store"])
+        row["evidence"] = asdict(evidence[row["store"]]) if row["store"] in evidence else None
     dead = catalogue.job_admin.find([JobState.DEAD], limit=_NAMED)
     detected = catalogue.coverage.seconds_to_detect(since=now - since)
     document |= {

@@ -30,6 +30,8 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 <h1>$title</h1><p class="dim">$at, catalogue <code>$catalogue</code></p>
 <p class="verdict $tone">$verdict</p>
 <h2>Coverage</h2>$stores
+<h2>Checks without reading</h2>$evidence
+<h2>Budgets</h2>$budgets
 <h2>Open findings</h2>$findings
 <h2>Findings since $since</h2>$handled
 <h3>Time to detect and to repair</h3>$times
@@ -63,6 +65,8 @@ def page_of(document: Mapping[str, Any]) -> str:
         verdict=verdict,
         tone=tone,
         stores=_stores(document["stores"], now),
+        evidence=_evidence(document["stores"], now),
+        budgets=_budgets(document["stores"]),
         findings=_findings(document["findings"], now),
         since=moment(document["since"]),
         handled=_handled(document["handled"]),
@@ -160,6 +164,34 @@ def _plot(row: Mapping[str, Any]) -> str:
         f'<text x="0" y="{_HEIGHT + 13}">now</text>'
         f'<text x="{line}" y="{_HEIGHT + 13}" text-anchor="middle">period, {days}</text></svg>'
     )
+
+
+def _evidence(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    outcomes = ("agrees", "differs", "absent", "unknown")
+    rows = [
+        (row["store"], *(kept["outcomes"].get(outcome, 0) for outcome in outcomes), age(kept["oldest_at"], now))
+        for row in stores
+        if (kept := row["evidence"]) is not None
+    ]
+    told = (
+        '<p class="dim">What stores say of their copies, compared with what was recorded at the write. '
+        "No byte was read, so none of them counts as verified.</p>"
+    )
+    return _table(("store", *outcomes, "oldest check"), rows, "No copy was checked so.") + (told if rows else "")
+
+
+def _budgets(stores: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            row["store"], size(used["bytes_today"]), used["requests_today"], f"{used['cost_this_month']:,.2f}",
+            f"{used['cost_per_month']:,.2f}" if used["cost_per_month"] else None,
+            "now" if used["reads_now"] else _moment(used["reads_at"]),
+        )
+        for row in stores
+        if (used := row["budget"]) is not None
+    ]  # fmt: skip
+    names = ("store", "read today", "requests today", "cost this month", "at most", "reads again")
+    return _table(names, rows, "No store has a budget for the verify sweep.")
 
 
 def _findings(findings: Sequence[Mapping[str, Any]], now: datetime) -> str:

@@ -106,6 +106,7 @@ def document_of(session: Session) -> dict[str, Any]:
         "checks": [asdict(check) for check in checks],
         "canaries": [asdict(each) for each in catalogue.canaries.times(since=now - _CANARIES)],
         "alarms": [asdict(each) for each in catalogue.alarms.channels().values()],
+        "webhooks": [asdict(each) for each in catalogue.job_webhooks.receivers().values()],
     }
 
 
@@ -313,7 +314,8 @@ def _print(document: Mapping[str, Any]) -> None:
     say(f"repairs and replications under way: {document['repairs']}")
     dead = document["dead_letters"]
     say(f"dead letters: {dead}; `zot-artifacts jobs --dead` lists them" if dead else "dead letters: 0")
-    for line in (*map(_canary, document["canaries"]), *_waiting(document["alarms"])):
+    told = (*map(_canary, document["canaries"]), *_waiting(document["alarms"]), *_undelivered(document["webhooks"]))
+    for line in told:
         say(line)
     for each in document["paused"]:
         say(f"{each['scope']} {each['name']}: paused {describe_pause(each['since'], each['reason'])}")
@@ -357,6 +359,14 @@ def _waiting(channels: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each channel whose alarms wait."""
     for each in filter(itemgetter("pending"), channels):
         yield f"alarms by {each['channel']}: {each['pending']} wait; {each['error'] or 'they are sent soon'}"
+
+
+def _undelivered(receivers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each receiver that does not have the ends of all its jobs."""
+    for each in receivers:
+        if each["pending"] or each["given_up"]:
+            counts = f"{each['pending']} wait, {each['given_up']} are given up"
+            yield f"webhook {each['receiver']}: {counts}; {each['error'] or 'they are sent soon'}"
 
 
 def _canary(times: Mapping[str, Any]) -> str:

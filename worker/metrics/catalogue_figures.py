@@ -27,6 +27,8 @@ _LAG = timedelta(seconds=10)
 _AT_ONCE = 5000
 _LATE = timedelta(minutes=5)
 _RECENT = timedelta(days=1)
+_CANARIES = timedelta(days=30)
+_OUTCOMES = ("agrees", "differs", "absent", "unknown")
 _JOB_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0)
 _OPEN_SECONDS = (60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0)
 
@@ -53,6 +55,8 @@ class LedgerFigures:
         yield from self._jobs(catalogue, now)
         yield from self._findings(catalogue)
         yield from self._sweeps(catalogue)
+        yield from self._budgets(catalogue, now)
+        yield from self._canaries(catalogue, now)
         paused = catalogue.figures.pauses()
         scopes: list[Sample] = [((scope,), paused.get(scope, 0)) for scope in ("store", "queue", "job")]
         yield gauge("pauses", "Stores, queues and jobs that are paused.", scopes, ["scope"])
@@ -123,6 +127,36 @@ class LedgerFigures:
         about = "Bytes in the quarantine of a store, as the last cleanup listed them."
         yield gauge("quarantine_bytes", about, held, ["store"])
 
+    def _budgets(self, catalogue: Catalogue, now: datetime) -> Iterator[Metric]:
+        read, requests, cost, most = ([] for _ in range(4))
+        for store, budget in self._settings.budgets.items():
+            state = catalogue.budgets.get(store, now=now)
+            today, this_month = state.day == f"{now:%Y-%m-%d}", state.month == f"{now:%Y-%m}"
+            read.append(((store,), float(state.day_bytes if today else 0)))
+            requests.append(((store,), float(state.day_requests if today else 0)))
+            cost.append(((store,), state.month_cost if this_month else 0.0))
+            if budget.cost_per_month is not None:
+                most.append(((store,), budget.cost_per_month))
+        of = ["store"]
+        yield gauge("budget_bytes_today", "Bytes of its budget that the verify sweep has used today (UTC).", read, of)
+        about = "Requests of its budget that the verify sweep has used today (UTC)."
+        yield gauge("budget_requests_today", about, requests, of)
+        about = "What the verify sweep has cost this month (UTC), in the currency of the prices."
+        yield gauge("budget_cost_this_month", about, cost, of)
+        yield gauge("budget_cost_per_month", "What the verify sweep may cost in a month.", most, of)
+
+    def _canaries(self, catalogue: Catalogue, now: datetime) -> Iterator[Metric]:
+        found, repaired = [], []
+        for each in catalogue.canaries.times(since=now - _CANARIES):
+            if each.store in self._settings.stores and each.detect_longest is not None:
+                found.append(((each.store,), each.detect_longest))
+            if each.store in self._settings.stores and each.repair_longest is not None:
+                repaired.append(((each.store,), each.repair_longest))
+        about = "The longest time in 30 days from the damage of a canary until it was found."
+        yield gauge("canary_detect_seconds", about, found, ["store"])
+        about = "The longest time in 30 days from the finding of a canary until it was repaired."
+        yield gauge("canary_repair_seconds", about, repaired, ["store"])
+
 
 class CoverageFigures:
     """How many copies there are, and how far they have been read. It counts all copies: seconds for 10,000,000."""
@@ -168,6 +202,14 @@ class CoverageFigures:
         yield gauge("copies_archived", "Copies in an archive class that are not readable now.", archived, of)
         yield gauge("copies_overdue", "Copies that were not read within the period of their store.", overdue, of)
         yield gauge("oldest_read_timestamp_seconds", "The oldest last read, in seconds since 1970.", oldest, of)
+        checked = catalogue.evidence_checks.by_store()
+        evidence: list[Sample] = [
+            ((store, outcome), checked[store].outcomes.get(outcome, 0) if store in checked else 0)
+            for store in self._settings.stores
+            for outcome in _OUTCOMES
+        ]
+        about = "Copies by the outcome of their last check without a read."
+        yield gauge("copies_checked_without_reading", about, evidence, ["store", "outcome"])
 
 
 def _since(ask: Callable[..., list[EndedT]], after: datetime, until: datetime) -> Iterator[EndedT]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
 from worker import cli, clock
-from worker.catalogue import Artifact, Catalogue
+from worker.catalogue import Artifact, Catalogue, EvidenceCheck
 from worker.storage import Digest
 
 VOID = {"meta", "rect", "line", "br", "path"}
@@ -117,3 +117,28 @@ def test_the_time_to_detect_counts_from_the_last_good_read(
     judge(catalogue, artifact, "dr", "verified", now=now - timedelta(hours=5))
     judge(catalogue, artifact, "dr", "corrupt", now=now - timedelta(hours=2))
     assert zot("report")[1]["detected"] == {"findings": 1, "median_seconds": 10800, "longest_seconds": 10800}
+
+
+def test_checks_without_reading_and_budgets_are_told_apart_from_reads(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store's answers are counted by their outcome and never as verified; the page has them, and each budget."""
+    monkeypatch.setenv("ZOT_PRICES__DR__REQUESTS_1000", "1")
+    monkeypatch.setenv("ZOT_BUDGETS__DR__COST_PER_MONTH", "50")
+    copies = catalogue.artifacts.copies(artifact)
+    now = clock.now()
+    catalogue.evidence_checks.record([EvidenceCheck(copies["dr"].id, "listing", "agrees")], now=now)
+    catalogue.evidence_checks.record([EvidenceCheck(copies["primary"].id, "stat", "differs")], now=now)
+    stores = {row["store"]: row for row in zot("report")[1]["stores"]}
+    assert stores["dr"]["evidence"]["outcomes"] == {"agrees": 1}
+    assert stores["primary"]["evidence"]["outcomes"] == {"differs": 1}
+    assert (stores["dr"]["read_within_period"], stores["dr"]["budget"]["cost_per_month"]) == (0, 50)
+    cli.run(["report", "--html", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>dr</td><td>1</td><td>0</td><td>0</td><td>0</td>" in page
+    assert "<td>0.00</td><td>50.00</td>" in page
+    assert Balanced(page).open == []

@@ -148,3 +148,18 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     assert {name: each["outcome"] for name, each in gone.items()} == {"store dr": "bad"}
     assert "bucket 'b' does not exist" in gone["store dr"]["detail"]
     assert probed("second", {}) == {}
+
+
+def test_a_webhook_whose_receiver_refuses_it_is_named(catalogue: Catalogue, zot: Zot) -> None:
+    """The screen says how many ends of jobs a receiver does not have, and why."""
+    begun = catalogue.ledger.acquire(
+        "job", "upload", {"notify": ["ci"]}, owner="here", holds=None, parent=None, now=clock.now(),
+        lease=timedelta(seconds=30),
+    )  # fmt: skip
+    assert isinstance(begun, Leased)
+    catalogue.ledger.finish("job", begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+    later = clock.now() + timedelta(minutes=1)
+    for webhook in catalogue.job_webhooks.claim(["ci"], now=later, until=later):
+        catalogue.job_webhooks.failed(webhook, "ci.example: 410 Gone", next_at=None)
+    (told,) = zot("status")[1]["webhooks"]
+    assert (told["receiver"], told["pending"], told["given_up"], told["error"]) == ("ci", 0, 1, "ci.example: 410 Gone")

@@ -16,14 +16,16 @@ from prometheus_client import Metric
 from tests.servers import Valkey
 from worker import clock, process_metrics
 from worker.beat import Scheduler
-from worker.catalogue import Catalogue, Finding, FindingKind
+from worker.catalogue import Catalogue, EvidenceCheck, Finding, FindingKind
 from worker.metrics.background_groups import Group
 from worker.metrics.exporter import Exporter
 from worker.metrics.totals_sender import Sender
 from worker.settings import Settings
+from worker.settings.budgets import Budget, Prices
 from worker.settings.sections import StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import StorageError
+from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 
@@ -54,7 +56,10 @@ def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[M
     """Return what an exporter exports whose catalogue and broker have some of everything."""
     url = valkey.url.removesuffix("/0") + "/11"
     home = tmp_path_factory.mktemp("exported")
-    settings = Settings(home=home, broker=url, store_limits={"dr": StoreLimits(concurrency=2)})
+    settings = Settings(
+        home=home, broker=url, store_limits={"dr": StoreLimits(concurrency=2)},
+        prices={"dr": Prices(requests_1000=1)}, budgets={"dr": Budget(cost_per_month=5)},
+    )  # fmt: skip
     settings.prepare()
     _fill_catalogue(settings)
     app = Celery("filling", backend=url, set_as_current=False)
@@ -109,6 +114,14 @@ def _fill_catalogue(settings: Settings) -> None:
     )
     result = {"removed": {}, "quarantined": {"dr": 5}}
     catalogue.ledger.finish("swept", 1, JobState.SUCCEEDED, now=now, result=result)
+    canary = catalogue.artifacts.record(CANARY_BUCKET, "dr-0", Digest(1, "0" * 64), {}, now, stores=["dr"])
+    catalogue.artifacts.finish_copy(canary, "dr", tag="1", evidence={}, now=now)
+    damaged = catalogue.canaries.begin("dr", canary.key, now=now)
+    catalogue.canaries.damaged(damaged, canary, now=now)
+    copy = catalogue.artifacts.copies(canary)["dr"]
+    for job, verdict in (("first", "corrupt"), ("second", "verified")):
+        catalogue.verifications.record(Finding(job, "dr", canary, verdict), copy, tag="1", now=now)
+    catalogue.evidence_checks.record([EvidenceCheck(copy.id, "listing", "agrees")], now=now)
     catalogue.close()
 
 
