@@ -28,7 +28,11 @@ _POLL, _LONGEST_POLL = 0.0005, 0.005
 
 def options(url: URL) -> dict[str, Any]:
     """Return the options of the engine; options of connecting in the URL win over them."""
-    return {} if "timeout" in url.query else {"connect_args": {"timeout": BUSY_SECONDS}}
+    found: dict[str, Any] = {} if "timeout" in url.query else {"connect_args": {"timeout": BUSY_SECONDS}}
+    if file_of(url):
+        # Connections that `Database` keeps do not return to the pool, so that a thread that waits there would starve.
+        found["max_overflow"] = -1
+    return found
 
 
 def set_up(engine: Engine) -> None:

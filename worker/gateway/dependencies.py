@@ -34,7 +34,7 @@ ResultT = TypeVar("ResultT")
 
 _SERVICE = "gateway"
 _READS = 12
-"""Requests to catalogue and broker at a time; the pool of the catalogue has 15 connections."""
+"""Requests to catalogue and broker at a time."""
 _NOTED = 10_000
 
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import timedelta
 
 import pytest
@@ -45,6 +45,14 @@ def test_a_new_file_with_a_writer_is_waited_for(url):
         with closing(Catalogue(url)) as catalogue:
             assert isinstance(begin(catalogue, "job-1"), Leased)
         release.join()
+
+
+def test_no_transaction_waits_for_a_connection(url):
+    """Kept connections do not return to the pool: a thread that waited there for one would starve."""
+    with closing(Catalogue(url)) as catalogue, ExitStack() as many:
+        for _ in range(20):
+            many.enter_context(catalogue._database.read())
+        assert catalogue.ledger.get("job-1") is None
 
 
 def test_a_wait_that_is_no_number_is_named(url):
