@@ -4,6 +4,7 @@ Between its pop and that record a message is in the memory of one worker only. A
 too, a message of another program is nowhere else.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -12,6 +13,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import redis
 from celery import bootsteps
@@ -34,20 +36,35 @@ class UnrecordedMessage:
     def __init__(self, directory: Path) -> None:
         """Make the file. The lock is of this process and not of its children, which may outlive it."""
         self._path = directory / f"{_NAME}{os.getpid()}"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._fd = self._open()
+        self._has_last = False
+        """Whether the file has the message of the last call of `keep`."""
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with suppress(OSError):  # a disk that is full already: the file grows when there is room
-            os.posix_fallocate(self._fd, 0, _SIZE)
+            os.posix_fallocate(fd, 0, _SIZE)
+        return fd
 
     def keep(self, queue: str, message: Any) -> None:
-        """Write the message to the disk, in place of one before."""
+        """Write the message to the disk. One that was not returned yet is moved to a file that no process locks."""
+        self._has_last = False
+        if _kept(self._fd) is not None:
+            self._path.rename(self._path.with_name(f"{self._path.name}-{uuid4().hex}"))
+            before, self._fd = self._fd, self._open()
+            os.close(before)
         text = json.dumps([queue, message], ensure_ascii=False).encode()
-        os.pwrite(self._fd, f"{sha256(text).hexdigest()} {len(text):8d} ".encode() + text, 0)
+        entry = f"{sha256(text).hexdigest()} {len(text):8d} ".encode() + text
+        if os.pwrite(self._fd, entry, 0) != len(entry):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._fd)
+        self._has_last = True
 
     def discard(self) -> None:
-        """Forget the message: the broker has recorded it."""
-        os.pwrite(self._fd, b"\0", 0)
+        """Forget the message of the last `keep`: the broker has recorded it."""
+        if self._has_last:
+            os.pwrite(self._fd, b"\0", 0)
 
     def return_kept(self, client: Any) -> int:
         """Return to their queues the messages that this process, and ended ones, have kept; return how many."""
@@ -59,7 +76,8 @@ class UnrecordedMessage:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 returned += _push(client, fd)
-                path.unlink()
+                if os.path.samestat(os.fstat(fd), path.stat()):  # a process may have made a new file of this name
+                    path.unlink()
             except BlockingIOError:  # its process lives
                 continue
             finally:
@@ -67,14 +85,23 @@ class UnrecordedMessage:
         return returned
 
 
-def _push(client: Any, fd: int) -> bool:
+def _kept(fd: int) -> tuple[str, Any] | None:
+    """Return the queue and the message that a file has, or None."""
     digest, length = os.pread(fd, 64, 0).decode(errors="replace"), os.pread(fd, 9, 64)
     if not length.strip().isdigit():
-        return False
+        return None
     text = os.pread(fd, int(length), 74)
     if sha256(text).hexdigest() != digest:  # it was discarded, or its process died while it wrote
-        return False
+        return None
     queue, message = json.loads(text)
+    return queue, message
+
+
+def _push(client: Any, fd: int) -> bool:
+    found = _kept(fd)
+    if found is None:
+        return False
+    queue, message = found
     client.rpush(queue, json.dumps(message))  # the next one to be delivered
     os.pwrite(fd, b"\0", 0)
     logger.warning("a message that the broker could not record as delivered is returned to %s", queue)

@@ -1,0 +1,53 @@
+"""Messages that are kept on the disk while the broker cannot record them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from worker.intake.message_kept_on_disk import UnrecordedMessage
+
+
+class _Queues:
+    """A broker that takes messages."""
+
+    def __init__(self) -> None:
+        self.pushed: list[tuple[str, object]] = []
+
+    def rpush(self, queue: str, text: str) -> None:
+        self.pushed.append((queue, json.loads(text)))
+
+
+def test_a_message_that_is_not_returned_yet_is_not_overwritten_by_the_next_one(tmp_path: Path) -> None:
+    """Two messages that the broker could not record are both returned, each once."""
+    file, broker = UnrecordedMessage(tmp_path), _Queues()
+    file.keep("one", {"body": "first"})
+    file.keep("two", {"body": "second"})
+
+    assert file.return_kept(broker) == 2
+    assert sorted(broker.pushed, key=str) == [("one", {"body": "first"}), ("two", {"body": "second"})]
+    assert file.return_kept(broker) == 0
+
+
+def test_a_discarded_message_is_not_returned(tmp_path: Path) -> None:
+    """Only the message that the broker has recorded is forgotten; one that was kept before it is returned."""
+    file, broker = UnrecordedMessage(tmp_path), _Queues()
+    file.keep("one", {"body": "first"})
+    file.keep("two", {"body": "second"})
+    file.discard()
+
+    assert file.return_kept(broker) == 1
+    assert broker.pushed == [("one", {"body": "first"})]
+
+
+def test_a_message_that_could_not_be_kept_discards_none_before_it(tmp_path: Path) -> None:
+    """A failed write leaves the message before it, also when the broker has recorded the later one."""
+    file, broker = UnrecordedMessage(tmp_path), _Queues()
+    file.keep("one", {"body": "first"})
+    next(tmp_path.iterdir()).unlink()
+    with pytest.raises(OSError, match="No such file"):
+        file.keep("two", {"body": "second"})
+    file.discard()
+
+    assert file.return_kept(broker) == 1
+    assert broker.pushed == [("one", {"body": "first"})]
