@@ -17,6 +17,12 @@ from worker.catalogue.types import without_nul
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _TEXT = 500
 _KEPT = 1000
+_NEWER = artifacts.alias("newer")
+_FOLLOWED = sa.exists().where(
+    _NEWER.c.bucket == tombstones.c.bucket, _NEWER.c.key == tombstones.c.key, _NEWER.c.version > tombstones.c.version,
+    _NEWER.c.committed_at.is_not(None),
+)  # fmt: skip
+"""The condition of a tombstone whose artifact was uploaded again."""
 
 
 class NotDeleted(CatalogueError):
@@ -87,23 +93,18 @@ class Deletions:
         return self._some(behind, limit=limit)
 
     def extent(self) -> list[Any]:
-        """Return what changes with every delete, undelete and purge: the number, and the first and last time."""
+        """Return what changes with every change of `kept`: the number, and the first and last time."""
         row = tombstones.c
         query = sa.select(
             sa.func.count(), sa.func.min(row.deleted_at, type_=row.deleted_at.type),
             sa.func.max(row.deleted_at, type_=row.deleted_at.type),
-        )  # fmt: skip
+        ).where(~_FOLLOWED)  # fmt: skip
         with self._database.read() as connection:
             count, first, last = connection.execute(query).one()
         return [count, first.isoformat() if first else None, last.isoformat() if last else None]
 
     def kept(self) -> Iterator[KeptTombstone]:
         """Yield the deletes that are not followed by another version, by bucket and key, for the stores to keep."""
-        newer = artifacts.alias("newer")
-        followed = sa.exists().where(
-            newer.c.bucket == tombstones.c.bucket, newer.c.key == tombstones.c.key,
-            newer.c.version > tombstones.c.version, newer.c.committed_at.is_not(None),
-        )  # fmt: skip
         query = (
             sa.select(tombstones, artifacts.c.sha256)
             .join(
@@ -113,7 +114,7 @@ class Deletions:
                     artifacts.c.version == tombstones.c.version,
                 ),
             )
-            .where(~followed)
+            .where(~_FOLLOWED)
             .order_by(tombstones.c.bucket, tombstones.c.key)
             .limit(_KEPT)
         )  # fmt: skip

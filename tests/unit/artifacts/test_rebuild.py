@@ -413,6 +413,25 @@ def test_deletes_after_a_backup_are_done_again(catalogue, stores, tmp_path, make
     restored.close()
 
 
+def test_an_artifact_that_was_uploaded_again_is_not_deleted_by_a_rebuild(catalogue, stores, tmp_path, make_tables):
+    """A store that had the bytes all the time does not tell when they were uploaded again: the list of deletes does."""
+    put(stores, "dr", b"first", day=1)
+    rebuild(catalogue, stores)
+    digest = catalogue.artifacts.current("b", "app").digest
+    delete(catalogue, "app", BEGIN + timedelta(days=2))
+    assert keep_tombstones(stores["dr"], catalogue, tmp_path)
+    again = catalogue.artifacts.record("b", "app", digest, {}, BEGIN + timedelta(days=3), stores=["dr"])
+    tag = stores["dr"].stat_object("b", "app").version
+    catalogue.artifacts.finish_copy(again, "dr", tag=tag, evidence={}, now=BEGIN + timedelta(days=3))
+    assert keep_tombstones(stores["dr"], catalogue, tmp_path)
+
+    make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    assert outcomes(kept_rebuild(rebuilt, stores, tmp_path))["dr"] == {"verified": 1}
+    assert rebuilt.artifacts.current("b", "app").digest == digest
+    rebuilt.close()
+
+
 def test_a_damaged_list_of_deletes_stops_no_rebuild(catalogue, stores, file, tmp_path, caplog):
     """It is named in the log, and the list of another store counts."""
     for name in NAMES:
