@@ -67,6 +67,17 @@ def told(received: list[Posted]) -> list[tuple[str, str]]:
     return [(document["type"], document["data"]["job"]) for document in documents]
 
 
+def test_a_job_with_the_id_of_a_removed_one_is_accepted_and_told(catalogue: Catalogue) -> None:
+    """An idempotency key may be used again once the ledger has forgotten its job."""
+    with http_receiver() as (url, received):
+        end(catalogue, "job-1", "ci")
+        assert deliver(catalogue, ci=receiver(url)) == ({"ci": 1}, {})
+        assert catalogue.ledger.prune(before=clock.now()) == 1
+        end(catalogue, "job-1", "ci")
+        assert deliver(catalogue, ci=receiver(url)) == ({"ci": 1}, {})
+    assert told(received) == [("job.succeeded", "job-1")] * 2
+
+
 def test_the_end_of_a_job_is_sent_once_and_signed(catalogue: Catalogue) -> None:
     """The receiver gets the end that the ledger has, signed as Standard Webhooks, and no second time."""
     with http_receiver() as (url, received):
