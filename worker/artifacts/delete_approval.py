@@ -13,12 +13,14 @@ from zot_artifact_client.contract import BatchRequest, DeleteRequest, PageReques
 
 logger = logging.getLogger(__name__)
 
+_WHAT = 500
+"""Characters that are recorded of what is deleted."""
 _MIN_WAIT, _MAX_WAIT = 2.0, 60.0
 """Seconds after which a job asks again whether it is approved, times 1 to 1.5."""
 
 
 class NotApproved(PermanentError):
-    """A delete was rejected, was not approved in time, or says not who requests it; nothing was deleted."""
+    """A delete was rejected, not approved in time or not the approved one, or has no requester; nothing was deleted."""
 
 
 class WaitsForApproval(Paused):
@@ -57,7 +59,11 @@ def _check(
     request: BatchRequest | DeleteRequest, context: JobContext, job: RunningJob, *, what: str, objects: int, size: int
 ) -> None:
     rules, approvals = context.settings.delete, context.catalogue.delete_approvals
-    found = approvals.get(job.id)
+    what, found = what[:_WHAT], approvals.get(job.id)
+    if found is not None and (found.what, found.objects) != (what, objects):  # its job was pruned since
+        raise NotApproved(
+            f"{what}: nothing was deleted: {job.id} was the id of another delete, {found.what}; use another id"
+        )
     if found is None:
         if rules.approval_above is None:
             return

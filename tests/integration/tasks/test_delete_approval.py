@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from tasks.page import page
 from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver, drive, laid  # noqa: F401 - fixtures
 from worker import clock
-from worker.artifacts.delete_approval import NotApproved, WaitsForApproval
+from worker.artifacts.delete_approval import NotApproved, WaitsForApproval, check_batch
 from worker.catalogue import ApprovalState, CannotDecide, FindingKind
 from worker.context import Context
 from zot_artifact_client.contract import (
@@ -76,6 +78,18 @@ def test_what_comes_while_a_delete_waits_is_no_part_of_it(context, limit, laid, 
     approve(context)
     driver.finish()
     assert [each.key for each in context.catalogue.artifacts.page("releases", "a/")] == ["a/late"]
+
+
+def test_an_approval_is_for_one_delete_only(context, limit):
+    """A later delete under the id of a job that was pruned is not the one that was approved."""
+    limit(2)
+    job: Any = SimpleNamespace(id="batch-1", parent=None)
+    with pytest.raises(WaitsForApproval):
+        check_batch(WANTED, context, job, 3, 30)
+    approve(context)
+    check_batch(WANTED, context, job, 3, 30)
+    with pytest.raises(NotApproved, match="the id of another delete, releases/a/"):
+        check_batch(WANTED.model_copy(update={"prefix": "b/"}), context, job, 3, 30)
 
 
 @pytest.mark.parametrize("how", ["rejected", "expired"])
