@@ -71,7 +71,9 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         )
         artifact = recorded.artifact
         records = Records(finished=job.finished) if small else None
-        work = ArtifactJob(context, job, artifact, records, recorded.copies)
+        # Those of a known version may be found bad before their store has its turn.
+        copies = recorded.copies if recorded.fresh else {}
+        work = ArtifactJob(context, job, artifact, records, copies)
 
         def write(store: LimitedStore) -> PlacedCopy:
             job.step(f"writing to {store.name}")

@@ -11,11 +11,13 @@ import pytest
 from tasks.upload import upload
 from tests.conformance.targets import s3_client, s3_config
 from tests.integration.tasks.conftest import NullReporter
+from worker import clock
 from worker.artifacts.sources import SourceRefused
+from worker.catalogue import Finding
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings.sections import SourceSettings
-from worker.storage import Stores
+from worker.storage import Stores, Verdict
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import (
     DigestMismatch,
@@ -294,6 +296,23 @@ def test_a_first_version_is_written_without_a_stat_of_its_key(run, context, sour
     assert (asked, stored("primary").read_bytes()) == ([], b"release one")
     run(upload, request(source(b"release two"), stores=("primary",)))
     assert (len(asked), stored("primary").read_bytes()) == (1, b"release two")
+
+
+def test_a_copy_that_is_found_bad_during_an_upload_is_not_taken_for_good(run, context, source, monkeypatch):
+    """What is known of a copy of a known version is read when its store has its turn, which may be hours later."""
+    run(upload, request(source(b"release one")))
+    catalogue, driver = context.catalogue, context.stores["primary"]._driver
+    artifact, really = catalogue.artifacts.current("releases", "app.tgz"), driver.stat
+
+    def stat(*args):
+        copy = catalogue.artifacts.copies(artifact)["dr"]
+        found = Finding("sweep-1", "dr", artifact, Verdict.CORRUPT)
+        catalogue.verifications.record(found, copy, tag=copy.tag, now=clock.now())
+        return really(*args)
+
+    monkeypatch.setattr(driver, "stat", stat)
+    run(upload, request(source(b"release one")))
+    assert catalogue.artifacts.copies(artifact)["dr"].state.good
 
 
 def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monkeypatch):
