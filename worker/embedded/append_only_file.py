@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ def repair(directory: Path, server: Path) -> Repair | None:
         server: the server's program.
 
     Raises:
-        DamagedBroker: a file cannot be repaired; it is as it was.
+        DamagedBroker: a file cannot be checked or repaired; it is as it was.
     """
     files = directory / "appendonlydir"
     manifest = files / "appendonly.aof.manifest"
@@ -111,7 +112,13 @@ def _found(files: Path) -> list[_File]:
 
 
 def _is_whole(server: Path, file: Path) -> bool:
-    return subprocess.run([_RDB, str(file)], executable=server, capture_output=True, check=False).returncode == 0
+    status = subprocess.run([_RDB, str(file)], executable=server, capture_output=True, check=False).returncode
+    if status == -signal.SIGKILL:  # it says nothing about the file
+        raise DamagedBroker(
+            f"the check of the broker's file {file} was killed, such as for want of memory: nothing was changed; free "
+            "memory, then start again"
+        )
+    return status == 0
 
 
 def _check(server: Path, file: Path, *options: str) -> tuple[int, int] | None:

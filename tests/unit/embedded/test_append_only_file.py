@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from tests.servers import Valkey
-from worker.embedded.append_only_file import repair
+from worker.embedded.append_only_file import DamagedBroker, repair
 from worker.embedded.valkey import find_server
 
 
@@ -49,6 +49,20 @@ def test_the_broker_starts_with_what_is_whole(tmp_path: Path, damage: str) -> No
     again = Valkey(tmp_path / "broker")
     with again, redis.Redis.from_url(again.url) as client:
         assert client.lrange("transfer", 0, -1) == [b"message"]
+
+
+def test_a_check_that_is_killed_leaves_out_no_file(tmp_path: Path) -> None:
+    """The kernel kills it where memory is short: that is no reason to start without the messages."""
+    files, killed = tmp_path / "appendonlydir", tmp_path / "server"
+    files.mkdir()
+    (files / "appendonly.aof.1.base.rdb").write_bytes(b"whole")
+    _manifest(files).write_text("file appendonly.aof.1.base.rdb seq 1 type b\n")
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o700)
+    with pytest.raises(DamagedBroker, match="was killed"):
+        repair(tmp_path, killed)
+    assert _manifest(files).read_text() == "file appendonly.aof.1.base.rdb seq 1 type b\n"
+    assert not list(tmp_path.glob("damaged-*"))
 
 
 def test_lost_increments_are_told(tmp_path: Path) -> None:
