@@ -159,7 +159,7 @@ def test_only_the_read_back_passes_through_us(run, context: Context, line: Line)
 
     def replicate_and_look(request, context, job):
         result = replicate(request, context, job)
-        done.append(job._progress.bytes_done)
+        done.append(job.progress.bytes_done)
         return result
 
     result = run(replicate_and_look, TO_FAR)
