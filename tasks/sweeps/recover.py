@@ -19,11 +19,14 @@ from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.pauses import LONGEST_PAUSE, mirror_queues
 from worker.process_metrics import RESENT
 from worker.settings import Settings
-from zot_artifact_client.contract import SWEEP_RECOVER, TASKS, SweepRecoverResult
+from zot_artifact_client.contract import SWEEP_RECOVER, SWEEP_WEBHOOKS, TASKS, SweepRecoverResult
 
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 1000
+_WEBHOOKS_KEPT = timedelta(days=30)
+_WEBHOOK_RUNS_KEPT = timedelta(days=1)
+"""How long runs of the sweep of webhooks stay in the ledger, which gets one each few seconds."""
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 
 
@@ -82,6 +85,10 @@ def _prune(context: Context) -> None:
     context.catalogue.findings.prune(before=clock.now() - context.settings.findings.retention)
     context.catalogue.delete_approvals.close_ended(now=clock.now())
     context.catalogue.delete_approvals.prune(before=clock.now() - context.settings.delete.approval_window)
+    # The sweep that delivers them does not run where the settings have no webhook, and requests may still name some.
+    context.catalogue.job_webhooks.prune(before=clock.now() - _WEBHOOKS_KEPT)
+    runs_before = clock.now() - _WEBHOOK_RUNS_KEPT
+    context.catalogue.ledger.prune_sweeps(SWEEP_WEBHOOKS.kind, before=runs_before, limit=_AT_ONCE)
     keep = context.settings.jobs.keep
     if keep is not None:
         context.catalogue.ledger.prune(before=clock.now() - keep, limit=_AT_ONCE)

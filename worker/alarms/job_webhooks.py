@@ -21,6 +21,8 @@ _CLAIM = timedelta(minutes=20)
 _PAGES = 20
 _TOGETHER = 8
 """Receivers that are asked at a time, so that a slow one delays no other."""
+_TURN = timedelta(seconds=5)
+"""After which a slow receiver gets no further end in this round: each round holds a process of an interactive queue."""
 
 
 def deliver_webhooks(
@@ -28,14 +30,16 @@ def deliver_webhooks(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Deliver the ends of jobs that are due; return how many were delivered, and why others were not, by receiver.
 
-    Each has its id at every attempt. It is sent a second time if the worker dies before it has recorded the answer.
+    A receiver that fails or is slow is not asked again in this round. Each end has its id at every attempt. It is sent
+    a second time if the worker dies before it has recorded the answer.
     """
     delivered: dict[str, int] = {}
     errors: dict[str, str] = {}
+    left = set(receivers)
     with ThreadPoolExecutor(_TOGETHER, thread_name_prefix="webhook") as pool:
         for _ in range(_PAGES):
             now = clock.now()
-            if not (claimed := webhooks.claim(sorted(receivers), now=now, until=now + _CLAIM)):
+            if not (claimed := webhooks.claim(sorted(left), now=now, until=now + _CLAIM)):
                 break
             by_receiver: dict[str, list[PendingWebhook]] = {}
             for each in claimed:
@@ -48,6 +52,8 @@ def deliver_webhooks(
                 count, error = future.result()
                 if count:
                     delivered[name] = delivered.get(name, 0) + count
+                if count < len(by_receiver[name]):
+                    left.discard(name)
                 if error is not None:
                     errors[name] = error
     return delivered, errors
@@ -56,9 +62,13 @@ def deliver_webhooks(
 def _deliver(
     webhooks: JobWebhooks, waiting: list[PendingWebhook], receiver: WebhookSettings, settings: JobWebhookSettings
 ) -> tuple[int, str | None]:
-    """Deliver to one receiver. After an attempt that fails, the others of this round wait for the next one."""
+    """Deliver to one receiver. After an attempt that fails, or its turn, the others wait for the next round."""
+    begun = clock.now()
     for count, each in enumerate(waiting):
         now = clock.now()
+        if count and now - begun >= _TURN:
+            _give_back(webhooks, waiting[count:], now)
+            return count, None
         try:
             webhook.post(each.payload, receiver, at=now, setting=f"webhooks.{each.receiver}")
         except AlarmUndelivered as error:
@@ -68,11 +78,15 @@ def _deliver(
             logger.warning(
                 "webhook %s: the end of job %s was not delivered, %s: %s", each.receiver, each.job, way, error
             )
-            for other in waiting[count + 1 :]:
-                webhooks.wait(other, next_at=now + timedelta(seconds=_FIRST_DELAY))
+            _give_back(webhooks, waiting[count + 1 :], now)
             return count, str(error)
         webhooks.delivered(each, now=now)
     return len(waiting), None
+
+
+def _give_back(webhooks: JobWebhooks, untried: list[PendingWebhook], now: datetime) -> None:
+    for each in untried:
+        webhooks.wait(each, next_at=now + timedelta(seconds=_FIRST_DELAY))
 
 
 def _next(each: PendingWebhook, now: datetime, settings: JobWebhookSettings) -> datetime | None:

@@ -58,7 +58,7 @@ def want_webhooks(connection: Connection, job: str, request: Mapping[str, Any], 
 def want_webhooks_again(connection: Connection, job: str) -> None:
     """Record that a job which has ended is to end once more: its next end is another message."""
     now = clock.now()
-    again = {"made_at": now, "id": None, "payload": None, "attempts": 0, "next_at": now, "delivered_at": None}
+    again = {"made_at": now, "id": None, "payload": sa.null(), "attempts": 0, "next_at": now, "delivered_at": None}
     connection.execute(sa.update(job_webhooks).where(job_webhooks.c.job == job).values(**again, error=None))
 
 

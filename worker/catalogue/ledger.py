@@ -16,7 +16,7 @@ from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import JobRecord
-from worker.catalogue.tables import artifact_locks, batch_items, batches, jobs
+from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
 
 _FIND = Prepared(sa.select(jobs).where(jobs.c.id == sa.bindparam("job")))
@@ -307,15 +307,33 @@ class Ledger:
     def prune(self, *, before: datetime, limit: int = 1000) -> int:
         """Delete jobs that ended before a moment, the oldest first and at most `limit`; return how many.
 
-        Dead jobs stay until they are redriven or cancelled, and so do the jobs of a batch that has not counted them.
+        Dead jobs stay until they are redriven or cancelled, the jobs of a batch until it has counted them, and jobs
+        whose webhooks are due until these are delivered or given up.
         """
         of_open_batch = sa.exists().where(batches.c.job.in_([jobs.c.id, jobs.c.parent]), batches.c.open.is_(True))
+        untold = sa.exists().where(
+            job_webhooks.c.job == jobs.c.id, job_webhooks.c.delivered_at.is_(None), job_webhooks.c.next_at.is_not(None)
+        )
         ended = (
             sa.select(jobs.c.id)
-            .where(jobs.c.finished_at < before, jobs.c.state.in_(_PRUNED), ~of_open_batch)
+            .where(jobs.c.finished_at < before, jobs.c.state.in_(_PRUNED), ~of_open_batch, ~untold)
             .order_by(jobs.c.finished_at)
             .limit(limit)
         )
+        return self._delete(ended)
+
+    def prune_sweeps(self, kind: str, *, before: datetime, limit: int = 1000) -> int:
+        """Delete runs of a sweep that began before a moment and have ended, at most `limit`; return how many."""
+        ended = (
+            sa.select(jobs.c.id)
+            .where(SWEEPS, jobs.c.kind == kind, jobs.c.created_at < before, jobs.c.state.in_(_PRUNED))
+            .order_by(jobs.c.created_at)
+            .limit(limit)
+        )
+        return self._delete(ended)
+
+    def _delete(self, ended: sa.Select[tuple[str]]) -> int:
+        """Delete the jobs with these ids that have ended, with what belongs to them."""
         with self._database.read() as connection:  # so that other writers wait for the deletes only
             ids = list(connection.execute(ended).scalars())
         for start in range(0, len(ids), _PRUNED_AT_ONCE):

@@ -239,7 +239,7 @@ class Delivery(Generic[RequestT, ResultT]):
             with job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
-                self._check_receivers(request)
+                self._check_receivers(request, record)
                 self._context.pauses.check_job(job.id, record.parent)
                 result = self._do(work, request, job).model_dump(mode="json")
                 end(JobState.SUCCEEDED, result=result)
@@ -275,8 +275,13 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.exception("job %s: %s failed on a bug of the worker", self._id, self._spec.kind)
             self._fail(end, job, JobState.FAILED, error)
 
-    def _check_receivers(self, request: RequestT) -> None:
-        """Raise UnknownReceiver before anything is done: otherwise the end of the job would reach no receiver."""
+    def _check_receivers(self, request: RequestT, record: JobRecord) -> None:
+        """Raise UnknownReceiver before anything is done: otherwise the end of the job would reach no receiver.
+
+        A job that has begun goes on to its end, also after its receiver was removed from the settings.
+        """
+        if record.fence > 1:
+            return
         known = self._context.settings.webhooks
         for name in getattr(request, "notify", ()):
             if name not in known:

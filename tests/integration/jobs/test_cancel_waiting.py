@@ -209,3 +209,31 @@ def test_nothing_is_sent_again_while_the_catalogue_cannot_be_written(context, ap
             recover(context, app)
     assert broker.llen("transfer") == 0
     assert recover(context, app).messages == 1
+
+
+def test_webhooks_of_old_jobs_are_forgotten_where_no_webhook_is_configured(context, app, begin, monkeypatch):
+    """Requests may name receivers that the settings do not have: the recovery bounds their rows, not their delivery."""
+    fence = begin("names-one", notify=["ci"]).record.fence
+    context.catalogue.ledger.finish("names-one", fence, "failed", now=clock.now(), error={"type": "UnknownReceiver"})
+    recover(context, app)
+    assert list(context.catalogue.job_webhooks.receivers()) == ["ci"]
+    now = clock.now() + timedelta(days=31)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    recover(context, app)
+    assert context.catalogue.job_webhooks.receivers() == {}
+
+
+def test_runs_of_the_sweep_of_webhooks_do_not_fill_the_ledger(context, app, monkeypatch):
+    """There is one each few seconds: those of the last day stay, whatever `jobs.keep` says, and so do other jobs."""
+    ledger = context.catalogue.ledger
+    for id_, kind in (("run", "sweep.webhooks"), ("other", "sweep.verify")):
+        begun = ledger.acquire(
+            id_, kind, {}, owner="here", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
+        )
+        ledger.finish(id_, begun.record.fence, "succeeded", now=clock.now(), result={})
+    recover(context, app)
+    assert ledger.get("run") is not None
+    now = clock.now() + timedelta(days=2)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    recover(context, app)
+    assert (ledger.get("run"), ledger.get("other").state) == (None, "succeeded")

@@ -5,8 +5,10 @@ import hmac
 import json
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from pydantic import SecretStr, ValidationError
 
 from tests.unit.alarms.receivers import Posted, http_receiver
 from worker import cli, clock
+from worker.alarms import job_webhooks
 from worker.alarms.job_webhooks import deliver_webhooks
 from worker.catalogue import Catalogue, Leased
+from worker.jobs.task import Delivery, UnknownReceiver
 from worker.settings import Settings
 from worker.settings.alarms import JobWebhookSettings, WebhookSettings
 from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest
@@ -162,6 +166,7 @@ def test_a_job_that_is_redriven_ends_once_more(catalogue: Catalogue) -> None:
         deliver(catalogue, ci=receiver(url))
         catalogue.job_admin.redrive("job-1", {"type": "Redriven", "message": "again"}, due=clock.now() + LEASE)
         assert deliver(catalogue, ci=receiver(url)) == ({}, {})
+        assert catalogue.job_webhooks.receivers()["ci"].pending == 0
         end(catalogue, "job-1", "ci")
         deliver(catalogue, ci=receiver(url))
     assert told(received) == [("job.dead", "job-1"), ("job.succeeded", "job-1")]
@@ -176,6 +181,53 @@ def test_a_receiver_that_is_away_delays_no_other(catalogue: Catalogue) -> None:
         delivered, errors = deliver(catalogue, ci=receiver(url), away=receiver("http://127.0.0.1:9"))
     assert (delivered, list(errors), len(received)) == ({"ci": 5}, ["away"], 5)
     assert catalogue.job_webhooks.receivers()["away"].pending == 5
+
+
+def test_a_receiver_that_is_away_is_asked_once_in_a_round(catalogue: Catalogue) -> None:
+    """Many ends wait for it: the others of the round are not delayed by one attempt for each hundred of them."""
+    for number in range(250):
+        end(catalogue, f"job-{number:03}", "away")
+    end(catalogue, "job-last", "ci")
+    with http_receiver([500] * 10) as (url, received), http_receiver() as (other, told_other):
+        deliver(catalogue, ci=receiver(other), away=receiver(url))
+    assert (len(received), len(told_other)) == (1, 1)
+
+
+def test_a_slow_receiver_gives_the_process_back(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its turn is over, its other ends wait for the next round, and none is lost."""
+    for number in range(3):
+        end(catalogue, f"job-{number}", "ci")
+    monkeypatch.setattr(job_webhooks, "_TURN", timedelta())
+    with http_receiver() as (url, received):
+        for _ in range(3):
+            assert deliver(catalogue, ci=receiver(url)) == ({"ci": 1}, {})
+            later(monkeypatch, timedelta(seconds=11))
+        assert deliver(catalogue, ci=receiver(url)) == ({}, {})
+    assert len({job for _, job in told(received)}) == 3
+
+
+def test_a_job_that_has_begun_goes_on_without_its_receiver(catalogue: Catalogue) -> None:
+    """A receiver that leaves the settings fails new jobs that name it, and no batch in mid-delete."""
+    begin(catalogue, "job-1", "gone")
+    record = catalogue.ledger.get("job-1")
+    assert record is not None
+    delivery = object.__new__(Delivery)
+    delivery._context = SimpleNamespace(settings=Settings())
+    request = BatchRequest(verb="verify", bucket="releases", notify=("gone",))
+    with pytest.raises(UnknownReceiver, match="no webhook 'gone'"):
+        delivery._check_receivers(request, record)
+    delivery._check_receivers(request, replace(record, fence=2))
+
+
+def test_a_job_is_kept_until_its_end_is_delivered(catalogue: Catalogue) -> None:
+    """`jobs.keep` removes no job whose receiver is away; once it is told, the job goes."""
+    end(catalogue, "job-1", "ci")
+    soon = clock.now() + timedelta(seconds=1)
+    assert catalogue.ledger.prune(before=soon) == 0
+    with http_receiver() as (url, received):
+        deliver(catalogue, ci=receiver(url))
+    assert told(received) == [("job.succeeded", "job-1")]
+    assert catalogue.ledger.prune(before=soon) == 1
 
 
 def test_only_receivers_of_the_settings_are_ever_asked(catalogue: Catalogue) -> None:
