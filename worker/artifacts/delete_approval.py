@@ -2,6 +2,7 @@
 
 import logging
 import random
+from datetime import timedelta
 
 from worker import clock
 from worker.catalogue import ApprovalState, DeleteApproval
@@ -17,6 +18,8 @@ _WHAT = 500
 """Characters that are recorded of what is deleted."""
 _MIN_WAIT, _MAX_WAIT = 2.0, 60.0
 """Seconds after which a job asks again whether it is approved, times 1 to 1.5."""
+_SKEW = timedelta(minutes=5)
+"""How far the clocks of two workers may differ."""
 
 
 class NotApproved(PermanentError):
@@ -60,6 +63,8 @@ def _check(
 ) -> None:
     rules, approvals = context.settings.delete, context.catalogue.delete_approvals
     what, found = what[:_WHAT], approvals.get(job.id)
+    if found is not None and rules.approval_above is None and _is_earlier(found, job):
+        return
     if found is not None and (found.what, found.objects) != (what, objects):  # its job was pruned since
         raise NotApproved(
             f"{what}: nothing was deleted: {job.id} was the id of another delete, {found.what}; use another id"
@@ -80,6 +85,21 @@ def _check(
         if found.state is ApprovalState.WAITING:
             told = (job.id, found.requested_by or "an unnamed requester", objects, what)
             logger.warning("delete %s: %s wants to delete %d objects, %s: it waits for an approval", *told)
+    _check_decision(found, context, job)
+
+
+def _is_earlier(found: DeleteApproval, job: RunningJob) -> bool:
+    """Return whether another delete had the id of this one: the ledger prunes jobs, and decisions are kept."""
+    return found.requested_at < job.created_at - _SKEW
+
+
+def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob) -> None:
+    what, objects, approvals = found.what, found.objects, context.catalogue.delete_approvals
+    if _is_earlier(found, job):
+        raise NotApproved(
+            f"nothing was deleted: the id {job.id} is that of an earlier delete of {what}, which was {found.state}: "
+            "send this one with another idempotency key"
+        )
     if found.state is ApprovalState.WAITING and not found.requested_by:
         raise NotApproved(
             f"{what}: nothing was deleted: a delete of {objects} objects needs the approval of a second person, so it "

@@ -76,6 +76,7 @@ class RunningJob:
         """Prepare a job; `abandon` is told why it has to stop where its call cannot be interrupted."""
         self.id = record.id
         self.parent = record.parent
+        self.created_at = record.created_at
         self.attempt = record.attempts
         self.fence = record.fence
         self.was_snoozed = record.put_off_since is not None

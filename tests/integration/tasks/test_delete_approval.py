@@ -83,7 +83,7 @@ def test_what_comes_while_a_delete_waits_is_no_part_of_it(context, limit, laid, 
 def test_an_approval_is_for_one_delete_only(context, limit):
     """A later delete under the id of a job that was pruned is not the one that was approved."""
     limit(2)
-    job: Any = SimpleNamespace(id="batch-1", parent=None)
+    job: Any = SimpleNamespace(id="batch-1", parent=None, created_at=clock.now())
     with pytest.raises(WaitsForApproval):
         check_batch(WANTED, context, job, 3, 30)
     approve(context)
@@ -172,6 +172,27 @@ def test_a_delete_whose_job_has_ended_cannot_be_approved(context, limit, laid, d
     with pytest.raises(CannotDecide, match="withdrawn"):
         approve(context)
     assert open_findings(context) == []
+
+
+def test_an_approval_counts_for_no_later_delete_with_the_same_id(context, limit, laid, drive, monkeypatch):  # noqa: F811
+    """The ledger forgets jobs and keeps decisions: a new delete under the id of an approved one is refused."""
+    limit(2)
+    laid(3)
+    now = clock.now()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(clock, "now", lambda: now - timedelta(days=2))
+        with pytest.raises(WaitsForApproval):
+            drive(WANTED).step()
+        record = context.catalogue.ledger.get("batch-1")
+        approve(context)
+        context.catalogue.ledger.finish("batch-1", record.fence, JobState.CANCELLED, now=clock.now())
+        context.catalogue.batches.close("batch-1")
+    assert context.catalogue.ledger.prune(before=now) == 1
+    with pytest.raises(NotApproved, match="the id batch-1 is that of an earlier delete"):
+        drive(WANTED).step()
+    assert context.catalogue.artifacts.measure("releases", "a/")[0] == 3
+    monkeypatch.setitem(context.settings.delete.__dict__, "approval_above", None)
+    assert drive(WANTED).finish().outcomes == {"deleted": 3}
 
 
 def test_within_the_limit_nothing_waits(context, limit, laid, drive):  # noqa: F811
