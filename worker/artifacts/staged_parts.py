@@ -5,6 +5,7 @@ A client that shares no disk with the workers, and has no credentials of a store
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ PART = 64 * MIB
 _MOST = 10_000
 """Parts of an upload, above which parts are larger."""
 _READ = 1 << 20
+_PART = re.compile(r"([^/]+)/[0-9]{5}")
+"""The key of a part; an object with another key is not ours to remove."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,9 @@ def old_uploads(store: AnyStore, before: datetime) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     young = set[str]()
     for row in _rows(store, ""):
-        upload = row.key.partition("/")[0]
+        if (part := _PART.fullmatch(row.key)) is None:
+            continue
+        upload = part[1]
         found.setdefault(upload, []).append(row.key)
         if row.modified > before:
             young.add(upload)

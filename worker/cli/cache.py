@@ -136,6 +136,8 @@ def verify(root: Root = None, as_json: AsJson = False) -> None:
 def drop(root: Root = None, as_json: AsJson = False) -> None:
     """Remove all chunks. Readers fetch them again.
 
+    The exit status is 1 if chunks are left.
+
     Example:
 
         zot-artifacts cache drop
@@ -143,10 +145,15 @@ def drop(root: Root = None, as_json: AsJson = False) -> None:
     cache = _existing(root, load_settings())
     found = cache.stat()
     cache.drop()
+    left = cache.stat()
+    removed, freed = max(0, found.chunks - left.chunks), max(0, found.bytes - left.bytes)
     if as_json:
-        print_json({"root": str(cache.root), "removed": found.chunks, "bytes": found.bytes})
+        print_json({"root": str(cache.root), "removed": removed, "bytes": freed, "left": left.chunks})
     else:
-        say(f"{cache.root}: {found.chunks} chunks removed, {size(found.bytes)}")
+        say(f"{cache.root}: {removed} chunks removed, {size(freed)}")
+    if left.chunks:
+        complain(f"{cache.root}: {left.chunks} chunks are there: clients use it, or this user may not remove them")
+        raise typer.Exit(Status.BAD)
 
 
 def _cache_of(root: Path | None, settings: Settings) -> ChunkCache:

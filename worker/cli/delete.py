@@ -1,6 +1,5 @@
 """The command `delete`."""
 
-import getpass
 from typing import Annotated
 
 import typer
@@ -21,6 +20,7 @@ from worker.cli.outcome import finish
 from worker.cli.output import AsJson, note
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import Session, opened
+from worker.cli.user import user_name
 from zot_artifact_client.contract import DELETE
 
 
@@ -75,7 +75,7 @@ def delete(
         if now or reason:
             fields |= {"now": now or None, "reason": reason}
         if rules.approval_above is not None or (rules.grace and not selection.many):
-            fields["by"] = by or getpass.getuser()
+            fields["by"] = by or user_name()
         elif by:
             fields["by"] = by
         if rules.approval_above is not None and selection.many and not no_wait:

@@ -1,7 +1,5 @@
 """The commands `deletes`, `deletes show`, `deletes approve` and `deletes reject`."""
 
-import getpass
-import socket
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,7 +9,8 @@ from worker import clock
 from worker.catalogue import ApprovalState, DeleteApproval
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, moment, print_json, print_table, say, size
-from worker.cli.session import opened
+from worker.cli.session import Session, opened
+from worker.cli.user import origin, user_name
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -62,6 +61,7 @@ def show(id_: Id, as_json: AsJson = False) -> None:
         zot-artifacts deletes show 1f3b0c52
     """
     with opened(existing=True) as session:
+        id_ = _full_id(session, id_)
         found = session.catalogue.delete_approvals.get(id_)
         job = session.catalogue.ledger.get(id_)
     if found is None:
@@ -117,14 +117,22 @@ def reject(
 
 
 def _decide(id_: str, state: ApprovalState, by: str | None, note: str | None, *, as_json: bool) -> None:
-    who = (by or "").strip() or getpass.getuser()
-    origin = f"{getpass.getuser()}@{socket.gethostname()}"
+    who = (by or "").strip() or user_name()
     with opened(existing=True) as session:
-        made = session.catalogue.delete_approvals.decide(id_, state, by=who, origin=origin, note=note, now=clock.now())
+        id_ = _full_id(session, id_)
+        made = session.catalogue.delete_approvals.decide(
+            id_, state, by=who, origin=origin(), note=note, now=clock.now()
+        )
     if as_json:
         print_json({"delete": asdict(made)})
     else:
         say(f"delete {id_} of {made.objects} objects, requested by {made.requested_by}, is {made.state} by {who}")
+
+
+def _full_id(session: Session, id_: str) -> str:
+    """Return the id of the only delete whose id begins so; what names none or several as it is."""
+    ids = [each.job for each in session.catalogue.delete_approvals.page(every=True) if each.job.startswith(id_)]
+    return ids[0] if len(ids) == 1 else id_
 
 
 def _list(*, every: bool, as_json: bool) -> None:

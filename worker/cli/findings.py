@@ -1,6 +1,5 @@
 """The commands `findings`, `findings show` and `findings acknowledge`."""
 
-import getpass
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -13,6 +12,7 @@ from worker.catalogue import FindingKind, FindingRecord
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, age, note, print_json, print_table, say
 from worker.cli.session import Session, opened
+from worker.cli.user import user_name
 
 _VERDICTS = 20
 app = typer.Typer(invoke_without_command=True, add_completion=False)
@@ -113,7 +113,7 @@ def acknowledge(
     with opened(existing=True) as session:
         if _get(session, id_).resolved_at is not None:
             raise Failure(f"finding {id_} is resolved: there is nothing to acknowledge")
-        who = by or getpass.getuser()
+        who = by or user_name()
         found = session.catalogue.findings.acknowledge(id_, by=who, note=note_text, now=clock.now())
     if as_json:
         print_json({"finding": asdict(found) if found else None})

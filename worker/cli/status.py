@@ -31,8 +31,8 @@ _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
 _CANARIES = timedelta(days=30)
 _NAMED = 5
-_MOST_DUE = 1_000_000
 _MOST_LOST = 1000
+_MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
 _LEAST_FREE = 1024**3
 _RANK = list(FindingKind)

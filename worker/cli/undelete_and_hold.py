@@ -1,6 +1,5 @@
 """The commands `undelete`, `deleted`, `hold`, `release` and `holds`."""
 
-import getpass
 from dataclasses import asdict
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
+from worker.cli.user import user_name
 
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to everyone who wants to delete the artifact.")
@@ -73,7 +73,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
     with opened(existing=True) as session:
         if session.catalogue.deletions.get(at.bucket, at.key) is None:
             session.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
-        who = by or getpass.getuser()
+        who = by or user_name()
         made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
         said = hold_copies(session.catalogue, session.stores, made, held=True)
         session.catalogue.holds.note_stores(at.bucket, at.key, said)

@@ -1,5 +1,7 @@
 """The sections of the settings, one model each, with what every value means."""
 
+import json
+from contextlib import suppress
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -280,6 +282,9 @@ class SweepSettings(Section):
         if not isinstance(given, dict) or "leftovers" not in given:
             return given
         old, new = given["leftovers"], given.get("cleanup", {})
+        if isinstance(old, str):  # JSON in a variable, which pydantic-settings reads for the names of fields alone
+            with suppress(ValueError):
+                old = json.loads(old)
         rest = {name: value for name, value in given.items() if name not in {"leftovers", "cleanup"}}
         if not isinstance(old, dict) or not isinstance(new, dict):
             return rest | {"cleanup": new or old}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.client import HTTPConnection
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -212,7 +213,7 @@ def test_a_url_is_for_one_part_alone(context: Context, client: ArtifactClient) -
 
 @pytest.mark.parametrize("settings", ["s3"], indirect=True)
 def test_what_is_not_completed_expires(client: ArtifactClient, context: Context, file: Path, monkeypatch: Any) -> None:
-    """The cleanup sweep removes old parts that no job needs, and none that a waiting job needs."""
+    """The cleanup sweep removes old parts that no job needs, none that a waiting job needs, and nothing else."""
     waits = client.upload_file(file, "releases", "app.tgz")
     context.catalogue.ledger.acquire(
         waits.id, "upload", sent(context, waits.id).payload(), owner="test", holds=None, parent=None, now=clock.now(),
@@ -222,12 +223,13 @@ def test_what_is_not_completed_expires(client: ArtifactClient, context: Context,
     put = parts.sign(context.stores["cloud"], parts.all()[0], 60)
     with file.open("rb", buffering=0) as handle:
         signed_parts._put(handle, signed_parts._Part(0, MIB, put.url, put.headers), signed_parts._Told(0, MIB, None))
-    assert len(staged(context)) == 5
+    context.stores["cloud"].write_object(UPLOADS_BUCKET, "notes.txt", BytesIO(b"of others"))
+    assert len(staged(context)) == 6
     now = clock.now() + timedelta(days=2)
     monkeypatch.setattr(clock, "now", lambda: now)
     monkeypatch.setattr("tasks.sweeps.cleanup._waiting", lambda _: set())
     run(context, "cleans", sweep_cleanup, SweepLeftoversRequest(store="cloud"))
-    assert {key.partition("/")[0] for key in staged(context)} == {waits.id}
+    assert {key.partition("/")[0] for key in staged(context)} == {waits.id, "notes.txt"}
 
 
 def test_a_store_that_refuses_parts_is_named_without_the_url(file: Path) -> None:

@@ -71,6 +71,15 @@ def test_drop_removes_chunks_and_nothing_else(root: Path, capsys: pytest.Capture
     assert not (root / "misspelt").exists()
 
 
+def test_drop_tells_what_it_could_not_remove(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is left is not counted as removed, and the command ends with 1."""
+    run(capsys, "warm", "releases/app.tgz")
+    name = "ab" * 32
+    (root / "chunks" / "ab" / name).mkdir(parents=True)  # what `unlink` refuses, also for root
+    status, told = run(capsys, "drop")
+    assert (status, told["removed"], told["left"]) == (1, 3, 1)
+
+
 def test_what_cannot_be_warmed_is_told(
     gateway: Gateway, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,16 @@ def test_the_old_name_of_the_cleanup_sweep_is_read(config, monkeypatch):
     assert (cleanup.age, cleanup.every, cleanup.foreign_uploads) == (timedelta(days=3), timedelta(hours=2), "abort")
 
 
+def test_the_old_name_of_the_cleanup_sweep_takes_json_in_a_variable(monkeypatch, tmp_path):
+    """A variable that held the whole section before the new name came sets the same values."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path))
+    monkeypatch.setenv("ZOT_SWEEP__LEFTOVERS", '{"age": "2d"}')
+    assert load_settings().sweep.cleanup.age == timedelta(days=2)
+    monkeypatch.setenv("ZOT_SWEEP__LEFTOVERS", "two days")
+    with pytest.raises(SettingsError, match=r"sweep\.cleanup"):
+        load_settings()
+
+
 def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
     """One of the two values would be ignored in silence."""
     config("sweep: {leftovers: {age: 2d}, cleanup: {age: 3d}}")
