@@ -14,6 +14,7 @@ from worker.artifacts.verify_layouts.checked_prefix import (
     FaultKind,
     InvalidLayout,
     NoLayout,
+    each_line,
     fault_of,
     is_digest,
     joined,
@@ -32,8 +33,6 @@ _ENCODING = re.compile(r"Tag-File-Character-Encoding: (?P<name>[A-Za-z0-9._:-]{1
 _OXUM = re.compile(r"payload-oxum[ \t]*:[ \t]*(?P<octets>\d{1,20})\.(?P<count>\d{1,20})[ \t]*", re.IGNORECASE)
 _ENCODINGS = re.compile(r"utf-?8|us-ascii|ascii|iso-?8859-\d{1,2}|windows-125\d", re.IGNORECASE)
 _ESCAPED = re.compile(r"%(0[aAdD]|25)")
-_BAD_LINES = 10
-"""Lines of one file that are reported before the rest of it counts as no list."""
 _WHERE_FROM = "fetch.txt"
 
 
@@ -151,7 +150,7 @@ def _sort_manifest(place: CheckedPrefix, bag: _Bag, name: str, rows: DiskSort) -
             raise InvalidLayout(f"{found['path']!r} belongs into a {'payload' if match['tag'] else 'tag'} manifest")
         rows.add((key, name, algorithm, found["digest"].lower()))
 
-    yield from _each_line(place, bag, name, sort)
+    yield from _lines_of(place, bag, name, sort)
 
 
 def _sort_fetch(place: CheckedPrefix, bag: _Bag, rows: DiskSort) -> Iterator[Fault]:
@@ -161,33 +160,16 @@ def _sort_fetch(place: CheckedPrefix, bag: _Bag, rows: DiskSort) -> Iterator[Fau
             raise ValueError
         rows.add((_path(bag, found["path"]), _WHERE_FROM, "", ""))
 
-    yield from _each_line(place, bag, _WHERE_FROM, sort, optional=True)
+    yield from _lines_of(place, bag, _WHERE_FROM, sort, optional=True)
 
 
-def _each_line(
+def _lines_of(
     place: CheckedPrefix, bag: _Bag, name: str, do: Callable[[str], None], *, optional: bool = False
 ) -> Iterator[Fault]:
     """Do something with each line of a file of the bag, and yield what is wrong with it."""
-    key, bad = bag.root + name, 0
+    key = bag.root + name
     try:
-        for number, line in enumerate(place.lines(key), 1):
-            if not line.strip():
-                continue
-            try:
-                do(line.decode(bag.encoding))
-            except InvalidLayout as error:
-                bad += 1
-                yield Fault(
-                    FaultKind.UNSAFE if "leaves" in error.message else FaultKind.INVALID,
-                    key,
-                    f"line {number}: {error.message}",
-                )
-            except ValueError:
-                bad += 1
-                yield Fault(FaultKind.INVALID, key, f"line {number} is no line of such a file")
-            if bad >= _BAD_LINES:
-                yield Fault(FaultKind.INVALID, key, f"the rest of it was not read: {bad} lines are wrong")
-                return
+        yield from each_line(place, key, lambda line: do(line.decode(bag.encoding)), of="such a file")
     except NotFound as error:
         if not optional:
             yield fault_of(error, key)

@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 _THREADS = 8
 _LINE = 1 << 16
+_BAD_LINES = 10
+"""Lines of one file that are reported before the rest of it counts as no list."""
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _HEX = re.compile(r"[0-9a-f]+")
 _ALGORITHMS = {
@@ -89,6 +91,10 @@ class Reads(Protocol):
 
 class InvalidLayout(PermanentError):
     """A file of a layout breaks its format, or is larger than any that is allowed."""
+
+
+class UnsafePath(InvalidLayout):
+    """A layout names a path that is absolute or leaves its directory."""
 
 
 class NoLayout(NotFound):
@@ -284,12 +290,40 @@ def joined(base: str, path: str) -> str:
     """Return the key of a path below `base`, which is empty or ends with a slash.
 
     Raises:
-        InvalidLayout: the path is absolute, leaves `base`, or is no path at all.
+        UnsafePath: the path is absolute, leaves `base`, or is no path at all.
     """
     parts = path.removeprefix("./").split("/")
     if not path or path.startswith("/") or not {"", ".", ".."}.isdisjoint(parts) or "\0" in path:
-        raise InvalidLayout(f"the path {path!r} is absolute or leaves its directory")
+        raise UnsafePath(f"the path {path!r} is absolute or leaves its directory")
     return base + "/".join(parts)
+
+
+def each_line(place: CheckedPrefix, key: str, do: Callable[[bytes], None], *, of: str) -> Iterator[Fault]:
+    """Do something with each line of a list that is not empty, and yield what is wrong in it.
+
+    `do` raises InvalidLayout, or ValueError for a line that is none of such a list, which `of` names in the fault.
+
+    Raises:
+        InvalidLayout: a line is longer than any that can name an object.
+        StorageError: the list cannot be read.
+    """
+    bad = 0
+    for number, line in enumerate(place.lines(key), 1):
+        if not line.strip():
+            continue
+        try:
+            do(line)
+        except InvalidLayout as error:
+            kind = FaultKind.UNSAFE if isinstance(error, UnsafePath) else FaultKind.INVALID
+            yield Fault(kind, key, f"line {number}: {error.message}")
+        except ValueError:
+            yield Fault(FaultKind.INVALID, key, f"line {number} is no line of {of}")
+        else:
+            continue
+        bad += 1
+        if bad >= _BAD_LINES:
+            yield Fault(FaultKind.INVALID, key, f"the rest of it was not read: {bad} lines are wrong")
+            return
 
 
 def merged(

@@ -16,8 +16,8 @@ from worker.artifacts.verify_layouts.checked_prefix import (
     Claim,
     Fault,
     FaultKind,
-    InvalidLayout,
     NoLayout,
+    each_line,
     fault_of,
     is_digest,
     joined,
@@ -35,7 +35,6 @@ _LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>[0-9a-fA-F]+) [ *](?P<name>.+)",
 _TAGGED = re.compile(r"(?P<escaped>\\?)SHA(?P<of>256|512) \((?P<name>.+)\) = (?P<digest>[0-9a-fA-F]+)", re.DOTALL)
 _BARE = re.compile(r"[0-9a-fA-F]+")
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
-_BAD_LINES = 10
 
 
 def is_list(key: str) -> bool:
@@ -107,23 +106,14 @@ def claims_of(rows: DiskSort) -> Iterator[Claim]:
 
 
 def _sort_list(place: CheckedPrefix, key: str, found: re.Match[str], rows: DiskSort) -> Iterator[Fault]:
-    base, bad = key[: key.rfind("/") + 1], 0
-    algorithm = f"sha{found['of'] or found['beside']}"
-    for number, raw in enumerate(place.lines(key), 1):
-        if not raw.strip() or raw.startswith(b"#"):
-            continue
-        try:
-            of, digest, name = _parsed(raw.decode("utf-8"), algorithm, found["target"])
+    base, algorithm = key[: key.rfind("/") + 1], f"sha{found['of'] or found['beside']}"
+
+    def sort(line: bytes) -> None:
+        if not line.startswith(b"#"):
+            of, digest, name = _parsed(line.decode("utf-8"), algorithm, found["target"])
             rows.add((joined(base, name), of, digest, key))
-        except InvalidLayout as error:
-            bad += 1
-            yield Fault(FaultKind.UNSAFE, key, f"line {number}: {error.message}")
-        except ValueError:
-            bad += 1
-            yield Fault(FaultKind.INVALID, key, f"line {number} is no line of sha256sum")
-        if bad >= _BAD_LINES:
-            yield Fault(FaultKind.INVALID, key, f"the rest of it was not read: {bad} lines are wrong")
-            return
+
+    yield from each_line(place, key, sort, of="sha256sum")
 
 
 def _parsed(line: str, algorithm: str, target: str | None) -> tuple[str, str, str]:
