@@ -2,6 +2,7 @@
 
 import base64
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -106,7 +107,7 @@ class FilesystemConfig(_StoreConfig):
     """Whether small files may be verified from the page cache, which is faster and does not find what the disk lost."""
 
 
-class CloudConfig(_StoreConfig):
+class CloudConfig(_StoreConfig, ABC):
     """The settings that all clouds share."""
 
     layout: Literal["prefixed", "native"] = "prefixed"
@@ -124,9 +125,9 @@ class CloudConfig(_StoreConfig):
     """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
 
     @property
+    @abstractmethod
     def real_bucket(self) -> str | None:
         """Return the real bucket of the layout `prefixed`."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _native_only(self) -> Self:
