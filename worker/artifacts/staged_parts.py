@@ -4,7 +4,6 @@ A client that shares no disk with the workers, and has no credentials of a store
 `00001` and on of an upload are objects under its id, which is that of its job, in the bucket `zot-uploads`.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,9 @@ from worker.artifacts.sources import SourceRefused
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.storage import Store
-from worker.storage.driver import ListedObject, SignedPut
+from worker.storage.driver import SignedPut
 from worker.storage.errors import NotFound, OutOfSpace
+from worker.storage.integrity.verifying_reader import BUFFER_SIZE, write_at
 from worker.storage.keys import UPLOADS_BUCKET
 
 AnyStore = Store | LimitedStore
@@ -29,7 +29,6 @@ PART = 64 * MIB
 """Bytes of a part, the last one excepted."""
 _MOST = 10_000
 """Parts of an upload, above which parts are larger."""
-_READ = 1 << 20
 _PART = re.compile(r"([^/]+)/[0-9]{5}")
 """The key of a part; an object with another key is not ours to remove."""
 
@@ -58,7 +57,7 @@ class StagedParts:
 
     def missing(self, store: AnyStore) -> list[PartRange]:
         """Return the parts that the store does not have in their size."""
-        there = {row.key: row.size for row in _rows(store, f"{self.upload}/")}
+        there = {row.key: row.size for row in store.list_objects(UPLOADS_BUCKET, f"{self.upload}/")}
         return [part for part in self.all() if there.get(self._key(part)) != part.size]
 
     def sign(self, store: Store, part: PartRange, seconds: int) -> SignedPut:
@@ -92,19 +91,18 @@ def assembled(
     """
     store = _store_of(source, stores, job)
     with TemporaryFile(dir=settings.spool_dir) as file:
-        keys = [row.key for row in _rows(store, f"{job}/")]
+        keys, offset = [row.key for row in store.list_objects(UPLOADS_BUCKET, f"{job}/")], 0
         if not keys:
             raise NotFound(f"source {source}: {store.name} has no part of it: it has expired, send it again")
         for key in keys:
             with store.read_object(UPLOADS_BUCKET, key) as reader:
-                while piece := reader.read(_READ):
+                while piece := reader.read(BUFFER_SIZE):
                     try:
-                        file.write(piece)
+                        write_at(file.fileno(), memoryview(piece), offset)
                     except OSError as error:
                         raise OutOfSpace(f"source {source}: the data directory: {error.strerror}") from error
+                    offset += len(piece)
                     heartbeat()
-        file.flush()
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
         yield file
 
 
@@ -114,7 +112,7 @@ def remove_parts(source: str, stores: Mapping[str, Store], *, job: str) -> None:
         store = _store_of(source, stores, job)
     except (SourceRefused, KeyError):
         return
-    for row in list(_rows(store, f"{job}/")):
+    for row in list(store.list_objects(UPLOADS_BUCKET, f"{job}/")):
         store.delete_object(UPLOADS_BUCKET, row.key)
 
 
@@ -122,7 +120,7 @@ def old_uploads(store: AnyStore, before: datetime) -> dict[str, list[str]]:
     """Return the keys of uploads that got no part after a time, by their ids."""
     found: dict[str, list[str]] = {}
     young = set[str]()
-    for row in _rows(store, ""):
+    for row in store.list_objects(UPLOADS_BUCKET):
         if (part := _PART.fullmatch(row.key)) is None:
             continue
         upload = part[1]
@@ -137,10 +135,3 @@ def _store_of(source: str, stores: Mapping[str, AnyStore], job: str) -> AnyStore
     if upload != job:
         raise SourceRefused(f"source {source}: it belongs to another job")
     return stores[name]
-
-
-def _rows(store: AnyStore, prefix: str) -> Iterator[ListedObject]:
-    try:
-        yield from store.list_objects(UPLOADS_BUCKET, prefix)
-    except NotFound:  # nothing was ever written there
-        return
