@@ -5,6 +5,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
@@ -167,40 +168,31 @@ class Store:
         self._check_write(bucket, key, existing_key=existing_key)
         if storage_class and not self.capabilities.storage_classes:
             raise PermanentError(f"{self.name}: the store has no storage classes; {storage_class!r} was asked for")
-        if isinstance(source, HashedBytes):
-            size, sha256 = source.digest.size, source.digest.sha256
-        elif (size is None or sha256 is None) and (self.capabilities.needs_digest_first or self.capabilities.parts):
-            with self._spooled(source, size, sha256) as (spool, digest):
-                return self.write_object(
-                    bucket, key, spool, size=digest.size, sha256=digest.sha256,
-                    metadata=metadata, properties=properties, storage_class=storage_class, condition=condition,
-                    on_bytes=on_bytes, on_read_back=on_read_back, checkpoint=checkpoint, existing_key=existing_key,
-                )  # fmt: skip
-        self._check_size(bucket, key, size)
-        body: HashedBody | VerifyingReader
-        if isinstance(source, HashedBytes):
-            body = HashedBody(source, on_bytes)
-        else:
-            body = VerifyingReader(
-                source, size=size, sha256=sha256, what=f"the source of {bucket}/{key}", on_bytes=on_bytes
-            )
-        info = WriteInfo(size, sha256, metadata or {}, storage_class, properties or ObjectProperties())
-        in_parts = self._goes_in_parts(size)
-        if in_parts:
-            self._refuse_early(bucket, key, condition)
-
-        def send(bucket: str, key: str, condition: Condition) -> ObjectStat:
+        announced = WriteInfo(size, sha256, metadata or {}, storage_class, properties or ObjectProperties())
+        with self._spooled(source, announced) as (content, info):
+            self._check_size(bucket, key, info.size)
+            body: HashedBody | VerifyingReader
+            if isinstance(content, HashedBytes):
+                body = HashedBody(content, on_bytes)
+            else:
+                what = f"the source of {bucket}/{key}"
+                body = VerifyingReader(content, size=info.size, sha256=info.sha256, what=what, on_bytes=on_bytes)
+            in_parts = self._goes_in_parts(info.size)
             if in_parts:
-                return self._parted(bucket, key, info, checkpoint).run(body, condition)
-            return self._driver.put(bucket, key, body, info, condition=condition)
+                self._refuse_early(bucket, key, condition)
 
-        if self.checks_uploads():
-            return send(bucket, key, condition), body.digest
-        stat = self._read_back.write(
-            send, body, bucket, key,
-            label=str(sha256), condition=condition, storage_class=storage_class, on_bytes=on_read_back,
-        )  # fmt: skip
-        return stat, body.digest
+            def send(bucket: str, key: str, condition: Condition) -> ObjectStat:
+                if in_parts:
+                    return self._parted(bucket, key, info, checkpoint).run(body, condition)
+                return self._driver.put(bucket, key, body, info, condition=condition)
+
+            if self.checks_uploads():
+                return send(bucket, key, condition), body.digest
+            stat = self._read_back.write(
+                send, body, bucket, key,
+                label=str(info.sha256), condition=condition, storage_class=storage_class, on_bytes=on_read_back,
+            )  # fmt: skip
+            return stat, body.digest
 
     def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
         """Write small objects of different keys as a group, and return the stat or the error of each, in their order.
@@ -760,8 +752,22 @@ class Store:
         return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail)
 
     @contextmanager
-    def _spooled(self, source: Readable, size: int | None, sha256: str | None) -> Iterator[tuple[Readable, Digest]]:
-        body = VerifyingReader(source, size=size, sha256=sha256)
+    def _spooled(
+        self, source: Readable | HashedBytes, info: WriteInfo
+    ) -> Iterator[tuple[Readable | HashedBytes, WriteInfo]]:
+        """Yield a source and its size and digest, if need be from a copy on disk.
+
+        Raises:
+            OutOfSpace: the disk has no room for the copy.
+        """
+        if isinstance(source, HashedBytes):
+            yield source, replace(info, size=source.digest.size, sha256=source.digest.sha256)
+            return
+        needs_digest = self.capabilities.needs_digest_first or self.capabilities.parts is not None
+        if not needs_digest or None not in {info.size, info.sha256}:
+            yield source, info
+            return
+        body = VerifyingReader(source, size=info.size, sha256=info.sha256)
         with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-spool-") as spool:
             try:
                 while piece := body.read(BUFFER_SIZE):
@@ -769,4 +775,4 @@ class Store:
                 spool.seek(0)
             except OSError as error:
                 raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error
-            yield spool, body.digest
+            yield spool, replace(info, size=body.digest.size, sha256=body.digest.sha256)
