@@ -127,20 +127,17 @@ def refilled(state: BudgetState, budget: Budget, prices: Prices, now: datetime) 
     """Return the state with what has become free since its time: by the rates, the day and the month."""
     passed = max((now - state.at).total_seconds(), 0.0) * (1.0 if budget.is_open(now) else 0.0)
     per = rates(budget, prices)
-    day, month = f"{now:%Y-%m-%d}", f"{now:%Y-%m}"
 
     def level(left: float, rate: float | None) -> float:
         return min(left + rate * passed, rate * _BURST) if rate else 0.0
 
     return replace(
-        state, at=now, day=day, month=month,
+        state.on_day_of(now),
+        at=now,
         bytes_level=level(state.bytes_level, per.bytes),
         requests_level=level(state.requests_level, per.requests),
         cost_level=level(state.cost_level, per.cost),
-        day_bytes=state.day_bytes if state.day == day else 0,
-        day_requests=state.day_requests if state.day == day else 0,
-        month_cost=state.month_cost if state.month == month else 0.0,
-    )  # fmt: skip
+    )
 
 
 def take(

@@ -1,7 +1,7 @@
 """What the verify sweep has used of the budget of each store."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -29,6 +29,15 @@ class BudgetState:
     month: str = ""
     month_cost: float = 0.0
 
+    def on_day_of(self, now: datetime) -> "BudgetState":
+        """Return the state with what was used of the day and the month of this time: nothing yet of new ones."""
+        day, month = f"{now:%Y-%m-%d}", f"{now:%Y-%m}"
+        same_day, same_month = self.day == day, self.month == month
+        return replace(
+            self, day=day, month=month, day_bytes=self.day_bytes if same_day else 0,
+            day_requests=self.day_requests if same_day else 0, month_cost=self.month_cost if same_month else 0.0,
+        )  # fmt: skip
+
 
 class Budgets:
     """The state of each store's budget."""
@@ -37,10 +46,10 @@ class Budgets:
         self._database = database
 
     def get(self, store: str, *, now: datetime) -> BudgetState:
-        """Return the state of a store's budget; that of one that was never used begins now."""
+        """Return the state of a store's budget, with what was used today and this month (UTC)."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
-        return BudgetState(at=now) if row is None else _state_of(row)
+        return (BudgetState(at=now) if row is None else _state_of(row)).on_day_of(now)
 
     def change(self, store: str, how: Callable[[BudgetState], tuple[BudgetState, Taken]], *, now: datetime) -> Taken:
         """Change the state of a store's budget in one transaction, and return what was taken."""

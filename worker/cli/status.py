@@ -145,11 +145,10 @@ def _budget(session: Session, name: str, now: datetime) -> dict[str, Any] | None
     if budget is None:
         return None
     state = session.catalogue.budgets.get(name, now=now)
-    today, this_month = state.day == f"{now:%Y-%m-%d}", state.month == f"{now:%Y-%m}"
     return {
         "hours": budget.hours, "reads_now": budget.is_open(now), "reads_at": budget.opens_at(now),
-        "bytes_today": state.day_bytes if today else 0, "requests_today": state.day_requests if today else 0,
-        "cost_this_month": state.month_cost if this_month else 0.0, "cost_per_month": budget.cost_per_month,
+        "bytes_today": state.day_bytes, "requests_today": state.day_requests,
+        "cost_this_month": state.month_cost, "cost_per_month": budget.cost_per_month,
     }  # fmt: skip
 
 

@@ -131,10 +131,9 @@ class LedgerFigures:
         read, requests, cost, most = ([] for _ in range(4))
         for store, budget in self._settings.budgets.items():
             state = catalogue.budgets.get(store, now=now)
-            today, this_month = state.day == f"{now:%Y-%m-%d}", state.month == f"{now:%Y-%m}"
-            read.append(((store,), float(state.day_bytes if today else 0)))
-            requests.append(((store,), float(state.day_requests if today else 0)))
-            cost.append(((store,), state.month_cost if this_month else 0.0))
+            read.append(((store,), float(state.day_bytes)))
+            requests.append(((store,), float(state.day_requests)))
+            cost.append(((store,), state.month_cost))
             if budget.cost_per_month is not None:
                 most.append(((store,), budget.cost_per_month))
         of = ["store"]
