@@ -20,7 +20,7 @@ from worker.catalogue.batches import (
     PageCounts,
 )
 from worker.catalogue.budgets import Budgets, BudgetState
-from worker.catalogue.canaries import Canaries, CanaryRound, CanaryTimes
+from worker.catalogue.canaries import CANARY_TIMES, Canaries, CanaryRound, CanaryTimes
 from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceChecks, EvidenceSummary, RecordedEvidence
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
@@ -53,6 +53,7 @@ from worker.storage.identity import KnownIdFiles
 __all__ = [
     "AHEAD",
     "BAD",
+    "CANARY_TIMES",
     "COPY_KINDS",
     "GRACE",
     "AccessToken",

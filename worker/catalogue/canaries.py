@@ -1,7 +1,7 @@
 """Canaries: objects of ours that are damaged on purpose, to measure how soon that is found and repaired."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from statistics import median
 
 import sqlalchemy as sa
@@ -11,6 +11,9 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import Artifact, FindingKind
 from worker.catalogue.tables import canaries, copies, findings
 from worker.storage.keys import CANARY_BUCKET
+
+CANARY_TIMES = timedelta(days=30)
+"""For how long status, the report and the metrics show what canaries took."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,17 @@ from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_budget import pace_of
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, check_kept_head
-from worker.catalogue import BAD, CopyState, FindingCount, FindingKind, FindingRecord, LastRun, Pause, Scope
+from worker.catalogue import (
+    BAD,
+    CANARY_TIMES,
+    CopyState,
+    FindingCount,
+    FindingKind,
+    FindingRecord,
+    LastRun,
+    Pause,
+    Scope,
+)
 from worker.cli.errors import Status
 from worker.cli.findings import what
 from worker.cli.output import AsJson, age, flat, print_json, print_table, say, size
@@ -29,7 +39,6 @@ from zot_artifact_client.contract import SWEEP_PROBE, TASKS
 
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
-_CANARIES = timedelta(days=30)
 _NAMED = 5
 _MOST_LOST = 1000
 _MOST_DUE = 1_000_000
@@ -104,7 +113,7 @@ def document_of(session: Session) -> dict[str, Any]:
         "paused": [{"scope": each.scope, "name": each.name, **_paused(each)} for each in pauses],
         "sweeps": [_run(kind, run) for kind, run in runs.items()],
         "checks": [asdict(check) for check in checks],
-        "canaries": [asdict(each) for each in catalogue.canaries.times(since=now - _CANARIES)],
+        "canaries": [asdict(each) for each in catalogue.canaries.times(since=now - CANARY_TIMES)],
         "alarms": [asdict(each) for each in catalogue.alarms.channels().values()],
         "webhooks": [asdict(each) for each in catalogue.job_webhooks.receivers().values()],
     }

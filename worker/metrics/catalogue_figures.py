@@ -8,7 +8,7 @@ from typing import TypeVar
 from prometheus_client import Metric
 
 from worker import clock
-from worker.catalogue import Catalogue, CopyState, EndedJob, ResolvedFinding
+from worker.catalogue import CANARY_TIMES, Catalogue, CopyState, EndedJob, ResolvedFinding
 from worker.metrics.families import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
 from worker.settings import Settings
@@ -27,7 +27,6 @@ _LAG = timedelta(seconds=10)
 _AT_ONCE = 5000
 _LATE = timedelta(minutes=5)
 _RECENT = timedelta(days=1)
-_CANARIES = timedelta(days=30)
 _OUTCOMES = ("agrees", "differs", "absent", "unknown")
 _JOB_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0)
 _OPEN_SECONDS = (60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0)
@@ -146,7 +145,7 @@ class LedgerFigures:
 
     def _canaries(self, catalogue: Catalogue, now: datetime) -> Iterator[Metric]:
         found, repaired = [], []
-        for each in catalogue.canaries.times(since=now - _CANARIES):
+        for each in catalogue.canaries.times(since=now - CANARY_TIMES):
             if each.store in self._settings.stores and each.detect_longest is not None:
                 found.append(((each.store,), each.detect_longest))
             if each.store in self._settings.stores and each.repair_longest is not None:
