@@ -21,7 +21,13 @@ from worker.catalogue.batches import (
 )
 from worker.catalogue.budgets import Budgets, BudgetState
 from worker.catalogue.canaries import CANARY_TIMES, Canaries, CanaryRound, CanaryTimes
-from worker.catalogue.checks_without_reading import EvidenceCheck, EvidenceChecks, EvidenceSummary, RecordedEvidence
+from worker.catalogue.checks_without_reading import (
+    EVIDENCE_OUTCOMES,
+    EvidenceCheck,
+    EvidenceChecks,
+    EvidenceSummary,
+    RecordedEvidence,
+)
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
@@ -55,6 +61,7 @@ __all__ = [
     "BAD",
     "CANARY_TIMES",
     "COPY_KINDS",
+    "EVIDENCE_OUTCOMES",
     "GRACE",
     "AccessToken",
     "Alarms",

@@ -13,6 +13,8 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import CopyState
 from worker.catalogue.tables import artifacts, copies, evidence_checks
 
+EVIDENCE_OUTCOMES = ("agrees", "differs", "absent", "unknown")
+"""The outcomes of a comparison; `unknown` where the store did not answer."""
 _PAGE = 1000
 _GOOD = [state for state in CopyState if state.good]
 _RECORDED = (
@@ -45,8 +47,8 @@ class RecordedEvidence:
 class EvidenceCheck:
     """The last comparison of a copy with what its store says; no byte of it was read.
 
-    `outcome`: `agrees`, `differs`, `absent`, or `unknown` where the store did not answer. `source`: the request that
-    told it, `stat`, `listing` or `inventory`. `compared`: the names of what was compared.
+    `outcome`: one of `EVIDENCE_OUTCOMES`. `source`: the request that told it, `stat`, `listing` or `inventory`.
+    `compared`: the names of what was compared.
     """
 
     copy_id: int

@@ -6,6 +6,7 @@ from html import escape
 from string import Template
 from typing import Any
 
+from worker.catalogue import EVIDENCE_OUTCOMES
 from worker.cli.output import age, moment, printable, size
 
 _PAGE = Template("""<!doctype html>
@@ -167,9 +168,12 @@ def _plot(row: Mapping[str, Any]) -> str:
 
 
 def _evidence(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
-    outcomes = ("agrees", "differs", "absent", "unknown")
     rows = [
-        (row["store"], *(kept["outcomes"].get(outcome, 0) for outcome in outcomes), age(kept["oldest_at"], now))
+        (
+            row["store"],
+            *(kept["outcomes"].get(outcome, 0) for outcome in EVIDENCE_OUTCOMES),
+            age(kept["oldest_at"], now),
+        )
         for row in stores
         if (kept := row["evidence"]) is not None
     ]
@@ -177,7 +181,9 @@ def _evidence(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
         '<p class="dim">What stores say of their copies, compared with what was recorded at the write. '
         "No byte was read, so none of them counts as verified.</p>"
     )
-    return _table(("store", *outcomes, "oldest check"), rows, "No copy was checked so.") + (told if rows else "")
+    return _table(("store", *EVIDENCE_OUTCOMES, "oldest check"), rows, "No copy was checked so.") + (
+        told if rows else ""
+    )
 
 
 def _budgets(stores: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from prometheus_client import Metric
 
 from worker import clock
-from worker.catalogue import CANARY_TIMES, Catalogue, CopyState, EndedJob, ResolvedFinding
+from worker.catalogue import CANARY_TIMES, EVIDENCE_OUTCOMES, Catalogue, CopyState, EndedJob, ResolvedFinding
 from worker.metrics.families import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
 from worker.settings import Settings
@@ -27,7 +27,6 @@ _LAG = timedelta(seconds=10)
 _AT_ONCE = 5000
 _LATE = timedelta(minutes=5)
 _RECENT = timedelta(days=1)
-_OUTCOMES = ("agrees", "differs", "absent", "unknown")
 _JOB_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0)
 _OPEN_SECONDS = (60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, 86_400.0, 7 * 86_400.0)
 
@@ -204,7 +203,7 @@ class CoverageFigures:
         evidence: list[Sample] = [
             ((store, outcome), checked[store].outcomes.get(outcome, 0) if store in checked else 0)
             for store in self._settings.stores
-            for outcome in _OUTCOMES
+            for outcome in EVIDENCE_OUTCOMES
         ]
         about = "Copies by the outcome of their last check without a read."
         yield gauge("copies_checked_without_reading", about, evidence, ["store", "outcome"])
