@@ -55,6 +55,7 @@ def delete(
     Its bytes stay for `delete.grace`, 7 days by default, and `zot-artifacts undelete` brings it back until then.
     With --now, or from the stores that --store names, they go at once.
     A delete of more artifacts than `delete.approval_above` waits for `zot-artifacts deletes approve`.
+    So does one with which its requester exceeds that number within `delete.approval_window`.
     `zot-artifacts ls PREFIX` lists the artifacts that --all would delete.
 
     Examples:
@@ -78,11 +79,6 @@ def delete(
             fields["by"] = by or user_name()
         elif by:
             fields["by"] = by
-        if rules.approval_above is not None and selection.many and not no_wait:
-            note(
-                f"a delete of more than {rules.approval_above} objects waits until another person approves it: "
-                "`zot-artifacts deletes`"
-            )
         if not selection.many:
             _require_known(session, ArtifactPath.parse(artifact))
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)

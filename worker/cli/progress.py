@@ -100,7 +100,7 @@ def await_end(
         Failure: the broker has gone away, and the ledger does not show the end of the job.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    watch = _Watch(job.id, settings)
+    watch = Watch(job.id, settings)
     while True:
         left = _POLL if deadline is None else min(_POLL, deadline - time.monotonic())
         try:
@@ -127,21 +127,27 @@ def _ended(record: JobRecord | None) -> bool:
     return record is not None and JobState(record.state).terminal
 
 
-class _Watch:
+class Watch:
     """Prints why a job has not ended yet, each reason once."""
 
     def __init__(self, job_id: str, settings: Settings) -> None:
         self._id = job_id
         self._most = settings.retry.max_attempts
         self._told = 0
+        self._waits_for: set[str] = set()
         self._since: float | None = time.monotonic()
 
     def see(self, record: JobRecord | None) -> None:
+        """Print what the row of the job in the ledger says that was not printed yet; None: it has none."""
         if record is None:
             if self._since is not None and time.monotonic() - self._since > _PATIENCE:
                 self._since = None
                 note(f"no worker has taken job {self._id} yet; `zot-artifacts doctor` shows whether one runs")
             return
+        cause = record.error or {}
+        if record.state == JobState.QUEUED and cause and cause["type"] not in self._waits_for:  # it was snoozed
+            self._waits_for.add(cause["type"])
+            note(f"job {self._id} waits: {cause.get('message')}")
         if record.state == JobState.RETRYING and record.attempts > self._told and record.error:
             self._told = record.attempts
             note(f"attempt {record.attempts} of {self._most} failed: {record.error.get('message')}; it is retried")

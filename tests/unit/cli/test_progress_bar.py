@@ -5,8 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from worker import clock
+from worker.catalogue import JobRecord
 from worker.cli import progress
-from zot_artifact_client.contract import Progress
+from worker.settings import Settings
+from zot_artifact_client.contract import JobState, Progress
 
 
 @pytest.mark.parametrize(
@@ -26,3 +29,16 @@ def test_a_bar_counts_objects_where_no_bytes_are_known(
         shown.update(seen)
     assert amount in screen.file.getvalue()
     assert "verifying" in screen.file.getvalue()
+
+
+def test_a_command_tells_once_what_its_job_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """A delete that needs an approval, or a job whose store is paused, is told while the command waits for it."""
+    waits = {"type": "WaitsForApproval", "message": "the delete of 3 objects waits until a second person approves it"}
+    job = JobRecord(
+        id="job-1", kind="delete", request={}, state=JobState.QUEUED, attempts=0, fence=1, created_at=clock.now(),
+        queue="interactive", error=waits,
+    )  # fmt: skip
+    watch = progress.Watch("job-1", Settings())
+    watch.see(job)
+    watch.see(job)
+    assert capsys.readouterr().err.count(waits["message"]) == 1
