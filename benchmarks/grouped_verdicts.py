@@ -19,7 +19,10 @@ _WRITERS = (1, 2, 4)
 def fill(url: str, count: int) -> None:
     """Record `count` artifacts with one copy each."""
     catalogue, now = Catalogue(url), clock.now()
-    made = [catalogue.artifacts.record("releases", f"{n:08}", Digest(16384, "a" * 64), {}, now) for n in range(count)]
+    made = [
+        catalogue.artifacts.record("releases", f"{n:08}", Digest(16384, "a" * 64), {}, now).artifact
+        for n in range(count)
+    ]
     for start in range(0, count, GROUP):
         for artifact in made[start : start + GROUP]:
             catalogue.artifacts.ensure_copy(artifact, "main")

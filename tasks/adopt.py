@@ -71,15 +71,11 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     if tags and tags == (known.properties.get("tags") if known else tags):
         beside = tuple(name for name in beside if name != "tags")
     now = clock.now()
+    properties = set_properties(stat.properties) | ({"tags": tags} if tags else {})
     artifact = known or artifacts.record(
-        request.bucket,
-        request.key,
-        digest,
-        valid_metadata(stat.metadata),
-        now,
-        manifest=manifest,
-        properties=set_properties(stat.properties) | ({"tags": tags} if tags else {}),
-    )
+        request.bucket, request.key, digest, valid_metadata(stat.metadata), now, manifest=manifest,
+        properties=properties,
+    ).artifact  # fmt: skip
     copy = artifacts.ensure_copy(artifact, store.name)
     artifacts.finish_copy(
         artifact, store.name, tag=stat.version, evidence={**stat.storage_tags, "adopted": evidence}, now=now

@@ -57,7 +57,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         digest, manifest = (
             (content.digest, None) if content is not None else source.digests(request.sha256, job.advance)
         )
-        recorded = context.catalogue.artifacts.record_upload(
+        recorded = context.catalogue.artifacts.record(
             request.bucket,
             request.key,
             digest,
@@ -68,6 +68,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             job=job.id,
             properties=request.properties,
             replaces_headers=True,
+            durable=False,
         )
         artifact = recorded.artifact
         records = Records(finished=job.finished) if small else None

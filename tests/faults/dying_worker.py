@@ -31,7 +31,7 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "begun, still in the outbox": ("worker.jobs.result_backend:_AtomicStore.store_started", "before"),
     "begun, out of the outbox": ("worker.jobs.result_backend:_AtomicStore.store_started", "after"),
     "source not opened": ("tasks.upload:open_source", "before"),
-    "version recorded": ("worker.catalogue.artifacts:Artifacts.record_upload", "after"),
+    "version recorded": ("worker.catalogue.artifacts:Artifacts.record", "after"),
     "file written, not placed": ("worker.storage.filesystem.temp_files:TempFile.link", "before"),
     "file written, not swapped in": ("worker.storage.filesystem.temp_files:TempFile.rename", "before"),
     "parts begun, not noted": ("worker.jobs.upload_checkpoint:CopyCheckpoint.begun", "before"),

@@ -44,7 +44,7 @@ def ensure(catalogue: Catalogue, stores: Sequence[Store], key: str) -> Artifact:
     content = content_of(key)
     digest = Digest(len(content), hashlib.sha256(content).hexdigest())
     names = [store.name for store in stores]
-    artifact = catalogue.artifacts.record(CANARY_BUCKET, key, digest, {}, clock.now(), stores=names)
+    artifact = catalogue.artifacts.record(CANARY_BUCKET, key, digest, {}, clock.now(), stores=names).artifact
     there = catalogue.artifacts.copies(artifact)
     for store in stores:
         if there[store.name].state is CopyState.WRITING:

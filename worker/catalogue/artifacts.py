@@ -177,26 +177,7 @@ class Artifacts:
         job: str | None = None,
         properties: Mapping[str, str] | None = None,
         replaces_headers: bool = False,
-    ) -> Artifact:
-        """Return the version that `record_upload` records; it is durable."""
-        return self._record(
-            bucket, key, digest, metadata, now, manifest=manifest, stores=stores, job=job, properties=properties,
-            replaces_headers=replaces_headers, durable=True,
-        ).artifact  # fmt: skip
-
-    def record_upload(
-        self,
-        bucket: str,
-        key: str,
-        digest: Digest,
-        metadata: Mapping[str, str],
-        now: datetime,
-        *,
-        manifest: Manifest | None = None,
-        stores: Iterable[str] = (),
-        job: str | None = None,
-        properties: Mapping[str, str] | None = None,
-        replaces_headers: bool = False,
+        durable: bool = True,
     ) -> Recorded:
         """Return the newest version if it has this digest, else record a new one with its manifest and copies.
 
@@ -206,38 +187,14 @@ class Artifacts:
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
-        A power cut may undo the record of a first version, until something else is recorded: its job is in the ledger,
-        records it again and finds what it has written. A further version is durable when this returns, because its
-        bytes replace those of another one.
+        Without `durable`, a power cut may undo the record of a first version, until something else is recorded: the job
+        must be in the ledger, so that its next attempt records it again and finds what it has written. A further
+        version is durable when this returns, because its bytes replace those of another one.
 
         Raises:
             Superseded: the version that the job recorded was followed by another one, or deleted.
             OnHold: the artifact is held, with other content.
         """
-        recorded = self._record(
-            bucket, key, digest, metadata, now, manifest=manifest, stores=stores, job=job, properties=properties,
-            replaces_headers=replaces_headers, durable=False,
-        )  # fmt: skip
-        if recorded.artifact.version > 1 and recorded.artifact.committed_at is None:
-            with self._database.write() as connection:  # makes the commit before it durable too
-                _TOUCH.run(connection, of=recorded.artifact.id)
-        return recorded
-
-    def _record(
-        self,
-        bucket: str,
-        key: str,
-        digest: Digest,
-        metadata: Mapping[str, str],
-        now: datetime,
-        *,
-        manifest: Manifest | None,
-        stores: Iterable[str],
-        job: str | None,
-        properties: Mapping[str, str] | None,
-        replaces_headers: bool,
-        durable: bool,
-    ) -> Recorded:
         with self._database.write(durable=durable) as connection:
             row = _NEWEST.first(connection, bucket=bucket, key=key)
             if job is not None and row is not None:
@@ -246,20 +203,23 @@ class Artifacts:
             if row is not None and same and replaces_headers:
                 metadata, properties = metadata or row.metadata, _with_tags_of(row.properties, properties)
                 same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
-            if row is None or not same:
+            if row is not None and same:
+                artifact = artifact_of(row)
+                held = {store: ensure_copy(connection, artifact, store) for store in stores}
+            else:
                 if row is not None:
                     check_hold(connection, bucket, key)
                 artifact = insert_version(
                     connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
                     metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
                 )  # fmt: skip
-                begun = {
+                held = {
                     store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores
                 }
-                return Recorded(artifact, fresh=True, copies=begun)
-            artifact = artifact_of(row)
-            held = {store: ensure_copy(connection, artifact, store) for store in stores}
-            return Recorded(artifact, fresh=False, copies=held)
+        if not durable and artifact.version > 1 and artifact.committed_at is None:
+            with self._database.write() as connection:  # makes the commit before it durable too
+                _TOUCH.run(connection, of=artifact.id)
+        return Recorded(artifact, fresh=not same, copies=held)
 
     def record_many(
         self, versions: Sequence[NewVersion], metadata: Mapping[str, str], now: datetime, *, job: str

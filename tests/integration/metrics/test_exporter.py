@@ -111,7 +111,9 @@ def test_what_is_open_in_the_catalogue_is_told(broker, tmp_path, monkeypatch):
     catalogue, now = Catalogue(settings.catalogue_url), clock.now()
     with exporting(settings.home, broker.url) as scrape:
         until(lambda: scrape()["figures_up", "ledger"] == 1)
-        made = catalogue.artifacts.record("releases", "a", Digest(1, "0" * 64), {}, now, stores=["primary", "dr"])
+        made = catalogue.artifacts.record(
+            "releases", "a", Digest(1, "0" * 64), {}, now, stores=["primary", "dr"]
+        ).artifact
         for store in ("primary", "dr"):
             catalogue.artifacts.finish_copy(made, store, tag="1", evidence={}, now=now)
         copy = catalogue.artifacts.copies(made)["dr"]

@@ -119,7 +119,7 @@ class TestBadReads:
         config = FilesystemConfig(root=tmp_path / "root")
         context = Context.open(Settings(home=tmp_path / "home", stores={"only": config}))
         stat, digest = files.write_object("releases", "app", source(b"right"))
-        artifact = context.catalogue.artifacts.record("releases", "app", digest, {}, clock.now())
+        artifact = context.catalogue.artifacts.record("releases", "app", digest, {}, clock.now()).artifact
         context.catalogue.artifacts.ensure_copy(artifact, "only")
         now = clock.now()
         context.catalogue.artifacts.finish_copy(artifact, "only", tag=stat.version, evidence={}, now=now)

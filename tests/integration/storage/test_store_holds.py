@@ -40,7 +40,7 @@ def catalogue(stores: Stores, tmp_path: Path, make_tables) -> Iterator[Catalogue
     make_tables(url)
     opened = Catalogue(url)
     digest = Digest(7, "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73")
-    artifact = opened.artifacts.record(*PATH, digest, {}, now=clock.now())
+    artifact = opened.artifacts.record(*PATH, digest, {}, now=clock.now()).artifact
     for store in stores.values():
         stat, _ = store.write_object(*PATH, io.BytesIO(b"content"))
         opened.artifacts.ensure_copy(artifact, store.name)

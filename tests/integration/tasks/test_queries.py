@@ -24,7 +24,7 @@ def uploaded(run, source):
 def recorded(context, key: str, size: int, manifest: Manifest | None = None) -> None:
     """Record an artifact with a copy, without its bytes."""
     artifacts, now = context.catalogue.artifacts, clock.now()
-    made = artifacts.record("releases", key, Digest(size, "0" * 64), {}, now, manifest=manifest, stores=["dr"])
+    made = artifacts.record("releases", key, Digest(size, "0" * 64), {}, now, manifest=manifest, stores=["dr"]).artifact
     artifacts.finish_copies([FinishedCopy(made, "dr", "tag")], now=now)
 
 

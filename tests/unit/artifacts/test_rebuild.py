@@ -420,7 +420,7 @@ def test_an_artifact_that_was_uploaded_again_is_not_deleted_by_a_rebuild(catalog
     digest = catalogue.artifacts.current("b", "app").digest
     delete(catalogue, "app", BEGIN + timedelta(days=2))
     assert keep_tombstones(stores["dr"], catalogue, tmp_path)
-    again = catalogue.artifacts.record("b", "app", digest, {}, BEGIN + timedelta(days=3), stores=["dr"])
+    again = catalogue.artifacts.record("b", "app", digest, {}, BEGIN + timedelta(days=3), stores=["dr"]).artifact
     tag = stores["dr"].stat_object("b", "app").version
     catalogue.artifacts.finish_copy(again, "dr", tag=tag, evidence={}, now=BEGIN + timedelta(days=3))
     assert keep_tombstones(stores["dr"], catalogue, tmp_path)

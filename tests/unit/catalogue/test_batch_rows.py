@@ -15,7 +15,7 @@ VERIFY = BatchItemKind("verify", "sweep", None)
 
 
 def stored(catalogue, key, *, bucket="releases", size=11):
-    artifact = catalogue.artifacts.record(bucket, key, Digest(size, "a" * 64), {}, clock.now(), stores=["dr"])
+    artifact = catalogue.artifacts.record(bucket, key, Digest(size, "a" * 64), {}, clock.now(), stores=["dr"]).artifact
     catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
 
 

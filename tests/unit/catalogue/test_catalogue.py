@@ -34,7 +34,7 @@ def database(catalogue, catalogue_url):
 
 
 def stored(catalogue, key="app.tgz", *, now=None):
-    artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now())
+    artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now()).artifact
     catalogue.artifacts.ensure_copy(artifact, "dr")
     catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=now or clock.now())
     return artifact
@@ -254,7 +254,7 @@ def test_an_object_of_one_chunk_has_its_manifest_without_a_row(catalogue):
     """The only chunk's digest is the whole object's: its manifest is there, and no row is kept for it."""
     digest = Digest(5, "c" * 64)
     manifest = Manifest(5, CHUNK_SIZE, bytes.fromhex(digest.sha256))
-    artifact = catalogue.artifacts.record("releases", "small", digest, {}, clock.now(), manifest=manifest)
+    artifact = catalogue.artifacts.record("releases", "small", digest, {}, clock.now(), manifest=manifest).artifact
     assert catalogue.artifacts.manifest(artifact) == manifest
     with catalogue._database.read() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(metadata.tables["manifests"])).scalar() == 0
@@ -306,7 +306,9 @@ def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
 
 def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):
     """A version and the copies it is to have are recorded at once; beginning one of them again waits for no writer."""
-    artifact = catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr", "cold"])
+    artifact = catalogue.artifacts.record(
+        "releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr", "cold"]
+    ).artifact
     assert [(copy.store, copy.state) for copy in catalogue.artifacts.copies(artifact).values()] == [
         ("cold", "writing"),
         ("dr", "writing"),

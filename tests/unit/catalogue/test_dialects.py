@@ -72,7 +72,9 @@ def at_once(work):
 
 
 def stored(catalogue, key="app.tgz", *, digest="a"):
-    artifact = catalogue.artifacts.record("releases", key, Digest(11, digest * 64), {}, clock.now(), stores=["dr"])
+    artifact = catalogue.artifacts.record(
+        "releases", key, Digest(11, digest * 64), {}, clock.now(), stores=["dr"]
+    ).artifact
     catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
     return artifact
 
@@ -239,7 +241,7 @@ def test_the_log_holds_odd_details(catalogue):
 def test_moments_come_back_in_utc(catalogue):
     """A moment is the same and in UTC after it was recorded, wherever the database thinks it is."""
     now = clock.now()
-    artifact = catalogue.artifacts.record("releases", "app.tgz", Digest(1, "a" * 64), {}, now)
+    artifact = catalogue.artifacts.record("releases", "app.tgz", Digest(1, "a" * 64), {}, now).artifact
     found = catalogue.artifacts.version("releases", "app.tgz", 1)
     assert artifact.created_at.isoformat() == found.created_at.isoformat() == now.isoformat()
 

@@ -115,7 +115,9 @@ def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, 
         assert there.verifications.first_broken() is None
         assert there.verifications.head() == catalogue.verifications.head()
         load(back := f"sqlite:///{tmp_path / 'back.sqlite3'}", io.BytesIO(second))
-        record = there.artifacts.record("releases", "next", Digest(1, "b" * 64), {}, clock.now(), stores=["dr"])
+        record = there.artifacts.record(
+            "releases", "next", Digest(1, "b" * 64), {}, clock.now(), stores=["dr"]
+        ).artifact
         assert record.id == 3
         copy = there.artifacts.copies(record)["dr"]
         there.verifications.record(Finding("j", "dr", record, "verified"), copy, tag=None, now=clock.now())
@@ -276,7 +278,7 @@ def test_a_restored_catalogue_purges_nothing_at_once(tmp_path):
 def test_a_canary_that_was_open_in_a_backup_is_damaged_anew(tmp_path):
     """It may have been repaired since, and would be missed by every verify sweep for ever."""
     catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
-    artifact = catalogue.artifacts.record("zot-canary", "dr/0", DIGEST, {}, clock.now(), stores=["dr"])
+    artifact = catalogue.artifacts.record("zot-canary", "dr/0", DIGEST, {}, clock.now(), stores=["dr"]).artifact
     begun = catalogue.canaries.begin("dr", "dr/0", now=clock.now())
     catalogue.canaries.damaged(begun, artifact, now=clock.now())
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"

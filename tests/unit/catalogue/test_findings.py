@@ -66,7 +66,7 @@ def test_a_write_and_a_delete_resolve_the_findings_of_the_copy(catalogue):
     of = {key: catalogue.artifacts.current("releases", key) for key in ways}
     now = clock.now()
     catalogue.artifacts.finish_copy(of["written"], "dr", tag="2", evidence={}, now=now)
-    newer = catalogue.artifacts.record("releases", "replaced", Digest(1, "b" * 64), {}, now, stores=["dr"])
+    newer = catalogue.artifacts.record("releases", "replaced", Digest(1, "b" * 64), {}, now, stores=["dr"]).artifact
     catalogue.artifacts.finish_copy(newer, "dr", tag="2", evidence={}, now=now)
     catalogue.artifacts.delete_copy(catalogue.artifacts.copies(of["deleted"])["dr"])
     how = {each.key: each.how for each in catalogue.findings.page(resolved=True)}
@@ -105,7 +105,7 @@ def test_what_was_lost_is_resolved_by_a_write_a_newer_version_or_a_delete(catalo
     now = clock.now()
     catalogue.artifacts.ensure_copy(of["same"], "dr")
     catalogue.artifacts.finish_copy(of["same"], "dr", tag="1", evidence={}, now=now)
-    newer = catalogue.artifacts.record("releases", "newer", Digest(1, "b" * 64), {}, now, stores=["dr"])
+    newer = catalogue.artifacts.record("releases", "newer", Digest(1, "b" * 64), {}, now, stores=["dr"]).artifact
     catalogue.artifacts.finish_copy(newer, "dr", tag="2", evidence={}, now=now)
     catalogue.artifacts.tombstone(of["deleted"], now)
     assert kinds(catalogue, kind=FindingKind.LOST) == []

@@ -150,7 +150,9 @@ def test_copies_are_finished_and_deleted_in_groups(catalogue):
     """A group of complete copies commits its versions and supersedes those before; a group of deletes ends them."""
     before = stored(catalogue, "a")
     other = type(DIGEST)(12, "b" * 64)
-    versions = [catalogue.artifacts.record("releases", key, other, {}, clock.now(), stores=["dr"]) for key in "ab"]
+    versions = [
+        catalogue.artifacts.record("releases", key, other, {}, clock.now(), stores=["dr"]).artifact for key in "ab"
+    ]
     catalogue.artifacts.finish_copies([FinishedCopy(each, "dr", "2") for each in versions], now=clock.now())
     assert [catalogue.artifacts.current("releases", key).version for key in "ab"] == [2, 1]
     assert catalogue.artifacts.copies(before)["dr"].state == "superseded"
@@ -163,7 +165,7 @@ def test_the_copies_of_a_job_are_recorded_with_its_end(catalogue):
     """The end of a job and the copies that it has completed are one transaction, under the fence of its lease."""
     first = begin(catalogue, "job", now=clock.now() - 2 * LEASE).record
     lease = begin(catalogue, "job").record
-    made = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now(), stores=["dr"])
+    made = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now(), stores=["dr"]).artifact
     ending = {"now": clock.now(), "result": {}, "copies": [FinishedCopy(made, "dr", "1")]}
     with pytest.raises(LostLease):
         catalogue.ledger.finish("job", first.fence, JobState.SUCCEEDED, **ending)

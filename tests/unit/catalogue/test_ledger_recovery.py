@@ -167,7 +167,7 @@ def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda held, artifact: held.artifacts.record("releases", "b", DIGEST, {}, clock.now()),
+        lambda held, artifact: held.artifacts.record("releases", "b", DIGEST, {}, clock.now()).artifact,
         lambda held, artifact: held.artifacts.ensure_copy(artifact, "cold"),
         lambda held, artifact: held.artifacts.finish_copy(artifact, "dr", tag="2", evidence={}, now=clock.now()),
         lambda held, artifact: held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now()),
@@ -176,7 +176,7 @@ def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
 )
 def test_a_worker_that_lost_a_job_writes_nothing_for_it(catalogue, write):
     """The catalogue that a job was given works while the job is the holder's, and is void from then on."""
-    artifact = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now())
+    artifact = catalogue.artifacts.record("releases", "a", DIGEST, {}, clock.now()).artifact
     catalogue.artifacts.ensure_copy(artifact, "dr")
     first = begin(catalogue, ago=2 * LEASE).record
     held = catalogue.fenced(first.id, first.fence)
@@ -192,7 +192,7 @@ def test_an_upload_that_goes_on_makes_no_second_version(catalogue):
     """Its next attempt uses the version of the one before, and gives way to what came between."""
 
     def record(key, digest, job):
-        return catalogue.artifacts.record("releases", key, digest, {}, clock.now(), job=job)
+        return catalogue.artifacts.record("releases", key, digest, {}, clock.now(), job=job).artifact
 
     other = Digest(12, "b" * 64)
     first = record("a", DIGEST, "one")

@@ -31,7 +31,7 @@ def catalogue(url):
 
 
 def record(catalogue, key="app.tgz"):
-    return catalogue.artifacts.record("releases", key, Digest(1, "a" * 64), {}, clock.now())
+    return catalogue.artifacts.record("releases", key, Digest(1, "a" * 64), {}, clock.now()).artifact
 
 
 def test_all_text_is_compared_by_its_bytes(url):

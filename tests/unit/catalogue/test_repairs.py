@@ -44,7 +44,9 @@ def test_only_copies_of_the_current_version_are_claimed(catalogue, claim):
     for artifact in (old, gone):
         judged(catalogue, artifact, "dr", "corrupt")
     catalogue.artifacts.tombstone(gone, clock.now())
-    newer = catalogue.artifacts.record("releases", "old", Digest(1, "b" * 64), {}, clock.now(), stores=["cold"])
+    newer = catalogue.artifacts.record(
+        "releases", "old", Digest(1, "b" * 64), {}, clock.now(), stores=["cold"]
+    ).artifact
     catalogue.artifacts.finish_copy(newer, "cold", tag="1", evidence={}, now=clock.now())
     assert claim("primary", "cold") == []
 

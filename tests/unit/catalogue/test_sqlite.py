@@ -113,9 +113,9 @@ def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url)
     listen(lambda done: modes.append(done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]))
     catalogue.close()  # so that its next connection has the listener
     full, normal = 2, 1
-    artifacts.record_upload("releases", "a", digest, {}, clock.now(), stores=["dr"])
+    artifacts.record("releases", "a", digest, {}, clock.now(), stores=["dr"], durable=False)
     assert modes == [normal]
-    artifacts.record_upload("releases", "a", Digest(11, "b" * 64), {}, clock.now(), stores=["dr"])
+    artifacts.record("releases", "a", Digest(11, "b" * 64), {}, clock.now(), stores=["dr"], durable=False)
     assert modes == [normal, normal, full]
     artifacts.record("releases", "b", digest, {}, clock.now())
     assert modes[3:] == [full]

@@ -7,7 +7,7 @@ from worker import clock
 
 
 def copied(catalogue, key, *stores):
-    artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now(), stores=stores)
+    artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now(), stores=stores).artifact
     for store in stores:
         catalogue.artifacts.finish_copy(artifact, store, tag="1", evidence={}, now=clock.now())
     return artifact

@@ -33,7 +33,7 @@ def lay(catalogue: Catalogue) -> Lay:  # noqa: F811
 
     def lay(key: str, content: bytes) -> Artifact:
         digest = Digest(len(content), hashlib.sha256(content).hexdigest())
-        made = catalogue.artifacts.record("releases", key, digest, {}, clock.now(), stores=["primary", "dr"])
+        made = catalogue.artifacts.record("releases", key, digest, {}, clock.now(), stores=["primary", "dr"]).artifact
         for store in ("primary", "dr"):
             path = load_settings().home / "stores" / store / "releases" / key
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,7 @@ def test_a_mistyped_key_is_not_deleted(zot, catalogue):
 
     recorded = catalogue.artifacts.record(
         "releases", "app-1.2.tgz", Digest(1, "0" * 64), {}, clock.now(), stores=["dr"]
-    )
+    ).artifact
     assert recorded.version == 1
     status, _, told = zot("delete", "releases/app-1.3.tgz")
     assert status == 1

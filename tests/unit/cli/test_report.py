@@ -65,7 +65,7 @@ def test_the_page_is_whole_and_loads_nothing(
 ) -> None:
     """What comes from outside is escaped, no element is left open, and nothing refers to another address."""
     key = "<script>alert(1)</script>\u202e\x1b[31m"
-    made = catalogue.artifacts.record("releases", key, Digest(1, "0" * 64), {}, clock.now(), stores=["dr"])
+    made = catalogue.artifacts.record("releases", key, Digest(1, "0" * 64), {}, clock.now(), stores=["dr"]).artifact
     catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
     judge(catalogue, made, "dr", "corrupt")
     assert cli.run(["report", "--html", str(tmp_path / "report.html")]) == 1

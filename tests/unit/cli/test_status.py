@@ -31,7 +31,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catal
 def artifact(catalogue: Catalogue) -> Artifact:
     """Return an artifact with a copy in each of both stores."""
     digest, stores = Digest(1, "0" * 64), ["primary", "dr"]
-    made = catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=stores)
+    made = catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=stores).artifact
     for store in stores:
         catalogue.artifacts.finish_copy(made, store, tag="1", evidence={}, now=clock.now())
     return made
@@ -100,7 +100,7 @@ def test_what_has_no_answer_and_what_is_late_is_open(catalogue: Catalogue, artif
 
 def test_a_store_that_is_not_configured_is_open(catalogue: Catalogue, zot: Zot) -> None:
     """Copies in a store that left the settings are a finding."""
-    made = catalogue.artifacts.record("releases", "a", Digest(1, "0" * 64), {}, clock.now(), stores=["old"])
+    made = catalogue.artifacts.record("releases", "a", Digest(1, "0" * 64), {}, clock.now(), stores=["old"]).artifact
     catalogue.artifacts.finish_copy(made, "old", tag="1", evidence={}, now=clock.now())
     status, document = zot("status")
     assert (status, kinds(document)) == (1, {"store_not_configured": ("old", 1)})

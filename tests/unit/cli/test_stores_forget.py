@@ -22,7 +22,7 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catal
     opened = Catalogue(settings.catalogue_url)
     for key, stores in (("both", ["old", "dr"]), ("only", ["old"])):
         digest = Digest(1, "0" * 64)
-        artifact = opened.artifacts.record("releases", key, digest, {}, clock.now(), stores=stores)
+        artifact = opened.artifacts.record("releases", key, digest, {}, clock.now(), stores=stores).artifact
         for store in stores:
             opened.artifacts.finish_copy(artifact, store, tag="1", evidence={}, now=clock.now())
     yield opened

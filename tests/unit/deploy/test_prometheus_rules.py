@@ -103,7 +103,7 @@ def _collected(exporter: Exporter) -> list[Metric]:
 def _fill_catalogue(settings: Settings) -> None:
     catalogue, now = Catalogue(settings.catalogue_url), clock.now()
     for key in ("bad", "good"):
-        made = catalogue.artifacts.record("releases", key, Digest(1, "0" * 64), {}, now, stores=["dr"])
+        made = catalogue.artifacts.record("releases", key, Digest(1, "0" * 64), {}, now, stores=["dr"]).artifact
         catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now)
         copy = catalogue.artifacts.copies(made)["dr"]
         for job, verdict in (("first", "corrupt"), ("second", "verified"), ("third", "corrupt")):
@@ -114,7 +114,7 @@ def _fill_catalogue(settings: Settings) -> None:
     )
     result = {"removed": {}, "quarantined": {"dr": 5}}
     catalogue.ledger.finish("swept", 1, JobState.SUCCEEDED, now=now, result=result)
-    canary = catalogue.artifacts.record(CANARY_BUCKET, "dr-0", Digest(1, "0" * 64), {}, now, stores=["dr"])
+    canary = catalogue.artifacts.record(CANARY_BUCKET, "dr-0", Digest(1, "0" * 64), {}, now, stores=["dr"]).artifact
     catalogue.artifacts.finish_copy(canary, "dr", tag="1", evidence={}, now=now)
     damaged = catalogue.canaries.begin("dr", canary.key, now=now)
     catalogue.canaries.damaged(damaged, canary, now=now)

@@ -73,7 +73,7 @@ class Gateway:
         artifact = self.context.catalogue.artifacts.record(
             bucket, key, digest, {}, clock.now(), manifest=chunks if manifest else None, stores=stores,
             properties=properties,
-        )  # fmt: skip
+        ).artifact  # fmt: skip
         for store in stores:
             path = self.path(store, key, bucket)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,7 @@ def begin_and_die(cloud: Context, key: str = "app.tgz"):
         """Passes every handler, as a kill does."""
 
     digest = Digest(11 << 20, "a" * 64)
-    artifact = cloud.catalogue.artifacts.record("releases", key, digest, {}, clock.now())
+    artifact = cloud.catalogue.artifacts.record("releases", key, digest, {}, clock.now()).artifact
     checkpoint = CopyCheckpoint(cloud.catalogue, artifact, "cloud")
 
     def die(*_args, **_kwargs):
@@ -247,7 +247,7 @@ def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cl
         stores = Stores({"cloud": config.model_copy(update={"endpoint": line.endpoint})})
         content = bytes(11 << 20)
         digest = Digest(len(content), sha256(content).hexdigest())
-        artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now())
+        artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now()).artifact
         checkpoint = CopyCheckpoint(cloud.catalogue, artifact, "cloud")
         sent = {"size": digest.size, "sha256": digest.sha256, "checkpoint": checkpoint}
         with suppress(Unavailable):
@@ -266,7 +266,7 @@ def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cl
 def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, live):
     """An upload in parts is aborted and forgotten, unless a job that has not ended will continue with it."""
     digest = Digest(11, "a" * 64)
-    artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now())
+    artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now()).artifact
     driver = cloud.stores["cloud"]._driver
     token = driver.begin_upload("releases", "app.tgz", WriteInfo(digest.size, digest.sha256))
     cloud.catalogue.transfers.begin(artifact, "cloud", token=token, part_size=5, now=clock.now())

@@ -167,7 +167,7 @@ def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, s
 @pytest.mark.usefixtures("uploaded")
 def test_what_is_written_during_a_run_is_no_difference(context: Context, sweep: Sweep, put, stored) -> None:
     """A copy that is being written, an object younger than the run and a copy that was read since are not flagged."""
-    artifact = context.catalogue.artifacts.record("releases", "inflight", _digest(context), {}, clock.now())
+    artifact = context.catalogue.artifacts.record("releases", "inflight", _digest(context), {}, clock.now()).artifact
     context.catalogue.artifacts.ensure_copy(artifact, "dr")
     stored("dr", "inflight").write_bytes(b"half")
     age(stored, "inflight")

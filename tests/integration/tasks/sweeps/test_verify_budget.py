@@ -88,7 +88,9 @@ def test_an_object_above_the_budget_of_a_day_keeps_no_other_from_being_read(
     budget = Budget(bytes_per_day=ByteSize(100))
     monkeypatch.setitem(context.settings.__dict__, "budgets", {"dr": budget})
     catalogue = context.catalogue
-    large = catalogue.artifacts.record("releases", "large", Digest(101, "a" * 64), {}, clock.now(), stores=["dr"])
+    large = catalogue.artifacts.record(
+        "releases", "large", Digest(101, "a" * 64), {}, clock.now(), stores=["dr"]
+    ).artifact
     long_ago = clock.now() - timedelta(days=90)
     catalogue.artifacts.finish_copy(large, "dr", tag="1", evidence={}, now=long_ago)
     sweeper, begin = Sweeper(context), clock.now().replace(hour=0, minute=0)
