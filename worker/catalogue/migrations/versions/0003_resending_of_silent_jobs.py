@@ -1,4 +1,4 @@
-"""Keep beside a job what is needed to send it again when nothing is heard of it.
+"""Record beside a job what is needed to send it again when no worker reports on it.
 
 Revision: 0003
 """

@@ -1,4 +1,4 @@
-"""Keep how far a batch is beside its job, and find jobs by their parent.
+"""Record the progress of a batch beside its job, and find jobs by their parent.
 
 Revision: 0004
 """

@@ -1,4 +1,4 @@
-"""Keep which job recorded a version, so that its next attempt goes on with that one.
+"""Record which job recorded a version, so that the next attempt of the job uses that version again.
 
 Revision: 0006
 """

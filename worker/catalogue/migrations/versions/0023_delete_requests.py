@@ -1,4 +1,4 @@
-"""The deletes that need the approval of a second person.
+"""Record the deletes that count towards `delete.approval_above`, and who decided about them.
 
 Revision: 0023
 """

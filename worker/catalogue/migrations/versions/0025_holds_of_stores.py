@@ -1,4 +1,4 @@
-"""Whether the stores hold an artifact themselves.
+"""Record what each store said to a hold of its own on an artifact.
 
 Revision: 0025
 """
