@@ -38,15 +38,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         Superseded: between two attempts a newer version was recorded, or the artifact was deleted; that is kept.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
-    check_key(check_bucket(request.bucket), request.key)
-    names = request.stores or context.settings.placement_of(request.bucket, request.key)
-    stores = [context.stores[name] for name in names]
-    for name in request.storage_classes:
-        if name not in names:
-            raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
-        if not context.stores[name].capabilities.storage_classes:
-            raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
-    context.stores.check_any(names)  # otherwise the source would be read for nothing
+    stores = _stores_of(request, context)
     job.step("opening the source")
     with _opened(request, context, job) as source:
         job.start(source.size * (1 + len(stores)), "hashing the source")
@@ -54,27 +46,16 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         # in one transaction: to read them again costs little.
         small = source.size <= _SMALL
         content = source.content(request.sha256, job.advance) if small else None
-        digest, manifest = (
-            (content.digest, None) if content is not None else source.digests(request.sha256, job.advance)
-        )
+        digest, manifest = (content.digest, None) if content else source.digests(request.sha256, job.advance)
         recorded = context.catalogue.artifacts.record(
-            request.bucket,
-            request.key,
-            digest,
-            request.metadata,
-            clock.now(),
-            manifest=manifest,
-            stores=names,
-            job=job.id,
-            properties=request.properties,
-            replaces_headers=True,
+            request.bucket, request.key, digest, request.metadata, clock.now(), manifest=manifest,
+            stores=[store.name for store in stores], job=job.id, properties=request.properties, replaces_headers=True,
             durable=False,
-        )
+        )  # fmt: skip
         artifact = recorded.artifact
-        records = Records(finished=job.finished) if small else None
-        # Those of a known version may be found bad before their store has its turn.
+        # The copies of a known version may be found bad before their store has its turn.
         copies = recorded.copies if recorded.fresh else {}
-        work = ArtifactJob(context, job, artifact, records, copies)
+        work = ArtifactJob(context, job, artifact, Records(finished=job.finished) if small else None, copies)
 
         def write(store: LimitedStore) -> PlacedCopy:
             job.step(f"writing to {store.name}")
@@ -99,6 +80,20 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         unchanged=all(copy.outcome == "already_there" for copy in placed),
         copies=tuple(placed),
     )
+
+
+def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore]:
+    """Return the stores that the upload writes to; raise before the source is read if the upload cannot be done."""
+    check_key(check_bucket(request.bucket), request.key)
+    names = request.stores or context.settings.placement_of(request.bucket, request.key)
+    stores = [context.stores[name] for name in names]
+    for name in request.storage_classes:
+        if name not in names:
+            raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
+        if not context.stores[name].capabilities.storage_classes:
+            raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
+    context.stores.check_any(names)
+    return stores
 
 
 @contextmanager
