@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
 from worker.catalogue.database import CatalogueError, Database
@@ -44,18 +45,10 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptTombstone:
+class KeptTombstone(Tombstone):
     """A tombstone as the stores keep it, with the digest of the version that was deleted."""
 
-    bucket: str
-    key: str
-    version: int
     sha256: str
-    deleted_at: datetime
-    purge_after: datetime
-    by: str | None
-    reason: str | None
-    job: str
 
 
 class Deletions:
@@ -74,13 +67,11 @@ class Deletions:
         """
         with self._database.write() as connection:
             check_hold(connection, artifact.bucket, artifact.key)
-            tombstone_all(connection, [artifact], now)
-            connection.execute(sa.delete(tombstones).where(*_at(artifact.bucket, artifact.key)))
             made = Tombstone(
                 artifact.bucket, artifact.key, artifact.version, now, until,
                 without_nul(by[:_TEXT]) if by else None, without_nul(reason[:_TEXT]) if reason else None, job,
             )  # fmt: skip
-            connection.execute(sa.insert(tombstones), asdict(made))
+            record_tombstone(connection, artifact, made)
         return made
 
     def get(self, bucket: str, key: str) -> Tombstone | None:
@@ -124,10 +115,7 @@ class Deletions:
             with self._database.read() as connection:
                 rows = connection.execute(query.where(behind)).all()
             for row in rows:
-                yield KeptTombstone(
-                    row.bucket, row.key, row.version, row.sha256, row.deleted_at, row.purge_after, row.by, row.reason,
-                    row.job,
-                )  # fmt: skip
+                yield KeptTombstone(**asdict(_tombstone_of(row)), sha256=row.sha256)
             if len(rows) < _KEPT:
                 return
             after = rows[-1].bucket, rows[-1].key
@@ -205,6 +193,13 @@ class Deletions:
         query = sa.select(tombstones).where(*where).order_by(tombstones.c.bucket, tombstones.c.key).limit(limit)
         with self._database.read() as connection:
             return [_tombstone_of(row) for row in connection.execute(query)]
+
+
+def record_tombstone(connection: Connection, artifact: Artifact, tombstone: Tombstone) -> None:
+    """Record that an artifact was deleted; its tombstone replaces that of an earlier delete under its key."""
+    tombstone_all(connection, [artifact], tombstone.deleted_at)
+    connection.execute(sa.delete(tombstones).where(*_at(tombstone.bucket, tombstone.key)))
+    connection.execute(sa.insert(tombstones), asdict(tombstone))
 
 
 def _at(bucket: str, key: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -15,11 +15,10 @@ from worker.catalogue.artifacts import (
     ensure_copy,
     finish_copies,
     insert_version,
-    tombstone_all,
 )
 from worker.catalogue.bulk import by_bucket
 from worker.catalogue.database import Database
-from worker.catalogue.deletions import KeptTombstone
+from worker.catalogue.deletions import KeptTombstone, Tombstone, record_tombstone
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.holds import OnHold, check_hold
 from worker.catalogue.records import Artifact, Copy, FindingKind
@@ -208,16 +207,11 @@ class _Write:
         append_verdicts(self._connection, prepare_verdicts(self._verdicts, self._now))
         see(self._connection, self._findings, self._now)
         for artifact, kept in self._deleted:
-            tombstone_all(self._connection, [artifact], kept.deleted_at)
-            self._connection.execute(
-                sa.delete(tombstones).where(tombstones.c.bucket == kept.bucket, tombstones.c.key == kept.key)
-            )
             until = self._now + (kept.purge_after - kept.deleted_at)
-            row = {
-                "bucket": kept.bucket, "key": kept.key, "version": artifact.version, "deleted_at": kept.deleted_at,
-                "purge_after": until, "by": kept.by, "reason": kept.reason, "job": kept.job,
-            }  # fmt: skip
-            self._connection.execute(sa.insert(tombstones), row)
+            again = Tombstone(
+                kept.bucket, kept.key, artifact.version, kept.deleted_at, until, kept.by, kept.reason, kept.job
+            )
+            record_tombstone(self._connection, artifact, again)
 
     def record(self, found: FoundKey, known: KnownKey) -> Iterator[Rebuilt]:
         """Record one key."""
