@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from worker.catalogue import Artifact, Catalogue
@@ -71,13 +72,15 @@ class JobContext:
     """For probes, which have to reach a store whose circuit breaker is open."""
     pauses: PauseCheck
 
-    def unpaused_stores(self, store: str | None) -> list[str]:
-        """Return the names of the stores that a sweep works on: the given one or all, without the paused ones.
+    def unpaused_stores(self, store: str | None, *, off: Collection[str] = ()) -> list[str]:
+        """Return the names of the stores that a sweep works on, without the paused ones.
+
+        These are the given store, or all but those of `off`.
 
         Raises:
             UnknownStore: naming the stores there are.
         """
-        names = list(self.stores) if store is None else [self.stores[store].name]
+        names = [name for name in self.stores if name not in off] if store is None else [self.stores[store].name]
         return [name for name in names if self.pauses.of_store(name) is None]
 
     def artifact(self, bucket: str, key: str) -> Artifact:

@@ -55,7 +55,7 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
         with requested_inventory(request, name, context, job.heartbeat) as inventory:
             return _Comparison(context, job, context.stores[name], request, inventory).run()
 
-    names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
+    names = context.unpaused_stores(request.store, off=settings.off)
     return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))
 
 

@@ -56,7 +56,7 @@ def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: Ru
         with requested_inventory(request, name, context, job.heartbeat) as inventory:
             return _Reconciliation(context, job, context.stores[name], request, inventory).run()
 
-    names = [name for name in context.unpaused_stores(request.store) if request.store or name not in settings.off]
+    names = context.unpaused_stores(request.store, off=settings.off)
     return SweepReconcileResult(stores=tuple(for_each_store(names, reconcile)))
 
 
