@@ -16,7 +16,8 @@ from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.outbox import Outbox
 from worker.jobs.republish_ends import republish_ends
 from worker.jobs.task import MORE_DELAY, clean_up
-from worker.limits.pauses import LONGEST_PAUSE, mirror_queues
+from worker.limits.pauses import mirror_queues
+from worker.limits.snooze import LONGEST_PAUSE
 from worker.process_metrics import RESENT
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_RECOVER, SWEEP_WEBHOOKS, TASKS, SweepRecoverResult

@@ -1,14 +1,13 @@
 """Hold back a delete of many artifacts until a second person has approved it."""
 
 import logging
-import random
 from datetime import timedelta
 
 from worker import clock
 from worker.catalogue import ApprovalState, DeleteApproval
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
-from worker.limits.snooze import Paused
+from worker.limits.snooze import Paused, seconds_to_pause
 from worker.storage.errors import PermanentError
 from zot_artifact_client.contract import BatchRequest, DeleteRequest, PageRequest, is_batch_job
 
@@ -16,8 +15,6 @@ logger = logging.getLogger(__name__)
 
 _WHAT = 500
 """Characters that are recorded of what is deleted."""
-_MIN_WAIT, _MAX_WAIT = 2.0, 60.0
-"""Seconds after which a job asks again whether it is approved, times 1 to 1.5."""
 _SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ."""
 
@@ -119,12 +116,10 @@ def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob)
 
 
 def _waits(found: DeleteApproval) -> WaitsForApproval:
-    waited = (clock.now() - found.requested_at).total_seconds()
-    seconds = min(max(_MIN_WAIT, waited / 4), _MAX_WAIT) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
     return WaitsForApproval(
         f"the delete of {found.objects} objects waits until a second person approves it: "
         f"`zot-artifacts deletes approve {found.job}`",
-        seconds,
+        seconds_to_pause(found.requested_at),
     )
 
 

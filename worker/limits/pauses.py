@@ -1,32 +1,25 @@
 """Check the pauses of operators: of a store, a job or batch, or a queue."""
 
 import math
-import random
 import threading
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from redis import Redis
 
-from worker import clock
 from worker.catalogue import Pause, Pauses, Scope
 from worker.limits.shared_redis import PREFIX
-from worker.limits.snooze import Paused
+from worker.limits.snooze import Paused, seconds_to_pause
 
 PAUSED_QUEUES = f"{PREFIX}:paused-queues"
 """The Redis set, in the result backend, of the queues that no worker serves.
 
 The main process of a worker reads it, because it must not open the catalogue. The catalogue is the record.
 """
-_MIN_WAIT, _MAX_WAIT = 2.0, 60.0
-"""Seconds after which a job asks again whether a pause is over."""
 _FRESH = 0.2
 """Seconds for which the pauses that were read with a lease count."""
 _NOTHING_LEASED: tuple[float, dict[tuple[Scope, str], Pause]] = (-math.inf, {})
-LONGEST_PAUSE = timedelta(seconds=_MAX_WAIT * 1.5)
-"""The longest time after which a job asks again."""
 
 
 class PauseCheck:
@@ -58,10 +51,7 @@ class PauseCheck:
         pause = leased.get((scope, name)) if is_fresh else self._pauses.get(scope, name)
         if pause is None:
             return None
-        # Jobs check a long pause seldom, and not all at the same moment.
-        lasted = (clock.now() - pause.since).total_seconds()
-        seconds = min(max(_MIN_WAIT, lasted / 4), _MAX_WAIT) * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
-        return Paused(f"{message}: {pause.reason}" if pause.reason else message, seconds)
+        return Paused(f"{message}: {pause.reason}" if pause.reason else message, seconds_to_pause(pause.since))
 
 
 def mirror_queues(client: "Redis", pauses: list[Pause]) -> None:
