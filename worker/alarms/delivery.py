@@ -1,21 +1,21 @@
 """Deliver digests through the channels that the settings name."""
 
 import logging
-import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from worker.alarms import mail, webhook
+from worker.alarms.backoff import backoff
 from worker.alarms.digest import text_of
 from worker.alarms.errors import AlarmUndelivered
-from worker.catalogue import Alarms, FindingKind, Findings, PendingDigest
+from worker.catalogue import Alarms, FindingKind, Findings
 from worker.settings.alarms import AlarmSettings
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DELAY, _LONGEST_DELAY = 30.0, 3600.0
-"""Seconds until the second attempt, which double with each further one, and their maximum."""
+_FIRST_DELAY = 30.0
+"""Seconds until the second attempt, see `backoff`."""
 _CLAIM = timedelta(minutes=5)
 _OFTEN = 2
 """Failed attempts after which a finding tells that an alarm does not arrive."""
@@ -52,13 +52,13 @@ def deliver_pending(
     errors: dict[str, str] = {}
     for digest in alarms.claim(settings.channels, now=now, until=now + _CLAIM):
         if digest.channel in errors:
-            alarms.failed(digest, errors[digest.channel], next_at=now + _delay(digest))
+            alarms.failed(digest, errors[digest.channel], next_at=now + backoff(digest.attempts, _FIRST_DELAY))
             continue
         try:
             note = deliver(digest.payload, digest.channel, settings, at=now)
         except AlarmUndelivered as error:
             errors[digest.channel] = str(error)
-            alarms.failed(digest, str(error), next_at=now + _delay(digest))
+            alarms.failed(digest, str(error), next_at=now + backoff(digest.attempts, _FIRST_DELAY))
             logger.error("alarm %s was not delivered: %s", digest.id, errors[digest.channel])  # noqa: TRY400 - no bug
         else:
             delivered[digest.channel] = delivered.get(digest.channel, 0) + 1
@@ -77,9 +77,3 @@ def _see_undelivered(alarms: Alarms, findings: Findings, settings: AlarmSettings
     told = [f"{each.pending} wait since {each.since:%Y-%m-%d %H:%M} UTC: {each.error}" for each in late.values()]
     evidence = {"detail": "; ".join(told), "channels": sorted(late)} if late else None
     findings.see_store(FindingKind.ALARM_UNDELIVERED, "", evidence, now=now)
-
-
-def _delay(digest: PendingDigest) -> timedelta:
-    """Return the time until the next attempt, between half and all of the backoff."""
-    most = min(_FIRST_DELAY * 2 ** min(digest.attempts, 20), _LONGEST_DELAY)
-    return timedelta(seconds=most * random.uniform(0.5, 1))  # noqa: S311 - it spreads load and protects nothing

@@ -1,21 +1,21 @@
 """Deliver the ends of jobs to the webhooks that their requests name."""
 
 import logging
-import random
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from worker import clock
 from worker.alarms import webhook
+from worker.alarms.backoff import backoff
 from worker.alarms.errors import AlarmUndelivered
 from worker.catalogue import JobWebhooks, PendingWebhook
 from worker.settings.alarms import JobWebhookSettings, WebhookSettings
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DELAY, _LONGEST_DELAY = 10.0, 3600.0
-"""Seconds until the second attempt, which double with each further one, and their maximum."""
+_FIRST_DELAY = 10.0
+"""Seconds until the second attempt, see `backoff`."""
 _CLAIM = timedelta(minutes=20)
 """Longer than 100 answers take; a worker that is killed meanwhile delays them by this time."""
 _PAGES = 20
@@ -90,8 +90,5 @@ def _give_back(webhooks: JobWebhooks, untried: list[PendingWebhook], now: dateti
 
 
 def _next(each: PendingWebhook, now: datetime, settings: JobWebhookSettings) -> datetime | None:
-    """Return when the next attempt is due, between half and all of the backoff; None: the time for it is over."""
-    if now - each.ended_at >= settings.give_up:
-        return None
-    most = min(_FIRST_DELAY * 2 ** min(each.attempts, 20), _LONGEST_DELAY)
-    return now + timedelta(seconds=most * random.uniform(0.5, 1))  # noqa: S311 - it spreads load and protects nothing
+    """Return when the next attempt is due; None: the time for it is over."""
+    return None if now - each.ended_at >= settings.give_up else now + backoff(each.attempts, _FIRST_DELAY)
