@@ -20,10 +20,10 @@ from kombu.exceptions import OperationalError
 from tasks.batch_upload import begin_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
-from worker.artifacts.delete_approval import check_batch
 from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.upload_lists import ListedFile
+from worker.artifacts.wait_for_delete_approval import check_batch
 from worker.catalogue import (
     Batch,
     BatchChanges,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from worker import clock
 from worker.artifacts.artifact_job import Records, not_configured
-from worker.artifacts.delete_approval import check_delete
 from worker.artifacts.per_store import for_each_store
+from worker.artifacts.wait_for_delete_approval import check_delete
 from worker.catalogue import Artifact, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob

@@ -12,7 +12,6 @@ from tasks.delete import delete_artifact
 from tasks.replicate import replicate_to
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
-from worker.artifacts.delete_approval import check_page
 from worker.artifacts.page_replicate import FreshCopies
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
@@ -20,6 +19,7 @@ from worker.artifacts.page_upload import UploadPage
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
+from worker.artifacts.wait_for_delete_approval import check_page
 from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import Context, JobContext
 from worker.jobs.planned_pages import BROKER_ERRORS

@@ -1,4 +1,4 @@
-"""Deletes of many artifacts that a second person has to approve, and the small ones that count towards the limit."""
+"""Requested deletes: those that wait for the approval of a second person, and those that count towards the limit."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -12,7 +12,7 @@ from tasks.page import page
 from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver, drive, laid  # noqa: F401 - fixtures
 from worker import clock
-from worker.artifacts.delete_approval import NotApproved, WaitsForApproval, check_batch
+from worker.artifacts.wait_for_delete_approval import NotApproved, WaitsForApproval, check_batch
 from worker.catalogue import ApprovalState, CannotDecide, FindingKind
 from worker.context import Context
 from zot_artifact_client.contract import (

@@ -1,4 +1,4 @@
-"""Hold back a delete of many artifacts until a second person has approved it."""
+"""Have a delete of many artifacts wait until a second person has approved it."""
 
 import logging
 from datetime import timedelta
