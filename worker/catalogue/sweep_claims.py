@@ -78,10 +78,9 @@ class SweepClaims:
 
     def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int, ahead: float = 1) -> int:
         """Return how many copies are due, claimed ones included, counted up to about `limit`; `ahead`: see `AHEAD`."""
-        times = {"of": store, "now": now, "most": limit, "ahead": now + _CLOCK_SKEW, "period_ahead": now + period}
-        times |= {f"before_{spread}": now - period * DUE_PARTS[spread] * ahead for spread in range(SPREADS)}
+        times = _due_times(period, now, ahead)
         with self._database.read() as connection:
-            found: int = connection.execute(_COUNT_DUE, times).scalar_one()
+            found: int = connection.execute(_COUNT_DUE, {"of": store, "most": limit, **times}).scalar_one()
         return min(int(found), limit)
 
     def count_retries(self, store: str, *, now: datetime) -> int:
@@ -208,14 +207,12 @@ def due_copies(
     ahead: float = 1,
 ) -> list[int]:
     """Return the ids of copies that are due and not claimed, the longest overdue first; `ahead`: see `AHEAD`."""
-    times = {"of": store, "now": now, "claimed_far": _far(until), "period_ahead": now + period}
-    times["ahead"] = now + _CLOCK_SKEW
-    times |= {f"before_{spread}": now - period * DUE_PARTS[spread] * ahead for spread in range(SPREADS)}
+    values = {"of": store, "claimed_far": _far(until), **_due_times(period, now, ahead)}
     parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
 
     def first(most: int) -> list[tuple[datetime, int, int]]:
         """Return the first copies with their `spread`, found with this limit of each search."""
-        found = _DUE.tuples(connection, **times, most=most)
+        found = _DUE.tuples(connection, **values, most=most)
         return sorted((_moment(moment) + parts[spread], spread, id_) for id_, spread, moment in found)[:limit]
 
     most = limit // 3 + 1  # of four equal parts, as copies have that were read before
@@ -223,6 +220,15 @@ def due_copies(
     if most < limit and max(Counter(spread for _, spread, _ in some).values(), default=0) >= most:
         some = first(limit)  # one search may have more that are among the first
     return [id_ for _, _, id_ in some]
+
+
+def _due_times(period: timedelta, now: datetime, ahead: float) -> dict[str, datetime]:
+    """Return the times in the queries of due copies.
+
+    A read or a retry after the latest time that a right clock can have written makes a copy due too.
+    """
+    before = {f"before_{spread}": now - period * DUE_PARTS[spread] * ahead for spread in range(SPREADS)}
+    return {"now": now, "latest_read": now + _CLOCK_SKEW, "latest_retry": now + period, **before}
 
 
 def _moment(value: str | datetime) -> datetime:
@@ -279,14 +285,14 @@ def _due() -> sa.CompoundSelect[Any]:
         of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
         query = sa.select(copies.c.id, copies.c.spread, copies.c.read_at.label("moment")).where(*of, unclaimed)
         oldest = query.where(copies.c.read_at <= sa.bindparam(f"before_{spread}")).order_by(copies.c.read_at)
-        ahead = query.where(copies.c.read_at > sa.bindparam("ahead")).order_by(copies.c.read_at.desc())
-        found += [oldest, ahead]
+        too_late = query.where(copies.c.read_at > sa.bindparam("latest_read")).order_by(copies.c.read_at.desc())
+        found += [oldest, too_late]
     retry = sa.select(copies.c.id, sa.literal(-1).label("spread"), copies.c.next_due_at.label("moment")).where(
         copies.c.store == sa.bindparam("of"), copies.c.next_due_at.is_not(None), unclaimed
     )
     found += [
         retry.where(copies.c.next_due_at <= sa.bindparam("now")).order_by(copies.c.next_due_at),
-        retry.where(copies.c.next_due_at > sa.bindparam("period_ahead")).order_by(copies.c.next_due_at.desc()),
+        retry.where(copies.c.next_due_at > sa.bindparam("latest_retry")).order_by(copies.c.next_due_at.desc()),
     ]
     parts = [query.limit(sa.bindparam("most")).subquery() for query in found]
     return sa.union_all(*(sa.select(part) for part in parts))
@@ -299,10 +305,10 @@ def _count_due() -> sa.Select[Any]:
         of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
         read = sa.select(copies.c.spread).where(*of)
         found.append(read.where(copies.c.read_at <= sa.bindparam(f"before_{spread}")))
-        found.append(read.where(copies.c.read_at > sa.bindparam("ahead")))
+        found.append(read.where(copies.c.read_at > sa.bindparam("latest_read")))
     retry = sa.select(copies.c.store).where(copies.c.store == sa.bindparam("of"), copies.c.next_due_at.is_not(None))
     found.append(retry.where(copies.c.next_due_at <= sa.bindparam("now")))
-    found.append(retry.where(copies.c.next_due_at > sa.bindparam("period_ahead")))
+    found.append(retry.where(copies.c.next_due_at > sa.bindparam("latest_retry")))
     parts = [query.limit(sa.bindparam("most")).subquery() for query in found]
     counts = sa.union_all(*(sa.select(sa.func.count().label("due")).select_from(part) for part in parts)).subquery()
     return sa.select(sa.func.sum(counts.c.due))
