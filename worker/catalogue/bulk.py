@@ -120,13 +120,14 @@ class _Ids(TypeDecorator[Sequence[int]]):
         return value if value is None or dialect.name == "postgresql" else json.dumps(list(value))
 
 
-class one_of_ids(FunctionElement[bool]):  # noqa: N801 - it is used as a function
+class one_of_ids(FunctionElement[Any]):  # noqa: N801 - it is used as a function
     """The condition that a column is one of many numbers, bound as one value.
 
-    SQLAlchemy makes a parameter of each number of `in_`, which takes longer for a page than the query itself.
+    SQLAlchemy makes a parameter of each number of `in_`, which takes longer for a page than the query itself. The type
+    is no Boolean: SQLAlchemy would append `= 1` for SQLite, which then reads the whole table instead of the index.
     """
 
-    type = sa.Boolean()
+    type = sa.types.NullType()
     inherit_cache = True
 
     def __init__(self, column: ColumnElement[int], name: str) -> None:

@@ -62,7 +62,7 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
     plans = []
 
     def plan(connection, _cursor, statement, parameters, *_):
-        if statement.startswith("SELECT"):
+        if statement.startswith(("SELECT", "UPDATE")):
             rows = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             plans.extend(row[3] for row in rows)
 
@@ -97,6 +97,13 @@ def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_ur
         catalogue.artifacts.record_many(
             [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"
         )
+        lease = timedelta(seconds=30)
+        catalogue.ledger.acquire("page", "page", {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
+        page = catalogue.pages.claim_due(
+            "page", "dr", period=PERIOD, now=clock.now(), until=clock.now() + lease, limit=5
+        )
+        catalogue.pages.claimed_copies(page)
+        catalogue.pages.release(page, page.open)
         asked = list(plans)
         judged(catalogue, artifact, "dr", "verified")
     finally:
