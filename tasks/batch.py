@@ -82,8 +82,6 @@ _LATEST_PART = 20
 _SLACK = timedelta(milliseconds=300)
 UNSEEN = timedelta(hours=1)
 """After which a job is sent again where the broker cannot tell whether its message is lost."""
-_CLOCK_SKEW = timedelta(minutes=5)
-"""How far the clocks of two workers may differ."""
 _PAGES_AT_ONCE = 32
 """Pages that one step plans at most: it reads their artifacts."""
 _BROKER = (redis.RedisError, OperationalError, OSError)
