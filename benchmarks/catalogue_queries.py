@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 from worker import clock
 from worker.catalogue import Catalogue
@@ -69,7 +70,7 @@ def main() -> None:
         now = clock.now()
 
         def due(period: timedelta) -> object:
-            return catalogue.sweep_claims.due("main", period=period, now=now, until=now, limit=500)
+            return catalogue.pages.claim_due(str(uuid4()), "main", period=period, now=now, until=now, limit=500)
 
         def absent() -> object:
             at = clock.now()

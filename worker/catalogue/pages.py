@@ -159,6 +159,7 @@ class Pages:
     ) -> Page:
         """Claim copies of a store that are due, the longest overdue first, and record them as the objects of a page.
 
+        A claim keeps other pages away until a verdict is recorded, or until `until`.
         `ahead`: the part of the time until it is due after which a copy is claimed.
         """
         claimed: list[int] = []

@@ -9,12 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, copy_of, ensure_copy, following, listed
+from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, ensure_copy, following, listed
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.prepared import Prepared
-from worker.catalogue.records import Artifact, Copy, CopyState, FindingKind
+from worker.catalogue.records import Artifact, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 from worker.storage import Verdict
 
@@ -42,27 +42,6 @@ class SweepClaims:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def due(
-        self, store: str, *, period: timedelta, now: datetime, until: datetime, limit: int
-    ) -> list[tuple[Artifact, Copy]]:
-        """Claim copies that are due to be read again within `period`, the longest overdue first.
-
-        A copy is due a part of the period after its last full read, or after its write: the part follows from the
-        copy, so that copies written together are not read together. A claim keeps other sweeps away until a verdict
-        is recorded, or until `until`.
-        """
-        claimed: list[tuple[Artifact, Copy]] = []
-        while len(claimed) < limit:
-            with self._database.read() as connection:  # a read finds what is due, so that no writer waits for it
-                wanted = due_copies(connection, store, period=period, now=now, until=until, limit=limit - len(claimed))
-            if not wanted:
-                break
-            got = self._claim(wanted, period, now, until)
-            claimed += got
-            if len(got) == len(wanted):  # no other sweep has claimed it meanwhile
-                break
-        return claimed
 
     def overdue(self, store: str, *, period: timedelta, now: datetime) -> int:
         """Return how many copies of a store, other than archived ones, were not read fully for longer than `period`."""
@@ -112,18 +91,6 @@ class SweepClaims:
             of = sa.select(artifacts.c.size).join(copies, copies.c.artifact_id == artifacts.c.id)
             sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
         return sum(sizes) // len(sizes) if sizes else 0
-
-    def _claim(
-        self, ids: Sequence[int], period: timedelta, now: datetime, until: datetime
-    ) -> list[tuple[Artifact, Copy]]:
-        with self._database.write() as connection:
-            taken = claim_copies(connection, ids, still_due(period, now), now=now, until=until)
-            rows = connection.execute(sa.select(copies).where(copies.c.id.in_(taken)))
-            claimed = {row.id: copy_of(row) for row in rows}
-            wanted = {copy.artifact_id for copy in claimed.values()}
-            versions = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(wanted))).all()
-        by_id = {row.id: artifact_of(row) for row in versions}
-        return [(by_id[claimed[id_].artifact_id], claimed[id_]) for id_ in taken]
 
     def count_absent(self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[[Artifact], bool]) -> int:
         """Return how many current artifacts `absent` would find in all, claimed ones included; it reads all of them."""
@@ -206,7 +173,11 @@ def due_copies(
     limit: int,
     ahead: float = 1,
 ) -> list[int]:
-    """Return the ids of copies that are due and not claimed, the longest overdue first; `ahead`: see `AHEAD`."""
+    """Return the ids of copies that are due and not claimed, the longest overdue first.
+
+    A copy is due a part of the period after its last full read, or after its write: the part follows from the copy, so
+    that copies written together are not read together. `ahead`: see `AHEAD`.
+    """
     values = {"of": store, "claimed_far": _far(until), **_due_times(period, now, ahead)}
     parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
 

@@ -1,4 +1,4 @@
-"""Move aside what another program has written, as another type, under a name of the worker in Redis.
+"""Rename the keys of the worker in Redis that another program has written with another type.
 
 Every command on such a key is an error: one of them would stop the recovery of all jobs, or the clients.
 """

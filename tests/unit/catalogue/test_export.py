@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.claimed_keys import claimed_keys
 from tests.unit.catalogue.test_catalogue import DIGEST, stored
 from worker import clock
 from worker.catalogue import (
@@ -242,7 +243,7 @@ def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
     fill(catalogue)
     later = clock.now() + timedelta(days=2)
     period = timedelta(days=1)
-    assert catalogue.sweep_claims.due("dr", period=period, now=later, until=later + period, limit=5)
+    assert claimed_keys(catalogue, "dr", period=period, now=later, until=later + period, limit=5)
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
     load(url, io.BytesIO(exported(catalogue)), restore=True)
     catalogue.close()

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from tests.claimed_keys import claimed_keys
 from tests.unit.catalogue.test_catalogue import PERIOD
 from worker import clock
 from worker.catalogue import Catalogue, database
@@ -51,8 +52,8 @@ def test_copies_of_before_are_due_from_their_last_read(catalogue_url, monkeypatc
     engine.dispose()
 
     catalogue = Catalogue(catalogue_url)
-    due = catalogue.sweep_claims.due("dr", period=PERIOD, now=now, until=now + PERIOD, limit=9)
+    due = claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=now + PERIOD, limit=9)
     findings = {(each.kind, each.key) for each in catalogue.findings.page()}
     catalogue.close()
-    assert sorted(artifact.key for artifact, _ in due) == ["read", "unread"]
+    assert sorted(due) == ["read", "unread"]
     assert findings == {("corrupt", "bad"), ("lost", "bad")}
