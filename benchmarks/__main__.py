@@ -11,17 +11,17 @@ from pathlib import Path
 from benchmarks import (
     batch_planning,
     beside_sweep,
-    bulk_stores,
-    canary,
-    clients,
+    canary_repair,
     enqueue,
+    gateway_clients,
     latency,
     memory,
+    memory_by_store,
     memory_growth,
-    memory_stores,
     rebuild,
     reconciling,
     resent_parts,
+    small_objects_in_clouds,
     stores,
     sweep,
     sweep_paging,
@@ -54,13 +54,13 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "stores": stores.measure,
-    "memory-stores": memory_stores.measure,
+    "memory-stores": memory_by_store.measure,
     "upload-dir": upload_dir.measure,
     "reconcile": reconciling.measure,
-    "verify-stores": bulk_stores.measure_verify,
-    "replicate": bulk_stores.measure_replicate,
-    "canary": canary.measure,
-    "clients": clients.measure,
+    "verify-stores": small_objects_in_clouds.measure_verify,
+    "replicate": small_objects_in_clouds.measure_replicate,
+    "canary": canary_repair.measure,
+    "clients": gateway_clients.measure,
 }
 """Only measured when they are named, and kept in tables of their own."""
 ALL = MEASUREMENTS | LONG

@@ -6,7 +6,7 @@ from itertools import count
 
 import redis
 
-from benchmarks import bare
+from benchmarks import bare_celery
 from benchmarks.measured import Row, Samples, Target
 from benchmarks.scene import Scene
 from zot_artifact_client.contract import UPLOAD, UploadRequest
@@ -28,9 +28,9 @@ def measure(scene: Scene) -> Iterator[Row]:
     def request() -> UploadRequest:
         return UploadRequest(source="/srv/incoming/build.tgz", bucket="enqueue", key=f"{next(numbers)}/build.tgz")
 
-    with scene.client() as client, bare.make_app(broker, results=False) as app:
+    with scene.client() as client, bare_celery.make_app(broker, results=False) as app:
         kinds: dict[str, Callable[[], object]] = {
-            _BARE: lambda: [app.send_task(bare.NOOP) for _ in range(jobs)],
+            _BARE: lambda: [app.send_task(bare_celery.NOOP) for _ in range(jobs)],
             ONE_BY_ONE: lambda: [client.submit(UPLOAD, request()) for _ in range(jobs)],
             MANY: lambda: client.submit_many(request() for _ in range(jobs)),
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from benchmarks import bare
+from benchmarks import bare_celery
 from benchmarks.measured import Row, Samples, Target
 from benchmarks.scene import KIB, WAIT, Scene
 from tests.servers.process import REPOSITORY, Server
@@ -24,7 +24,7 @@ NOOP, ONE, TWO = "noop", "to one store", "to the two default stores"
 
 
 class BareWorker(Server):
-    """`celery -A benchmarks.bare worker`, with the pool size of ours."""
+    """`celery -A benchmarks.bare_celery worker`, with the pool size of ours."""
 
     name = "bare-worker"
 
@@ -35,10 +35,10 @@ class BareWorker(Server):
 
     def command(self) -> Sequence[str]:
         size = f"--concurrency={self._pool}"
-        return (sys.executable, "-m", "celery", "-A", "benchmarks.bare", "worker", size, "-l", "INFO")
+        return (sys.executable, "-m", "celery", "-A", "benchmarks.bare_celery", "worker", size, "-l", "INFO")
 
     def environment(self) -> Mapping[str, str]:
-        return {bare.BROKER: self._broker, "PYTHONPATH": str(REPOSITORY)}
+        return {bare_celery.BROKER: self._broker, "PYTHONPATH": str(REPOSITORY)}
 
     def probe(self) -> None:
         with Celery(broker=self._broker, set_as_current=False) as app:
@@ -70,8 +70,8 @@ def measure(scene: Scene) -> list[Row]:
 @contextmanager
 def _bare(scene: Scene) -> Iterator[Callable[[], object]]:
     broker = f"redis://127.0.0.1:{scene.valkey.port}/1"  # another database of the same server: queues do not meet
-    with BareWorker(scene.directory / "bare", broker), bare.make_app(broker) as app:
-        yield lambda: app.send_task(bare.NOOP).get(WAIT)
+    with BareWorker(scene.directory / "bare", broker), bare_celery.make_app(broker) as app:
+        yield lambda: app.send_task(bare_celery.NOOP).get(WAIT)
 
 
 def _upload(scene: Scene, client: ArtifactClient, stores: list[str] | None) -> Callable[[], object]:

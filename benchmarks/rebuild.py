@@ -13,7 +13,7 @@ from uuid import uuid4
 from benchmarks.measured import NotMeasured, Row, Samples
 from benchmarks.scene import GIB, Scene
 from worker.artifacts.rebuild import Rebuild
-from worker.catalogue import Catalogue, Rules, load
+from worker.catalogue import Catalogue, Rules, load_export
 from worker.settings.sections import PageSettings
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig
@@ -41,7 +41,7 @@ def measure(scene: Scene) -> Iterator[Row]:
         yield Row(f"backup of the catalogue of {count:,} copies", Samples([rate], " copies a second"))
         exported.seek(0)
         url = f"sqlite:///{place / 'restored.sqlite3'}"
-        rate = _timed(count, lambda: load(url, gzip.GzipFile(fileobj=exported)))
+        rate = _timed(count, lambda: load_export(url, gzip.GzipFile(fileobj=exported)))
         yield Row(f"restore of the catalogue of {count:,} copies", Samples([rate], " copies a second"))
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -12,7 +12,7 @@ from itertools import count
 import redis
 from celery import Celery
 
-from benchmarks import bare
+from benchmarks import bare_celery
 from benchmarks.latency import NOOP, ONE, POOL, TWO, BareWorker
 from benchmarks.measured import NotMeasured, Row, Samples, Target
 from benchmarks.scene import KIB, WAIT, Scene
@@ -104,12 +104,14 @@ def _loads(scene: Scene, pool: int) -> Iterator[dict[str, Load]]:
         BareWorker(scene.directory / f"bare-{pool}", broker, pool) as bare_worker,
         scene.worker(f"throughput-{pool}", pool) as worker,
         scene.client() as client,
-        bare.make_app(broker) as app,
+        bare_celery.make_app(broker) as app,
         redis.Redis.from_url(broker) as theirs,
         redis.Redis.from_url(scene.valkey.url) as ours,
     ):
         yield {
-            NOOP: Load(bare_worker, theirs, lambda jobs: [str(app.send_task(bare.NOOP).id) for _ in range(jobs)]),
+            NOOP: Load(
+                bare_worker, theirs, lambda jobs: [str(app.send_task(bare_celery.NOOP).id) for _ in range(jobs)]
+            ),
             KEPT: Load(bare_worker, theirs, _keeper(scene, app, pool)),
             ONE: Load(worker, ours, _sender(scene, client, ("primary",))),
             TWO: Load(worker, ours, _sender(scene, client, None)),
@@ -120,13 +122,13 @@ def _keeper(scene: Scene, app: Celery, pool: int) -> Callable[[int], Sequence[st
     """Return a function that makes the bare application keep new files."""
     root = scene.directory / f"kept-{pool}"
     root.mkdir()
-    bare.open_database(str(root))
+    bare_celery.open_database(str(root))
     numbers = count()
 
     def send() -> str:
         source = scene.incoming / f"kept-{next(numbers)}.bin"
         source.write_bytes(os.urandom(KIB))
-        return str(app.send_task(bare.KEEP, (str(source), str(root))).id)
+        return str(app.send_task(bare_celery.KEEP, (str(source), str(root))).id)
 
     return lambda jobs: [send() for _ in range(jobs)]
 

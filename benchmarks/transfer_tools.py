@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks import one_transfer
-from benchmarks.bare import sync
+from benchmarks.bare_celery import sync
 from benchmarks.measured import NotMeasured
 from tests.servers.process import find_server
 from worker.storage import Store

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.artifacts.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild, stores  # noqa: F401
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore_newest
-from worker.artifacts.kept_tombstones import keep_tombstones
+from worker.artifacts.tombstones_in_stores import keep_tombstones
 from worker.catalogue import Catalogue, FindingKind
 from worker.catalogue.database import Database
 from worker.settings.sections import BackupSweepSettings

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from worker import clock
-from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary, FindingKind, load
-from worker.catalogue.load import Lines
+from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary, FindingKind, load_export
+from worker.catalogue.load_export import Lines
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.sections import BackupSweepSettings
@@ -129,7 +129,7 @@ def restore(backup: Backup, store: AnyStore, url: str, on_bytes: OnBytes | None 
         StorageError: the store does not give it.
     """
     with _lines_of(backup, store, on_bytes) as lines:
-        return load(url, lines, restore=True)
+        return load_export(url, lines, restore=True)
 
 
 def restore_newest(

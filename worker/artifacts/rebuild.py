@@ -13,8 +13,8 @@ from operator import itemgetter
 
 from worker import clock
 from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
-from worker.artifacts.kept_tombstones import KeptTombstones
 from worker.artifacts.reconcile import in_order
+from worker.artifacts.tombstones_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
 from worker.settings.sections import PageSettings
 from worker.storage import ObjectStat, Store, Verdict

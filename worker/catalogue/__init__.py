@@ -41,7 +41,7 @@ from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
 from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
-from worker.catalogue.load import BadExport, NotEmpty, load
+from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
@@ -153,7 +153,7 @@ __all__ = [
     "VerdictRow",
     "expected_identity",
     "last_cause",
-    "load",
+    "load_export",
 ]
 
 

@@ -15,10 +15,10 @@ from uuid import uuid4
 import typer
 
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
-from worker.artifacts.kept_tombstones import KeptTombstones
 from worker.artifacts.rebuild import Rebuild, Tally
-from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load
-from worker.catalogue.load import Lines
+from worker.artifacts.tombstones_in_stores import KeptTombstones
+from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
+from worker.catalogue.load_export import Lines
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
@@ -110,7 +110,7 @@ def import_(
     settings = load_settings()
     settings.prepare()
     with _opened(file) as raw:
-        summary = load(settings.catalogue_url, uncompressed(raw))
+        summary = load_export(settings.catalogue_url, uncompressed(raw))
     if as_json:
         print_json(document_of(summary))
     else:

@@ -63,7 +63,7 @@ class Session:
         Raises:
             Failure: no job or more than one has such an id.
         """
-        from worker.cli.waiting_jobs import waiting_jobs
+        from worker.cli.jobs_in_outbox import jobs_in_outbox
 
         id_ = id_.strip()
         if not id_:
@@ -75,7 +75,7 @@ class Session:
             record = self.catalogue.ledger.get(id_ if id_ in ids else ids[0])
             if record is not None:
                 return record
-        found = waiting_jobs(self.settings, id_, limit=4) or waiting_jobs(self.settings, id_.lower(), limit=4)
+        found = jobs_in_outbox(self.settings, id_, limit=4) or jobs_in_outbox(self.settings, id_.lower(), limit=4)
         waiting = {record.id: record for record in found}
         ids = sorted({*ids, *waiting})
         if len(ids) == 1 and ids[0] in waiting:

@@ -121,7 +121,7 @@ def sweep(
         zot-artifacts sweep bagit archive bags/2026 --json
     """
     if name in _LAYOUTS:
-        from worker.cli.verify_layouts import place_of, sweep_layout
+        from worker.cli.sweep_layouts import place_of, sweep_layout
 
         at, path = place_of(name, where or [], store, prefix)
         sweep_layout(name, at, path, dry_run=dry_run, as_json=as_json)

@@ -7,8 +7,8 @@ from fastapi import Request
 from starlette.convertors import Convertor, register_url_convertor
 
 from worker.gateway.access import Caller, TokenVerb
-from worker.gateway.dependencies import Services
 from worker.gateway.problems import Problem
+from worker.gateway.services import Services
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_existing_key
 

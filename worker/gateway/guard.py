@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from worker import clock
 from worker.catalogue import CatalogueUnavailable
 from worker.gateway.access import Caller, caller_of, id_of
-from worker.gateway.dependencies import Services
 from worker.gateway.problems import Problem, problem_of, response_of, unexpected
+from worker.gateway.services import Services
 from zot_artifact_client.contract import MAX_MESSAGE
 
 logger = logging.getLogger(__name__)

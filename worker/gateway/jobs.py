@@ -12,8 +12,8 @@ from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
 from worker.gateway.access import Caller, TokenVerb
 from worker.gateway.caller_and_key import caller_of_request, check_may, services_of
-from worker.gateway.dependencies import Services
 from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.services import Services
 from worker.storage.keys import check_bucket, check_existing_key, check_key, check_prefix
 from zot_artifact_client.contract import (
     ADOPT,

@@ -18,8 +18,8 @@ from worker.artifacts.verified_download import VerifiedDownload
 from worker.catalogue import Artifact
 from worker.gateway.artifacts import readable
 from worker.gateway.caller_and_key import services_of
-from worker.gateway.dependencies import Services
 from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.services import Services
 from worker.storage.errors import StorageError
 
 router = APIRouter(prefix="/v1/objects", tags=["objects"], responses=ERRORS)

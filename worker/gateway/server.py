@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from worker.gateway.app import make_app
-from worker.gateway.dependencies import Services
+from worker.gateway.services import Services
 from worker.log_escaping import make_safe
 from worker.settings import Settings
 

@@ -21,9 +21,9 @@ from worker import clock
 from worker.artifacts.staged_parts import PartRange, StagedParts, remove_parts, source_of
 from worker.gateway.access import TokenVerb
 from worker.gateway.caller_and_key import artifact_path, caller_of_request, check_may, services_of
-from worker.gateway.dependencies import Services
 from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.services import Services
 from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import PermanentError

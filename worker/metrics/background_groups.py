@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 from prometheus_client import Metric
 
 from worker.catalogue import CatalogueError
-from worker.metrics.families import Sample, gauge
+from worker.metrics.family_builders import Sample, gauge
 from worker.settings.model import SettingsError
 from zot_artifact_client.errors import ClientError
 from zot_artifact_client.text_escaping import bounded, without_secrets

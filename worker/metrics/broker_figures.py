@@ -20,7 +20,7 @@ from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.expiring_counters import Counters
 from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
-from worker.metrics.families import Sample, counter, gauge
+from worker.metrics.family_builders import Sample, counter, gauge
 from worker.metrics.totals import totals
 from worker.settings import Settings
 from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 
 from worker import clock
 from worker.catalogue import CANARY_TIMES, EVIDENCE_OUTCOMES, Catalogue, CopyState, EndedJob, ResolvedFinding
-from worker.metrics.families import Histogram, Sample, counter, gauge, histogram
+from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult

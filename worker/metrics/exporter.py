@@ -17,7 +17,7 @@ from worker.catalogue import Catalogue
 from worker.metrics.background_groups import Group, Groups
 from worker.metrics.broker_figures import BrokerFigures, SharedFigures
 from worker.metrics.catalogue_figures import CoverageFigures, LedgerFigures
-from worker.metrics.families import PREFIX
+from worker.metrics.family_builders import PREFIX
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import Metric
 from redis import Redis
 
-from worker.metrics.families import Histogram, counter, histogram
+from worker.metrics.family_builders import Histogram, counter, histogram
 from worker.metrics.totals_sender import TOTALS
 from worker.process_metrics import METERS, SEPARATOR, Meter
 

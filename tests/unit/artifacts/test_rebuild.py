@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from worker import clock
-from worker.artifacts.kept_tombstones import KeptTombstones, keep_tombstones
 from worker.artifacts.rebuild import Rebuild, Tally
-from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load
+from worker.artifacts.tombstones_in_stores import KeptTombstones, keep_tombstones
+from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load_export
 from worker.settings.sections import PageSettings
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
@@ -406,7 +406,7 @@ def test_deletes_after_a_backup_are_done_again(catalogue, stores, tmp_path, make
     delete(catalogue, "since", BEGIN + timedelta(days=4))
     keep_tombstones(stores["dr"], catalogue, tmp_path)
     exported.seek(0)
-    load(f"sqlite:///{tmp_path / 'restored.sqlite3'}", exported)
+    load_export(f"sqlite:///{tmp_path / 'restored.sqlite3'}", exported)
     restored = Catalogue(f"sqlite:///{tmp_path / 'restored.sqlite3'}")
     assert kept_rebuild(restored, stores, tmp_path, newer_since=BEGIN + timedelta(days=3)).deletes_redone == 1
     assert [each.key for each in restored.artifacts.page("b")] == ["before"]

@@ -26,7 +26,7 @@ from worker.catalogue import (
     NewFinding,
     NotEmpty,
     Scope,
-    load,
+    load_export,
 )
 from worker.catalogue.database import open_engine
 from worker.catalogue.export import kind_of
@@ -105,7 +105,7 @@ def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, 
     """Both databases have the same rows, ids, log and identity afterwards, and continue to count from there."""
     fill(catalogue)
     first = exported(catalogue)
-    summary = load(empty_url, io.BytesIO(first))
+    summary = load_export(empty_url, io.BytesIO(first))
     assert summary.rows["verifications"] == 3
     assert summary.rows["manifests"] == 1
     there = Catalogue(empty_url)
@@ -115,7 +115,7 @@ def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, 
         assert there.identity == catalogue.identity
         assert there.verifications.first_broken() is None
         assert there.verifications.head() == catalogue.verifications.head()
-        load(back := f"sqlite:///{tmp_path / 'back.sqlite3'}", io.BytesIO(second))
+        load_export(back := f"sqlite:///{tmp_path / 'back.sqlite3'}", io.BytesIO(second))
         record = there.artifacts.record(
             "releases", "next", Digest(1, "b" * 64), {}, clock.now(), stores=["dr"]
         ).artifact
@@ -136,7 +136,7 @@ def test_a_catalogue_that_has_rows_is_not_loaded_into(catalogue, catalogue_url, 
     stored(catalogue)
     before = content(exported(catalogue))
     with pytest.raises(NotEmpty, match="artifacts has rows"):
-        load(catalogue_url, io.BytesIO(data))
+        load_export(catalogue_url, io.BytesIO(data))
     assert content(exported(catalogue)) == before
 
 
@@ -145,9 +145,9 @@ def test_a_catalogue_without_rows_is_loaded_into(catalogue, catalogue_url, data,
     catalogue.close()
     if catalogue_url.startswith("sqlite"):
         with pytest.raises(CatalogueError, match="was here before"):
-            load(catalogue_url, io.BytesIO(data))
+            load_export(catalogue_url, io.BytesIO(data))
         (tmp_path / "catalogue.sqlite3-id").unlink()
-    load(catalogue_url, io.BytesIO(data))
+    load_export(catalogue_url, io.BytesIO(data))
     loaded = Catalogue(catalogue_url)
     assert content(exported(loaded)) == content(data)
     loaded.close()
@@ -214,21 +214,21 @@ def test_a_damaged_export_loads_nothing(data, tmp_path, damage: Callable[[bytes]
     path = tmp_path / "new.sqlite3"
     file: Any = gzip.GzipFile(fileobj=io.BytesIO(bad)) if damage is cut_gzip else io.BytesIO(bad)
     with pytest.raises(BadExport, match="export"):
-        load(f"sqlite:///{path}", file)
+        load_export(f"sqlite:///{path}", file)
     assert not list(tmp_path.glob("new.sqlite3*"))
 
 
 def test_an_export_of_a_newer_version_is_refused(data, tmp_path):
     """Tables of a revision that this program does not know are not loaded."""
     with pytest.raises(CatalogueError, match="newer version"):
-        load(f"sqlite:///{tmp_path / 'new.sqlite3'}", io.BytesIO(of_later_tables(data)))
+        load_export(f"sqlite:///{tmp_path / 'new.sqlite3'}", io.BytesIO(of_later_tables(data)))
 
 
 def test_an_export_of_an_earlier_version_is_brought_up_to_date(tmp_path):
     """The rows of an export of revision 0016 are in the tables of today."""
     url = f"sqlite:///{tmp_path / 'new.sqlite3'}"
     with (Path(__file__).parent / "export-0016.jsonl").open("rb") as file:
-        summary = load(url, file)
+        summary = load_export(url, file)
     loaded = Catalogue(url)
     assert loaded.identity == summary.identity
     assert loaded.artifacts.current("releases", "app.tgz") is not None
@@ -245,7 +245,7 @@ def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
     period = timedelta(days=1)
     assert claimed_keys(catalogue, "dr", period=period, now=later, until=later + period, limit=5)
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
-    load(url, io.BytesIO(exported(catalogue)), restore=True)
+    load_export(url, io.BytesIO(exported(catalogue)), restore=True)
     catalogue.close()
     restored = Catalogue(url)
     jobs = {id_: restored.ledger.get(id_) for id_ in ("upload-1", "sweep-1")}
@@ -268,7 +268,7 @@ def test_a_restored_catalogue_purges_nothing_at_once(tmp_path):
     catalogue.deletions.begin(artifact, now=long_ago, until=long_ago + week, by=None, reason=None, job="job-1")
     assert catalogue.deletions.count_due(now=now) == 1
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
-    load(url, io.BytesIO(exported(catalogue)), restore=True)
+    load_export(url, io.BytesIO(exported(catalogue)), restore=True)
     catalogue.close()
     restored = Catalogue(url)
     assert restored.deletions.count_due(now=now + week / 2) == 0
@@ -283,7 +283,7 @@ def test_a_canary_that_was_open_in_a_backup_is_damaged_anew(tmp_path):
     begun = catalogue.canaries.begin("dr", "dr/0", now=clock.now())
     catalogue.canaries.damaged(begun, artifact, now=clock.now())
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
-    load(url, io.BytesIO(exported(catalogue)), restore=True)
+    load_export(url, io.BytesIO(exported(catalogue)), restore=True)
     catalogue.close()
     restored = Catalogue(url)
     last = restored.canaries.last("dr")
@@ -293,14 +293,14 @@ def test_a_canary_that_was_open_in_a_backup_is_damaged_anew(tmp_path):
 
 _TELLING = """
 import sys
-from worker.catalogue import load
+from worker.catalogue import load_export
 
 class Telling:
     def readline(self, size=-1):
         print(flush=True)
         return sys.stdin.buffer.readline(size)
 
-load(sys.argv[1], Telling())
+load_export(sys.argv[1], Telling())
 """
 
 
@@ -318,7 +318,7 @@ def test_a_load_that_is_killed_leaves_an_empty_catalogue(data, tmp_path):
             assert killed.stdout.readline()
         killed.kill()
     assert (tmp_path / "killed.sqlite3").exists()
-    load(url, io.BytesIO(data))
+    load_export(url, io.BytesIO(data))
     loaded = Catalogue(url)
     assert content(exported(loaded)) == content(data)
     loaded.close()

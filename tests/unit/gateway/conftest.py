@@ -18,8 +18,8 @@ from worker import clock
 from worker.catalogue import Artifact
 from worker.context import Context
 from worker.gateway.access import TokenVerb, new_token
-from worker.gateway.dependencies import Services
 from worker.gateway.server import Address, make_server
+from worker.gateway.services import Services
 from worker.settings import Settings
 from worker.storage.driver import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest

@@ -12,7 +12,7 @@ from tests.unit.gateway.conftest import Gateway
 from worker import clock
 from worker.catalogue import Leased
 from worker.gateway.access import TokenVerb
-from worker.gateway.dependencies import Services
+from worker.gateway.services import Services
 from zot_artifact_client.contract import VERIFY, JobState
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import Outgoing

@@ -24,7 +24,7 @@ from worker import clock
 from worker.context import Context
 from worker.gateway import uploads
 from worker.gateway.access import TokenVerb, new_token
-from worker.gateway.dependencies import Services
+from worker.gateway.services import Services
 from worker.gateway.staging import Staging
 from worker.settings import Settings
 

@@ -6,7 +6,7 @@ import redis
 from prometheus_client import Metric
 
 from worker.metrics.background_groups import Group, Groups
-from worker.metrics.families import gauge
+from worker.metrics.family_builders import gauge
 
 
 class Server:

@@ -15,7 +15,7 @@ from worker.storage.azure.errors import translated
 from worker.storage.cloud.error_mapping import Origin, shown_url
 from worker.storage.config import AzureConfig, connection_fields
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.chunked_body import mount_chunked_body
+from worker.storage.transfer.sliced_body import mount_sliced_body
 
 MIB = 1024 * 1024
 MAX_GET = 1 << 50
@@ -99,7 +99,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
 
 def _transport() -> RequestsTransport:
     session = requests.Session()
-    mount_chunked_body(
+    mount_sliced_body(
         session, Retry(total=False, redirect=False, raise_on_status=False)
     )  # as the SDK does with its own
     return RequestsTransport(

@@ -19,7 +19,7 @@ from requests.exceptions import InvalidJSONError
 from worker.storage.cloud.error_mapping import shown_url
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
-from worker.storage.transfer.chunked_body import mount_chunked_body
+from worker.storage.transfer.sliced_body import mount_sliced_body
 
 GOOGLE = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
@@ -99,7 +99,7 @@ def connect(name: str, config: GcsConfig) -> Connection:
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
-    mount_chunked_body(session)
+    mount_sliced_body(session)
     client = storage.Client(
         project=config.project or project,
         credentials=credentials,

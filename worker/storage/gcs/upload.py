@@ -35,8 +35,8 @@ from worker.storage.gcs.object_stat import (
     to_stat,
 )
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.chunked_body import ChunkedBody
 from worker.storage.transfer.server_copy import Between
+from worker.storage.transfer.sliced_body import SlicedBody
 from worker.storage.transfer.split_into_parts import next_part, pieces_of
 
 TRIES = 16
@@ -176,7 +176,7 @@ def send_bytes(
             "POST",
             connection.upload_url(name.bucket),
             params={"uploadType": "multipart", **connection.pinned(pin)},
-            data=ChunkedBody(head.encode(), data, f"\r\n--{boundary}--".encode()),
+            data=SlicedBody(head.encode(), data, f"\r\n--{boundary}--".encode()),
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             timeout=TIMEOUT,
         )

@@ -21,7 +21,7 @@ from worker.storage.cloud.listing import check_size, is_document, without_malfor
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.chunked_body import as_chunked_body
+from worker.storage.transfer.sliced_body import as_sliced_body
 from worker.storage.transfer.upload_intents import request_begins
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _clean_page(root: str, response_dict: dict[str, Any], **_: object) -> None:
 
 
 def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
-    request.body = as_chunked_body(request.body)  # it is signed, and counted in the headers
+    request.body = as_sliced_body(request.body)  # it is signed, and counted in the headers
 
 
 def _damage(request: AWSPreparedRequest, **_: object) -> None:

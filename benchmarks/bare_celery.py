@@ -9,8 +9,8 @@ from pathlib import Path
 from celery import Celery
 
 BROKER = "BENCH_BROKER"
-NOOP = "benchmarks.bare.noop"
-KEEP = "benchmarks.bare.keep"
+NOOP = "benchmarks.bare_celery.noop"
+KEEP = "benchmarks.bare_celery.keep"
 
 
 def make_app(broker: str | None, *, results: bool = True) -> Celery:

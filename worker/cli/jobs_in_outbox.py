@@ -19,7 +19,7 @@ _BEGINNING = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SECONDS = 5.0
 
 
-def waiting_jobs(settings: Settings, beginning: str, *, limit: int) -> list[JobRecord]:
+def jobs_in_outbox(settings: Settings, beginning: str, *, limit: int) -> list[JobRecord]:
     """Return jobs of the outbox whose ids are `beginning`, else those whose ids begin with it, `limit` at most.
 
     A broker that does not answer, or keeps no outbox, has none.

@@ -55,7 +55,7 @@ class Header:
     log_head: LogHead | None
 
 
-def load(url: str, file: Lines, *, restore: bool = False) -> ExportSummary:
+def load_export(url: str, file: Lines, *, restore: bool = False) -> ExportSummary:
     """Load an export into the empty catalogue at this SQLAlchemy URL, in one transaction.
 
     The catalogue has the id of the exported one afterwards, so that the stores and the heads of its log fit it. An

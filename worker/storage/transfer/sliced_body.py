@@ -1,7 +1,7 @@
-"""Send large bodies in small pieces, so that a slow connection is not taken for a dead one.
+"""Send large bodies in small slices, so that a slow connection is not taken for a dead one.
 
 A socket's timeout is for one whole call. A part of 16 MiB in one call would have to be sent within the timeout for
-connecting, five seconds, which fails below some 40 Mbit/s at every attempt. A piece of 128 KiB that takes as long means
+connecting, five seconds, which fails below some 40 Mbit/s at every attempt. A slice of 128 KiB that takes as long means
 that the peer does not read any more.
 """
 
@@ -15,13 +15,13 @@ from urllib3 import Retry
 from worker.storage.driver import PartData
 from worker.storage.transfer.split_into_parts import pieces_of
 
-PIECE = 128 * 1024
+SLICE = 128 * 1024
 """Bytes."""
 CONNECTIONS = 32
 """Pooled connections: more than two transfers, with two parts in flight each, and their read-ahead use at once."""
 
 
-class ChunkedBody:
+class SlicedBody:
     """A body of known length that HTTP libraries iterate over each time they send it."""
 
     def __init__(self, *sources: PartData | memoryview) -> None:
@@ -32,7 +32,7 @@ class ChunkedBody:
 
     def __iter__(self) -> Iterator[bytes]:
         for source in self._sources:
-            yield from cast("Iterator[bytes]", pieces_of(source, PIECE))  # requests' stubs do not know of memoryviews
+            yield from cast("Iterator[bytes]", pieces_of(source, SLICE))  # requests' stubs do not know of memoryviews
 
     def seek(self, _offset: int, /) -> None:
         """Do nothing: each iteration starts at the beginning. The SDK for S3 calls this before a retry."""
@@ -40,17 +40,17 @@ class ChunkedBody:
 
 class _Adapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        request.body = as_chunked_body(request.body)
+        request.body = as_sliced_body(request.body)
         return super().send(request, *args, **kwargs)
 
 
-def mount_chunked_body(session: requests.Session, retries: Retry | int = 0) -> None:
-    """Make a session send bodies in pieces."""
+def mount_sliced_body(session: requests.Session, retries: Retry | int = 0) -> None:
+    """Make a session send bodies in slices."""
     adapter = _Adapter(pool_connections=4, pool_maxsize=CONNECTIONS, max_retries=retries)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
 
 
-def as_chunked_body(body: Any) -> Any:
-    """Return a body as a ChunkedBody if it is bytes and longer than one piece."""
-    return ChunkedBody(body) if isinstance(body, bytes | bytearray | memoryview) and len(body) > PIECE else body
+def as_sliced_body(body: Any) -> Any:
+    """Return a body as a SlicedBody if it is bytes and longer than one slice."""
+    return SlicedBody(body) if isinstance(body, bytes | bytearray | memoryview) and len(body) > SLICE else body
