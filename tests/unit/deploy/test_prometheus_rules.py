@@ -44,7 +44,7 @@ LABEL_IN_TEXT = re.compile(r"\$labels\.(\w+)|\{\{\s*(\w+)\s*\}\}")
 def queries() -> Iterator[tuple[str, str]]:
     """Yield every query, by the name of its alarm or panel, without the variables of Grafana."""
     yield from ((name, rule["expr"]) for name, rule in ALARMS.items())
-    scaled = yaml.safe_load_all((ROOT / "deploy/kubernetes/autoscaling.yaml").read_text())
+    scaled = yaml.safe_load_all((ROOT / "deploy/kubernetes/autoscaling/scaled-objects.yaml").read_text())
     yield from ((each["metadata"]["name"], each["spec"]["triggers"][0]["metadata"]["query"]) for each in scaled)
     for title, panel in PANELS.items():
         for target in panel["targets"]:
