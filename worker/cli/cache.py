@@ -92,7 +92,7 @@ def warm(
             try:
                 artifact = client.warm(path.bucket, path.key, on_progress=shown.update)
             except ClientError as error:
-                complain(f"{path}: {error}")
+                complain(str(error) if str(path) in str(error) else f"{path}: {error}")
                 status = max(status, Status.UNKNOWN if isinstance(error, GatewayUnavailable) else Status.BAD)
             else:
                 if artifact.manifest is None and artifact.size:

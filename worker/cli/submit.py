@@ -15,6 +15,7 @@ from worker.cli.session import Session
 from worker.settings import Settings
 from zot_artifact_client.contract import Message, TaskSpec
 from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.request_faults import faults_of
 
 if TYPE_CHECKING:
     from zot_artifact_client import ArtifactClient, Job
@@ -101,11 +102,8 @@ def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:
     try:
         return spec.request.read({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors(include_input=False)
-        ]
-        raise Failure(f"{spec.kind}: {'; '.join(faults)}", Status.USAGE, type_="InvalidRequest") from None
+        faults = faults_of(error.errors(include_input=False))
+        raise Failure(f"{spec.kind}: {faults}", Status.USAGE, type_="InvalidRequest") from None
 
 
 def _way_out(settings: Settings) -> str:

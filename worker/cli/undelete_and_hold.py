@@ -127,7 +127,7 @@ def holds(as_json: AsJson = False) -> None:
         print_json({"holds": [asdict(each) for each in found]})
     else:
         rows = [
-            (f"{each.bucket}/{each.key}", each.held_at, each.by, each.reason, ", ".join(_holding(each)))
+            (f"{each.bucket}/{each.key}", each.held_at, each.by, each.reason, ", ".join(_holding(each)) or None)
             for each in found
         ]
         print_table(

@@ -23,6 +23,7 @@ from zot_artifact_client.errors import (
     InvalidRequest,
     UnknownJob,
 )
+from zot_artifact_client.request_faults import faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ async def answer_problem(_: Request, error: Exception) -> JSONResponse:
 async def answer_invalid(_: Request, error: Exception) -> JSONResponse:
     """Answer a request whose body or parameters are not valid; the answer holds no value of the request."""
     assert isinstance(error, RequestValidationError)
-    faults = dict.fromkeys(_fault(each) for each in error.errors())
-    return response_of(Problem(HTTPStatus.BAD_REQUEST, "InvalidRequest", "; ".join(faults)))
+    within = ({**each, "loc": each["loc"][1:]} for each in error.errors())  # the first is `body`, `query` or `header`
+    return response_of(Problem(HTTPStatus.BAD_REQUEST, "InvalidRequest", faults_of(within, whole="body")))
 
 
 async def answer_error(_: Request, error: Exception) -> JSONResponse:
@@ -118,11 +119,6 @@ def unexpected(error: Exception) -> Problem:
     logger.error("a request failed", exc_info=error)
     detail = "an error that is not expected; its cause is in the log of the gateway"
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", detail)
-
-
-def _fault(each: Mapping[str, Any]) -> str:
-    place = [str(part) for part in each["loc"][1:2]]  # deeper names are the caller's values, such as keys of metadata
-    return f"{'.'.join(place) or 'body'}: {each['msg'].removeprefix('Value error, ')}"
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -193,9 +193,8 @@ class Staging:
 
 def request_of(upload: StagedUpload, source: Path) -> UploadRequest:
     """Return the request of the job of an upload."""
-    if upload.store is not None:
-        return UploadRequest.read({**upload.request, "source": source_of(upload.store, upload.id), "staged": True})
-    return UploadRequest.read({**upload.request, "source": str(source), "staged": True})
+    place = str(source) if upload.store is None else source_of(upload.store, upload.id)
+    return UploadRequest.read({**upload.request, "source": place, "staged": True})
 
 
 def gone(id_: str) -> Problem:

@@ -37,6 +37,7 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.job_ids import check_id, choose_id
+from zot_artifact_client.request_faults import faults_of
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["uploads"], responses=ERRORS)
@@ -275,8 +276,7 @@ def _new(fields: Mapping[str, Any]) -> NewUpload:
     try:
         return NewUpload.read(dict(fields))
     except ValidationError as error:
-        faults = dict.fromkeys(f"{each['loc'][0] if each['loc'] else 'body'}: {each['msg']}" for each in error.errors())
-        raise InvalidRequest(f"upload: {'; '.join(faults)}") from None
+        raise InvalidRequest(f"upload: {faults_of(error.errors(), whole='body')}") from None
 
 
 async def _create(

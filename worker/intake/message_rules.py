@@ -18,6 +18,7 @@ from kombu.utils.json import loads
 from pydantic import ValidationError
 
 from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, MAX_MESSAGE, QUERIES, QUERY_ID, TASKS, is_batch_job
+from zot_artifact_client.request_faults import rule_of
 from zot_artifact_client.text_escaping import bounded
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}")
@@ -335,7 +336,7 @@ def _check_request(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
 def problems_of(error: ValidationError) -> str:
     """Return the first problems of a request and the number of the others, without a value of the request."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{bounded('.'.join(map(str, p['loc'])) or 'message', 64)}: {p['msg']}" for p in problems[:_MAX_PROBLEMS]]
+    told = [f"{bounded('.'.join(map(str, p['loc'])) or 'message', 64)}: {rule_of(p)}" for p in problems[:_MAX_PROBLEMS]]
     more = len(problems) - len(told)
     return "; ".join([*told, f"and {more} more"] if more else told)
 

@@ -32,6 +32,7 @@ from zot_artifact_client.errors import IdempotencyMismatch, InvalidRequest
 from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.job_ids import choose_ids
 from zot_artifact_client.outgoing_messages import Outgoing
+from zot_artifact_client.request_faults import faults_of
 
 UploadT = TypeVar("UploadT")
 ReplicateT = TypeVar("ReplicateT")
@@ -370,12 +371,5 @@ def request_of(spec: TaskSpec[RequestT, Any], **fields: object) -> RequestT:
     try:
         return spec.request.read({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        faults = dict.fromkeys(_fault(each["loc"], each["msg"]) for each in error.errors(include_input=False))
-        raise InvalidRequest(f"{spec.kind}: {'; '.join(faults)}") from None
-
-
-def _fault(location: tuple[int | str, ...], rule: str) -> str:
-    field = str(location[0]) if location else "request"
-    # Deeper names are the caller's values, such as keys of metadata: only positions in a list are named.
-    place = f"[{location[1]}]" if len(location) > 1 and isinstance(location[1], int) else ""
-    return f"{field}{place}: {rule.removeprefix('Value error, ')}"
+        faults = faults_of(error.errors(include_input=False))
+        raise InvalidRequest(f"{spec.kind}: {faults}") from None
