@@ -53,6 +53,7 @@ _HOLDER = Prepared(
     )
     .limit(1)
 )  # fmt: skip
+_TOUCH = Prepared(sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(fence=jobs.c.fence))
 _SETTLE = Prepared(
     sa.update(jobs).where(
         jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
@@ -127,38 +128,20 @@ class Ledger:
         Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: the
         job itself may kill its workers. A `planned` job is one of a batch, which accepts its jobs before it sends them.
 
+        A power cut may undo the first lease of a job, until something else is recorded: its message is acknowledged
+        only after the end of the job, and is delivered again. Anything else is durable when this returns.
+
         Raises:
             OtherRequest: the id belongs to another request, or to a batch that has not planned the job.
         """
         given = {"id": id_, "kind": kind, "request": dict(request), "parent": parent, "created_at": now}
         taken = {"lease_owner": owner, "lease_until": now + lease, "queue": queue}
-        with self._database.write() as connection:
-            found = _find(connection, id_)
-            if found is not None and found.state == JobState.REFUSED:  # by a message that was no valid request
-                connection.execute(sa.delete(jobs).where(jobs.c.id == id_))
-                found = None
-            if found is None and planned:
-                raise OtherRequest(f"{id_} is the id of a job of batch {parent}, which has not planned it")
-            if found is None:
-                want_webhooks(connection, id_, request, now)
-                return _accept(connection, given, holds, taken, lease)
-            if (found.kind, found.request) != (kind, given["request"]):
-                raise OtherRequest(
-                    f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request"
-                )
-            if JobState(found.state).terminal:
-                return Finished(found)
-            busy = _busy(connection, found, holds, now, lease)
-            if busy:
-                if found.state != JobState.RUNNING:
-                    _WAIT.run(connection, job=id_, due=busy.until + lease)
-                return busy
-            crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
-            if crashes >= max_crashes:
-                return Finished(job_record(_BURY.first(connection, **_poison(found, crashes, now))))
-            taken |= {"job": id_, "now": now, "crashes": crashes}
-            leased = job_record(_TAKE.first(connection, **taken))
-            return Leased(leased, pauses_of_job(connection, id_, leased.parent))
+        with self._database.write(durable=False) as connection:
+            found = _acquire(connection, given, taken, holds, lease=lease, max_crashes=max_crashes, planned=planned)
+        if not (isinstance(found, Leased) and found.record.fence == 1):
+            with self._database.write() as connection:  # makes the commit before it durable too
+                _TOUCH.run(connection, job=id_)
+        return found
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:
         """Renew the lease until `until`, and record the progress.
@@ -382,6 +365,45 @@ class Ledger:
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write() as connection:
             _change(connection, id_, fence, values)
+
+
+def _acquire(
+    connection: Connection,
+    given: Mapping[str, Any],
+    taken: Mapping[str, Any],
+    holds: str | None,
+    *,
+    lease: timedelta,
+    max_crashes: int,
+    planned: bool,
+) -> Leased | Held | Finished:
+    """Accept or lease a job within the transaction; see `Ledger.acquire`."""
+    id_, now = given["id"], given["created_at"]
+    found = _find(connection, id_)
+    if found is not None and found.state == JobState.REFUSED:  # by a message that was no valid request
+        connection.execute(sa.delete(jobs).where(jobs.c.id == id_))
+        found = None
+    if found is None and planned:
+        raise OtherRequest(f"{id_} is the id of a job of batch {given['parent']}, which has not planned it")
+    if found is None:
+        want_webhooks(connection, id_, given["request"], now)
+        return _accept(connection, given, holds, taken, lease)
+    if (found.kind, found.request) != (given["kind"], given["request"]):
+        raise OtherRequest(
+            f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request"
+        )
+    if JobState(found.state).terminal:
+        return Finished(found)
+    busy = _busy(connection, found, holds, now, lease)
+    if busy:
+        if found.state != JobState.RUNNING:
+            _WAIT.run(connection, job=id_, due=busy.until + lease)
+        return busy
+    crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
+    if crashes >= max_crashes:
+        return Finished(job_record(_BURY.first(connection, **_poison(found, crashes, now))))
+    leased = job_record(_TAKE.first(connection, **taken, job=id_, now=now, crashes=crashes))
+    return Leased(leased, pauses_of_job(connection, id_, leased.parent))
 
 
 def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:

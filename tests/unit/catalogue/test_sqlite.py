@@ -3,14 +3,14 @@
 import sqlite3
 import threading
 from contextlib import ExitStack, closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Leased
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Finished, Held, Leased
 from worker.storage import Digest
 
 
@@ -105,13 +105,43 @@ def test_replace_rewrites_nothing_that_is_append_only(tmp_path, statement):
         shell.execute(statement)
 
 
-def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url):
-    """A job records a lost first version again; the bytes of a further one replace others, so it is durable first."""
-    catalogue = Catalogue(url)
-    artifacts, digest, modes = catalogue.artifacts, Digest(11, "a" * 64), []
+def commits_of(catalogue: Catalogue) -> list[int]:
+    """Return a list to which each commit from now on adds its mode of waiting for the disk."""
+    modes: list[int] = []
     listen = sa.event.listens_for(catalogue._database.engine, "commit")
     listen(lambda done: modes.append(done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]))
     catalogue.close()  # so that its next connection has the listener
+    return modes
+
+
+def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url):
+    """A first lease that a power cut undoes is taken again; a later one has a larger fencing token than the first."""
+    catalogue = Catalogue(url)
+    modes = commits_of(catalogue)
+    now, lease = clock.now(), timedelta(seconds=30)
+    full, normal = 2, 1
+
+    def deliver(id_: str, now: datetime, holds: str = "b/k") -> object:
+        modes.clear()
+        return catalogue.ledger.acquire(
+            id_, "upload", {"key": "k"}, owner="w", holds=holds, parent=None, now=now, lease=lease, max_crashes=2
+        )
+
+    assert isinstance(deliver("one", now), Leased)
+    assert modes == [normal]
+    assert isinstance(deliver("two", now), Held)
+    assert modes == [normal, full]
+    assert isinstance(deliver("one", now + 2 * lease), Leased)
+    assert modes == [normal, full], "a later lease"
+    assert isinstance(deliver("one", now + 4 * lease), Finished)
+    assert modes == [normal, full], "the end of a job that kills its workers"
+    catalogue.close()
+
+
+def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url):
+    """A job records a lost first version again; the bytes of a further one replace others, so it is durable first."""
+    catalogue = Catalogue(url)
+    artifacts, digest, modes = catalogue.artifacts, Digest(11, "a" * 64), commits_of(catalogue)
     full, normal = 2, 1
     artifacts.record("releases", "a", digest, {}, clock.now(), stores=["dr"], durable=False)
     assert modes == [normal]

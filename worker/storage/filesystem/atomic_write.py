@@ -117,18 +117,20 @@ class ObjectFiles:
         else:
             self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256))
 
-    def create(self, directory: int, path: ObjectPath, temp: TempFile, sidecar: TempFile | None) -> bool:
+    def create(
+        self, directory: int, path: ObjectPath, temp: TempFile, sidecar: TempFile | None, *, exclusive: bool
+    ) -> bool:
         """Place finished files as a new object and its sidecar, if no file has their names.
 
-        As `commit`, but the directory is not synced: the caller does that once for many objects. Returns False, with
+        As `commit`, but the directory is not synced: the caller does that, once for many objects. Returns False, with
         nothing changed, where another file has one of the names.
         """
         for name in (path.leaf, path.sidecar, path.hidden_sidecar):
             if _exists(directory, name):
                 return False
         if sidecar is not None:
-            sidecar.link(path.sidecar)
-        _create(directory, path, temp, exclusive=True)
+            sidecar.place(path.sidecar)
+        _create(directory, path, temp, exclusive=exclusive)
         return True
 
     def remove(self, directory: int, path: ObjectPath) -> None:

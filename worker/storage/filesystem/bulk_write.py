@@ -144,7 +144,7 @@ class BulkWrite:
             self._rules.name(path)  # again: another writer may have taken the name meanwhile
             self._files.prepare(directory, path)
             self._rules.condition(directory, path, put.condition)
-            if not self._files.create(directory, path, data, item.sidecar):
+            if not self._files.create(directory, path, data, item.sidecar, exclusive=True):
                 exclusive = put.condition == "create_only"
                 self._files.commit(directory, path, data, put.body.digest.sha256, exclusive=exclusive)
             item.stat = object_stat(path, data.stat, put.body.digest.sha256)

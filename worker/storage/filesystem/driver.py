@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 from worker.storage.config import FilesystemConfig
@@ -42,7 +42,7 @@ from worker.storage.filesystem.open_without_symlinks import Tree, is_link_refusa
 from worker.storage.filesystem.reader import FilesystemReader, object_stat
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
 from worker.storage.filesystem.stale_files import StaleFiles
-from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile
+from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile, sync_at_once
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader
 
 _Row = TypeVar("_Row")
@@ -98,12 +98,17 @@ class FilesystemDriver:
         with self._writing(path, condition, self._temp_file) as (directory, temp):
             self._fill(path, temp, body)
             digest = body.digest.sha256
-            with self._errors(path):
+            with self._errors(path), ExitStack() as opened:
                 temp.stamp()
-                if self._attributes:
-                    temp.keep_digest(digest)
-                temp.sync()
-            return self._commit(directory, path, temp, digest, condition)
+                in_attribute = self._attributes and temp.keep_digest(digest)
+                if in_attribute or self._files.current(directory, path) is not None:
+                    temp.sync()
+                    return self._commit(directory, path, temp, digest, condition)
+                sidecar = self._temp_file(directory)
+                opened.callback(sidecar.close)
+                sidecar.write(digest.encode())
+                sync_at_once(temp, sidecar)
+                return self._commit(directory, path, temp, digest, condition, sidecar=sidecar)
 
     def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
         return self._bulk.put_many(puts)
@@ -284,13 +289,24 @@ class FilesystemDriver:
                 temp.write(data)
 
     def _commit(
-        self, directory: int, path: ObjectPath, temp: TempFile, sha256: str | None, condition: Condition
+        self,
+        directory: int,
+        path: ObjectPath,
+        temp: TempFile,
+        sha256: str | None,
+        condition: Condition,
+        *,
+        sidecar: TempFile | None = None,
     ) -> ObjectStat:
+        exclusive = condition == "create_only"
         with self._errors(path), self._tree.locked(path.lock):
             self._check_name(path)  # checked again: another writer may have taken the name
             self._files.prepare(directory, path)
             self._check_condition(directory, path, condition)
-            self._files.commit(directory, path, temp, sha256, exclusive=condition == "create_only")
+            if sidecar and self._files.create(directory, path, temp, sidecar, exclusive=exclusive):
+                os.fsync(directory)
+            else:
+                self._files.commit(directory, path, temp, sha256, exclusive=exclusive)
             return object_stat(path, temp.stat, sha256)
 
     def _delete(self, directory: int, path: ObjectPath, condition: Match | None) -> bool:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from worker.storage.filesystem.digest_attribute import read_digest, write_digest
@@ -101,6 +102,10 @@ class TempFile:
                 raise
             self.rename(name)  # no hard links here; the lock is held, and nothing had this name
 
+    def place(self, name: str) -> None:
+        """Place the file where no file has the name, under the object's lock."""
+        self.rename(name)
+
     def move_to(self, directory: int) -> None:
         """Do nothing: the file is in this directory already, and its name keeps the directory from removal."""
 
@@ -153,6 +158,10 @@ class UnnamedFile(TempFile):
         """Place the file; raise FileExistsError if the name exists."""
         os.link(f"/proc/self/fd/{self._fd}", name, dst_dir_fd=self._directory, follow_symlinks=True)
 
+    def place(self, name: str) -> None:
+        """Place the file where no file has the name, under the object's lock."""
+        self.link(name)
+
     def move_to(self, directory: int) -> None:
         """Place the file in this directory: the one that it was made in may have been removed meanwhile."""
         self._directory = directory
@@ -192,6 +201,14 @@ class LinkedTempFile(TempFile):
         """Place the file, over whatever has this name."""
         super().rename(name)
         self._named = True  # a rename to another name of the same file does nothing
+
+
+def sync_at_once(one: TempFile, other: TempFile) -> None:
+    """Make the bytes of two files durable: the disk serves both waits together."""
+    with ThreadPoolExecutor(1) as helper:
+        synced = helper.submit(other.sync)
+        one.sync()
+    synced.result()
 
 
 def write_small(directory: int, name: str, content: bytes, mode: int | None = None) -> None:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -531,6 +532,24 @@ def test_every_write_has_another_version(store: Store) -> None:
         write(store, "k", b"same")
         versions.add(store.stat_object("b", "k").version)
     assert len(versions) == 50
+
+
+def test_the_bytes_and_the_digest_of_a_new_object_wait_for_the_disk_at_one_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new object waits twice for the disk: for its bytes and digest together, and for their names."""
+    write(store, "other", b"so that its directories are made")
+    together, waits, real = Barrier(2, timeout=60), [], os.fsync
+
+    def fsync(fd: int) -> None:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            together.wait()  # raises where one file is synced after the other
+        waits.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(store, "k", b"content")
+    assert len(waits) == 3
 
 
 def test_a_condition_is_checked_before_the_bytes_are_read(store: Store, driver: FilesystemDriver) -> None:
