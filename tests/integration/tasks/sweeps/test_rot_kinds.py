@@ -1,10 +1,10 @@
-"""The sweep finds damage of every kind, with its own verdict and finding, and it is repaired; no byte is lost."""
+"""Damage of every kind on every store ends in its own verdict, finding and action; no byte is lost."""
 
 import hashlib
-import os
 import uuid
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,177 +14,177 @@ import sqlalchemy as sa
 from tasks.replicate import replicate
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
-from tests.conformance import targets
+from tests.integration.tasks.rotting_stores import BUCKET, CLOUDS, KINDS, RottingStore, rotting
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
-from worker import clock
-from worker.catalogue import FindingRecord, tables
+from worker import cli, clock
+from worker.artifacts.overdue_or_unconfigured import see_stores
+from worker.catalogue import tables
 from worker.context import Context
 from worker.settings import Settings
-from worker.storage.config import FilesystemConfig
-from worker.storage.filesystem.digest_attribute import write_digest
+from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import SweepRepairRequest, UploadRequest
 
-CONTENT = {"app.tgz": bytes(range(256)) * 64, "other.tgz": bytes(reversed(range(256))) * 64}
-"""Two objects of one size."""
+
+def content_of(key: str) -> bytes:
+    """Return the bytes of a key, of one size and other than those of each other key."""
+    return hashlib.sha256(key.encode()).digest() * 512
 
 
-def flip(path: Path) -> None:
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+def flipped(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
+def zeroed(data: bytes) -> bytes:
+    return data[:4096] + bytes(4096) + data[8192:]
 
 
-def append(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
+@dataclass(frozen=True)
+class Rot:
+    """One kind of damage to a copy, the verdict on it, what repairs it, and the stores that can have it."""
+
+    damage: Callable[[Any, str], None]
+    verdict: str
+    action: str | None
+    stores: tuple[str, ...] = KINDS
 
 
-def zero(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[:4096] + bytes(4096) + data[8192:])
-
-
-def swap(path: Path) -> None:
-    other = path.with_name("other.tgz")
-    mine, theirs = path.read_bytes(), other.read_bytes()
-    path.write_bytes(theirs)
-    other.write_bytes(mine)
-
-
-def change_with_metadata(path: Path) -> None:
-    flip(path)
-    with path.open("rb") as file:
-        write_digest(file.fileno(), hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def lose_metadata(path: Path) -> None:
-    for name in os.listxattr(path):
-        os.removexattr(path, name)
-    for sidecar in path.parent.glob(f"{path.name}.*"):
-        sidecar.unlink()
-
-
-def make_unreadable(path: Path) -> None:
-    """Put a link there, which the store does not follow: tests may run as root, whom no mode stops."""
-    path.rename(path.with_name("kept"))
-    path.symlink_to("kept")
-
-
-ROT: dict[str, tuple[Callable[[Path], None], str]] = {
-    "flipped bit": (flip, "corrupt"),
-    "truncated tail": (truncate, "size_mismatch"),
-    "appended byte": (append, "size_mismatch"),
-    "zeroed region": (zero, "corrupt"),
-    "swapped objects": (swap, "corrupt"),
-    "lost object": (Path.unlink, "missing"),
-    "metadata changed with the bytes": (change_with_metadata, "corrupt"),
-    "lost metadata": (lose_metadata, "verified"),
-    "unreadable": (make_unreadable, "unreadable"),
+ROT = {
+    "flipped-bit": Rot(lambda store, key: store.rot(key, flipped(content_of(key))), "corrupt", "repair"),
+    "zeroed-region": Rot(lambda store, key: store.rot(key, zeroed(content_of(key))), "corrupt", "repair"),
+    "swapped-one": Rot(lambda store, key: store.rot(key, content_of("swapped-two")), "corrupt", "repair"),
+    "swapped-two": Rot(lambda store, key: store.rot(key, content_of("swapped-one")), "corrupt", "repair"),
+    "changed-with-metadata": Rot(lambda store, key: store.replace(key, flipped(content_of(key))), "corrupt", "repair"),
+    "truncated-tail": Rot(lambda store, key: store.rot(key, content_of(key)[:-7]), "size_mismatch", "repair"),
+    "appended-byte": Rot(lambda store, key: store.rot(key, content_of(key) + b"\0"), "size_mismatch", "repair"),
+    "lost-object": Rot(lambda store, key: store.lose(key), "missing", "repair"),
+    "lost-metadata": Rot(lambda store, key: store.lose_metadata(key), "verified", None),
+    "no-permission": Rot(lambda store, key: store.deny(key), "unreadable", None),
+    "time-out": Rot(lambda store, key: store.time_out(key), "unreadable", None, CLOUDS),
+    "slow": Rot(lambda store, key: store.slow_down(key), "verified", None, CLOUDS),
+    "archived": Rot(lambda store, key: store.archive(key), "archived", None, ("s3", "azure")),
 }
+"""By the key that has it.
 
-
-FILES_ONLY = {"lost metadata", "metadata changed with the bytes", "unreadable"}
-"""What cannot be done through the files of the S3 server, which keeps metadata elsewhere and follows links."""
-CASES = [("filesystem", rot) for rot in ROT] + [("s3", rot) for rot in ROT if rot not in FILES_ONLY]
-
-
-class Place:
-    """A store whose objects are files that a test can damage."""
-
-    def __init__(self, config: Any, root: Path) -> None:
-        self.config = config
-        self.root = root
-
-    def path(self, key: str) -> Path:
-        return self.root / "releases" / key
-
-    def contents(self) -> list[bytes]:
-        return [path.read_bytes() for path in self.root.rglob("*") if path.is_file()]
+Cloud Storage reads its archive class at once. A connection that stays silent is in
+tests/faults/test_silent_connections.py, a directory that hangs in tests/faults/test_hung_disk.py.
+"""
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "filesystem":
-        root = tmp_path / "home" / "stores" / "dr"
-        return Place(FilesystemConfig(root=root), root)
-    server = request.getfixturevalue("rclone")
-    bucket = f"real-{uuid.uuid4().hex[:8]}"
-    targets.make_s3_bucket(server, bucket)
-    return Place(targets.s3_config(server, bucket=bucket, conditional_writes=False), server.files / bucket)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RottingStore]:
+    with rotting(request.param, request, tmp_path / "home" / "stores" / "dr") as opened:
+        yield opened
 
 
 @pytest.fixture
-def settings(settings: Settings, place: Place) -> Settings:
-    return settings.model_copy(update={"stores": {**settings.stores, "dr": place.config}})
+def settings(settings: Settings, store: RottingStore) -> Settings:
+    return settings.model_copy(update={"stores": {"primary": settings.stores["primary"], "dr": store.config}})
 
 
-@pytest.fixture
-def put(run, source) -> None:
-    """Upload both objects to both stores."""
-    for key, content in CONTENT.items():
-        run(upload, UploadRequest(bucket="releases", key=key, source=source(content)))
+class Scene:
+    """Some artifacts in the stores `primary` and `dr`, and the sweeps."""
 
+    def __init__(self, context: Context, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._context = context
+        self._run = run
+        self._sweeper = Sweeper(context)
+        self._jobs: list[Any] = []
+        monkeypatch.setattr("tasks.sweeps.repair.send_child", lambda _, request, **__: self._jobs.append(request))
+        monkeypatch.setattr("worker.cli.session.load_settings", lambda: context.settings)
+        monkeypatch.setattr("worker.cli.status.broker_checks", lambda _: iter(()))
+        monkeypatch.setattr("worker.cli.status.open_breakers", lambda _: {})
 
-@pytest.fixture
-def swept(context: Context) -> Callable[[], dict[str, str]]:
-    """Return what makes all copies due, runs the sweep with its pages, and returns the verdicts in `dr` by key."""
-    sweeper = Sweeper(context)
-
-    def sweep() -> dict[str, str]:
-        with context.catalogue._database.write() as connection:
+    def verify(self, keys: Iterable[str]) -> dict[str, str]:
+        """Make all copies due, run the verify sweep with its pages, and return the verdicts in `dr` by key."""
+        with self._context.catalogue._database.write() as connection:
             change = sa.update(tables.copies).where(tables.copies.c.read_at.is_not(None))
-            connection.execute(change.values(read_at=clock.now() - timedelta(days=29), next_due_at=None))
+            connection.execute(change.values(read_at=clock.now() - timedelta(days=30), next_due_at=None))
         id_ = str(uuid.uuid4())
-        sweeper.plan(id_)
-        for page in [each for each in sweeper.messages.sent if each.startswith(id_)]:
-            sweeper.page(page)
-        return {key: context.catalogue.verifications.of("releases", key)[0]["verdict"] for key in CONTENT}
+        self._sweeper.plan(id_)
+        for page in [each for each in self._sweeper.messages.sent if each.startswith(id_)]:
+            self._sweeper.page(page)
+        see_stores(self._context.settings, self._context.catalogue, clock.now())  # they were overdue
+        rows = {key: self._context.catalogue.verifications.of(BUCKET, key) for key in keys}
+        return {key: next(row["verdict"] for row in of if row["store"] == "dr") for key, of in rows.items()}
 
-    return sweep
+    def repair(self) -> dict[str, int]:
+        """Run the repair sweep and the jobs that it sends; return how many copies it claimed by store."""
+        claimed: dict[str, int] = self._run(sweep_repair, SweepRepairRequest()).claimed
+        self.claims = {(each.key, each.action) for each in self._context.catalogue.findings.page() if each.bucket}
+        while self._jobs:
+            self._run(replicate, self._jobs.pop())
+        return claimed
 
+    def status(self) -> int:
+        return cli.run(["status"])
 
-def found(context: Context, *, resolved: bool = False) -> list[FindingRecord]:
-    return [each for each in context.catalogue.findings.page(resolved=resolved) if each.bucket]
+    def findings(self, *, resolved: bool = False) -> dict[str | None, tuple[str, str | None, str | None]]:
+        """Return by key the kind, store and end of its finding."""
+        found = self._context.catalogue.findings.page(resolved=resolved)
+        return {each.key: (each.kind.value, each.store, each.how) for each in found if each.bucket}
 
+    def verified_at(self, keys: Iterable[str]) -> dict[str, datetime | None]:
+        artifacts = self._context.catalogue.artifacts
+        return {key: artifacts.copies(self._context.artifact(BUCKET, key))["dr"].last_verified_at for key in keys}
 
-@pytest.mark.usefixtures("put")
-@pytest.mark.parametrize(("place", "rot"), CASES, indirect=["place"])
-def test_rot_ends_in_its_verdict_its_finding_and_its_action(
-    context: Context, run, place: Place, swept, monkeypatch, rot: str
-) -> None:
-    """The damaged copy has its own verdict and finding; a bad one is repaired from the good one and kept."""
-    damage, verdict = ROT[rot]
-    damaged = set(CONTENT) if damage is swap else {"app.tgz"}
-    damage(place.path("app.tgz"))
-    bad = place.contents()
-    swept()
-    newest = {row["key"]: row["verdict"] for key in CONTENT for row in _latest_in_dr(context, key)}
-    assert newest == {key: verdict if key in damaged else "verified" for key in CONTENT}
-    if verdict == "verified":
-        assert found(context, resolved=True) == []
-        return
-    assert {(each.kind, each.store, each.key) for each in found(context)} == {(verdict, "dr", key) for key in damaged}
-
-    jobs: list[Any] = []
-    monkeypatch.setattr("tasks.sweeps.repair.send_child", lambda _, request, **__: jobs.append(request))
-    claimed = run(sweep_repair, SweepRepairRequest()).claimed
-    if verdict == "unreadable":
-        assert (claimed, [each.action for each in found(context)]) == ({}, [None])
-        assert place.path("kept").read_bytes() == CONTENT["app.tgz"]
-        return
-    assert claimed == {"dr": len(damaged)}
-    assert {each.action for each in found(context)} == {"repair"}
-    for job in jobs:
-        run(replicate, job)
-    assert found(context) == []
-    assert {each.how for each in found(context, resolved=True) if each.kind == verdict} == {"written"}
-    assert {key: place.path(key).read_bytes() for key in CONTENT} == CONTENT
-    kept = place.contents()
-    assert all(body in kept for body in bad)
-    swept()
-    assert {row["verdict"] for key in CONTENT for row in _latest_in_dr(context, key)} == {"verified"}
+    def quarantined(self) -> list[bytes]:
+        held, found = self._context.stores["dr"], []
+        for each in held.list_objects(QUARANTINE_BUCKET):
+            assert each.size is not None
+            with held.read_object_range(QUARANTINE_BUCKET, each.key, 0, each.size) as reader:
+                found.append(b"".join(reader))
+        return found
 
 
-def _latest_in_dr(context: Context, key: str) -> list[dict[str, Any]]:
-    return [row for row in context.catalogue.verifications.of("releases", key) if row["store"] == "dr"][:1]
+@pytest.mark.usefixtures("sdks_retry_at_once")
+@pytest.mark.parametrize("store", KINDS, indirect=True)
+def test_rot_of_every_kind_ends_in_its_verdict_its_finding_and_its_action(
+    context: Context, run: Callable[..., Any], source: Callable[..., str], store: RottingStore,
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A bad copy is never verified, opens `status` until it is repaired from the good one, and its bytes are kept.
+
+    One that cannot be read now is replaced by nothing. One in an archive class waits under a verdict of its own.
+    """
+    kind = request.node.callspec.params["store"]
+    rot = {key: each for key, each in ROT.items() if kind in each.stores}
+    right = {key: content_of(key) for key in rot}
+    scene = Scene(context, run, monkeypatch)
+    for key, content in right.items():
+        run(upload, UploadRequest(bucket=BUCKET, key=key, source=source(content)))
+    assert scene.verify(rot) == dict.fromkeys(rot, "verified")
+    before = scene.verified_at(rot)
+    for key, each in rot.items():
+        each.damage(store, key)
+    bad = [store.bytes_of(key) for key, each in rot.items() if each.verdict in {"corrupt", "size_mismatch"}]
+
+    assert scene.verify(rot) == {key: each.verdict for key, each in rot.items()}
+    after = scene.verified_at(rot)
+    assert {key for key in rot if after[key] != before[key]} == {
+        key for key, each in rot.items() if each.verdict == "verified"
+    }
+    told = {key: each for key, each in rot.items() if each.verdict not in {"verified", "archived"}}
+    assert scene.findings() == {key: (each.verdict, "dr", None) for key, each in told.items()}
+    assert scene.status() == 1
+
+    repaired = {key: each for key, each in told.items() if each.action}
+    assert scene.repair() == {"dr": len(repaired)}
+    assert scene.claims == {(key, each.action) for key, each in told.items()}
+    waiting = {key: each for key, each in told.items() if not each.action}
+    assert scene.findings() == {key: (each.verdict, "dr", None) for key, each in waiting.items()}
+    ended = scene.findings(resolved=True)
+    assert {key: ended[key] for key in repaired} == {
+        key: (each.verdict, "dr", "written") for key, each in repaired.items()
+    }
+    assert sorted(scene.quarantined()) == sorted(bad)
+    assert scene.status() == 1  # what could not be read is open
+
+    for key in waiting:
+        store.heal(key)
+    archived = {key for key, each in rot.items() if each.verdict == "archived"}
+    assert scene.verify(rot) == dict.fromkeys(rot, "verified") | dict.fromkeys(archived, "archived")
+    assert (scene.findings(), scene.status()) == ({}, 0)
+    for key in archived:
+        store.heal(key)
+    assert {key: store.bytes_of(key) for key in rot} == right
+    assert scene.verify(rot) == dict.fromkeys(rot, "verified")
