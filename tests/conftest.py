@@ -26,6 +26,7 @@ from tests.servers import (
     StrictGcs,
     Valkey,
 )
+from tests.servers.memory import directory_in_memory
 from worker.catalogue import Catalogue
 
 # A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.
@@ -126,17 +127,28 @@ def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+def database_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return where the databases that tests share keep their data: in memory where there is room.
+
+    Tests kill the processes of a database, never the machine. On a disk, to make and to drop a database takes ten
+    times as long as soon as other processes write to it. What an artifact store keeps stays on the disk.
+    """
+    with directory_in_memory() as directory:
+        yield directory or tmp_path_factory.mktemp("databases")
+
+
+@pytest.fixture(scope="session")
+def valkey(database_directory: Path) -> Iterator[Valkey]:
     """Return a running Valkey; who kills it restarts it."""
-    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    server = Valkey(database_directory / "valkey")
     with running(server):
         yield server
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres(database_directory: Path) -> Iterator[Postgres]:
     """Return a running PostgreSQL; who kills it restarts it."""
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    server = Postgres(database_directory / "postgres")
     with running(server):
         yield server
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import RcloneS3, Server, ServerFailed, ServerMissing, Valkey
+from tests.servers.memory import directory_in_memory
 from tests.servers.process import REPOSITORY, die_with_parent, free_port
 from tests.waiting import WITHIN
 
@@ -62,6 +63,24 @@ def test_a_server_dies_with_a_parent_that_was_killed(kind: str, tmp_path: Path, 
         pid = int(parent.stdout.readline())
         parent.kill()
     assert wait_for_end(pid)
+
+
+def test_a_killed_run_leaves_nothing_in_memory_beyond_the_next_one(tmp_path: Path) -> None:
+    """The next run removes what a killed one kept in memory, and nothing of a run that goes on."""
+    code = "import sys; from pathlib import Path; from tests.servers.memory import directory_in_memory as make\n"
+    code += (
+        "with make(Path(sys.argv[1]), 0) as made: (made / 'data').touch(); print(made, flush=True); sys.stdin.read()"
+    )
+    command, pipe = python("-c", code, str(tmp_path)), subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=REPOSITORY) as other:
+        assert other.stdout
+        theirs = Path(other.stdout.readline().strip())
+        with directory_in_memory(tmp_path, 0) as ours:
+            assert set(tmp_path.iterdir()) == {theirs, ours}
+        assert list(tmp_path.iterdir()) == [theirs]
+        other.kill()
+    with directory_in_memory(tmp_path, 0) as ours:
+        assert list(tmp_path.iterdir()) == [ours]
 
 
 def test_a_server_that_cannot_be_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Postgres(Server):
             "unix_socket_directories": "",
             "fsync": "off",  # what it wrote outlives the process, which is all that is killed here
             "shared_buffers": "32MB",
+            "dynamic_shared_memory_type": "mmap",  # files among its data: a kill leaves others in /dev/shm for good
             "timezone": "Asia/Kolkata",
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
