@@ -25,7 +25,7 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
         UnknownStore: naming the stores there are.
     """
     names = context.unpaused_stores(request.store)
-    if head := context.catalogue.verifications.head():
+    if head := context.catalogue.verifications.durable_head():
         logger.info("the verification log ends with row %d of %s: %s", head.id, head.at, head.hash)
     faults, keys = {}, LogKeys.of(context.settings.verification_log)
     for name in names:

@@ -173,7 +173,7 @@ def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
         scene.fill(*cases)
         jobs = {}
         for prefix, (verb, at) in cases.items():
-            scene.order(prefix, at, skip=1 if at in {"group recorded", "verdicts committed"} else 0)
+            scene.order(prefix, at, skip=1 if at in {"group recorded", "verdicts recorded"} else 0)
             jobs[prefix] = scene.start(verb, prefix)
         scene.come_to_rest(list(jobs.values()))
         wrong = {prefix: scene.wrong(verb, prefix, jobs[prefix]) for prefix, (verb, _) in cases.items()}

@@ -48,7 +48,7 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
         return None
     kept = _read(store, catalogue)
     fault = _fault(store, catalogue, kept, keys)
-    head = catalogue.verifications.head()
+    head = catalogue.verifications.durable_head()
     if fault or head is None or (kept is not None and kept.head == head):
         return fault
     store.create_bucket(PROBE_BUCKET)
@@ -85,7 +85,7 @@ def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) ->
         StorageError: the store cannot be reached, or does not allow it.
         BadKeyFile: a configured key cannot be read.
     """
-    head = catalogue.verifications.head()
+    head = catalogue.verifications.durable_head()
     if not store.capabilities.reserved_buckets or head is None:
         return None
     store.create_bucket(PROBE_BUCKET)
@@ -105,7 +105,7 @@ def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, obj
     Raises:
         BadKeyFile: a configured key cannot be read.
     """
-    head = catalogue.verifications.head()
+    head = catalogue.verifications.durable_head()
     if head is None:
         return None
     found: dict[str, object] = json.loads(_bytes_of(catalogue, _counted(catalogue, head, None), keys))
@@ -183,7 +183,7 @@ class WrittenLog(_HeadFile):
     @classmethod
     def note(cls, directory: Path, catalogue: Catalogue) -> None:
         """Record the present head."""
-        if head := catalogue.verifications.head():
+        if head := catalogue.verifications.durable_head():
             try:
                 cls(directory, catalogue).put(head)
             except OSError as error:

@@ -1,10 +1,10 @@
 """Open the catalogue's database and bring its tables up to date."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import ModuleType
@@ -111,46 +111,6 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-class Commit:
-    """A transaction whose statements have run, and which a thread of its own commits: that waits for the disk."""
-
-    def __init__(self, database: "Database", connection: Connection, began: float) -> None:
-        self._database = database
-        self._connection = connection
-        self._began = began
-        self._error: BaseException | None = None
-        self._ended = threading.Event()
-        threading.Thread(target=self._run, name="commit", daemon=True).start()
-
-    @property
-    def ended(self) -> bool:
-        """Return whether it is committed, or has failed."""
-        return self._ended.is_set()
-
-    def wait(self) -> None:
-        """Return when it is committed.
-
-        Raises:
-            CatalogueError: nothing of the transaction was written.
-        """
-        self._ended.wait()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            with translated(self._database.engine), ExitStack() as failed:
-                failed.callback(self._connection.close)
-                self._connection.commit()
-                failed.pop_all()
-            self._database.keep(self._connection)
-            TRANSACTIONS.observe("write", value=monotonic() - self._began)
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self._error = error
-        finally:
-            self._ended.set()
-
-
 class Database:
     """The engine, as the queries use it: transactions that write, and transactions that read.
 
@@ -189,23 +149,13 @@ class Database:
         """Begin a transaction that sees one state and changes nothing."""
         return self._transaction("read", self._dialect.begin_read, self._dialect.READING)
 
-    def write_later(self, work: Callable[[Connection], None], *, wait: bool) -> Commit | None:
-        """Run the statements of a transaction that another thread then commits.
+    def write_if_free(self) -> AbstractContextManager[Connection | None]:
+        """Do as `write` without `durable`, but yield None at once while another transaction writes."""
+        return self._transaction("write", partial(self._begin_write, wait=False), {}, durable=False)
 
-        Return None, and run nothing, if another transaction writes now and `wait` is false.
-        """
-        self._check_file()
-        began = monotonic()
-        with translated(self.engine), ExitStack() as opened:
-            connection = self._connect()
-            opened.callback(connection.close)
-            self._dialect.set_durable(connection, durable=True)
-            connection.begin()
-            if not self._begin_write(connection, wait=wait):
-                return None
-            work(connection)
-            opened.pop_all()
-        return Commit(self, connection, began)
+    def flush(self) -> None:
+        """Make what was committed survive a power cut, whether its transaction was durable or not."""
+        self._dialect.flush(self.engine)
 
     def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
         began: bool = self._dialect.begin_write(connection, wait=wait)
@@ -214,7 +164,7 @@ class Database:
     @contextmanager
     def _transaction(
         self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any], *, durable: bool = True
-    ) -> Iterator[Connection]:
+    ) -> Iterator[Any]:
         self._check_file()
         began = monotonic()
         connection: Connection | None = None
@@ -224,9 +174,8 @@ class Database:
                 connection.execution_options(**options)
             self._dialect.set_durable(connection, durable=durable)
             with connection.begin():
-                begin(connection)
-                yield connection
-            self.keep(connection)
+                yield None if begin(connection) is False else connection
+            self._keep(connection)
             connection = None
         except (DBAPIError, sa.exc.TimeoutError) as error:
             raise _translation(self.engine, error) from error
@@ -235,7 +184,7 @@ class Database:
             if connection is not None:
                 connection.close()
 
-    def keep(self, connection: Connection) -> None:
+    def _keep(self, connection: Connection) -> None:
         """Keep a connection whose transaction has ended for the next one, or close it."""
         if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
             self._idle.append(connection)

@@ -90,6 +90,7 @@ def export(database: Database, sink: Sink) -> ExportSummary:
     with database.read() as connection:
         database.lift_time_limits(connection)
         head = head_of(connection)
+        database.flush()  # a power cut must not take away what the file has
         now = clock.now()
         header = {
             "format": FORMAT,

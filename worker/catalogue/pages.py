@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.bulk import one_of_ids
-from worker.catalogue.database import CatalogueError, Commit, Database
+from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
@@ -310,11 +310,11 @@ class Pages:
 
 
 class VerdictRecorder:
-    """Records the verdicts of one page in groups, while the thread of the page reads on. A context manager.
+    """Records the verdicts of one page in groups, while the page reads on. A context manager.
 
-    While another transaction writes, groups wait, up to `MOST_WAITING` of them, and one transaction has up to two.
-    Another thread commits, because that waits for the disk. At the end of the context all groups are recorded, also
-    where it ends by an error, unless the catalogue itself has failed.
+    While another transaction writes, groups wait, up to `MOST_WAITING` of them, and one transaction has up to two. None
+    waits for the disk. At the end of the context all groups are recorded and survive a power cut, also where it ends by
+    an error, unless the catalogue itself has failed. A power cut before that costs verdicts, whose copies stay due.
     """
 
     def __init__(self, database: Database, page: Page) -> None:
@@ -323,7 +323,6 @@ class VerdictRecorder:
         """The page after all groups, also those that wait."""
         self._waiting: list[tuple[Page, PreparedVerdicts]] = []
         """Groups, each with the page after it."""
-        self._commit: Commit | None = None
         self._sure = True
         """Whether it is known what is written. If not, nothing more is, because that would skip objects of the page."""
 
@@ -344,32 +343,30 @@ class VerdictRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not isinstance(error, CatalogueError):
-            while self._sure and (self._waiting or self._commit is not None):
-                self._write(wait=True)
+        if isinstance(error, CatalogueError):
+            return
+        while self._sure and self._waiting:
+            self._write(wait=True)
+        self._database.flush()
 
     def _write(self, *, wait: bool) -> None:
+        """Write the first groups in one transaction; without `wait`, only if no other transaction writes now."""
         if not self._sure:
             return
         self._sure = False  # until the end, where no error or signal has come between
-        if wait or self._commit is None or self._commit.ended:
-            self._settle()
-            if self._waiting and (commit := self._database.write_later(self._append, wait=wait)) is not None:
-                self._commit = commit
-                self._waiting = self._waiting[_WRITTEN:]
+        written = 0
+        with self._database.write(durable=False) if wait else self._database.write_if_free() as connection:
+            if connection is not None:
+                written = self._append(connection)
+        self._waiting = self._waiting[written:]
         self._sure = True
 
-    def _settle(self) -> None:
-        """Wait for the last commit, and raise what it has failed with."""
-        if self._commit is not None:
-            self._commit.wait()
-            self._commit = None
-
-    def _append(self, connection: Connection) -> None:
+    def _append(self, connection: Connection) -> int:
         groups = self._waiting[:_WRITTEN]
         for _, verdicts in groups:
             append_verdicts(connection, verdicts)
         _UPDATE.run(connection, **_progress(groups[-1][0]))
+        return len(groups)
 
 
 def _progress(page: Page) -> dict[str, Any]:

@@ -107,6 +107,10 @@ def set_durable(connection: Connection, *, durable: bool) -> None:
     """Do nothing: every commit waits for the disk of the server."""
 
 
+def flush(engine: Engine) -> None:
+    """Do nothing: every commit has waited."""
+
+
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     """Wait until no other transaction writes; without `wait`, return whether that is so now."""
     if not wait:

@@ -147,6 +147,12 @@ class Verifications:
         with self._database.read() as connection:
             return head_of(connection)
 
+    def durable_head(self) -> LogHead | None:
+        """Return the last row of the log for one that keeps it elsewhere: no power cut takes the row away."""
+        head = self.head()
+        self._database.flush()
+        return head
+
     def count(self, after: int = 0) -> int:
         """Return how many rows the log has after the one with this id."""
         query = sa.select(sa.func.count()).select_from(verifications).where(verifications.c.id > after)

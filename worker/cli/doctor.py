@@ -160,7 +160,7 @@ def _copies(session: Session) -> Iterator[Check]:
 def _log(session: Session) -> Check:
     """Check the rows that were added since the last check: the whole log may take minutes to read."""
     record = CheckedLog(session.settings.broker_file.parent, session.catalogue)
-    checked, head = record.get(), session.catalogue.verifications.head()
+    checked, head = record.get(), session.catalogue.verifications.durable_head()
     stores = [session.stores[name] for name in session.settings.stores]
     try:
         faults = log_faults(

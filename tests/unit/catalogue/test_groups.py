@@ -107,7 +107,6 @@ def test_the_row_of_a_page_has_what_is_written_and_not_what_waits(catalogue):
         for each in found[:3]:
             add(recorder, [each])
     recorder._write(wait=True)
-    recorder._settle()
     assert catalogue.pages.get("page").open == [each.copy.id for each in found[2:]]
     assert len(catalogue.pages.verdicts_by("page")) == 2
     assert catalogue.verifications.first_broken() is None
@@ -119,10 +118,9 @@ def test_nothing_is_recorded_after_a_commit_that_failed(catalogue, monkeypatch):
     page = catalogue.pages.begin("page", [each.copy.id for each in found])
     recorder = catalogue.pages.recorder(page)
     with monkeypatch.context() as full:
-        full.setattr(sa.Connection, "commit", _fail)
-        add(recorder, found[:1])
+        full.setattr(sa.engine.RootTransaction, "commit", _fail)
         with pytest.raises(CatalogueUnavailable, match="disk is full"):
-            recorder.__exit__(None, None, None)
+            add(recorder, found[:1])
     add(recorder, found[1:])
     recorder.__exit__(None, None, None)
     assert catalogue.pages.get("page").open == page.open

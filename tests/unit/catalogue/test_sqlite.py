@@ -1,16 +1,29 @@
 """Faults of a catalogue in a file: a lock of another program, and a full disk."""
 
+import os
 import sqlite3
 import threading
 from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Finished, Held, Leased
+from worker.catalogue import (
+    Catalogue,
+    CatalogueError,
+    CatalogueUnavailable,
+    Finding,
+    Finished,
+    Held,
+    Leased,
+    Outcome,
+    PageOutcome,
+    VerdictRow,
+)
 from worker.storage import Digest
 
 
@@ -149,4 +162,31 @@ def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url)
     assert modes == [normal, normal, full]
     artifacts.record("releases", "b", digest, {}, clock.now())
     assert modes[3:] == [full]
+    catalogue.close()
+
+
+def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch):
+    """No group waits for the disk, and all survive a power cut when the page ends or the head of the log is kept."""
+    catalogue, synced, found = Catalogue(url), [], []
+    for key in "abc":
+        artifact = stored(catalogue, key)
+        copy = catalogue.artifacts.copies(artifact)["dr"]
+        finding = Finding("page", "dr", artifact, "verified")
+        found.append((PageOutcome(copy.id, artifact.path, 11, "verified"), VerdictRow.of(Outcome(finding, copy))))
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())) or sync(fd))
+    modes = []
+    listen = sa.event.listens_for(catalogue._database.engine, "commit")
+    listen(lambda done: modes.append(done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]))
+    log = f"{catalogue._database.engine.url.database}-wal"
+    page = catalogue.pages.begin("page", [outcome.id for outcome, _ in found])
+    catalogue.close()  # so that its next connection has the listener
+    modes.clear()
+    with catalogue.pages.recorder(page) as recorder:
+        for outcome, verdict in found:
+            recorder.add([outcome], [verdict], now=clock.now())
+        assert (modes, synced) == ([1, 1, 1], [])
+    assert synced == [log]
+    assert catalogue.verifications.durable_head().id == 3
+    assert synced == [log, log]
     catalogue.close()
