@@ -2,12 +2,16 @@
 
 A writer holds the lock of the object; a reader needs none.
 
-- To create an object, the sidecar is written first and the data after it: a sidecar without data means nothing.
+- To create an object, the sidecar is written first and the data after it. The sidecar has a mark of ours, an extended
+  attribute, so that without data it means nothing. Where the disk has no attributes, an object is created as it is
+  replaced.
 - To replace an object, an intent is written first: the digest of the new data, with its inode, size and time. Then the
   data is renamed over the old data, then the sidecar is written, then the intent is removed. Each step is durable
   before the next one begins.
 - A reader that finds an intent for the data it has opened takes the digest from the intent, otherwise from the sidecar.
 - A writer first completes an intent that a dead writer left.
+- To delete an object, its sidecar gets its hidden name, then the data is removed, then the sidecar.
+- A sidecar without data and without a mark is a file of another program: so no writer may leave one.
 - A file may have its digest in an extended attribute instead, which is placed with the data in one step and needs no
   intent. It counts before intent and sidecar, and an older version's sidecar is removed after the data is placed.
 
@@ -23,7 +27,16 @@ from dataclasses import asdict, dataclass
 
 from worker.storage.errors import Unavailable
 from worker.storage.filesystem.digest_attribute import read_digest
-from worker.storage.filesystem.layout import INTENTS, SIDECAR, ObjectPath, leaf_of, parse_checksum_line, parse_sidecar
+from worker.storage.filesystem.layout import (
+    HIDDEN_SIDECAR,
+    INTENTS,
+    SIDECAR,
+    ObjectPath,
+    leaf_of,
+    parse_checksum_line,
+    parse_sidecar,
+    segment_of,
+)
 from worker.storage.filesystem.open_without_symlinks import (
     Tree,
     open_regular,
@@ -93,7 +106,7 @@ class ObjectFiles:
         _adopt(directory, path.leaf + SIDECAR, mode)
         if path.plain.endswith(SIDECAR):
             _adopt(directory, path.plain, mode)
-            if _is_foreign(directory, path.plain) and not _is_regular(directory, path.leaf):
+            if is_foreign(directory, path.plain) and not _is_regular(directory, path.leaf):
                 os.rename(path.plain, path.leaf, src_dir_fd=directory, dst_dir_fd=directory)
                 os.fsync(directory)
 
@@ -105,17 +118,11 @@ class ObjectFiles:
         """
         if sha256 is not None and temp.digest == sha256:
             self._place(directory, path, temp, exclusive=exclusive)
-        elif regular_stat(directory, path.leaf) is None:
-            try:
-                _place_sidecar(directory, path, sha256, self._tree.file_mode)
-            except OSError:
-                with suppress(OSError):  # there is no object that it could belong to
-                    _remove_sidecars(directory, path)
-                raise
+        elif regular_stat(directory, path.leaf) is None and self._place_sidecar_first(directory, path, sha256):
             _create(directory, path, temp, exclusive=exclusive)
             os.fsync(directory)
         else:
-            self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256))
+            self._replace(directory, path, temp, _intent_for(path, temp.stat, sha256), exclusive=exclusive)
 
     def create(
         self, directory: int, path: ObjectPath, temp: TempFile, sidecar: TempFile | None, *, exclusive: bool
@@ -123,8 +130,10 @@ class ObjectFiles:
         """Place finished files as a new object and its sidecar, if no file has their names.
 
         As `commit`, but the directory is not synced: the caller does that, once for many objects. Returns False, with
-        nothing changed, where another file has one of the names.
+        nothing changed, where another file has one of the names or the sidecar has no mark.
         """
+        if sidecar is not None and sidecar.digest is None:
+            return False
         for name in (path.leaf, path.sidecar, path.hidden_sidecar):
             if _exists(directory, name):
                 return False
@@ -135,6 +144,8 @@ class ObjectFiles:
 
     def remove(self, directory: int, path: ObjectPath) -> None:
         """Remove an object and its sidecar; under its lock and after `prepare`."""
+        if _is_sidecar(directory, path.sidecar) and not _is_marked(directory, path.sidecar):
+            os.rename(path.sidecar, path.hidden_sidecar, src_dir_fd=directory, dst_dir_fd=directory)
         if remove(directory, path.leaf):
             os.fsync(directory)
         _remove_sidecars(directory, path)
@@ -148,6 +159,16 @@ class ObjectFiles:
                 self.prepare(directory, path)
                 if self.current(directory, path) is None:
                     _remove_sidecars(directory, path)
+
+    def remove_hidden(self, parents: tuple[str, ...], name: str) -> bool:
+        """Remove the hidden sidecar of this name, if it has no data; return False if it stays or is gone."""
+        leaf = name.removeprefix(HIDDEN_SIDECAR)
+        path = ObjectPath(parents[0], "/".join((*parents[1:], segment_of(leaf))))
+        with self._tree.directory_or_none(parents) as directory:
+            if directory is None:
+                return False
+            with self._tree.locked(path.lock):
+                return not _is_regular(directory, leaf) and remove(directory, name)
 
     def settle(self, directory: int, path: ObjectPath) -> bool:
         """Complete an intent; return False if there is none. Under the object's lock."""
@@ -198,16 +219,37 @@ class ObjectFiles:
             return None if intents is None else _read_intent(intents, path.intent)
 
     def _place(self, directory: int, path: ObjectPath, temp: TempFile, *, exclusive: bool) -> None:
-        """Place a file that has its digest in an attribute."""
+        """Place a file that has its digest in an attribute, which counts before a sidecar."""
+        foreign = is_foreign(directory, path.sidecar)
+        if foreign:  # it must stay known as another program's, when the data is there
+            write_small(directory, path.hidden_sidecar, (temp.digest or "").encode(), self._tree.file_mode)
         if exclusive and regular_stat(directory, path.leaf) is None:
             temp.link(path.leaf)
         else:
             temp.rename(path.leaf)
         os.fsync(directory)
-        with suppress(OSError):  # the attribute counts before a sidecar
-            _remove_sidecars(directory, path)
+        if not foreign:
+            with suppress(OSError):
+                _remove_sidecars(directory, path)
 
-    def _replace(self, directory: int, path: ObjectPath, temp: TempFile, intent: Intent) -> None:
+    def _place_sidecar_first(self, directory: int, path: ObjectPath, sha256: str | None) -> bool:
+        """Place the sidecar of an object that is not there yet; return False where it could not be told as ours."""
+        try:
+            if sha256 is None:
+                _remove_sidecars(directory, path)
+            elif is_foreign(directory, path.sidecar):
+                write_small(directory, path.hidden_sidecar, sha256.encode(), self._tree.file_mode)
+            elif not _write_marked(directory, path.sidecar, sha256, self._tree.file_mode, only_marked=True):
+                return False
+            else:
+                remove(directory, path.hidden_sidecar)
+        except OSError:
+            with suppress(OSError):  # there is no object that it could belong to
+                _remove_sidecars(directory, path)
+            raise
+        return True
+
+    def _replace(self, directory: int, path: ObjectPath, temp: TempFile, intent: Intent, *, exclusive: bool) -> None:
         intents, _ = self._tree.create_directory(INTENTS)
         try:
             write_small(intents, path.intent, json.dumps(asdict(intent)).encode(), self._tree.file_mode)
@@ -215,7 +257,10 @@ class ObjectFiles:
         finally:
             os.close(intents)
         try:
-            temp.rename(path.leaf)
+            if exclusive and regular_stat(directory, path.leaf) is None:
+                temp.link(path.leaf)
+            else:
+                temp.rename(path.leaf)
             os.fsync(directory)
         except OSError:
             with suppress(OSError):
@@ -240,16 +285,31 @@ def _create(directory: int, path: ObjectPath, temp: TempFile, *, exclusive: bool
 def _place_sidecar(directory: int, path: ObjectPath, sha256: str | None, mode: int | None) -> None:
     if sha256 is None:
         _remove_sidecars(directory, path)
-    elif _is_foreign(directory, path.sidecar):
+    elif is_foreign(directory, path.sidecar):
         write_small(directory, path.hidden_sidecar, sha256.encode(), mode)
     else:
-        write_small(directory, path.sidecar, sha256.encode(), mode)
+        _write_marked(directory, path.sidecar, sha256, mode)
         remove(directory, path.hidden_sidecar)
+
+
+def _write_marked(directory: int, name: str, sha256: str, mode: int | None, *, only_marked: bool = False) -> bool:
+    """Write a sidecar with a mark of ours where the disk has attributes; return whether it has the mark."""
+    temp = TempFile(directory, mode)
+    try:
+        temp.write(sha256.encode())
+        temp.stamp()
+        marked = temp.keep_digest(sha256)
+        if marked or not only_marked:
+            temp.sync()
+            temp.rename(name)
+        return marked
+    finally:
+        temp.close()
 
 
 def _remove_sidecars(directory: int, path: ObjectPath) -> None:
     """Remove an object's sidecars, and no file of another program."""
-    if not _is_foreign(directory, path.sidecar):
+    if not is_foreign(directory, path.sidecar):
         with suppress(IsADirectoryError):
             remove(directory, path.sidecar)
     remove(directory, path.hidden_sidecar)
@@ -257,33 +317,73 @@ def _remove_sidecars(directory: int, path: ObjectPath) -> None:
 
 def _read_sidecar(directory: int, path: ObjectPath, name: str) -> str | None:
     """Return the digest that is recorded for a file: by its sidecar, or by a checksum file of another program."""
-    content = read_small(directory, name + SIDECAR, _CHECKSUM_BYTES) or b""
-    if digest := parse_sidecar(content):
+    if digest := _read_hidden(directory, path):
         return digest
-    hidden = parse_sidecar(read_small(directory, path.hidden_sidecar, _SIDECAR_BYTES) or b"")
-    return hidden or parse_checksum_line(content, path.plain)
+    content = read_small(directory, name + SIDECAR, _CHECKSUM_BYTES) or b""
+    # A delete may have given the sidecar its hidden name meanwhile.
+    return parse_sidecar(content) or _read_hidden(directory, path) or parse_checksum_line(content, path.plain)
 
 
-def _is_foreign(directory: int, name: str) -> bool:
-    """Return whether a file with the name of a sidecar is another program's: its content is not a SHA-256 in hex."""
-    return _is_regular(directory, name) and parse_sidecar(read_small(directory, name, _SIDECAR_BYTES) or b"") is None
+def _read_hidden(directory: int, path: ObjectPath) -> str | None:
+    return parse_sidecar(read_small(directory, path.hidden_sidecar, _SIDECAR_BYTES) or b"")
+
+
+def is_foreign(directory: int, name: str) -> bool:
+    """Return whether a file with the name of a sidecar is another program's.
+
+    It is if its content is not a SHA-256 in hex, if the object has its hidden sidecar, or if there is no object and no
+    mark of ours.
+    """
+    if not _is_regular(directory, name):
+        return False
+    content = read_small(directory, name, _SIDECAR_BYTES)
+    data = name.removesuffix(SIDECAR)
+    if content is None:
+        return False
+    if parse_sidecar(content) is None or _is_regular(directory, HIDDEN_SIDECAR + data):
+        return True
+    if _has_data(directory, data) or _is_marked(directory, name):
+        return False
+    moved = leaf_of(data)  # by an `_adopt` that was interrupted
+    return moved == data or read_small(directory, moved + SIDECAR, _SIDECAR_BYTES) != content
+
+
+def _has_data(directory: int, name: str) -> bool:
+    """Return whether a file is there that is no sidecar of ours itself."""
+    return _is_regular(directory, name) and not (name.endswith(SIDECAR) and _is_marked(directory, name))
+
+
+def _is_marked(directory: int, name: str) -> bool:
+    """Return whether a file has the mark of our sidecars, with the digest that is its content."""
+    try:
+        fd = open_regular(directory, name)
+    except FileNotFoundError:
+        return False
+    try:
+        mark = read_digest(fd, os.fstat(fd))
+        return mark is not None and mark == parse_sidecar(os.read(fd, _SIDECAR_BYTES))
+    finally:
+        os.close(fd)
 
 
 def _adopt(directory: int, name: str, mode: int | None) -> None:
     """Move an object that the original wrote under a sidecar's name to its name in this layout, with its sidecar.
 
-    A sidecar without data, from a dead writer, is removed: with it, the next sidecar of this name would count as data.
+    A sidecar of ours without data, from a dead writer, is removed: with it, the next sidecar of this name would count
+    as data.
     """
     marker = name + SIDECAR
-    if not _is_regular(directory, marker):
+    if not _is_sidecar(directory, marker):
         return
     if _is_regular(directory, marker + SIDECAR):
         raise OSError(
             errno.EINVAL, f"{name!r}, {marker!r} and its sidecar are objects of the old layout: move them away"
         )
     if _is_regular(directory, name):
-        content = read_small(directory, marker, _SIDECAR_BYTES) or b""
-        write_small(directory, leaf_of(name) + SIDECAR, content, mode)
+        digest = parse_sidecar(read_small(directory, marker, _SIDECAR_BYTES) or b"")
+        if digest is None:
+            return  # it was replaced meanwhile
+        _write_marked(directory, leaf_of(name) + SIDECAR, digest, mode)
         os.rename(name, leaf_of(name), src_dir_fd=directory, dst_dir_fd=directory)
         os.fsync(directory)
     remove(directory, marker)
@@ -294,11 +394,15 @@ def _name(directory: int, path: ObjectPath) -> str:
     """Return the file name of an object: only data of the original store or of another program has a sidecar's name."""
     plain = path.plain
     if plain.endswith(SIDECAR) and _is_regular(directory, plain):
-        if _is_regular(directory, plain + SIDECAR):
+        if _is_sidecar(directory, plain + SIDECAR):
             return plain
-        if _is_foreign(directory, plain) and not _is_regular(directory, path.leaf):
+        if is_foreign(directory, plain) and not _is_regular(directory, path.leaf):
             return plain
     return path.leaf
+
+
+def _is_sidecar(directory: int, name: str) -> bool:
+    return _is_regular(directory, name) and not is_foreign(directory, name)
 
 
 def _exists(directory: int, name: str) -> bool:

@@ -115,6 +115,7 @@ class BulkWrite:
         item.data = item.data or self._file(directory, item.put.body.data)
         if not (self._attributes and item.data.keep_digest(sha256)):
             item.sidecar = self._file(directory, sha256.encode())
+            item.sidecar.keep_digest(sha256)  # the mark of ours
 
     def _file(self, directory: int, content: bytes) -> TempFile:
         try:

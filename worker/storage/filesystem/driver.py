@@ -107,6 +107,8 @@ class FilesystemDriver:
                 sidecar = self._temp_file(directory)
                 opened.callback(sidecar.close)
                 sidecar.write(digest.encode())
+                sidecar.stamp()
+                sidecar.keep_digest(digest)  # the mark of ours
                 sync_at_once(temp, sidecar)
                 return self._commit(directory, path, temp, digest, condition, sidecar=sidecar)
 

@@ -9,7 +9,9 @@ the hex of its SHA-256 is in the sidecar `root/bucket/key.sha256`. A key may its
   the original wrote it as an object, and it is the key `x.sha256`. A write to it, or to `x`, moves it to its new name;
 - a file `x.sha256` that is not the bare hex of a SHA-256 is no sidecar: another program wrote it, such as `sha256sum`.
   It is the object of the key `x.sha256`, and stays when `x` is written or deleted. The sidecar of `x` is then
-  `.zot-s-x`. A line of `sha256sum` in it counts as the digest of `x` where there is no sidecar.
+  `.zot-s-x`. A line of `sha256sum` in it counts as the digest of `x` where there is no sidecar;
+- a file `x.sha256` of bare hex is such an object too if there is no `x` and it has no mark of ours, and it remains one
+  when `x` is written.
 
 The worker's own files are under `root/.zot/`, which is no bucket, and have names starting with `.zot-`, which no key
 has.
@@ -95,7 +97,8 @@ def objects_in(files: Collection[str], foreign: Collection[str] = ()) -> dict[st
     `foreign`: files with the name of a sidecar that another program wrote.
     """
     own = {segment_of(name): name for name in files if not _is_ours(name) and not name.endswith(SIDECAR)}
-    original = {name: name for name in files if name.endswith(SIDECAR) and name + SIDECAR in files}
+    markers = {name for name in files if name not in foreign}
+    original = {name: name for name in files if name.endswith(SIDECAR) and name + SIDECAR in markers}
     return {name: name for name in foreign if not _is_ours(name)} | own | original
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from worker.storage.driver import ListedObject
-from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, is_encodable, objects_in
+from worker.storage.filesystem.atomic_write import is_foreign
+from worker.storage.filesystem.layout import HIDDEN_SIDECAR, SIDECAR, SIDECAR_SIZES, is_encodable, objects_in
 from worker.storage.filesystem.open_without_symlinks import UNREADABLE, Tree, stat_of
 
 _BATCH = 1000
@@ -74,7 +75,7 @@ class Listing:
             yield from self._rows(path, wanted[start : start + _BATCH])
 
     def _foreign(self, path: tuple[str, ...], files: set[str]) -> list[str]:
-        """Return the files with a sidecar's name and another size, which other programs wrote."""
+        """Return the files with a sidecar's name that other programs wrote; beside an object, the size tells them."""
         sidecars = [name for name in files if name.endswith(SIDECAR)]
         if not sidecars:
             return []
@@ -83,8 +84,13 @@ class Listing:
             if directory is None:
                 return []
             for name in sidecars:
+                data = name.removesuffix(SIDECAR)
                 with suppress(OSError):
-                    if stat_of(directory, name).st_size not in SIDECAR_SIZES:
+                    if (
+                        HIDDEN_SIDECAR + data in files
+                        or stat_of(directory, name).st_size not in SIDECAR_SIZES
+                        or ((data not in files or data.endswith(SIDECAR)) and is_foreign(directory, name))
+                    ):
                         foreign.append(name)
         return foreign
 

@@ -1,12 +1,12 @@
 """Find and remove what dead writers left: temporary files, intents, sidecars without data, empty directories."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from worker.storage.driver import StaleUpload
 from worker.storage.errors import InvalidKey
 from worker.storage.filesystem.atomic_write import ObjectFiles
-from worker.storage.filesystem.layout import INTENTS, OWN, TEMP, ObjectPath, is_encodable, orphans_in
+from worker.storage.filesystem.layout import HIDDEN_SIDECAR, INTENTS, OWN, TEMP, ObjectPath, is_encodable, orphans_in
 from worker.storage.filesystem.listing import Listing, to_time
 from worker.storage.filesystem.open_without_symlinks import Tree, stat_of
 from worker.storage.filesystem.temp_files import remove_dead
@@ -31,6 +31,8 @@ class StaleFiles:
     def discard(self, token: tuple[str, ...]) -> bool:
         """Remove a temporary file or complete an intent; return False if it is gone or its writer is alive."""
         path, name = token[:-1], token[-1]
+        if name.startswith(HIDDEN_SIDECAR):
+            return self._files.remove_hidden(path, name)
         if not name.startswith(TEMP):
             return self._files.settle_intent(name)
         with self._tree.directory_or_none(path) as directory:
@@ -53,8 +55,8 @@ class StaleFiles:
         for below, files in self._tree.walk(path):
             yield from self._in(below, files)
 
-    def _in(self, path: tuple[str, ...], files: Iterable[str]) -> list[StaleUpload]:
-        stale = [name for name in files if name.startswith(TEMP) or path == INTENTS]
+    def _in(self, path: tuple[str, ...], files: Collection[str]) -> list[StaleUpload]:
+        stale = [name for name in files if name.startswith(TEMP) or path == INTENTS or _is_left(name, files)]
         if not stale:
             return []
         found: list[StaleUpload] = []
@@ -65,9 +67,16 @@ class StaleFiles:
                 with suppress(FileNotFoundError):
                     since = to_time(stat_of(directory, name).st_ctime)
                     what = "temporary file" if name.startswith(TEMP) else "intent of a replacement"
+                    what = "sidecar without data" if name.startswith(HIDDEN_SIDECAR) else what
                     where = "/".join((*path, name))
                     found.append(StaleUpload(f"{self._store}: {what} {where}", since, (*path, name)))
         return found
+
+
+def _is_left(name: str, files: Collection[str]) -> bool:
+    """Return whether this is a hidden sidecar that a killed delete left: its data is gone."""
+    leaf = name.removeprefix(HIDDEN_SIDECAR)
+    return leaf != name and leaf not in files and is_encodable(leaf)
 
 
 def _is_ours(name: str) -> bool:

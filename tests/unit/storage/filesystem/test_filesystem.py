@@ -127,8 +127,9 @@ def test_a_key_that_looks_like_a_sidecar_is_none(store: Store, root: Path) -> No
 
 
 def test_a_lone_sidecar_is_nothing(store: Store, root: Path) -> None:
-    """A digest without data is no object, and not in the way of one."""
-    as_the_original(root, "k.sha256", sha256(b"gone").encode(), None)
+    """A digest of ours without data is no object, and not in the way of one."""
+    write(store, "k", b"gone")
+    (root / "b/k").unlink()
     assert keys(store) == []
     assert not store.object_exists("b", "k")
     assert not store.object_exists("b", "k.sha256")
@@ -154,8 +155,9 @@ def test_an_object_of_the_original_that_looks_like_a_sidecar_survives(store: Sto
 
 
 def test_a_sidecar_without_data_does_not_make_the_next_sidecar_an_object(store: Store, root: Path) -> None:
-    """`x.sha256.sha256` without `x.sha256` is nothing, also after `x` was written."""
-    as_the_original(root, "x.sha256.sha256", sha256(b"gone").encode(), None)
+    """Our `x.%sha256.sha256` without `x.%sha256` is nothing, also after `x` was written."""
+    write(store, "x.sha256", b"gone")
+    (root / "b/x.%sha256").unlink()
     write(store, "x", b"data")
     assert keys(store) == ["x"]
     assert not store.object_exists("b", "x.sha256")
@@ -164,7 +166,7 @@ def test_a_sidecar_without_data_does_not_make_the_next_sidecar_an_object(store: 
 def test_three_generations_of_checksums_are_refused(store: Store, root: Path) -> None:
     """Where the original's names cannot be told apart, a write is refused, says so, and changes nothing."""
     for name in ("x.sha256", "x.sha256.sha256", "x.sha256.sha256.sha256"):
-        as_the_original(root, name, name.encode(), None)
+        as_the_original(root, name, sha256(b"gone").encode(), None)
     with pytest.raises(PermanentError, match="objects of the old layout: move them away"):
         write(store, "x", b"data")
     assert not store.object_exists("b", "x")
@@ -668,8 +670,10 @@ def test_only_objects_keep_a_bucket(store: Store, root: Path) -> None:
     write(store, "d/k", b"content")
     (root / "b/.zot-tmp-1").write_bytes(b"left")
     (root / "b/e/f").mkdir(parents=True)
-    (root / "b/e/x.sha256").write_text(sha256(b"gone"))
-    (root / "b/e/y.sha256.sha256").write_text(sha256(b"gone"))
+    for key in ("e/x", "e/y.sha256"):
+        write(store, key, b"gone")
+    for name in ("e/x", "e/y.%sha256"):
+        (root / "b" / name).unlink()
     with pytest.raises(BucketNotEmpty, match="main: bucket b still holds objects"):
         store.delete_bucket("b")
     assert read(store, "d/k") == b"content"

@@ -9,7 +9,8 @@ import pytest
 
 from tests.conformance.bodies import source
 from worker.storage import FilesystemConfig, Store, Verdict
-from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.driver import HashedBytes, SmallPut
+from worker.storage.errors import AccessDenied, StorageError, Unavailable
 from worker.storage.filesystem import open_without_symlinks
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
@@ -168,3 +169,80 @@ def test_a_name_without_room_for_a_sidecar_is_an_object(store: Store, bucket: Pa
     assert store.verify_object("b", name).verdict == Verdict.UNVERIFIABLE
     assert store.delete_object("b", name)
     assert not (bucket / name).exists()
+
+
+HEX = hashlib.sha256(b"what another program published").hexdigest().encode()
+
+
+@pytest.fixture(params=["sidecar", "xattr", "no attributes"])
+def any_store(request: pytest.FixtureRequest, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Return a store with each way to keep a digest, also on a disk that has no extended attributes."""
+    if request.param == "no attributes":
+        monkeypatch.setattr("worker.storage.filesystem.temp_files.write_digest", lambda *_: False)
+    digest = "xattr" if request.param == "xattr" else "sidecar"
+    return Store(FilesystemDriver("main", FilesystemConfig(root=bucket.parent, digest=digest)))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_bare_hex_without_its_object_belongs_to_another_program(any_store: Store, bucket: Path, grouped: bool) -> None:
+    """A file `x.sha256` of bare hex is an object while there is no `x`, and remains one when `x` comes and goes."""
+    store, published = any_store, bucket / "x.sha256"
+    published.write_bytes(HEX)
+    assert _keys(store) == ["x.sha256"]
+    assert not store.delete_object("b", "x")
+    assert [store.remove_stale_upload(stale) for stale in store.iter_stale_uploads()] == []
+    for data in (DATA, OTHER):
+        if grouped:
+            _put_many(store, "x", data)
+        else:
+            store.write_object("b", "x", source(data))
+        assert store.get_object_hash("b", "x") == hashlib.sha256(data).hexdigest()
+        assert _keys(store) == ["x", "x.sha256"]
+        assert published.read_bytes() == HEX
+    assert store.delete_object("b", "x")
+    assert [path.name for path in bucket.iterdir()] == ["x.sha256"]
+    with store.read_object("b", "x.sha256") as reader:
+        assert b"".join(reader) == HEX
+    assert store.delete_object("b", "x.sha256")
+    assert list(bucket.iterdir()) == []
+
+
+def _put_many(store: Store, key: str, data: bytes) -> None:
+    [put] = store.write_objects([SmallPut("b", key, HashedBytes.of(data))])
+    assert not isinstance(put, StorageError)
+
+
+@pytest.mark.parametrize(
+    ("any_store", "content"),
+    [("sidecar", HEX), ("xattr", HEX), ("no attributes", b"0 x.sha256\n"), ("sidecar", b"0 x.sha256\n")],
+    indirect=["any_store"],
+)
+def test_a_checksum_of_a_checksum_file_stays(any_store: Store, bucket: Path, content: bytes) -> None:
+    """A file `x.sha256.sha256` of another program stays when `x` is written and deleted."""
+    (bucket / "x.sha256.sha256").write_bytes(content)
+    any_store.write_object("b", "x", source(DATA))
+    assert "x.sha256.sha256" in _keys(any_store)
+    assert any_store.delete_object("b", "x")
+    assert (bucket / "x.sha256.sha256").read_bytes() == content
+
+
+def test_our_own_sidecar_without_its_object_is_no_object(store: Store, bucket: Path) -> None:
+    """The sidecar of an object whose data was removed behind our back is neither listed nor in the way."""
+    store.write_object("b", "x", source(DATA))
+    (bucket / "x").unlink()
+    assert _keys(store) == []
+    store.write_object("b", "x", source(OTHER))
+    assert (bucket / "x.sha256").read_text() == hashlib.sha256(OTHER).hexdigest()
+    (bucket / "x").unlink()
+    assert not store.delete_object("b", "x")
+    assert list(bucket.iterdir()) == []
+
+
+def test_a_hidden_sidecar_that_a_killed_delete_left_goes(store: Store, bucket: Path) -> None:
+    """A hidden sidecar without data is stale, and one with data is not."""
+    (bucket / "x.sha256").write_bytes(HEX)
+    store.write_object("b", "x", source(DATA))
+    assert list(store.iter_stale_uploads()) == []
+    (bucket / "x").unlink()
+    assert [store.remove_stale_upload(stale) for stale in store.iter_stale_uploads()] == [True]
+    assert [path.name for path in bucket.iterdir()] == ["x.sha256"]
