@@ -212,6 +212,35 @@ def test_a_body_with_chunks_is_whole_with_its_last_chunk(host, settings):
     assert fetch(host, settings) == b"hello"
 
 
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"+5\r\nhello\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"0_5\r\nhello\r\n0\r\n\r\n",
+        b"-5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello" + b"ab0\r\n\r\n",
+        b"5\r\nhello\n\n0\r\n\r\n",
+        b"\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+def test_chunks_that_are_not_framed_as_they_must_be_are_no_body(host, settings, chunks):
+    """A size that is no hexadecimal number, or a chunk that ends elsewhere, is a transient error."""
+    host.answers = [answer(chunks, Transfer_Encoding="chunked")]
+    with pytest.raises(Unavailable):
+        fetch(host, settings)
+
+
+def test_interim_answers_come_before_the_answer(host, settings):
+    """100, 102 and 103 are no answers; a host that sends nothing else is given up."""
+    interim = answer(status="100 Continue") + answer(status="103 Early Hints", Link="</app.css>; rel=preload")
+    host.answers = [interim + answer(status="102 Processing") + whole(b"hello")]
+    assert fetch(host, settings) == b"hello"
+    host.answers = [answer(status="103 Early Hints") * 1000]
+    with pytest.raises(Unavailable):
+        fetch(host, settings)
+
+
 def test_an_announced_digest_tells_the_end(host, settings):
     """With the digest of the bytes as they are sent, neither length nor coding is needed."""
     host.answers = [answer(DATA, Content_Encoding="gzip")]

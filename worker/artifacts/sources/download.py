@@ -27,6 +27,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker import clock
 from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
+from worker.artifacts.sources.http_response import StrictResponse
 from worker.artifacts.sources.partial_download import Partial, partial_download
 from worker.settings import Settings
 from worker.storage.errors import (
@@ -348,6 +349,8 @@ class _Connections:
         keep = self._keep
 
         class Connection(HTTPConnection):
+            response_class = StrictResponse
+
             def _new_conn(self) -> socket.socket:
                 return keep(super()._new_conn())
 
@@ -357,6 +360,8 @@ class _Connections:
         keep = self._keep
 
         class Connection(HTTPSConnection):
+            response_class = StrictResponse
+
             def _new_conn(self) -> socket.socket:
                 return keep(super()._new_conn())
 
