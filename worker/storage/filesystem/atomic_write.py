@@ -31,6 +31,7 @@ from worker.storage.filesystem.layout import (
     HIDDEN_SIDECAR,
     INTENTS,
     SIDECAR,
+    SIDECAR_SIZES,
     ObjectPath,
     leaf_of,
     parse_checksum_line,
@@ -340,7 +341,9 @@ def is_foreign(directory: int, name: str) -> bool:
     data = name.removesuffix(SIDECAR)
     if content is None:
         return False
-    if parse_sidecar(content) is None or _is_regular(directory, HIDDEN_SIDECAR + data):
+    if len(content) not in SIDECAR_SIZES or parse_sidecar(content) is None:
+        return True
+    if _is_regular(directory, HIDDEN_SIDECAR + data):
         return True
     if _has_data(directory, data) or _is_marked(directory, name):
         return False

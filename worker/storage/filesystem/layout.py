@@ -17,6 +17,7 @@ The worker's own files are under `root/.zot/`, which is no bucket, and have name
 has.
 """
 
+import codecs
 import hashlib
 import re
 import unicodedata
@@ -36,7 +37,9 @@ SIDECAR_SIZES = range(64, 67)
 _SIDECAR_LIKE = re.compile(r"\.(%*)sha256\Z")
 _ESCAPED = re.compile(r"\.%(%*)sha256\Z")
 _SIDECAR_LIKES = re.compile(r"(?:\.%*sha256)+\Z")
-_CHECKSUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+_CHECKSUM_LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
+_TAGGED_LINE = re.compile(r"(?P<escaped>\\?)SHA(?:2-)?256 ?\((?P<name>.+)\) ?= (?P<digest>[0-9a-fA-F]{64})")
+_ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -123,11 +126,23 @@ def parse_sidecar(content: bytes) -> str | None:
 
 
 def parse_checksum_line(content: bytes, name: str) -> str | None:
-    """Return the digest that a file in the format of `sha256sum` gives for a file of this name, lower-case, or None."""
-    for line in content.decode(errors="replace").splitlines():
-        found = _CHECKSUM_LINE.fullmatch(line)
-        if found and found[2].rpartition("/")[2] == name:
-            return found[1].lower()
+    """Return the digest that a checksum file gives for a file of this name, lower-case, or None.
+
+    Its lines are those of `sha256sum`, with or without `--tag`, or of `openssl dgst`; PowerShell writes UTF-16.
+    """
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
+    if _SHA256.fullmatch(text.strip().lower()):
+        return text.strip().lower()
+    for line in text.splitlines():
+        found = _CHECKSUM_LINE.fullmatch(line) or _TAGGED_LINE.fullmatch(line)
+        if found is None:
+            continue
+        said = found["name"]
+        if found["escaped"]:
+            said = re.sub(r"\\[\\nr]", lambda escape: _ESCAPES[escape[0]], said)
+        if said.rpartition("/")[2] == name:
+            return found["digest"].lower()
     return None
 
 

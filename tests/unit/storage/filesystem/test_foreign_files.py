@@ -38,7 +38,17 @@ def _keys(store: Store) -> list[str]:
     return [row.key for row in store.list_objects("b")]
 
 
-@pytest.mark.parametrize("content", [_published(), b"no digest at all", b"", b"\xff" * 1000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        _published(),
+        b"no digest at all",
+        b"",
+        b"\xff" * 1000,
+        hashlib.sha256(DATA).hexdigest().encode() + b"\n\n\n",
+        hashlib.sha256(DATA).hexdigest().encode() + b" " * 200 + b"of another program",
+    ],
+)
 def test_a_foreign_checksum_file_is_an_object(store: Store, bucket: Path, content: bytes) -> None:
     """What has a sidecar's name and is none is listed, read, and kept when its neighbour is written and deleted."""
     (bucket / "x.sha256").write_bytes(content)
@@ -65,6 +75,33 @@ def test_a_checksum_file_is_evidence_until_we_write(store: Store, bucket: Path) 
     (bucket / "y").write_bytes(DATA)
     (bucket / "y.sha256").write_bytes(_published())
     assert store.get_object_hash("b", "y") is None, "the line names another file"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("x", "{}  x\n"),
+        ("x", "{} *x\r\n"),
+        ("x", "{}  ./dist/x\n"),
+        ("x", "SHA256 (x) = {}\n"),
+        ("x", "SHA256 (dist/x) = {}"),
+        ("x", "SHA2-256(x)= {}\n"),
+        ("a\\b", "\\{}  a\\\\b\n"),
+        ("x", f"{'0' * 64}  y\n{{}}  x\n"),
+        ("x", "{}\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_spelling_of_a_checksum_line_is_read(
+    store: Store, bucket: Path, name: str, line: str, encoding: str
+) -> None:
+    """Whatever program wrote a checksum file, its digest is known, so that rotten bytes are not adopted."""
+    digest = hashlib.sha256(DATA).hexdigest()
+    (bucket / name).write_bytes(OTHER)
+    for each in (digest, digest.upper()):
+        content = line.format(each).encode(encoding)
+        (bucket / f"{name}.sha256").write_bytes(content)
+        assert store.stat_object("b", name).sha256 == digest
 
 
 def test_a_program_that_replaces_a_sidecar_keeps_its_file(store: Store, bucket: Path) -> None:
@@ -227,7 +264,7 @@ def test_a_checksum_of_a_checksum_file_stays(any_store: Store, bucket: Path, con
 
 
 def test_our_own_sidecar_without_its_object_is_no_object(store: Store, bucket: Path) -> None:
-    """The sidecar of an object whose data was removed behind our back is neither listed nor in the way."""
+    """The sidecar of an object whose data another program removed is neither listed nor in the way."""
     store.write_object("b", "x", source(DATA))
     (bucket / "x").unlink()
     assert _keys(store) == []
