@@ -117,7 +117,8 @@ def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob)
 
 def _waits(found: DeleteApproval) -> WaitsForApproval:
     return WaitsForApproval(
-        f"the delete of {found.objects} objects waits until a second person approves it: "
+        f"the delete of {found.what} ({found.objects} {'object' if found.objects == 1 else 'objects'}) needs the "
+        f"approval of another person before {found.expires_at:%Y-%m-%d %H:%MZ}: "
         f"`zot-artifacts deletes approve {found.job}`",
         seconds_to_pause(found.requested_at),
     )

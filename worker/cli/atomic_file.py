@@ -46,6 +46,10 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(target)
         _sync_directory(target.parent)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the user knows no other name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -78,9 +78,6 @@ COMMANDS = {
         _STORES, "List the findings, show one, or acknowledge it.", "findings:app"
     ),
     "alarms": Entry(_STORES, "List the channels of alarms, or send a test alarm.", "alarms:app"),
-    "webhooks": Entry(
-        _JOBS, "List the webhooks that get the ends of jobs, or send a test message.", "webhooks:app"
-    ),
     "sweep": Entry(
         _STORES, "Run a periodic task now, and wait until it and the jobs that it sent have ended.", "sweep:sweep"
     ),
@@ -94,6 +91,9 @@ COMMANDS = {
     "pause": Entry(_JOBS, "Pause the jobs of a store, a queue or a batch.", "pause:pause"),
     "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
     "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
+    "webhooks": Entry(
+        _JOBS, "List the webhooks that get the ends of jobs, or send a test message.", "webhooks:app"
+    ),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
     "health": Entry(
         _SERVICE, "Tell by the exit status whether a worker or beat does its work.", "health:app"

@@ -68,22 +68,23 @@ def delete(
     with opened(existing=True) as session:
         fields: dict[str, object] = {"stores": session.store_names(store), "allow_last": allow_last or None}
         selection = Selection(artifact, all_below, keys_from, in_flight)
+        many = selection.many
         if everything or (all_below and not artifact.partition("/")[2]):
             fields["everything"] = _everything(artifact, all_below=all_below, sure=everything)
-        if selection.many and now:
+        if many and now:
             raise Failure("--now goes with one artifact", Status.USAGE, type_="UsageError")
         rules = session.settings.delete
         if now or reason:
             fields |= {"now": now or None, "reason": reason}
-        if rules.approval_above is not None or (rules.grace and not selection.many):
+        if rules.approval_above is not None or (rules.grace and not many):
             fields["by"] = by or user_name()
         elif by:
             fields["by"] = by
-        if not selection.many:
+        if not many:
             _require_known(session, ArtifactPath.parse(artifact))
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
         grace = session.settings.delete.grace
-    if selection.many and not store and grace:
+    if many and not store and grace:
         note(f"until {grace.total_seconds() / 86400:g} days after the delete `zot-artifacts undelete` brings each back")
     finish(outcome, waited=not no_wait, as_json=as_json)
 

@@ -35,7 +35,8 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, Failure):
         return error
     if isinstance(error, typer.TyperException):
-        return Failure(error.format_message(), Status.USAGE, type_="UsageError")
+        told = error.format_message().replace("Value error, ", "")  # Typer quotes pydantic
+        return Failure(told, Status.USAGE, type_="UsageError")
     for kind, status in _statuses():
         if isinstance(error, kind):
             return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)

@@ -1,5 +1,6 @@
 """The session of one command: its settings, catalogue and stores."""
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,8 +41,10 @@ class Session:
     def nearest(self, bucket: str, key: str) -> str:
         """Return `; did you mean …?` with the recorded artifact whose name is nearest, else nothing."""
         artifacts = self.catalogue.artifacts
-        near = [a.path for a in [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket), *artifacts.page(None)]]
-        return suggestion(f"{bucket}/{key}", dict.fromkeys(near))
+        keys = {a.key for a in [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket)]}
+        for near in difflib.get_close_matches(key, keys, n=1):  # a bucket that both have would make any two alike
+            return f"; did you mean {f'{bucket}/{near}'!r}?"
+        return suggestion(f"{bucket}/{key}", {a.path for a in artifacts.page(None) if a.bucket != bucket})
 
     def store_names(self, given: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the names of the stores that the options give, one each or separated by commas, or None.

@@ -42,7 +42,9 @@ def check_file(name: str) -> Path:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise Failure(f"source {path}: is a directory; upload takes one file", type_="SourceRefused")
+            raise Failure(
+                f"source {path}: is a directory: upload the files in it with --recursive", type_="SourceRefused"
+            )
         if not stat.S_ISREG(mode):
             raise Failure(f"source {path}: is no regular file; copy it into one first", type_="SourceRefused")
         path.open("rb").close()

@@ -94,3 +94,11 @@ def test_a_directory_and_a_missing_directory_are_errors(tmp_path: Path) -> None:
         _write(tmp_path / "d", tmp_path)
     with pytest.raises(FileNotFoundError):
         _write(tmp_path / "none" / "f", tmp_path)
+
+
+def test_an_error_names_the_destination_and_not_the_temporary_file(tmp_path: Path) -> None:
+    """A directory that does not exist is an error about the path that the user wrote."""
+    path = tmp_path / "none" / "file"
+    with pytest.raises(FileNotFoundError) as raised:
+        _write(path, tmp_path)
+    assert raised.value.filename == str(path)

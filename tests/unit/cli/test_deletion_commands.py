@@ -41,3 +41,14 @@ def test_a_delete_is_listed_and_undone(
     assert zot("undelete", "releases/app.tgz") == (0, {"bucket": "releases", "key": "app.tgz", "version": 1})
     assert zot("show", "releases/app.tgz")[0] == 0
     assert cli.run(["undelete", "releases/app.tgz"]) == 2
+
+
+def test_a_suggested_name_is_like_the_one_that_was_typed(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """A typing error in the bucket or in the key gets a suggestion; a key that only shares the bucket is none."""
+    for typed in ("releases/ap.tgz", "relases/app.tgz"):
+        assert "did you mean 'releases/app.tgz'?" in zot("delete", typed)[1]["error"]["message"]
+    assert "did you mean" not in zot("delete", "releases/zz")[1]["error"]["message"]

@@ -15,7 +15,12 @@ from worker.settings import load_settings
 from zot_artifact_client.contract import JobState
 
 AWAY = {"type": "Unavailable", "message": "dr: away", "traceback": "Traceback\nof the first", "store": "dr"}
-PUT_OFF = {"type": "Snooze", "message": "dr: left alone", "traceback": "Traceback\nof the last", "previous": AWAY}
+SNOOZED = {
+    "type": "Snooze",
+    "message": "dr: its circuit breaker is open",
+    "traceback": "Traceback\nof the last",
+    "previous": AWAY,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -65,26 +70,26 @@ def ids(document: Any) -> list[str]:
 def test_jobs_are_listed_by_how_and_where_they_ended(zot, end):
     """State, store, error and kind each leave out what does not fit, also by a cause that was met before the last."""
     end("at-dr")
-    end("put-off", error=PUT_OFF)
+    end("snoozed", error=SNOOZED)
     end("names-dr", error=AWAY | {"message": "primary: away", "store": "primary"}, stores=["primary", "dr"])
     end("elsewhere", error={"type": "Throttled", "message": "primary: too many"})
     end("failed", state=JobState.FAILED, error={"type": "NotFound", "message": "no such"}, kind="verify")
-    assert ids(zot("jobs", "--dead", "--json")[1]) == ["at-dr", "elsewhere", "names-dr", "put-off"]
+    assert ids(zot("jobs", "--dead", "--json")[1]) == ["at-dr", "elsewhere", "names-dr", "snoozed"]
     assert ids(zot("jobs", "--failed", "--json")[1]) == ["failed"]
     assert ids(zot("jobs", "--state", "dead", "--state", "failed", "--json")[1]) == ids(zot("jobs", "--json")[1])
-    assert ids(zot("jobs", "--store", "dr", "--json")[1]) == ["at-dr", "names-dr", "put-off"]
-    assert ids(zot("jobs", "--error", "Unavailable", "--json")[1]) == ["at-dr", "names-dr", "put-off"]
+    assert ids(zot("jobs", "--store", "dr", "--json")[1]) == ["at-dr", "names-dr", "snoozed"]
+    assert ids(zot("jobs", "--error", "Unavailable", "--json")[1]) == ["at-dr", "names-dr", "snoozed"]
     assert ids(zot("jobs", "--kind", "verify", "--json")[1]) == ["failed"]
     assert len(zot("jobs", "--dead", "--limit", "1", "--json")[1]["jobs"]) == 1
 
 
 def test_a_job_tells_every_cause_with_its_traceback(zot, end):
     """One job shows its tracebacks when asked to, and as JSON always."""
-    end("put-off", error=PUT_OFF)
-    assert "Traceback" not in zot("jobs", "put-off")[1]
-    shown = zot("jobs", "put-off", "--traceback")[1]
+    end("snoozed", error=SNOOZED)
+    assert "Traceback" not in zot("jobs", "snoozed")[1]
+    shown = zot("jobs", "snoozed", "--traceback")[1]
     assert shown.index("of the last") < shown.index("of the first")
-    assert zot("jobs", "put-off", "--json")[1]["error"] == PUT_OFF
+    assert zot("jobs", "snoozed", "--json")[1]["error"] == SNOOZED
 
 
 def test_a_job_is_redriven_although_no_broker_answers(zot, end, catalogue):
@@ -184,9 +189,9 @@ def test_a_job_is_found_by_the_beginning_of_its_id(zot, end):
 
 def test_one_job_is_shown_in_lines_for_people(zot, end):
     """Each value is a line of its own with its name; nothing is printed as Python would."""
-    end("put-off", error=PUT_OFF, stores=["primary", "dr"])
-    shown = zot("jobs", "put-off")[1]
-    assert "error        Snooze: dr: left alone" in shown
+    end("snoozed", error=SNOOZED, stores=["primary", "dr"])
+    shown = zot("jobs", "snoozed")[1]
+    assert "error        Snooze: dr: its circuit breaker is open" in shown
     assert "before that  Unavailable: dr: away" in shown
     assert "stores=primary, dr" in shown
     assert "{" not in shown

@@ -33,7 +33,10 @@ def test_a_bar_counts_objects_where_no_bytes_are_known(
 
 def test_a_command_tells_once_what_its_job_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     """A delete that needs an approval, or a job whose store is paused, is told while the command waits for it."""
-    waits = {"type": "WaitsForApproval", "message": "the delete of 3 objects waits until a second person approves it"}
+    waits = {
+        "type": "WaitsForApproval",
+        "message": "the delete of a/b/ (3 objects) needs the approval of another person",
+    }
     job = JobRecord(
         id="job-1", kind="delete", request={}, state=JobState.QUEUED, attempts=0, fence=1, created_at=clock.now(),
         queue="interactive", error=waits,
