@@ -23,10 +23,10 @@ from worker.jobs.running_job import Cancelled, RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
+from worker.storage.cloud.object_tags import decode_tags, fit
 from worker.storage.driver import Condition, HashedBytes, ObjectProperties
 from worker.storage.errors import AlreadyExists, Archived, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
-from worker.storage.tags import decode_tags, fit
 from zot_artifact_client.contract import PlacedCopy
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.limits.limited_store import LimitedStore
 from worker.storage import ObjectStat, Store
+from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.errors import StorageError
-from worker.storage.tags import encode_tags
 from zot_artifact_client.contract import Metadata
 from zot_artifact_client.text_escaping import bounded
 

@@ -110,11 +110,6 @@ def _document(name: str, place: CheckedPrefix, counts: Counter[FaultKind], fault
     }  # fmt: skip
 
 
-def layout_names() -> list[str]:
-    """Return the names of the layouts."""
-    return list(_LAYOUTS)
-
-
 def place_of(name: str, given: list[str], store: str | None, prefix: str | None) -> tuple[str, str]:
     """Return the store and BUCKET[/PREFIX] that the command line names.
 

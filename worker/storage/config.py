@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from worker.storage.cloud.endpoint import Endpoint, parse_endpoint
 from worker.storage.durations_and_sizes import Size
-from worker.storage.endpoint import Endpoint, parse_endpoint
 
 
 class _StoreConfig(BaseModel):

@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
+from worker.storage.cloud.endpoint import InvalidEndpoint, parse_endpoint
 from worker.storage.config import (
     AzureConfig,
     CloudConfig,
@@ -27,7 +28,6 @@ from worker.storage.config import (
     connection_fields,
 )
 from worker.storage.driver import Condition, Driver, WriteInfo
-from worker.storage.endpoint import InvalidEndpoint, parse_endpoint
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,

@@ -16,8 +16,8 @@ from tests.conformance import targets
 from tests.conformance.targets import s3_client, s3_config
 from worker.context import Context
 from worker.storage import Stores
+from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.driver import ObjectProperties
-from worker.storage.tags import encode_tags
 from zot_artifact_client.contract import AdoptRequest, DeleteRequest, ReplicateRequest, UploadRequest
 
 PROPERTIES = {

@@ -47,6 +47,7 @@ from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import check_size, inside, is_document, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
+from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.cloud.small_objects import SMALL
@@ -68,7 +69,6 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
-from worker.storage.tags import decode_tags
 from worker.storage.transfer.server_copy import Begun, Between
 from worker.storage.transfer.split_into_parts import md5_of
 

@@ -20,8 +20,6 @@ MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 WINDOW = 64 * 1024 * 1024
 """Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
-PIECE = 256 * 1024
-"""Bytes that are received, hashed and written at a time: few enough to stay in the cache of the processor."""
 _POLL = 0.1
 """Seconds after which a thread that waits finds out that it has to end."""
 

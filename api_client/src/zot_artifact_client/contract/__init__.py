@@ -110,7 +110,6 @@ __all__ = [
     "BATCH",
     "BATCH_JOB_ID",
     "CANCEL_KEY",
-    "CONTRACT_VERSION",
     "DELETE",
     "EVIDENCE",
     "JOB_ID",
@@ -232,7 +231,6 @@ __all__ = [
     "is_batch_job",
 ]
 
-CONTRACT_VERSION = 1
 PROGRESS_STATE = "PROGRESS"
 """The Celery state of a running job that has reported progress; its info is a `Progress`."""
 CANCEL_KEY = "zot-artifacts:cancel:{job}"

@@ -1,4 +1,4 @@
-"""Read the address of a store, once for all kinds of stores: each SDK that gets it has another grammar."""
+"""Read the address of a store in a cloud, once for all clouds: each SDK that gets it has another grammar."""
 
 import re
 from dataclasses import dataclass
