@@ -1,14 +1,13 @@
 """A rebuild, a backup and a restore of the catalogue are killed at each of their steps: the next run ends right."""
 
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.killed_at_steps import steps
 from tests.unit.artifacts.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild, stores  # noqa: F401
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore_newest
@@ -23,48 +22,6 @@ STEPS = (
     (Database, ("read", "write")),
     (Store, ("list_objects", "write_object", "verify_object", "delete_object", "create_bucket")),
 )
-MOST = 300
-
-
-def killed_at(number: int, work: Callable[[], Any]) -> bool:
-    """Do the work in a process that is killed at its step of this number; return whether it came so far."""
-    child = os.fork()
-    if child == 0:
-        passed = 0
-
-        def step(plain: Callable[..., Any]) -> Callable[..., Any]:
-            def killing(*args: Any, **named: Any) -> Any:
-                nonlocal passed
-                passed += 1
-                if passed == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return plain(*args, **named)
-
-            return killing
-
-        for of, names in STEPS:
-            for name in names:
-                setattr(of, name, step(getattr(of, name)))
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - the parent asserts
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
-
-
-def steps(work: Callable[[int], Callable[[], Any]]) -> Iterator[int]:
-    """Kill fresh work at each of its steps, and yield the number of each, until it ends before it is killed."""
-    for number in range(1, MOST):
-        if not killed_at(number, work(number)):
-            return
-        yield number
-    raise AssertionError(f"it has more than {MOST} steps")
 
 
 @pytest.fixture
@@ -103,7 +60,7 @@ def test_a_rebuild_that_is_killed_ends_right(filled, stores, tmp_path, make_tabl
         return lambda: run(url, lambda of: kept_rebuild(of, stores, tmp_path))
 
     done = 0
-    for number in steps(attempt):
+    for number in steps(attempt, STEPS):
 
         def check(of: Catalogue) -> None:
             kept_rebuild(of, stores, tmp_path)
@@ -129,7 +86,7 @@ def test_a_backup_that_is_killed_leaves_one_that_can_be_restored(filled, stores,
         return lambda: run(url, lambda of: back_up(of, both, settings, tmp_path, job=f"job-{number}"))
 
     done = 0
-    for number in steps(attempt):
+    for number in steps(attempt, STEPS):
 
         def check(of: Catalogue, number: int = number) -> None:
             if number % 4 == 0:  # a rehearsal takes most of the time of this test
@@ -156,6 +113,6 @@ def test_a_restore_that_is_killed_leaves_no_half_catalogue(filled, stores, tmp_p
     def target(number: int) -> str:
         return f"sqlite:///{tmp_path / f'restored-{number}.sqlite3'}"
 
-    for number in steps(lambda number: lambda: restore_newest(found, stores["dr"], target(number))):
+    for number in steps(lambda number: lambda: restore_newest(found, stores["dr"], target(number)), STEPS):
         restore_newest(found, stores["dr"], target(number))
         assert run(target(number), lambda of: of.count_rows())["artifacts"] == rows["artifacts"]
