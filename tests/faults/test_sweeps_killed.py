@@ -26,7 +26,7 @@ from tasks.verify import verify
 from tests.faults.killed_at_steps import steps
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.catalogue import Leased, tables
+from worker.catalogue import Leased
 from worker.catalogue.database import Database
 from worker.catalogue.deletions import NotDeleted
 from worker.context import Context
