@@ -1,7 +1,7 @@
 """Run statements that are compiled once: SQLAlchemy takes longer to prepare one than SQLite takes to run it."""
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,28 +14,27 @@ class _Compiled:
     """A statement in one dialect."""
 
     text: str
-    names: Sequence[str]
-    """Of its values, in the order of the text."""
-    constants: Mapping[str, Any]
-    """The values that it has itself."""
-    converted: Sequence[tuple[str, Callable[[Any], Any]]]
-    """The names of the values that are not constant and that the driver does not take as they are, with what turns
-    them into its own."""
-    row: Callable[..., Any]
-    results: Sequence[Callable[[Any], Any] | None]
-    """By column, what turns a value of the driver into one of ours."""
-    positional: bool
+    values: Sequence[tuple[str, Callable[[Any], Any] | None, Any]]
+    """In the order of the text: the name of each value and what turns it into one of the driver; `""` and the value of
+    the driver itself, where the statement has it."""
+    names: Sequence[str] | None
+    """Of all values, if the driver takes them by name."""
+    row: Callable[[Iterable[Any]], Any]
+    results: Sequence[tuple[int, Callable[[Any], Any]]]
+    """The columns that the driver does not return as they are, each with what turns it into a value of ours."""
 
     def bound(self, values: Mapping[str, Any]) -> Any:
-        given = {**values, **self.constants}
-        for name, convert in self.converted:
-            given[name] = convert(given[name])
-        return tuple([given[name] for name in self.names]) if self.positional else given
+        found = [
+            constant if not name else values[name] if convert is None else convert(values[name])
+            for name, convert, constant in self.values
+        ]
+        return found if self.names is None else dict(zip(self.names, found, strict=True))
 
     def read(self, row: Sequence[Any]) -> Any:
-        return self.row(
-            *[value if read is None else read(value) for read, value in zip(self.results, row, strict=True)]
-        )
+        values = list(row)
+        for column, convert in self.results:
+            values[column] = convert(values[column])
+        return self.row(values)
 
 
 class Prepared:
@@ -50,13 +49,12 @@ class Prepared:
 
     def all(self, connection: Connection, **values: Any) -> list[Any]:
         """Run the statement and return its rows."""
-        compiled = self._compile(connection.dialect, values)
-        rows = execute(connection, compiled.text, compiled.bound(values)).fetchall()
-        return [compiled.read(row) for row in rows]
+        compiled = self._in(connection.dialect, values)
+        return [compiled.read(row) for row in execute(connection, compiled.text, compiled.bound(values)).fetchall()]
 
     def tuples(self, connection: Connection, **values: Any) -> list[tuple[Any, ...]]:
         """Run the statement and return its rows as the driver does, which is right for text and numbers."""
-        compiled = self._compile(connection.dialect, values)
+        compiled = self._in(connection.dialect, values)
         rows: list[tuple[Any, ...]] = execute(connection, compiled.text, compiled.bound(values)).fetchall()
         return rows
 
@@ -67,18 +65,18 @@ class Prepared:
 
     def run(self, connection: Connection, **values: Any) -> int:
         """Run the statement and return how many rows it has changed."""
-        compiled = self._compile(connection.dialect, values)
+        compiled = self._in(connection.dialect, values)
         changed: int = execute(connection, compiled.text, compiled.bound(values)).rowcount
         return changed
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:
         """Run the statement for each row; `shared` are the values that all of them have."""
         if rows:
-            compiled = self._compile(connection.dialect, {**rows[0], **shared})
+            compiled = self._in(connection.dialect, {**rows[0], **shared})
             execute(connection, compiled.text, [compiled.bound({**row, **shared}) for row in rows], many=True)
 
-    def _compile(self, dialect: Dialect, values: Mapping[str, Any]) -> _Compiled:
-        """Return the statement for these names of values, in a dialect."""
+    def _in(self, dialect: Dialect, values: Mapping[str, Any]) -> _Compiled:
+        """Return the statement for these names of values, in a dialect; compiled once."""
         key = (dialect.name, *values)
         if key in self._compiled:
             return self._compiled[key]
@@ -89,28 +87,31 @@ class Prepared:
         binds = {
             name: bind.type.dialect_impl(dialect).bind_processor(dialect) for bind, name in made.bind_names.items()
         }
-        binds = {name: convert for name, convert in binds.items() if convert is not None}
-        constants = {
-            name: binds[name](value) if name in binds else value
-            for name, value in made.params.items()
-            if name not in values
-        }
+
+        def value(name: str) -> tuple[str, Callable[[Any], Any] | None, Any]:
+            convert = binds.get(name)
+            if name in values:
+                return name, convert, None
+            return "", None, convert(made.params[name]) if convert else made.params[name]
+
         columns = list(self._statement.exported_columns)
+        results = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        fields = [str(column.key) for column in columns]
+        row: Any = namedtuple("Row", fields)  # type: ignore[misc] # noqa: PYI024 - its fields are known at run time
+        names = list(made.positiontup if dialect.positional else made.params)
         compiled = _Compiled(
             text=str(made),
-            names=list(made.positiontup or ()),
-            constants=constants,
-            converted=[(name, convert) for name, convert in binds.items() if name not in constants],
-            row=namedtuple("Row", [str(column.key) for column in columns]),  # noqa: PYI024 - its fields are known at run time
-            results=[column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns],
-            positional=dialect.positional,
+            values=[value(name) for name in names],
+            names=None if dialect.positional else names,
+            row=row._make,
+            results=[(number, convert) for number, convert in enumerate(results) if convert is not None],
         )
         return self._compiled.setdefault(key, compiled)
 
 
 def execute(connection: Connection, text: str, values: Any, *, many: bool = False) -> Any:
     """Execute the text of a statement in the connection's transaction, and return the driver's cursor."""
-    driver = connection.connection
+    driver: Any = connection.connection.dbapi_connection  # a cursor of SQLAlchemy's own connection takes longer to make
     cursor = driver.cursor()
     try:
         (cursor.executemany if many else cursor.execute)(text, values)

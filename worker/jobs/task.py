@@ -157,7 +157,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
         request = self._validate(args, kwargs)
         try:
-            self._check_sender(request)
+            self._check_sender(request, kwargs)
             queue = (self._task.request.delivery_info or {}).get("routing_key")
             found = self._ledger.acquire(
                 self._id,
@@ -212,11 +212,14 @@ class Delivery(Generic[RequestT, ResultT]):
         except ValidationError as error:
             self._reject(kwargs, problems_of(error))
 
-    def _check_sender(self, request: RequestT) -> None:
+    def _check_sender(self, request: RequestT, kwargs: Mapping[str, object]) -> None:
         """Raise OtherRequest if the outbox has another request under this id, whose message is not delivered yet."""
         try:
             sent = Outbox(self._task.app).find(self._id)
-            own = sent is None or (sent.name, self._spec.request.read(sent.payload)) == (self._spec.name, request)
+            own = sent is None or (
+                sent.name == self._spec.name
+                and (sent.payload == kwargs or self._spec.request.read(sent.payload) == request)
+            )
         except (redis.RedisError, OperationalError, OSError):
             return
         except ValidationError:

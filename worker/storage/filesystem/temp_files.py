@@ -7,6 +7,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 
 from worker.storage.filesystem.digest_attribute import read_digest, write_digest
 from worker.storage.filesystem.layout import TEMP
@@ -205,10 +206,19 @@ class LinkedTempFile(TempFile):
 
 def sync_at_once(one: TempFile, other: TempFile) -> None:
     """Make the bytes of two files durable: the disk serves both waits together."""
-    with ThreadPoolExecutor(1) as helper:
-        synced = helper.submit(other.sync)
+    synced = _helpers(os.getpid()).submit(other.sync)
+    try:
         one.sync()
-    synced.result()
+    finally:
+        failed = synced.exception()  # waits: the file stays open until then
+    if failed is not None:
+        raise failed
+
+
+@cache
+def _helpers(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - no thread survives a fork
+    """Return the threads of a process for `sync_at_once`: one is started where none is free."""
+    return ThreadPoolExecutor(64, "sync")
 
 
 def write_small(directory: int, name: str, content: bytes, mode: int | None = None) -> None:
