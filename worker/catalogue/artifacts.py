@@ -86,9 +86,6 @@ _COMMIT = Prepared(
     .where(artifacts.c.id == sa.bindparam("of"), artifacts.c.committed_at.is_(None))
     .values(committed_at=sa.bindparam("committed_at"))
 )
-_TOUCH = Prepared(
-    sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(created_at=artifacts.c.created_at)
-)
 _SUPERSEDE = Prepared(
     sa.update(copies)
     .where(
@@ -217,8 +214,7 @@ class Artifacts:
                     store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores
                 }
         if not durable and artifact.version > 1 and artifact.committed_at is None:
-            with self._database.write() as connection:  # makes the commit before it durable too
-                _TOUCH.run(connection, of=artifact.id)
+            self._database.flush()
         return Recorded(artifact, fresh=not same, copies=held)
 
     def record_many(

@@ -53,7 +53,6 @@ _HOLDER = Prepared(
     )
     .limit(1)
 )  # fmt: skip
-_TOUCH = Prepared(sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(fence=jobs.c.fence))
 _SETTLE = Prepared(
     sa.update(jobs).where(
         jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
@@ -139,8 +138,7 @@ class Ledger:
         with self._database.write(durable=False) as connection:
             found = _acquire(connection, given, taken, holds, lease=lease, max_crashes=max_crashes, planned=planned)
         if not (isinstance(found, Leased) and found.record.fence == 1):
-            with self._database.write() as connection:  # makes the commit before it durable too
-                _TOUCH.run(connection, job=id_)
+            self._database.flush()
         return found
 
     def renew(self, id_: str, fence: int, *, until: datetime, progress: Mapping[str, Any] | None) -> None:

@@ -95,7 +95,8 @@ def begin_read(connection: Connection) -> None:
 def set_durable(connection: Connection, *, durable: bool) -> None:
     """Let the next commits of a connection wait for the disk or not; one that does makes those before it durable too.
 
-    A commit that does not wait survives the death of its process, and no power cut.
+    A commit that does not wait survives the death of its process, and no power cut. One that changes no value writes
+    nothing, and so makes nothing durable: `flush` does.
     """
     if connection.info.get(_DURABLE, True) != durable:
         execute(connection, f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", ())

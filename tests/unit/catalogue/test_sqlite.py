@@ -118,75 +118,77 @@ def test_replace_rewrites_nothing_that_is_append_only(tmp_path, statement):
         shell.execute(statement)
 
 
-def commits_of(catalogue: Catalogue) -> list[int]:
-    """Return a list to which each commit from now on adds its mode of waiting for the disk."""
-    modes: list[int] = []
-    listen = sa.event.listens_for(catalogue._database.engine, "commit")
-    listen(lambda done: modes.append(done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]))
+def waits_of(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each commit adds from now on whether it waits for the disk, and each flush of the log."""
+    waits: list[str] = []
+    words = {1: "no wait", 2: "wait"}  # by the value of PRAGMA synchronous
+
+    @sa.event.listens_for(catalogue._database.engine, "commit")
+    def note(done: sa.Connection) -> None:
+        waits.append(words[done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]])
+
+    sync, log = os.fsync, Path(f"{catalogue._database.engine.url.database}-wal")
+
+    def fsync(fd: int) -> None:
+        assert Path(f"/proc/self/fd/{fd}").samefile(log)
+        waits.append("flush")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     catalogue.close()  # so that its next connection has the listener
-    return modes
+    return waits
 
 
-def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url):
+def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url, monkeypatch):
     """A first lease that a power cut undoes is taken again; a later one has a larger fencing token than the first."""
     catalogue = Catalogue(url)
-    modes = commits_of(catalogue)
+    waits = waits_of(catalogue, monkeypatch)
     now, lease = clock.now(), timedelta(seconds=30)
-    full, normal = 2, 1
 
     def deliver(id_: str, now: datetime, holds: str = "b/k") -> object:
-        modes.clear()
+        waits.clear()
         return catalogue.ledger.acquire(
             id_, "upload", {"key": "k"}, owner="w", holds=holds, parent=None, now=now, lease=lease, max_crashes=2
         )
 
     assert isinstance(deliver("one", now), Leased)
-    assert modes == [normal]
+    assert waits == ["no wait"]
     assert isinstance(deliver("two", now), Held)
-    assert modes == [normal, full]
+    assert waits == ["no wait", "flush"]
     assert isinstance(deliver("one", now + 2 * lease), Leased)
-    assert modes == [normal, full], "a later lease"
+    assert waits == ["no wait", "flush"], "a later lease"
     assert isinstance(deliver("one", now + 4 * lease), Finished)
-    assert modes == [normal, full], "the end of a job that kills its workers"
+    assert waits == ["no wait", "flush"], "the end of a job that kills its workers"
     catalogue.close()
 
 
-def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url):
+def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url, monkeypatch):
     """A job records a lost first version again; the bytes of a further one replace others, so it is durable first."""
     catalogue = Catalogue(url)
-    artifacts, digest, modes = catalogue.artifacts, Digest(11, "a" * 64), commits_of(catalogue)
-    full, normal = 2, 1
+    artifacts, digest, waits = catalogue.artifacts, Digest(11, "a" * 64), waits_of(catalogue, monkeypatch)
     artifacts.record("releases", "a", digest, {}, clock.now(), stores=["dr"], durable=False)
-    assert modes == [normal]
+    assert waits == ["no wait"]
     artifacts.record("releases", "a", Digest(11, "b" * 64), {}, clock.now(), stores=["dr"], durable=False)
-    assert modes == [normal, normal, full]
+    assert waits == ["no wait", "no wait", "flush"]
     artifacts.record("releases", "b", digest, {}, clock.now())
-    assert modes[3:] == [full]
+    assert waits[3:] == ["wait"]
     catalogue.close()
 
 
 def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch):
     """No group waits for the disk, and all survive a power cut when the page ends or the head of the log is kept."""
-    catalogue, synced, found = Catalogue(url), [], []
+    catalogue, found = Catalogue(url), []
     for key in "abc":
         artifact = stored(catalogue, key)
         copy = catalogue.artifacts.copies(artifact)["dr"]
         finding = Finding("page", "dr", artifact, "verified")
         found.append((PageOutcome(copy.id, artifact.path, 11, "verified"), VerdictRow.of(Outcome(finding, copy))))
-    sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())) or sync(fd))
-    modes = []
-    listen = sa.event.listens_for(catalogue._database.engine, "commit")
-    listen(lambda done: modes.append(done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]))
-    log = f"{catalogue._database.engine.url.database}-wal"
     page = catalogue.pages.begin("page", [outcome.id for outcome, _ in found])
-    catalogue.close()  # so that its next connection has the listener
-    modes.clear()
+    waits = waits_of(catalogue, monkeypatch)
     with catalogue.pages.recorder(page) as recorder:
         for outcome, verdict in found:
             recorder.add([outcome], [verdict], now=clock.now())
-        assert (modes, synced) == ([1, 1, 1], [])
-    assert synced == [log]
+    assert waits == ["no wait", "no wait", "no wait", "flush"]
     assert catalogue.verifications.durable_head().id == 3
-    assert synced == [log, log]
+    assert waits.count("flush") == 2
     catalogue.close()
