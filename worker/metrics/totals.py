@@ -10,9 +10,13 @@ from redis import Redis
 
 from worker.metrics.family_builders import Histogram, counter, histogram
 from worker.metrics.totals_sender import TOTALS
-from worker.process_metrics import METERS, SEPARATOR, Meter
+from worker.process_metrics import LEASE_RECOVERIES, METERS, SEPARATOR, STORE_ERRORS, Meter
+from worker.storage.errors import AccessDenied, OutOfSpace
+from zot_artifact_client.contract import TASKS
 
 _SUM = "sum"
+_WATCHED_ERRORS = (AccessDenied, OutOfSpace)
+"""What deploy/prometheus/rules.yaml has an alarm on, whatever the number."""
 
 
 def totals(client: "Redis", stores: Collection[str]) -> Iterator[Metric]:
@@ -28,11 +32,19 @@ def totals(client: "Redis", stores: Collection[str]) -> Iterator[Metric]:
         if store is None or store in stores:
             with suppress(ValueError):
                 found[name][tuple(rest)] = float(value)
+    for name, labels in _watched(stores):
+        found[name].setdefault(labels, 0)
     for name, meter in METERS.items():
         if meter.buckets:
             yield histogram(name, meter.about, _histograms(meter, found[name]).items(), meter.labels)
         else:
             yield counter(name, meter.about, sorted(found[name].items()), meter.labels)
+
+
+def _watched(stores: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the counters that an alarm watches, which begin at zero: Prometheus sees no increase to a first value."""
+    yield from ((LEASE_RECOVERIES.name, (spec.kind,)) for spec in TASKS.values())
+    yield from ((STORE_ERRORS.name, (store, error.__name__)) for store in stores for error in _WATCHED_ERRORS)
 
 
 def _histograms(meter: Meter, values: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], Histogram]:

@@ -218,3 +218,82 @@ def test_promtool_takes_every_query(tmp_path):
     for file in (ROOT / "deploy/prometheus/rules.yaml", panels):
         done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+FIRES: dict[str, tuple[dict[str, str], str]] = {  # series from minute 0 on, and when the alarm must be there
+    "ZotArtifactsLost": ({'zot_artifacts_findings{kind="lost",acknowledged="no"}': "0x4 1x60"}, "6m"),
+    "ZotBadCopiesStay": (
+        {
+            'zot_artifacts_findings{store="dr",kind="corrupt",acknowledged="no"}': "1x200",
+            'zot_artifacts_findings_since_timestamp_seconds{store="dr",kind="corrupt"}': "0x200",
+        },
+        "70m",
+    ),
+    "ZotQueueStuck": (
+        {
+            'zot_artifacts_queue_oldest_message_seconds{queue="transfer"}': "901x60",
+            'zot_artifacts_queue_paused{queue="transfer"}': "0x60",
+        },
+        "10m",
+    ),
+    "ZotBeatStopped": ({"unrelated": "1x60"}, "10m"),
+    "ZotSweepLate": (
+        {
+            'zot_artifacts_sweep_last_start_timestamp_seconds{sweep="sweep.verify"}': "0x200",
+            'zot_artifacts_sweep_interval_seconds{sweep="sweep.verify"}': "300x200",
+        },
+        "90m",
+    ),
+    "ZotStoreBreakerOpen": ({'zot_artifacts_store_breaker_open{store="dr"}': "1 0 0 1 0 0 1 0 0 1 0 0 1x60"}, "20m"),
+    "ZotStoreErrors": ({'zot_artifacts_store_errors_total{store="dr",error="OutOfSpace"}': "0x9 1x60"}, "16m"),
+    "ZotWorkersDie": ({'zot_artifacts_lease_recoveries_total{kind="page"}': "0x9 8x60"}, "15m"),
+    "ZotBrokerFull": (
+        {
+            'zot_artifacts_broker_memory_bytes{kind="used"}': "81x60",
+            'zot_artifacts_broker_memory_bytes{kind="limit"}': "100x60",
+        },
+        "10m",
+    ),
+    "ZotRejectedMessages": ({'zot_artifacts_rejected_messages_total{reason="body"}': "0x9 1x60"}, "15m"),
+}
+SILENT: dict[str, dict[str, str]] = {  # what must raise no alarm of this name within two hours
+    "ZotQueueStuck": {
+        'zot_artifacts_queue_oldest_message_seconds{queue="transfer"}': "9000x120",
+        'zot_artifacts_queue_paused{queue="transfer"}': "1x120",
+    },
+    "ZotBrokerFull": {
+        'zot_artifacts_broker_memory_bytes{kind="used"}': "81x120",
+        'zot_artifacts_broker_memory_bytes{kind="limit"}': "0x120",
+    },
+    "ZotBeatStopped": {"zot_artifacts_beat_last_tick_seconds": "5x120"},
+    "ZotStoreBreakerOpen": {'zot_artifacts_store_breaker_open{store="dr"}': "0x9 1 0x110"},
+    "ZotWorkersDie": {'zot_artifacts_lease_recoveries_total{kind="page"}': "0x9 3x110"},
+}
+
+
+def test_an_alarm_fires_for_what_it_is_about_and_for_nothing_else(tmp_path):
+    """Prometheus' own test of rules raises each alarm for its figures, and none for those of a normal day."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: on Debian it is part of the package prometheus")
+    cases = [(name, series, at, True) for name, (series, at) in FIRES.items()]
+    cases += [(name, series, "110m", False) for name, series in SILENT.items()]
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in given.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})',
+                    "eval_time": at,
+                    "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                }
+            ],
+        }
+        for name, given, at, fires in cases
+    ]
+    file = tmp_path / "alarms.yaml"
+    rules = str(ROOT / "deploy/prometheus/rules.yaml")
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": tests}))
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

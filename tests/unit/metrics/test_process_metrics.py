@@ -66,6 +66,13 @@ def test_counts_of_several_processes_add_up(url):
     assert found["store_operation_seconds_sum", "dr", "write"] == pytest.approx(2e6 + 0.4)
 
 
+def test_what_an_alarm_watches_begins_at_zero(url):
+    """Lost workers and errors of each store are 0 before the first: Prometheus sees no increase to a first value."""
+    found = shown(url, "dr")
+    assert found["lease_recoveries_total", "page"] == found["lease_recoveries_total", "upload"] == 0
+    assert found["store_errors_total", "dr", "OutOfSpace"] == found["store_errors_total", "dr", "AccessDenied"] == 0
+
+
 def test_a_store_that_left_and_a_strange_field_are_not_shown(url):
     """A store that is not configured, a meter of another version and a value that is no number are left out."""
     STORE_SECONDS.observe("old", "write", value=1)
