@@ -1,5 +1,5 @@
 """Run the command line as `python -m worker.cli`."""
 
-from worker.cli import main
+from worker.command_line import main
 
 main()

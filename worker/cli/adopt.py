@@ -15,7 +15,7 @@ from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish
-from worker.cli.output import AsJson, complain, print_json, say
+from worker.cli.output import AsJson, complain, note, print_json, say
 from worker.cli.session import Session, opened
 from worker.cli.submit import Sender, request_of, sender
 from worker.storage.driver import ListedObject
@@ -145,20 +145,26 @@ def _adopt_all(
     with sender(session, f"adopting {tally.bucket}/{tally.prefix}") as way, place.sorter() as lists:
         if sums:
             _read_lists(place, tally, lists)
-        for row, sha256 in _with_digests(place, tally, lists):
-            if sums and is_list(row.key) and not fields.get("first_read"):
-                continue
-            if len(under_way) == IN_FLIGHT:
+        try:
+            for row, sha256 in _with_digests(place, tally, lists):
+                if sums and is_list(row.key) and not fields.get("first_read"):
+                    continue
+                if len(under_way) == IN_FLIGHT:
+                    _await_first(way, tally, under_way, deadline)
+                try:
+                    check_existing_key(tally.bucket, row.key)
+                except InvalidKey as error:
+                    tally.fail(row.key, "InvalidKey", f"{tally.store}: {tally.bucket}: {error.message}", Status.BAD)
+                    continue
+                request: AdoptRequest = request_of(ADOPT, bucket=tally.bucket, key=row.key, sha256=sha256, **fields)
+                under_way.append((row.key, way.send(ADOPT, choose_id(ADOPT), request)))
+            while under_way:
                 _await_first(way, tally, under_way, deadline)
-            try:
-                check_existing_key(tally.bucket, row.key)
-            except InvalidKey as error:
-                tally.fail(row.key, "InvalidKey", f"{tally.store}: {tally.bucket}: {error.message}", Status.BAD)
-                continue
-            request: AdoptRequest = request_of(ADOPT, bucket=tally.bucket, key=row.key, sha256=sha256, **fields)
-            under_way.append((row.key, way.send(ADOPT, choose_id(ADOPT), request)))
-        while under_way:
-            _await_first(way, tally, under_way, deadline)
+        except KeyboardInterrupt:
+            if under_way:
+                ids = ", ".join(job.id for _, job in under_way)
+                note(f"these jobs go on too: {ids}; the same command again continues")
+            raise
     if tally.adopted + tally.unchanged + tally.failed == 0:
         raise Failure(f"{tally.store}: there is no object below {tally.bucket}/{tally.prefix}", type_="NotFound")
     return tally

@@ -60,6 +60,9 @@ class Sender:
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
             raise BrokerUnavailable(f"{error}; {_way_out(self.session.settings)}") from error
+        except KeyboardInterrupt:
+            note(f"job {job_id} may have been sent: `zot-artifacts jobs {job_id}` shows it")
+            raise
 
     def wait(self, job: "Job[Any]", timeout: float | None) -> Outcome:
         """Wait until the job has ended or the time is up, and return its state then.

@@ -1,6 +1,7 @@
 """The list of commands: complete, true to the commands, and cheap."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,24 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints name and version."""
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("zot-artifacts 0.")
+
+
+def test_an_interrupt_while_modules_are_imported_prints_nothing() -> None:
+    """Ctrl-C in the first moments of a command ends it without a traceback, as a later one does."""
+    script = """
+import builtins, os, signal
+from worker.command_line import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+real = builtins.__import__
+def imported(name, *more, **named):
+    if name == "typer":
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *more, **named)
+builtins.__import__ = imported
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_the_shell_completes_commands() -> None:
