@@ -17,6 +17,7 @@ from worker.settings.private_data_directory import mode_for_the_user
 _MAX_LINKS = 40
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
 _COPY = 1024**2
+_PARTIAL = ".partial"
 
 
 @contextmanager
@@ -28,8 +29,19 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
     their bytes wait in `spool_dir` until they are complete, because such a write cannot be undone.
 
     Raises:
-        OSError: the destination cannot be written, is a directory, or is a socket.
+        OSError: the destination cannot be written, is a directory, or is a socket; names it.
     """
+    try:
+        with _complete_file(path, spool_dir) as file:
+            yield file
+    except OSError as error:
+        if error.strerror is not None and (error.filename is None or str(error.filename).endswith(_PARTIAL)):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
     target = _followed(path)
     if target is None or _is_special(target):
         with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-local-") as spool:
@@ -38,7 +50,7 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
             with open(_opened(path), "wb", buffering=0) as file:
                 shutil.copyfileobj(spool, file, _COPY)
         return
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         with temporary.open("xb", buffering=0) as file:
             yield file

@@ -27,6 +27,11 @@ from worker.storage.integrity.verifying_reader import OnBytes, save
 
 STDOUT = "-"
 _COPY = 1024**2
+_WAYS_OUT = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +197,7 @@ def _writable(path: Path, spool_dir: Path) -> Iterator[int]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        way_out = "make room there" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "name another DEST"
+        way_out = _WAYS_OUT.get(error.errno or 0, "name another DEST")
         raise Failure(f"{path} cannot be written: {error.strerror}; {way_out}", type_="CannotWrite") from error
 
 

@@ -75,6 +75,8 @@ class Target:
             raise Refused("a symbolic link is in its place")
         if path.is_dir():
             raise Refused("a directory is in its place")
+        if path.exists() and not path.is_file():  # to open it may never end
+            raise Refused("a FIFO, a device or a socket is in its place")
         self.check(path, relative)
         return path
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.cli.atomic_file import complete_file
+from worker.cli.get_directory import Refused, Target
 
 DATA = b"all the bytes"
 
@@ -49,6 +50,23 @@ def test_a_link_is_followed_and_stays(tmp_path: Path, exists: bool) -> None:
     _write(link, tmp_path)
     assert link.is_symlink()
     assert real.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("name", ["directory", "dangling", "missing/f"])
+def test_an_error_names_the_destination(tmp_path: Path, name: str) -> None:
+    """The error of a destination that cannot be written names it as the user did, and no temporary file."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere/f")
+    with pytest.raises(OSError, match="directory") as raised:
+        _write(tmp_path / name, tmp_path)
+    assert raised.value.filename == str(tmp_path / name)
+
+
+def test_a_fifo_below_a_directory_is_refused(tmp_path: Path) -> None:
+    """Of many files none is a FIFO: to read or write one waits for another program."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(Refused, match="a FIFO"):
+        Target(tmp_path).path_of("fifo")
 
 
 def test_a_fifo_is_written_into(tmp_path: Path) -> None:
