@@ -1,5 +1,5 @@
 """Run the command line as `python -m worker.cli`."""
 
-from worker.command_line import main
+from worker.cli import main
 
 main()

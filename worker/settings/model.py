@@ -158,7 +158,11 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+        absolute = home.expanduser().absolute()
+        if not _is_unicode(str(absolute)):
+            msg = "its name is not UTF-8, or the current directory's is not: the URL of the catalogue could not name it"
+            raise ValueError(msg)
+        return absolute
 
     @model_validator(mode="before")
     @classmethod
@@ -388,6 +392,8 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: names are misspelt or values are wrong; names each of them without its value.
     """
     problems = list(_unknown_variables(os.environ))
+    if not _is_unicode(os.environ.get("ZOT_CONFIG", "")):
+        problems.append("ZOT_CONFIG: its value is not UTF-8")
     if problems:
         raise SettingsError("\n".join(problems))
     try:
@@ -525,8 +531,19 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
             yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
         elif inner and not _has_parts(Settings.model_fields[name.removeprefix(ENV_PREFIX).lower()].annotation):
             yield f"{variable} is not a setting: {name} has no parts"
+        elif not _is_unicode(environ[variable]):
+            yield f"{variable}: its value is not UTF-8"
         elif twice := _twice_in_json(environ[variable]):
             yield f"{variable}: {twice} is there twice"
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text from the system was UTF-8; Python keeps other bytes as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_parts(annotation: Any) -> bool:

@@ -21,6 +21,9 @@ from pydantic import (
 from worker.storage.cloud.endpoint import Endpoint, parse_endpoint
 from worker.storage.durations_and_sizes import Size
 
+_REAL_NAME = re.compile(r"[A-Za-z0-9._$-]{1,255}|arn:[A-Za-z0-9:/._$-]{1,2000}")
+_REAL_PATTERN = re.compile(r"[A-Za-z0-9._$*?-]{1,255}")
+
 
 class _StoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -82,14 +85,22 @@ def _sas_token(secret: SecretStr) -> SecretStr:
 
 
 def _real_name(name: str | None) -> str | None:
-    if name is not None and (not name or "/" in name) and not name.startswith("arn:"):
-        msg = "it is the name of one bucket or container, without a scheme and without a path"
+    if name is not None and not _REAL_NAME.fullmatch(name):
+        msg = "it is the name of one bucket or container, without a scheme and without a path: letters, digits and ._$-"
         raise ValueError(msg)
     return name
 
 
+def _real_pattern(pattern: str) -> str:
+    if not _REAL_PATTERN.fullmatch(pattern):
+        msg = "it is the name of a bucket or container, in which * and ? are allowed: letters, digits and ._$-"
+        raise ValueError(msg)
+    return pattern
+
+
 Secret = Annotated[SecretStr, AfterValidator(_plain_secret)]
 RealName = Annotated[str | None, AfterValidator(_real_name)]
+RealPattern = Annotated[str, AfterValidator(_real_pattern)]
 
 
 class FilesystemConfig(_StoreConfig):
@@ -112,7 +123,7 @@ class CloudConfig(_StoreConfig, ABC):
 
     layout: Literal["prefixed", "native"] = "prefixed"
     """`native`: every logical bucket is a real bucket of the same name."""
-    buckets: tuple[str, ...] = ()
+    buckets: tuple[RealPattern, ...] = ()
     """With `native`: the real buckets in which cleanup looks for stale uploads; `*` and `?` are allowed."""
     reserved_bucket: RealName = None
     """With `native`: the real bucket that holds quarantine and probes, under `.zot-reserved/`; it must exist."""

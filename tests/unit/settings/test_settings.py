@@ -126,6 +126,17 @@ def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
             "stores.s3.buckett is not a setting; did you mean 'bucket'?",
         ),
         ("stores: {a: {type: s4}}", "stores.a: Input tag 's4'"),
+        ('stores: {s3: {type: s3, bucket: "b\\n"}}', "stores.s3.bucket: it is the name of one bucket"),
+        ("stores: {s3: {type: s3, bucket: a b}}", "stores.s3.bucket: it is the name of one bucket"),
+        ('stores: {g: {type: gcs, bucket: "*"}}', "stores.g.bucket: it is the name of one bucket"),
+        (
+            'stores: {s3: {type: s3, layout: native, reserved_bucket: "r\\u202e"}}',
+            "stores.s3.reserved_bucket: it is the name of one bucket",
+        ),
+        (
+            'stores: {s3: {type: s3, layout: native, buckets: ["r-*", "b\\n"]}}',
+            "stores.s3.buckets.1: it is the name of a bucket or container, in which * and ? are allowed",
+        ),
         ("stores: {s3: {type: s3, bucket: b, part_size: 5 parts}}", "stores.s3.part_size: '5 parts' is not a size"),
         ("retry: {backoff: 5}", "retry.backoff: 5 is not a duration: write a number with a unit"),
         ("retry: {max_attempts: 0}", "retry.max_attempts: Input should be greater than or equal to 1"),

@@ -60,6 +60,9 @@ def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("ZOT_JOBS", '{"lease": "30s", "lease": "40s"}', "lease is there twice"),
         ("ZOT_BROKER__PASSWORD", "hunter2", "ZOT_BROKER has no parts"),
         ("ZOT_HOME__X", "hunter2", "ZOT_HOME has no parts"),
+        ("ZOT_HOME", "/hunter2/\udcff", "its value is not UTF-8"),
+        ("ZOT_CONFIG", "/hunter2/\udcff", "its value is not UTF-8"),
+        ("ZOT_SOURCES__ROOTS", '["/hunter2/\udcff"]', "its value is not UTF-8"),
     ],
 )
 def test_a_variable_is_read_as_strictly_as_a_file(
