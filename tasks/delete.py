@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from worker import clock
 from worker.artifacts.artifact_job import Records, not_configured
+from worker.artifacts.companions import locked_companions
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete
 from worker.catalogue import Artifact, Tombstone
@@ -13,7 +14,7 @@ from worker.jobs.task import artifact_task
 from worker.limits.snooze import Snooze
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, PermanentError, StorageError
-from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult
+from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult, is_batch_job
 
 _REPLICATION_POLL = 5.0
 """Seconds until a job asks again whether a replication has ended."""
@@ -25,6 +26,8 @@ class LastCopy(PermanentError):
 
 def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> DeleteResult:
     """Delete the copies in the stores that were named, or the artifact everywhere; what is gone already is no error.
+
+    An artifact that is deleted everywhere takes its companions with it: all of them, or nothing was deleted.
 
     Everything under the key is deleted, whichever version it is: also what a killed job has written there. All stores
     are resolved first. A copy in a store that is not configured cannot be deleted: the result names it.
@@ -39,7 +42,8 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
             now; nothing was deleted.
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
-    check_delete(request, context, job)
+    companions = [] if request.stores else context.catalogue.companions.of(request.bucket, request.key)
+    check_delete(request, context, job, objects=1 + len(companions))
     return delete_artifact(request, context, job)
 
 
@@ -52,18 +56,59 @@ def delete_artifact(
     artifact = catalogue.artifacts.current(*where)
     tombstone = None if artifact else catalogue.deletions.get(*where)
     if tombstone and not request.now:
-        return _recorded(request, tombstone, unchanged=True)
+        return _recorded(request, tombstone, (), unchanged=True)
+    if tombstone:
+        return _purge_now(request, context, job, tombstone, records)
+    if artifact is None or request.stores or not _takes_companions(context, job, records):
+        return _delete_one(request, context, job, artifact, records=records)
+    with locked_companions(context, job, *where, of_page=records is not None) as companions:
+        for each in companions:
+            catalogue.holds.check(each.bucket, each.key)
+        if context.settings.delete.grace and not request.now:
+            return _delete_one(request, context, job, artifact, records=records, companions=companions)
+        for each in companions:  # the artifact is the last, so that another attempt finds those that are left
+            _delete_one(request.model_copy(update={"key": each.key}), context, job, each, records=records)
+        done = _delete_one(request, context, job, artifact, records=records)
+        return done.model_copy(update={"companions": tuple(each.key for each in companions)})
+
+
+def _takes_companions(context: JobContext, job: RunningJob, records: Records | None) -> bool:
+    """Return whether companions are deleted too: where deletes need an approval, a batch deletes only what it names."""
+    of_batch = records is not None or is_batch_job(job.id, job.parent)
+    return not of_batch or context.settings.delete.approval_above is None
+
+
+def _delete_one(
+    request: DeleteRequest, context: JobContext, job: RunningJob, artifact: Artifact | None, *,
+    records: Records | None, companions: Sequence[Artifact] = (),
+) -> DeleteResult:  # fmt: skip
+    """Delete an artifact: within a grace period its bytes, and those of its companions, stay."""
     grace = context.settings.delete.grace
     if artifact and grace and not request.stores and not request.now:
         now = clock.now()
-        made = catalogue.deletions.begin(
-            artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id
-        )
-        return _recorded(request, made, unchanged=False)
-    done = _delete_copies(request, context, job, records, artifact)
-    if tombstone and done.everywhere:
-        catalogue.deletions.end_purge([tombstone])
-    return done
+        made = context.catalogue.deletions.begin(
+            artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id,
+            companions=companions,
+        )  # fmt: skip
+        return _recorded(request, made, companions, unchanged=False)
+    return _delete_copies(request, context, job, records, artifact)
+
+
+def _purge_now(
+    request: DeleteRequest, context: JobContext, job: RunningJob, tombstone: Tombstone, records: Records | None
+) -> DeleteResult:
+    """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
+    deletions = context.catalogue.deletions
+    together = deletions.together(tombstone)
+    for each in together:
+        context.catalogue.holds.check(each.bucket, each.key)
+    for each in together:
+        _delete_copies(request.model_copy(update={"key": each.key}), context, job, records, None)
+        deletions.end_purge([each])
+    done = _delete_copies(request, context, job, records, None)
+    if done.everywhere:
+        deletions.end_purge([tombstone])
+    return done.model_copy(update={"companions": tuple(each.key for each in together)})
 
 
 def _delete_copies(
@@ -113,11 +158,13 @@ def _delete_copies(
     )
 
 
-def _recorded(request: DeleteRequest, tombstone: Tombstone, *, unchanged: bool) -> DeleteResult:
+def _recorded(
+    request: DeleteRequest, tombstone: Tombstone, companions: Sequence[Artifact], *, unchanged: bool
+) -> DeleteResult:
     """Return the result of a delete that can be undone: no byte has gone yet."""
     return DeleteResult(
         bucket=request.bucket, key=request.key, everywhere=True, unchanged=unchanged, copies=(),
-        purge_after=tombstone.purge_after,
+        purge_after=tombstone.purge_after, companions=tuple(each.key for each in companions),
     )  # fmt: skip
 
 

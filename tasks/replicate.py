@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from worker.artifacts.artifact_job import ArtifactJob, CopySlot
+from worker.artifacts.companions import locked_companions
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
 from worker.context import JobContext
@@ -28,7 +29,7 @@ class ReadBackMismatch(IntegrityError):
 
 
 def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -> ReplicateResult:
-    """Write a copy that matches the recorded digest to each store that was named, hashed all the way.
+    """Write a copy that matches the recorded digest to each store that was named, hashed all the way; so of companions.
 
     Where two stores belong to one provider, it copies by itself, and the new copy is read back in full. A source that
     is corrupt is recorded as such, nothing of it stays at the target, and the next source is tried. Copies that were
@@ -41,9 +42,16 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
-    work = ArtifactJob(context, job, artifact)
-    job.start(artifact.digest.size * len(request.to), "replicating")
-    placed = replicate_to(work, request.to)
+    alone = job.parent is not None  # a batch or sweep names companions itself
+    with locked_companions(context, job, request.bucket, request.key, none=alone) as others:
+        wanted = [artifact, *others]
+        job.start(sum(each.digest.size for each in wanted) * len(request.to), "replicating")
+        first, *rest = for_each_store(wanted, lambda each: _replicate(context, job, each, request.to))
+    return first.model_copy(update={"companions": tuple(rest)})
+
+
+def _replicate(context: JobContext, job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> ReplicateResult:
+    placed = replicate_to(ArtifactJob(context, job, artifact), stores)
     return ReplicateResult(
         bucket=artifact.bucket,
         key=artifact.key,

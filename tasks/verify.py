@@ -12,7 +12,7 @@ from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, Ver
 
 
 def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> VerifyResult:
-    """Read every copy that was asked for to its end, and record one verdict for each.
+    """Read every copy that was asked for to its end, and record one verdict for each; so for its companions.
 
     A copy that cannot be read has the verdict `unreadable`, and the others are read nevertheless. So has a copy in a
     store that is not configured.
@@ -23,9 +23,22 @@ def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> Veri
         Snooze: a store takes no job now; the copies in the others have their verdicts.
     """
     artifact = _find_version(request, context)
-    copies = _find_copies(request, context, artifact)
+    alone = request.version is not None or job.parent is not None  # a batch or sweep names companions itself
+    known = [] if alone else context.catalogue.companions.of(request.bucket, request.key)
+    examined = [(artifact, _find_copies(request, context, artifact))]
+    examined += [(each, _find_copies(request, context, each, of_companion=True)) for each in known]
+    job.start(sum(each.digest.size * len(copies) for each, copies in examined), "verifying")
+    try:
+        # Each is read, also after one that a store could not be asked about.
+        first, *others = for_each_store(examined, lambda each: _verify(context, job, *each))
+    finally:
+        WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
+    return first.model_copy(update={"companions": tuple(each for each in others if each.copies)})
+
+
+def _verify(context: JobContext, job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyResult:
+    """Read the copies of one artifact."""
     work = ArtifactJob(context, job, artifact)
-    job.start(artifact.digest.size * len(copies), "verifying")
 
     def verify_copy(copy: Copy) -> CopyVerdict | None:
         if job.was_snoozed:  # it may have this verdict from before it waited for another store
@@ -39,10 +52,7 @@ def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> Veri
             return None
         return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
 
-    try:
-        verdicts = for_each_store(copies, verify_copy)
-    finally:
-        WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
+    verdicts = for_each_store(copies, verify_copy)
     return VerifyResult(
         bucket=artifact.bucket,
         key=artifact.key,
@@ -62,13 +72,15 @@ def _find_version(request: VerifyRequest, context: JobContext) -> Artifact:
     return found
 
 
-def _find_copies(request: VerifyRequest, context: JobContext, artifact: Artifact) -> list[Copy]:
+def _find_copies(
+    request: VerifyRequest, context: JobContext, artifact: Artifact, *, of_companion: bool = False
+) -> list[Copy]:
     present = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.present}
     if request.stores is None:
         return list(present.values())
     # A misspelt name is told from an absent copy, and a store that left the configuration from both.
     stores = [name if name in present else context.stores[name].name for name in request.stores]
-    if request.version is None:
+    if request.version is None and not of_companion:
         for name in stores:
             if name not in present:
                 where = ", ".join(present) or "no store"

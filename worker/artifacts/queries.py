@@ -37,6 +37,7 @@ def describe(artifact: Artifact, context: Context, *, chunks_from: int | None = 
     """Return a version, its hold and the copies that should be there; with `chunks_from` also its manifest."""
     artifacts = context.catalogue.artifacts
     hold = context.catalogue.holds.get(artifact.bucket, artifact.key)
+    companions = context.catalogue.companions
     manifest = artifacts.manifest(artifact) if chunks_from is not None else None
     return ShowResult(
         **_info(artifact).model_dump(),
@@ -48,6 +49,8 @@ def describe(artifact: Artifact, context: Context, *, chunks_from: int | None = 
             for copy in artifacts.copies(artifact).values()
             if copy.state.present
         ),
+        companions=tuple(each.key for each in companions.of(artifact.bucket, artifact.key)),
+        companion_of=companions.owner(artifact.bucket, artifact.key),
         manifest=None if manifest is None else _part(manifest, chunks_from or 0),
     )
 

@@ -33,15 +33,17 @@ def check_batch(request: BatchRequest, context: JobContext, job: RunningJob, obj
     _check(request, context, job, what=_what(where, request), objects=objects, size=size)
 
 
-def check_delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> None:
+def check_delete(request: DeleteRequest, context: JobContext, job: RunningJob, *, objects: int = 1) -> None:
     """Return if a delete of one artifact may begin; the jobs of a batch are allowed with their batch.
+
+    `objects`: the artifact and its companions.
 
     Raises:
         NotApproved: it was rejected or not approved in time, or says not who requests it.
         WaitsForApproval: a second person has not decided yet.
     """
     if not is_batch_job(job.id, job.parent):
-        _check(request, context, job, what=_what(f"{request.bucket}/{request.key}", request), objects=1, size=0)
+        _check(request, context, job, what=_what(f"{request.bucket}/{request.key}", request), objects=objects, size=0)
 
 
 def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
@@ -62,7 +64,9 @@ def _check(
     what, found = what[:_WHAT], approvals.get(job.id)
     if found is not None and rules.approval_above is None and _is_earlier(found, job):
         return
-    if found is not None and (found.what, found.objects) != (what, objects):  # its job was pruned since
+    # Another attempt may find fewer companions. A different delete under the id means that its job was pruned since.
+    fewer = isinstance(request, DeleteRequest) and found is not None and objects < found.objects
+    if found is not None and (found.what != what or (found.objects != objects and not fewer)):
         raise NotApproved(
             f"{what}: nothing was deleted: {job.id} was the id of another delete, {found.what}; use another id"
         )

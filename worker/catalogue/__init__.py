@@ -28,6 +28,7 @@ from worker.catalogue.checks_without_reading import (
     EvidenceSummary,
     RecordedEvidence,
 )
+from worker.catalogue.companions import Companions, WrongCompanion
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
@@ -151,6 +152,7 @@ __all__ = [
     "UntrustedStore",
     "UploadIntent",
     "VerdictRow",
+    "WrongCompanion",
     "expected_identity",
     "last_cause",
     "load_export",
@@ -241,6 +243,10 @@ class Catalogue:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self._database)
+
+    @cached_property
+    def companions(self) -> Companions:
+        return Companions(self._database)
 
     @cached_property
     def coverage(self) -> CoverageQueries:

@@ -1,6 +1,7 @@
 """Writer locks of pages: which artifacts a job that works on many of them may write to.
 
-A job on one artifact needs no row here: the ledger's `holds` is its lock. Each of the two excludes the other.
+A job on one artifact needs no row here: the ledger's `holds` is its lock. Each of the two excludes the other. It has
+rows for the companions that it writes to.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,8 @@
 """Deletions that can be undone for some time, and holds, which forbid them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -9,8 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
+from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.holds import begun_writer, check_hold
+from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, holds, tombstones
 from worker.catalogue.types import without_nul
@@ -58,21 +60,28 @@ class Deletions:
         self._database = database
 
     def begin(
-        self, artifact: Artifact, *, now: datetime, until: datetime, by: str | None, reason: str | None, job: str
-    ) -> Tombstone:
-        """Record that an artifact was deleted; its copies stay until it is purged, after `until`.
+        self, artifact: Artifact, *, now: datetime, until: datetime, by: str | None, reason: str | None, job: str,
+        companions: Sequence[Artifact] = (),
+    ) -> Tombstone:  # fmt: skip
+        """Record that an artifact was deleted with its companions; their copies stay until they are purged.
+
+        That is after `until`.
 
         Raises:
-            OnHold: it is held; nothing was recorded.
+            OnHold: one of them is held; nothing was recorded.
         """
+        by, reason = (without_nul(text[:_TEXT]) if text else None for text in (by, reason))
         with self._database.write() as connection:
-            check_hold(connection, artifact.bucket, artifact.key)
-            made = Tombstone(
-                artifact.bucket, artifact.key, artifact.version, now, until,
-                without_nul(by[:_TEXT]) if by else None, without_nul(reason[:_TEXT]) if reason else None, job,
-            )  # fmt: skip
-            record_tombstone(connection, artifact, made)
-        return made
+            for each in (artifact, *companions):
+                check_hold(connection, each.bucket, each.key)
+                made = Tombstone(each.bucket, each.key, each.version, now, until, by, reason, job)
+                record_tombstone(connection, each, made)
+        return replace(made, key=artifact.key, version=artifact.version)
+
+    def together(self, of: Tombstone) -> list[Tombstone]:
+        """Return the tombstones of the companions that were deleted with an artifact."""
+        with self._database.read() as connection:
+            return _together(connection, of)
 
     def get(self, bucket: str, key: str) -> Tombstone | None:
         """Return the tombstone under a key whose bytes are still there, or None."""
@@ -121,7 +130,7 @@ class Deletions:
             after = rows[-1].bucket, rows[-1].key
 
     def undo(self, bucket: str, key: str) -> Artifact:
-        """Undo a delete: the version that was current then is current again.
+        """Undo a delete: the version that was current then is current again, and its companions with it.
 
         It is refused while a job has begun to delete the bytes or to write others: one of the two has to wait.
 
@@ -132,21 +141,12 @@ class Deletions:
             row = connection.execute(sa.select(tombstones).where(*_at(bucket, key))).one_or_none()
             if row is None:
                 raise NotDeleted(f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them")
-            if row.purging_at is not None:
-                raise NotDeleted(
-                    f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC"
-                )
-            if writer := begun_writer(connection, bucket, key):
-                raise NotDeleted(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
-            here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
-            versions = sa.select(artifacts).where(here)
-            newer = versions.where(artifacts.c.version > row.version).limit(1)
-            if connection.execute(newer).one_or_none() is not None:
-                raise NotDeleted(f"{bucket}/{key} was uploaded again since: delete that first, or leave it")
-            those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
-            connection.execute(those.values(tombstoned_at=None))
-            connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))
-            return artifact_of(connection.execute(versions.where(artifacts.c.version == row.version)).one())
+            together = _together(connection, _tombstone_of(row))
+            found = _undo(connection, row)
+            for each in together:
+                with suppress(NotDeleted):  # it was uploaded again, and that is kept
+                    _undo(connection, connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one())
+            return found
 
     # Purging
 
@@ -171,6 +171,10 @@ class Deletions:
             mine = _due(now).where(*_at(of.bucket, of.key), tombstones.c.deleted_at == of.deleted_at)
             if connection.execute(mine).one_or_none() is None:
                 return None
+            try:
+                check_hold(connection, of.bucket, of.key)  # that of its artifact holds a companion too
+            except OnHold:
+                return None
             connection.execute(sa.update(tombstones).where(*_at(of.bucket, of.key)).values(purging_at=now))
             query = (
                 sa.select(artifacts, copies.c.id.label("copy_id"))
@@ -193,6 +197,30 @@ class Deletions:
         query = sa.select(tombstones).where(*where).order_by(tombstones.c.bucket, tombstones.c.key).limit(limit)
         with self._database.read() as connection:
             return [_tombstone_of(row) for row in connection.execute(query)]
+
+
+def _undo(connection: Connection, row: sa.Row[Any]) -> Artifact:
+    bucket, key = row.bucket, row.key
+    if row.purging_at is not None:
+        raise NotDeleted(f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC")
+    if writer := begun_writer(connection, bucket, key):
+        raise NotDeleted(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
+    here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
+    versions = sa.select(artifacts).where(here)
+    newer = versions.where(artifacts.c.version > row.version).limit(1)
+    if connection.execute(newer).one_or_none() is not None:
+        raise NotDeleted(f"{bucket}/{key} was uploaded again since: delete that first, or leave it")
+    those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
+    connection.execute(those.values(tombstoned_at=None))
+    connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))
+    return artifact_of(connection.execute(versions.where(artifacts.c.version == row.version)).one())
+
+
+def _together(connection: Connection, of: Tombstone) -> list[Tombstone]:
+    keys = companion_keys(connection, of.bucket, of.key)
+    same = (tombstones.c.job == of.job, tombstones.c.deleted_at == of.deleted_at)
+    query = sa.select(tombstones).where(tombstones.c.bucket == of.bucket, tombstones.c.key.in_(keys), *same)
+    return [_tombstone_of(row) for row in connection.execute(query.order_by(tombstones.c.key))]
 
 
 def record_tombstone(connection: Connection, artifact: Artifact, tombstone: Tombstone) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.companion_keys import companion_keys, owner_keys
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.tables import artifact_locks, holds, jobs, tombstones
+from worker.catalogue.tables import artifact_locks, artifacts, holds, jobs, tombstones
 from worker.catalogue.types import Text, without_nul
 from zot_artifact_client.contract import DELETE, PAGE, UPLOAD, JobState
 
@@ -63,7 +64,7 @@ class Holds:
             check_hold(connection, bucket, key)
 
     def place(self, bucket: str, key: str, *, by: str, reason: str, now: datetime) -> Hold:
-        """Hold an artifact, and return the hold; one that is there already stays as it is.
+        """Hold an artifact and its companions, and return its hold; one that is there already stays as it is.
 
         A delete looks for a hold after it was leased, and this looks for a leased delete: one of the two is refused.
 
@@ -71,21 +72,17 @@ class Holds:
             HoldTooLate: naming the job that has begun to delete or replace the artifact.
         """
         with self._database.write() as connection:
-            if found := _find(connection, bucket, key):
-                return found
-            if writer := begun_writer(connection, bucket, key):
-                raise HoldTooLate(
-                    f"{bucket}/{key} is not held: job {writer} has begun to delete or replace it; "
-                    f"wait for it, or end it first: `zot-artifacts jobs cancel {writer}`"
-                )
-            if purging := connection.execute(_PURGING, {"of": bucket, "under": key}).scalar():
-                raise HoldTooLate(
-                    f"{bucket}/{key} is not held: its bytes are being purged since {purging:%Y-%m-%d %H:%M} UTC"
-                )
-            made = Hold(bucket, key, now, without_nul(by[:_TEXT]) or "", without_nul(reason[:_TEXT]) or "")
-            row = {"bucket": bucket, "key": key, "held_at": now, "by": made.by, "reason": made.reason}
-            connection.execute(sa.insert(holds), row)
+            made = _place(connection, bucket, key, by=by, reason=reason, now=now)
+            for each in _recorded(connection, bucket, companion_keys(connection, bucket, key)):
+                _place(connection, bucket, each, by=made.by, reason=made.reason, now=made.held_at)
             return made
+
+    def together(self, of: Hold) -> list[Hold]:
+        """Return a hold and those of the companions that were placed with it."""
+        with self._database.read() as connection:
+            keys = companion_keys(connection, of.bucket, of.key)
+            rows = connection.execute(sa.select(holds).where(*_with(of, keys)).order_by(holds.c.key))
+            return [of, *(_hold_of(row) for row in rows)]
 
     def note_stores(self, bucket: str, key: str, stores: Mapping[str, str]) -> None:
         """Record what stores said to a hold of their own; what others said before stays."""
@@ -95,9 +92,12 @@ class Holds:
                 connection.execute(change.values(stores={**found.stores, **stores}))
 
     def release(self, bucket: str, key: str) -> bool:
-        """End a hold; return False if there was none."""
+        """End a hold, and those of companions that were placed with it; return False if there was none."""
         mine = sa.and_(holds.c.bucket == bucket, holds.c.key == key)
         with self._database.write() as connection:
+            if (found := _find(connection, bucket, key)) is not None:
+                keys = companion_keys(connection, bucket, key)
+                connection.execute(sa.delete(holds).where(*_with(found, keys)))
             return connection.execute(sa.delete(holds).where(mine)).rowcount > 0
 
     def all(self, limit: int = 10_000) -> list[Hold]:
@@ -107,13 +107,43 @@ class Holds:
             return [_hold_of(row) for row in connection.execute(query)]
 
 
-def check_hold(connection: Connection, bucket: str, key: str) -> None:
-    """Do as `Holds.check`, within a transaction."""
-    if (found := _find(connection, bucket, key)) is not None:
-        raise OnHold(
-            f"{bucket}/{key} is held by {found.by} since {found.held_at:%Y-%m-%d}: {found.reason}; "
-            f"`zot-artifacts release {bucket}/{key}` ends the hold"
+def _place(connection: Connection, bucket: str, key: str, *, by: str, reason: str, now: datetime) -> Hold:
+    if found := _find(connection, bucket, key):
+        return found
+    if writer := begun_writer(connection, bucket, key):
+        raise HoldTooLate(
+            f"{bucket}/{key} is not held: job {writer} has begun to delete or replace it; "
+            f"wait for it, or end it first: `zot-artifacts jobs cancel {writer}`"
         )
+    if purging := connection.execute(_PURGING, {"of": bucket, "under": key}).scalar():
+        raise HoldTooLate(f"{bucket}/{key} is not held: its bytes are being purged since {purging:%Y-%m-%d %H:%M} UTC")
+    made = Hold(bucket, key, now, without_nul(by[:_TEXT]) or "", without_nul(reason[:_TEXT]) or "")
+    row = {"bucket": bucket, "key": key, "held_at": now, "by": made.by, "reason": made.reason}
+    connection.execute(sa.insert(holds), row)
+    return made
+
+
+def _recorded(connection: Connection, bucket: str, keys: list[str]) -> list[str]:
+    query = sa.select(artifacts.c.key).where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys)).distinct()
+    return list(connection.execute(query.order_by(artifacts.c.key)).scalars())
+
+
+def _with(of: Hold, keys: list[str]) -> tuple[sa.ColumnElement[bool], ...]:
+    same = (holds.c.held_at == of.held_at, holds.c.by == of.by, holds.c.reason == of.reason)
+    return (holds.c.bucket == of.bucket, holds.c.key.in_(keys), *same)
+
+
+def check_hold(connection: Connection, bucket: str, key: str) -> None:
+    """Do as `Holds.check`, within a transaction. A companion is held as long as its artifact is."""
+    for each in (key, *owner_keys(connection, bucket, key)):
+        if (found := _find(connection, bucket, each)) is not None:
+            what = (
+                f"{bucket}/{key} is" if each == key else f"{bucket}/{key} is a companion of {bucket}/{each}, which is"
+            )
+            raise OnHold(
+                f"{what} held by {found.by} since {found.held_at:%Y-%m-%d}: {found.reason}; "
+                f"`zot-artifacts release {bucket}/{each}` ends the hold"
+            )
 
 
 _OPEN = (jobs.c.fence > 0, jobs.c.state.in_([state for state in JobState if not state.terminal]))
@@ -121,12 +151,12 @@ _WRITER = sa.select(jobs.c.id).where(
     jobs.c.holds == sa.bindparam("path"), jobs.c.kind.in_([DELETE.kind, UPLOAD.kind]), *_OPEN
 )
 _PAGES = (
-    sa.select(jobs.c.id, jobs.c.request)
+    sa.select(jobs.c.id, jobs.c.kind, jobs.c.request)
     .join(artifact_locks, artifact_locks.c.job == jobs.c.id)
     .where(
         artifact_locks.c.bucket == sa.bindparam("of", type_=Text()),
         artifact_locks.c.key == sa.bindparam("under", type_=Text()),
-        jobs.c.kind == PAGE.kind, *_OPEN,
+        jobs.c.kind.in_([PAGE.kind, DELETE.kind]), *_OPEN,
     )
 )  # fmt: skip
 _PURGING = sa.select(tombstones.c.purging_at).where(
@@ -138,7 +168,8 @@ def begun_writer(connection: Connection, bucket: str, key: str) -> str | None:
     """Return the id of a job that has begun to delete or replace an artifact, also between two attempts."""
     found: str | None = connection.execute(_WRITER, {"path": f"{bucket}/{key}"}).scalar()
     pages = connection.execute(_PAGES, {"of": bucket, "under": key}).all()
-    return found or next((row.id for row in pages if row.request.get("verb") in {DELETE.kind, UPLOAD.kind}), None)
+    writing = {DELETE.kind, UPLOAD.kind}  # a delete locks the companions of its artifact
+    return found or next((row.id for row in pages if {row.kind, row.request.get("verb")} & writing), None)
 
 
 def _find(connection: Connection, bucket: str, key: str) -> Hold | None:

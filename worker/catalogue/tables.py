@@ -422,6 +422,18 @@ holds = Table(
 its own, by the name of the store.
 """
 
+companions = Table(
+    "companions",
+    metadata,
+    Column("bucket", Text(63), primary_key=True),
+    Column("key", Text(1024), primary_key=True),
+    Column("of_key", Text(1024)),
+    Column("by", Text(500), nullable=False),
+    Column("named_at", UtcDateTime, nullable=False),
+    Index("ix_companions_of_key", "bucket", "of_key"),
+)
+"""The artifact of the same bucket that each belongs to; without `of_key` it belongs to none, whatever its key says."""
+
 tombstones = Table(
     "tombstones",
     metadata,

@@ -59,6 +59,9 @@ COMMANDS = {
     "hold": Entry(_ARTIFACTS, "Forbid deleting or replacing an artifact until `release`.", "undelete_and_hold:hold"),
     "release": Entry(_ARTIFACTS, "End the hold on an artifact.", "undelete_and_hold:release"),
     "holds": Entry(_ARTIFACTS, "List the artifacts that are held, by whom and why.", "undelete_and_hold:holds"),
+    "companions": Entry(
+        _ARTIFACTS, "List, add or remove what belongs to an artifact: signatures, SBOMs.", "companions:app"
+    ),
     "adopt": Entry(_ARTIFACTS, "Record objects that another program wrote into a store.", "adopt:adopt"),
     "attest": Entry(
         _ARTIFACTS, "Sign a statement that every copy of an artifact was read in full and matched.", "attest:attest"

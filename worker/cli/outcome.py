@@ -111,6 +111,16 @@ def _print_copies(result: Mapping[str, Any]) -> None:
             say(f"{copy['store']}: keeps no {', '.join(copy['not_kept'])} beside the bytes, the catalogue does")
 
 
+def _with_companions(print_one: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
+    """Return what prints the result for an artifact, and then for each of its companions."""
+
+    def print_all(result: Mapping[str, Any]) -> None:
+        for each in (result, *result.get("companions", ())):
+            print_one(each)
+
+    return print_all
+
+
 def _print_verdicts(result: Mapping[str, Any]) -> None:
     say(_version(result))
     rows = [(copy["store"], copy["verdict"], copy["sha256"]) for copy in result["copies"]]
@@ -144,6 +154,8 @@ def _print_compared(result: Mapping[str, Any]) -> None:
 
 def _print_deleted(result: Mapping[str, Any]) -> None:
     path = f"{result['bucket']}/{result['key']}"
+    for key in result.get("companions", ()):
+        say(f"{result['bucket']}/{key}, its companion, is deleted with it")
     for store in result.get("not_configured", ()):
         complain(f"{store}: a copy of {path} stays, the store is not configured: `zot-artifacts stores forget {store}`")
     if result.get("purge_after"):
@@ -214,7 +226,7 @@ def _version(result: Mapping[str, Any]) -> str:
 
 
 def _status_of_verdicts(result: dict[str, Any]) -> Status:
-    verdicts = {copy["verdict"] for copy in result.get("copies", [])}
+    verdicts = {copy["verdict"] for each in (result, *result.get("companions", ())) for copy in each.get("copies", [])}
     if not verdicts or verdicts - _NO_ANSWER - {GOOD_VERDICT}:
         return Status.BAD
     return Status.UNKNOWN if verdicts & _NO_ANSWER else Status.GOOD
@@ -236,8 +248,8 @@ def _status_of_batch(result: dict[str, Any]) -> Status:
 
 _PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "upload": _print_copies,
-    "replicate": _print_copies,
-    "verify": _print_verdicts,
+    "replicate": _with_companions(_print_copies),
+    "verify": _with_companions(_print_verdicts),
     "evidence": _print_evidence,
     "sweep.evidence": _print_compared,
     "delete": _print_deleted,

@@ -49,14 +49,23 @@ def show(
         configured = set(session.settings.stores)
         checks = session.catalogue.evidence_checks.of([copy.id for copy in copies])
         held = session.catalogue.holds.get(at.bucket, at.key)
+        companions = [each.key for each in session.catalogue.companions.of(at.bucket, at.key)]
+        owner = session.catalogue.companions.owner(at.bucket, at.key)
     if as_json:
         hold = asdict(held) if held else None
-        print_json({**brief(found), "hold": hold, "copies": [_copy(copy, checks.get(copy.id)) for copy in copies]})
+        print_json({
+            **brief(found), "hold": hold, "companions": companions, "companion_of": owner,
+            "copies": [_copy(copy, checks.get(copy.id)) for copy in copies],
+        })  # fmt: skip
         return
     say(f"{found.path} version {found.version} {size(found.digest.size)}")
     say(f"sha256 {found.digest.sha256}")
     if held is not None:
         say(f"held by {held.by} since {held.held_at:%Y-%m-%d}: {held.reason}")
+    for key in companions:
+        say(f"companion {at.bucket}/{key}")
+    if owner is not None:
+        say(f"companion of {at.bucket}/{owner}")
     for name, value in found.metadata.items():
         say(f"{name}={value}")
     rows = [

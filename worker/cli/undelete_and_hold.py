@@ -29,11 +29,20 @@ def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     """
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
+        before = {each.key for each in session.catalogue.companions.of(at.bucket, at.key)}
         found = session.catalogue.deletions.undo(at.bucket, at.key)
+        after = [each.key for each in session.catalogue.companions.of(at.bucket, at.key) if each.key not in before]
     if as_json:
-        print_json({"bucket": found.bucket, "key": found.key, "version": found.version})
+        print_json(
+            {
+                "bucket": found.bucket,
+                "key": found.key,
+                "version": found.version,
+                **({"companions": after} if after else {}),
+            }
+        )
     else:
-        say(f"{found.path} version {found.version} is back")
+        say(f"{found.path} version {found.version} is back{_with(after)}")
 
 
 def deleted(as_json: AsJson = False) -> None:
@@ -75,13 +84,18 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
             session.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
         who = by or user_name()
         made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
+        together = session.catalogue.holds.together(made)[1:]
         said = hold_copies(session.catalogue, session.stores, made, held=True)
         session.catalogue.holds.note_stores(at.bucket, at.key, said)
+        for each in together:
+            of = hold_copies(session.catalogue, session.stores, each, held=True)
+            session.catalogue.holds.note_stores(each.bucket, each.key, of)
+            said |= {store: word for store, word in of.items() if not is_held(word) and word != NOT_OFFERED}
         made = session.catalogue.holds.get(at.bucket, at.key) or made
     if as_json:
         print_json(asdict(made))
     else:
-        say(f"{at} is held by {made.by}: {made.reason}")
+        say(f"{at} is held by {made.by}{_with([each.key for each in together])}: {made.reason}")
         for store, word in said.items():
             if is_held(word):
                 say(f"{store}: the store holds its copy itself too")
@@ -101,7 +115,12 @@ def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
         found = session.catalogue.holds.get(at.bucket, at.key)
-        said = hold_copies(session.catalogue, session.stores, found, held=False) if found else {}
+        said: dict[str, str] = {}
+        for each in session.catalogue.holds.together(found) if found else ():
+            said |= {
+                store if each == found else f"{store}, of {each.key}": word
+                for store, word in hold_copies(session.catalogue, session.stores, each, held=False).items()
+            }
         failed = {store: word for store, word in said.items() if word not in {"released", NOT_OFFERED}}
         if failed:
             told = "; ".join(f"{store}: {word}" for store, word in failed.items())
@@ -140,3 +159,7 @@ def holds(as_json: AsJson = False) -> None:
 
 def _holding(of: Hold) -> list[str]:
     return [store for store, word in of.stores.items() if is_held(word)]
+
+
+def _with(companions: list[str]) -> str:
+    return f", with its companions {', '.join(companions)}" if companions else ""

@@ -105,6 +105,8 @@ async def submit(
     """
     services, caller = services_of(request), caller_of_request(request)
     checked = _checked(caller, spec, message)
+    if isinstance(checked, DeleteRequest | BatchRequest) and not checked.stores:
+        await services.read(_check_companions, services, caller, checked)
     own = None if idempotency_key is None else f"{caller.name}:{idempotency_key}"
     return await services.read(_submit, services, spec, checked, own)
 
@@ -143,6 +145,19 @@ def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message) -> Mess
         _check_purge(caller, bucket, key, asked=message.now or message.allow_last)
         return message.model_copy(update={"by": caller.name})
     return message
+
+
+def _check_companions(services: Services, caller: Caller, wanted: DeleteRequest | BatchRequest) -> None:
+    """Return if the token is for all companions of what is deleted too: they are deleted with it."""
+    companions = services.context.catalogue.companions
+    if isinstance(wanted, DeleteRequest):
+        keys = [each.key for each in companions.of(wanted.bucket, wanted.key)]
+    elif wanted.verb == DELETE.kind and wanted.bucket is not None:
+        keys = companions.named_below(wanted.bucket, wanted.prefix)
+    else:
+        return
+    for key in keys:
+        check_may(caller, TokenVerb.DELETE, wanted.bucket or "", key)
 
 
 def _check_purge(caller: Caller, bucket: str, start: str, *, asked: bool) -> None:

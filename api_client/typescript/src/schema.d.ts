@@ -627,6 +627,13 @@ export interface components {
              * @default []
              */
             copies?: components["schemas"]["CopyInfo"][];
+            /**
+             * Companions
+             * @default []
+             */
+            companions?: string[];
+            /** Companion Of */
+            companion_of?: string | null;
             manifest?: components["schemas"]["ManifestPart"] | null;
         };
         /**

@@ -52,3 +52,27 @@ def test_a_suggested_name_is_like_the_one_that_was_typed(
     for typed in ("releases/ap.tgz", "relases/app.tgz"):
         assert "did you mean 'releases/app.tgz'?" in zot("delete", typed)[1]["error"]["message"]
     assert "did you mean" not in zot("delete", "releases/zz")[1]["error"]["message"]
+
+
+def test_companions_are_listed_added_shown_and_removed(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    zot: Zot,  # noqa: F811
+) -> None:
+    """`show` tells of both sides; a companion in another bucket, or of what is not there, is refused."""
+    for bucket, key in (("releases", "app.tgz.sig"), ("releases", "sbom.json"), ("other", "app.tgz.sig")):
+        made = catalogue.artifacts.record(bucket, key, artifact.digest, {}, clock.now(), stores=["dr"]).artifact
+        catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
+    assert zot("companions", "add", "releases/app.tgz", "releases/sbom.json")[0] == 0
+    assert zot("companions", "add", "releases/app.tgz", "other/app.tgz.sig")[0] == 2
+    assert zot("companions", "add", "releases/app.tgz", "releases/none")[0] == 1
+    listed = zot("companions", "ls", "releases/app.tgz")[1]["companions"]
+    assert [each["key"] for each in listed] == ["app.tgz.sig", "sbom.json"]
+    assert zot("show", "releases/app.tgz")[1]["companions"] == ["app.tgz.sig", "sbom.json"]
+    assert zot("show", "releases/sbom.json")[1]["companion_of"] == "app.tgz"
+    assert zot("hold", "releases/app.tgz", "--reason", "case 4711")[0] == 0
+    assert zot("companions", "rm", "releases/sbom.json")[0] != 0
+    assert len(zot("holds")[1]["holds"]) == 3
+    assert zot("release", "releases/app.tgz")[0] == 0
+    assert zot("companions", "rm", "releases/sbom.json")[1]["was_companion_of"] == "app.tgz"
+    assert zot("show", "releases/app.tgz")[1]["companions"] == ["app.tgz.sig"]

@@ -316,3 +316,18 @@ def test_one_token_has_a_limit_of_open_bytes(settings: Settings, open_gateway: A
         assert other.post("/v1/uploads", json=new).status_code == 201
         assert one.delete(place).status_code == 204
         assert one.post("/v1/uploads", json=new).status_code == 201
+
+
+def test_a_delete_takes_no_companion_that_the_token_is_not_for(gateway: Gateway) -> None:
+    """A token for one prefix deletes nothing under another one, although a user has named it as a companion."""
+    for key in ("app/a.tgz", "app/a.tgz.sig", "audit/a.json"):
+        gateway.store(key, key.encode())
+    client = gateway.client("releases/app/", verbs=(TokenVerb.DELETE,))
+    one, many = {"bucket": "releases", "key": "app/a.tgz"}, {"verb": "delete", "bucket": "releases", "prefix": "app/"}
+    for kind, body in (("delete", one), ("batch", many)):
+        assert client.post(f"/v1/jobs/{kind}", json=body).status_code == 503  # allowed; there is no broker here
+    gateway.context.catalogue.companions.add("releases", "audit/a.json", "app/a.tgz", by="ana", now=clock.now())
+    for kind, body in (("delete", one), ("batch", many)):
+        answer = client.post(f"/v1/jobs/{kind}", json=body)
+        assert (answer.status_code, "audit/a.json" in answer.json()["detail"]) == (403, True)
+    assert client.post("/v1/jobs/delete", json={**one, "stores": ["dr"]}).status_code == 503

@@ -92,6 +92,10 @@ class ShowResult(ArtifactInfo):
     properties: dict[str, str] = Field(default_factory=dict)
     hold: HoldInfo | None = None
     copies: tuple[CopyInfo, ...] = ()
+    companions: tuple[str, ...] = ()
+    """The keys of what belongs to it in its bucket, such as signatures and SBOMs."""
+    companion_of: str | None = None
+    """The key of the artifact that this one belongs to."""
     manifest: ManifestPart | None = None
 
 

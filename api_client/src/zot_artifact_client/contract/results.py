@@ -45,10 +45,11 @@ class UploadResult(ArtifactResult):
 
 
 class ReplicateResult(ArtifactResult):
-    """The copies that are now in the stores that were named."""
+    """The copies that are now in the stores that were named, also those of each companion."""
 
     unchanged: bool
     copies: tuple[PlacedCopy, ...]
+    companions: tuple["ReplicateResult", ...] = ()
 
 
 class CopyVerdict(Result):
@@ -64,14 +65,15 @@ class CopyVerdict(Result):
 
 
 class VerifyResult(ArtifactResult):
-    """One verdict for every copy that was examined."""
+    """One verdict for every copy that was examined, also for those of each companion."""
 
     copies: tuple[CopyVerdict, ...]
+    companions: tuple["VerifyResult", ...] = ()
 
     @property
     def good(self) -> bool:
         """Return whether every copy was read in full and matched."""
-        return all(copy.verdict == "verified" for copy in self.copies)
+        return all(copy.verdict == "verified" for each in (self, *self.companions) for copy in each.copies)
 
 
 class CopyEvidence(Result):
@@ -104,7 +106,7 @@ class DeleteResult(Result):
     """The copies that were deleted. `everywhere`: the artifact was deleted, not only some copies.
 
     `not_configured`: stores that have a copy and are not configured. Nothing was deleted there. `purge_after`: no byte
-    has gone yet, and until then the delete can be undone.
+    has gone yet, and until then the delete can be undone. `companions`: the keys of those that were deleted with it.
     """
 
     bucket: str
@@ -114,6 +116,7 @@ class DeleteResult(Result):
     copies: tuple[DeletedCopy, ...]
     not_configured: tuple[str, ...] = ()
     purge_after: datetime | None = None
+    companions: tuple[str, ...] = ()
 
 
 class AdoptResult(ArtifactResult):

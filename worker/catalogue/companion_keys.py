@@ -1,0 +1,50 @@
+"""The keys of what belongs to an artifact, and of what an artifact belongs to."""
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.tables import companions
+from worker.catalogue.types import Text
+
+SUFFIXES = (".sig", ".att", ".sbom", ".sigstore.json")
+"""What tools such as cosign add to the key of an artifact for what belongs to it."""
+_LONGEST_KEY = 1024
+OWNERS = sa.select(companions.c.key, companions.c.of_key).where(companions.c.bucket == sa.bindparam("of", type_=Text()))
+
+
+def companion_keys(connection: Connection, bucket: str, key: str) -> list[str]:
+    """Return the keys that companions of an artifact have, whether or not there is anything under them."""
+    named = named_for(connection, bucket, key)
+    by_name = [each for base in (key, *named) for each in _with_suffixes(base)]
+    said = set(connection.execute(OWNERS.where(companions.c.key.in_(by_name)), {"of": bucket}).scalars())
+    return sorted({*named, *(each for each in by_name if each not in said)} - {key})
+
+
+def owner_keys(connection: Connection, bucket: str, key: str) -> list[str]:
+    """Return the keys of the artifacts that this one is a companion of, if they exist; the shortest first."""
+    bases = [key, *_without_suffixes(key)]
+    said = {
+        row.key: row.of_key for row in connection.execute(OWNERS.where(companions.c.key.in_(bases)), {"of": bucket})
+    }
+    if key in said:
+        return [said[key]] if said[key] is not None else []
+    above = [said[base] for base in bases if said.get(base) is not None]  # the signature of one that a user named
+    return sorted({*bases[1:], *above}, key=len)
+
+
+def named_for(connection: Connection, bucket: str, key: str) -> list[str]:
+    """Return the keys that a user has named as companions of an artifact."""
+    query = sa.select(companions.c.key).where(companions.c.bucket == bucket, companions.c.of_key == key)
+    return list(connection.execute(query).scalars())
+
+
+def _with_suffixes(key: str) -> list[str]:
+    """Return the keys of companions by name: also of what signs them, as in `app.tgz.att.sig`."""
+    once = [key + suffix for suffix in SUFFIXES]
+    return [each for each in (*once, *(one + more for one in once for more in SUFFIXES)) if len(each) <= _LONGEST_KEY]
+
+
+def _without_suffixes(key: str) -> list[str]:
+    once = [key.removesuffix(suffix) for suffix in SUFFIXES if key.endswith(suffix)]
+    twice = [one.removesuffix(suffix) for one in once for suffix in SUFFIXES if one.endswith(suffix)]
+    return [each for each in (*once, *twice) if each and not each.endswith("/")]

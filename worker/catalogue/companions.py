@@ -1,0 +1,92 @@
+"""Companions: signatures, attestations and SBOMs that belong to an artifact of the same bucket."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.artifacts import artifact_of, begins_with
+from worker.catalogue.companion_keys import OWNERS, companion_keys, named_for, owner_keys
+from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.holds import check_hold
+from worker.catalogue.records import Artifact
+from worker.catalogue.tables import CURRENT, artifacts, companions
+
+_TEXT = 500
+_MOST = 32
+"""Companions that a user can name for one artifact, so that a job on it stays short."""
+
+
+class WrongCompanion(CatalogueError):
+    """An artifact cannot be a companion of another one."""
+
+
+class Companions:
+    """Which artifact belongs to which: what a user has said, else what the key says, as `app.tgz.sig` of `app.tgz`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def of(self, bucket: str, key: str) -> list[Artifact]:
+        """Return the current versions of the companions of an artifact, by key."""
+        with self._database.read() as connection:
+            keys = companion_keys(connection, bucket, key)
+            query = sa.select(artifacts).where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys), *CURRENT)
+            return [artifact_of(row) for row in connection.execute(query.order_by(artifacts.c.key))]
+
+    def named_below(self, bucket: str, prefix: str) -> list[str]:
+        """Return the keys that users have named as companions of the artifacts with a prefix."""
+        query = sa.select(companions.c.key).where(
+            companions.c.bucket == bucket, *begins_with(companions.c.of_key, prefix)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def owner(self, bucket: str, key: str) -> str | None:
+        """Return the key of the current artifact that this one is a companion of, or None."""
+        with self._database.read() as connection:
+            keys = owner_keys(connection, bucket, key)
+            query = sa.select(artifacts.c.key).where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys), *CURRENT)
+            found = set(connection.execute(query).scalars())
+        return next((each for each in keys if each in found), None)
+
+    def add(self, bucket: str, key: str, of: str, *, by: str, now: datetime) -> None:
+        """Record that an artifact is a companion of another one. Both are in the catalogue.
+
+        Raises:
+            WrongCompanion: it is the artifact itself, belongs to another one, or has or would have companions of its
+                own that a user named; or the artifact has as many as it can have.
+        """
+        at = f"{bucket}/{key}"
+        with self._database.write() as connection:
+            named = dict(connection.execute(OWNERS.where(companions.c.key.in_([key, of])), {"of": bucket}).all())
+            owned = named_for(connection, bucket, of)
+            if key == of:
+                raise WrongCompanion(f"{at} cannot be a companion of itself")
+            if named.get(key, of) not in {of, None}:
+                way_out = f"`zot-artifacts companions rm {at}` ends that"
+                raise WrongCompanion(f"{at} is a companion of {bucket}/{named[key]} already: {way_out}")
+            if key in owner_keys(connection, bucket, of):
+                raise WrongCompanion(f"{bucket}/{of} is itself a companion of {at}")
+            if named.get(of) is not None:
+                raise WrongCompanion(f"{bucket}/{of} is itself a companion of {bucket}/{named[of]}: name that one")
+            if named_for(connection, bucket, key):
+                raise WrongCompanion(f"{at} has companions of its own: `zot-artifacts companions ls {at}`")
+            if key not in owned and len(owned) >= _MOST:
+                raise WrongCompanion(f"{bucket}/{of} has {_MOST} companions that were named, which is the limit")
+            _replace(connection, bucket, key, of_key=of, by=by[:_TEXT], named_at=now)
+
+    def remove(self, bucket: str, key: str, *, by: str, now: datetime) -> None:
+        """Record that an artifact is no companion, also where its key says that it is one.
+
+        Raises:
+            OnHold: it is held, itself or with its artifact.
+        """
+        with self._database.write() as connection:
+            check_hold(connection, bucket, key)
+            _replace(connection, bucket, key, of_key=None, by=by[:_TEXT], named_at=now)
+
+
+def _replace(connection: Connection, bucket: str, key: str, **columns: object) -> None:
+    connection.execute(sa.delete(companions).where(companions.c.bucket == bucket, companions.c.key == key))
+    connection.execute(sa.insert(companions), {"bucket": bucket, "key": key, **columns})
