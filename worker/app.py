@@ -264,6 +264,8 @@ def _configured_app() -> Celery:
         raise SystemExit(f"zot-artifacts: {error}") from None
     if is_flower(sys.argv[1:]):
         set_up(made, settings)
+        logging.basicConfig(format="[%(asctime)s: %(levelname)s] %(message)s")
+        make_safe(logging.getLogger(), as_json=settings.log.format == "json")
     if settings.log.format == "json":
         from worker.celery_output import print_only_json  # loads Celery's worker, which a command does not need
 

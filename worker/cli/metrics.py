@@ -44,7 +44,7 @@ def metrics(
     try:
         with Exporter(settings).serving(host, port) as server:
             shown = f"http://{host if ':' not in host else f'[{host}]'}:{server.server_address[1]}/metrics"
-            if as_json:
+            if as_json or settings.log.format == "json":  # its output is its log where it runs as a service
                 print_json({"url": shown})
             else:
                 say(f"metrics  {shown}")

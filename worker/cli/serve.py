@@ -53,7 +53,8 @@ def serve(
         way_out = "name another --host or --port"
         raise Failure(f"{host}:{port}: {error.strerror}; {way_out}", Status.USAGE, type_="CannotListen") from None
     with listener:
-        note(f"gateway  {'https' if certificate else 'http'}://{host}:{listener.getsockname()[1]}")
+        if settings.log.format != "json":  # stderr is the log, in which each line is JSON then
+            note(f"gateway  {'https' if certificate else 'http'}://{host}:{listener.getsockname()[1]}")
         serve(settings, address, listener)
 
 

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 from celery import Celery
+from celery.utils.saferepr import saferepr
 
 from worker.flower.tasks import TaskFormatter, arguments, summary
 from worker.jobs.progress import described
+from worker.jobs.task import counted
 from zot_artifact_client.contract import Progress
 
 
@@ -44,6 +46,17 @@ def test_a_result_is_the_outcome_of_each_copy_or_the_counts():
     assert summary({"bucket": "b", "sha256": "0" * 64, "copies": copies}) == "dr corrupt, primary stored"
     page = {"verb": "verify", "objects": 3, "outcomes": {"verified": 2, "missing": 1}, "failures": [], "failed": 0}
     assert summary(page) == "verb verify, objects 3, outcomes verified 2, missing 1"
+
+
+def test_a_job_without_a_stored_result_shows_its_verdict():
+    """What Celery's event has of such a result is the outcomes alone: the whole of a page's result would be cut off."""
+    copies = [{"store": name, "verdict": verdict} for name, verdict in (("a", "verified"), ("b", "corrupt"))]
+    page = {"verb": "verify", "range": {"bucket": "b" * 100}, "outcomes": {"verified": 499, "missing": 1}}
+    for result, state in (({"copies": copies}, "CORRUPT"), (page, "MISSING")):
+        event = saferepr(counted(result), 100)
+        shown = formatter().format(task(state="SUCCESS", name="artifact.page.v1", result=event))
+        assert (shown.state, shown.result.split()[0]) == (state, "outcomes")
+    assert counted({"removed": {}}) == {"removed": {}}
 
 
 def test_progress_is_shown_as_a_running_job():
