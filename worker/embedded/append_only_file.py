@@ -62,6 +62,8 @@ def repair(directory: Path, server: Path) -> Repair | None:
     files = directory / "appendonlydir"
     manifest = files / "appendonly.aof.manifest"
     if not files.is_dir():
+        if files.exists() or files.is_symlink():
+            raise DamagedBroker(f"{files} is no directory, and the broker cannot start: move it away, then start again")
         return None
     listed = _listed(manifest)
     parts = _found(files) if listed is None else [each for each in listed if each.path.exists()]
@@ -125,8 +127,14 @@ def _check(server: Path, file: Path, *options: str) -> tuple[int, int] | None:
     """Return the size of the file and that of its good beginning, or None if all of it is good."""
     command = [_AOF, *options, str(file)]
     done = subprocess.run(command, executable=server, input=b"y\n", capture_output=True, check=False)
-    if done.returncode == 0 or not (found := _ANALYZED.search(done.stdout.decode(errors="replace"))):
+    if done.returncode == 0:
         return None
+    found = _ANALYZED.search(done.stdout.decode(errors="replace"))
+    if found is None:
+        raise DamagedBroker(
+            f"the broker's file {file} cannot be read: make it a readable file, or move {file.parent} away, then start "
+            "again; jobs in the ledger are sent again, jobs that no worker had taken are lost"
+        )
     return int(found[1]), int(found[2])
 
 

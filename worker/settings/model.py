@@ -341,8 +341,10 @@ class Settings(BaseSettings):
                     _make_once(store, self.broker_file.parent / f"store-{name}")
             tighten(self.home)
         except OSError as error:
+            what = "there is another kind of file" if isinstance(error, FileExistsError) else error.strerror
+            at = f"{error.filename}: " if error.filename not in {None, str(self.home)} else ""
             raise SettingsError(
-                f"the data directory {self.home} cannot be used: {error.strerror}; set ZOT_HOME to one that can"
+                f"the data directory {self.home} cannot be used: {at}{what}; set ZOT_HOME to one that can"
             ) from error
 
 

@@ -74,3 +74,18 @@ def test_lost_increments_are_told(tmp_path: Path) -> None:
     assert "is missing" in str(repair(server.directory, find_server()))
     with Valkey(tmp_path / "broker") as again, redis.Redis.from_url(again.url) as client:
         assert client.ping()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link", "an increment that is a directory"])
+def test_what_the_broker_cannot_start_with_is_named(tmp_path: Path, kind: str) -> None:
+    """Another kind of file in place of the broker's is an error with the way out, and no server that ends for ever."""
+    files = tmp_path / "appendonlydir"
+    if kind == "a file":
+        files.touch()
+    elif kind == "a dangling link":
+        files.symlink_to("nowhere")
+    else:
+        (files / "appendonly.aof.1.incr.aof").mkdir(parents=True)
+        _manifest(files).write_text("file appendonly.aof.1.incr.aof seq 1 type i\n")
+    with pytest.raises(DamagedBroker, match=rf"{files}.*then start again"):
+        repair(tmp_path, find_server())

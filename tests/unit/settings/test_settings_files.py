@@ -107,3 +107,14 @@ def test_the_embedded_catalogue_is_in_the_data_directory(name: str, tmp_path: Pa
 
     settings = Settings(home=tmp_path / name)
     assert make_url(settings.catalogue_url).database == str(settings.catalogue_file)
+
+
+@pytest.mark.parametrize("name", ["", "staging", "run"])
+def test_a_data_directory_that_is_a_file_is_named(name: str, tmp_path: Path) -> None:
+    """The error names the file that is in the place of a directory."""
+    settings = load_settings(home=tmp_path / "home")
+    path = settings.home / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(SettingsError, match=rf"{name}.*there is another kind of file; set ZOT_HOME to one that can"):
+        settings.prepare()
