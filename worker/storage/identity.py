@@ -145,6 +145,7 @@ class Identity:
         self._checked: tuple[object, float] | None = None
         self._unmarked_until = 0.0
         self._looked_below = False
+        self._own_buckets: set[str] = set()
 
     def check(self, *, write: bool, fresh: bool = False) -> None:
         """Raise unless the store is the one that was used before; the result is reused for some minutes.
@@ -185,6 +186,29 @@ class Identity:
             self._refuse_one_server(found)
             self._looked_below = True
         self._checked = (mount, time.monotonic() + RECHECK_SECONDS)
+
+    def check_bucket(self, bucket: str) -> None:
+        """Raise if a logical bucket is the real bucket of another configured store, whose objects would be in both.
+
+        Raises:
+            SameStore: it is, by the settings or by the marker in it.
+        """
+        own = self._configs.get(self._driver.name)
+        if bucket in self._own_buckets or not (isinstance(own, CloudConfig) and own.layout == "native"):
+            return
+        markers = self._known.others(self._driver.name)
+        for name, config in self._configs.items():
+            if not isinstance(config, type(own)) or (config.layout, config.real_bucket) != ("prefixed", bucket):
+                continue
+            marker = markers.get(name)
+            if _server(own) == _server(config) or (
+                marker and _marker_through(self._driver, bucket, f"{MARKER_BUCKET}/{MARKER_KEY}") == marker
+            ):
+                raise SameStore(
+                    f"{self._driver.name}: the bucket {bucket} is that of the store {name}, so that one object would "
+                    "be in both: use another bucket, or that store"
+                )
+        self._own_buckets.add(bucket)
 
     def _is_recent(self, mount: object, *, write: bool) -> bool:
         """Return whether the last check need not be repeated."""
@@ -250,7 +274,8 @@ class Identity:
         if write:
             raise SameStore(
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
-                "be one copy. Remove one of them from the settings, or point it to another place"
+                "be one copy. Remove one of them from the settings, or point it to another place; if one was made as "
+                f"a copy of the other, remove {MARKER_BUCKET}/{MARKER_KEY} in the copy"
             )
 
     def _refuse_nested(self, own: str | None, *, below: bool) -> None:

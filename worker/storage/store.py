@@ -464,7 +464,7 @@ class Store:
         """Delete an object and return whether there was one; see `Driver.delete`."""
         if self._is_impossible(bucket, key):
             return False
-        self._check_identity(write=True)
+        self._check_identity(write=True, bucket=bucket)
         return self._driver.delete(bucket, key, condition=condition)
 
     def quarantine_object(self, bucket: str, key: str, label: str, *, on_bytes: OnBytes | None = None) -> str:
@@ -566,7 +566,7 @@ class Store:
             check_prefix(after)
         except InvalidKey as error:
             raise InvalidKey(f"{self.name}: {error.message}") from None
-        self._check_identity(write=False)
+        self._check_identity(write=False, bucket=bucket)
         return self._driver.iter_objects(bucket, prefix, after)
 
     # Buckets and the store itself
@@ -661,7 +661,7 @@ class Store:
     def _check_read(self, bucket: str, key: str) -> None:
         if self._is_impossible(bucket, key):
             raise NotFound(f"{self.name}: {bucket}/{key} does not exist: the store can have no object of this name")
-        self._check_identity(write=False)
+        self._check_identity(write=False, bucket=bucket)
 
     def _check_write(self, bucket: str, key: str, *, existing_key: bool) -> None:
         if existing_key and self._is_impossible(bucket, key):
@@ -671,7 +671,7 @@ class Store:
                 check_key(check_any_bucket(bucket), key)
             except InvalidKey as error:
                 raise InvalidKey(f"{self.name}: {error.message}") from None
-        self._check_identity(write=True)
+        self._check_identity(write=True, bucket=bucket)
 
     def _is_impossible(self, bucket: str, key: str) -> bool:
         """Check the names of an object, and return whether this store can have no such object."""
@@ -689,9 +689,11 @@ class Store:
             return None  # each object raises it again
         return cast("SmallReadDriver", self._driver).small_reads()
 
-    def _check_identity(self, *, write: bool) -> None:
+    def _check_identity(self, *, write: bool, bucket: str | None = None) -> None:
         if self._identity:
             self._identity.check(write=write)
+            if bucket is not None:
+                self._identity.check_bucket(bucket)
 
     def _check_size(self, bucket: str, key: str, size: int | None) -> None:
         limit = self.capabilities.max_object_size

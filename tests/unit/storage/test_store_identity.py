@@ -300,6 +300,35 @@ def test_a_bucket_that_another_store_names_is_one_place() -> None:
     assert _pairs(configs) == [("all", "inside")]
 
 
+def test_the_bucket_of_another_store_is_no_logical_bucket(tmp_path: Path) -> None:
+    """A store with a real bucket for each logical one uses none that another store has, whatever its address."""
+    one = {"layout": "native", "reserved_bucket": "reserved", "endpoint": "http://store.example"}
+    configs: dict[str, StoreConfig] = {
+        "all": S3Config.model_validate(one),
+        "same": S3Config(bucket="artifacts", endpoint="http://store.example:80"),
+        "alias": S3Config(bucket="team", endpoint="http://10.0.0.1"),
+        "elsewhere": S3Config(bucket="other", endpoint="http://10.0.0.2"),
+    }
+    assert _pairs(configs) == []
+    known = KnownIdFiles(tmp_path, configs)
+    known.put("alias", "a" * 32)
+    known.put("elsewhere", "b" * 32)
+    driver = MemoryDriver("all")
+    Store(driver).write_object("team", "zot-store/identity", io.BytesIO(b"zot-store " + b"a" * 32 + b"\n"))
+    Store(driver).write_object("artifacts", "rel/a", source(DATA))
+    store = Store(driver, identity=Identity(driver, known, configs=configs))
+    for bucket, name in (("artifacts", "same"), ("team", "alias")):
+        for use in (
+            lambda at: store.write_object(at, "rel/a", source(DATA)),
+            lambda at: store.delete_object(at, "rel/a"),
+            lambda at: store.read_object(at, "rel/a"),
+            lambda at: list(store.list_objects(at)),
+        ):
+            with pytest.raises(SameStore, match=f"the bucket {bucket} is that of the store {name}"):
+                use(bucket)
+    store.write_object("other", "rel/a", source(DATA))
+
+
 def test_a_foreign_object_in_the_place_of_the_marker_is_kept(tmp_path: Path) -> None:
     """An object that is no marker is reported and not replaced."""
     driver = MemoryDriver("one")
