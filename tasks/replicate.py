@@ -51,16 +51,8 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
 
 
 def _replicate(context: JobContext, job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> ReplicateResult:
-    placed = replicate_to(ArtifactJob(context, job, artifact), stores)
-    return ReplicateResult(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=artifact.digest.size,
-        sha256=artifact.digest.sha256,
-        unchanged=all(copy.outcome == "already_there" for copy in placed),
-        copies=tuple(placed),
-    )
+    work = ArtifactJob(context, job, artifact)
+    return work.result(ReplicateResult, replicate_to(work, stores))
 
 
 def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:

@@ -1,14 +1,12 @@
 """Upload: write the bytes of a source under a key, to every store that should have them."""
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
 from worker.artifacts.per_store import for_each_store
-from worker.artifacts.sources import Source, open_source, remove_partial, remove_staged
+from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.artifacts.staged_parts import assembled, is_staged_in_store, remove_parts
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
@@ -20,9 +18,6 @@ from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
 
 logger = logging.getLogger(__name__)
-
-_SMALL = 1 << 20
-"""Bytes of an artifact that is small."""
 
 
 def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> UploadResult:
@@ -40,46 +35,16 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
     """
     stores = _stores_of(request, context)
     job.step("opening the source")
-    with _opened(request, context, job) as source:
+    with _open(request, context, job) as source:
         job.start(source.size * (1 + len(stores)), "hashing the source")
-        # A small source is in memory, and hashed once for all stores. Its copies are recorded with the end of the job,
-        # in one transaction: to read them again costs little.
-        small = source.size <= _SMALL
-        content = source.content(request.sha256, job.advance) if small else None
-        digest, manifest = (content.digest, None) if content else source.digests(request.sha256, job.advance)
-        recorded = context.catalogue.artifacts.record(
-            request.bucket, request.key, digest, request.metadata, clock.now(), manifest=manifest,
-            stores=[store.name for store in stores], job=job.id, properties=request.properties, replaces_headers=True,
-            durable=False,
-        )  # fmt: skip
-        artifact = recorded.artifact
-        # The copies of a known version may be found bad before their store has its turn.
-        copies = recorded.copies if recorded.fresh else {}
-        work = ArtifactJob(context, job, artifact, Records(finished=job.finished) if small else None, copies)
+        content = source.hashed(request.sha256, job.advance)
+        work = _record(request, content, stores, context, job)
 
         def write(store: LimitedStore) -> PlacedCopy:
             job.step(f"writing to {store.name}")
-            storage_class = request.storage_classes.get(store.name)
-            if recorded.fresh and artifact.version == 1 and store.capabilities.conditional_writes:
-                placed = work.write_new(store, content or source.rewind(), storage_class=storage_class)
-                if placed is not None:
-                    return placed
-            slot = work.inspect(store)
-            if slot is None:
-                job.advance(source.size)
-                return PlacedCopy(store=store.name, outcome="already_there")
-            return work.write(slot, content or source.rewind(), storage_class=storage_class)
+            return work.put(store, content.body, storage_class=request.storage_classes.get(store.name))
 
-        placed = for_each_store(stores, write)
-    return UploadResult(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=digest.size,
-        sha256=digest.sha256,
-        unchanged=all(copy.outcome == "already_there" for copy in placed),
-        copies=tuple(placed),
-    )
+        return work.result(UploadResult, for_each_store(stores, write))
 
 
 def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore]:
@@ -96,17 +61,26 @@ def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore
     return stores
 
 
-@contextmanager
-def _opened(request: UploadRequest, context: JobContext, job: RunningJob) -> Iterator[Source]:
+def _open(request: UploadRequest, context: JobContext, job: RunningJob) -> AbstractContextManager[Source]:
     """Open the source: a file, a URL, or the parts that a client has written into a store."""
     if is_staged_in_store(request.source):
-        with assembled(request.source, context.stores, context.settings, job=job.id, heartbeat=job.heartbeat) as file:
-            yield Source(request.source, file, os.fstat(file.fileno()).st_size)
-        return
-    with open_source(
-        request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat
-    ) as source:
-        yield source
+        return assembled(request.source, context.stores, context.settings, job=job.id, heartbeat=job.heartbeat)
+    return open_source(request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat)
+
+
+def _record(
+    request: UploadRequest, content: HashedSource, stores: list[LimitedStore], context: JobContext, job: RunningJob
+) -> ArtifactJob:
+    """Record the version and the copies that are to be written, before any store is written to."""
+    recorded = context.catalogue.artifacts.record(
+        request.bucket, request.key, content.digest, request.metadata, clock.now(), manifest=content.manifest,
+        stores=[store.name for store in stores], job=job.id, properties=request.properties, replaces_headers=True,
+        durable=False,
+    )  # fmt: skip
+    # Copies of a small artifact are recorded with the end of the job, in one transaction: to read them again costs
+    # little. The copies of a known version may be found bad before their store has its turn.
+    records = Records(finished=job.finished) if content.in_memory else None
+    return ArtifactJob(context, job, recorded.artifact, records, recorded.copies if recorded.fresh else {})
 
 
 def remove_source(request: UploadRequest, context: Context, job: str) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Literal, TypeVar
 
 from worker import clock
 from worker.catalogue import (
@@ -27,9 +29,11 @@ from worker.storage.cloud.object_tags import decode_tags, fit
 from worker.storage.driver import Condition, HashedBytes, ObjectProperties
 from worker.storage.errors import AlreadyExists, Archived, NotFound, PreconditionFailed, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
-from zot_artifact_client.contract import PlacedCopy
+from zot_artifact_client.contract import PlacedCopy, ReplicateResult, UploadResult
 
 logger = logging.getLogger(__name__)
+
+PlacedT = TypeVar("PlacedT", UploadResult, ReplicateResult)
 
 BAD = {Verdict.CORRUPT, Verdict.MISSING, Verdict.SIZE_MISMATCH}
 """The verdicts that say that the bytes of a copy are missing or wrong."""
@@ -87,7 +91,7 @@ class ArtifactJob:
     """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue.
 
     `records`: in place of that, it is kept here until a page or the end of the job records it.
-    `copies`: the copies that were recorded with the version just now, by store.
+    `copies`: those that were recorded with a new version just now, by store.
     """
 
     context: JobContext
@@ -151,6 +155,25 @@ class ArtifactJob:
             return None
         return CopySlot(store, copy, None if seen.verdict == Verdict.MISSING else found, quarantine=True)
 
+    def put(
+        self, store: LimitedStore, body: Callable[[], Readable | HashedBytes], *, storage_class: str | None = None
+    ) -> PlacedCopy:
+        """Write the copy unless the store has it already; `body` returns the bytes, once for each write that is tried.
+
+        A new artifact is written without asking what is under its key, where the store itself refuses to replace it.
+
+        Raises: as `inspect` and `write`.
+        """
+        if self.copies and self.artifact.version == 1 and store.capabilities.conditional_writes:
+            with suppress(AlreadyExists):
+                self._write(store, body(), storage_class, "create_only")
+                return self._placed(store, "stored")
+        slot = self.inspect(store)
+        if slot is None:
+            self.job.advance(self.artifact.digest.size)
+            return PlacedCopy(store=store.name, outcome="already_there")
+        return self.write(slot, body(), storage_class=storage_class)
+
     def write(self, slot: CopySlot, source: Readable | HashedBytes, *, storage_class: str | None = None) -> PlacedCopy:
         """Write the copy. What is under its key is replaced only by bytes that match, and kept in quarantine.
 
@@ -167,23 +190,7 @@ class ArtifactJob:
             self._write(store, source, storage_class, Match(slot.found.version) if slot.found else "create_only")
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error
-        outcome = "repaired" if slot.copy.state.present else "stored"
-        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=self._not_kept(store))
-
-    def write_new(
-        self, store: LimitedStore, source: Readable | HashedBytes, *, storage_class: str | None = None
-    ) -> PlacedCopy | None:
-        """Write the copy of a first version in one request; None, with nothing written, if an object is under its key.
-
-        Raises:
-            IntegrityError: the source is not what was recorded.
-            StorageError, Snooze: see `LimitedStore.write_object`.
-        """
-        try:
-            self._write(store, source, storage_class, "create_only")
-        except AlreadyExists:
-            return None
-        return PlacedCopy(store=store.name, outcome="stored", not_kept=self._not_kept(store))
+        return self._placed(store, "repaired" if slot.copy.state.present else "stored", quarantined)
 
     def _write(
         self, store: LimitedStore, source: Readable | HashedBytes, storage_class: str | None, condition: Condition
@@ -253,8 +260,7 @@ class ArtifactJob:
             raise self._conflict(store)
         self._record_copy(store, made)
         self._record_verdict(slot.copy, seen)
-        outcome = "repaired" if slot.copy.state.present else "stored"
-        return PlacedCopy(store=store.name, outcome=outcome, not_kept=self._not_kept(store))
+        return self._placed(store, "repaired" if slot.copy.state.present else "stored")
 
     def _properties(self, store: LimitedStore) -> ObjectProperties | None:
         if not store.capabilities.properties:
@@ -262,8 +268,10 @@ class ArtifactJob:
         properties = ObjectProperties(**self.artifact.properties)
         return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
 
-    def _not_kept(self, store: LimitedStore) -> tuple[str, ...]:
-        """Return and log the properties that the store does not keep beside the bytes."""
+    def _placed(
+        self, store: LimitedStore, outcome: Literal["stored", "repaired"], quarantined: str | None = None
+    ) -> PlacedCopy:
+        """Return a written copy, and log the properties that its store does not keep beside the bytes."""
         kept, artifact = store.capabilities, self.artifact
         lost = [] if kept.properties else sorted(artifact.properties)
         if kept.properties and not self._has_tags(store):
@@ -272,7 +280,7 @@ class ArtifactJob:
             lost.append("metadata")
         if lost:
             logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), artifact.path)
-        return tuple(lost)
+        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=tuple(lost))
 
     def _has_tags(self, store: LimitedStore) -> bool:
         """Return whether the written copy has the tags of the artifact: some stores ignore what they do not know."""
@@ -284,6 +292,19 @@ class ArtifactJob:
         except StorageError as error:
             logger.warning("%s: the tags of %s cannot be read: %s", store.name, self.artifact.path, error)
             return False
+
+    def result(self, model: type[PlacedT], placed: Sequence[PlacedCopy]) -> PlacedT:
+        """Return the result of a job that has placed these copies."""
+        artifact = self.artifact
+        return model(
+            bucket=artifact.bucket,
+            key=artifact.key,
+            version=artifact.version,
+            size=artifact.digest.size,
+            sha256=artifact.digest.sha256,
+            unchanged=all(copy.outcome == "already_there" for copy in placed),
+            copies=tuple(placed),
+        )
 
     def open(self, copy: Copy) -> LimitedReader:
         """Open a copy to be read once; its end raises IntegrityError if the bytes are not the recorded ones."""

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from tempfile import TemporaryFile
-from typing import BinaryIO
 
-from worker.artifacts.sources import SourceRefused
+from worker.artifacts.sources import Source, SourceRefused
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.storage import Store
@@ -81,8 +80,8 @@ def is_staged_in_store(source: str) -> bool:
 @contextmanager
 def assembled(
     source: str, stores: Mapping[str, AnyStore], settings: Settings, *, job: str, heartbeat: Callable[[], object]
-) -> Iterator[BinaryIO]:
-    """Yield a file with the bytes of all parts; their digest is compared by the caller.
+) -> Iterator[Source]:
+    """Yield the bytes of all parts; their digest is compared by the caller.
 
     Raises:
         SourceRefused: the parts are those of another job.
@@ -103,7 +102,7 @@ def assembled(
                         raise OutOfSpace(f"source {source}: the data directory: {error.strerror}") from error
                     offset += len(piece)
                     heartbeat()
-        yield file
+        yield Source(source, file, offset)
 
 
 def remove_parts(source: str, stores: Mapping[str, Store], *, job: str) -> None:

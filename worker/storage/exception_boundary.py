@@ -13,6 +13,8 @@ _NOT_OF_A_STORE = {"worker", "tasks", "celery", "billiard"}
 """Packages whose exceptions end a job, such as a cancellation or a time limit, and are no error of a store."""
 _LOCAL = {"location", "close"}
 """Methods that send no request."""
+_OS_ERRORS = "_translate_os_error"
+"""The function of a driver that returns the StorageError of an OSError, where it has one."""
 
 
 def exception_boundary(driver: _Class) -> _Class:
@@ -20,7 +22,8 @@ def exception_boundary(driver: _Class) -> _Class:
 
     The drivers translate what their SDKs document. This is for the rest: an answer without a header that the SDK takes
     for granted, a time in the year 30345, a name that only the SDK refuses. It becomes an UnexpectedAnswer about the
-    object that was asked for. What the caller's own body or callback raises passes unchanged.
+    object that was asked for. What the caller's own body or callback raises passes unchanged, an OSError too: so a
+    driver of files leaves all its OSErrors to its `_translate_os_error`, which is called here.
     """
     for name in dir(driver):
         method = inspect.getattr_static(driver, name)
@@ -73,26 +76,33 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if error is caller.raised or _passes(error):
                 raise
-            raise _translated(error, f"{self.name}: {_what(args)}") from None
-        return _guarded_iterator(result, f"{self.name}: {_what(args)}") if isinstance(result, Iterator) else result
+            translated = _translated(self, error, args)
+            raise translated from translated.__cause__
+        return _guarded_iterator(self, result, args) if isinstance(result, Iterator) else result
 
     return guarded
 
 
-def _guarded_iterator(rows: Iterator[Any], what: str) -> Iterator[Any]:
+def _guarded_iterator(driver: Any, rows: Iterator[Any], args: tuple[Any, ...]) -> Iterator[Any]:
     try:
         yield from rows
     except Exception as error:
         if _passes(error):
             raise
-        raise _translated(error, what) from None
+        translated = _translated(driver, error, args)
+        raise translated from translated.__cause__
 
 
 def _passes(error: Exception) -> bool:
     return isinstance(error, StorageError) or type(error).__module__.partition(".")[0] in _NOT_OF_A_STORE
 
 
-def _translated(error: Exception, what: str) -> StorageError:
+def _translated(driver: Any, error: Exception, args: tuple[Any, ...]) -> StorageError:
+    what = f"{driver.name}: {_what(args)}"
+    if isinstance(error, OSError) and hasattr(driver, _OS_ERRORS):
+        translated: StorageError = getattr(driver, _OS_ERRORS)(error, what)
+        translated.__cause__ = error
+        return translated
     if isinstance(error, UnicodeEncodeError):
         return InvalidKey(f"{what}: it is not valid Unicode (lone surrogate)")
     # Not the text of the error: nothing is known of it, so it may hold a secret.

@@ -93,7 +93,7 @@ def test_an_error_of_the_machine_may_pass(settings: Settings, monkeypatch: pytes
 
         object.__setattr__(source, "file", Broken())
         with pytest.raises(Unavailable, match=str(path)) as failed:
-            source.digests(None, lambda _size: None)
+            source.hashed(None, lambda _size: None)
         assert failed.value.store is not None, "an error of a source counts against no store"
     monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", fail)
     with pytest.raises(Unavailable, match=str(path)), open_source(str(path), settings):

@@ -2,6 +2,7 @@
 
 from worker.artifacts.sources.errors import SourceRefused
 from worker.artifacts.sources.open_source import (
+    HashedSource,
     Source,
     open_source,
     remove_staged,
@@ -11,6 +12,7 @@ from worker.artifacts.sources.open_source import (
 from worker.artifacts.sources.partial_download import remove_partial
 
 __all__ = [
+    "HashedSource",
     "Source",
     "SourceRefused",
     "open_source",

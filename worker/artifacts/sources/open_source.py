@@ -21,6 +21,10 @@ from worker.storage.integrity.verifying_reader import OnBytes, Readable
 logger = logging.getLogger(__name__)
 
 
+_SMALL = 1 << 20
+"""Bytes of a source that is read into memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The bytes of an upload, in a file on this machine that can be read several times."""
@@ -34,38 +38,46 @@ class Source:
         self.file.seek(0)
         return _Reader(self.name, self.file)
 
-    def digests(self, sha256: str | None, on_bytes: OnBytes) -> tuple[Digest, Manifest]:
-        """Read all bytes and return their digest, as a whole and by chunks.
-
-        Raises:
-            DigestMismatch: they do not have the SHA-256 that was announced.
-            Unavailable: the disk does not give them now.
-        """
-        digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
-        self._check(digest, sha256)
-        return digest, manifest
-
-    def content(self, sha256: str | None, on_bytes: OnBytes) -> HashedBytes:
-        """Read all bytes into memory and hash them: for a small source, whose digest is its manifest.
+    def hashed(self, sha256: str | None, on_bytes: OnBytes) -> "HashedSource":
+        """Read all bytes and hash them, as a whole and by chunks. A small source stays in memory.
 
         Raises:
             DigestMismatch, SizeMismatch: they do not have the SHA-256 that was announced, or the file has grown or
                 shrunk since it was opened.
             Unavailable: the disk does not give them now.
         """
+        if self.size <= _SMALL:
+            content = self._read_whole(on_bytes)
+            found = HashedSource(self, content.digest, None, content)
+        else:
+            digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
+            found = HashedSource(self, digest, manifest)
+        if sha256 is not None and found.digest.sha256 != sha256:
+            raise DigestMismatch(f"{self.name} has SHA-256 {found.digest.sha256}, announced was {sha256}")
+        return found
+
+    def _read_whole(self, on_bytes: OnBytes) -> HashedBytes:
         reader, data = self.rewind(), b""
         while len(data) <= self.size and (piece := reader.read(self.size + 1 - len(data))):
             data += piece
             on_bytes(len(piece))
         if len(data) != self.size:
             raise SizeMismatch(f"{self.name} has {len(data)} bytes, announced were {self.size}")
-        content = HashedBytes.of(data)
-        self._check(content.digest, sha256)
-        return content
+        return HashedBytes.of(data)
 
-    def _check(self, digest: Digest, sha256: str | None) -> None:
-        if sha256 is not None and digest.sha256 != sha256:
-            raise DigestMismatch(f"{self.name} has SHA-256 {digest.sha256}, announced was {sha256}")
+
+@dataclass(frozen=True, slots=True)
+class HashedSource:
+    """A source with its digest. `in_memory` has the bytes of a small one, whose digest is its manifest."""
+
+    source: Source
+    digest: Digest
+    manifest: Manifest | None
+    in_memory: HashedBytes | None = None
+
+    def body(self) -> Readable | HashedBytes:
+        """Return the bytes for one write: those in memory are hashed once for all stores."""
+        return self.in_memory or self.source.rewind()
 
 
 def staged_directory(settings: Settings, job: str) -> Path:

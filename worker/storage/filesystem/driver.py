@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TypeVar
 
 from worker.storage.config import FilesystemConfig
@@ -77,6 +77,7 @@ class FilesystemDriver:
     """A store whose objects are files below one root."""
 
     capabilities = _CAPABILITIES
+    _translate_os_error = staticmethod(translate)
 
     def __init__(self, name: str, config: FilesystemConfig) -> None:
         self.name = name
@@ -96,16 +97,14 @@ class FilesystemDriver:
         del info  # the body checks size and digest itself
         path = ObjectPath(bucket, key)
         with self._writing(path, condition, self._temp_file) as (directory, temp):
-            self._fill(path, temp, body)
+            self._fill(temp, body)
+            temp.stamp()
             digest = body.digest.sha256
-            with self._errors(path), ExitStack() as opened:
-                temp.stamp()
-                in_attribute = self._attributes and temp.keep_digest(digest)
-                if in_attribute or self._files.current(directory, path) is not None:
-                    temp.sync()
-                    return self._commit(directory, path, temp, digest, condition)
-                sidecar = self._temp_file(directory)
-                opened.callback(sidecar.close)
+            in_attribute = self._attributes and temp.keep_digest(digest)
+            if in_attribute or self._files.current(directory, path) is not None:
+                temp.sync()
+                return self._commit(directory, path, temp, digest, condition)
+            with closing(self._temp_file(directory)) as sidecar:
                 sidecar.write(digest.encode())
                 sidecar.stamp()
                 sidecar.keep_digest(digest)  # the mark of ours
@@ -132,25 +131,24 @@ class FilesystemDriver:
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         path = ObjectPath(bucket, key)
-        with self._errors(path):
-            try:
-                if self._tree.other_name((*path.parents, path.leaf)):
-                    return False
-                with self._tree.directory(path.parents) as directory:
-                    return self._delete(directory, path, condition)
-            except (FileNotFoundError, IsADirectoryError):
+        try:
+            if self._tree.other_name((*path.parents, path.leaf)):
                 return False
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                return False
-            finally:
-                self._tree.prune(path.parents, keep=1)
+            with self._tree.directory(path.parents) as directory:
+                return self._delete(directory, path, condition)
+        except (FileNotFoundError, IsADirectoryError):
+            return False
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return False
+        finally:
+            self._tree.prune(path.parents, keep=1)
 
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         source, path = ObjectPath(bucket, key), ObjectPath(to_bucket, to_key)
         for _ in range(_RACES):
-            with FilesystemReader(self.name, source, self._find(source)) as reader:
+            with FilesystemReader(self.name, source, self._find(source)) as reader, self._errors(path):
                 try:
                     return self._copy_link(source, reader, path)
                 except _NoLinks:
@@ -165,16 +163,14 @@ class FilesystemDriver:
     # Buckets
 
     def create_bucket(self, bucket: str) -> bool:
-        with self._errors(bucket):
-            return self._tree.make((bucket,))
+        return self._tree.make((bucket,))
 
     def delete_bucket(self, bucket: str) -> bool:
         if not self.bucket_exists(bucket):
             return False
         if next(self.iter_objects(bucket), None) is not None:
             raise BucketNotEmpty(f"{self.name}: bucket {bucket} still holds objects: delete them first")
-        with self._errors(bucket):
-            self._stale.clear((bucket,))
+        self._stale.clear((bucket,))
         if self.bucket_exists(bucket):
             raise BucketNotEmpty(
                 f"{self.name}: bucket {bucket} is being written to, or contains files that are no objects"
@@ -187,7 +183,7 @@ class FilesystemDriver:
             return list(self._tree.scan((), strict=True)[1])
 
     def bucket_exists(self, bucket: str) -> bool:
-        with self._errors(bucket), self._tree.directory_or_none((bucket,)) as directory:
+        with self._tree.directory_or_none((bucket,)) as directory:
             return directory is not None
 
     # Stale uploads
@@ -196,8 +192,7 @@ class FilesystemDriver:
         return self._translated(self._stale.rows(), "looking for stale writes")
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
-        with self._errors("/".join(stale.token)):
-            return self._stale.discard(stale.token)
+        return self._stale.discard(stale.token)
 
     # The store itself
 
@@ -231,16 +226,15 @@ class FilesystemDriver:
             raise translate(error, f"{self.name}: {what}") from error
 
     def _find(self, path: ObjectPath) -> OpenObject:
-        with self._errors(path):
-            try:
-                if self._tree.other_name((*path.parents, path.leaf)):
-                    raise NotFound(f"{self.name}: {path} does not exist")
-                return self._files.find(path)
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                # Another store may hold it; here it is absent, or a delete of all copies could never end.
-                raise NotFound(f"{self.name}: {path} does not exist: the disk has no name of this length") from None
+        try:
+            if self._tree.other_name((*path.parents, path.leaf)):
+                raise NotFound(f"{self.name}: {path} does not exist")
+            return self._files.find(path)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            # Another store may hold it; here it is absent, or a delete of all copies could never end.
+            raise NotFound(f"{self.name}: {path} does not exist: the disk has no name of this length") from None
 
     def _translated(self, rows: Iterator[_Row], what: str) -> Iterator[_Row]:
         while True:
@@ -260,20 +254,19 @@ class FilesystemDriver:
         """Yield an object's directory and a new file in it; remove both unless the file is placed."""
         directory, fresh, placed = -1, False, False
         try:
-            with self._errors(path):
-                self._check_name(path)
-                for _ in range(_RACES):
-                    try:
-                        directory, made = self._tree.create_directory(path.parents)
-                        fresh = fresh or made
-                        self._remove_empty_directories(directory, path)
-                        self._check_condition(directory, path, condition)  # again at the end, but gigabytes sooner
-                        temp = begin(directory)
-                        break
-                    except FileNotFoundError:  # pruned since it was made
-                        directory = _close(directory)
-                else:
-                    raise self._busy(path)
+            self._check_name(path)
+            for _ in range(_RACES):
+                try:
+                    directory, made = self._tree.create_directory(path.parents)
+                    fresh = fresh or made
+                    self._remove_empty_directories(directory, path)
+                    self._check_condition(directory, path, condition)  # again at the end, but gigabytes sooner
+                    temp = begin(directory)
+                    break
+                except FileNotFoundError:  # pruned since it was made
+                    directory = _close(directory)
+            else:
+                raise self._busy(path)
             try:
                 yield directory, temp
             finally:
@@ -285,10 +278,10 @@ class FilesystemDriver:
                 with suppress(OSError, StorageError):
                     self._tree.prune(path.parents, keep=0 if fresh else 1)
 
-    def _fill(self, path: ObjectPath, temp: TempFile, body: Body) -> None:
+    @staticmethod
+    def _fill(temp: TempFile, body: Body) -> None:
         while data := body.read(BUFFER_SIZE):
-            with self._errors(path):
-                temp.write(data)
+            temp.write(data)
 
     def _commit(
         self,
@@ -301,7 +294,7 @@ class FilesystemDriver:
         sidecar: TempFile | None = None,
     ) -> ObjectStat:
         exclusive = condition == "create_only"
-        with self._errors(path), self._tree.locked(path.lock):
+        with self._tree.locked(path.lock):
             self._check_name(path)  # checked again: another writer may have taken the name
             self._files.prepare(directory, path)
             self._check_condition(directory, path, condition)
@@ -338,9 +331,8 @@ class FilesystemDriver:
     def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
         """Copy the bytes with the digest that the source claims: so that corrupt bytes do not get a matching digest."""
         with self._writing(path, None, self._temp_file) as (directory, temp):
-            self._fill(path, temp, VerifyingReader(reader, size=reader.stat.size))
-            with self._errors(path):
-                temp.finish()
+            self._fill(temp, VerifyingReader(reader, size=reader.stat.size))
+            temp.finish()
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
     def _check_name(self, path: ObjectPath) -> None:
