@@ -15,7 +15,7 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import Target
 from tests.faults.proxied_stores import opened_through, port_of
 from tests.servers import Ministack, RcloneS3
-from tests.servers.proxy import Delay, Fault, FaultyProxy, Request, Say
+from tests.servers.proxy import Delay, Fault, FaultyProxy, Lose, Request, Say
 from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import at_most
 from worker.storage import Store, Verdict
@@ -23,8 +23,8 @@ from worker.storage.cloud import small_objects
 from worker.storage.cloud.small_objects import SMALL
 from worker.storage.config import StoreConfig
 from worker.storage.configured_stores import open_driver
-from worker.storage.driver import ObjectProperties
-from worker.storage.errors import AlreadyExists, Throttled, Timeout, Unavailable
+from worker.storage.driver import Match, ObjectProperties
+from worker.storage.errors import AlreadyExists, PreconditionFailed, Throttled, Timeout, Unavailable
 
 BUCKET = "releases"
 BODY = some_bytes(16 * 1024)
@@ -79,6 +79,42 @@ def test_verifying_is_one_request(through: Callable[..., tuple[Store, FaultyProx
     assert "Range" not in proxy.requests[0].headers
 
 
+def test_writing_is_one_request_without_the_sdk(
+    through: Callable[..., tuple[Store, FaultyProxy]], cloud: str, direct: Store
+) -> None:
+    """A small object is written to S3 and Azure with one plain request, and a new version only with its condition."""
+    store, proxy = through()
+    if cloud == "gcs":
+        pytest.skip("Cloud Storage is written to by the SDK alone")
+    store.write_object(BUCKET, "new", source(BODY), condition="create_only")
+    [put] = proxy.requests
+    assert (put.method, put.headers.get("User-Agent")) == ("PUT", None)
+    with pytest.raises(AlreadyExists):
+        store.write_object(BUCKET, "new", source(b"other"), condition="create_only")
+    version = store.stat_object(BUCKET, "new").version
+    store.write_object(BUCKET, "new", source(b"next"), condition=Match(version))
+    with pytest.raises(PreconditionFailed):
+        store.write_object(BUCKET, "new", source(b"late"), condition=Match(version))
+    assert all(request.headers.get("User-Agent") is None for request in proxy.requests if request.method == "PUT")
+    assert verdict(direct, "new", b"next") is Verdict.VERIFIED
+
+
+def test_a_write_without_an_answer_is_sent_again_by_the_sdk(
+    through: Callable[..., tuple[Store, FaultyProxy]], cloud: str, direct: Store
+) -> None:
+    """A create-only write whose answer is lost, or that is throttled, succeeds once, and by the SDK."""
+    if cloud == "gcs":
+        pytest.skip("Cloud Storage is written to by the SDK alone")
+    for number, fault in enumerate((Lose(), Say(503, b"", {"Retry-After": "0"}))):
+        left = [fault]
+        store, proxy = through(lambda request, left=left: left.pop() if left and request.method == "PUT" else None)
+        store.write_object(BUCKET, f"new-{number}", source(BODY), condition="create_only")
+        agents = [request.headers.get("User-Agent") for request in proxy.requests if request.method == "PUT"]
+        assert agents[0] is None
+        assert None not in agents[1:]
+        assert verdict(direct, f"new-{number}") is Verdict.VERIFIED
+
+
 def test_a_large_object_is_the_sdks(through: Callable[..., tuple[Store, FaultyProxy]], direct: Store) -> None:
     """What is larger than SMALL is streamed by the SDK: its memory stays bounded."""
     body = some_bytes(SMALL + 1)
@@ -89,12 +125,13 @@ def test_a_large_object_is_the_sdks(through: Callable[..., tuple[Store, FaultyPr
 
 
 def test_switched_off(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
-    """With `data_path: sdk` no request is made by obstore."""
+    """With `data_path: sdk` each request is made by the SDK."""
     store, proxy = through(data_path="sdk")
     store.write_object(BUCKET, "new", source(BODY))
     assert verdict(store) is Verdict.VERIFIED
     store.stat_object(BUCKET, "app")
-    assert all("object_store" not in str(request.headers) for request in proxy.requests)
+    agents = [request.headers.get("User-Agent", "") for request in proxy.requests]
+    assert all(agent and "object_store" not in agent for agent in agents)
 
 
 def test_version_and_verdicts_are_those_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:

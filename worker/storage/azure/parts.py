@@ -82,7 +82,7 @@ class Parts:
         self, target: Target, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition
     ) -> ObjectStat:
         write = self._write(target, info, token, condition, size=sum(part.size for part in parts))
-        upload = Upload(target.blob, self._origin, write)
+        upload = Upload(lambda: target.blob, self._origin, write)
         try:
             ids = self._ids(target, token, parts)
         except NotFound as gone:

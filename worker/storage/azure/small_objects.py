@@ -1,6 +1,6 @@
 """Read the small objects of a store in Azure Blob Storage with obstore.
 
-Writes do not use it, because it cannot send the MD5 with which Azure detects damage on the way.
+Writes do not use it, because it cannot send the MD5 with which Azure detects damage on the way; see `small_writes`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,19 @@ from worker.storage.cloud.small_objects import Client, Dialect, FastPath, KeptCr
 from worker.storage.config import AzureConfig
 
 DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, translate)
-_SCOPE = "https://storage.azure.com/.default"
+SCOPE = "https://storage.azure.com/.default"
 
 
 def fast_path(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> FastPath | None:
     """Return the fast path of a store; None if every request must use the SDK, as with a signature in its URL."""
-    if config.data_path == "sdk" or is_signed(config) or "@" in (config.account_url or ""):
+    if not is_reachable(config):
         return None
     return FastPath(origin, DIALECT, lambda real: _connect(real, service()))
+
+
+def is_reachable(config: AzureConfig) -> bool:
+    """Return whether requests without the SDK are possible, as the configuration says."""
+    return not (config.data_path == "sdk" or is_signed(config) or "@" in (config.account_url or ""))
 
 
 def _connect(real: str, service: BlobServiceClient) -> Client | None:
@@ -52,7 +57,7 @@ def _fetcher(found: Any) -> Callable[[], Mapping[str, Any]]:
     """Return a function that returns a token; its library caches and renews it."""
 
     def fetch() -> Mapping[str, Any]:
-        token = found.get_token(_SCOPE)
+        token = found.get_token(SCOPE)
         return {"token": token.token, "expires_at": datetime.fromtimestamp(token.expires_on, UTC)}
 
     return fetch

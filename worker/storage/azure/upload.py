@@ -14,10 +14,8 @@ from worker.storage.azure.errors import SDK_ERRORS, code_of, translate, translat
 from worker.storage.azure.object_stat import conditions, is_object, to_found, written_stat
 from worker.storage.cloud.conditional_write import Found, Write, settle
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.driver import Body, ObjectStat
+from worker.storage.driver import ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError, Unavailable, UnexpectedAnswer
-from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.split_into_parts import md5_of, next_part
 
 REFUSED = {"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists", "409", "412"}
 _GONE = {"InvalidBlockList"}
@@ -28,27 +26,27 @@ logger = logging.getLogger(__name__)
 
 
 class Upload:
-    """Carries out one write."""
+    """Carries out one write; `blob` makes the SDK's client, which takes longer than a small write."""
 
-    def __init__(self, blob: BlobClient, origin: Origin, write: Write) -> None:
+    def __init__(self, blob: Callable[[], BlobClient], origin: Origin, write: Write) -> None:
         self._blob = blob
         self._origin = origin
         self._write = write
 
-    def whole(self, body: Body) -> ObjectStat:
-        """Send an object in one request."""
-        data = bytes(next_part(body, self._write.size))  # the SDK takes a bytearray for a list of strings here
-        drain(body)  # a wrong body raises at its end
-        md5 = md5_of(data)
+    def whole(self, data: bytes, md5: bytes, small: Callable[[], Any]) -> ObjectStat:
+        """Send an object in one request: that of `small`, unless it returns None."""
         stat = self._commit(
-            lambda options: self._blob.upload_blob(
-                data,
-                length=len(data),
-                overwrite=True,  # otherwise the SDK adds a condition
-                transactional_content_md5=bytearray(md5),
-                metadata=dict(self._write.metadata),
-                **conditions(self._write.condition),
-                **options,
+            lambda options: (
+                small()
+                or self._blob().upload_blob(
+                    data,
+                    length=len(data),
+                    overwrite=True,  # otherwise the SDK adds a condition
+                    transactional_content_md5=bytearray(md5),
+                    metadata=dict(self._write.metadata),
+                    **conditions(self._write.condition),
+                    **options,
+                )
             )
         )
         # Azure keeps the MD5 of a blob that came in one request; that of a blob made of blocks it does not compute.
@@ -57,7 +55,7 @@ class Upload:
     def from_blocks(self, ids: list[str]) -> ObjectStat:
         """Make an object of staged blocks."""
         return self._commit(
-            lambda options: self._blob.commit_block_list(
+            lambda options: self._blob().commit_block_list(
                 [BlobBlock(found) for found in ids],
                 metadata=dict(self._write.metadata),
                 read_timeout=COMMIT_TIMEOUT,
@@ -105,7 +103,7 @@ class Upload:
     def _found(self) -> Found | None:
         try:
             with translated(self._origin, self._write.what):
-                properties = self._blob.get_blob_properties()
+                properties = self._blob().get_blob_properties()
         except NotFound:
             return None
         if not is_object(properties):

@@ -52,7 +52,7 @@ PROPERTIES = {
 """Attributes of an object that are not metadata, by the names that the SDK of S3 has for them."""
 _BUCKETS = 64
 """Real buckets whose clients are kept; each has its own connections."""
-_CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class _Process:
@@ -169,7 +169,7 @@ class FastPath:
 
     def _client(self, target: RealObject) -> Client | None:
         real = target.real
-        if _Process.used_by not in {None, os.getpid()} or not _PLAIN.fullmatch(target.name):
+        if _Process.used_by not in {None, os.getpid()} or not is_plain_name(target.name):
             return None
         try:
             return self._clients[real]
@@ -232,6 +232,11 @@ def _interruptible(request: Callable[[], AnswerT]) -> AnswerT:
     return cast("AnswerT", answer)
 
 
+def is_plain_name(name: str) -> bool:
+    """Return whether a name reaches a store unchanged in the URL of a library that normalises URLs."""
+    return _PLAIN.fullmatch(name) is not None
+
+
 def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "ClientConfig":
     """Return the options of a client's connections, all explicit, because obstore reads others from the environment."""
     options: ClientConfig = {
@@ -243,7 +248,7 @@ def client_options(endpoint: str, headers: Mapping[str, str] | None = None) -> "
     }
     if headers:
         options["default_headers"] = dict(headers)
-    bundle = Path(next(filter(None, map(os.environ.get, _CA_BUNDLES)), ""))
+    bundle = Path(next(filter(None, map(os.environ.get, CA_BUNDLES)), ""))
     if bundle.is_file():  # a directory of certificates is for the SDKs alone
         options["root_certificate"] = bundle.read_bytes()
     return options

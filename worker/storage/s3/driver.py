@@ -50,6 +50,7 @@ from worker.storage.s3.providers import (
     realm_of,
 )
 from worker.storage.s3.small_objects import fast_path
+from worker.storage.s3.small_writes import small_writes
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Begun, Between
 
@@ -80,6 +81,7 @@ class S3Driver(CloudDriver):
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
         self._fast = fast_path(config, self._origin, self._client)
+        self._small_writes = small_writes(config, self._client)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -108,7 +110,8 @@ class S3Driver(CloudDriver):
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        return self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition).whole(body)
+        upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
+        return upload.whole(body, self._small_writes)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
@@ -343,6 +346,8 @@ class S3Driver(CloudDriver):
     def close(self) -> None:
         if self._fast:
             self._fast.close()
+        if self._small_writes:
+            self._small_writes.close()
         with self._lock:
             for client in self._clients.values():
                 client.close()

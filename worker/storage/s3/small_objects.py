@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -39,39 +40,65 @@ def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]"
     These are stores with an expected owner, with buckets in the host name of an unknown endpoint, or with a password in
     the endpoint.
     """
-    endpoint = config.endpoint
-    if config.data_path == "sdk" or config.bucket_owner or (endpoint and ("@" in endpoint or not _path_style(config))):
+    if not is_reachable(config):
         return None
     return FastPath(origin, DIALECT, lambda real: _connect(config, real, client()))
+
+
+def is_reachable(config: S3Config) -> bool:
+    """Return whether requests without the SDK are possible, as the configuration says."""
+    endpoint = config.endpoint
+    unknown = endpoint and ("@" in endpoint or not _path_style(config))
+    return not (config.data_path == "sdk" or config.bucket_owner or unknown)
 
 
 def _path_style(config: S3Config) -> bool:
     return (config.addressing or "path") == "path"
 
 
-def _connect(config: S3Config, real: str, client: "S3Client") -> Client | None:
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How requests to a real bucket begin: its URL, the endpoint in that, and the region that signatures name."""
+
+    url: str
+    endpoint: str
+    region: str
+    virtual: bool
+
+
+def reach(config: S3Config, real: str, client: "S3Client") -> Reached | None:
+    """Return how a bucket is reached without the SDK; None if only the SDK knows it."""
     if config.endpoint:
-        endpoint, region, virtual = config.endpoint.rstrip("/"), client.meta.region_name or DEFAULT_REGION, False
-    else:
-        region = _region_of(client, real)
-        known = {f"https://s3.{client.meta.region_name}.amazonaws.com", "https://s3.amazonaws.com"}
-        if client.meta.endpoint_url not in known or not _PLAIN_BUCKET.fullmatch(real):
-            return None  # another partition, FIPS, dual stack, or an endpoint from the environment
-        virtual = config.addressing != "path" and "." not in real
-        endpoint = f"https://{real}.s3.{region}.amazonaws.com" if virtual else f"https://s3.{region}.amazonaws.com"
-    credentials = KeptCredentials(_fetcher(config))
+        endpoint = config.endpoint.rstrip("/")
+        return Reached(f"{endpoint}/{real}", endpoint, client.meta.region_name or DEFAULT_REGION, virtual=False)
+    region = _region_of(client, real)
+    known = {f"https://s3.{client.meta.region_name}.amazonaws.com", "https://s3.amazonaws.com"}
+    if client.meta.endpoint_url not in known or not _PLAIN_BUCKET.fullmatch(real):
+        return None  # another partition, FIPS, dual stack, or an endpoint from the environment
+    if config.addressing != "path" and "." not in real:
+        endpoint = f"https://{real}.s3.{region}.amazonaws.com"
+        return Reached(endpoint, endpoint, region, virtual=True)
+    endpoint = f"https://s3.{region}.amazonaws.com"
+    return Reached(f"{endpoint}/{real}", endpoint, region, virtual=False)
+
+
+def _connect(config: S3Config, real: str, client: "S3Client") -> Client | None:
+    reached = reach(config, real, client)
+    if reached is None:
+        return None
+    credentials = KeptCredentials(fetcher(config))
     options: dict[str, Any] = {"checksum_algorithm": "SHA256"} if _sends_checksums(config) else {}
     store = S3Store(
         real,
-        endpoint=endpoint,
-        aws_endpoint_url_s3=endpoint,  # otherwise an environment variable could change it
-        region=region,
-        virtual_hosted_style_request=virtual,
+        endpoint=reached.endpoint,
+        aws_endpoint_url_s3=reached.endpoint,  # otherwise an environment variable could change it
+        region=reached.region,
+        virtual_hosted_style_request=reached.virtual,
         skip_signature=False,
         unsigned_payload=False,
         s3_express=False,
         credential_provider=credentials,
-        client_options=client_options(endpoint),
+        client_options=client_options(reached.endpoint),
         retry_config=retry_config(),
         **options,
     )
@@ -92,7 +119,7 @@ def _region_of(client: "S3Client", real: str) -> str:
     return headers.get("x-amz-bucket-region") or client.meta.region_name
 
 
-def _fetcher(config: S3Config) -> "Callable[[], Mapping[str, Any]]":
+def fetcher(config: S3Config) -> "Callable[[], Mapping[str, Any]]":
     """Return a function that returns the configured keys, or those that the SDK's chain finds and renews."""
     if config.access_key_id and config.secret_access_key:
         token = config.session_token

@@ -1,0 +1,105 @@
+"""Write the small objects of a store in Azure Blob Storage with plain requests, where its configuration allows it."""
+
+import base64
+import time
+from collections.abc import Callable
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+from azure.core.exceptions import HttpResponseError
+from azure.core.pipeline import PipelineContext, PipelineRequest
+from azure.core.pipeline.transport import HttpRequest
+from azure.storage.blob import BlobServiceClient
+
+from worker.storage.azure.errors import SDK_ERRORS, translate
+from worker.storage.azure.small_objects import SCOPE, is_reachable
+from worker.storage.cloud.conditional_write import Write
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.small_objects import CREDENTIALS_FOR
+from worker.storage.cloud.small_writes import Answer, Headers, Place, SmallWrites
+from worker.storage.config import AzureConfig
+from worker.storage.driver import Match
+from worker.storage.errors import TransientError
+
+_OPTIONS = {"encryption_scope": "x-ms-encryption-scope", "standard_blob_tier": "x-ms-access-tier"}
+_PROPERTIES = ("content_type", "content_encoding", "content_language", "content_disposition", "cache_control")
+
+
+def small_writes(config: AzureConfig, service: Callable[[], BlobServiceClient]) -> SmallWrites | None:
+    """Return the small writes of a store; None if every request must use the SDK."""
+    if not is_reachable(config):
+        return None
+    return SmallWrites(lambda real: _locate(config, real, service()), SDK_ERRORS)
+
+
+def reply_of(answer: Answer, origin: Origin, what: str) -> dict[str, Any] | None:
+    """Return an answer as the SDK returns it; None if the SDK has to ask again.
+
+    Raises:
+        HttpResponseError: the store refuses the write.
+    """
+    headers = answer.headers
+    if answer.is_written:
+        modified = headers.get("last-modified")
+        return {"etag": headers.get("etag"), "last_modified": parsedate_to_datetime(modified) if modified else None}
+    error: Any = HttpResponseError(f"the store answers {answer.status}")
+    error.status_code, error.error_code = answer.status, headers.get("x-ms-error-code")
+    challenged = answer.status == HTTPStatus.UNAUTHORIZED  # the SDK gets another token
+    if challenged or isinstance(translate(error, origin, what), TransientError):
+        return None
+    raise error
+
+
+def headers_of(write: Write, md5: bytes) -> Headers | None:
+    """Return the headers of a write; None if it has tags, which need the SDK."""
+    options = dict(write.options)
+    settings = options.pop("content_settings", None)
+    if options.keys() - _OPTIONS.keys():
+        return None
+    found = {_OPTIONS[name]: str(getattr(value, "value", value)) for name, value in options.items()}
+    for name in _PROPERTIES:
+        if value := getattr(settings, name, None):
+            found[f"x-ms-blob-{name.replace('_', '-')}"] = value
+    if isinstance(write.condition, Match):
+        found["If-Match"] = f'"{write.condition.version}"'
+    elif write.condition == "create_only":
+        found["If-None-Match"] = "*"
+    metadata = {f"x-ms-meta-{name}": value for name, value in write.metadata.items()}
+    return found | metadata | {"Content-MD5": base64.b64encode(md5).decode(), "x-ms-blob-type": "BlockBlob"}
+
+
+def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> Place | None:
+    found: Any = service.credential
+    if hasattr(found, "account_key"):
+        sign = found.on_request  # the SDK's own signature with the key
+    elif hasattr(found, "get_token"):
+        sign = _Bearer(found).sign
+    else:
+        return None
+    version = config.api_version
+
+    def signed(url: str, headers: Headers) -> Headers:
+        date = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": version}
+        request = HttpRequest("PUT", url, {**headers, **date, "Content-Type": "application/octet-stream"})
+        sign(PipelineRequest(request, PipelineContext(None)))
+        return dict(request.headers)
+
+    return Place(f"{str(service.url).rstrip('/')}/{real}", signed)
+
+
+class _Bearer:
+    """A token in place of a signature. It is kept for a while: some credentials start a program for each."""
+
+    def __init__(self, credential: Any) -> None:
+        self._credential = credential
+        self._token = ""
+        self._until = 0.0
+
+    def sign(self, request: Any) -> None:
+        """Add the token to a request."""
+        if time.time() >= self._until:
+            found = self._credential.get_token(SCOPE)
+            self._token = found.token
+            self._until = min(time.time() + CREDENTIALS_FOR.total_seconds(), found.expires_on - 60)
+        request.http_request.headers["Authorization"] = f"Bearer {self._token}"

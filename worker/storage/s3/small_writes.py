@@ -1,0 +1,99 @@
+"""Write the small objects of a store that speaks S3 with plain requests, where its configuration allows it."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import ClientError
+from botocore.parsers import create_parser
+
+from worker.storage.cloud.conditional_write import Write
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.small_writes import Answer, Headers, Place, SmallWrites
+from worker.storage.config import S3Config
+from worker.storage.errors import TransientError
+from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
+from worker.storage.s3.small_objects import fetcher, is_reachable, reach
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+PAYLOAD = "X-Amz-Content-SHA256"
+HEADERS = {
+    "ContentType": "Content-Type",
+    "ContentEncoding": "Content-Encoding",
+    "ContentLanguage": "Content-Language",
+    "ContentDisposition": "Content-Disposition",
+    "CacheControl": "Cache-Control",
+    "StorageClass": "x-amz-storage-class",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+    "ContentMD5": "Content-MD5",
+    "ChecksumSHA256": "x-amz-checksum-sha256",
+    "IfMatch": "If-Match",
+    "IfNoneMatch": "If-None-Match",
+}
+"""The headers of the SDK's arguments. A write with other ones, such as tags, needs the SDK."""
+
+
+_OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "400"}
+"""Codes after which the SDK looks for the region of a bucket."""
+_PARSER: Any = create_parser("rest-xml")
+
+
+class _KnownPayload(S3SigV4Auth):
+    """The SDK's signer, for a body whose SHA-256 is known already."""
+
+    def payload(self, request: AWSRequest) -> str:
+        """Return the SHA-256 that the signature covers."""
+        return str(request.context[PAYLOAD])
+
+
+def small_writes(config: S3Config, client: "Callable[[], S3Client]") -> SmallWrites | None:
+    """Return the small writes of a store; None if every request must use the SDK."""
+    if not is_reachable(config):
+        return None
+    return SmallWrites(lambda real: _locate(config, real, client()), SDK_ERRORS)
+
+
+def reply_of(answer: Answer, origin: Origin, what: str) -> dict[str, Any] | None:
+    """Return an answer as the SDK returns it; None if the SDK has to ask again.
+
+    Raises:
+        ClientError: the store refuses the write.
+    """
+    if answer.is_written:
+        said = {"HTTPStatusCode": answer.status, "HTTPHeaders": answer.headers}
+        return {"ETag": answer.headers.get("etag"), "ResponseMetadata": said}
+    parsed = _PARSER.parse({"body": answer.body, "headers": answer.headers, "status_code": answer.status}, None)
+    error = ClientError(parsed, "PutObject")
+    if code_of(error) in _OTHER_REGION or isinstance(translate(error, origin, what), TransientError):
+        return None
+    raise error
+
+
+def headers_of(write: Write, arguments: Mapping[str, Any]) -> Headers | None:
+    """Return the headers of a write from the SDK's arguments for it; None if it has others than HEADERS."""
+    if arguments.keys() - HEADERS.keys():
+        return None
+    named = {HEADERS[name]: value for name, value in arguments.items()}
+    return named | {f"x-amz-meta-{name}": value for name, value in write.metadata.items()} | {PAYLOAD: write.sha256}
+
+
+def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:
+    reached = reach(config, real, client)
+    if reached is None:
+        return None
+    fetch, region = fetcher(config), reached.region
+
+    def sign(url: str, headers: Headers) -> Headers:
+        keys = fetch()
+        frozen = ReadOnlyCredentials(keys["access_key_id"], keys["secret_access_key"], keys["token"])
+        request = AWSRequest(method="PUT", url=url, headers=headers)
+        request.context[PAYLOAD] = headers[PAYLOAD]
+        _KnownPayload(frozen, "s3", region).add_auth(request)
+        return dict(request.headers.items())
+
+    return Place(reached.url, sign)
