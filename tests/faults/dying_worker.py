@@ -31,6 +31,8 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "begun, still in the outbox": ("worker.jobs.result_backend:_AtomicStore.store_started", "before"),
     "begun, out of the outbox": ("worker.jobs.result_backend:_AtomicStore.store_started", "after"),
     "source not opened": ("tasks.upload:open_source", "before"),
+    "staged parts not read": ("tasks.upload:assembled", "before"),
+    "a staged part removed": ("worker.storage.store:Store.delete_object", "after"),
     "version recorded": ("worker.catalogue.artifacts:Artifacts.record", "after"),
     "file written, not placed": ("worker.storage.filesystem.temp_files:TempFile.link", "before"),
     "file written, not swapped in": ("worker.storage.filesystem.temp_files:TempFile.rename", "before"),

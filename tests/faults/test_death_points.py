@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +23,11 @@ from tests.faults.fleet import QUICK
 from tests.servers import Ministack, Valkey
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
+from worker.artifacts.staged_parts import source_of
 from worker.catalogue import Catalogue, JobRecord
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config
-from worker.storage.keys import QUARANTINE_BUCKET
+from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from zot_artifact_client import ArtifactClient, Job
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, UPLOAD, JobState, Queue, SweepLeftoversRequest, UploadRequest
 from zot_artifact_client.job_ids import choose_id
@@ -58,6 +60,7 @@ class Case:
         replaces: whether there is an older version.
         meets: what goes wrong with the job's first attempt before that.
         reads: verdicts in the log, where the job gives any.
+        parts: whether the source is staged as parts in a store.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Case:
     meets: str | None = None
     reads: int = 0
     staged: bool = False
+    parts: bool = False
 
     @property
     def content(self) -> bytes:
@@ -106,6 +110,8 @@ UPLOADS = [
     uploading("done", "done, not finished"),
     uploading("finished", "finished", attempts=1),
     uploading("cleaning", "half cleaned up", attempts=1, staged=True),
+    uploading("assembling", "staged parts not read", parts=True),
+    uploading("removing", "a staged part removed", attempts=1, parts=True),
     uploading("shown", "result shown", attempts=1),
     uploading("retry", "next attempt not sent", meets="fault"),
     uploading("busy", "next attempt not sent", meets="busy", attempts=1),
@@ -134,6 +140,8 @@ WHOLE = [
     uploading("received", "received, not begun", attempts=1),
     uploading("replacing", "at a part", skip=2, size=LARGE, replaces=True),
     uploading("retry", "next attempt not sent", meets="fault"),
+    uploading("assembling", "staged parts not read", parts=True),
+    uploading("removing", "a staged part removed", attempts=1, parts=True),
     uploading("shown", "result shown", attempts=1),
 ]
 POWER_CUT = [uploading("power", "written, not recorded", skip=1, attempts=1)]
@@ -246,6 +254,8 @@ class Scene:
         return self.worker.orders / f"{case.name}.order"
 
     def _upload(self, case: Case, content: bytes, stores: Sequence[str]) -> Job[Any]:
+        if case.parts:
+            return self._upload_parts(case, content, stores)
         once = case.name if case.staged else None
         directory = self.worker.home / "staging" / choose_id(UPLOAD, idempotency_key=once) if once else self._sources
         directory.mkdir(parents=True, exist_ok=True)
@@ -255,6 +265,15 @@ class Scene:
             source=str(source), bucket=BUCKET, key=case.name, stores=tuple(stores), staged=case.staged
         )
         return self.client.submit(UPLOAD, request, idempotency_key=once)
+
+    def _upload_parts(self, case: Case, content: bytes, stores: Sequence[str]) -> Job[Any]:
+        id_ = choose_id(UPLOAD, idempotency_key=case.name)
+        for number, part in ((1, content[:1000]), (2, content[1000:])):
+            self.stores["cloud"].write_object(UPLOADS_BUCKET, f"{id_}/{number:05}", BytesIO(part))
+        request = UploadRequest(
+            source=source_of("cloud", id_), bucket=BUCKET, key=case.name, stores=tuple(stores), staged=True
+        )
+        return self.client.submit(UPLOAD, request, idempotency_key=case.name)
 
     def come_to_rest(self, jobs: Sequence[Job[Any]]) -> None:
         """Wait until all jobs have ended and no message is left, not even one that comes twice; sweep the stores."""
@@ -346,6 +365,7 @@ class Scene:
         ]
         left += [str(each) for name in self.stores for each in self.catalogue.transfers.open_in(name)]
         left += self._staged
+        left += [row.key for row in self.stores["cloud"].list_objects(UPLOADS_BUCKET)]
         client = s3_client(self._ministack)
         for bucket in self._buckets.values():
             left += [str(each) for each in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]

@@ -30,6 +30,7 @@ _ELSEWHERE = ".in-store"
 _STATE = ".upload"
 _MOST_OPEN = 100
 """Uploads of one token that may be incomplete at a time."""
+OTHER_UPLOAD = "the idempotency key belongs to another upload: choose another key"
 _KEPT_FREE = 64 * 1024 * 1024
 """Bytes that uploads leave free on the disk of the data directory."""
 
@@ -74,8 +75,7 @@ class Staging:
                 self._write(upload)
                 return upload
         if (there.token, there.size, there.request) != (upload.token, upload.size, upload.request):
-            detail = "the idempotency key belongs to another upload: choose another key"
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "IdempotencyMismatch", detail)
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "IdempotencyMismatch", OTHER_UPLOAD)
         return there
 
     def find(self, id_: str) -> StagedUpload | None:
@@ -94,6 +94,10 @@ class Staging:
     def source(self, upload: StagedUpload) -> Path:
         """Return the path of its bytes."""
         return self._directory / upload.id / _SOURCE
+
+    def has_bytes(self, upload: StagedUpload) -> bool:
+        """Return whether there are bytes here under the id of an upload, also of one that has expired."""
+        return (self._directory / upload.id).exists()
 
     def offset(self, upload: StagedUpload) -> int | None:
         """Return how many bytes are there; None if they are gone, because the job has ended or they were removed."""

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from email.utils import format_datetime
 from functools import partial
 from http import HTTPStatus
@@ -24,7 +25,7 @@ from worker.gateway.caller_and_key import artifact_path, caller_of_request, chec
 from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.services import Services
-from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
+from worker.gateway.staging import OTHER_UPLOAD, StagedUpload, Staging, disk_errors, gone, request_of
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
@@ -301,7 +302,12 @@ async def _create(
     fields = {name: value for name, value in new.payload().items() if name != "size"}
     staging = Staging(services.settings)
     store = await services.fetch(_store_for, services, id_, new) if direct else None
-    return await services.fetch(staging.create, StagedUpload(id_, caller.name, new.size, fields, store=store))
+    upload = StagedUpload(id_, caller.name, new.size, fields, store=store)
+    if idempotency_key is not None:
+        sent = await services.read(_sent_before, services, upload)
+        if sent is not None:
+            return sent
+    return await services.fetch(staging.create, upload)
 
 
 async def _find(request: Request, upload_id: str) -> StagedUpload:
@@ -311,7 +317,30 @@ async def _find(request: Request, upload_id: str) -> StagedUpload:
     if upload is None or upload.token != caller.name:
         raise gone(upload_id)
     check_may(caller, TokenVerb.UPLOAD, upload.request["bucket"], upload.request["key"])
-    return upload
+    return await services.read(_sent_before, services, upload) or upload
+
+
+def _sent_before(services: Services, upload: StagedUpload) -> StagedUpload | None:
+    """Return an upload as one whose job was sent, if it was: a killed gateway may have sent it without recording that.
+
+    Such a job may have read and removed the bytes already, or wait with bytes whose upload has expired since.
+    """
+    staging = Staging(services.settings)
+    kept = staging.find(upload.id)
+    if kept is not None and kept.sent:
+        return None  # it says so itself
+    job = services.context.catalogue.ledger.get(upload.id)
+    request = job.request if job is not None else None
+    if request is None and kept is None and staging.has_bytes(upload):
+        waiting = services.waiting_job(upload.id)
+        request = waiting.payload if waiting is not None else None
+    if request is None:
+        return None
+    wanted = kept or upload
+    if {**request, "source": None} != {**request_of(wanted, staging.source(wanted)).payload(), "source": None}:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "IdempotencyMismatch", OTHER_UPLOAD)
+    staging.mark_sent(wanted)
+    return replace(wanted, sent=True)
 
 
 async def _append(request: Request, upload: StagedUpload, offset: int, *, again: bool = False) -> None:

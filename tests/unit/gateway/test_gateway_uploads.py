@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,47 @@ def test_the_same_upload_again_leaves_the_bytes_to_its_job(gateway: Gateway, mon
     assert (again.headers["Location"], again.json()["complete"]) == (place, True)
     [source] = gateway.settings.staging_dir.glob("*/source")
     assert source.read_bytes() == CONTENT
+
+
+def test_an_expired_upload_whose_job_waits_keeps_its_bytes(gateway: Gateway) -> None:
+    """A gateway that died before it recorded its job gives the bytes of that job to no new upload, however late."""
+    client, headers = gateway.client(), {"Idempotency-Key": uuid4().hex}
+    place = client.post("/v1/uploads", json=asked(), headers=headers).headers["Location"]
+    job = patch(client, place, 0, CONTENT).headers["Zot-Job"]
+    staging = Staging(gateway.settings)
+    upload = staging.find(job)
+    assert upload is not None
+    staging._write(replace(upload, sent=False))
+    os.utime(gateway.settings.staging_dir / f"{job}.upload", (0, 0))
+    assert staging.find(job) is None
+    other = client.post("/v1/uploads", json=asked(key="other.tgz"), headers=headers)
+    assert (other.status_code, other.json()["type"]) == (422, "urn:zot-artifacts:IdempotencyMismatch")
+    again = client.post("/v1/uploads", json=asked(), headers=headers)
+    assert (again.status_code, again.headers["Zot-Job"], again.headers["Upload-Offset"]) == (
+        201,
+        job,
+        str(len(CONTENT)),
+    )
+    assert staging.source(upload).read_bytes() == CONTENT
+
+
+def test_a_job_that_has_taken_its_bytes_is_not_asked_for_again(gateway: Gateway) -> None:
+    """Once the ledger has the job of an upload, no byte of it is wanted, whatever the gateway has recorded."""
+    client, headers = gateway.client(), {"Idempotency-Key": uuid4().hex}
+    place = client.post("/v1/uploads", json=asked(), headers=headers).headers["Location"]
+    job = patch(client, place, 0, CONTENT).headers["Zot-Job"]
+    staging, request = Staging(gateway.settings), sent(gateway, job)
+    upload = staging.find(job)
+    assert upload is not None
+    assert request is not None
+    gateway.context.catalogue.ledger.acquire(
+        job, "upload", request, owner="test", holds=None, parent=None, now=clock.now(),
+        lease=gateway.settings.jobs.lease,
+    )  # fmt: skip
+    staging.source(upload).write_bytes(CONTENT[:5])
+    staging._write(replace(upload, sent=False))
+    for answer in (client.head(place), client.post("/v1/uploads", json=asked(), headers=headers)):
+        assert (answer.headers["Upload-Offset"], answer.headers["Zot-Job"]) == (str(len(CONTENT)), job)
 
 
 def test_too_much_is_refused_before_it_is_sent(gateway: Gateway) -> None:
