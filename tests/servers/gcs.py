@@ -74,6 +74,8 @@ _JSON = ("/storage/", "/upload/", "/download/", "/batch/", "/b/")
 class StrictGcs(FaultyProxy):
     """A proxy of fake-gcs-server that holds every request to its generation conditions, as Google documents them.
 
+    An object with a temporary hold is neither deleted nor replaced.
+
     One request at a time, so that nothing comes between a condition and what depends on it.
     """
 
@@ -83,6 +85,7 @@ class StrictGcs(FaultyProxy):
         self._server.daemon_threads = True
         self._one_at_a_time = threading.Lock()
         self._sessions: dict[str, tuple[str, str]] = {}
+        self._held: set[str] = set()
 
     def forward(self, request: Request, body: bytes) -> Say:
         if not request.path.startswith(_JSON):  # the XML interface, which the server has under its own host alone
@@ -92,11 +95,22 @@ class StrictGcs(FaultyProxy):
             for place, generation in self._pinned(request, body):
                 if generation != self._generation(place):
                     return _PRECONDITION_FAILED
+            if _changed(request, body) in self._held:
+                return _UNDER_HOLD
             if request.path.partition("?")[0].endswith("/compose"):  # or the generation stays that of the old object
                 super().forward(Request("DELETE", request.path.partition("/compose")[0], {}), b"")
             answer = super().forward(request, body)
             self._remember(request, answer)
+            return self._hold(request, body, answer) if request.method == "PATCH" else answer
+
+    def _hold(self, request: Request, body: bytes, answer: Say) -> Say:
+        """Place the hold that a request asks for, or end it, and answer so."""
+        place, asked = request.path.partition("?")[0], json.loads(body)
+        if "temporaryHold" not in asked or answer.status != http.HTTPStatus.OK:
             return answer
+        (self._held.add if asked["temporaryHold"] else self._held.discard)(place)
+        said = json.dumps(json.loads(answer.body) | {"temporaryHold": asked["temporaryHold"]}).encode()
+        return Say(answer.status, said, {"Content-Type": "application/json"})
 
     def _pinned(self, request: Request, body: bytes) -> Iterator[tuple[str, str]]:
         """Yield the objects, as their paths, that a request depends on, each with the generation it has to have."""
@@ -133,6 +147,19 @@ def _split(request: Request) -> tuple[str, dict[str, str]]:
     return parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}
 
 
+def _changed(request: Request, body: bytes) -> str | None:
+    """Return the path of the object that a request deletes or replaces; None if it does neither."""
+    path, asked = _split(request)
+    if request.method == "DELETE":
+        return path
+    if request.method != "POST" or "upload_id" in asked:
+        return None
+    if path.startswith("/upload/"):
+        return _uploaded(path, asked, body)
+    _, _, target = path.partition("/rewriteTo/")
+    return f"/storage/v1/{target}" if target else path.removesuffix("/compose")
+
+
 def _uploaded(path: str, asked: dict[str, str], body: bytes) -> str:
     """Return the path of the object that an upload makes: its name is in the query, or in the body's first part."""
     name = asked.get("name") or _first_json(body)["name"]
@@ -144,6 +171,11 @@ def _first_json(body: bytes) -> dict[str, str]:
     return found
 
 
+_UNDER_HOLD = Say(
+    403,
+    b'{"error": {"code": 403, "message": "said the store", "errors": [{"reason": "objectUnderActiveHold"}]}}',
+    {"Content-Type": "application/json"},
+)
 _PRECONDITION_FAILED = Say(
     412,
     b'{"error": {"code": 412, "message": "said the store", "errors": [{"reason": "conditionNotMet"}]}}',

@@ -182,7 +182,7 @@ class FaultyProxy:
                     return
                 self.say(answer, fault.after if isinstance(fault, Cut) else len(answer.body))
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 - http.server's names
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = answer  # noqa: N815 - http.server's names
 
             def fall_silent(self, answer: Say, after: int | None) -> None:
                 if after is not None:

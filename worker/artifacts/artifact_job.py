@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from worker import clock
+from worker.artifacts.store_holds import lifted
 from worker.catalogue import (
     Artifact,
     Copy,
@@ -186,8 +187,13 @@ class ArtifactJob:
         if slot.found and slot.quarantine:
             quarantined = store.quarantine_object(self.artifact.bucket, self.artifact.key, self.job.id)
             logger.warning("%s: what was found at %s is kept at %s", store.name, self.artifact.path, quarantined)
+        held = self.context.unlimited_stores[store.name]
         try:
-            self._write(store, source, storage_class, Match(slot.found.version) if slot.found else "create_only")
+            if slot.found is None:
+                self._write(store, source, storage_class, "create_only")
+            else:
+                with lifted(self.context.catalogue, held, self.artifact.bucket, self.artifact.key):
+                    self._write(store, source, storage_class, Match(slot.found.version))
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error
         return self._placed(store, "repaired" if slot.copy.state.present else "stored", quarantined)

@@ -3,11 +3,12 @@
 import io
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from worker.catalogue import Catalogue, Copy, Hold
 from worker.storage import Store
-from worker.storage.errors import StorageError
+from worker.storage.errors import HoldNotOffered, StorageError
 from worker.storage.keys import PROBE_BUCKET
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 HELD = "held"
 """What a store said that holds its copy, before the version tag of the bytes."""
 NOT_OFFERED = "not offered"
+LIFTED = "lifted for a repair"
+"""What is recorded while the bytes of a held copy are replaced: the next sweep places the hold again."""
 
 
 def hold_copies(catalogue: Catalogue, stores: Mapping[str, Store], of: Hold, *, held: bool) -> dict[str, str]:
@@ -47,6 +50,26 @@ def hold_missing(catalogue: Catalogue, store: Store) -> None:
                 catalogue.holds.note_stores(of.bucket, of.key, {store.name: word})
 
 
+@contextmanager
+def lifted(catalogue: Catalogue, store: Store, bucket: str, key: str) -> Iterator[None]:
+    """End a store's own hold on a bad copy while its bytes are replaced, where the store would refuse that.
+
+    Raises:
+        StorageError: the hold cannot be ended; nothing was replaced.
+    """
+    of = catalogue.holds.get(bucket, key) if store.capabilities.holds_refuse_writes else None
+    if of is None or not is_held(of.stores.get(store.name, "")):
+        yield
+        return
+    catalogue.holds.note_stores(bucket, key, {store.name: LIFTED})
+    store.set_hold(bucket, key, held=False)
+    try:
+        yield
+    finally:
+        with suppress(StorageError):  # the next sweep tries again
+            store.set_hold(bucket, key, held=True)
+
+
 def is_held(word: str) -> bool:
     """Return whether this is what a store said that holds its copy."""
     return word.startswith(HELD)
@@ -56,6 +79,7 @@ def tries_to_delete_held(store: Store) -> str | None:
     """Hold an object of our own in a store and try to delete it; return what is wrong, or None if the store refuses.
 
     Raises:
+        HoldNotOffered: it has no holds.
         StorageError: the store could not be asked.
     """
     key = f"held-{secrets.token_hex(8)}"
@@ -76,6 +100,8 @@ def _said(store: Store, of: Hold, copy: Copy, *, held: bool) -> str:
         if not store.offers_hold(of.bucket):
             return NOT_OFFERED
         store.set_hold(of.bucket, of.key, held=held)
+    except HoldNotOffered:
+        return NOT_OFFERED
     except StorageError as error:
         logger.warning("%s: the hold on %s/%s: %s", store.name, of.bucket, of.key, error)
         return error.message

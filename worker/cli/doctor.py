@@ -22,7 +22,7 @@ from worker.cli.stores import bad_copies, unconfigured
 from worker.settings.model import Settings, load_settings
 from worker.settings.private_data_directory import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import StorageError
+from worker.storage.errors import HoldNotOffered, StorageError
 from worker.storage.identity import OtherStore, SameStore, indistinguishable
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
@@ -139,6 +139,8 @@ def _holds(session: Session, name: str) -> Iterator[Check]:
         if not store.capabilities.reserved_buckets or not store.offers_hold(PROBE_BUCKET):
             return
         fault = tries_to_delete_held(store)
+    except HoldNotOffered:
+        return
     except StorageError as error:
         yield Check(
             title, "unknown", error.message, "allow the worker to place and end legal holds, or switch them off"

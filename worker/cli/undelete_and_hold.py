@@ -70,7 +70,7 @@ def deleted(as_json: AsJson = False) -> None:
 def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJson = False) -> None:
     """Forbid deleting or replacing an artifact until `release`.
 
-    A store whose bucket offers a hold of its own, such as S3 Object Lock, holds its copy too.
+    A store that offers a hold of its own holds its copy too: S3 with Object Lock, or Cloud Storage.
 
     Example:
 

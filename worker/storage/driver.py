@@ -180,6 +180,7 @@ class Capabilities:
         reserved_buckets: the store has buckets for quarantine and probes.
         signs_puts: see `SigningDriver`.
         holds: a bucket of the store may offer holds on objects (`HoldDriver`); the bucket is asked.
+        holds_refuse_writes: what is held cannot be replaced either; elsewhere a write makes a version that is not held.
         properties: `ObjectProperties` given at the write come back from `stat`.
         tags: the characters of the names and values of object tags (`TagDriver`), or None where the store has no tags.
         groups: many small objects are written faster as a group (`GroupDriver`).
@@ -204,6 +205,7 @@ class Capabilities:
     reserved_buckets: bool = True
     signs_puts: bool = False
     holds: bool = False
+    holds_refuse_writes: bool = False
     properties: bool = False
     tags: re.Pattern[str] | None = None
     groups: bool = False
@@ -557,7 +559,11 @@ class HoldDriver(Driver, Protocol):
         ...
 
     def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
-        """Place the hold on the bytes that are under the key now, or end it."""
+        """Place the hold on the bytes that are under the key now, or end it on all that were ever held under the key.
+
+        Raises:
+            HoldNotOffered: the store ignores what it was asked.
+        """
         ...
 
     def delete_held(self, bucket: str, key: str) -> bool:

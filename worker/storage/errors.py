@@ -17,6 +17,7 @@ StorageError
     ├── UnexpectedAnswer      the store answered about the object in a way that is not understood
     ├── InvalidRange          a range is negative or absurdly large
     ├── BucketNotEmpty        a bucket that holds objects cannot be deleted
+    ├── HoldNotOffered        the store ignores a hold on an object
     ├── OutOfSpace            the store, or the disk under it, is full
     └── IntegrityError        the bytes are not the bytes that were announced
         ├── DigestMismatch
@@ -120,6 +121,10 @@ class InvalidRange(PermanentError):
 
 class BucketNotEmpty(PermanentError):
     """The bucket still holds objects."""
+
+
+class HoldNotOffered(PermanentError):
+    """The store has no holds: it answers as if it had placed one, and has not."""
 
 
 class OutOfSpace(PermanentError):

@@ -35,6 +35,7 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import (
     AlreadyExists,
+    HoldNotOffered,
     InvalidKey,
     NotFound,
     PermanentError,
@@ -102,6 +103,8 @@ class GcsDriver(CloudDriver):
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
             signs_puts=True,
+            holds=True,
+            holds_refuse_writes=True,
         )
 
     # Objects
@@ -194,6 +197,29 @@ class GcsDriver(CloudDriver):
                 f"{self._name}: its credentials cannot sign URLs: give the key of a service account as credentials_file"
             ) from None
         return SignedPut(url, headers)
+
+    def offers_hold(self, bucket: str) -> bool:  # noqa: ARG002
+        """Return True: Cloud Storage holds objects of every bucket; `set_hold` finds a server that does not."""
+        return True
+
+    def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
+        """Place a temporary hold, or end it: an event-based one would begin a retention period anew at its end."""
+        blob = self._connected().blob(self._object(bucket, key))
+        blob.temporary_hold = held
+        with self._errors(f"{bucket}/{key}"):
+            blob.patch(retry=retry(), timeout=TIMEOUT)
+        if bool(blob.temporary_hold) != held:
+            raise HoldNotOffered(f"{self._name}: {bucket}/{key}: the store ignores the hold")
+
+    def delete_held(self, bucket: str, key: str) -> bool:
+        name, found = self._object(bucket, key), self._look(bucket, key)
+        with self._errors(f"{bucket}/{key}"):
+            try:
+                return delete(self._connected(), name, found.generation)
+            except SDK_ERRORS as error:
+                if status_of(error) != requests.codes.forbidden:
+                    raise
+                return False
 
     def location(self, bucket: str, key: str) -> ObjectName:
         return self._object(bucket, key)

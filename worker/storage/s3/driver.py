@@ -243,10 +243,14 @@ class S3Driver(CloudDriver):
         return found.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
 
     def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
+        """Place the hold on the current version, or end it on all: a repair leaves the bad bytes as a held version."""
+        address, client = self._address(bucket, key), self._client()
         with self._errors(f"{bucket}/{key}"):
-            self._client().put_object_legal_hold(
-                **self._address(bucket, key), LegalHold={"Status": "ON" if held else "OFF"}
-            )
+            if held:
+                client.put_object_legal_hold(**address, LegalHold={"Status": "ON"})
+                return
+            for version in self._versions(address):
+                client.put_object_legal_hold(**address, VersionId=version, LegalHold={"Status": "OFF"})
 
     def delete_held(self, bucket: str, key: str) -> bool:
         """Delete the version itself: without its id the bucket hides it behind a delete marker, held or not."""
@@ -261,6 +265,14 @@ class S3Driver(CloudDriver):
                     raise
                 return False
         return True
+
+    def _versions(self, address: Mapping[str, Any]) -> list[str]:
+        """Return the ids of all versions under a key."""
+        at = {**address, "Prefix": address["Key"]}
+        del at["Key"]
+        pages = self._client().get_paginator("list_object_versions").paginate(**at)
+        rows = (row for page in pages for row in page.get("Versions", []))
+        return [row["VersionId"] for row in rows if row["Key"] == address["Key"]]
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         with self._errors(f"the tags of {bucket}/{key}"):
