@@ -129,4 +129,4 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "too large": (_body([[], {"key": "x" * MAX_MESSAGE}, {}]), "oversize"),
 }
-"""By what is wrong with them: the bytes, and the reason for which they are set aside."""
+"""By what is wrong with them: the bytes, and the reason for which they are rejected."""

@@ -169,7 +169,7 @@ def test_a_file_under_a_root_is_not_staged(zot: Zot, key: str, source: Path) -> 
 
 
 def test_a_rotten_copy_is_found_and_repaired(zot: Zot, key: str, source: Path, tmp_path: Path) -> None:
-    """A flipped byte makes `verify` end with 1, `get` take the other copy, and `replicate` put the bad bytes aside."""
+    """After a flipped byte `verify` ends with 1, `get` takes the other copy, and `replicate` keeps the bad bytes."""
     assert zot("upload", source, key).status == 0
     path = zot.home / "stores" / "primary" / key
     rotten = bytearray(path.read_bytes())
@@ -184,9 +184,9 @@ def test_a_rotten_copy_is_found_and_repaired(zot: Zot, key: str, source: Path, t
         "primary": "corrupt",
         "dr": "verified",
     }
-    mended = zot("replicate", key, "--to", "primary", "--json").document["result"]["copies"][0]
-    aside = zot.home / "stores" / "primary" / mended["quarantined"]
-    assert aside.read_bytes() == rotten
+    repaired = zot("replicate", key, "--to", "primary", "--json").document["result"]["copies"][0]
+    quarantined = zot.home / "stores" / "primary" / repaired["quarantined"]
+    assert quarantined.read_bytes() == rotten
     assert zot("verify", key).status == 0
 
 

@@ -91,9 +91,9 @@ class Fleet:
         self._home = directory
         self._sources = directory / "incoming"
         self._catalogue_url = f"sqlite:///{directory / 'catalogue.sqlite3'}"
-        self.weather = FaultInjector(random.Random(seed + 1))
+        self.injector = FaultInjector(random.Random(seed + 1))
         self._valkey = Valkey(directory / "valkey")
-        self._proxy = FaultyProxy(ministack.port, self.weather)
+        self._proxy = FaultyProxy(ministack.port, self.injector)
         self._uploads: dict[str, list[str]] = {}
         self._digests: dict[str, str] = {}
         self._jobs: dict[str, Job[Any]] = {}
@@ -270,7 +270,7 @@ class Fleet:
 
     def storm(self) -> None:
         """Let the network to the S3 server be bad until the next storm or calm."""
-        self.weather.faults = self.rng.choice(
+        self.injector.faults = self.rng.choice(
             (
                 (Say(503),), (Say(429, b"", {"Retry-After": "1"}),), (Lose(),), (Cut(100),), (Reset(),), (Delay(3),),
                 (Lose(), Say(503), Reset()), (),
@@ -311,7 +311,7 @@ class Fleet:
                 self.misfortune()
             self.look_after_workers()
             time.sleep(self.rng.random())
-        self.weather.calm()
+        self.injector.calm()
 
     def settle(self, within: float = WITHIN) -> None:
         """Wait until every accepted job has ended; those that have not are lost."""

@@ -42,7 +42,7 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "all parts sent": ("worker.storage.s3.upload:Upload.complete", "before"),
     "completed, still noted as open": ("worker.jobs.upload_checkpoint:CopyCheckpoint.ended", "before"),
     "copied by the provider, not read": ("worker.storage.store:Store.copy_object", "after"),
-    "bad bytes set aside": ("worker.storage.store:Store.quarantine_object", "after"),
+    "bad bytes in quarantine": ("worker.storage.store:Store.quarantine_object", "after"),
     "written, not recorded": ("worker.artifacts.artifact_job:ArtifactJob._record_copy", "before"),
     "copy recorded": ("worker.artifacts.artifact_job:ArtifactJob._record_copy", "after"),
     "read, not recorded": ("worker.catalogue.verifications:Verifications.record", "before"),

@@ -124,7 +124,7 @@ OTHERS = [
     Case("copy-between", "replicate", "copy recorded", before=("primary",), to=ALL),
     Case("copy-done", "replicate", "done, not finished", before=("primary",)),
     Case("copy-by-provider", "replicate", "copied by the provider, not read", before=("cloud",), to=("cloud", "far")),
-    Case("repair-aside", "repair", "bad bytes set aside", before=ALL, to=ALL),
+    Case("repair-aside", "repair", "bad bytes in quarantine", before=ALL, to=ALL),
     Case("repair-swapping", "repair", "file written, not swapped in", skip=2, before=ALL, to=ALL),
     Case("repair-written", "repair", "written, not recorded", before=ALL, to=ALL),
     Case("delete-gone", "delete", "deleted, still in the catalogue", before=BOTH, to=()),

@@ -113,7 +113,7 @@ def _asked(app: Celery, server: ServerUrl, settings: Settings, node: str) -> Hea
     app.connection_for_write().ensure_connection(max_retries=1, timeout=_ANSWERS_WITHIN).release()
     state = next(filter(None, (_state(app, node) for _ in range(_TRIES))), None)
     if state is None:
-        return Health(good=False, detail=f"{node} does not answer")
+        return Health(good=False, detail=f"{node} does not answer; --node names another worker, such as worker@HOST")
     paused = _paused(settings)
     if not state.queues and not paused:
         return Health(good=False, detail=f"{node} answers, and consumes from no queue")

@@ -148,8 +148,8 @@ def _print_evidence(result: Mapping[str, Any]) -> None:
 
 def _print_compared(result: Mapping[str, Any]) -> None:
     for each in result["stores"]:
-        told = ", ".join(f"{count} {word}" for word, count in sorted(each["outcomes"].items())) or "no copies"
-        say(f"{each['store']}: {told}; {each['sent']} are read in full")
+        told = ", ".join(f"{word}: {count}" for word, count in sorted(each["outcomes"].items())) or "no copies"
+        say(f"{each['store']}: {told}; read in full because of that: {each['sent']}")
 
 
 def _print_deleted(result: Mapping[str, Any]) -> None:
@@ -207,6 +207,28 @@ def _print_repairs(result: Mapping[str, Any]) -> None:
         say("there is nothing to repair")
 
 
+def _print_due(result: Mapping[str, Any]) -> None:
+    pages = result.get("pages", {})
+    for store, count in result["claimed"].items():
+        say(f"{store}: copies to read now: {count}, in pages: {pages.get(store, 0)}")
+
+
+def _print_absent(result: Mapping[str, Any]) -> None:
+    for store, count in result["claimed"].items():
+        say(f"{store}: missing copies that are being written: {count}")
+    if not result["claimed"]:
+        say("no copy is missing")
+
+
+def _print_cleaned(result: Mapping[str, Any]) -> None:
+    for store, count in result["removed"].items():
+        kept = size(result.get("quarantined", {}).get(store, 0))
+        say(f"{store}: stale uploads and files removed: {count}; in quarantine: {kept}")
+    for store, count in result.get("foreign", {}).items():
+        say(f"{store}: unfinished uploads of other programs, which stay: {count}")
+    say(f"staged sources removed: {result.get('staged', 0)}")
+
+
 def _print_fields(result: Mapping[str, Any]) -> None:
     for name, value in result.items():
         if value not in (None, [], {}):
@@ -255,6 +277,9 @@ _PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "delete": _print_deleted,
     "adopt": _print_adopted,
     "batch": _print_batch,
+    "sweep.verify": _print_due,
+    "sweep.replicate": _print_absent,
+    "sweep.leftovers": _print_cleaned,
     "sweep.reconcile": _print_reconciled,
     "sweep.repair": _print_repairs,
 }

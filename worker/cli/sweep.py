@@ -140,7 +140,9 @@ def sweep(
         job_id = choose_id(spec)
         with sender(session, f"sweep {name}: waiting for a worker") as way:
             job = way.send(spec, job_id, request)
-            if no_wait or spec is SWEEP_RECOVER:  # it leaves no row in the ledger: there is nothing to wait for
+            if no_wait or spec is SWEEP_RECOVER:
+                if not no_wait:
+                    note("sweep recover has no row in the ledger to wait for: the log of its worker says what it did")
                 _sent(name, job_id, as_json=as_json)
             deadline = None if timeout is None else time.monotonic() + timeout
             outcome = way.wait(job, timeout)

@@ -31,7 +31,7 @@ FIELDS = {"bucket": "releases", "key": "absent.tgz"}
 
 @pytest.fixture(scope="module")
 def worker(valkey, tmp_path_factory) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("door"), valkey.url) as running:
+    with Worker(tmp_path_factory.mktemp("filter"), valkey.url) as running:
         yield running
 
 

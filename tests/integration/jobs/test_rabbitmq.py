@@ -29,7 +29,7 @@ from zot_artifact_client.contract import JobState
 from zot_artifact_client.job import Job
 
 UNACKNOWLEDGED = 2
-"""Seconds that this RabbitMQ bears with a job that has not ended; half an hour by default."""
+"""Seconds after which this RabbitMQ gives up on a job that has not ended; half an hour by default."""
 MB = 1_000_000
 
 

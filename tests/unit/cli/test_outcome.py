@@ -24,3 +24,31 @@ def test_a_repair_sweep_names_what_it_repairs_and_what_it_cannot(
     assert printed.out == out
     assert err in printed.err
     assert bool(printed.err) == bool(err)
+
+
+_CLEANED = (
+    "dr: stale uploads and files removed: 1; in quarantine: 2.0 KiB\n"
+    "dr: unfinished uploads of other programs, which stay: 4\n"
+    "staged sources removed: 0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "out"),
+    [
+        ("sweep.verify", {"claimed": {"dr": 3}, "pages": {"dr": 1}}, "dr: copies to read now: 3, in pages: 1\n"),
+        ("sweep.replicate", {"claimed": {}}, "no copy is missing\n"),
+        ("sweep.replicate", {"claimed": {"dr": 2}}, "dr: missing copies that are being written: 2\n"),
+        (
+            "sweep.leftovers",
+            {"removed": {"dr": 1}, "staged": 0, "foreign": {"dr": 4}, "quarantined": {"dr": 2048}},
+            _CLEANED,
+        ),
+    ],
+)
+def test_a_sweep_says_what_its_counts_are_of(
+    capsys: pytest.CaptureFixture[str], kind: str, result: dict[str, object], out: str
+) -> None:
+    """Each count has its unit, and a sweep that found nothing to do says so."""
+    print_outcome(Outcome("a", kind, JobState.SUCCEEDED, 1, None, result))
+    assert capsys.readouterr().out == out

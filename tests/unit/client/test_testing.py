@@ -113,8 +113,8 @@ def test_rot_is_found_and_repaired(uploaded: InMemoryArtifactClient) -> None:
     """A flipped bit is corrupt, a lost copy is missing, and replication repairs both from the copy that is right."""
     uploaded.corrupt("releases", "app.tgz", "dr")
     assert verdicts(uploaded) == {"primary": "verified", "dr": "corrupt"}
-    mended = uploaded.replicate("releases", "app.tgz", to="dr").wait()
-    assert [(copy.outcome, copy.source) for copy in mended.copies] == [("repaired", "primary")]
+    repaired = uploaded.replicate("releases", "app.tgz", to="dr").wait()
+    assert [(copy.outcome, copy.source) for copy in repaired.copies] == [("repaired", "primary")]
     uploaded.lose("releases", "app.tgz", "primary")
     assert verdicts(uploaded) == {"primary": "missing", "dr": "verified"}
     uploaded.replicate("releases", "app.tgz", to="primary").wait()

@@ -42,7 +42,7 @@ def ended() -> Finished:
 @pytest.fixture
 def app(ended: Finished) -> Iterator[Celery]:
     app = Celery(
-        "door",
+        "filter",
         broker="memory://",
         backend="cache+memory://",
         amqp="worker.intake.message_filter:AMQP",

@@ -149,7 +149,7 @@ def test_the_largest_request_of_the_contract_fits(letter):
 
 @pytest.fixture(scope="module")
 def celery():
-    app = Celery("door", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app = Celery("filter", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(accept_content=["json"], task_acks_late=True, task_track_started=True, result_extended=True)
     app.finalize()  # which brings the worker's own tasks, if another test has imported them
     app.tasks.pop(VERIFY.name, None)
@@ -183,7 +183,7 @@ def take(app: Celery, raw: bytes, ran: list[Request]) -> None:
 
 def consumer_of(app: Celery, taken: list[Request]) -> SimpleNamespace:
     return SimpleNamespace(
-        hostname="door", connection_errors=(OSError,), event_dispatcher=None, timer=Timer(),
+        hostname="filter", connection_errors=(OSError,), event_dispatcher=None, timer=Timer(),
         apply_eta_task=taken.append, disable_rate_limits=True, task_buckets={}, on_task_request=taken.append,
         _limit_task=None, _limit_post_eta=None, pool=pool_of(app, taken), qos=SimpleNamespace(increment_eventually=int),
         controller=SimpleNamespace(state=SimpleNamespace(revoked=set())),

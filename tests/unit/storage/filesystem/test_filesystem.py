@@ -567,17 +567,17 @@ def test_a_condition_is_checked_before_the_bytes_are_read(store: Store, driver: 
 def test_a_condition_is_checked_again_at_the_end(store: Store) -> None:
     """A writer that meets a conflict while its bytes come in is refused, and the other's content stays."""
 
-    class Overtaken(io.BytesIO):
+    class WrittenMeanwhile(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             if self.tell() == 0:
                 write(store, "k", b"the other's")
             return super().read(size)
 
     with pytest.raises(AlreadyExists):
-        store.write_object("b", "k", Overtaken(b"mine"), condition="create_only")
+        store.write_object("b", "k", WrittenMeanwhile(b"mine"), condition="create_only")
     version = Match(store.stat_object("b", "k").version)
     with pytest.raises(PreconditionFailed):
-        store.write_object("b", "k", Overtaken(b"mine"), condition=version)
+        store.write_object("b", "k", WrittenMeanwhile(b"mine"), condition=version)
     assert read(store, "k") == b"the other's"
     assert list(store.iter_stale_uploads()) == []
 
