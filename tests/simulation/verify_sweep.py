@@ -54,7 +54,7 @@ CUT = 1.5
 SHORTER = 5 / 3
 """When the period of `plain` becomes two thirds of it."""
 END = 2.5
-"""How long it is simulated."""
+"""How many periods are simulated unless another end is asked for; an overdue copy of `money` is seen before it."""
 
 
 @dataclass
@@ -108,9 +108,10 @@ class _Messages:
 class Simulation:
     """One run of a scenario."""
 
-    def __init__(self, home: Path, copies: int, *, period: timedelta, every: timedelta) -> None:
+    def __init__(self, home: Path, copies: int, *, period: timedelta, every: timedelta, end: float = END) -> None:
         self.period = period
         self.every = every
+        self.end = end
         self.each = copies // SHARE
         self.now = BEGIN
         self.seen = {name: Seen() for name in STORES}
@@ -152,7 +153,7 @@ class Simulation:
         begun, number = time.monotonic(), 0
         self._arrive(self.each * 7 // 10)
         with _clock(lambda: self.now), _without_heads():
-            while self.now < BEGIN + END * self.period:
+            while self.now < BEGIN + self.end * self.period:
                 self._turn()
                 number += 1
                 if number % 120 == 0:
@@ -314,8 +315,8 @@ def faults(of: Simulation, margin: float = 0.2) -> list[str]:
         expect(told.first_warning is None, f"{name}: told to be too slow at {told.first_warning}")
     day, evening = frozenset(range(24)), max(0.1, 1.5 * DAY / period)
     for name, begin, end, hours in (
-        ("plain", 0.1, SHORTER, day), ("plain", SHORTER + 0.05, END, day), ("outage", 0.1, AWAY[0], day),
-        ("outage", AWAY[1] + 0.05, END, day), ("night", evening, END, NIGHT), ("money", 0.1, CUT, day),
+        ("plain", 0.1, SHORTER, day), ("plain", SHORTER + 0.05, of.end, day), ("outage", 0.1, AWAY[0], day),
+        ("outage", AWAY[1] + 0.05, of.end, day), ("night", evening, of.end, NIGHT), ("money", 0.1, CUT, day),
     ):  # fmt: skip
         loads = seen[name].loads(every, begin * period, end * period, hours)
         mean = sum(loads) / len(loads)

@@ -19,7 +19,7 @@ COPIES, SIZE = 12_000, 1_000_000
 
 @pytest.fixture(scope="module")
 def simulation(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
-    simulated = Simulation(tmp_path_factory.mktemp("home"), 4800, period=3 * DAY, every=HOUR)
+    simulated = Simulation(tmp_path_factory.mktemp("home"), 4800, period=3 * DAY, every=HOUR, end=1.9)
     simulated.run()
     return simulated
 
