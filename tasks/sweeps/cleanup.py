@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from worker import clock
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
-from worker.artifacts.staged_parts import old_uploads, source_of
+from worker.artifacts.staged_parts import is_staged_in_store, old_uploads, read_source
 from worker.catalogue import OpenTransfer, UploadIntent
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
@@ -197,8 +197,9 @@ def _clean_parts(store: LimitedStore, context: JobContext, age: timedelta) -> in
     old = old_uploads(store, clock.now() - age)
     # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
     waiting = _waiting(set(old))
-    wanted = context.catalogue.ledger.sources_of_open_jobs() if old else set()
-    gone = [upload for upload in old if upload not in waiting and source_of(store.name, upload) not in wanted]
+    sources = context.catalogue.ledger.sources_of_open_jobs() if old else set()
+    wanted = {read_source(source)[:2] for source in sources if is_staged_in_store(source)}
+    gone = [upload for upload in old if upload not in waiting and (store.name, upload) not in wanted]
     for upload in gone:
         for key in old[upload]:
             store.delete_object(UPLOADS_BUCKET, key)

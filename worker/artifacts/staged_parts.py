@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from tempfile import TemporaryFile
+from typing import NamedTuple
 
 from worker.artifacts.sources import Source, SourceRefused
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.storage import Store
 from worker.storage.driver import SignedPut
-from worker.storage.errors import NotFound, OutOfSpace
+from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, write_at
 from worker.storage.keys import UPLOADS_BUCKET
 
@@ -67,9 +68,23 @@ class StagedParts:
         return f"{self.upload}/{part.number:05}"
 
 
-def source_of(store: str, upload: str) -> str:
+class StagedSource(NamedTuple):
+    """A source that is parts in a store. `size`: bytes of all parts, None in the messages of earlier versions."""
+
+    store: str
+    upload: str
+    size: int | None
+
+
+def source_of(store: str, upload: str, size: int) -> str:
     """Return the source of an upload whose parts are in a store."""
-    return f"{SCHEME}://{store}/{upload}"
+    return f"{SCHEME}://{store}/{upload}/{size}"
+
+
+def read_source(source: str) -> StagedSource:
+    """Return what a source says that `source_of` has made."""
+    store, upload, size = (*source.removeprefix(f"{SCHEME}://").split("/", 2), "", "")[:3]
+    return StagedSource(store, upload, int(size) if size.isdecimal() else None)
 
 
 def is_staged_in_store(source: str) -> bool:
@@ -83,18 +98,23 @@ def assembled(
 ) -> Iterator[Source]:
     """Yield the bytes of all parts; their digest is compared by the caller.
 
+    A signed URL of Azure takes a part of any size as long as it is valid, so no more bytes are spooled than announced.
+
     Raises:
         SourceRefused: the parts are those of another job.
+        SizeMismatch: they have more or fewer bytes than were announced.
         NotFound: there are none.
         OutOfSpace: the data directory has no space left.
     """
-    store = _store_of(source, stores, job)
+    store, announced = _store_of(source, stores, job), read_source(source).size
     with TemporaryFile(dir=settings.spool_dir) as file:
-        keys, offset = [row.key for row in store.list_objects(UPLOADS_BUCKET, f"{job}/")], 0
-        if not keys:
+        rows, offset = list(store.list_objects(UPLOADS_BUCKET, f"{job}/")), 0
+        if not rows:
             raise NotFound(f"source {source}: {store.name} has no part of it: it has expired, send it again")
-        for key in keys:
-            with store.read_object(UPLOADS_BUCKET, key) as reader:
+        _check_size(source, sum(row.size or 0 for row in rows), announced, complete=False)
+        for row in rows:
+            with store.read_object(UPLOADS_BUCKET, row.key) as reader:
+                _check_size(source, offset + reader.stat.size, announced, complete=row is rows[-1])
                 while piece := reader.read(BUFFER_SIZE):
                     try:
                         write_at(file.fileno(), memoryview(piece), offset)
@@ -103,6 +123,11 @@ def assembled(
                     offset += len(piece)
                     heartbeat()
         yield Source(source, file, offset)
+
+
+def _check_size(source: str, size: int, announced: int | None, *, complete: bool = True) -> None:
+    if announced is not None and (size > announced or (complete and size < announced)):
+        raise SizeMismatch(f"source {source}: its parts have {size} bytes, announced were {announced}; send it again")
 
 
 def remove_parts(source: str, stores: Mapping[str, Store], *, job: str) -> None:
@@ -130,7 +155,7 @@ def old_uploads(store: AnyStore, before: datetime) -> dict[str, list[str]]:
 
 
 def _store_of(source: str, stores: Mapping[str, AnyStore], job: str) -> AnyStore:
-    name, _, upload = source.removeprefix(f"{SCHEME}://").partition("/")
-    if upload != job:
+    found = read_source(source)
+    if found.upload != job:
         raise SourceRefused(f"source {source}: it belongs to another job")
-    return stores[name]
+    return stores[found.store]

@@ -197,7 +197,7 @@ class Staging:
 
 def request_of(upload: StagedUpload, source: Path) -> UploadRequest:
     """Return the request of the job of an upload."""
-    place = str(source) if upload.store is None else source_of(upload.store, upload.id)
+    place = str(source) if upload.store is None else source_of(upload.store, upload.id, upload.size)
     return UploadRequest.read({**upload.request, "source": place, "staged": True})
 
 

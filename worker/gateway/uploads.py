@@ -192,7 +192,7 @@ async def terminate(request: Request, upload_id: str, tus: Tus = None) -> Respon
         raise Problem(HTTPStatus.CONFLICT, "JobSent", f"its job was sent: cancel it with DELETE /v1/jobs/{upload.id}")
     if upload.store is not None:
         await services.fetch(
-            partial(remove_parts, source_of(upload.store, upload.id), _stores(services), job=upload.id)
+            partial(remove_parts, source_of(upload.store, upload.id, upload.size), _stores(services), job=upload.id)
         )
     await services.fetch(Staging(services.settings).remove, upload)
     return Response(status_code=HTTPStatus.NO_CONTENT, headers=_tus({}))

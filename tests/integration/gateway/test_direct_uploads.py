@@ -31,10 +31,11 @@ from worker.context import Context
 from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.staging import Staging, request_of
 from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.settings.sections import GatewaySettings
 from worker.storage import FilesystemConfig, StoreConfig
-from worker.storage.errors import DigestMismatch
+from worker.storage.errors import DigestMismatch, SizeMismatch
 from worker.storage.keys import UPLOADS_BUCKET
 from zot_artifact_client import ArtifactClient, signed_parts
 from zot_artifact_client.contract import SweepLeftoversRequest, UploadRequest
@@ -187,6 +188,33 @@ def test_other_bytes_than_were_announced_fail_the_job(client: ArtifactClient, co
     assert context.catalogue.artifacts.current("releases", "app.tgz") is None
     remove_source(request, context, "thief")
     assert len(staged(context)) == 4
+
+
+@pytest.mark.parametrize("settings", ["azure"], indirect=True)
+@pytest.mark.parametrize("listed", [True, False], ids=["before the job", "while the job reads"])
+def test_parts_above_the_announced_size_are_not_spooled(
+    listed: bool, client: ArtifactClient, context: Context, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that its client replaces by a larger one, by the same URL, fails the job before it fills the disk."""
+    job = client.upload_file(file, "releases", "app.tgz")
+    cloud, [last] = context.stores["cloud"], staged(context)[-1:]
+    before = list(cloud.list_objects(UPLOADS_BUCKET))
+    cloud.write_object(UPLOADS_BUCKET, last, BytesIO(bytes(3 * MIB)))
+    if not listed:
+        monkeypatch.setattr(LimitedStore, "list_objects", lambda *_, **__: iter(before))
+    written: list[int] = []
+    monkeypatch.setattr(staged_parts, "write_at", lambda *given: written.append(given[2] + len(given[1])))
+    with pytest.raises(SizeMismatch, match="announced were"):
+        run(context, job.id, upload, sent(context, job.id))
+    assert max(written, default=0) <= len(CONTENT)
+    assert context.catalogue.artifacts.current("releases", "app.tgz") is None
+
+
+def test_a_source_of_an_earlier_version_is_read() -> None:
+    """The source of a job that an earlier version has sent has no size, and names the same parts."""
+    assert staged_parts.read_source("staged://cloud/some-upload") == ("cloud", "some-upload", None)
+    made = staged_parts.source_of("cloud", "some-upload", 5)
+    assert staged_parts.read_source(made) == ("cloud", "some-upload", 5)
 
 
 def test_a_url_is_for_one_part_alone(context: Context, client: ArtifactClient) -> None:

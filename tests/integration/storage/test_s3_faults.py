@@ -13,7 +13,9 @@ from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
+from worker.storage.driver import ObjectProperties
 from worker.storage.errors import AccessDenied, AlreadyExists, PermanentError, Throttled, TransientError, Unavailable
+from worker.storage.s3 import driver as s3_driver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
 
 BUCKET = "releases"
@@ -148,6 +150,22 @@ class TestBrokenTransfers:
         line = through(always(Say(200, b"0123456789", headers), "GET", "/app"))
         with pytest.raises(PermanentError, match="range"):
             line.faulty.read_object_range(BUCKET, "app", 3, 2)
+
+
+class TestCopies:
+    def test_tags_are_copied_in_parts_too(self, through: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A copy above 5 GiB is made in parts, with the tags of its original, which one request copies by itself."""
+        line = through(lambda _: None)
+        tagged = ObjectProperties(tags="team=core&use=b")
+        line.direct.write_object(BUCKET, "tagged", source(some_bytes(100)), properties=tagged)
+        line.direct.write_object(BUCKET, "plain", source(some_bytes(100)))
+        monkeypatch.setattr(s3_driver, "MAX_COPY", 50)
+        for key, tags in (("tagged", tagged.tags), ("plain", None)):
+            line.proxy.requests.clear()
+            line.faulty._driver.copy(BUCKET, key, BUCKET, f"copy-of-{key}")  # type: ignore[attr-defined]
+            [begun] = [request for request in line.proxy.requests if request.path.endswith("?uploads")]
+            assert begun.headers.get("x-amz-tagging") == tags  # ministack forgets the tags of what comes in parts
+            assert line.direct.verify_object(BUCKET, f"copy-of-{key}").verdict is Verdict.VERIFIED
 
 
 class TestDialects:

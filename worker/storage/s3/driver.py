@@ -17,6 +17,7 @@ from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
+from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.cloud.small_objects import PROPERTIES, SMALL, RealObject
@@ -191,6 +192,7 @@ class S3Driver(CloudDriver):
     ) -> ObjectStat:
         source = self._head(bucket, key)
         found, writer = to_stat(self._name, bucket, key, source), uuid.uuid4().hex
+        tags = self._tags_for_parts(bucket, key, source) if found.size > MAX_COPY else None
         write = S3Write(
             bucket=to_bucket,
             key=to_key,
@@ -199,7 +201,7 @@ class S3Driver(CloudDriver):
             writer=writer,
             metadata={**METADATA.stored(source.get("Metadata")), METADATA.writer: writer},
             condition=condition,
-            options=self._options(storage_class, found.properties),
+            options=self._options(storage_class, replace(found.properties, tags=tags)),
             properties=found.properties,
             address=self._address(to_bucket, to_key),
             conditional=self._profile.conditional_writes,
@@ -209,6 +211,18 @@ class S3Driver(CloudDriver):
         if found.size > MAX_COPY:
             return upload.copy(original, found.version, self._copy_part, between=lambda: None)
         return upload.copy_whole(original, found.version)
+
+    def _tags_for_parts(self, bucket: str, key: str, source: "HeadObjectOutputTypeDef") -> str | None:
+        """Return the tags of an object that is copied in parts: only a copy in one request has them by itself.
+
+        A store need not tell whether there are any, and may know no tags at all.
+        """
+        try:
+            return encode_tags(self.tags(bucket, key))
+        except StorageError:
+            if source.get("TagCount"):
+                raise
+            return None
 
     def location(self, bucket: str, key: str) -> Address:
         return self._address(bucket, key)
