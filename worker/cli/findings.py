@@ -10,7 +10,7 @@ import typer
 from worker import clock
 from worker.catalogue import FindingKind, FindingRecord
 from worker.cli.errors import Failure, Status, suggestion
-from worker.cli.output import AsJson, age, note, print_json, print_table, say
+from worker.cli.output import AsJson, age, moment, note, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.cli.user import user_name
 
@@ -202,4 +202,4 @@ def _print(found: FindingRecord, job_state: str | None, verdicts: Sequence[Mappi
 
 
 def _moment(value: datetime | None) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%SZ}" if value else "-"
+    return moment(value) if value else "-"
