@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol, Self
+from typing import Protocol, Self, Unpack
 
 from worker import tracing
 from worker.limits.admission import Admission
@@ -12,7 +12,6 @@ from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze
 from worker.process_metrics import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.storage import (
-    Condition,
     Digest,
     ListedObject,
     Match,
@@ -26,6 +25,7 @@ from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
+from worker.storage.store import WriteOptions
 from worker.storage.transfer.multipart import Checkpoint
 
 _ADMITTED_FOR = 1.0
@@ -144,15 +144,8 @@ class LimitedStore:
         key: str,
         source: Readable | HashedBytes,
         *,
-        size: int | None = None,
-        sha256: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        properties: ObjectProperties | None = None,
-        storage_class: str | None = None,
-        condition: Condition = None,
         on_bytes: OnBytes | None = None,
-        checkpoint: Checkpoint | None = None,
-        existing_key: bool = False,
+        **options: Unpack[WriteOptions],
     ) -> tuple[ObjectStat, Digest]:
         """Write an object; an error of its source whose `store` is set leaves as it is, and does not count here."""
         with self._transfer("write", on_bytes) as metered:
@@ -161,16 +154,9 @@ class LimitedStore:
                     bucket,
                     key,
                     source if isinstance(source, HashedBytes) else _Source(source),
-                    size=size,
-                    sha256=sha256,
-                    metadata=metadata,
-                    properties=properties,
-                    storage_class=storage_class,
-                    condition=condition,
                     on_bytes=metered,
                     on_read_back=self._metered("verify", self._job.heartbeat),
-                    checkpoint=checkpoint,
-                    existing_key=existing_key,
+                    **options,
                 )
             except _SourceError as failure:
                 raise failure.error from failure.error.__cause__

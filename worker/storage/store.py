@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 from worker.storage.driver import (
     Capabilities,
@@ -82,6 +82,19 @@ from worker.storage.transfer.server_copy import Between, copy_server_side
 _MAX_OFFSET = 2**63 - 1
 _SMALL = 1 << 20
 """Bytes of an object that is read in one piece."""
+
+
+class WriteOptions(TypedDict, total=False):
+    """The options of `Store.write_object` that a store with limits passes on."""
+
+    size: int | None
+    sha256: str | None
+    metadata: Mapping[str, str] | None
+    properties: ObjectProperties | None
+    storage_class: str | None
+    condition: Condition
+    checkpoint: Checkpoint | None
+    existing_key: bool
 
 
 class Store:

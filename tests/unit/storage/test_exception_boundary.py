@@ -1,5 +1,6 @@
 """Every exception of a store or SDK becomes a StorageError; an exception of the caller passes unchanged."""
 
+import errno
 import io
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from worker.storage.driver import WriteInfo
-from worker.storage.errors import InvalidKey, NotFound, UnexpectedAnswer
+from worker.storage.errors import InvalidKey, NotFound, OutOfSpace, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader
 
@@ -76,3 +77,29 @@ def test_what_a_body_raises_passes() -> None:
 
     with pytest.raises(Stop):
         Odd(KeyError()).put("releases", "app", VerifyingReader(Ending()), WriteInfo())
+
+
+class OfFiles(Odd):
+    """A driver whose errors are those of the operating system."""
+
+    @staticmethod
+    def _translate_os_error(error: OSError, what: str) -> StorageError:
+        return OutOfSpace(f"{what}: {error.strerror}")
+
+
+def test_a_driver_may_translate_the_errors_of_the_system_itself() -> None:
+    """Its OSErrors are translated with their cause, in iterators too, and the caller's own ones pass unchanged."""
+    full = OSError(errno.ENOSPC, "no space")
+    with pytest.raises(OutOfSpace, match="^odd: releases/app: no space$") as caught:
+        OfFiles(full).stat("releases", "app")
+    assert caught.value.__cause__ is full
+    with pytest.raises(OutOfSpace, match="^odd: releases: no space$"):
+        list(OfFiles(full).iter_objects("releases"))
+
+    class Source(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise full
+
+    with pytest.raises(OSError, match="no space") as passed:
+        OfFiles(KeyError()).put("releases", "app", VerifyingReader(Source()), WriteInfo())
+    assert passed.value is full
