@@ -24,6 +24,7 @@ from zot_artifact_client.errors import (
     UnknownJob,
 )
 from zot_artifact_client.request_faults import faults_of
+from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def response_of(problem: HTTPException) -> JSONResponse:
         "type": f"urn:zot-artifacts:{name}",
         "title": status.phrase,
         "status": int(status),
-        "detail": problem.detail,
+        "detail": bounded(problem.detail),
     }
     return JSONResponse(document, status, dict(problem.headers or {}), media_type=MEDIA_TYPE)
 

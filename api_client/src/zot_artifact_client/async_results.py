@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from celery.backends.base import KeyValueStoreBackend
@@ -16,7 +17,7 @@ from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.job import wait_timeout
 from zot_artifact_client.result_backend import PROGRESS_EVERY, UNKNOWN_FOR
-from zot_artifact_client.snapshot import Snapshot, snapshot_of, unknown_job
+from zot_artifact_client.snapshot import Snapshot, readable_snapshot, unknown_job
 
 _TICK = 0.01
 _LONGEST_PAUSE = 0.32
@@ -153,7 +154,7 @@ class AsyncResultBackend:
         keys = [self._codec.get_key_for_task(id_) for id_ in job_ids]
         stored: list[Any] = await self._server.run(lambda client: client.mget(keys)) if keys else []
         return [
-            snapshot_of(id_, self._codec.decode_result(meta)) if meta else Snapshot(JobState.QUEUED)
+            readable_snapshot(id_, partial(self._codec.decode_result, meta)) if meta else Snapshot(JobState.QUEUED)
             for id_, meta in zip(job_ids, stored, strict=True)
         ]
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -30,7 +31,7 @@ from zot_artifact_client.errors import (
 )
 from zot_artifact_client.idempotency_conflicts import mismatches
 from zot_artifact_client.job import OnProgress, wait_timeout
-from zot_artifact_client.snapshot import Snapshot, progress_of, snapshot_of, unknown_job
+from zot_artifact_client.snapshot import Snapshot, is_unreadable, progress_of, readable_snapshot, unknown_job
 
 LISTEN_FOR = 10.0
 """Seconds of listening before the backend is asked again: a connection that died silently delivers no message."""
@@ -83,13 +84,16 @@ class CeleryResultBackend:
 
     def snapshot(self, job_id: str) -> Snapshot:
         with broker_errors("result backend", self._url):
-            found = snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
+            found = self._stored(job_id)
             if found.is_absent and self._is_absent(job_id):
                 # A worker stores a state before it removes the job from the outbox: only a second read is certain.
-                found = snapshot_of(job_id, self._app.backend.get_task_meta(job_id))
+                found = self._stored(job_id)
                 if found.is_absent:
                     return Snapshot(JobState.UNKNOWN)
             return found
+
+    def _stored(self, job_id: str) -> Snapshot:
+        return readable_snapshot(job_id, lambda: self._app.backend.get_task_meta(job_id))
 
     def _is_absent(self, job_id: str) -> bool:
         try:
@@ -127,7 +131,7 @@ class CeleryResultBackend:
             while not self._listen(result, _next_slice(deadline), None) and time.monotonic() < deadline:
                 pass
             with broker_errors("result backend", self._url):
-                return snapshot_of(query_id, self._app.backend.get_task_meta(query_id))
+                return self._stored(query_id)
         finally:
             with suppress(Exception):  # the backend is unavailable: then there is no subscription to end
                 result.backend.remove_pending_result(result)
@@ -137,11 +141,11 @@ class CeleryResultBackend:
         backend = self._app.backend
         with broker_errors("result backend", self._url):
             if not isinstance(backend, RedisBackend):
-                found = {id_: snapshot_of(id_, backend.get_task_meta(id_)) for id_ in job_ids}
+                found = {id_: self._stored(id_) for id_ in job_ids}
             else:
                 stored = backend.mget([backend.get_key_for_task(id_) for id_ in job_ids]) if job_ids else []
                 found = {
-                    id_: snapshot_of(id_, backend.decode_result(meta))
+                    id_: readable_snapshot(id_, partial(backend.decode_result, meta))
                     for id_, meta in zip(job_ids, stored, strict=True)
                     if meta
                 }
@@ -204,6 +208,12 @@ class CeleryResultBackend:
                 # a pool can wait for itself; this job runs in another service's pool.
                 result.get(seconds, propagate=False, disable_sync_subtasks=False, on_message=relay)
         except CeleryTimeout:
+            return False
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, BrokerUnavailable) else error
+            if not (isinstance(cause, Exception) and is_unreadable(cause)):
+                raise
+            time.sleep(min(seconds, 0.5))  # the record, or a message on its channel, is not Celery's: it is read again
             return False
         finally:
             if relay is not None and relay.error is not None:

@@ -1,9 +1,13 @@
 """The state of a job at one moment, and how the stored record of it is read: what both clients share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from celery.exceptions import SecurityError
+from kombu.exceptions import ContentDisallowed, DecodeError
 from pydantic import ValidationError
+from redis.exceptions import ResponseError
 
 from zot_artifact_client.contract import (
     PROGRESS_STATE,
@@ -125,9 +129,33 @@ _STATES = {
 }
 
 
+_UNREADABLE = (
+    ValueError, TypeError, LookupError, AttributeError, RecursionError, ContentDisallowed, DecodeError, SecurityError,
+)  # fmt: skip
+
+
+def is_unreadable(error: Exception) -> bool:
+    """Return whether Celery raises this for a stored record, or a message about one, that it has not written itself."""
+    return isinstance(error, _UNREADABLE) or (isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"))
+
+
+def readable_snapshot(job_id: str, read: Callable[[], dict[str, Any]]) -> Snapshot:
+    """Read Celery's record of a job and return what it means.
+
+    A record that cannot be read is not Celery's, and says nothing: the job runs, until a worker stores its end.
+    """
+    try:
+        return snapshot_of(job_id, read())
+    except Exception as error:
+        if not is_unreadable(error):
+            raise
+        return Snapshot(JobState.RUNNING)
+
+
 def snapshot_of(job_id: str, meta: dict[str, Any]) -> Snapshot:
     """Return what Celery's record of a job means. Unknown states are those of a running job."""
     status, value, task = meta["status"], meta.get("result"), meta.get("name")
+    task = task if isinstance(task, str) else None
     if status == "FAILURE":
         error = _failure(job_id, value)
         return Snapshot(_end_state(error), error=error, task=task)
