@@ -1,8 +1,84 @@
-"""The time of day, always in UTC."""
+"""The time of day, always in UTC, and how far it can be believed."""
 
-from datetime import UTC, datetime
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+_TOLERANCE = 15 * 60
+"""Seconds that the clock may gain between two calls without being ahead."""
 
 
 def now() -> datetime:
     """Return the present moment in UTC."""
     return datetime.now(UTC)
+
+
+def uptime() -> float:
+    """Return the seconds since this machine was started; no change of the clock changes them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was certain at one moment: the time, and since which start and uptime of the machine it ran on.
+
+    `lead` is by how many seconds the clock was ahead of it, `with_it` for how many the machine has run like that.
+    """
+
+    boot: str
+    uptime: float
+    time: datetime
+    lead: float = 0.0
+    with_it: float = 0.0
+
+
+def not_ahead(kept: Path, hold: timedelta) -> datetime:
+    """Return the present moment, or the latest one that is certain while the clock may be ahead.
+
+    The clock may be ahead when it gained more than the machine has run: it was set, or the machine was off. It is
+    believed again after the machine has run for `hold` with it. So what is removed when it is older than `hold` is
+    never removed early.
+
+    Args:
+        kept: the file in which one kind of removal keeps what it has seen last. Without it the clock is believed.
+        hold: how long the clock must stay as it is.
+    """
+    seen, running = _read(kept), _Seen(_boot(), uptime(), now())
+    if seen is None:
+        return _write(kept, running)
+    ran = max(0.0, running.uptime - (seen.uptime if seen.boot == running.boot else 0.0))
+    certain = seen.time + timedelta(seconds=ran)
+    lead = (running.time - certain).total_seconds()
+    with_it = seen.with_it + ran if seen.lead and lead <= seen.lead + _TOLERANCE else 0.0
+    if lead <= _TOLERANCE or with_it >= hold.total_seconds():
+        return _write(kept, running)
+    return _write(kept, replace(running, time=certain, lead=lead, with_it=with_it))
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""  # no Linux: a start is not told from a run
+
+
+def _read(kept: Path) -> _Seen | None:
+    try:
+        document = json.loads(kept.read_text())
+        seen = _Seen(**{**document, "time": datetime.fromisoformat(document["time"]).astimezone(UTC)})
+        return replace(seen, uptime=float(seen.uptime), lead=float(seen.lead), with_it=float(seen.with_it))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _write(kept: Path, seen: _Seen) -> datetime:
+    temporary = kept.with_name(f".{kept.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(json.dumps({**asdict(seen), "time": seen.time.isoformat()}))
+        temporary.replace(kept)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return seen.time

@@ -159,10 +159,11 @@ def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob)
     retention, purged, failures = context.settings.quarantine.retention, 0, SingleFailures()
     if retention is None:
         return 0
+    now = clock.not_ahead(context.settings.broker_file.with_name(f"clock-quarantine-{store.name}"), retention)
     for found in list(quarantined(store, context.catalogue)):
         job.heartbeat()
         job.check()
-        if found.at is None or found.at > clock.now() - retention:
+        if found.at is None or found.at > now - retention:
             continue
         try:
             if purge(store, found):

@@ -1,6 +1,7 @@
 """Sweep purge: remove the bytes of deleted artifacts whose grace period is over."""
 
 import logging
+from datetime import datetime
 from itertools import islice
 
 from worker import clock
@@ -28,8 +29,9 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
     Raises:
         StorageError, Snooze: a copy could not be deleted; the others were.
     """
-    due = iter(context.catalogue.deletions.due(now=clock.now(), limit=context.settings.sweep.purge.batch))
-    purge = _Purge(context, job)
+    now, found = _due(context)
+    due = iter(found)
+    purge = _Purge(context, job, now)
     while group := list(islice(due, _GROUP)):
         locks, paths = context.catalogue.artifact_locks, [(each.bucket, each.key) for each in group]
         locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
@@ -42,12 +44,32 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
     return SweepPurgeResult(purged=purge.purged, copies=purge.copies)
 
 
-class _Purge:
-    """The purge of one run, and what it has done."""
+def _due(context: JobContext) -> tuple[datetime, list[Tombstone]]:
+    """Return the tombstones whose grace period is over by every clock, and the present moment by the latest of them.
 
-    def __init__(self, context: JobContext, job: RunningJob) -> None:
+    A clock that is ahead, this machine's or that of the database, must not end a grace period early.
+    """
+    deletions = context.catalogue.deletions
+    found = deletions.due(now=clock.now(), limit=context.settings.sweep.purge.batch)
+    longest = max((each.purge_after - each.deleted_at for each in found), default=context.settings.delete.grace)
+    now = clock.not_ahead(context.settings.broker_file.with_name("clock-purge"), longest)
+    now = min(now, deletions.database_time() or now)
+    due = [each for each in found if each.purge_after <= now]
+    if len(due) < len(found):
+        logger.warning(
+            "the clock may be ahead: it is %s, and %s is certain; %d deleted artifacts are not purged yet",
+            clock.now(), now, len(found) - len(due),
+        )  # fmt: skip
+    return now, due
+
+
+class _Purge:
+    """The purge of one run, and what it has done. `now` is what the grace periods are compared with."""
+
+    def __init__(self, context: JobContext, job: RunningJob, now: datetime) -> None:
         self._context = context
         self._job = job
+        self._now = now
         self.purged = 0
         self.copies: dict[str, int] = {}
         self.failures: list[StorageError | Snooze] = []
@@ -57,7 +79,7 @@ class _Purge:
         for each in tombstones:
             self._job.heartbeat()
             self._job.check()
-            if (found := deletions.begin_purge(each, now=clock.now())) is None:
+            if (found := deletions.begin_purge(each, now=self._now)) is None:
                 continue
             gone = [copy for artifact, copy in found if self._delete(artifact, copy)]
             self._context.catalogue.artifacts.delete_copies(gone)

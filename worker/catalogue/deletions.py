@@ -162,6 +162,14 @@ class Deletions:
             rows = connection.execute(_due(now).order_by(tombstones.c.purge_after).limit(limit)).all()
         return [_tombstone_of(row) for row in rows]
 
+    def database_time(self) -> datetime | None:
+        """Return the present moment by the clock of the database, None if that is the clock of this machine."""
+        with self._database.read() as connection:
+            if connection.dialect.name != "postgresql":
+                return None
+            at: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+            return at
+
     def begin_purge(self, of: Tombstone, *, now: datetime) -> list[tuple[Artifact, Copy]] | None:
         """Return the copies of a deleted artifact whose bytes may go now; from here on the delete cannot be undone.
 

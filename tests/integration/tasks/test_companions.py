@@ -15,6 +15,7 @@ from worker import clock
 from worker.artifacts.queries import describe
 from worker.artifacts.wait_for_delete_approval import WaitsForApproval
 from worker.catalogue import Catalogue, OnHold, WrongCompanion
+from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
@@ -111,6 +112,7 @@ def test_companions_are_deleted_undeleted_and_purged_with_the_artifact(
     run(delete, DeleteRequest(**APP))
     now = clock.now
     monkeypatch.setattr(clock, "now", lambda: now() + GRACE + timedelta(minutes=1))
+    monkeypatch.setattr(Deletions, "database_time", lambda _: None)
     assert run(sweep_purge, SweepPurgeRequest()).purged == len(KEYS)
     assert not any(stored("dr", key).exists() for key in KEYS)
     assert stored("dr", "app.tgz.md5").exists()

@@ -70,9 +70,11 @@ def purge(run, monkeypatch) -> Callable[[], SweepPurgeResult]:
     """Return what runs the purge after the grace period."""
 
     def purge(after: timedelta = GRACE) -> SweepPurgeResult:
-        now = clock.now
+        now, uptime, by = clock.now, clock.uptime, after + timedelta(minutes=1)
         with monkeypatch.context() as later:
-            later.setattr(clock, "now", lambda: now() + after + timedelta(minutes=1))
+            later.setattr(clock, "now", lambda: now() + by)
+            later.setattr(clock, "uptime", lambda: uptime() + by.total_seconds())
+            later.setattr(Deletions, "database_time", lambda _: None)
             result: SweepPurgeResult = run(sweep_purge, SweepPurgeRequest())
         return result
 
@@ -135,6 +137,24 @@ def test_a_delete_at_once_removes_the_bytes(context: Context, remove, stored) ->
     assert {copy.outcome for copy in result.copies} == {"deleted"}
     assert not stored("dr").exists()
     assert context.catalogue.deletions.get("releases", "app.tgz") is None
+
+
+def test_a_clock_that_is_ahead_purges_nothing_early(context: Context, run, remove, purge, monkeypatch, stored) -> None:
+    """A grace period is over when the machine has run for it, whatever its clock, or that of the database, says."""
+    remove()
+    assert run(sweep_purge, SweepPurgeRequest()).purged == 0
+    now = clock.now
+    with monkeypatch.context() as wrong:
+        wrong.setattr(clock, "now", lambda: now() + 2 * GRACE)
+        assert run(sweep_purge, SweepPurgeRequest()).purged == 0
+        wrong.setattr(clock, "not_ahead", lambda *_: clock.now())  # as on another machine
+        wrong.setattr(Deletions, "database_time", lambda _: now())
+        assert run(sweep_purge, SweepPurgeRequest()).purged == 0
+    assert run(sweep_purge, SweepPurgeRequest()).purged == 0
+    assert stored("dr").exists()
+    context.catalogue.deletions.undo("releases", "app.tgz")
+    remove()
+    assert purge().purged == 1
 
 
 def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: Put, purge, stored) -> None:
