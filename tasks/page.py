@@ -178,7 +178,10 @@ def _within_budget(found: Page, name: str, context: JobContext) -> Page:
         later = now + settings.sweep.verify.period_of(name) / 10
         found = context.catalogue.pages.release(found, [copy.id for copy in too_large], due=later)
     sizes = [copy.digest.size for copy in copies]
-    allowed = context.catalogue.budgets.change(name, lambda state: take(state, sizes, budget, prices, now), now=now)
+    every = settings.sweep.verify.every
+    allowed = context.catalogue.budgets.change(
+        name, lambda state: take(state, sizes, budget, prices, now, every=every), now=now
+    )
     return context.catalogue.pages.release(found, [copy.id for copy in copies[allowed:]])
 
 

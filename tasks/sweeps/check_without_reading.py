@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
@@ -43,7 +43,8 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
     An inventory report takes the place of a listing, with the checksums that it has; it counts up to its time.
     A copy whose row of the listing differs is asked for by itself. What then differs or is absent is read in full, by a
     job of its own, up to a limit for each store. Nothing moves a time of verification. Stores that are paused are left
-    out, and so is what was written during the run.
+    out, and so is what was written during the run. The next attempt of a run that was stopped compares no copy again
+    that it found to agree.
 
     Raises:
         UnknownStore: naming the stores there are.
@@ -80,6 +81,8 @@ class _Comparison:
         if inventory is not None:
             self._bucket, self._source = request.bucket or inventory.bucket, "inventory"
         self._began = clock.now() if inventory is None else inventory.at
+        self._since = job.created_at if job.fence > 1 else None
+        """What agrees since then was compared by an earlier attempt."""
         self._sent = 0
         self._failures = SingleFailures()
 
@@ -90,6 +93,9 @@ class _Comparison:
         buckets = of_users if self._bucket is None else [self._bucket]
         for bucket in buckets:
             self._job.step(f"asking {self._store.name} about {bucket}")
+            if self._since is not None:
+                scope = self._store.name, bucket, self._prefix
+                outcomes["agrees"] += catalogue.evidence_checks.count_agreed(*scope, since=self._since)
             checks = self._checks(bucket)
             while group := list(islice(checks, _GROUP)):
                 self._job.heartbeat()
@@ -104,16 +110,20 @@ class _Comparison:
         return StoreEvidence(store=self._store.name, outcomes=dict(outcomes), sent=self._sent)
 
     def _checks(self, bucket: str) -> Iterator[tuple[RecordedEvidence, EvidenceCheck]]:
-        recorded = self._context.catalogue.evidence_checks.recorded(self._store.name, bucket, self._prefix)
+        checks, scope = self._context.catalogue.evidence_checks, (self._store.name, bucket, self._prefix)
+        recorded = checks.recorded(*scope, since=self._since)
         settled = (each for each in recorded if each.read_at is None or each.read_at < self._began)
         if self._source == "stat":
             for known in settled:
                 self._job.heartbeat()
                 yield known, check_copy(self._store, bucket, known, self._failures)
             return
-        listing = self._listing(bucket)
+        if (first := next(settled, None)) is None:
+            return
+        before = first.key[:-1] if self._since is not None else ""  # sorts before the key itself
+        listing = self._listing(bucket, before if before >= self._prefix else "")
         there, checksums = next(listing, _END)
-        for known in settled:
+        for known in chain([first], settled):
             while there is not None and there.key < known.key:
                 there, checksums = next(listing, _END)
             found = None
@@ -125,11 +135,11 @@ class _Comparison:
                 found = check_copy(self._store, bucket, known, self._failures)
             yield known, found
 
-    def _listing(self, bucket: str) -> Iterator[_Listed]:
+    def _listing(self, bucket: str, after: str) -> Iterator[_Listed]:
         if self._inventory is not None:
             yield from self._inventory.with_checksums(bucket, self._prefix)
         else:
-            yield from ((each, None) for each in self._store.list_objects(bucket, self._prefix))
+            yield from ((each, None) for each in self._store.list_objects(bucket, self._prefix, after=after))
 
     def _read(self, bucket: str, known: RecordedEvidence, check: EvidenceCheck) -> None:
         logger.warning("%s: %s/%s: %s", self._store.name, bucket, known.key, check.detail)

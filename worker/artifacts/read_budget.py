@@ -15,8 +15,12 @@ from worker.catalogue import GRACE, BudgetState, Catalogue
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
 
-_BURST = 3600.0
-"""Seconds of allowance that are saved at most, so that what an outage left is not read all at once."""
+BURST = timedelta(hours=1)
+"""The time whose allowance is saved at most, so that what an outage left is not read all at once.
+
+Between two runs of the sweep it is all saved: otherwise a store whose sweep runs every few hours could never use its
+budget, and its copies would become overdue.
+"""
 _MONTH = 30.0
 """Days of a month, for the pace; the sum of a calendar month is never exceeded."""
 _DAY = timedelta(days=1)
@@ -123,13 +127,19 @@ def rates(budget: Budget, prices: Prices) -> Rates:
     )
 
 
-def refilled(state: BudgetState, budget: Budget, prices: Prices, now: datetime) -> BudgetState:
-    """Return the state with what has become free since its time: by the rates, the day and the month."""
+def refilled(
+    state: BudgetState, budget: Budget, prices: Prices, now: datetime, every: timedelta = BURST
+) -> BudgetState:
+    """Return the state with what has become free since its time: by the rates, the day and the month.
+
+    `every`: how often the sweep runs.
+    """
+    saved = max(BURST, every).total_seconds()
     passed = max((now - state.at).total_seconds(), 0.0) * (1.0 if budget.is_open(now) else 0.0)
     per = rates(budget, prices)
 
     def level(left: float, rate: float | None) -> float:
-        return min(left + rate * passed, rate * _BURST) if rate else 0.0
+        return min(left + rate * passed, rate * saved) if rate else 0.0
 
     return replace(
         state.on_day_of(now),
@@ -141,14 +151,20 @@ def refilled(state: BudgetState, budget: Budget, prices: Prices, now: datetime) 
 
 
 def take(
-    state: BudgetState, sizes: Sequence[int], budget: Budget, prices: Prices, now: datetime
+    state: BudgetState,
+    sizes: Sequence[int],
+    budget: Budget,
+    prices: Prices,
+    now: datetime,
+    *,
+    every: timedelta = BURST,
 ) -> tuple[BudgetState, int]:
     """Return how many of these objects may be read now, from the first on, and the state after that.
 
     An object is allowed while something is left at each rate, so that a large one can be read at all: the debt is paid
     before the next one. The sums of a day and of a month are never exceeded.
     """
-    state, per = refilled(state, budget, prices, now), rates(budget, prices)
+    state, per = refilled(state, budget, prices, now, every), rates(budget, prices)
     if not budget.is_open(now):
         return state, 0
     for number, size in enumerate(sizes):
@@ -174,9 +190,11 @@ def take(
     return state, len(sizes)
 
 
-def most(state: BudgetState, mean: int, budget: Budget, prices: Prices, now: datetime) -> int | None:
+def most(
+    state: BudgetState, mean: int, budget: Budget, prices: Prices, now: datetime, *, every: timedelta = BURST
+) -> int | None:
     """Return about how many copies of this mean size may be read now; None for no limit."""
-    state, per = refilled(state, budget, prices, now), rates(budget, prices)
+    state, per = refilled(state, budget, prices, now, every), rates(budget, prices)
     if not budget.is_open(now):
         return 0
     cost, mean = prices.cost(mean, 1), max(mean, 1)
@@ -279,7 +297,7 @@ def plan(
     left = period - (now - of.oldest) - 2 * every - closed if of.oldest is not None else period
     urgent = math.ceil(of.late * (every / left) / share) if left > every else of.late
     urgent = max(urgent, of.retries, of.due if of.due <= _AT_ONCE else 0)
-    allowed = most(state, of.mean, budget, prices, now)
+    allowed = most(state, of.mean, budget, prices, now, every=every)
     wanted = max(evenly, urgent)
     return (wanted, urgent) if allowed is None else (min(wanted, allowed), min(urgent, allowed))
 

@@ -73,10 +73,16 @@ class EvidenceChecks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def recorded(self, store: str, bucket: str, prefix: str = "", after: str = "") -> Iterator[RecordedEvidence]:
-        """Yield the good copies of a store in a bucket by key, one for each key."""
+    def recorded(
+        self, store: str, bucket: str, prefix: str = "", after: str = "", *, since: datetime | None = None
+    ) -> Iterator[RecordedEvidence]:
+        """Yield the good copies of a store in a bucket by key, one for each key.
+
+        `since`: without those that were found to agree since that time.
+        """
+        left = [] if since is None else [~_agreed(since)]
         while True:
-            query = _RECORDED.where(*following(prefix, after))
+            query = _RECORDED.where(*following(prefix, after), *left)
             with self._database.read() as connection:
                 rows = connection.execute(query, {"of": bucket, "at": store}).all()
             last = {row.key: row for row in rows}  # the newest version of a key is the last one
@@ -84,6 +90,13 @@ class EvidenceChecks:
             if len(rows) < _PAGE:
                 return
             after = rows[-1].key
+
+    def count_agreed(self, store: str, bucket: str, prefix: str = "", *, since: datetime) -> int:
+        """Return how many copies `recorded` leaves out that were found to agree since that time."""
+        rows = _RECORDED.where(*following(prefix, ""), _agreed(since)).with_only_columns(artifacts.c.key)
+        query = sa.select(sa.func.count()).select_from(rows.order_by(None).limit(None).distinct().subquery())
+        with self._database.read() as connection:
+            return connection.execute(query, {"of": bucket, "at": store}).scalar_one()
 
     def record(self, checks: Sequence[EvidenceCheck], *, now: datetime) -> None:
         """Record the last check of each copy, in one transaction."""
@@ -123,6 +136,12 @@ class EvidenceChecks:
             )
             for store in dict.fromkeys(name for name, *_ in rows)
         }
+
+
+def _agreed(since: datetime) -> sa.ColumnElement[bool]:
+    """Return the condition of a copy that was found to agree since a time."""
+    check = evidence_checks.c
+    return sa.exists().where(check.copy_id == copies.c.id, check.outcome == "agrees", check.checked_at >= since)
 
 
 def _upsert(dialect: "type[sqlite.Insert | postgresql.Insert]") -> sa.Insert:

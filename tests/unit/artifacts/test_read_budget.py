@@ -73,6 +73,20 @@ def test_a_rate_is_held_and_a_large_object_is_paid_for_afterwards() -> None:
     assert later.bytes_level == 1000 * 3600 - 10**5  # no more than an hour is saved
 
 
+@pytest.mark.parametrize("every", [timedelta(minutes=5), 6 * HOUR, DAY])
+def test_a_budget_is_used_up_however_seldom_the_sweep_runs(every: timedelta) -> None:
+    """What the rates allow between two runs is saved, so that a day's budget is read in a day, and no more."""
+    budget = Budget(bytes_per_day=ByteSize(86_400))
+    state, read = BudgetState(at=NOON), 0
+    for run in range(1, 4 * DAY // every + 1):
+        now = NOON + run * every
+        wanted = most(state, 1, budget, FREE, now, every=every)
+        assert wanted is not None
+        state, count = take(state, [1] * wanted, budget, FREE, now, every=every)
+        read += count
+    assert 0.95 < read / (4 * 86_400) <= 1
+
+
 def test_the_sums_of_day_and_month_are_never_exceeded() -> None:
     """Requests are spread over the day; at the end of the month nothing is read when its money is spent."""
     prices, budget = Prices(requests_1000=250), Budget(requests_per_day=3, cost_per_month=10)

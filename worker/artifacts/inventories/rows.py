@@ -130,7 +130,8 @@ def _plain(column: str) -> str:
 def _row(report: Report, values: Mapping[str, Any]) -> InventoryRow | None:
     old = values.get("latest") not in {None, ""} and str(values["latest"]).lower() not in _LIVE
     gone = str(values.get("deleted") or "").lower() in _LIVE or bool(values.get("gone"))
-    key = values["key"]
+    key, size = values["key"], values.get("size")
+    size = None if size in {None, ""} else int(str(size))  # before a row is left out: another schema shows in any row
     if old or gone or str(values.get("folder") or "").lower() in _LIVE:
         return None
     if not isinstance(key, str) or not key:
@@ -138,12 +139,11 @@ def _row(report: Report, values: Mapping[str, Any]) -> InventoryRow | None:
     bucket = values.get("bucket") or report.bucket
     if report.provider == "azure":
         bucket, _, key = key.partition("/")
-    size = values.get("size")
     version = str(values.get("version") or "")
     return InventoryRow(
         str(bucket or ""),
         key,
-        None if size in {None, ""} else int(str(size)),
+        size,
         version if report.provider == "gcs" else version.removeprefix("W/").strip('"'),
         _time(values.get("modified")),
         _checksums(values),

@@ -1,7 +1,7 @@
 """A canary is damaged on purpose, found by the verify sweep and repaired by the repair sweep, and never a loss."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tasks.replicate import replicate
 from tasks.sweeps.check_without_reading import sweep_evidence
 from tasks.sweeps.damage_canaries import sweep_canary
 from tasks.sweeps.repair import sweep_repair
-from tests.conformance import targets
+from tests.integration.tasks.rotting_stores import KINDS, rotting
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
 from worker.artifacts import canary_objects
@@ -31,17 +31,12 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture(params=["filesystem", "s3"])
-def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
-    """Damage canaries in `dr` alone: a directory, and a bucket."""
-    config: Any = settings.stores["dr"]
-    if request.param == "s3":
-        server = request.getfixturevalue("rclone")
-        bucket = f"real-{uuid.uuid4().hex[:8]}"
-        targets.make_s3_bucket(server, bucket)
-        config = targets.s3_config(server, bucket=bucket, conditional_writes=False)
-    stores = {"primary": settings.stores["primary"], "dr": config}
-    sweep = settings.sweep.model_copy(update={"canary": CanarySweepSettings()})
-    return settings.model_copy(update={"stores": stores, "sweep": sweep})
+def settings(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+    """Damage canaries in `dr` alone: a directory, or a bucket."""
+    with rotting(request.param, request, tmp_path / "home" / "stores" / "dr") as store:
+        stores = {"primary": settings.stores["primary"], "dr": store.config}
+        sweep = settings.sweep.model_copy(update={"canary": CanarySweepSettings()})
+        yield settings.model_copy(update={"stores": stores, "sweep": sweep})
 
 
 @pytest.fixture
@@ -91,6 +86,7 @@ def kinds(context: Context) -> list[str]:
     return [each.kind for each in context.catalogue.findings.page()]
 
 
+@pytest.mark.parametrize("settings", KINDS, indirect=True)
 def test_a_canary_is_found_and_repaired_by_the_sweeps_of_all_copies(
     context: Context, settings: Settings, turn, verify, repair
 ) -> None:

@@ -14,9 +14,11 @@ from tasks.sweeps import check_without_reading as sweep_module
 from tasks.sweeps.check_without_reading import sweep_evidence
 from tasks.upload import upload
 from tasks.verify import verify
+from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.catalogue import Copy, EvidenceCheck
+from worker.catalogue import Copy, EvidenceCheck, Leased
 from worker.context import Context
+from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.storage.errors import NotFound, Unavailable
 from worker.storage.store import Store
@@ -153,3 +155,40 @@ def test_one_artifact_is_asked_for_by_itself(context: Context, run, source, stor
     assert check_of(context, "a").outcome == "differs"
     with pytest.raises(NotFound, match="not in the catalogue"):
         run(evidence, EvidenceRequest(bucket="releases", key="nowhere"))
+
+
+def test_a_run_that_was_stopped_asks_about_the_rest_alone(context: Context, sweep: Sweep, sent, stored, monkeypatch):
+    """The next attempt of the job compares what did not agree yet; another run compares all copies again."""
+    stored("dr", "b").write_bytes(b"!")
+    asked: list[str] = []
+    stat = Store.stat_object
+
+    def stopping(store: Store, bucket: str, key: str) -> Any:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(key)
+        return stat(store, bucket, key)
+
+    def attempt(id_: str = "evidence-1") -> dict[str, int]:
+        ledger, lease = context.catalogue.ledger, timedelta(0)
+        begun = ledger.acquire(
+            id_, "sweep.evidence", {}, owner="test", holds=None, parent=None, now=clock.now(), lease=lease
+        )
+        assert isinstance(begun, Leased)
+        job = RunningJob(begun.record, ledger, context.settings.jobs, NullReporter())
+        request = SweepEvidenceRequest(store="dr", source="stat")
+        return dict(sweep_evidence(request, context.for_job(job), job).stores[0].outcomes)
+
+    monkeypatch.setattr(sweep_module, "_GROUP", 1)
+    monkeypatch.setattr(Store, "stat_object", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    assert asked == ["a", "b"]
+    asked.clear()
+    monkeypatch.setattr(Store, "stat_object", lambda store, bucket, key: asked.append(key) or stat(store, bucket, key))
+    assert attempt() == {"agrees": 2, "differs": 1}
+    assert asked == ["b", "c"]
+    assert [request.key for request in sent] == ["b", "b"]  # one job: the ledger knows its id
+    asked.clear()
+    assert attempt("evidence-2") == {"agrees": 2, "differs": 1}
+    assert asked == ["a", "b", "c"]

@@ -1,5 +1,9 @@
 """Reports of three providers in all their formats are one listing, and one that is not whole is refused before it."""
 
+import csv
+import gzip
+import hashlib
+import io
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -226,3 +230,63 @@ def test_parquet_without_pyarrow_is_one_clear_error(where: Path, read, monkeypat
     assert len(read(csv_, "s3")) == len(KEYS)
     with pytest.raises(BadInventory, match=r"zot-artifact-worker\[inventory\]"):
         read(parquet, "s3")
+
+
+def rewrite(manifest: Path, change: Callable[[str], str], *, fields: str | None = None) -> None:
+    """Rewrite the CSV files of a report as its provider could have written them, and their digests in the manifest."""
+    new: dict[str, tuple[int, str]] = {}
+    for path in manifest.parents[0 if manifest.name.endswith("_manifest.json") else 1].rglob("*.csv*"):
+        packed = path.suffix == ".gz"
+        text = (gzip.decompress(path.read_bytes()) if packed else path.read_bytes()).decode()
+        data = change(text).encode()
+        path.write_bytes(gzip.compress(data) if packed else data)
+        new[path.name] = (path.stat().st_size, hashlib.md5(path.read_bytes()).hexdigest())
+
+    def described(said: Any) -> None:
+        for each in said.get("files", []):
+            size, md5 = new[str(each.get("key") or each.get("blob")).rpartition("/")[2]]
+            each.update({"size": size} | ({"MD5checksum": md5} if "MD5checksum" in each else {}))
+        if fields is not None:
+            said["fileSchema"] = fields
+
+    if manifest.name.endswith("_manifest.json"):
+        return  # Storage Insights has neither sizes nor digests
+    change_manifest(manifest, described)
+
+
+def columns(text: str, order: Callable[[list[str]], list[str]]) -> str:
+    """Return a CSV text with its columns in another order."""
+    out = io.StringIO()
+    csv.writer(out, quoting=csv.QUOTE_ALL).writerows(order(row) for row in csv.reader(io.StringIO(text, newline="")))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["s3-csv", "gcs-csv", "azure-csv"])
+def test_line_ends_quotes_and_the_order_of_columns_change_nothing(where: Path, read, kind: str) -> None:
+    """CRLF, every value in quotes, a line end within a key, and columns in another order than the provider's usual."""
+    store, make, format_ = REPORTS[kind]
+    odd = [Object("releases/a"), Object('releases/line\nend, "quoted"'), Object("releases/z")]
+    manifest = make(where / "report", odd, format_)
+    fields = "ETag, LastModifiedDate, Size, IsDeleteMarker, IsLatest, VersionId, Key, Bucket" if store == "s3" else None
+    rewrite(manifest, lambda text: columns(text, lambda row: row[::-1]), fields=fields)
+    assert [each.key for each in read(manifest, store)] == ["a", 'line\nend, "quoted"', "z"]
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+def test_a_report_of_an_empty_bucket_and_one_without_sizes_are_read(where: Path, read, kind: str) -> None:
+    """Nothing is listed, or an object of unknown size; neither is an error of the report."""
+    store, make, format_ = REPORTS[kind]
+    assert read(make(where / "empty", [], format_), store) == []
+    size = {"s3": "Size", "gcs": "size", "azure": "Content-Length"}[store]
+    nulls = [Object("releases/a", more={size: None}), Object("releases/b", more={size: None})]
+    listed = read(make(where / "nulls", nulls, format_), store)
+    assert [(each.key, each.size) for each in listed] == [("a", None), ("b", None)]
+
+
+@pytest.mark.parametrize("fields", ["Bucket, Key", "Size, Key, Bucket, VersionId, IsLatest, IsDeleteMarker, X, ETag"])
+def test_a_schema_that_is_not_that_of_the_files_is_refused(where: Path, read, fields: str) -> None:
+    """A value in the place of another is never taken for it."""
+    manifest = s3_report(where / "report", OBJECTS)
+    rewrite(manifest, lambda text: text, fields=fields)
+    with pytest.raises(BadInventory):
+        read(manifest, "s3")
