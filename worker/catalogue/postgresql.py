@@ -40,6 +40,9 @@ _CONNECTING = {
     "application_name": "zot-artifacts",
 }
 
+_POOLED = "zot_pooled"
+"""The mark of a connection to a pooler."""
+
 _TRANSIENT_CLASSES = {
     "08",  # connection exception
     "40",  # rolled back: deadlock, serialization
@@ -66,8 +69,13 @@ def options(url: URL) -> dict[str, Any]:
 
 
 def set_up(engine: Engine) -> None:
-    """Give every connection time limits, and make every writer wait for the lock."""
+    """Give every connection time limits, and make every writer wait for the lock.
+
+    Behind a pooler such as PgBouncer nothing may outlive a transaction: the next one may run on another connection of
+    the server, where a prepared statement of the same name is that of another client, and would be run.
+    """
     event.listen(engine, "connect", _set_limits)
+    event.listen(engine, "begin", _set_limits_behind_a_pooler)
 
 
 def lift_time_limits(connection: Connection) -> None:
@@ -90,13 +98,32 @@ def is_transient(error: DBAPIError) -> bool:
     return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT
 
 
-def _set_limits(connection: Any, _record: Any) -> None:
+def _set_limits(connection: Any, record: Any) -> None:
     connection.autocommit = True  # otherwise a rollback of the first transaction would undo them
-    connection.execute(
-        f"SET lock_timeout = '{LOCK_SECONDS}s'; SET statement_timeout = '{STATEMENT_SECONDS}s';"
-        f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
-    )
+    if _is_pooled(connection):
+        record.info[_POOLED] = True
+        connection.prepare_threshold = None
+    else:
+        connection.execute(_limits("SET"))
     connection.autocommit = False
+
+
+def _is_pooled(connection: Any) -> bool:
+    """Return whether a pooler is before the server: it gives its clients numbers of its own."""
+    [pid] = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return bool(pid != connection.info.backend_pid)
+
+
+def _set_limits_behind_a_pooler(connection: Connection) -> None:
+    if _POOLED in connection.info:
+        connection.exec_driver_sql(_limits("SET LOCAL"))
+
+
+def _limits(word: str) -> str:
+    return (
+        f"{word} lock_timeout = '{LOCK_SECONDS}s'; {word} statement_timeout = '{STATEMENT_SECONDS}s';"
+        f"{word} idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
+    )
 
 
 def begin_read(connection: Connection) -> None:

@@ -24,7 +24,8 @@ p { margin: .3rem 0; } .dim, caption { color: var(--dim); } .good { color: var(-
 .verdict { font-size: 1.2rem; font-weight: 600; margin: .6rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--dim); font-weight: 500; white-space: nowrap; } td.long { overflow-wrap: anywhere; min-width: 10rem; }
+th, td { white-space: nowrap; } th { color: var(--dim); font-weight: 500; }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 10rem; }
 svg { width: 100%; max-width: 40rem; height: auto; } svg text { fill: var(--dim); font-size: 11px; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 </style></head><body>

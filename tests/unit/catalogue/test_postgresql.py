@@ -1,5 +1,6 @@
 """Failures of a PostgreSQL server: each is an error that says whether a retry helps."""
 
+import shutil
 import socket
 import time
 
@@ -7,6 +8,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import connect
 from tests.servers.process import free_port
 from worker import clock
@@ -169,3 +171,34 @@ def test_all_connections_in_use_is_something_that_passes(url, monkeypatch):
     with database.read(), pytest.raises(CatalogueUnavailable, match="limit"), database.read():
         pass
     database.engine.dispose()
+
+
+def _settings_of_transactions(url):
+    """Return the time limit and the number of prepared statements that each of many transactions sees."""
+    database, found = Database(url), set()
+    for _ in range(12):
+        with database.write() as connection:
+            limit = connection.exec_driver_sql("SHOW lock_timeout").scalar()
+            query = "SELECT count(*) FROM pg_prepared_statements WHERE name <> %s"
+            found.add((limit, connection.exec_driver_sql(query, ("",)).scalar()))
+    database.close()
+    return found
+
+
+def test_nothing_outlives_a_transaction_behind_a_pooler(url, monkeypatch):
+    """No statement stays prepared, and each transaction has the time limits; without a pooler they are prepared."""
+    assert {prepared for _, prepared in _settings_of_transactions(url)} > {0}
+    monkeypatch.setattr(postgresql, "_is_pooled", lambda _: True)
+    assert _settings_of_transactions(url) == {("30s", 0)}
+
+
+def test_pgbouncer_may_share_connections_by_transaction(url, postgres, tmp_path):
+    """The catalogue works behind PgBouncer with `pool_mode=transaction`, which is found without a setting."""
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed: on Debian it is the package pgbouncer")
+    with PgBouncer(tmp_path, postgres, sa.make_url(url).database) as pooler:
+        assert _settings_of_transactions(pooler.url) == {("30s", 0)}
+        catalogue = Catalogue(pooler.url)
+        made = [record(catalogue, f"k{number}") for number in range(12)]
+        assert len({artifact.id for artifact in made}) == len(made)
+        catalogue.close()
