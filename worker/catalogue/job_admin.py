@@ -58,13 +58,19 @@ class JobAdmin:
         kind: str | None = None,
         fits: Callable[[JobRecord], bool] = lambda _: True,
         limit: int | None = 50,
+        succeeded_sweeps: bool = True,
     ) -> list[JobRecord]:
-        """Return jobs in these states (any if empty) for which `fits` is true, the latest first."""
+        """Return jobs in these states (any if empty) for which `fits` is true, the latest first.
+
+        `succeeded_sweeps`: whether sweeps that succeeded are among them; beat starts some every minute.
+        """
         query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id)
         if states:
             query = query.where(jobs.c.state.in_(states))
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
+        if not succeeded_sweeps:
+            query = query.where(~(jobs.c.kind.startswith("sweep.") & (jobs.c.state == JobState.SUCCEEDED)))
         found: list[JobRecord] = []
         with (
             self._database.read() as connection,

@@ -95,10 +95,13 @@ def list_(
     """List the latest jobs, or show one: its state, its attempts and its end.
 
     A unique beginning of an id is enough.
+    Without --kind, --state, --store and --error the table leaves out sweeps that succeeded.
+    `zot-artifacts status` shows the last run of each.
 
     Examples:
 
         zot-artifacts jobs
+        zot-artifacts jobs --kind sweep.verify
         zot-artifacts jobs 5f0a1d0e --wait
         zot-artifacts jobs --dead --store dr --error Unavailable
     """
@@ -120,7 +123,10 @@ def list_(
             records = session.catalogue.batches.child_jobs(batch.id, failed=failed, after=after, limit=limit)
         else:
             _check_store(session, store)
-            records = session.catalogue.job_admin.find(states, kind=kind, fits=_filter(store, error), limit=limit)
+            chosen = as_json or any((states, kind, store, error))
+            records = session.catalogue.job_admin.find(
+                states, kind=kind, fits=_filter(store, error), limit=limit, succeeded_sweeps=bool(chosen)
+            )
     _print(records, as_json=as_json)
 
 

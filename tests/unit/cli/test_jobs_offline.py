@@ -197,6 +197,17 @@ def test_one_job_is_shown_in_lines_for_people(zot, end):
     assert "{" not in shown
 
 
+def test_sweeps_that_succeeded_do_not_hide_the_jobs_of_users(zot, end):
+    """The table without a filter leaves them out; a filter and the JSON document show them."""
+    end("of-a-user", state=JobState.FAILED)
+    end("of-beat", state=JobState.SUCCEEDED, kind="sweep.alarms")
+    end("of-beat-bad", state=JobState.FAILED, kind="sweep.alarms")
+    shown = zot("jobs")[1]
+    assert [id_ in shown for id_ in ("of-a-user", "of-beat ", "of-beat-bad")] == [True, False, True]
+    assert "of-beat " in zot("jobs", "--kind", "sweep.alarms")[1]
+    assert ids(zot("jobs", "--json")[1]) == ["of-a-user", "of-beat", "of-beat-bad"]
+
+
 def test_a_batch_is_named_by_its_prefix_and_runs_while_it_waits(zot, end, catalogue):
     """A batch has no key: it shows its verb and prefix, and `running` from its start until its end."""
     end("b", kind="batch", verb="verify", key=None, prefix="2026/")
