@@ -147,6 +147,9 @@ class UnknownReceiver(PermanentError):
 class Delivery(Generic[RequestT, ResultT]):
     """One delivery of a job's message to this worker. There may be earlier, later and simultaneous ones."""
 
+    _request: RequestT
+    """Of its message, once that is validated."""
+
     def __init__(
         self,
         task: Task,
@@ -162,16 +165,16 @@ class Delivery(Generic[RequestT, ResultT]):
         self._writes = writes
         self._at_end = at_end
         self._id: str = task.request.id
+        self._queue: str | None = (task.request.delivery_info or {}).get("routing_key")
         self._ledger = context.catalogue.ledger
 
     def handle(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
-        request = self._validate(args, kwargs)
+        request = self._request = self._validate(args, kwargs)
         try:
-            self._check_sender(request, kwargs)
-            queue = (self._task.request.delivery_info or {}).get("routing_key")
+            self._check_sender(kwargs)
             found = self._ledger.acquire(
                 self._id,
                 self._spec.kind,
@@ -181,12 +184,12 @@ class Delivery(Generic[RequestT, ResultT]):
                 parent=self._task.request.parent_id,
                 now=clock.now(),
                 lease=self._context.settings.jobs.lease,
-                queue=queue,
+                queue=self._queue,
                 max_crashes=self._context.settings.retry.max_crashes,
                 planned=is_batch_job(self._id, self._task.request.parent_id),
             )
             if not isinstance(found, Leased):
-                Outbox(self._task.app).taken(self._id, queue)
+                Outbox(self._task.app).taken(self._id, self._queue)
             match found:
                 case Leased():
                     self._context.pauses.leased(found.pauses)
@@ -197,7 +200,7 @@ class Delivery(Generic[RequestT, ResultT]):
                     about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
                     traceparent = self._task.request.get("traceparent")
                     with during(**about), tracing.job_span(traceparent, **about):
-                        return self._attempt(work, request, record)
+                        return self._attempt(work, record)
                 case Held():
                     logger.info("job %s waits: %s", self._id, found.reason)
                     left = (found.until - clock.now()).total_seconds()
@@ -205,9 +208,8 @@ class Delivery(Generic[RequestT, ResultT]):
                 case Finished():
                     fence_request(self._task.request, found.record.fence)
                     if found.record.state != JobState.DEAD and self._at_end is not None:
-                        self._at_end(
-                            request, self._context, self._id
-                        )  # the worker that ended it may have been killed before its cleanup
+                        # The worker that ended it may have been killed before its cleanup.
+                        self._at_end(request, self._context, self._id)
                     return self._answer(found.record)
         except CatalogueUnavailable as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
@@ -225,13 +227,13 @@ class Delivery(Generic[RequestT, ResultT]):
         except ValidationError as error:
             self._reject(kwargs, problems_of(error))
 
-    def _check_sender(self, request: RequestT, kwargs: Mapping[str, object]) -> None:
+    def _check_sender(self, kwargs: Mapping[str, object]) -> None:
         """Raise OtherRequest if the outbox has another request under this id, whose message is not delivered yet."""
         try:
             sent = Outbox(self._task.app).find(self._id)
             own = sent is None or (
                 sent.name == self._spec.name
-                and (sent.payload == kwargs or self._spec.request.read(sent.payload) == request)
+                and (sent.payload == kwargs or self._spec.request.read(sent.payload) == self._request)
             )
         except (redis.RedisError, OperationalError, OSError):
             return
@@ -241,31 +243,29 @@ class Delivery(Generic[RequestT, ResultT]):
             raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
 
     def _attempt(  # noqa: C901 - one clause for each end of an attempt
-        self, work: Work[RequestT, ResultT], request: RequestT, record: JobRecord
+        self, work: Work[RequestT, ResultT], record: JobRecord
     ) -> dict[str, Any]:
         reporter = CeleryReporter(self._task)
-        queue = (self._task.request.delivery_info or {}).get("routing_key")
-        cancelled = reporter.started(queue, self._context.admission)
+        cancelled = reporter.started(self._queue, self._context.admission)
         job = RunningJob(
             record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
         )
-        end = partial(self._end, job, request)
         began = time.monotonic()
         try:
             with job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
-                self._check_receivers(request, record)
+                self._check_receivers(record)
                 self._context.pauses.check_job(job.id, record.parent)
-                result = self._do(work, request, job).model_dump(mode="json")
-                end(JobState.SUCCEEDED, result=result)
-                self._log_success(record, request, time.monotonic() - began)
+                result = self._do(work, job).model_dump(mode="json")
+                self._end(job, JobState.SUCCEEDED, result=result)
+                self._log_success(record, time.monotonic() - began)
                 return result
         except LostLease as error:
             logger.warning("%s; this worker stops working on it", error)
             raise Ignore from error
         except Cancelled as error:
-            end(JobState.CANCELLED, error=cause(job.id))
+            self._end(job, JobState.CANCELLED, error=cause(job.id))
             self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
             logger.info("%s", error)
             end_writes(self._context, record)
@@ -279,19 +279,19 @@ class Delivery(Generic[RequestT, ResultT]):
         except Snooze as error:
             since = record.put_off_since or clock.now()
             if clock.now() - since >= self._context.settings.jobs.max_put_off:
-                self._fail(end, job, JobState.DEAD, error, last_cause(record.error))
+                self._fail(job, JobState.DEAD, error, last_cause(record.error))
             self._snooze(job, error, since, error.seconds)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
             if job.attempt >= self._context.settings.retry.max_attempts:
-                self._fail(end, job, JobState.DEAD, error)
+                self._fail(job, JobState.DEAD, error)
             self._retry(job, error)
         except (StorageError, CatalogueError) as error:
-            self._fail(end, job, JobState.FAILED, error)
+            self._fail(job, JobState.FAILED, error)
         except Exception as error:
             logger.exception("job %s: %s failed on a bug of the worker", self._id, self._spec.kind)
-            self._fail(end, job, JobState.FAILED, error)
+            self._fail(job, JobState.FAILED, error)
 
-    def _check_receivers(self, request: RequestT, record: JobRecord) -> None:
+    def _check_receivers(self, record: JobRecord) -> None:
         """Raise UnknownReceiver before anything is done: otherwise the end of the job would reach no receiver.
 
         A job that has begun goes on to its end, also after its receiver was removed from the settings.
@@ -299,25 +299,25 @@ class Delivery(Generic[RequestT, ResultT]):
         if record.fence > 1:
             return
         known = self._context.settings.webhooks
-        for name in getattr(request, "notify", ()):
+        for name in getattr(self._request, "notify", ()):
             if name not in known:
                 there = ", ".join(sorted(known)) or "none"
                 raise UnknownReceiver(f"notify: the settings have no webhook {name!r}; there are: {there}")
 
-    def _do(self, work: Work[RequestT, ResultT], request: RequestT, job: RunningJob) -> ResultT:
+    def _do(self, work: Work[RequestT, ResultT], job: RunningJob) -> ResultT:
         """Do what the task does; where it fails, record the copies that it has completed."""
         context = self._context.for_job(job)
         try:
-            return work(request, context, job)
+            return work(self._request, context, job)
         except BaseException:
             context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
             job.finished.clear()
             raise
 
-    def _log_success(self, record: JobRecord, request: RequestT, seconds: float) -> None:
+    def _log_success(self, record: JobRecord, seconds: float) -> None:
         """Log the end of a job; that of one among many of a batch or page only if everything is logged."""
         level = logging.DEBUG if record.parent is not None and record.kind != PAGE.kind else logging.INFO
-        about = f"{record.kind} of {path}" if (path := _path(request)) else record.kind
+        about = f"{record.kind} of {path}" if (path := _path(self._request)) else record.kind
         told = (record.id, about, record.attempts, seconds)
         logger.log(level, "job %s: %s succeeded at attempt %d in %.3f s", *told, extra={"seconds": round(seconds, 3)})
 
@@ -348,7 +348,6 @@ class Delivery(Generic[RequestT, ResultT]):
     def _end(
         self,
         job: RunningJob,
-        request: RequestT,
         state: JobState,
         *,
         result: Mapping[str, Any] | None = None,
@@ -356,7 +355,7 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error, copies=job.finished)
         if state != JobState.DEAD and self._at_end is not None:  # a dead job needs its source when it is redriven
-            self._at_end(request, self._context, self._id)
+            self._at_end(self._request, self._context, self._id)
 
     def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
         longest = (self._context.settings.retry.backoff_max + MORE_DELAY).total_seconds()  # see visibility_timeout
@@ -388,15 +387,10 @@ class Delivery(Generic[RequestT, ResultT]):
         raise self._again(seconds, error) from error
 
     def _fail(
-        self,
-        end: Callable[..., None],
-        job: RunningJob,
-        state: JobState,
-        error: Exception,
-        previous: Mapping[str, Any] | None = None,
+        self, job: RunningJob, state: JobState, error: Exception, previous: Mapping[str, Any] | None = None
     ) -> NoReturn:
         described = _described(error)
-        end(state, error={**_details(error), **(previous or {})})
+        self._end(job, state, error={**_details(error), **(previous or {})})
         told = (job.id, self._spec.kind, state, job.attempt, described.message)
         logger.error("job %s: %s is %s at attempt %d: %s", *told, extra=_store(error))
         raise JobFailed(described.message, described.type, state.value, job.attempt) from error

@@ -213,10 +213,10 @@ def test_a_job_that_has_begun_goes_on_without_its_receiver(catalogue: Catalogue)
     assert record is not None
     delivery = object.__new__(Delivery)
     delivery._context = SimpleNamespace(settings=Settings())
-    request = BatchRequest(verb="verify", bucket="releases", notify=("gone",))
+    delivery._request = BatchRequest(verb="verify", bucket="releases", notify=("gone",))
     with pytest.raises(UnknownReceiver, match="no webhook 'gone'"):
-        delivery._check_receivers(request, record)
-    delivery._check_receivers(request, replace(record, fence=2))
+        delivery._check_receivers(record)
+    delivery._check_receivers(replace(record, fence=2))
 
 
 def test_a_job_is_kept_until_its_end_is_delivered(catalogue: Catalogue) -> None:
