@@ -62,6 +62,7 @@ typescript: ## Generate the types of the TypeScript client from docs/openapi.jso
 
 types: dev-environment
 	$(BIN)/mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 layers: dev-environment ## Check that imports go one way (contracts in pyproject.toml)
 	$(BIN)/lint-imports

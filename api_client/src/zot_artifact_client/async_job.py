@@ -19,18 +19,22 @@ class AsyncResults(Protocol):
 
     async def snapshot(self, job_id: str) -> Snapshot:
         """Return the state of a job now. Raise BrokerUnavailable."""
+        ...
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
         """Return the snapshot of an ended job.
 
         Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `on_progress` raises.
         """
+        ...
 
     async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
         """Return those of some jobs that have ended. Raise BrokerUnavailable."""
+        ...
 
     async def cancel(self, job_id: str) -> bool:
         """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,9 @@ class AsyncResultBackend:
         return Snapshot(JobState.UNKNOWN) if found.is_absent else found
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 return await self._until_end(job_id, on_progress)
         except TimeoutError:
             if not limit.expired():  # `on_progress` raised it

@@ -105,13 +105,13 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
     schemes = {server.scheme for server in servers}
     if len(schemes) > 1:
         raise InvalidUrl(f"{setting}: all URLs of a list need the same scheme")
-    [scheme] = schemes
+    scheme = schemes.pop()
     if len(servers) > 1 and scheme in REDIS_SCHEMES - {"sentinel"}:
         # Two Redis servers are no cluster: what one of them holds is lost to the other.
         raise InvalidUrl(f"{setting}: one {scheme}:// server is expected; for a failover use sentinel://")
     options: dict[str, Any] = {}
     if scheme == "sentinel":
-        query = servers[0].query
+        query = next(iter(servers)).query
         options["master_name"] = query.get("master_name", _DEFAULT_MASTER)
         if "sentinel_password" in query:
             options["sentinel_kwargs"] = {"password": query["sentinel_password"]}

@@ -42,7 +42,7 @@ def celery_app(backend: str, **settings: Any) -> Celery:
         backend = server.text
         options = {**server.transport_options, **settings.get("result_backend_transport_options", {})}
         settings["result_backend_transport_options"] = options
-    app.backend_cls = backend
+    app.backend_cls = backend  # pyright: ignore[reportAttributeAccessIssue] - its initial value is None
     app.conf.update(accept_content=["json"], task_serializer="json", result_serializer="json", **settings)
     return app
 

@@ -297,7 +297,7 @@ class InMemoryWorker:
 
     def _listed(self, source: str) -> Sequence[tuple[str, str]]:
         lines = [line for line in self._read(source).decode("utf-8-sig").splitlines() if line]
-        paths = [line.partition("/")[::2] for line in lines]
+        paths = [(bucket, key) for bucket, _, key in (line.partition("/") for line in lines)]
         bad = [number for number, (bucket, key) in enumerate(paths, 1) if not (bucket and key)]
         if bad:
             raise JobFailed(f"{source}: nothing was done, line {bad[0]} names no artifact", "BadKeyList")

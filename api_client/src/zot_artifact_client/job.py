@@ -38,18 +38,22 @@ class ResultBackend(Protocol):
 
     def snapshot(self, job_id: str) -> Snapshot:
         """Return the state of a job now. Raise BrokerUnavailable."""
+        ...
 
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         """Return the snapshot of an ended job.
 
         Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `on_progress` raises.
         """
+        ...
 
     def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
         """Return those of some jobs that have ended. Raise BrokerUnavailable."""
+        ...
 
     def cancel(self, job_id: str) -> bool:
         """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,8 +202,9 @@ class CeleryResultBackend:
         try:
             with broker_errors("result backend", self._url):
                 if relay is not None:  # Celery passes on only later messages, and a job may publish no more
-                    result.backend.add_pending_result(result)  # listens from here on, so nothing is missed in between
-                    relay(result.backend.get_task_meta(result.id))
+                    backend: Any = result.backend
+                    backend.add_pending_result(result)  # listens from here on, so nothing is missed in between
+                    relay(backend.get_task_meta(result.id))
                 # Asks once, then listens. disable_sync_subtasks: Celery would refuse this inside of a task, because
                 # a pool can wait for itself; this job runs in another service's pool.
                 result.get(seconds, propagate=False, disable_sync_subtasks=False, on_message=relay)

@@ -139,7 +139,7 @@ def is_unreadable(error: Exception) -> bool:
     return isinstance(error, _UNREADABLE) or (isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"))
 
 
-def readable_snapshot(job_id: str, read: Callable[[], dict[str, Any]]) -> Snapshot:
+def readable_snapshot(job_id: str, read: Callable[[], Any]) -> Snapshot:
     """Read Celery's record of a job and return what it means.
 
     A record that cannot be read is not Celery's, and says nothing: the job runs, until a worker stores its end.

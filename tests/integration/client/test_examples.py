@@ -139,6 +139,32 @@ def test_a_service_with_forked_workers_shares_one_module(broker: str, source: st
     wsgi_service.artifacts.close()
 
 
+def test_a_django_service_serves_from_forked_processes(
+    broker: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's views upload and show in a forked process, and errors of the client are HTTP answers."""
+    monkeypatch.setenv("ZOT_BROKER", broker)
+    monkeypatch.setenv("DJANGO_SECRET_KEY", "of a test")
+    from examples import django_service
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        child = fork_server(listening, django_service.app)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=WITHIN) as client:
+                asked = {"source": source, "build": "django-1"}
+                published = [client.post("/publish/django.tgz", params=asked).json() for _ in range(2)]
+                assert published == [{"version": 1, "sha256": SHA256}] * 2
+                shown = client.get("/releases/django.tgz").json()
+                assert shown == {"version": 1, "copies": {"dr": "stored", "primary": "stored"}}
+                assert client.get("/releases/none.tgz").status_code == 404
+                wrong = client.post("/publish/django.tgz", params={"source": "https://u:p@host/f", "build": "2"})
+                assert (wrong.status_code, "u:p" in wrong.text) == (422, False)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    django_service.artifacts.close()
+
+
 def fork_server(listening: socket.socket, app: Any) -> int:
     """Fork a process that serves requests from a socket that it shares, and return its process id."""
 
