@@ -21,6 +21,7 @@ from worker.embedded.parent_death import die_with_parent
 from worker.flower.authentication import check_authentication, is_flower
 from worker.flower.setup import set_up
 from worker.jobs import shutdown_flag
+from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
@@ -243,6 +244,14 @@ def _mirror_pauses(**_: Any) -> None:
             client.close()
     except (CatalogueError, redis.RedisError, OSError) as error:
         logger.warning("paused queues are not copied to Redis for now: %s", bounded(error))
+
+
+@signals.worker_init.connect
+def _rename_keys_of_another_type(**_: Any) -> None:
+    """Have the worker rename keys of another type when it cannot connect: no job could do that."""
+    from worker.intake.message_filter import Consumer  # loads Celery's worker, which a command does not need
+
+    Consumer.on_wrong_type = staticmethod(move_wrong_types)
 
 
 @signals.worker_ready.connect

@@ -99,6 +99,10 @@ def requeue_unacknowledged(broker_url: str) -> int:
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         requeued = 0
+        for key, type_ in ((channel.unacked_key, b"hash"), (channel.unacked_index_key, b"zset")):
+            if channel.client.type(key) not in {b"none", type_}:
+                logger.error("the key %s of the broker has another type: renamed to %s:foreign", key, key)
+                channel.client.rename(key, f"{key}:foreign")
         for tag in channel.client.hkeys(channel.unacked_key):
             try:
                 channel.qos.restore_by_tag(tag)

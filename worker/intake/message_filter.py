@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from celery import Celery, current_app
 from celery.app import amqp
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.connection import Connection as KombuConnection
+from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -304,13 +305,28 @@ class Consumer(CeleryConsumer):
 
         default_steps = [step for step in CeleryConsumer.Blueprint.default_steps if "gossip" not in step]  # noqa: RUF012
 
+    on_wrong_type: ClassVar[Callable[[Celery], None]] = staticmethod(lambda _: None)
+    """Called after an error of a key of another type: no worker could connect until the key is renamed."""
+
     _flush_due = 0.0
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        self._check_type(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
+        self._check_type(exc)
         if is_full(exc):  # Celery would reconnect at once and for ever
             logger.error("the broker is full: this worker waits for room")
             pause(_FULL_WAIT)
+
+    def _check_type(self, error: Exception) -> None:
+        if "WRONGTYPE" in str(error):
+            try:
+                type(self).on_wrong_type(self.app)
+            except (redis.RedisError, OperationalError, OSError) as failed:
+                logger.warning("a key of another type stays in Redis for now: %s", type(failed).__name__)
 
     def on_send_event_buffered(self) -> None:
         """Buffer events for a moment, because one by one they take half of this process's time."""

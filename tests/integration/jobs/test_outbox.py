@@ -12,9 +12,11 @@ from celery import Celery
 from tests.hostile_messages import envelope
 from worker.embedded.valkey import requeue_unacknowledged
 from worker.intake.delayed import DELAYED, release
+from worker.intake.message_filter import Consumer
 from worker.intake.rejected import RejectedMessages
 from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.outbox import RESENDS, Outbox
+from worker.jobs.unacked import UNACKED, UNACKED_INDEX
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
@@ -153,6 +155,22 @@ def test_a_key_of_another_type_stops_no_recovery(client, broker, outbox, url):
     assert outbox.resend(no_job_known, AT_ONCE) == 1
     assert ids(broker) == [lost]
     assert broker.get(f"{MESSAGES}:foreign") == b"text"
+
+
+def test_a_worker_that_cannot_connect_renames_a_key_of_another_type(broker, url, monkeypatch):
+    """With `unacked` of another type no worker connects, so the consumer itself renames it, and `up` likewise."""
+    monkeypatch.setattr(Consumer, "on_wrong_type", staticmethod(move_wrong_types))
+    broker.set(UNACKED, "text")
+    with Celery(broker=url, backend=url, set_as_current=False) as app:
+        consumer = object.__new__(Consumer)
+        consumer.app = app
+        with pytest.raises(redis.ResponseError) as raised:
+            broker.hset(UNACKED, "tag", "message")
+        consumer._check_type(raised.value)
+    assert broker.get(f"{UNACKED}:foreign") == b"text"
+    broker.set(UNACKED_INDEX, "text")
+    assert requeue_unacknowledged(url) == 0
+    assert broker.type(UNACKED_INDEX) == b"none"
 
 
 def test_delayed_messages_of_one_queue_stop_those_of_no_other(broker):
