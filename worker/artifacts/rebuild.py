@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
 
 from worker import clock
 from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
@@ -22,6 +23,7 @@ from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import ListedObject
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, StorageError, Unavailable
 from worker.storage.integrity.manifest import Manifest, compute_digests
+from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import check_existing_key
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Rebuild:
         believe_digests: bool = False,
         dry_run: bool = False,
         on_page: Callable[[Tally], None] = lambda _: None,
+        on_bytes: Mapping[str, OnBytes] = MappingProxyType({}),
     ) -> None:
         """Prepare a rebuild.
 
@@ -92,6 +95,7 @@ class Rebuild:
             believe_digests: take the digest that a store keeps for the truth and do not read the bytes.
             dry_run: only list and count.
             on_page: called after each page with what was done so far.
+            on_bytes: by store, called with the size of each piece that is read.
         """
         self._catalogue = catalogue
         self._stores = {store.name: store for store in stores}
@@ -102,6 +106,7 @@ class Rebuild:
         self._believe = believe_digests
         self._dry_run = dry_run
         self._on_page = on_page
+        self._on_bytes = on_bytes
         self.tally = Tally({store.name: StoreTally() for store in stores})
 
     def run(self, buckets: Sequence[str] = ()) -> Tally:
@@ -211,29 +216,30 @@ class Rebuild:
     def _inspect(self, bucket: str, listed: tuple[str, ListedObject, bool]) -> tuple[str, FoundObject] | Rebuilt:
         name, row, believe = listed
         try:
-            return row.key, _look(self._stores[name], bucket, row.key, believe=believe)
+            on_bytes = self._on_bytes.get(name, lambda _: None)
+            return row.key, _look(self._stores[name], bucket, row.key, believe=believe, on_bytes=on_bytes)
         except NotFound:
             return Rebuilt(name, bucket, row.key, "gone", "it was deleted after it was listed")
         except StorageError as error:
             return Rebuilt(name, bucket, row.key, "unreadable", error.message)
 
 
-def _look(store: Store, bucket: str, key: str, *, believe: bool) -> FoundObject:
+def _look(store: Store, bucket: str, key: str, *, believe: bool, on_bytes: OnBytes) -> FoundObject:
     if believe:
         stat = store.stat_object(bucket, key)
         if stat.sha256:
             return _found(store, stat)
-    return _read(store, bucket, key)
+    return _read(store, bucket, key, on_bytes)
 
 
-def _read(store: Store, bucket: str, key: str) -> FoundObject:
+def _read(store: Store, bucket: str, key: str, on_bytes: OnBytes) -> FoundObject:
     """Read an object in full; one whose bytes differ from what the store keeps is read twice before it is bad.
 
     Raises:
         Unavailable: the two reads differ.
     """
     what = f"{store.name}: {bucket}/{key}"
-    with store.read_object(bucket, key) as reader:
+    with store.read_object(bucket, key, on_bytes=on_bytes) as reader:
         stat = reader.stat
         try:
             digest, manifest = compute_digests(reader, size=stat.size, what=what)
@@ -241,7 +247,7 @@ def _read(store: Store, bucket: str, key: str) -> FoundObject:
             pass
         else:
             return _found(store, stat, read=digest.sha256, manifest=manifest)
-    second = store.verify_object(bucket, key)
+    second = store.verify_object(bucket, key, on_bytes=on_bytes)
     if second.error is not None:
         raise second.error
     if second.verdict is Verdict.VERIFIED or second.version != stat.version or second.sha256 is None:

@@ -20,6 +20,7 @@ from worker.artifacts.tombstones_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.atomic_file import complete_file
+from worker.cli.bandwidth import within_bandwidth
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
@@ -265,6 +266,7 @@ def rebuild(
                 session.catalogue, [session.stores[name] for name in names], Rules(first_read, newer_since),
                 session.settings.page, job=job, tombstones=tombstones, believe_digests=believe_digests,
                 dry_run=dry_run, on_page=_Shown().show,
+                on_bytes={name: within_bandwidth(session.settings, name, lambda _: None) for name in names},
             )  # fmt: skip
             tally = run.run(tuple(map(check_bucket, bucket or ())))
     status = _status(tally)

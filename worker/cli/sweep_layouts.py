@@ -11,6 +11,7 @@ from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Fault,
 from worker.artifacts.verify_layouts.ocfl import verify_ocfl
 from worker.artifacts.verify_layouts.oci import verify_oci
 from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
+from worker.cli.bandwidth import within_bandwidth
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.progress import bar
@@ -33,7 +34,7 @@ _EVERY = 100
 def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bool) -> None:
     """Verify a layout from this process, and exit: 0 if nothing is wrong, 1 if something is, 3 if only unreadable.
 
-    Neither a worker nor a catalogue is needed, and nothing is recorded.
+    Neither a worker nor a catalogue is needed, and nothing is recorded. The bandwidth limit of the store counts.
 
     Raises:
         NoLayout: there is no such layout below the path.
@@ -48,7 +49,8 @@ def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bo
     try:
         with bar(f"{name}: listing") as shown:
             shown_objects = _Shown(name, shown.update)
-            place = CheckedPrefix(stores[store], bucket, prefix, dry_run=dry_run, on_bytes=shown_objects.moved)
+            on_bytes = within_bandwidth(settings, store, shown_objects.moved)
+            place = CheckedPrefix(stores[store], bucket, prefix, dry_run=dry_run, on_bytes=on_bytes)
             shown_objects.place = place
             for fault in verify(place):
                 counts[fault.kind] += 1

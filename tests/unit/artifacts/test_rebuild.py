@@ -445,3 +445,17 @@ def test_a_damaged_list_of_deletes_stops_no_rebuild(catalogue, stores, file, tmp
     with KeptTombstones(stores.values(), tmp_path) as tombstones:
         assert list(tombstones.take("b", ["app"])) == ["app"]
     assert "cannot be used" in caplog.text
+
+
+def test_all_bytes_that_are_read_are_told(catalogue: Catalogue, stores: Stores, file) -> None:
+    """By store, also those of a second read, so that the bandwidth limits of the stores can count them."""
+    for name in NAMES:
+        put(stores, name, b"12345")
+    file("dr").write_bytes(b"12x45")
+    told = dict.fromkeys(NAMES, 0)
+
+    def count(name: str) -> Callable[[int], None]:
+        return lambda size: told.update({name: told[name] + size})
+
+    rebuild(catalogue, stores, on_bytes={name: count(name) for name in NAMES})
+    assert told == {"primary": 5, "dr": 10}

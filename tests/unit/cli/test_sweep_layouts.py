@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,26 @@ def test_an_object_that_cannot_be_read_is_no_rot(root: Path, monkeypatch: pytest
     assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 3
     (root / "a").write_bytes(b"rot")
     assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 1
+
+
+def test_the_bandwidth_limit_of_the_store_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bytes that are read are taken from it, whatever process reads them."""
+    config = Path(os.environ["ZOT_CONFIG"])
+    stores = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(stores | {"store_limits": {"nas": {"bytes_per_second": "1MiB"}}}))
+    data, files = b"x" * 1000, 40
+    (root / "a").unlink()
+    (root / "b").unlink()
+    lines = []
+    for number in range(files):
+        (root / f"{number}").write_bytes(data)
+        lines.append(f"{hashlib.sha256(data).hexdigest()}  {number}\n")
+    (root / "SHA256SUMS").write_text("".join(lines))
+    taken: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(
+        "worker.limits.admission.BandwidthLimit.take",
+        lambda _, name, count, *, limit, **__: taken.append((name, count, limit)),
+    )
+    assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 0
+    assert {(name, limit) for name, _, limit in taken} == {("nas", 1 << 20)}
+    assert sum(count for _, count, _ in taken) >= files * len(data)

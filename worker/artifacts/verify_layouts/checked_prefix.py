@@ -160,6 +160,7 @@ class CheckedPrefix:
         data = bytearray()
         with self.store.read_object(self.bucket, key) as reader:
             while piece := reader.read(BUFFER_SIZE):
+                self._on_bytes(len(piece))
                 data += piece
                 if len(data) > limit:
                     raise InvalidLayout(f"it is larger than {limit} bytes")
