@@ -20,7 +20,7 @@ from urllib.request import getproxies
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.wait import wait_for_read
 
-from worker.storage.cloud.small_objects import CA_BUNDLES, is_plain_name
+from worker.storage.cloud.small_reads import CA_BUNDLES, is_plain_name
 from worker.storage.transfer.sliced_body import as_sliced_body
 
 Headers = Mapping[str, str]

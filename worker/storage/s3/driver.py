@@ -20,7 +20,7 @@ from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_prope
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_objects import PROPERTIES, SMALL, RealObject
+from worker.storage.cloud.small_reads import PROPERTIES, SMALL, RealObject
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -50,7 +50,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.small_objects import fast_path
+from worker.storage.s3.small_reads import fast_path
 from worker.storage.s3.small_writes import small_writes
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Begun, Between

@@ -15,7 +15,7 @@ from worker.storage.cloud.small_writes import Answer, Headers, Place, SmallWrite
 from worker.storage.config import S3Config
 from worker.storage.errors import TransientError
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
-from worker.storage.s3.small_objects import fetcher, is_reachable, reach
+from worker.storage.s3.small_reads import fetcher, is_reachable, reach
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

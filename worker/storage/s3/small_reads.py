@@ -1,4 +1,4 @@
-"""Read and write the small objects of an S3 store with obstore, if its configuration allows it."""
+"""Read the small objects of an S3 store with obstore, if its configuration allows it."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_objects import (
+from worker.storage.cloud.small_reads import (
     Client,
     Dialect,
     FastPath,
