@@ -1,5 +1,6 @@
 """A page of an upload reads each file once, records it, and skips none after a crash."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import pytest
 
 from tasks.page import page
+from tests.conformance.bodies import some_bytes
+from tests.conformance.targets import PART, make_s3_bucket, s3_config
 from tests.integration.tasks.conftest import NullReporter
+from tests.servers import Ministack
 from worker import clock
 from worker.artifacts import page_upload, upload_lists
 from worker.artifacts.directory_listing import DirectoryListing
@@ -17,9 +21,11 @@ from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
-from worker.storage import ObjectStat
+from worker.storage import ObjectStat, Verdict
+from worker.storage.configured_stores import Stores
 from worker.storage.driver import SmallPut
 from worker.storage.errors import StorageError, Unavailable
+from worker.storage.s3.driver import S3Driver
 from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult
 
 NAMES = [f"d{number % 3}/f{number:03d}" for number in range(280)]
@@ -58,7 +64,7 @@ def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
     """Run the page as one more delivery of the same job, after the lease of the one before has run out."""
     deliveries = iter(range(10))
 
-    def deliver(request: PageRequest) -> PageResult:
+    def deliver(request: PageRequest, context: Context = context) -> PageResult:
         ledger, lease = context.catalogue.ledger, context.settings.jobs.lease
         leased = ledger.acquire(
             "page",
@@ -166,6 +172,44 @@ def test_a_page_that_is_delivered_again_goes_on(
     assert (result.objects, result.failed, result.left) == (len(NAMES), 0, ())
     assert set(result.outcomes) <= {"stored", "already_there"}
     assert_all_there(context)
+
+
+def test_a_killed_page_resumes_its_multipart_uploads(
+    context: Context, source_root: Path, deliver: Callable[..., PageResult], ministack: Ministack,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A page records the multipart upload of each file: the next delivery sends the missing parts and ends it."""
+    config = s3_config(ministack)
+    make_s3_bucket(ministack, str(config.bucket))
+    body = some_bytes(2 * PART + 7)
+    (source_root / "dir").mkdir()
+    (source_root / "dir" / "large").write_bytes(body)
+    files = list(DirectoryListing(source_root / "dir", "releases", "v1/").files())
+    request = request_for(context, files, source_root).model_copy(update={"stores": ("cloud",)})
+    real, again = S3Driver.upload_part, list[int]()
+
+    def dies_at_the_third(self: S3Driver, bucket: str, key: str, token: str, number: int, data: Any) -> Any:
+        if number == 3:
+            raise Killed
+        return real(self, bucket, key, token, number, data)
+
+    cloud = dataclasses.replace(context, stores=Stores({"cloud": config}))
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Driver, "upload_part", dies_at_the_third)
+        with pytest.raises(Killed):
+            deliver(request, cloud)
+    artifact = context.catalogue.artifacts.version("releases", "v1/large", 1)
+    assert artifact is not None
+    kept = context.catalogue.transfers.find(artifact, "cloud")
+    assert kept is not None
+    assert 1 in kept.sent
+    monkeypatch.setattr(S3Driver, "upload_part", lambda *given: (again.append(given[4]), real(*given))[1])
+    assert deliver(request, cloud).outcomes == {"stored": 1}
+    assert sorted([*kept.sent, *again]) == [1, 2, 3]
+    assert context.catalogue.transfers.find(artifact, "cloud") is None
+    assert list(cloud.stores["cloud"].iter_stale_uploads()) == []
+    assert cloud.stores["cloud"].verify_object("releases", "v1/large", artifact.digest).verdict is Verdict.VERIFIED
+    cloud.stores.close()
 
 
 def test_what_fails_transiently_or_is_locked_leaves_the_page(
