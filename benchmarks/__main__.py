@@ -1,4 +1,4 @@
-"""Measure speed and memory: `python -m benchmarks [NAME …] [--quick] [--only WORDS] [--dir DIR]`."""
+"""Measure speed and memory: `python -m benchmarks [NAME …] [--quick] [--pairs N] [--only WORDS] [--dir DIR]`."""
 
 import argparse
 import signal
@@ -103,7 +103,7 @@ def _measured(options: argparse.Namespace) -> Iterator[Line]:
                 tempfile.TemporaryDirectory(prefix="zot-bench-", dir=options.dir, ignore_cleanup_errors=True) as made,
                 Valkey(Path(made) / "valkey") as valkey,
             ):
-                yield from ALL[name](Scene(Path(made), valkey, options.quick, options.only))
+                yield from ALL[name](Scene(Path(made), valkey, options.quick, options.only, options.pairs))
         except FAILURES as error:
             yield Missing(name, str(error))
 
@@ -121,6 +121,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=_CHOICE)
     parser.add_argument("--quick", action="store_true", help="a few minutes on smaller files, not kept in the README")
+    parser.add_argument("--pairs", type=int, help="how many of each line, in upload-dir, verify-stores and replicate")
     parser.add_argument("--only", metavar="WORDS", default="", help=_ONLY)
     parser.add_argument(
         "--dir", type=Path, default=Path(tempfile.gettempdir()), help="where to measure, with 20 GiB free (%(default)s)"

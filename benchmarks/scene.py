@@ -21,12 +21,16 @@ _BLOCK = 8 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The directory and servers of a measurement, whether it is a quick one, and which lines are selected."""
+    """The directory and servers of a measurement, whether it is a quick one, and which lines are selected.
+
+    `pairs`: how many of each line, in place of its own number.
+    """
 
     directory: Path
     valkey: Valkey
     quick: bool
     only: str = ""
+    pairs: int | None = None
 
     def wants(self, what: str) -> bool:
         """Return whether a line that begins with these words is selected."""

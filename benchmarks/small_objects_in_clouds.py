@@ -33,7 +33,7 @@ _PAIRS = {
 
 def measure_verify(scene: Scene) -> Iterator[Line]:
     """Verify a batch in each cloud store, let rclone download and hash the same objects, compare within each round."""
-    count, rounds = (FEW, 2) if scene.quick else (VERIFIED, 5)
+    count, rounds = (FEW, scene.pairs or 2) if scene.quick else (VERIFIED, scene.pairs or 5)
     for name in STORES:
         what = f"verify {count:,} objects of 16 KiB in {name}"
         if name == "filesystem" or not scene.wants(what):
@@ -67,7 +67,7 @@ def _verified(scene: Scene, what: str, name: str, count: int, rounds: int) -> It
 
 def measure_replicate(scene: Scene) -> Iterator[Line]:
     """Replicate a batch between stores, let rclone copy and check the same objects, and compare within each round."""
-    count, rounds = (FEW, 2) if scene.quick else (REPLICATED, 5)
+    count, rounds = (FEW, scene.pairs or 2) if scene.quick else (REPLICATED, scene.pairs or 5)
     for name in _PAIRS:
         what = f"replicate {count:,} objects of 16 KiB from {name}"
         if not scene.wants(what):

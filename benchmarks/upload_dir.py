@@ -36,7 +36,7 @@ class _Load:
 
 def measure(scene: Scene) -> Iterator[Line]:
     """Upload a directory with each of them in turn, and compare within each round."""
-    count, rounds = (FEW, 2) if scene.quick else (FILES, 5)
+    count, rounds = (FEW, scene.pairs or 2) if scene.quick else (FILES, scene.pairs or 5)
     for size in SIZES:
         for place in _PLACES:
             what = f"upload of {count:,} files of {shown(size)} to {place}"
