@@ -78,9 +78,9 @@ def _record(
         durable=False,
     )  # fmt: skip
     # Copies of a small artifact are recorded with the end of the job, in one transaction: to read them again costs
-    # little. The copies of a known version may be found bad before their store has its turn.
+    # little.
     records = Records(finished=job.finished) if content.in_memory else None
-    return ArtifactJob(context, job, recorded.artifact, records, recorded.copies if recorded.fresh else {})
+    return ArtifactJob(context, job, recorded.artifact, records, recorded.copies)
 
 
 def remove_source(request: UploadRequest, context: Context, job: str) -> None:

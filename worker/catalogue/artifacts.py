@@ -129,7 +129,7 @@ class NewVersion:
 class Recorded:
     """The version that an upload writes. `fresh`: it is new, and no store has it.
 
-    `copies` are those of an upload of one artifact, by store.
+    `copies` are those of a fresh version that was recorded alone, by store. Those of a known one may change meanwhile.
     """
 
     artifact: Artifact
@@ -201,8 +201,9 @@ class Artifacts:
                 metadata, properties = metadata or row.metadata, _with_tags_of(row.properties, properties)
                 same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
             if row is not None and same:
-                artifact = artifact_of(row)
-                held = {store: ensure_copy(connection, artifact, store) for store in stores}
+                artifact, begun = artifact_of(row), {}
+                for store in stores:
+                    ensure_copy(connection, artifact, store)
             else:
                 if row is not None:
                     check_hold(connection, bucket, key)
@@ -210,12 +211,12 @@ class Artifacts:
                     connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
                     metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
                 )  # fmt: skip
-                held = {
+                begun = {
                     store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores
                 }
         if not durable and artifact.version > 1 and artifact.committed_at is None:
             self._database.flush()
-        return Recorded(artifact, fresh=not same, copies=held)
+        return Recorded(artifact, fresh=not same, copies=begun)
 
     def record_many(
         self, versions: Sequence[NewVersion], metadata: Mapping[str, str], now: datetime, *, job: str
