@@ -271,7 +271,11 @@ class Scene:
         for number, part in ((1, content[:1000]), (2, content[1000:])):
             self.stores["cloud"].write_object(UPLOADS_BUCKET, f"{id_}/{number:05}", BytesIO(part))
         request = UploadRequest(
-            source=source_of("cloud", id_), bucket=BUCKET, key=case.name, stores=tuple(stores), staged=True
+            source=source_of("cloud", id_, len(content)),
+            bucket=BUCKET,
+            key=case.name,
+            stores=tuple(stores),
+            staged=True,
         )
         return self.client.submit(UPLOAD, request, idempotency_key=case.name)
 
