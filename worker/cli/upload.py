@@ -72,6 +72,11 @@ Property = Annotated[
     typer.Option("--property", metavar="NAME=VALUE", help=f"Keep a header beside the bytes: {', '.join(PROPERTIES)}."),
 ]
 
+Tag = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="NAME=VALUE", help="Give the object this tag, in stores that have tags."),
+]
+
 
 def upload(
     source: Source,
@@ -87,6 +92,7 @@ def upload(
     metadata: Metadata = None,
     storage_class: StorageClass = None,
     property_: Property = None,
+    tag: Tag = None,
     idempotency_key: IdempotencyKey = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -108,7 +114,7 @@ def upload(
     """
     waiting = WaitOptions(not no_wait, timeout, idempotency_key)
     if recursive:
-        single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class}
+        single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class, "--tag": tag}
         _refuse("is for one file: leave it out with --recursive", single)
         listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
         _upload_directory(listing, store, waiting, dry=dry_run, as_json=as_json)
@@ -129,6 +135,7 @@ def upload(
             stores=session.store_names(store),
             metadata=_pairs("--metadata", metadata or []),
             storage_classes=_pairs("--storage-class", storage_class or []),
+            tags=_pairs("--tag", tag or []),
             **_properties(property_ or []),
         )
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)

@@ -230,6 +230,7 @@ class AsyncArtifacts(
         metadata: Mapping[str, str] | None = None,
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> AsyncJob[UploadResult]:

@@ -199,6 +199,7 @@ class Artifacts(
         metadata: Mapping[str, str] | None = None,
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> Job[UploadResult]:

@@ -57,6 +57,7 @@ class UploadFields(TypedDict, total=False):
     metadata: Mapping[str, str] | None
     storage_classes: Mapping[str, str] | None
     properties: Mapping[str, str] | None
+    tags: Mapping[str, str] | None
     notify: str | Iterable[str] | None
 
 
@@ -80,6 +81,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         metadata: Mapping[str, str] | None = None,
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> UploadT:
@@ -90,10 +92,11 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         `stores`, the placement rules choose the stores. `storage_classes` names, for single stores, the class or tier
         that the store is to use. `properties` are kept beside the bytes and sent as headers to those who download them
         from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
+        `tags` are given to the objects in stores that have tags, and recorded for the others.
         """
         request = upload_request(
             source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties, notify=notify,
+            properties=properties, tags=tags, notify=notify,
         )  # fmt: skip
         return cast("UploadT", self._send(UPLOAD, request, idempotency_key))
 
@@ -323,7 +326,7 @@ def upload_request(
     source: str | os.PathLike[str], bucket: str, key: str, **fields: Unpack[UploadFields]
 ) -> UploadRequest:
     """Return the request of an upload. Raise InvalidRequest."""
-    metadata, classes = fields.get("metadata"), fields.get("storage_classes")
+    metadata, classes, tags = fields.get("metadata"), fields.get("storage_classes"), fields.get("tags")
     return request_of(
         UPLOAD,
         source=os.fspath(source),
@@ -334,6 +337,7 @@ def upload_request(
         metadata=None if metadata is None else dict(metadata),
         storage_classes=None if classes is None else dict(classes),
         notify=_names(fields.get("notify")),
+        tags=None if tags is None else dict(tags),
         **dict(fields.get("properties") or {}),
     )
 

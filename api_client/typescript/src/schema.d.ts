@@ -751,6 +751,13 @@ export interface components {
             content_language?: string | null;
             /** Cache Control */
             cache_control?: string | null;
+            /**
+             * Tags
+             * @default {}
+             */
+            tags?: {
+                [key: string]: string;
+            };
         };
         /**
          * VerifyRequest
@@ -1531,6 +1538,13 @@ export interface operations {
                     content_language?: string | null;
                     /** Cache Control */
                     cache_control?: string | null;
+                    /**
+                     * Tags
+                     * @default {}
+                     */
+                    tags?: {
+                        [key: string]: string;
+                    };
                     /** Size */
                     size: number;
                 };

@@ -251,3 +251,25 @@ def test_an_object_is_written_without_tags_where_the_store_refuses_them(cloud, s
     )
     assert sent == ["team=a"]
     assert store.stat_object("releases", "page.html").size == size
+
+
+def test_an_upload_carries_tags(with_cloud, context, source, cloud):
+    """They are recorded and given to the object, also to one that is there already; a store without tags says so."""
+    wish = UploadRequest(bucket="releases", key="page.html", source=source(b"<html>"), stores=("primary", "cloud"))
+    first = with_cloud(upload, wish.model_copy(update={"tags": {"team": "b"}}))
+    assert {copy.store: copy.not_kept for copy in first.copies} == {"primary": ("tags",), "cloud": ()}
+    assert tag_set(cloud) == {"team": "b"}
+    tagged = with_cloud(upload, wish.model_copy(update={"tags": TAGS}))
+    assert (tagged.version, tag_set(cloud)) == (2, TAGS)
+    assert context.catalogue.artifacts.current("releases", "page.html").properties == {"tags": encode_tags(TAGS)}
+    assert with_cloud(upload, wish.model_copy(update={"tags": TAGS})).unchanged
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"aws:team": "a"}, {"": "a"}, {"team\n": "a"}, {"team": "a\u202e"}, {str(number): "" for number in range(11)}],
+)
+def test_tags_that_no_store_has_are_refused(tags):
+    """S3 has the widest limits of a tag; what is beyond them is no valid request."""
+    with pytest.raises(ValueError, match="tags"):
+        UploadRequest(bucket="releases", key="page.html", source="/in/page.html", tags=tags)

@@ -2,7 +2,7 @@
 
 import re
 from typing import Annotated, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -56,6 +56,22 @@ Metadata = Annotated[
 ]
 
 
+def _not_reserved(name: str) -> str:
+    if name.lower().startswith("aws:"):
+        msg = "the names of tags that begin with aws: are Amazon's"
+        raise ValueError(msg)
+    return name
+
+
+_TAG = r"^[\p{L}\p{N} _.:/=+@-]*$"
+Tags = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_TAG), AfterValidator(_not_reserved)],
+        Annotated[str, StringConstraints(max_length=256, pattern=_TAG)],
+    ],
+    Field(max_length=10),
+]
+"""The tags of an object, as S3 has them."""
 Header = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 """The value of an HTTP header: printable ASCII without spaces at its ends."""
 PROPERTIES = ("content_type", "content_encoding", "content_disposition", "content_language", "cache_control")
@@ -104,11 +120,14 @@ class UploadRequest(Request):
     content_disposition: Header | None = None
     content_language: Header | None = None
     cache_control: Header | None = None
+    tags: Tags = {}
+    """The tags to give the objects in stores that have tags; the catalogue keeps them for the others."""
 
     @property
     def properties(self) -> dict[str, str]:
-        """Return the headers to keep beside the bytes, by the names of these fields."""
-        return {name: value for name in PROPERTIES if (value := getattr(self, name)) is not None}
+        """Return what to keep beside the bytes: the headers by the names of these fields, and the tags as a query."""
+        kept = {name: value for name in PROPERTIES if (value := getattr(self, name)) is not None}
+        return kept | ({"tags": urlencode(sorted(self.tags.items()), quote_via=quote)} if self.tags else {})
 
 
 class ReplicateRequest(Request):
