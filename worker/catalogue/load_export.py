@@ -137,7 +137,8 @@ class _Load:
         for name in sorted(there - {_IDENTITY, "alembic_version"}):
             if self._connection.execute(sa.text(f"SELECT 1 FROM {name} LIMIT 1")).scalar() is not None:  # noqa: S608
                 raise NotEmpty(
-                    f"the catalogue is not empty, {name} has rows: an export is only loaded into a new or empty one"
+                    f"the catalogue is not empty, {name} has rows: an export is only loaded into a new or empty one. "
+                    "Rename catalogue.sqlite3, or name a new database in ZOT_CATALOGUE"
                 )
         return there
 
