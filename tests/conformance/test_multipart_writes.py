@@ -366,10 +366,12 @@ class TestEnding:
             assert (left_in(bucket), bucket.keys()) == ([], [])
 
     def test_abort_twice(self, bucket: BucketUnderTest) -> None:
-        """Aborting what is not open any more is no error."""
+        """Aborting what is not open any more is no error, and leaves nothing."""
         with begun(bucket) as writing:
+            writing.put_all()
             writing.abort()
             writing.abort()
+            assert (left_in(bucket), bucket.keys()) == ([], [])
 
     def test_abort_spares_the_completed(self, bucket: BucketUnderTest) -> None:
         """Aborting a completed write does not touch its object."""

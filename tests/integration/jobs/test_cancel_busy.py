@@ -95,34 +95,41 @@ def test_a_shutdown_ends_a_worker_whose_job_is_stuck(url, client, silent, tmp_pa
         assert state_of(worker, job.id) == "queued"
 
 
-@pytest.mark.parametrize("size", [1 << 20, 24 << 20], ids=["whole", "parts"])
 @pytest.mark.parametrize("end", ["cancel", "shutdown"])
-def test_a_store_that_says_nothing_holds_no_job(url, client, ministack: Ministack, tmp_path, size, end):
-    """A write to a store that stopped to answer, of a whole object or in parts, is cancelled or requeued in seconds."""
+def test_a_store_that_says_nothing_holds_no_job(url, client, ministack: Ministack, tmp_path, end):
+    """Writes to stores that stopped to answer, of a whole object and in parts, are cancelled or requeued in seconds."""
     (tmp_path / "in").mkdir()
-    source = tmp_path / "in" / "app.bin"
-    source.write_bytes(os.urandom(size))
-    make_s3_bucket(ministack, bucket := f"silent-{end}-{size}")
-    with FreezingProxy(ministack.port, rate=12 << 20) as line:
-        store = {
-            "type": "s3", "bucket": bucket, "endpoint": f"http://127.0.0.1:{line.port}", "part_size": "5MiB",
-            "access_key_id": ministack.access_key_id, "secret_access_key": ministack.secret_access_key,
-        }  # fmt: skip
-        settings = {"stores": json.dumps({"cloud": store}), "sources__roots": json.dumps([str(source.parent)])}
-        with worker_of(tmp_path / "worker", url, **settings) as worker:
+    sizes = {"whole": 1 << 20, "parts": 24 << 20}
+    with ExitStack() as stack:
+        lines, stores = dict[str, FreezingProxy](), {}
+        for name, size in sizes.items():
+            (tmp_path / "in" / name).write_bytes(os.urandom(size))
+            make_s3_bucket(ministack, bucket := f"silent-{end}-{name}")
+            lines[name] = stack.enter_context(FreezingProxy(ministack.port, rate=12 << 20))
+            stores[name] = {
+                "type": "s3", "bucket": bucket, "endpoint": f"http://127.0.0.1:{lines[name].port}", "part_size": "5MiB",
+                "access_key_id": ministack.access_key_id, "secret_access_key": ministack.secret_access_key,
+            }  # fmt: skip
+        settings = {"stores": json.dumps(stores), "sources__roots": json.dumps([str(tmp_path / "in")])}
+        with worker_of(tmp_path / "worker", url, concurrency=2, **settings) as worker:
             children = worker.children()
-            job = client.upload(str(source), "releases", "app.bin")
-            line.stop_reading(after=size // 2)
-            until(lambda: line.stopped)
-            line.freeze()
+            jobs = []
+            for name, line in lines.items():
+                line.stop_reading(after=sizes[name] // 2)
+                jobs.append(client.upload(str(tmp_path / "in" / name), "releases", name, stores=[name]))
+            for line in lines.values():
+                until(lambda line=line: line.stopped)
+                line.freeze()
             if end == "shutdown":
                 end_within(worker, GRACE + 5)
-                assert state_of(worker, job.id) == "queued"
+                assert {state_of(worker, job.id) for job in jobs} == {"queued"}
                 return
             begin = time.monotonic()
-            job.cancel()
-            with pytest.raises(JobCancelled):
-                job.wait(WITHIN)
+            for job in jobs:
+                job.cancel()
+            for job in jobs:
+                with pytest.raises(JobCancelled):
+                    job.wait(WITHIN)
             assert time.monotonic() - begin < 5 + SLACK
             assert set(children) <= set(worker.children())
 

@@ -178,7 +178,7 @@ def test_a_slow_answer_is_waited_for(
 ) -> None:
     """An answer that takes longer than obstore waits is no dead store: the SDK waits for it."""
     monkeypatch.setattr(small_reads, "PATIENCE", 1)
-    store, _ = through(lambda request: Delay(3) if "/app" in request.path or "%2Fapp" in request.path else None)
+    store, _ = through(lambda request: Delay(1.5) if "/app" in request.path or "%2Fapp" in request.path else None)
     assert verdict(store) is Verdict.VERIFIED
     store.write_object(BUCKET, "app", source(b"new"))
     assert verdict(store, body=b"new") is Verdict.VERIFIED
@@ -203,30 +203,37 @@ def test_a_signal_ends_the_wait_for_a_silent_store(
     assert time.monotonic() - begun < 15
 
 
-def _read(config: StoreConfig, found: "multiprocessing.SimpleQueue[str]") -> None:
-    found.put(str(verdict(Store(open_driver("child", config)))))
+def _read(configs: list[StoreConfig], found: "multiprocessing.SimpleQueue[list[str]]") -> None:
+    found.put([str(verdict(Store(open_driver("child", config)))) for config in configs])
 
 
-def _read_and_fork(config: StoreConfig, found: "multiprocessing.SimpleQueue[str]") -> None:
-    assert verdict(Store(open_driver("parent", config))) is Verdict.VERIFIED
-    child = multiprocessing.get_context("fork").Process(target=_read, args=(config, found))
+def _read_and_fork(configs: list[StoreConfig], found: "multiprocessing.SimpleQueue[list[str]]") -> None:
+    for config in configs:
+        assert verdict(Store(open_driver("parent", config))) is Verdict.VERIFIED
+    child = multiprocessing.get_context("fork").Process(target=_read, args=(configs, found))
     child.start()
     child.join(WITHIN)
     if child.is_alive():
         child.kill()
-        found.put("the child hangs")
+        found.put(["the child hangs"])
 
 
-def test_a_forked_child_reads_all_the_same(direct: Store) -> None:
+def test_a_forked_child_reads_all_the_same(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A process that has used obstore and forks has no threads for it in the child: the child uses the SDK."""
+    configs: list[StoreConfig] = []
+    with ExitStack() as stack:
+        for server, opened in CLOUDS.values():
+            store = opened(request.getfixturevalue(server), tmp_path).store
+            stack.callback(store.close)
+            store.write_object(BUCKET, "app", source(BODY))
+            configs.append(store._driver._config)  # type: ignore[attr-defined]
     spawn = multiprocessing.get_context("spawn")  # this process has the threads of other tests
     found = spawn.SimpleQueue()
-    config = direct._driver._config  # type: ignore[attr-defined]
-    process = spawn.Process(target=_read_and_fork, args=(config, found))
+    process = spawn.Process(target=_read_and_fork, args=(configs, found))
     process.start()
     process.join(2 * WITHIN)
     assert process.exitcode == 0
-    assert found.get() == "verified"
+    assert found.get() == ["verified"] * len(CLOUDS)
 
 
 class TestS3:

@@ -163,7 +163,7 @@ class TestAnswersAboutOneObject:
         self, through: Callable[..., tuple[Store, Store]], headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A size that no object has, and a part that was not asked for, say nothing about the bytes."""
-        monkeypatch.setattr("worker.storage.gcs.upload.TIMEOUT", (5.0, 2.0))  # the rest of the announced bytes
+        monkeypatch.setattr("worker.storage.gcs.upload.TIMEOUT", (5.0, 1.0))  # the rest of the announced bytes
         known = {"ETag": '"x"', "Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT", "x-ms-blob-type": "BlockBlob"}
         status = 206 if "Content-Range" in headers else 200
         direct, faulty = through(
@@ -412,7 +412,7 @@ class TestNames:
         with pytest.raises(InvalidMetadata, match="at most (2048|8192)"):
             direct.write_object(BUCKET, "app", source(b"x"), metadata={"name": "é" * 5000})
 
-    @pytest.mark.usefixtures("both_paths")
+    @pytest.mark.usefixtures("both_paths", "sdks_retry_at_once")
     def test_endpoint_with_secrets(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
         """User, password, query and fragment of an endpoint are in no message."""
         _, faulty = through(lambda _: None)
