@@ -13,6 +13,7 @@ from worker.storage import FilesystemConfig, Store, Verdict
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import InvalidKey, NotFound, StorageError
 from worker.storage.filesystem.driver import FilesystemDriver
+from worker.storage.filesystem.layout import ObjectPath
 
 
 def _case(name: str) -> str:
@@ -69,8 +70,10 @@ def test_a_second_spelling_neither_replaces_nor_deletes_the_first(
     """Where the disk takes two keys for one name, the second is refused, not there, and deletes nothing."""
     first, second = (form.format(name) for name in NAMES[fold])
     store.write_object("b", first, source(b"first"))
-    with pytest.raises(InvalidKey, match="the disk does not tell"):
+    with pytest.raises(InvalidKey, match="the disk does not tell") as refused:
         store.write_object("b", second, source(b"second"))
+    assert NAMES[fold][0] in str(refused.value)
+    assert ObjectPath("b", first).lock == ObjectPath("b", second).lock  # so that two writers at once are seen too
     with pytest.raises(NotFound):
         store.stat_object("b", second)
     assert not store.delete_object("b", second)
