@@ -127,10 +127,11 @@ def _see_pace(context: JobContext, store: str, count: int) -> None:
 
 def _too_large(context: JobContext, store: str) -> str | None:
     """Return that a store has an object that its budget never allows to be read, and the way out; or None."""
-    budget, largest = context.settings.budgets.get(store), None
-    if budget is not None and (budget.bytes_per_day is not None or budget.cost_per_month is not None):
-        largest = context.catalogue.budgets.largest(store)
-    if budget is None or largest is None or budget.can_hold(largest[1], context.settings.prices.get(store, Prices())):
+    budget, prices = context.settings.budgets.get(store, Budget()), context.settings.prices.get(store, Prices())
+    if (most := budget.most_of_one(prices)) is None:
+        return None
+    largest = context.catalogue.budgets.largest(store, above=most)
+    if largest is None or budget.can_hold(largest[1], prices):
         return None
     path, size = largest
     return (

@@ -48,6 +48,17 @@ class Budget(Section):
             raise ValueError(msg)
         return hours
 
+    def most_of_one(self, prices: Prices) -> int | None:
+        """Return the size of the largest object that `can_hold`, -1 if there is none, None for no limit."""
+        limits = [] if self.bytes_per_day is None else [float(self.bytes_per_day)]
+        if self.cost_per_month is not None:
+            left, per_byte = self.cost_per_month - prices.cost(0, 1), prices.cost(1, 0)
+            if left < 0:
+                limits.append(-1)
+            elif per_byte:
+                limits.append(left / per_byte)
+        return int(min(limits)) if limits else None
+
     def can_hold(self, size: int, prices: Prices) -> bool:
         """Return whether an object of this size is within the sums of a whole day and month."""
         in_day = self.bytes_per_day is None or size <= self.bytes_per_day

@@ -109,3 +109,22 @@ def test_hours_that_are_none_are_refused(hours: str) -> None:
     """The error says what is expected."""
     with pytest.raises(ValidationError, match=r"22:00-06:00"):
         Budget(hours=hours)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(bytes_per_day=ByteSize(10**9)),
+        Budget(cost_per_month=2),
+        Budget(bytes_per_day=ByteSize(9), cost_per_month=2),
+    ],
+)
+@pytest.mark.parametrize("prices", [FREE, Prices(read_gb=0.7, requests_1000=250), Prices(requests_1000=3000)])
+def test_the_largest_object_that_a_budget_can_hold_is_computed(budget: Budget, prices: Prices) -> None:
+    """It is the last one that fits into a whole day and month; every larger one does not."""
+    most_of_one = budget.most_of_one(prices)
+    if most_of_one is None:
+        assert budget.can_hold(10**18, prices)
+    else:
+        assert most_of_one == -1 or budget.can_hold(most_of_one, prices)
+        assert not budget.can_hold(most_of_one + 2, prices)
