@@ -17,7 +17,7 @@ class Kind:
         open: opens it, given the value of the fixture `server` (None without one) and a directory.
         offers: the optional abilities that it has; a case marked `needs(ability)` is generated for those alone.
         excludes: what is not tested on it, with the reason; a case marked `unless(name)` is not generated for it.
-        data_path: how it is configured. `auto` changes only how small objects are read whole and asked for: only cases
+        data_path: how it is configured. `auto` changes only how small objects are read and written: only cases
             marked `reads` are generated.
     """
 

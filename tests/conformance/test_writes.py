@@ -61,6 +61,7 @@ class TestFailedWrites:
         assert bucket.read("old") == OLD
 
 
+@pytest.mark.reads
 class TestConditions:
     @pytest.mark.unless("layout")
     @pytest.mark.parametrize("size", SIZES)
