@@ -480,3 +480,7 @@ def test_a_range_is_proved_and_exact(zot: Zot, key: str, source: Path, tmp_path:
     assert (tmp_path / "rest").read_bytes() == content[3:]
     wrong = zot("get", key, tmp_path / "none", "--range", "9-2")
     assert (wrong.status, "FIRST-LAST" in wrong.stderr) == (2, True)
+    for store in ("primary", "dr"):
+        (zot.home / "stores" / store / key).write_bytes(content[:3] + bytes([content[3] ^ 1]) + content[4:])
+    rotten = zot("get", key, tmp_path / "rotten", "--range", "2-4")
+    assert (rotten.status, (tmp_path / "rotten").exists()) == (1, False)
