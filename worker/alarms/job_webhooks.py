@@ -73,7 +73,7 @@ def _deliver(
             webhook.post(each.payload, receiver, at=now, setting=f"webhooks.{each.receiver}")
         except AlarmUndelivered as error:
             next_at = _next(each, now, settings)
-            webhooks.failed(each, str(error), next_at=next_at)
+            webhooks.failed(each, str(error), now=now, next_at=next_at)
             way = "it is not tried again" if next_at is None else f"the next attempt is at {next_at:%H:%M:%S} UTC"
             logger.warning(
                 "webhook %s: the end of job %s was not delivered, %s: %s", each.receiver, each.job, way, error

@@ -15,9 +15,14 @@ from sqlalchemy import Connection, Row
 
 from worker import clock
 from worker.catalogue.database import Database
+from worker.catalogue.findings import NewFinding, resolve_key, see
+from worker.catalogue.records import FindingKind
 from worker.catalogue.tables import job_webhooks, jobs
 
 _AT_ONCE = 100
+_MANY = 5
+"""Attempts at one end, over about five minutes, after which it is a finding that it does not arrive."""
+_TEXT = 500
 _SAID = ("type", "message", "store")
 """The fields of an error that a webhook has; its traceback stays here."""
 
@@ -93,16 +98,31 @@ class JobWebhooks:
         return claimed
 
     def delivered(self, webhook: PendingWebhook, *, now: datetime) -> None:
-        """Record that the receiver has the end of the job."""
-        self._set(webhook, delivered_at=now, next_at=None, attempts=webhook.attempts + 1, error=None)
+        """Record that the receiver has the end of the job, and with that accepts messages again."""
+        with self._database.write() as connection:
+            _set(connection, webhook, delivered_at=now, next_at=None, attempts=webhook.attempts + 1, error=None)
+            resolve_key(connection, FindingKind.WEBHOOK_UNDELIVERED, webhook.receiver, "it accepts messages again", now)
 
-    def failed(self, webhook: PendingWebhook, error: str, *, next_at: datetime | None) -> None:
-        """Record that an attempt has failed, and when the next one is due; None: there is none."""
-        self._set(webhook, attempts=webhook.attempts + 1, error=error[:500], next_at=next_at)
+    def failed(self, webhook: PendingWebhook, error: str, *, now: datetime, next_at: datetime | None) -> None:
+        """Record that an attempt has failed, and when the next one is due; None: there is none.
+
+        The last attempt, and each from the fifth on, is a finding on the receiver until it accepts a message.
+        """
+        attempts, error = webhook.attempts + 1, error[:_TEXT]
+        with self._database.write() as connection:
+            if not _set(connection, webhook, attempts=attempts, error=error, next_at=next_at):
+                return
+            if next_at is None or attempts >= _MANY:
+                after = "it is not tried again" if next_at is None else f"after {attempts} attempts"
+                detail = f"the end of job {webhook.job} is not delivered, {after}: {error}: `zot-artifacts webhooks`"
+                evidence = {"detail": detail[:_TEXT], "job": webhook.job, "attempts": attempts}
+                found = NewFinding(FindingKind.WEBHOOK_UNDELIVERED, key=webhook.receiver, evidence=evidence)
+                see(connection, [found], now)
 
     def wait(self, webhook: PendingWebhook, *, next_at: datetime) -> None:
         """Give back what was claimed and not tried."""
-        self._set(webhook, next_at=next_at)
+        with self._database.write() as connection:
+            _set(connection, webhook, next_at=next_at)
 
     def receivers(self) -> dict[str, ReceiverState]:
         """Return what each receiver that a job ever named has got."""
@@ -130,11 +150,11 @@ class JobWebhooks:
         with self._database.write() as connection:
             connection.execute(sa.delete(job_webhooks).where(old))
 
-    def _set(self, webhook: PendingWebhook, **values: object) -> None:
-        """Change a row, unless its job was redriven meanwhile and will end once more."""
-        same = sa.and_(_is(webhook.job, webhook.receiver), job_webhooks.c.id == webhook.payload["id"])
-        with self._database.write() as connection:
-            connection.execute(sa.update(job_webhooks).where(same).values(**values))
+
+def _set(connection: Connection, webhook: PendingWebhook, **values: object) -> bool:
+    """Change a row and return True, unless its job was redriven meanwhile and will end once more."""
+    same = sa.and_(_is(webhook.job, webhook.receiver), job_webhooks.c.id == webhook.payload["id"])
+    return connection.execute(sa.update(job_webhooks).where(same).values(**values)).rowcount > 0
 
 
 def _is(job: str, receiver: str) -> sa.ColumnElement[bool]:

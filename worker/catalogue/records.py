@@ -74,6 +74,8 @@ class FindingKind(StrEnum):
     """A canary that was damaged on purpose and not found, or not repaired, in time."""
     DELETE_WAITING = "delete_waiting"
     """A delete of many artifacts that waits until a second person approves it; its key is the job."""
+    WEBHOOK_UNDELIVERED = "webhook_undelivered"
+    """Ends of jobs that a webhook did not accept; its key is the receiver."""
     ALARM_UNDELIVERED = "alarm_undelivered"
     """Alarms that a channel could not deliver."""
     CANARY = "canary"

@@ -37,6 +37,10 @@ Timeout = Annotated[
     float | None,
     typer.Option(parser=seconds, metavar="TIME", help="Stop waiting after this time, such as 90s. The job continues."),
 ]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Send the end of the job to this webhook of the settings. Can be repeated."),
+]
 All = Annotated[bool, typer.Option("--all", help="All artifacts of the bucket or below the prefix.")]
 KeysFrom = Annotated[
     str | None,

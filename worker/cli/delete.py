@@ -11,6 +11,7 @@ from worker.cli.arguments import (
     IdempotencyKey,
     InFlight,
     KeysFrom,
+    Notify,
     NoWait,
     Stores,
     Timeout,
@@ -45,6 +46,7 @@ def delete(
     keys_from: KeysFrom = None,
     in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
+    notify: Notify = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -66,7 +68,11 @@ def delete(
         zot-artifacts delete releases/2019/ --all
     """
     with opened(existing=True) as session:
-        fields: dict[str, object] = {"stores": session.store_names(store), "allow_last": allow_last or None}
+        fields: dict[str, object] = {
+            "stores": session.store_names(store),
+            "allow_last": allow_last or None,
+            "notify": notify or None,
+        }
         selection = Selection(artifact, all_below, keys_from, in_flight)
         many = selection.many
         if everything or (all_below and not artifact.partition("/")[2]):

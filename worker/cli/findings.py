@@ -143,6 +143,8 @@ def what(found: FindingRecord) -> str:
         return f"{found.bucket}/{found.key}"
     if found.kind is FindingKind.DELETE_WAITING:
         return f"delete {found.key}"
+    if found.kind is FindingKind.WEBHOOK_UNDELIVERED:
+        return f"webhook {found.key}"
     return f"store {found.store}" if found.store else "the catalogue"
 
 

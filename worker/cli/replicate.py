@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, NoWait, Timeout
+from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, Notify, NoWait, Timeout
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson
 from worker.cli.replicate_verify_delete import Selection, run_verb
@@ -24,6 +24,7 @@ def replicate(
     keys_from: KeysFrom = None,
     in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
+    notify: Notify = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -40,7 +41,7 @@ def replicate(
         zot-artifacts replicate --keys-from list.txt --to cloud
     """
     with opened(existing=True) as session:
-        fields = {"to": session.store_names(to)}
+        fields = {"to": session.store_names(to), "notify": notify or None}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         outcome = run_verb(
             session, REPLICATE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout

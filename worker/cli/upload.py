@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from worker.artifacts.directory_listing import DirectoryListing, Filters
-from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Stores, Timeout
+from worker.cli.arguments import ArtifactPath, IdempotencyKey, Notify, NoWait, Stores, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish
 from worker.cli.output import AsJson
@@ -94,6 +94,7 @@ def upload(
     property_: Property = None,
     tag: Tag = None,
     idempotency_key: IdempotencyKey = None,
+    notify: Notify = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -112,7 +113,7 @@ def upload(
         zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
         zot-artifacts upload -r build releases/2026-11 --exclude '*.tmp'
     """
-    waiting = WaitOptions(not no_wait, timeout, idempotency_key)
+    waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
     if recursive:
         single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class, "--tag": tag}
         _refuse("is for one file: leave it out with --recursive", single)
@@ -136,6 +137,7 @@ def upload(
             metadata=_pairs("--metadata", metadata or []),
             storage_classes=_pairs("--storage-class", storage_class or []),
             tags=_pairs("--tag", tag or []),
+            notify=notify or None,
             **_properties(property_ or []),
         )
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)

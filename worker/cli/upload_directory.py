@@ -28,11 +28,12 @@ _COPY = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class WaitOptions:
-    """Whether a command waits for the end of its job, and how long."""
+    """Whether a command waits for the end of its job, how long, and which webhooks get that end too."""
 
     wait: bool
     timeout: float | None
     key: str | None
+    notify: tuple[str, ...] = ()
 
 
 def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
@@ -93,7 +94,8 @@ def upload_directory(
     """
     job_id = choose_id(BATCH, idempotency_key=waiting.key)
     staged = session.settings.staging_dir / job_id
-    fields = {"verb": "upload", "keys_from": str(staged / _LIST), "staged": True, "stores": stores}
+    fields: dict[str, object] = {"verb": "upload", "keys_from": str(staged / _LIST), "staged": True, "stores": stores}
+    fields["notify"] = waiting.notify or None
     request: BatchRequest = request_of(BATCH, **fields)
     with sender(session, "listing") as way:
         if way.known(BATCH, job_id, request):

@@ -4,7 +4,17 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, NoWait, Stores, Timeout
+from worker.cli.arguments import (
+    All,
+    ArtifactsArgument,
+    IdempotencyKey,
+    InFlight,
+    KeysFrom,
+    Notify,
+    NoWait,
+    Stores,
+    Timeout,
+)
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson
@@ -27,6 +37,7 @@ def verify(
     by: By = "read",
     in_flight: InFlight = None,
     idempotency_key: IdempotencyKey = None,
+    notify: Notify = None,
     no_wait: NoWait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -50,7 +61,7 @@ def verify(
     if by not in {"read", "provider"}:
         raise Failure(f"--by {by}: write `read` or `provider`", Status.USAGE, type_="UsageError")
     with opened(existing=True) as session:
-        fields = {"stores": session.store_names(store)}
+        fields = {"stores": session.store_names(store), "notify": notify or None}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if by == "provider" and selection.many:
             raise Failure("for many artifacts: `zot-artifacts sweep evidence --prefix BUCKET/PREFIX`", Status.USAGE)

@@ -1,5 +1,6 @@
 """What every operation takes from a request: the caller, the key in its path, and whether it is allowed."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
@@ -72,6 +73,19 @@ def check_may(caller: Caller, verb: TokenVerb, bucket: str, start: str) -> None:
         raise Problem(
             HTTPStatus.FORBIDDEN, "NotAllowed", f"token {caller.name} is for {there}, and not for {bucket}/{start}"
         )
+
+
+def check_receivers(services: Services, names: Sequence[str], bucket: str, start: str) -> None:
+    """Return if the end of a job on a key, or on all keys with a prefix, may go to these webhooks.
+
+    Raises:
+        Problem: it may not; it tells nothing of the webhooks that there are.
+    """
+    known = services.settings.webhooks
+    for name in names:
+        if name not in known or not known[name].takes(bucket, start):
+            detail = f"notify: there is no webhook {name} for {bucket}/{start}"
+            raise Problem(HTTPStatus.FORBIDDEN, "NotAllowed", detail)
 
 
 def not_found(bucket: str, key: str) -> Problem:

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
 from worker.gateway.access import Caller, TokenVerb
-from worker.gateway.caller_and_key import caller_of_request, check_may, services_of
+from worker.gateway.caller_and_key import caller_of_request, check_may, check_receivers, services_of
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.services import Services
 from worker.storage.keys import check_bucket, check_existing_key, check_key, check_prefix
@@ -105,6 +105,9 @@ async def submit(
     """
     services, caller = services_of(request), caller_of_request(request)
     checked = _checked(caller, spec, message)
+    place = checked.payload()
+    at = str(place["bucket"]), str(place.get("key", place.get("prefix", "")))
+    check_receivers(services, getattr(checked, "notify", ()), *at)
     if isinstance(checked, DeleteRequest | BatchRequest) and not checked.stores:
         await services.read(_check_companions, services, caller, checked)
     own = None if idempotency_key is None else f"{caller.name}:{idempotency_key}"

@@ -303,6 +303,11 @@ class Delivery(Generic[RequestT, ResultT]):
             if name not in known:
                 there = ", ".join(sorted(known)) or "none"
                 raise UnknownReceiver(f"notify: the settings have no webhook {name!r}; there are: {there}")
+            asked = self._request
+            bucket, start = getattr(asked, "bucket", None), str(getattr(asked, "key", getattr(asked, "prefix", "")))
+            if not known[name].takes(bucket, start):
+                where = f"{bucket}/{start}" if bucket else "a list of keys"
+                raise UnknownReceiver(f"notify: the webhook {name!r} is not for {where}: see webhooks.{name}.buckets")
 
     def _do(self, work: Work[RequestT, ResultT], job: RunningJob) -> ResultT:
         """Do what the task does; where it fails, record the copies that it has completed."""

@@ -21,7 +21,7 @@ _PORTS = {"starttls": 587, "tls": 465, "none": 25}
 Told = Literal[
     "lost", "log_changed", "store_untrusted", "listing_suspect", "corrupt", "missing", "size_mismatch", "suspect",
     "unreadable", "under_replicated", "overdue", "too_slow", "orphan", "store_not_configured", "canary_missed",
-    "alarm_undelivered", "backup", "conflict", "delete_waiting",
+    "alarm_undelivered", "backup", "conflict", "delete_waiting", "webhook_undelivered",
 ]  # fmt: skip
 """The kinds of findings that can be alarms."""
 
@@ -142,6 +142,20 @@ class AlarmSettings(Section):
         """Return the names of the channels that are configured."""
         there = {"log": self.log, "webhook": self.webhook, "email": self.email}
         return tuple(name for name, on in there.items() if on) if self.enabled else ()
+
+
+class JobReceiverSettings(WebhookSettings):
+    """An HTTP endpoint that gets the ends of jobs, signed as alarms are."""
+
+    buckets: tuple[Annotated[str, Field(min_length=1, max_length=1100)], ...] | None = None
+    """The buckets, as `BUCKET` or `BUCKET/PREFIX`, whose jobs may name it; by default all."""
+
+    def takes(self, bucket: str | None, start: str) -> bool:
+        """Return whether a job on this key, or on all keys that begin so, may name it; without a bucket on any key."""
+        if self.buckets is None:
+            return True
+        places = (each.partition("/") for each in self.buckets)
+        return any(of == bucket and start.startswith(prefix) for of, _, prefix in places)
 
 
 class JobWebhookSettings(Section):

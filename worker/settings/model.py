@@ -22,7 +22,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
-from worker.settings.alarms import AlarmSettings, JobWebhookSettings, WebhookSettings
+from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.original_config import OriginalRefused, translate
 from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, tighten
@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     verification_log: VerificationLogSettings = VerificationLogSettings()
     alarms: AlarmSettings = AlarmSettings()
-    webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")], WebhookSettings] = {}
+    webhooks: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")], JobReceiverSettings] = {}
     """The receivers of the ends of jobs, by the name that a request has in `notify`. No request can name an address."""
     job_webhooks: JobWebhookSettings = JobWebhookSettings()
     quarantine: QuarantineSettings = QuarantineSettings()

@@ -137,5 +137,7 @@ def test_the_typescript_client_works(gateway: GatewayProcess, token: str, tmp_pa
         "size": 3_000_000,
         "same": True,
         "verdicts": ["verified", "verified"],
+        "resumed": ["succeeded", 5],
+        "unknown": 404,
         "refused": "urn:zot-artifacts:NotAllowed",
     }

@@ -18,11 +18,11 @@ from tests.unit.alarms.receivers import Posted, http_receiver
 from worker import cli, clock
 from worker.alarms import job_webhooks
 from worker.alarms.job_webhooks import deliver_webhooks
-from worker.catalogue import Catalogue, Leased
+from worker.catalogue import Catalogue, FindingKind, Leased
 from worker.jobs.task import Delivery, UnknownReceiver
 from worker.settings import Settings
 from worker.settings.alarms import JobWebhookSettings, WebhookSettings
-from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest
+from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest, VerifyRequest
 
 SECRET = "a secret of the receiver"
 LEASE = timedelta(seconds=30)
@@ -183,6 +183,31 @@ def test_a_receiver_that_is_away_delays_no_other(catalogue: Catalogue) -> None:
     assert catalogue.job_webhooks.receivers()["away"].pending == 5
 
 
+def test_what_does_not_arrive_is_a_finding_until_the_receiver_accepts_again(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hiccup is none; five refused attempts, or the last one, are one finding, which has no address in it."""
+
+    def open_findings() -> list[str]:
+        return [each.key for each in catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED)]
+
+    end(catalogue, "job-1", "ci")
+    with http_receiver([500] * 5) as (url, _):
+        for attempt in range(1, 6):
+            assert open_findings() == []
+            deliver(catalogue, ci=receiver(f"{url}/token"))
+            later(monkeypatch, timedelta(hours=attempt * 2))
+        [found] = catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED)
+        assert (found.key, found.evidence["job"], found.evidence["attempts"]) == ("ci", "job-1", 5)
+        assert "/token" not in found.evidence["detail"]
+        deliver(catalogue, ci=receiver(f"{url}/token"))
+    assert open_findings() == []
+    end(catalogue, "job-2", "ci")
+    later(monkeypatch, timedelta(days=30))
+    deliver(catalogue, ci=receiver("http://127.0.0.1:9"))
+    assert open_findings() == ["ci"]
+
+
 def test_a_receiver_that_is_away_is_asked_once_in_a_round(catalogue: Catalogue) -> None:
     """Many ends wait for it: the others of the round are not delayed by one attempt for each hundred of them."""
     for number in range(250):
@@ -217,6 +242,33 @@ def test_a_job_that_has_begun_goes_on_without_its_receiver(catalogue: Catalogue)
     with pytest.raises(UnknownReceiver, match="no webhook 'gone'"):
         delivery._check_receivers(record)
     delivery._check_receivers(replace(record, fence=2))
+
+
+def test_a_receiver_gets_the_ends_of_its_buckets_alone(catalogue: Catalogue) -> None:
+    """A job on another bucket or prefix, or on a list of keys, that names it fails before anything is done."""
+    begin(catalogue, "job-1", "ci")
+    record = catalogue.ledger.get("job-1")
+    assert record is not None
+    ci = {"url": "http://127.0.0.1:9", "secret": SECRET, "buckets": ["releases/app/", "builds"]}
+    delivery = object.__new__(Delivery)
+    delivery._context = SimpleNamespace(settings=Settings(webhooks={"ci": ci}))
+    notify = {"notify": ("ci",)}
+    for good in (
+        VerifyRequest(bucket="builds", key="any", **notify),
+        VerifyRequest(bucket="releases", key="app/a.tgz", **notify),
+        BatchRequest(verb="verify", bucket="releases", prefix="app/2026", **notify),
+    ):
+        delivery._request = good
+        delivery._check_receivers(record)
+    for bad in (
+        VerifyRequest(bucket="releases", key="other/app/a.tgz", **notify),
+        VerifyRequest(bucket="builds2", key="any", **notify),
+        BatchRequest(verb="verify", bucket="releases", prefix="ap", **notify),
+        BatchRequest(verb="verify", keys_from="/in/list", **notify),
+    ):
+        delivery._request = bad
+        with pytest.raises(UnknownReceiver, match="is not for"):
+            delivery._check_receivers(record)
 
 
 def test_a_job_is_kept_until_its_end_is_delivered(catalogue: Catalogue) -> None:

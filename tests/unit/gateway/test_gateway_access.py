@@ -24,6 +24,7 @@ from worker.gateway import guard, jobs, server
 from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.app import openapi
 from worker.settings import Settings
+from worker.settings.alarms import JobReceiverSettings
 from worker.settings.sections import GatewaySettings
 
 OPERATIONS = [(method, path) for path, methods in openapi()["paths"].items() for method in methods]
@@ -331,3 +332,25 @@ def test_a_delete_takes_no_companion_that_the_token_is_not_for(gateway: Gateway)
         answer = client.post(f"/v1/jobs/{kind}", json=body)
         assert (answer.status_code, "audit/a.json" in answer.json()["detail"]) == (403, True)
     assert client.post("/v1/jobs/delete", json={**one, "stores": ["dr"]}).status_code == 503
+
+
+def test_a_token_reaches_only_the_webhooks_of_its_buckets(settings: Settings, open_gateway: Any) -> None:
+    """A receiver for another bucket and one that does not exist get the same answer."""
+    hook = {"url": "http://127.0.0.1:9/token", "secret": "a secret of the receiver"}
+    hooks = {"ci": JobReceiverSettings(**hook, buckets=("releases/app/",)), "all": JobReceiverSettings(**hook)}
+    with open_gateway(settings.model_copy(update={"webhooks": hooks})) as gateway:
+        client = gateway.client("releases")
+
+        def ask(name: str, key: str) -> list[int]:
+            one = {"bucket": "releases", "key": key, "notify": [name]}
+            staged = {**one, "size": 1, "sha256": "0" * 64}
+            many = {"verb": "verify", "bucket": "releases", "prefix": key, "notify": [name]}
+            answers = [
+                client.post("/v1/jobs/verify", json=one), client.post("/v1/jobs/batch", json=many),
+                client.post("/v1/uploads", json=staged),
+            ]  # fmt: skip
+            return [answer.status_code for answer in answers]
+
+        assert ask("ci", "app/a.tgz") == [503, 503, 201]  # allowed; there is no broker here
+        assert ask("all", "b.tgz") == [503, 503, 201]
+        assert ask("ci", "b.tgz") == ask("none", "b.tgz") == [403, 403, 403]
