@@ -1,5 +1,6 @@
-"""What clients of the gateway get: verified downloads, enqueueing, and hits of the cache."""
+"""What clients of the gateway get: verified downloads, enqueueing, hits of the cache, and staged uploads."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,17 +8,21 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.bare_celery import sync
 from benchmarks.measured import Row, Samples
 from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.transfer_tools import S5cmd
+from tests.conformance.targets import make_s3_bucket
 from tests.servers.gateway import GatewayProcess
 from tests.servers.process import find_server
-from tests.servers.s3 import S3Server
+from tests.servers.s3 import RcloneS3, S3Server
 from worker import clock
 from worker.catalogue import Catalogue
 from worker.gateway.access import TokenVerb, new_token
 from zot_artifact_client import ArtifactClient, ChunkCache
 
 _ROUNDS = 3
+_BUCKET = "staged-uploads"
 _BLOCK = 1 << 20
 
 
@@ -52,6 +57,44 @@ def measure(scene: Scene) -> Iterator[Row]:
         yield _download(what, f"{gateway.url}/v1/objects/bench/large.bin", headers, f"{plain.endpoint}/large.bin", size)
         yield _enqueue(gateway.url, headers, 200 if scene.quick else 2000)
         yield from _cache(scene, gateway.url, headers["Authorization"].partition(" ")[2], file, size)
+    yield _staged(scene, 64 * MIB if scene.quick else GIB)
+
+
+def _staged(scene: Scene, size: int) -> Row:
+    """Send a file to signed URLs of a store, past the gateway, against `s5cmd cp` of it to the same server.
+
+    Ours computes the SHA-256 first, in the same time, and returns once the gateway has sent the upload job.
+    """
+    with (
+        scene.worker("staged", 1) as worker,
+        scene.file("staged.bin", size) as file,
+        RcloneS3(scene.directory / "rclone-s3") as server,
+    ):
+        worker.stop()  # the parts stay where they are: it would read them at the same time
+        secrets = {
+            "AWS_ACCESS_KEY_ID": server.access_key_id, "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
+        }  # fmt: skip
+        make_s3_bucket(server, _BUCKET)
+        cloud = {
+            "type": "s3", "bucket": _BUCKET, "endpoint": server.endpoint,
+            "access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key,
+        }  # fmt: skip
+        gateway = GatewayProcess(
+            scene.directory / "staging-gateway", worker.home, scene.valkey.url,
+            stores=json.dumps({"cloud": cloud}), placement='["cloud"]', gateway__staging_store="cloud",
+        )  # fmt: skip
+        tool = S5cmd(f"s3://{_BUCKET}", server.endpoint, secrets)
+        ours, theirs = [], []
+        with gateway, ArtifactClient(gateway=gateway.url, token=_token(worker.home)) as client:
+            for number in range(_ROUNDS):
+                sync(file)
+                began = time.perf_counter()
+                client.upload_file(file, "bench", f"staged-{number}.bin")
+                ours.append(size / MIB / (time.perf_counter() - began))
+                sync(file)
+                theirs.append(size / MIB / tool.put(file, f"plain-{number}.bin"))
+    what = f"staged upload of {shown(size)} to signed URLs, hashed before, against s5cmd cp"
+    return Row(what, Samples(ours, " MiB/s"), Samples(theirs, " MiB/s"))
 
 
 def _token(home: Path) -> str:

@@ -12,9 +12,10 @@ class GatewayProcess(Server):
 
     name = "gateway"
 
-    def __init__(self, directory: Path, home: Path, broker: str) -> None:
+    def __init__(self, directory: Path, home: Path, broker: str, **settings: str) -> None:
         super().__init__(directory)
-        self._settings = {"ZOT_HOME": str(home), "ZOT_BROKER": broker, "PYTHONPATH": str(REPOSITORY)}
+        ours = {f"ZOT_{name.upper()}": value for name, value in settings.items()}
+        self._settings = {"ZOT_HOME": str(home), "ZOT_BROKER": broker, "PYTHONPATH": str(REPOSITORY)} | ours
 
     @property
     def url(self) -> str:
