@@ -77,14 +77,14 @@ def test_an_upload_records_no_rot_of_its_source(context, run, source, monkeypatc
         run(upload, announced)
     assert (is_empty(context), context.catalogue.artifacts.current(BUCKET, KEY)) == (True, None)
 
-    large, digests = Path(source(RIGHT * 80, "large")), Source.digests
+    large, hashed = Path(source(RIGHT * 80, "large")), Source.hashed
 
     def then_rot(of: Source, *args: Any) -> Any:
-        found = digests(of, *args)
+        found = hashed(of, *args)
         large.write_bytes(BAD + RIGHT * 79)
         return found
 
-    monkeypatch.setattr(Source, "digests", then_rot)
+    monkeypatch.setattr(Source, "hashed", then_rot)
     with pytest.raises(IntegrityError):
         run(upload, UploadRequest(bucket=BUCKET, key=KEY, source=str(large), stores=("dr",)))
     assert is_empty(context)
