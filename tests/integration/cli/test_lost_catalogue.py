@@ -7,6 +7,7 @@ import pytest
 
 from tests.servers import Valkey
 from tests.servers.worker import Worker
+from tests.waiting import WITHIN
 from worker import cli
 from worker.catalogue import Catalogue, CatalogueUnavailable
 from zot_artifact_client import ArtifactClient
@@ -37,7 +38,7 @@ def working(home: Path, valkey: Valkey, incoming: Path) -> Worker:
 def upload(client: ArtifactClient, incoming: Path, key: str, content: bytes) -> None:
     path = incoming / key
     path.write_bytes(content)
-    client.upload(str(path), bucket=BUCKET, key=key).wait(60)
+    client.upload(str(path), bucket=BUCKET, key=key).wait(WITHIN)
 
 
 def lose(home: Path) -> None:
@@ -93,7 +94,7 @@ def goes_on(home: Path, valkey: Valkey, incoming: Path, key: str) -> None:
     """Run a worker on the catalogue: what was recorded verifies in each store, and a new upload is recorded."""
     with working(home, valkey, incoming), ArtifactClient(valkey.url) as client:
         for known in digests(home):
-            result = client.verify(BUCKET, known).wait(60)
+            result = client.verify(BUCKET, known).wait(WITHIN)
             assert {copy.store: copy.verdict for copy in result.copies} == {"primary": "verified", "dr": "verified"}
         upload(client, incoming, key, key.encode())
     assert key in digests(home)

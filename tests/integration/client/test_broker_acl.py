@@ -10,6 +10,7 @@ import redis
 
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY
+from tests.waiting import WITHIN
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient, JobState, VerifyResult, WaitTimeout
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import CANCEL_KEY, VERIFY
@@ -71,7 +72,7 @@ def test_a_service_enqueues_waits_and_cancels(service: str, owner: redis.Redis) 
         assert owner.zcard(CANCEL_REQUESTS) == 1
         meta = {"status": "SUCCESS", "result": RESULT, "task_id": job.id, "name": VERIFY.name, "traceback": None}
         owner.set(f"celery-task-meta-{job.id}", json.dumps({**meta, "children": []}))
-        assert isinstance(job.wait(10), VerifyResult)
+        assert isinstance(job.wait(WITHIN), VerifyResult)
 
 
 def test_the_asynchronous_client_needs_no_other_rights(service: str, owner: redis.Redis) -> None:
@@ -86,7 +87,7 @@ def test_the_asynchronous_client_needs_no_other_rights(service: str, owner: redi
                 await client.show("b", "k", timeout=0.1)
             meta = {"status": "SUCCESS", "result": RESULT, "task_id": job.id, "name": VERIFY.name, "traceback": None}
             owner.set(f"celery-task-meta-{job.id}", json.dumps({**meta, "children": []}))
-            assert isinstance(await job.wait(10), VerifyResult)
+            assert isinstance(await job.wait(WITHIN), VerifyResult)
 
     asyncio.run(scene())
 

@@ -11,6 +11,7 @@ from celery import Celery
 
 import tasks.upload  # noqa: F401 - as in a worker: it says what is done at a job's end
 from tasks.sweeps.recover import recover
+from tests.waiting import WITHIN
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, Held, Leased
 from worker.context import Context
@@ -96,7 +97,7 @@ def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, b
     record = context.catalogue.ledger.get("waits")
     assert (record.state, record.error["type"]) == ("cancelled", "Cancelled")
     with pytest.raises(JobCancelled):
-        client.job("waits").wait(5)
+        client.job("waits").wait(WITHIN)
     assert not staged.parent.exists()
     assert not broker.exists(CANCEL_REQUESTS)
     assert recover(context, app).cancelled == 0
@@ -185,7 +186,7 @@ def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, c
     recover(context, app)
     assert client.job("done").result == {"ok": 1}
     with pytest.raises(JobFailed, match="not there"):
-        client.job("failed").wait(5)
+        client.job("failed").wait(WITHIN)
     assert app.backend.get_state("silent") == "PENDING"
 
 
