@@ -238,5 +238,6 @@ def test_what_is_held_is_neither_deleted_nor_replaced_nor_purged(
     remove()
     holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=clock.now())
     assert purge().purged == 0
+    assert context.catalogue.deletions.due(now=clock.now() + 2 * GRACE, limit=1) == []  # it takes no other's place
     holds.release("releases", "app.tgz")
     assert (purge().purged, stored("dr").exists()) == (1, False)
