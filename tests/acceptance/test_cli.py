@@ -220,6 +220,8 @@ def test_show_prints_what_is_known_of_each_copy(zot: Zot, key: str, source: Path
         "size": 300_000,
         "sha256": sha256(source),
         "hold": None,
+        "companions": [],
+        "companion_of": None,
         "copies": [{"store": "dr", **copy}, {"store": "primary", **copy}],
     }
     zot("verify", key)

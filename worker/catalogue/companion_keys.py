@@ -9,23 +9,27 @@ from worker.catalogue.types import Text
 SUFFIXES = (".sig", ".att", ".sbom", ".sigstore.json")
 """What tools such as cosign add to the key of an artifact for what belongs to it."""
 _LONGEST_KEY = 1024
-OWNERS = sa.select(companions.c.key, companions.c.of_key).where(companions.c.bucket == sa.bindparam("of", type_=Text()))
+OWNERS = sa.select(companions.c.key, companions.c.of_key).where(
+    companions.c.bucket == sa.bindparam("of", type_=Text()), companions.c.key.in_(sa.bindparam("keys", expanding=True))
+)
+"""What users have said about `keys` of the bucket `of`. A statement made for each job would be a cycle of objects."""
+_NAMED = sa.select(companions.c.key).where(
+    companions.c.bucket == sa.bindparam("of", type_=Text()), companions.c.of_key == sa.bindparam("owner", type_=Text())
+)
 
 
 def companion_keys(connection: Connection, bucket: str, key: str) -> list[str]:
     """Return the keys that companions of an artifact have, whether or not there is anything under them."""
     named = named_for(connection, bucket, key)
     by_name = [each for base in (key, *named) for each in _with_suffixes(base)]
-    said = set(connection.execute(OWNERS.where(companions.c.key.in_(by_name)), {"of": bucket}).scalars())
+    said = set(connection.execute(OWNERS, {"of": bucket, "keys": by_name}).scalars())
     return sorted({*named, *(each for each in by_name if each not in said)} - {key})
 
 
 def owner_keys(connection: Connection, bucket: str, key: str) -> list[str]:
     """Return the keys of the artifacts that this one is a companion of, if they exist; the shortest first."""
     bases = [key, *_without_suffixes(key)]
-    said = {
-        row.key: row.of_key for row in connection.execute(OWNERS.where(companions.c.key.in_(bases)), {"of": bucket})
-    }
+    said = {row.key: row.of_key for row in connection.execute(OWNERS, {"of": bucket, "keys": bases})}
     if key in said:
         return [said[key]] if said[key] is not None else []
     above = [said[base] for base in bases if said.get(base) is not None]  # the signature of one that a user named
@@ -34,8 +38,7 @@ def owner_keys(connection: Connection, bucket: str, key: str) -> list[str]:
 
 def named_for(connection: Connection, bucket: str, key: str) -> list[str]:
     """Return the keys that a user has named as companions of an artifact."""
-    query = sa.select(companions.c.key).where(companions.c.bucket == bucket, companions.c.of_key == key)
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_NAMED, {"of": bucket, "owner": key}).scalars())
 
 
 def _with_suffixes(key: str) -> list[str]:

@@ -11,10 +11,20 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import check_hold
 from worker.catalogue.records import Artifact
 from worker.catalogue.tables import CURRENT, artifacts, companions
+from worker.catalogue.types import Text
 
 _TEXT = 500
 _MOST = 32
 """Companions that a user can name for one artifact, so that a job on it stays short."""
+_CURRENT = (
+    sa.select(artifacts)
+    .where(
+        artifacts.c.bucket == sa.bindparam("of", type_=Text()),
+        artifacts.c.key.in_(sa.bindparam("keys", expanding=True)),
+        *CURRENT,
+    )
+    .order_by(artifacts.c.key)
+)
 
 
 class WrongCompanion(CatalogueError):
@@ -31,8 +41,7 @@ class Companions:
         """Return the current versions of the companions of an artifact, by key."""
         with self._database.read() as connection:
             keys = companion_keys(connection, bucket, key)
-            query = sa.select(artifacts).where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys), *CURRENT)
-            return [artifact_of(row) for row in connection.execute(query.order_by(artifacts.c.key))]
+            return [artifact_of(row) for row in connection.execute(_CURRENT, {"of": bucket, "keys": keys})]
 
     def named_below(self, bucket: str, prefix: str) -> list[str]:
         """Return the keys that users have named as companions of the artifacts with a prefix."""
@@ -46,8 +55,7 @@ class Companions:
         """Return the key of the current artifact that this one is a companion of, or None."""
         with self._database.read() as connection:
             keys = owner_keys(connection, bucket, key)
-            query = sa.select(artifacts.c.key).where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys), *CURRENT)
-            found = set(connection.execute(query).scalars())
+            found = {row.key for row in connection.execute(_CURRENT, {"of": bucket, "keys": keys})}
         return next((each for each in keys if each in found), None)
 
     def add(self, bucket: str, key: str, of: str, *, by: str, now: datetime) -> None:
@@ -59,7 +67,7 @@ class Companions:
         """
         at = f"{bucket}/{key}"
         with self._database.write() as connection:
-            named = dict(connection.execute(OWNERS.where(companions.c.key.in_([key, of])), {"of": bucket}).all())
+            named = dict(connection.execute(OWNERS, {"of": bucket, "keys": [key, of]}).all())
             owned = named_for(connection, bucket, of)
             if key == of:
                 raise WrongCompanion(f"{at} cannot be a companion of itself")

@@ -160,6 +160,6 @@ def test_a_webhook_whose_receiver_refuses_it_is_named(catalogue: Catalogue, zot:
     catalogue.ledger.finish("job", begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
     later = clock.now() + timedelta(minutes=1)
     for webhook in catalogue.job_webhooks.claim(["ci"], now=later, until=later):
-        catalogue.job_webhooks.failed(webhook, "ci.example: 410 Gone", next_at=None)
+        catalogue.job_webhooks.failed(webhook, "ci.example: 410 Gone", now=later, next_at=None)
     (told,) = zot("status")[1]["webhooks"]
     assert (told["receiver"], told["pending"], told["given_up"], told["error"]) == ("ci", 0, 1, "ci.example: 410 Gone")

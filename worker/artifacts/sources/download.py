@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -336,7 +337,12 @@ class _Connections:
             headers = urllib3.make_headers(proxy_basic_auth=user, user_agent=_USER_AGENT)
             pool = urllib3.ProxyManager(proxy, proxy_headers=headers, **trust)
         self._pools.append(pool)
-        pool.pool_classes_by_scheme = {"http": self._plain(), "https": self._secure()}
+        # No classes made here: each would be a cycle, which only the garbage collector frees.
+        pools: dict[str, Any] = {
+            "http": partial(self._made, HTTPConnectionPool, _Connection),
+            "https": partial(self._made, HTTPSConnectionPool, _SecureConnection),
+        }
+        pool.pool_classes_by_scheme = pools
         return pool
 
     def _keep(self, made: socket.socket) -> socket.socket:
@@ -345,27 +351,29 @@ class _Connections:
             self.shut_down()
         return made
 
-    def _plain(self) -> type[HTTPConnectionPool]:
-        keep = self._keep
+    def _made(
+        self, pool: type[HTTPConnectionPool], connection: "type[_Connection]", host: str, port: int, **options: Any
+    ) -> HTTPConnectionPool:
+        made = pool(host, port, **options)
+        made.ConnectionCls = partial(connection, keep=self._keep)  # type: ignore[assignment]
+        return made
 
-        class Connection(HTTPConnection):
-            response_class = StrictResponse
 
-            def _new_conn(self) -> socket.socket:
-                return keep(super()._new_conn())
+class _Connection(HTTPConnection):
+    """A connection whose socket can be shut down from outside. `keep` is given each one that is made."""
 
-        return type("Pool", (HTTPConnectionPool,), {"ConnectionCls": Connection})
+    response_class = StrictResponse
 
-    def _secure(self) -> type[HTTPSConnectionPool]:
-        keep = self._keep
+    def __init__(self, *args: Any, keep: Callable[[socket.socket], socket.socket], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._keep = keep
 
-        class Connection(HTTPSConnection):
-            response_class = StrictResponse
+    def _new_conn(self) -> socket.socket:
+        return self._keep(super()._new_conn())
 
-            def _new_conn(self) -> socket.socket:
-                return keep(super()._new_conn())
 
-        return type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": Connection})
+class _SecureConnection(_Connection, HTTPSConnection):
+    """The same with TLS."""
 
 
 def _proxy(given: str, name: str) -> tuple[str, str | None]:
