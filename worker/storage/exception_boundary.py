@@ -76,8 +76,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if error is caller.raised or _passes(error):
                 raise
-            translated = _translated(self, error, args)
-            raise translated from translated.__cause__
+            raise _translated(self, error, args)  # noqa: B904 - it has its cause; a variable of it would be a cycle
         return _guarded_iterator(self, result, args) if isinstance(result, Iterator) else result
 
     return guarded
@@ -89,8 +88,7 @@ def _guarded_iterator(driver: Any, rows: Iterator[Any], args: tuple[Any, ...]) -
     except Exception as error:
         if _passes(error):
             raise
-        translated = _translated(driver, error, args)
-        raise translated from translated.__cause__
+        raise _translated(driver, error, args)  # noqa: B904 - it has its cause
 
 
 def _passes(error: Exception) -> bool:
@@ -98,15 +96,19 @@ def _passes(error: Exception) -> bool:
 
 
 def _translated(driver: Any, error: Exception, args: tuple[Any, ...]) -> StorageError:
+    """Return the StorageError of an exception, with its cause where that says more."""
     what = f"{driver.name}: {_what(args)}"
     if isinstance(error, OSError) and hasattr(driver, _OS_ERRORS):
         translated: StorageError = getattr(driver, _OS_ERRORS)(error, what)
         translated.__cause__ = error
         return translated
     if isinstance(error, UnicodeEncodeError):
-        return InvalidKey(f"{what}: it is not valid Unicode (lone surrogate)")
-    # Not the text of the error: nothing is known of it, so it may hold a secret.
-    return UnexpectedAnswer(f"{what}: the store or its SDK raised an unexpected error ({type(error).__name__})")
+        translated = InvalidKey(f"{what}: it is not valid Unicode (lone surrogate)")
+    else:  # not the text of the error: nothing is known of it, so it may hold a secret
+        unexpected = f"the store or its SDK raised an unexpected error ({type(error).__name__})"
+        translated = UnexpectedAnswer(f"{what}: {unexpected}")
+    translated.__cause__ = None  # a traceback shows no context then
+    return translated
 
 
 def _what(args: tuple[Any, ...]) -> str:
