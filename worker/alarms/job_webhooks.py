@@ -10,7 +10,7 @@ from worker.alarms import webhook
 from worker.alarms.backoff import backoff
 from worker.alarms.errors import AlarmUndelivered
 from worker.catalogue import JobWebhooks, PendingWebhook
-from worker.settings.alarms import JobWebhookSettings, WebhookSettings
+from worker.settings.alarms import JobReceiverSettings, JobWebhookSettings, WebhookSettings
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _TURN = timedelta(seconds=5)
 
 
 def deliver_webhooks(
-    webhooks: JobWebhooks, receivers: Mapping[str, WebhookSettings], settings: JobWebhookSettings
+    webhooks: JobWebhooks, receivers: Mapping[str, JobReceiverSettings], settings: JobWebhookSettings
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Deliver the ends of jobs that are due; return how many were delivered, and why others were not, by receiver.
 
@@ -43,7 +43,10 @@ def deliver_webhooks(
                 break
             by_receiver: dict[str, list[PendingWebhook]] = {}
             for each in claimed:
-                by_receiver.setdefault(each.receiver, []).append(each)
+                if receivers[each.receiver].takes(each.bucket, each.start):
+                    by_receiver.setdefault(each.receiver, []).append(each)
+                else:  # its job was refused because of that, and names a key that the receiver must not see
+                    webhooks.withdraw(each)
             done = {
                 name: pool.submit(_deliver, webhooks, waiting, receivers[name], settings)
                 for name, waiting in by_receiver.items()

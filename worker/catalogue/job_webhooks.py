@@ -29,10 +29,15 @@ _SAID = ("type", "message", "store")
 
 @dataclass(frozen=True, slots=True)
 class PendingWebhook:
-    """The end of a job that a receiver does not have. `payload` is the same at every attempt, and has the id."""
+    """The end of a job that a receiver does not have. `payload` is the same at every attempt, and has the id.
+
+    `bucket` and `start`: the key of the job, or the beginning of all its keys; without a bucket it is on any key.
+    """
 
     job: str
     receiver: str
+    bucket: str | None
+    start: str
     ended_at: datetime
     payload: Mapping[str, Any]
     attempts: int
@@ -94,7 +99,8 @@ class JobWebhooks:
                 payload = each.payload or _payload(each)
                 values = {"payload": payload, "id": payload["id"], "next_at": until}
                 connection.execute(sa.update(job_webhooks).where(_is(each.job, each.receiver)).values(**values))
-                claimed.append(PendingWebhook(each.job, each.receiver, each.finished_at, payload, each.attempts))
+                at = each.request.get("bucket"), each.request.get("key", each.request.get("prefix", ""))
+                claimed.append(PendingWebhook(each.job, each.receiver, *at, each.finished_at, payload, each.attempts))
         return claimed
 
     def delivered(self, webhook: PendingWebhook, *, now: datetime) -> None:
@@ -123,6 +129,11 @@ class JobWebhooks:
         """Give back what was claimed and not tried."""
         with self._database.write() as connection:
             _set(connection, webhook, next_at=next_at)
+
+    def withdraw(self, webhook: PendingWebhook) -> None:
+        """Forget an end that its receiver is not for."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(job_webhooks).where(_is(webhook.job, webhook.receiver)))
 
     def receivers(self) -> dict[str, ReceiverState]:
         """Return what each receiver that a job ever named has got."""

@@ -21,7 +21,7 @@ from worker.alarms.job_webhooks import deliver_webhooks
 from worker.catalogue import Catalogue, FindingKind, Leased
 from worker.jobs.task import Delivery, UnknownReceiver
 from worker.settings import Settings
-from worker.settings.alarms import JobWebhookSettings, WebhookSettings
+from worker.settings.alarms import JobReceiverSettings, JobWebhookSettings
 from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest, VerifyRequest
 
 SECRET = "a secret of the receiver"
@@ -53,11 +53,13 @@ def end(catalogue: Catalogue, id_: str, *notify: str, state: JobState = JobState
     catalogue.ledger.finish(id_, fence, state, now=clock.now(), **given)
 
 
-def receiver(url: str, timeout: float = 10) -> WebhookSettings:
-    return WebhookSettings(url=SecretStr(url), secret=SecretStr(SECRET), timeout=timedelta(seconds=timeout))
+def receiver(url: str, timeout: float = 10, buckets: tuple[str, ...] | None = None) -> JobReceiverSettings:
+    return JobReceiverSettings(
+        url=SecretStr(url), secret=SecretStr(SECRET), timeout=timedelta(seconds=timeout), buckets=buckets
+    )
 
 
-def deliver(catalogue: Catalogue, **receivers: WebhookSettings) -> tuple[dict[str, int], dict[str, str]]:
+def deliver(catalogue: Catalogue, **receivers: JobReceiverSettings) -> tuple[dict[str, int], dict[str, str]]:
     return deliver_webhooks(catalogue.job_webhooks, receivers, JobWebhookSettings())
 
 
@@ -269,6 +271,17 @@ def test_a_receiver_gets_the_ends_of_its_buckets_alone(catalogue: Catalogue) -> 
         delivery._request = bad
         with pytest.raises(UnknownReceiver, match="is not for"):
             delivery._check_receivers(record)
+
+
+def test_a_receiver_is_not_told_of_the_jobs_that_it_refuses(catalogue: Catalogue) -> None:
+    """A job on another key that names the receiver fails, and the receiver gets neither its end nor its key."""
+    end(catalogue, "secret.tgz", "ci", state=JobState.FAILED)
+    end(catalogue, "app/a.tgz", "ci")
+    with http_receiver() as (url, received):
+        ci = receiver(url, buckets=("releases/app/",))
+        assert deliver(catalogue, ci=ci) == ({"ci": 1}, {})
+    assert told(received) == [("job.succeeded", "app/a.tgz")]
+    assert catalogue.ledger.prune(before=clock.now() + timedelta(seconds=1)) == 2
 
 
 def test_a_job_is_kept_until_its_end_is_delivered(catalogue: Catalogue) -> None:
