@@ -306,7 +306,7 @@ class Delivery(Generic[RequestT, ResultT]):
             asked = self._request
             bucket, start = getattr(asked, "bucket", None), str(getattr(asked, "key", getattr(asked, "prefix", "")))
             if not known[name].takes(bucket, start):
-                where = f"{bucket}/{start}" if bucket else "a list of keys"
+                where = f"{bucket}/{start}" if bucket else "a list of keys, which may be of any bucket"
                 raise UnknownReceiver(f"notify: the webhook {name!r} is not for {where}: see webhooks.{name}.buckets")
 
     def _do(self, work: Work[RequestT, ResultT], job: RunningJob) -> ResultT:

@@ -37,6 +37,7 @@ def client() -> InMemoryArtifactClient:
         (lambda c: c.upload("https://host/f?X-Amz-Signature=hunter2", "b", "k"), "upload: source: a URL with"),
         (lambda c: c.replicate("b", "k", to=[]), "replicate: to: "),
         (lambda c: c.replicate("b", "k", to=["dr", "dr"]), "replicate: to: a store is named twice"),
+        (lambda c: c.verify("b", "k", notify=["ci", "ci"]), "verify: notify: a webhook is named twice"),
         (lambda c: c.replicate("b", "k", to=["dr", ""]), "replicate: to[1]: "),
         (lambda c: c.verify("b", "k", version=0), "verify: version: "),
         (lambda c: c.verify("b", "k", idempotency_key=""), "verify: idempotency_key is empty"),

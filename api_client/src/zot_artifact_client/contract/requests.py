@@ -30,11 +30,14 @@ def _no_url(path: str) -> str:
     return path
 
 
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        msg = "a store is named twice"
-        raise ValueError(msg)
-    return names
+def _distinct(what: str) -> AfterValidator:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            msg = f"a {what} is named twice"
+            raise ValueError(msg)
+        return names
+
+    return AfterValidator(check)
 
 
 Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
@@ -47,9 +50,9 @@ PageVerb = Literal["replicate", "verify", "delete", "upload"]
 Symlinks = Literal["skip", "follow", "error"]
 Globs = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...], Field(max_length=100)]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), _distinct("store")]
 Receiver = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-Receivers = Annotated[tuple[Receiver, ...], Field(max_length=8), AfterValidator(_distinct)]
+Receivers = Annotated[tuple[Receiver, ...], Field(max_length=8), _distinct("webhook")]
 Metadata = Annotated[
     dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
