@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from worker import clock
 from worker.artifacts.artifact_job import Records, not_configured
-from worker.artifacts.companions import locked_companions
+from worker.artifacts.companions import locked_companions, locked_deleted_companions
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete
 from worker.catalogue import Artifact, Tombstone
@@ -99,12 +99,12 @@ def _purge_now(
 ) -> DeleteResult:
     """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
     deletions = context.catalogue.deletions
-    together = deletions.together(tombstone)
-    for each in together:
-        context.catalogue.holds.check(each.bucket, each.key)
-    for each in together:
-        _delete_copies(request.model_copy(update={"key": each.key}), context, job, records, None)
-        deletions.end_purge([each])
+    with locked_deleted_companions(context, job, tombstone, of_page=records is not None) as together:
+        for each in together:
+            context.catalogue.holds.check(each.bucket, each.key)
+        for each in together:
+            _delete_copies(request.model_copy(update={"key": each.key}), context, job, records, None)
+            deletions.end_purge([each])
     done = _delete_copies(request, context, job, records, None)
     if done.everywhere:
         deletions.end_purge([tombstone])

@@ -1,22 +1,23 @@
 """A job on an artifact that includes its companions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from worker import clock
-from worker.catalogue import Artifact
+from worker.catalogue import Artifact, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 
 _POLL = 5.0
 """Seconds until a job asks again whether the job on a companion has ended."""
+_Companion = TypeVar("_Companion", Artifact, Tombstone)
 
 
-@contextmanager
 def locked_companions(
     context: JobContext, job: RunningJob, bucket: str, key: str, *, of_page: bool = False, none: bool = False
-) -> Iterator[list[Artifact]]:
+) -> AbstractContextManager[Sequence[Artifact]]:
     """Return the companions of an artifact, to which no other job writes meanwhile; a page keeps the locks to its end.
 
     With `none`, return none.
@@ -24,17 +25,35 @@ def locked_companions(
     Raises:
         Snooze: another job writes to one of them.
     """
-    found = [] if none else context.catalogue.companions.of(bucket, key)
-    locks, paths = context.catalogue.artifact_locks, [(each.bucket, each.key) for each in found]
-    if not found:
+
+    def find() -> Sequence[Artifact]:
+        return [] if none else context.catalogue.companions.of(bucket, key)
+
+    return _locked(find, context, job, f"{bucket}/{key}", of_page=of_page)
+
+
+def locked_deleted_companions(
+    context: JobContext, job: RunningJob, of: Tombstone, *, of_page: bool = False
+) -> AbstractContextManager[Sequence[Tombstone]]:
+    """Do as `locked_companions` for the companions that were deleted with an artifact and are still so."""
+    return _locked(
+        lambda: context.catalogue.deletions.together(of), context, job, f"{of.bucket}/{of.key}", of_page=of_page
+    )
+
+
+@contextmanager
+def _locked(
+    find: Callable[[], Sequence[_Companion]], context: JobContext, job: RunningJob, path: str, *, of_page: bool
+) -> Iterator[Sequence[_Companion]]:
+    locks, paths = context.catalogue.artifact_locks, [(each.bucket, each.key) for each in find()]
+    if not paths:
         yield []
         return
     try:
         granted = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
-        if missing := [path for path in paths if path not in granted]:
-            there = f"{missing[0][0]}/{missing[0][1]}"
-            raise Snooze(f"{bucket}/{key} waits for a job that writes to its companion {there}", _POLL)
-        yield context.catalogue.companions.of(bucket, key)
+        if missing := [each for each in paths if each not in granted]:
+            raise Snooze(f"{path} waits for a job that writes to its companion {'/'.join(missing[0])}", _POLL)
+        yield [each for each in find() if (each.bucket, each.key) in granted]
     finally:
         if not of_page:
             locks.release(job.id)

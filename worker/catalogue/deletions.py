@@ -79,7 +79,7 @@ class Deletions:
         return replace(made, key=artifact.key, version=artifact.version)
 
     def together(self, of: Tombstone) -> list[Tombstone]:
-        """Return the tombstones of the companions that were deleted with an artifact."""
+        """Return the tombstones of the companions that were deleted with an artifact and not uploaded again since."""
         with self._database.read() as connection:
             return _together(connection, of)
 
@@ -226,7 +226,7 @@ def _undo(connection: Connection, row: sa.Row[Any]) -> Artifact:
 
 def _together(connection: Connection, of: Tombstone) -> list[Tombstone]:
     keys = companion_keys(connection, of.bucket, of.key)
-    same = (tombstones.c.job == of.job, tombstones.c.deleted_at == of.deleted_at)
+    same = (tombstones.c.job == of.job, tombstones.c.deleted_at == of.deleted_at, ~_FOLLOWED)
     query = sa.select(tombstones).where(tombstones.c.bucket == of.bucket, tombstones.c.key.in_(keys), *same)
     return [_tombstone_of(row) for row in connection.execute(query.order_by(tombstones.c.key))]
 

@@ -140,6 +140,17 @@ def test_a_companion_uploaded_again_survives_delete_and_undelete_of_the_old_one(
 
 
 @pytest.mark.usefixtures("family")
+def test_a_companion_uploaded_again_survives_a_delete_at_once_of_the_old_one(run, known, put, stored) -> None:
+    """Only the companions whose delete was recorded with that of the artifact lose their bytes."""
+    run(delete, DeleteRequest(**APP))
+    put("app.tgz.sig", b"a new signature")
+    assert set(run(delete, DeleteRequest(**APP, now=True)).companions) == set(KEYS[1:]) - {"app.tgz.sig"}
+    assert not stored("dr", "app.tgz").exists()
+    assert stored("dr", "app.tgz.sig").read_bytes() == b"a new signature"
+    assert current(known) == {"app.tgz.md5", "app.tgz.sig"}
+
+
+@pytest.mark.usefixtures("family")
 def test_a_hold_holds_the_companions_too(run, known: Catalogue, put) -> None:
     """No companion of a held artifact is deleted, replaced or released from it, also one that came later."""
     known.companions.remove("releases", "app.tgz.att.sig", by="ana", now=clock.now())
@@ -172,8 +183,8 @@ def test_a_held_companion_keeps_its_artifact_and_a_release_ends_no_other_hold(ru
 
 
 @pytest.mark.usefixtures("family")
-def test_a_delete_waits_for_a_job_on_a_companion(run, known: Catalogue) -> None:
-    """While another job writes to a companion nothing is deleted; a job that has ended is not waited for."""
+def test_a_delete_waits_for_a_job_on_a_companion(run, known: Catalogue, stored) -> None:
+    """While another job writes to a companion no byte of it goes; a job that has ended is not waited for."""
     lease, now = timedelta(minutes=1), clock.now()
     begun = known.ledger.acquire(
         "other", "upload", {}, owner="w", holds="releases/app.tgz.sig", parent=None, now=now, lease=lease
@@ -183,6 +194,12 @@ def test_a_delete_waits_for_a_job_on_a_companion(run, known: Catalogue) -> None:
     assert current(known) == {*KEYS, "app.tgz.md5"}
     known.ledger.finish("other", begun.fence, "failed", now=clock.now())
     run(delete, DeleteRequest(**APP))
+    known.ledger.acquire(
+        "again", "upload", {}, owner="w", holds="releases/app.tgz.sig", parent=None, now=now, lease=lease
+    )
+    with pytest.raises(Snooze, match=r"app\.tgz\.sig"):
+        run(delete, DeleteRequest(**APP, now=True))
+    assert all(stored("dr", key).exists() for key in KEYS)
 
 
 @pytest.mark.usefixtures("family")
