@@ -64,6 +64,7 @@ class Companions:
         Raises:
             WrongCompanion: it is the artifact itself, belongs to another one, or has or would have companions of its
                 own that a user named; or the artifact has as many as it can have.
+            OnHold: it belongs to another artifact by its key, which is held.
         """
         at = f"{bucket}/{key}"
         with self._database.write() as connection:
@@ -82,6 +83,9 @@ class Companions:
                 raise WrongCompanion(f"{at} has companions of its own: `zot-artifacts companions ls {at}`")
             if key not in owned and len(owned) >= _MOST:
                 raise WrongCompanion(f"{bucket}/{of} has {_MOST} companions that were named, which is the limit")
+            for owner in owner_keys(connection, bucket, key):
+                if owner != of:  # it would not be held with that one any more
+                    check_hold(connection, bucket, owner)
             _replace(connection, bucket, key, of_key=of, by=by[:_TEXT], named_at=now)
 
     def remove(self, bucket: str, key: str, *, by: str, now: datetime) -> None:

@@ -163,6 +163,8 @@ def test_a_hold_holds_the_companions_too(run, known: Catalogue, put) -> None:
             put(key, b"other bytes")
         with pytest.raises(OnHold):
             known.companions.remove("releases", key, by="eva", now=clock.now())
+    with pytest.raises(OnHold, match="case 4711"):
+        known.companions.add("releases", "app.tgz.sbom", "app.tgz.md5", by="eva", now=clock.now())
     run(delete, DeleteRequest(bucket="releases", key="app.tgz.att.sig"))
     assert known.holds.release("releases", "app.tgz")
     assert known.holds.all() == []
