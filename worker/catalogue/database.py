@@ -155,7 +155,10 @@ class Database:
 
     def flush(self) -> None:
         """Make what was committed survive a power cut, whether its transaction was durable or not."""
-        self._dialect.flush(self.engine)
+        try:
+            self._dialect.flush(self.engine)
+        except OSError as error:
+            raise CatalogueUnavailable(f"catalogue {_named(self.engine.url)}: {error.strerror}") from error
 
     def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
         began: bool = self._dialect.begin_write(connection, wait=wait)

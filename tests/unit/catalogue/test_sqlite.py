@@ -1,5 +1,6 @@
 """Faults of a catalogue in a file: a lock of another program, and a full disk."""
 
+import errno
 import os
 import sqlite3
 import threading
@@ -159,6 +160,19 @@ def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url, 
     assert waits == ["no wait", "flush"], "a later lease"
     assert isinstance(deliver("one", now + 4 * lease), Finished)
     assert waits == ["no wait", "flush"], "the end of a job that kills its workers"
+    catalogue.close()
+
+
+def test_a_disk_that_takes_no_commit_is_an_error_of_the_catalogue(url, monkeypatch):
+    """A job is tried again after it, as after the same error within a transaction."""
+    catalogue = Catalogue(url)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CatalogueUnavailable, match="Input/output error"):
+        catalogue.verifications.durable_head()
     catalogue.close()
 
 
