@@ -25,7 +25,7 @@ def uptime() -> float:
 class _Seen:
     """What was certain at one moment: the time, and since which start and uptime of the machine it ran on.
 
-    `lead` is by how many seconds the clock was ahead of it, `with_it` for how many the machine has run like that.
+    `lead` is by how many seconds at least the clock was ahead of it while the machine has run for `with_it` seconds.
     """
 
     boot: str
@@ -38,9 +38,9 @@ class _Seen:
 def not_ahead(kept: Path, hold: timedelta) -> datetime:
     """Return the present moment, or the latest one that is certain while the clock may be ahead.
 
-    The clock may be ahead when it gained more than the machine has run: it was set, or the machine was off. It is
-    believed again after the machine has run for `hold` with it. So what is removed when it is older than `hold` is
-    never removed early.
+    The clock may be ahead when it gained more than the machine has run: it was set, or the machine was off. What it has
+    gained is believed after the machine has run for `hold` with it. So what is removed when it is older than `hold` is
+    never removed early, and on a machine that is often off at the latest when that has run for twice `hold` after it.
 
     Args:
         kept: the file in which one kind of removal keeps what it has seen last. Without it the clock is believed.
@@ -52,10 +52,15 @@ def not_ahead(kept: Path, hold: timedelta) -> datetime:
     ran = max(0.0, running.uptime - (seen.uptime if seen.boot == running.boot else 0.0))
     certain = seen.time + timedelta(seconds=ran)
     lead = (running.time - certain).total_seconds()
-    with_it = seen.with_it + ran if seen.lead and lead <= seen.lead + _TOLERANCE else 0.0
-    if lead <= _TOLERANCE or with_it >= hold.total_seconds():
+    # What the clock gains later, such as each night, waits for itself: it must not begin the wait for the rest anew.
+    part, with_it = (min(seen.lead, lead), seen.with_it + ran) if seen.lead else (lead, 0.0)
+    if with_it >= hold.total_seconds():
+        certain += timedelta(seconds=part)
+        lead = part = lead - part
+        with_it = 0.0
+    if lead <= _TOLERANCE:
         return _write(kept, running)
-    return _write(kept, replace(running, time=certain, lead=lead, with_it=with_it))
+    return _write(kept, replace(running, time=certain, lead=part, with_it=with_it))
 
 
 def _boot() -> str:

@@ -58,14 +58,24 @@ def test_a_clock_that_is_set_ahead_is_not_believed_until_it_is_right(machine: Ma
 
 
 def test_a_clock_that_was_corrected_is_believed_after_the_grace(machine: Machine) -> None:
-    """What is ahead for as long as a grace period is the right time; a second jump begins the wait anew."""
+    """What is ahead for as long as a grace period is the right time; a second jump has a wait of its own."""
     machine()
     machine(moved=30 * DAY)
     assert machine(6 * DAY) == BEGIN + 6 * DAY
-    assert machine(moved=DAY) == BEGIN + 6 * DAY
-    assert machine(6 * DAY) == BEGIN + 12 * DAY
+    assert machine(moved=5 * DAY) == BEGIN + 6 * DAY
+    assert machine(DAY) == BEGIN + 30 * DAY + 7 * DAY
+    assert machine(6 * DAY) == BEGIN + 30 * DAY + 13 * DAY
     assert machine(DAY) == clock.now()
     assert machine(DAY) == clock.now()
+
+
+def test_a_clock_that_was_corrected_in_part_is_believed_in_part(machine: Machine) -> None:
+    """Only what it was ahead by for all of the grace period is believed."""
+    machine()
+    machine(moved=30 * DAY)
+    machine(3 * DAY, moved=-20 * DAY)
+    machine(3 * DAY, moved=20 * DAY)
+    assert machine(DAY) == BEGIN + 10 * DAY + 7 * DAY
 
 
 def test_the_time_for_which_a_machine_was_off_is_not_certain(machine: Machine) -> None:
@@ -73,6 +83,15 @@ def test_the_time_for_which_a_machine_was_off_is_not_certain(machine: Machine) -
     machine()
     assert machine(HOUR, off=30 * DAY) == BEGIN + HOUR
     assert machine(HOLD) == clock.now()
+
+
+def test_a_machine_that_is_off_every_night_is_behind_by_a_bounded_time(machine: Machine) -> None:
+    """What is due is removed at the latest when the machine has run for twice the grace period after that."""
+    machine()
+    for _ in range(365):
+        machine(HOUR, off=timedelta(hours=16))
+        certain = machine(timedelta(hours=7))
+        assert clock.now() - certain <= 2 * HOLD * 3
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"time": 1}', '{"time": "2026-01-01"}'])
