@@ -138,11 +138,18 @@ def database_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 
 @pytest.fixture(scope="session")
-def valkey(database_directory: Path) -> Iterator[Valkey]:
-    """Return a running Valkey; who kills it restarts it."""
+def valkey_server(database_directory: Path) -> Iterator[Valkey]:
+    """Return the Valkey that the modules of this process use one after another."""
     server = Valkey(database_directory / "valkey")
     with running(server):
         yield server
+
+
+@pytest.fixture(scope="module")
+def valkey(valkey_server: Valkey) -> Valkey:
+    """Return a running Valkey that is empty when the module begins; who kills it restarts it."""
+    valkey_server.empty()
+    return valkey_server
 
 
 @pytest.fixture(scope="session")

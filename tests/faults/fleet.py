@@ -56,9 +56,9 @@ class Fleet:
 
     def __init__(self, valkey: Valkey, ministack: Ministack, gate: Gate, directory: Path) -> None:
         self.gate = gate
-        self.broker = valkey.url.removesuffix("/0") + "/5"
+        valkey.empty()
+        self.broker = valkey.url
         self.redis = redis.Redis.from_url(self.broker)
-        self.redis.flushdb()
         self._directory = directory
         self.bucket = f"real-{uuid.uuid4().hex[:8]}"
         make_s3_bucket(ministack, self.bucket)

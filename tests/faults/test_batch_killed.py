@@ -28,9 +28,9 @@ class Place:
 
     def __init__(self, valkey: Valkey, directory: Path) -> None:
         self.directory = directory
-        self.broker = valkey.url.removesuffix("/0") + "/6"
+        valkey.empty()
+        self.broker = valkey.url
         self.redis = redis.Redis.from_url(self.broker)
-        self.redis.flushdb()
         self.client = ArtifactClient(self.broker)
         self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
 

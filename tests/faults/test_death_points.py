@@ -177,9 +177,9 @@ class Scene:
     def __init__(self, valkey: Valkey, ministack: Ministack, directory: Path, *, concurrency: int) -> None:
         self._directory = directory
         self._ministack = ministack
-        broker = valkey.url.removesuffix("/0") + "/8"
+        valkey.empty()
+        broker = valkey.url
         self.redis = redis.Redis.from_url(broker)
-        self.redis.flushdb()
         self._buckets = {store: f"{store}-{uuid.uuid4().hex[:8]}" for store in ("cloud", "far")}
         self._sources = directory / "sources"
         self._sources.mkdir()

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import redis
 
 from tests.faults.hung_worker import HUNG
 from tests.servers import Valkey
@@ -32,9 +31,8 @@ class HungWorker(Worker):
 
 @pytest.fixture
 def url(valkey: Valkey) -> str:
-    url = valkey.url.removesuffix("/0") + "/12"
-    redis.Redis.from_url(url).flushdb()
-    return url
+    valkey.empty()
+    return valkey.url
 
 
 @pytest.fixture

@@ -50,9 +50,9 @@ class Scene:
 
     def __init__(self, valkey: Valkey, directory: Path) -> None:
         self.directory = directory
-        self.broker = broker = valkey.url.removesuffix("/0") + "/9"
+        valkey.empty()
+        self.broker = broker = valkey.url
         self.redis = redis.Redis.from_url(broker)
-        self.redis.flushdb()
         self.client = ArtifactClient(broker)
         self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
         stores = {name: {"type": "filesystem", "root": str(self.root(name))} for name in STORES}

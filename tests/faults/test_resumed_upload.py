@@ -57,8 +57,7 @@ def test_a_killed_upload_sends_at_most_two_parts_again(
         "jobs__lease": "2s",
         "sweep__verify__enabled": "false",
     }
-    broker = valkey.url.removesuffix("/0") + "/3"
-    with Worker(tmp_path / "worker", broker, **settings) as worker, ArtifactClient(broker) as client:
+    with Worker(tmp_path / "worker", valkey.url, **settings) as worker, ArtifactClient(valkey.url) as client:
         killing.worker = worker
         job = client.upload(source, "releases", "large.bin", idempotency_key="one upload")
         while worker.running:

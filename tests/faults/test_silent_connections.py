@@ -118,7 +118,7 @@ class TestBroker:
         with (
             FreezingProxy(valkey.port) as proxy,
             fleet_of(valkey, ministack, tmp_path, at=4) as fleet,
-            fleet.worker("only", beat=True, broker=f"redis://127.0.0.1:{proxy.port}/5") as only,
+            fleet.worker("only", beat=True, broker=f"redis://127.0.0.1:{proxy.port}/0") as only,
         ):
             pid = only.pid
             at_work = fleet.client.upload(fleet.source(), "releases", "large.bin")
@@ -134,7 +134,7 @@ class TestBroker:
 
     def test_a_client_is_told_and_sends_again_once_it_can(self, valkey: Valkey) -> None:
         """A connection that froze in the client's hands is an error of its own, and is not used again."""
-        with FreezingProxy(valkey.port) as proxy, ArtifactClient(f"redis://127.0.0.1:{proxy.port}/6") as client:
+        with FreezingProxy(valkey.port) as proxy, ArtifactClient(f"redis://127.0.0.1:{proxy.port}/0") as client:
             client.upload("https://example.org/a", "releases", "a")
             proxy.freeze()
             with pytest.raises(BrokerUnavailable, match=str(proxy.port)):

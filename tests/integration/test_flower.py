@@ -25,7 +25,8 @@ PAGES = (
 
 @pytest.fixture
 def url(valkey: Valkey) -> str:
-    return valkey.url.removesuffix("/0") + "/14"
+    valkey.empty()
+    return valkey.url
 
 
 def started(url: str, directory: Path, *options: str, **more: object) -> "subprocess.Popen[str]":

@@ -3,6 +3,8 @@
 import socket
 from collections.abc import Sequence
 
+import redis
+
 from tests.servers.process import Server, ServerMissing
 
 
@@ -29,6 +31,15 @@ class Valkey(Server):
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+    def database(self, number: int) -> str:
+        """Return the URL of another database, for a test that needs one beside that of its module's worker."""
+        return f"redis://127.0.0.1:{self.port}/{number}"
+
+    def empty(self) -> None:
+        """Delete what all databases hold."""
+        with redis.Redis(port=self.port) as client:
+            client.flushall()
 
 
 def find_valkey() -> str:

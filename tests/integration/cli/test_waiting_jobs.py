@@ -17,11 +17,11 @@ Zot = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def client(valkey: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArtifactClient]:
-    url = valkey.url.removesuffix("/0") + "/13"
+    valkey.empty()
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ZOT_BROKER", url)
+    monkeypatch.setenv("ZOT_BROKER", valkey.url)
     load_settings().prepare()
-    with ArtifactClient(url) as opened:
+    with ArtifactClient(valkey.url) as opened:
         yield opened
 
 

@@ -35,8 +35,7 @@ from zot_artifact_client.contract import UPLOAD, VERIFY, Queue, TaskSpec, Upload
 
 @pytest.fixture(scope="module")
 def broker(valkey: Valkey) -> str:
-    """Return a database of its own, so that no other worker takes our messages."""
-    return f"redis://127.0.0.1:{valkey.port}/7"
+    return valkey.url
 
 
 @pytest.fixture(scope="module")
@@ -287,9 +286,9 @@ def test_a_mute_broker_is_told_in_seconds(mute: int) -> None:
     assert time.monotonic() - started < 60
 
 
-def test_sending_needs_no_result_backend(broker: str) -> None:
+def test_sending_needs_no_result_backend(valkey: Valkey) -> None:
     """With the result backend away, a job is sent at once; only asking for it is BrokerUnavailable."""
-    with ArtifactClient(f"{broker[:-1]}8", refused_url()) as client:
+    with ArtifactClient(valkey.database(1), refused_url()) as client:
         started = time.monotonic()
         job = client.upload("/in", "releases", "app.tgz")
         assert time.monotonic() - started < 60
@@ -349,11 +348,11 @@ def finish(url: str, job_id: str) -> None:
     app.close()
 
 
-def test_a_message_is_what_the_contract_says(broker: str) -> None:
+def test_a_message_is_what_the_contract_says(valkey: Valkey) -> None:
     """The message is the request without its defaults, in the queue of its kind, and asks for its result."""
-    with ArtifactClient(f"{broker[:-1]}9") as client:
+    with ArtifactClient(valkey.database(2)) as client:
         job = client.upload("/in", "releases", "app.tgz")
-        with Celery(set_as_current=False).connection_for_read(f"{broker[:-1]}9") as connection:
+        with Celery(set_as_current=False).connection_for_read(valkey.database(2)) as connection:
             message = connection.SimpleQueue("transfer").get(timeout=WITHIN)
             message.ack()
     assert message.payload[1] == {"bucket": "releases", "key": "app.tgz", "source": "/in"}
@@ -376,7 +375,7 @@ def test_a_key_with_another_request_is_a_mismatch(client: ArtifactClient, broker
         assert other.verify("releases", "b", idempotency_key=key).id != first.id
 
 
-def test_an_unknown_job_is_not_queued(client: ArtifactClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_job_is_not_queued(client: ArtifactClient, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """An id of which nothing is known is `unknown`, and an error for who waits or cancels; a queued job is queued."""
     job = client.job("00000000-0000-4000-8000-000000000000", "upload")
     assert job.state is JobState.UNKNOWN
@@ -386,7 +385,7 @@ def test_an_unknown_job_is_not_queued(client: ArtifactClient, monkeypatch: pytes
     monkeypatch.setattr("zot_artifact_client.result_backend.LISTEN_FOR", 0.1)
     with pytest.raises(UnknownJob, match=job.id):
         job.wait()
-    with ArtifactClient(f"redis://127.0.0.1:{client._jobs.at.rpartition(':')[2].partition('/')[0]}/8") as unserved:
+    with ArtifactClient(valkey.database(1)) as unserved:
         assert unserved.verify("releases", "a").state is JobState.QUEUED
     with pytest.raises(UnknownJob, match=job.id):
         job.cancel()

@@ -41,10 +41,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def broker(valkey: Valkey, source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the broker of a running worker."""
-    url = f"redis://127.0.0.1:{valkey.port}/2"
     settings = {"sources__roots": json.dumps([str(Path(source).parent)])}
-    with Worker(tmp_path_factory.mktemp("worker"), url, **settings):
-        yield url
+    with Worker(tmp_path_factory.mktemp("worker"), valkey.url, **settings):
+        yield valkey.url
 
 
 class Service(Server):
@@ -188,7 +187,7 @@ def fork_server(listening: socket.socket, app: Any) -> int:
 
 def test_a_celery_service_waits_in_its_prefork_pool(broker: str, valkey: Valkey, source: str, tmp_path: Path) -> None:
     """Tasks in the children of another application's pool use the client of their module, and retries are one job."""
-    own = f"redis://127.0.0.1:{valkey.port}/1"
+    own = valkey.database(1)
     command = ("celery", "-A", "examples.celery_service", "worker", "--concurrency=2", "--without-mingle", "-l", "INFO")
     with (
         Service(tmp_path / "service", *command, ZOT_BROKER=broker, SERVICE_BROKER=own),

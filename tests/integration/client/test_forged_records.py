@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 import redis
 
-from tests.servers import Valkey
 from tests.waiting import WITHIN
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient, JobState, WaitTimeout
 
@@ -27,20 +26,11 @@ FORGED = {
 }
 
 
-@pytest.fixture
-def url(valkey: Valkey) -> str:
-    """Return an empty database without a worker."""
-    url = f"redis://127.0.0.1:{valkey.port}/4"
-    with redis.Redis.from_url(url) as server:
-        server.flushdb()
-    return url
-
-
 @pytest.mark.parametrize("name", ["no JSON", "no object", "no exception"])
-def test_a_forged_record_is_no_end_of_a_job(url: str, name: str) -> None:
+def test_a_forged_record_is_no_end_of_a_job(unserved: str, name: str) -> None:
     """A record and a message that cannot be read tell nothing: a wait goes on to the end that a worker stores."""
     job_id, forged = str(uuid4()), FORGED[name]
-    with redis.Redis.from_url(url) as server, ArtifactClient(url) as client:
+    with redis.Redis.from_url(unserved) as server, ArtifactClient(unserved) as client:
         server.set(f"{KEY}{job_id}", forged)
         job = client.job(job_id)
         assert job.state is JobState.RUNNING
@@ -57,10 +47,10 @@ def test_a_forged_record_is_no_end_of_a_job(url: str, name: str) -> None:
         timer.join()
 
 
-def test_a_forged_record_fails_no_other_wait(url: str) -> None:
+def test_a_forged_record_fails_no_other_wait(unserved: str) -> None:
     """Of many jobs that are read at once, those with forged records run, and the end of the others is known."""
     ids = {name: str(uuid4()) for name in [*FORGED, "ended"]}
-    with redis.Redis.from_url(url) as server, ArtifactClient(url) as client:
+    with redis.Redis.from_url(unserved) as server, ArtifactClient(unserved) as client:
         for name, forged in FORGED.items():
             server.set(f"{KEY}{ids[name]}", forged)
         server.set(f"{KEY}{ids['ended']}", json.dumps({**END, "task_id": ids["ended"]}))
@@ -69,7 +59,7 @@ def test_a_forged_record_fails_no_other_wait(url: str) -> None:
         assert client.job(other_type).state is JobState.RUNNING
 
         async def wait() -> list[object]:
-            async with AsyncArtifactClient(url) as other:
+            async with AsyncArtifactClient(unserved) as other:
                 waits = (other.job(id_).wait(timeout=WITHIN if name == "ended" else 0.5) for name, id_ in ids.items())
                 return list(await asyncio.gather(*waits, return_exceptions=True))
 

@@ -46,7 +46,7 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
     """With the right authority jobs run; without it, or with another one, client and commands refuse in one line."""
     ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
     with TlsProxy(valkey.port, ours.context()) as tls:
-        bare = f"rediss://127.0.0.1:{tls.port}/12"
+        bare = f"rediss://127.0.0.1:{tls.port}/0"
         good = f"{bare}?ssl_ca_certs={ours.path}"
         with Worker(tmp_path / "worker", good, concurrency=1):
             ends(good)
@@ -66,6 +66,6 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
 def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path):
     """Worker and client ask the Sentinel for the master, for messages and results alike."""
     with Sentinel(tmp_path / "sentinel", valkey.port) as sentinel:
-        url = f"sentinel://127.0.0.1:{sentinel.port}/13?master_name={MASTER}"
+        url = f"sentinel://127.0.0.1:{sentinel.port}/0?master_name={MASTER}"
         with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1):
             ends(url)

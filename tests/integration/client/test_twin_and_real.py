@@ -46,7 +46,7 @@ def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def broker(valkey: Valkey) -> str:
-    return f"redis://127.0.0.1:{valkey.port}/6"
+    return valkey.url
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +332,7 @@ def test_a_job_whose_result_has_expired_is_in_the_ledger(broker: str, worker: Wo
 
 def test_a_query_that_no_worker_answers_ends_in_time(valkey: Valkey) -> None:
     """Without a worker a query is WaitTimeout, and its message carries the time after which it is dropped."""
-    url = f"redis://127.0.0.1:{valkey.port}/5"
+    url = valkey.database(1)
     with ArtifactClient(url) as client, redis.Redis.from_url(url) as server:
         started = time.monotonic()
         with pytest.raises(WaitTimeout, match="no worker has answered the show query within 0.3 s"):

@@ -24,8 +24,8 @@ class Channel:
 
 @pytest.fixture
 def broker(valkey):
-    with redis.Redis.from_url(valkey.url.removesuffix("/0") + "/9") as client:
-        client.flushdb()
+    valkey.empty()
+    with redis.Redis.from_url(valkey.url) as client:
         yield client
 
 

@@ -28,9 +28,8 @@ SLACK = 40
 
 @pytest.fixture
 def url(valkey: Valkey) -> str:
-    url = valkey.url.removesuffix("/0") + "/10"
-    redis.Redis.from_url(url).flushdb()
-    return url
+    valkey.empty()
+    return valkey.url
 
 
 @pytest.fixture

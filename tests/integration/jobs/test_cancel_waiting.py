@@ -30,9 +30,8 @@ Begin = Callable[..., Leased]
 
 @pytest.fixture
 def url(valkey) -> str:
-    url = valkey.url.removesuffix("/0") + "/7"
-    redis.Redis.from_url(url).flushdb()
-    return url
+    valkey.empty()
+    return valkey.url
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_a_child_keeps_nothing_of_the_jobs_that_it_has_done(valkey: Valkey, tmp_
     sources.mkdir()
     (sources / "app.tgz").write_bytes(b"release one")
     settings = {
-        "ZOT_HOME": str(tmp_path / "home"), "ZOT_BROKER": valkey.url.removesuffix("/0") + "/11",
+        "ZOT_HOME": str(tmp_path / "home"), "ZOT_BROKER": valkey.url,
         "ZOT_SOURCES__ROOTS": json.dumps([str(sources)]), "ZOT_SOURCES__HOSTS": json.dumps([ABSENT_HOST]),
         "ABSENT_HOST": ABSENT_HOST, "SOURCE": str(sources / "app.tgz"), "PYTHONPATH": str(REPOSITORY),
     }  # fmt: skip

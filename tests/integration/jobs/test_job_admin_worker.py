@@ -19,10 +19,7 @@ Cli = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def broker(valkey) -> str:
-    url = valkey.url.removesuffix("/0") + "/6"
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-    return url
+    return valkey.url
 
 
 @pytest.fixture(scope="module")

@@ -27,13 +27,13 @@ TRANSFER = ORDER.format(queue="transfer")
 
 @pytest.fixture
 def url(valkey) -> str:
-    return valkey.url.removesuffix("/0") + "/6"
+    valkey.empty()
+    return valkey.url
 
 
 @pytest.fixture
 def broker(url) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(url) as client:
-        client.flushdb()
         yield client
 
 

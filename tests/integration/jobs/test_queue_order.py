@@ -19,9 +19,7 @@ SWEEPS, USERS = 100, 20
 
 @pytest.fixture(scope="module")
 def broker(valkey) -> str:
-    url = valkey.url.removesuffix("/0") + "/11"
-    Redis.from_url(url).flushdb()
-    return url
+    return valkey.url
 
 
 @pytest.fixture(scope="module")

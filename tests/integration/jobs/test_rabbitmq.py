@@ -92,9 +92,7 @@ def rabbitmq(tmp_path_factory) -> Iterator[RabbitMQ]:
 
 @pytest.fixture(scope="module")
 def site(rabbitmq, valkey: Valkey, tmp_path_factory) -> Iterator[Site]:
-    results = valkey.url.removesuffix("/0") + "/11"
-    redis.Redis.from_url(results).flushdb()
-    with closing(Site(rabbitmq, results, tmp_path_factory.mktemp("site"))) as opened:
+    with closing(Site(rabbitmq, valkey.url, tmp_path_factory.mktemp("site"))) as opened:
         yield opened
 
 

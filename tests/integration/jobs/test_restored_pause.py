@@ -19,12 +19,10 @@ FIELDS = {"bucket": "releases", "key": "absent.tgz"}
 
 def test_a_worker_that_starts_obeys_a_pause_that_redis_has_lost(valkey: Valkey, tmp_path: Path):
     """The pause of the catalogue is in Redis again before the first message: a job of that queue waits, others run."""
-    url = valkey.url.removesuffix("/0") + "/15"
-    worker = Worker(tmp_path, url, concurrency=1)
+    worker = Worker(tmp_path, valkey.url, concurrency=1)
     worker.home.mkdir(parents=True)
     catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-    with redis.Redis.from_url(url) as broker:
-        broker.flushdb()
+    with redis.Redis.from_url(valkey.url) as broker:
         catalogue.pauses.begin(Scope.QUEUE, "transfer", reason=None, now=clock.now())
         broker.lpush("transfer", json.dumps(envelope(job := str(uuid4()), FIELDS, queue="transfer")))
         with worker:

@@ -9,7 +9,6 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
-from redis import Redis
 
 from tests.servers import Valkey
 from tests.servers.worker import Worker
@@ -80,15 +79,13 @@ def attributes(span: Span) -> dict[str, object]:
 
 def test_client_worker_and_stores_are_one_trace(valkey: Valkey, receiver: Receiver, tmp_path: Path) -> None:
     """The job's span is a child of the service's span, and each write to a store is a child of the job's."""
-    url = valkey.url.removesuffix("/0") + "/10"
-    Redis.from_url(url).flushdb()  # another test's jobs, which it has cancelled or left, would be traced too
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(b"12345")
-    worker = TracedWorker(tmp_path, url, concurrency=1, sources__roots=f'["{source}"]')
+    worker = TracedWorker(tmp_path, valkey.url, concurrency=1, sources__roots=f'["{source}"]')
     worker.endpoint = receiver.endpoint
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("a service")
-    with worker, ArtifactClient(url) as client:
+    with worker, ArtifactClient(valkey.url) as client:
         with tracer.start_as_current_span("release") as release:
             job = client.upload(str(source / "a"), "releases", "a")
         job.wait(timeout=WITHIN)

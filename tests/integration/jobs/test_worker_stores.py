@@ -33,7 +33,6 @@ def stores(ministack, strict_gcs, azurite, tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def client(valkey, stores, tmp_path_factory) -> Iterator[ArtifactClient]:
-    broker = valkey.url.removesuffix("/0") + "/4"
     incoming = tmp_path_factory.mktemp("incoming")
     (incoming / "small").write_bytes(b"release one")
     (incoming / "large").write_bytes(os.urandom(2 * targets.PART + 7))
@@ -42,7 +41,7 @@ def client(valkey, stores, tmp_path_factory) -> Iterator[ArtifactClient]:
         "sources__roots": json.dumps([str(incoming)]),
         "sweep__verify__enabled": "false",
     }
-    with Worker(tmp_path_factory.mktemp("worker"), broker, **settings), ArtifactClient(broker) as opened:
+    with Worker(tmp_path_factory.mktemp("worker"), valkey.url, **settings), ArtifactClient(valkey.url) as opened:
         opened.incoming = incoming  # type: ignore[attr-defined]
         yield opened
 

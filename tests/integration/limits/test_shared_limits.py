@@ -97,9 +97,8 @@ class UncheckedDriver(FailingDriver):
 
 @pytest.fixture
 def url(valkey) -> str:
-    url = valkey.url.removesuffix("/0") + "/9"
-    Redis.from_url(url).flushdb()
-    return url
+    valkey.empty()
+    return valkey.url
 
 
 @pytest.fixture

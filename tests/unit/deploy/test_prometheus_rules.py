@@ -26,7 +26,6 @@ from worker.settings.sections import StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import StorageError
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,7 +53,7 @@ def queries() -> Iterator[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[Metric]:
     """Return what an exporter exports whose catalogue and broker have some of everything."""
-    url = valkey.url.removesuffix("/0") + "/11"
+    url = valkey.url
     home = tmp_path_factory.mktemp("exported")
     settings = Settings(
         home=home, broker=url, store_limits={"dr": StoreLimits(concurrency=2)},
@@ -72,10 +71,7 @@ def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[M
     app.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.metrics.catalogue_figures._LAG", timedelta(0))
-        found = _collected(Exporter(settings))
-    with redis_client(url) as client:
-        client.flushdb()
-    return found
+        return _collected(Exporter(settings))
 
 
 @pytest.fixture(scope="module")

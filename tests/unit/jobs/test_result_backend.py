@@ -20,8 +20,7 @@ from zot_artifact_client.errors import JobFailed
 @pytest.fixture
 def app(valkey):
     """Return an application that keeps its results as a worker does."""
-    broker = valkey.url.removesuffix("/0") + "/11"
-    with Celery("test", backend=valkey.url, broker=broker, set_as_current=False) as made:
+    with Celery("test", backend=valkey.url, broker=valkey.url, set_as_current=False) as made:
         use_atomic_result_backend(made)
         made.conf.result_expires = 600
         yield made
@@ -106,8 +105,8 @@ def test_an_end_is_replaced_by_no_later_state_and_by_no_strangers_message(app, j
 
 def test_a_message_that_was_not_accepted_stores_no_end(app, valkey, job):
     """Celery does not know whether a message was that of the job with its id: a task finds out."""
-    with redis.Redis.from_url(valkey.url.removesuffix("/0") + "/11") as broker:
-        broker.flushdb()
+    valkey.empty()
+    with redis.Redis.from_url(valkey.url) as broker:
         app.backend.store_result(job, TaskRevokedError("expired"), "REVOKED")
         app.backend.store_result(job, JobFailed("bad", "InvalidMessage", "refused", 0), "FAILURE")
         assert app.backend.get_task_meta(job)["status"] == "PENDING"

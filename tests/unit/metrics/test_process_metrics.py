@@ -24,13 +24,9 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.fixture
-def url(valkey: Valkey) -> Iterator[str]:
-    url = valkey.url.removesuffix("/0") + "/12"
-    with redis_client(url) as client:
-        client.flushdb()
-    yield url
-    with redis_client(url) as client:
-        client.flushdb()
+def url(valkey: Valkey) -> str:
+    valkey.empty()
+    return valkey.url
 
 
 def app_on(url: str) -> Celery:

@@ -65,9 +65,8 @@ def settings(settings: Settings, ministack, injector, monkeypatch) -> Iterator[S
 
 @pytest.fixture
 def redis(valkey) -> Redis:
-    client = Redis.from_url(valkey.url.removesuffix("/0") + "/10")
-    client.flushdb()
-    return client
+    valkey.empty()
+    return Redis.from_url(valkey.url)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from datetime import timedelta
 from hashlib import sha256
 
 import pytest
-import redis
 from celery import Celery
 
 from tasks.sweeps.cleanup import sweep_cleanup
@@ -112,12 +111,11 @@ def test_one_file_that_cannot_be_removed_keeps_no_other(run, abandoned, monkeypa
 
 @pytest.fixture
 def broker(valkey, monkeypatch) -> Iterator[str]:
-    """A broker of its own, where the sweep looks for jobs that wait."""
-    url = valkey.url.removesuffix("/0") + "/5"
-    with redis.Redis.from_url(url) as client, Celery(broker=url, set_as_current=False) as app:
-        client.flushdb()
+    """Return the URL of an empty broker, where the sweep looks for jobs that wait."""
+    valkey.empty()
+    with Celery(broker=valkey.url, set_as_current=False) as app:
         monkeypatch.setattr("tasks.sweeps.cleanup.current_app", app)
-        yield url
+        yield valkey.url
 
 
 @pytest.mark.usefixtures("broker")
