@@ -129,7 +129,7 @@ def _listens(stack: Stack) -> bool:
 @pytest.mark.parametrize("name", OURS)
 def test_every_service_becomes_healthy(stack: Stack, name: str) -> None:
     """Each service starts with its command and environment, and its health check then succeeds."""
-    until(lambda: stack.healthy(name))
+    assert until(lambda: stack.healthy(name))
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ class Pair:
     def stat(self, key: str) -> ObjectStat:
         return self.twin.stat_object(self.bucket.name, key)
 
-    def refused(self, key: str, expected: Digest, error: type[StorageError], **told: Any) -> None:
+    def assert_refused(self, key: str, expected: Digest, error: type[StorageError], **told: Any) -> None:
         """Expect an error, and nothing under the key."""
         with pytest.raises(error, match=key):
             self.copy(key, expected, **told)
@@ -158,7 +158,7 @@ def test_an_original_that_changes_after_the_look(pair: Pair, size: int, monkeypa
         return copy_from(*args, **kwargs)
 
     monkeypatch.setattr(driver, "copy_from", late)
-    pair.refused("app", digest_of(data), PreconditionFailed)
+    pair.assert_refused("app", digest_of(data), PreconditionFailed)
     assert pair.bucket.read("app") == some_bytes(size, 1)
 
 
@@ -184,13 +184,13 @@ def test_an_original_that_changes_in_the_middle(pair: Pair) -> None:
 
 def test_an_original_that_is_missing(pair: Pair) -> None:
     """What is not there is NotFound, and leaves nothing at the destination."""
-    pair.refused("nothing-here", digest_of(b"x"), NotFound)
+    pair.assert_refused("nothing-here", digest_of(b"x"), NotFound)
 
 
 def test_an_original_of_another_size(pair: Pair) -> None:
     """An original that has not the recorded size is refused before it is copied."""
     pair.bucket.write("app", b"hello!")
-    pair.refused("app", digest_of(b"hello"), SizeMismatch)
+    pair.assert_refused("app", digest_of(b"hello"), SizeMismatch)
 
 
 class Stop(Exception):

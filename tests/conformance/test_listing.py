@@ -225,8 +225,9 @@ class TestBuckets:
         assert not bucket.store.bucket_exists(implicit)
 
     def test_health(self, bucket: BucketUnderTest) -> None:
-        """A store that can be reached says nothing."""
+        """A store that can be reached raises nothing, and its bucket is there."""
         bucket.store.health_check()
+        assert bucket.store.bucket_exists(bucket.name)
 
 
 class TestOwnThings:

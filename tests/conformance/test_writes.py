@@ -38,21 +38,23 @@ class TestFailedWrites:
     @pytest.mark.parametrize("size", SIZES)
     def test_wrong_digest(self, bucket: BucketUnderTest, size: int) -> None:
         """Bytes that are not those announced are refused at their end, before anything becomes visible."""
-        self._refused(bucket, some_bytes(size), Digest(size, "0" * 64), DigestMismatch)
+        self._assert_refused(bucket, some_bytes(size), Digest(size, "0" * 64), DigestMismatch)
 
     @pytest.mark.parametrize("size", SIZES)
     def test_too_few_bytes(self, bucket: BucketUnderTest, size: int) -> None:
         """A body that ends early is refused."""
         data = some_bytes(size)
-        self._refused(bucket, data[:-1], digest_of(data), SizeMismatch)
+        self._assert_refused(bucket, data[:-1], digest_of(data), SizeMismatch)
 
     @pytest.mark.parametrize("size", SIZES)
     def test_too_many_bytes(self, bucket: BucketUnderTest, size: int) -> None:
         """A body that does not end where it should is refused."""
         data = some_bytes(size)
-        self._refused(bucket, data + b"!", digest_of(data), SizeMismatch)
+        self._assert_refused(bucket, data + b"!", digest_of(data), SizeMismatch)
 
-    def _refused(self, bucket: BucketUnderTest, data: bytes, announced: Digest, error: type[StorageError]) -> None:
+    def _assert_refused(
+        self, bucket: BucketUnderTest, data: bytes, announced: Digest, error: type[StorageError]
+    ) -> None:
         bucket.write("old", OLD)
         for key in ("new", "old"):
             with pytest.raises(error):

@@ -22,21 +22,21 @@ class WorkerBehindSentinel(Worker):
             raise ConnectionError("it has not begun yet")
 
 
-def ends(url: str) -> None:
-    """Send a job and wait for its end, with both clients."""
+def assert_a_job_ends(url: str) -> None:
+    """Expect that a job which is sent comes to its end, with both clients."""
     with ArtifactClient(url) as client, pytest.raises(JobFailed, match="not in the catalogue"):
         client.verify("releases", "absent.tgz").wait(WITHIN)
-    asyncio.run(ends_asynchronously(url))
+    asyncio.run(assert_a_job_ends_asynchronously(url))
 
 
-async def ends_asynchronously(url: str) -> None:
+async def assert_a_job_ends_asynchronously(url: str) -> None:
     async with AsyncArtifactClient(url) as client:
         job = await client.verify("releases", "absent.tgz")
         with pytest.raises(JobFailed, match="not in the catalogue"):
             await job.wait(WITHIN)
 
 
-async def is_refused(url: str) -> None:
+async def assert_refused(url: str) -> None:
     async with AsyncArtifactClient(url) as client:
         with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
             await client.verify("releases", "absent.tgz")
@@ -49,14 +49,14 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
         bare = f"rediss://127.0.0.1:{tls.port}/0"
         good = f"{bare}?ssl_ca_certs={ours.path}"
         with Worker(tmp_path / "worker", good, concurrency=1):
-            ends(good)
-            ends(f"{bare}?ssl_cert_reqs=none")
+            assert_a_job_ends(good)
+            assert_a_job_ends(f"{bare}?ssl_cert_reqs=none")
         for wrong in (bare, f"{bare}?ssl_ca_certs={other.path}"):
             with ArtifactClient(wrong) as client, pytest.raises(BrokerUnavailable) as refused:
                 client.verify("releases", "absent.tgz")
             assert "certificate verify failed" in str(refused.value)
             assert "\n" not in str(refused.value)
-            asyncio.run(is_refused(wrong))
+            asyncio.run(assert_refused(wrong))
             monkeypatch.setenv("ZOT_HOME", str(tmp_path / "worker" / "home"))
             monkeypatch.setenv("ZOT_BROKER", wrong)
             assert cli.run(["jobs", "--refused"]) == 3
@@ -68,4 +68,4 @@ def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path):
     with Sentinel(tmp_path / "sentinel", valkey.port) as sentinel:
         url = f"sentinel://127.0.0.1:{sentinel.port}/0?master_name={MASTER}"
         with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1):
-            ends(url)
+            assert_a_job_ends(url)

@@ -46,6 +46,12 @@ def server(tmp_path: Path) -> Iterator[Valkey]:
         yield server
 
 
+def assert_all_ended(catalogue: Catalogue, jobs: Sequence[str]) -> None:
+    """Expect that each job ends: as failed, for its artifact is not in the catalogue."""
+    for job in jobs:
+        assert until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
+
+
 def test_a_full_broker_loses_no_job_and_ends_no_worker(server: Valkey, tmp_path: Path) -> None:
     """A worker goes on at a broker that refuses writes; when there is room, all accepted jobs are done."""
     quiet = {"sweep__probe__enabled": "false"}  # or its message is the first that is recorded
@@ -57,8 +63,7 @@ def test_a_full_broker_loses_no_job_and_ends_no_worker(server: Valkey, tmp_path:
         until(lambda: broker.hlen("unacked") > 0)
         until(lambda: "wait for the result backend" in worker.log)
         broker.config_set("maxmemory", "0")
-        for job in jobs:
-            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
+        assert_all_ended(catalogue, jobs)
         assert worker.pid == pid
         catalogue.close()
 
@@ -76,8 +81,7 @@ def test_what_a_worker_took_from_a_full_broker_outlives_the_worker(server: Valke
         broker.config_set("maxmemory", "0")
         with Worker(tmp_path / "worker", server.url, beat=True, **settings) as worker:
             catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-            for job in jobs:
-                until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
+            assert_all_ended(catalogue, jobs)
             catalogue.close()
 
 
@@ -105,6 +109,7 @@ def test_a_worker_starts_at_a_full_broker_and_waits_for_room(server: Valkey, tmp
         room = pool.submit(make_room)
         with worker:  # returns when it answers
             room.result()
+            assert worker.running
 
 
 def test_a_full_disk_of_the_broker_loses_no_job_and_ends_no_worker(tmp_path: Path) -> None:
@@ -124,8 +129,7 @@ def test_a_full_disk_of_the_broker_loses_no_job_and_ends_no_worker(tmp_path: Pat
             until(lambda: "MISCONF" in worker.log)
             server.make_room()
             until(lambda: not _refusal(broker))
-        for job in jobs:
-            until(lambda job=job: (found := catalogue.ledger.get(job)) and found.state == "failed")
+        assert_all_ended(catalogue, jobs)
         assert worker.pid == pid
         assert worker.running
         catalogue.close()
@@ -141,7 +145,7 @@ def test_a_message_that_no_broker_could_record_outlives_its_worker(tmp_path: Pat
             until(lambda: not _refusal(broker))
         with Worker(tmp_path / "worker", server.url) as worker:
             catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-            until(lambda: (found := catalogue.ledger.get(jobs[-1])) and found.state == "failed")
+            assert_all_ended(catalogue, jobs[-1:])
             catalogue.close()
             assert len(list((worker.home / "run").glob("unrecorded-message-*"))) == 1
 

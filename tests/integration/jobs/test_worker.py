@@ -213,7 +213,7 @@ def test_the_sweep_reads_every_copy_by_itself(client, catalogue, source):
             row["store"] for row in catalogue.verifications.of("releases", "swept.tgz") if row["verdict"] == "verified"
         ]
 
-    until(lambda: verdicts().count("primary") >= 2 and verdicts().count("dr") >= 2)
+    assert until(lambda: verdicts().count("primary") >= 2 and verdicts().count("dr") >= 2)
 
 
 def test_the_sweep_finds_rot_and_says_so(client, worker, catalogue, source):

@@ -462,8 +462,8 @@ def test_a_store_that_answers_no_is_there(counters):
     def refused() -> None:
         raise AccessDenied("s: no")
 
-    tested.check(refused)
-    tested.check(pytest.fail)
+    assert not tested.check(refused)
+    assert not tested.check(pytest.fail)
 
 
 def test_exactly_one_of_many_probes_the_store(url):

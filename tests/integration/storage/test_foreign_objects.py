@@ -134,7 +134,7 @@ def test_what_another_program_wrote_is_usable_under_its_name(theirs: Theirs) -> 
     impossible = theirs.store.capabilities.impossible_keys
     for key in KEYS:
         if not impossible or not impossible.search(key):
-            _use(theirs, key)
+            _assert_usable(theirs, key)
 
 
 def test_what_a_store_cannot_name_is_refused(theirs: Theirs) -> None:
@@ -150,7 +150,7 @@ def test_what_a_store_cannot_name_is_refused(theirs: Theirs) -> None:
                 store.stat_object(bucket, key)
 
 
-def _use(theirs: Theirs, key: str) -> None:
+def _assert_usable(theirs: Theirs, key: str) -> None:
     store, bucket = theirs.store, theirs.bucket
     theirs.put(key, b"bytes")
     [row] = store.list_objects(bucket)

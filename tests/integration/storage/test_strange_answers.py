@@ -138,15 +138,17 @@ class TestAnswersAboutOneObject:
     )
     def test_nonsense(self, through: Callable[..., tuple[Store, Store]], ask: Callable[[Store], object]) -> None:
         """HTML, empty JSON, nothing at all or no UTF-8 with status 200 never raises anything but a StorageError."""
-        self._only_storage_errors(through, ask)
+        self._assert_only_storage_errors(through, ask)
 
     @pytest.mark.usefixtures("both_paths")
     @pytest.mark.parametrize("verb", ["stat_object", "verify_object"])
     def test_nonsense_in_place_of_an_object(self, through: Callable[..., tuple[Store, Store]], verb: str) -> None:
         """The same holds for a stat and a verification, which small objects get by another way."""
-        self._only_storage_errors(through, lambda store: getattr(store, verb)(BUCKET, "app"))
+        self._assert_only_storage_errors(through, lambda store: getattr(store, verb)(BUCKET, "app"))
 
-    def _only_storage_errors(self, through: Callable[..., tuple[Store, Store]], ask: Callable[[Store], object]) -> None:
+    def _assert_only_storage_errors(
+        self, through: Callable[..., tuple[Store, Store]], ask: Callable[[Store], object]
+    ) -> None:
         for answer in (HTML, Say(200, b"{}"), Say(200, b""), Say(200, b"\xff\xfe<"), Say(204)):
             _, faulty = through(lambda _, answer=answer: answer)
             try:
