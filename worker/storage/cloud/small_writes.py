@@ -73,7 +73,8 @@ class Place:
         except BaseException:
             connection.close()
             raise
-        if reply.isclosed() and connection.sock:
+        is_final = reply.status >= HTTPStatus.OK  # http.client takes 103 for the answer, which is still to come then
+        if is_final and reply.isclosed() and connection.sock:
             self.free.append(connection)
         else:
             connection.close()

@@ -1,0 +1,50 @@
+"""The plain requests of small writes: which answer is taken for that of which request, and what is kept open."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.waiting import WITHIN
+from worker.storage.cloud.small_writes import Place
+
+EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+LATE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+REFUSED = b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.settimeout(WITHIN)
+        yield made
+
+
+def _url(listening: socket.socket) -> str:
+    return f"http://127.0.0.1:{listening.getsockname()[1]}/bucket"
+
+
+def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -> None:
+    """After an interim answer the connection is closed: the final answer would count as that of the next request."""
+
+    def serve() -> None:
+        first, _ = listening.accept()
+        with first:
+            first.recv(1 << 16)
+            first.sendall(EARLY)
+            if first.recv(1 << 16):  # a second request
+                first.sendall(LATE)
+                return
+        second, _ = listening.accept()
+        with second:
+            second.recv(1 << 16)
+            second.sendall(REFUSED)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    place = Place(_url(listening), lambda _, headers: headers)
+    statuses = [place.put(f"{place.url}/{name}", b"", {"Content-Length": "0"}).status for name in ("one", "two")]
+    server.join(WITHIN)
+    place.free.pop().close()
+    assert statuses == [103, 412]
