@@ -50,7 +50,7 @@ PROPERTIES = {
     "StorageClass": "Storage-Class",
 }
 """Attributes of an object that are not metadata, by the names that the SDK of S3 has for them."""
-_BUCKETS = 64
+KEPT_BUCKETS = 64
 """Real buckets whose clients are kept; each has its own connections."""
 CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -178,7 +178,7 @@ class FastPath:
         with self._lock:
             if real not in self._clients:
                 _Process.used_by = os.getpid()
-                while len(self._clients) >= _BUCKETS:
+                while len(self._clients) >= KEPT_BUCKETS:
                     self._clients.pop(next(iter(self._clients)))
                 try:
                     self._clients[real] = self._connect(real)

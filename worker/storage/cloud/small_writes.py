@@ -20,7 +20,7 @@ from urllib.request import getproxies
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.wait import wait_for_read
 
-from worker.storage.cloud.small_reads import CA_BUNDLES, is_plain_name
+from worker.storage.cloud.small_reads import CA_BUNDLES, KEPT_BUCKETS, is_plain_name
 from worker.storage.transfer.sliced_body import as_sliced_body
 
 Headers = Mapping[str, str]
@@ -80,6 +80,12 @@ class Place:
             connection.close()
         return Answer(reply.status, {name.lower(): value for name, value in reply.headers.items()}, body)
 
+    def close(self) -> None:
+        """End the free connections."""
+        with suppress(IndexError):
+            while True:
+                self.free.pop().close()
+
     def _connected(self) -> HTTPConnection:
         """Return a connection of which the store has not closed its end."""
         with suppress(IndexError):
@@ -136,16 +142,21 @@ class SmallWrites:
     def close(self) -> None:
         """End the connections."""
         with self._lock:
-            for place in filter(None, self._places.values()):
-                while place.free:
-                    place.free.pop().close()
-            self._places.clear()
+            while self._places:
+                self._forget_oldest()
 
     def _place(self, real: str) -> Place | None:
         with self._lock:
             if real not in self._places:
+                while len(self._places) >= KEPT_BUCKETS:
+                    self._forget_oldest()
                 self._places[real] = None if getproxies() or _bundle() is None else self._locate(real)
             return self._places[real]
+
+    def _forget_oldest(self) -> None:
+        place = self._places.pop(next(iter(self._places)))
+        if place is not None:
+            place.close()
 
 
 @cache

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.waiting import WITHIN
-from worker.storage.cloud.small_writes import Place
+from worker.storage.cloud import small_writes
+from worker.storage.cloud.small_writes import Place, SmallWrites
 
 EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
-LATE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+WRITTEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 REFUSED = b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -34,7 +35,7 @@ def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -
             first.recv(1 << 16)
             first.sendall(EARLY)
             if first.recv(1 << 16):  # a second request
-                first.sendall(LATE)
+                first.sendall(WRITTEN)
                 return
         second, _ = listening.accept()
         with second:
@@ -48,3 +49,34 @@ def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -
     server.join(WITHIN)
     place.free.pop().close()
     assert statuses == [103, 412]
+
+
+def test_connections_to_few_buckets_are_kept(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose logical buckets are real ones keeps connections to a bounded number of them."""
+    monkeypatch.setattr(small_writes, "KEPT_BUCKETS", 2)
+    served = []
+
+    def serve() -> None:
+        for _ in range(3):
+            connection, _address = listening.accept()
+            connection.settimeout(WITHIN)
+            connection.recv(1 << 16)
+            connection.sendall(WRITTEN)
+            served.append(connection)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    writes = SmallWrites(lambda _real: Place(_url(listening), lambda _, headers: headers), ())
+    for real in ("one", "two", "three"):
+        assert writes.put(real, "key", b"", {})
+    server.join(WITHIN)
+    assert served[0].recv(1) == b""
+    for connection in served[1:]:
+        connection.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)
+        connection.settimeout(WITHIN)
+    writes.close()
+    for connection in served:
+        assert connection.recv(1) == b""
+        connection.close()
