@@ -1,5 +1,6 @@
 """The commands `undelete`, `deleted`, `hold`, `release` and `holds`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
             }
         )
     else:
-        say(f"{found.path} version {found.version} is back{_with(after)}")
+        say(f"{found.path} version {found.version} is back{_with(at.bucket, after)}")
 
 
 def deleted(as_json: AsJson = False) -> None:
@@ -84,18 +85,17 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
             session.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
         who = by or user_name()
         made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
-        together = session.catalogue.holds.together(made)[1:]
-        said = hold_copies(session.catalogue, session.stores, made, held=True)
-        session.catalogue.holds.note_stores(at.bucket, at.key, said)
+        said: dict[str, str] = {}
+        together = session.catalogue.holds.together(made)
         for each in together:
-            of = hold_copies(session.catalogue, session.stores, each, held=True)
-            session.catalogue.holds.note_stores(each.bucket, each.key, of)
-            said |= {store: word for store, word in of.items() if not is_held(word) and word != NOT_OFFERED}
+            words = hold_copies(session.catalogue, session.stores, each, held=True)
+            session.catalogue.holds.note_stores(each.bucket, each.key, words)
+            said |= _by_copy(words, each, at)
         made = session.catalogue.holds.get(at.bucket, at.key) or made
     if as_json:
         print_json(asdict(made))
     else:
-        say(f"{at} is held by {made.by}{_with([each.key for each in together])}: {made.reason}")
+        say(f"{at} is held by {made.by}{_with(at.bucket, [each.key for each in together[1:]])}: {made.reason}")
         for store, word in said.items():
             if is_held(word):
                 say(f"{store}: the store holds its copy itself too")
@@ -117,10 +117,7 @@ def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
         found = session.catalogue.holds.get(at.bucket, at.key)
         said: dict[str, str] = {}
         for each in session.catalogue.holds.together(found) if found else ():
-            said |= {
-                store if each == found else f"{store}, of {each.key}": word
-                for store, word in hold_copies(session.catalogue, session.stores, each, held=False).items()
-            }
+            said |= _by_copy(hold_copies(session.catalogue, session.stores, each, held=False), each, at)
         failed = {store: word for store, word in said.items() if word not in {"released", NOT_OFFERED}}
         if failed:
             told = "; ".join(f"{store}: {word}" for store, word in failed.items())
@@ -161,5 +158,11 @@ def _holding(of: Hold) -> list[str]:
     return [store for store, word in of.stores.items() if is_held(word)]
 
 
-def _with(companions: list[str]) -> str:
-    return f", with its companions {', '.join(companions)}" if companions else ""
+def _by_copy(words: Mapping[str, str], of: Hold, asked: ArtifactPath) -> dict[str, str]:
+    """Return what stores said, by the name of the store; for a companion of what was asked for also by its path."""
+    return {store if of.key == asked.key else f"{store}, {of.bucket}/{of.key}": word for store, word in words.items()}
+
+
+def _with(bucket: str, companions: list[str]) -> str:
+    paths = ", ".join(f"{bucket}/{key}" for key in companions)
+    return f", with its companions {paths}" if companions else ""
