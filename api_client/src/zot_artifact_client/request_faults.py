@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_RULES = {"tuple_type": "Input should be a valid list"}
+_RULES = {"tuple_type": "Input should be a valid list", "dict_type": "Input should be a valid object"}
 """Rules that pydantic words for Python, in the words of JSON."""
 
 

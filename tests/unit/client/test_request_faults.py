@@ -27,11 +27,13 @@ def test_client_and_command_word_a_wrong_request_alike_and_without_its_values() 
 
 
 def test_positions_in_a_list_are_named_and_rules_are_in_words_of_json() -> None:
-    """A wrong member of a list is named by its position; a list is called a list, as its sender calls it."""
+    """A wrong member of a list is named by its position; lists and objects are called what JSON calls them."""
     with pytest.raises(InvalidRequest, match=r"^replicate: to\[1\]: "):
         client_request(REPLICATE, bucket="b", key="k", to=["dr", ""])
     with pytest.raises(InvalidRequest, match=r"^replicate: to: Input should be a valid list$"):
         client_request(REPLICATE, bucket="b", key="k", to="dr")
+    with pytest.raises(InvalidRequest, match=r"^upload: tags: Input should be a valid object$"):
+        client_request(UPLOAD, bucket="b", key="k", source="/in", tags=["a"])
 
 
 def test_faults_of_all_fields_together_have_a_name() -> None:
