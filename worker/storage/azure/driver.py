@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -40,7 +40,7 @@ from worker.storage.azure.object_stat import (
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
 from worker.storage.azure.small_reads import fast_path
-from worker.storage.azure.small_writes import headers_of, reply_of, small_writes
+from worker.storage.azure.small_writes import headers_of, small_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
 from worker.storage.cloud.conditional_write import Write, other_version
@@ -51,7 +51,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads import SMALL
+from worker.storage.cloud.small_reads import SMALL, RealObject
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -112,7 +112,7 @@ class AzureDriver(CloudDriver):
         self._made: BlobServiceClient | None = None
         self._lock = threading.Lock()
         self._fast = fast_path(config, self._origin, self._service)
-        self._small_writes = small_writes(config, self._service)
+        self._small_writes = small_writes(config, self._origin, self._service)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -156,13 +156,9 @@ class AzureDriver(CloudDriver):
         drain(body)  # a wrong body raises at its end
         md5 = md5_of(data)
 
-        def small() -> dict[str, Any] | None:
-            headers = headers_of(write, md5) if self._small_writes and len(data) <= SMALL else None
-            if self._small_writes is None or headers is None:
-                return None
+        def small() -> Mapping[str, Any] | None:
             real, start = self._real(bucket)
-            answer = self._small_writes.put(real, start + key, data, headers)
-            return reply_of(answer, self._origin, write.what) if answer else None
+            return self._small_writes.put(RealObject(real, start + key, write.what), data, headers_of(write, md5))
 
         return Upload(lambda: self._blob(bucket, key), self._origin, write).whole(data, md5, small)
 
@@ -345,8 +341,7 @@ class AzureDriver(CloudDriver):
     def close(self) -> None:
         if self._fast:
             self._fast.close()
-        if self._small_writes:
-            self._small_writes.close()
+        self._small_writes.close()
         with self._lock:
             if self._made:
                 self._made.close()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from azure.core.exceptions import HttpResponseError
 from azure.core.pipeline import PipelineContext, PipelineRequest
@@ -17,38 +17,21 @@ from worker.storage.azure.small_reads import SCOPE, is_reachable
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.small_reads import CREDENTIALS_FOR
-from worker.storage.cloud.small_writes import Answer, Headers, Place, SmallWrites
+from worker.storage.cloud.small_writes import Answer, Headers, Place, Provider, SmallWrites
 from worker.storage.config import AzureConfig
 from worker.storage.driver import Match
-from worker.storage.errors import TransientError
 
 _OPTIONS = {"encryption_scope": "x-ms-encryption-scope", "standard_blob_tier": "x-ms-access-tier"}
 _PROPERTIES = ("content_type", "content_encoding", "content_language", "content_disposition", "cache_control")
 
 
-def small_writes(config: AzureConfig, service: Callable[[], BlobServiceClient]) -> SmallWrites | None:
-    """Return the small writes of a store; None if every request must use the SDK."""
-    if not is_reachable(config):
-        return None
-    return SmallWrites(lambda real: _locate(config, real, service()), SDK_ERRORS)
+def small_writes(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> SmallWrites:
+    """Return the small writes of a store."""
 
+    def locate(real: str) -> Place | None:
+        return _locate(config, real, service()) if is_reachable(config) else None
 
-def reply_of(answer: Answer, origin: Origin, what: str) -> dict[str, Any] | None:
-    """Return an answer as the SDK returns it; None if the SDK has to ask again.
-
-    Raises:
-        HttpResponseError: the store refuses the write.
-    """
-    headers = answer.headers
-    if answer.is_written:
-        modified = headers.get("last-modified")
-        return {"etag": headers.get("etag"), "last_modified": parsedate_to_datetime(modified) if modified else None}
-    error: Any = HttpResponseError(f"the store answers {answer.status}")
-    error.status_code, error.error_code = answer.status, headers.get("x-ms-error-code")
-    challenged = answer.status == HTTPStatus.UNAUTHORIZED  # the SDK gets another token
-    if challenged or isinstance(translate(error, origin, what), TransientError):
-        return None
-    raise error
+    return SmallWrites(origin, Provider(locate, _reply, _refusal, SDK_ERRORS, translate))
 
 
 def headers_of(write: Write, md5: bytes) -> Headers | None:
@@ -67,6 +50,19 @@ def headers_of(write: Write, md5: bytes) -> Headers | None:
         found["If-None-Match"] = "*"
     metadata = {f"x-ms-meta-{name}": value for name, value in write.metadata.items()}
     return found | metadata | {"Content-MD5": base64.b64encode(md5).decode(), "x-ms-blob-type": "BlockBlob"}
+
+
+def _reply(answer: Answer) -> dict[str, Any]:
+    modified = answer.headers.get("last-modified")
+    return {"etag": answer.headers.get("etag"), "last_modified": parsedate_to_datetime(modified) if modified else None}
+
+
+def _refusal(answer: Answer) -> HttpResponseError | None:
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        return None  # the SDK gets another token
+    error: Any = HttpResponseError(f"the store answers {answer.status}")
+    error.status_code, error.error_code = answer.status, answer.headers.get("x-ms-error-code")
+    return cast("HttpResponseError", error)
 
 
 def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> Place | None:

@@ -14,13 +14,16 @@ from functools import cache
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.wait import wait_for_read
 
-from worker.storage.cloud.small_reads import CA_BUNDLES, KEPT_BUCKETS, is_plain_name
+from worker.storage.cloud.error_mapping import Origin, Translate
+from worker.storage.cloud.small_reads import CA_BUNDLES, KEPT_BUCKETS, SMALL, RealObject, is_plain_name
+from worker.storage.errors import TransientError
 from worker.storage.transfer.sliced_body import as_sliced_body
 
 Headers = Mapping[str, str]
@@ -105,39 +108,61 @@ class Place:
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """How the small writes of one provider are sent, and what its answers mean.
+
+    Attributes:
+        locate: where a real bucket is; None for one that needs the SDK.
+        reply: returns an answer to a write as the SDK returns it.
+        refusal: returns the SDK's error for an answer; None after which the SDK knows another way.
+        sdk_errors: what the SDK raises, also while it looks for credentials.
+        translate: the meaning of that.
+    """
+
+    locate: Callable[[str], Place | None]
+    reply: Callable[[Answer], Mapping[str, Any]]
+    refusal: Callable[[Answer], Exception | None]
+    sdk_errors: tuple[type[Exception], ...]
+    translate: Translate
+
+
 class SmallWrites:
     """Writes small objects to one store."""
 
-    def __init__(self, locate: Callable[[str], Place | None], failures: tuple[type[Exception], ...]) -> None:
-        """Prepare the requests to one store.
-
-        Args:
-            locate: where a real bucket is; None for one that needs the SDK.
-            failures: what the SDK raises while it looks for credentials.
-        """
-        self._locate = locate
-        self._failures: tuple[type[Exception], ...] = (OSError, HTTPException, *failures)
+    def __init__(self, origin: Origin, provider: Provider) -> None:
+        self._origin = origin
+        self._provider = provider
+        self._failures: tuple[type[Exception], ...] = (OSError, HTTPException, *provider.sdk_errors)
         self._places: dict[str, Place | None] = {}
         self._lock = threading.Lock()
 
-    def put(self, real: str, name: str, data: bytes | bytearray, headers: Headers) -> Answer | None:
-        """Write an object under a name in a real bucket, and return the answer.
+    def put(self, target: RealObject, data: bytes | bytearray, headers: Headers | None) -> Mapping[str, Any] | None:
+        """Write an object and return what the SDK would return.
 
-        Returns None if the SDK has to write it: without an answer, after one that asks for another try, for names that
-        an HTTP library changes, and where the environment names a proxy or a directory of certificates.
+        Returns None if the SDK has to write it: without headers, for larger objects, without an answer, after one that
+        asks for another try, for names that an HTTP library changes, and where the environment names a proxy or a
+        directory of certificates.
+
+        Raises: the SDK's error, if the store refuses the write.
         """
-        if not is_plain_name(name):
+        if headers is None or len(data) > SMALL or not is_plain_name(target.name):
             return None
         try:
-            place = self._place(real)
+            place = self._place(target.real)
             if place is None:
                 return None
-            url = f"{place.url}/{quote(name, safe='/~')}"
+            url = f"{place.url}/{quote(target.name, safe='/~')}"
             answer = place.put(url, data, place.sign(url, {**headers, "Content-Length": str(len(data))}))
         except self._failures:
             return None
+        if answer.is_written:
+            return self._provider.reply(answer)
         refused = HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
-        return answer if answer.is_written or (refused and answer.status not in _ASKED_AGAIN) else None
+        error = self._provider.refusal(answer) if refused and answer.status not in _ASKED_AGAIN else None
+        if error is None or isinstance(self._provider.translate(error, self._origin, target.what), TransientError):
+            return None
+        raise error
 
     def close(self) -> None:
         """End the connections."""
@@ -150,7 +175,7 @@ class SmallWrites:
             if real not in self._places:
                 while len(self._places) >= KEPT_BUCKETS:
                     self._forget_oldest()
-                self._places[real] = None if getproxies() or _bundle() is None else self._locate(real)
+                self._places[real] = None if getproxies() or _bundle() is None else self._provider.locate(real)
             return self._places[real]
 
     def _forget_oldest(self) -> None:

@@ -82,7 +82,7 @@ class S3Driver(CloudDriver):
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
         self._fast = fast_path(config, self._origin, self._client)
-        self._small_writes = small_writes(config, self._client)
+        self._small_writes = small_writes(config, self._origin, self._client)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -372,8 +372,7 @@ class S3Driver(CloudDriver):
     def close(self) -> None:
         if self._fast:
             self._fast.close()
-        if self._small_writes:
-            self._small_writes.close()
+        self._small_writes.close()
         with self._lock:
             for client in self._clients.values():
                 client.close()

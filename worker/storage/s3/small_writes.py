@@ -11,9 +11,8 @@ from botocore.parsers import create_parser
 
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_writes import Answer, Headers, Place, SmallWrites
+from worker.storage.cloud.small_writes import Answer, Headers, Place, Provider, SmallWrites
 from worker.storage.config import S3Config
-from worker.storage.errors import TransientError
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
 from worker.storage.s3.small_reads import fetcher, is_reachable, reach
 
@@ -36,8 +35,6 @@ HEADERS = {
     "IfNoneMatch": "If-None-Match",
 }
 """The headers of the SDK's arguments. A write with other ones, such as tags, needs the SDK."""
-
-
 _OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "400"}
 """Codes after which the SDK looks for the region of a bucket."""
 _PARSER: Any = create_parser("rest-xml")
@@ -51,27 +48,13 @@ class _KnownPayload(S3SigV4Auth):
         return str(request.context[PAYLOAD])
 
 
-def small_writes(config: S3Config, client: "Callable[[], S3Client]") -> SmallWrites | None:
-    """Return the small writes of a store; None if every request must use the SDK."""
-    if not is_reachable(config):
-        return None
-    return SmallWrites(lambda real: _locate(config, real, client()), SDK_ERRORS)
+def small_writes(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> SmallWrites:
+    """Return the small writes of a store."""
 
+    def locate(real: str) -> Place | None:
+        return _locate(config, real, client()) if is_reachable(config) else None
 
-def reply_of(answer: Answer, origin: Origin, what: str) -> dict[str, Any] | None:
-    """Return an answer as the SDK returns it; None if the SDK has to ask again.
-
-    Raises:
-        ClientError: the store refuses the write.
-    """
-    if answer.is_written:
-        said = {"HTTPStatusCode": answer.status, "HTTPHeaders": answer.headers}
-        return {"ETag": answer.headers.get("etag"), "ResponseMetadata": said}
-    parsed = _PARSER.parse({"body": answer.body, "headers": answer.headers, "status_code": answer.status}, None)
-    error = ClientError(parsed, "PutObject")
-    if code_of(error) in _OTHER_REGION or isinstance(translate(error, origin, what), TransientError):
-        return None
-    raise error
+    return SmallWrites(origin, Provider(locate, _reply, _refusal, SDK_ERRORS, translate))
 
 
 def headers_of(write: Write, arguments: Mapping[str, Any]) -> Headers | None:
@@ -80,6 +63,17 @@ def headers_of(write: Write, arguments: Mapping[str, Any]) -> Headers | None:
         return None
     named = {HEADERS[name]: value for name, value in arguments.items()}
     return named | {f"x-amz-meta-{name}": value for name, value in write.metadata.items()} | {PAYLOAD: write.sha256}
+
+
+def _reply(answer: Answer) -> dict[str, Any]:
+    said = {"HTTPStatusCode": answer.status, "HTTPHeaders": answer.headers}
+    return {"ETag": answer.headers.get("etag"), "ResponseMetadata": said}
+
+
+def _refusal(answer: Answer) -> ClientError | None:
+    parsed = _PARSER.parse({"body": answer.body, "headers": answer.headers, "status_code": answer.status}, None)
+    error = ClientError(parsed, "PutObject")
+    return None if code_of(error) in _OTHER_REGION else error
 
 
 def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from worker.storage.cloud.conditional_write import Found, Write, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads import SMALL
+from worker.storage.cloud.small_reads import RealObject
 from worker.storage.cloud.small_writes import SmallWrites
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (
@@ -28,7 +28,7 @@ from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
-from worker.storage.s3.small_writes import headers_of, reply_of
+from worker.storage.s3.small_writes import headers_of
 from worker.storage.transfer.server_copy import Begun, Between
 from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound
 
@@ -100,15 +100,16 @@ class Upload:
         self._write = write
         self._options: Any = write.options  # its keys are the SDK's
 
-    def whole(self, body: Body, small: SmallWrites | None = None) -> ObjectStat:
-        """Send an object in one request, by `small` if it takes it."""
+    def whole(self, body: Body, small: SmallWrites) -> ObjectStat:
+        """Send an object in one request: that of `small`, unless it returns None."""
         data: Any = next_part(body, self._write.size)  # the type stubs lack that the SDK accepts a bytearray
         drain(body)  # a wrong body raises at its end
-        checksum = self._checksum(data)
+        checksum, address = self._checksum(data), self._write.address
+        target = RealObject(address["Bucket"], address["Key"], self._write.what)
 
         def send() -> Mapping[str, Any]:
-            reply = self._by_small(small, data, checksum) if small and len(data) <= SMALL else None
-            return reply or self._with_tags(
+            headers = headers_of(self._write, {**self._options, **checksum, **self._conditions()})
+            return small.put(target, data, headers) or self._with_tags(
                 lambda options: self._client.put_object(
                     **self._write.address,
                     **self._conditions(),
@@ -120,15 +121,6 @@ class Upload:
             )
 
         return self._commit(send)
-
-    def _by_small(
-        self, small: SmallWrites, data: bytes | bytearray, checksum: Mapping[str, str]
-    ) -> Mapping[str, Any] | None:
-        write = self._write
-        arguments: dict[str, Any] = {**self._options, **checksum, **self._conditions()}
-        headers = headers_of(write, arguments)
-        answer = small.put(write.address["Bucket"], write.address["Key"], data, headers) if headers else None
-        return reply_of(answer, self._origin, write.what) if answer else None
 
     def check_condition(self) -> None:
         """Raise at the start the error that the store would raise at the end, or not at all."""

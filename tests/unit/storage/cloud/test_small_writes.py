@@ -8,7 +8,10 @@ import pytest
 
 from tests.waiting import WITHIN
 from worker.storage.cloud import small_writes
-from worker.storage.cloud.small_writes import Place, SmallWrites
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.small_reads import RealObject
+from worker.storage.cloud.small_writes import Place, Provider, SmallWrites
+from worker.storage.errors import StorageError
 
 EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 WRITTEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -66,9 +69,16 @@ def test_connections_to_few_buckets_are_kept(listening: socket.socket, monkeypat
 
     server = threading.Thread(target=serve)
     server.start()
-    writes = SmallWrites(lambda _real: Place(_url(listening), lambda _, headers: headers), ())
+    provider = Provider(
+        lambda _real: Place(_url(listening), lambda _, headers: headers),
+        lambda answer: {"status": answer.status},
+        lambda _answer: None,
+        (),
+        lambda _error, _origin, what: StorageError(what),
+    )
+    writes = SmallWrites(Origin("far", _url(listening), None), provider)
     for real in ("one", "two", "three"):
-        assert writes.put(real, "key", b"", {})
+        assert writes.put(RealObject(real, "key", f"{real}/key"), b"", {}) == {"status": 200}
     server.join(WITHIN)
     assert served[0].recv(1) == b""
     for connection in served[1:]:
