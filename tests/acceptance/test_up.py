@@ -16,7 +16,7 @@ import urllib3
 
 from tests.acceptance.commands import Zot
 from tests.servers.process import REPOSITORY
-from tests.waiting import WITHIN
+from tests.waiting import WITHIN, until
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program
 from worker.embedded.up_subprocess import Up, UpFailed, running, still_there
@@ -221,17 +221,16 @@ def sparse(path: Path, mebibytes: int) -> Path:
 
 
 def await_states(zot: Zot, jobs: list[str], wanted: set[str] | None = None) -> set[str]:
-    """Return the states of jobs once they are the wanted ones, or when the time is up."""
+    """Return the states of jobs once all are among the wanted ones, by default those of an end."""
     from worker.catalogue import Catalogue
 
     wanted = wanted or {"succeeded", "failed", "dead", "cancelled", "refused"}
     catalogue = Catalogue(f"sqlite:///{zot.home}/catalogue.sqlite3")
-    deadline = time.monotonic() + WITHIN
+
+    def states() -> set[str]:
+        return {record.state if (record := catalogue.ledger.get(job)) else "queued" for job in jobs}
+
     try:
-        while True:
-            states = {record.state if (record := catalogue.ledger.get(job)) else "queued" for job in jobs}
-            if states <= wanted or time.monotonic() > deadline:
-                return states
-            time.sleep(0.05)  # the ledger has to be polled
+        return set(until(lambda: (found := states()) <= wanted and found))
     finally:
         catalogue.close()

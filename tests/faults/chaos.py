@@ -243,13 +243,16 @@ class Fleet:
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
-        time.sleep(4)
+        time.sleep(4)  # the fault: longer than a lease
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
     def restart_broker(self) -> None:
-        time.sleep(1.1)  # its file is written through once a second: what it has acknowledged before that is safe
+        """Kill the broker once all that it has acknowledged is on its disk, and start it again."""
+        with redis.Redis(port=self._valkey.port) as broker:
+            broker.set("chaos", "the command below waits for the last write of its own connection")
+            broker.waitaof(num_local=1, num_replicas=0, timeout=0)
         self._valkey.restart()
 
     def lose_messages(self) -> None:
@@ -278,12 +281,14 @@ class Fleet:
         )  # fmt: skip
 
     def unplug(self) -> None:
+        """Take the directory of a store away for a time."""
         root = self._home / "dr"
         root.rename(self._home / "dr-unplugged")
         time.sleep(1.5)
         (self._home / "dr-unplugged").rename(root)
 
     def lock_catalogue(self) -> None:
+        """Let another program keep the write lock of the catalogue for a time."""
         with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
             ours.execute("BEGIN IMMEDIATE")
             time.sleep(3)
@@ -310,7 +315,7 @@ class Fleet:
             if self.rng.random() < 0.6:
                 self.misfortune()
             self.look_after_workers()
-            time.sleep(self.rng.random())
+            time.sleep(self.rng.random())  # a pace that is no pattern
         self.injector.calm()
 
     def settle(self, within: float = WITHIN) -> None:
@@ -325,7 +330,7 @@ class Fleet:
                     self.tally.states[f"{record.kind} {record.state}"] += 1
                     self.tally.attempts[record.attempts] += 1
                     del waiting[id_]
-            time.sleep(0.2)
+            time.sleep(0.2)  # the ledger and the workers have to be polled
         self.tally.lost += [f"{self._kinds[id_]} {id_} {self._state(id_)}" for id_ in waiting]
         self._jobs.clear()
 

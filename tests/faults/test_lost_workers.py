@@ -112,7 +112,7 @@ def test_a_worker_outlives_its_broker(ministack, tmp_path):
         for _ in range(2):
             until(lambda: fleet.redis.hlen("unacked") > 0)
             valkey.kill()
-            time.sleep(1)  # it looks for the broker in silence for some of the time
+            time.sleep(1)  # the fault: the worker does not log each time that it looks for the broker
             valkey.restart()
         fleet.gate.open.set()
         until(lambda: fleet.record(job).state == "succeeded")

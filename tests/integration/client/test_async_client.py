@@ -18,7 +18,7 @@ import redis
 
 from tests.servers import Valkey
 from tests.servers.process import free_port
-from tests.waiting import WITHIN
+from tests.waiting import WITHIN, until
 from zot_artifact_client import (
     AsyncArtifactClient,
     AsyncJob,
@@ -54,10 +54,20 @@ def store(url: str, jobs: list[str], state: str = "SUCCESS", result: object = No
             server.set(f"celery-task-meta-{job}", json.dumps({**meta, "task_id": job}))
 
 
-async def ticking(until: asyncio.Event) -> int:
+async def until_read(server: redis.Redis, times: int = 2) -> None:
+    """Wait until the waits that a client has begun have asked a server so many times for the states of their jobs."""
+
+    def reads() -> int:
+        return int(server.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"])
+
+    before = reads()
+    await asyncio.to_thread(until, lambda: reads() >= before + times)
+
+
+async def ticking(over: asyncio.Event) -> int:
     """Count the turns of the event loop."""
     turns = 0
-    while not until.is_set():
+    while not over.is_set():
         await asyncio.sleep(0.01)
         turns += 1
     return turns
@@ -65,19 +75,16 @@ async def ticking(until: asyncio.Event) -> int:
 
 def test_two_hundred_waits_share_few_connections(unserved: str) -> None:
     """200 waits of one process take a few connections, hold up no other coroutine, and all end with their result."""
-    with redis.Redis.from_url(unserved) as server:
-        others = {each["id"] for each in server.client_list()}
 
-    async def scene() -> None:
+    async def scene(server: redis.Redis) -> None:
+        others = {each["id"] for each in server.client_list()}
         async with AsyncArtifactClient(unserved) as client:
             jobs = await client.submit_many([VerifyRequest(bucket="b", key=f"{n}") for n in range(WAITS)])
             waits = [asyncio.create_task(job.wait(WITHIN)) for job in jobs]
             over = asyncio.Event()
             turns = asyncio.create_task(ticking(over))
-            await asyncio.sleep(0.5)
-            with redis.Redis.from_url(unserved) as server:
-                seen = [each for each in server.client_list() if each["cmd"] != "client|list"]
-            ours = [each for each in seen if each["id"] not in others]
+            await until_read(server, 15)
+            ours = [each for each in server.client_list() if each["id"] not in others]
             assert 0 < len(ours) <= MAX_CONNECTIONS
             assert not any(wait.done() for wait in waits)
             await asyncio.to_thread(store, unserved, [job.id for job in jobs])
@@ -86,17 +93,18 @@ def test_two_hundred_waits_share_few_connections(unserved: str) -> None:
             assert len(results) == WAITS
             assert await turns > 10
 
-    asyncio.run(scene())
+    with redis.Redis.from_url(unserved) as server:
+        asyncio.run(scene(server))
 
 
 def test_a_cancelled_wait_leaves_its_job_and_the_other_waits(unserved: str) -> None:
     """A wait that is cancelled, alone or by a timeout of asyncio, ends at once; other waits for the job go on."""
 
-    async def scene() -> None:
+    async def scene(server: redis.Redis) -> None:
         async with AsyncArtifactClient(unserved) as client:
             job = await client.verify("b", "k")
             first, other = (asyncio.create_task(job.wait()) for _ in "ab")
-            await asyncio.sleep(0.1)
+            await until_read(server)
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
@@ -107,7 +115,8 @@ def test_a_cancelled_wait_leaves_its_job_and_the_other_waits(unserved: str) -> N
             await asyncio.to_thread(store, unserved, [job.id])
             assert (await other).key == "k"
 
-    asyncio.run(scene())
+    with redis.Redis.from_url(unserved) as server:
+        asyncio.run(scene(server))
 
 
 def test_a_wait_that_is_cancelled_in_a_read_leaves_the_others_of_that_read(
@@ -240,18 +249,18 @@ def test_a_backend_that_goes_away_ends_the_waits_and_they_work_again(
         with pytest.raises(BrokerUnavailable, match=str(doomed.port)):
             await job.wait()
 
-    async def scene() -> None:
+    async def scene(server: redis.Redis) -> None:
         async with AsyncArtifactClient(doomed.url) as client:
             job = await client.verify("b", "k")
             waits = asyncio.gather(*(lost(job) for _ in range(3)))
-            await asyncio.sleep(0.2)
+            await until_read(server)
             os.kill(doomed.pid, signal.SIGSTOP)
             try:
                 await waits
             finally:
                 os.kill(doomed.pid, signal.SIGCONT)
             waits = asyncio.gather(lost(job))
-            await asyncio.sleep(0.2)
+            await until_read(server)
             doomed.kill()
             await waits
             doomed.restart()
@@ -259,7 +268,8 @@ def test_a_backend_that_goes_away_ends_the_waits_and_they_work_again(
             await asyncio.to_thread(store, doomed.url, [job.id])
             assert (await wait).key == "k"
 
-    asyncio.run(scene())
+    with redis.Redis.from_url(doomed.url) as server:
+        asyncio.run(scene(server))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # connections of a loop that was left without `close`

@@ -166,11 +166,11 @@ def crowd(url: str, name: str, together: "multiprocessing.synchronize.Barrier") 
             slot = slots.acquire(name, f"{os.getpid()}-{n}-{turn}", limit=3, local_limit=1)
             if slot is None:
                 redis.incr("refused")
-                time.sleep(0.002)
+                time.sleep(0.002)  # no event tells that a slot is free
                 continue
             with slot:
                 redis.zadd("most", {"most": redis.incr("inside")}, gt=True)
-                time.sleep(0.005)
+                time.sleep(0.005)  # the others find it taken meanwhile
                 redis.decr("inside")
 
     together.wait(WITHIN)
@@ -203,7 +203,7 @@ def hold(url: str, ready: "multiprocessing.synchronize.Event") -> None:
     slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(url)), seconds=2)
     with slots.acquire("s", "killed", limit=2, local_limit=1):
         ready.set()
-        time.sleep(600)
+        time.sleep(600)  # it is killed before
 
 
 def test_the_slot_of_a_killed_holder_comes_free_by_itself(url, shared):
@@ -474,17 +474,19 @@ def test_exactly_one_of_many_probes_the_store(url):
     breakers[0].record_failure()
     until(lambda: breakers[0].seconds_open() == 0)
     probes: list[int] = []
+    told_to_wait: list[int] = []
     together = threading.Barrier(8)
 
     def probe() -> None:
         probes.append(1)
-        time.sleep(0.2)  # the others come meanwhile
+        until(lambda: len(probes) + len(told_to_wait) == 8)
 
     def come(tested: CircuitBreaker) -> bool:
         together.wait(WITHIN)
         try:
             tested.check(probe)
         except Snooze:
+            told_to_wait.append(1)
             return False
         return True
 

@@ -87,7 +87,7 @@ def smtp_receiver(
         for each in made:
             if each.transport is not None:
                 each.transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the transports close in the next turn
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

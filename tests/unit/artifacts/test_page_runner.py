@@ -108,7 +108,7 @@ def test_a_page_whose_time_is_up_begins_nothing_more():
     recorded = []
 
     def do(part):
-        time.sleep(0.3)
+        time.sleep(0.3)  # longer than the page may take
         yield from part
 
     assert not work_on(range(1000), do, recorded.extend, threads=1, seconds=0.1)

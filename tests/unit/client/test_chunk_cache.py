@@ -172,7 +172,7 @@ def test_many_threads_fetch_a_chunk_once(cache: ChunkCache) -> None:
 
     def fetch() -> bytes:
         fetched.append(1)
-        time.sleep(0.1)
+        time.sleep(0.1)  # the others ask meanwhile, and nothing tells that they wait
         return body
 
     def ask() -> None:
@@ -194,7 +194,7 @@ def ask_in_process(root: Path, log: Path, number: int, hold: float) -> None:
     def fetch() -> bytes:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        time.sleep(hold)
+        time.sleep(hold)  # the others ask meanwhile, or this process is killed
         return body
 
     assert cache.chunk(sha256, len(body), fetch) == body

@@ -218,7 +218,7 @@ def test_a_body_that_stops_is_ended(gateway: Gateway, monkeypatch: pytest.Monkey
 
     def slow() -> Any:
         yield b"{"
-        time.sleep(2)
+        time.sleep(2)  # the fault: the client does not read the answer before its body has ended
         yield b"}"
 
     try:

@@ -14,6 +14,7 @@ from celery import Celery
 from tasks.sweeps.cleanup import sweep_cleanup
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from tests.servers.proxy import FaultyProxy, Lose
+from tests.waiting import until
 from worker import clock
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
@@ -213,7 +214,8 @@ def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anoth
 
     other = begin_theirs() if theirs == "before" else None
     if other:
-        time.sleep(1.1)  # S3 tells the second in which an upload began
+        second = int(time.time())
+        until(lambda: int(time.time()) > second)  # S3 tells the second in which an upload began
     begin_and_die(cloud)
     if theirs not in {"none", "before"}:
         other = begin_theirs()
