@@ -177,7 +177,7 @@ def test_an_upload_whose_gateway_is_killed_is_resumed(
 def test_an_upload_whose_client_is_killed_is_resumed(
     serving, client_of, file: Path, at: int, direct: bool, ends_right
 ) -> None:
-    """Another process with the same idempotency key goes on with the bytes that are there, and it is one job."""
+    """A second process with the same idempotency key resumes after the bytes that arrived, and both have one job."""
     client, key = client_of(serving(direct)), f"client/{direct}/{at}"
 
     def send(on_progress: Callable[[Progress], object]) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 from tests.servers.postgres import Postgres
 from tests.servers.process import Server
 
+_WITHOUT_RIGHTS = "nobody"
+"""The user of Debian that owns no file."""
+
 
 class PgBouncer(Server):
     """A pooler before one database. A connection of the server is another client's after each transaction."""
@@ -34,4 +37,4 @@ class PgBouncer(Server):
         )
         if os.geteuid() != 0:
             return ("pgbouncer", str(config))
-        return ("pgbouncer", "--user", "nobody", str(config))  # it refuses to run as root
+        return ("pgbouncer", "--user", _WITHOUT_RIGHTS, str(config))  # it refuses to run as root

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -64,7 +65,7 @@ def free_port() -> int:
         return port
 
 
-class Server:
+class Server(ABC):
     """One server process, a context manager. Subclasses say how it is started and when it is ready.
 
     Attributes:
@@ -79,8 +80,9 @@ class Server:
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
-        raise NotImplementedError
+        """Return the program and its arguments; `port` and `directory` are set, and the directory is there."""
 
     def environment(self) -> Mapping[str, str]:
         return {}

@@ -85,7 +85,7 @@ def rabbitmq(tmp_path_factory) -> Iterator[RabbitMQ]:
     try:
         server.start()
     except ServerMissing as missing:
-        pytest.skip(str(missing))  # in CI too: see there
+        pytest.skip(str(missing))  # in CI too: it is a package of Debian, which no lock of ours can install
     yield server
     server.stop()
 
