@@ -130,6 +130,23 @@ def test_an_only_copy_that_is_rotten_is_lost_and_not_blessed(catalogue, stores, 
     assert findings(catalogue) == [("corrupt", "dr", 1), ("lost", None, 1)]
 
 
+def test_an_object_that_is_replaced_between_two_reads_is_not_recorded(catalogue, stores, file, monkeypatch):
+    """The bytes of one version are never recorded as those of another one; a later run records what is there."""
+    put(stores, "dr", b"good")
+    file("dr").write_bytes(b"goof")
+    verify = Store.verify_object
+
+    def replace_before(self, *args, **options):
+        file("dr").write_bytes(b"gook")
+        return verify(self, *args, **options)
+
+    monkeypatch.setattr(Store, "verify_object", replace_before)
+    assert outcomes(rebuild(catalogue, stores))["dr"] == {"unreadable": 1}
+    assert catalogue.artifacts.newest_id() == 0
+    monkeypatch.undo()
+    assert outcomes(rebuild(catalogue, stores))["dr"] == {"corrupt": 1}
+
+
 def test_two_versions_are_kept_apart(catalogue, stores):
     """Two stores with other content have two versions, the later written is current, and the other is a finding."""
     put(stores, "primary", b"old", day=1)
