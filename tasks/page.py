@@ -113,7 +113,7 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     try:
         return UploadPage(context, job, found, request.stores).run(files)
     finally:
-        context.catalogue.artifact_locks.release(job.id)
+        context.catalogue.artifact_locks.release(job.id, job.fence)
 
 
 # Verify
@@ -368,7 +368,7 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
         most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
     finally:
-        locks.release(job.id)
+        locks.release(job.id, job.fence)
     if work.closed:
         raise min(work.closed, key=lambda error: error.seconds)
     if not in_time:

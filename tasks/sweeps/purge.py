@@ -38,7 +38,7 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
         try:
             purge.group([each for each in group if (each.bucket, each.key) in locked])
         finally:
-            locks.release(job.id)
+            locks.release(job.id, job.fence)
     if purge.failures:
         raise most_retryable(purge.failures)
     return SweepPurgeResult(purged=purge.purged, copies=purge.copies)

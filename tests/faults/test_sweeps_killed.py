@@ -158,7 +158,7 @@ class Fleet:
         """Return whether no job is open and no writer has to wait for one of these artifacts."""
         paths, locks = {(bucket, key) for key in keys}, context.catalogue.artifact_locks
         free = locks.acquire("another", 1, list(paths), now=clock.now(), lease=HOUR) == paths
-        locks.release("another")
+        locks.release("another", 1)
         open_ = context.catalogue.job_admin.find([state for state in JobState if not state.terminal])
         return free and not open_
 

@@ -56,4 +56,4 @@ def _locked(
         yield [each for each in find() if (each.bucket, each.key) in granted]
     finally:
         if not of_page:
-            locks.release(job.id)
+            locks.release(job.id, job.fence)

@@ -67,10 +67,11 @@ class ArtifactLocks:
                 granted.update(free)
         return granted
 
-    def release(self, job: str) -> None:
-        """Release all locks of a job; no lock is no error."""
+    def release(self, job: str, fence: int) -> None:
+        """Release all locks that a job has taken under this fencing token or before it; no lock is no error."""
+        mine = sa.and_(artifact_locks.c.job == job, artifact_locks.c.fence <= fence)
         with self._database.write() as connection:
-            connection.execute(sa.delete(artifact_locks).where(artifact_locks.c.job == job))
+            connection.execute(sa.delete(artifact_locks).where(mine))
 
 
 def lock_holder(connection: Connection, path: str, times: dict[str, object]) -> tuple[str, datetime] | None:

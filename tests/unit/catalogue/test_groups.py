@@ -185,7 +185,11 @@ def test_the_locks_of_a_page_and_the_lock_of_a_job_exclude_each_other(catalogue)
     held = begin(catalogue, "late", holds="releases/c/d")
     assert isinstance(held, Held)
     assert "job page is writing to releases/c/d" in held.reason
-    catalogue.artifact_locks.release("page")
+    catalogue.artifact_locks.release("page", page.fence - 1)
+    assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Held), (
+        "a worker that lost the lease releases none"
+    )
+    catalogue.artifact_locks.release("page", page.fence)
     assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Leased)
 
 

@@ -67,7 +67,7 @@ def test_a_page_that_deletes_refuses_a_hold_on_its_artifacts(catalogue: Catalogu
         else:
             place(catalogue)
             catalogue.holds.release("releases", "app")
-        locks.release(page.id)
+        locks.release(page.id, page.fence)
     place(catalogue)
 
 
