@@ -10,11 +10,10 @@ from datetime import UTC
 from typing import Any
 
 import redis
-from celery import bootsteps
 from celery.utils.time import maybe_iso8601
-from kombu.transport.redis import Channel
 
 from worker import clock
+from worker.intake.timer_step import RedisTimerStep
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded
@@ -29,7 +28,6 @@ WAITS = "zot-artifacts:waits:{job}"
 """The Redis key, in the broker, that exists while a message with an eta waits for its first delivery, by job id."""
 _WAITS_LONGER = 3600
 """Seconds for which that key outlives the eta: the message may wait in its queue then."""
-_RELEASE_EVERY = 1.0
 _AT_ONCE = 200
 _RELEASE = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
@@ -87,29 +85,11 @@ def _due(raw: bytes) -> tuple[float, str | None] | None:
     return (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp(), first
 
 
-class ReleaseDelayed(bootsteps.StartStopStep):
+class ReleaseDelayed(RedisTimerStep):
     """Returns delayed messages to their queues, every second, in each worker."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    every = 1.0
 
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        super().__init__(consumer, **options)
-        self._timer: Any = None
-
-    def start(self, consumer: Any) -> None:
-        """Start the release of messages."""
-        if isinstance(consumer.connection.default_channel, Channel):
-            self._timer = consumer.timer.call_repeatedly(_RELEASE_EVERY, self._release, (consumer,))
-
-    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop the release of messages."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    @staticmethod
-    def _release(consumer: Any) -> None:
-        try:
-            with consumer.connection.default_channel.conn_or_acquire() as client:
-                release(client)
-        except (redis.RedisError, OSError, AttributeError) as error:  # AttributeError: the connection was just closed
-            logger.debug("delayed messages are not released for now: %s", type(error).__name__)
+    def tick_in(self, client: Any) -> None:
+        """Return those that are due."""
+        release(client)

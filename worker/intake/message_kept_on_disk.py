@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import redis
-from celery import bootsteps
 from kombu.transport.redis import Channel
 
 from worker import context
+from worker.intake.timer_step import RedisTimerStep
 from zot_artifact_client.contract import MAX_MESSAGE
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 _NAME = "unrecorded-message-"
 _SIZE = MAX_MESSAGE + 65_536
 """Bytes that the file has from the start, because the disk may be full when it is needed."""
-_RETURN_EVERY = 5.0
 
 
 class UnrecordedMessage:
@@ -126,14 +124,10 @@ def discard() -> None:
         _own.discard()
 
 
-class ReturnUnrecorded(bootsteps.StartStopStep):
+class ReturnUnrecorded(RedisTimerStep):
     """Returns kept messages to their queues, at the start of a worker and every few seconds."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
-
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        super().__init__(consumer, **options)
-        self._timer: Any = None
+    every = 5.0
 
     def start(self, consumer: Any) -> None:
         """Make the file of this process, and start to return messages."""
@@ -145,19 +139,10 @@ class ReturnUnrecorded(bootsteps.StartStopStep):
         except OSError as error:
             logger.warning("no file for messages that the broker cannot record: %s", error)
             return
-        self._return(consumer)
-        self._timer = consumer.timer.call_repeatedly(_RETURN_EVERY, self._return, (consumer,))
+        self.tick(consumer)
+        super().start(consumer)
 
-    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop to return messages."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    @staticmethod
-    def _return(consumer: Any) -> None:
-        try:
-            with consumer.connection.default_channel.conn_or_acquire() as client:
-                if _own is not None:
-                    _own.return_kept(client)
-        except (redis.RedisError, OSError, ValueError, AttributeError) as error:  # AttributeError: it was just closed
-            logger.debug("kept messages are not returned for now: %s", type(error).__name__)
+    def tick_in(self, client: Any) -> None:
+        """Return those that this process and ended ones have kept."""
+        if _own is not None:
+            _own.return_kept(client)

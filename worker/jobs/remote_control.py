@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 import redis
-from celery import bootsteps
 from celery.utils.functional import maybe_list
 from celery.worker import control, state
 from kombu.exceptions import OperationalError
 
+from worker.intake.timer_step import TimerStep
 from worker.jobs.cancellation import call_recovery, request_cancel
 from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
@@ -31,31 +31,26 @@ _CANCEL = (sys.executable, "-m", "worker.cancel_waiting")
 _started: list["subprocess.Popen[bytes]"] = []
 
 
-class PausedQueues(bootsteps.StartStopStep):
+class PausedQueues(TimerStep):
     """Makes a worker stop and resume to consume from paused queues.
 
     While Redis does not answer, nothing changes.
     """
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    every = _CHECK_EVERY
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._held: set[str] = set()
         self._shared = SharedRedis(lambda: result_backend(consumer.app))
-        self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
         """Apply the pauses at once, before the first message, and every few seconds."""
-        self._apply_pauses(consumer)
-        self._timer = consumer.timer.call_repeatedly(_CHECK_EVERY, self._apply_pauses, (consumer,))
+        self.tick(consumer)
+        super().start(consumer)
 
-    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop the check of the pauses."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _apply_pauses(self, consumer: Any) -> None:
+    def tick(self, consumer: Any) -> None:
+        """Apply the pauses."""
         paused = self._shared.ask(paused_queues, lambda: None)
         if paused is None:
             return
@@ -70,31 +65,22 @@ class PausedQueues(bootsteps.StartStopStep):
             self._held.discard(queue)
 
 
-class CancelRequests(bootsteps.StartStopStep):
+class CancelRequests(TimerStep):
     """Has waiting jobs cancelled for which that was requested without a command: an ACL may forbid commands.
 
     The newest request and their number are compared every few seconds, which costs the same however many there are.
     One worker of all of them starts the process.
     """
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    every = _CHECK_EVERY
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._shared = SharedRedis(lambda: result_backend(consumer.app))
         self._seen = _NO_REQUESTS
-        self._timer: Any = None
 
-    def start(self, consumer: Any) -> None:
-        """Compare every few seconds."""
-        self._timer = consumer.timer.call_repeatedly(_CHECK_EVERY, self._compare, (consumer,))
-
-    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop to compare."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _compare(self, consumer: Any) -> None:
+    def tick(self, consumer: Any) -> None:
+        """Compare them."""
         self._shared.ask(lambda client: self._compare_in(client, consumer.app), lambda: None)
 
     def _compare_in(self, client: "redis.Redis", app: Any) -> None:

@@ -5,9 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+from kombu import Connection
+from kombu.asynchronous.timer import Timer
 
 from tests.hostile_messages import JOB, envelope
-from worker.intake.delayed import DELAYED, delay, release
+from worker.intake.delayed import DELAYED, ReleaseDelayed, delay, release
 
 FIELDS = {"bucket": "releases", "key": "app.tgz"}
 
@@ -29,6 +31,13 @@ def broker(valkey):
         yield client
 
 
+class Consumer:
+    """Has of Celery's consumer what a step of it uses."""
+
+    def __init__(self, connection):
+        self.connection, self.timer = connection, Timer()
+
+
 def message(seconds):
     made = envelope(JOB, FIELDS)
     made["headers"]["eta"] = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
@@ -46,6 +55,23 @@ def test_a_far_eta_waits_in_the_broker_and_comes_back_when_it_is_due(broker, mon
     assert release(broker) == 1
     assert broker.lrange("transfer", 0, -1) == [raw]
     assert not broker.exists(DELAYED.format(queue="transfer"))
+
+
+def test_a_worker_returns_what_is_due_while_it_is_connected(broker, valkey):
+    """Its timer does so until the step of its consumer is stopped; an error of the broker leaves the timer."""
+    broker.zadd(DELAYED.format(queue="transfer"), {message(-1): 1.0})
+    with Connection(valkey.url) as connection:
+        consumer = Consumer(connection)
+        step = ReleaseDelayed(consumer)
+        step.start(consumer)
+        [entry] = consumer.timer.queue
+        entry.entry()
+        assert broker.llen("transfer") == 1
+        broker.flushdb()
+        broker.set(DELAYED.format(queue="transfer"), "of another program")
+        entry.entry()
+        step.stop(consumer)
+        assert entry.entry.canceled
 
 
 @pytest.mark.parametrize(
