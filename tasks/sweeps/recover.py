@@ -52,6 +52,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
     _step("result backend", lambda: republish_ends(context, app))
+    _step("removed webhooks", lambda: _see_removed_webhooks(context))
     _step("old jobs and findings", lambda: _prune(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)
 
@@ -80,6 +81,22 @@ def _resend_overdue(context: Context, app: Celery) -> int:
     for job in overdue:
         sent += _step(f"job {job.id}", lambda job=job: _send(app, job))  # type: ignore[misc]
     return sent
+
+
+def _see_removed_webhooks(context: Context) -> None:
+    """Tell of ends that wait for a receiver which was removed: the sweep that delivers asks only those that there are.
+
+    That sweep does not run at all where the settings have no webhook.
+    """
+    settings = context.settings
+    seen = context.catalogue.job_webhooks.see_removed(
+        settings.webhooks, now=clock.now(), give_up=settings.job_webhooks.give_up
+    )
+    for name, count in seen.items():
+        logger.error(
+            "webhook %s: the settings do not have it, and the ends of %d more jobs wait for it; add it again, or "
+            "`zot-artifacts webhooks forget %s`", name, count, name,
+        )  # fmt: skip
 
 
 def _prune(context: Context) -> None:

@@ -4,9 +4,9 @@ A row is written with the job, in the same transaction. Its end is read from the
 job can end is told, and a worker that is killed loses none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -17,12 +17,15 @@ from worker import clock
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, resolve_key, see
 from worker.catalogue.records import FindingKind
-from worker.catalogue.tables import job_webhooks, jobs
+from worker.catalogue.tables import findings, job_webhooks, jobs
 
 _AT_ONCE = 100
 _MANY = 5
 """Attempts at one end, over about five minutes, after which it is a finding that it does not arrive."""
 _TEXT = 500
+REFUSED = "UnknownReceiver"
+"""The error of a job that names a receiver which the settings do not have."""
+_REMOVED = "the settings have no such webhook"
 _SAID = ("type", "message", "store")
 """The fields of an error that a webhook has; its traceback stays here."""
 
@@ -135,10 +138,71 @@ class JobWebhooks:
         with self._database.write() as connection:
             connection.execute(sa.delete(job_webhooks).where(_is(webhook.job, webhook.receiver)))
 
+    def see_removed(self, configured: Collection[str], *, now: datetime, give_up: timedelta) -> dict[str, int]:
+        """Return how many more ends wait for each receiver that the settings do not have, and make each a finding.
+
+        They are delivered if it is configured again within `give_up` of their end, and given up after that. A job that
+        was refused because it named such a receiver has told so, and its end waits for none.
+        """
+        row, unknown = job_webhooks.c, sa.not_(job_webhooks.c.receiver.in_(sorted(configured)))
+        ended = sa.select(jobs.c.id).where(jobs.c.id == row.job, jobs.c.finished_at.is_not(None))
+        waits = sa.and_(unknown, row.delivered_at.is_(None), row.next_at.is_not(None), ended.exists())
+        told = sa.select(findings.c.key).where(
+            findings.c.kind == FindingKind.WEBHOOK_UNDELIVERED, findings.c.resolved_at.is_(None)
+        )
+        with self._database.read() as connection:
+            there = connection.execute(sa.select(row.job).where(waits).limit(1)).first()
+            open_ = set(connection.execute(told).scalars()).difference(configured)
+            if there is None and not open_:
+                return {}
+        refused = ended.where(jobs.c.error["type"].as_string() == REFUSED)
+        new = sa.and_(waits, row.error.is_distinct_from(_REMOVED))
+        late = ended.where(jobs.c.finished_at <= now - give_up)
+        with self._database.write() as connection:
+            connection.execute(sa.delete(job_webhooks).where(waits, refused.exists()))
+            counted = sa.select(row.receiver, sa.func.count()).where(new).group_by(row.receiver)
+            more = {name: count for name, count in connection.execute(counted).all()}  # noqa: C416 - rows are no pairs
+            connection.execute(sa.update(job_webhooks).where(new).values(error=_REMOVED))
+            connection.execute(sa.update(job_webhooks).where(waits, late.exists()).values(next_at=None))
+            kept = sa.select(row.receiver, sa.func.count(row.next_at), sa.func.count()).where(
+                unknown, row.delivered_at.is_(None), ended.exists()
+            )
+            counts = {name: (wait, all_) for name, wait, all_ in connection.execute(kept.group_by(row.receiver)).all()}
+            for name in open_.difference(counts):
+                resolve_key(connection, FindingKind.WEBHOOK_UNDELIVERED, name, "no end waits for it any more", now)
+            for name, (wait, all_) in counts.items():
+                detail = f"{_REMOVED}: the ends of {wait} jobs wait for it, those of {all_ - wait} are given up"
+                evidence = {"detail": f"{detail}: `zot-artifacts webhooks`"}
+                see(connection, [NewFinding(FindingKind.WEBHOOK_UNDELIVERED, key=name, evidence=evidence)], now)
+        return more
+
+    def of_job(self, job: str) -> dict[str, str]:
+        """Return what became of the end of a job, by the receivers that its request names."""
+        row = job_webhooks.c
+        query = sa.select(row.receiver, row.delivered_at, row.next_at, row.error).where(row.job == job)
+        with self._database.read() as connection:
+            found = connection.execute(query.order_by(row.receiver)).all()
+        return {
+            each.receiver: f"delivered at {each.delivered_at:%Y-%m-%d %H:%M:%S} UTC"
+            if each.delivered_at
+            else f"{'not delivered yet' if each.next_at else 'given up'}{f': {each.error}' if each.error else ''}"
+            for each in found
+        }
+
+    def forget(self, receiver: str, *, now: datetime) -> int:
+        """Forget the ends that wait for a receiver or are given up, resolve its finding, and return how many."""
+        row = job_webhooks.c
+        ended = sa.select(jobs.c.id).where(jobs.c.id == row.job, jobs.c.finished_at.is_(None))
+        undelivered = sa.and_(row.receiver == receiver, row.delivered_at.is_(None), ~ended.exists())
+        with self._database.write() as connection:
+            count = connection.execute(sa.delete(job_webhooks).where(undelivered)).rowcount
+            resolve_key(connection, FindingKind.WEBHOOK_UNDELIVERED, receiver, "its ends were forgotten", now)
+        return count
+
     def receivers(self) -> dict[str, ReceiverState]:
         """Return what each receiver that a job ever named has got."""
         row = job_webhooks.c
-        failing = sa.and_(row.delivered_at.is_(None), row.payload.is_not(None))
+        failing = sa.and_(row.delivered_at.is_(None), sa.or_(row.payload.is_not(None), row.error.is_not(None)))
         columns = (
             row.receiver,
             sa.func.max(row.delivered_at, type_=row.delivered_at.type).label("delivered_at"),

@@ -95,7 +95,7 @@ COMMANDS = {
     "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
     "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
     "webhooks": Entry(
-        _JOBS, "List the webhooks that get the ends of jobs, or send a test message.", "webhooks:app"
+        _JOBS, "List the webhooks that get the ends of jobs, test one, or forget what waits for one.", "webhooks:app"
     ),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
     "health": Entry(

@@ -59,6 +59,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     settings.prepare()
     yield _home(settings)
     yield from _source_roots(settings)
+    yield from _webhooks(settings)
     yield from broker_checks(settings)
     try:
         session = open_session(settings)
@@ -101,6 +102,14 @@ def _source_roots(settings: Settings) -> Iterator[Check]:
             yield Check("source root", "good", str(root))
         else:
             yield Check("source root", "bad", f"{root}: no directory that can be read", "correct sources.roots")
+
+
+def _webhooks(settings: Settings) -> Iterator[Check]:
+    for name, receiver in settings.webhooks.items():
+        if receiver.buckets is None:
+            detail = "it has no `buckets`: a token of the gateway that is for some buckets cannot name it"
+            way_out = f'set webhooks.{name}.buckets, to ["*"] if every token may name it'
+            yield Check(f"webhook {name}", "good", detail, way_out)
 
 
 # Catalogue and stores

@@ -116,7 +116,9 @@ def list_(
         if job is not None and wait:
             _wait(session, job, timeout, as_json=as_json)
         if job is not None:
-            _show(session.job(job), traceback=traceback, as_json=as_json)
+            record = session.job(job)
+            told = session.catalogue.job_webhooks.of_job(record.id)
+            _show(record, told, traceback=traceback, as_json=as_json)
             return
         if parent is not None:
             batch = session.job(parent)
@@ -292,13 +294,16 @@ def _page(request: Mapping[str, Any]) -> str:
     return f"{verb} what is due in {claim['store']}" if claim else f"{verb} list"
 
 
-def _show(record: JobRecord, *, traceback: bool, as_json: bool) -> None:
+def _show(record: JobRecord, webhooks: Mapping[str, str], *, traceback: bool, as_json: bool) -> None:
+    """Print a job and, by receiver, what became of its end."""
     if as_json:
-        print_json(document(record) | {"error": record.error and dict(record.error)})
+        print_json(document(record) | {"error": record.error and dict(record.error), "webhooks": webhooks})
         return
     for name, value in _fields(record):
         if value not in (None, ""):
             say(f"{name:12} {value}")
+    for name, state in webhooks.items():
+        say(f"{'webhook':12} {name}: {state}")
     for cause in _causes(record) if traceback else ():
         for line in str(cause.get("traceback", "no traceback was kept")).splitlines():
             say(line)

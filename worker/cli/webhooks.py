@@ -1,4 +1,4 @@
-"""The commands `webhooks` and `webhooks test`."""
+"""The commands `webhooks`, `webhooks test` and `webhooks forget`."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ app = typer.Typer(invoke_without_command=True, add_completion=False)
 
 @app.callback()
 def webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """List the webhooks that get the ends of jobs, or send a test message.
+    """List the webhooks that get the ends of jobs, send a test message, or forget what waits for one.
 
     The exit status is 1 if an end of a job could not be delivered.
 
@@ -80,3 +80,28 @@ def send_test(
         print_json({"webhook": name, "accepted": True})
     else:
         say(f"{name}: accepted")
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The webhook, as `webhooks` lists it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Forget the ends of jobs that wait for a webhook or were given up, and resolve its finding.
+
+    Use it when a webhook has been removed from the settings for good.
+    The ends stay in the ledger: `zot-artifacts jobs` shows them.
+
+    Example:
+
+        zot-artifacts webhooks forget ci
+    """
+    with opened(existing=True) as session:
+        known = {*session.settings.webhooks, *session.catalogue.job_webhooks.receivers()}
+        if name not in known:
+            raise Failure(f"no job names a webhook {name}{suggestion(name, known)}", Status.USAGE, type_="UsageError")
+        count = session.catalogue.job_webhooks.forget(name, now=clock.now())
+    if as_json:
+        print_json({"webhook": name, "forgotten": count})
+    else:
+        say(f"{name}: the ends of {count} jobs were forgotten")

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes
 from fastapi import Request
 from starlette.convertors import Convertor, register_url_convertor
 
-from worker.gateway.access import Caller, TokenVerb
+from worker.gateway.access import ALL, Caller, TokenVerb
 from worker.gateway.problems import Problem
 from worker.gateway.services import Services
 from worker.storage.errors import InvalidKey
@@ -75,15 +75,19 @@ def check_may(caller: Caller, verb: TokenVerb, bucket: str, start: str) -> None:
         )
 
 
-def check_receivers(services: Services, names: Sequence[str], bucket: str, start: str) -> None:
+def check_receivers(services: Services, caller: Caller, names: Sequence[str], bucket: str, start: str) -> None:
     """Return if the end of a job on a key, or on all keys with a prefix, may go to these webhooks.
+
+    A receiver whose settings have no `buckets` is for services that reach the broker and for tokens for all buckets.
 
     Raises:
         Problem: it may not; it tells nothing of the webhooks that there are.
     """
     known = services.settings.webhooks
     for name in names:
-        if name not in known or not known[name].takes(bucket, start):
+        receiver = known.get(name)
+        named = receiver is not None and (receiver.buckets is not None or ALL in caller.buckets)
+        if receiver is None or not named or not receiver.takes(bucket, start):
             detail = f"notify: there is no webhook {name} for {bucket}/{start}"
             raise Problem(HTTPStatus.FORBIDDEN, "NotAllowed", detail)
 

@@ -107,7 +107,7 @@ async def submit(
     checked = _checked(caller, spec, message)
     place = checked.payload()
     at = str(place["bucket"]), str(place.get("key", place.get("prefix", "")))
-    check_receivers(services, getattr(checked, "notify", ()), *at)
+    check_receivers(services, caller, getattr(checked, "notify", ()), *at)
     if isinstance(checked, DeleteRequest | BatchRequest) and not checked.stores:
         await services.read(_check_companions, services, caller, checked)
     own = None if idempotency_key is None else f"{caller.name}:{idempotency_key}"

@@ -287,7 +287,7 @@ async def _create(
     services, caller = services_of(request), caller_of_request(request)
     check_may(caller, TokenVerb.UPLOAD, new.bucket, new.key)
     check_key(check_bucket(new.bucket), new.key)
-    check_receivers(services, new.notify, new.bucket, new.key)
+    check_receivers(services, caller, new.notify, new.bucket, new.key)
     if new.source or new.staged:
         raise InvalidRequest("upload: source, staged: the bytes are sent here")
     for name in new.stores or ():

@@ -141,7 +141,7 @@ def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, pa
 
 
 class UnknownReceiver(PermanentError):
-    """A request names a webhook that the settings of the worker do not have."""
+    """A request names a webhook that the settings of the worker do not have; the catalogue knows it by this name."""
 
 
 class Delivery(Generic[RequestT, ResultT]):

@@ -148,11 +148,14 @@ class JobReceiverSettings(WebhookSettings):
     """An HTTP endpoint that gets the ends of jobs, signed as alarms are."""
 
     buckets: tuple[Annotated[str, Field(min_length=1, max_length=1100)], ...] | None = None
-    """The buckets, as `BUCKET` or `BUCKET/PREFIX`, whose jobs may name it; by default all."""
+    """The buckets, as `BUCKET` or `BUCKET/PREFIX`, whose jobs may name it; `*` are all.
+
+    By default all, except for a token of the gateway that is not for all buckets itself: it cannot name the receiver.
+    """
 
     def takes(self, bucket: str | None, start: str) -> bool:
         """Return whether a job on this key, or on all keys that begin so, may name it; without a bucket on any key."""
-        if self.buckets is None:
+        if self.buckets is None or "*" in self.buckets:
             return True
         places = (each.partition("/") for each in self.buckets)
         return any(of == bucket and start.startswith(prefix) for of, _, prefix in places)

@@ -212,11 +212,15 @@ def test_nothing_is_sent_again_while_the_catalogue_cannot_be_written(context, ap
 
 
 def test_webhooks_of_old_jobs_are_forgotten_where_no_webhook_is_configured(context, app, begin, monkeypatch):
-    """Requests may name receivers that the settings do not have: the recovery bounds their rows, not their delivery."""
-    fence = begin("names-one", notify=["ci"]).record.fence
-    context.catalogue.ledger.finish("names-one", fence, "failed", now=clock.now(), error={"type": "UnknownReceiver"})
+    """The recovery forgets ends of jobs that were refused because of such a receiver, and shows those of others."""
+    ledger = context.catalogue.ledger
+    fence = begin("refused", notify=["cj"]).record.fence
+    ledger.finish("refused", fence, "failed", now=clock.now(), error={"type": "UnknownReceiver"})
+    fence = begin("done", notify=["ci"]).record.fence
+    ledger.finish("done", fence, "succeeded", now=clock.now(), result={})
     recover(context, app)
     assert list(context.catalogue.job_webhooks.receivers()) == ["ci"]
+    assert [each.key for each in context.catalogue.findings.page()] == ["ci"]
     now = clock.now() + timedelta(days=31)
     monkeypatch.setattr(clock, "now", lambda: now)
     recover(context, app)

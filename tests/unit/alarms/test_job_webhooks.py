@@ -309,6 +309,48 @@ def test_only_receivers_of_the_settings_are_ever_asked(catalogue: Catalogue) -> 
     assert received == []
 
 
+def test_ends_that_wait_for_a_removed_receiver_show_until_it_is_back(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finding and the job say that the settings have no such webhook; once it is there again it gets its ends."""
+
+    def see_removed(*configured: str) -> dict[str, int]:
+        return catalogue.job_webhooks.see_removed(configured, now=clock.now(), give_up=timedelta(days=3))
+
+    end(catalogue, "job-1", "ci", "other")
+    end(catalogue, "job-2", "ci")
+    begin(catalogue, "open", "ci")
+    fence = begin(catalogue, "misspelt", "cj")
+    catalogue.ledger.finish(
+        "misspelt", fence, JobState.FAILED, now=clock.now(), error={"type": UnknownReceiver.__name__}
+    )
+    assert see_removed("ci", "other", "cj") == {}
+    assert (see_removed("other"), see_removed("other")) == ({"ci": 2}, {})  # it is new only once
+    [found] = catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED)
+    assert (found.key, "the ends of 2 jobs wait" in found.evidence["detail"]) == ("ci", True)
+    assert catalogue.job_webhooks.of_job("job-1") == {
+        "ci": "not delivered yet: the settings have no such webhook", "other": "not delivered yet",
+    }  # fmt: skip
+    assert list(catalogue.job_webhooks.receivers()) == ["ci", "other"]
+    assert catalogue.job_webhooks.receivers()["ci"].pending == 2
+    with http_receiver() as (url, received):
+        deliver(catalogue, ci=receiver(url))
+    assert len(received) == 2
+    assert catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED) == []
+    end(catalogue, "job-3", "ci")
+    later(monkeypatch, timedelta(days=4))
+    see_removed()
+    assert {name: state.given_up for name, state in catalogue.job_webhooks.receivers().items()} == {"ci": 1, "other": 1}
+    assert {each.key for each in catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED)} == {"ci", "other"}
+    assert catalogue.job_webhooks.forget("other", now=clock.now()) == 1
+    later(monkeypatch, timedelta(days=31))
+    catalogue.job_webhooks.prune(before=clock.now() - timedelta(days=30))
+    see_removed()
+    assert catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED) == []
+    catalogue.ledger.finish("open", 1, JobState.SUCCEEDED, now=clock.now(), result={})
+    assert see_removed() == {"ci": 1}
+
+
 def test_old_ends_are_forgotten_and_open_jobs_are_not(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its time a delivered end leaves the catalogue; that of a job which is still open stays."""
     end(catalogue, "job-1", "ci")
@@ -339,8 +381,17 @@ def test_the_command_shows_what_does_not_arrive(
         assert cli.run(["webhooks"]) == 1
         assert cli.run(["webhooks", "test", "ci"]) == 0
         assert cli.run(["webhooks", "test", "cj"]) == 2
+        assert cli.run(["jobs", "job-1"]) == 0
+        monkeypatch.setenv("ZOT_WEBHOOKS", "{}")
+        assert cli.run(["webhooks"]) == 1
+        assert cli.run(["webhooks", "forget", "ci"]) == 0
+        assert cli.run(["webhooks"]) == 0
+        assert cli.run(["webhooks", "forget", "ci"]) == 2
     printed = "".join(capsys.readouterr())
     assert "no webhook cj" in printed
     assert "status 401" in printed
+    assert "webhook      ci: not delivered yet: webhook 127.0.0.1: it answered with status 401" in printed
+    assert "ci (not configured)" in printed
+    assert "ci: the ends of 1 jobs were forgotten" in printed
     assert "/token" not in printed
     assert len(received) == 2

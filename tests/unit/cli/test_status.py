@@ -150,6 +150,16 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     assert probed("second", {}) == {}
 
 
+def test_doctor_names_a_webhook_that_says_nothing_of_buckets(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which tokens of the gateway cannot name it, and how to open it to all."""
+    hook = {"url": "http://127.0.0.1:9/", "secret": "a secret of the receiver"}
+    monkeypatch.setenv("ZOT_WEBHOOKS", json.dumps({"old": hook, "ci": hook | {"buckets": ["*"]}}))
+    told = {each["name"]: each for each in zot("doctor")[1]["checks"] if each["name"].startswith("webhook")}
+    assert {name: (each["outcome"], '["*"]' in each["way_out"]) for name, each in told.items()} == {
+        "webhook old": ("good", True)
+    }
+
+
 def test_a_webhook_whose_receiver_refuses_it_is_named(catalogue: Catalogue, zot: Zot) -> None:
     """The screen says how many ends of jobs a receiver does not have, and why."""
     begun = catalogue.ledger.acquire(

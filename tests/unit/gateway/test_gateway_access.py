@@ -335,9 +335,13 @@ def test_a_delete_takes_no_companion_that_the_token_is_not_for(gateway: Gateway)
 
 
 def test_a_token_reaches_only_the_webhooks_of_its_buckets(settings: Settings, open_gateway: Any) -> None:
-    """A receiver for another bucket and one that does not exist get the same answer."""
+    """A receiver for another bucket, one without `buckets` and one that does not exist get the same answer."""
     hook = {"url": "http://127.0.0.1:9/token", "secret": "a secret of the receiver"}
-    hooks = {"ci": JobReceiverSettings(**hook, buckets=("releases/app/",)), "all": JobReceiverSettings(**hook)}
+    hooks = {
+        "ci": JobReceiverSettings(**hook, buckets=("releases/app/",)),
+        "all": JobReceiverSettings(**hook, buckets=("*",)),
+        "old": JobReceiverSettings(**hook),
+    }
     with open_gateway(settings.model_copy(update={"webhooks": hooks})) as gateway:
         client = gateway.client("releases")
 
@@ -353,4 +357,6 @@ def test_a_token_reaches_only_the_webhooks_of_its_buckets(settings: Settings, op
 
         assert ask("ci", "app/a.tgz") == [503, 503, 201]  # allowed; there is no broker here
         assert ask("all", "b.tgz") == [503, 503, 201]
-        assert ask("ci", "b.tgz") == ask("none", "b.tgz") == [403, 403, 403]
+        assert ask("ci", "b.tgz") == ask("old", "b.tgz") == ask("none", "b.tgz") == [403, 403, 403]
+        client = gateway.client("*", name="whole")
+        assert ask("old", "c.tgz") == [503, 503, 201]
