@@ -177,7 +177,7 @@ class JobWebhooks:
         return more
 
     def of_job(self, job: str) -> dict[str, str]:
-        """Return what became of the end of a job, by the receivers that its request names."""
+        """Return the state of the end of a job at each of the receivers that its request names."""
         row = job_webhooks.c
         query = sa.select(row.receiver, row.delivered_at, row.next_at, row.error).where(row.job == job)
         with self._database.read() as connection:

@@ -295,7 +295,7 @@ def _page(request: Mapping[str, Any]) -> str:
 
 
 def _show(record: JobRecord, webhooks: Mapping[str, str], *, traceback: bool, as_json: bool) -> None:
-    """Print a job and, by receiver, what became of its end."""
+    """Print a job and, by receiver, the state of its end."""
     if as_json:
         print_json(document(record) | {"error": record.error and dict(record.error), "webhooks": webhooks})
         return
