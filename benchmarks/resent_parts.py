@@ -8,7 +8,7 @@ from benchmarks.measured import NotMeasured, Row, Samples, Target
 from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
 from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack
-from tests.servers.killing import Killing
+from tests.servers.kill_during_upload import Killing
 from tests.servers.proxy import FaultyProxy
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient

@@ -17,7 +17,7 @@ import redis
 from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
-from tasks.batch_upload import begin_upload, files_of, next_upload_pages
+from tasks.plan_directory_upload import begin_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
 from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split

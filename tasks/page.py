@@ -7,8 +7,8 @@ from uuid import NAMESPACE_OID, uuid5
 
 from celery import current_app
 
-from tasks.batch_upload import files_of
 from tasks.delete import delete_artifact
+from tasks.plan_directory_upload import files_of
 from tasks.replicate import replicate_to
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
@@ -22,8 +22,8 @@ from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
 from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import Context, JobContext
-from worker.jobs.planned_pages import BROKER_ERRORS
 from worker.jobs.running_job import Requeue, RunningJob
+from worker.jobs.send_sweep_pages import BROKER_ERRORS
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze
 from worker.settings.budgets import Prices

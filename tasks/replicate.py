@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from worker.artifacts.artifact_job import ArtifactJob, CopySlot
-from worker.artifacts.companions import locked_companions
+from worker.artifacts.locked_companions import locked_companions
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
 from worker.context import JobContext

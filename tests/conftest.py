@@ -26,7 +26,7 @@ from tests.servers import (
     StrictGcs,
     Valkey,
 )
-from tests.servers.memory import directory_in_memory
+from tests.servers.directory_in_memory import directory_in_memory
 from worker.catalogue import Catalogue
 
 # A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.

@@ -15,7 +15,7 @@ import redis
 from celery import Celery, signals
 
 from worker import context, tracing
-from worker.beat import LONGEST_SLEEP
+from worker.beat_scheduler import LONGEST_SLEEP
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.authentication import check_authentication, is_flower
@@ -122,16 +122,16 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=False,  # Flower turns them on while it runs; unseen, they cost a third of a job
         # Beat
         beat_schedule=beat_schedule(settings),
-        beat_scheduler="worker.beat:Scheduler",  # records its ticks, which doctor reads
+        beat_scheduler="worker.beat_scheduler:Scheduler",  # records its ticks, which doctor reads
         beat_max_loop_interval=LONGEST_SLEEP,
         beat_schedule_filename=str(settings.home / "run" / "beat-schedule"),
         timezone="UTC",
         worker_hijack_root_logger=True,
     )
-    app.steps["consumer"].add("worker.jobs.remote_control:PausedQueues")
-    app.steps["consumer"].add("worker.jobs.remote_control:CancelRequests")
+    app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:PausedQueues")
+    app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:CancelRequests")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
-    app.steps["consumer"].add("worker.intake.message_kept_on_disk:ReturnUnrecorded")
+    app.steps["consumer"].add("worker.intake.unrecorded_deliveries:ReturnUnrecorded")
     return app
 
 

@@ -11,8 +11,8 @@ from worker import clock
 from worker.catalogue import Artifact
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
-from worker.jobs.planned_pages import Claimed, Messages, plan, resume
 from worker.jobs.running_job import RunningJob
+from worker.jobs.send_sweep_pages import Claimed, Messages, plan, resume
 from worker.jobs.task import artifact_task
 from worker.settings import Settings
 from worker.settings.sections import PlacementRule

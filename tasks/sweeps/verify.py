@@ -16,8 +16,8 @@ from worker.artifacts.verification_log_head import see_head
 from worker.catalogue import AHEAD, FindingKind
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
-from worker.jobs.planned_pages import Messages, plan, resume
 from worker.jobs.running_job import RunningJob
+from worker.jobs.send_sweep_pages import Messages, plan, resume
 from worker.jobs.task import artifact_task
 from worker.limits.snooze import Snooze
 from worker.settings.budgets import Budget, Prices

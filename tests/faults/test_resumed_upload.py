@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack, Valkey
-from tests.servers.killing import Killing
+from tests.servers.kill_during_upload import Killing
 from tests.servers.proxy import FaultyProxy
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN

@@ -11,7 +11,7 @@ from tests.conformance.targets import PART
 from tests.faults.fleet import MIB, PARTS, fleet_of
 from tests.faults.proxied_stores import STORES, opened_through, port_of
 from tests.servers import Ministack, Valkey
-from tests.servers.freezing import FreezingProxy
+from tests.servers.freezing_proxy import FreezingProxy
 from tests.servers.proxy import Fault, FaultyProxy, Request, Silence
 from tests.waiting import WITHIN
 from worker.storage import Verdict

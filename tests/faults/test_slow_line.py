@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance.bodies import some_bytes, source
 from tests.faults.proxied_stores import STORES, opened_through, port_of
-from tests.servers.freezing import FreezingProxy
+from tests.servers.freezing_proxy import FreezingProxy
 from worker.storage import Store, Verdict
 
 BUCKET = "releases"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import RcloneS3, Server, ServerFailed, ServerMissing, Valkey
-from tests.servers.memory import directory_in_memory
+from tests.servers.directory_in_memory import directory_in_memory
 from tests.servers.process import REPOSITORY, die_with_parent, free_port
 from tests.waiting import WITHIN
 
@@ -67,8 +67,9 @@ def test_a_server_dies_with_a_parent_that_was_killed(kind: str, tmp_path: Path, 
 
 def test_a_killed_run_leaves_nothing_in_memory_beyond_the_next_one(tmp_path: Path) -> None:
     """The next run removes what a killed one kept in memory, and nothing of a run that goes on."""
-    code = "import sys; from pathlib import Path; from tests.servers.memory import directory_in_memory as make\n"
-    code += (
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tests.servers.directory_in_memory import directory_in_memory as make\n"
         "with make(Path(sys.argv[1]), 0) as made: (made / 'data').touch(); print(made, flush=True); sys.stdin.read()"
     )
     command, pipe = python("-c", code, str(tmp_path)), subprocess.PIPE

@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.alarms import mail, webhook
 from worker.alarms.backoff import backoff
-from worker.alarms.digest import text_of
+from worker.alarms.digest_text import text_of
 from worker.alarms.errors import AlarmUndelivered
 from worker.catalogue import Alarms, FindingKind, Findings
 from worker.settings.alarms import AlarmSettings

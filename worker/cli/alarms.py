@@ -7,7 +7,7 @@ import typer
 
 from worker import clock
 from worker.alarms.delivery import deliver
-from worker.alarms.digest import test_digest
+from worker.alarms.digest_text import test_digest
 from worker.alarms.errors import AlarmUndelivered
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, print_table, say

@@ -20,9 +20,9 @@ from worker.artifacts.tombstones_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.atomic_file import complete_file
-from worker.cli.bandwidth import within_bandwidth
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
+from worker.cli.read_within_bandwidth import within_bandwidth
 from worker.cli.session import opened
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups

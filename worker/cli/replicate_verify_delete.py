@@ -9,7 +9,7 @@ from worker.cli.arguments import ArtifactPath
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
 from worker.cli.session import Session
-from worker.cli.staging import check_file, stage, within_roots
+from worker.cli.stage_file import check_file, stage, within_roots
 from worker.cli.submit import Sender, request_of, sender
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
 from zot_artifact_client.errors import BrokerUnavailable

@@ -7,7 +7,7 @@ import redis
 from celery import Celery
 from kombu.connection import Connection
 
-from worker.beat import last_tick
+from worker.beat_scheduler import last_tick
 from worker.cli.rejected_messages import describe_counts, open_rejected
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters

@@ -15,7 +15,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.session import Session
-from worker.cli.staging import within_roots
+from worker.cli.stage_file import within_roots
 from worker.cli.submit import Sender, request_of, sender
 from worker.settings import Settings
 from worker.storage.keys import check_bucket, check_key_prefix

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp
 
 from worker.catalogue import CatalogueError
 from worker.gateway import artifacts, jobs, objects, uploads
-from worker.gateway.guard import Guard
 from worker.gateway.problems import answer_error, answer_invalid, answer_problem
+from worker.gateway.request_admission import Guard
 from worker.gateway.services import Services
 from worker.settings.model import NoBroker
 from worker.storage.errors import StorageError

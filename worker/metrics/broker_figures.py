@@ -10,7 +10,7 @@ from kombu.connection import Connection
 from prometheus_client import Metric
 from redis import Redis
 
-from worker.beat import last_tick
+from worker.beat_scheduler import last_tick
 from worker.intake.delayed import DELAYED
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessages

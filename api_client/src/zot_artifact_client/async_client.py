@@ -47,7 +47,7 @@ from zot_artifact_client.errors import ClientError, JobFailed
 from zot_artifact_client.idempotency_conflicts import push_digests, read_mismatches
 from zot_artifact_client.job_ids import check_id, choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
-from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK, question, read_answer
+from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK, question, read_answer
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
 from zot_artifact_client.verbs import (
     UploadFields,

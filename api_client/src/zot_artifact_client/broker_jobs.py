@@ -9,7 +9,7 @@ from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, Task
 from zot_artifact_client.errors import ClientError
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.publisher import Publisher
-from zot_artifact_client.queries import question, read_answer
+from zot_artifact_client.query_messages import question, read_answer
 from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.verbs import digests_of, idempotency_mismatch, outgoing, pages_of
 

@@ -40,7 +40,7 @@ from zot_artifact_client.errors import ClientError, JobFailed
 from zot_artifact_client.gateway_jobs import GatewayJobs
 from zot_artifact_client.job import Job, Jobs
 from zot_artifact_client.job_ids import check_id
-from zot_artifact_client.queries import QUERY_TIMEOUT, UNKNOWN_TASK
+from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
 from zot_artifact_client.verbs import UploadFields, Verbs, check_service, request_of, sent_fields, spec_of
 

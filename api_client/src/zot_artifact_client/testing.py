@@ -38,7 +38,7 @@ from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.in_memory_worker import InMemoryWorker
 from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
-from zot_artifact_client.queries import QUERY_TIMEOUT, read_answer
+from zot_artifact_client.query_messages import QUERY_TIMEOUT, read_answer
 from zot_artifact_client.snapshot import Snapshot, unknown_job
 from zot_artifact_client.verbs import UploadFields, check_service, idempotency_mismatch, payload_of, spec_of
 

@@ -11,7 +11,7 @@ from tests.servers import Valkey
 from tests.servers.worker import Beat, Worker
 from tests.waiting import until
 from worker import cli
-from worker.beat import last_tick
+from worker.beat_scheduler import last_tick
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis

@@ -13,7 +13,7 @@ from tests.servers import Valkey
 from tests.servers.worker import Beat, Worker
 from tests.waiting import until
 from worker import cli
-from worker.beat import last_tick
+from worker.beat_scheduler import last_tick
 from worker.cli import health
 from worker.cli.health import State
 from zot_artifact_client import ArtifactClient

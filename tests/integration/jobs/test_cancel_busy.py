@@ -14,7 +14,7 @@ import redis
 
 from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack, Valkey
-from tests.servers.freezing import FreezingProxy
+from tests.servers.freezing_proxy import FreezingProxy
 from tests.servers.silent_host import SilentHost
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until

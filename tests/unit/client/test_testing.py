@@ -20,7 +20,7 @@ from zot_artifact_client import (
 )
 from zot_artifact_client.contract import VERIFY
 from zot_artifact_client.job import ResultBackend
-from zot_artifact_client.queries import read_answer
+from zot_artifact_client.query_messages import read_answer
 from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.snapshot import Snapshot
 from zot_artifact_client.testing import InMemoryArtifactClient

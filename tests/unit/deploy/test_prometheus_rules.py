@@ -15,7 +15,7 @@ from prometheus_client import Metric
 
 from tests.servers import Valkey
 from worker import clock, process_metrics
-from worker.beat import Scheduler
+from worker.beat_scheduler import Scheduler
 from worker.catalogue import Catalogue, EvidenceCheck, Finding, FindingKind
 from worker.metrics.background_groups import Group
 from worker.metrics.exporter import Exporter

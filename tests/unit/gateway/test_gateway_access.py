@@ -20,7 +20,7 @@ from pydantic import ByteSize
 
 from tests.unit.gateway.conftest import Gateway, serving
 from worker import clock
-from worker.gateway import guard, jobs, server
+from worker.gateway import jobs, request_admission, server
 from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.app import openapi
 from worker.settings import Settings
@@ -32,7 +32,7 @@ OPERATIONS = [(method, path) for path, methods in openapi()["paths"].items() for
 
 def test_every_operation_needs_a_valid_token(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """All operations of the OpenAPI document, and paths that do not exist, answer 401 with the way out."""
-    monkeypatch.setattr(guard, "_FAILURES", guard.RateLimitItemPerSecond(1000))
+    monkeypatch.setattr(request_admission, "_FAILURES", request_admission.RateLimitItemPerSecond(1000))
     for token in (None, "x", "zot_x", f"zot_{'0' * 12}_{'0' * 64}", "zot_\u00fc", "a" * 9000):
         headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
         with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client:
@@ -150,7 +150,9 @@ def test_a_token_has_a_rate(
     settings: Settings, open_gateway: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is above the rate of one token gets 429 with Retry-After, while another token is served."""
-    monkeypatch.setattr(guard, "RateLimitItemPerSecond", RateLimitItemPerMinute)  # a busy machine takes seconds
+    monkeypatch.setattr(
+        request_admission, "RateLimitItemPerSecond", RateLimitItemPerMinute
+    )  # a busy machine takes seconds
     slow = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"rate": 3})})
     with open_gateway(slow) as gateway:
         busy, other = gateway.client(name="busy"), gateway.client(name="other")
@@ -162,7 +164,7 @@ def test_a_token_has_a_rate(
 
 def test_guesses_are_slowed_down(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many wrong tokens from one address get 429, and do not shut out the right one."""
-    monkeypatch.setattr(guard, "_FAILURES", RateLimitItemPerMinute(10))  # a busy machine takes seconds
+    monkeypatch.setattr(request_admission, "_FAILURES", RateLimitItemPerMinute(10))  # a busy machine takes seconds
     client, guess = gateway.client(), gateway.client_of("zot_x")
     wrong = [guess.get("/v1/jobs/x").status_code for _ in range(30)]
     assert 429 in wrong
@@ -214,7 +216,7 @@ def test_a_head_that_is_too_large_is_refused(gateway: Gateway) -> None:
 
 def test_a_body_that_stops_is_ended(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request whose body sends nothing more gets 408."""
-    monkeypatch.setattr(guard, "_BODY_WITHIN", 0.3)
+    monkeypatch.setattr(request_admission, "_BODY_WITHIN", 0.3)
 
     def slow() -> Any:
         yield b"{"
@@ -283,7 +285,7 @@ def test_a_delete_that_cannot_be_undone_needs_a_verb_of_its_own(gateway: Gateway
 def test_a_revoked_token_ends_what_still_runs(gateway_with_broker: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A download and a stream of events end when their token is revoked, without the bytes that follow."""
     gateway = gateway_with_broker
-    monkeypatch.setattr(guard, "_CHECK_EVERY", 0.0)
+    monkeypatch.setattr(request_admission, "_CHECK_EVERY", 0.0)
     monkeypatch.setattr(jobs, "_ALIVE", 0.0)
     content = os.urandom(40 << 20)
     gateway.store("app.tgz", content)

@@ -28,8 +28,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker import clock
 from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
-from worker.artifacts.sources.http_response import StrictResponse
 from worker.artifacts.sources.partial_download import Partial, partial_download
+from worker.artifacts.sources.strict_http_response import StrictResponse
 from worker.settings import Settings
 from worker.storage.errors import (
     AccessDenied,

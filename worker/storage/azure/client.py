@@ -15,7 +15,7 @@ from worker.storage.azure.errors import translated
 from worker.storage.cloud.error_mapping import Origin, shown_url
 from worker.storage.config import AzureConfig, connection_fields
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.sliced_body import mount_sliced_body
+from worker.storage.transfer.send_in_slices import mount_sliced_body
 
 MIB = 1024 * 1024
 MAX_GET = 1 << 50

@@ -24,7 +24,7 @@ from urllib3.util.wait import wait_for_read
 from worker.storage.cloud.error_mapping import Origin, Translate
 from worker.storage.cloud.small_reads import CA_BUNDLES, KEPT_BUCKETS, SMALL, RealObject, is_plain_name
 from worker.storage.errors import TransientError
-from worker.storage.transfer.sliced_body import as_sliced_body
+from worker.storage.transfer.send_in_slices import as_sliced_body
 
 Headers = Mapping[str, str]
 CONNECT_TIMEOUT = 5

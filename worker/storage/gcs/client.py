@@ -19,7 +19,7 @@ from requests.exceptions import InvalidJSONError
 from worker.storage.cloud.error_mapping import shown_url
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
-from worker.storage.transfer.sliced_body import mount_sliced_body
+from worker.storage.transfer.send_in_slices import mount_sliced_body
 
 GOOGLE = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"

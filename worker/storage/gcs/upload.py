@@ -35,8 +35,8 @@ from worker.storage.gcs.object_stat import (
     to_stat,
 )
 from worker.storage.integrity.verifying_reader import drain
+from worker.storage.transfer.send_in_slices import SlicedBody
 from worker.storage.transfer.server_copy import Between
-from worker.storage.transfer.sliced_body import SlicedBody
 from worker.storage.transfer.split_into_parts import next_part, pieces_of
 
 TRIES = 16

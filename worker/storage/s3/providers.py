@@ -21,7 +21,7 @@ from worker.storage.cloud.listing import check_size, is_document, without_malfor
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
-from worker.storage.transfer.sliced_body import as_sliced_body
+from worker.storage.transfer.send_in_slices import as_sliced_body
 from worker.storage.transfer.upload_intents import request_begins
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Print the OpenAPI document: `python -m worker.gateway.openapi > docs/openapi.json`."""
+"""Print the OpenAPI document: `python -m worker.gateway.print_openapi > docs/openapi.json`."""
 
 import json
 import sys

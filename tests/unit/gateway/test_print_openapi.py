@@ -3,13 +3,13 @@
 import hashlib
 from pathlib import Path
 
-from worker.gateway.openapi import text
+from worker.gateway.print_openapi import text
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "openapi.json"
 
 
 def test_the_document_is_that_of_the_code() -> None:
-    """After a change of the gateway, `python -m worker.gateway.openapi > docs/openapi.json` writes it anew."""
+    """After a change of the gateway, `python -m worker.gateway.print_openapi > docs/openapi.json` writes it anew."""
     assert DOCUMENT.read_text() == text()
 
 

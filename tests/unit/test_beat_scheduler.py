@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from celery import Celery
 
-from worker.beat import Scheduler
+from worker.beat_scheduler import Scheduler
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from worker.artifacts.sources.partial_download import partial_download
 from worker.cli.errors import Failure
-from worker.cli.staging import stage
+from worker.cli.stage_file import stage
 from worker.settings import Settings
 from worker.storage.errors import OutOfSpace
 
