@@ -4,6 +4,7 @@ import logging
 
 from worker import clock
 from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
+from worker.artifacts.stored_digests import KEPT, RECORDED
 from worker.catalogue import Artifact, Finding
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -17,9 +18,7 @@ from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult
 
 logger = logging.getLogger(__name__)
 
-KEPT = "sha256 kept by the store"
 GIVEN = "sha256 of the request"
-RECORDED = "sha256 in the catalogue"
 FIRST_READ = "first read"
 
 

@@ -64,6 +64,8 @@ def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
         sources = _sources(work, target.name)
         slot = work.inspect(target)
         if slot is None:
+            if rewritten := work.rewrite_metadata(target):
+                return rewritten
             job.advance(artifact.digest.size)
             return PlacedCopy(store=target.name, outcome="already_there")
         failures: list[StorageError | Snooze] = []

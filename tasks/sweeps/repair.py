@@ -1,7 +1,8 @@
-"""Sweep repair: send a replication for every confirmed bad copy whose artifact has a good copy elsewhere."""
+"""Sweep repair: send a replication for each bad copy with a good one elsewhere, and for each with wrong metadata."""
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
@@ -28,7 +29,8 @@ _MOST_LOST = 1000
 def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJob) -> SweepRepairResult:
     """Claim bad copies that can be repaired, up to a limit for each store, and send a replication for each.
 
-    Replicate writes and verifies the new bytes and keeps the bad ones in quarantine. A copy whose artifact has no good
+    Replicate writes and verifies the new bytes and keeps the bad ones in quarantine. It writes a copy with right bytes
+    and wrong metadata again, from its own bytes. A copy whose artifact has no good
     copy is not touched. Of a store with too many bad copies nothing is repaired until an operator trusts it again.
     Stores that are paused are left out, and those of `sweep.repair.off`.
 
@@ -42,11 +44,15 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
             continue
         now = clock.now()
         until = now + sweep.claim
+        job_of = partial(_job_of, until)
+        within = (request.bucket, request.prefix)
         found = repairs.claim(
-            store, sources=list(context.stores), now=now, until=until, limit=sweep.batch,
-            job_of=lambda copy, until=until: str(uuid5(NAMESPACE_OID, f"repair {copy} {until}")),  # type: ignore[misc]
-            within=(request.bucket, request.prefix),
-        )  # fmt: skip
+            store, sources=list(context.stores), now=now, until=until, limit=sweep.batch, job_of=job_of, within=within
+        )
+        if room := sweep.batch - len(found):
+            found += repairs.claim(
+                store, sources=[], now=now, until=until, limit=room, job_of=job_of, within=within, metadata=True
+            )
         for id_, artifact in found:
             job.check()
             wanted = ReplicateRequest(bucket=artifact.bucket, key=artifact.key, to=(store,))
@@ -57,6 +63,10 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
     if lost:
         logger.critical("%d artifacts are lost: `zot-artifacts findings --kind lost` names them", lost)
     return SweepRepairResult(claimed=claimed, untrusted=tuple(repairs.untrusted()), lost=lost)
+
+
+def _job_of(until: datetime, copy: int) -> str:
+    return str(uuid5(NAMESPACE_OID, f"repair {copy} {until}"))
 
 
 def _is_trusted(context: JobContext, store: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from worker import clock
 from worker.artifacts.store_holds import lifted
+from worker.artifacts.stored_digests import RECORDED, stored_sha256_of
 from worker.catalogue import (
     Artifact,
     Copy,
@@ -28,7 +29,15 @@ from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
 from worker.storage.cloud.object_tags import decode_tags, fit
 from worker.storage.driver import Condition, HashedBytes, ObjectProperties
-from worker.storage.errors import AlreadyExists, Archived, NotFound, PreconditionFailed, StorageError, Unavailable
+from worker.storage.errors import (
+    AlreadyExists,
+    Archived,
+    IntegrityError,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from zot_artifact_client.contract import PlacedCopy, ReplicateResult, UploadResult
 
@@ -130,7 +139,7 @@ class ArtifactJob:
         if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
             raise self._unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
         if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
-            self._record_copy(store, found)
+            self._record_copy(store, found, {} if found.sha256 else {"adopted": RECORDED})
             return None
         return CopySlot(store, copy, found, quarantine=True)
 
@@ -383,18 +392,22 @@ class ArtifactJob:
         error.store = store.name
         return error
 
-    def _record_copy(self, store: LimitedStore, stat: ObjectStat) -> None:
+    def _record_copy(self, store: LimitedStore, stat: ObjectStat, found: Mapping[str, str] | None = None) -> None:
+        evidence = {**stat.storage_tags, **(found or {})}
         if self.records is not None:
-            self.records.finished.append(FinishedCopy(self.artifact, store.name, stat.version, stat.storage_tags))
+            self.records.finished.append(FinishedCopy(self.artifact, store.name, stat.version, evidence))
             return
         self.context.catalogue.artifacts.finish_copy(
-            self.artifact, store.name, tag=stat.version, evidence=stat.storage_tags, now=clock.now()
+            self.artifact, store.name, tag=stat.version, evidence=evidence, now=clock.now()
         )
 
     def _record_verdict(self, copy: Copy, seen: Verification) -> None:
         now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
         retry_at = asked_again_at(seen.verdict, period, now)
-        finding = Finding(self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail)
+        finding = Finding(
+            self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail,
+            stored_sha256_of(self.context, self.artifact, copy.store, copy.evidence, seen),
+        )  # fmt: skip
         if self.records is not None and any(each.store == copy.store for each in self.records.finished):
             outcome = Outcome(finding, copy, seen.version, retry_at)
             self.records.verdicts.append(VerdictRow.of(outcome))  # it is recorded after the write, and not before
@@ -403,3 +416,22 @@ class ArtifactJob:
         if seen.verdict != Verdict.VERIFIED:
             level = logging.INFO if seen.verdict == Verdict.ARCHIVED else logging.ERROR
             logger.log(level, "%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)
+
+    def rewrite_metadata(self, store: LimitedStore) -> PlacedCopy | None:
+        """Write a copy with right bytes again if its metadata is known to be wrong; return None if it is not.
+
+        The copy is its own source: it is read in full while it is written, and replaced only if its bytes are right.
+
+        Raises:
+            IntegrityError: its bytes are not right any more; nothing was written, and that is recorded.
+            StorageError, Snooze: see `write`.
+        """
+        if not self.context.catalogue.findings.has_wrong_metadata(self.artifact, store.name):
+            return None
+        copy = self.context.catalogue.artifacts.copies(self.artifact)[store.name]
+        try:
+            with self.open(copy) as reader:
+                return self.write(CopySlot(store, copy, reader.stat, quarantine=False), reader)
+        except IntegrityError:
+            self.verify(copy, on_bytes=self.job.heartbeat)  # from now on it is a bad copy
+            raise

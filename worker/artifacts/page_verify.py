@@ -10,6 +10,7 @@ from operator import attrgetter
 from worker import clock
 from worker.artifacts.artifact_job import BAD, ArtifactJob, asked_again_at, suspicion
 from worker.artifacts.page_runner import GROUP, work_on
+from worker.artifacts.stored_digests import stored_sha256_of
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -151,4 +152,11 @@ class VerifyPage:
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, seen.verdict.value,
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
+            self._stored_sha256(copy, seen),
         )  # fmt: skip
+
+    def _stored_sha256(self, copy: PageCopy, seen: Verification) -> str | None:
+        if seen.stored_sha256 in {None, copy.digest.sha256}:
+            return seen.stored_sha256
+        evidence = self._context.catalogue.artifacts.evidence_of(copy.id)
+        return stored_sha256_of(self._context, copy, copy.store, evidence, seen)

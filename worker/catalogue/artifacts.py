@@ -411,6 +411,12 @@ class Artifacts:
         with self._database.read() as connection:
             return list(connection.execute(sa.select(artifacts.c.bucket).distinct()).scalars())
 
+    def evidence_of(self, copy: int) -> Mapping[str, Any]:
+        """Return the weaker evidence that was recorded with a copy, by the copy's id."""
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(copies.c.evidence).where(copies.c.id == copy)).scalar()
+        return found or {}
+
     def count_by_state(self) -> dict[str, dict[str, int]]:
         """Return the number of copies by store and state; a canary that was damaged on purpose counts as stored."""
         query = sa.select(copies.c.store, copies.c.state, sa.func.count()).group_by(copies.c.store, copies.c.state)

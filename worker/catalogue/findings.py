@@ -31,7 +31,7 @@ COPY_KINDS = frozenset({
 })  # fmt: skip
 """The kinds that are about the bytes of one copy."""
 _DAMAGE = {FindingKind(state) for state in BAD} | {FindingKind.SUSPECT}
-_OF_COPIES = COPY_KINDS | {FindingKind.CANARY}
+_OF_COPIES = COPY_KINDS | {FindingKind.CANARY, FindingKind.METADATA}
 _GOOD = [state for state in CopyState if state.good]
 _FEW = 500
 """Open findings that one search by a range of keys returns at most; where there are more, each key is searched."""
@@ -178,6 +178,16 @@ class Findings:
             ids = [row.id for row in found if (row.store, row.kind) == (store, FindingKind.SUSPECT)]
             _resolve(connection, dict.fromkeys(ids, "replaced before the second read"), now)
 
+    def has_wrong_metadata(self, artifact: "Artifact", store: str) -> bool:
+        """Return whether the finding is open that a copy of this version has right bytes and wrong metadata."""
+        row = findings.c
+        query = sa.select(row.id).where(
+            _OPEN, row.bucket == artifact.bucket, row.key == artifact.key, row.store == store,
+            row.kind == FindingKind.METADATA, row.version == artifact.version,
+        )  # fmt: skip
+        with self._database.read() as connection:
+            return connection.execute(query).scalar() is not None
+
     def resolve(self, ids: Iterable[int], how: str, *, now: datetime) -> None:
         """Resolve open findings by their ids."""
         with self._database.write() as connection:
@@ -299,7 +309,7 @@ class Findings:
 def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now: datetime) -> None:
     """Open what verdicts found bad or could not read; resolve what they found right, or wrong in another way."""
     open_ = _open_at(connection, {(each.bucket, each.key) for each in verdicts})
-    if not open_ and all(each.verdict == Verdict.VERIFIED for each in verdicts):
+    if not open_ and all(each.verdict == Verdict.VERIFIED and not each.has_wrong_metadata for each in verdicts):
         return
     last = {(each.store, each.bucket, each.key, each.version): each for each in verdicts}
     resolved: dict[int, str] = {}
@@ -316,6 +326,7 @@ def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now:
     bad = [each for each in last.values() if each.verdict in BAD]
     unread = [each for each in last.values() if each.verdict == Verdict.UNREADABLE]
     see(connection, [_finding_of(each, FindingKind(each.verdict)) for each in [*bad, *unread]], now)
+    see(connection, [_metadata_finding(each) for each in last.values() if each.has_wrong_metadata], now)
     if bad:
         _see_lost(connection, _lost_among(connection, {(each.bucket, each.key) for each in bad}), now)
 
@@ -422,16 +433,18 @@ def _of_store(kind: FindingKind, store: str) -> sa.Select[Any]:
 
 def _settles(verdict: "VerdictRow", kind: str) -> str | None:
     """Return how a verdict on a copy resolves an open finding of this kind on the same copy, None if it does not."""
+    if kind == FindingKind.METADATA:
+        known = verdict.verdict in BAD or verdict.stored_sha256 == verdict.expected_sha256
+        return f"found {verdict.verdict} by job {verdict.job}" if known else None
     if verdict.verdict == Verdict.VERIFIED:
         return f"verified by job {verdict.job}"
     if kind == FindingKind.CANARY:
         return None  # its damage is known, in whatever way it is found
     if verdict.verdict in {kind, Verdict.UNVERIFIABLE}:
         return None
-    if verdict.verdict == Verdict.UNREADABLE and kind != FindingKind.SUSPECT:
+    unread = {Verdict.UNREADABLE: FindingKind.SUSPECT, Verdict.ARCHIVED: FindingKind.UNREADABLE}
+    if unread.get(Verdict(verdict.verdict), kind) != kind:
         return None  # it says nothing about the bytes
-    if verdict.verdict == Verdict.ARCHIVED and kind != FindingKind.UNREADABLE:
-        return None
     return f"found {verdict.verdict} by job {verdict.job}"
 
 
@@ -444,6 +457,22 @@ def _finding_of(verdict: "VerdictRow", kind: FindingKind) -> NewFinding:
     return NewFinding(
         kind, verdict.store, verdict.bucket, verdict.key, verdict.version,
         {name: value for name, value in evidence.items() if value is not None},
+    )  # fmt: skip
+
+
+def _metadata_finding(verdict: "VerdictRow") -> NewFinding:
+    said = (
+        f"the store keeps SHA-256 {verdict.stored_sha256} beside them"
+        if verdict.stored_sha256
+        else ("the store keeps no SHA-256 beside them any more")
+    )
+    evidence = {
+        "job": verdict.job, "expected_sha256": verdict.expected_sha256, "stored_sha256": verdict.stored_sha256,
+        "detail": f"the bytes are right, {said}",
+    }  # fmt: skip
+    return NewFinding(
+        FindingKind.METADATA, verdict.store, verdict.bucket, verdict.key, verdict.version,
+        {name: value for name, value in evidence.items() if value},
     )  # fmt: skip
 
 

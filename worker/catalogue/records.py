@@ -58,6 +58,8 @@ class FindingKind(StrEnum):
     SUSPECT = "suspect"
     """A copy that one read found bad, and that no second read has judged yet."""
     UNREADABLE = "unreadable"
+    METADATA = "metadata"
+    """A copy with right bytes whose store keeps no SHA-256 beside them any more, or another one."""
     UNDER_REPLICATED = "under_replicated"
     """An artifact that lacks a copy in a store where placement wants one."""
     OVERDUE = "overdue"
@@ -158,6 +160,8 @@ class Finding:
     found_sha256: str | None = None
     found_size: int | None = None
     detail: str | None = None
+    stored_sha256: str | None = None
+    """As in `Verification`; it is not in the log."""
 
 
 @dataclass(frozen=True, slots=True)

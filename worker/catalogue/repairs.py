@@ -12,7 +12,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
 from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind
 from worker.catalogue.sweep_claims import claim_copies, unclaimed
-from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, store_trust, verifications
+from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, findings, store_trust, verifications
 from worker.storage.keys import CANARY_BUCKET
 
 _GOOD = [state for state in CopyState if state.good]
@@ -44,34 +44,45 @@ class Repairs:
         limit: int,
         job_of: Callable[[int], str] = str,
         within: tuple[str | None, str] = (None, ""),
+        metadata: bool = False,
     ) -> list[tuple[str, Artifact]]:
         """Claim bad copies of a store whose artifact has a good copy in another of `sources`.
 
         Only copies of the current version are claimed. A copy whose artifact is lost is not touched. `job_of` gives the
         id of the job that will repair a copy, which its findings name from now on. `within` is a bucket and a prefix.
+        `metadata`: copies with right bytes and wrong metadata beside them are claimed instead; they need no other copy.
 
         Returns:
             The id of the job for each copy, and the artifact of the copy.
         """
-        query = _repairable(store, sources, within).add_columns(copies.c.id.label("copy"))
-        query = query.where(unclaimed(now, until)).limit(limit)
+        if metadata:
+            query, still, action = _with_wrong_metadata(store, within), copies.c.state.in_(_GOOD), "rewrite metadata"
+        else:
+            query, still, action = _repairable(store, sources, within), copies.c.state.in_(BAD), "repair"
+        query = query.add_columns(copies.c.id.label("copy")).where(unclaimed(now, until)).limit(limit)
         with self._database.read() as connection:
             found = {row.copy: artifact_of(row) for row in connection.execute(query)}
         if not found:
             return []
         with self._database.write() as connection:
-            claimed = claim_copies(connection, list(found), copies.c.state.in_(BAD), now=now, until=until)
+            claimed = claim_copies(connection, list(found), still, now=now, until=until)
             repairs = [(job_of(copy), found[copy]) for copy in claimed]
-            note_action(connection, {(store, of.bucket, of.key): job for job, of in repairs}, "repair", now)
+            note_action(connection, {(store, of.bucket, of.key): job for job, of in repairs}, action, now)
         return repairs
+
+    def count_wrong_metadata(self, store: str, *, within: tuple[str | None, str] = (None, "")) -> int:
+        """Return how many copies of a store have right bytes and wrong metadata, claimed ones included."""
+        return self._count(_with_wrong_metadata(store, within))
+
+    def _count(self, wanted: sa.Select[Any]) -> int:
+        with self._database.read() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(wanted.subquery())).scalar_one()
 
     def count_repairable(
         self, store: str, *, sources: Sequence[str], within: tuple[str | None, str] = (None, "")
     ) -> int:
         """Return how many bad copies of a store have a good one elsewhere, claimed ones included."""
-        found = _repairable(store, sources, within).subquery()
-        with self._database.read() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(found)).scalar_one()
+        return self._count(_repairable(store, sources, within))
 
     def count_bad(self, store: str, *, since: datetime, limit: int) -> int:
         """Return how many copies of a store were found bad since a time, or since `trust`; `limit` at most.
@@ -128,10 +139,26 @@ def _repairable(store: str, sources: Sequence[str], within: tuple[str | None, st
         _other.c.store.in_(sources),
         _other.c.state.in_(_GOOD),
     )
+    return _current_copies(store, within).where(copies.c.state.in_(BAD), good_elsewhere)
+
+
+def _with_wrong_metadata(store: str, within: tuple[str | None, str]) -> sa.Select[Any]:
+    """Return the query of the current artifacts with a good copy in a store whose metadata is known to be wrong."""
+    row = findings.c
+    known = sa.and_(row.bucket == artifacts.c.bucket, row.key == artifacts.c.key, row.version == artifacts.c.version)
+    return (
+        _current_copies(store, within)
+        .join(findings, known)
+        .where(row.kind == FindingKind.METADATA, row.store == store, row.resolved_at.is_(None))
+        .where(copies.c.state.in_(_GOOD))
+    )
+
+
+def _current_copies(store: str, within: tuple[str | None, str]) -> sa.Select[Any]:
     bucket, prefix = within
     scope = [] if bucket is None else [artifacts.c.bucket == bucket, *begins_with(artifacts.c.key, prefix)]
     return (
         sa.select(artifacts)
         .join(copies, copies.c.artifact_id == artifacts.c.id)
-        .where(copies.c.store == store, copies.c.state.in_(BAD), good_elsewhere, *CURRENT, *scope)
+        .where(copies.c.store == store, *CURRENT, *scope)
     )

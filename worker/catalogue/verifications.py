@@ -75,6 +75,12 @@ class VerdictRow(NamedTuple):
     detail: str | None = None
     tag: str | None = None
     retry_at: datetime | None = None
+    stored_sha256: str | None = None
+
+    @property
+    def has_wrong_metadata(self) -> bool:
+        """Return whether the bytes are right, and the digest beside them is gone or another one."""
+        return self.verdict == Verdict.VERIFIED and self.stored_sha256 not in {None, self.expected_sha256}
 
     @classmethod
     def of(cls, outcome: "Outcome") -> "VerdictRow":
@@ -83,7 +89,7 @@ class VerdictRow(NamedTuple):
         return cls(
             outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version,
             finding.verdict, artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail,
-            outcome.tag, outcome.retry_at,
+            outcome.tag, outcome.retry_at, finding.stored_sha256,
         )  # fmt: skip
 
 

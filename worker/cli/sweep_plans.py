@@ -51,7 +51,12 @@ def _repair(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
     count = repairs.count_repairable(store, sources=sources, within=_split(prefix))
     stopped = repairs.untrusted().get(store)
     off = store in session.settings.sweep.repair.off
-    return {"repairable": count, "stopped": stopped.reason if stopped else "switched off" if off else None}
+    metadata = repairs.count_wrong_metadata(store, within=_split(prefix))
+    return {
+        "repairable": count,
+        "wrong_metadata": metadata,
+        "stopped": stopped.reason if stopped else "switched off" if off else None,
+    }
 
 
 def _replicate(session: Session, store: str, prefix: str | None) -> dict[str, Any]:

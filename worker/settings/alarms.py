@@ -21,7 +21,7 @@ _PORTS = {"starttls": 587, "tls": 465, "none": 25}
 Told = Literal[
     "lost", "log_changed", "store_untrusted", "listing_suspect", "corrupt", "missing", "size_mismatch", "suspect",
     "unreadable", "under_replicated", "overdue", "too_slow", "orphan", "store_not_configured", "canary_missed",
-    "alarm_undelivered", "backup", "conflict", "delete_waiting", "webhook_undelivered",
+    "alarm_undelivered", "backup", "conflict", "metadata", "delete_waiting", "webhook_undelivered",
 ]  # fmt: skip
 """The kinds of findings that can be alarms."""
 

@@ -105,10 +105,14 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class WholeObject:
-    """The bytes of a whole small object, as a buffer, and the version tag that they are of."""
+    """The bytes of a whole small object, as a buffer, and the version tag that they are of.
+
+    `sha256` is the digest that is stored beside the object, lower-case, and empty if there is none.
+    """
 
     version: str
     data: "Buffer"
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,6 +533,8 @@ class TagDriver(Driver, Protocol):
 
 SmallRead = tuple[str, str, int]
 """An object to read as a whole: its bucket, its key and how many bytes it must have."""
+WholeRead = tuple[bytes, str, str]
+"""All bytes of an object, its version, and the digest that is stored beside it, empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -574,8 +580,8 @@ class HoldDriver(Driver, Protocol):
 class SmallReads(Protocol):
     """Reads many small objects one after the other, with less work for each than `Driver.open`; for one thread."""
 
-    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[tuple[bytes, str] | None]:
-        """Yield all bytes of each object and its version, in their order; it may open some before it reads the first.
+    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[WholeRead | None]:
+        """Yield what is read of each object, in their order; it may open some before it reads the first.
 
         Yields None for None, and if an object is missing or has another size; `Driver.open` raises the reason.
         """

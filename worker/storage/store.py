@@ -34,6 +34,7 @@ from worker.storage.driver import (
     StaleUpload,
     TagDriver,
     UnmarkedUploadDriver,
+    WholeRead,
     WholeReadDriver,
     WriteInfo,
 )
@@ -400,7 +401,11 @@ class Store:
             return
         for each, found in self._read_ahead(reads, wanted):
             if found is not None:
-                yield Verification(Verdict.VERIFIED, each[2], each[2].size, each[2].sha256, found[1])
+                _, version, stored = found
+                expected = each[2]
+                yield Verification(
+                    Verdict.VERIFIED, expected, expected.size, expected.sha256, version, stored_sha256=stored
+                )
             else:  # a bad copy is judged by a read of its own
                 yield self.verify_object(*each)
 
@@ -420,8 +425,8 @@ class Store:
     @staticmethod
     def _read_ahead(
         reads: SmallReads, wanted: Iterable[tuple[str, str, Digest]]
-    ) -> Iterator[tuple[tuple[str, str, Digest], tuple[bytes, str] | None]]:
-        """Yield each object with its bytes and version, or with None where they are not simply there and right."""
+    ) -> Iterator[tuple[tuple[str, str, Digest], WholeRead | None]]:
+        """Yield each object with what was read of it, or with None where they are not simply there and right."""
         taken: deque[tuple[str, str, Digest]] = deque()
 
         def small() -> Iterator[SmallRead | None]:
@@ -753,7 +758,9 @@ class Store:
             on_bytes(expected.size)
         if hashlib.sha256(found.data).hexdigest() != expected.sha256:
             return None
-        return Verification(Verdict.VERIFIED, expected, expected.size, expected.sha256, found.version)
+        return Verification(
+            Verdict.VERIFIED, expected, expected.size, expected.sha256, found.version, stored_sha256=found.sha256
+        )
 
     def _verify_chunks(
         self, stat: ObjectStat, expected: Digest, manifest: Manifest, on_bytes: OnBytes | None
@@ -762,7 +769,10 @@ class Store:
             return size_mismatch(stat, expected)
         bad = first_bad_chunk(self._driver, stat, manifest, on_bytes, uncached=True)
         if bad is None:
-            return Verification(Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version)
+            stored = stat.sha256 or ""
+            return Verification(
+                Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version, stored_sha256=stored
+            )
         detail = f"bytes {bad.offset} to {bad.offset + bad.size} are not those that were recorded"
         return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail)
 

@@ -30,8 +30,8 @@ def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
     due = {store: (row["due"], row["about"], row["requests"]) for store, row in rows(zot, "verify").items()}
     assert due == {"primary": (1, "1 B", 1), "dr": (1, "1 B", 1)}
     judge(catalogue, artifact, "dr", "corrupt")
-    nothing = {"repairable": 0, "stopped": None}
-    assert rows(zot, "repair") == {"primary": nothing, "dr": {"repairable": 1, "stopped": None}}
+    nothing = {"repairable": 0, "wrong_metadata": 0, "stopped": None}
+    assert rows(zot, "repair") == {"primary": nothing, "dr": {"repairable": 1, "wrong_metadata": 0, "stopped": None}}
     assert rows(zot, "repair", "--prefix", "releases/other") == {"primary": nothing, "dr": nothing}
     catalogue.pauses.begin("store", "primary", reason=None, now=clock.now())
     assert set(rows(zot, "repair")) == {"dr"}

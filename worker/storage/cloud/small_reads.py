@@ -17,6 +17,7 @@ import obstore
 from obstore.exceptions import BaseError
 
 from worker.storage.cloud.error_mapping import Meaning, Origin
+from worker.storage.cloud.metadata import SHA256, sha256_of
 from worker.storage.cloud.obstore_errors import NotUnderstood, translate
 from worker.storage.driver import WholeObject
 from worker.storage.errors import StorageError, TransientError
@@ -146,9 +147,12 @@ class FastPath:
             return None
         if found is None:
             return None
-        meta, data = found
+        meta, attributes, data = found
         version = self._dialect.version(meta)
-        return WholeObject(version, data) if version and len(data) == size else None
+        if not version or len(data) != size:
+            return None
+        stored = next((value for name, value in attributes.items() if name.lower() == SHA256), None)
+        return WholeObject(version, data, sha256_of(stored) or "")
 
     def head(self, target: RealObject) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
         """Return obstore's metadata of an object, and its attributes: the user's metadata, and PROPERTIES."""
@@ -198,10 +202,10 @@ class FastPath:
         return translate(error, self._origin, target.what, self._dialect.codes)
 
 
-def _get(store: "ObjectStore", name: str, size: int) -> tuple[Mapping[str, Any], Any] | None:
-    """Return what is said of an object, and its bytes if it has so many; they are received for no other one."""
+def _get(store: "ObjectStore", name: str, size: int) -> tuple[Mapping[str, Any], Any, Any] | None:
+    """Return what is said of an object, its attributes, and its bytes; None, with no byte received, at another size."""
     reply = obstore.get(store, name)
-    return (reply.meta, reply.bytes()) if reply.meta["size"] == size else None
+    return (reply.meta, reply.attributes, reply.bytes()) if reply.meta["size"] == size else None
 
 
 def _head(store: "ObjectStore", name: str) -> tuple[Mapping[str, Any], Any]:

@@ -1,4 +1,4 @@
-"""Read many small objects from the disk: without their sidecars, and several files ahead of the one that is read."""
+"""Read many small objects from the disk, several files ahead of the one that is read."""
 
 import os
 import stat
@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from worker.storage.driver import SmallRead
-from worker.storage.filesystem.layout import SIDECAR
+from worker.storage.driver import SmallRead, WholeRead
+from worker.storage.filesystem.digest_attribute import read_digest
+from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar
 from worker.storage.filesystem.listing import version_of
 from worker.storage.filesystem.open_without_symlinks import Tree
 
@@ -26,10 +27,10 @@ class FilesystemSmallReads:
         self._from_disk = _ADVICE and not cached
         self._above: tuple[str, str] | None = None
         self._directory = -1
-        self._ahead: deque[tuple[int, os.stat_result] | None] = deque()
+        self._ahead: deque[tuple[int, os.stat_result, str] | None] = deque()
 
-    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[tuple[bytes, str] | None]:
-        """Yield all bytes of each object and its version, or None; see `SmallReads`."""
+    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[WholeRead | None]:
+        """Yield what is read of each object, or None; see `SmallReads`."""
         for each in wanted:
             self._ahead.append(self._open(each) if each else None)
             if len(self._ahead) == _AHEAD:
@@ -44,7 +45,7 @@ class FilesystemSmallReads:
                 os.close(file[0])
         self._leave()
 
-    def _open(self, wanted: SmallRead) -> tuple[int, os.stat_result] | None:
+    def _open(self, wanted: SmallRead) -> tuple[int, os.stat_result, str] | None:
         bucket, key, size = wanted
         above, _, name = key.rpartition("/")
         if name.endswith(SIDECAR[1:]):  # the name on disk may be another one
@@ -62,17 +63,33 @@ class FilesystemSmallReads:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 if _ADVICE:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-                return fd, found
+                return fd, found, self._stored_digest(name, fd, found)
         except OSError:
             pass
         os.close(fd)
         return None
 
-    def _finish(self) -> tuple[bytes, str] | None:
+    def _stored_digest(self, name: str, fd: int, found: os.stat_result) -> str:
+        """Return the digest in the attribute of a file, or in its sidecar; empty if neither simply has one.
+
+        A writer may replace the object meanwhile, so that another digest than the right one proves nothing.
+        """
+        if digest := read_digest(fd, found):
+            return digest
+        try:
+            sidecar = os.open(name + SIDECAR, _FLAGS, dir_fd=self._directory)
+        except OSError:
+            return ""
+        try:
+            return parse_sidecar(os.read(sidecar, SIDECAR_SIZES.stop)) or ""
+        finally:
+            os.close(sidecar)
+
+    def _finish(self) -> WholeRead | None:
         file = self._ahead.popleft()
         if file is None:
             return None
-        fd, found = file
+        fd, found, stored = file
         try:
             data = os.read(fd, found.st_size + 1)
             if self._from_disk:  # a sweep over the whole store must not empty the page cache
@@ -81,7 +98,7 @@ class FilesystemSmallReads:
             return None
         finally:
             os.close(fd)
-        return (data, version_of(found)) if len(data) == found.st_size else None
+        return (data, version_of(found), stored) if len(data) == found.st_size else None
 
     def _enter(self, bucket: str, above: str) -> None:
         self._leave()

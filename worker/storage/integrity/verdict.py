@@ -37,6 +37,8 @@ class Verification:
     sha256: str | None = None
     version: str | None = None
     detail: str | None = None
+    stored_sha256: str | None = None
+    """The SHA-256 that the store keeps beside verified bytes, empty if it keeps none; None where that is unknown."""
     error: StorageError | None = field(default=None, compare=False, repr=False)
     """Why an `unreadable` object could not be read."""
 
@@ -57,7 +59,8 @@ def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | Non
     drain(body)
     found = body.digest
     if found == expected:
-        return Verification(Verdict.VERIFIED, expected, found.size, found.sha256, stat.version)
+        stored = stat.sha256 or ""
+        return Verification(Verdict.VERIFIED, expected, found.size, found.sha256, stat.version, stored_sha256=stored)
     verdict = Verdict.SIZE_MISMATCH if found.size != expected.size else Verdict.CORRUPT
     detail = f"the bytes have SHA-256 {found.sha256}, recorded is {expected.sha256}"
     return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)

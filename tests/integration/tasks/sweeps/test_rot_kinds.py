@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tasks.adopt import adopt
 from tasks.replicate import replicate
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
+from tasks.verify import verify
 from tests.integration.tasks.rotting_stores import BUCKET, CLOUDS, KINDS, RottingStore, rotting
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import cli, clock
@@ -21,8 +23,15 @@ from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.catalogue import tables
 from worker.context import Context
 from worker.settings import Settings
+from worker.storage.errors import DigestMismatch
 from worker.storage.keys import QUARANTINE_BUCKET
-from zot_artifact_client.contract import SweepRepairRequest, UploadRequest
+from zot_artifact_client.contract import (
+    AdoptRequest,
+    ReplicateRequest,
+    SweepRepairRequest,
+    UploadRequest,
+    VerifyRequest,
+)
 
 
 def content_of(key: str) -> bytes:
@@ -40,12 +49,21 @@ def zeroed(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Rot:
-    """One kind of damage to a copy, the verdict on it, what repairs it, and the stores that can have it."""
+    """One kind of damage to a copy, the verdict on it, what repairs it, and the stores that can have it.
+
+    `kind`: that of its finding, by default the verdict.
+    """
 
     damage: Callable[[Any, str], None]
     verdict: str
     action: str | None
     stores: tuple[str, ...] = KINDS
+    kind: str | None = None
+
+    @property
+    def finding(self) -> str | None:
+        """Return the kind of the finding, None where there is none."""
+        return self.kind or (None if self.verdict in {"verified", "archived"} else self.verdict)
 
 
 ROT = {
@@ -57,7 +75,13 @@ ROT = {
     "truncated-tail": Rot(lambda store, key: store.rot(key, content_of(key)[:-7]), "size_mismatch", "repair"),
     "appended-byte": Rot(lambda store, key: store.rot(key, content_of(key) + b"\0"), "size_mismatch", "repair"),
     "lost-object": Rot(lambda store, key: store.lose(key), "missing", "repair"),
-    "lost-metadata": Rot(lambda store, key: store.lose_metadata(key), "verified", None),
+    "lost-metadata": Rot(lambda store, key: store.lose_metadata(key), "verified", "rewrite metadata", kind="metadata"),
+    "changed-metadata": Rot(
+        lambda store, key: store.replace(key, content_of(key), "0" * 64),
+        "verified",
+        "rewrite metadata",
+        kind="metadata",
+    ),
     "no-permission": Rot(lambda store, key: store.deny(key), "unreadable", None),
     "time-out": Rot(lambda store, key: store.time_out(key), "unreadable", None, CLOUDS),
     "slow": Rot(lambda store, key: store.slow_down(key), "verified", None, CLOUDS),
@@ -144,6 +168,7 @@ def test_rot_of_every_kind_ends_in_its_verdict_its_finding_and_its_action(
 ) -> None:  # fmt: skip
     """A bad copy is never verified, opens `status` until it is repaired from the good one, and its bytes are kept.
 
+    Right bytes whose digest beside them is gone or another one are verified, with a finding until that is rewritten.
     One that cannot be read now is replaced by nothing. One in an archive class waits under a verdict of its own.
     """
     kind = request.node.callspec.params["store"]
@@ -163,20 +188,22 @@ def test_rot_of_every_kind_ends_in_its_verdict_its_finding_and_its_action(
     assert {key for key in rot if after[key] != before[key]} == {
         key for key, each in rot.items() if each.verdict == "verified"
     }
-    told = {key: each for key, each in rot.items() if each.verdict not in {"verified", "archived"}}
-    assert scene.findings() == {key: (each.verdict, "dr", None) for key, each in told.items()}
+    told = {key: each for key, each in rot.items() if each.finding}
+    assert scene.findings() == {key: (each.finding, "dr", None) for key, each in told.items()}
     assert scene.status() == 1
 
     repaired = {key: each for key, each in told.items() if each.action}
     assert scene.repair() == {"dr": len(repaired)}
     assert scene.claims == {(key, each.action) for key, each in told.items()}
     waiting = {key: each for key, each in told.items() if not each.action}
-    assert scene.findings() == {key: (each.verdict, "dr", None) for key, each in waiting.items()}
+    assert scene.findings() == {key: (each.finding, "dr", None) for key, each in waiting.items()}
     ended = scene.findings(resolved=True)
     assert {key: ended[key] for key in repaired} == {
-        key: (each.verdict, "dr", "written") for key, each in repaired.items()
+        key: (each.finding, "dr", "written") for key, each in repaired.items()
     }
     assert sorted(scene.quarantined()) == sorted(bad)
+    digests = {key: hashlib.sha256(right[key]).hexdigest() for key in repaired}
+    assert {key: context.stores["dr"].get_object_hash(BUCKET, key) for key in repaired} == digests
     assert scene.status() == 1  # what could not be read is open
 
     for key in waiting:
@@ -188,3 +215,43 @@ def test_rot_of_every_kind_ends_in_its_verdict_its_finding_and_its_action(
         store.heal(key)
     assert {key: store.bytes_of(key) for key in rot} == right
     assert scene.verify(rot) == dict.fromkeys(rot, "verified")
+
+
+@pytest.mark.parametrize("store", ["filesystem"], indirect=True)
+def test_an_object_that_never_had_a_digest_beside_it_has_no_finding(
+    context: Context, run: Callable[..., Any], store: RottingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another program wrote without a digest is verified with no finding, whatever reads it."""
+    scene = Scene(context, run, monkeypatch)
+    store.replace("foreign", content_of("foreign"))
+    store.lose_metadata("foreign")
+    run(adopt, AdoptRequest(bucket=BUCKET, key="foreign", store="dr", first_read=True))
+
+    assert scene.verify(["foreign"]) == {"foreign": "verified"}
+    run(verify, VerifyRequest(bucket=BUCKET, key="foreign"))
+    assert scene.findings() == {}
+
+
+@pytest.mark.parametrize("store", ["filesystem"], indirect=True)
+def test_wrong_metadata_of_a_copy_without_another_is_rewritten_from_its_own_bytes(
+    context: Context, run: Callable[..., Any], source: Callable[..., str], store: RottingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The only copy is enough, because it is read in full; one whose bytes are bad by then is not replaced."""
+    scene = Scene(context, run, monkeypatch)
+    for key in ("only", "rotten"):
+        run(upload, UploadRequest(bucket=BUCKET, key=key, source=source(content_of(key)), stores=("dr",)))
+        store.lose_metadata(key)
+        run(verify, VerifyRequest(bucket=BUCKET, key=key))
+    assert scene.findings() == dict.fromkeys(("only", "rotten"), ("metadata", "dr", None))
+    store.rot("rotten", flipped(content_of("rotten")))
+    run(sweep_repair, SweepRepairRequest())
+    with pytest.raises(DigestMismatch):
+        run(replicate, ReplicateRequest(bucket=BUCKET, key="rotten", to=("dr",)))
+    run(replicate, ReplicateRequest(bucket=BUCKET, key="only", to=("dr",)))
+
+    assert store.bytes_of("rotten") == flipped(content_of("rotten"))
+    right = hashlib.sha256(content_of("only")).hexdigest()
+    assert context.stores["dr"].get_object_hash(BUCKET, "only") == right
+    kinds = {(each.key, each.kind.value) for each in context.catalogue.findings.page()}
+    assert kinds == {("rotten", "corrupt"), ("rotten", "lost")}

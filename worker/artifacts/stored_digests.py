@@ -1,0 +1,40 @@
+"""Judge the digest that a store keeps beside the bytes of a verified copy: in a sidecar, or in an object's metadata."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from worker.catalogue import Artifact, PageCopy
+from worker.catalogue.rebuilding import BELIEVED
+from worker.catalogue.rebuilding import KEPT as REBUILT_KEPT
+from worker.context import JobContext
+from worker.limits.snooze import Snooze
+from worker.storage import Verification
+from worker.storage.errors import StorageError
+
+KEPT = "sha256 kept by the store"
+RECORDED = "sha256 in the catalogue"
+
+
+def stored_sha256_of(
+    context: JobContext, of: Artifact | PageCopy, store: str, evidence: Mapping[str, Any], seen: Verification
+) -> str | None:
+    """Return the digest beside the bytes that were read, empty if it is lost, and None if that says nothing.
+
+    A copy that another program wrote without a digest has none to lose. Any other digest than the recorded one is
+    asked for again: a small object may be replaced between the reads of its bytes and of its sidecar.
+    """
+    found = seen.stored_sha256
+    if found in {None, of.digest.sha256}:
+        return found
+    if not found and not _had_digest(evidence):
+        return None
+    try:
+        stat = context.stores[store].stat_object(of.bucket, of.key)
+    except (StorageError, Snooze):
+        return None  # the next read tells
+    return (stat.sha256 or "") if stat.version == seen.version else None
+
+
+def _had_digest(evidence: Mapping[str, Any]) -> bool:
+    """Return whether the store kept a digest beside the bytes of a copy when the copy was recorded."""
+    return evidence.get("adopted", KEPT) == KEPT and evidence.get("rebuilt", BELIEVED) in {BELIEVED, REBUILT_KEPT}
