@@ -1,0 +1,155 @@
+"""Print jobs: many as a table, one with all its fields, or both as JSON."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from worker import clock
+from worker.catalogue import JobRecord
+from worker.cli.outcome import outcome_of
+from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
+from zot_artifact_client.contract import BATCH, PAGE, JobState
+from zot_artifact_client.text_escaping import without_secrets
+
+_SHORT_ID = 8
+
+
+def _document(record: JobRecord) -> dict[str, Any]:
+    """Return a job as JSON, without its traceback."""
+    times = {"created_at": record.created_at, "started_at": record.started_at, "finished_at": record.finished_at}
+    about = {"request": _shown_request(record), "progress": record.progress and dict(record.progress)}
+    return {**outcome_of(record).document(), "state": _state(record), **about, **times}
+
+
+def _short_id(id_: str) -> str:
+    """Return the beginning of a job's id, which is enough to name it; the number of a batch's job is kept."""
+    root, dot, number = id_.partition(".")
+    return f"{root[:_SHORT_ID]}{dot}{number}"
+
+
+def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
+    """Print jobs as a table, which is narrow on a terminal, or as JSON."""
+    if as_json:
+        print_json({"jobs": [_document(record) for record in records]})
+        return
+    narrow, now = out().is_terminal, clock.now()
+    rows = [
+        (
+            _short_id(r.id) if narrow else r.id,
+            r.kind,
+            _artifact(r),
+            _state(r),
+            r.attempts,
+            age(r.created_at, now) if narrow else r.created_at,
+            (r.error or {}).get("message"),
+        )
+        for r in records
+    ]
+    columns = ("job", "kind", "artifact", "state", "tries", "age" if narrow else "created", "error")
+    print_table(columns, rows, empty="no jobs", flexible=("artifact", "error"))
+
+
+def print_job(record: JobRecord, webhooks: Mapping[str, str], *, traceback: bool, as_json: bool) -> None:
+    """Print a job and, by receiver, the state of its end."""
+    if as_json:
+        print_json(_document(record) | {"error": record.error and dict(record.error), "webhooks": webhooks})
+        return
+    for name, value in _fields(record):
+        if value not in (None, ""):
+            say(f"{name:12} {value}")
+    for name, state in webhooks.items():
+        say(f"{'webhook':12} {name}: {state}")
+    for cause in causes_of(record) if traceback else ():
+        for line in str(cause.get("traceback", "no traceback was kept")).splitlines():
+            say(line)
+
+
+def causes_of(record: JobRecord) -> Iterator[Mapping[str, Any]]:
+    """Yield the error of the last attempt, and the earlier one if that was the cause."""
+    cause = record.error
+    while cause:
+        yield cause
+        cause = cause.get("previous")
+
+
+def _shown_request(record: JobRecord) -> dict[str, Any]:
+    """Return a request without the secrets that the URL of its source may have."""
+    return {
+        name: without_secrets(value) if name == "source" and isinstance(value, str) else value
+        for name, value in record.request.items()
+    }
+
+
+def _state(record: JobRecord) -> str:
+    """Return the state for people: a batch that waits for its jobs is `queued` in the ledger, and is running."""
+    if record.kind == BATCH.kind and record.state == JobState.QUEUED and record.started_at is not None:
+        return JobState.RUNNING.value
+    return str(record.state)
+
+
+def _artifact(record: JobRecord) -> str | None:
+    """Return the target of a job: an artifact, or for a batch its prefix or its list."""
+    request = record.request
+    bucket, key = request.get("bucket"), request.get("key")
+    if record.kind == BATCH.kind:
+        return (
+            f"{request.get('verb')} {bucket}/{request.get('prefix') or ''}*"
+            if bucket
+            else f"{request.get('verb')} list"
+        )
+    if record.kind == PAGE.kind:
+        return _page(request)
+    if not bucket:
+        return None
+    return f"{bucket}/{key}" if key else str(bucket)
+
+
+def _page(request: Mapping[str, Any]) -> str:
+    """Return the target of a page: its range of keys, the due copies of a store, or a part of a list."""
+    verb, keys, claim = request.get("verb"), request.get("range"), request.get("claim")
+    if keys:
+        return f"{verb} {keys['bucket']}/{keys.get('after') or keys.get('prefix') or ''}..{keys['until']}"
+    return f"{verb} what is due in {claim['store']}" if claim else f"{verb} list"
+
+
+def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
+    yield "job", record.id
+    yield "kind", record.kind
+    yield "artifact", _artifact(record)
+    yield "state", _state(record)
+    yield "attempts", record.attempts
+    yield "progress", _progress(record)
+    for name, value in (("created", record.created_at), ("started", record.started_at), ("ended", record.finished_at)):
+        yield name, value and moment(value)
+    for number, cause in enumerate(causes_of(record)):
+        yield "before that" if number else "error", f"{cause.get('type')}: {cause.get('message')}"
+    label = "request"
+    for name, value in _shown_request(record).items():
+        if name not in {"bucket", "key"}:
+            yield label, f"{name}={flat(value)}"
+            label = ""
+    for name, value in (record.result or {}).items():
+        if name not in {"bucket", "key", "job"}:
+            yield from _result_lines(name, value)
+
+
+def _result_lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield a list of copies or failures as one line each, every other value as one line."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for each in value:
+            yield name, flat(each)
+    elif value not in (None, [], {}):
+        yield name, size(value) if name in {"size", "bytes"} and isinstance(value, int) else flat(value)
+
+
+def _progress(record: JobRecord) -> str | None:
+    """Return how far the job is; nothing for one that succeeded, whose last report may be older than its end."""
+    progress = record.progress
+    if not progress or record.state == JobState.SUCCEEDED:
+        return None
+    done, total = progress.get("bytes_done") or 0, progress.get("bytes_total")
+    parts = [str(progress.get("step") or "")]
+    if total or done:
+        parts.append(f"{size(done)} of {size(total)} ({100 * done // total} %)" if total else size(done))
+    if progress.get("objects_total") or progress.get("objects_done"):
+        parts.append(f"{progress.get('objects_done', 0)} of {progress.get('objects_total', '?')} objects")
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,83 @@
+"""Send jobs again that ended without success."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from worker import clock
+from worker.catalogue import JobRecord
+from worker.catalogue.job_admin import REDRIVABLE
+from worker.cli.output import note
+from worker.cli.session import Session
+from worker.settings.model import NoBroker, Settings
+from zot_artifact_client.contract import BATCH, TASKS, is_batch_job
+from zot_artifact_client.errors import BrokerUnavailable
+
+_SPECS = {spec.kind: spec for spec in TASKS.values()}
+_AT_ONCE = 500
+
+
+def why_not(record: JobRecord) -> str | None:
+    """Return why a job cannot be sent again, or None."""
+    if record.state not in REDRIVABLE:
+        return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
+    if record.kind == BATCH.kind or record.kind not in _SPECS:
+        return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
+    if record.request.get("staged") and not Path(record.request["source"]).exists():
+        return "its staged source is gone: upload it again"
+    return None
+
+
+def send_again(session: Session, records: list[JobRecord], rejected: dict[str, str]) -> Iterator[str]:
+    """Send jobs again and yield their ids; add to `rejected` those that another command has sent again meanwhile."""
+    for first in range(0, len(records), _AT_ONCE):
+        _forget_results(session.settings, records[first : first + _AT_ONCE])
+        page = []
+        for record in records[first : first + _AT_ONCE]:
+            if _revive(session, record):
+                page.append(record)
+                yield record.id
+            else:
+                rejected[record.id] = "another command has retried it just now"
+        _send(session.settings, page)
+
+
+def _revive(session: Session, record: JobRecord) -> bool:
+    cause = {"type": "Retried", "message": "retried by hand"} | (
+        {"previous": dict(record.error)} if record.error else {}
+    )
+    due = clock.now() + session.settings.jobs.lease
+    return session.catalogue.job_admin.redrive(record.id, cause, due=due) is not None
+
+
+def _forget_results(settings: Settings, records: list[JobRecord]) -> None:
+    """Remove the results and cancellations of the jobs before a worker can act on them."""
+    from zot_artifact_client.result_backend import CeleryResultBackend
+
+    with suppress(NoBroker, BrokerUnavailable):
+        outcomes = CeleryResultBackend(settings.results_url, lambda _: None)
+        try:
+            for record in records:
+                outcomes.forget(record.id)
+        finally:
+            outcomes.close()
+
+
+def _send(settings: Settings, records: list[JobRecord]) -> None:
+    """Send the messages; where that fails, `sweep.recover` sends them."""
+    from zot_artifact_client.outgoing_messages import Outgoing
+    from zot_artifact_client.publisher import Publisher
+
+    def outgoing(record: JobRecord) -> Outgoing:
+        spec = _SPECS[record.kind]
+        parent = record.parent if is_batch_job(record.id, record.parent) else None
+        return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request), parent)
+
+    try:
+        publisher = Publisher(settings.broker_url)
+        try:
+            publisher.send_all([outgoing(record) for record in records])
+        finally:
+            publisher.close()
+    except (NoBroker, BrokerUnavailable) as error:
+        note(f"{error}; the workers send the jobs as soon as they reach it")

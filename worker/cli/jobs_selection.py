@@ -1,0 +1,73 @@
+"""The options of `jobs` and `jobs retry` that select jobs, and their checks."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from worker.catalogue import JobRecord
+from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.jobs_output import causes_of
+from worker.cli.session import Session
+from zot_artifact_client.contract import TASKS, JobState
+
+_KINDS = [spec.kind for spec in TASKS.values()]
+
+State = Annotated[
+    list[str] | None,
+    typer.Option("--state", metavar="STATE", help="Only jobs in this state, such as running. Can be repeated."),
+]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", metavar="STORE", help="Only jobs that name this store or failed at it.")
+]
+ErrorOption = Annotated[
+    str | None, typer.Option("--error", metavar="TYPE", help="Only jobs with this error, such as Unavailable.")
+]
+Kind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only jobs of this kind, such as upload.")]
+
+
+def chosen_states(given: list[str] | None, *, dead: bool = False, failed: bool = False) -> list[JobState]:
+    """Return the states that the options name.
+
+    Raises:
+        Failure: there is no state of a name.
+    """
+    names = [state.value for state in JobState]
+    for name in given or ():
+        if name not in names:
+            message = f"--state {name!r} is no state{suggestion(name, names)}; there are {', '.join(names)}"
+            raise Failure(message, Status.USAGE, type_="UsageError")
+    flags = [*([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
+    return [*(JobState(name) for name in given or ()), *flags]
+
+
+def check_kind(kind: str | None) -> None:
+    """Reject what is no kind of job."""
+    if kind is not None and kind not in _KINDS:
+        message = f"--kind {kind!r} is no kind of job{suggestion(kind, _KINDS)}; there are {', '.join(_KINDS)}"
+        raise Failure(message, Status.USAGE, type_="UsageError")
+
+
+def check_store(session: Session, store: str | None) -> None:
+    """Reject a store that is neither configured nor in the catalogue."""
+    if store is None or store in session.settings.stores or store in session.catalogue.artifacts.count_by_state():
+        return
+    session.store_names([store])
+
+
+def having(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:
+    """Return what decides whether a job names or failed at this store, and has this error; None selects all."""
+
+    def fits(record: JobRecord) -> bool:
+        causes = list(causes_of(record))
+        named = store is None or store in _stores_of(record, causes)
+        return named and (error is None or any(cause.get("type") == error for cause in causes))
+
+    return fits
+
+
+def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:
+    """Return the stores that a job names and those that it failed at, whose messages begin with their names."""
+    named = {*(record.request.get("stores") or ()), *(record.request.get("to") or ())}
+    failed_at = {str(cause.get("store") or str(cause.get("message")).partition(":")[0]) for cause in causes}
+    return {*named, *failed_at, str(record.request.get("store"))}
