@@ -30,6 +30,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         SourceRefused, NotFound: the source cannot be opened.
         DigestMismatch: the source is not what the request announced.
         InvalidKey, UnknownStore: nothing was read.
+        NotFound, WrongCompanion, OnHold: it cannot be a companion of the artifact that the request names.
         Superseded: between two attempts a newer version was recorded, or the artifact was deleted; that is kept.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
@@ -44,13 +45,22 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
             job.step(f"writing to {store.name}")
             return work.put(store, content.body, storage_class=request.storage_classes.get(store.name))
 
-        return work.result(UploadResult, for_each_store(stores, write))
+        written = for_each_store(stores, write)
+        if (of := request.companion_of) is not None:
+            by = f"job {job.id}"
+            context.catalogue.companions.add(request.bucket, request.key, of, by=by, now=clock.now())
+        return work.result(UploadResult, written)
 
 
 def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore]:
     """Return the stores that the upload writes to; raise before the source is read if the upload cannot be done."""
     check_key(check_bucket(request.bucket), request.key)
-    names = request.stores or context.settings.placement_of(request.bucket, request.key)
+    bucket, key, catalogue = request.bucket, request.key, context.catalogue
+    if (of := request.companion_of) is not None:
+        context.artifact(bucket, of)
+        catalogue.companions.check(bucket, key, of)
+    placed_as = of or (catalogue.companions.placed_as(bucket, key) if context.settings.placement_rules else key)
+    names = request.stores or context.settings.placement_of(bucket, placed_as)
     stores = [context.stores[name] for name in names]
     for name in request.storage_classes:
         if name not in names:

@@ -100,8 +100,8 @@ def _late_since(context: JobContext) -> datetime:
     return clock.now() - context.settings.sweep.replicate.late
 
 
-def _is_placed_by(rule: PlacementRule, settings: Settings, artifact: Artifact) -> bool:
-    return settings.rule_for(artifact.bucket, artifact.key) is rule
+def _is_placed_by(rule: PlacementRule, settings: Settings, bucket: str, key: str) -> bool:
+    return settings.rule_for(bucket, key) is rule
 
 
 sweep_replicate_task = artifact_task(SWEEP_REPLICATE, writes=False)(sweep_replicate)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
+from worker.artifacts.companions_in_stores import keep_companions
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.artifacts.read_budget import LATE, Backlog, forecast_of, pace_of
@@ -76,6 +77,7 @@ def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> 
             context.stores[name].admit()
             fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
             keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
+            keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
             hold_missing(context.catalogue, context.unlimited_stores[name])
         except (StorageError, Snooze, BadKeyFile) as error:
             logger.warning("the head of the verification log, or the deletes, are not kept in %s: %s", name, error)

@@ -28,7 +28,7 @@ from worker.catalogue.checks_without_reading import (
     EvidenceSummary,
     RecordedEvidence,
 )
-from worker.catalogue.companions import Companions, WrongCompanion
+from worker.catalogue.companions import Companions, NamedCompanion, WrongCompanion
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
@@ -115,6 +115,7 @@ __all__ = [
     "Ledger",
     "LogHead",
     "LostLease",
+    "NamedCompanion",
     "NewBatchItem",
     "NewFinding",
     "NewVersion",

@@ -523,7 +523,7 @@ def listed() -> list[sa.ColumnElement[bool]]:
     return list(CURRENT)
 
 
-def begins_with(column: sa.Column[str], prefix: str) -> list[sa.ColumnElement[bool]]:
+def begins_with(column: sa.ColumnElement[str], prefix: str) -> list[sa.ColumnElement[bool]]:
     """Return the conditions of texts that begin with a prefix."""
     # LIKE ignores case in SQLite and not in PostgreSQL, and uses no index.
     if not prefix:

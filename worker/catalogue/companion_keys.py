@@ -1,9 +1,11 @@
 """The keys of what belongs to an artifact, and of what an artifact belongs to."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.tables import companions
+from worker.catalogue.tables import artifacts, companions
 from worker.catalogue.types import Text
 
 SUFFIXES = (".sig", ".att", ".sbom", ".sigstore.json")
@@ -51,3 +53,37 @@ def _without_suffixes(key: str) -> list[str]:
     once = [key.removesuffix(suffix) for suffix in SUFFIXES if key.endswith(suffix)]
     twice = [one.removesuffix(suffix) for one in once for suffix in SUFFIXES if one.endswith(suffix)]
     return [each for each in (*once, *twice) if each and not each.endswith("/")]
+
+
+_ITSELF, _SIGNED = companions.alias("itself"), companions.alias("signed")
+_KEY = artifacts.c.key
+_SIZE = sa.func.length(_KEY)
+_BASE = sa.case(
+    *(
+        (sa.func.substr(_KEY, _SIZE - len(end) + 1) == end, sa.func.substr(_KEY, 1, _SIZE - len(end)))
+        for end in SUFFIXES
+    )
+)
+PLACED_AS: sa.ColumnElement[str] = sa.case(
+    (_ITSELF.c.key.is_not(None), sa.func.coalesce(_ITSELF.c.of_key, artifacts.c.key)),
+    else_=sa.func.coalesce(_SIGNED.c.of_key, artifacts.c.key),
+)
+"""The key by which the placement rules choose the stores of an artifact, in a query with `with_owners`.
+
+It is that of the artifact for which a user has named it, or what it signs, as a companion. The other companions begin
+with the key of theirs, so that the same rule applies.
+"""
+
+
+def with_owners(query: sa.Select[Any]) -> sa.Select[Any]:
+    """Return a query of artifacts that knows `PLACED_AS` of each."""
+    for table, key in ((_ITSELF, artifacts.c.key), (_SIGNED, _BASE)):
+        query = query.outerjoin(table, sa.and_(table.c.bucket == artifacts.c.bucket, table.c.key == key))
+    return query
+
+
+def placed_as(connection: Connection, bucket: str, key: str) -> str:
+    """Return `PLACED_AS` of one key, whether or not there is an artifact."""
+    bases = [key, *(key.removesuffix(end) for end in SUFFIXES if key.endswith(end))]
+    said = {row.key: row.of_key for row in connection.execute(OWNERS, {"of": bucket, "keys": bases})}
+    return next((said[each] or key for each in bases if each in said), key)

@@ -9,8 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, ensure_copy, following, listed
+from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, begins_with, ensure_copy, listed
 from worker.catalogue.bulk import one_of_ids
+from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.prepared import Prepared
@@ -92,16 +93,17 @@ class SweepClaims:
             sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
         return sum(sizes) // len(sizes) if sizes else 0
 
-    def count_absent(self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[[Artifact], bool]) -> int:
+    def count_absent(self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[[str, str], bool]) -> int:
         """Return how many current artifacts `absent` would find in all, claimed ones included; it reads all of them."""
         here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-        query = sa.select(artifacts).outerjoin(copies, here).where(*listed())
+        columns = (artifacts.c.bucket, PLACED_AS.label("placed_as"))
+        query = with_owners(sa.select(*columns).select_from(artifacts).outerjoin(copies, here)).where(*listed())
         query = query.where(sa.or_(copies.c.id.is_(None), copies.c.state == CopyState.WRITING))
         if bucket is not None:
-            query = query.where(artifacts.c.bucket == bucket, *following(prefix, ""))
+            query = query.where(artifacts.c.bucket == bucket, *begins_with(PLACED_AS, prefix))
         with self._database.read() as connection:
             rows = connection.execution_options(yield_per=1000).execute(query)
-            return sum(1 for _ in filter(wanted, map(artifact_of, rows)))
+            return sum(1 for row in rows if wanted(row.bucket, row.placed_as))
 
     def absent(
         self,
@@ -109,7 +111,7 @@ class SweepClaims:
         bucket: str,
         prefix: str,
         *,
-        wanted: Callable[[Artifact], bool],
+        wanted: Callable[[str, str], bool],
         now: datetime,
         until: datetime,
         limit: int,
@@ -121,21 +123,24 @@ class SweepClaims:
         A call reads the `scan` newest artifacts, and as many older ones from where the previous call ended, so that its
         cost does not grow with the catalogue. A copy that was deleted there, or that is there and bad, is not absent. A
         claim keeps other sweeps away until the copy is written, or until `until`.
+
+        The prefix and `wanted` are about the key by which an artifact is placed, see `Companions.placed_as`.
         """
         here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
         unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(until)))
         query = (
-            sa.select(artifacts)
-            .outerjoin(copies, here)
+            with_owners(
+                sa.select(artifacts, PLACED_AS.label("placed_as")).select_from(artifacts).outerjoin(copies, here)
+            )
             .where(artifacts.c.id > sa.bindparam("after"), artifacts.c.id <= sa.bindparam("last"), *listed())
-            .where(artifacts.c.bucket.concat("") == bucket, *following(prefix, ""))  # concat: search by id, not bucket
+            .where(artifacts.c.bucket.concat("") == bucket, *begins_with(PLACED_AS, prefix))  # concat: search by id
             .where(sa.or_(copies.c.id.is_(None), sa.and_(copies.c.state == CopyState.WRITING, unclaimed)))
             .order_by(artifacts.c.id)
         )
 
         def found(connection: Connection, after: int, last: int, most: int) -> list[Artifact]:
             rows = connection.execution_options(yield_per=1000).execute(query, {"after": after, "last": last})
-            some = list(islice(filter(wanted, map(artifact_of, rows)), most))
+            some = list(islice((artifact_of(row) for row in rows if wanted(bucket, row.placed_as)), most))
             rows.close()
             return some
 

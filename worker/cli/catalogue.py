@@ -15,6 +15,7 @@ from uuid import uuid4
 import typer
 
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
+from worker.artifacts.companions_in_stores import restore_companions
 from worker.artifacts.rebuild import Rebuild, Tally
 from worker.artifacts.tombstones_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
@@ -248,6 +249,7 @@ def rebuild(
     The same digest in several stores is one version with several copies.
     An object whose bytes differ from its digest is recorded as a corrupt copy with that digest, never with another.
     An artifact that was deleted stays deleted, and its grace period begins anew: each store keeps the list of deletes.
+    Named companions are known again: each store keeps their list too.
     What the catalogue has under a key already stays as it is; other content there is a finding.
     The command may be interrupted: run it again, and it continues with what is not recorded.
     The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
@@ -269,6 +271,10 @@ def rebuild(
                 on_bytes={name: within_bandwidth(session.settings, name, lambda _: None) for name in names},
             )  # fmt: skip
             tally = run.run(tuple(map(check_bucket, bucket or ())))
+        companions = 0
+        if not dry_run:
+            spool_dir = session.settings.spool_dir
+            companions = restore_companions(session.catalogue, session.stores.values(), spool_dir)
     status = _status(tally)
     if as_json:
         stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
@@ -278,11 +284,14 @@ def rebuild(
                 "dry_run": dry_run,
                 "stores": stores,
                 "deletes_redone": tally.deletes_redone,
+                "companions": companions,
                 "named": [asdict(e) for e in tally.named],
             }
         )
     else:
         _print(tally)
+        if companions:
+            say(f"{companions} named companions are known again")
     raise typer.Exit(status)
 
 

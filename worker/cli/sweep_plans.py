@@ -8,7 +8,6 @@ from typing import Any
 from worker import clock
 from worker.artifacts.read_budget import forecast_for, forecast_of
 from worker.artifacts.reconcile import compare
-from worker.catalogue import Artifact
 from worker.cli.output import age, size
 from worker.cli.session import Session
 from worker.settings.sections import PlacementRule
@@ -67,8 +66,8 @@ def _replicate(session: Session, store: str, prefix: str | None) -> dict[str, An
     return {"absent": absent, "rules": sum(store in rule.stores for rule in settings.placement_rules)}
 
 
-def _is_wanted(session: Session, store: str, artifact: Artifact) -> bool:
-    rule: PlacementRule | None = session.settings.rule_for(artifact.bucket, artifact.key)
+def _is_wanted(session: Session, store: str, bucket: str, key: str) -> bool:
+    rule: PlacementRule | None = session.settings.rule_for(bucket, key)
     return rule is not None and store in rule.stores
 
 

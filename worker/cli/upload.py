@@ -76,6 +76,10 @@ Tag = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="NAME=VALUE", help="Give the object this tag, in stores that have tags."),
 ]
+CompanionOf = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="It belongs to this artifact of the bucket, as its signature or SBOM does."),
+]
 
 
 def upload(
@@ -93,6 +97,7 @@ def upload(
     storage_class: StorageClass = None,
     property_: Property = None,
     tag: Tag = None,
+    companion_of: CompanionOf = None,
     idempotency_key: IdempotencyKey = None,
     notify: Notify = None,
     no_wait: NoWait = False,
@@ -116,6 +121,7 @@ def upload(
     waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
     if recursive:
         single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class, "--tag": tag}
+        single["--companion-of"] = companion_of
         _refuse("is for one file: leave it out with --recursive", single)
         listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
         _upload_directory(listing, store, waiting, dry=dry_run, as_json=as_json)
@@ -137,6 +143,7 @@ def upload(
             metadata=_pairs("--metadata", metadata or []),
             storage_classes=_pairs("--storage-class", storage_class or []),
             tags=_pairs("--tag", tag or []),
+            companion_of=companion_of,
             notify=notify or None,
             **_properties(property_ or []),
         )

@@ -92,6 +92,16 @@ def check_receivers(services: Services, caller: Caller, names: Sequence[str], bu
             raise Problem(HTTPStatus.FORBIDDEN, "NotAllowed", detail)
 
 
+def check_owner(caller: Caller, verb: TokenVerb, bucket: str, of: str | None) -> None:
+    """Return if the token allows an upload of a companion of this artifact, which is deleted and held with it.
+
+    Raises:
+        Problem: it may not.
+    """
+    if of is not None:
+        check_may(caller, verb, bucket, check_existing_key(bucket, of))
+
+
 def not_found(bucket: str, key: str) -> Problem:
     """Return the answer for an artifact that does not exist, or that the token is not for: both look the same."""
     detail = f"{bucket}/{key}: there is no such artifact, or the token is not for it"

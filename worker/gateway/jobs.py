@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
 from worker.gateway.access import Caller, TokenVerb
-from worker.gateway.caller_and_key import caller_of_request, check_may, check_receivers, services_of
+from worker.gateway.caller_and_key import caller_of_request, check_may, check_owner, check_receivers, services_of
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.services import Services
 from worker.storage.keys import check_bucket, check_existing_key, check_key, check_prefix
@@ -144,6 +144,8 @@ def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message) -> Mess
     (check_key if spec.kind in _WRITES_KEYS else check_existing_key)(bucket, key)
     if isinstance(message, UploadRequest) and message.staged:
         raise InvalidRequest("upload: staged: bytes are staged by /v1/uploads")
+    if isinstance(message, UploadRequest):
+        check_owner(caller, TokenVerb.IMPORT, bucket, message.companion_of)
     if isinstance(message, DeleteRequest):
         _check_purge(caller, bucket, key, asked=message.now or message.allow_last)
         return message.model_copy(update={"by": caller.name})

@@ -21,7 +21,14 @@ from starlette.responses import JSONResponse, Response
 from worker import clock
 from worker.artifacts.staged_parts import PartRange, StagedParts, remove_parts, source_of
 from worker.gateway.access import TokenVerb
-from worker.gateway.caller_and_key import artifact_path, caller_of_request, check_may, check_receivers, services_of
+from worker.gateway.caller_and_key import (
+    artifact_path,
+    caller_of_request,
+    check_may,
+    check_owner,
+    check_receivers,
+    services_of,
+)
 from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.services import Services
@@ -288,6 +295,7 @@ async def _create(
     check_may(caller, TokenVerb.UPLOAD, new.bucket, new.key)
     check_key(check_bucket(new.bucket), new.key)
     check_receivers(services, caller, new.notify, new.bucket, new.key)
+    check_owner(caller, TokenVerb.UPLOAD, new.bucket, new.companion_of)
     if new.source or new.staged:
         raise InvalidRequest("upload: source, staged: the bytes are sent here")
     for name in new.stores or ():

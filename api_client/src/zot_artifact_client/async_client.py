@@ -231,6 +231,7 @@ class AsyncArtifacts(
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        companion_of: str | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> AsyncJob[UploadResult]:

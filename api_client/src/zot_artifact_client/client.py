@@ -200,6 +200,7 @@ class Artifacts(
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        companion_of: str | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> Job[UploadResult]:

@@ -46,6 +46,7 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import ArtifactNotFound, JobFailed, NoGoodCopy
 
 _CHUNK = 16 * 1024 * 1024
+_COMPANIONS = (".sig", ".att", ".sbom", ".sigstore.json")
 _BAD = ("corrupt", "size_mismatch", "missing")
 _WORST_FIRST = (*_BAD, "verified", "repaired", "stored", "already_there", "deleted", "already_gone")
 
@@ -100,6 +101,7 @@ class InMemoryWorker:
         self._sources = dict(sources)
         self._artifacts: dict[tuple[str, str], _Artifact] = {}
         self._kept: dict[tuple[str, str, str], str] = {}
+        self._companion_of: dict[tuple[str, str], str] = {}
 
     def put(self, store: str, bucket: str, key: str, body: bytes, sha256: str | None) -> None:
         """Put an object into a store, with the digest that its writer kept beside it."""
@@ -129,6 +131,8 @@ class InMemoryWorker:
             metadata=current.metadata,
             properties=current.properties,
             copies=tuple(artifact.copies[store] for store in sorted(artifact.copies)),
+            companions=tuple(self._companions(request.bucket, request.key)),
+            companion_of=self._owner(request.bucket, request.key),
             manifest=_manifest(current.body, request.chunks_from),
         )
 
@@ -157,6 +161,8 @@ class InMemoryWorker:
             msg = f"{request.source} has the SHA-256 {sha256}, expected {request.sha256}"
             raise JobFailed(msg, "DigestMismatch")
         targets = self._known(request.stores or tuple(self.stores))
+        if request.companion_of is not None:
+            self._name_companion(request, request.companion_of)
         artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
         before = artifact.versions[-1] if artifact.copies else None
         same_bytes = before is not None and before.body == body
@@ -170,6 +176,22 @@ class InMemoryWorker:
         return UploadResult(
             **artifact.facts(request.bucket, request.key), unchanged=_nothing_done(copies), copies=copies
         )
+
+    def _name_companion(self, request: UploadRequest, of: str) -> None:
+        bucket, key = request.bucket, request.key
+        self._artifact(Request(bucket=bucket, key=of))
+        if of == key or self._companion_of.get((bucket, key), of) != of or (bucket, of) in self._companion_of:
+            raise JobFailed(f"{bucket}/{key} cannot be a companion of {of}", "WrongCompanion")
+        self._companion_of[bucket, key] = of
+
+    def _owner(self, bucket: str, key: str) -> str | None:
+        """Return the key of the artifact that one belongs to, as it was named or by the end of its key."""
+        bases = [key.removesuffix(end) for end in _COMPANIONS if key.endswith(end)]
+        named = self._companion_of.get((bucket, key))
+        return named or next((base for base in bases if (bucket, base) in self._artifacts), None)
+
+    def _companions(self, bucket: str, key: str) -> Sequence[str]:
+        return [each for _, each in self._below(bucket, "") if self._owner(bucket, each) == key]
 
     def _replicate(self, request: ReplicateRequest) -> ReplicateResult:
         artifact = self._artifact(request)
@@ -194,6 +216,16 @@ class InMemoryWorker:
         return VerifyResult(**artifact.facts(request.bucket, request.key), copies=copies)
 
     def _delete(self, request: DeleteRequest) -> DeleteResult:
+        """Delete an artifact; one that is deleted everywhere takes its companions with it."""
+        if request.stores is not None:
+            return self._delete_one(request)
+        known = bool(self._artifacts.get((request.bucket, request.key), _Artifact()).copies)
+        companions = tuple(self._companions(request.bucket, request.key)) if known else ()
+        for each in companions:
+            self._delete_one(request.model_copy(update={"key": each}))
+        return self._delete_one(request).model_copy(update={"companions": companions})
+
+    def _delete_one(self, request: DeleteRequest) -> DeleteResult:
         artifact = self._artifacts.get((request.bucket, request.key), _Artifact())
         everywhere = request.stores is None
         targets = self._known(request.stores or tuple(sorted(artifact.copies)))

@@ -58,6 +58,7 @@ class UploadFields(TypedDict, total=False):
     storage_classes: Mapping[str, str] | None
     properties: Mapping[str, str] | None
     tags: Mapping[str, str] | None
+    companion_of: str | None
     notify: str | Iterable[str] | None
 
 
@@ -82,6 +83,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        companion_of: str | None = None,
         notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> UploadT:
@@ -92,11 +94,13 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         `stores`, the placement rules choose the stores. `storage_classes` names, for single stores, the class or tier
         that the store is to use. `properties` are kept beside the bytes and sent as headers to those who download them
         from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
-        `tags` are given to the objects in stores that have tags, and recorded for the others.
+        `tags` are given to the objects in stores that have tags, and recorded for the others. `companion_of` is the key
+        of an artifact of the same bucket to which this one belongs, such as its signature or SBOM: it is replicated,
+        verified, held and deleted with that one. `KEY.sig`, `.att`, `.sbom` and `.sigstore.json` need no such name.
         """
         request = upload_request(
             source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties, tags=tags, notify=notify,
+            properties=properties, tags=tags, companion_of=companion_of, notify=notify,
         )  # fmt: skip
         return cast("UploadT", self._send(UPLOAD, request, idempotency_key))
 
@@ -338,6 +342,7 @@ def upload_request(
         storage_classes=None if classes is None else dict(classes),
         notify=_names(fields.get("notify")),
         tags=None if tags is None else dict(tags),
+        companion_of=fields.get("companion_of"),
         **dict(fields.get("properties") or {}),
     )
 

@@ -758,6 +758,8 @@ export interface components {
             tags?: {
                 [key: string]: string;
             };
+            /** Companion Of */
+            companion_of?: string | null;
         };
         /**
          * VerifyRequest
@@ -1545,6 +1547,8 @@ export interface operations {
                     tags?: {
                         [key: string]: string;
                     };
+                    /** Companion Of */
+                    companion_of?: string | null;
                     /** Size */
                     size: number;
                 };

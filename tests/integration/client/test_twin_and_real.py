@@ -215,6 +215,19 @@ def test_the_last_good_copy_stays(side: Side, uploaded: Any) -> None:
     assert [copy.store for copy in side.client.show(side.bucket, "app.tgz").copies] == ["primary"]
 
 
+def test_a_companion_is_named_shown_and_deleted_with_its_artifact(side: Side, uploaded: Any, incoming: Path) -> None:
+    """Each of both names the other, and a delete names what it took along; there is no companion of nothing."""
+    file = incoming / f"{side.bucket}.json"
+    file.write_bytes(b"{}")
+    side.client.upload(file, side.bucket, "sboms/app.json", companion_of="app.tgz").wait(WITHIN)
+    assert side.client.show(side.bucket, "app.tgz").companions == ("sboms/app.json",)
+    assert side.client.show(side.bucket, "sboms/app.json").companion_of == "app.tgz"
+    with pytest.raises(JobFailed) as failed:
+        side.client.upload(file, side.bucket, "other.json", companion_of="gone").wait(WITHIN)
+    assert failed.value.type == "NotFound"
+    assert side.client.delete(side.bucket, "app.tgz").wait(WITHIN).companions == ("sboms/app.json",)
+
+
 def test_another_programs_object_is_adopted(side: Side) -> None:
     """An object with a digest beside it becomes an artifact; one with a wrong digest does not."""
     side.put(side.bucket, "good", "dr", BYTES, sha256=SHA256)

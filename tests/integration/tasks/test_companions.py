@@ -242,6 +242,25 @@ def test_what_would_be_a_circle_or_too_many_is_refused(known: Catalogue, put) ->
         add("more/31", "app.tgz")
 
 
+def test_an_upload_names_the_artifact_that_it_belongs_to(run, context: Context, known: Catalogue, put, source) -> None:
+    """It is a companion from its end on, also uploaded twice; one of nothing, or of two, is refused before a byte."""
+    put("app.tgz")
+
+    def belongs(key: str, of: str) -> None:
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode()), companion_of=of))
+
+    belongs("sboms/app.json", "app.tgz")
+    belongs("sboms/app.json", "app.tgz")
+    put("sboms/app.json", b"a new version")
+    assert describe(context.artifact("releases", "app.tgz"), context).companions == ("sboms/app.json",)
+    put("lib.tgz")
+    for key, of, error in (("x.json", "gone", NotFound), ("sboms/app.json", "lib.tgz", WrongCompanion)):
+        with pytest.raises(error):
+            belongs(key, of)
+    assert known.artifacts.current("releases", "x.json") is None
+    assert set(run(delete, DeleteRequest(**APP)).companions) == {"sboms/app.json"}
+
+
 def test_a_missing_artifact_takes_nothing_with_it(run, known: Catalogue, put) -> None:
     """A delete of a key that never was changes nothing about what would belong to it."""
     put("app.tgz.sig")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker import clock
+from worker.artifacts.companions_in_stores import keep_companions, restore_companions
 from worker.artifacts.rebuild import Rebuild, Tally
 from worker.artifacts.tombstones_in_stores import KeptTombstones, keep_tombstones
 from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load_export
@@ -462,6 +463,32 @@ def test_a_damaged_list_of_deletes_stops_no_rebuild(catalogue, stores, file, tmp
     with KeptTombstones(stores.values(), tmp_path) as tombstones:
         assert list(tombstones.take("b", ["app"])) == ["app"]
     assert "cannot be used" in caplog.text
+
+
+def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path, make_tables):
+    """What was said last counts, also that something is none; what is said of an artifact that is gone is left out."""
+    for key in ("app", "app.sig", "gone.json", "sbom.json"):
+        put(stores, "dr", key.encode(), key)
+    rebuild(catalogue, stores)
+    assert not keep_companions(stores["dr"], catalogue, tmp_path)
+    named = catalogue.companions
+    named.add("b", "sbom.json", "app", by="ana", now=BEGIN)
+    assert keep_companions(stores["primary"], catalogue, tmp_path)
+    for key in ("gone.json", "app.sig"):
+        named.remove("b", key, by="ana", now=BEGIN + timedelta(days=1))
+    assert keep_companions(stores["dr"], catalogue, tmp_path)
+    assert not keep_companions(stores["dr"], catalogue, tmp_path)
+    stores["dr"].delete_object("b", "gone.json")
+    make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
+    rebuild(rebuilt, stores)
+    assert [each.key for each in rebuilt.companions.of("b", "app")] == ["app.sig"]
+    assert restore_companions(rebuilt, stores.values(), tmp_path) == 2
+    assert [each.key for each in rebuilt.companions.of("b", "app")] == ["sbom.json"]
+    assert restore_companions(rebuilt, stores.values(), tmp_path) == 0
+    rebuilt.companions.remove("b", "sbom.json", by="ben", now=BEGIN + timedelta(days=2))
+    assert restore_companions(rebuilt, stores.values(), tmp_path) == 0
+    rebuilt.close()
 
 
 def test_all_bytes_that_are_read_are_told(catalogue: Catalogue, stores: Stores, file) -> None:

@@ -336,6 +336,18 @@ def test_a_delete_takes_no_companion_that_the_token_is_not_for(gateway: Gateway)
     assert client.post("/v1/jobs/delete", json={**one, "stores": ["dr"]}).status_code == 503
 
 
+def test_a_token_names_no_companion_of_what_it_is_not_for(gateway: Gateway) -> None:
+    """Its upload would otherwise keep others from deleting that artifact; the field works within its own keys."""
+    client = gateway.client("releases/app/", verbs=(TokenVerb.UPLOAD,))
+    new = {"bucket": "releases", "key": "app/a.json", "size": 1, "sha256": "0" * 64}
+    answers = [client.post("/v1/uploads", json={**new, "companion_of": of}) for of in ("audit/a", "app/a.tgz")]
+    assert [answer.status_code for answer in answers] == [403, 201]
+    importer = gateway.client("releases/app/", verbs=(TokenVerb.IMPORT,), name="importer")
+    file = {"bucket": "releases", "key": "app/a.json", "source": "/in/a.json"}
+    answers = [importer.post("/v1/jobs/upload", json={**file, "companion_of": of}) for of in ("audit/a", "app/a.tgz")]
+    assert [answer.status_code for answer in answers] == [403, 503]  # allowed; there is no broker here
+
+
 def test_a_token_reaches_only_the_webhooks_of_its_buckets(settings: Settings, open_gateway: Any) -> None:
     """A receiver for another bucket, one without `buckets` and one that does not exist get the same answer."""
     hook = {"url": "http://127.0.0.1:9/token", "secret": "a secret of the receiver"}

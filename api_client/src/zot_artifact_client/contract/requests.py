@@ -125,6 +125,8 @@ class UploadRequest(Request):
     cache_control: Header | None = None
     tags: Tags = {}
     """The tags to give the objects in stores that have tags; the catalogue keeps them for the others."""
+    companion_of: Key | None = None
+    """The key of the artifact of the same bucket that this one belongs to, as its signature or SBOM does."""
 
     @property
     def properties(self) -> dict[str, str]:

@@ -76,6 +76,31 @@ def test_what_lacks_a_copy_gets_it_once(context, run, put, sent):
     }  # fmt: skip
 
 
+def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put, sent):
+    """A new rule for the artifact, and a new upload or an undelete of its companion, bring that to the same stores."""
+
+    def stores(key: str) -> set[str]:
+        found = context.catalogue.artifacts.copies(context.artifact("models-en", key))
+        return {store for store, copy in found.items() if copy.state.good}
+
+    put("models-en", "big/a")
+    for key in ("sboms/a.json", "sboms/a.json.sig", "sboms/b.json"):
+        put("models-en", key)
+    context.catalogue.companions.add("models-en", "sboms/a.json", "big/a", by="ana", now=clock.now())
+    of, companions = context.artifact("models-en", "big/a"), context.catalogue.companions.of("models-en", "big/a")
+    deletions, until = context.catalogue.deletions, clock.now() + timedelta(days=1)
+    deletions.begin(of, now=clock.now(), until=until, by=None, reason=None, job="job", companions=companions)
+    deletions.undo("models-en", "big/a")
+    assert context.catalogue.sweep_claims.count_absent("cold", None, "", wanted=lambda _, key: key == "big/a") == 2
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"cold": 2}
+    for id_ in sent.messages.sent:
+        sent.page(id_)
+    assert [stores(f"sboms/{name}") for name in ("a.json", "a.json.sig", "b.json")] == [
+        {"primary", "dr", "cold"}, {"primary", "dr", "cold"}, {"primary", "dr"},
+    ]  # fmt: skip
+    assert [copy.store for copy in put("models-en", "sboms/a.json").copies] == ["cold"]
+
+
 def test_what_is_not_brought_in_time_is_claimed_again(context: Context, run, put, sent, monkeypatch):
     """A job that was lost or failed is not the last one: the claim ends."""
     put("models-en", "small", "cold")

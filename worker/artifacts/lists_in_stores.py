@@ -1,0 +1,129 @@
+"""Lists of what only the catalogue has, kept in the stores for a rebuild: compressed lines of JSON after a header."""
+
+import gzip
+import json
+import logging
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from worker import clock
+from worker.storage import Store
+from worker.storage.errors import IntegrityError, NotFound, StorageError
+from worker.storage.keys import PROBE_BUCKET
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = ".jsonl.gz"
+_LONGEST = 1 << 16
+"""Bytes of a line."""
+_COPIED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class KeptList:
+    """One list of one catalogue, on the local disk."""
+
+    catalogue: str
+    at: datetime
+    file: Path
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield its rows."""
+        with gzip.open(self.file, "rb") as lines:
+            lines.readline(_LONGEST)
+            while line := lines.readline(_LONGEST):
+                yield json.loads(line)
+
+
+def keep_list(
+    store: Store,
+    name: str,
+    catalogue: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    extent: Sequence[Any],
+    spool_dir: Path,
+) -> bool:
+    """Write a list to a store if it keeps one of another extent; return whether it was written.
+
+    `extent` changes with every change of the rows; its first item is their number. An empty list is not begun.
+
+    Raises:
+        StorageError: the store cannot be reached, or does not allow it.
+    """
+    if not store.capabilities.reserved_buckets:
+        return False
+    key = f"{name}/{catalogue}{_SUFFIX}"
+    kept = _header(store, key)
+    if (kept or {}).get("extent") == extent or (kept is None and not extent[0]):
+        return False
+    with tempfile.TemporaryFile(dir=spool_dir, prefix=f"zot-{name}-") as spool:
+        with gzip.GzipFile(filename="", fileobj=spool, mode="wb", mtime=0) as packed:
+            header = {"catalogue": catalogue, "at": clock.now().isoformat(), "extent": extent}
+            packed.write(json.dumps(header).encode() + b"\n")
+            for each in rows:
+                packed.write(json.dumps(each).encode() + b"\n")
+        spool.seek(0)
+        store.create_bucket(PROBE_BUCKET)
+        store.write_object(PROBE_BUCKET, key, spool)
+    return True
+
+
+def fetch_lists(
+    stores: Iterable[Store], name: str, directory: Path, read: Callable[[Mapping[str, Any]], object]
+) -> dict[str, KeptList]:
+    """Copy the lists of all stores into a directory, and return the newest of each catalogue.
+
+    A store that cannot be read, and a list with a row that `read` cannot read, are logged and left out.
+    """
+    found: dict[str, KeptList] = {}
+    for store in stores:
+        for number, key in enumerate(_keys(store, name)):
+            each = _fetch(store, key, directory / f"{len(found)}.{store.name}.{number}", read)
+            other = found.get(each.catalogue) if each else None
+            if each is not None and (other is None or other.at < each.at):
+                found[each.catalogue] = each
+    return found
+
+
+def _keys(store: Store, name: str) -> Sequence[str]:
+    try:
+        if store.capabilities.reserved_buckets:
+            return [each.key for each in store.list_objects(PROBE_BUCKET, f"{name}/") if each.key.endswith(_SUFFIX)]
+    except StorageError as error:
+        logger.warning("the %s that %s keeps are not known: %s", name, store.name, error)
+    return []
+
+
+def _fetch(store: Store, key: str, path: Path, read: Callable[[Mapping[str, Any]], object]) -> KeptList | None:
+    """Copy a list to the local disk, and return it if it is whole."""
+    try:
+        with store.read_object(PROBE_BUCKET, key) as reader, path.open("wb") as file:
+            shutil.copyfileobj(cast("BinaryIO", reader), file, _COPIED)
+        with gzip.open(path, "rb") as lines:
+            header = json.loads(lines.readline(_LONGEST))
+            found = KeptList(str(header["catalogue"]), datetime.fromisoformat(header["at"]), path)
+        for row in found.rows():
+            read(row)
+    except (StorageError, OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: the list %s/%s cannot be used: %s", store.name, PROBE_BUCKET, key, error)
+        return None
+    return found
+
+
+def _header(store: Store, key: str) -> dict[str, Any] | None:
+    """Return the first line of the list that a store keeps; empty if it is damaged, None if there is none."""
+    try:
+        with store.read_object(PROBE_BUCKET, key) as reader:
+            lines = gzip.GzipFile(fileobj=cast("BinaryIO", reader), mode="rb")
+            return dict(json.loads(lines.readline(_LONGEST)))
+    except NotFound:
+        return None
+    except (IntegrityError, OSError, EOFError, zlib.error, ValueError, TypeError):
+        return {}
