@@ -21,6 +21,7 @@ from tasks.plan_directory_upload import begin_upload, files_of, next_upload_page
 from worker import clock
 from worker.artifacts import key_lists as keylist
 from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split
+from worker.artifacts.per_store import check_storage_classes
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.upload_lists import ListedFile
 from worker.artifacts.wait_for_delete_approval import check_batch
@@ -217,6 +218,7 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     """Check the whole request before its first effect, and record the batch."""
     for name in (*(request.to or ()), *(request.stores or ())):
         context.stores[name]  # raises UnknownStore with the nearest name
+    check_storage_classes(request.storage_classes, context.stores)
     now = clock.now()
     if request.verb == UPLOAD.kind:
         cursor, total, size = begin_upload(request, context, job)
@@ -345,7 +347,9 @@ _REQUESTS: dict[
 ] = {
     REPLICATE.kind: lambda asked, at: ReplicateRequest(bucket=at.bucket, key=at.key, to=asked.to or ()),
     VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
-    UPLOAD.kind: lambda asked, at: UploadRequest(bucket=at.bucket, key=at.key, source=at.source, stores=asked.stores),
+    UPLOAD.kind: lambda asked, at: UploadRequest.read(
+        {"bucket": at.bucket, "key": at.key, "source": at.source, "stores": asked.stores, **asked.beside_bytes}
+    ),
     DELETE.kind: lambda asked, at: DeleteRequest(
         bucket=at.bucket, key=at.key, stores=asked.stores, allow_last=asked.allow_last, by=asked.by, reason=asked.reason
     ),

@@ -111,7 +111,7 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     found = pages.get(job.id) or pages.begin(job.id, range(len(files)))
     job.start(sum(files[number].size for number in found.open), f"uploading {len(found.open)} files")
     try:
-        return UploadPage(context, job, found, request.stores).run(files)
+        return UploadPage(context, job, found, request).run(files)
     finally:
         context.catalogue.artifact_locks.release(job.id, job.fence)
 

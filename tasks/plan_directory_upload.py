@@ -86,10 +86,11 @@ def next_upload_pages(
         cursor["file"], context.settings, offset=cursor["offset"], tag=cursor["tag"], job=before.job,
         objects=most.objects, size=most.size, limit=room,
     )  # fmt: skip
+    shared = {"verb": "upload", "stores": request.stores, **request.beside_bytes}
     pages: list[tuple[PageRequest, int]] = []
     for extent in extents:
         lines = LinesSelection(file=cursor["file"], offset=cursor["offset"], end=extent.end, tag=cursor["tag"])
-        pages.append((PageRequest(verb="upload", lines=lines, stores=request.stores), extent.size))
+        pages.append((PageRequest.read({**shared, "lines": lines}), extent.size))
         cursor["offset"] = extent.end
     return pages, cursor, len(extents) < room
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 from worker import clock
 from worker.artifacts.artifact_job import ArtifactJob, Records
-from worker.artifacts.per_store import for_each_store
+from worker.artifacts.per_store import check_storage_classes, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.artifacts.staged_parts import assembled, is_staged_in_store, remove_parts
 from worker.context import Context, JobContext
@@ -13,7 +13,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import PermanentError, StorageError
+from worker.storage.errors import StorageError
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
 
@@ -65,8 +65,7 @@ def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore
     for name in request.storage_classes:
         if name not in names:
             raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
-        if not context.stores[name].capabilities.storage_classes:
-            raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
+    check_storage_classes(request.storage_classes, context.stores)
     context.stores.check_any(names)
     return stores
 

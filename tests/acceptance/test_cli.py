@@ -94,7 +94,8 @@ def leftovers(zot: Zot) -> list[Path]:
 def test_an_artifact_lives_from_upload_to_delete(zot: Zot, key: str, source: Path, tmp_path: Path) -> None:
     """Upload, show, ls, replicate, verify, get and delete do what they say, with status 0 and one digest."""
     digest = sha256(source)
-    done = zot("upload", source, key, "--metadata", "team=core")
+    beside = ("--metadata", "team=core", "--tag", "stage=ga", "--property", "content_type=text/plain")
+    done = zot("upload", source, key, *beside)
     assert (done.status, done.stderr) == (0, "")
     assert f"{key} version 1 293.0 KiB sha256 {digest} stored in primary, dr" in done.stdout
     again = zot("upload", source, key)
@@ -102,6 +103,9 @@ def test_an_artifact_lives_from_upload_to_delete(zot: Zot, key: str, source: Pat
     assert "unchanged: the same bytes are there already" in again.stdout
     shown = zot("show", key, "--json").document
     assert [copy["store"] for copy in shown["copies"]] == ["dr", "primary"]
+    assert (shown["metadata"], shown["tags"]) == ({"team": "core"}, {"stage": "ga"})
+    assert shown["properties"] == {"content_type": "text/plain"}
+    assert "metadata team=core\ncontent_type text/plain\ntag stage=ga\n" in zot("show", key).stdout
     assert zot("replicate", key, "--to", "cloud").status == 0
     listed = zot("ls", key, "--json").document["artifacts"]
     assert [(each["bucket"], each["sha256"]) for each in listed] == [("releases", digest)]

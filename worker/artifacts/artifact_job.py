@@ -75,6 +75,14 @@ def suspicion(of: Artifact | PageCopy, store: str, seen: Verification, job: str)
     return NewFinding(FindingKind.SUSPECT, store, of.bucket, of.key, of.version, evidence)
 
 
+def kept_properties(artifact: Artifact, store: LimitedStore) -> ObjectProperties | None:
+    """Return the headers and tags of an artifact that a store keeps beside the bytes; None if it keeps none."""
+    if not store.capabilities.properties:
+        return None
+    properties = ObjectProperties(**artifact.properties)
+    return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
+
+
 @dataclass(frozen=True, slots=True)
 class CopySlot:
     """Where a copy has to be written, and what is under its key now."""
@@ -218,7 +226,7 @@ class ArtifactJob:
             size=artifact.digest.size,
             sha256=artifact.digest.sha256,
             metadata=artifact.metadata,
-            properties=self._properties(store),
+            properties=kept_properties(artifact, store),
             storage_class=storage_class,
             condition=condition,
             on_bytes=self.job.advance,
@@ -248,7 +256,7 @@ class ArtifactJob:
                 *where,
                 artifact.digest,
                 metadata=artifact.metadata,
-                properties=self._properties(store),
+                properties=kept_properties(artifact, store),
                 checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
             )
         except AlreadyExists as error:
@@ -276,12 +284,6 @@ class ArtifactJob:
         self._record_copy(store, made)
         self._record_verdict(slot.copy, seen)
         return self._placed(store, "repaired" if slot.copy.state.present else "stored")
-
-    def _properties(self, store: LimitedStore) -> ObjectProperties | None:
-        if not store.capabilities.properties:
-            return None
-        properties = ObjectProperties(**self.artifact.properties)
-        return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
 
     def _placed(
         self, store: LimitedStore, outcome: Literal["stored", "repaired"], quarantined: str | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker import clock
-from worker.artifacts.artifact_job import ArtifactJob
+from worker.artifacts.artifact_job import ArtifactJob, kept_properties
 from worker.artifacts.page_runner import GROUP
 from worker.artifacts.sources import open_source
 from worker.artifacts.upload_lists import ListedFile
@@ -26,6 +26,7 @@ from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError, TransientError
 from worker.storage.integrity.manifest import CHUNK_SIZE
+from zot_artifact_client.contract import PageRequest
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,12 @@ class _Item:
 
 @dataclass(slots=True)
 class UploadPage:
-    """A page of files for the named stores, or for those of the placement rules."""
+    """A page of files for the stores that its request names, or for those of the placement rules."""
 
     context: JobContext
     job: RunningJob
     page: Page
-    stores: tuple[str, ...] | None
+    request: PageRequest
 
     def run(self, files: Sequence[ListedFile]) -> Page:
         """Upload the files that have no outcome yet, and return the page after that.
@@ -121,7 +122,9 @@ class UploadPage:
             for item in read
             if item.content is not None
         ]
-        recorded = self.context.catalogue.artifacts.record_many(versions, {}, clock.now(), job=self.job.id)
+        recorded = self.context.catalogue.artifacts.record_many(
+            versions, self.request.metadata, clock.now(), job=self.job.id, properties=self.request.properties
+        )
         for item, each in zip(read, recorded, strict=True):
             if isinstance(each, Recorded):
                 item.artifact, item.fresh = each.artifact, each.fresh
@@ -132,7 +135,8 @@ class UploadPage:
         """Write new versions under free keys, and the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
         fresh = [item for item in wanted if item.fresh]
-        if store.capabilities.groups and fresh:
+        keeps = store.capabilities.user_metadata or store.capabilities.properties or self.request.storage_classes
+        if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
             self._write_group(store, fresh)
         else:
             _all(pool, lambda item: self._write_new(store, item), fresh)
@@ -153,6 +157,9 @@ class UploadPage:
                 item.file.bucket,
                 item.file.key,
                 item.content,
+                metadata=item.artifact.metadata,
+                properties=kept_properties(item.artifact, store),
+                storage_class=self.request.storage_classes.get(store.name),
                 condition="create_only",
                 existing_key=True,
                 checkpoint=CopyCheckpoint(self.context.catalogue, item.artifact, store.name),
@@ -168,7 +175,8 @@ class UploadPage:
         work = ArtifactJob(self.context, self.job, item.artifact)
         try:
             slot = work.inspect(store)
-            placed = work.write(slot, item.content) if slot else None
+            storage_class = self.request.storage_classes.get(store.name)
+            placed = work.write(slot, item.content, storage_class=storage_class) if slot else None
         except StorageError as error:
             item.error = item.error or error
         else:
@@ -203,7 +211,7 @@ class UploadPage:
         return [item for item in small if (item.file.bucket, item.file.key) in granted]
 
     def _stores_of(self, file: ListedFile) -> tuple[str, ...]:
-        return self.stores or self.context.settings.placement_of(file.bucket, file.key)
+        return self.request.stores or self.context.settings.placement_of(file.bucket, file.key)
 
 
 def _content(file: ListedFile, context: JobContext, job: RunningJob) -> HashedBytes:

@@ -1,10 +1,11 @@
 """Do the same for several stores; an error of one does not stop the others."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.storage.errors import StorageError, TransientError
+from worker.storage.errors import PermanentError, StorageError, TransientError
 
 _IN_A_ROW = 5
 ItemT = TypeVar("ItemT")
@@ -27,6 +28,13 @@ def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> li
     if failures:
         raise most_retryable(failures)
     return results
+
+
+def check_storage_classes(classes: Iterable[str], stores: Mapping[str, LimitedStore]) -> None:
+    """Raise PermanentError if an upload names a storage class for a store that has none; UnknownStore for no store."""
+    for name in classes:
+        if not stores[name].capabilities.storage_classes:
+            raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
 
 
 class SingleFailures:

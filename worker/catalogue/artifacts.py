@@ -19,6 +19,7 @@ from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, manife
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
+from zot_artifact_client.contract import with_properties
 
 _GOOD = [state for state in CopyState if state.good]
 _ABSENT = [state for state in CopyState if not state.present]
@@ -179,8 +180,8 @@ class Artifacts:
         """Return the newest version if it has this digest, else record a new one with its manifest and copies.
 
         A version keeps the metadata and properties that it was recorded with. With `replaces_headers`, other ones are a
-        new version, although the bytes are the same: given metadata replace all metadata, given properties all
-        properties but the tags, and what is empty is kept.
+        new version, although the bytes are the same: given metadata replace all metadata, given headers all headers,
+        given tags all tags, and what is empty is kept.
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
 
@@ -198,7 +199,7 @@ class Artifacts:
                 _check_not_superseded(connection, row, job)
             same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
             if row is not None and same and replaces_headers:
-                metadata, properties = metadata or row.metadata, _with_tags_of(row.properties, properties)
+                metadata, properties = metadata or row.metadata, with_properties(row.properties, properties)
                 same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
             if row is not None and same:
                 artifact, begun = artifact_of(row), {}
@@ -219,16 +220,28 @@ class Artifacts:
         return Recorded(artifact, fresh=not same, copies=begun)
 
     def record_many(
-        self, versions: Sequence[NewVersion], metadata: Mapping[str, str], now: datetime, *, job: str
+        self,
+        versions: Sequence[NewVersion],
+        metadata: Mapping[str, str],
+        now: datetime,
+        *,
+        job: str,
+        properties: Mapping[str, str] | None = None,
     ) -> list[Recorded | Superseded | OnHold]:
-        """Record versions of different keys in one transaction; for each see `record`, whose errors are returned."""
+        """Record versions of different keys in one transaction; for each see `record`, whose errors are returned.
+
+        Metadata and properties are those of all; other ones than before are a new version, as with `replaces_headers`.
+        """
         recorded: dict[int, Recorded | Superseded | OnHold] = {}
         with self._database.write() as connection:
             newest = _newest_of(connection, [(each.bucket, each.key) for each in versions])
             fresh: list[tuple[int, NewVersion, int]] = []
+            beside: dict[int, _Beside] = {}
             for number, each in enumerate(versions):
                 row = newest.get((each.bucket, each.key))
                 same = row is not None and row.tombstoned_at is None and artifact_of(row).digest == each.digest
+                beside[number] = _beside(row if same else None, metadata, properties)
+                same = row is not None and same and beside[number] == _beside(row, {}, {})
                 try:
                     if row is not None:
                         _check_not_superseded(connection, row, job)
@@ -244,7 +257,7 @@ class Artifacts:
                 for store in each.stores:
                     ensure_copy(connection, artifact, store)
                 recorded[number] = Recorded(artifact, fresh=False)
-            recorded |= _insert_versions(connection, fresh, {"metadata": dict(metadata), "created_at": now, "job": job})
+            recorded |= _insert_versions(connection, fresh, beside, {"created_at": now, "job": job})
         return [recorded[number] for number in range(len(versions))]
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
@@ -479,7 +492,10 @@ def insert_version(
 
 
 def _insert_versions(
-    connection: Connection, fresh: Sequence[tuple[int, NewVersion, int]], shared: Mapping[str, Any]
+    connection: Connection,
+    fresh: Sequence[tuple[int, NewVersion, int]],
+    beside: Mapping[int, "_Beside"],
+    shared: Mapping[str, Any],
 ) -> dict[int, Recorded]:
     if not fresh:
         return {}
@@ -487,8 +503,8 @@ def _insert_versions(
         _INSERT_VERSIONS,
         [
             {"bucket": each.bucket, "key": each.key, "version": version, "size": each.digest.size,
-             "sha256": each.digest.sha256, **shared}
-            for _, each, version in fresh
+             "sha256": each.digest.sha256, "metadata": beside[number][0], "properties": beside[number][1], **shared}
+            for number, each, version in fresh
         ],
     ).all()  # fmt: skip
     begun = [_new_copy(row.id, store) for row, (_, each, _) in zip(rows, fresh, strict=True) for store in each.stores]
@@ -496,10 +512,15 @@ def _insert_versions(
     return {number: Recorded(artifact_of(row), fresh=True) for row, (number, _, _) in zip(rows, fresh, strict=True)}
 
 
-def _with_tags_of(before: Mapping[str, str] | None, given: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """Return the given properties, or those of before; the tags of before stay, because no upload names tags."""
-    tags = {name: value for name, value in (before or {}).items() if name == "tags"}
-    return {**tags, **given} if given else before
+_Beside = tuple[dict[str, str], dict[str, str] | None]
+"""Metadata and properties, as the columns hold them."""
+
+
+def _beside(before: Row[Any] | None, metadata: Mapping[str, str], properties: Mapping[str, str] | None) -> _Beside:
+    """Return what a version with the bytes of `before` gets; see `record` with `replaces_headers`."""
+    kept = before.metadata if before else {}
+    joined = with_properties(before.properties if before else None, properties)
+    return dict(metadata or kept), joined or None
 
 
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:

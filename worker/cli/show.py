@@ -14,6 +14,7 @@ from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
 from worker.cli.session import Session, opened
 from worker.storage import Verdict
+from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.errors import NotFound
 
 _UNTOLD = {"hash", "row_fits_its_hash", "found_size", "finding"}
@@ -30,6 +31,7 @@ def show(
     """Show one artifact and the state of each copy.
 
     Each copy has its state, its last verification and its last attempt.
+    Metadata, headers and tags are those that the catalogue keeps with the bytes.
     With --proof the history is complete, also for an artifact that was deleted: `read` means that all bytes were read.
     Each read is a row of the verification log; `zot-artifacts log verify` checks the whole log.
 
@@ -51,10 +53,13 @@ def show(
         held = session.catalogue.holds.get(at.bucket, at.key)
         companions = [each.key for each in session.catalogue.companions.of(at.bucket, at.key)]
         owner = session.catalogue.companions.owner(at.bucket, at.key)
+    headers = {name: value for name, value in sorted(found.properties.items()) if name != "tags"}
+    tags = decode_tags(found.properties.get("tags"))
     if as_json:
         hold = asdict(held) if held else None
         print_json({
-            **brief(found), "hold": hold, "companions": companions, "companion_of": owner,
+            **brief(found), "metadata": dict(found.metadata), "properties": headers, "tags": tags,
+            "hold": hold, "companions": companions, "companion_of": owner,
             "copies": [_copy(copy, checks.get(copy.id)) for copy in copies],
         })  # fmt: skip
         return
@@ -67,7 +72,11 @@ def show(
     if owner is not None:
         say(f"companion of {at.bucket}/{owner}")
     for name, value in found.metadata.items():
-        say(f"{name}={value}")
+        say(f"metadata {name}={value}")
+    for name, value in headers.items():
+        say(f"{name} {value}")
+    for name, value in tags.items():
+        say(f"tag {name}={value}")
     rows = [
         (
             copy.store,

@@ -107,6 +107,7 @@ def upload(
     """Upload a file, standard input or a URL as an artifact.
 
     With -r each file of a directory is uploaded as an artifact, in one batch.
+    --metadata, --property and --tag then go to every file; --storage-class goes with --store.
     Without --store the placement settings choose the stores.
     With -r the same command again continues: files that a store has are reported as `already there`.
     A GLOB without a slash matches names, one with a slash paths in the directory; `**` is any number of directories.
@@ -116,15 +117,22 @@ def upload(
         zot-artifacts upload app.tgz releases/app.tgz
         tar c dir | zot-artifacts upload - backups/dir.tar --store dr
         zot-artifacts upload https://builds.example/app.tgz releases/app.tgz --sha256 9f86d0…
-        zot-artifacts upload -r build releases/2026-11 --exclude '*.tmp'
+        zot-artifacts upload -r build releases/2026-11 --exclude '*.tmp' --tag team=core
     """
     waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
+    beside = {
+        "metadata": _pairs("--metadata", metadata or []),
+        "storage_classes": _pairs("--storage-class", storage_class or []),
+        "tags": _pairs("--tag", tag or []),
+        **_properties(property_ or []),
+    }
     if recursive:
-        single = {"--sha256": sha256, "--metadata": metadata, "--storage-class": storage_class, "--tag": tag}
-        single["--companion-of"] = companion_of
+        single = {"--sha256": sha256, "--companion-of": companion_of}
         _refuse("is for one file: leave it out with --recursive", single)
+        if storage_class and not store:
+            raise Failure("--storage-class goes with --store in --recursive", Status.USAGE, type_="UsageError")
         listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
-        _upload_directory(listing, store, waiting, dry=dry_run, as_json=as_json)
+        _upload_directory(listing, store, beside, waiting, dry=dry_run, as_json=as_json)
         return
     link_policy = symlinks if symlinks is not SymlinkPolicy.skip else None
     several = {"--include": include, "--exclude": exclude, "--symlinks": link_policy, "--dry-run": dry_run}
@@ -140,12 +148,9 @@ def upload(
             source=_source(source, path),
             sha256=sha256,
             stores=session.store_names(store),
-            metadata=_pairs("--metadata", metadata or []),
-            storage_classes=_pairs("--storage-class", storage_class or []),
-            tags=_pairs("--tag", tag or []),
             companion_of=companion_of,
             notify=notify or None,
-            **_properties(property_ or []),
+            **beside,
         )
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
         with sender(session, "uploading") as way:
@@ -157,12 +162,18 @@ def upload(
 
 
 def _upload_directory(
-    listing: DirectoryListing, store: list[str] | None, waiting: WaitOptions, *, dry: bool, as_json: bool
+    listing: DirectoryListing,
+    store: list[str] | None,
+    beside: Mapping[str, object],
+    waiting: WaitOptions,
+    *,
+    dry: bool,
+    as_json: bool,
 ) -> None:
     if dry:
         raise typer.Exit(print_dry_run(listing, as_json=as_json))
     with opened() as session:
-        outcome = upload_directory(session, listing, session.store_names(store), waiting)
+        outcome = upload_directory(session, listing, session.store_names(store), beside, waiting)
     left_out = report(listing)
     try:
         finish(outcome, waited=waiting.wait, as_json=as_json)

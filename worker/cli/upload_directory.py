@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,15 @@ def report(listing: DirectoryListing) -> Status:
 
 
 def upload_directory(
-    session: Session, listing: DirectoryListing, stores: tuple[str, ...] | None, waiting: WaitOptions
+    session: Session,
+    listing: DirectoryListing,
+    stores: tuple[str, ...] | None,
+    beside: Mapping[str, object],
+    waiting: WaitOptions,
 ) -> Outcome:
     """Send the upload of a directory as one batch, and wait for its end unless --no-wait is given.
+
+    `beside` are the fields of the request that go to every file: metadata, headers, tags and storage classes.
 
     Raises:
         Failure: the list or the files cannot be staged; nothing was sent.
@@ -95,7 +101,7 @@ def upload_directory(
     job_id = choose_id(BATCH, idempotency_key=waiting.key)
     staged = session.settings.staging_dir / job_id
     fields: dict[str, object] = {"verb": "upload", "keys_from": str(staged / _LIST), "staged": True, "stores": stores}
-    fields["notify"] = waiting.notify or None
+    fields |= {"notify": waiting.notify or None, **beside}
     request: BatchRequest = request_of(BATCH, **fields)
     with sender(session, "listing") as way:
         if way.known(BATCH, job_id, request):

@@ -11,6 +11,7 @@ from email.utils import format_datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from fastapi import APIRouter, Header, Query, Request
@@ -37,6 +38,7 @@ from worker.storage.configured_stores import Stores
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import (
+    PROPERTIES,
     UPLOAD,
     JobState,
     Sha256,
@@ -59,6 +61,12 @@ _SIGNED = 16
 _LEAST, _WINDOW = 64 * 1024, 60.0
 """Bytes that a body must have in so many seconds."""
 _OCTETS = "application/offset+octet-stream"
+_HEADERS = tuple(name for name in PROPERTIES if name != "cache_control")
+"""The fields that are headers of a PUT. Cache-Control of a request is about the request, and caches add their own."""
+_LISTS = {"stores", "notify"}
+_PAIRS = {"metadata", "storage_classes", "tags"}
+"""The fields that a header holds as the query of a URL."""
+_MOST = 100
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:,|$)")
 Tus = Annotated[str | None, Header(alias="Tus-Resumable")]
 
@@ -211,23 +219,28 @@ async def terminate(request: Request, upload_id: str, tus: Tus = None) -> Respon
     status_code=HTTPStatus.ACCEPTED,
     openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
 )
-async def upload_object(
+async def upload_object(  # noqa: PLR0917 - the framework passes parameters by name
     request: Request,
     bucket: str,  # noqa: ARG001 - for the OpenAPI document; `artifact_path` reads it
     key: str,  # noqa: ARG001
     repr_digest: Annotated[str, Header(description="`sha-256=:BASE64:`, as in RFC 9530.")],
+    upload_metadata: Annotated[str | None, Header(description="Other fields, as a tus client sends them.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> StatusResult:
-    """Upload an artifact in one request. The answer is the job, which ends once the stores have it."""
+    """Upload an artifact in one request. The answer is the job, which ends once the stores have it.
+
+    Content-Type, -Encoding, -Disposition and -Language are kept beside the bytes. Upload-Metadata has the other fields.
+    """
     found, length = _DIGEST.search(repr_digest), request.headers.get("content-length", "")
     if found is None or not length.isdigit():
         raise InvalidRequest("upload: Content-Length and Repr-Digest: sha-256=:BASE64: are needed")
     at = artifact_path(request, "/v1/objects/")
     sha256 = base64.b64decode(found[1]).hex()
-    fields = {"bucket": at[0], "key": at[1], "size": length[:20], "sha256": sha256}
-    content_type = request.headers.get("content-type")
-    if content_type and content_type != "application/x-www-form-urlencoded":  # which curl says of any body
-        fields["content_type"] = content_type
+    fields = {name: value for name in _HEADERS if (value := request.headers.get(name.replace("_", "-")))}
+    if fields.get("content_type") == "application/x-www-form-urlencoded":  # which curl says of any body
+        del fields["content_type"]
+    fields |= _fields_of(length[:20], upload_metadata or "")
+    fields |= {"bucket": at[0], "key": at[1], "sha256": sha256}
     upload = await _create(request, _new(fields), idempotency_key)
     services = services_of(request)
     staging = Staging(services.settings)
@@ -265,9 +278,22 @@ def _fields_of(length: str, metadata: str) -> dict[str, Any]:
     fields.pop("filename", None)  # what clients in browsers add by themselves
     if (kind := fields.pop("filetype", None)) and "content_type" not in fields:
         fields["content_type"] = kind
-    if "stores" in fields:
-        fields["stores"] = tuple(fields["stores"].split(","))
+    for name in _LISTS & fields.keys():
+        fields[name] = tuple(fields[name].split(","))
+    for name in _PAIRS & fields.keys():
+        fields[name] = _pairs_of(name, fields[name])
     return fields
+
+
+def _pairs_of(name: str, value: str) -> dict[str, str]:
+    """Return names and values from the query of a URL, as `team=core&stage=ga`."""
+    try:
+        pairs = parse_qsl(value, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=_MOST)
+    except ValueError:
+        raise InvalidRequest(f"upload: Upload-Metadata: {name}: name=value pairs are expected, joined by &") from None
+    if len(dict(pairs)) < len(pairs):
+        raise InvalidRequest(f"upload: Upload-Metadata: {name}: a name is given twice")
+    return dict(pairs)
 
 
 async def _json_of(request: Request) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from zot_artifact_client.contract import (
     UploadResult,
     VerifyRequest,
     VerifyResult,
+    with_properties,
 )
 from zot_artifact_client.errors import ArtifactNotFound, JobFailed, NoGoodCopy
 
@@ -167,7 +168,7 @@ class InMemoryWorker:
         before = artifact.versions[-1] if artifact.copies else None
         same_bytes = before is not None and before.body == body
         metadata = dict(request.metadata) or (before.metadata if before and same_bytes else {})
-        properties = request.properties or (before.properties if before and same_bytes else {})
+        properties = with_properties(before.properties if before and same_bytes else None, request.properties)
         if before is None or not same_bytes or (before.metadata, before.properties) != (metadata, properties):
             self._drop(request, artifact.copies)
             artifact.versions.append(_Version(body, metadata, properties, datetime.now(UTC)))
@@ -312,7 +313,7 @@ class InMemoryWorker:
                 continue
             wanted = UPLOAD.request.read(
                 {"bucket": request.bucket, "key": request.prefix + below, "source": str(path),
-                 **request.model_dump(include={"stores"}, exclude_none=True)}
+                 **request.model_dump(include={"stores"}, exclude_none=True), **request.beside_bytes}
             )  # fmt: skip
             done: Any = self.run(UPLOAD, wanted)
             size += done["size"]

@@ -15,6 +15,7 @@ from zot_artifact_client.contract import (
     BATCH,
     DELETE,
     MAX_MESSAGE,
+    PROPERTIES,
     REPLICATE,
     SWEEP_VERIFY,
     TASKS,
@@ -238,6 +239,10 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         include: Iterable[str] = (),
         exclude: Iterable[str] = (),
         symlinks: Symlinks = "skip",
+        metadata: Mapping[str, str] | None = None,
+        storage_classes: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> BatchT:
@@ -247,6 +252,9 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         without a slash is matched with names, one with a slash with paths in the directory; `**` is any number of
         directories. A file that fails, or changes while it is read, is in the result and does not fail the batch: check
         `result.good`. The same call again continues: what is stored already is not written again.
+
+        `metadata`, `properties` and `tags` mean what they mean for `upload`, and go to every file. `storage_classes`
+        names only stores that `stores` names.
         """
         request = request_of(
             BATCH,
@@ -259,6 +267,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             symlinks=symlinks,
             stores=_names(stores),
             notify=_names(notify),
+            **_beside_bytes(metadata, storage_classes, properties, tags),
         )
         return cast("BatchT", self._send(BATCH, request, idempotency_key))
 
@@ -330,7 +339,6 @@ def upload_request(
     source: str | os.PathLike[str], bucket: str, key: str, **fields: Unpack[UploadFields]
 ) -> UploadRequest:
     """Return the request of an upload. Raise InvalidRequest."""
-    metadata, classes, tags = fields.get("metadata"), fields.get("storage_classes"), fields.get("tags")
     return request_of(
         UPLOAD,
         source=os.fspath(source),
@@ -338,13 +346,29 @@ def upload_request(
         key=key,
         sha256=fields.get("sha256"),
         stores=_names(fields.get("stores")),
-        metadata=None if metadata is None else dict(metadata),
-        storage_classes=None if classes is None else dict(classes),
         notify=_names(fields.get("notify")),
-        tags=None if tags is None else dict(tags),
         companion_of=fields.get("companion_of"),
-        **dict(fields.get("properties") or {}),
+        **_beside_bytes(
+            fields.get("metadata"), fields.get("storage_classes"), fields.get("properties"), fields.get("tags")
+        ),
     )
+
+
+def _beside_bytes(
+    metadata: Mapping[str, str] | None,
+    storage_classes: Mapping[str, str] | None,
+    properties: Mapping[str, str] | None,
+    tags: Mapping[str, str] | None,
+) -> dict[str, object]:
+    """Return what is kept beside the bytes as fields of a request. Raise InvalidRequest: a property has another name.
+
+    A property named like another field, such as `source`, would otherwise become that field.
+    """
+    if unknown := set(properties or ()) - set(PROPERTIES):
+        msg = f"properties: {min(unknown)[:64]!r} is none: there are {', '.join(PROPERTIES)}"
+        raise InvalidRequest(msg)
+    named = {"metadata": metadata, "storage_classes": storage_classes, "tags": tags}
+    return {name: None if given is None else dict(given) for name, given in named.items()} | dict(properties or {})
 
 
 def sent_fields(

@@ -210,6 +210,8 @@ export interface paths {
         /**
          * Upload Object
          * @description Upload an artifact in one request. The answer is the job, which ends once the stores have it.
+         *
+         *     Content-Type, -Encoding, -Disposition and -Language are kept beside the bytes. Upload-Metadata has the other fields.
          */
         put: operations["uploadObject"];
         post?: never;
@@ -353,9 +355,40 @@ export interface components {
          * BatchRequest
          * @description Do one verb to every artifact that a bucket or prefix has now, or to those that a file lists.
          *
-         *     A field that the verb does not use is an error.
+         *     A field that the verb does not use is an error. What is kept beside the bytes goes with upload, to every file.
          */
         BatchRequest: {
+            /**
+             * Metadata
+             * @default {}
+             */
+            metadata?: {
+                [key: string]: string;
+            };
+            /**
+             * Storage Classes
+             * @default {}
+             */
+            storage_classes?: {
+                [key: string]: string;
+            };
+            /** Content Type */
+            content_type?: string | null;
+            /** Content Encoding */
+            content_encoding?: string | null;
+            /** Content Disposition */
+            content_disposition?: string | null;
+            /** Content Language */
+            content_language?: string | null;
+            /** Cache Control */
+            cache_control?: string | null;
+            /**
+             * Tags
+             * @default {}
+             */
+            tags?: {
+                [key: string]: string;
+            };
             /**
              * Verb
              * @enum {string}
@@ -716,12 +749,6 @@ export interface components {
              * @default []
              */
             notify?: string[];
-            /** Source */
-            source: string;
-            /** Sha256 */
-            sha256?: string | null;
-            /** Stores */
-            stores?: string[] | null;
             /**
              * Metadata
              * @default {}
@@ -736,11 +763,6 @@ export interface components {
             storage_classes?: {
                 [key: string]: string;
             };
-            /**
-             * Staged
-             * @default false
-             */
-            staged?: boolean;
             /** Content Type */
             content_type?: string | null;
             /** Content Encoding */
@@ -758,8 +780,17 @@ export interface components {
             tags?: {
                 [key: string]: string;
             };
-            /** Companion Of */
-            companion_of?: string | null;
+            /** Source */
+            source: string;
+            /** Sha256 */
+            sha256?: string | null;
+            /** Stores */
+            stores?: string[] | null;
+            /**
+             * Staged
+             * @default false
+             */
+            staged?: boolean;
         };
         /**
          * VerifyRequest
@@ -1352,6 +1383,8 @@ export interface operations {
             header: {
                 /** @description `sha-256=:BASE64:`, as in RFC 9530. */
                 "repr-digest": string;
+                /** @description Other fields, as a tus client sends them. */
+                "upload-metadata"?: string | null;
                 /** @description The same request sent again with the same key is the same job. Keys belong to the token. */
                 "Idempotency-Key"?: string | null;
             };
@@ -1503,15 +1536,6 @@ export interface operations {
                      */
                     notify?: string[];
                     /**
-                     * Source
-                     * @default
-                     */
-                    source?: string;
-                    /** Sha256 */
-                    sha256: string;
-                    /** Stores */
-                    stores?: string[] | null;
-                    /**
                      * Metadata
                      * @default {}
                      */
@@ -1525,11 +1549,6 @@ export interface operations {
                     storage_classes?: {
                         [key: string]: string;
                     };
-                    /**
-                     * Staged
-                     * @default false
-                     */
-                    staged?: boolean;
                     /** Content Type */
                     content_type?: string | null;
                     /** Content Encoding */
@@ -1547,8 +1566,20 @@ export interface operations {
                     tags?: {
                         [key: string]: string;
                     };
-                    /** Companion Of */
-                    companion_of?: string | null;
+                    /**
+                     * Source
+                     * @default
+                     */
+                    source?: string;
+                    /** Sha256 */
+                    sha256: string;
+                    /** Stores */
+                    stores?: string[] | null;
+                    /**
+                     * Staged
+                     * @default false
+                     */
+                    staged?: boolean;
                     /** Size */
                     size: number;
                 };

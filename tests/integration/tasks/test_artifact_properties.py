@@ -8,17 +8,31 @@ from urllib.parse import urlencode
 import pytest
 from botocore.awsrequest import AWSResponse
 
+from tasks import batch as batch_of_jobs
 from tasks.adopt import adopt
 from tasks.delete import delete
+from tasks.page import page
+from tasks.plan_directory_upload import next_upload_pages
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tests.conformance import targets
 from tests.conformance.targets import s3_client, s3_config
+from worker import clock
+from worker.artifacts import upload_lists
+from worker.artifacts.upload_lists import ListedFile
 from worker.context import Context
 from worker.storage import Stores
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.driver import ObjectProperties
-from zot_artifact_client.contract import AdoptRequest, DeleteRequest, ReplicateRequest, UploadRequest
+from zot_artifact_client.contract import (
+    AdoptRequest,
+    BatchRequest,
+    DeleteRequest,
+    LinesSelection,
+    PageRequest,
+    ReplicateRequest,
+    UploadRequest,
+)
 
 PROPERTIES = {
     "content_type": "text/html; charset=utf-8",
@@ -86,6 +100,51 @@ def test_properties_of_an_adopted_object_are_its_own(with_cloud, context, cloud)
     )
     with_cloud(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud"))
     assert context.catalogue.artifacts.current("releases", "page.html").properties == PROPERTIES
+
+
+def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, context, source_root, cloud):
+    """A page gives each file the metadata, headers and tags of its request; other ones are a new version."""
+    path = source_root / "page.html"
+    path.write_bytes(b"<html>")
+    found = path.stat()
+    line = ListedFile("releases", "page.html", str(path), found.st_size, found.st_mtime_ns).line()
+    (source_root / "list").write_bytes(line)
+    tag = upload_lists.check(str(source_root / "list"), context.settings, lambda: None, job="page").tag
+    lines = LinesSelection(file=str(source_root / "list"), offset=0, end=len(line), tag=tag)
+    shared = {"verb": "upload", "lines": lines, "stores": ("primary", "cloud")}
+    given = {"metadata": {"build": "7"}, "tags": {"team": "core"}, **PROPERTIES}
+
+    with_cloud(page, PageRequest.read(shared | given))
+    client, config = cloud
+    where = {"Bucket": config.bucket, "Key": "releases/page.html"}
+    assert head(cloud) == HEADERS
+    assert client.head_object(**where)["Metadata"]["build"] == "7"
+    assert client.get_object_tagging(**where)["TagSet"] == [{"Key": "team", "Value": "core"}]
+
+    again = with_cloud(page, PageRequest.read(shared | given))
+    plain = with_cloud(page, PageRequest.read(shared))
+    assert again.outcomes == plain.outcomes == {"already_there": 1}
+    with_cloud(page, PageRequest.read(shared | {"tags": {"team": "ops"}}))
+    artifact = context.catalogue.artifacts.current("releases", "page.html")
+    assert (artifact.version, artifact.metadata) == (2, {"build": "7"})
+    assert artifact.properties == {**PROPERTIES, "tags": "team=ops"}, "only the tags were given, and replaced"
+    assert client.get_object_tagging(**where)["TagSet"] == [{"Key": "team", "Value": "ops"}]
+    assert head(cloud) == HEADERS
+    assert {copy.state.good for copy in context.catalogue.artifacts.copies(artifact).values()} == {True}
+
+
+def test_the_pages_and_jobs_of_a_batch_carry_what_it_gives(context, source_root):
+    """A page and the job of a file that leaves it name the metadata, headers and tags of the batch."""
+    (source_root / "list").write_bytes(ListedFile("releases", "k", str(source_root / "list"), 1, 1).line())
+    given = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type": "text/plain"}
+    request = BatchRequest.read({"verb": "upload", "keys_from": str(source_root / "list"), **given})
+    tag = upload_lists.check(str(source_root / "list"), context.settings, lambda: None, job="batch").tag
+    cursor = {"file": str(source_root / "list"), "offset": 0, "tag": tag}
+    before = context.catalogue.batches.begin("batch", cursor, total=1, total_bytes=1, now=clock.now())
+    [(planned, _)], _, _ = next_upload_pages(request, context, before, 1)
+    single = batch_of_jobs._new_item(request, before, 1, batch_of_jobs.ObjectJob("releases", "k", 1, "/in/k"))
+    for payload in (planned.payload(), single.request):
+        assert payload | given == payload
 
 
 def test_a_message_without_properties_is_the_one_of_before(source):

@@ -219,6 +219,39 @@ def test_an_object_is_put_in_one_request(gateway: Gateway) -> None:
     assert client.put("/v1/objects/releases/a", content=iter([b"x"]), headers=headers).status_code == 400
 
 
+def test_both_forms_take_every_field_of_an_upload(gateway: Gateway) -> None:
+    """The headers of tus and of a PUT name stores, metadata, tags, storage classes and headers like a request does."""
+    client = gateway.client()
+    digest = hashlib.sha256(b"").hexdigest()
+    wanted = {
+        "metadata": {"build": "7"}, "tags": {"team": "core + ops", "kept": ""}, "storage_classes": {"primary": "COLD"},
+        "stores": ["primary", "dr"], "content_language": "de", "cache_control": "no-store",
+    }  # fmt: skip
+    written = {
+        "metadata": "build=7", "tags": "team=core%20%2B%20ops&kept=", "storage_classes": "primary=COLD",
+        "stores": "primary,dr", "content_language": "de", "cache_control": "no-store",
+    }  # fmt: skip
+
+    def encoded(**fields: str) -> str:
+        return ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in fields.items())
+
+    at = encoded(bucket="releases", key="tus", sha256=digest, **written)
+    made = client.post("/v1/uploads", headers={"Upload-Length": "0", "Upload-Metadata": at, "Tus-Resumable": "1.0.0"})
+    repr_digest = f"sha-256=:{base64.b64encode(bytes.fromhex(digest)).decode()}:"
+    headers = {"Repr-Digest": repr_digest, "Upload-Metadata": encoded(**written), "Content-Encoding": "gzip"}
+    put = client.put("/v1/objects/releases/put", content=b"", headers=headers)
+    assert (made.status_code, put.status_code) == (201, 202), (made.text, put.text)
+    for job, more in ((made.json()["upload"], {}), (put.json()["job"], {"content_encoding": "gzip"})):
+        request = sent(gateway, job)
+        assert request is not None
+        assert request | wanted | more == request
+    for wrong in ("x", "a=1&a=2", "a=%ff"):
+        refused = client.put(
+            "/v1/objects/releases/k", content=b"", headers={**headers, "Upload-Metadata": encoded(tags=wrong)}
+        )
+        assert (refused.status_code, "tags" in refused.text) == (400, True)
+
+
 def test_an_empty_upload_is_complete_at_once(gateway: Gateway) -> None:
     """No byte has to be sent for none."""
     made = gateway.client().post("/v1/uploads", json=asked(b""))

@@ -66,6 +66,7 @@ from zot_artifact_client.contract.requests import (
     UploadRequest,
     Verb,
     VerifyRequest,
+    with_properties,
 )
 from zot_artifact_client.contract.results import (
     AdoptResult,
@@ -229,6 +230,7 @@ __all__ = [
     "VerifyResult",
     "batch_stem",
     "is_batch_job",
+    "with_properties",
 ]
 
 PROGRESS_STATE = "PROGRESS"

@@ -1,6 +1,7 @@
 """The requests that the worker accepts: one model per kind of job, each sent as one JSON object."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -81,6 +82,17 @@ PROPERTIES = ("content_type", "content_encoding", "content_disposition", "conten
 """The fields of an upload that clouds keep beside the bytes, and send as headers to those who download them."""
 
 
+def with_properties(before: Mapping[str, str] | None, given: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the properties of the same bytes uploaded again: given headers replace all headers, given tags all tags.
+
+    What is not given stays as it was before.
+    """
+    given, before = given or {}, before or {}
+    headers = {name: value for name, value in given.items() if name != "tags"} or before
+    tags = {"tags": found} if (found := given.get("tags") or before.get("tags")) else {}
+    return {name: value for name, value in headers.items() if name != "tags"} | tags
+
+
 class Message(BaseModel):
     """A request or a result, as one JSON object."""
 
@@ -105,19 +117,12 @@ class Request(Message):
     """The webhooks, by their names in the worker's settings, that get the end of the job."""
 
 
-class UploadRequest(Request):
-    """Write the bytes of a source under a key, to the named stores or to those of the placement rules."""
+class KeptBesideBytes(Message):
+    """What every upload records with an artifact beside its bytes: metadata, headers, tags, and the storage class."""
 
-    source: Source
-    """A file under one of the worker's configured roots, or an http(s) URL of a configured host."""
-    sha256: Sha256 | None = None
-    """The SHA-256 that the bytes must have; a source with other bytes fails the job."""
-    stores: StoreNames | None = None
     metadata: Metadata = {}
     storage_classes: dict[StoreName, Annotated[str, Field(min_length=1, max_length=64)]] = {}
     """The class or tier to use in single stores, by the name it has there, in place of the configured one."""
-    staged: bool = False
-    """The source is in the worker's staging directory and is removed when this job ends."""
     content_type: Header | None = None
     content_encoding: Header | None = None
     content_disposition: Header | None = None
@@ -125,14 +130,31 @@ class UploadRequest(Request):
     cache_control: Header | None = None
     tags: Tags = {}
     """The tags to give the objects in stores that have tags; the catalogue keeps them for the others."""
-    companion_of: Key | None = None
-    """The key of the artifact of the same bucket that this one belongs to, as its signature or SBOM does."""
 
     @property
     def properties(self) -> dict[str, str]:
         """Return what to keep beside the bytes: the headers by the names of these fields, and the tags as a query."""
         kept = {name: value for name in PROPERTIES if (value := getattr(self, name)) is not None}
         return kept | ({"tags": urlencode(sorted(self.tags.items()), quote_via=quote)} if self.tags else {})
+
+    @property
+    def beside_bytes(self) -> dict[str, object]:
+        """Return these fields by name, those that are given: what another request takes over."""
+        return {name: value for name in KeptBesideBytes.model_fields if (value := getattr(self, name))}
+
+
+class UploadRequest(KeptBesideBytes, Request):
+    """Write the bytes of a source under a key, to the named stores or to those of the placement rules."""
+
+    source: Source
+    """A file under one of the worker's configured roots, or an http(s) URL of a configured host."""
+    sha256: Sha256 | None = None
+    """The SHA-256 that the bytes must have; a source with other bytes fails the job."""
+    stores: StoreNames | None = None
+    staged: bool = False
+    """The source is in the worker's staging directory and is removed when this job ends."""
+    companion_of: Key | None = None
+    """The key of the artifact of the same bucket that this one belongs to, as its signature or SBOM does."""
 
 
 class ReplicateRequest(Request):
@@ -180,10 +202,10 @@ class AdoptRequest(Request):
     """The digest that the bytes must have, such as that of a `SHA256SUMS` file."""
 
 
-class BatchRequest(Message):
+class BatchRequest(KeptBesideBytes):
     """Do one verb to every artifact that a bucket or prefix has now, or to those that a file lists.
 
-    A field that the verb does not use is an error.
+    A field that the verb does not use is an error. What is kept beside the bytes goes with upload, to every file.
     """
 
     verb: BatchVerb
@@ -243,6 +265,8 @@ class BatchRequest(Message):
             (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
             (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
             ((self.by or self.reason) and self.verb != "delete", "by and reason go with delete"),
+            (self.beside_bytes and self.verb != "upload", "metadata, storage_classes, tags and headers go with upload"),
+            (set(self.storage_classes) - set(self.stores or ()), "storage_classes goes with stores that it names"),
         )
 
     @property
@@ -287,10 +311,11 @@ class LinesSelection(Message):
     """Tells whether the file was changed."""
 
 
-class PageRequest(Message):
+class PageRequest(KeptBesideBytes):
     """Do one verb to all objects of a page: the part of a batch or sweep that one job does at once.
 
-    The message names a selection, and never the objects.
+    The message names a selection, and never the objects. What is kept beside the bytes goes to every object of an
+    upload.
     """
 
     verb: PageVerb
