@@ -791,6 +791,8 @@ export interface components {
              * @default false
              */
             staged?: boolean;
+            /** Companion Of */
+            companion_of?: string | null;
         };
         /**
          * VerifyRequest
@@ -1580,6 +1582,8 @@ export interface operations {
                      * @default false
                      */
                     staged?: boolean;
+                    /** Companion Of */
+                    companion_of?: string | null;
                     /** Size */
                     size: number;
                 };
