@@ -10,25 +10,26 @@ from datetime import datetime
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from types import MappingProxyType
 
 from worker import clock
 from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.tombstones_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
+from worker.limits.waiting_store import WaitingStore
 from worker.settings.sections import PageSettings
 from worker.storage import ObjectStat, Store, Verdict
 from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import ListedObject
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, StorageError, Unavailable
 from worker.storage.integrity.manifest import Manifest, compute_digests
-from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import check_existing_key
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 1000
+ReadStore = Store | WaitingStore
+"""A store as a rebuild reads it; with the limits of a command it waits."""
 
 Listed = tuple[bytes, str, ListedObject]
 """The key as its bytes, the store, and the row of its listing."""
@@ -72,7 +73,7 @@ class Rebuild:
     def __init__(
         self,
         catalogue: Catalogue,
-        stores: Sequence[Store],
+        stores: Sequence[ReadStore],
         rules: Rules,
         page: PageSettings,
         *,
@@ -81,7 +82,6 @@ class Rebuild:
         believe_digests: bool = False,
         dry_run: bool = False,
         on_page: Callable[[Tally], None] = lambda _: None,
-        on_bytes: Mapping[str, OnBytes] = MappingProxyType({}),
     ) -> None:
         """Prepare a rebuild.
 
@@ -95,7 +95,6 @@ class Rebuild:
             believe_digests: take the digest that a store keeps for the truth and do not read the bytes.
             dry_run: only list and count.
             on_page: called after each page with what was done so far.
-            on_bytes: by store, called with the size of each piece that is read.
         """
         self._catalogue = catalogue
         self._stores = {store.name: store for store in stores}
@@ -106,12 +105,11 @@ class Rebuild:
         self._believe = believe_digests
         self._dry_run = dry_run
         self._on_page = on_page
-        self._on_bytes = on_bytes
         self.tally = Tally({store.name: StoreTally() for store in stores})
 
     def run(self, buckets: Sequence[str] = ()) -> Tally:
         """Rebuild these buckets, or all that the stores list."""
-        by_bucket: dict[str, list[Store]] = {}
+        by_bucket: dict[str, list[ReadStore]] = {}
         for name, store in self._stores.items():
             try:
                 for bucket in buckets or store.list_buckets():
@@ -145,7 +143,7 @@ class Rebuild:
             else:
                 self.tally.deletes_redone += 1
 
-    def _pages(self, bucket: str, stores: Iterable[Store]) -> Iterator[dict[str, list[Listed]]]:
+    def _pages(self, bucket: str, stores: Iterable[ReadStore]) -> Iterator[dict[str, list[Listed]]]:
         """Yield the objects of a bucket by key, some keys at a time: all stores together, in the order of keys."""
         page: dict[str, list[Listed]] = {}
         size = 0
@@ -160,7 +158,7 @@ class Rebuild:
         if page:
             yield page
 
-    def _listing(self, bucket: str, store: Store) -> Iterator[Listed]:
+    def _listing(self, bucket: str, store: ReadStore) -> Iterator[Listed]:
         """Yield what a store lists; one that fails ends, and the others go on."""
         tally = self.tally.stores[store.name]
         try:
@@ -216,30 +214,29 @@ class Rebuild:
     def _inspect(self, bucket: str, listed: tuple[str, ListedObject, bool]) -> tuple[str, FoundObject] | Rebuilt:
         name, row, believe = listed
         try:
-            on_bytes = self._on_bytes.get(name, lambda _: None)
-            return row.key, _look(self._stores[name], bucket, row.key, believe=believe, on_bytes=on_bytes)
+            return row.key, _look(self._stores[name], bucket, row.key, believe=believe)
         except NotFound:
             return Rebuilt(name, bucket, row.key, "gone", "it was deleted after it was listed")
         except StorageError as error:
             return Rebuilt(name, bucket, row.key, "unreadable", error.message)
 
 
-def _look(store: Store, bucket: str, key: str, *, believe: bool, on_bytes: OnBytes) -> FoundObject:
+def _look(store: ReadStore, bucket: str, key: str, *, believe: bool) -> FoundObject:
     if believe:
         stat = store.stat_object(bucket, key)
         if stat.sha256:
             return _found(store, stat)
-    return _read(store, bucket, key, on_bytes)
+    return _read(store, bucket, key)
 
 
-def _read(store: Store, bucket: str, key: str, on_bytes: OnBytes) -> FoundObject:
+def _read(store: ReadStore, bucket: str, key: str) -> FoundObject:
     """Read an object in full; one whose bytes differ from what the store keeps is read twice before it is bad.
 
     Raises:
         Unavailable: the two reads differ.
     """
     what = f"{store.name}: {bucket}/{key}"
-    with store.read_object(bucket, key, on_bytes=on_bytes) as reader:
+    with store.read_object(bucket, key) as reader:
         stat = reader.stat
         try:
             digest, manifest = compute_digests(reader, size=stat.size, what=what)
@@ -247,7 +244,7 @@ def _read(store: Store, bucket: str, key: str, on_bytes: OnBytes) -> FoundObject
             pass
         else:
             return _found(store, stat, read=digest.sha256, manifest=manifest)
-    second = store.verify_object(bucket, key, on_bytes=on_bytes)
+    second = store.verify_object(bucket, key)
     if second.error is not None:
         raise second.error
     if second.verdict is Verdict.VERIFIED or second.version != stat.version or second.sha256 is None:
@@ -255,7 +252,9 @@ def _read(store: Store, bucket: str, key: str, on_bytes: OnBytes) -> FoundObject
     return _found(store, stat, read=second.sha256)
 
 
-def _found(store: Store, stat: ObjectStat, *, read: str | None = None, manifest: Manifest | None = None) -> FoundObject:
+def _found(
+    store: ReadStore, stat: ObjectStat, *, read: str | None = None, manifest: Manifest | None = None
+) -> FoundObject:
     tags = encoded_tags(store, stat) if "tags" in stat.not_carried else None
     return FoundObject(
         store.name,

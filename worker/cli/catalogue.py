@@ -23,8 +23,8 @@ from worker.catalogue.load_export import Lines
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
-from worker.cli.read_within_bandwidth import within_bandwidth
 from worker.cli.session import opened
+from worker.cli.stores_within_limits import stores_within_limits
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores
@@ -252,6 +252,7 @@ def rebuild(
     Named companions are known again: each store keeps their list too.
     What the catalogue has under a key already stays as it is; other content there is a finding.
     The command may be interrupted: run it again, and it continues with what is not recorded.
+    Pauses and limits of the stores count: a paused store is not read.
     The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
 
     Examples:
@@ -263,12 +264,13 @@ def rebuild(
     with opened() as session:
         names = session.store_names(store) or tuple(session.stores)
         job = f"rebuild-{uuid4()}"
-        with KeptTombstones(session.stores.values(), session.settings.spool_dir) as tombstones:
+        with (
+            stores_within_limits(session.settings, session.stores, names, catalogue=session.catalogue) as stores,
+            KeptTombstones(session.stores.values(), session.settings.spool_dir) as tombstones,
+        ):
             run = Rebuild(
-                session.catalogue, [session.stores[name] for name in names], Rules(first_read, newer_since),
-                session.settings.page, job=job, tombstones=tombstones, believe_digests=believe_digests,
-                dry_run=dry_run, on_page=_Shown().show,
-                on_bytes={name: within_bandwidth(session.settings, name, lambda _: None) for name in names},
+                session.catalogue, stores, Rules(first_read, newer_since), session.settings.page, job=job,
+                tombstones=tombstones, believe_digests=believe_digests, dry_run=dry_run, on_page=_Shown().show,
             )  # fmt: skip
             tally = run.run(tuple(map(check_bucket, bucket or ())))
         companions = 0
@@ -277,12 +279,12 @@ def rebuild(
             companions = restore_companions(session.catalogue, session.stores.values(), spool_dir)
     status = _status(tally)
     if as_json:
-        stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
+        of_stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
         print_json(
             {
                 "job": job,
                 "dry_run": dry_run,
-                "stores": stores,
+                "stores": of_stores,
                 "deletes_redone": tally.deletes_redone,
                 "companions": companions,
                 "named": [asdict(e) for e in tally.named],

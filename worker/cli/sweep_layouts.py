@@ -14,7 +14,7 @@ from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.progress import bar
-from worker.cli.read_within_bandwidth import within_bandwidth
+from worker.cli.stores_within_limits import stores_within_limits
 from worker.settings import load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.keys import check_any_bucket
@@ -34,9 +34,10 @@ _EVERY = 100
 def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bool) -> None:
     """Verify a layout from this process, and exit: 0 if nothing is wrong, 1 if something is, 3 if only unreadable.
 
-    Neither a worker nor a catalogue is needed, and nothing is recorded. The bandwidth limit of the store counts.
+    Neither a worker nor a catalogue is needed, and nothing is recorded. The limits of the store count.
 
     Raises:
+        Failure: the store is paused.
         NoLayout: there is no such layout below the path.
         StorageError: the listing has not come to its end.
     """
@@ -47,10 +48,9 @@ def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bo
     stores = Stores(settings.stores)  # without the catalogue's identities: a store is not marked by being read
     counts, faults = Counter[FaultKind](), list[Fault]()
     try:
-        with bar(f"{name}: listing") as shown:
+        with stores_within_limits(settings, stores, [store]) as [read], bar(f"{name}: listing") as shown:
             shown_objects = _Shown(name, shown.update)
-            on_bytes = within_bandwidth(settings, store, shown_objects.moved)
-            place = CheckedPrefix(stores[store], bucket, prefix, dry_run=dry_run, on_bytes=on_bytes)
+            place = CheckedPrefix(read, bucket, prefix, dry_run=dry_run, on_bytes=shown_objects.moved)
             shown_objects.place = place
             for fault in verify(place):
                 counts[fault.kind] += 1

@@ -89,6 +89,10 @@ class LimitedStore:
         with self._request("stat"):
             return self._store.tags(bucket, key)
 
+    def list_buckets(self) -> list[str]:
+        with self._request("list"):
+            return self._store.list_buckets()
+
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         with self._request("list"):
             yield from self._store.list_objects(bucket, prefix, after=after)

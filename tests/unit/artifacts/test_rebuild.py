@@ -14,7 +14,9 @@ from worker.artifacts.companions_in_stores import keep_companions, restore_compa
 from worker.artifacts.rebuild import Rebuild, Tally
 from worker.artifacts.tombstones_in_stores import KeptTombstones, keep_tombstones
 from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load_export
-from worker.settings.sections import PageSettings
+from worker.cli.stores_within_limits import stores_within_limits
+from worker.settings import Settings
+from worker.settings.sections import PageSettings, StoreLimits
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import Unavailable
@@ -491,15 +493,22 @@ def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path, mak
     rebuilt.close()
 
 
-def test_all_bytes_that_are_read_are_told(catalogue: Catalogue, stores: Stores, file) -> None:
-    """By store, also those of a second read, so that the bandwidth limits of the stores can count them."""
+def test_all_bytes_that_are_read_count_in_the_bandwidth_of_their_store(
+    catalogue: Catalogue, stores: Stores, file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By store, also those of a second read."""
     for name in NAMES:
         put(stores, name, b"12345")
     file("dr").write_bytes(b"12x45")
     told = dict.fromkeys(NAMES, 0)
+    monkeypatch.setattr(
+        "worker.limits.admission.BandwidthLimit.take",
+        lambda _, name, count, **__: told.update({name: told[name] + count}),
+    )
+    limits = {name: StoreLimits(bytes_per_second=1 << 30) for name in NAMES}
+    configured = {name: FilesystemConfig(root=tmp_path / name) for name in NAMES}
+    settings = Settings(home=tmp_path / "home", stores=configured, store_limits=limits)
 
-    def count(name: str) -> Callable[[int], None]:
-        return lambda size: told.update({name: told[name] + size})
-
-    rebuild(catalogue, stores, on_bytes={name: count(name) for name in NAMES})
+    with stores_within_limits(settings, stores, NAMES, catalogue=catalogue) as limited:
+        rebuild(catalogue, {each.name: each for each in limited})
     assert told == {"primary": 5, "dr": 10}

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from worker import cli
+from worker import cli, clock
+from worker.catalogue import Catalogue, Pauses, Scope
+from worker.settings import load_settings
+from worker.storage import Store
+from worker.storage.errors import Unavailable
 
 
 @pytest.fixture
@@ -114,3 +119,72 @@ def test_the_bandwidth_limit_of_the_store_counts(root: Path, monkeypatch: pytest
     assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 0
     assert {(name, limit) for name, _, limit in taken} == {("nas", 1 << 20)}
     assert sum(count for _, count, _ in taken) >= files * len(data)
+
+
+@pytest.fixture
+def pauses(root: Path) -> Iterator[Pauses]:
+    """Return the pauses in a catalogue that the command finds."""
+    home = root.parents[1] / "home"
+    home.mkdir()
+    catalogue = Catalogue(load_settings().catalogue_url)
+    yield catalogue.pauses
+    catalogue.close()
+
+
+@pytest.mark.parametrize("command", [("sweep", "sha256sums", "nas", "there"), ("catalogue", "rebuild")])
+def test_a_paused_store_is_not_read(
+    command: tuple[str, ...], pauses: Pauses, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit status is 3, and the line has the reason and the way out."""
+    monkeypatch.setattr(Store, "list_objects", lambda *_: pytest.fail("the store was asked"))
+    pauses.begin(Scope.STORE, "nas", reason="new disks", now=clock.now())
+    assert cli.run([*command]) == 3
+    said = capsys.readouterr().err
+    assert "nas: the store is paused: new disks; `zot-artifacts resume store nas` ends the pause" in said
+
+
+def test_a_pause_in_the_middle_is_waited_for(
+    root: Path, pauses: Pauses, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No object is read while it lasts; it is told once, and the sweep comes to its end after it."""
+    monkeypatch.setattr("worker.limits.limited_store._ADMITTED_FOR", 0)
+    read, asked = Store.read_object, list[str]()
+
+    def pausing(self: Store, bucket: str, key: str, **options: object) -> object:
+        asked.append(key)
+        if key == "SHA256SUMS":
+            pauses.begin(Scope.STORE, "nas", reason=None, now=clock.now())
+        return read(self, bucket, key, **options)  # type: ignore[arg-type]
+
+    def resumed(_: float) -> None:
+        assert asked == ["SHA256SUMS"]
+        pauses.end(Scope.STORE, "nas")
+
+    monkeypatch.setattr(Store, "read_object", pausing)
+    monkeypatch.setattr("worker.limits.waiting_store.time.sleep", resumed)
+    assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 0
+    assert root.exists()
+    assert sorted(asked) == ["SHA256SUMS", "a", "b"]
+    assert capsys.readouterr().err.count("nas: the store is paused: waiting") == 1
+
+
+def test_a_store_that_keeps_failing_gets_no_more_requests(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its circuit breaker opens after some failures, and no request follows."""
+    monkeypatch.setattr("worker.limits.waiting_store._PATIENCE", 0)
+    monkeypatch.setattr("worker.limits.waiting_store._ASK_AGAIN", 0)
+    monkeypatch.setattr("worker.artifacts.verify_layouts.checked_prefix._THREADS", 1)
+    names = [f"{number:02}" for number in range(40)]
+    for name in names:
+        (root / name).write_bytes(b"x")
+    (root / "SHA256SUMS").write_text("".join(f"{hashlib.sha256(b'x').hexdigest()}  {name}\n" for name in names))
+    read, asked = Store.read_object, list[str]()
+
+    def failing(self: Store, bucket: str, key: str, **options: object) -> object:
+        if key == "SHA256SUMS":
+            return read(self, bucket, key, **options)  # type: ignore[arg-type]
+        asked.append(key)
+        raise Unavailable(f"nas: {bucket}/{key}: no answer")
+
+    monkeypatch.setattr(Store, "read_object", failing)
+    assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 3
+    assert len(asked) == load_settings().breaker.failures

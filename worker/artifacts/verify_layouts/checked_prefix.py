@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from worker.artifacts.disk_sort import DiskSort
+from worker.limits.waiting_store import WaitingReader
 from worker.storage.driver import Capabilities, ListedObject, ObjectStat
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifiedReader
@@ -86,7 +87,7 @@ class Reads(Protocol):
     def capabilities(self) -> Capabilities: ...
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
     def stat_object(self, bucket: str, key: str) -> ObjectStat: ...
-    def read_object(self, bucket: str, key: str) -> VerifiedReader: ...
+    def read_object(self, bucket: str, key: str) -> VerifiedReader | WaitingReader: ...
 
 
 class InvalidLayout(PermanentError):

@@ -1,0 +1,84 @@
+"""The stores as a command reads them without a worker: within the limits that they share with the workers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from uuid import uuid4
+
+from worker.catalogue import Catalogue, CatalogueError
+from worker.cli.errors import Failure, Status
+from worker.cli.output import note
+from worker.cli.service_checks import result_client
+from worker.cli.session import has_catalogue
+from worker.limits.admission import Admission
+from worker.limits.limited_store import LimitedStores
+from worker.limits.pauses import PauseCheck
+from worker.limits.shared_redis import SharedRedis
+from worker.limits.snooze import Paused
+from worker.limits.waiting_store import WaitingStore
+from worker.settings.model import NoBroker, Settings
+from worker.settings.sections import StoreLimits
+from worker.storage.configured_stores import Stores
+
+
+class _Command:
+    """The command as the limits see it: a job that is asked for nothing."""
+
+    fence = 0
+
+    def __init__(self) -> None:
+        self.id = f"command-{uuid4()}"
+
+    def heartbeat(self, _count: int = 0) -> None:
+        """Do nothing: an interrupt ends a command."""
+
+
+@contextmanager
+def stores_within_limits(
+    settings: Settings, stores: Stores, names: Sequence[str], *, catalogue: Catalogue | None = None
+) -> Iterator[list[WaitingStore]]:
+    """Yield these stores with their pauses, circuit breakers, concurrency slots and bandwidth.
+
+    The workers share all of them through their Redis and the catalogue. Without a broker there is no worker, and the
+    command has the limits for itself. `catalogue`: that of the settings, if it is open already; without one, it is
+    opened if it is there.
+
+    Raises:
+        Failure: a store is paused; nothing was read.
+        UnknownStore: naming the stores there are.
+    """
+    for name in names:
+        stores[name]  # its error knows the nearest name
+    try:
+        client = result_client(settings)
+    except NoBroker:
+        client = None
+        alone = {name: _for_one(settings.store_limits.get(name, StoreLimits())) for name in names}
+        settings = settings.model_copy(update={"store_limits": {**settings.store_limits, **alone}})
+    with ExitStack() as opened:
+        paused = _pauses(settings, catalogue, opened)
+        shared = SharedRedis(lambda: client)
+        admission = Admission(settings, lambda name: stores[name].list_buckets(), shared, paused=paused)
+        limited = LimitedStores(stores, admission, _Command())
+        for name in names:
+            if (error := paused(name)) is not None:
+                way_out = f"`zot-artifacts resume store {name}` ends the pause"
+                raise Failure(f"{error}; {way_out}", Status.UNKNOWN, type_="Paused")
+        yield [WaitingStore(limited[name], note) for name in names]
+
+
+def _for_one(limits: StoreLimits) -> StoreLimits:
+    return limits.model_copy(update={"local_share": limits.local_share or 1.0})
+
+
+def _pauses(settings: Settings, catalogue: Catalogue | None, opened: ExitStack) -> Callable[[str], Paused | None]:
+    """Return what tells of the pause of a store; without a catalogue there is none."""
+    if catalogue is None:
+        if not has_catalogue(settings):
+            return lambda _: None
+        try:
+            catalogue = Catalogue(settings.catalogue_url)
+        except CatalogueError as error:
+            note(f"pauses do not count, the catalogue cannot be used: {error}")
+            return lambda _: None
+        opened.callback(catalogue.close)
+    return PauseCheck(catalogue.pauses).of_store
