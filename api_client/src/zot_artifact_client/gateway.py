@@ -25,6 +25,7 @@ from zot_artifact_client.errors import (
     NotAllowed,
     UnknownJob,
 )
+from zot_artifact_client.final_answer import PlainConnection, SecureConnection
 from zot_artifact_client.text_escaping import bounded
 
 AnswerT = TypeVar("AnswerT")
@@ -266,10 +267,10 @@ class Gateway:
                 return kept, idle
             kept.close()
         if self._tls is not None:
-            return http.client.HTTPSConnection(
+            return SecureConnection(
                 self._host, self._port, timeout=self._timeout, context=self._tls
             ), idle  # fmt: skip
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout), idle
+        return PlainConnection(self._host, self._port, timeout=self._timeout), idle
 
 
 def artifact_path(what: str, bucket: str, key: str) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from zot_artifact_client.contract import Progress
 from zot_artifact_client.errors import ClientError, GatewayUnavailable
+from zot_artifact_client.final_answer import PlainConnection, SecureConnection
 from zot_artifact_client.gateway import TIMEOUT, Gateway
 
 _TOGETHER = 4
@@ -94,11 +95,11 @@ def _put(file: FileIO, part: _Part, told: _Told) -> None:
     where, host = f"the staging store {url.hostname}", url.hostname or ""
     connection: http.client.HTTPConnection
     if url.scheme == "https":
-        connection = http.client.HTTPSConnection(
+        connection = SecureConnection(
             host, url.port, timeout=TIMEOUT, context=ssl.create_default_context()
         )  # fmt: skip
     elif url.scheme == "http":
-        connection = http.client.HTTPConnection(host, url.port, timeout=TIMEOUT)
+        connection = PlainConnection(host, url.port, timeout=TIMEOUT)
     else:
         raise ClientError("the gateway returned what is no URL of a store")
     sent = 0

@@ -15,9 +15,12 @@ Posted = tuple[dict[str, str], bytes]
 
 @contextmanager
 def http_receiver(
-    answers: Sequence[int] = (), *, headers: dict[str, str] | None = None
+    answers: Sequence[int] = (), *, headers: dict[str, str] | None = None, interim: bytes = b""
 ) -> Iterator[tuple[str, list[Posted]]]:
-    """Yield the address of an HTTP server and the requests that it gets; it answers with these codes and then 204."""
+    """Yield the address of an HTTP server and the requests that it gets; it answers with these codes and then 204.
+
+    `interim` are the bytes of the interim answers that come before each answer.
+    """
     received: list[Posted] = []
     left = list(answers)
 
@@ -25,6 +28,7 @@ def http_receiver(
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            self.wfile.write(interim)
             self.send_response(left.pop(0) if left else 204)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)

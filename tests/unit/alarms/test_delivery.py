@@ -117,6 +117,18 @@ def test_a_failed_webhook_is_sent_again_under_its_id_until_it_is_accepted(catalo
     assert times[0] < times[1] < times[2]
 
 
+def test_an_interim_answer_of_a_receiver_is_not_the_answer(payload) -> None:
+    """A digest has arrived when the final answer accepts it, and not when 102 or 103 come before another answer."""
+    interim = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"
+    with http_receiver([500], interim=interim) as (url, received):
+        with pytest.raises(AlarmUndelivered, match="status 500"):
+            deliver(payload, "webhook", webhook(url), at=clock.now())
+        deliver(payload, "webhook", webhook(url), at=clock.now())
+    assert len(received) == 2
+    with http_receiver(interim=interim * 1000) as (url, _), pytest.raises(AlarmUndelivered):
+        deliver(payload, "webhook", webhook(url), at=clock.now())
+
+
 def test_a_redirect_is_not_followed(payload) -> None:
     """The digest goes to the host that the settings name and to no other one."""
     with (

@@ -302,6 +302,20 @@ def test_a_fault_on_the_way_is_tried_again(fault: str, tmp_path: Path) -> None:
         assert faulty.asked == 4
 
 
+def test_an_interim_answer_of_the_gateway_is_not_the_answer(tmp_path: Path) -> None:
+    """The client waits for the answer behind 103 (Early Hints) of a proxy, whether it is bytes or an error."""
+    faulty = Faulty("busy", 1)
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        to.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n")
+        faulty(to)
+
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client:
+        client.get("b", "k", tmp_path / "k")
+    assert (tmp_path / "k").read_bytes() == BODY
+    assert faulty.asked == 3
+
+
 @pytest.mark.parametrize(
     "fault, error",
     [("flip", DamagedBytes), ("cut", GatewayUnavailable), ("busy", GatewayUnavailable), ("whole", ClientError)],

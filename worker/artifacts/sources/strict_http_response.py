@@ -1,31 +1,23 @@
 """Read an HTTP answer strictly where `http.client` is lenient: interim answers and the framing of chunks.
 
-`http.client` takes 103 (Early Hints) for the final answer. It reads the sizes of chunks with `int`, which accepts `+5`,
-`0x5` and `5_0`, and discards the two bytes after a chunk whatever they are. So an answer that lost bytes on the way
-could end early, at data that looks like the size of the last chunk.
+It reads the sizes of chunks with `int`, which accepts `+5`, `0x5` and `5_0`, and discards the two bytes after a chunk
+whatever they are. So an answer that lost bytes on the way could end early, at data that looks like the size of the last
+chunk.
 """
 
 import http.client
 import re
 
-_INTERIM_ANSWERS = 32
+from zot_artifact_client.final_answer import FinalAnswer
+
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _LINE_BYTES = 1 << 16
 
 
-class StrictResponse(http.client.HTTPResponse):
+class StrictResponse(FinalAnswer):
     """An answer whose body is complete or raises."""
 
     chunk_left: int | None
-
-    def _read_status(self) -> tuple[str, int, str]:
-        """Read the status line of the final answer; 101 is final, because it ends HTTP on the connection."""
-        for _ in range(_INTERIM_ANSWERS):
-            version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:  # noqa: PLR2004 - RFC 9110
-                return version, status, reason
-            http.client.parse_headers(self.fp)
-        raise http.client.HTTPException("more interim answers than any host sends")
 
     def _get_chunk_left(self) -> int | None:
         """Return how much is left of this chunk, or of the next one after its end; None after the last one."""
