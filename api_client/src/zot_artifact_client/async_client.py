@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar, Unpack, overload
 
+from zot_artifact_client.async_broker_jobs import AsyncBrokerJobs
+from zot_artifact_client.async_gateway_jobs import AsyncGatewayJobs
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs
-from zot_artifact_client.async_redis import AsyncRedis
-from zot_artifact_client.async_results import AsyncResultBackend
 from zot_artifact_client.chunk_cache import ChunkCache
-from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
@@ -23,7 +22,6 @@ from zot_artifact_client.contract import (
     QUERY_SHOW,
     QUERY_STATUS,
     REPLICATE,
-    TASKS,
     UPLOAD,
     VERIFY,
     AdoptResult,
@@ -44,19 +42,13 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.download import ArtifactBytes
 from zot_artifact_client.errors import ClientError, JobFailed
-from zot_artifact_client.idempotency_conflicts import push_digests, read_mismatches
-from zot_artifact_client.job_ids import check_id, choose_id
-from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
-from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK, question, read_answer
+from zot_artifact_client.job_ids import check_id
+from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
 from zot_artifact_client.verbs import (
     UploadFields,
     Verbs,
     check_service,
-    digests_of,
-    idempotency_mismatch,
-    outgoing,
-    pages_of,
     request_of,
     sent_fields,
     spec_of,
@@ -272,11 +264,12 @@ class AsyncArtifacts(
 
 
 class AsyncArtifactClient(AsyncArtifacts):
-    """Sends jobs to the worker over its broker without blocking the event loop; one for a program is enough.
+    """Sends jobs to the worker without blocking the event loop; one for a program is enough.
 
-    All waits of a program share few connections. It connects when it sends the first job; a process that was forked,
-    and another event loop, have connections of their own. A broker that does not answer raises BrokerUnavailable within
-    seconds. A cancelled call may have sent its job: send again with the same `idempotency_key`.
+    Jobs go over the worker's broker, or over its gateway where only that is given. All waits of a program share few
+    connections. It connects when it sends the first job; a process that was forked, and another event loop, have
+    connections of their own. A broker that does not answer raises BrokerUnavailable within seconds. A cancelled call
+    may have sent its job: send again with the same `idempotency_key`.
 
     Args:
         broker_url: the worker's: redis://, rediss://, redis+socket:// or sentinel://.
@@ -287,12 +280,12 @@ class AsyncArtifactClient(AsyncArtifacts):
         cache: keeps the chunks of artifacts that are read.
 
     Raises:
-        ClientError: a URL cannot be used.
+        ClientError: a URL cannot be used, or neither broker nor gateway is given.
     """
 
     def __init__(
         self,
-        broker_url: str,
+        broker_url: str | None = None,
         result_url: str | None = None,
         *,
         service: str | None = None,
@@ -301,12 +294,13 @@ class AsyncArtifactClient(AsyncArtifacts):
         cache: ChunkCache | None = None,
     ) -> None:
         self._bytes = ArtifactBytes(gateway, token, cache)
-        self._url = broker_url
-        self._service = check_service(service)
-        self._broker = AsyncRedis("broker", broker_url, "broker_url")
-        self._backend = AsyncRedis("result backend", result_url, "result_url") if result_url else self._broker
-        self._results = AsyncResultBackend(self._backend, self._is_queued)
-        self._messages = celery_app("disabled")
+        self._jobs: AsyncBrokerJobs | AsyncGatewayJobs
+        if broker_url is not None:
+            self._jobs = AsyncBrokerJobs(broker_url, result_url, check_service(service))
+        elif self._bytes.gateway is not None and result_url is None:
+            self._jobs = AsyncGatewayJobs(self._bytes.gateway, check_service(service))
+        else:
+            raise ClientError("give broker_url, or gateway and token")
         self._closed = False
 
     async def submit(
@@ -317,20 +311,15 @@ class AsyncArtifactClient(AsyncArtifacts):
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> AsyncJob[ResultT]:
-        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        sent = outgoing(spec, chosen, request)
-        if idempotency_key is not None:
-            await self._check_digests(digests_of([sent], spec.kind))
-        await self._push([sent])
-        return AsyncJob(chosen, spec, results=self._results)
+        self._check_open()
+        chosen = await self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return AsyncJob(chosen, spec, results=self._jobs.results)
 
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
-        jobs = AsyncJobs(results=self._results)
-        for page in pages_of(requests, idempotency_key, service=self._service):
-            if idempotency_key is not None:
-                await self._check_digests(digests_of(page))
-            await self._push(page)
-            jobs.extend(AsyncJob(sent.job_id, TASKS[sent.name], results=self._results) for sent in page)
+        self._check_open()
+        jobs = AsyncJobs(results=self._jobs.results)
+        async for id_, spec in self._jobs.submit_many(requests, idempotency_key=idempotency_key):
+            jobs.append(AsyncJob(id_, spec, results=self._jobs.results))
         return jobs
 
     @overload
@@ -338,7 +327,7 @@ class AsyncArtifactClient(AsyncArtifacts):
     @overload
     def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
-        return AsyncJob(check_id(job_id), spec_of(kind), results=self._results)
+        return AsyncJob(check_id(job_id), spec_of(kind), results=self._jobs.results)
 
     async def query(
         self,
@@ -347,9 +336,8 @@ class AsyncArtifactClient(AsyncArtifacts):
         *,
         timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - the same as of the other client
     ) -> ResultT:
-        asked = question(spec, request, timeout)
-        await self._push([asked])
-        return read_answer(spec, await self._results.answer(asked.job_id, timeout), timeout)
+        self._check_open()
+        return await self._jobs.query(spec, request, timeout)
 
     async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
         self._check_open()
@@ -391,32 +379,16 @@ class AsyncArtifactClient(AsyncArtifacts):
 
     async def snapshot(self, job_id: str) -> Snapshot:
         self._check_open()
-        return await self._results.snapshot(job_id)
+        return await self._jobs.results.snapshot(job_id)
 
     async def close(self) -> None:
         self._closed = True
-        await self._results.close()
-        await self._broker.close()
-        await self._backend.close()
+        await self._jobs.close()
         self._bytes.close()
-
-    async def _push(self, jobs: list[Outgoing]) -> None:
-        self._check_open()
-        await self._broker.transaction(lambda pipeline: push(pipeline, self._messages, jobs))
-
-    async def _check_digests(self, digests: dict[str, str]) -> None:
-        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
-        self._check_open()
-        answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
-        if other := read_mismatches(digests, answers):
-            raise idempotency_mismatch(other)
-
-    async def _is_queued(self, job_id: str) -> bool:
-        return bool(await self._broker.run(lambda client: client.hexists(MESSAGES, job_id)))
 
     def _check_open(self) -> None:
         if self._closed:
-            msg = f"the client of {without_credentials(self._url)} is closed: make another one"
+            msg = f"the client of {self._jobs.at} is closed: make another one"
             raise ClientError(msg)
 
 

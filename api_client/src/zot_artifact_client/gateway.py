@@ -71,12 +71,13 @@ _AGAIN = {
 
 
 class _TryAgain(Exception):
-    """The gateway asks to retry, after `seconds` if it says when."""
+    """The gateway asks to retry, after `seconds` if it says when. `refused`: it has done nothing about the request."""
 
-    def __init__(self, error: ClientError, seconds: float | None) -> None:
+    def __init__(self, error: ClientError, seconds: float | None, *, refused: bool) -> None:
         super().__init__(str(error))
         self.error = error
         self.seconds = seconds
+        self.refused = refused
 
 
 class Gateway:
@@ -130,7 +131,7 @@ class Gateway:
         headers: Mapping[str, str] | None = None,
         again: bool = True,
     ) -> dict[str, Any]:
-        """Return the JSON that the gateway answers; with `again` a request that may not have arrived is repeated.
+        """Return the JSON that the gateway answers; with `again` a request that may have arrived is repeated.
 
         Raises:
             GatewayUnavailable: it cannot be reached, or cannot serve now.
@@ -143,7 +144,10 @@ class Gateway:
             answer: dict[str, Any] = json.loads(response.read(_MOST_ANSWER))
             return answer
 
-        return self._repeatedly(lambda: self._exchange(method, path, given, sent, take), tries=_TRIES if again else 1)
+        def exchange() -> dict[str, Any]:
+            return self._exchange(method, path, given, sent, take)
+
+        return self._repeatedly(exchange, tries=_TRIES if again else 1, refused=_TRIES)
 
     def fetch(self, path: str, into: memoryview, offset: int, tag: str) -> None:
         """Fill a buffer with the bytes from `offset` of the content that has this SHA-256. They are not verified here.
@@ -209,13 +213,15 @@ class Gateway:
         while idle := self._idle.get():
             idle.pop().close()
 
-    def _repeatedly(self, exchange: Callable[[], AnswerT], *, tries: int) -> AnswerT:
+    def _repeatedly(self, exchange: Callable[[], AnswerT], *, tries: int, refused: int = 0) -> AnswerT:
+        """Return what one of some tries returns; `refused`: how many there are while the gateway does nothing."""
         pause = _FIRST_PAUSE
-        for left in range(tries - 1, -1, -1):
+        for number in range(1, max(tries, refused) + 1):
+            left = number < tries
             try:
                 return exchange()
             except _TryAgain as asked:
-                if not left:
+                if not (left or (asked.refused and number < refused)):
                     raise asked.error from None
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
@@ -246,7 +252,8 @@ class Gateway:
             if response.status not in _OK:
                 error = _error_of(response, self.url)
                 if response.status in _AGAIN:
-                    raise _TryAgain(error, _seconds(response.getheader("Retry-After")))
+                    refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
+                    raise _TryAgain(error, _seconds(response.getheader("Retry-After")), refused=refused)
                 raise error
             answer = take(response)
             if response.isclosed() and not self._closed and len(idle) < _MOST_IDLE:

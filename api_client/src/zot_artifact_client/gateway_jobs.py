@@ -1,10 +1,12 @@
 """Send jobs and queries over the gateway, for programs that do not reach the broker."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import (
     QUERY_STATUS,
     JobState,
@@ -26,6 +28,8 @@ from zot_artifact_client.verbs import payload_of
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 """Seconds between two reads of the state of a job that is waited for: a tenth of the age of the wait."""
+_READS = 40
+"""Reads in a second of all waits of a client together: the gateway serves a token 100 requests by default."""
 
 
 class GatewayJobs:
@@ -58,8 +62,7 @@ class GatewayJobs:
         self, requests: Iterable[Message], *, idempotency_key: str | None
     ) -> Iterator[tuple[str, TaskSpec[Any, Any]]]:
         """Send requests one after the other; yield the id and the kind of each job."""
-        for number, (_, spec, request) in enumerate(choose_ids(requests, None)):
-            key = None if idempotency_key is None else f"{idempotency_key}/{number}"
+        for spec, request, key in requests_of(requests, idempotency_key):
             yield self.submit(spec, request, idempotency_key=key, job_id=None), spec
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:  # noqa: ARG002 - the gateway has a time limit of its own
@@ -77,6 +80,8 @@ class GatewayResults:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._waits = 0
+        self._lock = PerProcess(threading.Lock)
 
     def status(self, job_id: str) -> StatusResult:
         """Return what the gateway has of a job; its state is `unknown` if there is none, or the token is not for it."""
@@ -89,6 +94,15 @@ class GatewayResults:
         return recorded_snapshot(self.status(job_id))
 
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
+        with self._lock.get():
+            self._waits += 1
+        try:
+            return self._until_end(job_id, timeout, on_progress)
+        finally:
+            with self._lock.get():
+                self._waits -= 1
+
+    def _until_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         started = time.monotonic()
         told: Progress | None = None
         while True:
@@ -103,7 +117,7 @@ class GatewayResults:
             age = time.monotonic() - started
             if timeout is not None and age >= timeout:
                 raise wait_timeout(job_id, timeout)
-            pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, age / 10))
+            pause = pause_of(age, self._waits)
             time.sleep(pause if timeout is None else min(pause, timeout - age))
 
     def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
@@ -120,3 +134,16 @@ class GatewayResults:
                 return False
             raise
         return True
+
+
+def requests_of(
+    requests: Iterable[Message], idempotency_key: str | None
+) -> Iterator[tuple[TaskSpec[Any, Any], Any, str | None]]:
+    """Yield requests with their kind and the idempotency key that each has within a list. Raise InvalidRequest."""
+    for number, (_, spec, request) in enumerate(choose_ids(requests, None)):
+        yield spec, request, None if idempotency_key is None else f"{idempotency_key}/{number}"
+
+
+def pause_of(age: float, waits: int) -> float:
+    """Return the seconds until the next read of a wait of some age, one of this many."""
+    return max(waits / _READS, min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, age / 10)))

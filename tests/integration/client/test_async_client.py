@@ -127,14 +127,14 @@ def test_a_wait_that_is_cancelled_in_a_read_leaves_the_others_of_that_read(
 
     async def scene() -> None:
         async with AsyncArtifactClient(unserved) as client:
-            asked, answered, run = asyncio.Event(), asyncio.Event(), client._backend.run
+            asked, answered, run = asyncio.Event(), asyncio.Event(), client._jobs._backend.run
 
             async def slow(command: Callable[[Any], Awaitable[Any]]) -> Any:
                 asked.set()
                 await answered.wait()
                 return await run(command)
 
-            monkeypatch.setattr(client._backend, "run", slow)
+            monkeypatch.setattr(client._jobs._backend, "run", slow)
             first, other = (asyncio.create_task(client.verify_job(name).wait(WITHIN)) for name in ("first", "other"))
             await asked.wait()
             first.cancel()

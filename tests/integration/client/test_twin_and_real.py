@@ -16,8 +16,12 @@ import redis
 from celery import Celery
 
 from tests.servers import Valkey
+from tests.servers.gateway import GatewayProcess
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN
+from worker import clock
+from worker.catalogue import Catalogue
+from worker.gateway.access import TokenVerb, new_token
 from zot_artifact_client import (
     ArtifactClient,
     ArtifactNotFound,
@@ -94,7 +98,21 @@ async def collected(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
 
 
-@pytest.fixture(params=["twin", "real", "async twin", "async real"])
+@pytest.fixture(scope="module")
+def over_gateway(worker: Worker, broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Return what a service is given that reaches the gateway alone: its URL and a token."""
+    with GatewayProcess(tmp_path_factory.mktemp("gateway"), worker.home, broker) as gateway:
+        catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+        record, text = new_token("service", ["*"], list(TokenVerb), now=clock.now(), expires_at=None)
+        assert catalogue.access_tokens.add(record)
+        catalogue.close()
+        yield {"gateway": gateway.url, "token": text}
+
+
+OVER_BROKER = ["twin", "real", "async twin", "async real"]
+
+
+@pytest.fixture(params=[*OVER_BROKER, "gateway", "async gateway"])
 def side(request: pytest.FixtureRequest) -> Iterator[Side]:
     bucket = f"b-{uuid4().hex[:8]}"
     if request.param == "twin":
@@ -123,13 +141,14 @@ def side(request: pytest.FixtureRequest) -> Iterator[Side]:
             path(bucket, f"{key}.sha256", store).write_text(sha256)
 
     done = {"bucket": bucket, "corrupt": corrupt, "lose": lambda *at: path(*at).unlink(), "put": put}
-    if request.param == "async real":
+    way = request.getfixturevalue("over_gateway") if "gateway" in request.param else {"broker_url": broker}
+    if request.param.startswith("async"):
         with asyncio.Runner() as runner:
-            client = Blocking(AsyncArtifactClient(broker), runner.run)
+            client = Blocking(AsyncArtifactClient(**way), runner.run)
             yield Side(client=client, **done)
             client.close()
         return
-    with ArtifactClient(broker) as real:
+    with ArtifactClient(**way) as real:
         yield Side(client=real, **done)
 
 
@@ -240,6 +259,7 @@ def test_another_programs_object_is_adopted(side: Side) -> None:
     assert failed.value.type == "DigestMismatch"
 
 
+@pytest.mark.parametrize("side", OVER_BROKER, indirect=True)  # a directory of the worker is not for the gateway
 def test_a_directory_is_one_handle(side: Side, incoming: Path) -> None:
     """A directory is uploaded by one job, whose result counts its files; the keys are their paths below the prefix."""
     top = incoming / uuid4().hex

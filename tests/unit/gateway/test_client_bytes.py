@@ -29,6 +29,7 @@ from zot_artifact_client import (
     ArtifactClient,
     ArtifactNotFound,
     AsyncArtifactClient,
+    BrokerUnavailable,
     ChunkCache,
     ClientError,
     DamagedBytes,
@@ -227,6 +228,8 @@ def answering(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
         def do_GET(self) -> None:
             handle(self)
 
+        do_POST = do_GET  # noqa: N815 - the library's name
+
         def log_message(self, *args: object) -> None:
             pass
 
@@ -291,6 +294,25 @@ class Faulty:
             answer(to, 503, b'{"type": "urn:zot-artifacts:Unavailable", "detail": "store dr"}', Retry_After="0")
         else:
             answer(to, 200, BODY)
+
+
+def test_a_request_that_was_one_too_many_is_sent_again(tmp_path: Path) -> None:
+    """The gateway has done nothing about it, so that a job without an idempotency key is not sent twice."""
+    asked: list[str] = []
+
+    def busy(to: BaseHTTPRequestHandler) -> None:
+        to.rfile.read(int(to.headers["Content-Length"]))
+        asked.append(to.path)
+        if len(asked) <= 2:
+            status, told = (429, b'{"type": "urn:zot-artifacts:TooManyRequests", "detail": "send fewer"}')
+        else:
+            status, told = (503, b'{"type": "urn:zot-artifacts:BrokerUnavailable", "detail": "no broker"}')
+        answer(to, status, told, Retry_After="0")
+
+    refused = pytest.raises(BrokerUnavailable)  # which may have sent it
+    with answering(busy) as url, ArtifactClient(gateway=url, token="t") as client, refused:
+        client.verify("b", "k")
+    assert asked == ["/v1/jobs/verify"] * 3
 
 
 @pytest.mark.parametrize("fault", ["flip", "cut", "hang up", "busy"])

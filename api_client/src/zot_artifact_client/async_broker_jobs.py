@@ -1,0 +1,72 @@
+"""Send jobs and queries over the worker's broker without blocking, and read their ends from its result backend."""
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from zot_artifact_client.async_redis import AsyncRedis
+from zot_artifact_client.async_results import AsyncResultBackend
+from zot_artifact_client.connection import celery_app, without_credentials
+from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
+from zot_artifact_client.idempotency_conflicts import push_digests, read_mismatches
+from zot_artifact_client.job_ids import choose_id
+from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
+from zot_artifact_client.query_messages import question, read_answer
+from zot_artifact_client.verbs import digests_of, idempotency_mismatch, outgoing, pages_of
+
+
+class AsyncBrokerJobs:
+    """The jobs of one service over a broker. Raise ClientError: a URL cannot be used."""
+
+    def __init__(self, broker_url: str, result_url: str | None, service: str | None) -> None:
+        self.at = without_credentials(broker_url)
+        self._service = service
+        self._broker = AsyncRedis("broker", broker_url, "broker_url")
+        self._backend = AsyncRedis("result backend", result_url, "result_url") if result_url else self._broker
+        self.results = AsyncResultBackend(self._backend, self._is_queued)
+        self._messages = celery_app("disabled")
+
+    async def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> str:
+        """Send a request and return the id of its job."""
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        sent = outgoing(spec, chosen, request)
+        if idempotency_key is not None:
+            await self._check_digests(digests_of([sent], spec.kind))
+        await self._push([sent])
+        return chosen
+
+    async def submit_many(
+        self, requests: Iterable[Message], *, idempotency_key: str | None
+    ) -> AsyncIterator[tuple[str, TaskSpec[Any, Any]]]:
+        """Send requests in pages; yield the id and the kind of each job."""
+        for page in pages_of(requests, idempotency_key, service=self._service):
+            if idempotency_key is not None:
+                await self._check_digests(digests_of(page))
+            await self._push(page)
+            for sent in page:
+                yield sent.job_id, TASKS[sent.name]
+
+    async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float) -> ResultT:
+        """Send a query and return its answer."""
+        asked = question(spec, request, limit)
+        await self._push([asked])
+        return read_answer(spec, await self.results.answer(asked.job_id, limit), limit)
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        await self.results.close()
+        await self._broker.close()
+        await self._backend.close()
+
+    async def _push(self, jobs: list[Outgoing]) -> None:
+        await self._broker.transaction(lambda pipeline: push(pipeline, self._messages, jobs))
+
+    async def _check_digests(self, digests: dict[str, str]) -> None:
+        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
+        answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
+        if other := read_mismatches(digests, answers):
+            raise idempotency_mismatch(other)
+
+    async def _is_queued(self, job_id: str) -> bool:
+        return bool(await self._broker.run(lambda client: client.hexists(MESSAGES, job_id)))
