@@ -33,7 +33,7 @@ def test_a_catalogue_that_is_down_is_one_line_with_the_way_out(zot):
     assert looked.status == 3
     for said in (told.stderr, looked.stdout):
         assert "zot:***@127.0.0.1" in said
-        assert said.count("see that ZOT_CATALOGUE names a database that answers") == 1
+        assert said.count("check that ZOT_CATALOGUE names a database that answers") == 1
         assert SECRET not in said
 
 

@@ -83,7 +83,7 @@ def migrate(engine: Engine) -> None:
     except CatalogueError as error:
         engine.dispose()  # the engine is not used any more
         if isinstance(error, CatalogueUnavailable):
-            way_out = "see that ZOT_CATALOGUE names a database that answers"
+            way_out = "check that ZOT_CATALOGUE names a database that answers"
             raise CatalogueUnavailable(f"{error}; {way_out}") from error
         raise
 

@@ -96,8 +96,9 @@ class DeleteApprovals:
                 return _of(row)
             connection.execute(sa.insert(delete_requests), row)
             if state is ApprovalState.WAITING:
-                told = f"{wanted.requested_by} wants to delete {wanted.objects} objects, {wanted.what}"
-                detail = f"{told}: `zot-artifacts deletes`"
+                noun = "object" if wanted.objects == 1 else "objects"
+                told = f"{wanted.requested_by} wants to delete {wanted.objects} {noun}: {wanted.what}"
+                detail = f"{told}; `zot-artifacts deletes` shows it"
                 evidence = {"detail": detail, "before_in_window": before, "expires_at": wanted.expires_at.isoformat()}
                 see(connection, [NewFinding(FindingKind.DELETE_WAITING, key=wanted.job, evidence=evidence)], now)
             return _of(row)

@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keep artifacts in object stores: upload, replicate, verify, repair and delete them.\n\n"
     "The environment variable ZOT_HOME names the data directory (default: ./var), ZOT_CONFIG the configuration file.",
-    epilog="Exit status: 0 success; 1 the answer is bad (failed, corrupt, missing, rejected); "
+    epilog="Exit status: 0 success; 1 the result is bad (failed, corrupt, missing, rejected); "
     "2 usage or configuration error; 3 unknown (unreadable, no broker, timeout).",
 )
 

@@ -188,7 +188,7 @@ def restore(
 ) -> None:
     """Load a backup into a new or empty catalogue: all of it, or nothing if it is damaged.
 
-    Without --backup it is the newest one that is whole; damaged ones are named.
+    Without --backup the newest complete one is loaded; damaged ones are named.
 
     Stop the workers first.
     Jobs that were open when the backup was made end as dead letters, because what happened since is unknown.
@@ -249,10 +249,10 @@ def rebuild(
     The same digest in several stores is one version with several copies.
     An object whose bytes differ from its digest is recorded as a corrupt copy with that digest, never with another.
     An artifact that was deleted stays deleted, and its grace period begins anew: each store keeps the list of deletes.
-    Named companions are known again: each store keeps their list too.
-    What the catalogue has under a key already stays as it is; other content there is a finding.
+    Companions that were added by name are recorded again: each store keeps their list too.
+    What the catalogue has under a key already is not changed; other content in a store is then a finding.
     The command may be interrupted: run it again, and it continues with what is not recorded.
-    Pauses and limits of the stores count: a paused store is not read.
+    A paused store is not read, and the limits of stores apply.
     The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
 
     Examples:

@@ -95,11 +95,13 @@ COMMANDS = {
     "resume": Entry(_JOBS, "End a pause.", "pause:resume"),
     "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
     "webhooks": Entry(
-        _JOBS, "List the webhooks that get the ends of jobs, test one, or forget what waits for one.", "webhooks:app"
+        _JOBS,
+        "List the webhooks that get the ends of jobs, send a test message, or forget what waits for one.",
+        "webhooks:app",
     ),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),
     "health": Entry(
-        _SERVICE, "Tell by the exit status whether a worker or beat does its work.", "health:app"
+        _SERVICE, "Report by the exit status whether a worker or beat works.", "health:app"
     ),
     "metrics": Entry(
         _SERVICE, "Serve metrics of jobs, queues, stores and copies for Prometheus.", "metrics:metrics"

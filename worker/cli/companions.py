@@ -52,7 +52,7 @@ def list_companions(artifact: ArtifactArgument, as_json: AsJson = False) -> None
 def add(artifact: ArtifactArgument, companion: Companion, as_json: AsJson = False) -> None:
     """Make an artifact a companion of another one in the same bucket.
 
-    If the artifact is held, so is its companion.
+    A hold on the artifact is then also a hold on its companion.
 
     Example:
 
@@ -73,7 +73,7 @@ def add(artifact: ArtifactArgument, companion: Companion, as_json: AsJson = Fals
 
 @app.command("rm")
 def remove(companion: Companion, as_json: AsJson = False) -> None:
-    """End that an artifact is a companion, also where its key says so. No byte is deleted.
+    """Make an artifact no companion any more, although its key may name it as one. No byte is deleted.
 
     Example:
 

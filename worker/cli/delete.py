@@ -54,10 +54,10 @@ def delete(
     """Delete artifacts, or their copies in single stores.
 
     Without --store the artifact is deleted from all stores.
-    Its bytes stay for `delete.grace`, 7 days by default, and `zot-artifacts undelete` brings it back until then.
-    With --now, or from the stores that --store names, they go at once.
+    Its bytes stay for `delete.grace`, 7 days by default; until then `zot-artifacts undelete` undoes the delete.
+    With --now, and in the stores that --store names, the bytes are removed at once.
     A delete of more artifacts than `delete.approval_above` waits for `zot-artifacts deletes approve`.
-    So does one with which its requester exceeds that number within `delete.approval_window`.
+    All deletes of one requester within `delete.approval_window` count together.
     `zot-artifacts ls PREFIX` lists the artifacts that --all would delete.
 
     Examples:

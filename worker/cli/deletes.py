@@ -27,7 +27,7 @@ def deletes(context: typer.Context, *, every: Every = False, as_json: AsJson = F
     """List the deletes that wait for a second person, show one, approve or reject it.
 
     With `delete.approval_above: N` in the settings, a delete of more than N artifacts waits.
-    So does one with which its requester exceeds N artifacts within `delete.approval_window`.
+    All deletes of one requester within `delete.approval_window` count together.
     The exit status is 1 if one waits.
 
     Examples:

@@ -38,7 +38,7 @@ def export(
     """Export artifacts, with their evidence, for a preservation system.
 
     A bag (RFC 8493) has the bytes, each verified before it is written, their SHA-256 and the PREMIS document.
-    The file that makes it a bag is written last, so that an export that was killed is no valid bag.
+    `bagit.txt` is written last, so a killed export leaves no valid bag.
 
     Examples:
 

@@ -133,7 +133,7 @@ def kind_of(name: str | None) -> FindingKind | None:
         return FindingKind(name.replace("-", "_"))
     except ValueError:
         known = ", ".join(FindingKind)
-        message = f"there is no kind of finding {name!r}{suggestion(name, FindingKind)}; there are: {known}"
+        message = f"there is no kind of finding {name!r}{suggestion(name, FindingKind) or '.'} There are: {known}"
         raise Failure(message, Status.USAGE, type_="UsageError") from None
 
 

@@ -76,7 +76,7 @@ def get(
     Standard output gets nothing before the last byte is verified.
     With -r each file is verified before it appears, and files that already have the right bytes are skipped.
     The same command again continues.
-    A key that would lead out of DEST is not written, and is reported.
+    A key that names a path outside DEST is reported and not written.
 
     Examples:
 

@@ -30,7 +30,7 @@ Ready = Annotated[bool, typer.Option("--ready", help="Fail also while the broker
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Tell by the exit status whether a worker or beat does its work.\n\n"
+    help="Report by the exit status whether a worker or beat works.\n\n"
     "It is meant for health checks of containers and services.\n"
     "Without --ready a broker that does not answer is no fault: a restart of the worker would not help.\n\n"
     "Examples:\n\n"
@@ -56,7 +56,7 @@ def worker(
     ready: Ready = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether a worker takes jobs: it answers, and leaves no message waiting while a process is free.
+    """Report whether a worker takes jobs: it answers, and no message waits while a process is free.
 
     An idle worker is good, and so is one whose processes are all busy.
 
@@ -74,7 +74,7 @@ def worker(
 
 @app.command()
 def beat(ready: Ready = False, as_json: AsJson = False) -> None:
-    """Tell whether beat ticks: without it no sweep is started.
+    """Report whether beat ticks: without it no sweep is started.
 
     Examples:
 

@@ -149,7 +149,7 @@ def retry(
         zot-artifacts jobs retry --all --store dr --dry-run
     """
     if bool(ids) == everything:
-        raise Failure("name the jobs, or say --all", Status.USAGE, type_="UsageError")
+        raise Failure("name the jobs, or give --all", Status.USAGE, type_="UsageError")
     states = chosen_states(state) or [JobState.DEAD]
     check_kind(kind)
     with opened(existing=True) as session:

@@ -35,7 +35,7 @@ def chosen_states(given: list[str] | None, *, dead: bool = False, failed: bool =
     names = [state.value for state in JobState]
     for name in given or ():
         if name not in names:
-            message = f"--state {name!r} is no state{suggestion(name, names)}; there are {', '.join(names)}"
+            message = f"--state {name!r} is no state{suggestion(name, names) or '.'} There are: {', '.join(names)}"
             raise Failure(message, Status.USAGE, type_="UsageError")
     flags = [*([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
     return [*(JobState(name) for name in given or ()), *flags]
@@ -44,7 +44,7 @@ def chosen_states(given: list[str] | None, *, dead: bool = False, failed: bool =
 def check_kind(kind: str | None) -> None:
     """Reject what is no kind of job."""
     if kind is not None and kind not in _KINDS:
-        message = f"--kind {kind!r} is no kind of job{suggestion(kind, _KINDS)}; there are {', '.join(_KINDS)}"
+        message = f"--kind {kind!r} is no kind of job{suggestion(kind, _KINDS) or '.'} There are: {', '.join(_KINDS)}"
         raise Failure(message, Status.USAGE, type_="UsageError")
 
 

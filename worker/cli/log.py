@@ -61,13 +61,13 @@ def verify(as_json: AsJson = False) -> None:
 
 @app.command()
 def accept(
-    yes: Annotated[bool, typer.Option("--yes", help="Accept that rows which the stores know of are gone.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept that rows of the log are lost.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have every store keep the present head of the log, although it keeps another one.
+    """Record the present head of the log in every store, in place of the head that it keeps.
 
-    After a backup was restored the rows since that backup are lost, and the stores say so until this command.
-    The same goes for heads from before `verification_log.signing_key` was set.
+    After a restore the rows since that backup are lost, and `log verify` reports it until this command.
+    It also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
     The chain itself must be whole.
 

@@ -26,7 +26,7 @@ def metrics(
     """Serve metrics of jobs, queues, stores and copies for Prometheus.
 
     It reads the catalogue and the broker itself, so it answers while every worker is busy or dead.
-    It runs until Ctrl-C or SIGTERM. /metrics has the figures, and /healthz tells that it answers.
+    It runs until Ctrl-C or SIGTERM. /metrics has the figures, and /healthz is its health check.
 
     Examples:
 

@@ -50,14 +50,18 @@ def printable(text: object, most: int = MOST) -> str:
 
 
 def flat(value: object) -> str:
-    """Return a value of a result or request as text of one line: `primary=3, dr=0` for a mapping."""
+    """Return a value of a result or request as one line: `primary=3, dr=0` for a mapping, nested ones in brackets."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={flat(each)}" for name, each in value.items() if each not in (None, [], (), {}))
+        return ", ".join(f"{name}={_inner(each)}" for name, each in value.items() if each not in (None, [], (), {}))
     if isinstance(value, list | tuple):
-        return ", ".join(map(flat, value))
+        return ", ".join(map(_inner, value))
     return printable(value)
+
+
+def _inner(value: object) -> str:
+    return f"({flat(value)})" if isinstance(value, Mapping) else flat(value)
 
 
 def out() -> "Console":

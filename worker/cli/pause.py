@@ -123,7 +123,7 @@ def _check_queue(name: str) -> None:
         message = "the queue interactive cannot be paused: jobs are recovered and cancelled through it; pause stores"
         raise Failure(message, Status.USAGE, type_="UsageError")
     if name not in names:
-        message = f"there is no queue {name!r}{suggestion(name, names)}; there are {', '.join(names)}"
+        message = f"there is no queue {name!r}{suggestion(name, names) or '.'} There are: {', '.join(names)}"
         raise Failure(message, Status.USAGE, type_="UsageError")
 
 

@@ -61,7 +61,7 @@ def list_(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what the quarantines hold: from where, since when, and the digest that its last verdict found.
+    """List the quarantined bytes: their artifact, since when, and the digest that the last verdict found.
 
     Example:
 

@@ -24,7 +24,7 @@ def serve(
 ) -> None:
     """Serve the HTTP gateway, for services in any language.
 
-    It has jobs, artifacts and their bytes.
+    It offers jobs, artifacts and their bytes.
     Every request needs a token, which `zot-artifacts tokens add` makes.
     The gateway does no long work itself: it sends jobs to the workers.
     It runs until Ctrl-C or SIGTERM.

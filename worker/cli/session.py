@@ -87,7 +87,7 @@ class Session:
             named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")  # noqa: PLR2004 - three are enough to show
             raise Failure(f"more than one job begins with {id_}: {named}", Status.USAGE, type_="AmbiguousJob")
         raise Failure(
-            f"no worker has taken a job {id_}: it waits in its queue, or there is none; see `zot-artifacts jobs`",
+            f"no worker has taken a job {id_}: it waits in its queue or does not exist; see `zot-artifacts jobs`",
             Status.UNKNOWN,
             type_="UnknownJob",
         )

@@ -43,7 +43,7 @@ def check_file(name: str) -> Path:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise Failure(
-                f"source {path}: is a directory: upload the files in it with --recursive", type_="SourceRefused"
+                f"source {path} is a directory: upload the files in it with --recursive", type_="SourceRefused"
             )
         if not stat.S_ISREG(mode):
             raise Failure(f"source {path}: is no regular file; copy it into one first", type_="SourceRefused")

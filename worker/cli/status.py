@@ -70,7 +70,7 @@ def status(as_json: AsJson = False) -> None:
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
     Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
-    So are a queue without a worker, a beat that does not tick, and less than 1 GiB of free disk.
+    A queue without a worker, a beat that does not tick, and less than 1 GiB of free disk are open too.
     A pause is shown but is not open, because an operator began it.
 
     Examples:
@@ -381,7 +381,7 @@ def _canary(times: Mapping[str, Any]) -> str:
     """Return how soon the canaries of a store were found and repaired."""
     words = {"detect": "found", "repair": "repaired"}
     told = [
-        f"{word} within {times[f'{name}_longest']:.0f} s, most often {times[f'{name}_seconds']:.0f} s"
+        f"{word} within {times[f'{name}_longest']:.0f} s (median {times[f'{name}_seconds']:.0f} s)"
         for name, word in words.items()
         if times[f"{name}_seconds"] is not None
     ]

@@ -93,7 +93,7 @@ def accept(
     """Accept a new disk or bucket under the name of a store.
 
     The next use of the store records it.
-    Until then, a store whose marker is missing or belongs to another store takes no writes.
+    Without it, a store whose marker is missing or belongs to another store accepts no writes.
     Verify its copies afterwards: the catalogue still has those of the replaced store.
 
     Example:
@@ -115,7 +115,7 @@ def trust(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A store whose repairs stopped.")],
     as_json: AsJson = False,
 ) -> None:
-    """Continue the repairs of a store, which stopped because too many of its copies were found bad.
+    """Continue the repairs of a store that stopped because too many of its copies were found bad.
 
     Copies that were found bad before do not count any more.
     `zot-artifacts status` shows what is wrong with the store.
@@ -135,7 +135,7 @@ def trust(
 
 def _check_forgettable(session: Session, name: str) -> None:
     if name in session.settings.stores:
-        message = f"store {name} is configured: take it out of `stores` first, then forget it"
+        message = f"store {name} is configured: remove it from `stores` in the settings first"
         raise Failure(message, Status.USAGE, type_="UsageError")
     known = session.catalogue.store_records.names()
     if name not in known:

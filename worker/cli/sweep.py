@@ -156,7 +156,7 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
     spec = _SWEEPS.get(name)
     if spec is None:
         names = [*_SWEEPS, *_LAYOUTS]
-        message = f"there is no sweep {name!r}{suggestion(name, names)}; there are: {', '.join(names)}"
+        message = f"there is no sweep {name!r}{suggestion(name, names) or '.'} There are: {', '.join(names)}"
         raise Failure(message, Status.USAGE, type_="UsageError")
     if prefix is not None and name == "verify":
         raise Failure(

@@ -47,7 +47,9 @@ def add(
     bucket: Annotated[
         list[str],
         typer.Option(
-            "--bucket", metavar="BUCKET[/PREFIX]", help="Where it allows something; `*` for all. Can be repeated."
+            "--bucket",
+            metavar="BUCKET[/PREFIX]",
+            help="The bucket or prefix that it is valid for; `*` for all. Can be repeated.",
         ),
     ],
     verb: Annotated[list[TokenVerb], typer.Option("--verb", metavar="VERB", help="What it allows. Can be repeated.")],
@@ -59,8 +61,8 @@ def add(
     """Make a token and print it once; only a hash of it is kept.
 
     VERB is read, upload, import, replicate, verify, delete, purge or adopt.
-    With `purge` beside `delete`, a delete may be one that cannot be undone.
-    With `upload` a service sends bytes; with `import` it names a file or a URL that the worker reads.
+    `purge` beside `delete` also allows deletes that cannot be undone.
+    `upload` allows sending bytes; `import` allows naming a file or a URL that the worker reads.
 
     Examples:
 

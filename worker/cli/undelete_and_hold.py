@@ -18,7 +18,7 @@ from worker.cli.user import user_name
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to everyone who wants to delete the artifact.")
 ]
-By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who says so; your user name by default.")]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who sets the hold; your user name by default.")]
 
 
 def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:

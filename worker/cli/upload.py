@@ -110,7 +110,8 @@ def upload(
     --metadata, --property and --tag then go to every file; --storage-class goes with --store.
     Without --store the placement settings choose the stores.
     With -r the same command again continues: files that a store has are reported as `already there`.
-    A GLOB without a slash matches names, one with a slash paths in the directory; `**` is any number of directories.
+    A GLOB without a slash matches names.
+    A GLOB with a slash matches paths in the directory; `**` in it is any number of directories.
 
     Examples:
 

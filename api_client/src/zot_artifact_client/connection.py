@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 from zot_artifact_client.errors import BrokerUnavailable
@@ -77,9 +77,19 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
         silent = isinstance(error, RuntimeError) or not str(error)
         reason = error.__cause__ if silent and error.__cause__ else error
         line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
-        line = line.partition(" : <redis.")[0]  # a Sentinel's error shows the client with all its options
-        msg = f"{what} {without_credentials(url)} cannot be reached: {bounded(line)}"
+        line = line.partition(" : <redis.")[0].rstrip(".")  # a Sentinel's error shows the client with all its options
+        fault = "refuses the user or password" if _is_refused_login(error) else "cannot be reached"
+        msg = f"{what} {without_credentials(url)} {fault}: {bounded(line)}"
         raise BrokerUnavailable(msg) from error
+
+
+def _is_refused_login(error: BaseException | None) -> bool:
+    """Return whether this error, or one that caused it, is Redis refusing a user or password."""
+    while error is not None:
+        if isinstance(error, AuthenticationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class PerProcess(Generic[MadeT]):

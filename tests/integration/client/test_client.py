@@ -270,6 +270,17 @@ def test_no_broker_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_password_is_told_as_such(unserved: str) -> None:
+    """A broker that refuses the password is no broker that cannot be reached, and the message has no credential."""
+    url = unserved.replace("://", "://zot:hunter2@")
+    with (
+        ArtifactClient(url) as client,
+        pytest.raises(BrokerUnavailable, match="refuses the user or password") as caught,
+    ):
+        client.verify("b", "k")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_cancelling_without_a_broker_is_told_in_seconds(broker: str) -> None:
     """A broker that is away when a job is cancelled is BrokerUnavailable within seconds as well."""
     started = time.monotonic()

@@ -88,7 +88,7 @@ def test_a_server_that_is_down_is_told_in_one_line():
         f"postgresql+psycopg://zot:{SECRET}@127.0.0.1:{free_port()}/zot",
         f"postgresql://127.0.0.1:{free_port()}/zot?user=zot&password={SECRET}",
     ):
-        with pytest.raises(CatalogueUnavailable, match="127.0.0.1.*see that ZOT_CATALOGUE names") as raised:
+        with pytest.raises(CatalogueUnavailable, match="127.0.0.1.*check that ZOT_CATALOGUE names") as raised:
             Catalogue(url)
         assert SECRET not in str(raised.value)
         assert "\n" not in str(raised.value)
