@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -15,6 +15,7 @@ SHA256 = "sha256"
 UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 """In place of a time that the store does not give; no decision depends on it."""
 NO_PROPERTIES = ObjectProperties()
+_HEADERS = tuple(field.name for field in fields(ObjectProperties) if field.name != "tags")
 _DEFAULT_TYPES = {"application/octet-stream", "binary/octet-stream"}
 """The types that stores give to objects without one."""
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -137,8 +138,7 @@ class MetadataFormat:
 
 def properties_of(said: Callable[[str], object]) -> ObjectProperties:
     """Return the properties in `said` by the names of ObjectProperties; a default type is left out."""
-    names = [field.name for field in fields(ObjectProperties) if field.name != "tags"]
-    found = {name: str(value) for name in names if (value := said(name))}
+    found = {name: str(value) for name in _HEADERS if (value := said(name))}
     if found.get("content_type") in _DEFAULT_TYPES:
         del found["content_type"]
     return ObjectProperties(**found)
@@ -153,7 +153,7 @@ def check_properties(properties: ObjectProperties, where: str) -> None:
 
 def set_properties(properties: ObjectProperties) -> dict[str, str]:
     """Return the headers that are set, by name."""
-    return {name: value for name, value in asdict(properties).items() if value is not None and name != "tags"}
+    return {name: value for name in _HEADERS if (value := getattr(properties, name)) is not None}
 
 
 def sha256_of(claimed: str | None) -> str | None:

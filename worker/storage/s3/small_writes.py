@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
@@ -14,12 +12,12 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.small_writes import Answer, Headers, Place, Provider, SmallWrites
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
+from worker.storage.s3.signature import PAYLOAD, Signer
 from worker.storage.s3.small_reads import fetcher, is_reachable, reach
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-PAYLOAD = "X-Amz-Content-SHA256"
 HEADERS = {
     "ContentType": "Content-Type",
     "ContentEncoding": "Content-Encoding",
@@ -38,14 +36,6 @@ HEADERS = {
 _OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "400"}
 """Codes after which the SDK looks for the region of a bucket."""
 _PARSER: Any = create_parser("rest-xml")
-
-
-class _KnownPayload(S3SigV4Auth):
-    """The SDK's signer, for a body whose SHA-256 is known already."""
-
-    def payload(self, request: AWSRequest) -> str:
-        """Return the SHA-256 that the signature covers."""
-        return str(request.context[PAYLOAD])
 
 
 def small_writes(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> SmallWrites:
@@ -80,14 +70,5 @@ def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:
     reached = reach(config, real, client)
     if reached is None:
         return None
-    fetch, region = fetcher(config), reached.region
-
-    def sign(url: str, headers: Headers) -> Headers:
-        keys = fetch()
-        frozen = ReadOnlyCredentials(keys["access_key_id"], keys["secret_access_key"], keys["token"])
-        request = AWSRequest(method="PUT", url=url, headers=headers)
-        request.context[PAYLOAD] = headers[PAYLOAD]
-        _KnownPayload(frozen, "s3", region).add_auth(request)
-        return dict(request.headers.items())
-
-    return Place(reached.url, sign)
+    fetch, signer = fetcher(config), Signer(reached.url, reached.region)
+    return Place(reached.url, lambda url, headers: signer.sign(urlsplit(url).path, headers, fetch()))
