@@ -5,6 +5,7 @@ write, as it would after an answer of its own that got lost.
 """
 
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
@@ -12,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 from urllib.request import getproxies
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
@@ -24,7 +25,7 @@ from urllib3.util.wait import wait_for_read
 from worker.storage.cloud.error_mapping import Origin, Translate
 from worker.storage.cloud.small_reads import CA_BUNDLES, KEPT_BUCKETS, SMALL, RealObject, is_plain_name
 from worker.storage.errors import TransientError
-from worker.storage.transfer.send_in_slices import as_sliced_body
+from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
 
 Headers = Mapping[str, str]
 CONNECT_TIMEOUT = 5
@@ -60,7 +61,7 @@ class Place:
 
     url: str
     sign: Callable[[str, Headers], Headers]
-    free: list[HTTPConnection] = field(default_factory=list)
+    free: list[socket.socket] = field(default_factory=list)
 
     def put(self, url: str, data: bytes | bytearray, headers: Headers) -> Answer:
         """Send a request and return the answer.
@@ -68,16 +69,24 @@ class Place:
         Raises:
             OSError, HTTPException: there is no answer.
         """
+        head = _head(urlsplit(url), headers)
         connection = self._connected()
         try:
-            connection.request("PUT", urlsplit(url).path, as_sliced_body(data), dict(headers))
-            reply = connection.getresponse()
-            body = reply.read(_LONGEST_ANSWER)
+            if len(data) <= SLICE:
+                connection.sendall(head + data)  # the store is woken once
+            else:
+                connection.sendall(head)
+                for piece in SlicedBody(data):
+                    connection.sendall(piece)
+            with HTTPResponse(connection, method="PUT") as reply:
+                reply.begin()
+                body = reply.read(_LONGEST_ANSWER)
+                is_final = reply.status >= HTTPStatus.OK  # 103 comes before the answer, but is read as one
+                is_reusable = is_final and reply.isclosed() and not reply.will_close
         except BaseException:
             connection.close()
             raise
-        is_final = reply.status >= HTTPStatus.OK  # http.client takes 103 for the answer, which is still to come then
-        if is_final and reply.isclosed() and connection.sock:
+        if is_reusable:
             self.free.append(connection)
         else:
             connection.close()
@@ -89,12 +98,12 @@ class Place:
             while True:
                 self.free.pop().close()
 
-    def _connected(self) -> HTTPConnection:
+    def _connected(self) -> socket.socket:
         """Return a connection of which the store has not closed its end."""
         with suppress(IndexError):
             while True:
                 connection = self.free.pop()
-                if not wait_for_read(connection.sock, 0):
+                if not wait_for_read(connection, 0):
                     return connection
                 connection.close()
         parts = urlsplit(self.url)
@@ -104,8 +113,9 @@ class Place:
         else:
             made = HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
         made.connect()
-        made.sock.settimeout(READ_TIMEOUT)
-        return made
+        connected: socket.socket = made.sock
+        connected.settimeout(READ_TIMEOUT)
+        return connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +192,19 @@ class SmallWrites:
         place = self._places.pop(next(iter(self._places)))
         if place is not None:
             place.close()
+
+
+def _head(url: SplitResult, headers: Headers) -> bytes:
+    """Return the beginning of a request.
+
+    Raises:
+        HTTPException: a header would be another one for the store.
+    """
+    host = {} if "Host" in headers else {"Host": url.netloc}
+    lines = [f"PUT {url.path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**host, **headers}.items())]
+    if not all(line.isascii() and line.isprintable() for line in lines):
+        raise HTTPException("a header is not printable ASCII")
+    return "\r\n".join((*lines, "", "")).encode()
 
 
 @cache

@@ -12,6 +12,7 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.small_reads import RealObject
 from worker.storage.cloud.small_writes import Place, Provider, SmallWrites
 from worker.storage.errors import StorageError
+from worker.storage.transfer.send_in_slices import SLICE
 
 EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 WRITTEN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -90,3 +91,46 @@ def test_connections_to_few_buckets_are_kept(listening: socket.socket, monkeypat
     for connection in served:
         assert connection.recv(1) == b""
         connection.close()
+
+
+@pytest.mark.parametrize("size", [0, 1000, SLICE + 1, 3 * SLICE])
+def test_a_request_is_what_its_headers_say(listening: socket.socket, size: int) -> None:
+    """The store gets one request: its host, its headers and exactly the bytes, however many sends they take."""
+    data = bytes(range(256)) * (size // 256 + 1)
+    data, got = data[:size], bytearray()
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(WITHIN)
+            while not got.endswith(b"\r\n\r\n" + data):
+                got.extend(connection.recv(1 << 16))
+            connection.sendall(WRITTEN)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    place = Place(_url(listening), lambda _, headers: headers)
+    answer = place.put(f"{place.url}/a%20b", data, {"Content-Length": str(size), "x-amz-meta-a": "b"})
+    server.join(WITHIN)
+    place.close()
+    assert answer.is_written
+    host = f"127.0.0.1:{listening.getsockname()[1]}"
+    lines = ("PUT /bucket/a%20b HTTP/1.1", f"Host: {host}", f"Content-Length: {size}", "x-amz-meta-a: b", "", "")
+    assert bytes(got) == "\r\n".join(lines).encode() + data
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Other: b", "a\nb", "ä", "a\x7f"])
+def test_a_header_that_the_store_would_read_otherwise_is_not_sent(listening: socket.socket, value: str) -> None:
+    """No value ends its line and begins another header; the SDK writes the object then."""
+    provider = Provider(
+        lambda _real: Place(_url(listening), lambda _, headers: headers),
+        lambda answer: {"status": answer.status},
+        lambda _answer: None,
+        (),
+        lambda _error, _origin, what: StorageError(what),
+    )
+    writes = SmallWrites(Origin("far", _url(listening), None), provider)
+    assert writes.put(RealObject("one", "key", "one/key"), b"", {"x-amz-meta-a": value}) is None
+    listening.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        listening.accept()
