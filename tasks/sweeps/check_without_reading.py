@@ -43,8 +43,8 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
     An inventory report takes the place of a listing, with the checksums that it has; it counts up to its time.
     A copy whose row of the listing differs is asked for by itself. What then differs or is absent is read in full, by a
     job of its own, up to a limit for each store. Nothing moves a time of verification. Stores that are paused are left
-    out, and so is what was written during the run. The next attempt of a run that was stopped compares no copy again
-    that it found to agree.
+    out, and what was written during the run is counted as too young. The next attempt of a run that was stopped
+    compares no copy again that it found to agree.
 
     Raises:
         UnknownStore: naming the stores there are.
@@ -83,7 +83,7 @@ class _Comparison:
         self._began = clock.now() if inventory is None else inventory.at
         self._since = job.created_at if job.fence > 1 else None
         """What agrees since then was compared by an earlier attempt."""
-        self._sent = 0
+        self._sent = self._too_young = 0
         self._failures = SingleFailures()
 
     def run(self) -> StoreEvidence:
@@ -107,12 +107,14 @@ class _Comparison:
                 for known, check in group:
                     if check.outcome in _BAD:
                         self._read(bucket, known, check)
-        return StoreEvidence(store=self._store.name, outcomes=dict(outcomes), sent=self._sent)
+        return StoreEvidence(
+            store=self._store.name, outcomes=dict(outcomes), sent=self._sent, too_young=self._too_young
+        )
 
     def _checks(self, bucket: str) -> Iterator[tuple[RecordedEvidence, EvidenceCheck]]:
         checks, scope = self._context.catalogue.evidence_checks, (self._store.name, bucket, self._prefix)
         recorded = checks.recorded(*scope, since=self._since)
-        settled = (each for each in recorded if each.read_at is None or each.read_at < self._began)
+        settled = self._settled(recorded)
         if self._source == "stat":
             for known in settled:
                 self._job.heartbeat()
@@ -128,12 +130,20 @@ class _Comparison:
                 there, checksums = next(listing, _END)
             found = None
             if there is not None and there.key == known.key:
-                if there.modified > self._began - _CLOCK_SKEW:
-                    continue  # it is being written, or was after the report
                 found = compare_listed(known, there, checksums)
+                if found.outcome != "agrees" and there.modified > self._began - _CLOCK_SKEW:
+                    self._too_young += 1  # it is being written, or was after the report
+                    continue
             if found is None or found.outcome != "agrees":
                 found = check_copy(self._store, bucket, known, self._failures)
             yield known, found
+
+    def _settled(self, recorded: Iterator[RecordedEvidence]) -> Iterator[RecordedEvidence]:
+        for each in recorded:
+            if each.read_at is None or each.read_at < self._began:
+                yield each
+            else:
+                self._too_young += 1
 
     def _listing(self, bucket: str, after: str) -> Iterator[_Listed]:
         if self._inventory is not None:

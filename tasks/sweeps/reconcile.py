@@ -117,6 +117,8 @@ class _Reconciliation:
             run.listed += each.listed
             run.recorded += each.recorded
             run.after = each.key
+            if each.known is not None:
+                run.known[each.known] = run.known.get(each.known, 0) + 1
             if each.sighting is not None:
                 kind = each.sighting.kind
                 run.found[kind] = run.count(kind) + 1
@@ -249,7 +251,7 @@ class _Reconciliation:
 def _result(run: ReconcileRun, opened: dict[str, int], sent: int = 0, stopped: str | None = None) -> ReconciledStore:
     return ReconciledStore(
         store=run.store, listed=run.listed, recorded=run.recorded, seen=dict(run.found), findings=opened, sent=sent,
-        stopped=stopped,
+        stopped=stopped, known=dict(run.known),
     )  # fmt: skip
 
 

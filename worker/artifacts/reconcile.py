@@ -28,12 +28,16 @@ class Lists(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One key: how many objects are listed and how many copies recorded under it, and how both differ, if they do."""
+    """One key: how many objects are listed and how many copies recorded under it, and how both differ, if they do.
+
+    `known`: the listing shows what a verdict has recorded already.
+    """
 
     key: str
     listed: int
     recorded: int
     sighting: Sighting | None
+    known: CopyState | None = None
 
 
 def compare(
@@ -56,10 +60,10 @@ def compare(
             yield Compared(there.key, 1, 0, _difference(bucket, there, (), run))
             there = next(listed, None)
         elif there is None or known[0].key < there.key:
-            yield Compared(known[0].key, 0, len(known), _difference(bucket, None, known, run))
+            yield Compared(known[0].key, 0, len(known), _difference(bucket, None, known, run), _known(None, known))
             known = _next(recorded)
         else:
-            yield Compared(there.key, 1, len(known), _difference(bucket, there, known, run))
+            yield Compared(there.key, 1, len(known), _difference(bucket, there, known, run), _known(there, known))
             there, known = next(listed, None), _next(recorded)
 
 
@@ -76,6 +80,14 @@ def in_order(name: str, listing: Iterable[ListedObject]) -> Iterator[ListedObjec
 def _next(recorded: Iterator[tuple[str, Iterator[RecordedCopy]]]) -> Sequence[RecordedCopy] | None:
     found = next(recorded, None)
     return None if found is None else list(found[1])
+
+
+def _known(there: ListedObject | None, known: Sequence[RecordedCopy]) -> CopyState | None:
+    copy = known[-1]
+    if there is None:
+        return copy.state if copy.state is CopyState.MISSING else None
+    other_size = copy.state is CopyState.SIZE_MISMATCH and there.size not in {copy.size, None}
+    return copy.state if other_size else None
 
 
 def _difference(

@@ -77,6 +77,8 @@ class ReconcileRun:
     listed: int = 0
     recorded: int = 0
     found: dict[str, int] = field(default_factory=dict)
+    known: dict[str, int] = field(default_factory=dict)
+    """How many keys differ as a verdict has recorded already, by state; of the part of the run in this process."""
 
     def count(self, kind: FindingKind) -> int:
         """Return how many keys of one kind the run has seen."""

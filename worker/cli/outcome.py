@@ -148,7 +148,8 @@ def _print_evidence(result: Mapping[str, Any]) -> None:
 
 def _print_compared(result: Mapping[str, Any]) -> None:
     for each in result["stores"]:
-        told = ", ".join(f"{word}: {count}" for word, count in sorted(each["outcomes"].items())) or "no copies"
+        counts = each["outcomes"] | ({"too young to compare": young} if (young := each.get("too_young")) else {})
+        told = ", ".join(f"{word}: {count}" for word, count in sorted(counts.items())) or "no copies"
         say(f"{each['store']}: {told}; read in full because of that: {each['sent']}")
 
 
@@ -186,8 +187,12 @@ def _print_batch(result: Mapping[str, Any]) -> None:
 
 def _print_reconciled(result: Mapping[str, Any]) -> None:
     for each in result["stores"]:
-        seen = ", ".join(f"{count} {kind}" for kind, count in each["seen"].items()) or "no difference"
+        known = ", ".join(f"{count} {state}" for state, count in each.get("known", {}).items())
+        none = "no new difference" if known else "no difference"
+        seen = ", ".join(f"{count} {kind}" for kind, count in each["seen"].items()) or none
         say(f"{each['store']}: {each['listed']} listed, {each['recorded']} recorded: {seen}")
+        if known:
+            complain(f"{each['store']}: found bad before: {known}; `zot-artifacts findings --store {each['store']}`")
         if each["findings"]:
             found = ", ".join(f"{count} {kind}" for kind, count in each["findings"].items())
             complain(f"{each['store']}: seen by two runs: {found}; `zot-artifacts findings --store {each['store']}`")

@@ -309,7 +309,7 @@ def _is_bad(result: Mapping[str, Any]) -> bool:
     """Return whether a sweep itself found something that is not right."""
     stores = result.get("stores") or ()
     late = "missed" in (result.get("canaries") or {}).values()
-    found = any(each.get("findings") or each.get("stopped") or _is_unread(each) for each in stores)
+    found = any(each.get(name) for each in stores for name in ("findings", "stopped", "known"))
     return bool(
         result.get("faults")
         or result.get("lost")
@@ -317,4 +317,5 @@ def _is_bad(result: Mapping[str, Any]) -> bool:
         or late
         or result.get("undelivered")
         or found
+        or any(map(_is_unread, stores))
     )

@@ -236,7 +236,8 @@ class ReconciledStore(Result):
     """The listing of one store, compared with the catalogue.
 
     `seen`: the keys that differ, by kind. `findings`: those of them that an earlier run saw too, by kind. `sent`: jobs
-    that verify or adopt those. `stopped`: why the run was stopped; then it counts for nothing.
+    that verify or adopt those. `stopped`: why the run was stopped; then it counts for nothing. `known`: the keys that
+    differ as a verdict has recorded already, by state.
     """
 
     store: str
@@ -246,6 +247,7 @@ class ReconciledStore(Result):
     findings: dict[str, int]
     sent: int = 0
     stopped: str | None = None
+    known: dict[str, int] = Field(default_factory=dict)
 
 
 class SweepReconcileResult(Result):
@@ -257,12 +259,14 @@ class SweepReconcileResult(Result):
 class StoreEvidence(Result):
     """The copies of one store whose evidence was compared: how many, by outcome.
 
-    `sent`: jobs that read in full what differs or is absent.
+    `sent`: jobs that read in full what differs or is absent. `too_young`: copies that were not compared, because they
+    or their objects were written during the run or shortly before it.
     """
 
     store: str
     outcomes: dict[str, int]
     sent: int = 0
+    too_young: int = 0
 
 
 class SweepEvidenceResult(Result):

@@ -63,6 +63,21 @@ def check_of(context: Context, key: str) -> EvidenceCheck:
     return context.catalogue.evidence_checks.of([copy.id])[copy.id]
 
 
+@pytest.mark.parametrize("source_of", ["listing", "stat"])
+def test_copies_that_were_just_written_are_compared(
+    context: Context, run, source, sent, stored, source_of: str
+) -> None:
+    """What agrees counts however young it is; what differs may be being written, and is told as too young."""
+    for key in KEYS:
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode())))
+    stored("dr", "b").write_bytes(b"other bytes")
+    (found,) = run(sweep_evidence, SweepEvidenceRequest(store="dr", source=source_of)).stores
+    if source_of == "listing":
+        assert (found.outcomes, found.too_young) == ({"agrees": 2}, 1)
+    else:
+        assert (found.outcomes, found.too_young) == ({"agrees": 2, "differs": 1}, 0)
+
+
 def test_one_object_that_the_store_does_not_tell_about_stops_no_other(sweep: Sweep, monkeypatch) -> None:
     """One copy is asked for in vain; the others are compared."""
     stat = Store.stat_object

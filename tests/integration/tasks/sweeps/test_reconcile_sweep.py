@@ -113,7 +113,8 @@ def test_a_difference_is_a_finding_when_two_runs_have_seen_it(
     states = {key: _state(context, key) for key in KEYS}
     assert states == {"a": "stored", "b/1": "missing", "b/2": "stored", "c": "size_mismatch"}
     assert kinds(context) == {("missing", "b/1"), ("size_mismatch", "c"), ("orphan", "zz")}
-    assert sweep().seen == {"orphan": 1}
+    last = sweep()
+    assert (last.seen, last.known) == ({"orphan": 1}, {"missing": 1, "size_mismatch": 1})
 
 
 def _state(context: Context, key: str) -> str:
