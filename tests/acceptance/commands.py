@@ -3,16 +3,15 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.servers.forks import Fork
 from tests.servers.process import REPOSITORY
 from tests.waiting import WITHIN
 
@@ -71,30 +70,16 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], directory: Pat
 
 
 def run_in_fork(arguments: Sequence[str], environment: Mapping[str, str], directory: Path, within: float) -> Finished:
-    """Run a command in a fork of the command server, with nothing to read, and return how it ended."""
-    _, server = _server()
-    server.settimeout(within)
-    request = {"arguments": arguments, "environment": dict(environment), "directory": str(directory)}
+    """Run a command in a fork of the fork server, with nothing to read, and return how it ended."""
     with open(os.devnull, "rb") as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # noqa: PTH123
-        streams = [nothing.fileno(), out.fileno(), err.fileno()]
-        socket.send_fds(server, [json.dumps(request).encode()], streams)
-        process = int.from_bytes(server.recv(4))
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        process = Fork(["worker.cli", *arguments], cwd=directory, env=environment, streams=streams)
         try:
-            status = os.waitstatus_to_exitcode(int.from_bytes(server.recv(4)))
-        except TimeoutError:
-            os.kill(process, signal.SIGKILL)
-            server.recv(4)
+            status = process.wait(within)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
             raise
         out.seek(0)
         err.seek(0)
         return Finished(status, out.read().decode(), err.read().decode())
-
-
-@cache
-def _server() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the command server of this process, which ends with it, and return it and the connection to it."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.acceptance.command_server", str(its.fileno())]
-    process = subprocess.Popen(command, cwd=REPOSITORY, pass_fds=[its.fileno()])
-    its.close()
-    return process, ours

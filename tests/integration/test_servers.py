@@ -1,5 +1,6 @@
 """The servers of the tests themselves: ready when they say so, and never left behind."""
 
+import json
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import pytest
 
 from tests.servers import RcloneS3, Server, ServerFailed, ServerMissing, Valkey
 from tests.servers.directory_in_memory import directory_in_memory
+from tests.servers.forks import Fork
 from tests.servers.process import REPOSITORY, die_with_parent, free_port
 from tests.waiting import WITHIN
 
@@ -62,6 +64,72 @@ def test_a_server_dies_with_a_parent_that_was_killed(kind: str, tmp_path: Path, 
         assert parent.stdout
         pid = int(parent.stdout.readline())
         parent.kill()
+    assert wait_for_end(pid)
+
+
+TELLING = """
+import json, os, sys, threading, time
+descriptors = [int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+is_leader = os.getpid() == os.getsid(0) == os.getpgid(0)
+print(json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), descriptors, is_leader, threading.active_count()]))
+sys.exit(7)
+"""
+SHARED = """
+maps = [line.split() for line in open("/proc/self/maps")]
+print(sorted({inode for _, rights, _, _, inode, *_ in maps if rights.startswith("rw") and rights.endswith("s")}))
+"""
+ASLEEP = "import time; time.sleep(600)"
+FORKING = """
+import os, sys; from pathlib import Path; from tests.servers.forks import Fork
+print(Fork(["asleep"], cwd=Path(sys.argv[1]), env={}, streams=(0, 2, 2)).pid, flush=True); os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_fork_is_a_process_like_any_other(tmp_path: Path) -> None:
+    """A fork leads a session, has only the environment and descriptors that it is given, no thread, and a status."""
+    (tmp_path / "telling.py").write_text(TELLING)
+    with (tmp_path / "out").open("w+b") as out:
+        streams = (out.fileno(), out.fileno(), out.fileno())
+        fork = Fork(["telling", "a", "b c"], cwd=tmp_path, env={"ONLY": "this"}, streams=streams)
+        assert fork.wait(WITHIN) == 7
+        assert fork.poll() == 7
+        out.seek(0)
+        assert json.loads(out.read()) == [["a", "b c"], {"ONLY": "this"}, str(tmp_path), [0, 1, 2], True, 1]
+
+
+def test_forks_share_no_memory(tmp_path: Path) -> None:
+    """What a worker writes for its children, such as that it shuts down, no other worker reads."""
+    (tmp_path / "shared.py").write_text(SHARED)
+    found = []
+    for _ in range(2):
+        with (tmp_path / "out").open("w+b") as out:
+            fork = Fork(["shared"], cwd=tmp_path, env={}, streams=(out.fileno(), out.fileno(), out.fileno()))
+            assert fork.wait(WITHIN) == 0
+            out.seek(0)
+            found.append(set(json.loads(out.read().replace(b"'", b'"'))))
+    one, other = found
+    assert one
+    assert not one & other
+
+
+def test_a_killed_fork_is_told_from_one_that_runs(tmp_path: Path) -> None:
+    """While it runs it has no status, and afterwards the signal that ended it."""
+    (tmp_path / "asleep.py").write_text(ASLEEP)
+    with Path(os.devnull).open("rb") as nothing:
+        fork = Fork(["asleep"], cwd=tmp_path, env={}, streams=(nothing.fileno(), 2, 2))
+    assert fork.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        fork.wait(0.01)
+    os.killpg(fork.pid, signal.SIGKILL)
+    assert fork.wait(WITHIN) == -signal.SIGKILL
+
+
+def test_a_fork_dies_with_a_test_run_that_was_killed(tmp_path: Path) -> None:
+    """A test run that is killed with -9 leaves no worker behind."""
+    (tmp_path / "asleep.py").write_text(ASLEEP)
+    with subprocess.Popen(python("-c", FORKING, str(tmp_path)), stdout=subprocess.PIPE, cwd=REPOSITORY) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
     assert wait_for_end(pid)
 
 

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.servers.process import REPOSITORY, Server
+from tests.servers.forks import PythonServer
+from tests.servers.process import REPOSITORY
 
 
-class GatewayProcess(Server):
+class GatewayProcess(PythonServer):
     """`zot-artifacts serve` on a data directory, which a worker may share."""
 
     name = "gateway"

@@ -10,8 +10,9 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from tools.environments import InstallFailed, make_server_environment
 
@@ -65,6 +66,17 @@ def free_port() -> int:
         return port
 
 
+class Process(Protocol):
+    """A started process, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 class Server(ABC):
     """One server process, a context manager. Subclasses say how it is started and when it is ready.
 
@@ -78,7 +90,7 @@ class Server(ABC):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     @abstractmethod
     def command(self) -> Sequence[str]:
@@ -141,19 +153,20 @@ class Server(ABC):
 
     def _spawn(self) -> None:
         with self._log_path.open("ab") as log:
-            self._process = (
-                subprocess.Popen(  # own session: a Ctrl-C in the terminal ends the tests, they end the server
-                    self.command(),
-                    cwd=self.directory,
-                    env={**os.environ, **self.environment()},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    preexec_fn=die_with_parent(),  # noqa: PLW1509 - there is no other way to ask for it on behalf of a child
-                )
-            )
+            self._process = self._start(log.fileno())
         self._await_ready()
+
+    def _start(self, log: int) -> Process:
+        return subprocess.Popen(  # own session: a Ctrl-C in the terminal ends the tests, they end the server
+            self.command(),
+            cwd=self.directory,
+            env={**os.environ, **self.environment()},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),  # noqa: PLW1509 - there is no other way to ask for it on behalf of a child
+        )
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_WITHIN
@@ -172,7 +185,8 @@ class Server(ABC):
         if self._process is None:
             return
         if self._process.poll() is None:
-            os.killpg(self._process.pid, how)
+            with suppress(ProcessLookupError):  # it has ended since, and who started it has noticed
+                os.killpg(self._process.pid, how)
         try:
             self._process.wait(timeout=STOPPED_WITHIN)
         except subprocess.TimeoutExpired:

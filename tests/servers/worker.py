@@ -9,18 +9,26 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tests.servers.process import REPOSITORY, Server
+from tests.servers.forks import PythonServer
+from tests.servers.process import REPOSITORY
 
 
-class Worker(Server):
+class Worker(PythonServer):
     """`celery -A worker.app worker` on its own data directory."""
 
     name = "worker"
 
     def __init__(
-        self, directory: Path, broker: str, *, concurrency: int = 2, beat: bool = False, **settings: str
+        self,
+        directory: Path,
+        broker: str,
+        *,
+        concurrency: int = 2,
+        beat: bool = False,
+        fork: bool = True,
+        **settings: str,
     ) -> None:
-        super().__init__(directory)
+        super().__init__(directory, fork=fork)
         self._broker = broker
         self._concurrency = concurrency
         self._beat = beat

@@ -1,0 +1,96 @@
+"""Run Python modules in forks of one process that has imported their libraries.
+
+A start of a worker takes two seconds of processor time, and most of them are imports; the tests start 130 workers and
+200 commands. A fork has its own session, environment, working directory and streams, and ends as any process does.
+What it has in common with its siblings is the seed of Python's hashes.
+
+Run as `python -m tests.servers.fork_server DESCRIPTOR`, the descriptor of a connected Unix socket.
+"""
+
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import random
+import runpy
+import select
+import socket
+import sys
+from contextlib import suppress
+
+import tasks
+from tests.servers.process import die_with_parent
+
+LIBRARIES = (
+    *("alembic.runtime.migration", "celery.__main__", "celery.app.task", "celery.apps.beat", "celery.apps.worker"),
+    *("celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork", "kombu.transport.redis", "psycopg"),
+    *("pydantic_settings", "redis", "rich.progress", "rich.table", "sqlalchemy.dialects.sqlite", "yaml"),
+    *("worker.artifacts.sources", "worker.beat", "worker.catalogue", "worker.cli", "worker.context"),
+    *("worker.intake.message_filter", "worker.jobs.remote_control", "worker.metrics.totals_sender", "worker.schedule"),
+    *("worker.settings", "zot_artifact_client"),
+    *("fastapi", "uvicorn", "worker.gateway.server"),
+)
+"""What workers and commands import; nothing among it reads a setting when it is imported."""
+IN_SHARED_MEMORY = ("worker.jobs.shutdown_flag",)
+"""The modules whose memory a process shares with those that it forks; each fork here needs one of its own."""
+REQUEST_SIZE = 1 << 16
+_FIRST_OTHER, _MOST = 3, 1 << 20
+
+
+def serve(connection: socket.socket) -> None:
+    """Start a fork for each request, and report its process id and how it ended; return in the forks alone.
+
+    A request has four descriptors: the streams, and a pipe for the process id and, at the end, the wait status.
+    """
+    started = dict[int, tuple[int, int]]()  # the process id and the pipe for the report, by the process's descriptor
+    with_me = die_with_parent()
+    while True:
+        ready, _, _ = select.select([connection, *started], [], [])
+        for ended in started.keys() & set(ready):
+            process, report = started.pop(ended)
+            _, status = os.waitpid(process, 0)
+            with suppress(BrokenPipeError):  # the test that asked for it has ended
+                os.write(report, status.to_bytes(4))
+            os.close(report)
+            os.close(ended)
+        if connection not in ready:
+            continue
+        request, descriptors, _, _ = socket.recv_fds(connection, REQUEST_SIZE, 4)
+        if not request:
+            os._exit(0)  # the tests have ended
+        process = os.fork()
+        if not process:
+            if with_me:
+                with_me()
+            connection.detach()
+            _become(json.loads(request), *descriptors)
+            return
+        *streams, report = descriptors
+        for stream in streams:
+            os.close(stream)
+        started[os.pidfd_open(process)] = (process, report)
+
+
+def _become(request: dict, stdin: int, stdout: int, stderr: int, report: int) -> None:
+    os.setsid()
+    os.write(report, os.getpid().to_bytes(4))
+    for number, stream in enumerate((stdin, stdout, stderr)):
+        os.dup2(stream, number)
+    os.closerange(_FIRST_OTHER, _MOST)
+    os.chdir(request["directory"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.path[0] = request["directory"]
+    sys.argv[:] = request["arguments"]
+    random.seed()
+    for name in IN_SHARED_MEMORY:
+        importlib.reload(sys.modules[name])
+
+
+if __name__ == "__main__":
+    for name in (*LIBRARIES, *(found.name for found in pkgutil.walk_packages(tasks.__path__, "tasks."))):
+        importlib.import_module(name)
+    gc.freeze()  # a fork would copy what a collection touches
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,0 +1,104 @@
+"""Run a Python module in a fork of the fork server of this test process."""
+
+import atexit
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tests.servers.process import REPOSITORY, Process, Server
+
+
+class Fork:
+    """A process that runs `python -m MODULE ARGUMENTS`, with the part of `subprocess.Popen` that tests use.
+
+    Attributes:
+        pid: of the process, which leads a session of its own.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: tuple[int, int, int]
+    ) -> None:
+        """Start the module that `arguments` begin with.
+
+        Args:
+            arguments: the module and its arguments.
+            cwd: the working directory.
+            env: the whole environment.
+            streams: the descriptors that become stdin, stdout and stderr.
+        """
+        self._arguments = arguments
+        self._status: int | None = None
+        request = {"arguments": [*arguments], "environment": dict(env), "directory": str(cwd)}
+        reading, report = os.pipe()
+        self._report = os.fdopen(reading, "rb", buffering=0)
+        try:
+            socket.send_fds(_server(), [json.dumps(request).encode()], [*streams, report])
+        finally:
+            os.close(report)
+        self.pid = self._receive()
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while the process runs."""
+        return self._await(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status when the process has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not after so many seconds.
+        """
+        status = self._await(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired([*self._arguments], timeout or 0)
+        return status
+
+    def _await(self, timeout: float | None) -> int | None:
+        if self._status is None and select.select([self._report], [], [], timeout)[0]:
+            self._status = os.waitstatus_to_exitcode(self._receive())
+            self._report.close()
+        return self._status
+
+    def _receive(self) -> int:
+        number = self._report.read(4)
+        if not number:
+            raise RuntimeError("The fork server has ended.")
+        return int.from_bytes(number)
+
+
+class PythonServer(Server):
+    """A server that is a module of Python. It starts as a fork; `fork=False` starts Python, as a user does."""
+
+    def __init__(self, directory: Path, *, fork: bool = True) -> None:
+        super().__init__(directory)
+        self._fork = fork
+
+    def _start(self, log: int) -> Process:
+        python, option, *module = self.command()
+        if not self._fork or (python, option) != (sys.executable, "-m"):
+            return super()._start(log)
+        with Path(os.devnull).open("rb") as nothing:
+            streams = (nothing.fileno(), log, log)
+            return Fork(module, cwd=self.directory, env={**os.environ, **self.environment()}, streams=streams)
+
+
+@cache
+def _server() -> socket.socket:
+    """Start the fork server of this process, which ends with it, and return the connection to it."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "tests.servers.fork_server", str(its.fileno())]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MALLOC_ARENA_MAX": "2"}  # libc reads it at a start
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, pass_fds=[its.fileno()], umask=0o022)
+    its.close()
+
+    @atexit.register
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    return ours
