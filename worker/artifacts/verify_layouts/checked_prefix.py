@@ -11,14 +11,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from worker.artifacts.disk_sort import DiskSort
-from worker.limits.waiting_store import WaitingReader
 from worker.storage.driver import Capabilities, ListedObject, ObjectStat
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifiedReader
 from worker.storage.keys import check_existing_key
+
+if TYPE_CHECKING:
+    from worker.limits.waiting_store import WaitingReader  # it imports Celery, which the help of `adopt` must not
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,7 +89,7 @@ class Reads(Protocol):
     def capabilities(self) -> Capabilities: ...
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
     def stat_object(self, bucket: str, key: str) -> ObjectStat: ...
-    def read_object(self, bucket: str, key: str) -> VerifiedReader | WaitingReader: ...
+    def read_object(self, bucket: str, key: str) -> "VerifiedReader | WaitingReader": ...
 
 
 class InvalidLayout(PermanentError):
