@@ -101,15 +101,15 @@ def forge(url: str) -> None:
                 events.send("task-received", uuid="seen-last", name="task", args=MARKUP, kwargs=MARKUP, retries=0)
 
 
-def rows(web: httpx.Client) -> dict[str, dict[str, object]]:
-    """Return the rows of the page of tasks by uuid, as the browser asks for them."""
+def rows(web: httpx.Client, search: str = "") -> dict[str, dict[str, object]]:
+    """Return the rows of the page of tasks by uuid, as the browser asks for them, also with a filter."""
     order = {"order[0][column]": 0, "order[0][dir]": "desc", "columns[0][data]": "name"}
-    asked = {"draw": 1, "start": 0, "length": 100, **order}
+    asked = {"draw": 1, "start": 0, "length": 100, "search[value]": search, **order}
     return {row["uuid"]: row for row in web.get("/tasks/datatable", params=asked).json()["data"]}
 
 
 def test_the_page_of_tasks_tells_artifact_and_verdict_and_keeps_them(url, tmp_path):
-    """A corrupt verdict is no SUCCESS, each row names its artifact, and the history is there after a restart."""
+    """A corrupt verdict is no SUCCESS and is found as Failed, each row names its artifact, also after a restart."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(b"12345")
@@ -131,6 +131,9 @@ def test_the_page_of_tasks_tells_artifact_and_verdict_and_keeps_them(url, tmp_pa
             assert (shown["name"], shown["kwargs"]) == ("verify", "releases/a.tgz")
             assert set(str(shown["result"]).split(", ")) == {"dr corrupt", "primary verified"}
             assert "dr corrupt" in web.get(f"/task/{job.id}").text
+            assert list(rows(web, "state:FAILURE")) == list(rows(web, "state:CORRUPT")) == [job.id]
+            assert job.id not in rows(web, "state:SUCCESS")
+            assert list(web.get("/api/tasks", params={"state": "FAILURE"}).json()) == [job.id]
         with flower(url, tmp_path) as web:
             web.auth = httpx.BasicAuth("a", "b")
-            assert rows(web)[job.id]["state"] == "CORRUPT"
+            assert rows(web, "state:FAILURE")[job.id]["state"] == "CORRUPT"

@@ -1,11 +1,13 @@
 """Set Flower up before its command runs: columns, history, and authentication on every route."""
 
+from copy import copy
 from typing import Any
 
 from celery import Celery
+from celery.states import FAILURE
 
 from worker.flower.authentication import has_passwords
-from worker.flower.tasks import TaskFormatter
+from worker.flower.tasks import BAD_STATES, TaskFormatter
 from worker.settings import Settings
 
 _MOST_TASKS = 10_000
@@ -33,6 +35,27 @@ def set_up(app: Celery, settings: Settings) -> None:
     formatter = TaskFormatter(app)
     options.format_task = lambda task: formatter.format(task)  # noqa: PLW0108 - the option takes no method
     _guard_every_route()
+    _find_by_shown_state(formatter)
+
+
+def _find_by_shown_state(formatter: TaskFormatter) -> None:
+    """Let the filters of the page of tasks find what it shows: `Failed` also the jobs with a bad verdict."""
+    from flower import events
+    from flower.utils.search import TaskSearchEngine
+
+    class ByShownState(TaskSearchEngine):  # type: ignore[misc]  # Flower has no types
+        def _index(self, task_id: str, task: Any) -> None:
+            shown = copy(task)
+            shown.state = formatter.state_of(task)
+            super()._index(task_id, shown)
+            if shown.state in BAD_STATES:
+                self.exact_postings["state"][FAILURE.casefold()].add(task_id)
+
+        def remove(self, task_id: str) -> None:
+            super().remove(task_id)
+            self.exact_postings["state"].get(FAILURE.casefold(), set()).discard(task_id)
+
+    events.TaskSearchEngine = ByShownState
 
 
 def _guard_every_route() -> None:

@@ -16,6 +16,8 @@ _SHOWN = 200
 _MOST_RESULT = 1 << 20
 _BAD = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "failed")
 """The outcomes that are no success, the worst first."""
+BAD_STATES = frozenset(name.upper() for name in _BAD)
+"""The states of jobs that ended and whose outcome is no success."""
 _ARTIFACT = ("bucket", "key", "version", "size", "sha256")
 
 
@@ -44,6 +46,16 @@ class TaskFormatter:
             task.name = spec.kind
             task.kwargs = arguments(task.kwargs)
         return task
+
+    def state_of(self, task: Any) -> str:
+        """Return the state of a task as the pages show it."""
+        if task.state == PROGRESS_STATE:
+            return str(STARTED)
+        if task.state != SUCCESS or task.name not in TASKS:
+            return str(task.state)
+        result = _literal(task.result)
+        found = result if isinstance(result, dict) else self._result(task.uuid)
+        return _verdict(found) if found is not None else SUCCESS
 
     def _result(self, uuid: str) -> Mapping[str, Any] | None:
         key = self._app.backend.get_key_for_task(uuid)
