@@ -26,7 +26,7 @@ LIBRARIES = (
     *("alembic.runtime.migration", "celery.__main__", "celery.app.task", "celery.apps.beat", "celery.apps.worker"),
     *("celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork", "kombu.transport.redis", "psycopg"),
     *("pydantic_settings", "redis", "rich.progress", "rich.table", "sqlalchemy.dialects.sqlite", "yaml"),
-    *("worker.artifacts.sources", "worker.beat", "worker.catalogue", "worker.cli", "worker.context"),
+    *("worker.artifacts.sources", "worker.beat_scheduler", "worker.catalogue", "worker.cli", "worker.context"),
     *("worker.intake.message_filter", "worker.jobs.remote_control", "worker.metrics.totals_sender", "worker.schedule"),
     *("worker.settings", "zot_artifact_client"),
     *("fastapi", "uvicorn", "worker.gateway.server"),
