@@ -5,6 +5,12 @@ from typing import Any
 
 _RULES = {"tuple_type": "Input should be a valid list", "dict_type": "Input should be a valid object"}
 """Rules that pydantic words for Python, in the words of JSON."""
+_PATTERNS = {
+    r"^[0-9a-fA-F]{64}$": "must be 64 hexadecimal digits",
+    r"^[A-Za-z0-9._-]{1,64}$": "must be 1 to 64 letters, digits, '.', '_' or '-'",
+    r"^[a-z][a-z0-9_]{0,63}$": "a name must be 1 to 64 of a-z, 0-9 and '_', beginning with a letter",
+}
+"""What the regular expressions of the contract say, where that is shorter in words."""
 
 
 def faults_of(errors: Iterable[Mapping[str, Any]], *, whole: str = "request") -> str:
@@ -17,7 +23,8 @@ def faults_of(errors: Iterable[Mapping[str, Any]], *, whole: str = "request") ->
 
 def rule_of(error: Mapping[str, Any]) -> str:
     """Return the rule that a field breaks."""
-    return _RULES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    pattern = str(error["msg"]).removeprefix("String should match pattern ").strip("'")
+    return _RULES.get(error["type"]) or _PATTERNS.get(pattern) or str(error["msg"]).removeprefix("Value error, ")
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -61,6 +61,15 @@ class RottingStore(ABC):
         """Let the store answer for an object again as it did before `deny` and the like."""
 
 
+def _rot_file(path: Path, bad: bytes) -> None:
+    """Replace the bytes of a file as rot does: its times stay."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(bad)
+        file.truncate()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 class RottingDirectory(RottingStore):
     """A store in a directory."""
 
@@ -75,12 +84,7 @@ class RottingDirectory(RottingStore):
         return self._path(key).read_bytes()
 
     def rot(self, key: str, bad: bytes) -> None:
-        path = self._path(key)
-        before = path.stat()
-        with path.open("r+b") as file:
-            file.write(bad)
-            file.truncate()
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        _rot_file(self._path(key), bad)
 
     def replace(self, key: str, bad: bytes, sha256: str | None = None) -> None:
         path = self._path(key)
@@ -182,12 +186,7 @@ class RottingS3(RottingCloud):
         return (self._files / key).read_bytes()
 
     def rot(self, key: str, bad: bytes) -> None:
-        path = self._files / key
-        before = path.stat()
-        with path.open("r+b") as file:
-            file.write(bad)
-            file.truncate()
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        _rot_file(self._files / key, bad)
 
     def replace(self, key: str, bad: bytes, sha256: str | None = None) -> None:
         digest = sha256 or hashlib.sha256(bad).hexdigest()

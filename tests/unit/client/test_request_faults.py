@@ -22,7 +22,8 @@ def test_client_and_command_word_a_wrong_request_alike_and_without_its_values() 
         command_request(UPLOAD, **FIELDS)
     said = str(of_client.value)
     assert said == str(of_command.value)
-    assert said.startswith("upload: stores: a store is named twice; metadata: ")
+    assert said.startswith("upload: metadata: a name must be 1 to 64 of a-z")
+    assert said.endswith("; stores: a store is named twice")
     assert "unter2" not in said
 
 
@@ -34,6 +35,15 @@ def test_positions_in_a_list_are_named_and_rules_are_in_words_of_json() -> None:
         client_request(REPLICATE, bucket="b", key="k", to="dr")
     with pytest.raises(InvalidRequest, match=r"^upload: tags: Input should be a valid object$"):
         client_request(UPLOAD, bucket="b", key="k", source="/in", tags=["a"])
+
+
+def test_a_digest_that_is_none_is_told_in_words() -> None:
+    """The client and the worker say what a digest is, and show no regular expression."""
+    with pytest.raises(InvalidRequest, match=r"^upload: sha256: must be 64 hexadecimal digits$"):
+        client_request(UPLOAD, bucket="b", key="k", source="/in", sha256="abc")
+    with pytest.raises(ValidationError) as caught:
+        UploadRequest.read({"bucket": "b", "key": "k", "source": "/in", "sha256": "abc"})
+    assert problems_of(caught.value) == "sha256: must be 64 hexadecimal digits"
 
 
 def test_faults_of_all_fields_together_have_a_name() -> None:
