@@ -7,6 +7,8 @@ What it has in common with its siblings is the seed of Python's hashes.
 Run as `python -m tests.servers.fork_server DESCRIPTOR`, the descriptor of a connected Unix socket.
 """
 
+# ruff: noqa: F401 - the forks use what is imported here; nothing among it reads a setting when it is imported
+
 import gc
 import importlib
 import json
@@ -19,20 +21,42 @@ import socket
 import sys
 from contextlib import suppress
 
+import alembic.runtime.migration
+import celery.__main__
+import celery.app.task
+import celery.apps.beat
+import celery.apps.worker
+import celery.backends.redis
+import celery.bin.celery
+import celery.concurrency.prefork
+import fastapi
+import kombu.transport.redis
+import psycopg
+import pydantic_settings
+import redis
+import rich.progress
+import rich.table
+import sqlalchemy.dialects.sqlite
+import uvicorn
+import yaml
+
 import tasks
+import worker.artifacts.sources
+import worker.beat_scheduler
+import worker.catalogue
+import worker.cli
+import worker.context
+import worker.gateway.server
+import worker.intake.message_filter
+import worker.jobs.queue_pauses_and_revoke
+import worker.jobs.shutdown_flag
+import worker.metrics.totals_sender
+import worker.schedule
+import worker.settings
+import zot_artifact_client
 from tests.servers.process import die_with_parent
 
-LIBRARIES = (
-    *("alembic.runtime.migration", "celery.__main__", "celery.app.task", "celery.apps.beat", "celery.apps.worker"),
-    *("celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork", "kombu.transport.redis", "psycopg"),
-    *("pydantic_settings", "redis", "rich.progress", "rich.table", "sqlalchemy.dialects.sqlite", "yaml"),
-    *("worker.artifacts.sources", "worker.beat_scheduler", "worker.catalogue", "worker.cli", "worker.context"),
-    *("worker.intake.message_filter", "worker.jobs.remote_control", "worker.metrics.totals_sender", "worker.schedule"),
-    *("worker.settings", "zot_artifact_client"),
-    *("fastapi", "uvicorn", "worker.gateway.server"),
-)
-"""What workers and commands import; nothing among it reads a setting when it is imported."""
-IN_SHARED_MEMORY = ("worker.jobs.shutdown_flag",)
+IN_SHARED_MEMORY = (worker.jobs.shutdown_flag,)
 """The modules whose memory a process shares with those that it forks; each fork here needs one of its own."""
 REQUEST_SIZE = 1 << 16
 _FIRST_OTHER, _MOST = 3, 1 << 20
@@ -84,13 +108,13 @@ def _become(request: dict, stdin: int, stdout: int, stderr: int, report: int) ->
     sys.path[0] = request["directory"]
     sys.argv[:] = request["arguments"]
     random.seed()
-    for name in IN_SHARED_MEMORY:
-        importlib.reload(sys.modules[name])
+    for module in IN_SHARED_MEMORY:
+        importlib.reload(module)
 
 
 if __name__ == "__main__":
-    for name in (*LIBRARIES, *(found.name for found in pkgutil.walk_packages(tasks.__path__, "tasks."))):
-        importlib.import_module(name)
+    for found in pkgutil.walk_packages(tasks.__path__, "tasks."):
+        importlib.import_module(found.name)
     gc.freeze()  # a fork would copy what a collection touches
     serve(socket.socket(fileno=int(sys.argv[1])))
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
