@@ -3,8 +3,9 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
@@ -40,7 +41,8 @@ _END: _Listed = (None, None)
 def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: RunningJob) -> SweepEvidenceResult:
     """Compare the good copies of each store with its listing, or with its answer about each object.
 
-    An inventory report takes the place of a listing, with the checksums that it has; it counts up to its time.
+    An inventory report takes the place of a listing, with the checksums that it has; it counts up to its time. So does
+    a completion report of S3 Batch Operations, for the objects whose checksums it has.
     A copy whose row of the listing differs is asked for by itself. What then differs or is absent is read in full, by a
     job of its own, up to a limit for each store. Nothing moves a time of verification. Stores that are paused are left
     out, and what was written during the run is counted as too young. The next attempt of a run that was stopped
@@ -120,6 +122,9 @@ class _Comparison:
                 self._job.heartbeat()
                 yield known, check_copy(self._store, bucket, known, self._failures)
             return
+        if self._inventory is not None and self._inventory.computed:
+            yield from self._computed(bucket, settled, self._inventory)
+            return
         if (first := next(settled, None)) is None:
             return
         before = first.key[:-1] if self._since is not None else ""  # sorts before the key itself
@@ -137,6 +142,29 @@ class _Comparison:
             if found is None or found.outcome != "agrees":
                 found = check_copy(self._store, bucket, known, self._failures)
             yield known, found
+
+    def _computed(
+        self, bucket: str, settled: Iterator[RecordedEvidence], report: InventoryListing
+    ) -> Iterator[tuple[RecordedEvidence, EvidenceCheck]]:
+        """Compare the copies that a report has checksums of; it says nothing about the others.
+
+        A checksum of the recorded version is computed from the bytes, so that what the store says of the object does
+        not outweigh it. A row of another version is asked for.
+        """
+        rows = groupby(report.with_checksums(bucket, self._prefix), lambda row: row[0].key)
+        key, versions = next(rows, (None, None))
+        for known in settled:
+            while key is not None and key < known.key:
+                key, versions = next(rows, (None, None))
+            if key != known.key or versions is None:
+                continue
+            found = list(versions)
+            key, versions = next(rows, (None, None))
+            of_copy = next((each for each in found if each[0].version in {"", known.tag}), None)
+            if of_copy is None:
+                yield known, check_copy(self._store, bucket, known, self._failures)
+            else:
+                yield known, replace(compare_listed(known, *of_copy), source="checksum_report")
 
     def _settled(self, recorded: Iterator[RecordedEvidence]) -> Iterator[RecordedEvidence]:
         for each in recorded:

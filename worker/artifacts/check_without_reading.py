@@ -29,8 +29,9 @@ def compare_listed(
     if known.tag and listed.version:
         found["version"] = (known.tag, listed.version)
     for name, checksum in (checksums or {}).items():
-        if known.evidence.get(name):
-            found[name] = (known.evidence[name], checksum)
+        recorded = known.sha256 if name == "sha256" else known.evidence.get(name)
+        if recorded:
+            found[name] = (recorded, checksum)
     return _check(known, "listing" if checksums is None else "inventory", found)
 
 

@@ -47,7 +47,7 @@ class RecordedEvidence:
 class EvidenceCheck:
     """The last comparison of a copy with what its store says; no byte of it was read.
 
-    `outcome`: one of `EVIDENCE_OUTCOMES`. `source`: the request that told it, `stat`, `listing` or `inventory`.
+    `outcome`: one of `EVIDENCE_OUTCOMES`. `source`: what told it, `stat`, `listing`, `inventory` or `checksum_report`.
     `compared`: the names of what was compared.
     """
 

@@ -79,7 +79,9 @@ class ReportFiles:
     def _found(self, name: str) -> Iterator[_Reader]:
         """Open a file by its name in its bucket, or beside the manifest, where a copied report has it."""
         leaf, directory = PurePosixPath(name).name, PurePosixPath(self._key).parent
-        beside = [directory / leaf, directory / "data" / leaf, directory.parent / "data" / leaf]
+        beside = [
+            directory / leaf, directory / "data" / leaf, directory.parent / "data" / leaf, directory / "results" / leaf
+        ]  # fmt: skip
         names = [name, *map(str, beside)] if self._store is not None else [*map(str, beside)]
         with ExitStack() as held:
             yield self._first(list(dict.fromkeys(names)), name, held)

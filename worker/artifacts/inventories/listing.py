@@ -25,10 +25,11 @@ class InventoryListing:
     """The objects of a report under their logical names, sorted on disk. It is listed once, bucket after bucket.
 
     `at`: the time whose state the report has. `bucket`: the only logical bucket that it has, None if it may have all.
+    `computed`: it has the checksums of some objects, which S3 computed at rest, and lists no bucket.
     """
 
     def __init__(self, name: str, report: Report, bucket: str | None, rows: DiskSort) -> None:
-        self.name, self.at, self.bucket = name, report.at, bucket
+        self.name, self.at, self.bucket, self.computed = name, report.at, bucket, report.computed
         self.place = ""
         self._rows = iter(rows)
         self._next = next(self._rows, None)
@@ -44,8 +45,11 @@ class InventoryListing:
         while self._next is not None and self._next[0] < bucket:
             self._next = next(self._rows, None)
         while self._next is not None and self._next[0] == bucket:
-            _, key, size, version, modified, checksums = self._next
+            row = self._next
+            _, key, size, version, modified, checksums = row
             self._next = next(self._rows, None)
+            if self._next == row:
+                continue  # reports may name an object twice
             if key.startswith(prefix):
                 size = None if size < 0 else size
                 yield ListedObject(key, size, version, datetime.fromtimestamp(modified, UTC)), dict(checksums)
@@ -64,8 +68,8 @@ def requested_inventory(
     if request.inventory is None:
         return nullcontext()
     return open_inventory(
-        request.inventory, store, request.bucket, request.prefix,
-        stores=context.stores, settings=context.settings, heartbeat=heartbeat,
+        request.inventory, store, request.bucket, request.prefix, stores=context.stores, settings=context.settings,
+        heartbeat=heartbeat, lists=isinstance(request, SweepReconcileRequest),
     )  # fmt: skip
 
 
@@ -79,6 +83,7 @@ def open_inventory(
     stores: LimitedStores,
     settings: Settings,
     heartbeat: Callable[[], object] = lambda: None,
+    lists: bool = False,
 ) -> Iterator[InventoryListing]:
     """Read a whole inventory report and yield it as the listing of a store.
 
@@ -93,6 +98,7 @@ def open_inventory(
         stores: the configured stores.
         settings: for the roots and hosts of files, and where temporary files go.
         heartbeat: called often; may raise.
+        lists: a report is needed that has all objects, and not only the checksums of some.
 
     Raises:
         BadInventory: it is incomplete, damaged, of the future, of another bucket or account, or does not have all that
@@ -102,9 +108,11 @@ def open_inventory(
     files = ReportFiles(place, stores, settings, heartbeat)
     data, checksum = files.manifest()
     report = parse_manifest(place, data)
+    if lists and report.computed:
+        raise BadInventory(f"{place}: a report of S3 Batch Operations lists no bucket: it is for `sweep evidence`")
     if checksum is not None:
         check_checksum(place, data, checksum)
-    elif report.provider != "gcs":
+    elif report.provider != "gcs" and not report.computed:
         raise BadInventory(f"{place}: the file with its checksum is not beside it: the report is not complete")
     if report.at > clock.now() + _CLOCK_SKEW:
         raise BadInventory(f"{place}: it is of {report.at:%Y-%m-%d %H:%M} UTC, which is in the future")
@@ -138,6 +146,7 @@ class _Names:
         self._prefixed = config.layout == "prefixed"
         self._real = config.real_bucket if self._prefixed else report.bucket
         self.only = None if self._prefixed else report.bucket
+        self._computed = report.computed
         if self._prefixed and report.bucket not in {None, self._real}:
             raise BadInventory(f"{place}: it lists the bucket {report.bucket}, the store {store} is in {self._real}")
         account = config.account_url if isinstance(config, AzureConfig) else None
@@ -165,6 +174,9 @@ class _Names:
         if self._report.provider == "azure":
             if self._prefixed and row.bucket != self._real:
                 return None  # a report has all containers of an account
+        elif self._computed:
+            if self._prefixed and row.bucket != self._real:
+                return None  # a job may have objects of several buckets
         elif row.bucket != self._real:
             raise BadInventory(f"{self._place}: it has a row of the bucket {row.bucket}, not {self._real}")
         bucket, key = row.bucket, row.key

@@ -39,6 +39,7 @@ class Report:
         account: the host of the account, for Azure.
         rows: how many rows there are in all, where the manifest tells.
         within: the real `bucket/prefix` texts that it is limited to; empty if it has everything.
+        computed: it has checksums that S3 computed at rest, of some objects: it lists no bucket.
     """
 
     provider: Literal["s3", "gcs", "azure"]
@@ -50,6 +51,7 @@ class Report:
     account: str | None = None
     rows: int | None = None
     within: tuple[str, ...] = ()
+    computed: bool = False
 
 
 def parse_manifest(name: str, data: bytes) -> Report:
@@ -62,14 +64,19 @@ def parse_manifest(name: str, data: bytes) -> Report:
         document = json.loads(data)
         if not isinstance(document, dict):
             raise TypeError
-        for key, parse in (("sourceBucket", _s3), ("report_shards_file_names", _gcs), ("destinationContainer", _azure)):
+        for key, parse in (
+            ("sourceBucket", _s3), ("report_shards_file_names", _gcs), ("destinationContainer", _azure),
+            ("ReportSchema", _s3_batch),
+        ):  # fmt: skip
             if key in document:
                 return parse(name, document)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise BadInventory(
             f"{name}: it is no manifest of an inventory: {type(error).__name__} {str(error)[:80]}"
         ) from None
-    raise BadInventory(f"{name}: it is no manifest of S3 Inventory, Storage Insights or Azure Blob Inventory")
+    raise BadInventory(
+        f"{name}: it is no manifest of S3 Inventory, S3 Batch Operations, Storage Insights or Azure Blob Inventory"
+    )
 
 
 def check_checksum(name: str, data: bytes, checksum: bytes) -> None:
@@ -95,6 +102,19 @@ def _s3(name: str, document: Mapping[str, Any]) -> Report:
     )
     at = datetime.fromtimestamp(int(document["creationTimestamp"]) / 1000, UTC)
     return Report("s3", at, format_, files, columns, str(document["sourceBucket"]).removeprefix("arn:aws:s3:::"))
+
+
+def _s3_batch(name: str, document: Mapping[str, Any]) -> Report:
+    """Return what the manifest of a completion report says. Only succeeded tasks have a checksum."""
+    if document["Format"] != "Report_CSV_20180820":
+        raise BadInventory(f"{name}: a completion report in {str(document['Format'])[:40]!r} cannot be read")
+    columns = tuple(each.strip() for each in str(document["ReportSchema"]).split(","))
+    files = tuple(
+        ReportFile(str(each["Key"]), md5=str(each["MD5Checksum"]).lower())
+        for each in document["Results"]
+        if str(each["TaskExecutionStatus"]).lower() == "succeeded"
+    )
+    return Report("s3", _time(document["ReportCreationDate"]), "csv", files, columns, computed=True)
 
 
 def _gcs(name: str, document: Mapping[str, Any]) -> Report:

@@ -4,6 +4,7 @@ import base64
 import csv
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import IO, Any
 from urllib.parse import unquote_plus
 
 from worker.artifacts.inventories.manifest import BadInventory, Report
+from worker.storage.cloud.metadata import sha256_of
 
 _BATCH = 10_000
 _GZIP = b"\x1f\x8b"
@@ -22,7 +24,7 @@ _UNKNOWN = datetime.fromtimestamp(0, UTC)
 # By the field of an InventoryRow, the column of each provider, in lower case and without `_` and `-`.
 _COLUMNS: Mapping[str, Mapping[str, str]] = {
     "s3": {"bucket": "bucket", "key": "key", "size": "size", "version": "etag", "modified": "lastmodifieddate",
-           "latest": "islatest", "deleted": "isdeletemarker"},
+           "latest": "islatest", "deleted": "isdeletemarker", "sha256": "sha256"},
     "gcs": {"bucket": "bucket", "key": "name", "size": "size", "version": "generation", "modified": "updated",
             "gone": "timedeleted", "crc32c": "crc32c", "md5": "md5hash"},
     "azure": {"key": "name", "size": "contentlength", "version": "etag", "modified": "lastmodified",
@@ -61,7 +63,17 @@ def read_rows(name: str, file: IO[bytes], report: Report) -> Iterator[InventoryR
             if number == 0 and (lacking := {"key"} - {field for field, column in wanted.items() if column in values}):
                 raise BadInventory(f"{name}: it has no column for the {', '.join(sorted(lacking))}")
             yield _row(report, {field: values.get(column) for field, column in wanted.items()})
-    except (OSError, EOFError, ValueError, OverflowError, KeyError, zlib.error, csv.Error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        zlib.error,
+        csv.Error,
+    ) as error:
         raise BadInventory(f"{name}: it is damaged: {type(error).__name__}: {str(error)[:120]}") from error
 
 
@@ -80,9 +92,25 @@ def _csv(name: str, file: IO[bytes], report: Report, wanted: Mapping[str, str]) 
             if len(values) != len(columns):
                 raise BadInventory(f"{name}: line {lines.line_num} has {len(values)} values, not {len(columns)}")
             row = dict(zip(columns, values, strict=True))
+            if report.computed and not _add_computed(row):
+                continue
             if report.provider == "s3":
                 row["key"] = unquote_plus(row["key"], errors="strict")
             yield row
+
+
+def _add_computed(row: dict[str, Any]) -> bool:
+    """Add ETag and SHA-256 from the message of a succeeded task; return False for a row that is none.
+
+    A composite checksum is over the checksums of the parts, and says nothing about the SHA-256 of the object.
+    """
+    if row["taskstatus"].lower() != "succeeded":
+        return False  # the header too, if the file has one
+    found = json.loads(row["resultmessage"])
+    row["etag"] = found.get("etag")
+    if (found["checksumAlgorithm"], found["checksumType"]) == ("SHA256", "FULL_OBJECT"):
+        row["sha256"] = found["checksum_hex"]
+    return True
 
 
 def _parquet(name: str, file: IO[bytes], _report: Report, wanted: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -152,7 +180,9 @@ def _row(report: Report, values: Mapping[str, Any]) -> InventoryRow | None:
 
 def _checksums(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the checksums of a row as the drivers record them: Azure's in hex, Google's in base64."""
-    found = {name: str(values[name]) for name in ("crc32c", "md5", "content_md5") if values.get(name)}
+    found = {name: str(values[name]) for name in ("crc32c", "md5", "content_md5", "sha256") if values.get(name)}
+    if "sha256" in found and (sha256 := sha256_of(found["sha256"])) is not None:
+        found["sha256"] = sha256
     if "content_md5" in found:
         found["content_md5"] = base64.b64decode(found["content_md5"], validate=True).hex()
     return found

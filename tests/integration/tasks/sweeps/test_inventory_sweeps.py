@@ -15,7 +15,15 @@ from tasks.sweeps.check_without_reading import sweep_evidence
 from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.upload import upload
 from tests.conformance.targets import one_of_each
-from tests.unit.artifacts.inventories.reports import AT, OLD, Object, azure_report, gcs_report, s3_report
+from tests.unit.artifacts.inventories.reports import (
+    AT,
+    OLD,
+    Object,
+    azure_report,
+    gcs_report,
+    s3_batch_report,
+    s3_report,
+)
 from worker import clock
 from worker.artifacts.inventories import BadInventory
 from worker.catalogue import FindingKind, NewFinding
@@ -186,3 +194,47 @@ def test_the_checksums_of_a_report_are_evidence(
     assert compare(report(other)).outcomes == {"agrees": 4}  # the store itself says that nothing has changed
     context.stores[store].delete_object("releases", "a")
     assert (compare(report(other)).outcomes, [each.key for each in sent]) == ({"absent": 1, "agrees": 3}, ["a"])
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_checksums_that_s3_computed_at_rest_are_evidence(
+    context: Context, run, store: str, objects: list[Object], source_root: Path, settings: Settings, sent
+) -> None:
+    """One that differs is read in full although the store says that nothing changed; what has no row is not judged."""
+    config = settings.stores[store]
+    numbers = iter(range(10))
+
+    def compare(some: list[Object]) -> StoreEvidence:
+        manifest = s3_batch_report(source_root / f"batch-{next(numbers)}", some, bucket=str(config.bucket))
+        request = SweepEvidenceRequest(store=store, inventory=str(manifest))
+        (found,) = run(sweep_evidence, request).stores
+        return found
+
+    right = [replace(each, body=each.key.removeprefix("releases/").encode()) for each in objects]
+    assert compare(right[:3]).outcomes == {"agrees": 3}
+    artifact = context.catalogue.artifacts.current("releases", "a")
+    assert artifact is not None
+    copy = context.catalogue.artifacts.copies(artifact)[store]
+    check = context.catalogue.evidence_checks.of([copy.id])[copy.id]
+    assert (check.source, check.compared, copy.last_verified_at) == ("checksum_report", "version, sha256", None)
+    assert sent == []
+
+    rotten = [replace(right[0], body=b"rot"), *right[1:], right[1]]
+    found = compare(rotten)
+    assert (found.outcomes, found.sent) == ({"differs": 1, "agrees": 3}, 1)
+    assert [(each.key, each.stores) for each in sent] == [("a", (store,))]
+
+    composite = replace(right[0], body=b"rot", more={"checksumType": "COMPOSITE"})
+    older = replace(right[1], body=b"older", version="another")
+    assert compare([composite, older]).outcomes == {"agrees": 2}  # the store was asked about the other version
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_checksum_report_is_no_listing(
+    context: Context, objects: list[Object], source_root: Path, settings: Settings, reconcile, store: str
+) -> None:
+    """Reconcile refuses it, and one that is damaged changes nothing."""
+    manifest = s3_batch_report(source_root / "batch", objects, bucket=str(settings.stores[store].bucket))
+    with pytest.raises(BadInventory, match="lists no bucket"):
+        reconcile(manifest)
+    assert context.catalogue.findings.page() == []
