@@ -37,6 +37,20 @@ def test_a_damaged_broker_file_is_repaired(tmp_path: Path) -> None:
     assert copy.read_bytes() == good + b"*2\r\n$6\r\nSELECT\r\ngarbage"
 
 
+@pytest.mark.parametrize("content", ["directory", "text"])
+def test_up_tells_what_is_where_the_catalogue_belongs(content: str, tmp_path: Path) -> None:
+    """What is no catalogue is told in one line, with the file and the way out, before anything is started."""
+    home = tmp_path / "home"
+    file = home / "catalogue.sqlite3"
+    home.mkdir(mode=0o700)
+    file.mkdir() if content == "directory" else file.write_text("no database", encoding="utf-8")
+    done = Zot(home)("up")
+    assert (done.status, done.is_one_line()) == (2, True)
+    assert str(file) in done.stderr
+    assert "catalogue restore" in done.stderr
+    assert list((home / "logs").iterdir()) == []
+
+
 @pytest.mark.parametrize("command", [["up"], ["doctor"], ["upload", __file__, "a/b"]])
 def test_a_directory_that_cannot_be_made_is_one_line(command: list[str], tmp_path: Path) -> None:
     """Where the data directory cannot be made, the line names it and ZOT_HOME, with status 2."""

@@ -30,7 +30,14 @@ from worker.catalogue.checks_without_reading import (
 )
 from worker.catalogue.companions import Companions, NamedCompanion, WrongCompanion
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
-from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, NoCatalogue, expected_identity
+from worker.catalogue.database import (
+    CatalogueError,
+    CatalogueUnavailable,
+    Database,
+    NoCatalogue,
+    check_file,
+    expected_identity,
+)
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, KeptTombstone, NotDeleted, Tombstone
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
@@ -154,6 +161,7 @@ __all__ = [
     "UploadIntent",
     "VerdictRow",
     "WrongCompanion",
+    "check_file",
     "expected_identity",
     "last_cause",
     "load_export",

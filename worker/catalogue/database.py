@@ -1,6 +1,8 @@
 """Open the catalogue's database and bring its tables up to date."""
 
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -77,7 +79,7 @@ def migrate(engine: Engine) -> None:
         CatalogueError: the catalogue is newer than this program, or the database is not fit for one.
     """
     try:
-        with translated(engine):
+        with _with_way_out(), translated(engine):
             if _revision(engine) != _REVISION:
                 _upgrade(engine)
     except CatalogueError as error:
@@ -126,6 +128,7 @@ class Database:
         path = sqlite.file_of(self.engine.url) if self.engine.dialect.name == "sqlite" else None
         if path:
             _check_not_lost(path)
+            _check_is_database(path)
         if not create:
             _check_there(self.engine)
         migrate(self.engine)
@@ -259,6 +262,64 @@ def _check_not_lost(path: Path) -> None:
         )
 
 
+def check_file(url: str) -> None:
+    """Raise CatalogueError if something that is no catalogue is where this URL names the file of one."""
+    engine = open_engine(url)
+    try:
+        path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+        if path and _check_is_database(path):
+            with _with_way_out(), translated(engine):
+                if _revision(engine) is None:
+                    with engine.connect() as connection:
+                        _check_fit(connection)
+    finally:
+        engine.dispose()
+
+
+_WAY_OUT = (
+    "move it away and put the catalogue back, or run `zot-artifacts catalogue restore STORE`; ZOT_CATALOGUE and "
+    "ZOT_HOME say where it is"
+)
+
+
+def _check_is_database(path: Path) -> bool:
+    """Refuse what SQLite would wait for, or call "unable to open database file"; return whether the file is there.
+
+    The file is not opened here: to close it would end the locks that SQLite has on it in this process.
+    """
+    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))):
+        try:
+            kind = file.stat().st_mode
+            if not stat.S_ISREG(kind):
+                raise CatalogueError(f"catalogue {path}: {file} is {_kind(kind)} and no file of a database; {_WAY_OUT}")
+            if not os.access(file, os.R_OK):
+                raise CatalogueError(f"catalogue {path}: this user cannot read {file}; give it to this user")
+        except FileNotFoundError:
+            if file.is_symlink() and not file.resolve().parent.is_dir():  # otherwise SQLite makes the file
+                raise CatalogueError(f"catalogue {path}: {file} is a symbolic link to nothing; {_WAY_OUT}") from None
+        except OSError as error:
+            raise CatalogueError(f"catalogue {path}: {file}: {error.strerror}; {_WAY_OUT}") from error
+    return path.exists()
+
+
+@contextmanager
+def _with_way_out() -> Iterator[None]:
+    """Say what to do about a file that SQLite finds to be no database."""
+    try:
+        yield
+    except CatalogueUnavailable:
+        raise
+    except CatalogueError as error:
+        if "not a database" in str(error) or "malformed" in str(error):
+            raise CatalogueError(f"{error}; {_WAY_OUT}") from error
+        raise
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((name for test, name in kinds if test(mode)), "a device")
+
+
 def mark(path: Path, identity: str) -> None:
     """Keep the id of the catalogue beside its file.
 
@@ -355,9 +416,7 @@ def upgrade_tables(connection: Connection, revision: str | None = None) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each of its plugins
     engine = connection.engine
     _dialect(engine).lift_time_limits(connection)
-    unfit = _dialect(engine).unfit(connection)
-    if unfit:
-        raise CatalogueError(f"the catalogue {_named(engine.url)} cannot be made: {unfit}")
+    _check_fit(connection)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
@@ -365,6 +424,11 @@ def upgrade_tables(connection: Connection, revision: str | None = None) -> None:
         command.upgrade(config, revision or _REVISION)
     except CommandError as error:
         raise CatalogueError(f"the catalogue {_named(engine.url)} was made by a newer version: {error}") from None
+
+
+def _check_fit(connection: Connection) -> None:
+    if unfit := _dialect(connection.engine).unfit(connection):
+        raise CatalogueError(f"the catalogue {_named(connection.engine.url)} cannot be made: {unfit}")
 
 
 def _named(url: URL) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import sqlalchemy as sa
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -51,9 +52,13 @@ def lift_time_limits(connection: Connection) -> None:
     """Do nothing: a transaction has no time limit."""
 
 
-def unfit(connection: Connection) -> str | None:  # noqa: ARG001 - the other dialect asks it
-    """Return why the database cannot be used: there is no reason."""
-    return None
+def unfit(connection: Connection) -> str | None:
+    """Return why the database cannot be used: the file is that of another program."""
+    names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = set(connection.execute(sa.text(names)).scalars())
+    if not tables or "alembic_version" in tables:
+        return None
+    return "the file has tables of another program; move it away, or name another file with ZOT_CATALOGUE"
 
 
 def is_transient(error: DBAPIError) -> bool:

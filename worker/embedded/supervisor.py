@@ -15,6 +15,7 @@ from pathlib import Path
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from worker.catalogue import check_file
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
 from worker.settings import Settings, SettingsError
@@ -75,10 +76,12 @@ def run(
     Raises:
         AlreadyRunning: another `up` runs on the data directory; names its process.
         NotReady: a program does not answer in time; all have been stopped.
+        CatalogueError: something else is where the file of the catalogue belongs; nothing was started.
     """
     settings.prepare()  # and a umask by which queues, artifacts, catalogue and logs are for this user alone
     logs = settings.home / "logs"
     _make_logs(logs)
+    check_file(settings.catalogue_url)  # workers would start again and again, and no command would say why
     with _locked(settings.home) as lock, Children(logs, say) as children:
         try:
             if settings.broker is None:

@@ -206,3 +206,41 @@ def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch
     assert catalogue.verifications.durable_head().id == 3
     assert waits.count("flush") == 2
     catalogue.close()
+
+
+def _other_database(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url)")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Path.mkdir, "is a directory"),
+        (os.mkfifo, "is a FIFO"),
+        (lambda file: file.write_bytes(b"no database" * 500), "is not a database"),
+        (lambda file: file.symlink_to(file), "Too many levels of symbolic links"),
+        (lambda file: file.symlink_to("/nonexistent/catalogue"), "a symbolic link to nothing"),
+        (lambda file: file.with_name(f"{file.name}-wal").mkdir(), "-wal is a directory"),
+        (_other_database, "tables of another program"),
+    ],
+    ids=["directory", "FIFO", "text", "loop", "dangling", "wal", "other"],
+)
+def test_what_is_no_catalogue_is_told_at_once(make, said, tmp_path, url):
+    """A catalogue's file that is something else is an error that says what it is, and stays as it is."""
+    file = tmp_path / "catalogue.sqlite3"
+    make(file)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CatalogueError, match=said) as caught:
+        Catalogue(url)
+    assert not isinstance(caught.value, CatalogueUnavailable), "it is not tried again"
+    assert str(file) in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_link_to_where_the_catalogue_is_to_be_made_is_followed(tmp_path, url):
+    """An operator may link the file to another disk before the first start."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "catalogue.sqlite3").symlink_to(tmp_path / "disk" / "catalogue")
+    Catalogue(url).close()
+    assert (tmp_path / "disk" / "catalogue").is_file()
