@@ -20,7 +20,15 @@ from kombu.exceptions import OperationalError
 from tasks.plan_directory_upload import begin_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
-from worker.artifacts.page_selection import PageObject, artifact_object, is_older, of_lines, open_objects, split
+from worker.artifacts.page_selection import (
+    PageObject,
+    artifact_object,
+    is_older,
+    limits_of,
+    of_lines,
+    open_objects,
+    split,
+)
 from worker.artifacts.per_store import check_storage_classes
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.upload_lists import ListedFile
@@ -41,6 +49,7 @@ from worker.jobs.cancellation import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.jobs.task import artifact_task
+from worker.settings.sections import PageSettings
 from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
@@ -244,20 +253,23 @@ def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) 
     if request.verb == UPLOAD.kind:
         pages, cursor, exhausted = next_upload_pages(request, context, before, min(room, _PAGES_AT_ONCE))
         return PlannedJobs([PageJob(page, size) for page, size in pages], cursor, exhausted)
-    most = min(room, _PAGES_AT_ONCE) * context.settings.page.objects
+    limits = limits_of(context.settings.page, before.total)
     if request.keys_from is not None:
-        return _next_lines(request, context, before, room, most)
-    return _next_range(request, context, before, room, most)
+        return _next_lines(request, context, before, room, limits)
+    return _next_range(request, context, before, room, limits)
 
 
-def _next_range(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> PlannedJobs:
+def _next_range(
+    request: BatchRequest, context: JobContext, before: Batch, room: int, limits: PageSettings
+) -> PlannedJobs:
+    most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.bucket is not None
     after, newest, now = before.cursor["after"], before.cursor.get("last"), clock.now()
     artifacts = context.catalogue.artifacts.page(request.bucket, request.prefix, (request.bucket, after), most)
     # An artifact that is newer than the batch is no part of it, least of all of a delete.
     objects = [artifact_object(each) for each in artifacts if is_older(each, newest, before.begun_at, now)]
     found: list[ObjectJob | PageJob] = []
-    pages = list(split(objects, context.settings.page))
+    pages = list(split(objects, limits))
     for page in pages[:room]:
         until = str(page[-1].end)
         selection = RangeSelection(
@@ -277,12 +289,15 @@ def _cursor_after(before: Batch, key: str) -> dict[str, Any]:
     return {**before.cursor, "after": key}
 
 
-def _next_lines(request: BatchRequest, context: JobContext, before: Batch, room: int, most: int) -> PlannedJobs:
+def _next_lines(
+    request: BatchRequest, context: JobContext, before: Batch, room: int, limits: PageSettings
+) -> PlannedJobs:
+    most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.keys_from is not None
     offset, tag = before.cursor["offset"], before.cursor["tag"]
     lines = keylist.page(request.keys_from, context.settings, offset=offset, tag=tag, limit=most, job=before.job)
     found: list[ObjectJob | PageJob] = []
-    pages = list(split(of_lines(lines, context.catalogue), context.settings.page))
+    pages = list(split(of_lines(lines, context.catalogue), limits))
     for page in pages[:room]:
         selection = LinesSelection(file=request.keys_from, offset=offset, end=int(page[-1].end), tag=tag)
         found.append(_job_of(page, _page_request(request).model_copy(update={"lines": selection})))

@@ -6,6 +6,7 @@ from typing import Any
 
 from worker.artifacts import upload_lists
 from worker.artifacts.directory_listing import DirectoryListing, Filters
+from worker.artifacts.page_selection import limits_of
 from worker.artifacts.sources import SourceRefused, staged_directory
 from worker.catalogue import Batch
 from worker.context import JobContext
@@ -81,7 +82,7 @@ def next_upload_pages(
     request: BatchRequest, context: JobContext, before: Batch, room: int
 ) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
     """Return the next pages with their bytes, the cursor after them, and whether they are the last."""
-    cursor, most = dict(before.cursor), context.settings.page
+    cursor, most = dict(before.cursor), limits_of(context.settings.page, before.total)
     extents = upload_lists.extents(
         cursor["file"], context.settings, offset=cursor["offset"], tag=cursor["tag"], job=before.job,
         objects=most.objects, size=most.size, limit=room,

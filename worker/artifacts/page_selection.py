@@ -14,6 +14,10 @@ from zot_artifact_client.contract import LinesSelection, PageRequest, RangeSelec
 
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ."""
+_SHARES = 4
+"""Pages of a batch that would fit into fewer: one page is one process, and most of a machine would wait for it."""
+_FEWEST = 100
+"""Objects of such a page; taking a page costs about as much as 200 small objects of a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,13 @@ def open_objects(request: PageRequest, page: Page | None, context: JobContext, j
         return [artifact_object(artifact) for artifact in context.catalogue.artifacts.by_ids(page.open)]
     still = set(page.open)
     return [each for each in select(request, context.catalogue, context.settings, job) if each.id in still]
+
+
+def limits_of(most: PageSettings, total: int | None) -> PageSettings:
+    """Return the limits of the pages of a batch of so many objects: several processes share a small one, too."""
+    if total is None:
+        return most
+    return most.model_copy(update={"objects": min(most.objects, max(_FEWEST, -(-total // _SHARES)))})
 
 
 def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[PageObject]]:

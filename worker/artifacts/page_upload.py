@@ -106,7 +106,8 @@ class UploadPage:
     ) -> tuple[list[_Item], list[Future[None]]] | None:
         if group is None:
             return None
-        return group, [pool.submit(self._read, item) for item in group]
+        # Half of the threads, so that those that write need not wait for the reads.
+        return group, _begin(pool, self._read, group, max(1, self.context.settings.page.threads // 2))
 
     def _read(self, item: _Item) -> None:
         try:
@@ -134,13 +135,14 @@ class UploadPage:
     def _write(self, store: LimitedStore, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
         """Write new versions under free keys, and the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
-        fresh = [item for item in wanted if item.fresh]
+        fresh, threads = [item for item in wanted if item.fresh], self.context.settings.page.threads
         keeps = store.capabilities.user_metadata or store.capabilities.properties or self.request.storage_classes
         if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
             self._write_group(store, fresh)
         else:
-            _all(pool, lambda item: self._write_new(store, item), fresh)
-        _all(pool, lambda item: self._write_known(store, item), [item for item in wanted if _is_left(item, store)])
+            _all(pool, lambda item: self._write_new(store, item), fresh, threads)
+        left = [item for item in wanted if _is_left(item, store)]
+        _all(pool, lambda item: self._write_known(store, item), left, threads)
 
     def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> None:
         puts = [
@@ -253,10 +255,25 @@ def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
         yield group
 
 
-def _all(pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item]) -> None:
-    """Do something for all items; after all have ended, raise the first error."""
-    futures = [pool.submit(do, item) for item in items]
-    errors = [future.exception() for future in futures]
+def _begin(
+    pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item], threads: int
+) -> list[Future[None]]:
+    """Begin to do something for all items, in so many threads, each of which ends at its first error.
+
+    The threads take the next item themselves: a future for each item costs as much as reading a small file.
+    """
+    waiting = iter(items)  # threads may share the iterator of a sequence
+
+    def work() -> None:
+        for item in waiting:
+            do(item)
+
+    return [pool.submit(work) for _ in range(min(threads, len(items)))]
+
+
+def _all(pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item], threads: int) -> None:
+    """Do something for all items; after all threads have ended, raise the first error."""
+    errors = [future.exception() for future in _begin(pool, do, items, threads)]
     for error in errors:
         if error is not None:
             raise error
