@@ -45,7 +45,7 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
         for r in records
     ]
     columns = ("job", "kind", "artifact", "state", "tries", "age" if narrow else "created", "error")
-    print_table(columns, rows, empty="no jobs", flexible=("artifact", "error"))
+    print_table(columns, rows, empty="no jobs that a worker has taken", flexible=("artifact", "error"))
 
 
 def print_job(record: JobRecord, webhooks: Mapping[str, str], *, traceback: bool, as_json: bool) -> None:

@@ -94,7 +94,8 @@ def print_outcome(outcome: Outcome) -> None:
     else:
         why = "it waits" if outcome.state == JobState.QUEUED else "its last attempt failed"  # queued: it was snoozed
         cause = f", {why}: {outcome.error['message']}" if outcome.error else ""
-        complain(f"job {outcome.job} is still {outcome.state}{cause}; it goes on, `zot-artifacts jobs {outcome.job}`")
+        shown = f"`zot-artifacts jobs {outcome.job}` shows it"
+        complain(f"job {outcome.job} is still {outcome.state}{cause}; it continues, {shown}")
 
 
 def _print_copies(result: Mapping[str, Any]) -> None:

@@ -191,7 +191,7 @@ def _all(session: Session, store: str | None, prefix: str) -> Iterator[Quarantin
 def _find(session: Session, store: str, id_: str) -> Quarantined:
     found = next((each for each in _all(session, store, id_) if each.id == id_), None)
     if found is None:
-        message = f"{store}: nothing is in quarantine as {id_}: `zot-artifacts quarantine ls` lists what is"
+        message = f"{store}: nothing is in quarantine as {id_}: `zot-artifacts quarantine ls` lists what it keeps"
         raise Failure(message, type_="NotFound")
     return found
 

@@ -30,7 +30,7 @@ _PAGE = 500
 
 def wait_timeout(job_id: str, timeout: float | None) -> WaitTimeout:
     """Return the error for a wait that took too long."""
-    return WaitTimeout(f"job {job_id} has not ended within {timeout:g} s; it goes on")
+    return WaitTimeout(f"job {job_id} has not ended within {timeout:g} s; it continues")
 
 
 class ResultBackend(Protocol):
