@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, cast
 
 from azure.core.credentials import TokenCredential
-from azure.core.exceptions import DecodeError, HttpResponseError
+from azure.core.exceptions import DecodeError, HttpResponseError, ResourceNotFoundError
 from azure.storage.blob import (
     BlobClient,
     BlobPrefix,
@@ -67,7 +67,7 @@ from worker.storage.driver import (
     WholeObject,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, PermanentError, StorageError, Unavailable
+from worker.storage.errors import HoldNotOffered, NotFound, PermanentError, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.transfer.server_copy import Begun, Between
@@ -134,6 +134,7 @@ class AzureDriver(CloudDriver):
             checks_uploads=self._checks_uploads(known=is_azure(self._config)),
             reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
             signs_puts=True,
+            holds=True,
             impossible_keys=IMPOSSIBLE_KEYS,
         )
 
@@ -209,6 +210,40 @@ class AzureDriver(CloudDriver):
                 **signing,
             )  # fmt: skip
         return SignedPut(f"{blob.url}?{signature}", {"x-ms-blob-type": "BlockBlob"})
+
+    def offers_hold(self, bucket: str) -> bool:
+        """Return whether the container has immutable storage for versions: only there a blob takes a legal hold."""
+        container, _ = self._real(bucket)
+        with translated(self._origin, f"the immutability of {container}"):
+            found = self._service().get_container_client(container).get_container_properties()
+        return found.immutable_storage_with_versioning_enabled is True
+
+    def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
+        """Place the legal hold on the current version, or end it on all: a repair leaves the bad bytes held."""
+        blob = self._blob(bucket, key)
+        with translated(self._origin, f"{bucket}/{key}"):
+            if held:
+                said = blob.set_legal_hold(True)
+                if said.get("legal_hold") is not True:
+                    raise HoldNotOffered(f"{self._name}: {bucket}/{key}: the store ignores the hold")
+                return
+            for version in self._held_versions(bucket, key):
+                blob.set_legal_hold(False, version_id=version)
+
+    def delete_held(self, bucket: str, key: str) -> bool:
+        """Delete the blob with all its versions: without an id Azure keeps the bytes as an older version."""
+        blob = self._blob(bucket, key)
+        with translated(self._origin, f"{bucket}/{key}"):
+            try:
+                with suppress(ResourceNotFoundError):
+                    blob.delete_blob()
+                for version in self._versions(bucket, key):
+                    blob.delete_blob(version_id=version.version_id)
+            except HttpResponseError as error:
+                if code_of(error) != "BlobImmutableDueToPolicy":
+                    raise
+                return False
+        return True
 
     def copy(
         self,
@@ -409,6 +444,18 @@ class AzureDriver(CloudDriver):
         if code == "BlobNotFound":
             return NotFound(f"{self._name}: {bucket}/{key} does not exist")
         return self._missing(bucket, key)
+
+    def _held_versions(self, bucket: str, key: str) -> list[str]:
+        return [str(each.version_id) for each in self._versions(bucket, key) if each.has_legal_hold]
+
+    def _versions(self, bucket: str, key: str) -> list[BlobProperties]:
+        """Return all versions of a blob, with their legal holds."""
+        container, start = self._real(bucket)
+        found = self._service().get_container_client(container).list_blobs(
+            name_starts_with=start + key, include=["versions", "legalhold"], results_per_page=_PAGE,
+            response_format="xml",
+        )  # fmt: skip
+        return [each for each in found if each.name == start + key and each.version_id]
 
     def _refuse_delete(self, bucket: str, key: str, condition: Match | None) -> bool:
         """Raise the reason why a conditional delete was refused; return False if there is no object."""
