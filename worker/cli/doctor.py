@@ -203,7 +203,8 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
     except (SameStore, OtherStore) as error:
         return Check(title, "bad", error.message)
     except StorageError as error:
-        return Check(title, "unknown", error.message, f"correct stores.{name}, or bring the store back")
+        way_out = f"see `stores.{name}` in the settings"
+        return Check(title, "unknown", error.message.removeprefix(f"{name}: "), way_out)
     if fault:
         return Check(title, "bad", fault, "do not rely on it before that is repaired")
     if breaker:

@@ -53,6 +53,7 @@ from zot_artifact_client.host_and_port import split_address
 
 ENV_PREFIX = "ZOT_"
 _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
+_KINDS_OF_STORE = [kind.model_fields["type"].default for kind in get_args(get_args(StoreConfig)[0])]
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
@@ -575,6 +576,11 @@ def _problems(error: ValidationError) -> Iterable[str]:
         where = ".".join(path) or "settings"
         if problem["type"] == "extra_forbidden":
             yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(path))}"
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{where}.type is missing; there are: {', '.join(_KINDS_OF_STORE)}"
+        elif problem["type"] == "union_tag_invalid":
+            tag = problem["ctx"]["tag"]
+            yield f"{where}.type: {tag!r} is no kind of store; there are: {', '.join(_KINDS_OF_STORE)}"
         else:
             yield f"{where}: {problem['msg'].removeprefix('Value error, ')}"
 
