@@ -96,7 +96,7 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     _see_pace(context, store, due)
     size = claims.mean_size(store, period=period, now=now, largest=page.large, ahead=AHEAD)
     backlog = Backlog(
-        copies=budgets.totals(store, now=now)[0],
+        copies=budgets.copies(store, now=now),
         needed=budgets.needed(store, lambda: claims.needed(store, period=period, now=now), age=period / 200, now=now),
         due=due, retries=claims.count_retries(store, now=now),
         late=claims.overdue(store, period=period * LATE, now=now), oldest=claims.oldest(store), mean=size,

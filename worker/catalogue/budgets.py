@@ -75,6 +75,17 @@ class Budgets:
         self._keep(store, {"copies": total, "bytes": size, "counted_at": now}, now)
         return total, size
 
+    def copies(self, store: str, *, now: datetime) -> int:
+        """Return how many copies a store has that a sweep reads: as `totals` has counted them, or from an index."""
+        read = (copies.c.store == store, copies.c.read_at.is_not(None))
+        count = sa.select(sa.func.count()).where(*read)
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
+            if row is not None and row.counted_at and timedelta() <= now - row.counted_at < _TOTALS:
+                return int(row.copies)
+            by_spread = connection.execute(count.where(copies.c.next_due_at.is_(None))).scalar_one()
+            return int(by_spread) + int(connection.execute(count.where(copies.c.next_due_at.is_not(None))).scalar_one())
+
     def needed(self, store: str, count: Callable[[], float], *, age: timedelta, now: datetime) -> float:
         """Return how many copies of a store have to be read in a second; `count` computes it anew after `age`."""
         query = sa.select(budgets.c.needed, budgets.c.needed_at).where(budgets.c.store == store)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
-from worker.catalogue.records import BAD
+from worker.catalogue.records import BAD, CopyState
 from worker.catalogue.sweep_claims import NOT_ARCHIVED
 from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, verifications
 from worker.storage import Verdict
@@ -18,6 +18,8 @@ from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import REPLICATE, JobState
 
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
+_NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
+"""The states after a verdict that needed no read to the end."""
 _OPEN_JOBS = [state for state in JobState if not state.terminal]
 
 
@@ -38,7 +40,8 @@ class Coverage:
 
     `read`: fully, within the period. `recent`: fully, within the last hours that were asked for. `never`: not since
     they were written. `unreadable`: the last attempt had no answer. `archived`: it is in an archive class and not
-    readable now; it counts as nothing else. A copy that was found bad counts as read.
+    readable now; it counts as nothing else. A corrupt copy counts as read; a missing one and one of another size were
+    not read.
     """
 
     read: int
@@ -101,9 +104,15 @@ class CoverageQueries:
             of_reads = [oldest.where(copies.c.spread == s, ~retry) for s in range(FIRST_READS, SPREADS)]
             of_reads.append(oldest.where(retry, NOT_ARCHIVED, copies.c.spread >= FIRST_READS))
             moments = [connection.execute(query).scalar() for query in of_reads]
+
+            def read_since(moment: datetime) -> int:
+                since = count.where(copies.c.read_at > moment)
+                unread = since.where(copies.c.state.in_(_NOT_READ), copies.c.spread >= FIRST_READS, NOT_ARCHIVED)
+                return counted(since, again=True) - int(connection.execute(unread).scalar_one())
+
             return Coverage(
-                read=counted(count.where(copies.c.read_at > now - period), again=True),
-                recent=counted(count.where(copies.c.read_at > now - recent), again=True),
+                read=read_since(now - period),
+                recent=read_since(now - recent),
                 never=counted(count.where(copies.c.read_at.is_not(None)), again=False),
                 unreadable=connection.execute(count.where(retry, unreadable)).scalar_one(),
                 archived=connection.execute(count.where(retry, ~NOT_ARCHIVED)).scalar_one(),

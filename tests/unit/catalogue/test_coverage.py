@@ -37,6 +37,14 @@ def test_the_coverage_tells_read_never_read_and_unreadable_apart(catalogue):
     assert catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=now).never == 1
 
 
+@pytest.mark.parametrize(("verdict", "read"), [("corrupt", 1), ("missing", 0), ("size_mismatch", 0)])
+def test_a_copy_counts_as_read_only_after_a_read_to_its_end(catalogue, verdict, read):
+    """Of a missing object and of one with another size no byte was compared."""
+    judged(catalogue, copied(catalogue, "bad", "dr"), "dr", verdict)
+    found = catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
+    assert (found.read, found.recent, found.never) == (read, read, 0)
+
+
 def test_nothing_is_open_in_an_empty_catalogue(catalogue):
     """Without copies and jobs every count is zero."""
     found = catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
