@@ -1,7 +1,9 @@
 """The servers that tests talk to: one of each per test process, started when the first test asks for it."""
 
+import faulthandler
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from tests.servers import (
 )
 from tests.servers.directory_in_memory import directory_in_memory
 from worker.catalogue import Catalogue
+from worker.embedded.parent_death import die_with_parent
 
 # A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -35,11 +38,31 @@ hypothesis.settings.load_profile("busy")
 
 INSTALLED = {"postgres", "ministack", "rclone", "fake_gcs", "strict_gcs", "fake_gcs_disk", "gcp_emulator", "azurite"}
 """The fixtures of servers that have to be installed; Valkey comes with the worker."""
+_ENDS_WITHIN = 60.0
+"""Seconds between the last test and the end of the process."""
 _AMBIENT = ("AWS_", "AZURE_", "ZOT_", "BOTO_", "CELERY_", "GOOGLE_", "GCLOUD_", "STORAGE_EMULATOR_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out every test of a server other than Valkey")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End each process of pytest-xdist when the one that started it is killed: it would run its test to the end."""
+    if hasattr(config, "workerinput"):
+        die_with_parent()
+        if os.getppid() != config.workerinput["starter"]:  # it was killed before
+            os._exit(1)
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist which one starts it."""
+    node.workerinput["starter"] = os.getpid()
+
+
+def pytest_unconfigure() -> None:
+    """Let a process that does not end, because a thread does not, show all its threads and then end."""
+    faulthandler.dump_traceback_later(_ENDS_WITHIN, exit=True, file=sys.__stderr__)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -137,9 +137,21 @@ def install_packages(home: Path, packages: Sequence[Path], say: Say) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     npm = [node_home / "bin" / "node", node_home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    environment = {"PATH": f"{node_home / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    environment = npm_settings(home)
+    environment["PATH"] = f"{node_home / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     way_out = WAY_OUT.replace("pip config list", "npm config list")
     step("install npm packages", [*npm, "ci", *quiet], say, way_out, cwd=folder, environment=environment)
+
+
+def npm_settings(home: Path) -> dict[str, str]:
+    """Return npm's settings as variables: more patience, and a cache here where there is no home directory.
+
+    With an empty HOME, npm would keep its cache in a directory named `~` of the directory in which it installs.
+    """
+    patient = {"npm_config_fetch_retries": "5", "npm_config_fetch_retry_maxtimeout": "120000"}
+    if (of_user := os.environ.get("HOME")) and os.access(of_user, os.W_OK):
+        return patient
+    return patient | {"npm_config_cache": str(home / "npm-cache")}
 
 
 @dataclass(frozen=True)

@@ -217,11 +217,11 @@ class Gateway:
         """Return what one of some tries returns; `refused`: how many there are while the gateway does nothing."""
         pause = _FIRST_PAUSE
         for number in range(1, max(tries, refused) + 1):
-            left = number < tries
+            left = number < tries and not self._closed
             try:
                 return exchange()
             except _TryAgain as asked:
-                if not (left or (asked.refused and number < refused)):
+                if not (left or (asked.refused and number < refused and not self._closed)):
                     raise asked.error from None
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
