@@ -204,7 +204,7 @@ def _print_reconciled(result: Mapping[str, Any]) -> None:
 def _print_repairs(result: Mapping[str, Any]) -> None:
     claimed, untrusted, lost = result["claimed"], result.get("untrusted", ()), result.get("lost", 0)
     for store, count in claimed.items():
-        say(f"{store}: bad copies that are being replaced: {count}")
+        say(f"{store}: copies that are being repaired: {count}")
     for store in untrusted:
         complain(f"{store}: its repairs are stopped: `zot-artifacts stores trust {store}` continues them")
     if lost:

@@ -45,7 +45,7 @@ _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
 _LEAST_FREE = 1024**3
 _RANK = list(FindingKind)
-_REPAIRED = {FindingKind(state) for state in BAD}
+_REPAIRED = {FindingKind(state) for state in BAD} | {FindingKind.METADATA}
 
 
 @dataclass(frozen=True, slots=True)

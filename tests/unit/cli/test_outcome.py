@@ -10,7 +10,7 @@ from zot_artifact_client import JobState
     ("result", "out", "err"),
     [
         ({"claimed": {}, "untrusted": [], "lost": 0}, "there is nothing to repair\n", ""),
-        ({"claimed": {"dr": 3}, "lost": 0}, "dr: bad copies that are being replaced: 3\n", ""),
+        ({"claimed": {"dr": 3}, "lost": 0}, "dr: copies that are being repaired: 3\n", ""),
         ({"claimed": {}, "lost": 2}, "", "artifacts without a good copy to repair from: 2: `zot-artifacts findings"),
         ({"claimed": {}, "untrusted": ["dr"]}, "", "dr: its repairs are stopped: `zot-artifacts stores trust dr`"),
     ],

@@ -76,6 +76,19 @@ def test_a_bad_copy_is_open_until_it_is_right_again(
     assert "copies dr" not in {each["name"] for each in zot("doctor")[1]["checks"]}
 
 
+def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
+    """It ends `status` with 1 until a read finds the right digest beside the bytes; the copy itself is good."""
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    for stored, kinds_of in (("", {"metadata": ("dr", 1)}), (artifact.digest.sha256, {})):
+        seen = Finding("job-1", "dr", artifact, "verified", stored_sha256=stored)
+        catalogue.verifications.record(seen, copy, tag="1", now=clock.now())
+        status, document = zot("status")
+        assert kinds(document) == kinds_of
+        assert (status == 1) == bool(kinds_of)
+        assert [each["examples"][0]["doing"] for each in document["findings"]] == ["waits for repair"] * len(kinds_of)
+        assert zot("stores")[0] == 0
+
+
 def test_an_artifact_without_a_good_copy_is_lost(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
     """The first finding that is shown is the lost artifact, and none of its copies is said to wait for a repair."""
     judge(catalogue, artifact, "dr", "corrupt")
