@@ -1,15 +1,15 @@
 """A server that speaks Azure Blob Storage."""
 
 import base64
-import http.client
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.servers.process import Server, ServerMissing, server_environment
+from tests.servers.http_server import HttpServer
+from tests.servers.process import ServerMissing, server_environment
 
 
-class Azurite(Server):
+class Azurite(HttpServer):
     """Microsoft's own emulator: checks signatures, decides conditions, keeps what was staged over a restart.
 
     It runs on the Node that a wheel has brought, so that nothing has to be installed by hand.
@@ -36,17 +36,6 @@ class Azurite(Server):
 
     def environment(self) -> Mapping[str, str]:
         return {"AZURITE_ACCOUNTS": f"{self.account}:{self.account_key}"}
-
-    def probe(self) -> None:
-        """Return when it answers HTTP, whatever it answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/")
-            connection.getresponse().read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(str(error)) from error
-        finally:
-            connection.close()
 
 
 def _program() -> tuple[str, str]:

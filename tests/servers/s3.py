@@ -1,33 +1,18 @@
 """Two servers that speak S3: one right in its semantics, one with real signatures and real files."""
 
-import http.client
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.servers.process import Server, find_server
+from tests.servers.http_server import HttpServer
+from tests.servers.process import find_server
 
 
-class S3Server(Server):
+class S3Server(HttpServer):
     """What both have in common: an endpoint, and the credentials that it was started with."""
 
     access_key_id = "test"
     secret_access_key = "test"
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def probe(self) -> None:
-        """Return when it answers HTTP, whatever it answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/")
-            connection.getresponse().read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(str(error)) from error
-        finally:
-            connection.close()
 
 
 class Ministack(S3Server):

@@ -1,7 +1,7 @@
 """`doctor` reports workers, beat, circuit breakers and the data directory, with real processes."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ from worker.settings import load_settings
 from zot_artifact_client.broker_urls import redis_client
 
 Doctor = Callable[[], dict[str, Any]]
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Valkey]:
-    """Return a broker of this test's own: nothing else serves its queues."""
-    (tmp_path / "valkey").mkdir()
-    with Valkey(tmp_path / "valkey") as server:
-        yield server
 
 
 @pytest.fixture

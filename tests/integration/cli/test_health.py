@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,6 @@ from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.contract import Queue
 
 Ask = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Valkey]:
-    """Return a broker of this test's own: nothing else serves its queues."""
-    (tmp_path / "valkey").mkdir()
-    with Valkey(tmp_path / "valkey") as server:
-        yield server
 
 
 @pytest.fixture

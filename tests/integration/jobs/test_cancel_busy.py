@@ -119,18 +119,7 @@ def test_a_store_that_says_nothing_holds_no_job(url, client, ministack: Ministac
             for line in lines.values():
                 until(lambda line=line: line.stopped)
                 line.freeze()
-            if end == "shutdown":
-                end_within(worker, GRACE + 5)
-                assert {state_of(worker, job.id) for job in jobs} == {"queued"}
-                return
-            begin = time.monotonic()
-            for job in jobs:
-                job.cancel()
-            for job in jobs:
-                with pytest.raises(JobCancelled):
-                    job.wait(WITHIN)
-            assert time.monotonic() - begin < 5 + SLACK
-            assert set(children) <= set(worker.children())
+            check_end(end, worker, jobs, children)
 
 
 @pytest.mark.parametrize("end", ["cancel", "shutdown"])
@@ -161,18 +150,7 @@ def test_no_kind_of_cloud_holds_a_job(url, client, tmp_path, end):
             ]
             for host in (s3, gcs, azure, fast):
                 assert host.asked.wait(WITHIN)
-            if end == "shutdown":
-                end_within(worker, GRACE + 5)
-                assert {state_of(worker, job.id) for job in jobs} == {"queued"}
-                return
-            begin = time.monotonic()
-            for job in jobs:
-                job.cancel()
-            for job in jobs:
-                with pytest.raises(JobCancelled):
-                    job.wait(WITHIN)
-            assert time.monotonic() - begin < 5 + SLACK
-            assert set(children) <= set(worker.children())
+            check_end(end, worker, jobs, children)
 
 
 def end_within(worker: Worker, seconds: float) -> None:
@@ -180,3 +158,19 @@ def end_within(worker: Worker, seconds: float) -> None:
     os.kill(worker.pid, signal.SIGTERM)
     until(lambda: not worker.running)
     assert time.monotonic() - begin < seconds + SLACK
+
+
+def check_end(end: str, worker: Worker, jobs: list[Any], children: list[int]) -> None:
+    """End the jobs by a shutdown, which requeues them, or cancel them: both in seconds, and without a killed child."""
+    if end == "shutdown":
+        end_within(worker, GRACE + 5)
+        assert {state_of(worker, job.id) for job in jobs} == {"queued"}
+        return
+    begin = time.monotonic()
+    for job in jobs:
+        job.cancel()
+    for job in jobs:
+        with pytest.raises(JobCancelled):
+            job.wait(WITHIN)
+    assert time.monotonic() - begin < 5 + SLACK
+    assert set(children) <= set(worker.children())
