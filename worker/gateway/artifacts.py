@@ -48,10 +48,13 @@ async def show_artifact(
     ] = None,
 ) -> ShowResult:
     """Show one artifact: its digest, the state of each copy, and the digests of its chunks if asked for."""
-    services = services_of(request)
+    services, caller = services_of(request), caller_of_request(request)
     artifact = await readable(request, "/v1/artifacts/")
     describe = partial(queries.describe, chunks_from=chunks_from)
-    return await services.read(describe, artifact, services.context)
+    shown = await services.read(describe, artifact, services.context)
+    others = tuple(each for each in shown.companions if caller.reaches(shown.bucket, each))
+    of = shown.companion_of if caller.reaches(shown.bucket, shown.companion_of or "") else None
+    return shown.model_copy(update={"companions": others, "companion_of": of})
 
 
 async def readable(request: Request, below: str) -> Artifact:

@@ -44,6 +44,8 @@ _ALIVE = 15.0
 """Seconds after which a stream without news sends a comment, so that no proxy closes it."""
 _LONGEST = 3600.0
 """Seconds after which a stream ends; the client asks again."""
+_HINT = "; did you mean "
+_NO_COMPANION = "it cannot be a companion of that artifact"
 SENT: tuple[TaskSpec[Any, Any], ...] = (UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH)
 """The jobs that the gateway sends. Sweeps are started by beat and by operators."""
 _VERBS: Mapping[str, TokenVerb] = {
@@ -219,7 +221,8 @@ async def _events(request: Request, job: StatusResult) -> AsyncIterator[str]:
             return
         await asyncio.sleep(_POLL)
         try:
-            job = (await services.read(_find, services, job.job))[0]
+            found, asked = await services.read(_find, services, job.job)
+            job = _as_seen(found, caller_of_request(request), _place(asked)[0])
         except (UnknownJob, BrokerUnavailable, CatalogueUnavailable):
             continue  # between the outbox and the ledger, or while one of them restarts
 
@@ -239,7 +242,21 @@ async def visible(request: Request, job_id: str, *, to_cancel: bool = False) -> 
         raise unknown_job(job_id)
     if to_cancel:
         check_may(caller, verb, *place)
-    return job
+    return _as_seen(job, caller, place[0])
+
+
+def _as_seen(job: StatusResult, caller: Caller, bucket: str) -> StatusResult:
+    """Return a job without the keys that the token is not for: of companions, and of what an error compares with."""
+    if caller.reaches(bucket, ""):
+        return job
+    result, error = job.result, job.error
+    if result is not None and result.get("companions"):
+        keyed = [(each["key"] if isinstance(each, dict) else each, each) for each in result["companions"]]
+        result = result | {"companions": [each for key, each in keyed if caller.reaches(bucket, key)]}
+    if error is not None:
+        message = error.message.partition(_HINT)[0]
+        error = error.model_copy(update={"message": _NO_COMPANION if error.type == "WrongCompanion" else message})
+    return job.model_copy(update={"result": result, "error": error})
 
 
 def _find(services: Services, job_id: str) -> tuple[StatusResult, Mapping[str, Any]]:

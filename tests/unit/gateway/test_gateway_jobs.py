@@ -56,6 +56,45 @@ def test_a_job_is_sent_shown_and_ends(gateway: Gateway) -> None:
     assert (shown["state"], shown["result"]) == ("succeeded", {"copies": []})
 
 
+def test_a_job_tells_no_key_that_the_token_is_not_for(gateway: Gateway) -> None:
+    """Companions under other prefixes are left out, also by `show`, and an error names no key that is like the other.
+
+    A token for the whole bucket gets all of it.
+    """
+    for key in ("app/a.tgz", "app/a.json", "audit/a.json"):
+        gateway.store(key, key.encode())
+    for key in ("app/a.json", "audit/a.json"):
+        gateway.context.catalogue.companions.add("releases", key, "app/a.tgz", by="ana", now=clock.now())
+    some, all_ = gateway.client("releases/app/", name="some"), gateway.client("releases", name="all")
+    asked = {"bucket": "releases", "key": "app/a.tgz"}
+    done = some.post("/v1/jobs/verify", json=asked).json()
+    named = [{"key": "app/a.json"}, {"key": "audit/a.json"}]
+    work(gateway, done, asked, {"copies": [], "companions": named})
+    place = f"/v1/jobs/{done['job']}"
+    assert (some.get(place).json()["result"]["companions"], all_.get(place).json()["result"]["companions"]) == (
+        named[:1], named,
+    )  # fmt: skip
+    assert "audit" not in some.get(f"{place}/events").text
+    shown = [client.get("/v1/artifacts/releases/app/a.tgz").json()["companions"] for client in (some, all_)]
+    assert shown == [["app/a.json"], ["app/a.json", "audit/a.json"]]
+    gateway.context.catalogue.companions.add("releases", "app/b.json", "audit/a.tgz", by="ana", now=clock.now())
+    gateway.store("app/b.json", b"b")
+    gateway.store("audit/a.tgz", b"a")
+    assert some.get("/v1/artifacts/releases/app/b.json").json()["companion_of"] is None
+    failed = some.post("/v1/jobs/verify", json=asked).json()
+    begun = gateway.context.catalogue.ledger.acquire(
+        failed["job"], "verify", asked, owner="test", holds=None, parent=None, now=clock.now(),
+        lease=gateway.settings.jobs.lease,
+    )  # fmt: skip
+    assert isinstance(begun, Leased)
+    error = {"type": "NotFound", "message": "releases/app/a is not in the catalogue; did you mean releases/apple?"}
+    gateway.context.catalogue.ledger.finish(
+        failed["job"], begun.record.fence, JobState.FAILED, error=error, now=clock.now()
+    )
+    told = some.get(f"/v1/jobs/{failed['job']}").json()["error"]["message"]
+    assert told == "releases/app/a is not in the catalogue"
+
+
 def test_the_same_idempotency_key_is_the_same_job(gateway: Gateway) -> None:
     """Once per token: another request with the key is 422, another token has keys of its own."""
     one, two = gateway.client(name="one"), gateway.client(name="two")
