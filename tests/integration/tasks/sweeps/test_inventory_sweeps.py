@@ -26,7 +26,9 @@ from tests.unit.artifacts.inventories.reports import (
 )
 from worker import clock
 from worker.artifacts.inventories import BadInventory
+from worker.artifacts.reconcile import DisorderedListing
 from worker.catalogue import FindingKind, NewFinding
+from worker.catalogue.reconciliation import ReconcileRun, Reconciliations
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import SourceSettings
@@ -237,4 +239,42 @@ def test_a_checksum_report_is_no_listing(
     manifest = s3_batch_report(source_root / "batch", objects, bucket=str(settings.stores[store].bucket))
     with pytest.raises(BadInventory, match="lists no bucket"):
         reconcile(manifest)
+    assert context.catalogue.findings.page() == []
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_run_over_a_report_that_was_stopped_ends_as_one_that_was_not(
+    context: Context, store: str, objects: list[Object], report: Make, reconcile, sent, monkeypatch
+) -> None:
+    """The same report is read anew, and what both attempts saw is one sighting."""
+    context.stores[store].delete_object("releases", "a")
+    lacking = report(objects[1:])
+    record, stopped = Reconciliations.record, [False]
+
+    def stopping(records: Reconciliations, run: ReconcileRun, seen: Any) -> None:
+        record(records, run, seen)
+        if run.after == "b/1" and not stopped[0]:
+            stopped[0] = True
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reconcile_module, "_PART", 1)
+    monkeypatch.setattr(Reconciliations, "record", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        reconcile(lacking)
+    found = reconcile(lacking)
+    assert (found.listed, found.recorded, found.seen, found.findings) == (3, 4, {"missing": 1}, {})
+    assert sent == []
+    assert reconcile(report(objects[1:], after=DAY)).findings == {"missing": 1}
+    assert [each.key for each in sent] == ["a"]
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_row_that_a_report_has_twice_counts_once(
+    objects: list[Object], report: Make, reconcile, context: Context
+) -> None:
+    """Two rows of one object that differ make the report no listing, and change nothing."""
+    found = reconcile(report([*objects, objects[0]]))
+    assert (found.listed, found.seen) == (4, {})
+    with pytest.raises(DisorderedListing):
+        reconcile(report([*objects, replace(objects[0], version="8")], after=DAY))
     assert context.catalogue.findings.page() == []
