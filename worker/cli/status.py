@@ -35,7 +35,7 @@ from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
-from zot_artifact_client.contract import SWEEP_PROBE, TASKS
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS
 
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
@@ -412,7 +412,8 @@ def _sweep_cells(run: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     took = None if run["seconds"] is None else f"{run['seconds']:.1f} s"
     told = "; ".join(f"{name} {flat(value)}" for name, value in (run["result"] or {}).items() if value)
     error = (run["error"] or {}).get("message")
-    return run["sweep"], began, took, f"{run['state']}: {error or told or 'nothing to do'}"
+    name = "cleanup" if run["sweep"] == SWEEP_LEFTOVERS.kind else run["sweep"].removeprefix("sweep.")
+    return name, began, took, f"{run['state']}: {error or told or 'nothing to do'}"
 
 
 def _sum(findings: list[Mapping[str, Any]]) -> str:

@@ -85,3 +85,10 @@ def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table(("job",), [], empty="no jobs")
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "no jobs\n")
+
+
+def test_values_within_values_are_in_brackets() -> None:
+    """The counts of several stores in one line do not run into each other."""
+    stores = [{"store": "a", "outcomes": {"agrees": 3}}, {"store": "b", "sent": 0, "faults": []}]
+    assert output.flat(stores) == "(store=a, outcomes=(agrees=3)), (store=b, sent=0)"
+    assert output.flat({"primary": 3, "dr": 0}) == "primary=3, dr=0"

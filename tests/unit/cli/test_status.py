@@ -163,6 +163,20 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     assert probed("second", {}) == {}
 
 
+def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last run of `sweep cleanup` is shown as `cleanup`, although its job has another kind."""
+    begun = catalogue.ledger.acquire(
+        "job", "sweep.leftovers", {}, owner="here", holds=None, parent=None, now=clock.now(),
+        lease=timedelta(seconds=30), queue="sweep",
+    )  # fmt: skip
+    assert isinstance(begun, Leased)
+    catalogue.ledger.finish("job", begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result={})
+    cli.run(["status"])
+    shown = capsys.readouterr().out
+    assert "\ncleanup " in shown
+    assert "leftovers" not in shown
+
+
 def test_doctor_names_a_webhook_that_says_nothing_of_buckets(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which tokens of the gateway cannot name it, and how to open it to all."""
     hook = {"url": "http://127.0.0.1:9/", "secret": "a secret of the receiver"}
