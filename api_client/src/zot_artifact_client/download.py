@@ -15,6 +15,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 from zot_artifact_client.chunk_cache import Chunk, ChunkCache
+from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import QUERY_SHOW, Progress, ShowRequest, ShowResult
 from zot_artifact_client.errors import ArtifactChanged, ClientError, DamagedBytes
 from zot_artifact_client.file_upload import send_file
@@ -42,7 +43,7 @@ class RemoteArtifact:
         self._cache = cache
         self._at = (bucket, key)
         self._path = artifact_path("objects", bucket, key)
-        self._lock = threading.Lock()
+        self._lock = PerProcess(threading.Lock)
         self._parts: dict[int, tuple[str, ...]] = {}
         self._spool: IO[bytes] | None = None
         self.shown: ShowResult = self._show(0)
@@ -101,7 +102,7 @@ class RemoteArtifact:
     def _sha256(self, number: int) -> str:
         """Return the digest of a chunk; the manifest of a large artifact comes in parts."""
         part, place = divmod(number, self._part_length)
-        with self._lock:
+        with self._lock.get():
             if part not in self._parts:
                 shown = self._show(part * self._part_length)
                 if (shown.version, shown.sha256) != (self.shown.version, self.shown.sha256) or shown.manifest is None:
@@ -111,11 +112,11 @@ class RemoteArtifact:
 
     def _of_spool(self, number: int) -> bytes:
         """Return bytes of an artifact without recorded chunks: it is spooled until its whole digest is known."""
-        with self._lock:
+        with self._lock.get():
             if self._spool is None:
                 self._spool = self._spooled()
-            self._spool.seek(number * self.chunk_size)
-            return self._spool.read(self.chunk_size)
+            # A forked process has the same place in the file.
+            return os.pread(self._spool.fileno(), self.chunk_size, number * self.chunk_size)
 
     def _spooled(self) -> IO[bytes]:
         spool: IO[bytes] = tempfile.TemporaryFile(prefix="zot-artifact-")  # noqa: SIM115 - closed by `close`
@@ -129,6 +130,7 @@ class RemoteArtifact:
             self._gateway.stream(self._path, self.shown.sha256, give)
             if digest.hexdigest() != self.shown.sha256:
                 raise DamagedBytes(f"{'/'.join(self._at)}: the bytes arrived without their SHA-256")
+            spool.flush()
         except BaseException:
             spool.close()
             raise
@@ -148,6 +150,7 @@ class ArtifactFile(io.RawIOBase):
         self._held: tuple[int, Chunk] | None = None
         self._ahead: tuple[int, Future[Chunk]] | None = None
         self._reader: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     @property
     def shown(self) -> ShowResult:
@@ -186,13 +189,20 @@ class ArtifactFile(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
+            self._leave_behind()
             if self._reader is not None:
                 self._reader.shutdown(wait=True, cancel_futures=True)
             self._held = self._ahead = None
             self._remote.close()
         super().close()
 
+    def _leave_behind(self) -> None:
+        """Forget the thread that reads ahead in a process that was forked: it is the parent's."""
+        if self._process != os.getpid():
+            self._process, self._ahead, self._reader = os.getpid(), None, None
+
     def _chunk(self, number: int) -> Chunk:
+        self._leave_behind()
         if self._held is not None and self._held[0] == number:
             return self._held[1]
         follows = self._held is not None and number == self._held[0] + 1

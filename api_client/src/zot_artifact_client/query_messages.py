@@ -34,7 +34,10 @@ def read_answer(spec: TaskSpec[Any, ResultT], found: Snapshot, timeout: float) -
         ClientError: the answer is that of another query.
     """
     if not found.state.terminal:
-        msg = f"no worker has answered the {spec.kind} query within {timeout:g} s"
+        msg = (
+            f"no worker has answered the {spec.kind} query within {timeout:g} s: see that one runs, and that its clock "
+            f"and that of this machine differ by less than {_CLOCKS:g} s"
+        )
         raise WaitTimeout(msg)
     if isinstance(found.error, JobFailed) and found.error.type == "NotFound":
         raise ArtifactNotFound(found.error.message)

@@ -152,6 +152,21 @@ def test_a_file_stays_one_version(gateway: Gateway, client: ArtifactClient) -> N
             file.read(10)
 
 
+@pytest.mark.parametrize("manifest", [True, False])
+def test_an_open_file_is_read_on_in_a_forked_process(gateway: Gateway, client: ArtifactClient, manifest: bool) -> None:
+    """The chunk that was being read ahead at the fork, and the place in what was spooled, are not the child's."""
+    gateway.store("app.tgz", CONTENT, manifest=manifest)
+    with client.open("releases", "app.tgz") as file:
+        assert file.read(CHUNK_SIZE + 10) == CONTENT[: CHUNK_SIZE + 10]  # the third chunk is being read ahead
+        rest = CONTENT[CHUNK_SIZE + 10 :]
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # a child that hangs ends
+            os._exit(0 if file.read() == rest else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert file.read() == rest
+
+
 def test_what_may_not_be_read_is_told(gateway: Gateway, client: ArtifactClient) -> None:
     """An absent artifact, one of another bucket, a wrong token and one without the right are errors of their kinds."""
     gateway.store("app.tgz", b"x", bucket="secret")
