@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from worker.artifacts.artifact_job import ArtifactJob, CopySlot
+from worker.artifacts.chunk_repair import RepairedChunks
 from worker.artifacts.locked_companions import locked_companions
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
@@ -116,12 +117,17 @@ def _check_source(work: ArtifactJob, source: Copy) -> None:
 def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
     """Read a copy and write it to a slot, hashed on the way; then read it back, where the settings ask for that.
 
+    Of a large artifact whose copy in the slot is corrupt only the bad chunks are read from the other copy.
+
     Raises:
         ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
         StorageError, Snooze: its `store` tells whether the source or the target failed.
     """
-    with work.open(source) as reader:
-        placed = work.write(slot, reader)
+    if (chunks := RepairedChunks.of(work, slot, source)) is not None:
+        placed = work.write(slot, chunks)
+    else:
+        with work.open(source) as reader:
+            placed = work.write(slot, reader)
     if work.context.settings.replication.proof == "reread":
         artifact, target = work.artifact, slot.store.name
         work.job.step(f"reading back from {target}")

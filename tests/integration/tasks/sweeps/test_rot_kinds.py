@@ -23,7 +23,9 @@ from worker.artifacts.overdue_or_unconfigured import see_stores
 from worker.catalogue import tables
 from worker.context import Context
 from worker.settings import Settings
-from worker.storage.errors import DigestMismatch
+from worker.storage import Store
+from worker.storage.errors import DigestMismatch, IntegrityError
+from worker.storage.integrity.manifest import CHUNK_SIZE, Chunk
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import (
     AdoptRequest,
@@ -255,3 +257,39 @@ def test_wrong_metadata_of_a_copy_without_another_is_rewritten_from_its_own_byte
     assert context.stores["dr"].get_object_hash(BUCKET, "only") == right
     kinds = {(each.key, each.kind.value) for each in context.catalogue.findings.page()}
     assert kinds == {("rotten", "corrupt"), ("rotten", "lost")}
+
+
+@pytest.mark.parametrize("store", KINDS, indirect=True)
+def test_a_repair_of_a_large_copy_reads_only_its_bad_chunk_from_the_other(
+    context: Context, run: Callable[..., Any], source: Callable[..., str], store: RottingStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The copy is right after it, the bad bytes are kept, and a chunk that is bad in both copies replaces nothing."""
+    scene = Scene(context, run, monkeypatch)
+    monkeypatch.setattr("worker.artifacts.chunk_repair.FEWEST_CHUNKS", 2)
+    content = hashlib.sha256(b"large").digest() * (CHUNK_SIZE // 32) + b"the second chunk"
+    bad = content[:-1] + b"!"
+    run(upload, UploadRequest(bucket=BUCKET, key="large", source=source(content)))
+    store.replace("large", bad, hashlib.sha256(content).hexdigest())
+    run(verify, VerifyRequest(bucket=BUCKET, key="large"))
+    read, asked = Store.read_chunk, list[tuple[str, int]]()
+
+    def reading(self: Store, bucket: str, key: str, chunk: Chunk) -> Any:
+        asked.append((self.name, chunk.number))
+        return read(self, bucket, key, chunk)
+
+    monkeypatch.setattr(Store, "read_chunk", reading)
+    [placed] = run(replicate, ReplicateRequest(bucket=BUCKET, key="large", to=("dr",))).copies
+    assert (placed.outcome, placed.source) == ("repaired", "primary")
+    assert asked == [("dr", 0), ("dr", 1), ("primary", 1)]
+    assert store.bytes_of("large") == content
+    assert scene.quarantined() == [bad]
+    assert scene.findings() == {}
+
+    store.replace("large", bad, hashlib.sha256(content).hexdigest())
+    run(verify, VerifyRequest(bucket=BUCKET, key="large", stores=("dr",)))
+    path = context.settings.stores["primary"].root / BUCKET / "large"  # type: ignore[union-attr]
+    path.write_bytes(content[:-1] + b"?")
+    with pytest.raises(IntegrityError):
+        run(replicate, ReplicateRequest(bucket=BUCKET, key="large", to=("dr",)))
+    assert store.bytes_of("large") == bad
