@@ -187,15 +187,22 @@ def due_copies(
     parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
 
     def first(most: int) -> list[tuple[datetime, int, int]]:
-        """Return the first copies with their `spread`, found with this limit of each search."""
-        found = _DUE.tuples(connection, **values, most=most)
-        return sorted((_moment(moment) + parts[spread], spread, id_) for id_, spread, moment in found)[:limit]
+        """Return the first copies with their `spread`, found with this limit of each search.
+
+        Copies that are due together are in the order of their ids: rows beside each other are then written together.
+        """
+        due: dict[tuple[int, str | datetime], datetime] = {}  # many copies were read at one moment: as one group
+        some = []
+        for id_, spread, moment in _DUE.tuples(connection, **values, most=most):
+            at = due.get((spread, moment)) or due.setdefault((spread, moment), _moment(moment) + parts[spread])
+            some.append((at, id_, spread))
+        return sorted(some)[:limit]
 
     most = limit // 3 + 1  # of four equal parts, as copies have that were read before
     some = first(most)
-    if most < limit and max(Counter(spread for _, spread, _ in some).values(), default=0) >= most:
+    if most < limit and max(Counter(spread for _, _, spread in some).values(), default=0) >= most:
         some = first(limit)  # one search may have more that are among the first
-    return [id_ for _, _, id_ in some]
+    return [id_ for _, id_, _ in some]
 
 
 def _due_times(period: timedelta, now: datetime, ahead: float) -> dict[str, datetime]:

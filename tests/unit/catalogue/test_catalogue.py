@@ -172,6 +172,16 @@ def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
     assert claimed_keys(catalogue, "dr", limit=9, **lapsed) == ["unread", "read"]
 
 
+def test_copies_that_are_due_together_are_claimed_in_the_order_in_which_they_were_recorded(catalogue):
+    """Neighbours in the tables are verified by one page, so that a page writes few pages of the disk."""
+    now = clock.now()
+    for number in range(24):
+        verified(catalogue, stored(catalogue, f"{number:02}"), now=now - 2 * PERIOD)
+    claim = {"period": PERIOD, "now": now, "until": now + timedelta(hours=1)}
+    pages = [claimed_keys(catalogue, "dr", limit=12, **claim) for _ in range(2)]
+    assert pages == [[f"{number:02}" for number in range(first, first + 12)] for first in (0, 12)]
+
+
 def test_a_changed_period_counts_for_the_copies_that_are_there(catalogue):
     """A copy is due by the period in force now, not by the one at its last read."""
     now = clock.now()
