@@ -24,6 +24,9 @@ _BUSY = "zot_busy_timeout"
 """The key of a connection's busy timeout in milliseconds, among what the pool keeps beside the connection."""
 _DURABLE = "zot_durable"
 """The key of whether each commit of a connection waits for the disk."""
+_CHECKPOINT_PAGES = 4000
+"""Pages of the write-ahead log (16 MiB) after which a commit copies them into the database, and waits for the disk: a
+sweep writes the same pages again and again, and with 1,000 it waited for that at every third group."""
 _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
@@ -73,6 +76,7 @@ def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
         "synchronous = FULL",  # an acknowledged job survives a power cut
         "foreign_keys = ON",
         "recursive_triggers = ON",  # otherwise REPLACE deletes a row without a trigger
+        f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 
