@@ -155,10 +155,14 @@ def _uploaded(path: str, asked: dict[str, str], body: bytes) -> str:
 
 
 def _first_json(body: bytes) -> dict[str, str]:
-    found: dict[str, str] = json.JSONDecoder().raw_decode(body[body.index(b"{") :].decode(errors="replace"))[0]
+    start = body.index(b"{")
+    text = body[start : start + _LONGEST_JSON].decode(errors="replace")  # to decode megabytes of data takes seconds
+    found: dict[str, str] = json.JSONDecoder().raw_decode(text)[0]
     return found
 
 
+_LONGEST_JSON = 1 << 16
+"""Bytes: more than Cloud Storage takes as the properties of an object."""
 _UNDER_HOLD = Say(
     403,
     b'{"error": {"code": 403, "message": "said the store", "errors": [{"reason": "objectUnderActiveHold"}]}}',
