@@ -12,6 +12,7 @@ from worker import clock
 from worker.artifacts.check_without_reading import check_copy, compare_listed
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
+from worker.artifacts.reconcile import in_order
 from worker.catalogue import EvidenceCheck, RecordedEvidence
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -177,7 +178,8 @@ class _Comparison:
         if self._inventory is not None:
             yield from self._inventory.with_checksums(bucket, self._prefix)
         else:
-            yield from ((each, None) for each in self._store.list_objects(bucket, self._prefix, after=after))
+            listed = self._store.list_objects(bucket, self._prefix, after=after)
+            yield from ((each, None) for each in in_order(self._store.name, listed))
 
     def _read(self, bucket: str, known: RecordedEvidence, check: EvidenceCheck) -> None:
         logger.warning("%s: %s/%s: %s", self._store.name, bucket, known.key, check.detail)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from worker.artifacts.disk_sort import DiskSort
+from worker.artifacts.reconcile import in_order
 from worker.storage.driver import Capabilities, ListedObject, ObjectStat
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifiedReader
@@ -145,7 +146,8 @@ class CheckedPrefix:
 
     def listed(self, below: str | None = None) -> Iterator[ListedObject]:
         """Yield the objects below a prefix of the place, by default all, by key."""
-        for each in self.store.list_objects(self.bucket, self.prefix if below is None else below):
+        listed = self.store.list_objects(self.bucket, self.prefix if below is None else below)
+        for each in in_order(self.store.name, listed):  # a listing that repeats itself would not end
             self._on_bytes(0)
             yield each
 

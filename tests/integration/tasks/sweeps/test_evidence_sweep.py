@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
+from worker.artifacts.reconcile import DisorderedListing
 from worker.catalogue import Copy, EvidenceCheck, Leased
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
@@ -155,6 +157,22 @@ def test_a_store_that_does_not_answer_says_nothing(context: Context, sweep: Swee
         sweep()
     assert sent == []
     assert context.catalogue.evidence_checks.of([copy_of(context, "a").id]) == {}
+
+
+@pytest.mark.parametrize("sweep", ["listing"], indirect=True)
+def test_a_listing_that_repeats_itself_is_an_error(context: Context, sweep: Sweep, sent, monkeypatch) -> None:
+    """A store that lists one page again and again ends the run with an error, and no copy is called missing."""
+    real = Store.list_objects
+
+    def repeating(self: Store, *args: Any, **options: Any) -> Any:
+        first, *_ = real(self, *args, **options)
+        yield from repeat(first)
+
+    monkeypatch.setattr(Store, "list_objects", repeating)
+    with pytest.raises(DisorderedListing, match="dr: the listing has"):
+        sweep()
+    assert sent == []
+    assert context.catalogue.evidence_checks.of([copy_of(context, "b").id]) == {}
 
 
 def test_one_artifact_is_asked_for_by_itself(context: Context, run, source, stored, sent) -> None:
