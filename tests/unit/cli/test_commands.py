@@ -119,7 +119,7 @@ def test_an_interrupt_while_modules_are_imported_prints_nothing() -> None:
     """Ctrl-C in the first moments of a command ends it without a traceback, as a later one does."""
     script = """
 import builtins, os, signal
-from worker.command_line import main
+from worker.cli_entry_point import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 real = builtins.__import__
 def imported(name, *more, **named):
