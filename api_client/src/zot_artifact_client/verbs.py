@@ -368,7 +368,8 @@ def _beside_bytes(
         msg = f"properties: {min(unknown)[:64]!r} is none: there are {', '.join(PROPERTIES)}"
         raise InvalidRequest(msg)
     named = {"metadata": metadata, "storage_classes": storage_classes, "tags": tags}
-    return {name: None if given is None else dict(given) for name, given in named.items()} | dict(properties or {})
+    fields: dict[str, object] = {name: None if given is None else dict(given) for name, given in named.items()}
+    return {**fields, **(properties or {})}
 
 
 def sent_fields(
