@@ -102,15 +102,15 @@ def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[Pa
 
 
 def _in_range(selection: RangeSelection, catalogue: Catalogue, at_once: int) -> Iterator[PageObject]:
-    after, now = selection.after, clock.now()
+    after, until, now = selection.after, selection.until, clock.now()
     while True:
-        found = catalogue.artifacts.page(selection.bucket, selection.prefix, (selection.bucket, after), at_once)
+        found = catalogue.artifacts.page(
+            selection.bucket, selection.prefix, (selection.bucket, after), at_once, until=until
+        )
         for artifact in found:
-            if artifact.key > selection.until:
-                return
             if is_older(artifact, selection.newest, selection.begun_at, now):
                 yield artifact_object(artifact)
-        if not found or found[-1].key >= selection.until:
+        if len(found) < at_once:
             return
         after = found[-1].key
 

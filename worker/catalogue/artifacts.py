@@ -276,16 +276,22 @@ class Artifacts:
             tombstone_all(connection, [artifact], now)
 
     def page(
-        self, bucket: str | None = None, prefix: str = "", after: tuple[str, str] = ("", ""), limit: int = 1000
+        self,
+        bucket: str | None = None,
+        prefix: str = "",
+        after: tuple[str, str] = ("", ""),
+        limit: int = 1000,
+        *,
+        until: str | None = None,
     ) -> Sequence[Artifact]:
-        """Return current artifacts by bucket and key, starting after the one given."""
+        """Return current artifacts by bucket and key, starting after the one given, up to a key of the bucket."""
         query = sa.select(artifacts).where(*listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
         if bucket is None:
             query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
             query = query.where(artifacts.c.bucket != CANARY_BUCKET)
             query = query.where(*begins_with(artifacts.c.key, prefix))
         else:
-            query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1]))
+            query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1], until))
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 
@@ -553,10 +559,16 @@ def begins_with(column: sa.ColumnElement[str], prefix: str) -> list[sa.ColumnEle
     return [column >= prefix] if end is None else [column >= prefix, column < end]
 
 
-def following(prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions of keys with a prefix after a key, with one lower bound: SQLite searches by one only."""
+def following(prefix: str, after: str, until: str | None = None) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of keys with a prefix after a key, and up to another one.
+
+    They have one lower and one upper bound: SQLite searches by one only, and tests the rows for the other.
+    """
     begins = begins_with(artifacts.c.key, prefix)
-    return [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
+    bounds = [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
+    if until is None:
+        return bounds
+    return [*(bounds[:1] if until.startswith(prefix) else bounds), artifacts.c.key <= until]
 
 
 def first_after(prefix: str) -> str | None:

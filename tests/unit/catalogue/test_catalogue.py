@@ -346,3 +346,5 @@ def test_a_page_continues_after_the_last_key_of_the_one_before(catalogue):
     rest = catalogue.artifacts.page(after=(first[-1].bucket, first[-1].key))
     assert [a.key for a in (*first, *rest)] == ["a", "a%b", "a_b", "b"]
     assert [a.key for a in catalogue.artifacts.page("releases", "a_")] == ["a_b"]
+    assert [a.key for a in catalogue.artifacts.page("releases", "a", until="a%b")] == ["a", "a%b"]
+    assert [a.key for a in catalogue.artifacts.page("releases", "a", until="b")] == ["a", "a%b", "a_b"]
