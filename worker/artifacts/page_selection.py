@@ -17,7 +17,7 @@ _CLOCK_SKEW = timedelta(minutes=5)
 _SHARES = 4
 """Pages of a batch that would fit into fewer: one page is one process, and most of a machine would wait for it."""
 _FEWEST = 100
-"""Objects of such a page; taking a page costs about as much as 200 small objects of a directory."""
+"""Objects of such a page at least: each page costs transactions of its own."""
 
 
 @dataclass(frozen=True, slots=True)
