@@ -35,7 +35,7 @@ class _Seen:
     with_it: float = 0.0
 
 
-def not_ahead(kept: Path, hold: timedelta) -> datetime:
+def not_ahead(kept: Path, hold: timedelta, *, first: datetime | None = None) -> datetime:
     """Return the present moment, or the latest one that is certain while the clock may be ahead.
 
     The clock may be ahead when it gained more than the machine has run: it was set, or the machine was off. What it has
@@ -43,12 +43,12 @@ def not_ahead(kept: Path, hold: timedelta) -> datetime:
     never removed early, and on a machine that is often off at the latest when that has run for twice `hold` after it.
 
     Args:
-        kept: the file in which one kind of removal keeps what it has seen last. Without it the clock is believed.
+        kept: the file in which one kind of removal keeps what it has seen last.
         hold: how long the clock must stay as it is.
+        first: a moment that has certainly passed, from which a new file begins. Without it the clock is believed then.
     """
-    seen, running = _read(kept), _Seen(_boot(), uptime(), now())
-    if seen is None:
-        return _write(kept, running)
+    running = _Seen(_boot(), uptime(), now())
+    seen = _read(kept) or replace(running, time=first or running.time)
     ran = max(0.0, running.uptime - (seen.uptime if seen.boot == running.boot else 0.0))
     certain = seen.time + timedelta(seconds=ran)
     lead = (running.time - certain).total_seconds()

@@ -159,8 +159,12 @@ def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob)
     retention, purged, failures = context.settings.quarantine.retention, 0, SingleFailures()
     if retention is None:
         return 0
-    now = clock.not_ahead(context.settings.broker_file.with_name(f"clock-quarantine-{store.name}"), retention)
-    for found in list(quarantined(store, context.catalogue)):
+    every, database_time = list(quarantined(store, context.catalogue)), context.catalogue.deletions.database_time()
+    first = min((each.at for each in every if each.at), default=None) if database_time is None else None
+    kept = context.settings.broker_file.with_name(f"clock-quarantine-{store.name}")
+    now = clock.not_ahead(kept, retention, first=first)
+    now = min(now, database_time or now)
+    for found in every:
         job.heartbeat()
         job.check()
         if found.at is None or found.at > now - retention:

@@ -52,8 +52,11 @@ def _due(context: JobContext) -> tuple[datetime, list[Tombstone]]:
     deletions = context.catalogue.deletions
     found = deletions.due(now=clock.now(), limit=context.settings.sweep.purge.batch)
     longest = max((each.purge_after - each.deleted_at for each in found), default=context.settings.delete.grace)
-    now = clock.not_ahead(context.settings.broker_file.with_name("clock-purge"), longest)
-    now = min(now, deletions.database_time() or now)
+    database_time = deletions.database_time()
+    # A machine that has kept no record, such as one with a restored catalogue, knows only when the oldest was deleted.
+    first = deletions.first_deleted_at() if database_time is None else None
+    now = clock.not_ahead(context.settings.broker_file.with_name("clock-purge"), longest, first=first)
+    now = min(now, database_time or now)
     due = [each for each in found if each.purge_after <= now]
     if len(due) < len(found):
         logger.warning(

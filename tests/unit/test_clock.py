@@ -17,6 +17,7 @@ class Machine:
 
     def __init__(self, kept: Path) -> None:
         self.kept = kept
+        self.first: datetime | None = None
         self.now, self.uptime, self.starts = BEGIN, 0.0, 1
 
     def __call__(
@@ -26,7 +27,7 @@ class Machine:
         if off is not None:
             self.now, self.uptime, self.starts = self.now + off, 0.0, self.starts + 1
         self.now, self.uptime = self.now + ran + moved, self.uptime + ran.total_seconds()
-        return clock.not_ahead(self.kept, HOLD)
+        return clock.not_ahead(self.kept, HOLD, first=self.first)
 
 
 @pytest.fixture
@@ -92,6 +93,17 @@ def test_a_machine_that_is_off_every_night_is_behind_by_a_bounded_time(machine: 
         machine(HOUR, off=timedelta(hours=16))
         certain = machine(timedelta(hours=7))
         assert clock.now() - certain <= 2 * HOLD * 3
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_without_a_record_a_clock_is_believed_after_the_grace(machine: Machine, content: str | None) -> None:
+    """Where something waits to be removed, a clock without a good record may be ahead by all the time since then."""
+    machine.first = BEGIN
+    if content:
+        machine.kept.write_text(content)
+    assert machine(moved=30 * DAY) == BEGIN
+    assert machine(6 * DAY) == BEGIN + 6 * DAY
+    assert machine(DAY) == BEGIN + 37 * DAY
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"time": 1}', '{"time": "2026-01-01"}'])

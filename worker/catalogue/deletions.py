@@ -162,6 +162,15 @@ class Deletions:
             rows = connection.execute(_due(now).order_by(tombstones.c.purge_after).limit(limit)).all()
         return [_tombstone_of(row) for row in rows]
 
+    def first_deleted_at(self) -> datetime | None:
+        """Return when the artifact was deleted that waits longest for its purge, None if none waits."""
+        row = tombstones.c
+        with self._database.read() as connection:
+            at: datetime | None = connection.execute(
+                sa.select(sa.func.min(row.deleted_at, type_=row.deleted_at.type))
+            ).scalar_one()
+        return at
+
     def database_time(self) -> datetime | None:
         """Return the present moment by the clock of the database, None if that is the clock of this machine."""
         with self._database.read() as connection:

@@ -110,8 +110,10 @@ def test_companions_are_deleted_undeleted_and_purged_with_the_artifact(
     known.deletions.undo("releases", "app.tgz")
     assert current(known) == {*KEYS, "app.tgz.md5"}
     run(delete, DeleteRequest(**APP))
-    now = clock.now
-    monkeypatch.setattr(clock, "now", lambda: now() + GRACE + timedelta(minutes=1))
+    assert run(sweep_purge, SweepPurgeRequest()).purged == 0
+    now, uptime, by = clock.now, clock.uptime, GRACE + timedelta(minutes=1)
+    monkeypatch.setattr(clock, "now", lambda: now() + by)
+    monkeypatch.setattr(clock, "uptime", lambda: uptime() + by.total_seconds())
     monkeypatch.setattr(Deletions, "database_time", lambda _: None)
     assert run(sweep_purge, SweepPurgeRequest()).purged == len(KEYS)
     assert not any(stored("dr", key).exists() for key in KEYS)

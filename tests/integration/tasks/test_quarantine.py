@@ -14,6 +14,7 @@ from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import cli, clock
+from worker.catalogue.deletions import Deletions
 from worker.settings import Settings
 from worker.settings.sections import QuarantineSettings
 from zot_artifact_client.contract import ReplicateRequest, SweepLeftoversRequest, UploadRequest, VerifyRequest
@@ -93,10 +94,14 @@ def test_purge_deletes_what_is_named_or_old(command: Command, stored) -> None:
 
 @pytest.mark.usefixtures("repaired")
 def test_the_cleanup_sweep_purges_after_the_retention(command: Command, run, monkeypatch, stored) -> None:
-    """Until `quarantine.retention` has passed since the repair, the bytes stay."""
+    """Until `quarantine.retention` has passed since the repair, the bytes stay; so on a machine with a new clock."""
+    with monkeypatch.context() as wrong:
+        wrong.setattr(clock, "now", lambda now=clock.now: now() + 2 * RETENTION)
+        assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 0}
     run(sweep_cleanup, SweepLeftoversRequest(store="dr"))
     assert len(command("ls")[1]["quarantined"]) == 1
     by = RETENTION + timedelta(minutes=1)
+    monkeypatch.setattr(Deletions, "database_time", lambda _: None)
     later, running = clock.now() + by, clock.uptime() + by.total_seconds()
     monkeypatch.setattr(clock, "now", lambda: later)
     assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 0}, "the clock may be ahead"

@@ -67,9 +67,10 @@ def remove(run, put: Put) -> Callable[..., DeleteResult]:
 
 @pytest.fixture
 def purge(run, monkeypatch) -> Callable[[], SweepPurgeResult]:
-    """Return what runs the purge after the grace period."""
+    """Return what runs the purge after the grace period, on a machine whose sweeps have run before."""
 
     def purge(after: timedelta = GRACE) -> SweepPurgeResult:
+        run(sweep_purge, SweepPurgeRequest())
         now, uptime, by = clock.now, clock.uptime, after + timedelta(minutes=1)
         with monkeypatch.context() as later:
             later.setattr(clock, "now", lambda: now() + by)
@@ -147,13 +148,26 @@ def test_a_clock_that_is_ahead_purges_nothing_early(context: Context, run, remov
     with monkeypatch.context() as wrong:
         wrong.setattr(clock, "now", lambda: now() + 2 * GRACE)
         assert run(sweep_purge, SweepPurgeRequest()).purged == 0
-        wrong.setattr(clock, "not_ahead", lambda *_: clock.now())  # as on another machine
+        wrong.setattr(clock, "not_ahead", lambda *_, **__: clock.now())  # as on another machine
         wrong.setattr(Deletions, "database_time", lambda _: now())
         assert run(sweep_purge, SweepPurgeRequest()).purged == 0
     assert run(sweep_purge, SweepPurgeRequest()).purged == 0
     assert stored("dr").exists()
     context.catalogue.deletions.undo("releases", "app.tgz")
     remove()
+    assert purge().purged == 1
+
+
+def test_a_machine_without_a_record_of_its_clock_purges_nothing_early(
+    context: Context, run, remove, purge, monkeypatch, stored
+) -> None:
+    """On a new machine, such as one with a restored catalogue, the first purge waits for the whole grace period."""
+    remove()
+    now = clock.now
+    with monkeypatch.context() as wrong:
+        wrong.setattr(clock, "now", lambda: now() + 2 * GRACE)
+        assert run(sweep_purge, SweepPurgeRequest()).purged == 0
+    assert stored("dr").exists()
     assert purge().purged == 1
 
 
