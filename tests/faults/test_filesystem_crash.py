@@ -5,9 +5,8 @@ driver that knows nothing of it.
 """
 
 import errno
-import hashlib
-import io
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -17,25 +16,40 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
-from worker.storage.config import FilesystemConfig
-from worker.storage.driver import HashedBytes, Match, SmallPut
-from worker.storage.errors import AlreadyExists, NotFound, OutOfSpace, StorageError
-from worker.storage.filesystem.driver import FilesystemDriver
+from tests.faults.filesystem_crashes import (
+    CALLS,
+    GROUP,
+    GROUP_MAY_BE,
+    NEW,
+    OLD,
+    SCENES,
+    THIRD,
+    bucket_of_a_dead_writer,
+    content_of,
+    death_at_any_call,
+    directory_of_a_dead_writer,
+    end,
+    half_replaced,
+    in_child,
+    old,
+    original,
+    start,
+    store_at,
+    two,
+    write,
+    write_group,
+)
+from tests.servers.process import REPOSITORY
+from worker.storage.driver import HashedBytes, SmallPut
+from worker.storage.errors import AlreadyExists, OutOfSpace, StorageError
 from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.store import Store
-
-OLD, NEW, THIRD = b"old content", b"new content, which is longer", b"third"
-
-_CALLS = ["open", "mkdir", "write", "utime", "setxattr", "fsync", "rename", "link", "unlink", "rmdir"]
-"""All calls by which the driver changes the disk; a process dies before one of them. Dying before one that only looks
-is the same as dying after the change before it."""
 
 
 @pytest.fixture
@@ -49,223 +63,42 @@ def quick(tmp_path: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def store_at(root: Path, digest: Literal["sidecar", "xattr"] = "sidecar") -> Store:
-    return Store(FilesystemDriver("main", FilesystemConfig(root=root, digest=digest)))
+@pytest.fixture(scope="session")
+def small_process() -> Iterator[Callable[..., None]]:
+    """Return what runs a check of tests/faults/filesystem_crashes.py in its process, and fails as it fails."""
+    command = [sys.executable, "-m", "tests.faults.filesystem_crashes"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        asked, answers = process.stdin, process.stdout
 
+        def run(check: Callable[..., None], root: Path, *arguments: str) -> None:
+            print(json.dumps([check.__name__, str(root), *arguments]), file=asked, flush=True)
+            failure = json.loads(answers.readline())
+            assert failure is None, failure
 
-def write(store: Store, key: str, content: bytes, **options: Any) -> None:
-    store.write_object("b", key, io.BytesIO(content), **options)
-
-
-def content_of(store: Store, key: str) -> bytes | None:
-    """Return an object's bytes after holding them to the digest beside them, or None if there is no object."""
-    try:
-        with store.read_object("b", key) as reader:
-            assert reader.verified, f"{key} has lost its digest"
-            return b"".join(reader)
-    except NotFound:
-        return None
-
-
-def start(work: Callable[[], None]) -> int:
-    """Run something in a forked process; return its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-    except BaseException as error:  # noqa: BLE001 - nothing of pytest may run on in the child
-        print(f"in the child: {error!r}", file=sys.stderr)
-        os._exit(1)
-    os._exit(0)
-
-
-def end(child: int) -> int:
-    """Wait for a process; return its exit status, negative for the signal it died of."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Run something in a forked process to its end; return its exit status."""
-    return end(start(work))
-
-
-def die_at(count: int, *, only: Callable[[str, tuple[Any, ...]], bool] = lambda _name, _args: True) -> None:
-    """From now on, kill this process before its call number `count`, of all those that `only` counts."""
-    counter = itertools.count()
-
-    def dying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **options: Any) -> Any:
-            if only(name, args) and next(counter) == count:
-                if name == "write":
-                    call(args[0], bytes(args[1])[: len(args[1]) // 2])  # a write may also die half way
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **options)
-
-        return called
-
-    for name in _CALLS:
-        setattr(os, name, dying(name, getattr(os, name)))
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What was there, what is tried, and which contents a survivor may find under which key."""
-
-    before: Callable[[Path], None]
-    change: Callable[[Store], Any]
-    may_be: dict[str, set[bytes | None]]
-    digest: Literal["sidecar", "xattr"] = "sidecar"
-
-
-def _nothing(_root: Path) -> None:
-    pass
-
-
-def _old(root: Path) -> None:
-    write(store_at(root), "k", OLD)
-
-
-def _two(root: Path) -> None:
-    _old(root)
-    write(store_at(root), "other", NEW)
-
-
-def _half_replaced(root: Path) -> None:
-    """Leave a replacement by THIRD whose writer died between the data and the sidecar."""
-    _old(root)
-
-    def replace() -> None:
-        real = os.rename
-
-        def rename(source: str, target: str, **options: Any) -> None:
-            real(source, target, **options)
-            if target == "k":
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.rename = rename  # type: ignore[assignment]
-        write(store_at(root), "k", THIRD)
-
-    assert in_child(replace) == -signal.SIGKILL
-    assert content_of(store_at(root), "k") == THIRD
-    assert (root / "b" / "k.sha256").read_text() == hashlib.sha256(OLD).hexdigest()
-
-
-def _original(root: Path) -> None:
-    """Leave an object whose name is that of a sidecar, as the original store wrote it."""
-    (root / "b").mkdir()
-    (root / "b" / "k.sha256").write_bytes(OLD)
-    (root / "b" / "k.sha256.sha256").write_text(hashlib.sha256(OLD).hexdigest())
-
-
-def write_group(store: Store, contents: dict[str, bytes]) -> None:
-    """Write some objects as one group; raise the first error."""
-    puts = [SmallPut("b", key, HashedBytes.of(content)) for key, content in contents.items()]
-    for written in store.write_objects(puts):
-        if isinstance(written, StorageError):
-            raise written
-
-
-_GROUP = {"d/e/k": NEW, "k": THIRD, "other": NEW}
-_GROUP_MAY_BE: dict[str, set[bytes | None]] = {"d/e/k": {None, NEW}, "k": {OLD, THIRD}, "other": {None, NEW}}
-
-
-def _match(store: Store) -> Match:
-    return Match(store.stat_object("b", "k").version)
-
-
-SCENES = {
-    "create": Scene(_nothing, lambda s: write(s, "k", NEW), {"k": {None, NEW}}),
-    "create in new directories": Scene(_nothing, lambda s: write(s, "d/e/k", NEW), {"d/e/k": {None, NEW}}),
-    "create only": Scene(_nothing, lambda s: write(s, "k", NEW, condition="create_only"), {"k": {None, NEW}}),
-    "replace": Scene(_old, lambda s: write(s, "k", NEW), {"k": {OLD, NEW}}),
-    "replace a version": Scene(_old, lambda s: write(s, "k", NEW, condition=_match(s)), {"k": {OLD, NEW}}),
-    "delete": Scene(_old, lambda s: s.delete_object("b", "k"), {"k": {OLD, None}}),
-    "copy": Scene(_two, lambda s: s._driver.copy("b", "other", "b", "k"), {"k": {OLD, NEW}, "other": {NEW}}),
-    "replace the half replaced": Scene(_half_replaced, lambda s: write(s, "k", NEW), {"k": {THIRD, NEW}}),
-    "delete the half replaced": Scene(_half_replaced, lambda s: s.delete_object("b", "k"), {"k": {THIRD, None}}),
-    "create with an attribute": Scene(_nothing, lambda s: write(s, "k", NEW), {"k": {None, NEW}}, "xattr"),
-    "replace with an attribute": Scene(_old, lambda s: write(s, "k", NEW), {"k": {OLD, NEW}}, "xattr"),
-    "write a group": Scene(_old, lambda s: write_group(s, _GROUP), _GROUP_MAY_BE),
-    "write a group with attributes": Scene(_old, lambda s: write_group(s, _GROUP), _GROUP_MAY_BE, "xattr"),
-    "write beside the original's": Scene(
-        _original, lambda s: write(s, "k", NEW), {"k": {None, NEW}, "k.sha256": {OLD}}
-    ),
-    "replace the original's": Scene(_original, lambda s: write(s, "k.sha256", NEW), {"k.sha256": {OLD, NEW}}),
-}
-
-
-def crashes(root: Path, scene: Scene) -> Iterator[int]:
-    """Play a scene again and again, dying one call later each time, until it is played to its end."""
-    for count in itertools.count():
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
-        scene.before(root)
-
-        def play(count: int = count) -> None:
-            store = store_at(root, scene.digest)
-            die_at(count)
-            scene.change(store)
-
-        status = in_child(play)
-        yield count
-        if status != -signal.SIGKILL:
-            assert status == 0
-            return
+        yield run
+        asked.close()
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_death_at_any_call_leaves_one_of_the_two_whole(quick: Path, name: str) -> None:
+def test_death_at_any_call_leaves_one_of_the_two_whole(
+    quick: Path, small_process: Callable[..., None], name: str
+) -> None:
     """Wherever a writer dies, each key holds the old or the new content with its own digest; the next write heals."""
-    scene = SCENES[name]
-    seen: dict[str, set[bytes | None]] = {key: set() for key in scene.may_be}
-    count = 0
-    for count in crashes(quick / "root", scene):
-        store = store_at(quick / "root")
-        found = {key: content_of(store, key) for key in scene.may_be}
-        assert all(found[key] in scene.may_be[key] for key in found), (count, found)
-        assert [row.key for row in store.list_objects("b")] == sorted(key for key in found if found[key] is not None)
-        for key, content in found.items():
-            seen[key].add(content)
-        assert all(store.remove_stale_upload(left) for left in store.iter_stale_uploads()), "its writer is dead"
-        assert found == {key: content_of(store, key) for key in scene.may_be}
-        assert_heals(store, quick / "root", list(scene.may_be))
-    assert seen == scene.may_be
-    assert count > 10
+    small_process(death_at_any_call, quick / "root", name)
 
 
-def assert_heals(store: Store, root: Path, keys: list[str]) -> None:
-    """Write and delete after a crash as if nothing had been, and leave nothing in the end."""
-    for key in keys:
-        write(store, key, THIRD)
-        place = ObjectPath("b", key)
-        parent = root.joinpath(*place.parents)
-        assert content_of(store, key) == THIRD
-        assert (parent / place.sidecar).read_text() == hashlib.sha256(THIRD).hexdigest()
-    assert list(store.iter_stale_uploads()) == []
-    for row in list(store.list_objects("b")):
-        assert store.delete_object("b", row.key)
-    assert store.delete_bucket("b") or not store.bucket_exists("b")
-    assert [path.name for path in root.iterdir()] == [".zot"]
-
-
-def test_a_bucket_that_a_dead_writer_left_can_be_deleted(quick: Path) -> None:
+def test_a_bucket_that_a_dead_writer_left_can_be_deleted(quick: Path, small_process: Callable[..., None]) -> None:
     """What dead writers leave counts as no object: their bucket is empty, at whatever call they died."""
-    for _ in crashes(quick / "root", SCENES["create in new directories"]):
-        store = store_at(quick / "root")
-        for row in list(store.list_objects("b")):
-            store.delete_object("b", row.key)
-        store.delete_bucket("b")
-        assert not store.bucket_exists("b")
+    small_process(bucket_of_a_dead_writer, quick / "root")
 
 
-def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(quick: Path) -> None:
+def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(
+    quick: Path, small_process: Callable[..., None]
+) -> None:
     """A directory that a dead writer made for `d/e/k` and never filled is not in the way of the key `d`."""
-    for _ in crashes(quick / "root", SCENES["create in new directories"]):
-        store = store_at(quick / "root")
-        if content_of(store, "d/e/k") is None:
-            write(store, "d", THIRD)
-            assert content_of(store, "d") == THIRD
+    small_process(directory_of_a_dead_writer, quick / "root")
 
 
 def _twice(store: Store) -> None:
@@ -279,15 +112,15 @@ def _anew(store: Store) -> None:
 
 
 READS: dict[str, tuple[Callable[[Path], None], Callable[[Store], Any], str, set[bytes | None]]] = {
-    "replaced": (_old, lambda s: write(s, "k", NEW), "k", {OLD, NEW}),
-    "replaced by a group": (_old, lambda s: write_group(s, {"k": NEW}), "k", {OLD, NEW}),
-    "replaced twice": (_old, _twice, "k", {OLD, THIRD}),
-    "deleted": (_old, lambda s: s.delete_object("b", "k"), "k", {OLD, None}),
-    "written anew": (_old, _anew, "k", {OLD, NEW}),
-    "copied over": (_two, lambda s: s._driver.copy("b", "other", "b", "k"), "k", {OLD, NEW}),
-    "healed": (_half_replaced, _anew, "k", {THIRD, NEW}),
-    "moved from the original's place": (_original, lambda s: write(s, "k", NEW), "k.sha256", {OLD}),
-    "replaced at the original's place": (_original, lambda s: write(s, "k.sha256", NEW), "k.sha256", {OLD, NEW}),
+    "replaced": (old, lambda s: write(s, "k", NEW), "k", {OLD, NEW}),
+    "replaced by a group": (old, lambda s: write_group(s, {"k": NEW}), "k", {OLD, NEW}),
+    "replaced twice": (old, _twice, "k", {OLD, THIRD}),
+    "deleted": (old, lambda s: s.delete_object("b", "k"), "k", {OLD, None}),
+    "written anew": (old, _anew, "k", {OLD, NEW}),
+    "copied over": (two, lambda s: s._driver.copy("b", "other", "b", "k"), "k", {OLD, NEW}),
+    "healed": (half_replaced, _anew, "k", {THIRD, NEW}),
+    "moved from the original's place": (original, lambda s: write(s, "k", NEW), "k.sha256", {OLD}),
+    "replaced at the original's place": (original, lambda s: write(s, "k.sha256", NEW), "k.sha256", {OLD, NEW}),
 }
 
 
@@ -403,17 +236,17 @@ def test_an_error_at_any_call_of_a_group_is_of_its_own_object(quick: Path, error
         root.mkdir()
         store = store_at(root)
         write(store, "k", OLD)
-        puts = [SmallPut("b", key, HashedBytes.of(content)) for key, content in _GROUP.items()]
+        puts = [SmallPut("b", key, HashedBytes.of(content)) for key, content in GROUP.items()]
         with failing_at(count, error) as reached:
             written = store.write_objects(puts)
         for put, result in zip(puts, written, strict=True):
             found = content_of(store, put.key)
-            assert found in _GROUP_MAY_BE[put.key], count
+            assert found in GROUP_MAY_BE[put.key], count
             assert isinstance(result, StorageError) or found == put.body.data, "a write that succeeds is there"
         if not reached:
             break
-        write_group(store, _GROUP)
-        assert {key: content_of(store, key) for key in _GROUP} == _GROUP
+        write_group(store, GROUP)
+        assert {key: content_of(store, key) for key in GROUP} == GROUP
         shutil.rmtree(root)
     assert count > 20
 
@@ -576,6 +409,6 @@ def failing_at(count: int, error: int) -> Iterator[list[str]]:
         return called
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in _CALLS:
+        for name in CALLS:
             patch.setattr(os, name, failing(name, getattr(os, name)))
         yield reached
