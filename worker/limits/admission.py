@@ -88,10 +88,10 @@ class Admission:
         """Take how many of `breaker_keys` exist, as was read at the start of a job: its first calls need not ask."""
         self._all_closed_at = -_FRESH if existing else time.monotonic()
 
-    def record_failure(self, store: str) -> None:
+    def record_failure(self, store: str, reason: str = "") -> None:
         """Count a transient error of the store."""
         self._all_closed_at = -_FRESH
-        self._breaker(store).record_failure()
+        self._breaker(store).record_failure(reason)
 
     def record_success(self, store: str) -> None:
         """Reset the count of failures."""

@@ -16,6 +16,8 @@ _PROBE_SECONDS = 120.0
 """How long a probe may take, with the SDK's retries. After that another process may probe, because this one was killed.
 """
 _JITTER = 3.0
+_REASON = 500
+"""Characters of the error that opened a breaker that its jobs tell."""
 
 
 class CircuitBreaker:
@@ -34,6 +36,7 @@ class CircuitBreaker:
         self._open = f"breaker:{store}:open"
         self._opened = f"breaker:{store}:opened"  # how often in a row; it exists until a probe succeeds
         self._probing = f"breaker:{store}:probing"
+        self._reason = f"breaker:{store}:reason"
         self.redis_keys = [redis_key(name) for name in (self._open, self._opened, self._failures)]
         """While none of these exists, the breaker is closed and counts no failures."""
 
@@ -58,25 +61,30 @@ class CircuitBreaker:
         """Return for how many more seconds the breaker is open."""
         return min(self._counters.get(self._open)[0][1], self._longest) if self._settings.enabled else 0.0
 
-    def record_failure(self) -> None:
-        """Count a failure of the store, and open the breaker if there are too many."""
+    def record_failure(self, reason: str = "") -> None:
+        """Count a failure of the store, and open the breaker if there are too many.
+
+        Args:
+            reason: the error, which the jobs that wait for the store tell.
+        """
         if not self._settings.enabled:
             return
         count = self._counters.increment(self._failures, self._settings.within.total_seconds())
         if count >= self._settings.failures:
-            self._trip(f"{count} failures in a row")
+            self._trip(f"{count} failures in a row", reason)
 
     def record_success(self) -> None:
         """Reset the failures, because a request succeeded."""
         self._counters.delete(self._failures)
 
-    def _trip(self, reason: str) -> None:
+    def _trip(self, cause: str, reason: str) -> None:
         times = self._counters.get(self._opened)[0][0]
         seconds = min(self._settings.open.total_seconds() * 2 ** min(times, 30), self._longest)
+        self._counters.set_text(self._reason, reason.removeprefix(f"{self._store}: ")[:_REASON], _DAY)
         if self._counters.set_if_absent(self._open, seconds):
             self._counters.increment(self._opened, _DAY)
             self._counters.delete(self._failures)
-            logger.error("store %s: the circuit breaker opens for %.0f s: %s", self._store, seconds, reason)
+            logger.error("store %s: the circuit breaker opens for %.0f s: %s: %s", self._store, seconds, cause, reason)
 
     def _half_open(self, probe: Callable[[], object]) -> None:
         if not self._counters.set_if_absent(self._probing, _PROBE_SECONDS):
@@ -96,13 +104,15 @@ class CircuitBreaker:
         try:
             probe()
         except TransientError as error:
-            self._trip(error.message)
+            self._trip("a probe failed", error.message)
             raise self._snooze(self.seconds_open()) from error
         except StorageError as error:  # an open breaker would hide the error; the jobs report it
             logger.warning("store %s answers, but %s", self._store, error)
-        self._counters.delete(self._opened, self._failures)
+        self._counters.delete(self._opened, self._failures, self._reason)
         logger.warning("store %s: the circuit breaker closes", self._store)
 
     def _snooze(self, left: float) -> Snooze:
         seconds = left + random.uniform(0.1, _JITTER)  # noqa: S311 - spreads the jobs in time
-        return Snooze(f"{self._store}: the store keeps failing, its circuit breaker is open", seconds)
+        reason = self._counters.get_text(self._reason)
+        said = f"{self._store}: the store keeps failing, its circuit breaker is open"
+        return Snooze(f"{said}: {reason}" if reason else said, seconds)

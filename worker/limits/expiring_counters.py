@@ -18,6 +18,7 @@ class Counters:
     def __init__(self, shared: SharedRedis) -> None:
         self._shared = shared
         self._local: dict[str, tuple[int, float]] = {}
+        self._texts: dict[str, tuple[str, float]] = {}
 
     def increment(self, name: str, seconds: float) -> int:
         """Add one and return the count; the counter expires so many seconds after it was created."""
@@ -65,10 +66,35 @@ class Counters:
 
         return self._shared.ask(shared, locally)
 
+    def set_text(self, name: str, text: str, seconds: float) -> None:
+        """Keep a text beside the counters for so many seconds."""
+
+        def locally() -> None:
+            self._texts[name] = (text, time.monotonic() + seconds)
+
+        def shared(redis: "Redis") -> None:
+            redis.set(redis_key(name), text.encode(errors="replace"), px=_ms(seconds))
+
+        self._shared.ask(shared, locally)
+
+    def get_text(self, name: str) -> str:
+        """Return a text, empty if there is none."""
+
+        def locally() -> str:
+            text, until = self._texts.get(name, ("", 0.0))
+            return text if until > time.monotonic() else ""
+
+        def shared(redis: "Redis") -> str:
+            found: Any = redis.get(redis_key(name))
+            return found.decode(errors="replace") if found else ""
+
+        return self._shared.ask(shared, locally)
+
     def delete(self, *names: str) -> None:
-        """Delete counters, in Redis and in this process."""
+        """Delete counters and texts, in Redis and in this process."""
         for name in names:
             self._local.pop(name, None)
+            self._texts.pop(name, None)
         self._shared.ask(lambda redis: redis.delete(*map(redis_key, names)), lambda: 0)
 
     def _get_local(self, name: str) -> tuple[int, float]:

@@ -353,7 +353,7 @@ class LimitedStore:
         # A transient error with a permanent cause, such as a conflict with another writer, is about one object.
         if isinstance(error, TransientError) and not isinstance(error.__cause__, PermanentError):
             self._admitted_until = 0.0
-            self._admission.record_failure(self.name)
+            self._admission.record_failure(self.name, error.message)
 
     def _succeeded(self) -> None:
         """Reset the store's failures, after bytes were moved: a stat may work while nothing else does."""

@@ -630,15 +630,18 @@ class Store:
         """
         return self._read_back.refuses_damage()
 
-    def check_identity(self) -> None:
+    def check_identity(self, *, write: bool = True) -> None:
         """Raise unless this is the store that was used under its name before, and no other store is the same.
+
+        Args:
+            write: give a store without a marker one, and compare it with the other stores.
 
         Raises:
             SameStore, OtherStore: it is not; says the way out.
             StorageError: the store does not answer.
         """
         if self._identity:
-            self._identity.check(write=True, fresh=True)
+            self._identity.check(write=write, fresh=True)
 
     def advice(self) -> list[str]:
         """Return recommendations for the configuration of the store, one sentence each."""

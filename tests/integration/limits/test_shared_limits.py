@@ -401,6 +401,24 @@ def test_failures_in_a_row_open_it_and_a_probe_closes_it(counters):
     tested.check(pytest.fail)  # one failure after it closed is one, not the fourth
 
 
+def test_an_open_breaker_tells_why(counters):
+    """Jobs that wait tell the error that opened it, then that of the last probe; nothing of it outlives the breaker."""
+    tested = breaker(counters, failures=2)
+    tested.record_failure("s: it is slow")
+    tested.record_failure("s: its marker is gone")
+    with pytest.raises(Snooze, match="^s: .* is open: its marker is gone$"):
+        tested.check(pytest.fail)
+    counters.delete("breaker:s:open")
+    with pytest.raises(Snooze, match="is open: still away$"):
+        tested.check(fails)
+    counters.delete("breaker:s:open")
+    tested.check(lambda: None)
+    tested.record_failure()
+    tested.record_failure()
+    with pytest.raises(Snooze, match="is open$"):
+        tested.check(pytest.fail)
+
+
 @pytest.mark.parametrize("until", [None, 86400])
 def test_a_breaker_that_a_wrong_clock_opened_closes(url, shared, until):
     """A breaker that is open for longer than any can be, or for ever, is probed; its values may be no numbers."""

@@ -89,6 +89,22 @@ def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Art
         assert zot("stores")[0] == 0
 
 
+@pytest.mark.usefixtures("artifact")
+def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
+    """A store on another disk is not reachable, whatever that disk answers; `stores` says so and writes nothing."""
+    zot("doctor")  # it has seen the right disks
+    [root] = (tmp_path / "home").rglob("dr")
+    root.rename(tmp_path / "dr-away")
+    root.mkdir()
+    status, document = zot("stores")
+    assert status == 3
+    rows = {row["store"]: (row["reachable"], row["error"]) for row in document["stores"]}
+    assert rows["primary"] == (True, None)
+    assert rows["dr"][0] is False
+    assert "its marker is gone" in rows["dr"][1]
+    assert not (root / "zot-store").exists()
+
+
 def test_an_artifact_without_a_good_copy_is_lost(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
     """The first finding that is shown is the lost artifact, and none of its copies is said to wait for a repair."""
     judge(catalogue, artifact, "dr", "corrupt")
