@@ -7,7 +7,7 @@ from uuid import NAMESPACE_OID, uuid5
 from worker import clock
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
-from worker.artifacts.reconcile import compare
+from worker.artifacts.reconcile import buckets_to_compare, compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -35,7 +35,7 @@ _PART = 2000
 
 
 def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: RunningJob) -> SweepReconcileResult:
-    """Compare the listing of each bucket that the catalogue knows with its copies, both ways.
+    """Compare the listing of each bucket that the store lists or the catalogue records with its copies, both ways.
 
     A difference that two runs have seen, and that a request for the object confirms, is a finding. A missing object or
     one of another size is verified; an orphan is adopted if the settings say so. A run stops and counts for nothing if
@@ -90,7 +90,7 @@ class _Reconciliation:
         self._store.admit()
         states = catalogue.artifacts.count_by_state().get(run.store, {})
         present = sum(count for state, count in states.items() if CopyState(state).present)
-        buckets = sorted(catalogue.artifacts.buckets()) if self._bucket is None else [self._bucket]
+        buckets = buckets_to_compare(self._store, catalogue) if self._bucket is None else [self._bucket]
         for bucket in (bucket for bucket in buckets if bucket >= run.bucket):
             if bucket != run.bucket:
                 run.bucket, run.after = bucket, ""

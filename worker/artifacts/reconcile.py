@@ -26,6 +26,12 @@ class Lists(Protocol):
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
 
 
+class ListsBuckets(Protocol):
+    """A store that lists the buckets that may hold artifacts."""
+
+    def list_buckets(self) -> list[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Compared:
     """One key: how many objects are listed and how many copies recorded under it, and how both differ, if they do.
@@ -38,6 +44,15 @@ class Compared:
     recorded: int
     sighting: Sighting | None
     known: CopyState | None = None
+
+
+def buckets_to_compare(store: ListsBuckets, catalogue: Catalogue) -> list[str]:
+    """Return the buckets that the store lists or the catalogue records, in their order.
+
+    Raises:
+        StorageError: the buckets of the store could not be listed.
+    """
+    return sorted({*catalogue.artifacts.buckets(), *store.list_buckets()})
 
 
 def compare(

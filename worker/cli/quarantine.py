@@ -63,6 +63,9 @@ def list_(
 ) -> None:
     """List the quarantined bytes: their artifact, since when, and the digest that the last verdict found.
 
+    `never` is purged only by its ID: no retention is configured, or the job that kept the bytes left the ledger.
+    `not read`: the verdict needed no read, as for a copy of another size; `quarantine get` prints the digest.
+
     Example:
 
         zot-artifacts quarantine ls --store dr
@@ -75,9 +78,12 @@ def list_(
     else:
         columns = ("store", "id", "size", "kept since", "purged after", "sha256")
         cells = [
-            (row["store"], row["id"], size(row["size"] or 0), row["at"], row["purged_after"], row["sha256"])
+            (
+                row["store"], row["id"], size(row["size"] or 0), row["at"] or "not known",
+                row["purged_after"] or "never", row["sha256"] or "not read",
+            )
             for row in rows
-        ]
+        ]  # fmt: skip
         print_table(columns, cells, empty="nothing is in quarantine", flexible=("id", "sha256"))
 
 

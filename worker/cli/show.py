@@ -8,7 +8,7 @@ import typer
 
 from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.verification_log_head import signed_head
-from worker.catalogue import Copy, EvidenceCheck
+from worker.catalogue import BAD, Copy, EvidenceCheck
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
@@ -83,12 +83,23 @@ def show(
             _state(copy, configured=copy.store in configured),
             copy.last_verified_at,
             copy.last_attempt_at,
-            f"{check.outcome} {check.checked_at:%Y-%m-%d}" if (check := checks.get(copy.id)) else None,
+            _evidence(copy, check) if (check := checks.get(copy.id)) else None,
         )
         for copy in copies
     ]
     columns = ("store", "state", "last verified", "last attempt", "evidence")
     print_table(columns, rows, empty="no copies", flexible=("state",))
+
+
+def _evidence(copy: Copy, check: EvidenceCheck) -> str:
+    older = ", before the bad verdict" if _is_superseded(copy, check) else ""
+    return f"{check.outcome} {check.checked_at:%Y-%m-%d}{older}"
+
+
+def _is_superseded(copy: Copy, check: EvidenceCheck) -> bool:
+    """Return whether a check without a read is older than the verdict that found the copy bad."""
+    at, verdict_at = check.checked_at, copy.last_attempt_at
+    return copy.state in BAD and at is not None and verdict_at is not None and at <= verdict_at
 
 
 def _state(copy: Copy, *, configured: bool) -> str:
@@ -143,5 +154,8 @@ def _copy(copy: Copy, check: EvidenceCheck | None) -> dict[str, Any]:
         "last_attempt_at": copy.last_attempt_at,
         "archived": copy.last_verdict == Verdict.ARCHIVED,
         "evidence": check
-        and {"outcome": check.outcome, "by": check.source, "compared": check.compared, "checked_at": check.checked_at},
-    }
+        and {
+            "outcome": check.outcome, "by": check.source, "compared": check.compared, "checked_at": check.checked_at,
+            "superseded": _is_superseded(copy, check),
+        },
+    }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from worker import clock
 from worker.artifacts.read_budget import forecast_for, forecast_of
-from worker.artifacts.reconcile import compare
+from worker.artifacts.reconcile import buckets_to_compare, compare
 from worker.cli.output import age, size
 from worker.cli.session import Session
 from worker.settings.sections import PlacementRule
@@ -79,7 +79,7 @@ def _cleanup(session: Session, store: str, _prefix: str | None) -> dict[str, Any
 
 def _reconcile(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
     bucket, below = _split(prefix)
-    buckets = [bucket] if bucket else sorted(session.catalogue.artifacts.buckets())
+    buckets = [bucket] if bucket else buckets_to_compare(session.stores[store], session.catalogue)
     listed = recorded = 0
     found: dict[str, int] = {}
     some: list[str] = []

@@ -62,6 +62,22 @@ def test_what_was_replaced_is_listed_with_its_origin_and_digest(command: Command
     assert command("ls", "--store", "primary")[1]["quarantined"] == []
 
 
+def test_what_is_never_purged_or_was_not_read_is_told_so(
+    settings: Settings, run, source, stored, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a retention bytes are kept for good, and a copy of another size was replaced without a read."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"right bytes")))
+    stored("dr").write_bytes(b"of another size")
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",)))
+    kept = settings.model_copy(update={"quarantine": QuarantineSettings()})
+    monkeypatch.setattr("worker.cli.session.load_settings", lambda: kept)
+    assert cli.run(["quarantine", "ls"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dr")]
+    assert " never " in row
+    assert row.rstrip().endswith("not read")
+
+
 def test_the_bytes_are_fetched_as_they_are(command: Command, repaired: bytes, tmp_path: Path) -> None:
     """`get` writes the bad bytes, whatever digest the store keeps beside them."""
     [row] = command("ls")[1]["quarantined"]

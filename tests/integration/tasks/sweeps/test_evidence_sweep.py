@@ -16,15 +16,22 @@ from tasks.sweeps.check_without_reading import sweep_evidence
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.conftest import NullReporter
-from worker import clock
+from worker import cli, clock
 from worker.artifacts.reconcile import DisorderedListing
 from worker.catalogue import Copy, EvidenceCheck, Leased
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
+from worker.settings import Settings
 from worker.storage.errors import NotFound, Unavailable
 from worker.storage.store import Store
-from zot_artifact_client.contract import EvidenceRequest, StoreEvidence, SweepEvidenceRequest, UploadRequest
+from zot_artifact_client.contract import (
+    EvidenceRequest,
+    StoreEvidence,
+    SweepEvidenceRequest,
+    UploadRequest,
+    VerifyRequest,
+)
 
 KEYS = ("a", "b", "c")
 Sweep = Callable[..., StoreEvidence]
@@ -92,6 +99,22 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(sweep: Swe
     monkeypatch.setattr(Store, "stat_object", failing)
     monkeypatch.setattr(sweep_module, "compare_listed", lambda known, *_: EvidenceCheck(known.copy_id, "x", "differs"))
     assert sweep().outcomes == {"agrees": 2, "unknown": 1}
+
+
+def test_show_says_that_evidence_is_older_than_a_bad_verdict(
+    settings: Settings, run, sweep: Sweep, stored, monkeypatch, capsys
+) -> None:
+    """What a store told before all bytes were read does not read as if it spoke for the corrupt copy."""
+    monkeypatch.setattr("worker.cli.session.load_settings", lambda: settings)
+    sweep()
+    cli.run(["show", "releases/a"])
+    assert "before the bad verdict" not in capsys.readouterr().out
+    stored("dr", "a").write_bytes(b"A")
+    run(verify, VerifyRequest(bucket="releases", key="a"))
+    cli.run(["show", "releases/a"])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dr")]
+    assert "corrupt" in row
+    assert row.rstrip().endswith(", before the bad verdict")
 
 
 def test_evidence_moves_no_time_of_verification(context: Context, sweep: Sweep, sent) -> None:

@@ -13,7 +13,7 @@ from tasks.sweeps import reconcile as sweep_module
 from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.upload import upload
 from tasks.verify import verify
-from worker import clock
+from worker import cli, clock
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.sections import ReconcileSweepSettings
@@ -115,6 +115,22 @@ def test_a_difference_is_a_finding_when_two_runs_have_seen_it(
     assert kinds(context) == {("missing", "b/1"), ("size_mismatch", "c"), ("orphan", "zz")}
     last = sweep()
     assert (last.seen, last.known) == ({"orphan": 1}, {"missing": 1, "size_mismatch": 1})
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_bucket_that_the_catalogue_never_had_is_compared(
+    context: Context, settings: Settings, sweep: Sweep, stored, monkeypatch, capsys
+) -> None:
+    """Its objects are orphans, in the sweep as in its dry run, and no difference is told only where there is none."""
+    stray = stored("dr", "theirs", "stray")
+    stray.parent.mkdir()
+    stray.write_bytes(b"theirs")
+    os.utime(stray, (time.time() - 3600,) * 2)
+    monkeypatch.setattr("worker.cli.session.load_settings", lambda: settings)
+    cli.run(["sweep", "reconcile", "--store", "dr", "--dry-run", "--json"])
+    assert "1 orphan" in capsys.readouterr().out
+    assert (sweep().seen, sweep().findings) == ({"orphan": 1}, {"orphan": 1})
+    assert [(each.bucket, each.key) for each in context.catalogue.findings.page()] == [("stray", "theirs")]
 
 
 def _state(context: Context, key: str) -> str:
