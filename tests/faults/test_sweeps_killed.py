@@ -36,6 +36,7 @@ from worker.settings.sections import ReconcileSweepSettings, RepairSweepSettings
 from worker.storage import Store
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
+from worker.storage.filesystem.digest_attribute import write_digest
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import (
     ADOPT,
@@ -149,10 +150,31 @@ class Fleet:
         return config.root / bucket / key
 
     def objects(self, store: str, bucket: str) -> dict[str, bytes]:
-        """Return the objects of a bucket, read from its directory, without their sidecars."""
+        """Return the objects of a bucket, read from its directory, without sidecars and stale temp files."""
         root = self.path(store, bucket, "")
-        found = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".sha256")
+        found = (
+            path
+            for path in root.rglob("*")
+            if path.is_file() and path.suffix != ".sha256" and not path.name.startswith(".zot-tmp-")
+        )
         return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+    def lose_metadata(self, store: str, bucket: str, key: str) -> None:
+        """Lose what a store keeps beside the bytes of an object."""
+        path = self.path(store, bucket, key)
+        for name in os.listxattr(path):
+            os.removexattr(path, name)
+        path.with_name(f"{key}.sha256").unlink()
+
+    def repair_again(self, number: int) -> None:
+        """Deliver a repair sweep that was killed again, and the next one after its claims have ended."""
+        self.later(HOUR)
+        with self.context() as context:
+            self.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
+            self.drain(context)
+            self.later(self.settings.sweep.repair.claim)  # that of a message which was never sent
+            self.deliver(context, f"next-{number}", SWEEP_REPAIR.kind, {})
+            self.drain(context)
 
     def is_at_rest(self, context: Context, bucket: str, *keys: str) -> bool:
         """Return whether no job is open and no writer has to wait for one of these artifacts."""
@@ -223,13 +245,8 @@ def test_a_repair_that_is_killed_ends_right(fleet: Fleet) -> None:
     done = 0
     for number in steps(attempt, STEPS):
         bucket = f"b-{number}"
-        fleet.later(HOUR)
+        fleet.repair_again(number)
         with fleet.context() as context:
-            fleet.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
-            fleet.drain(context)
-            fleet.later(fleet.settings.sweep.repair.claim)  # that of a message which was never sent
-            fleet.deliver(context, f"next-{number}", SWEEP_REPAIR.kind, {})
-            fleet.drain(context)
             for name in NAMES:
                 assert fleet.objects(name, bucket) == right
             for key in right:
@@ -241,6 +258,90 @@ def test_a_repair_that_is_killed_ends_right(fleet: Fleet) -> None:
             assert context.catalogue.verifications.first_broken() is None
         done += 1
     assert done > 10
+
+
+def test_a_rewrite_of_metadata_that_is_killed_ends_right(fleet: Fleet) -> None:
+    """Bytes and digest beside them are right again, nothing was in quarantine, the findings are resolved."""
+    right = {"lost": b"right bytes", "changed": b"other bytes"}
+
+    def attempt(number: int) -> Callable[[], Any]:
+        bucket = f"b-{number}"
+        with fleet.context() as context:
+            for key, content in right.items():
+                fleet.put(context, bucket, key, content)
+            fleet.lose_metadata("dr", bucket, "lost")
+            with fleet.path("dr", bucket, "changed").open("rb") as file:
+                write_digest(file.fileno(), "0" * 64)
+            for key in right:
+                request = VerifyRequest(bucket=bucket, key=key).payload()
+                fleet.deliver(context, str(uuid.uuid4()), VERIFY.kind, request)
+            found = {each.key: each.kind.value for each in context.catalogue.findings.page()}
+            assert found == dict.fromkeys(right, "metadata")
+        Broker.path.unlink(missing_ok=True)
+
+        def work() -> None:
+            with fleet.context() as context:
+                fleet.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
+                fleet.drain(context)
+
+        return work
+
+    done = 0
+    for number in steps(attempt, (*STEPS, (os, ("rename", "link", "unlink", "replace")))):
+        bucket = f"b-{number}"
+        fleet.repair_again(number)
+        with fleet.context() as context:
+            for name in NAMES:
+                assert fleet.objects(name, bucket) == right
+                for key, content in right.items():
+                    stat = context.stores[name].stat_object(bucket, key)
+                    assert stat.sha256 == hashlib.sha256(content).hexdigest()
+            assert context.catalogue.findings.page() == []
+            assert fleet.objects("dr", f"{QUARANTINE_BUCKET}/{bucket}") == {}
+            assert fleet.is_at_rest(context, bucket, *right)
+            assert context.catalogue.verifications.first_broken() is None
+        done += 1
+    assert done > 10
+
+
+def test_a_repair_of_chunks_that_is_killed_ends_right(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole is right again, also after a death between two of its chunks, and the bad bytes are kept."""
+    monkeypatch.setattr("worker.artifacts.chunk_repair.FEWEST_CHUNKS", 2)
+    for module in ("storage.integrity.manifest", "catalogue.artifacts", "artifacts.page_upload"):
+        monkeypatch.setattr(f"worker.{module}.CHUNK_SIZE", 1 << 16)
+    right = hashlib.sha256(b"large").digest() * (1 << 11) + b"the second chunk"
+    bad = right[:-1] + b"K"
+
+    def attempt(number: int) -> Callable[[], Any]:
+        bucket = f"b-{number}"
+        with fleet.context() as context:
+            fleet.put(context, bucket, "large", right)
+            fleet.path("dr", bucket, "large").write_bytes(bad)
+            request = VerifyRequest(bucket=bucket, key="large", stores=("dr",)).payload()
+            fleet.deliver(context, str(uuid.uuid4()), VERIFY.kind, request)
+            assert states(context, bucket, "large")["dr"] == "corrupt"
+        Broker.path.unlink(missing_ok=True)
+
+        def work() -> None:
+            with fleet.context() as context:
+                fleet.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
+                fleet.drain(context)
+
+        return work
+
+    done = 0
+    for number in steps(attempt, (*STEPS, (Store, ("read_chunk",)))):
+        bucket = f"b-{number}"
+        fleet.repair_again(number)
+        with fleet.context() as context:
+            assert [fleet.objects(name, bucket) == {"large": right} for name in NAMES] == [True, True]
+            assert states(context, bucket, "large")["dr"] in {"stored", "verified"}
+            assert context.catalogue.findings.page() == []
+            kept = fleet.objects("dr", f"{QUARANTINE_BUCKET}/{bucket}").values()
+            assert [each == bad for each in set(kept)] == [True]
+            assert fleet.is_at_rest(context, bucket, "large")
+        done += 1
+    assert done >= 8
 
 
 def test_a_purge_that_is_killed_ends_right(fleet: Fleet) -> None:

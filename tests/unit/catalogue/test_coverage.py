@@ -62,6 +62,27 @@ def test_replications_and_dead_letters_are_counted(catalogue):
     assert catalogue.coverage.jobs() == (1, 1)
 
 
+def test_the_copies_and_bytes_of_a_store_are_summed_in_the_order_of_their_rows(catalogue, catalogue_url):
+    """Only what a sweep reads in this store counts, and no index by store sends the reads to and fro."""
+    for name in ("a", "b"):
+        copied(catalogue, name, "dr")
+    copied(catalogue, "c", "primary")
+    plans = []
+
+    def plan(connection, _cursor, statement, parameters, *_):
+        if "sum(artifacts.size)" in statement and catalogue_url.startswith("sqlite"):
+            rows = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[3] for row in rows)
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
+    try:
+        assert catalogue.budgets.totals("dr", now=clock.now()) == (2, 2 * DIGEST.size)
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
+    if catalogue_url.startswith("sqlite"):
+        assert plans == ["SCAN copies", "SEARCH artifacts USING INTEGER PRIMARY KEY (rowid=?)"]
+
+
 def test_no_question_about_a_store_reads_the_whole_table(catalogue, catalogue_url, monkeypatch):
     """Every query about one store searches an index: none scans the copies, the artifacts or the log."""
     if not catalogue_url.startswith("sqlite"):
