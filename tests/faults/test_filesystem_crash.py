@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -159,6 +159,46 @@ def _read_with_change(store: Store, key: str, count: int, change: Callable[[Stor
         for name in ("open", "stat", "fstat", "read", "pread"):
             patch.setattr(os, name, interrupted(getattr(os, name)))
         return content_of(store, key), reached
+
+
+def test_a_listing_shows_only_keys_that_are_written(quick: Path) -> None:
+    """Whenever a delete ends, and whenever the key is written again, a listing beside it shows no other key."""
+    store = store_at(quick)
+
+    def half_deleted() -> None:
+        write(store, "k", OLD)
+        (quick / "b" / "k").unlink()  # as a delete does first
+
+    half_deleted()
+    _, calls = _listed_during(store, {})
+    assert calls > 10
+    for deleted, written in itertools.combinations(range(calls + 5), 2):
+        half_deleted()
+        changes = {deleted: (quick / "b" / "k.sha256").unlink, written: lambda: write(store, "k", NEW)}
+        keys, _ = _listed_during(store, changes)
+        assert keys <= {"k"}, (deleted, written)
+
+
+def _listed_during(store: Store, changes: Mapping[int, Callable[[], Any]]) -> tuple[set[str], int]:
+    """List while each change is made before the call of its number; return the keys, and how many calls there were."""
+    counter = itertools.count()
+    changing = False
+
+    def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            nonlocal changing
+            if not changing and (change := changes.get(next(counter))):
+                changing = True
+                change()
+                changing = False
+            return call(*args, **options)
+
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open", "stat", "fstat", "read", "pread", "scandir"):
+            patch.setattr(os, name, interrupted(getattr(os, name)))
+        return {row.key for row in store.list_objects("b")}, next(counter)
 
 
 def calls_of(root: Path, change: Callable[[Store], Any]) -> list[str]:

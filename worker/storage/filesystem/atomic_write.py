@@ -333,10 +333,19 @@ def is_foreign(directory: int, name: str) -> bool:
     """Return whether a file with the name of a sidecar is another program's.
 
     It is if its content is not a SHA-256 in hex, if the object has its hidden sidecar, or if there is no object and no
-    mark of ours.
+    mark of ours. Without the object's lock, a file that is removed or replaced meanwhile is judged again: a sidecar
+    that a delete removes between two of these questions has neither an object nor a mark.
     """
-    if not _is_regular(directory, name):
-        return False
+    for _ in range(_READ_TRIES):
+        before = _file(directory, name)
+        if before is None or not _seems_foreign(directory, name):
+            return False
+        if _is_still(directory, name, before):
+            return True
+    return False
+
+
+def _seems_foreign(directory: int, name: str) -> bool:
     content = read_small(directory, name, _SIDECAR_BYTES)
     data = name.removesuffix(SIDECAR)
     if content is None:
@@ -419,11 +428,16 @@ def _exists(directory: int, name: str) -> bool:
 
 
 def _is_regular(directory: int, name: str) -> bool:
+    return _file(directory, name) is not None
+
+
+def _file(directory: int, name: str) -> os.stat_result | None:
+    """Return the stat of a file, or None if the name does not exist, is no file's, or is too long."""
     try:
-        return regular_stat(directory, name) is not None
+        return regular_stat(directory, name)
     except OSError as error:
         if error.errno in {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}:
-            return False
+            return None
         raise
 
 
