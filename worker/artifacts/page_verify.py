@@ -129,16 +129,18 @@ class VerifyPage:
         if not seen:
             return
         now = clock.now()
-        verdicts = [self._verdict(copy, each, now) for copy, each in seen if each is not None]
-        outcomes = []
+        outcomes, verdicts = [], []
         for copy, each in seen:
+            of = self._objects[copy.id]
             if each is None:
                 self._context.catalogue.findings.end_suspicion(copy.store, copy.bucket, copy.key, now=now)
-            of = self._objects[copy.id]
-            if each is not None and each.verdict is Verdict.VERIFIED and len(of.copies) == 1:
-                outcomes.append(PageOutcome(of.id, of.path, of.size, "verified"))
-                continue
-            of.words[copy.id] = (SUPERSEDED, None) if each is None else (each.verdict.value, each.detail)
+                of.words[copy.id] = (SUPERSEDED, None)
+            else:
+                verdicts.append(self._verdict(copy, each, now))
+                if each.verdict is Verdict.VERIFIED and len(of.copies) == 1:
+                    outcomes.append(PageOutcome(of.id, of.path, of.size, "verified"))
+                    continue
+                of.words[copy.id] = (each.verdict.value, each.detail)
             if len(of.words) == len(of.copies):
                 outcomes.append(of.outcome)
         self._recorder.add(outcomes, verdicts, now=now)
@@ -156,7 +158,7 @@ class VerifyPage:
         )  # fmt: skip
 
     def _stored_sha256(self, copy: PageCopy, seen: Verification) -> str | None:
-        if seen.stored_sha256 in {None, copy.digest.sha256}:
+        if seen.stored_sha256 is None or seen.stored_sha256 == copy.digest.sha256:
             return seen.stored_sha256
         evidence = self._context.catalogue.artifacts.evidence_of(copy.id)
         return stored_sha256_of(self._context, copy, copy.store, evidence, seen)

@@ -73,7 +73,8 @@ class BulkStatement:
         names = [*self._types, *same]
         take = itemgetter(*(names.index(name) for name in found.names))
         last = tuple(same.values())
-        execute(connection, found.text, [take((*self._row(row, dialect), *last)) for row in rows], many=True)
+        bound = (self._row(row, dialect) for row in rows) if self._moments else rows
+        execute(connection, found.text, [take((*row, *last)) for row in bound], many=True)
 
     def _row(self, row: Sequence[Any], dialect: Dialect) -> Sequence[Any]:
         for at in self._moments:

@@ -80,7 +80,8 @@ class VerdictRow(NamedTuple):
     @property
     def has_wrong_metadata(self) -> bool:
         """Return whether the bytes are right, and the digest beside them is gone or another one."""
-        return self.verdict == Verdict.VERIFIED and self.stored_sha256 not in {None, self.expected_sha256}
+        stored = self.stored_sha256
+        return stored is not None and stored != self.expected_sha256 and self.verdict == Verdict.VERIFIED
 
     @classmethod
     def of(cls, outcome: "Outcome") -> "VerdictRow":

@@ -531,8 +531,8 @@ class TagDriver(Driver, Protocol):
         ...
 
 
-SmallRead = tuple[str, str, int]
-"""An object to read as a whole: its bucket, its key and how many bytes it must have."""
+SmallRead = tuple[str, str, Digest]
+"""An object to read as a whole: its bucket, its key and its recorded digest, whose size it must have."""
 WholeRead = tuple[bytes, str, str]
 """All bytes of an object, its version, and the digest that is stored beside it, empty if there is none."""
 
@@ -580,10 +580,10 @@ class HoldDriver(Driver, Protocol):
 class SmallReads(Protocol):
     """Reads many small objects one after the other, with less work for each than `Driver.open`; for one thread."""
 
-    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[WholeRead | None]:
-        """Yield what is read of each object, in their order; it may open some before it reads the first.
+    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
+        """Yield each object with what is read of it, in their order; it may open some before it reads the first.
 
-        Yields None for None, and if an object is missing or has another size; `Driver.open` raises the reason.
+        It is None if the object is missing, large, of another size or of an odd name; `Driver.open` raises the reason.
         """
         ...
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,7 +71,6 @@ from worker.storage.keys import (
     check_key,
     check_prefix,
     is_bucket,
-    is_plain,
     reserved_key,
 )
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
@@ -81,8 +79,6 @@ from worker.storage.transfer.resumable_read import ResumableReader, open_resumab
 from worker.storage.transfer.server_copy import Between, copy_server_side
 
 _MAX_OFFSET = 2**63 - 1
-_SMALL = 1 << 20
-"""Bytes of an object that is read in one piece."""
 
 
 class WriteOptions(TypedDict, total=False):
@@ -423,22 +419,10 @@ class Store:
             yield found[0] if found else None
 
     @staticmethod
-    def _read_ahead(
-        reads: SmallReads, wanted: Iterable[tuple[str, str, Digest]]
-    ) -> Iterator[tuple[tuple[str, str, Digest], WholeRead | None]]:
+    def _read_ahead(reads: SmallReads, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
         """Yield each object with what was read of it, or with None where they are not simply there and right."""
-        taken: deque[tuple[str, str, Digest]] = deque()
-
-        def small() -> Iterator[SmallRead | None]:
-            for each in wanted:
-                taken.append(each)
-                bucket, key, expected = each
-                plain = expected.size <= _SMALL and is_plain(bucket, key)
-                yield (bucket, key, expected.size) if plain else None
-
         try:
-            for read in reads.read(small()):
-                each = taken.popleft()
+            for each, read in reads.read(wanted):
                 right = read is not None and hashlib.sha256(read[0]).hexdigest() == each[2].sha256
                 yield each, read if right else None
         finally:

@@ -11,11 +11,16 @@ from worker.storage.filesystem.digest_attribute import read_digest
 from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar
 from worker.storage.filesystem.listing import version_of
 from worker.storage.filesystem.open_without_symlinks import Tree
+from worker.storage.keys import is_plain
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _AHEAD = 16
 """Files that are open at a time: while one is read, the disk reads the others."""
+_SMALL = 1 << 20
+"""Bytes of an object that is read in one piece."""
 _ADVICE = hasattr(os, "posix_fadvise")
+_Opened = tuple[int, os.stat_result, str]
+"""An open file, what `fstat` says of it, and the digest beside it."""
 
 
 class FilesystemSmallReads:
@@ -27,28 +32,33 @@ class FilesystemSmallReads:
         self._from_disk = _ADVICE and not cached
         self._above: tuple[str, str] | None = None
         self._directory = -1
-        self._ahead: deque[tuple[int, os.stat_result, str] | None] = deque()
+        self._ahead: deque[tuple[SmallRead, _Opened | None]] = deque()
 
-    def read(self, wanted: Iterable[SmallRead | None]) -> Iterator[WholeRead | None]:
-        """Yield what is read of each object, or None; see `SmallReads`."""
+    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
+        """Yield each object with what is read of it, or None; see `SmallReads`."""
+        ahead = self._ahead
         for each in wanted:
-            self._ahead.append(self._open(each) if each else None)
-            if len(self._ahead) == _AHEAD:
-                yield self._finish()
-        while self._ahead:
-            yield self._finish()
+            ahead.append((each, self._open(each)))
+            if len(ahead) == _AHEAD:
+                first, opened = ahead.popleft()
+                yield first, self._finish(opened) if opened else None
+        while ahead:
+            first, opened = ahead.popleft()
+            yield first, self._finish(opened) if opened else None
 
     def close(self) -> None:
         """Close the directory, and what was opened and not read."""
         while self._ahead:
-            if file := self._ahead.popleft():
-                os.close(file[0])
+            _, opened = self._ahead.popleft()
+            if opened:
+                os.close(opened[0])
         self._leave()
 
-    def _open(self, wanted: SmallRead) -> tuple[int, os.stat_result, str] | None:
-        bucket, key, size = wanted
+    def _open(self, wanted: SmallRead) -> _Opened | None:
+        bucket, key, expected = wanted
+        size = expected.size
         above, _, name = key.rpartition("/")
-        if name.endswith(SIDECAR[1:]):  # the name on disk may be another one
+        if size > _SMALL or name.endswith(SIDECAR[1:]) or not is_plain(bucket, key):  # the name on disk may differ
             return None
         try:
             if self._above != (bucket, above):
@@ -85,20 +95,18 @@ class FilesystemSmallReads:
         finally:
             os.close(sidecar)
 
-    def _finish(self) -> WholeRead | None:
-        file = self._ahead.popleft()
-        if file is None:
-            return None
-        fd, found, stored = file
+    def _finish(self, opened: _Opened) -> WholeRead | None:
+        fd, found, stored = opened
+        size = found.st_size
         try:
-            data = os.read(fd, found.st_size + 1)
+            data = os.read(fd, size + 1)
             if self._from_disk:  # a sweep over the whole store must not empty the page cache
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError:
             return None
         finally:
             os.close(fd)
-        return (data, version_of(found), stored) if len(data) == found.st_size else None
+        return (data, version_of(found), stored) if len(data) == size else None
 
     def _enter(self, bucket: str, above: str) -> None:
         self._leave()

@@ -1,7 +1,7 @@
 """Determine the verdict on a copy from one full read."""
 
-from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from worker.storage.driver import Digest, ObjectReader, ObjectStat
 from worker.storage.errors import StorageError
@@ -27,8 +27,7 @@ class Verdict(StrEnum):
     """No digest is recorded to compare the bytes with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(NamedTuple):
     """The outcome of one full read: the verdict and what it is based on."""
 
     verdict: Verdict
@@ -39,7 +38,7 @@ class Verification:
     detail: str | None = None
     stored_sha256: str | None = None
     """The SHA-256 that the store keeps beside verified bytes, empty if it keeps none; None where that is unknown."""
-    error: StorageError | None = field(default=None, compare=False, repr=False)
+    error: StorageError | None = None
     """Why an `unreadable` object could not be read."""
 
 
