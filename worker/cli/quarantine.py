@@ -14,6 +14,7 @@ from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, qu
 from worker.cli.arguments import ArtifactPath
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
+from worker.cli.get import STDOUT
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.session import Session, opened
@@ -91,23 +92,33 @@ def list_(
 def get(
     store: StoreName,
     id_: Id,
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="The file to write.")],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="A file, a directory to put it into, or `-` for standard output.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Write quarantined bytes to a file, without verifying them.
+    """Write quarantined bytes to a file or to standard output, without verifying them.
 
     Example:
 
         zot-artifacts quarantine get dr releases/5f0a1d0e/app.tgz bad.tgz
     """
+    if dest == STDOUT and as_json:
+        raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
     with opened(existing=True) as session:
         found = _find(session, store, id_)
-        with complete_file(Path(dest), session.settings.spool_dir) as file:
+        path = Path("/dev/stdout") if dest == STDOUT else Path(dest).expanduser()
+        if path.is_dir():
+            path /= found.key.rpartition("/")[2]
+        with complete_file(path, session.settings.spool_dir) as file:
             sha256 = _copy(session, found, file)
+    about = f"{size(found.size or 0)} sha256 {sha256}, as it was in the quarantine of {store}"
     if as_json:
-        print_json({"store": store, "id": id_, "path": dest, "size": found.size, "sha256": sha256})
+        print_json({"store": store, "id": id_, "path": str(path), "size": found.size, "sha256": sha256})
+    elif dest == STDOUT:
+        note(f"{id_}: {about}")
     else:
-        say(f"{dest}: {size(found.size or 0)} sha256 {sha256}, as it was in the quarantine of {store}")
+        say(f"{path}: {about}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -85,6 +86,34 @@ def test_the_bytes_are_fetched_as_they_are(command: Command, repaired: bytes, tm
     assert (status, (tmp_path / "bad").read_bytes()) == (0, repaired)
     assert document["sha256"] == hashlib.sha256(repaired).hexdigest()
     assert command("get", "dr", "releases/none/app.tgz", str(tmp_path / "none"))[0] == 1
+
+
+def test_the_bytes_go_where_those_of_an_artifact_would(command: Command, repaired: bytes, tmp_path: Path) -> None:
+    """`-` is standard output, a directory gets a file of the key's name, and a link and a FIFO stay what they are."""
+    [row] = command("ls")[1]["quarantined"]
+    stdout = os.dup(1)
+    try:
+        with (tmp_path / "stdout").open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            assert cli.run(["quarantine", "get", "dr", row["id"], "-"]) == 0
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+    assert (tmp_path / "stdout").read_bytes() == repaired
+    assert command("get", "dr", row["id"], "-")[0] == 2
+    (tmp_path / "into").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for dest in ("into", "link", "fifo"):
+            assert command("get", "dr", row["id"], str(tmp_path / dest))[0] == 0, dest
+        assert os.read(reader, 100) == repaired
+    finally:
+        os.close(reader)
+    assert (tmp_path / "into" / "app.tgz").read_bytes() == (tmp_path / "file").read_bytes() == repaired
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "fifo").is_fifo()
 
 
 def test_bad_bytes_are_not_restored_over_a_good_artifact(command: Command, repaired: bytes) -> None:
