@@ -1,5 +1,6 @@
 """`zot-artifacts up` on data directories with odd names, damaged files, or no permission to write."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_up_tells_what_is_where_the_catalogue_belongs(content: str, tmp_path: Pa
     assert str(file) in done.stderr
     assert "catalogue restore" in done.stderr
     assert list((home / "logs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run/broker-password", "run/broker-url", "logs/worker.log"])
+def test_what_is_no_file_is_told_in_place_of_waiting_for_it(name: str, tmp_path: Path) -> None:
+    """A FIFO or a directory where `up` reads or appends is told in one line, with the way out; nothing is started."""
+    for make in (os.mkfifo, Path.mkdir):
+        path = tmp_path / make.__name__ / name
+        path.parent.mkdir(mode=0o700, parents=True)
+        make(path)
+        commands = [["up"], ["upload", __file__, "a/b"]] if name == "run/broker-url" else [["up"]]
+        for command in commands:
+            done = Zot(tmp_path / make.__name__)(*command)
+            assert (done.status, done.is_one_line()) == (2, True)
+            assert f"{path} is no file" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["up"], ["doctor"], ["upload", __file__, "a/b"]])

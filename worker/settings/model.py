@@ -25,7 +25,7 @@ from pydantic_settings import SettingsError as SourceError
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.original_config import OriginalRefused, translate
-from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, tighten
+from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, no_files, tighten
 from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
@@ -271,9 +271,12 @@ class Settings(BaseSettings):
 
         Raises:
             NoBroker: none is configured, and none runs on this data directory.
+            SettingsError: something else is where the file with the URL belongs.
         """
         if self.broker:
             return self.broker.get_secret_value()
+        if self.broker_file.exists() and not self.broker_file.is_file():
+            raise _not_a_file(self.broker_file)
         try:
             return self.broker_file.read_text().strip()
         except FileNotFoundError:
@@ -330,7 +333,7 @@ class Settings(BaseSettings):
         with a `file_mode` or `dir_mode`. The worker's own files that other users can read become private.
 
         Raises:
-            SettingsError: the directory cannot be made.
+            SettingsError: the directory cannot be made, or something else is where a file of it belongs.
         """
         make_files_private()
         ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
@@ -347,6 +350,12 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"the data directory {self.home} cannot be used: {at}{what}; set ZOT_HOME to one that can"
             ) from error
+        for path in no_files(self.home):
+            raise _not_a_file(path)
+
+
+def _not_a_file(path: Path) -> SettingsError:
+    return SettingsError(f"{path} is no file, and a file belongs there: move it away, and `zot-artifacts up` makes one")
 
 
 def _make_once(store: FilesystemConfig, made: Path) -> None:

@@ -79,6 +79,14 @@ def private_paths(home: Path) -> list[Path]:
     return [home, *_ours(home)]
 
 
+def no_files(home: Path) -> Iterator[Path]:
+    """Yield what is no regular file in the folders that hold files alone; to open a FIFO there would never return."""
+    for folder in ("run", "logs"):
+        for path in sorted((home / folder).glob("*")):
+            if path.exists() and not path.is_file():
+                yield path
+
+
 def _ours(home: Path) -> Iterator[Path]:
     for name in (*OWN_FOLDERS, *_CATALOGUE_FILES):
         yield home / name
