@@ -6,15 +6,15 @@ driver that knows nothing of it.
 
 import errno
 import itertools
-import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,9 @@ from tests.faults.filesystem_crashes import (
     OLD,
     SCENES,
     THIRD,
-    bucket_of_a_dead_writer,
+    buckets_of_dead_writers,
     content_of,
-    death_at_any_call,
-    directory_of_a_dead_writer,
+    contents_after_a_death,
     end,
     half_replaced,
     in_child,
@@ -44,8 +43,9 @@ from tests.faults.filesystem_crashes import (
     two,
     write,
     write_group,
+    writes_over_directories_of_dead_writers,
 )
-from tests.servers.process import REPOSITORY
+from worker.embedded.parent_death import die_with_parent
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, OutOfSpace, StorageError
 from worker.storage.filesystem.layout import ObjectPath
@@ -64,41 +64,30 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def small_process() -> Iterator[Callable[..., None]]:
-    """Return what runs a check of tests/faults/filesystem_crashes.py in its process, and fails as it fails."""
-    command = [sys.executable, "-m", "tests.faults.filesystem_crashes"]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        asked, answers = process.stdin, process.stdout
-
-        def run(check: Callable[..., None], root: Path, *arguments: str) -> None:
-            print(json.dumps([check.__name__, str(root), *arguments]), file=asked, flush=True)
-            failure = json.loads(answers.readline())
-            assert failure is None, failure
-
-        yield run
-        asked.close()
+def small_process() -> Iterator[Executor]:
+    """Return what runs functions of tests/faults/filesystem_crashes.py in a process that has imported little else."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=die_with_parent) as process:
+        yield process
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_death_at_any_call_leaves_one_of_the_two_whole(
-    quick: Path, small_process: Callable[..., None], name: str
-) -> None:
+def test_death_at_any_call_leaves_one_of_the_two_whole(quick: Path, small_process: Executor, name: str) -> None:
     """Wherever a writer dies, each key holds the old or the new content with its own digest; the next write heals."""
-    small_process(death_at_any_call, quick / "root", name)
+    seen = small_process.submit(contents_after_a_death, quick / "root", name).result()
+    assert seen == SCENES[name].may_be
 
 
-def test_a_bucket_that_a_dead_writer_left_can_be_deleted(quick: Path, small_process: Callable[..., None]) -> None:
+def test_a_bucket_that_a_dead_writer_left_can_be_deleted(quick: Path, small_process: Executor) -> None:
     """What dead writers leave counts as no object: their bucket is empty, at whatever call they died."""
-    small_process(bucket_of_a_dead_writer, quick / "root")
+    kept = small_process.submit(buckets_of_dead_writers, quick / "root").result()
+    assert set(kept) == {False}
 
 
-def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(
-    quick: Path, small_process: Callable[..., None]
-) -> None:
+def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(quick: Path, small_process: Executor) -> None:
     """A directory that a dead writer made for `d/e/k` and never filled is not in the way of the key `d`."""
-    small_process(directory_of_a_dead_writer, quick / "root")
+    contents = small_process.submit(writes_over_directories_of_dead_writers, quick / "root").result()
+    assert set(contents) == {THIRD}
 
 
 def _twice(store: Store) -> None:
