@@ -70,11 +70,13 @@ class WaitingStore:
     def _wait(self, error: Snooze) -> None:
         """Wait a while; after all threads together waited too long, the store counts as unavailable at once."""
         with self._lock:
-            if self._waits_since is None:
-                self._waits_since = time.monotonic()
+            now, since = time.monotonic(), self._waits_since  # a thread that got its answer resets it without the lock
+            if since is None:
                 self._tell(f"{error}: waiting")
-            waited = time.monotonic() - self._waits_since
-        if waited > _PATIENCE and not isinstance(error, Paused):
+            if since is None or isinstance(error, Paused):
+                since = self._waits_since = now  # the time of a pause does not count
+            waited = now - since
+        if waited > _PATIENCE:
             raise Unavailable(f"{self.name}: it took no job for {waited:.0f} s: {error}") from error
         time.sleep(min(error.seconds, _ASK_AGAIN))
 

@@ -1,0 +1,60 @@
+"""A command waits for a store that takes no job: without limit for a pause, up to ten minutes for anything else."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from worker.limits.limited_store import LimitedStore
+from worker.limits.snooze import Paused, Snooze
+from worker.limits.waiting_store import WaitingStore
+from worker.storage.errors import Unavailable
+
+PAUSED, BUSY = Paused("nas: the store is paused", 60.0), Snooze("nas: 2 jobs use the store", 1.0)
+
+
+class _Answers:
+    """A store that takes no job for some of its answers."""
+
+    name, capabilities = "nas", None
+
+    def __init__(self, *answers: Snooze | list[str]) -> None:
+        self._answers: Iterator[Snooze | list[str]] = iter(answers)
+
+    def list_buckets(self) -> list[str]:
+        answer = next(self._answers)
+        if isinstance(answer, Snooze):
+            raise answer
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each sleep end at once, as if its time had passed."""
+    now = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+def _waiting(*answers: Snooze | list[str]) -> tuple[WaitingStore, list[Any]]:
+    told: list[Any] = []
+    return WaitingStore(cast("LimitedStore", _Answers(*answers)), told.append), told
+
+
+def test_the_time_of_a_pause_does_not_count_in_what_follows_it() -> None:
+    """After a pause of 20 minutes the store is waited for while others use it, and its answer is returned."""
+    store, told = _waiting(*[PAUSED] * 240, *[BUSY] * 5, ["b"])
+    assert store.list_buckets() == ["b"]
+    assert told == ["nas: the store is paused: waiting"]
+
+
+def test_a_store_that_takes_no_job_for_ten_minutes_is_unavailable() -> None:
+    """The error tells for how long, and why."""
+    store, _ = _waiting(*[BUSY] * 1000)
+    with pytest.raises(Unavailable, match="nas: it took no job for 601 s: nas: 2 jobs use the store"):
+        store.list_buckets()
