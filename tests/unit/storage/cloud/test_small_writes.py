@@ -30,6 +30,18 @@ def _url(listening: socket.socket) -> str:
     return f"http://127.0.0.1:{listening.getsockname()[1]}/bucket"
 
 
+def _writes(listening: socket.socket) -> SmallWrites:
+    """Return the small writes of a store whose answer gives its status alone."""
+    provider = Provider(
+        lambda _real: Place(_url(listening), lambda _, headers: headers),
+        lambda answer: {"status": answer.status},
+        lambda _answer: None,
+        (),
+        lambda _error, _origin, what: StorageError(what),
+    )
+    return SmallWrites(Origin("far", _url(listening), None), provider)
+
+
 def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -> None:
     """After an interim answer the connection is closed: the final answer would count as that of the next request."""
 
@@ -70,14 +82,7 @@ def test_connections_to_few_buckets_are_kept(listening: socket.socket, monkeypat
 
     server = threading.Thread(target=serve)
     server.start()
-    provider = Provider(
-        lambda _real: Place(_url(listening), lambda _, headers: headers),
-        lambda answer: {"status": answer.status},
-        lambda _answer: None,
-        (),
-        lambda _error, _origin, what: StorageError(what),
-    )
-    writes = SmallWrites(Origin("far", _url(listening), None), provider)
+    writes = _writes(listening)
     for real in ("one", "two", "three"):
         assert writes.put(RealObject(real, "key", f"{real}/key"), b"", {}) == {"status": 200}
     server.join(WITHIN)
@@ -122,14 +127,7 @@ def test_a_request_is_what_its_headers_say(listening: socket.socket, size: int) 
 @pytest.mark.parametrize("value", ["a\r\nX-Other: b", "a\nb", "ä", "a\x7f"])
 def test_a_header_that_the_store_would_read_otherwise_is_not_sent(listening: socket.socket, value: str) -> None:
     """No value ends its line and begins another header; the SDK writes the object then."""
-    provider = Provider(
-        lambda _real: Place(_url(listening), lambda _, headers: headers),
-        lambda answer: {"status": answer.status},
-        lambda _answer: None,
-        (),
-        lambda _error, _origin, what: StorageError(what),
-    )
-    writes = SmallWrites(Origin("far", _url(listening), None), provider)
+    writes = _writes(listening)
     assert writes.put(RealObject("one", "key", "one/key"), b"", {"x-amz-meta-a": value}) is None
     listening.settimeout(0)
     with pytest.raises(BlockingIOError):
