@@ -284,14 +284,14 @@ class Fleet:
         """Take the directory of a store away for a time."""
         root = self._home / "dr"
         root.rename(self._home / "dr-unplugged")
-        time.sleep(1.5)
+        time.sleep(1.5)  # the fault: jobs meet the missing root meanwhile
         (self._home / "dr-unplugged").rename(root)
 
     def lock_catalogue(self) -> None:
         """Let another program keep the write lock of the catalogue for a time."""
         with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
             ours.execute("BEGIN IMMEDIATE")
-            time.sleep(3)
+            time.sleep(3)  # the fault: longer than a lease
 
     def rot(self) -> None:
         """Flip a bit of a file, so that nothing but reading it tells."""

@@ -113,7 +113,7 @@ class Death:
         if order["clock"] is not None:
             (self._directory / "clock.new").write_text(str(order["clock"]))
             (self._directory / "clock.new").rename(self._directory / "clock")
-            time.sleep(_STUNNED)
+            time.sleep(_STUNNED)  # the fault: the job pauses for longer than its lease
             return
         if order["whole"]:
             os.killpg(0, signal.SIGKILL)  # the worker, its other children and its beat: as when a machine fails

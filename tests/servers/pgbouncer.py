@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.servers.postgres import Postgres
 from tests.servers.process import Server
 
-_WITHOUT_RIGHTS = "nobody"
-"""The user of Debian that owns no file."""
+_UNPRIVILEGED = "nobody"
+"""The user of the system that owns no files and has no rights of root."""
 
 
 class PgBouncer(Server):
@@ -37,4 +37,4 @@ class PgBouncer(Server):
         )
         if os.geteuid() != 0:
             return ("pgbouncer", str(config))
-        return ("pgbouncer", "--user", _WITHOUT_RIGHTS, str(config))  # it refuses to run as root
+        return ("pgbouncer", "--user", _UNPRIVILEGED, str(config))  # it refuses to run as root
