@@ -4,8 +4,9 @@ import logging
 
 from worker import clock
 from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
-from worker.artifacts.stored_digests import KEPT, RECORDED
+from worker.artifacts.stored_digests import RECORDED
 from worker.catalogue import Artifact, Finding
+from worker.catalogue.rebuilding import FIRST_READ, KEPT
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -19,7 +20,6 @@ from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult
 logger = logging.getLogger(__name__)
 
 GIVEN = "sha256 of the request"
-FIRST_READ = "first read"
 
 
 class Unverifiable(PermanentError):

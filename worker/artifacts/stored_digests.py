@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.catalogue import Artifact, PageCopy
-from worker.catalogue.rebuilding import BELIEVED
-from worker.catalogue.rebuilding import KEPT as REBUILT_KEPT
+from worker.catalogue.rebuilding import BELIEVED, KEPT
 from worker.context import JobContext
 from worker.limits.snooze import Snooze
 from worker.storage import Verification
 from worker.storage.errors import StorageError
 
-KEPT = "sha256 kept by the store"
 RECORDED = "sha256 in the catalogue"
 
 
@@ -37,4 +35,4 @@ def stored_sha256_of(
 
 def _had_digest(evidence: Mapping[str, Any]) -> bool:
     """Return whether the store kept a digest beside the bytes of a copy when the copy was recorded."""
-    return evidence.get("adopted", KEPT) == KEPT and evidence.get("rebuilt", BELIEVED) in {BELIEVED, REBUILT_KEPT}
+    return evidence.get("adopted", KEPT) == KEPT and evidence.get("rebuilt", KEPT) in {KEPT, BELIEVED}
