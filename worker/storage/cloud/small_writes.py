@@ -1,4 +1,4 @@
-"""Write small objects with one plain request, signed by the SDK, at about a fifth of the SDK's processor time.
+"""Write small objects with one plain request, at about a fifth of the SDK's processor time.
 
 It is sent once. Where there is no answer, or one that may pass, the SDK sends it again, under the same token of the
 write, as it would after an answer of its own that got lost.

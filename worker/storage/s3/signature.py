@@ -1,4 +1,4 @@
-"""Sign the write of a small object with Signature Version 4, at a tenth of the processor time of the SDK's signer.
+"""Sign the write of a small object with Signature Version 4, at about an eighth of the SDK's processor time.
 
 The SDK's signer derives the key of the day for each request and collects the headers three times. For a small object
 that took a quarter of the processor time of the whole write.
