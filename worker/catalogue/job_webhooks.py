@@ -192,8 +192,8 @@ class JobWebhooks:
     def forget(self, receiver: str, *, now: datetime) -> int:
         """Forget the ends that wait for a receiver or are given up, resolve its finding, and return how many."""
         row = job_webhooks.c
-        ended = sa.select(jobs.c.id).where(jobs.c.id == row.job, jobs.c.finished_at.is_(None))
-        undelivered = sa.and_(row.receiver == receiver, row.delivered_at.is_(None), ~ended.exists())
+        open_ = sa.select(jobs.c.id).where(jobs.c.id == row.job, jobs.c.finished_at.is_(None))
+        undelivered = sa.and_(row.receiver == receiver, row.delivered_at.is_(None), ~open_.exists())
         with self._database.write() as connection:
             count = connection.execute(sa.delete(job_webhooks).where(undelivered)).rowcount
             resolve_key(connection, FindingKind.WEBHOOK_UNDELIVERED, receiver, "its ends were forgotten", now)
