@@ -69,7 +69,7 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
 
 
 def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
-    """Have every store keep the head of the log, with what the pages of the last sweep have added, and the deletes."""
+    """Have every store keep the head of the log, with what the last pages added, the deletes and the companions."""
     keys = LogKeys.of(context.settings.verification_log)
     for name in stores:
         job.check()
@@ -80,7 +80,9 @@ def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> 
             keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
             hold_missing(context.catalogue, context.unlimited_stores[name])
         except (StorageError, Snooze, BadKeyFile) as error:
-            logger.warning("the head of the verification log, or the deletes, are not kept in %s: %s", name, error)
+            logger.warning(
+                "the head of the verification log, deletes or companions are not kept in %s: %s", name, error
+            )
         else:
             if fault:
                 logger.error("store %s: %s", name, fault)

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -22,9 +21,7 @@ def keep_companions(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
     """
-    companions = catalogue.companions
-    rows = map(_document, companions.kept())
-    return keep_list(store, _NAME, catalogue.identity, rows, extent=companions.extent(), spool_dir=spool_dir)
+    return keep_list(store, _NAME, catalogue.identity, catalogue.companions, spool_dir)
 
 
 def restore_companions(catalogue: Catalogue, stores: Iterable[Store], spool_dir: Path) -> int:
@@ -39,10 +36,6 @@ def restore_companions(catalogue: Catalogue, stores: Iterable[Store], spool_dir:
             while some := list(islice(rows, _AT_ONCE)):
                 count += catalogue.companions.restore(some)
     return count
-
-
-def _document(each: NamedCompanion) -> dict[str, Any]:
-    return asdict(each) | {"named_at": each.named_at.isoformat()}
 
 
 def _companion(row: Mapping[str, Any]) -> NamedCompanion:

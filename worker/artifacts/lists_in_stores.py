@@ -7,10 +7,10 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from worker import clock
 from worker.storage import Store
@@ -41,25 +41,29 @@ class KeptList:
                 yield json.loads(line)
 
 
-def keep_list(
-    store: Store,
-    name: str,
-    catalogue: str,
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    extent: Sequence[Any],
-    spool_dir: Path,
-) -> bool:
+class Rows(Protocol):
+    """What the catalogue has and the stores keep."""
+
+    def extent(self) -> Sequence[Any]:
+        """Return what changes with every change of the rows; its first item is their number."""
+        ...
+
+    def kept(self) -> Iterator[Any]:
+        """Yield the rows, dataclasses of texts, numbers and times."""
+        ...
+
+
+def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Path) -> bool:
     """Write a list to a store if it keeps one of another extent; return whether it was written.
 
-    `extent` changes with every change of the rows; its first item is their number. An empty list is not begun.
+    An empty list is not begun. `catalogue` is the id of the catalogue.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
     """
     if not store.capabilities.reserved_buckets:
         return False
-    key = f"{name}/{catalogue}{_SUFFIX}"
+    key, extent = f"{name}/{catalogue}{_SUFFIX}", rows.extent()
     kept = _header(store, key)
     if (kept or {}).get("extent") == extent or (kept is None and not extent[0]):
         return False
@@ -67,8 +71,8 @@ def keep_list(
         with gzip.GzipFile(filename="", fileobj=spool, mode="wb", mtime=0) as packed:
             header = {"catalogue": catalogue, "at": clock.now().isoformat(), "extent": extent}
             packed.write(json.dumps(header).encode() + b"\n")
-            for each in rows:
-                packed.write(json.dumps(each).encode() + b"\n")
+            for each in rows.kept():
+                packed.write(json.dumps(asdict(each), default=datetime.isoformat).encode() + b"\n")
         spool.seek(0)
         store.create_bucket(PROBE_BUCKET)
         store.write_object(PROBE_BUCKET, key, spool)

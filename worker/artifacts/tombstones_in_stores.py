@@ -3,7 +3,6 @@
 import heapq
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +20,7 @@ def keep_tombstones(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
     """
-    deletions = catalogue.deletions
-    rows = map(_document, deletions.kept())
-    return keep_list(store, _NAME, catalogue.identity, rows, extent=deletions.extent(), spool_dir=spool_dir)
+    return keep_list(store, _NAME, catalogue.identity, catalogue.deletions, spool_dir)
 
 
 class KeptTombstones:
@@ -66,11 +63,6 @@ class KeptTombstones:
 
 def _place(each: KeptTombstone) -> tuple[str, bytes]:
     return each.bucket, each.key.encode()
-
-
-def _document(each: KeptTombstone) -> dict[str, Any]:
-    times = {"deleted_at": each.deleted_at.isoformat(), "purge_after": each.purge_after.isoformat()}
-    return asdict(each) | times
 
 
 def _tombstone(row: Mapping[str, Any]) -> KeptTombstone:
