@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from zot_artifact_client.async_job import OnAsyncProgress
+from zot_artifact_client.async_job import OnAsyncProgress, end_within
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import JobState, Message, Progress, RequestT, ResultT, TaskSpec
 from zot_artifact_client.gateway import Gateway
 from zot_artifact_client.gateway_jobs import GatewayJobs, GatewayResults, pause_of, requests_of
-from zot_artifact_client.job import wait_timeout
 from zot_artifact_client.snapshot import Snapshot, unknown_job
 
 AnswerT = TypeVar("AnswerT")
@@ -67,22 +66,11 @@ class AsyncGatewayResults:
         return await _in_thread(self._threads, partial(self._results.snapshot, job_id))
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
-        limit = asyncio.timeout(timeout)
         self._waits += 1
         try:
-            async with limit:
-                return await self._until_end(job_id, on_progress)
-        except TimeoutError:
-            if not limit.expired():  # `on_progress` raised it
-                raise
+            return await end_within(self, job_id, timeout, self._until_end(job_id, on_progress))
         finally:
             self._waits -= 1
-        found = await self.snapshot(job_id)
-        if found.state is JobState.UNKNOWN:
-            raise unknown_job(job_id)
-        if not found.state.terminal:
-            raise wait_timeout(job_id, timeout)
-        return found
 
     async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
         found = await asyncio.gather(*map(self.snapshot, job_ids))

@@ -1,13 +1,13 @@
 """A job that an AsyncArtifactClient sent, or many: their states and their typed results."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
 from zot_artifact_client.errors import UnknownJob
-from zot_artifact_client.job import Poll
+from zot_artifact_client.job import Poll, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
 
 OnAsyncProgress = Callable[[Progress], object]
@@ -35,6 +35,31 @@ class AsyncResults(Protocol):
     async def cancel(self, job_id: str) -> bool:
         """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
         ...
+
+
+async def end_within(
+    results: AsyncResults,
+    job_id: str,
+    timeout: float | None,  # noqa: ASYNC109 - as above
+    end: Awaitable[Snapshot],
+) -> Snapshot:
+    """Return the end of a job that is awaited for at most `timeout` seconds, or that one last read finds after them.
+
+    Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `end` raises.
+    """
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            return await end
+    except TimeoutError:
+        if not limit.expired():  # `on_progress` raised it
+            raise
+    found = await results.snapshot(job_id)
+    if found.state is JobState.UNKNOWN:
+        raise unknown_job(job_id)
+    if not found.state.terminal:
+        raise wait_timeout(job_id, timeout)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,11 @@ from typing import Any
 from celery.backends.base import KeyValueStoreBackend
 
 from zot_artifact_client import cancellation
-from zot_artifact_client.async_job import OnAsyncProgress
+from zot_artifact_client.async_job import OnAsyncProgress, end_within
 from zot_artifact_client.async_redis import AsyncRedis
 from zot_artifact_client.connection import celery_app
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.job import wait_timeout
 from zot_artifact_client.result_backend import PROGRESS_EVERY, UNKNOWN_FOR
 from zot_artifact_client.snapshot import Snapshot, readable_snapshot, unknown_job
 
@@ -51,19 +50,7 @@ class AsyncResultBackend:
         return Snapshot(JobState.UNKNOWN) if found.is_absent else found
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                return await self._until_end(job_id, on_progress)
-        except TimeoutError:
-            if not limit.expired():  # `on_progress` raised it
-                raise
-        found = await self.snapshot(job_id)
-        if found.state is JobState.UNKNOWN:
-            raise unknown_job(job_id)
-        if not found.state.terminal:
-            raise wait_timeout(job_id, timeout)
-        return found
+        return await end_within(self, job_id, timeout, self._until_end(job_id, on_progress))
 
     async def answer(self, query_id: str, timeout: float) -> Snapshot:  # noqa: ASYNC109 - as above
         """Return the answer to a query, or what is stored of it after `timeout` seconds. Raise BrokerUnavailable."""
