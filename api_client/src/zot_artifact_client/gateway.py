@@ -131,7 +131,10 @@ class Gateway:
         headers: Mapping[str, str] | None = None,
         again: bool = True,
     ) -> dict[str, Any]:
-        """Return the JSON that the gateway answers; with `again` a request that may have arrived is repeated.
+        """Return the JSON that the gateway answers.
+
+        A request that the gateway refuses as one too many (429) is repeated; with `again` also one that may have
+        arrived.
 
         Raises:
             GatewayUnavailable: it cannot be reached, or cannot serve now.
@@ -147,7 +150,7 @@ class Gateway:
         def exchange() -> dict[str, Any]:
             return self._exchange(method, path, given, sent, take)
 
-        return self._repeatedly(exchange, tries=_TRIES if again else 1, refused=_TRIES)
+        return self._repeatedly(exchange, tries=_TRIES if again else 1, tries_if_refused=_TRIES)
 
     def fetch(self, path: str, into: memoryview, offset: int, tag: str) -> None:
         """Fill a buffer with the bytes from `offset` of the content that has this SHA-256. They are not verified here.
@@ -213,24 +216,29 @@ class Gateway:
         while idle := self._idle.get():
             idle.pop().close()
 
-    def _repeatedly(self, exchange: Callable[[], AnswerT], *, tries: int, refused: int = 0) -> AnswerT:
-        """Return what one of some tries returns; `refused`: how many there are while the gateway does nothing."""
-        pause = _FIRST_PAUSE
-        for number in range(1, max(tries, refused) + 1):
-            left = number < tries and not self._closed
+    def _repeatedly(
+        self, exchange: Callable[[], AnswerT], *, tries: int, tries_if_refused: int | None = None
+    ) -> AnswerT:
+        """Return what an exchange returns in one of some tries; a closed client makes no further one.
+
+        `tries_if_refused`: how many there are while the gateway refuses the request without acting on it.
+        """
+        pause, number = _FIRST_PAUSE, 0
+        while True:
+            closed, number = self._closed, number + 1
             try:
                 return exchange()
             except _TryAgain as asked:
-                if not (left or (asked.refused and number < refused and not self._closed)):
+                most = (tries_if_refused or tries) if asked.refused else tries
+                if closed or number >= most:
                     raise asked.error from None
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
-                if not left:
+                if closed or number >= tries:
                     line = next(iter(str(error).splitlines()), "") or type(error).__name__
                     raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
                 time.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
-        raise AssertionError
 
     def _exchange(
         self,
