@@ -7,9 +7,8 @@ from sqlalchemy import Connection
 
 from worker.catalogue.tables import artifacts, companions
 from worker.catalogue.types import Text
+from zot_artifact_client.contract import COMPANION_SUFFIXES
 
-SUFFIXES = (".sig", ".att", ".sbom", ".sigstore.json")
-"""What tools such as cosign add to the key of an artifact for what belongs to it."""
 _LONGEST_KEY = 1024
 OWNERS = sa.select(companions.c.key, companions.c.of_key).where(
     companions.c.bucket == sa.bindparam("of", type_=Text()), companions.c.key.in_(sa.bindparam("keys", expanding=True))
@@ -45,13 +44,17 @@ def named_for(connection: Connection, bucket: str, key: str) -> list[str]:
 
 def _with_suffixes(key: str) -> list[str]:
     """Return the keys of companions by name: also of what signs them, as in `app.tgz.att.sig`."""
-    once = [key + suffix for suffix in SUFFIXES]
-    return [each for each in (*once, *(one + more for one in once for more in SUFFIXES)) if len(each) <= _LONGEST_KEY]
+    once = [key + suffix for suffix in COMPANION_SUFFIXES]
+    return [
+        each
+        for each in (*once, *(one + more for one in once for more in COMPANION_SUFFIXES))
+        if len(each) <= _LONGEST_KEY
+    ]
 
 
 def _without_suffixes(key: str) -> list[str]:
-    once = [key.removesuffix(suffix) for suffix in SUFFIXES if key.endswith(suffix)]
-    twice = [one.removesuffix(suffix) for one in once for suffix in SUFFIXES if one.endswith(suffix)]
+    once = [key.removesuffix(suffix) for suffix in COMPANION_SUFFIXES if key.endswith(suffix)]
+    twice = [one.removesuffix(suffix) for one in once for suffix in COMPANION_SUFFIXES if one.endswith(suffix)]
     return [each for each in (*once, *twice) if each and not each.endswith("/")]
 
 
@@ -61,7 +64,7 @@ _SIZE = sa.func.length(_KEY)
 _BASE = sa.case(
     *(
         (sa.func.substr(_KEY, _SIZE - len(end) + 1) == end, sa.func.substr(_KEY, 1, _SIZE - len(end)))
-        for end in SUFFIXES
+        for end in COMPANION_SUFFIXES
     )
 )
 PLACED_AS: sa.ColumnElement[str] = sa.case(
@@ -84,6 +87,6 @@ def with_owners(query: sa.Select[Any]) -> sa.Select[Any]:
 
 def placed_as(connection: Connection, bucket: str, key: str) -> str:
     """Return `PLACED_AS` of one key, whether or not there is an artifact."""
-    bases = [key, *(key.removesuffix(end) for end in SUFFIXES if key.endswith(end))]
+    bases = [key, *(key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end))]
     said = {row.key: row.of_key for row in connection.execute(OWNERS, {"of": bucket, "keys": bases})}
     return next((said[each] or key for each in bases if each in said), key)

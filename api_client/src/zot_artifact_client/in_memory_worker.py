@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zot_artifact_client.contract import (
+    COMPANION_SUFFIXES,
     DELETE,
     MAX_CHUNKS,
     REPLICATE,
@@ -47,7 +48,6 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import ArtifactNotFound, JobFailed, NoGoodCopy
 
 _CHUNK = 16 * 1024 * 1024
-_COMPANIONS = (".sig", ".att", ".sbom", ".sigstore.json")
 _BAD = ("corrupt", "size_mismatch", "missing")
 _WORST_FIRST = (*_BAD, "verified", "repaired", "stored", "already_there", "deleted", "already_gone")
 
@@ -187,7 +187,7 @@ class InMemoryWorker:
 
     def _owner(self, bucket: str, key: str) -> str | None:
         """Return the key of the artifact that one belongs to, as it was named or by the end of its key."""
-        bases = [key.removesuffix(end) for end in _COMPANIONS if key.endswith(end)]
+        bases = [key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end)]
         named = self._companion_of.get((bucket, key))
         return named or next((base for base in bases if (bucket, base) in self._artifacts), None)
 

@@ -29,6 +29,7 @@ from zot_artifact_client.contract.queries import (
     StatusResult,
 )
 from zot_artifact_client.contract.requests import (
+    COMPANION_SUFFIXES,
     PROPERTIES,
     AdoptRequest,
     BatchRequest,
@@ -111,6 +112,7 @@ __all__ = [
     "BATCH",
     "BATCH_JOB_ID",
     "CANCEL_KEY",
+    "COMPANION_SUFFIXES",
     "DELETE",
     "EVIDENCE",
     "JOB_ID",

@@ -80,6 +80,8 @@ Header = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=
 """The value of an HTTP header: printable ASCII without spaces at its ends."""
 PROPERTIES = ("content_type", "content_encoding", "content_disposition", "content_language", "cache_control")
 """The fields of an upload that clouds keep beside the bytes, and send as headers to those who download them."""
+COMPANION_SUFFIXES = (".sig", ".att", ".sbom", ".sigstore.json")
+"""What tools such as cosign add to the key of an artifact for its companions, which need no `companion_of`."""
 
 
 def with_properties(before: Mapping[str, str] | None, given: Mapping[str, str] | None) -> dict[str, str]:
