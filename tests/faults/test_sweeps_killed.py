@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +167,23 @@ class Fleet:
             os.removexattr(path, name)
         path.with_name(f"{key}.sha256").unlink()
 
+    def verify(self, context: Context, bucket: str, key: str, *stores: str) -> None:
+        """Deliver a verification of the copies of an artifact, by default of all."""
+        request = VerifyRequest(bucket=bucket, key=key, stores=stores or None).payload()
+        self.deliver(context, str(uuid.uuid4()), VERIFY.kind, request)
+
+    def repair(self, job: str) -> None:
+        """Deliver a repair sweep and the jobs that it sends."""
+        with self.context() as context:
+            self.deliver(context, job, SWEEP_REPAIR.kind, {})
+            self.drain(context)
+
     def repair_again(self, number: int) -> None:
         """Deliver a repair sweep that was killed again, and the next one after its claims have ended."""
         self.later(HOUR)
-        with self.context() as context:
-            self.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
-            self.drain(context)
-            self.later(self.settings.sweep.repair.claim)  # that of a message which was never sent
-            self.deliver(context, f"next-{number}", SWEEP_REPAIR.kind, {})
-            self.drain(context)
+        self.repair(f"sweep-{number}")
+        self.later(self.settings.sweep.repair.claim)  # that of a message which was never sent
+        self.repair(f"next-{number}")
 
     def is_at_rest(self, context: Context, bucket: str, *keys: str) -> bool:
         """Return whether no job is open and no writer has to wait for one of these artifacts."""
@@ -230,17 +239,10 @@ def test_a_repair_that_is_killed_ends_right(fleet: Fleet) -> None:
             fleet.path("dr", bucket, "corrupt").write_bytes(bad)
             fleet.path("dr", bucket, "lost").unlink()
             for key in right:
-                request = VerifyRequest(bucket=bucket, key=key).payload()
-                fleet.deliver(context, str(uuid.uuid4()), VERIFY.kind, request)
+                fleet.verify(context, bucket, key)
             assert states(context, bucket, "corrupt")["dr"] == "corrupt"
         Broker.path.unlink(missing_ok=True)
-
-        def work() -> None:
-            with fleet.context() as context:
-                fleet.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
-                fleet.drain(context)
-
-        return work
+        return partial(fleet.repair, f"sweep-{number}")
 
     done = 0
     for number in steps(attempt, STEPS):
@@ -273,18 +275,11 @@ def test_a_rewrite_of_metadata_that_is_killed_ends_right(fleet: Fleet) -> None:
             with fleet.path("dr", bucket, "changed").open("rb") as file:
                 write_digest(file.fileno(), "0" * 64)
             for key in right:
-                request = VerifyRequest(bucket=bucket, key=key).payload()
-                fleet.deliver(context, str(uuid.uuid4()), VERIFY.kind, request)
+                fleet.verify(context, bucket, key)
             found = {each.key: each.kind.value for each in context.catalogue.findings.page()}
             assert found == dict.fromkeys(right, "metadata")
         Broker.path.unlink(missing_ok=True)
-
-        def work() -> None:
-            with fleet.context() as context:
-                fleet.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
-                fleet.drain(context)
-
-        return work
+        return partial(fleet.repair, f"sweep-{number}")
 
     done = 0
     for number in steps(attempt, (*STEPS, (os, ("rename", "link", "unlink", "replace")))):
@@ -317,17 +312,10 @@ def test_a_repair_of_chunks_that_is_killed_ends_right(fleet: Fleet, monkeypatch:
         with fleet.context() as context:
             fleet.put(context, bucket, "large", right)
             fleet.path("dr", bucket, "large").write_bytes(bad)
-            request = VerifyRequest(bucket=bucket, key="large", stores=("dr",)).payload()
-            fleet.deliver(context, str(uuid.uuid4()), VERIFY.kind, request)
+            fleet.verify(context, bucket, "large", "dr")
             assert states(context, bucket, "large")["dr"] == "corrupt"
         Broker.path.unlink(missing_ok=True)
-
-        def work() -> None:
-            with fleet.context() as context:
-                fleet.deliver(context, f"sweep-{number}", SWEEP_REPAIR.kind, {})
-                fleet.drain(context)
-
-        return work
+        return partial(fleet.repair, f"sweep-{number}")
 
     done = 0
     for number in steps(attempt, (*STEPS, (Store, ("read_chunk",)))):
