@@ -44,7 +44,7 @@ def asked(content: bytes = CONTENT, key: str = "app.tgz", **more: Any) -> dict[s
     }  # fmt: skip
 
 
-def patch(client: httpx.Client, place: str, offset: int, content: Any) -> httpx.Response:
+def append(client: httpx.Client, place: str, offset: int, content: Any) -> httpx.Response:
     return client.patch(place, headers={**OCTETS, "Upload-Offset": str(offset)}, content=content)
 
 
@@ -74,9 +74,9 @@ def test_a_tus_upload_becomes_one_job(gateway: Gateway) -> None:
     made = client.post("/v1/uploads", headers=headers)
     assert (made.status_code, made.headers["Upload-Offset"]) == (201, "0")
     place = made.headers["Location"]
-    assert patch(client, place, 0, CONTENT[:1000]).headers["Upload-Offset"] == "1000"
+    assert append(client, place, 0, CONTENT[:1000]).headers["Upload-Offset"] == "1000"
     assert offset(client, place) == 1000
-    last = patch(client, place, 1000, CONTENT[1000:])
+    last = append(client, place, 1000, CONTENT[1000:])
     assert (last.status_code, last.headers["Upload-Offset"]) == (204, str(len(CONTENT)))
     job = last.headers["Zot-Job"]
     request = sent(gateway, job)
@@ -109,7 +109,7 @@ def test_what_arrived_before_the_line_broke_stays(gateway: Gateway) -> None:
     with socket.create_connection((host, int(port))) as line:
         line.sendall(head.encode() + CONTENT[:2_000_000])
     until(lambda: offset(client, place) == 2_000_000)
-    assert until(lambda: patch(client, place, 2_000_000, CONTENT[2_000_000:])).status_code == 204
+    assert until(lambda: append(client, place, 2_000_000, CONTENT[2_000_000:])).status_code == 204
     [source] = gateway.settings.staging_dir.glob("*/source")
     assert source.read_bytes() == CONTENT
 
@@ -118,15 +118,15 @@ def test_a_wrong_offset_changes_nothing(gateway: Gateway) -> None:
     """Bytes at another offset are 409 with the right one; more than announced is 413; another type is 415."""
     client = gateway.client()
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
-    assert patch(client, place, 0, CONTENT[:10]).status_code == 204
+    assert append(client, place, 0, CONTENT[:10]).status_code == 204
     for wrong in (0, 5, 11, 10**18):
-        answer = patch(client, place, wrong, b"x")
+        answer = append(client, place, wrong, b"x")
         assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "10")
-    assert patch(client, place, 10, CONTENT[10:] + b"x").status_code == 413
+    assert append(client, place, 10, CONTENT[10:] + b"x").status_code == 413
     assert client.patch(place, headers={"Upload-Offset": "10"}, content=b"x").status_code == 415
     assert client.patch(place, headers={**OCTETS, "Upload-Offset": "-1"}, content=b"x").status_code == 400
     there = offset(client, place)
-    assert patch(client, place, there, CONTENT[there:]).status_code == 204
+    assert append(client, place, there, CONTENT[there:]).status_code == 204
 
 
 def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
@@ -141,11 +141,11 @@ def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
         go_on.wait(60)
         yield CONTENT[2_000_000:]
 
-    first = threading.Thread(target=lambda: patch(client, place, 0, slow()))
+    first = threading.Thread(target=lambda: append(client, place, 0, slow()))
     first.start()
     begun.wait(60)
     other = gateway.client_of(client.headers["Authorization"].removeprefix("Bearer "))
-    answer = until(lambda: (got := patch(other, place, 0, b"x")).status_code != 409 and got)
+    answer = until(lambda: (got := append(other, place, 0, b"x")).status_code != 409 and got)
     assert answer.status_code == 423
     go_on.set()
     first.join()
@@ -169,11 +169,11 @@ def test_a_disk_that_takes_no_more_is_told_in_the_middle(gateway: Gateway) -> No
     client = gateway.client()
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
     with limited(2_000_000):
-        answer = patch(client, place, 0, CONTENT)
+        answer = append(client, place, 0, CONTENT)
     assert (answer.status_code, answer.json()["type"]) == (507, "urn:zot-artifacts:NoRoom")
     there = offset(client, place)
     assert there <= 2_000_000
-    assert patch(client, place, there, CONTENT[there:]).status_code == 204
+    assert append(client, place, there, CONTENT[there:]).status_code == 204
     [source] = gateway.settings.staging_dir.glob("*/source")
     assert source.read_bytes() == CONTENT
 
@@ -195,7 +195,7 @@ def test_a_new_upload_reads_no_ended_ones(gateway: Gateway, monkeypatch: pytest.
     client, read = gateway.client(), []
     for _ in range(10):
         place = client.post("/v1/uploads", json=asked(b"x")).headers["Location"]
-        assert patch(client, place, 0, b"x").status_code == 204
+        assert append(client, place, 0, b"x").status_code == 204
         shutil.rmtree(gateway.settings.staging_dir / place.rpartition("/")[2])  # as a worker does in the end
     find = Staging.find
     monkeypatch.setattr(Staging, "find", lambda self, id_: (read.append(id_), find(self, id_))[1])
@@ -265,7 +265,7 @@ def test_an_upload_belongs_to_its_token(gateway: Gateway) -> None:
     reader = gateway.client(verbs=(TokenVerb.READ,), name="reader")
     below = gateway.client("releases/ci/", name="below")
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
-    assert other.head(place).status_code == patch(other, place, 0, b"x").status_code == 404
+    assert other.head(place).status_code == append(other, place, 0, b"x").status_code == 404
     assert other.delete(place).status_code == 404
     assert reader.post("/v1/uploads", json=asked()).status_code == 403
     assert below.post("/v1/uploads", json=asked()).status_code == 403
@@ -286,7 +286,7 @@ def test_an_upload_ends_by_delete_and_by_age(gateway: Gateway, monkeypatch: pyte
     assert list(gateway.settings.staging_dir.iterdir()) == []
     headers = {"Idempotency-Key": "again"}
     place = client.post("/v1/uploads", json=asked(), headers=headers).headers["Location"]
-    patch(client, place, 0, CONTENT[:10])
+    append(client, place, 0, CONTENT[:10])
     later = clock.now() + timedelta(days=2)
     monkeypatch.setattr(clock, "now", lambda: later)
     assert client.head(place).status_code == 404
@@ -298,7 +298,7 @@ def test_the_same_upload_again_leaves_the_bytes_to_its_job(gateway: Gateway, mon
     """The key of an upload whose job waits for longer than uploads are kept is that job, whose bytes stay."""
     client, key = gateway.client(), {"Idempotency-Key": "build-17"}
     place = client.post("/v1/uploads", json=asked(), headers=key).headers["Location"]
-    assert patch(client, place, 0, CONTENT).status_code == 204
+    assert append(client, place, 0, CONTENT).status_code == 204
     real = clock.now
     monkeypatch.setattr(clock, "now", lambda: real() + timedelta(days=3))
     again = client.post("/v1/uploads", json=asked(), headers=key)
@@ -311,7 +311,7 @@ def test_an_expired_upload_whose_job_waits_keeps_its_bytes(gateway: Gateway) -> 
     """A gateway that died before it recorded its job gives the bytes of that job to no new upload, however late."""
     client, headers = gateway.client(), {"Idempotency-Key": uuid4().hex}
     place = client.post("/v1/uploads", json=asked(), headers=headers).headers["Location"]
-    job = patch(client, place, 0, CONTENT).headers["Zot-Job"]
+    job = append(client, place, 0, CONTENT).headers["Zot-Job"]
     staging = Staging(gateway.settings)
     upload = staging.find(job)
     assert upload is not None
@@ -333,7 +333,7 @@ def test_a_job_that_has_taken_its_bytes_is_not_asked_for_again(gateway: Gateway)
     """Once the ledger has the job of an upload, no byte of it is wanted, whatever the gateway has recorded."""
     client, headers = gateway.client(), {"Idempotency-Key": uuid4().hex}
     place = client.post("/v1/uploads", json=asked(), headers=headers).headers["Location"]
-    job = patch(client, place, 0, CONTENT).headers["Zot-Job"]
+    job = append(client, place, 0, CONTENT).headers["Zot-Job"]
     staging, request = Staging(gateway.settings), sent(gateway, job)
     upload = staging.find(job)
     assert upload is not None
@@ -361,7 +361,7 @@ def test_a_body_that_trickles_is_ended(gateway: Gateway, monkeypatch: pytest.Mon
     monkeypatch.setattr(uploads, "_WINDOW", -1.0)
     client = gateway.client()
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
-    assert patch(client, place, 0, b"x" * 100).status_code == 408
+    assert append(client, place, 0, b"x" * 100).status_code == 408
     assert offset(client, place) == 100
 
 
@@ -370,7 +370,7 @@ def test_without_a_broker_complete_bytes_wait(settings: Settings, open_gateway: 
     with open_gateway(settings) as gateway:
         client = gateway.client()
         place = client.post("/v1/uploads", json=asked()).headers["Location"]
-        assert patch(client, place, 0, CONTENT).status_code == 503
+        assert append(client, place, 0, CONTENT).status_code == 503
         assert client.head(place).status_code == 503
 
 
@@ -397,11 +397,11 @@ def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker
             yield CONTENT[2_000_000:]
 
         with pytest.raises(httpx.TransportError):
-            patch(client, place, 0, broken())
+            append(client, place, 0, broken())
         process.restart()
         there = offset(client, place)
         assert 0 < there <= 2_000_000
-        job = patch(client, place, there, CONTENT[there:]).headers["Zot-Job"]
+        job = append(client, place, there, CONTENT[there:]).headers["Zot-Job"]
         staging = Staging(broker)
         upload = staging.find(job)
         assert upload is not None
