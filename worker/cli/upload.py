@@ -69,16 +69,23 @@ StorageClass = Annotated[
 ]
 Property = Annotated[
     list[str] | None,
-    typer.Option("--property", metavar="NAME=VALUE", help=f"Keep a header beside the bytes: {', '.join(PROPERTIES)}."),
+    typer.Option(
+        "--property",
+        metavar="NAME=VALUE",
+        help=f"Keep a header beside the bytes: {', '.join(PROPERTIES)}. Can be repeated.",
+    ),
 ]
-
 Tag = Annotated[
     list[str] | None,
-    typer.Option("--tag", metavar="NAME=VALUE", help="Give the object this tag, in stores that have tags."),
+    typer.Option(
+        "--tag", metavar="NAME=VALUE", help="Give the object this tag, in stores that have tags. Can be repeated."
+    ),
 ]
 CompanionOf = Annotated[
     str | None,
-    typer.Option(metavar="KEY", help="It belongs to this artifact of the bucket, as its signature or SBOM does."),
+    typer.Option(
+        metavar="KEY", help="The key of the artifact in the bucket that it belongs to, as a signature or SBOM does."
+    ),
 ]
 
 
@@ -107,7 +114,8 @@ def upload(
     """Upload a file, standard input or a URL as an artifact.
 
     With -r each file of a directory is uploaded as an artifact, in one batch.
-    --metadata, --property and --tag then go to every file; --storage-class goes with --store.
+    --metadata, --property, --tag and --storage-class then go to every file.
+    --storage-class then needs a --store for each store that it names.
     Without --store the placement settings choose the stores.
     With -r the same command again continues: files that a store has are reported as `already there`.
     A GLOB without a slash matches names.
@@ -131,7 +139,11 @@ def upload(
         single = {"--sha256": sha256, "--companion-of": companion_of}
         _refuse("is for one file: leave it out with --recursive", single)
         if storage_class and not store:
-            raise Failure("--storage-class goes with --store in --recursive", Status.USAGE, type_="UsageError")
+            raise Failure(
+                "with --recursive, name the stores of --storage-class with --store too",
+                Status.USAGE,
+                type_="UsageError",
+            )
         listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
         _upload_directory(listing, store, beside, waiting, dry=dry_run, as_json=as_json)
         return

@@ -99,7 +99,11 @@ def forget(
     with opened(existing=True) as session:
         known = {*session.settings.webhooks, *session.catalogue.job_webhooks.receivers()}
         if name not in known:
-            raise Failure(f"no job names a webhook {name}{suggestion(name, known)}", Status.USAGE, type_="UsageError")
+            raise Failure(
+                f"neither the settings nor a job name a webhook {name}{suggestion(name, known)}",
+                Status.USAGE,
+                type_="UsageError",
+            )
         count = session.catalogue.job_webhooks.forget(name, now=clock.now())
     if as_json:
         print_json({"webhook": name, "forgotten": count})
