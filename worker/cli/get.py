@@ -88,8 +88,7 @@ def get(
         _get_directory(artifact, dest, range_, as_json=as_json)
         return
     at = ArtifactPath.parse(artifact)
-    if dest == STDOUT and as_json:
-        raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
+    check_output(dest, as_json=as_json)
     with opened(existing=True) as session, bar("reading") as shown:
         found = session.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None
@@ -97,7 +96,7 @@ def get(
         if dest == STDOUT:
             fetched = _fetch_to_stdout(session, found, shown.moved, part)
         else:
-            fetched = fetch(session, found, _file(Path(dest), found), shown.moved, part)
+            fetched = fetch(session, found, file_at(dest, found.key).absolute(), shown.moved, part)
     _print(fetched, part, as_json=as_json)
 
 
@@ -143,9 +142,16 @@ def _trust(copy: Copy) -> tuple[bool, bool]:
     return not copy.state.good, copy.last_verified_at is None
 
 
-def _file(dest: Path, artifact: Artifact) -> Path:
-    path = dest.expanduser().absolute()
-    return path / artifact.key.rpartition("/")[2] if path.is_dir() else path
+def check_output(dest: str, *, as_json: bool) -> None:
+    """Raise Failure if bytes and JSON would both go to standard output."""
+    if dest == STDOUT and as_json:
+        raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
+
+
+def file_at(dest: str, key: str) -> Path:
+    """Return the file that DEST names for an artifact: one with the last name of its key if DEST is a directory."""
+    path = Path(dest).expanduser()
+    return path / key.rpartition("/")[2] if path.is_dir() else path
 
 
 def _part(text: str, artifact: Artifact) -> Part:

@@ -14,7 +14,7 @@ from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, qu
 from worker.cli.arguments import ArtifactPath
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.get import STDOUT
+from worker.cli.get import STDOUT, check_output, file_at
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.session import Session, opened
@@ -103,13 +103,10 @@ def get(
 
         zot-artifacts quarantine get dr releases/5f0a1d0e/app.tgz bad.tgz
     """
-    if dest == STDOUT and as_json:
-        raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
+    check_output(dest, as_json=as_json)
     with opened(existing=True) as session:
         found = _find(session, store, id_)
-        path = Path("/dev/stdout") if dest == STDOUT else Path(dest).expanduser()
-        if path.is_dir():
-            path /= found.key.rpartition("/")[2]
+        path = Path("/dev/stdout") if dest == STDOUT else file_at(dest, found.key)
         with complete_file(path, session.settings.spool_dir) as file:
             sha256 = _copy(session, found, file)
     about = f"{size(found.size or 0)} sha256 {sha256}, as it was in the quarantine of {store}"
