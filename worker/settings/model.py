@@ -25,7 +25,7 @@ from pydantic_settings import SettingsError as SourceError
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.original_config import OriginalRefused, translate
-from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, no_files, tighten
+from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, not_regular_files, tighten
 from worker.settings.sections import (
     BatchSettings,
     BreakerSettings,
@@ -350,7 +350,7 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"the data directory {self.home} cannot be used: {at}{what}; set ZOT_HOME to one that can"
             ) from error
-        for path in no_files(self.home):
+        for path in not_regular_files(self.home):
             raise _not_a_file(path)
 
 

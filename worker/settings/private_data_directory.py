@@ -79,7 +79,7 @@ def private_paths(home: Path) -> list[Path]:
     return [home, *_ours(home)]
 
 
-def no_files(home: Path) -> Iterator[Path]:
+def not_regular_files(home: Path) -> Iterator[Path]:
     """Yield what is no regular file in the folders that hold files alone; to open a FIFO there would never return."""
     for folder in ("run", "logs"):
         for path in sorted((home / folder).glob("*")):
