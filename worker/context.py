@@ -15,6 +15,9 @@ from worker.storage import Stores
 from worker.storage.errors import NotFound
 from worker.storage.probe import probe
 
+HINT = "; did you mean "
+"""Precedes the nearest key in the message of NotFound. The gateway cuts messages here: see `worker.gateway.jobs`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -98,7 +101,7 @@ def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:
     if found is None:
         near = [a.path for a in catalogue.artifacts.page(bucket, key[:3])]
         close = difflib.get_close_matches(f"{bucket}/{key}", near, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"{HINT}{close[0]}?" if close else ""
         raise NotFound(f"{bucket}/{key} is not in the catalogue{hint}")
     return found
 

@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 
 from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
+from worker.context import HINT
 from worker.gateway.access import Caller, TokenVerb
 from worker.gateway.caller_and_key import caller_of_request, check_may, check_owner, check_receivers, services_of
 from worker.gateway.problems import ERRORS, Problem
@@ -44,7 +45,6 @@ _ALIVE = 15.0
 """Seconds after which a stream without news sends a comment, so that no proxy closes it."""
 _LONGEST = 3600.0
 """Seconds after which a stream ends; the client asks again."""
-_HINT = "; did you mean "
 _NO_COMPANION = "it cannot be a companion of that artifact"
 SENT: tuple[TaskSpec[Any, Any], ...] = (UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT, BATCH)
 """The jobs that the gateway sends. Sweeps are started by beat and by operators."""
@@ -254,7 +254,7 @@ def _as_seen(job: StatusResult, caller: Caller, bucket: str) -> StatusResult:
         keyed = [(each["key"] if isinstance(each, dict) else each, each) for each in result["companions"]]
         result = result | {"companions": [each for key, each in keyed if caller.reaches(bucket, key)]}
     if error is not None:
-        message = error.message.partition(_HINT)[0]
+        message = error.message.partition(HINT)[0]
         error = error.model_copy(update={"message": _NO_COMPANION if error.type == "WrongCompanion" else message})
     return job.model_copy(update={"result": result, "error": error})
 
