@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class TimerStep(bootsteps.StartStopStep):
-    """Calls `tick` every `every` seconds."""
+    """Calls `tick` every `every` seconds. It is no ABC, because Celery's steps have a metaclass of their own."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
     every: ClassVar[float]
