@@ -150,9 +150,8 @@ def test_a_token_has_a_rate(
     settings: Settings, open_gateway: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is above the rate of one token gets 429 with Retry-After, while another token is served."""
-    monkeypatch.setattr(
-        request_admission, "RateLimitItemPerSecond", RateLimitItemPerMinute
-    )  # a busy machine takes seconds
+    # A busy machine takes seconds for the requests.
+    monkeypatch.setattr(request_admission, "RateLimitItemPerSecond", RateLimitItemPerMinute)
     slow = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"rate": 3})})
     with open_gateway(slow) as gateway:
         busy, other = gateway.client(name="busy"), gateway.client(name="other")

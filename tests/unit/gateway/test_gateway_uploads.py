@@ -131,7 +131,7 @@ def test_a_wrong_offset_changes_nothing(gateway: Gateway) -> None:
 
 def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
     """While one sends, another one is 423, and the bytes are right in the end."""
-    client, other = gateway.client(), None
+    client = gateway.client()
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
     begun, go_on = threading.Event(), threading.Event()
 
