@@ -27,12 +27,12 @@ _MOST_LOST = 1000
 
 
 def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJob) -> SweepRepairResult:
-    """Claim bad copies that can be repaired, up to a limit for each store, and send a replication for each.
+    """Claim copies that can be repaired, up to a limit for each store, and send a replication for each.
 
     Replicate writes and verifies the new bytes and keeps the bad ones in quarantine. It writes a copy with right bytes
-    and wrong metadata again, from its own bytes. A copy whose artifact has no good
-    copy is not touched. Of a store with too many bad copies nothing is repaired until an operator trusts it again.
-    Stores that are paused are left out, and those of `sweep.repair.off`.
+    and wrong metadata again, from its own bytes. A bad copy whose artifact has no good copy is not touched. Of a store
+    with too many bad copies nothing is repaired until an operator trusts it again. Stores that are paused are left out,
+    and those of `sweep.repair.off`.
 
     Raises:
         UnknownStore: naming the stores there are.

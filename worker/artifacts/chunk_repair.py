@@ -26,8 +26,6 @@ class RepairedChunks:
         self._bad, self._good = slot.store, work.context.stores[source.store]
         self._chunks = iter(manifest)
         self._data: memoryview = memoryview(b"")
-        self.replaced: list[int] = []
-        """The numbers of the chunks that came from the good copy."""
 
     @classmethod
     def of(cls, work: ArtifactJob, slot: CopySlot, source: Copy) -> Self | None:
@@ -57,5 +55,4 @@ class RepairedChunks:
             return self._bad.read_chunk(*self._path, chunk)
         except DigestMismatch as error:
             logger.warning("%s; it is taken from %s", error, self._good.name)
-        self.replaced.append(chunk.number)
         return self._good.read_chunk(*self._path, chunk)
