@@ -311,9 +311,8 @@ def test_a_repair_of_chunks_that_is_killed_ends_right(fleet: Fleet, monkeypatch:
         bucket = f"b-{number}"
         with fleet.context() as context:
             fleet.put(context, bucket, "large", right)
-            manifest = context.catalogue.artifacts.manifest(
-                context.artifact(bucket, "large")
-            )  # a source up to 1 MiB has none
+            artifact = context.artifact(bucket, "large")
+            manifest = context.catalogue.artifacts.manifest(artifact)  # None of a source up to 1 MiB
             assert manifest is not None
             assert len(manifest) == 2
             fleet.path("dr", bucket, "large").write_bytes(bad)
@@ -384,7 +383,7 @@ def test_a_purge_that_is_killed_ends_right(fleet: Fleet) -> None:
             assert states(context, bucket, "again") == dict.fromkeys(NAMES, "stored")
             assert fleet.is_at_rest(context, bucket, "gone", *stays)
         done += 1
-    assert done >= 12
+    assert done >= 8
     assert 0 < undone < done // 2
 
 
