@@ -186,10 +186,15 @@ class InMemoryWorker:
         self._companion_of[bucket, key] = of
 
     def _owner(self, bucket: str, key: str) -> str | None:
-        """Return the key of the artifact that one belongs to, as it was named or by the end of its key."""
-        bases = [key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end)]
+        """Return the key of the artifact that one belongs to, as it was named or by the one or two ends of its key."""
         named = self._companion_of.get((bucket, key))
-        return named or next((base for base in bases if (bucket, base) in self._artifacts), None)
+        if named is None:
+            bases = {base for one in _without_suffix(key) for base in (one, *_without_suffix(one))}
+            above = {self._companion_of[bucket, base] for base in bases if (bucket, base) in self._companion_of}
+            owners = sorted(bases | above, key=len)
+        else:
+            owners = [named]
+        return next((each for each in owners if self._artifacts.get((bucket, each), _Artifact()).copies), None)
 
     def _companions(self, bucket: str, key: str) -> Sequence[str]:
         return [each for _, each in self._below(bucket, "") if self._owner(bucket, each) == key]
@@ -404,6 +409,10 @@ class InMemoryWorker:
         if len(body) != len(recorded):
             return "size_mismatch"
         return "verified" if body == recorded else "corrupt"
+
+
+def _without_suffix(key: str) -> list[str]:
+    return [key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end)]
 
 
 def _manifest(body: bytes, first: int | None) -> ManifestPart | None:

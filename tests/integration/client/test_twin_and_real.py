@@ -247,6 +247,18 @@ def test_a_companion_is_named_shown_and_deleted_with_its_artifact(side: Side, up
     assert side.client.delete(side.bucket, "app.tgz").wait(WITHIN).companions == ("sboms/app.json",)
 
 
+def test_a_signature_of_an_attestation_belongs_to_the_artifact(side: Side, uploaded: Any, incoming: Path) -> None:
+    """A key with two suffixes of companions names the artifact, unless that is deleted."""
+    file = incoming / f"{side.bucket}.sig"
+    file.write_bytes(b"signature")
+    side.client.upload(file, side.bucket, "app.tgz.att.sig").wait(WITHIN)
+    assert side.client.show(side.bucket, "app.tgz").companions == ("app.tgz.att.sig",)
+    assert side.client.show(side.bucket, "app.tgz.att.sig").companion_of == "app.tgz"
+    side.client.delete(side.bucket, "app.tgz").wait(WITHIN)
+    side.client.upload(file, side.bucket, "app.tgz.att.sig").wait(WITHIN)
+    assert side.client.show(side.bucket, "app.tgz.att.sig").companion_of is None
+
+
 def test_another_programs_object_is_adopted(side: Side) -> None:
     """An object with a digest beside it becomes an artifact; one with a wrong digest does not."""
     side.put(side.bucket, "good", "dr", BYTES, sha256=SHA256)
