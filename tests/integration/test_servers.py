@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,24 @@ def test_a_killed_fork_is_told_from_one_that_runs(tmp_path: Path) -> None:
         fork.wait(0.01)
     os.killpg(fork.pid, signal.SIGKILL)
     assert fork.wait(WITHIN) == -signal.SIGKILL
+
+
+def test_threads_may_ask_for_the_end_of_a_fork_at_once(tmp_path: Path) -> None:
+    """One of them takes its status, and all of them have it."""
+    (tmp_path / "asleep.py").write_text(ASLEEP)
+    with Path(os.devnull).open("rb") as nothing, ThreadPoolExecutor(3) as threads:
+        for _ in range(10):
+            fork = Fork(["asleep"], cwd=tmp_path, env={}, streams=(nothing.fileno(), 2, 2))
+            ends = [threads.submit(_polled, fork) for _ in range(3)]
+            os.killpg(fork.pid, signal.SIGKILL)
+            assert fork.wait(WITHIN) == -signal.SIGKILL
+            assert [each.result(WITHIN) for each in ends] == [-signal.SIGKILL] * 3
+
+
+def _polled(fork: Fork) -> int:
+    while (status := fork.poll()) is None:
+        pass
+    return status
 
 
 def test_a_fork_dies_with_a_test_run_that_was_killed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ class Fork:
         """
         self._arguments = arguments
         self._status: int | None = None
+        self._lock = threading.Lock()
         request = {"arguments": [*arguments], "environment": dict(env), "directory": str(cwd)}
         reading, report = os.pipe()
         self._report = os.fdopen(reading, "rb", buffering=0)
@@ -45,7 +47,12 @@ class Fork:
 
     def poll(self) -> int | None:
         """Return the exit status, negative for a signal; None while the process runs."""
-        return self._await(0)
+        if not self._lock.acquire(blocking=False):
+            return self._status  # another thread waits
+        try:
+            return self._await(0)
+        finally:
+            self._lock.release()
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status when the process has ended.
@@ -53,7 +60,8 @@ class Fork:
         Raises:
             subprocess.TimeoutExpired: it has not after so many seconds.
         """
-        status = self._await(timeout)
+        with self._lock:
+            status = self._await(timeout)
         if status is None:
             raise subprocess.TimeoutExpired([*self._arguments], timeout or 0)
         return status
