@@ -8,14 +8,17 @@ it is the consumer, which checks the message as the transport has parsed it.
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 
 import redis
 from celery import Celery, current_app
 from celery.app import amqp
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.asynchronous import get_event_loop
 from kombu.connection import Connection as KombuConnection
 from kombu.exceptions import OperationalError
 from kombu.message import Message
@@ -57,6 +60,8 @@ _FULL_WAIT = 2.0
 """Seconds between two tries to start to consume from a full broker."""
 _EVENT_FLUSH_SECONDS = 0.1
 """Seconds for which events are buffered, so that those of many small jobs are sent together."""
+_ACK_WITHIN = 0.01
+"""Seconds after which an ended message is acknowledged, unless the record of the next delivery has done it before."""
 _SHOWN = 1024
 """Characters of the arguments that Flower shows."""
 _RECORD = """#!lua flags=allow-oom
@@ -107,6 +112,21 @@ def send_record(
 
 class _Filtered:
     """The filter of a Redis channel; mixed into both of kombu's channel classes."""
+
+    _client_of_pool: Any = None
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """Yield the given client or the channel's own one: kombu makes one for each call, which takes as long as it."""
+        pool, own = self._pool, self._client_of_pool  # type: ignore[attr-defined]
+        if client is None and (own is None or own.connection_pool is not pool):  # the pool of a closed channel is None
+            own = self._client_of_pool = self._create_client()
+        yield client or own
+
+    def close(self) -> None:
+        if self._qos is not None:  # type: ignore[attr-defined]
+            self._qos.acknowledge()  # type: ignore[attr-defined]
+        super().close()  # type: ignore[misc]
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
         connection = self.connection  # type: ignore[attr-defined]
@@ -170,18 +190,34 @@ def _check_control_message(raw: bytes, *, events: bool = False) -> Rejection | N
 
 
 class _PatientQoS(kombu_redis.QoS):
-    """Records deliveries also in a broker that is full: a message that was popped and not recorded would be lost."""
+    """Records and acknowledges deliveries in one round trip, also in a broker that is full.
+
+    A message that was popped and not recorded would be lost. The end of a message is acknowledged together with the
+    record of the next one, so that a child waits for one round trip between two jobs. A worker that dies before has the
+    message delivered again, and the ledger knows that its job has ended.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._ended: list[str] = []
+        """The tags of messages that have ended and are not acknowledged yet."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        append = super().append
+        at = message.delivery_info
+        entry = json.dumps([message._raw, at["exchange"], at["routing_key"]])  # noqa: SLF001 - as kombu writes it
 
         def record() -> None:
             try:
-                append(message, delivery_tag)  # type: ignore[no-untyped-call]
+                with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+                    self._remove(pipe)
+                    pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
+                    pipe.hset(self.unacked_key, delivery_tag, entry).execute()
             except redis.ResponseError as error:
-                if not is_full(error) or not self._record_beyond_memory(message, delivery_tag):
+                if not is_full(error) or not self._record_beyond_memory(delivery_tag, entry):
                     raise
-                virtual.QoS.append(self, message, delivery_tag)
+            else:
+                self._ended.clear()
+            virtual.QoS.append(self, message, delivery_tag)
 
         try:
             record()
@@ -192,10 +228,8 @@ class _PatientQoS(kombu_redis.QoS):
             wait_for_room(record, "a delivered message")
             discard()
 
-    def _record_beyond_memory(self, message: Any, delivery_tag: str) -> bool:
+    def _record_beyond_memory(self, delivery_tag: str, entry: str) -> bool:
         """Record a delivery although the broker is out of memory: it just freed as much. Return whether it did."""
-        at = message.delivery_info
-        entry = json.dumps([message._raw, at["exchange"], at["routing_key"]])  # noqa: SLF001 - as kombu writes it
         try:
             with self.channel.conn_or_acquire() as client:
                 client.eval(_RECORD, 2, self.unacked_index_key, self.unacked_key, time.time(), delivery_tag, entry)
@@ -203,13 +237,32 @@ class _PatientQoS(kombu_redis.QoS):
             return False
         return True
 
+    def _remove(self, pipe: Any) -> None:
+        """Add to a pipeline what acknowledges the messages that have ended."""
+        if self._ended:
+            pipe.zrem(self.unacked_index_key, *self._ended).hdel(self.unacked_key, *self._ended)
+
     def ack(self, delivery_tag: str) -> None:
+        virtual.QoS.ack(self, delivery_tag)  # from here on the next message may be taken
+        self._ended.append(delivery_tag)
+        hub = get_event_loop()
+        if hub is None or state.should_stop is not None or state.should_terminate is not None:  # no timer runs any more
+            self.acknowledge()
+        elif len(self._ended) == 1:
+            hub.call_later(_ACK_WITHIN, self.acknowledge)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the messages that have ended."""
+        if not self._ended:
+            return
         try:
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
-        except redis.ResponseError as error:
-            if not is_full(error):
-                raise
-            logger.warning("a message is not acknowledged, and is delivered again later: the broker is full")
+            with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+                self._remove(pipe)
+                pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            why = "the broker is full" if is_full(error) else f"the broker does not answer: {type(error).__name__}"
+            logger.warning("a message is not acknowledged, and is delivered again later: %s", why)
+        self._ended.clear()
 
     def restore_by_tag(self, tag: Any, *args: Any, **kwargs: Any) -> Any:
         try:

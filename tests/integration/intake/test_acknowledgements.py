@@ -1,0 +1,102 @@
+"""When a message that has ended leaves a real broker."""
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from celery.worker import state
+from kombu.asynchronous import Hub, get_event_loop, set_event_loop
+
+from tests.servers import Valkey
+from worker.intake.message_filter import Connection
+
+
+@pytest.fixture
+def broker(valkey: Valkey) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey.url) as client:
+        yield client
+
+
+@pytest.fixture
+def channel(valkey: Valkey) -> Iterator[Any]:
+    with Connection(valkey.url) as connection:
+        yield connection.default_channel
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    before, made = get_event_loop(), Hub()
+    set_event_loop(made)
+    yield made
+    made.timer.clear()
+    set_event_loop(before)
+
+
+def take(channel: Any, tag: str) -> None:
+    """Take a message as the transport does."""
+    at = {"exchange": "", "routing_key": "transfer"}
+    channel.qos.append(SimpleNamespace(delivery_info=at, _raw={"headers": {"id": tag}}), tag)
+
+
+def held(broker: redis.Redis) -> set[str]:
+    """Return the tags of the messages that count as being worked on."""
+    tags = {tag.decode() for tag in broker.hkeys("unacked")}
+    assert tags == {tag.decode() for tag in broker.zrange("unacked_index", 0, -1)}
+    return tags
+
+
+def test_an_ended_message_is_acknowledged_with_the_record_of_the_next(channel, broker, hub):
+    """The next message may be taken at once, and the one before leaves in the same transaction that records it."""
+    channel.qos.prefetch_count = 1
+    take(channel, "one")
+    channel.qos.ack("one")
+    assert channel.qos.can_consume()
+    assert held(broker) == {"one"}
+    before = broker.info("stats")["total_connections_received"]
+    take(channel, "two")
+    assert held(broker) == {"two"}
+    assert not channel.qos.can_consume()
+    assert broker.info("stats")["total_connections_received"] == before, "the channel keeps its client"
+    assert json.loads(broker.hget("unacked", "two")) == [{"headers": {"id": "two"}}, "", "transfer"]
+
+
+def test_an_ended_message_is_acknowledged_within_a_moment_where_none_follows(channel, broker, hub):
+    """A worker without further messages does not keep the last one."""
+    take(channel, "one")
+    channel.qos.ack("one")
+    (timer,) = hub.timer.queue
+    timer.entry()
+    assert held(broker) == set()
+
+
+def test_an_ended_message_is_acknowledged_at_once_while_a_worker_shuts_down(channel, broker, hub, monkeypatch):
+    """No timer runs any more, and the message would be delivered again after the restart."""
+    monkeypatch.setattr(state, "should_stop", 0)
+    take(channel, "one")
+    channel.qos.ack("one")
+    assert held(broker) == set()
+
+
+def test_a_channel_that_is_closed_acknowledges_what_has_ended(channel, broker, hub):
+    """A message that ended just before the end of its worker is not delivered again."""
+    take(channel, "one")
+    channel.qos.ack("one")
+    channel.close()
+    assert held(broker) == set()
+
+
+def test_a_broker_that_is_full_and_then_has_room_forgets_ended_messages(channel, broker, hub):
+    """What could not be acknowledged with a refused record is acknowledged after it."""
+    take(channel, "one")
+    channel.qos.ack("one")
+    broker.config_set("maxmemory", "1")
+    try:
+        take(channel, "two")  # recorded beyond the memory
+        assert held(broker) == {"one", "two"}
+    finally:
+        broker.config_set("maxmemory", "0")
+    take(channel, "three")
+    assert held(broker) == {"two", "three"}
