@@ -20,7 +20,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keep artifacts in object stores: upload, replicate, verify, repair and delete them.\n\n"
-    "The environment variable ZOT_HOME names the data directory (default: ./var), ZOT_CONFIG the configuration file.",
+    "The environment variable ZOT_HOME names the data directory (default: ./var).\n"
+    "ZOT_CONFIG names the configuration file (default: none).\n"
+    "An artifact is named BUCKET/KEY, such as releases/app.tgz.\n"
+    "`zot-artifacts COMMAND --help` shows the options and examples of a command.\n\n"
+    "Examples:\n\n"
+    "    zot-artifacts up\n"
+    "    zot-artifacts upload app.tgz releases/app.tgz\n"
+    "    zot-artifacts show releases/app.tgz\n"
+    "    zot-artifacts status",
     epilog="Exit status: 0 success; 1 the result is bad (failed, corrupt, missing, rejected); "
     "2 usage or configuration error; 3 unknown (unreadable, no broker, timeout).",
 )

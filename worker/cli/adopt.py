@@ -57,7 +57,7 @@ def adopt(
 ) -> None:
     """Record objects that another program wrote into a store.
 
-    Each object is read in full once, and its SHA-256 compared with the one that the store keeps beside it.
+    Each object is read in full once, and its SHA-256 is compared with the one that the store keeps beside it.
     With --sums it is also compared with the lists of `sha256sum` below the prefix and in the directories above it.
 
     Examples:

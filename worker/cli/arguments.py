@@ -30,16 +30,23 @@ ArtifactsArgument = Annotated[
 Stores = Annotated[list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")]
 IdempotencyKey = Annotated[
     str | None,
-    typer.Option(metavar="KEY", help="Do not send the request again if a job with this key exists; wait for that one."),
+    typer.Option(
+        metavar="KEY",
+        help="A name of your choice for this request: if a job has it already, wait for that job and send none.",
+    ),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and exit without waiting for its end.")]
 Timeout = Annotated[
     float | None,
-    typer.Option(parser=seconds, metavar="TIME", help="Stop waiting after this time, such as 90s. The job continues."),
+    typer.Option(
+        parser=seconds,
+        metavar="TIME",
+        help="Stop waiting after this time, such as 90s or 2h; without it, wait until the end. The job continues.",
+    ),
 ]
 Notify = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Send the end of the job to this webhook of the settings. Can be repeated."),
+    typer.Option(metavar="NAME", help="Tell this webhook of the settings when the job ends, and how. Can be repeated."),
 ]
 All = Annotated[bool, typer.Option("--all", help="All artifacts of the bucket or below the prefix.")]
 KeysFrom = Annotated[
@@ -51,7 +58,10 @@ KeysFrom = Annotated[
 InFlight = Annotated[
     int | None,
     typer.Option(
-        min=1, max=10_000, metavar="N", help="With --all or --keys-from: how many jobs wait or run at a time, at most."
+        min=1,
+        max=10_000,
+        metavar="N",
+        help="With --all or --keys-from: the most jobs that wait or run at a time; by default batch.in_flight, 256.",
     ),
 ]
 

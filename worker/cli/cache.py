@@ -64,7 +64,7 @@ def warm(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring all chunks of artifacts into the cache, verified, so that later reads fetch none from the gateway.
+    """Fetch all chunks of artifacts into the cache and verify them, so that later reads need no request.
 
     The token for the gateway is the setting `cache.token`, or `ZOT_CACHE__TOKEN` in the environment.
     The exit status is 1 if an artifact was not read, and 3 if the gateway did not answer.

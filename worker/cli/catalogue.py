@@ -61,7 +61,8 @@ def _catalogue() -> None:
 @app.command("export")
 def export_(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="The file to write, compressed if it ends in .gz; - is stdout.")
+        str,
+        typer.Argument(metavar="FILE", help="The file to write, compressed if it ends in .gz; `-` is standard output."),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +98,7 @@ def export_(
 
 @app.command("import")
 def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The export, compressed or not; - is stdin.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The export, compressed or not; `-` is standard input.")],
     as_json: AsJson = False,
 ) -> None:
     """Load an export into a new or empty catalogue: all of it, or nothing if the file is cut or damaged.
@@ -182,7 +183,9 @@ def restore(
     *,
     backup: Annotated[
         str | None,
-        typer.Option("--backup", metavar="BACKUP", help="One of `catalogue backups`; the newest whole one by default."),
+        typer.Option(
+            "--backup", metavar="BACKUP", help="One that `catalogue backups` lists; by default the newest complete one."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -220,10 +223,10 @@ def restore(
 def rebuild(
     *,
     store: Annotated[
-        list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store; may be given again.")
+        list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")
     ] = None,
     bucket: Annotated[
-        list[str] | None, typer.Option("--bucket", metavar="BUCKET", help="Only this bucket; may be given again.")
+        list[str] | None, typer.Option("--bucket", metavar="BUCKET", help="Only this bucket. Can be repeated.")
     ] = None,
     believe_digests: Annotated[
         bool, typer.Option("--believe-digests", help="Take the digest that a store keeps, and read no bytes.")
@@ -236,8 +239,9 @@ def rebuild(
         typer.Option(
             "--newer-since",
             parser=_moment,
-            metavar="TIME",
-            help="Objects with the digest that their store keeps, written after this time, are new versions.",
+            metavar="MOMENT",
+            help="Record objects that were written after this moment, with the digest of their store, as new versions. "
+            "Such as 2026-07-11T03:15:00Z.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List and count, and record nothing.")] = False,

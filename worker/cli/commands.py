@@ -96,7 +96,7 @@ COMMANDS = {
     "pauses": Entry(_JOBS, "List the pauses, with their start and reason.", "pause:pauses"),
     "webhooks": Entry(
         _JOBS,
-        "List the webhooks that get the ends of jobs, send a test message, or forget what waits for one.",
+        "List the webhooks that are told when jobs end, test one, or forget what waits for one.",
         "webhooks:app",
     ),
     "up": Entry(_SERVICE, "Run broker, workers, beat and Flower on this machine.", "up:up"),

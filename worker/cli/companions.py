@@ -12,7 +12,10 @@ from worker.cli.session import opened
 from worker.cli.user import user_name
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-Companion = Annotated[str, typer.Argument(metavar="COMPANION", help="Bucket and key of the companion.")]
+Companion = Annotated[
+    str,
+    typer.Argument(metavar="COMPANION", help="Bucket and key of the companion, such as releases/sboms/app.spdx.json."),
+]
 
 
 @app.callback()
@@ -20,7 +23,7 @@ def _companions() -> None:
     """List, add or remove what belongs to an artifact: signatures, SBOMs.
 
     Companions are replicated, verified, held and deleted with their artifact.
-    KEY.sig, KEY.att, KEY.sbom and KEY.sigstore.json belong to KEY without being added.
+    KEY.sig, KEY.att, KEY.sbom and KEY.sigstore.json belong to KEY without `companions add`.
 
     Example:
 
@@ -73,7 +76,9 @@ def add(artifact: ArtifactArgument, companion: Companion, as_json: AsJson = Fals
 
 @app.command("rm")
 def remove(companion: Companion, as_json: AsJson = False) -> None:
-    """Make an artifact no companion any more, although its key may name it as one. No byte is deleted.
+    """Remove an artifact from the companions of another one. No byte is deleted.
+
+    It stays removed even if its key names it as a companion, as KEY.sig does.
 
     Example:
 

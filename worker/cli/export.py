@@ -26,7 +26,9 @@ _DATA, _PREMIS = "data", "metadata/premis.xml"
 
 
 def export(
-    artifacts: Annotated[list[str], typer.Argument(metavar="BUCKET/KEY...", help="The artifacts.")],
+    artifacts: Annotated[
+        list[str], typer.Argument(metavar="BUCKET/KEY...", help="The artifacts, such as releases/app.tgz.")
+    ],
     as_premis: Annotated[
         bool, typer.Option("--premis", help="Print a PREMIS 3 document: digest, copies and the latest full reads.")
     ] = False,
@@ -37,6 +39,7 @@ def export(
 ) -> None:
     """Export artifacts, with their evidence, for a preservation system.
 
+    Give one of --premis and --bagit.
     A bag (RFC 8493) has the bytes, each verified before it is written, their SHA-256 and the PREMIS document.
     `bagit.txt` is written last, so a killed export leaves no valid bag.
 

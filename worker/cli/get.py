@@ -66,7 +66,11 @@ def get(
     ] = False,
     range_: Annotated[
         str | None,
-        typer.Option("--range", metavar="FIRST-LAST", help="Only these bytes, the last one included, such as 0-1023."),
+        typer.Option(
+            "--range",
+            metavar="FIRST-LAST",
+            help="Only these bytes, counted from 0, the last one included, such as 0-1023.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +79,7 @@ def get(
     The bytes are verified first: DEST becomes the whole artifact or does not change.
     Standard output gets nothing before the last byte is verified.
     With -r each file is verified before it appears, and files that already have the right bytes are skipped.
-    The same command again continues.
+    To continue after an interruption, run the same command again.
     A key that names a path outside DEST is reported and not written.
 
     Examples:

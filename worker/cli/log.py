@@ -69,7 +69,7 @@ def accept(
     After a restore the rows since that backup are lost, and `log verify` reports it until this command.
     It also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
-    The chain itself must be whole.
+    The chain itself must be unbroken.
 
     Example:
 

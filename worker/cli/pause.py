@@ -13,9 +13,7 @@ from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker
 from zot_artifact_client.contract import JobState, Queue
 
-WhatArgument = Annotated[
-    Scope, typer.Argument(metavar="store|queue|job", help="The kind of what is paused: one of these words.")
-]
+WhatArgument = Annotated[Scope, typer.Argument(metavar="store|queue|job", help="What NAME is: one of these words.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the store or queue, or the job's id.")]
 
 

@@ -57,15 +57,19 @@ def _quarantine() -> None:
 
 @app.command("ls")
 def list_(
-    prefix: Annotated[str, typer.Argument(metavar="BUCKET/", help="Only ids that begin like this.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(metavar="BUCKET/", help="Only ids that begin with this, such as releases/.")
+    ] = "",
     *,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """List the quarantined bytes: their artifact, since when, and the digest that the last verdict found.
 
-    `never` is purged only by its ID: no retention is configured, or the job that kept the bytes left the ledger.
-    `not read`: the verdict needed no read, as for a copy of another size; `quarantine get` prints the digest.
+    The column `purged after` says `never` if no retention is configured, or if the job is no longer in the ledger.
+    Such bytes are removed only by `quarantine purge STORE ID`.
+    The column `sha256` says `not read` if the verdict needed no read, as for a copy of another size.
+    `quarantine get` prints the digest then.
 
     Example:
 
@@ -165,9 +169,9 @@ def purge_(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete bytes from the quarantine for good: one ID, or everything that is older.
+    """Delete bytes from the quarantine for good: those of one ID, or all that are older than a time.
 
-    With --older-than, bytes whose job is no longer in the ledger stay: name them by their ID.
+    --older-than keeps bytes whose job is no longer in the ledger: purge them by their ID.
 
     Examples:
 

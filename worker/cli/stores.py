@@ -92,7 +92,7 @@ def accept(
 ) -> None:
     """Accept a new disk or bucket under the name of a store.
 
-    The next use of the store records it.
+    The next use of the store records the new disk or bucket.
     Without it, a store whose marker is missing or belongs to another store accepts no writes.
     Verify its copies afterwards: the catalogue still has those of the replaced store.
 
@@ -117,7 +117,7 @@ def trust(
 ) -> None:
     """Continue the repairs of a store that stopped because too many of its copies were found bad.
 
-    Copies that were found bad before do not count any more.
+    Copies that were found bad before this command no longer count.
     `zot-artifacts status` shows what is wrong with the store.
 
     Example:

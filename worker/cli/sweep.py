@@ -108,8 +108,25 @@ def sweep(
     `zot-artifacts pause store NAME` pauses its jobs in a store.
     The exit status is 1 if something was found bad or failed.
 
+    NAME is one of:
+
+        verify      read the copies whose verification is due
+        repair      replace bad copies with the bytes of good ones
+        replicate   add the copies that placement rules want
+        reconcile   compare the listing of each store with the catalogue
+        evidence    compare what stores say about copies with the record
+        purge       remove the bytes of deleted artifacts after their grace period
+        cleanup     remove what killed writers left
+        probe       write, read and delete a small object in every store
+        canary      damage an own object, to measure how soon that is found
+        alarms      send alarms about the findings that changed
+        webhooks    tell webhooks which jobs have ended
+        report      write the report into the store of `sweep.report`
+        recover     send the jobs of killed workers again
+        backup      write the catalogue to the stores of `sweep.backup.stores`
+
     `oci`, `bagit`, `ocfl` and `sha256sums` verify objects against the digests that their layout names.
-    They run in this process, read only, and need neither a worker nor a catalogue.
+    They run in this process, only read, and need neither a worker nor a catalogue.
 
     Examples:
 

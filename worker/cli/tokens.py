@@ -54,7 +54,10 @@ def add(
     ],
     verb: Annotated[list[TokenVerb], typer.Option("--verb", metavar="VERB", help="What it allows. Can be repeated.")],
     expires: Annotated[
-        timedelta | None, typer.Option(parser=_time, metavar="TIME", help="How long it is valid, such as 90d.")
+        timedelta | None,
+        typer.Option(
+            parser=_time, metavar="TIME", help="How long it is valid, such as 90d; without it, until it is revoked."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -65,7 +65,9 @@ Metadata = Annotated[
 ]
 StorageClass = Annotated[
     list[str] | None,
-    typer.Option(metavar="STORE=CLASS", help="Storage class or access tier in a store. Can be repeated."),
+    typer.Option(
+        metavar="STORE=CLASS", help="Storage class or access tier in a store, such as s3=GLACIER_IR. Can be repeated."
+    ),
 ]
 Property = Annotated[
     list[str] | None,
@@ -84,7 +86,8 @@ Tag = Annotated[
 CompanionOf = Annotated[
     str | None,
     typer.Option(
-        metavar="KEY", help="The key of the artifact in the bucket that it belongs to, as a signature or SBOM does."
+        metavar="KEY",
+        help="Upload it as a companion, such as a signature or SBOM, of this artifact of the same bucket.",
     ),
 ]
 
@@ -113,13 +116,14 @@ def upload(
 ) -> None:
     """Upload a file, standard input or a URL as an artifact.
 
-    With -r each file of a directory is uploaded as an artifact, in one batch.
-    --metadata, --property, --tag and --storage-class then go to every file.
-    --storage-class then needs a --store for each store that it names.
     Without --store the placement settings choose the stores.
-    With -r the same command again continues: files that a store has are reported as `already there`.
-    A GLOB without a slash matches names.
-    A GLOB with a slash matches paths in the directory; `**` in it is any number of directories.
+
+    With -r each file of a directory is uploaded as an artifact, in one batch.
+    To continue after an interruption, run the same command again: files that a store has are `already there`.
+    --metadata, --property, --tag and --storage-class apply to every file.
+    Each store that --storage-class names must be named with --store too.
+    A GLOB without a slash matches names; one with a slash matches paths in the directory.
+    `**` in a GLOB matches any number of directories.
 
     Examples:
 

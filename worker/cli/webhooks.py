@@ -19,9 +19,9 @@ app = typer.Typer(invoke_without_command=True, add_completion=False)
 
 @app.callback()
 def webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """List the webhooks that get the ends of jobs, send a test message, or forget what waits for one.
+    """List the webhooks that are told when jobs end, test one, or forget what waits for one.
 
-    The exit status is 1 if an end of a job could not be delivered.
+    The exit status is 1 if a message could not be delivered.
 
     Examples:
 
@@ -87,10 +87,10 @@ def forget(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The webhook, as `webhooks` lists it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Forget the ends of jobs that wait for a webhook or were given up, and resolve its finding.
+    """Forget the messages that wait for a webhook or were given up, and resolve its finding.
 
     Use it when a webhook has been removed from the settings for good.
-    The ends stay in the ledger: `zot-artifacts jobs` shows them.
+    The jobs stay in the ledger: `zot-artifacts jobs` shows how they ended.
 
     Example:
 

@@ -12,6 +12,7 @@ from worker.catalogue import Catalogue
 from worker.cli import run
 from worker.cli.commands import COMMANDS
 from worker.cli.errors import Status, failure_of
+from worker.cli.sweep import _SWEEPS
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = (
@@ -51,6 +52,21 @@ def test_the_help_of_every_command_shows_examples(name: str, capsys: pytest.Capt
         assert run([*each, "--help"]) == 0
         shown = capsys.readouterr().out
         assert re.search(rf"^ {{5}}.*zot-artifacts {each[0]}", shown, re.MULTILINE), each
+
+
+def test_the_list_of_all_commands_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """A newcomer finds the first commands to type, and where the options of each are."""
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^ {5}zot-artifacts upload app\.tgz releases/app\.tgz", shown, re.MULTILINE)
+    assert "zot-artifacts COMMAND --help" in shown
+
+
+def test_the_help_of_sweep_says_what_each_sweep_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every sweep that can be named has a line of its own, and no line names another."""
+    assert run(["sweep", "--help"]) == 0
+    listed = re.findall(r"^ {5}(\w+) {2,}\w", capsys.readouterr().out, re.MULTILINE)
+    assert listed == list(_SWEEPS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
