@@ -22,7 +22,7 @@ from benchmarks import (
     reconciling,
     resent_parts,
     small_objects_in_clouds,
-    stores,
+    store_transfers,
     sweep,
     sweep_paging,
     takeover,
@@ -30,10 +30,10 @@ from benchmarks import (
     upload_dir,
     verifying,
 )
-from benchmarks.machine import facts
-from benchmarks.measured import FAILURES, Line, Missing, NotMeasured
-from benchmarks.scene import Scene
-from benchmarks.table import brief, exchange, keep, markdown
+from benchmarks.harness.machine import facts
+from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured
+from benchmarks.harness.scene import Scene
+from benchmarks.harness.table import brief, exchange, keep, markdown
 from tests.servers import Valkey
 
 MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
@@ -53,7 +53,7 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "rebuild": rebuild.measure,
 }
 LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
-    "stores": stores.measure,
+    "stores": store_transfers.measure,
     "memory-stores": memory_by_store.measure,
     "upload-dir": upload_dir.measure,
     "reconcile": reconciling.measure,

@@ -20,8 +20,8 @@ import redis
 import sqlalchemy as sa
 from celery import Celery
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import GIB, MIB, Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import GIB, MIB, Scene
 from tasks.batch import _PAGES_AT_ONCE, step
 from worker import clock
 from worker.catalogue import Catalogue, Leased

@@ -12,8 +12,8 @@ from itertools import count
 import sqlalchemy as sa
 
 from benchmarks import sweep
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import GIB, KIB, WAIT, Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import GIB, KIB, WAIT, Scene
 from tests.servers.worker import Worker
 from worker import clock
 from worker.catalogue import Catalogue

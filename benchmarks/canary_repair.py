@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import Scene
 from worker import clock
 from worker.catalogue import CanaryTimes, Catalogue
 from worker.embedded.up_subprocess import running

@@ -6,9 +6,9 @@ from itertools import count
 
 import redis
 
-from benchmarks import bare_celery
-from benchmarks.measured import Row, Samples, Target
-from benchmarks.scene import Scene
+from benchmarks.harness import bare_celery
+from benchmarks.harness.measured import Row, Samples, Target
+from benchmarks.harness.scene import Scene
 from zot_artifact_client.contract import UPLOAD, UploadRequest
 
 ONE_BY_ONE, MANY = "one by one", "many at once (submit_many)"

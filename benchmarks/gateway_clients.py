@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.bare_celery import sync
-from benchmarks.measured import Row, Samples
-from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
-from benchmarks.transfer_tools import S5cmd
+from benchmarks.harness.bare_celery import sync
+from benchmarks.harness.measured import Row, Samples
+from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.transfer_tools import S5cmd
 from tests.conformance.targets import make_s3_bucket
 from tests.servers.gateway import GatewayProcess
 from tests.servers.process import find_server

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from celery import Celery
 
-from benchmarks import bare_celery
-from benchmarks.measured import Row, Samples, Target
-from benchmarks.scene import KIB, WAIT, Scene
+from benchmarks.harness import bare_celery
+from benchmarks.harness.measured import Row, Samples, Target
+from benchmarks.harness.scene import KIB, WAIT, Scene
 from tests.servers.process import REPOSITORY, Server
 from zot_artifact_client import ArtifactClient
 
@@ -24,7 +24,7 @@ NOOP, ONE, TWO = "noop", "to one store", "to the two default stores"
 
 
 class BareWorker(Server):
-    """`celery -A benchmarks.bare_celery worker`, with the pool size of ours."""
+    """`celery -A benchmarks.harness.bare_celery worker`, with the pool size of ours."""
 
     name = "bare-worker"
 
@@ -35,7 +35,7 @@ class BareWorker(Server):
 
     def command(self) -> Sequence[str]:
         size = f"--concurrency={self._pool}"
-        return (sys.executable, "-m", "celery", "-A", "benchmarks.bare_celery", "worker", size, "-l", "INFO")
+        return (sys.executable, "-m", "celery", "-A", "benchmarks.harness.bare_celery", "worker", size, "-l", "INFO")
 
     def environment(self) -> Mapping[str, str]:
         return {bare_celery.BROKER: self._broker, "PYTHONPATH": str(REPOSITORY)}

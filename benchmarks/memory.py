@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.one_transfer import high_water
-from benchmarks.running_stores import HashingOnceS3
-from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.running_stores import HashingOnceS3
+from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.transfer_in_process import high_water
 
 SMALL = 64 * MIB
 MOST_TIMES = Target(1.2)

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from benchmarks import one_transfer, running_stores
-from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.running_stores import RunningStore
-from benchmarks.scene import GIB, MIB, Scene, shown
+from benchmarks.harness import running_stores, transfer_in_process
+from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.running_stores import RunningStore
+from benchmarks.harness.scene import GIB, MIB, Scene, shown
 from tests.servers.process import REPOSITORY
 
 SMALL = 64 * MIB
@@ -76,17 +76,17 @@ def _on(directory: Path, name: str, small: Path, large: Path) -> Iterator[Line]:
 
 def _peaks(place: RunningStore, source: Path) -> dict[str, Samples]:
     """Put a file and get it again to /dev/null, without a third copy on disk; return the peak of each process."""
-    with closing(one_transfer.open_configured(place.config)) as store:
-        store.create_bucket(one_transfer.BUCKET)
+    with closing(transfer_in_process.open_configured(place.config)) as store:
+        store.create_bucket(transfer_in_process.BUCKET)
         peaks = {verb: _peak(place, verb, source) for verb in OPERATIONS}
-        store.delete_object(one_transfer.BUCKET, source.name)
+        store.delete_object(transfer_in_process.BUCKET, source.name)
         return peaks
 
 
 def _peak(place: RunningStore, operation: str, source: Path) -> Samples:
     asked = json.dumps({"config": place.config, "operation": operation, "key": source.name, "path": str(source)})
     done = subprocess.run(
-        (sys.executable, "-m", "benchmarks.one_transfer"),
+        (sys.executable, "-m", "benchmarks.harness.transfer_in_process"),
         cwd=REPOSITORY, env={**os.environ, **AS_WORKERS}, input=asked, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

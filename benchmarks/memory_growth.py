@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import KIB, WAIT, Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import KIB, WAIT, Scene
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient, JobFailed
 from zot_artifact_client.contract import DeleteRequest, Message, UploadRequest, VerifyRequest

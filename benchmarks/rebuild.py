@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from benchmarks.measured import NotMeasured, Row, Samples
-from benchmarks.scene import GIB, Scene
-from worker.artifacts.rebuild import Rebuild
+from benchmarks.harness.measured import NotMeasured, Row, Samples
+from benchmarks.harness.scene import GIB, Scene
+from worker.artifacts.rebuild.rebuild_catalogue import Rebuild
 from worker.catalogue import Catalogue, Rules, load_export
-from worker.settings.sections import PageSettings
+from worker.settings.section_models import PageSettings
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig
 

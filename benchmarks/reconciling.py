@@ -19,14 +19,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import GIB, MIB, Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import GIB, MIB, Scene
 from benchmarks.sweep_paging import _fill, _Null, _take
 from tasks.sweeps.reconcile import sweep_reconcile
 from worker import clock
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage import ListedObject, Store
 from worker.storage.config import S3Config
 from zot_artifact_client.contract import SweepReconcileRequest

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
 from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack
 from tests.servers.kill_during_upload import Killing

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.one_transfer import BUCKET
-from benchmarks.running_stores import STORES, RunningStore, filesystem, s3_ministack, s3_rclone
-from benchmarks.scene import KIB, WAIT, Scene
+from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.running_stores import STORES, RunningStore, filesystem, s3_ministack, s3_rclone
+from benchmarks.harness.scene import KIB, WAIT, Scene
+from benchmarks.harness.transfer_in_process import BUCKET
+from benchmarks.harness.transfer_tools import Rclone
 from benchmarks.sweep import processor_seconds
-from benchmarks.transfer_tools import Rclone
 from tests.servers.process import find_server
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient

@@ -15,8 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import GIB, MIB, Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import GIB, MIB, Scene
 from tasks.page import page
 from tasks.sweeps.verify import sweep
 from worker import clock

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import MIB, Scene
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import MIB, Scene
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue, JobRecord
 from worker.settings import Settings
-from worker.settings.sections import JobSettings
+from worker.settings.section_models import JobSettings
 from zot_artifact_client.contract import JobState
 
 TARGET = Target(60, unit=" s")

@@ -12,10 +12,10 @@ from itertools import count
 import redis
 from celery import Celery
 
-from benchmarks import bare_celery
+from benchmarks.harness import bare_celery
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import KIB, WAIT, Scene
 from benchmarks.latency import NOOP, ONE, POOL, TWO, BareWorker
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import KIB, WAIT, Scene
 from tests.servers.process import Server
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest

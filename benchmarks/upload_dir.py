@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.one_transfer import BUCKET
-from benchmarks.running_stores import azure, filesystem, s3_rclone
-from benchmarks.scene import KIB, MIB, WAIT, Scene, shown
-from benchmarks.transfer_tools import Rclone, SyncedRclone, TransferTool
+from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.running_stores import azure, filesystem, s3_rclone
+from benchmarks.harness.scene import KIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.transfer_in_process import BUCKET
+from benchmarks.harness.transfer_tools import Rclone, SyncedRclone, TransferTool
 from zot_artifact_client import ArtifactClient
 
 FILES, FEW = 2_000, 500

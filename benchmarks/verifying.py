@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measured import NotMeasured, Row, Samples, Target
-from benchmarks.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
 from zot_artifact_client import ArtifactClient
 
 FILES = 4

@@ -49,7 +49,7 @@ from worker.jobs.cancellation import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.jobs.task import artifact_task
-from worker.settings.sections import PageSettings
+from worker.settings.section_models import PageSettings
 from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (

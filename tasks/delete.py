@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from worker import clock
-from worker.artifacts.artifact_job import Records, not_configured
-from worker.artifacts.locked_companions import locked_companions, locked_deleted_companions
+from worker.artifacts.artifact_copies import Records, not_configured
+from worker.artifacts.lock_companions_for_job import locked_companions, locked_deleted_companions
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete
 from worker.catalogue import Artifact, Tombstone

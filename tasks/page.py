@@ -11,7 +11,7 @@ from tasks.delete import delete_artifact
 from tasks.plan_directory_upload import files_of
 from tasks.replicate import replicate_to
 from worker import clock
-from worker.artifacts.artifact_job import ArtifactJob, Records
+from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.page_replicate import FreshCopies
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from worker.artifacts.artifact_job import ArtifactJob, CopySlot
+from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
 from worker.artifacts.chunk_repair import RepairedChunks
-from worker.artifacts.locked_companions import locked_companions
+from worker.artifacts.lock_companions_for_job import locked_companions
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
 from worker.context import JobContext

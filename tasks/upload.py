@@ -4,7 +4,7 @@ import logging
 from contextlib import AbstractContextManager
 
 from worker import clock
-from worker.artifacts.artifact_job import ArtifactJob, Records
+from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.per_store import check_storage_classes, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.artifacts.staged_parts import assembled, is_staged_in_store, remove_parts

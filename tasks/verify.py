@@ -1,6 +1,6 @@
 """Verify: read all bytes of an artifact's copies and compare them with the recorded digest."""
 
-from worker.artifacts.artifact_job import ArtifactJob
+from worker.artifacts.artifact_copies import ArtifactJob
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.catalogue import Artifact, Copy

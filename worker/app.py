@@ -18,10 +18,10 @@ from worker import context, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
-from worker.flower.authentication import check_authentication, is_flower
+from worker.flower.require_authentication import check_authentication, is_flower
 from worker.flower.setup import set_up
 from worker.jobs import shutdown_flag
-from worker.jobs.foreign_redis_keys import move_wrong_types
+from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
@@ -131,7 +131,7 @@ def make_app(settings: Settings) -> Celery:
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:PausedQueues")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:CancelRequests")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
-    app.steps["consumer"].add("worker.intake.unrecorded_deliveries:ReturnUnrecorded")
+    app.steps["consumer"].add("worker.intake.deliveries_kept_on_disk:ReturnUnrecorded")
     return app
 
 

@@ -11,14 +11,14 @@ from tasks.batch import UNSEEN, end_batch_items
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
+from worker.counters_in_memory import RESENT
 from worker.jobs.cancellation import cancel_waiting_jobs
-from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.outbox import Outbox
+from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.republish_ends import republish_ends
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE
-from worker.process_metrics import RESENT
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_RECOVER, SWEEP_WEBHOOKS, TASKS, SweepRecoverResult
 

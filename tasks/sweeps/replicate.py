@@ -15,7 +15,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import Claimed, Messages, plan, resume
 from worker.jobs.task import artifact_task
 from worker.settings import Settings
-from worker.settings.sections import PlacementRule
+from worker.settings.section_models import PlacementRule
 from zot_artifact_client.contract import (
     SWEEP_REPLICATE,
     ClaimSelection,

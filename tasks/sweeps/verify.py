@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
-from worker.artifacts.companions_in_stores import keep_companions
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.overdue_or_unconfigured import see_stores
+from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.artifacts.read_budget import LATE, Backlog, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
+from worker.artifacts.rebuild.kept_companions import keep_companions
+from worker.artifacts.rebuild.kept_tombstones import keep_tombstones
 from worker.artifacts.store_holds import hold_missing
-from worker.artifacts.tombstones_in_stores import keep_tombstones
 from worker.artifacts.verification_log_head import see_head
 from worker.catalogue import AHEAD, FindingKind
 from worker.context import JobContext

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from tests.faults.killed_at_steps import steps
-from tests.unit.artifacts.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild, stores  # noqa: F401
+from tests.unit.artifacts.rebuild.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild, stores  # noqa: F401
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore_newest
-from worker.artifacts.tombstones_in_stores import keep_tombstones
+from worker.artifacts.rebuild.kept_tombstones import keep_tombstones
 from worker.catalogue import Catalogue, FindingKind
 from worker.catalogue.database import Database
-from worker.settings.sections import BackupSweepSettings
+from worker.settings.section_models import BackupSweepSettings
 from worker.storage import Store, Stores, Verdict
 from worker.storage.keys import BACKUP_BUCKET
 

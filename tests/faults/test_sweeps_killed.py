@@ -33,7 +33,7 @@ from worker.catalogue.deletions import NotDeleted
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
-from worker.settings.sections import ReconcileSweepSettings, RepairSweepSettings, SourceSettings
+from worker.settings.section_models import ReconcileSweepSettings, RepairSweepSettings, SourceSettings
 from worker.storage import Store
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import stores, table
-from benchmarks.measured import Missing, NotMeasured, Row, Samples, Target
-from benchmarks.stores import Bench, Load
+from benchmarks import store_transfers
+from benchmarks.harness import table
+from benchmarks.harness.measured import Missing, NotMeasured, Row, Samples, Target
+from benchmarks.store_transfers import Bench, Load
 from tests.memory_driver import MemoryDriver
 from worker.storage import Store
 
@@ -53,7 +54,9 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def turns(bench: Bench) -> list[Row | Missing]:
-    return list(stores._in_turn(bench, "put", bench.tools, lambda tool: (tool.put(bench.load.path, "key"), 0.1)))
+    return list(
+        store_transfers._in_turn(bench, "put", bench.tools, lambda tool: (tool.put(bench.load.path, "key"), 0.1))
+    )
 
 
 def test_a_tool_that_fails_costs_its_own_line_only(bench) -> None:
@@ -76,9 +79,9 @@ def test_slow_rounds_end_early(bench, monkeypatch: pytest.MonkeyPatch) -> None:
         assert compared.ratio
         return len(compared.ratio.values)
 
-    monkeypatch.setattr(stores, "ENOUGH", -1.0)
-    assert pairs() == stores.LEAST
-    monkeypatch.setattr(stores, "TOO_LONG", -1.0)
+    monkeypatch.setattr(store_transfers, "ENOUGH", -1.0)
+    assert pairs() == store_transfers.LEAST
+    monkeypatch.setattr(store_transfers, "TOO_LONG", -1.0)
     assert pairs() == 1
 
 

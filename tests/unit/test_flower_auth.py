@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.flower.authentication import check_authentication, is_flower
+from worker.flower.require_authentication import check_authentication, is_flower
 
 
 def test_flower_without_authentication_is_refused(tmp_path):

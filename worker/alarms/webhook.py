@@ -47,14 +47,14 @@ def post(
     """
     import requests
 
-    from worker.alarms.final_answer_adapter import FinalAnswerAdapter  # it imports requests
+    from worker.alarms.http_final_response_adapter import FinalResponseAdapter  # it imports requests
 
     url = settings.url.get_secret_value()
     body, headers = signed(payload, key_of(settings.secret), at=at)
     try:
         with requests.Session() as session:
             for scheme in ("http://", "https://"):
-                session.mount(scheme, FinalAnswerAdapter())
+                session.mount(scheme, FinalResponseAdapter())
             session.trust_env = False  # a netrc file could add a password to the request
             answer = session.post(
                 url, data=body, headers=headers, allow_redirects=False, stream=True,

@@ -17,7 +17,7 @@ from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary
 from worker.catalogue.load_export import Lines
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.settings.sections import BackupSweepSettings
+from worker.settings.section_models import BackupSweepSettings
 from worker.storage import Digest, Store, Verdict
 from worker.storage.errors import IntegrityError, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes

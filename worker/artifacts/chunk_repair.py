@@ -3,7 +3,7 @@
 import logging
 from typing import Self
 
-from worker.artifacts.artifact_job import ArtifactJob, CopySlot
+from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
 from worker.catalogue import Copy
 from worker.storage.errors import DigestMismatch
 from worker.storage.integrity.manifest import Chunk, Manifest

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from worker.artifacts.artifact_job import ArtifactJob, CopySlot, Records
+from worker.artifacts.artifact_copies import ArtifactJob, CopySlot, Records
 from worker.artifacts.page_selection import PageObject
 from worker.catalogue import Artifact, Copy, CopyState
 from worker.context import JobContext

@@ -9,7 +9,7 @@ from worker.artifacts import key_lists
 from worker.catalogue import Artifact, Catalogue, Page
 from worker.context import JobContext
 from worker.settings import Settings
-from worker.settings.sections import PageSettings
+from worker.settings.section_models import PageSettings
 from zot_artifact_client.contract import LinesSelection, PageRequest, RangeSelection
 
 _CLOCK_SKEW = timedelta(minutes=5)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker import clock
-from worker.artifacts.artifact_job import ArtifactJob, kept_properties
+from worker.artifacts.artifact_copies import ArtifactJob, kept_properties
 from worker.artifacts.page_runner import GROUP
 from worker.artifacts.sources import open_source
 from worker.artifacts.upload_lists import ListedFile

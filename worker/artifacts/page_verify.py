@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from worker import clock
-from worker.artifacts.artifact_job import BAD, ArtifactJob, asked_again_at, suspicion
+from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
 from worker.artifacts.page_runner import GROUP, work_on
 from worker.artifacts.stored_digests import stored_sha256_of
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow

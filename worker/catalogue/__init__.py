@@ -28,7 +28,8 @@ from worker.catalogue.checks_without_reading import (
     EvidenceSummary,
     RecordedEvidence,
 )
-from worker.catalogue.companions import Companions, NamedCompanion, WrongCompanion
+from worker.catalogue.companion_artifacts import Companions, NamedCompanion, WrongCompanion
+from worker.catalogue.copy_claims import AHEAD, GRACE, SweepClaims
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import (
     CatalogueError,
@@ -56,10 +57,9 @@ from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
-from worker.catalogue.repairs import Repairs, UntrustedStore
+from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.stores import ForgottenStore, StoreRecords
-from worker.catalogue.sweep_claims import AHEAD, GRACE, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
 from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles

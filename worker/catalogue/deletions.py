@@ -1,4 +1,4 @@
-"""Deletions that can be undone for some time, and holds, which forbid them."""
+"""Deletions that can be undone for some time: tombstones, their undo and their purge."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

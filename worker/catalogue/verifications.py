@@ -20,7 +20,7 @@ from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
-from worker.process_metrics import DETECTION, VERDICTS
+from worker.counters_in_memory import DETECTION, VERDICTS
 from worker.storage import Verdict
 
 _FIRST = "0" * 64

@@ -16,8 +16,8 @@ from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish
 from worker.cli.output import AsJson, complain, note, print_json, say
+from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session, opened
-from worker.cli.submit import Sender, request_of, sender
 from worker.storage.driver import ListedObject
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_existing_key

@@ -15,16 +15,16 @@ from uuid import uuid4
 import typer
 
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
-from worker.artifacts.companions_in_stores import restore_companions
-from worker.artifacts.rebuild import Rebuild, Tally
-from worker.artifacts.tombstones_in_stores import KeptTombstones
+from worker.artifacts.rebuild.kept_companions import restore_companions
+from worker.artifacts.rebuild.kept_tombstones import KeptTombstones
+from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
+from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
-from worker.cli.stores_within_limits import stores_within_limits
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores

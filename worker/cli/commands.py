@@ -67,7 +67,7 @@ COMMANDS = {
         _ARTIFACTS, "Sign a statement that every copy of an artifact was read in full and matched.", "attest:attest"
     ),
     "export": Entry(
-        _ARTIFACTS, "Export artifacts, with their evidence, for a preservation system.", "export:export"
+        _ARTIFACTS, "Export artifacts, with their evidence, for a preservation system.", "export_artifacts:export"
     ),
     "status": Entry(
         _STORES,

@@ -21,8 +21,8 @@ from worker.cli.errors import Failure
 from worker.cli.get import fetch
 from worker.cli.outcome import Outcome
 from worker.cli.output import size, word
+from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened
-from worker.cli.submit import request_of, sender
 from worker.cli.upload import upload_one
 from worker.embedded.supervisor import FLOWER_USER
 from worker.embedded.up_subprocess import Up

@@ -246,7 +246,7 @@ def _cancel(session: Session, client: Any, id_: str) -> str:
 
 def _wait(session: Session, id_: str, timeout: float | None, *, as_json: bool) -> None:
     """Wait for the end of a job, print its outcome and end the command with its exit status."""
-    from worker.cli.submit import sender
+    from worker.cli.send_and_wait import sender
 
     id_ = _full_id(session, id_)
     if record := _ended(session, id_):

@@ -17,8 +17,8 @@ from worker.cli.errors import Failure, Status
 from worker.cli.get import STDOUT, check_output, file_at
 from worker.cli.outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
+from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened
-from worker.cli.submit import request_of, sender
 from worker.cli.upload import upload_one
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import QUARANTINE_BUCKET

@@ -8,9 +8,9 @@ from typing import Any
 from worker.cli.arguments import ArtifactPath
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
+from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import check_file, stage, within_roots
-from worker.cli.submit import Sender, request_of, sender
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.job_ids import choose_id

@@ -15,8 +15,8 @@ from worker.cli.arguments import seconds
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json, say
-from worker.cli.preservation_level import preservation_level
 from worker.cli.report_page import page_of
+from worker.cli.report_preservation_level import preservation_level
 from worker.cli.session import Session, opened
 from worker.cli.status import document_of
 from worker.storage.errors import StorageError

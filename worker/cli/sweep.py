@@ -15,8 +15,8 @@ from worker.cli.arguments import NoWait, Timeout
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
+from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session, opened
-from worker.cli.submit import Sender, request_of, sender
 from worker.cli.sweep_plans import PLANS, whole_pass
 from zot_artifact_client.contract import (
     PAGE,

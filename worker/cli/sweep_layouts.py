@@ -12,9 +12,9 @@ from worker.artifacts.verify_layouts.ocfl import verify_ocfl
 from worker.artifacts.verify_layouts.oci import verify_oci
 from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
 from worker.cli.errors import Failure, Status
+from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.progress import bar
-from worker.cli.stores_within_limits import stores_within_limits
 from worker.settings import load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.keys import check_any_bucket

@@ -10,7 +10,7 @@ from worker.artifacts.read_budget import forecast_for, forecast_of
 from worker.artifacts.reconcile import buckets_to_compare, compare
 from worker.cli.output import age, size
 from worker.cli.session import Session
-from worker.settings.sections import PlacementRule
+from worker.settings.section_models import PlacementRule
 
 _MOST = 1_000_000_000
 _NAMED = 5

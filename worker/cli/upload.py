@@ -13,9 +13,9 @@ from worker.cli.arguments import ArtifactPath, IdempotencyKey, Notify, NoWait, S
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome, finish
 from worker.cli.output import AsJson
+from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import opened
 from worker.cli.stage_file import check_file, stage, stage_stream, within_roots
-from worker.cli.submit import Sender, request_of, sender
 from worker.cli.upload_directory import WaitOptions, listing_of, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key

@@ -14,9 +14,9 @@ from worker.artifacts.upload_lists import ListedFile
 from worker.cli.errors import Failure, Status
 from worker.cli.outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size
+from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import within_roots
-from worker.cli.submit import Sender, request_of, sender
 from worker.settings import Settings
 from worker.storage.keys import check_bucket, check_key_prefix
 from zot_artifact_client.contract import BATCH, BatchRequest

@@ -6,7 +6,7 @@ from typing import Any
 from celery import Celery
 from celery.states import FAILURE
 
-from worker.flower.authentication import has_passwords
+from worker.flower.require_authentication import has_passwords
 from worker.flower.tasks import BAD_STATES, TaskFormatter
 from worker.settings import Settings
 

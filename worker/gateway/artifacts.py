@@ -10,8 +10,8 @@ from worker.artifacts import queries
 from worker.catalogue import Artifact
 from worker.context import Context
 from worker.gateway.access import Caller, TokenVerb
-from worker.gateway.caller_and_key import artifact_path, caller_of_request, check_may, not_found, services_of
 from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.request_authorization import artifact_path, caller_of_request, check_may, not_found, services_of
 from worker.storage.keys import check_bucket, check_prefix
 from zot_artifact_client.contract import MAX_LISTED, ListRequest, ListResult, ShowResult
 

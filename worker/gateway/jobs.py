@@ -12,8 +12,8 @@ from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
 from worker.context import HINT
 from worker.gateway.access import Caller, TokenVerb
-from worker.gateway.caller_and_key import caller_of_request, check_may, check_owner, check_receivers, services_of
 from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.request_authorization import caller_of_request, check_may, check_owner, check_receivers, services_of
 from worker.gateway.services import Services
 from worker.storage.keys import check_bucket, check_existing_key, check_key, check_prefix
 from zot_artifact_client.contract import (

@@ -17,8 +17,8 @@ from starlette.responses import Response, StreamingResponse
 from worker.artifacts.verified_download import VerifiedDownload
 from worker.catalogue import Artifact
 from worker.gateway.artifacts import readable
-from worker.gateway.caller_and_key import services_of
 from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.request_authorization import services_of
 from worker.gateway.services import Services
 from worker.storage.errors import StorageError
 

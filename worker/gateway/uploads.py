@@ -22,7 +22,9 @@ from starlette.responses import JSONResponse, Response
 from worker import clock
 from worker.artifacts.staged_parts import PartRange, StagedParts, remove_parts, source_of
 from worker.gateway.access import TokenVerb
-from worker.gateway.caller_and_key import (
+from worker.gateway.jobs import IdempotencyKey
+from worker.gateway.problems import ERRORS, Problem
+from worker.gateway.request_authorization import (
     artifact_path,
     caller_of_request,
     check_may,
@@ -30,8 +32,6 @@ from worker.gateway.caller_and_key import (
     check_receivers,
     services_of,
 )
-from worker.gateway.jobs import IdempotencyKey
-from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.services import Services
 from worker.gateway.staging import OTHER_UPLOAD, StagedUpload, Staging, disk_errors, gone, request_of
 from worker.storage.configured_stores import Stores

@@ -28,6 +28,7 @@ from kombu.utils.uuid import uuid
 
 from worker import clock
 from worker.intake.delayed import delay
+from worker.intake.deliveries_kept_on_disk import discard, keep
 from worker.intake.event_rules import CHANNEL, check_events
 from worker.intake.full_broker import is_full, pause, wait_for_room
 from worker.intake.message_rules import (
@@ -42,7 +43,6 @@ from worker.intake.message_rules import (
     rejection_of,
 )
 from worker.intake.rejected import RejectedMessage, rejected_messages
-from worker.intake.unrecorded_deliveries import discard, keep
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded, without_secrets

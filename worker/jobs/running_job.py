@@ -11,7 +11,7 @@ from worker import clock
 from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, Ledger, LostLease
 from worker.jobs import heartbeats, shutdown_flag
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
-from worker.settings.sections import JobSettings
+from worker.settings.section_models import JobSettings
 from worker.storage.errors import Timeout
 from zot_artifact_client.contract import Progress
 

@@ -14,7 +14,7 @@ from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
-from worker.settings.sections import StoreLimits
+from worker.settings.section_models import StoreLimits
 
 _SHARE_IF_UNKNOWN = 1 / 16
 """The part of a limit that a process uses before it has learned how many processes there are."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from worker.limits.expiring_counters import Counters, redis_key
 from worker.limits.snooze import Snooze
-from worker.settings.sections import BreakerSettings
+from worker.settings.section_models import BreakerSettings
 from worker.storage.errors import StorageError, TransientError
 
 logger = logging.getLogger(__name__)

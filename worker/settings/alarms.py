@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from worker.settings.sections import Section
+from worker.settings.section_models import Section
 from worker.storage.durations_and_sizes import Duration
 
 _SHORTEST_SECRET = 16

@@ -24,9 +24,9 @@ from pydantic_settings import SettingsError as SourceError
 
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
-from worker.settings.original_config import OriginalRefused, translate
+from worker.settings.original_store_config import OriginalRefused, translate
 from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, not_regular_files, tighten
-from worker.settings.sections import (
+from worker.settings.section_models import (
     BatchSettings,
     BreakerSettings,
     CacheSettings,

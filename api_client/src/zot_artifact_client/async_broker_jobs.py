@@ -5,13 +5,13 @@ from typing import Any
 
 from zot_artifact_client.async_redis import AsyncRedis
 from zot_artifact_client.async_results import AsyncResultBackend
+from zot_artifact_client.build_requests import digests_of, idempotency_mismatch, outgoing, pages_of
 from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.idempotency_conflicts import push_digests, read_mismatches
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.query_messages import question, read_answer
-from zot_artifact_client.verbs import digests_of, idempotency_mismatch, outgoing, pages_of
 
 
 class AsyncBrokerJobs:

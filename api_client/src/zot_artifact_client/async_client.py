@@ -12,6 +12,14 @@ from typing import Any, Self, TypeAlias, TypeVar, Unpack, overload
 from zot_artifact_client.async_broker_jobs import AsyncBrokerJobs
 from zot_artifact_client.async_gateway_jobs import AsyncGatewayJobs
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs
+from zot_artifact_client.build_requests import (
+    UploadFields,
+    Verbs,
+    check_service,
+    request_of,
+    sent_fields,
+    spec_of,
+)
 from zot_artifact_client.chunk_cache import ChunkCache
 from zot_artifact_client.contract import (
     ADOPT,
@@ -45,14 +53,6 @@ from zot_artifact_client.errors import ClientError, JobFailed
 from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
-from zot_artifact_client.verbs import (
-    UploadFields,
-    Verbs,
-    check_service,
-    request_of,
-    sent_fields,
-    spec_of,
-)
 
 ReturnT = TypeVar("ReturnT")
 Awaited: TypeAlias = Coroutine[Any, Any, ReturnT]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zot_artifact_client.broker_urls import parse_url
+from zot_artifact_client.build_requests import digests_of, idempotency_mismatch, outgoing, pages_of
 from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import ClientError
@@ -11,7 +12,6 @@ from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.publisher import Publisher
 from zot_artifact_client.query_messages import question, read_answer
 from zot_artifact_client.result_backend import CeleryResultBackend
-from zot_artifact_client.verbs import digests_of, idempotency_mismatch, outgoing, pages_of
 
 
 class BrokerJobs:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, Unpack, overload
 
 from zot_artifact_client.broker_jobs import BrokerJobs
+from zot_artifact_client.build_requests import UploadFields, Verbs, check_service, request_of, sent_fields, spec_of
 from zot_artifact_client.chunk_cache import ChunkCache
 from zot_artifact_client.contract import (
     ADOPT,
@@ -42,7 +43,6 @@ from zot_artifact_client.job import Job, Jobs
 from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
-from zot_artifact_client.verbs import UploadFields, Verbs, check_service, request_of, sent_fields, spec_of
 
 
 class Artifacts(

@@ -25,7 +25,7 @@ from zot_artifact_client.errors import (
     NotAllowed,
     UnknownJob,
 )
-from zot_artifact_client.final_answer import PlainConnection, SecureConnection
+from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
 from zot_artifact_client.text_escaping import bounded
 
 AnswerT = TypeVar("AnswerT")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from zot_artifact_client.build_requests import payload_of
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import (
     QUERY_STATUS,
@@ -23,7 +24,6 @@ from zot_artifact_client.gateway import Gateway
 from zot_artifact_client.job import OnProgress, wait_timeout
 from zot_artifact_client.job_ids import choose_ids
 from zot_artifact_client.snapshot import Snapshot, recorded_snapshot, unknown_job
-from zot_artifact_client.verbs import payload_of
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0

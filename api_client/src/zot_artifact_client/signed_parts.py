@@ -14,8 +14,8 @@ from urllib.parse import quote, urlsplit
 
 from zot_artifact_client.contract import Progress
 from zot_artifact_client.errors import ClientError, GatewayUnavailable
-from zot_artifact_client.final_answer import PlainConnection, SecureConnection
 from zot_artifact_client.gateway import TIMEOUT, Gateway
+from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
 
 _TOGETHER = 4
 _PIECE = 1024 * 1024

@@ -18,6 +18,7 @@ from typing import Any, Unpack, overload
 
 from zot_artifact_client.async_client import AsyncArtifacts
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs, OnAsyncProgress
+from zot_artifact_client.build_requests import UploadFields, check_service, idempotency_mismatch, payload_of, spec_of
 from zot_artifact_client.client import Artifacts
 from zot_artifact_client.contract import (
     QUERY_LIST,
@@ -40,7 +41,6 @@ from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
 from zot_artifact_client.query_messages import QUERY_TIMEOUT, read_answer
 from zot_artifact_client.snapshot import Snapshot, unknown_job
-from zot_artifact_client.verbs import UploadFields, check_service, idempotency_mismatch, payload_of, spec_of
 
 _TICK = 0.005
 

@@ -18,7 +18,7 @@ from worker import clock
 from worker.artifacts.sources import SourceRefused, open_source, remove_partial
 from worker.artifacts.sources.errors import origin_of
 from worker.settings import Settings, SettingsError, load_settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage.errors import AccessDenied, SizeMismatch, Throttled, Timeout, TransientError, Unavailable
 
 DATA = os.urandom(4 << 20)

@@ -33,7 +33,7 @@ from worker.gateway.staging import Staging, request_of
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
-from worker.settings.sections import GatewaySettings
+from worker.settings.section_models import GatewaySettings
 from worker.storage import FilesystemConfig, StoreConfig
 from worker.storage.errors import DigestMismatch, SizeMismatch
 from worker.storage.keys import UPLOADS_BUCKET

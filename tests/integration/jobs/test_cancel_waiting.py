@@ -17,7 +17,7 @@ from worker.catalogue import CatalogueUnavailable, Held, Leased
 from worker.context import Context
 from worker.jobs.cancellation import request_cancel
 from worker.settings import Settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, UnknownJob
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, add_requests

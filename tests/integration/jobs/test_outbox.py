@@ -14,8 +14,8 @@ from worker.embedded.valkey import requeue_unacknowledged
 from worker.intake.delayed import DELAYED, release
 from worker.intake.message_filter import Consumer
 from worker.intake.rejected import RejectedMessages
-from worker.jobs.foreign_redis_keys import move_wrong_types
 from worker.jobs.outbox import RESENDS, Outbox
+from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.unacked import UNACKED, UNACKED_INDEX
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.cancellation import CANCEL_REQUESTS

@@ -31,7 +31,7 @@ from worker.limits.limited_store import LimitedStore, LimitedStores
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
-from worker.settings.sections import BreakerSettings, StoreLimits
+from worker.settings.section_models import BreakerSettings, StoreLimits
 from worker.storage import Digest, Store
 from worker.storage.config import FilesystemConfig
 from worker.storage.driver import ObjectProperties

@@ -12,7 +12,7 @@ from tests.servers import Ministack
 from tests.servers.proxy import FaultyProxy
 from worker.artifacts.catalogue_backup import back_up, backups
 from worker.catalogue import Catalogue
-from worker.settings.sections import BackupSweepSettings
+from worker.settings.section_models import BackupSweepSettings
 from worker.storage import S3Config, Store
 from worker.storage.configured_stores import open_driver
 from worker.storage.errors import AccessDenied, PermanentError, StorageError

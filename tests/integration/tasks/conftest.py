@@ -13,7 +13,7 @@ from worker.catalogue import Leased
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import Progress
 

@@ -8,7 +8,7 @@ from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.storage.originals import OriginalCloud, OriginalFiles, read, sha256
 from worker.settings import Settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import AdoptRequest, ReplicateRequest, UploadRequest, VerifyRequest
 

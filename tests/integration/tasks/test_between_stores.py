@@ -13,7 +13,7 @@ from tests.conformance import targets
 from tests.conformance.bodies import some_bytes
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import ReplicationSettings, SourceSettings
+from worker.settings.section_models import ReplicationSettings, SourceSettings
 from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest
 
 KINDS = ("filesystem", "s3", "gcs", "azure")

@@ -19,7 +19,7 @@ from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
-from worker.settings.sections import DeleteSettings
+from worker.settings.section_models import DeleteSettings
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import (
     DeleteRequest,

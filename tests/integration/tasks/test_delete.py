@@ -12,7 +12,7 @@ from worker import clock
 from worker.catalogue import Scope
 from worker.context import Context
 from worker.limits.snooze import Paused
-from worker.settings.sections import DeleteSettings
+from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest, Stores
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, NotFound, Unavailable

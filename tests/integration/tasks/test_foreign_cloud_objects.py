@@ -13,7 +13,7 @@ from tasks.verify import verify
 from tests.conformance.targets import one_of_each, s3_client
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage.errors import InvalidKey
 from zot_artifact_client.contract import AdoptRequest, DeleteRequest, ReplicateRequest, VerifyRequest
 

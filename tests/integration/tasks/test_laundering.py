@@ -13,7 +13,7 @@ from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.rotting_stores import BUCKET, KINDS, RottingStore, rotting
-from worker.artifacts.rebuild import Rebuild
+from worker.artifacts.rebuild.rebuild_catalogue import Rebuild
 from worker.artifacts.sources.open_source import Source
 from worker.catalogue import Catalogue, Rules
 from worker.context import Context

@@ -17,7 +17,7 @@ from tasks.verify import verify
 from worker import cli, clock
 from worker.catalogue.deletions import Deletions
 from worker.settings import Settings
-from worker.settings.sections import QuarantineSettings
+from worker.settings.section_models import QuarantineSettings
 from zot_artifact_client.contract import ReplicateRequest, SweepLeftoversRequest, UploadRequest, VerifyRequest
 
 RETENTION = timedelta(days=90)

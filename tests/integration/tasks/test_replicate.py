@@ -11,7 +11,7 @@ from tasks.upload import upload
 from tasks.verify import verify
 from worker.catalogue.tables import copies
 from worker.context import Context
-from worker.settings.sections import ReplicationSettings, VerifySweepSettings
+from worker.settings.section_models import ReplicationSettings, VerifySweepSettings
 from worker.storage import Stores
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest

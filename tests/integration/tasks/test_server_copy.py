@@ -22,7 +22,7 @@ from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings import Settings
-from worker.settings.sections import CleanupSweepSettings, ReplicationSettings, SourceSettings, SweepSettings
+from worker.settings.section_models import CleanupSweepSettings, ReplicationSettings, SourceSettings, SweepSettings
 from worker.storage import FilesystemConfig, StoreConfig
 from worker.storage.azure import copy as azure_copy
 from worker.storage.errors import StorageError, Unavailable

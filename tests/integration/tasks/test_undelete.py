@@ -17,7 +17,7 @@ from worker.catalogue import NotDeleted, OnHold, Tombstone
 from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import DeleteSettings
+from worker.settings.section_models import DeleteSettings
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import (
     DeleteRequest,

@@ -16,7 +16,7 @@ from worker.artifacts.sources import SourceRefused
 from worker.catalogue import Finding
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage import Stores, Verdict
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import (

@@ -13,10 +13,10 @@ import pytest
 from tests.unit.catalogue.test_export import content, exported, fill
 from worker import cli, clock
 from worker.artifacts.catalogue_backup import NoBackup, back_up, backups, rehearse, restore, restore_newest
-from worker.artifacts.overdue_or_unconfigured import see_stores
+from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import BadExport, Catalogue, FindingKind
 from worker.settings import Settings
-from worker.settings.sections import BackupSweepSettings, SweepSettings
+from worker.settings.section_models import BackupSweepSettings, SweepSettings
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import IntegrityError

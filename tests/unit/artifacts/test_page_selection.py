@@ -3,7 +3,7 @@
 import pytest
 
 from worker.artifacts.page_selection import limits_of
-from worker.settings.sections import PageSettings
+from worker.settings.section_models import PageSettings
 
 
 @pytest.mark.parametrize(

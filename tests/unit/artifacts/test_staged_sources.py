@@ -8,7 +8,7 @@ import pytest
 
 from worker.artifacts.sources import SourceRefused, open_source, remove_staged
 from worker.settings import Settings, load_settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from worker.storage.errors import Unavailable
 
 

@@ -31,7 +31,7 @@ from worker.catalogue import (
 from worker.catalogue.database import open_engine
 from worker.catalogue.export import kind_of
 from worker.catalogue.tables import metadata
-from worker.settings.sections import JobSettings
+from worker.settings.section_models import JobSettings
 from worker.storage.integrity.manifest import CHUNK_SIZE, Digest, Manifest
 
 

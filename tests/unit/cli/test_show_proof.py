@@ -10,7 +10,7 @@ import pytest
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
 from worker.catalogue import Catalogue, Finding, Leased
-from worker.settings.sections import JobSettings
+from worker.settings.section_models import JobSettings
 from zot_artifact_client.contract import JobState
 
 

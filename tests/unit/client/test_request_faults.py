@@ -4,12 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from worker.cli.errors import Failure
-from worker.cli.submit import request_of as command_request
+from worker.cli.send_and_wait import request_of as command_request
 from worker.intake.message_rules import problems_of
 from zot_artifact_client import InvalidRequest
+from zot_artifact_client.build_requests import request_of as client_request
 from zot_artifact_client.contract import REPLICATE, UPLOAD, UploadRequest
 from zot_artifact_client.request_faults import faults_of
-from zot_artifact_client.verbs import request_of as client_request
 
 FIELDS = {"bucket": "b", "key": "k", "source": "/in", "metadata": {"Hunter2": "v"}, "stores": ["dr", "dr"]}
 

@@ -223,7 +223,7 @@ def test_a_set_of_stores_is_the_same_request_in_every_process():
     """The order of a set is another one in each process, and with an idempotency key another request."""
     program = (
         "from zot_artifact_client.testing import InMemoryArtifactClient as C\n"
-        "from zot_artifact_client.verbs import _names\n"
+        "from zot_artifact_client.build_requests import _names\n"
         "print(_names({'primary', 'dr', 'cloud', 'archive'}))"
     )
     said = {

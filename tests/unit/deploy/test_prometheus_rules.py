@@ -14,7 +14,7 @@ from celery import Celery
 from prometheus_client import Metric
 
 from tests.servers import Valkey
-from worker import clock, process_metrics
+from worker import clock, counters_in_memory
 from worker.beat_scheduler import Scheduler
 from worker.catalogue import Catalogue, EvidenceCheck, Finding, FindingKind
 from worker.metrics.background_groups import Group
@@ -22,7 +22,7 @@ from worker.metrics.exporter import Exporter
 from worker.metrics.totals_sender import Sender
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
-from worker.settings.sections import StoreLimits
+from worker.settings.section_models import StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import StorageError
 from worker.storage.keys import CANARY_BUCKET
@@ -62,8 +62,8 @@ def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[M
     settings.prepare()
     _fill_catalogue(settings)
     app = Celery("filling", backend=url, set_as_current=False)
-    process_metrics.drain()
-    for meter in process_metrics.METERS.values():
+    counters_in_memory.drain()
+    for meter in counters_in_memory.METERS.values():
         labels = ["dr" if label == "store" else "x" for label in meter.labels]
         meter.observe(*labels, value=1) if meter.buckets else meter.add(*labels)
     Sender(app).send()

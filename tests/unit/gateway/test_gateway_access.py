@@ -25,7 +25,7 @@ from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.app import openapi
 from worker.settings import Settings
 from worker.settings.alarms import JobReceiverSettings
-from worker.settings.sections import GatewaySettings
+from worker.settings.section_models import GatewaySettings
 
 OPERATIONS = [(method, path) for path, methods in openapi()["paths"].items() for method in methods]
 

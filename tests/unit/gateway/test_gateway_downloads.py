@@ -14,7 +14,7 @@ from tests.unit.gateway.conftest import Gateway
 from worker import clock
 from worker.catalogue import Scope
 from worker.settings import Settings
-from worker.settings.sections import StoreLimits
+from worker.settings.section_models import StoreLimits
 from worker.storage.integrity.manifest import CHUNK_SIZE
 
 CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"

@@ -19,10 +19,10 @@ from kombu.transport.virtual import Message
 
 from tests.hostile_messages import HOSTILE, JOB, SECRET, encoded, envelope
 from worker.intake.message_rules import Rules, check_message
+from zot_artifact_client.build_requests import payload_of
 from zot_artifact_client.contract import MAX_MESSAGE, QUERY_SHOW, UPLOAD, VERIFY, batch_stem
 from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.outgoing_messages import envelope as sent
-from zot_artifact_client.verbs import payload_of
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 RULES = Rules(frozenset({VERIFY.name}), max_time_limit=660.0, max_eta=3600.0)

@@ -12,7 +12,7 @@ import pytest
 from worker.jobs import interrupt_signal, shutdown_flag
 from worker.jobs.interrupt_signal import at_most
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
-from worker.settings.sections import JobSettings
+from worker.settings.section_models import JobSettings
 
 
 class Reporter:

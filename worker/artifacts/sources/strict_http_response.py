@@ -8,13 +8,13 @@ chunk.
 import http.client
 import re
 
-from zot_artifact_client.final_answer import FinalAnswer
+from zot_artifact_client.http_final_response import FinalResponse
 
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _LINE_BYTES = 1 << 16
 
 
-class StrictResponse(FinalAnswer):
+class StrictResponse(FinalResponse):
     """An answer whose body is complete or raises."""
 
     chunk_left: int | None

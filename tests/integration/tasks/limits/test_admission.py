@@ -22,7 +22,7 @@ from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.shared_redis import SharedRedis
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
-from worker.settings.sections import BreakerSettings, StoreLimits
+from worker.settings.section_models import BreakerSettings, StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import TransientError
 from worker.storage.probe import probe

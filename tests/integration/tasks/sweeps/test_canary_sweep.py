@@ -21,7 +21,7 @@ from worker.cli.session import Session
 from worker.cli.status import document_of
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import CanarySweepSettings, RepairSweepSettings
+from worker.settings.section_models import CanarySweepSettings, RepairSweepSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import SweepCanaryRequest, SweepEvidenceRequest, SweepRepairRequest
 

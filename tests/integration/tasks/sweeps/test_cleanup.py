@@ -19,7 +19,7 @@ from worker import clock
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.settings import Settings
-from worker.settings.sections import CleanupSweepSettings, SweepSettings
+from worker.settings.section_models import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import AccessDenied, Unavailable

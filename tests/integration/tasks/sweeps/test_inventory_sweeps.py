@@ -31,7 +31,7 @@ from worker.catalogue import FindingKind, NewFinding
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import SourceSettings
+from worker.settings.section_models import SourceSettings
 from zot_artifact_client.contract import (
     ReconciledStore,
     StoreEvidence,

@@ -16,7 +16,7 @@ from tasks.verify import verify
 from worker import cli, clock
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import ReconcileSweepSettings
+from worker.settings.section_models import ReconcileSweepSettings
 from worker.storage.driver import ListedObject
 from worker.storage.errors import AccessDenied, Unavailable
 from worker.storage.store import Store

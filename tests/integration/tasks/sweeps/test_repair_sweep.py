@@ -13,7 +13,7 @@ from tasks.verify import verify
 from worker import cli
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import RepairSweepSettings
+from worker.settings.section_models import RepairSweepSettings
 from zot_artifact_client.contract import (
     ReplicateRequest,
     SweepRepairRequest,

@@ -10,11 +10,11 @@ from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
-from worker.artifacts.overdue_or_unconfigured import see_stores
+from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import Leased, tables
 from worker.context import Context
 from worker.limits.snooze import Snooze
-from worker.settings.sections import PlacementRule
+from worker.settings.section_models import PlacementRule
 from zot_artifact_client.contract import (
     DeleteRequest,
     JobState,

@@ -11,7 +11,7 @@ from tasks.upload import upload
 from worker import clock
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import ReportSweepSettings, SweepSettings
+from worker.settings.section_models import ReportSweepSettings, SweepSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import SweepReportRequest, SweepReportResult, UploadRequest
 

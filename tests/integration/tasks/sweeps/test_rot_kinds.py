@@ -19,7 +19,7 @@ from tasks.verify import verify
 from tests.integration.tasks.rotting_stores import BUCKET, CLOUDS, KINDS, RottingStore, rotting
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import cli, clock
-from worker.artifacts.overdue_or_unconfigured import see_stores
+from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import tables
 from worker.context import Context
 from worker.settings import Settings

@@ -12,12 +12,12 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker import clock
-from worker.artifacts.foreign_metadata import encoded_tags, valid_metadata
+from worker.artifacts.rebuild.kept_tombstones import KeptTombstones
 from worker.artifacts.reconcile import in_order
-from worker.artifacts.tombstones_in_stores import KeptTombstones
+from worker.artifacts.sanitize_metadata import encoded_tags, valid_metadata
 from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
 from worker.limits.waiting_store import WaitingStore
-from worker.settings.sections import PageSettings
+from worker.settings.section_models import PageSettings
 from worker.storage import ObjectStat, Store, Verdict
 from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import ListedObject

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measured import NotMeasured
+from benchmarks.harness.measured import NotMeasured
 from tests.servers.valkey import Valkey
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient

@@ -6,18 +6,18 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from zot_artifact_client.final_answer import FinalAnswer
+from zot_artifact_client.http_final_response import FinalResponse
 
 
 class _Plain(HTTPConnection):
-    response_class = FinalAnswer
+    response_class = FinalResponse
 
 
 class _Secure(HTTPSConnection):
-    response_class = FinalAnswer
+    response_class = FinalResponse
 
 
-class FinalAnswerAdapter(HTTPAdapter):
+class FinalResponseAdapter(HTTPAdapter):
     """An adapter that takes no interim answer, such as 103 (Early Hints), for the answer."""
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> HTTPConnectionPool:

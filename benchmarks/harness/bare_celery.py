@@ -9,8 +9,8 @@ from pathlib import Path
 from celery import Celery
 
 BROKER = "BENCH_BROKER"
-NOOP = "benchmarks.bare_celery.noop"
-KEEP = "benchmarks.bare_celery.keep"
+NOOP = "benchmarks.harness.bare_celery.noop"
+KEEP = "benchmarks.harness.bare_celery.keep"
 
 
 def make_app(broker: str | None, *, results: bool = True) -> Celery:

@@ -12,11 +12,11 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from statistics import median
 
-from benchmarks.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
-from benchmarks.one_transfer import BUCKET, open_configured
-from benchmarks.running_stores import STORES
-from benchmarks.scene import GIB, KIB, MIB, Scene, shown
-from benchmarks.transfer_tools import SYNCED, VERIFIED, Ours, Rclone, SyncedRclone, TransferTool, VerifiedRclone
+from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.running_stores import STORES
+from benchmarks.harness.scene import GIB, KIB, MIB, Scene, shown
+from benchmarks.harness.transfer_in_process import BUCKET, open_configured
+from benchmarks.harness.transfer_tools import SYNCED, VERIFIED, Ours, Rclone, SyncedRclone, TransferTool, VerifiedRclone
 from worker.storage import Store
 
 SMALL = 64 * KIB

@@ -1,4 +1,4 @@
-"""Claims of sweeps: copies that are due, and copies that are absent."""
+"""Claims of sweeps on copies: those that are due, and those that are absent."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ import http.client
 _MOST_INTERIM = 32
 
 
-class FinalAnswer(http.client.HTTPResponse):
+class FinalResponse(http.client.HTTPResponse):
     """An answer that is never an interim one."""
 
     def _read_status(self) -> tuple[str, int, str]:
@@ -25,10 +25,10 @@ class FinalAnswer(http.client.HTTPResponse):
 class PlainConnection(http.client.HTTPConnection):
     """A connection that reads final answers."""
 
-    response_class = FinalAnswer
+    response_class = FinalResponse
 
 
 class SecureConnection(http.client.HTTPSConnection):
     """The same with TLS."""
 
-    response_class = FinalAnswer
+    response_class = FinalResponse

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.intake.unrecorded_deliveries import UnrecordedMessage
+from worker.intake.deliveries_kept_on_disk import UnrecordedMessage
 
 
 class _Queues:

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks import one_transfer
-from benchmarks.bare_celery import sync
-from benchmarks.measured import NotMeasured
+from benchmarks.harness import transfer_in_process
+from benchmarks.harness.bare_celery import sync
+from benchmarks.harness.measured import NotMeasured
 from tests.servers.process import find_server
 from worker.storage import Store
 
@@ -43,29 +43,31 @@ class Ours:
 
     store: Store
     name: str = "ours"
-    known: dict[str, one_transfer.Recorded] = field(default_factory=dict)
+    known: dict[str, transfer_in_process.Recorded] = field(default_factory=dict)
 
     def put(self, path: Path, key: str) -> float:
         begun = time.perf_counter()
         if path.is_dir():
             for file in path.iterdir():
-                self.known[f"{key}/{file.name}"] = one_transfer.put(self.store, file, f"{key}/{file.name}")
+                self.known[f"{key}/{file.name}"] = transfer_in_process.put(self.store, file, f"{key}/{file.name}")
         else:
-            self.known[key] = one_transfer.put(self.store, path, key)
+            self.known[key] = transfer_in_process.put(self.store, path, key)
         return time.perf_counter() - begun
 
     def get(self, key: str, path: Path) -> float:
         begun = time.perf_counter()
         if path.is_dir():
-            for found in self.store.list_objects(one_transfer.BUCKET, f"{key}/"):
-                one_transfer.get(self.store, found.key, path / found.key.removeprefix(f"{key}/"), self.known[found.key])
+            for found in self.store.list_objects(transfer_in_process.BUCKET, f"{key}/"):
+                transfer_in_process.get(
+                    self.store, found.key, path / found.key.removeprefix(f"{key}/"), self.known[found.key]
+                )
         else:
-            one_transfer.get(self.store, key, path, self.known[key])
+            transfer_in_process.get(self.store, key, path, self.known[key])
         return time.perf_counter() - begun
 
     def verify(self, key: str) -> float:
         begun = time.perf_counter()
-        if not one_transfer.verify(self.store, key, self.known[key]):
+        if not transfer_in_process.verify(self.store, key, self.known[key]):
             raise NotMeasured("the store does not hold what was put into it")
         return time.perf_counter() - begun
 

@@ -1,4 +1,4 @@
-"""Companions: signatures, attestations and SBOMs that belong to an artifact of the same bucket."""
+"""Companion artifacts: signatures, attestations and SBOMs that belong to an artifact of the same bucket."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

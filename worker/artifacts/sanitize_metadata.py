@@ -1,4 +1,4 @@
-"""The metadata and tags of an object that another program may have written."""
+"""Sanitize the metadata and tags of an object that another program may have written, before they are recorded."""
 
 import logging
 from collections.abc import Mapping

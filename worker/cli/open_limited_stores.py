@@ -1,4 +1,4 @@
-"""The stores as a command reads them without a worker: within the limits that they share with the workers."""
+"""Open stores for a command that works without a worker: within the limits that they share with the workers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +16,7 @@ from worker.limits.shared_redis import SharedRedis
 from worker.limits.snooze import Paused
 from worker.limits.waiting_store import WaitingStore
 from worker.settings.model import NoBroker, Settings
-from worker.settings.sections import StoreLimits
+from worker.settings.section_models import StoreLimits
 from worker.storage.configured_stores import Stores
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from worker import clock
-from worker.artifacts.companions_in_stores import keep_companions, restore_companions
-from worker.artifacts.rebuild import Rebuild, Tally
-from worker.artifacts.tombstones_in_stores import KeptTombstones, keep_tombstones
+from worker.artifacts.rebuild.kept_companions import keep_companions, restore_companions
+from worker.artifacts.rebuild.kept_tombstones import KeptTombstones, keep_tombstones
+from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
 from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load_export
-from worker.cli.stores_within_limits import stores_within_limits
+from worker.cli.open_limited_stores import stores_within_limits
 from worker.settings import Settings
-from worker.settings.sections import PageSettings, StoreLimits
+from worker.settings.section_models import PageSettings, StoreLimits
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import Unavailable

@@ -1,4 +1,4 @@
-"""What every operation takes from a request: the caller, the key in its path, and whether it is allowed."""
+"""Authorize a request: who calls, which artifact its path names, and whether the caller may do it."""
 
 from collections.abc import Sequence
 from http import HTTPStatus

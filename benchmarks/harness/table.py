@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.measured import Line, Missing, NotMeasured
+from benchmarks.harness.measured import Line, Missing, NotMeasured
 
-README = Path(__file__).with_name("README.md")
+README = Path(__file__).parent.with_name("README.md")
 _HEAD = ("what", "ours", "yardstick", "ratio", "pairs", "target", "met")
 
 

@@ -1,4 +1,4 @@
-"""The verbs of every client, synchronous or not: the request that each call makes, and the rules that it must meet."""
+"""Build the request of each call of a client, synchronous or not, and check the rules that it must meet."""
 
 import json
 import os

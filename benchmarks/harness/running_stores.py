@@ -7,8 +7,8 @@ from pathlib import Path
 
 from azure.storage.blob import BlobServiceClient
 
-from benchmarks.one_transfer import BUCKET
-from benchmarks.transfer_tools import Rclone, S5cmd, SyncedRclone, TransferTool
+from benchmarks.harness.transfer_in_process import BUCKET
+from benchmarks.harness.transfer_tools import Rclone, S5cmd, SyncedRclone, TransferTool
 from tests.conformance.targets import AZURITE_API, make_gcs_bucket, make_s3_bucket
 from tests.servers import Azurite, FakeGcs, Ministack, RcloneS3, Server
 from tests.servers.process import find_server

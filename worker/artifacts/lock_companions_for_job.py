@@ -1,4 +1,4 @@
-"""A job on an artifact that includes its companions."""
+"""Lock the companions of an artifact for the job that works on it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager

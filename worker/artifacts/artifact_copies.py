@@ -1,4 +1,4 @@
-"""One job's work on one artifact: inspect, write, copy server-side and verify its copies."""
+"""Inspect, write, copy server-side and verify the copies of the artifact that a job works on."""
 
 import logging
 import random

@@ -1,4 +1,4 @@
-"""Repairs: the bad copies that can be repaired, and the stores of which too many copies are bad to trust them."""
+"""Copies that can be repaired, and the stores of which too many copies are bad to trust them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.catalogue.artifacts import artifact_of, begins_with
+from worker.catalogue.copy_claims import claim_copies, unclaimed
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
 from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind
-from worker.catalogue.sweep_claims import claim_copies, unclaimed
 from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, findings, store_trust, verifications
 from worker.storage.keys import CANARY_BUCKET
 

@@ -1,4 +1,4 @@
-"""The NDSA level of preservation that is reached: the area integrity (file fixity) of version 2.0, 2019."""
+"""Compute the NDSA level of preservation for the report: the area integrity (file fixity) of version 2.0, 2019."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

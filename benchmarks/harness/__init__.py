@@ -1,0 +1,1 @@
+"""What all measurements share: the machine, the servers, the tools beside ours, and the table."""

@@ -1,0 +1,1 @@
+"""Rebuild the catalogue from the stores, and keep in them what no object says: tombstones and named companions."""
