@@ -65,11 +65,11 @@ class LogKeys:
 
     @cached_property
     def _private(self) -> "Ed25519PrivateKey | None":
+        if self.signing_key is None:
+            return None
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        if self.signing_key is None:
-            return None
         try:
             key = load_pem_private_key(_content(self.signing_key, "signing_key"), password=None)
         except (ValueError, TypeError):

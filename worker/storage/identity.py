@@ -159,11 +159,11 @@ class Identity:
             SameStore: `write`, and another configured store has the same marker.
             StorageError: the marker cannot be read or written.
         """
-        if not self._driver.capabilities.reserved_buckets:
-            return  # the store has no bucket for a marker
         mount = self._mount()
         if not fresh and self._is_recent(mount, write=write):
-            return
+            return  # first: a sweep asks for each object
+        if not self._driver.capabilities.reserved_buckets:
+            return  # the store has no bucket for a marker
         self._checked = None
         known = self._own_known()
         found = self._read(known)

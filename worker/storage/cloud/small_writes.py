@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
@@ -55,12 +55,14 @@ class Place:
 
     Attributes:
         url: of the bucket, without a slash at its end.
-        sign: returns the headers of a PUT of a URL, from those that it has without its signature.
+        sign: returns the headers of a request to a URL, from those that it has without its signature.
+        timeout: seconds for which an answer may be silent.
         free: connections that no request uses.
     """
 
     url: str
     sign: Callable[[str, Headers], Headers]
+    timeout: float = READ_TIMEOUT
     free: list[socket.socket] = field(default_factory=list)
 
     def put(self, url: str, data: bytes | bytearray, headers: Headers) -> Answer:
@@ -69,8 +71,8 @@ class Place:
         Raises:
             OSError, HTTPException: there is no answer.
         """
-        head = _head(urlsplit(url), headers)
-        connection = self._connected()
+        head = request_head("PUT", url, headers)
+        connection = self.connected()
         try:
             if len(data) <= SLICE:
                 connection.sendall(head + data)  # the store is woken once
@@ -92,13 +94,17 @@ class Place:
             connection.close()
         return Answer(reply.status, {name.lower(): value for name, value in reply.headers.items()}, body)
 
+    def url_of(self, name: str) -> str:
+        """Return the URL of an object."""
+        return f"{self.url}/{quote(name, safe='/~')}"
+
     def close(self) -> None:
         """End the free connections."""
         with suppress(IndexError):
             while True:
                 self.free.pop().close()
 
-    def _connected(self) -> socket.socket:
+    def connected(self) -> socket.socket:
         """Return a connection of which the store has not closed its end."""
         with suppress(IndexError):
             while True:
@@ -114,8 +120,48 @@ class Place:
             made = HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
         made.connect()
         connected: socket.socket = made.sock
-        connected.settimeout(READ_TIMEOUT)
+        connected.settimeout(self.timeout)
         return connected
+
+
+class Places:
+    """The real buckets that were used last, each with its connections."""
+
+    def __init__(self, locate: Callable[[str], Place | None]) -> None:
+        """Ask `locate` where a real bucket is; None for one that needs the SDK."""
+        self._locate = locate
+        self._places: dict[str, Place | None] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def get(self, real: str) -> Place | None:
+        """Return where a bucket is; None if it needs the SDK, as with a proxy or a directory of certificates.
+
+        Raises: what the SDK raises while it looks for the bucket's region or for credentials.
+        """
+        if self._process != os.getpid():  # a forked child: its parent still uses the connections
+            self._places, self._lock, self._process = {}, threading.Lock(), os.getpid()
+        try:
+            return self._places[real]
+        except KeyError:
+            pass
+        with self._lock:
+            if real not in self._places:
+                while len(self._places) >= KEPT_BUCKETS:
+                    self._forget_oldest()
+                self._places[real] = None if getproxies() or _bundle() is None else self._locate(real)
+            return self._places[real]
+
+    def close(self) -> None:
+        """End the connections."""
+        with self._lock:
+            while self._places:
+                self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        place = self._places.pop(next(iter(self._places)))
+        if place is not None:
+            place.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +190,7 @@ class SmallWrites:
         self._origin = origin
         self._provider = provider
         self._failures: tuple[type[Exception], ...] = (OSError, HTTPException, *provider.sdk_errors)
-        self._places: dict[str, Place | None] = {}
-        self._lock = threading.Lock()
+        self._places = Places(provider.locate)
 
     def put(self, target: RealObject, data: bytes | bytearray, headers: Headers | None) -> Mapping[str, Any] | None:
         """Write an object and return what the SDK would return.
@@ -159,10 +204,10 @@ class SmallWrites:
         if headers is None or len(data) > SMALL or not is_plain_name(target.name):
             return None
         try:
-            place = self._place(target.real)
+            place = self._places.get(target.real)
             if place is None:
                 return None
-            url = f"{place.url}/{quote(target.name, safe='/~')}"
+            url = place.url_of(target.name)
             answer = place.put(url, data, place.sign(url, {**headers, "Content-Length": str(len(data))}))
         except self._failures:
             return None
@@ -176,32 +221,18 @@ class SmallWrites:
 
     def close(self) -> None:
         """End the connections."""
-        with self._lock:
-            while self._places:
-                self._forget_oldest()
-
-    def _place(self, real: str) -> Place | None:
-        with self._lock:
-            if real not in self._places:
-                while len(self._places) >= KEPT_BUCKETS:
-                    self._forget_oldest()
-                self._places[real] = None if getproxies() or _bundle() is None else self._provider.locate(real)
-            return self._places[real]
-
-    def _forget_oldest(self) -> None:
-        place = self._places.pop(next(iter(self._places)))
-        if place is not None:
-            place.close()
+        self._places.close()
 
 
-def _head(url: SplitResult, headers: Headers) -> bytes:
+def request_head(method: str, url: str, headers: Headers) -> bytes:
     """Return the beginning of a request.
 
     Raises:
         HTTPException: a header would be another one for the store.
     """
-    host = {} if "Host" in headers else {"Host": url.netloc}
-    lines = [f"PUT {url.path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**host, **headers}.items())]
+    _, _, netloc, path = url.split("/", 3)
+    host = {} if "Host" in headers else {"Host": netloc}
+    lines = [f"{method} /{path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**host, **headers}.items())]
     if not all(line.isascii() and line.isprintable() for line in lines):
         raise HTTPException("a header is not printable ASCII")
     return "\r\n".join((*lines, "", "")).encode()

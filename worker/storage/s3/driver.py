@@ -35,12 +35,14 @@ from worker.storage.driver import (
     PartLimits,
     SignedPut,
     StaleUpload,
+    WholeObject,
     WriteInfo,
 )
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
 from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
+from worker.storage.s3.plain_reads import plain_reads
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
     GIB,
@@ -82,6 +84,7 @@ class S3Driver(CloudDriver):
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
         self._fast = fast_path(config, self._origin, self._client)
+        self._plain_reads = plain_reads(config, self._client)
         self._small_writes = small_writes(config, self._origin, self._client)
 
     @property
@@ -151,6 +154,10 @@ class S3Driver(CloudDriver):
     def _with_own_digest(self, stat: ObjectStat) -> ObjectStat:
         found = self.stat(stat.bucket, stat.key)
         return replace(stat, sha256=found.sha256) if found.version == stat.version else stat
+
+    def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
+        real, start = self._real(bucket)
+        return self._plain_reads.read(RealObject(real, start + key, f"{bucket}/{key}"), size)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         found = self._head_fast(bucket, key)
@@ -372,6 +379,7 @@ class S3Driver(CloudDriver):
     def close(self) -> None:
         if self._fast:
             self._fast.close()
+        self._plain_reads.close()
         self._small_writes.close()
         with self._lock:
             for client in self._clients.values():

@@ -1,4 +1,4 @@
-"""Read the small objects of an S3 store with obstore, if its configuration allows it."""
+"""Ask an S3 store about objects with obstore, and reach it without the SDK, if its configuration allows it."""
 
 import re
 from collections.abc import Mapping

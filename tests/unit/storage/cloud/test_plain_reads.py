@@ -1,0 +1,120 @@
+"""The plain requests of small reads: which answers count, and which connections are used again."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.waiting import WITHIN
+from worker.storage.cloud import small_reads
+from worker.storage.cloud.plain_reads import PlainReads, whole_object
+from worker.storage.cloud.small_reads import RealObject
+from worker.storage.cloud.small_writes import Place
+
+BODY = b"x" * 5000
+SHA256 = "ab" * 32
+PLAIN = f'HTTP/1.1 200 OK\r\nETag: "v1"\r\nContent-Length: {len(BODY)}\r\nX-Amz-Meta-Sha256: {SHA256}\r\n\r\n'.encode()
+OBJECT = RealObject("bucket", "a b", "bucket/a b")
+
+
+@contextmanager
+def serving(answers: Callable[[int], list[bytes]]) -> Iterator[tuple[PlainReads, list[bytes]]]:
+    """Yield the reads of a store that gives the pieces of `answers` to each request by number, and its connections."""
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/bucket"
+
+        def serve(connection: socket.socket) -> None:
+            with connection, suppress(OSError):  # the other end may close it before it has read all
+                while request := connection.recv(1 << 16):
+                    requests.append(request)
+                    for piece in answers(len(requests)):
+                        connection.sendall(piece)
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        reads = PlainReads(
+            lambda _real: Place(url, lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN),
+            lambda answer: whole_object(answer, "x-amz-meta-sha256", lambda tag: str(tag or "").strip('"')),
+            (),
+        )
+        yield reads, requests
+        reads.close()
+
+
+def test_objects_are_read_over_one_connection() -> None:
+    """Bytes, version and digest are those of the answer, however it is cut, and the connection is used again."""
+    cuts = ([PLAIN + BODY], [PLAIN[:20], PLAIN[20:], BODY[:1], BODY[1:]], [PLAIN, BODY])
+    with serving(lambda number: cuts[number - 1]) as (reads, requests):
+        for _ in cuts:
+            found = reads.read(OBJECT, len(BODY))
+            assert found is not None
+            assert (bytes(found.data), found.version, found.sha256) == (BODY, "v1", SHA256)
+            assert len(reads._places.get("bucket").free) == 1  # type: ignore[union-attr]
+    assert all(each.startswith(b"GET /bucket/a%20b HTTP/1.1\r\nHost: 127.0.0.1:") for each in requests)
+    assert all(b"X-Signed: yes\r\n\r\n" in each for each in requests)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN.replace(b"200 OK", b"404 Not Found") + BODY,
+        PLAIN.replace(b"200 OK", b"206 Partial Content") + BODY,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" + PLAIN + BODY,
+        PLAIN.replace(b"5000", b"4999") + BODY[1:],
+        PLAIN.replace(b"5000", b"5001") + BODY + b"x",
+        PLAIN.replace(b"Content-Length: 5000", b"X: y") + BODY,
+        PLAIN.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n") + BODY,
+        PLAIN + BODY + b"more",
+        PLAIN.replace(b"OK", b"O" * 20_000) + BODY,
+    ],
+    ids=["404", "206", "103", "shorter", "longer", "no length", "chunked", "more", "long head"],
+)
+def test_any_other_answer_is_left_to_the_sdk(answer: bytes) -> None:
+    """What is not plainly the object counts for nothing, and its connection is not used for the next one."""
+    with serving(lambda number: [answer] if number == 1 else [PLAIN + BODY]) as (reads, _):
+        assert reads.read(OBJECT, len(BODY)) is None
+        assert not reads._places.get("bucket").free  # type: ignore[union-attr]
+        assert reads.read(OBJECT, len(BODY)) is not None
+
+
+def test_an_answer_without_a_version_does_not_count() -> None:
+    """Without an ETag it is not known which version the bytes are of."""
+    with serving(lambda _: [PLAIN.replace(b"ETag", b"X") + BODY]) as (reads, _):
+        assert reads.read(OBJECT, len(BODY)) is None
+
+
+def test_an_announced_end_of_the_connection_is_believed() -> None:
+    """A connection that the store says it closes is not used again."""
+    closing = PLAIN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with serving(lambda _: [closing + BODY]) as (reads, _):
+        assert reads.read(OBJECT, len(BODY)) is not None
+        assert not reads._places.get("bucket").free  # type: ignore[union-attr]
+
+
+def test_a_slow_answer_is_left_to_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that comes in many small pieces takes no longer than PATIENCE."""
+    monkeypatch.setattr(small_reads, "PATIENCE", -1)
+    with serving(lambda _: [PLAIN[:20], PLAIN[20:], BODY]) as (reads, _):
+        assert reads.read(OBJECT, len(BODY)) is None
+
+
+def test_a_forked_child_has_connections_of_its_own() -> None:
+    """A connection that a forked child shared with its parent would give each the answers of the other."""
+    with serving(lambda _: [PLAIN + BODY]) as (reads, _):
+        assert reads.read(OBJECT, len(BODY)) is not None
+        kept = reads._places.get("bucket").free  # type: ignore[union-attr]
+        assert len(kept) == 1
+        reads._places._process = os.getpid() + 1
+        assert reads._places.get("bucket").free is not kept  # type: ignore[union-attr]
+        kept.pop().close()
