@@ -170,10 +170,15 @@ def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_js
 
 def _state(found: FindingRecord) -> str:
     if found.resolved_at is not None:
-        return f"resolved: {found.how}"
+        acted = f" ({found.action} by job {found.job})" if found.action else ""
+        return f"resolved: {_how(found)}{acted}"
     if found.acknowledged_at is not None:
         return f"acknowledged by {found.acknowledged_by}: {found.note}"
     return f"open, {found.action} by job {found.job}" if found.action else "open"
+
+
+def _how(found: FindingRecord) -> str | None:
+    return "the copy was written" if found.how == "written" else found.how
 
 
 def _get(session: Session, id_: int) -> FindingRecord:
@@ -192,7 +197,7 @@ def _print(found: FindingRecord, job_state: str | None, verdicts: Sequence[Mappi
         say(f"action: {found.action} by job {found.job} ({job_state or 'not started'}), {_moment(found.acted_at)}")
     if found.acknowledged_at:
         say(f"acknowledged: {_moment(found.acknowledged_at)} by {found.acknowledged_by}: {found.note}")
-    say(f"resolved: {_moment(found.resolved_at)}, {found.how}" if found.resolved_at else "resolved: no")
+    say(f"resolved: {_moment(found.resolved_at)}, {_how(found)}" if found.resolved_at else "resolved: no")
     for name, value in found.evidence.items():
         say(f"{name}: {value}")
     if verdicts:

@@ -1,7 +1,9 @@
 """`findings` lists, shows and acknowledges; what is acknowledged no longer ends `status` with 1."""
 
+import pytest
+
 from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
-from worker import cli
+from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue
 
 
@@ -41,6 +43,19 @@ def test_one_finding_is_shown_with_its_verdicts(
     assert [each["id"] for each in zot("findings", "--all", "--kind", "corrupt", "--store", "dr")[1]["findings"]] == [
         found.id
     ]
+
+
+def test_a_repaired_copy_shows_what_resolved_its_finding(
+    catalogue: Catalogue,  # noqa: F811
+    artifact: Artifact,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`findings --all` says that the copy was written, and which job repaired it."""
+    judge(catalogue, artifact, "dr", "corrupt")
+    catalogue.findings.act({("dr", artifact.bucket, artifact.key): "job-9"}, "repair", now=clock.now())
+    catalogue.artifacts.finish_copy(artifact, "dr", tag="2", evidence={}, now=clock.now())
+    assert cli.run(["findings", "--all"]) == 0
+    assert "resolved: the copy was written (repair by job job-9)" in capsys.readouterr().out
 
 
 def test_mistakes_are_told(catalogue: Catalogue, artifact: Artifact) -> None:  # noqa: F811
