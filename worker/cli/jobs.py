@@ -75,7 +75,10 @@ def list_(
     error: ErrorOption = None,
     kind: Kind = None,
     parent: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only jobs of this batch. With --failed: those without success.")
+        str | None,
+        typer.Option(
+            metavar="ID", help="Only jobs of this batch. With --failed: only those that ended without success."
+        ),
     ] = None,
     after: Annotated[str, typer.Option(metavar="ID", help="With --parent: list the jobs after this one.")] = "",
     limit: Limit = 50,

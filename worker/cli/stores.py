@@ -26,7 +26,7 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
     For each store: whether it can be reached, and the copies in it.
     A store that has copies in the catalogue and is not in the settings is listed as `not configured`.
     The exit status is 1 if a copy is corrupt, missing or of another size.
-    Else it is 3 if a store cannot be reached or is not configured.
+    Otherwise it is 3 if a store cannot be reached or is not configured.
 
     Examples:
 

@@ -115,7 +115,7 @@ def rotate(
             parser=_time,
             metavar="TIME",
             show_default=False,
-            help="How long the old secret stays valid, such as 1h; no longer by default.",
+            help="How long the old secret stays valid, such as 1h; by default it is invalid at once.",
         ),
     ] = timedelta(),
     as_json: AsJson = False,

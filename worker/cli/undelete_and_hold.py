@@ -24,6 +24,8 @@ By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who sets t
 def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     """Undo the delete of an artifact within its grace period.
 
+    `zot-artifacts deleted` lists the deletes that can be undone, and until when.
+
     Example:
 
         zot-artifacts undelete releases/app.tgz
@@ -71,7 +73,8 @@ def deleted(as_json: AsJson = False) -> None:
 def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJson = False) -> None:
     """Forbid deleting or replacing an artifact until `release`.
 
-    A store that offers a hold of its own holds its copy too: S3 with Object Lock, or Cloud Storage.
+    A store that offers a hold of its own holds its copy too.
+    Such stores are S3 with Object Lock, Cloud Storage, and Azure with immutable storage for versions.
 
     Example:
 
@@ -106,7 +109,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
 def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     """End the hold on an artifact.
 
-    The exit status is 1 if there was none.
+    The exit status is 1 if the artifact has no hold.
 
     Example:
 
