@@ -49,7 +49,7 @@ from worker.catalogue.history import Event, History
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
-from worker.catalogue.ledger import Finished, Held, Leased, Ledger, OtherRequest, last_cause
+from worker.catalogue.ledger import EndNotDurable, Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
@@ -93,6 +93,7 @@ __all__ = [
     "CopyState",
     "Coverage",
     "DeleteApproval",
+    "EndNotDurable",
     "EndedJob",
     "Event",
     "EvidenceCheck",

@@ -8,9 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from worker import clock
 from worker.catalogue.artifact_locks import lock_holder
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database
 from worker.catalogue.fencing import LostLease
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
@@ -69,10 +70,16 @@ Several, because the clocks of workers differ by seconds and their settings of t
 _WAITING = (JobState.QUEUED, JobState.RETRYING)
 _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED)
 _PRUNED_AT_ONCE = 200
+_FLUSHED_WITHIN = timedelta(minutes=1)
+"""The longest time for which the end of a job is in the ledger and not yet on the disk."""
 
 
 class OtherRequest(CatalogueError):
     """The job's id belongs to another request."""
+
+
+class EndNotDurable(CatalogueUnavailable):
+    """The end of a job is in the ledger, and the disk did not confirm it: nothing may be told of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +207,24 @@ class Ledger:
     ) -> None:
         """Record how the job ended, and in the same transaction the copies that it has completed.
 
+        It is durable when this returns. The wait for the disk follows the commit, so that others write meanwhile, and
+        jobs that end at one time share it.
+
         Raises:
             LostLease: another worker has the lease; nothing was recorded.
+            EndNotDurable: the disk failed; the next delivery of the job finds its end.
         """
         values = {
             "state": state, "result": dict(result) if result is not None else None, "error": error,
             "finished_at": now, "lease_until": None, "due_at": None,
         }  # fmt: skip
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             _change(connection, id_, fence, values)
             finish_copies(connection, copies, now)
+        try:
+            self._database.flush()
+        except CatalogueUnavailable as failed:
+            raise EndNotDurable(str(failed)) from failed
 
     def reject(self, id_: str, kind: str, request: Mapping[str, Any], error: Mapping[str, Any], now: datetime) -> None:
         """Record a rejected message. A job that has the id already is not changed, and an id of a batch is not used."""
@@ -230,9 +245,10 @@ class Ledger:
                 connection.execute(sa.insert(jobs), row | values)
 
     def get(self, id_: str) -> JobRecord | None:
-        """Return a job, or None if it is not in the ledger."""
+        """Return a job, or None if it is not in the ledger. An end that this returns is durable."""
         with self._database.read() as connection:
-            return _find(connection, id_)
+            found = _find(connection, id_)
+        return None if found is None else self._durable([found])[0]
 
     def latest(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[JobRecord]:
         """Return jobs, the latest first."""
@@ -240,7 +256,8 @@ class Ledger:
         if states:
             query = query.where(jobs.c.state.in_(states))
         with self._database.read() as connection:
-            return [job_record(row) for row in connection.execute(query)]
+            found = [job_record(row) for row in connection.execute(query)]
+        return self._durable(found)
 
     def sources_of_open_jobs(self) -> set[str]:
         """Return the sources of all uploads, and the key lists of all batches, that have not ended."""
@@ -352,7 +369,15 @@ class Ledger:
         """Return jobs that ended at this time or later, the earliest first."""
         query = sa.select(jobs).where(jobs.c.finished_at >= since).order_by(jobs.c.finished_at, jobs.c.id).limit(limit)
         with self._database.read() as connection:
-            return [job_record(row) for row in connection.execute(query)]
+            found = [job_record(row) for row in connection.execute(query)]
+        return self._durable(found)
+
+    def _durable(self, found: list[JobRecord]) -> list[JobRecord]:
+        """Return jobs once the ends among them survive a power cut: `finish` commits an end before it is durable."""
+        now = clock.now()
+        if any(job.finished_at and abs(now - job.finished_at) < _FLUSHED_WITHIN for job in found):
+            self._database.flush()
+        return found
 
     def check_writable(self) -> None:
         """Write a row without a change. Raise CatalogueUnavailable if the catalogue cannot be written."""

@@ -28,6 +28,7 @@ from worker import clock, tracing
 from worker.catalogue import (
     CatalogueError,
     CatalogueUnavailable,
+    EndNotDurable,
     Finished,
     Held,
     JobRecord,
@@ -242,7 +243,7 @@ class Delivery(Generic[RequestT, ResultT]):
         if not own:
             raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
 
-    def _attempt(  # noqa: C901 - one clause for each end of an attempt
+    def _attempt(  # noqa: C901, PLR0912 - one clause for each end of an attempt
         self, work: Work[RequestT, ResultT], record: JobRecord
     ) -> dict[str, Any]:
         reporter = CeleryReporter(self._task)
@@ -270,6 +271,8 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.info("%s", error)
             end_writes(self._context, record)
             raise Ignore from error
+        except EndNotDurable:  # the job has ended, and nothing else may be recorded for it
+            raise
         except Continue as step:
             self._continue_later(job, step)
         except Requeue as error:

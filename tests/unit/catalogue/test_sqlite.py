@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from worker.catalogue import (
     Catalogue,
     CatalogueError,
     CatalogueUnavailable,
+    EndNotDurable,
     Finding,
     Finished,
     Held,
@@ -26,6 +28,7 @@ from worker.catalogue import (
     VerdictRow,
 )
 from worker.storage import Digest
+from zot_artifact_client.contract import JobState
 
 
 @pytest.fixture
@@ -161,6 +164,59 @@ def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url, 
     assert isinstance(deliver("one", now + 4 * lease), Finished)
     assert waits == ["no wait", "flush"], "the end of a job that kills its workers"
     catalogue.close()
+
+
+def test_the_end_of_a_job_waits_for_the_disk_after_its_commit(url, monkeypatch):
+    """Others write while the end of a job waits for the disk, and an end that is read is durable before it is told."""
+    with closing(Catalogue(url)) as catalogue:
+        fence = begin(catalogue, "one").record.fence
+        began, goes_on, sync = threading.Event(), threading.Event(), os.fsync
+
+        def slow(fd: int) -> None:
+            began.set()
+            assert goes_on.wait(60)
+            sync(fd)
+
+        monkeypatch.setattr(os, "fsync", slow)
+        with ThreadPoolExecutor(1) as threads:
+            try:
+                ending = threads.submit(catalogue.ledger.finish, "one", fence, JobState.SUCCEEDED, now=clock.now())
+                assert began.wait(60)
+                assert isinstance(begin(catalogue, "two"), Leased)
+                assert not ending.done()
+            finally:
+                goes_on.set()
+            ending.result(60)
+        waits = waits_of(catalogue, monkeypatch)
+        assert catalogue.ledger.get("two").state == JobState.RUNNING
+        assert "flush" not in waits
+        assert catalogue.ledger.get("one").state == JobState.SUCCEEDED
+        assert waits.count("flush") == 1
+        fence = catalogue.ledger.get("two").fence
+        waits.clear()
+        catalogue.ledger.finish("two", fence, JobState.SUCCEEDED, now=clock.now())
+        assert waits == ["no wait", "flush"]
+        assert [job.id for job in catalogue.ledger.latest()] == ["two", "one"]
+        assert waits.count("flush") == 2
+
+
+def test_an_end_that_the_disk_did_not_confirm_is_not_told(url, monkeypatch):
+    """The job is delivered again, its end is found, and it is made durable before anything is told of it."""
+    with closing(Catalogue(url)) as catalogue:
+        fence, sync = begin(catalogue, "one").record.fence, os.fsync
+
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(EndNotDurable, match="Input/output error"):
+            catalogue.ledger.finish("one", fence, JobState.SUCCEEDED, now=clock.now(), result={})
+        with pytest.raises(CatalogueUnavailable):
+            begin(catalogue, "one")
+        with pytest.raises(CatalogueUnavailable):
+            catalogue.ledger.get("one")
+        monkeypatch.setattr(os, "fsync", sync)
+        assert isinstance(begin(catalogue, "one"), Finished)
 
 
 def test_a_disk_that_takes_no_commit_is_an_error_of_the_catalogue(url, monkeypatch):

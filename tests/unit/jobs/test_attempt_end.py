@@ -1,0 +1,66 @@
+"""How one delivery of a job ends, with a Celery application without a Redis."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import Retry
+
+from worker.context import Context, JobContext
+from worker.jobs.running_job import RunningJob
+from worker.jobs.task import Delivery
+from worker.settings import Settings
+from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
+
+FIELDS = {"bucket": "b", "key": "k"}
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    stores: Any = {"main": {"type": "filesystem", "root": str(tmp_path / "main")}}
+    with closing(Context.open(Settings(home=tmp_path / "home", stores=stores))) as opened:
+        yield opened
+
+
+def _body(_task: Any, **_fields: Any) -> None:
+    """Do nothing: the test calls the work itself."""
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Iterator[Any]:
+    (tmp_path / "results").mkdir()
+    with Celery(broker="memory://", backend=f"file://{tmp_path}/results", set_as_current=False) as app:
+        made = app.task(name=VERIFY.name, bind=True, max_retries=None)(_body)
+        made.push_request(id="job-1", delivery_info={"routing_key": "transfer"}, called_directly=False, retries=0)
+        yield made
+        made.pop_request()
+
+
+def work(_request: VerifyRequest, _context: JobContext, _job: RunningJob) -> VerifyResult:
+    return VerifyResult(bucket="b", key="k", version=1, size=1, sha256="a" * 64, copies=())
+
+
+def test_a_job_whose_end_the_disk_did_not_confirm_is_delivered_again(context, task, monkeypatch):
+    """Nothing is told, cleaned up or recorded after it, and the next delivery answers with the recorded end."""
+    ended: list[str] = []
+    delivery = Delivery(task, VERIFY, context, writes=False, at_end=lambda _request, _context, job: ended.append(job))
+    sync = os.fsync
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Retry):
+        delivery.handle(work, (), FIELDS)
+    assert ended == []
+    monkeypatch.setattr(os, "fsync", sync)
+    record = context.catalogue.ledger.get("job-1")
+    assert record is not None
+    assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
+    assert delivery.handle(work, (), FIELDS) == record.result
+    assert ended == ["job-1"]
