@@ -181,6 +181,9 @@ class LimitedStore:
                 self._succeeded()
             return written
 
+    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
+        self._store.expect_writes(bucket, keys)
+
     def verify_object(
         self,
         bucket: str,

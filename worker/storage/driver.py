@@ -484,6 +484,14 @@ class GroupDriver(Driver, Protocol):
         ...
 
 
+class ExpectingDriver(Driver, Protocol):
+    """A backend without conditional writes that asks for many keys at once whether they are free."""
+
+    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
+        """Expect that these keys are written soon, each once, under the condition `create_only`."""
+        ...
+
+
 class WholeReadDriver(Driver, Protocol):
     """A backend whose `capabilities.whole_reads` is not 0: it reads a small object with a single request."""
 

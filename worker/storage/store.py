@@ -14,6 +14,7 @@ from worker.storage.driver import (
     Condition,
     Digest,
     Driver,
+    ExpectingDriver,
     GroupDriver,
     HashedBody,
     HashedBytes,
@@ -221,6 +222,14 @@ class Store:
                 allowed.append(put)
         results = iter(cast("GroupDriver", self._driver).put_many(allowed)) if allowed else iter(())
         return [refused[number] if number in refused else next(results) for number in range(len(puts))]
+
+    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
+        """Expect writes of new objects under these keys, so that a store without conditions is asked for all at once.
+
+        It changes nothing that a write promises, and what is expected need not be written.
+        """
+        if hasattr(self._driver, "expect_writes"):
+            cast("ExpectingDriver", self._driver).expect_writes(bucket, keys)
 
     def read_object(
         self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None

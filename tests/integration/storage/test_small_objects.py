@@ -171,6 +171,27 @@ def test_where_nothing_is_the_fast_path_says_so_before_a_write(rclone: RcloneS3,
     store.close()
 
 
+def test_many_new_keys_are_asked_for_with_one_listing(rclone: RcloneS3, tmp_path: Path) -> None:
+    """A store without conditions is not asked for each of many keys; an object that is there stays all the same."""
+    store = targets.s3_rclone(rclone, tmp_path).store
+    with FaultyProxy(port_of("s3", store), lambda _: None) as proxy:
+        through = opened_through("s3", store, proxy.port, tmp_path, data_path="auto")
+        store.write_object(BUCKET, "many/3", source(BODY))
+        through.write_object(BUCKET, "first", source(BODY))  # after what is asked once
+        asked = len(proxy.requests)
+        through.expect_writes(BUCKET, [f"many/{number}" for number in range(8)])
+        for number in (0, 1, 2, 4, 5, 6, 7):
+            through.write_object(BUCKET, f"many/{number}", source(BODY), condition="create_only")
+        assert [request.method for request in proxy.requests[asked:]] == ["GET", *["PUT"] * 7]
+        with pytest.raises(AlreadyExists):
+            through.write_object(BUCKET, "many/3", source(b"other"), condition="create_only")
+        with pytest.raises(AlreadyExists):
+            through.write_object(BUCKET, "many/4", source(b"other"), condition="create_only")
+        assert verdict(store, "many/3") is verdict(store, "many/4") is Verdict.VERIFIED
+        through.close()
+    store.close()
+
+
 def test_a_slow_answer_is_waited_for(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,11 @@
 """A page of an upload reads each file once, records it, and skips none after a crash."""
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -11,7 +13,8 @@ from tasks.page import page
 from tests.conformance.bodies import some_bytes
 from tests.conformance.targets import PART, make_s3_bucket, s3_config
 from tests.integration.tasks.conftest import NullReporter
-from tests.servers import Ministack
+from tests.servers import Ministack, RcloneS3
+from tests.servers.proxy import FaultyProxy
 from worker import clock
 from worker.artifacts import page_upload, upload_lists
 from worker.artifacts.directory_listing import DirectoryListing
@@ -210,6 +213,29 @@ def test_a_killed_page_resumes_its_multipart_uploads(
     assert list(cloud.stores["cloud"].iter_stale_uploads()) == []
     assert cloud.stores["cloud"].verify_object("releases", "v1/large", artifact.digest).verdict is Verdict.VERIFIED
     cloud.stores.close()
+
+
+def test_a_page_asks_a_store_without_conditions_once(
+    context: Context, source_root: Path, deliver: Callable[..., PageResult], rclone: RcloneS3
+) -> None:
+    """Whether the keys of new files are free takes one listing, and an object that is there is found all the same."""
+    for number in range(12):
+        (source_root / "dir").mkdir(exist_ok=True)
+        (source_root / "dir" / f"f{number:02d}").write_bytes(some_bytes(100 + number))
+    with FaultyProxy(rclone.port, lambda _: None) as proxy:
+        config = s3_config(rclone, conditional_writes=False, data_path="auto")
+        make_s3_bucket(rclone, str(config.bucket))
+        through = config.model_copy(update={"endpoint": proxy.endpoint})
+        cloud = dataclasses.replace(context, stores=Stores({"cloud": through}))
+        cloud.stores["cloud"].write_object("releases", "v1/f07", io.BytesIO(some_bytes(107)))
+        files = list(DirectoryListing(source_root / "dir", "releases", "v1/").files())
+        request = request_for(context, files, source_root).model_copy(update={"stores": ("cloud",)})
+        begun = len(proxy.requests)
+        assert deliver(request, cloud).outcomes == {"stored": 11, "already_there": 1}
+        asked = [unquote(each.path) for each in proxy.requests[begun:] if each.method == "HEAD"]
+        assert {path.rpartition("/")[2] for path in asked if "/v1/" in path} == {"f07"}
+        assert all(cloud.stores["cloud"].object_exists("releases", f"v1/f{number:02d}") for number in range(12))
+        cloud.stores.close()
 
 
 def test_what_fails_transiently_or_is_locked_leaves_the_page(

@@ -3,7 +3,7 @@
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from hashlib import sha256
@@ -41,6 +41,7 @@ from worker.storage.driver import (
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
+from worker.storage.s3.free_keys import FreeKeys
 from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.plain_reads import plain_reads
 from worker.storage.s3.providers import (
@@ -86,6 +87,7 @@ class S3Driver(CloudDriver):
         self._fast = fast_path(config, self._origin, self._client)
         self._plain_reads = plain_reads(config, self._client)
         self._small_writes = small_writes(config, self._origin, self._client)
+        self._free_keys = FreeKeys(self._first_page)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -116,6 +118,10 @@ class S3Driver(CloudDriver):
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
         return upload.whole(body, self._small_writes)
+
+    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
+        if not self._profile.conditional_writes:
+            self._free_keys.expect(bucket, keys)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
@@ -441,6 +447,15 @@ class S3Driver(CloudDriver):
             raise
         return {row["Key"] for row in inside(page.get("Contents", []), prefix, _name_of, self._origin)}
 
+    def _first_page(self, bucket: str, prefix: str, after: str, rows: int) -> Mapping[str, Any]:
+        """Return the first page of a listing, with the keys in the logical bucket."""
+        real, start = self._real(bucket)
+        begin: dict[str, Any] = {"StartAfter": start + after} if after else {}
+        with self._errors(bucket):
+            page = self._client().list_objects_v2(**self._owned(real), Prefix=start + prefix, MaxKeys=rows, **begin)
+        found = inside(page.get("Contents", []), start + prefix, _name_of, self._origin)
+        return {**page, "Contents": [{"Key": row["Key"].removeprefix(start)} for row in found]}
+
     def _first_segments(self, real: str) -> Iterator[str]:
         for row in self._rows("list_objects_v2", "CommonPrefixes", real, Bucket=real, Delimiter="/"):
             yield str(row["Prefix"])
@@ -502,8 +517,10 @@ class S3Driver(CloudDriver):
         """Return an upload whose condition was checked here, if the store does not check conditions."""
         upload = self._upload(bucket, key, info, writer, condition)
         if condition and not self._profile.conditional_writes:
-            missing = condition == "create_only" and self._is_missing_by_fast_path(bucket, key)
-            if not missing:
+            only_creates = condition == "create_only"
+            if not (
+                only_creates and (self._free_keys.is_free(bucket, key) or self._is_missing_by_fast_path(bucket, key))
+            ):
                 upload.check_condition()
         return upload
 
