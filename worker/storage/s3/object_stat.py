@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Protocol
 
 from worker.storage.cloud.conditional_write import Found
@@ -107,6 +108,12 @@ def _whole_size(facts: Facts) -> object:
 
 def _date_of(reply: Mapping[str, Any]) -> datetime:
     try:
-        return parsedate_to_datetime(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return _parsed(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
     except (KeyError, ValueError):
         return datetime.now(UTC)
+
+
+@lru_cache(maxsize=8)
+def _parsed(date: str) -> datetime:
+    """Return the time of an answer; the answers of one second have the same."""
+    return parsedate_to_datetime(date)

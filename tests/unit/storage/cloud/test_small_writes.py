@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from http.client import HTTPResponse
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.waiting import WITHIN
 from worker.storage.cloud import small_writes
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.small_reads import RealObject
-from worker.storage.cloud.small_writes import Place, Provider, SmallWrites
+from worker.storage.cloud.small_writes import Answer, Place, Provider, SmallWrites
 from worker.storage.errors import StorageError
 from worker.storage.transfer.send_in_slices import SLICE
 
@@ -132,3 +133,53 @@ def test_a_header_that_the_store_would_read_otherwise_is_not_sent(listening: soc
     listening.settimeout(0)
     with pytest.raises(BlockingIOError):
         listening.accept()
+
+
+ANSWERS = {
+    "written": (WRITTEN, True),
+    "created, with many headers": (
+        b'HTTP/1.1 201 Created\r\nETag: "a:b"\r\nX-Amz-Id-2:  c \r\ncontent-length: 0\r\nDate: Fri\r\n\r\n',
+        True,
+    ),
+    "refused, with a body": (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope", True),
+    "written, with a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine", True),
+    "in chunks": (b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", True),
+    "the last one": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", False),
+    "an older protocol": (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
+    "a header twice": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: a\r\nVia: b\r\n\r\n", True),
+    "a folded header": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: a\r\n b\r\n\r\n", True),
+}
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_is_what_the_library_makes_of_it(listening: socket.socket, name: str, in_pieces: bool) -> None:
+    """Status, headers, body and the fate of the connection do not depend on how an answer is read, or arrives."""
+    said, is_kept = ANSWERS[name]
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.recv(1 << 16)
+            for piece in (said[:12], said[12:40], said[40:]) if in_pieces else (said,):
+                connection.sendall(piece)
+            connection.settimeout(WITHIN)
+            connection.recv(1)  # until the client ends it
+
+    server = threading.Thread(target=serve)
+    server.start()
+    place = Place(_url(listening), lambda _, headers: headers)
+    answer = place.put(f"{place.url}/key", b"", {"Content-Length": "0"})
+    assert bool(place.free) == is_kept
+    place.close()
+    server.join(WITHIN)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(said)
+        theirs.shutdown(socket.SHUT_WR)
+        with HTTPResponse(ours, method="PUT") as reply:
+            reply.begin()
+            body = reply.read()
+    headers = {header.lower(): value.rstrip(" ") for header, value in reply.headers.items()}
+    assert answer == Answer(reply.status, headers, body)
