@@ -35,7 +35,7 @@ from worker.storage.gcs.object_stat import (
     to_stat,
 )
 from worker.storage.integrity.verifying_reader import drain
-from worker.storage.transfer.send_in_slices import SlicedBody
+from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
 from worker.storage.transfer.server_copy import Between
 from worker.storage.transfer.split_into_parts import next_part, pieces_of
 
@@ -170,13 +170,15 @@ def send_bytes(
     resource = json.dumps({**description, "name": name.name, "crc32c": checksum, "md5Hash": md5})
     head = f"--{boundary}\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n{resource}\r\n"
     head += f"--{boundary}\r\ncontent-type: {description.get('contentType', CONTENT_TYPE)}\r\n\r\n"
+    sliced = SlicedBody(head.encode(), data, f"\r\n--{boundary}--".encode())
+    body = b"".join(sliced) if len(sliced) <= SLICE else sliced  # the store is woken once for a small object
 
     def ask() -> Any:
         reply = connection.session.request(
             "POST",
             connection.upload_url(name.bucket),
             params={"uploadType": "multipart", **connection.pinned(pin)},
-            data=SlicedBody(head.encode(), data, f"\r\n--{boundary}--".encode()),
+            data=body,
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             timeout=TIMEOUT,
         )

@@ -1,5 +1,6 @@
 """Read back what was written to a store that does not refuse damaged bytes, before it takes the place of an object."""
 
+import hashlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from worker.storage.driver import (
     Match,
     ObjectStat,
     StaleUpload,
+    WholeReadDriver,
 )
 from worker.storage.errors import (
     NotFound,
@@ -150,6 +152,10 @@ class ReadBack:
 
     def _compare(self, written: ObjectStat, digest: Digest, on_bytes: OnBytes | None, path: str) -> None:
         """Compare the written object with the bytes sent; `path` is its final bucket and key."""
+        if self._is_right(written, digest):
+            if on_bytes:
+                on_bytes(digest.size)
+            return
         with open_resumable(self._driver, written.bucket, written.key) as reader:
             found = judge(reader, digest, on_bytes)
         if found.verdict is Verdict.VERIFIED:
@@ -160,6 +166,16 @@ class ReadBack:
         raise Unavailable(
             f"{self._name}: {path}: the bytes were damaged on the way to a store that checks no checksums"
         )
+
+    def _is_right(self, written: ObjectStat, digest: Digest) -> bool:
+        """Return whether one request for a small object returns the right bytes; if not, another one has to tell."""
+        if not 0 < digest.size <= self._capabilities.whole_reads:
+            return False
+        try:
+            found = cast("WholeReadDriver", self._driver).read_whole(written.bucket, written.key, digest.size)
+        except StorageError:
+            return False
+        return found is not None and hashlib.sha256(found.data).hexdigest() == digest.sha256
 
     def _swap_in(
         self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
