@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,14 +80,25 @@ def file_error(name: str, error: OSError) -> StorageError:
 
 def _check_allowed(name: str, real: str, settings: Settings, job: str | None) -> None:
     directory = os.path.dirname(real)  # noqa: PTH120 - a Path costs more than the check
-    staging = os.path.realpath(settings.staging_dir)
+    staging = _resolved(settings.staging_dir)
     if f"{directory}/".startswith(f"{staging}/"):
         if directory == f"{staging}/{staging_name(job)}":
             return
         raise SourceRefused(f"source {name}: it is staged for another job")
-    roots = (os.path.realpath(root).rstrip("/") for root in settings.sources.roots)
+    roots = (_resolved(root).rstrip("/") for root in settings.sources.roots)
     if not any(f"{directory}/".startswith(f"{root}/") for root in roots):
         raise SourceRefused(f"source {name}: it is not under a configured root; add its directory to sources.roots")
+
+
+def _resolved(directory: Path) -> str:
+    """Return the resolved path of a directory of the settings; pages open hundreds of files in the same second."""
+    return _resolved_in(os.fspath(directory), int(time.monotonic()))
+
+
+@lru_cache(maxsize=64)
+def _resolved_in(directory: str, second: int) -> str:
+    del second  # what was resolved in another one is resolved again
+    return os.path.realpath(directory)
 
 
 def staging_name(job: str | None) -> str:
