@@ -45,7 +45,7 @@ def test_one_listing_tells_which_of_many_keys_are_free() -> None:
 
 
 def test_a_key_is_free_once() -> None:
-    """After its first write a key counts as free no more, and neither does one that nobody has announced."""
+    """After its first write a key counts as free no more, and neither does one that was not expected."""
     asked = FreeKeys(Listing())
     asked.expect(BUCKET, KEYS)
     assert [asked.is_free(BUCKET, KEYS[0]) for _ in range(2)] == [True, False]
