@@ -53,6 +53,12 @@ class FreshCopies:
             artifact = current.get((each.bucket, each.key))
             if artifact is not None and (fresh := self._plan(each, artifact, copies.get(artifact.id, {}), targets)):
                 self._fresh[each.id] = fresh
+        keys: dict[str, list[str]] = defaultdict(list)
+        for fresh in self._fresh.values():
+            keys[fresh.artifact.bucket].append(fresh.artifact.key)
+        for target in targets:
+            for bucket, of_bucket in keys.items():
+                target.expect_writes(bucket, of_bucket)
 
     def read(self, part: Sequence[PageObject]) -> Iterator[tuple[FreshObject, bytes]]:
         """Yield those of these objects that can be replicated, with their bytes, which are right.

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from worker.artifacts.key_lists import BadKeyList
@@ -34,7 +34,10 @@ class ListedFile:
 
     def line(self) -> bytes:
         """Return it as a line of a list."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        row = {
+            "bucket": self.bucket, "key": self.key, "path": self.path, "size": self.size, "mtime_ns": self.mtime_ns
+        }  # fmt: skip
+        return json.dumps(row).encode() + b"\n"  # `asdict` takes longer than all of this
 
 
 @dataclass(frozen=True, slots=True)
