@@ -29,7 +29,7 @@ from worker.storage.configured_stores import Stores
 from worker.storage.driver import SmallPut
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.s3.driver import S3Driver
-from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult
+from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult, RangeSelection
 
 NAMES = [f"d{number % 3}/f{number:03d}" for number in range(280)]
 
@@ -67,10 +67,10 @@ def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
     """Run the page as one more delivery of the same job, after the lease of the one before has run out."""
     deliveries = iter(range(10))
 
-    def deliver(request: PageRequest, context: Context = context) -> PageResult:
+    def deliver(request: PageRequest, context: Context = context, job: str = "page") -> PageResult:
         ledger, lease = context.catalogue.ledger, context.settings.jobs.lease
         leased = ledger.acquire(
-            "page",
+            job,
             "page",
             {},
             owner="test",
@@ -80,8 +80,8 @@ def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
             lease=lease,
         )
         assert isinstance(leased, Leased)
-        with RunningJob(leased.record, ledger, context.settings.jobs, NullReporter()) as job:
-            return page(request, context.for_job(job), job)
+        with RunningJob(leased.record, ledger, context.settings.jobs, NullReporter()) as running:
+            return page(request, context.for_job(running), running)
 
     return deliver
 
@@ -218,23 +218,33 @@ def test_a_killed_page_resumes_its_multipart_uploads(
 def test_a_page_asks_a_store_without_conditions_once(
     context: Context, source_root: Path, deliver: Callable[..., PageResult], rclone: RcloneS3
 ) -> None:
-    """Whether the keys of new files are free takes one listing, and an object that is there is found all the same."""
-    for number in range(12):
-        (source_root / "dir").mkdir(exist_ok=True)
-        (source_root / "dir" / f"f{number:02d}").write_bytes(some_bytes(100 + number))
+    """Which keys are free takes one listing, for new files and for replicas; an object that is there is found too."""
+    names = [f"f{number:02d}" for number in range(12)]
+    (source_root / "dir").mkdir()
+    for number, name in enumerate(names):
+        (source_root / "dir" / name).write_bytes(some_bytes(100 + number))
     with FaultyProxy(rclone.port, lambda _: None) as proxy:
-        config = s3_config(rclone, conditional_writes=False, data_path="auto")
-        make_s3_bucket(rclone, str(config.bucket))
-        through = config.model_copy(update={"endpoint": proxy.endpoint})
-        cloud = dataclasses.replace(context, stores=Stores({"cloud": through}))
-        cloud.stores["cloud"].write_object("releases", "v1/f07", io.BytesIO(some_bytes(107)))
+        configs = [s3_config(rclone, conditional_writes=False, data_path="auto") for _ in range(2)]
+        for config in configs:
+            make_s3_bucket(rclone, str(config.bucket))
+        through = [config.model_copy(update={"endpoint": proxy.endpoint}) for config in configs]
+        cloud = dataclasses.replace(context, stores=Stores({"cloud": through[0], "other": through[1]}))
+        for store in ("cloud", "other"):
+            cloud.stores[store].write_object("releases", "v1/f07", io.BytesIO(some_bytes(107)))
         files = list(DirectoryListing(source_root / "dir", "releases", "v1/").files())
-        request = request_for(context, files, source_root).model_copy(update={"stores": ("cloud",)})
-        begun = len(proxy.requests)
-        assert deliver(request, cloud).outcomes == {"stored": 11, "already_there": 1}
-        asked = [unquote(each.path) for each in proxy.requests[begun:] if each.method == "HEAD"]
-        assert {path.rpartition("/")[2] for path in asked if "/v1/" in path} == {"f07"}
-        assert all(cloud.stores["cloud"].object_exists("releases", f"v1/f{number:02d}") for number in range(12))
+        upload = request_for(context, files, source_root).model_copy(update={"stores": ("cloud",)})
+
+        def replicate() -> PageRequest:
+            now = RangeSelection(bucket="releases", prefix="v1/", after="", until="v1/~", begun_at=clock.now())
+            return PageRequest(verb="replicate", to=("other",), range=now)
+
+        for make, job, name in ((lambda: upload, "upload", "cloud"), (replicate, "replicate", "other")):
+            begun = len(proxy.requests)
+            done = deliver(make(), cloud, job)
+            assert done.outcomes == {"stored": 11, "already_there": 1}
+            asked = [unquote(each.path) for each in proxy.requests[begun:] if each.method == "HEAD"]
+            assert {path.rpartition("/")[2] for path in asked if "/v1/" in path} == {"f07"}
+            assert all(cloud.stores[name].object_exists("releases", f"v1/{each}") for each in names)
         cloud.stores.close()
 
 
