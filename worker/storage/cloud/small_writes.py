@@ -42,8 +42,8 @@ _FIRST_PIECE = 1 << 14
 """Bytes of an answer that are received at once: the whole of nearly every one."""
 _WRITTEN = re.compile(rb"HTTP/1\.1 20[01](?: .*)?")
 _HEADER = re.compile(r"[a-z0-9-]+")
-_KEEPS = frozenset({"connection", "transfer-encoding", "upgrade", "trailer"})
-"""Headers of an answer that say how it or its connection goes on."""
+_CONTINUED = frozenset({"transfer-encoding", "upgrade", "trailer"})
+"""Headers of an answer that say how it goes on."""
 _ASKED_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -265,7 +265,8 @@ def _plain_answer(begun: bytes) -> Answer | None:
         if not colon or not _HEADER.fullmatch(name) or name in headers:
             return None
         headers[name] = value.strip(" \t")
-    if headers.get("content-length") != "0" or not _KEEPS.isdisjoint(headers):
+    is_kept = headers.get("connection", "keep-alive").lower() == "keep-alive"
+    if headers.get("content-length") != "0" or not is_kept or not _CONTINUED.isdisjoint(headers):
         return None
     return Answer(int(status[9:12]), headers, b"")
 

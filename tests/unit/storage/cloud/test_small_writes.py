@@ -144,6 +144,7 @@ ANSWERS = {
     "refused, with a body": (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nnope", True),
     "written, with a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine", True),
     "in chunks": (b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", True),
+    "one of several": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n", True),
     "the last one": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", False),
     "an older protocol": (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
     "a header twice": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: a\r\nVia: b\r\n\r\n", True),
