@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.artifacts import upload_lists
 from worker.artifacts.directory_listing import DirectoryListing, Filters
-from worker.artifacts.page_selection import limits_of
+from worker.artifacts.page_selection import page_sizes
 from worker.artifacts.sources import SourceRefused, staged_directory
 from worker.catalogue import Batch
 from worker.context import JobContext
@@ -82,17 +82,18 @@ def next_upload_pages(
     request: BatchRequest, context: JobContext, before: Batch, room: int
 ) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
     """Return the next pages with their bytes, the cursor after them, and whether they are the last."""
-    cursor, most = dict(before.cursor), limits_of(context.settings.page, before.total)
+    cursor, most = dict(before.cursor), context.settings.page
+    left = max(0, (before.total or 0) - int(cursor.get("planned", 0)))
     extents = upload_lists.extents(
         cursor["file"], context.settings, offset=cursor["offset"], tag=cursor["tag"], job=before.job,
-        objects=most.objects, size=most.size, limit=room,
+        objects=page_sizes(most.objects, left), size=most.size, limit=room,
     )  # fmt: skip
     shared = {"verb": "upload", "stores": request.stores, **request.beside_bytes}
     pages: list[tuple[PageRequest, int]] = []
     for extent in extents:
         lines = LinesSelection(file=cursor["file"], offset=cursor["offset"], end=extent.end, tag=cursor["tag"])
         pages.append((PageRequest.read({**shared, "lines": lines}), extent.size))
-        cursor["offset"] = extent.end
+        cursor |= {"offset": extent.end, "planned": int(cursor.get("planned", 0)) + extent.count}
     return pages, cursor, len(extents) < room
 
 

@@ -83,6 +83,17 @@ def limits_of(most: PageSettings, total: int | None) -> PageSettings:
     return most.model_copy(update={"objects": min(most.objects, max(_FEWEST, -(-total // _SHARES)))})
 
 
+def page_sizes(most: int, left: int) -> Iterator[int]:
+    """Yield how many objects each of the next pages of a batch has, without end, where so many objects are left.
+
+    The last pages are smaller, so that no process works long while the others have nothing left to do.
+    """
+    while True:
+        size = min(most, max(_FEWEST, -(-left // _SHARES)))
+        yield size
+        left = max(0, left - size)
+
+
 def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[PageObject]]:
     """Yield the objects of each page, in order; one that is too large for a page is alone."""
     page: list[PageObject] = []

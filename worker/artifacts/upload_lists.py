@@ -79,24 +79,26 @@ def check(name: str, settings: Settings, heartbeat: Callable[[], object], *, job
 
 
 def extents(
-    name: str, settings: Settings, *, offset: int, tag: str, job: str, objects: int, size: int, limit: int
+    name: str, settings: Settings, *, offset: int, tag: str, job: str, objects: Iterator[int], size: int, limit: int
 ) -> list[Extent]:
-    """Return up to `limit` pages from an offset on, each with at most so many objects and bytes, or one object.
+    """Return up to `limit` pages from an offset on, each with at most so many bytes, or one object.
+
+    `objects` says how many objects the next page has at most, and has no end.
 
     Raises:
         BadKeyList: the list was changed since it was checked.
     """
     found: list[Extent] = []
     count = total = 0
-    end = offset
+    end, most = offset, next(objects)
     with _opened(name, settings, job, tag) as file:
         file.seek(offset)
         for after, listed in _lines(name, file):
-            if count and (count >= objects or total + listed.size > size):
+            if count and (count >= most or total + listed.size > size):
                 found.append(Extent(end, count, total))
                 if len(found) >= limit:
                     return found
-                count = total = 0
+                count, total, most = 0, 0, next(objects)
             count, total, end = count + 1, total + listed.size, after
     return [*found, Extent(end, count, total)] if count else found
 
