@@ -279,7 +279,8 @@ def _any_answer(connection: socket.socket, begun: bytes) -> tuple[Answer, bool]:
         body = reply.read(_LONGEST_ANSWER)
         is_final = reply.status >= HTTPStatus.OK  # 103 comes before the answer, but is read as one
         is_reusable = is_final and reply.isclosed() and not reply.will_close
-    return Answer(reply.status, {name.lower(): value for name, value in reply.headers.items()}, body), is_reusable
+    headers = {name.lower(): value.strip(" \t") for name, value in reply.headers.items()}
+    return Answer(reply.status, headers, body), is_reusable
 
 
 class _Resumed(io.RawIOBase):
