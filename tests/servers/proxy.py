@@ -92,7 +92,14 @@ class Rewrite:
     change: Callable[[bytes], bytes]
 
 
-Fault = Rewrite | Lose | Delay | Reset | Damage | Cut | Silence | Say | Header | None
+@dataclass(frozen=True)
+class Then:
+    """Let the server do its work, do something behind its back, and only then pass on its answer."""
+
+    do: Callable[[], object]
+
+
+Fault = Rewrite | Then | Lose | Delay | Reset | Damage | Cut | Silence | Say | Header | None
 
 
 class FaultyProxy:
@@ -170,6 +177,8 @@ class FaultyProxy:
                 if isinstance(fault, Rewrite):
                     kept = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
                     answer = Say(answer.status, fault.change(answer.body), kept)
+                if isinstance(fault, Then):
+                    fault.do()
                 if isinstance(fault, Header):
                     answer = _with_header(answer, fault)
                 if isinstance(fault, Delay):

@@ -4,7 +4,8 @@ StorageError
 ├── TransientError            trying again later may help
 │   ├── Unavailable           the store cannot be reached, or says it is broken
 │   ├── Throttled             the store asks for fewer requests
-│   └── Timeout               the store did not answer in time
+│   ├── Timeout               the store did not answer in time
+│   └── NotDeleted            the store accepted a delete and still has the object
 └── PermanentError            trying again changes nothing
     ├── NotFound              the object or bucket is not there (also a FileNotFoundError)
     │   └── UploadEnded       the multipart upload is not open, or has lost parts: a new one must begin
@@ -73,6 +74,10 @@ class Throttled(TransientError):
 
 class Timeout(TransientError):
     """The store did not answer in time."""
+
+
+class NotDeleted(TransientError):
+    """The store accepted a delete and still has the object. It may only be slow to notice its own delete."""
 
 
 class PermanentError(StorageError):

@@ -4,7 +4,7 @@ import io
 import secrets
 
 from worker.storage import Store, Verdict
-from worker.storage.errors import AlreadyExists
+from worker.storage.errors import AlreadyExists, NotDeleted
 from worker.storage.keys import PROBE_BUCKET
 
 PROBE = b"zot-artifacts wrote this and takes it away again\n"
@@ -33,8 +33,16 @@ def probe(store: Store) -> str | None:
         if key not in {listed.key for listed in store.list_objects(PROBE_BUCKET, key)}:
             return f"{store.name}: what was written is not listed"
     finally:
+        kept = _delete(store, key)
+    return kept
+
+
+def _delete(store: Store, key: str) -> str | None:
+    try:
         store.delete_object(PROBE_BUCKET, key)
-    return f"{store.name}: what was deleted is still there" if store.object_exists(PROBE_BUCKET, key) else None
+    except NotDeleted as error:
+        return error.message
+    return None
 
 
 def _refuses_second(store: Store, key: str) -> bool:

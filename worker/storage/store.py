@@ -44,12 +44,14 @@ from worker.storage.errors import (
     DigestMismatch,
     InvalidKey,
     InvalidRange,
+    NotDeleted,
     NotFound,
     OutOfSpace,
     PermanentError,
     PreconditionFailed,
     SizeMismatch,
     StorageError,
+    UnexpectedAnswer,
 )
 from worker.storage.identity import Identity
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
@@ -472,11 +474,26 @@ class Store:
         return self.stat_object(bucket, key).sha256
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
-        """Delete an object and return whether there was one; see `Driver.delete`."""
+        """Delete an object and return whether there was one; see `Driver.delete`.
+
+        The store is asked again afterwards: it may accept a delete and do nothing.
+
+        Raises:
+            NotDeleted: the store accepted the delete and still has the object, or, without a condition, any object.
+        """
         if self._is_impossible(bucket, key):
             return False
         self._check_identity(write=True, bucket=bucket)
-        return self._driver.delete(bucket, key, condition=condition)
+        if not self._driver.delete(bucket, key, condition=condition):
+            return False
+        try:
+            left = self._driver.stat(bucket, key)
+        except NotFound:
+            return True
+        if condition is not None and left.version != condition.version:
+            return True
+        said = f"{self.name}: {bucket}/{key}: the store accepted the delete and still has the object"
+        raise NotDeleted(said) from UnexpectedAnswer(said)  # with a permanent cause it counts against no store
 
     def quarantine_object(self, bucket: str, key: str, label: str, *, on_bytes: OnBytes | None = None) -> str:
         """Copy an object's present bytes to the quarantine, and return the `bucket/key` of the copy.

@@ -21,7 +21,7 @@ from tests.conformance.targets import (
     s3_config,
 )
 from tests.servers import Azurite, Ministack
-from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Rewrite, Say
+from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Rewrite, Say, Then
 from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
@@ -31,6 +31,7 @@ from worker.storage.errors import (
     Archived,
     InvalidKey,
     InvalidMetadata,
+    NotDeleted,
     NotFound,
     PreconditionFailed,
     StorageError,
@@ -39,6 +40,7 @@ from worker.storage.errors import (
     UploadEnded,
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.probe import probe
 
 BUCKET = "releases"
 HTML = Say(200, b"<html><body>Sign in to the hotel's network</body></html>", {"Content-Type": "text/html"})
@@ -528,6 +530,50 @@ class TestDamagedUploads:
         wanted.append(1)
         faulty.write_object(BUCKET, "app", source(b"x"))
         assert faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+
+class TestAcceptedAndNotDone:
+    """A store answers that it has done what it was asked for, and has not."""
+
+    @pytest.mark.parametrize("conditional", [False, True], ids=["any", "version"])
+    def test_delete(self, through: Callable[..., tuple[Store, Store]], cloud: str, conditional: bool) -> None:
+        """No delete says that it deleted an object which the store still has; it fails transiently."""
+        accepted = {"s3": Say(204), "gcs": Say(204), "azure": Say(202)}[cloud]
+        direct, faulty = through(lambda request: accepted if _of("app", "DELETE")(request) else None)
+        stat, _ = direct.write_object(BUCKET, "app", source(b"hello"))
+        condition = Match(stat.version) if conditional else None
+        with pytest.raises(NotDeleted, match="far: releases/app: the store accepted the delete"):
+            faulty.delete_object(BUCKET, "app", condition=condition)
+        assert direct.delete_object(BUCKET, "app", condition=condition)
+
+    def test_delete_before_another_write(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """What another writer wrote after the delete of a version is no sign that the version is still there."""
+        opened: list[Store] = []
+        write = Then(lambda: opened[0].write_object(BUCKET, "app", source(b"newer")))
+        direct, faulty = through(lambda request: write if _of("app", "DELETE")(request) else None)
+        opened.append(direct)
+        stat, _ = direct.write_object(BUCKET, "app", source(b"hello"))
+        assert faulty.delete_object(BUCKET, "app", condition=Match(stat.version))
+        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"newer")
+
+    def test_delete_of_a_probe(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """A probe tells that the store does not delete."""
+        accepted = {"s3": Say(204), "gcs": Say(204), "azure": Say(202)}[cloud]
+        _, faulty = through(lambda request: accepted if request.method == "DELETE" else None)
+        assert "accepted the delete and still has the object" in str(probe(faulty))
+
+    @pytest.mark.parametrize("cloud", ["s3"], indirect=True)
+    def test_complete_multipart_upload(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """An upload in parts that leaves no object is no success, and the next attempt writes the object."""
+        opened: list[Store] = []
+        lies = [Then(lambda: opened[0].delete_object(BUCKET, "app"))]
+        completes = _of("app?uploadId=", "POST")
+        direct, faulty = through(lambda request: lies.pop() if lies and completes(request) else None)
+        opened.append(direct)
+        with pytest.raises(Unavailable, match="far: releases/app: the store accepted the upload and has no object"):
+            faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        assert direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
 
 class TestOurOwnUpload:

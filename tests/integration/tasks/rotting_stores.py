@@ -5,7 +5,7 @@ import json
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from azure.storage.blob import BlobServiceClient
 
 from tests.conformance import targets
 from tests.servers import Azurite, FakeGcs, RcloneS3, StrictGcs
-from tests.servers.proxy import Delay, Fault, FaultyProxy, Header, Request, Say
+from tests.servers.proxy import Delay, Fault, FaultyProxy, Header, Request, Rewrite, Say, Then
 from worker.storage.config import FilesystemConfig, StoreConfig
 from worker.storage.filesystem.digest_attribute import write_digest
 
@@ -124,12 +124,27 @@ class RottingCloud(RottingStore):
 
     def __init__(self) -> None:
         self._disturbed: dict[str, Mapping[str, Fault]] = {}
+        self._lie: Then | None = None
 
     def fault(self, request: Request) -> Fault:
         """Return how a request goes wrong."""
         path = unquote(request.path).partition("?")[0]
+        if self._lie and request.method in {"PUT", "POST"} and ("/upload/" in path or f"/{BUCKET}/" in path):
+            return self._lie
         faults = next((faults for key, faults in self._disturbed.items() if path.endswith(f"/{key}")), {})
         return faults.get(request.method)
+
+    def lie(self, do: Callable[[], None] | None) -> None:
+        """Do something after each write of an object and before the store confirms it, until it is called with None."""
+        self._lie = Then(do) if do else None
+
+    def disturb(self, key: str, method: str, fault: Fault) -> None:
+        """Let the requests of one method for an object go wrong, until `heal`."""
+        self._disturbed[key] = {method: fault}
+
+    def flip(self, key: str) -> None:
+        """Pass on the bytes of an object with one bit flipped, until `heal`."""
+        self._disturbed[key] = {"GET": Rewrite(lambda body: bytes([body[0] ^ 1]) + body[1:])}
 
     def _disturb(self, key: str, fault: Fault) -> None:
         self._disturbed[key] = {"GET": fault, "HEAD": fault}

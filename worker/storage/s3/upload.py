@@ -165,10 +165,14 @@ class Upload:
                 **self._write.address, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": completed}
             )
         )
-        with suppress(StorageError):  # some stores answer with another ETag than they keep
+        try:
             found = self._found()
-            return found.stat if found and found.is_of(self._write) else stat
-        return stat
+        except StorageError:
+            return stat
+        if found is None:
+            said = f"{self._origin.store}: {self._write.what}: the store accepted the upload and has no object"
+            raise Unavailable(said) from UnexpectedAnswer(said)  # with a permanent cause it counts against no store
+        return found.stat if found.is_of(self._write) else stat  # some stores answer with another ETag than they keep
 
     def abort(self, upload_id: str) -> None:
         """Abort a multipart upload; one that is not open any more is no error."""
