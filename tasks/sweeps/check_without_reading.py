@@ -12,8 +12,8 @@ from worker import clock
 from worker.artifacts.check_without_reading import check_copy, compare_listed
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
-from worker.artifacts.reconcile import in_order
-from worker.catalogue import EvidenceCheck, RecordedEvidence
+from worker.artifacts.reconcile import DisorderedListing, in_order
+from worker.catalogue import EvidenceCheck, FindingKind, RecordedEvidence
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
@@ -57,7 +57,12 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
 
     def compare(name: str) -> StoreEvidence:
         with requested_inventory(request, name, context, job.heartbeat) as inventory:
-            return _Comparison(context, job, context.stores[name], request, inventory).run()
+            try:
+                return _Comparison(context, job, context.stores[name], request, inventory).run()
+            except DisorderedListing as error:  # the next reconciliation of the whole store resolves it
+                evidence, findings = {"detail": error.message}, context.catalogue.findings
+                findings.see_store(FindingKind.LISTING_SUSPECT, name, evidence, now=clock.now())
+                raise
 
     names = context.unpaused_stores(request.store, off=settings.off)
     return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))

@@ -1,13 +1,14 @@
 """Sweep reconcile: compare what each store lists with what the catalogue records; report, and change nothing."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
-from worker.artifacts.reconcile import buckets_to_compare, compare
+from worker.artifacts.reconcile import DisorderedListing, buckets_to_compare, compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _FEW = 20
 """So many missing objects say nothing about a listing, whatever their share is."""
+_NAMED = 5
+"""Objects that a finding about a listing names."""
 _PART = 2000
 """Keys that are compared between two records of where the run is."""
 
@@ -40,7 +43,8 @@ def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: Ru
     A difference that two runs have seen, and that a request for the object confirms, is a finding. A missing object or
     one of another size is verified; an orphan is adopted if the settings say so. A run stops and counts for nothing if
     the listing lacks too many recorded objects. A listing that ends with an error counts for nothing either: the next
-    attempt continues after the last key that was compared. Stores that are paused are left out.
+    attempt continues after the last key that was compared. Stores that are paused are left out. A listing in no order,
+    or one that twice lacks an object which the store has, is a finding about the store.
 
     An inventory report takes the place of the listing: it is read and checked to its end before a key is compared, what
     changed after its time is no difference, and the same report is never a second sighting.
@@ -83,6 +87,8 @@ class _Reconciliation:
         self._failures = SingleFailures()
         scope = "" if self._bucket is None else f"{self._bucket}/{self._prefix}"
         at = inventory.at if inventory else None
+        self._unlisted: list[str] = []
+        """Objects that two listings lack and the store has."""
         self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume, at=at)
 
     def run(self) -> ReconciledStore:
@@ -94,14 +100,24 @@ class _Reconciliation:
         for bucket in (bucket for bucket in buckets if bucket >= run.bucket):
             if bucket != run.bucket:
                 run.bucket, run.after = bucket, ""
-            if self._compare(bucket, present if self._bucket is None else None):
+            try:
+                unlikely = self._compare(bucket, present if self._bucket is None else None)
+            except DisorderedListing as error:
+                self._suspect({"detail": error.message})
+                raise
+            if unlikely:
                 return self._stop()
         if run.count(FindingKind.MISSING) > self._most(run.recorded):
             return self._stop()
         opened, sent = self._confirm()
         self._resolve()
-        if self._bucket is None and self._inventory is None:
-            catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, None, now=clock.now())
+        if self._unlisted and self._inventory is None:  # an inventory report may leave out objects by a filter
+            some, more = ", ".join(self._unlisted[:_NAMED]), len(self._unlisted) - _NAMED
+            detail = f"two listings lack objects that the store has: {some}" + (f" and {more} more" if more > 0 else "")
+            logger.error("store %s: %s", run.store, detail)
+            self._suspect({"detail": detail, "unlisted": len(self._unlisted)})
+        elif self._bucket is None and self._inventory is None:
+            self._suspect(None)
         self._records.end(run, "compared to the end", counts=True, now=clock.now())
         return _result(run, opened, sent)
 
@@ -168,9 +184,14 @@ class _Reconciliation:
         )
         logger.error("store %s: %s", run.store, why)
         evidence = {"detail": why, "missing": missing, "listed": run.listed, "recorded": run.recorded}
-        self._context.catalogue.findings.see_store(FindingKind.LISTING_SUSPECT, run.store, evidence, now=clock.now())
+        self._suspect(evidence)
         self._records.end(run, why, counts=False, now=clock.now())
         return _result(run, {}, stopped=why)
+
+    def _suspect(self, evidence: Mapping[str, Any] | None) -> None:
+        """Open the finding that the listing of the store cannot be relied on; without evidence resolve it."""
+        findings = self._context.catalogue.findings
+        findings.see_store(FindingKind.LISTING_SUSPECT, self._store.name, evidence, now=clock.now())
 
     def _confirm(self) -> tuple[dict[str, int], int]:
         """Open a finding for what two runs have seen and the store confirms now.
@@ -215,6 +236,8 @@ class _Reconciliation:
             return held is None
         if held is None or held[0].version != seen.version:
             return False
+        if seen.kind is FindingKind.MISSING and held[1].read_at is not None and held[1].read_at < self._run.run:
+            self._unlisted.append(f"{seen.bucket}/{seen.key}")  # no repair has brought it back since the listing
         return seen.kind is FindingKind.SIZE_MISMATCH and held[0].digest.size != size
 
     def _see(self, true: Sequence[Sighting]) -> None:

@@ -83,13 +83,23 @@ def compare(
 
 
 def in_order(name: str, listing: Iterable[ListedObject]) -> Iterator[ListedObject]:
-    """Yield the rows of a listing; raise DisorderedListing where a key does not come after the one before it."""
-    before = ""
-    for each in listing:
-        if each.key <= before:
-            raise DisorderedListing(f"{name}: the listing has {each.key!r} after {before!r}: it cannot be relied on")
-        before = each.key
-        yield each
+    """Yield the rows of a listing; raise DisorderedListing where a key does not come after the one before it.
+
+    A row is yielded only after the next one was seen: a comparison ends at the last recorded key, which in a listing in
+    reverse order is one of its first rows.
+    """
+    rows = iter(listing)
+    row = next(rows, None)
+    while row is not None:
+        try:
+            following = next(rows, None)
+        except StorageError:
+            yield row
+            raise
+        if following is not None and following.key <= row.key:
+            raise DisorderedListing(f"{name}: the listing has {following.key!r} after {row.key!r}: do not rely on it")
+        yield row
+        row = following
 
 
 def _next(recorded: Iterator[tuple[str, Iterator[RecordedCopy]]]) -> Sequence[RecordedCopy] | None:

@@ -51,7 +51,7 @@ class FindingKind(StrEnum):
     STORE_UNTRUSTED = "store_untrusted"
     """A store of which too many copies were found bad: its repairs stopped."""
     LISTING_SUSPECT = "listing_suspect"
-    """A store whose listing lacks too many recorded objects to be believed."""
+    """A store whose listing lacks too many recorded objects, or some that the store has, or is in no order."""
     CORRUPT = "corrupt"
     MISSING = "missing"
     SIZE_MISMATCH = "size_mismatch"

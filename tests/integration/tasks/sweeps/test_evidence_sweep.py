@@ -183,19 +183,24 @@ def test_a_store_that_does_not_answer_says_nothing(context: Context, sweep: Swee
 
 
 @pytest.mark.parametrize("sweep", ["listing"], indirect=True)
-def test_a_listing_that_repeats_itself_is_an_error(context: Context, sweep: Sweep, sent, monkeypatch) -> None:
-    """A store that lists one page again and again ends the run with an error, and no copy is called missing."""
+@pytest.mark.parametrize("order", ["repeated", "reverse", "shuffled"])
+def test_a_listing_in_no_order_is_an_error_and_a_finding(
+    context: Context, sweep: Sweep, sent, monkeypatch, order: str
+) -> None:
+    """The run ends with an error before a copy is called absent, or each is asked for by itself."""
     real = Store.list_objects
 
-    def repeating(self: Store, *args: Any, **options: Any) -> Any:
-        first, *_ = real(self, *args, **options)
-        yield from repeat(first)
+    def disordered(self: Store, *args: Any, **options: Any) -> Any:
+        a, b, c = real(self, *args, **options)
+        yield from {"repeated": repeat(a), "reverse": (c, b, a), "shuffled": (b, a, c)}[order]
 
-    monkeypatch.setattr(Store, "list_objects", repeating)
+    monkeypatch.setattr(Store, "list_objects", disordered)
     with pytest.raises(DisorderedListing, match="dr: the listing has"):
         sweep()
     assert sent == []
-    assert context.catalogue.evidence_checks.of([copy_of(context, "b").id]) == {}
+    assert context.catalogue.evidence_checks.of([copy_of(context, key).id for key in KEYS]) == {}
+    [finding] = context.catalogue.findings.page()
+    assert (finding.kind, finding.store) == ("listing_suspect", "dr")
 
 
 def test_one_artifact_is_asked_for_by_itself(context: Context, run, source, stored, sent) -> None:

@@ -14,6 +14,7 @@ from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import cli, clock
+from worker.artifacts.reconcile import DisorderedListing
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.section_models import ReconcileSweepSettings
@@ -255,6 +256,38 @@ def test_a_listing_that_ends_with_an_error_counts_for_nothing(
     assert (first.recorded, first.listed, first.seen, first.findings) == (4, 3, {"missing": 1}, {})
     assert sweep().findings == {"missing": 1}
     assert kinds(context) == {("missing", "a")}
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_listing_that_skips_an_object_is_a_finding_about_the_store(
+    context: Context, sweep: Sweep, monkeypatch, sent
+) -> None:
+    """The object is there, so its copy is not missing; the finding names it until a listing has it again."""
+    listing = Store.list_objects
+    with monkeypatch.context() as wrong:
+        wrong.setattr(
+            Store, "list_objects", lambda *args, **more: (row for row in listing(*args, **more) if row.key != "b/1")
+        )
+        assert (sweep().findings, kinds(context)) == ({}, set())
+        assert (sweep().findings, kinds(context), sent) == ({}, {("listing_suspect", "")}, [])
+    [finding] = context.catalogue.findings.page()
+    assert finding.evidence["detail"] == "two listings lack objects that the store has: releases/b/1"
+    sweep()
+    assert kinds(context) == set()
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_listing_in_reverse_order_is_a_finding_about_the_store(context: Context, sweep: Sweep, monkeypatch) -> None:
+    """The run ends with an error, and no copy is missing because of it, ever so often."""
+    listing = Store.list_objects
+    with monkeypatch.context() as wrong:
+        wrong.setattr(Store, "list_objects", lambda *args, **more: reversed(list(listing(*args, **more))))
+        for _ in range(3):
+            with pytest.raises(DisorderedListing):
+                sweep()
+    assert kinds(context) == {("listing_suspect", "")}
+    sweep()
+    assert kinds(context) == set()
 
 
 @pytest.mark.usefixtures("uploaded")
