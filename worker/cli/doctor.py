@@ -16,7 +16,7 @@ from worker.catalogue import CatalogueError
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, broker_checks, open_breakers
+from worker.cli.service_checks import Check, OpenBreaker, broker_checks, open_breakers
 from worker.cli.session import Session, open_session
 from worker.cli.stores import bad_copies, unconfigured
 from worker.settings.model import Settings, load_settings
@@ -192,7 +192,7 @@ def _log(session: Session) -> Check:
     return Check("catalogue", "bad", "; ".join(faults), "compare it with a backup; later verdicts are no evidence")
 
 
-def _store(session: Session, name: str, breaker: float | None) -> Check:
+def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     title = f"store {name}"
     try:
         store = session.stores[name]
@@ -208,8 +208,7 @@ def _store(session: Session, name: str, breaker: float | None) -> Check:
     if fault:
         return Check(title, "bad", fault, "do not rely on it before that is repaired")
     if breaker:
-        detail = f"its circuit breaker is open for {breaker:.0f} s more: workers do not use the store"
-        return Check(title, "bad", detail, "see `zot-artifacts jobs --error Snooze` for the errors that opened it")
+        return Check(title, "bad", str(breaker), "it answers now: the next job that needs it closes the breaker")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
 

@@ -32,6 +32,18 @@ class Check:
     way_out: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """A circuit breaker that is open: for how many more seconds, and the error that opened it."""
+
+    seconds: float
+    reason: str
+
+    def __str__(self) -> str:
+        said = f"its circuit breaker is open for {self.seconds:.0f} s more: workers do not use the store"
+        return f"{said}, which failed with: {self.reason}" if self.reason else said
+
+
 def broker_checks(settings: Settings) -> Iterator[Check]:
     """Check the broker, the result backend, the workers and beat."""
     try:
@@ -151,15 +163,16 @@ def beat_check(settings: Settings) -> Check:
     return Check("beat", "good", f"it ticked {passed:.0f} s ago")
 
 
-def open_breakers(settings: Settings) -> dict[str, float]:
-    """Return the stores whose circuit breaker is open, with the seconds until the next half-open probe."""
+def open_breakers(settings: Settings) -> dict[str, OpenBreaker]:
+    """Return the stores whose circuit breaker is open."""
     try:
         app = _result_app(settings)
     except NoBroker:
         return {}
     counters = Counters(SharedRedis(lambda: result_backend(app)))
-    left = {name: CircuitBreaker(name, counters, settings.breaker).seconds_open() for name in settings.stores}
-    return {name: seconds for name, seconds in left.items() if seconds}
+    breakers = {name: CircuitBreaker(name, counters, settings.breaker) for name in settings.stores}
+    left = {name: breaker.seconds_open() for name, breaker in breakers.items()}
+    return {name: OpenBreaker(seconds, breakers[name].reason()) for name, seconds in left.items() if seconds}
 
 
 def _first_line(error: Exception) -> str:

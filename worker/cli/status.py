@@ -100,7 +100,7 @@ def document_of(session: Session) -> dict[str, Any]:
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
         broken = breakers.result()
-        checks = [*asked.result(), *(_breaker(*each) for each in broken.items())]
+        checks = [*asked.result(), *(Check(f"store {name}", "bad", str(each)) for name, each in broken.items())]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
         checks += [*_disks(session), *_log(session)]
     return {
@@ -233,11 +233,6 @@ def _doing(session: Session, kind: FindingKind, store: str | None, *, stopped: b
 def _run(kind: str, run: LastRun) -> dict[str, Any]:
     seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
     return {"sweep": kind, "seconds": seconds, **asdict(run)}
-
-
-def _breaker(name: str, seconds: float) -> Check:
-    detail = f"its circuit breaker is open for {seconds:.0f} s more: workers do not use the store"
-    return Check(f"store {name}", "bad", detail)
 
 
 def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:

@@ -61,6 +61,10 @@ class CircuitBreaker:
         """Return for how many more seconds the breaker is open."""
         return min(self._counters.get(self._open)[0][1], self._longest) if self._settings.enabled else 0.0
 
+    def reason(self) -> str:
+        """Return the error that opened the breaker; empty if it is not known."""
+        return self._counters.get_text(self._reason) or ""
+
     def record_failure(self, reason: str = "") -> None:
         """Count a failure of the store, and open the breaker if there are too many.
 

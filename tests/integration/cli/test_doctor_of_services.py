@@ -74,16 +74,22 @@ def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: P
     assert (found["outcome"], found["detail"].startswith("it ticked ")) == ("good", True)
 
 
-def test_an_open_circuit_breaker_is_bad(doctor: Doctor, broker: Valkey) -> None:
-    """A store whose breaker is open is bad although it answers; the other one stays good."""
+def test_an_open_circuit_breaker_is_bad(doctor: Doctor, broker: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store whose breaker is open is bad although it answers, with the error that opened it; so `status` says."""
     settings = load_settings()
     with redis_client(broker.url) as client:
         breaker = CircuitBreaker("dr", Counters(SharedRedis(lambda: client)), settings.breaker)
         for _ in range(settings.breaker.failures):
-            breaker.record_failure()
+            breaker.record_failure("dr: the disk of the gateway is full")
     checks = doctor()
     assert (checks["store dr"]["outcome"], "circuit breaker is open" in checks["store dr"]["detail"]) == ("bad", True)
     assert checks["store primary"]["outcome"] == "good"
+    cli.run(["status", "--json"])
+    of_status = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    for found in (checks["store dr"], of_status["store dr"]):
+        assert found["detail"].endswith(
+            "workers do not use the store, which failed with: the disk of the gateway is full"
+        )
 
 
 def test_an_open_data_directory_is_bad(doctor: Doctor, tmp_path: Path) -> None:
