@@ -25,7 +25,7 @@ from pydantic_settings import SettingsError as SourceError
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.original_store_config import OriginalRefused, translate
-from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, not_regular_files, tighten
+from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, no_file, out_of_place, tighten
 from worker.settings.section_models import (
     BatchSettings,
     BreakerSettings,
@@ -276,7 +276,7 @@ class Settings(BaseSettings):
         if self.broker:
             return self.broker.get_secret_value()
         if self.broker_file.exists() and not self.broker_file.is_file():
-            raise _not_a_file(self.broker_file)
+            raise SettingsError(no_file(self.broker_file))
         try:
             return self.broker_file.read_text().strip()
         except FileNotFoundError:
@@ -338,6 +338,8 @@ class Settings(BaseSettings):
         make_files_private()
         ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
         try:
+            if fault := next(out_of_place(self.home), None):
+                raise SettingsError(fault)
             for directory in ours:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, store in self.stores.items():
@@ -350,12 +352,6 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"the data directory {self.home} cannot be used: {at}{what}; set ZOT_HOME to one that can"
             ) from error
-        for path in not_regular_files(self.home):
-            raise _not_a_file(path)
-
-
-def _not_a_file(path: Path) -> SettingsError:
-    return SettingsError(f"{path} is no file, and a file belongs there: move it away, and `zot-artifacts up` makes one")
 
 
 def _make_once(store: FilesystemConfig, made: Path) -> None:

@@ -79,12 +79,31 @@ def private_paths(home: Path) -> list[Path]:
     return [home, *_ours(home)]
 
 
-def not_regular_files(home: Path) -> Iterator[Path]:
-    """Yield what is no regular file in the folders that hold files alone; to open a FIFO there would never return."""
-    for folder in ("run", "logs"):
-        for path in sorted((home / folder).glob("*")):
-            if path.exists() and not path.is_file():
-                yield path
+def out_of_place(home: Path) -> Iterator[str]:
+    """Yield a sentence about each thing that is where a folder or a file of the worker belongs, with the way out.
+
+    To open a FIFO there would never return, and the errors of the others name no way out.
+    """
+    for path in (home / folder for folder in OWN_FOLDERS):
+        if path.is_symlink() and not path.exists():
+            yield _leads_nowhere(path)
+        elif path.exists() and not path.is_dir():
+            yield f"{path} is no directory, and a directory belongs there: move it away, and the next command makes one"
+    for path in (path for folder in ("run", "logs") for path in sorted((home / folder).glob("*"))):
+        if path.is_symlink() and not path.resolve().parent.is_dir():
+            yield _leads_nowhere(path)
+        elif path.exists() and not path.is_file():
+            yield no_file(path)
+
+
+def no_file(path: Path) -> str:
+    """Return the sentence about something that is where a file of `up` belongs."""
+    return f"{path} is no file, and a file belongs there: move it away, and `zot-artifacts up` makes one"
+
+
+def _leads_nowhere(path: Path) -> str:
+    target = path.readlink()
+    return f"{path} is a symbolic link to {target}, which is not there: mount its disk, make it, or remove the link"
 
 
 def _ours(home: Path) -> Iterator[Path]:

@@ -50,6 +50,40 @@ def test_nothing_in_a_new_data_directory_is_for_other_users(tmp_path: Path) -> N
     assert (_modes(*files), _modes(settings.home, *directories)) == ({0o600}, {0o700})
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in ("run", "logs", "broker", "staging", "spool") for kind in ("file", "fifo", "link")]
+    + [(name, kind) for name in ("run/up.lock", "logs/worker.log") for kind in ("directory", "fifo", "link")],
+)
+def test_what_is_out_of_place_is_told_with_the_way_out(name: str, kind: str, tmp_path: Path) -> None:
+    """A file, a FIFO or a link to nothing where a folder belongs, and so for files: one line, and nothing is made."""
+    path = tmp_path / "home" / name
+    path.parent.mkdir(parents=True)
+    {"file": Path.touch, "fifo": os.mkfifo, "directory": Path.mkdir}.get(kind, _link_to_nothing)(path)
+    before = list(tmp_path.rglob("*"))
+    with pytest.raises(SettingsError) as refused:
+        Settings(home=tmp_path / "home").prepare()
+    way_out = "which is not there: mount its disk" if kind == "link" else "belongs there: move it away"
+    assert str(refused.value).startswith(f"{path} is ")
+    assert way_out in str(refused.value)
+    assert list(tmp_path.rglob("*")) == before
+
+
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("name", ["broker", "logs/worker.log"])
+def test_folders_and_logs_may_be_links_to_another_disk(name: str, tmp_path: Path) -> None:
+    """A link to a directory is one, and a link to a file that is not there yet is followed."""
+    (tmp_path / "disk" / "made").mkdir(parents=True)
+    path = tmp_path / "home" / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "disk" / ("made" if name == "broker" else "log"))
+    Settings(home=tmp_path / "home").prepare()
+    assert path.is_symlink()
+
+
 def test_an_open_data_directory_is_tightened_and_reported(tmp_path: Path) -> None:
     """Our folders and the catalogue in an existing directory are tightened; doctor names what is still open."""
     home = tmp_path / "home"
