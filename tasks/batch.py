@@ -100,6 +100,8 @@ _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable"
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")
 _FAILED = "failed"
+_NOT_KEPT = "not_kept"
+"""What of the cursor names what stores do not keep beside the bytes."""
 
 
 class Messages(Protocol):
@@ -188,7 +190,8 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     ]
     lost = _lost(messages, [item for item in items if item.state is JobState.QUEUED and not item.started])
     kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
-    changes = BatchChanges([each.outcome for each in ended], new, planned.cursor, planned.exhausted, now + wait)
+    cursor = _with_not_kept(planned.cursor, [item for item in items if item.state.terminal])
+    changes = BatchChanges([each.outcome for each in ended], new, cursor, planned.exhausted, now + wait)
     after = context.catalogue.batches.advance(before, kind, changes, now)
     resent = {item.job: (item.kind, item.request) for item in lost or ()}
     _send(messages, job, resent | {item.job: (item.kind or request.verb, item.request) for item in new})
@@ -475,7 +478,25 @@ def _result(request: BatchRequest, context: JobContext, at: Batch) -> BatchResul
         outcomes=dict(outcomes),
         failed=at.failed + refused,
         failures=tuple(islice(named, FAILURES)),
+        not_kept={store: tuple(names) for store, names in at.cursor.get(_NOT_KEPT, {}).items()},
     )
+
+
+def _with_not_kept(cursor: Mapping[str, Any], ended: Sequence[BatchItem]) -> Mapping[str, Any]:
+    """Add what stores do not keep beside the bytes, as the jobs that have ended tell it."""
+    told: list[tuple[str, Sequence[str]]] = []
+    for result in (item.result for item in ended if item.result):
+        told += result.get("not_kept", {}).items()
+        of = (result, *result.get("companions", ()))
+        told += [
+            (copy["store"], copy.get("not_kept", ())) for each in of if isinstance(each, Mapping)
+            for copy in each.get("copies", ())
+        ]  # fmt: skip
+    found: dict[str, list[str]] = dict(cursor.get(_NOT_KEPT, {}))
+    for store, names in told:
+        if names:
+            found[store] = sorted({*found.get(store, ()), *names})
+    return {**cursor, _NOT_KEPT: found} if found else cursor
 
 
 def _failures(failed: FailedBatchItem) -> Iterator[BatchFailure]:

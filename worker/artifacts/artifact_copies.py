@@ -102,6 +102,8 @@ class Records:
     verdicts: list[VerdictRow] = field(default_factory=list)
     deleted: list[Copy] = field(default_factory=list)
     tombstoned: list[Artifact] = field(default_factory=list)
+    not_kept: dict[str, list[str]] = field(default_factory=dict)
+    """By store, what it does not keep beside the bytes; it is for the result and not for the catalogue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,16 +290,23 @@ class ArtifactJob:
     def _placed(
         self, store: LimitedStore, outcome: Literal["stored", "repaired"], quarantined: str | None = None
     ) -> PlacedCopy:
-        """Return a written copy, and log the properties that its store does not keep beside the bytes."""
+        """Return a written copy, and log what its store does not keep beside the bytes."""
+        lost = self.not_kept(store)
+        if lost:
+            logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), self.artifact.path)
+            if self.records is not None:
+                self.records.not_kept[store.name] = lost
+        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=tuple(lost))
+
+    def not_kept(self, store: LimitedStore) -> list[str]:
+        """Return the names of the properties of the artifact that a store does not keep beside the written copy."""
         kept, artifact = store.capabilities, self.artifact
         lost = [] if kept.properties else sorted(artifact.properties)
         if kept.properties and not self._has_tags(store):
             lost.append("tags")
         if artifact.metadata and not kept.user_metadata:
             lost.append("metadata")
-        if lost:
-            logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), artifact.path)
-        return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=tuple(lost))
+        return lost
 
     def _has_tags(self, store: LimitedStore) -> bool:
         """Return whether the written copy has the tags of the artifact: some stores ignore what they do not know."""

@@ -67,6 +67,8 @@ class UploadPage:
     job: RunningJob
     page: Page
     request: PageRequest
+    not_kept: dict[str, list[str]] = field(default_factory=dict)
+    """By store, what it does not keep beside the bytes: all files of the page have the same, so that one tells."""
 
     def run(self, files: Sequence[ListedFile]) -> Page:
         """Upload the files that have no outcome yet, and return the page after that.
@@ -145,6 +147,9 @@ class UploadPage:
             _all(pool, lambda item: self._write_new(store, item), fresh, threads)
         left = [item for item in wanted if _is_left(item, store)]
         _all(pool, lambda item: self._write_known(store, item), left, threads)
+        if self.request.beside_bytes and store.name not in self.not_kept:
+            for artifact in [item.artifact for item in items if item.artifact and item.error is None][:1]:
+                self.not_kept[store.name] = ArtifactJob(self.context, self.job, artifact).not_kept(store)
 
     def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> None:
         puts = [

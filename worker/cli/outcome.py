@@ -182,6 +182,8 @@ def _print_adopted(result: Mapping[str, Any]) -> None:
 def _print_batch(result: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result["outcomes"].items())) or "nothing"
     say(f"{result['verb']}: {result['objects']} objects, {size(result['bytes'])}: {counts}")
+    for store, names in result.get("not_kept", {}).items():
+        say(f"{store}: keeps no {', '.join(names)} beside the bytes, the catalogue does")
     for each in result["failures"]:
         complain(f"{each['bucket']}/{each['key']}: {each['outcome']}: {each['message']}")
 

@@ -114,7 +114,8 @@ def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, con
     shared = {"verb": "upload", "lines": lines, "stores": ("primary", "cloud")}
     given = {"metadata": {"build": "7"}, "tags": {"team": "core"}, **PROPERTIES}
 
-    with_cloud(page, PageRequest.read(shared | given))
+    placed = with_cloud(page, PageRequest.read(shared | given))
+    assert placed.not_kept == {"primary": (*sorted([*PROPERTIES, "tags"]), "metadata")}
     client, config = cloud
     where = {"Bucket": config.bucket, "Key": "releases/page.html"}
     assert head(cloud) == HEADERS
@@ -122,7 +123,9 @@ def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, con
     assert client.get_object_tagging(**where)["TagSet"] == [{"Key": "team", "Value": "core"}]
 
     again = with_cloud(page, PageRequest.read(shared | given))
+    assert again.not_kept == placed.not_kept
     plain = with_cloud(page, PageRequest.read(shared))
+    assert plain.not_kept == {}
     assert again.outcomes == plain.outcomes == {"already_there": 1}
     with_cloud(page, PageRequest.read(shared | {"tags": {"team": "ops"}}))
     artifact = context.catalogue.artifacts.current("releases", "page.html")

@@ -203,6 +203,16 @@ def test_failed_objects_are_named(laid, drive, stored):
     assert "dr" in result.failures[0].message
 
 
+@pytest.mark.parametrize("objects", [1, 500])
+def test_what_a_store_does_not_keep_beside_the_bytes_is_named(run, source, drive, context, monkeypatch, objects):
+    """The result of a batch names it by store, whether its artifacts are done in pages or in jobs of their own."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", objects)
+    for key, more in (("a", {"metadata": {"build": "7"}}), ("b", {"cache_control": "no-store"}), ("c", {})):
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode()), **more))
+    result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
+    assert (result.outcomes, result.not_kept) == ({"stored": 3}, {"cold": ("cache_control", "metadata")})
+
+
 @pytest.mark.parametrize("point", ["before it is recorded", "before its messages", "after its messages"])
 @pytest.mark.usefixtures("one_each")
 def test_a_death_leaves_nothing_out_and_does_nothing_twice(laid, drive, context, monkeypatch, point):

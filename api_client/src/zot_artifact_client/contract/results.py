@@ -148,7 +148,7 @@ class BatchResult(Result):
 
     `bytes` is the size of the artifacts, each counted once. `outcomes` counts the objects by outcome: the worst
     verdict, what was done, or the state of a job that did not succeed. `failures` are the first of the `failed`
-    objects; the ledger has all of them.
+    objects; the ledger has all of them. `not_kept` names by store what it does not keep beside the bytes of some.
     """
 
     verb: str
@@ -157,6 +157,7 @@ class BatchResult(Result):
     outcomes: dict[str, int]
     failed: int
     failures: tuple[BatchFailure, ...] = ()
+    not_kept: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -177,7 +178,8 @@ class PageResult(Result):
     """The outcomes of all objects of a page.
 
     `bytes` is the size of the objects. `outcomes` counts the objects by outcome. `failures` names those that failed.
-    `left` names the objects, as `bucket/key`, that left the page as jobs of their own.
+    `left` names the objects, as `bucket/key`, that left the page as jobs of their own. `not_kept` names by store what
+    it does not keep beside the bytes of some of them.
     """
 
     verb: str
@@ -187,6 +189,7 @@ class PageResult(Result):
     failed: int = 0
     failures: tuple[PageFailure, ...] = ()
     left: tuple[str, ...] = ()
+    not_kept: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class SweepVerifyResult(Result):
