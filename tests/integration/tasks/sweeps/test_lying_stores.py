@@ -20,7 +20,7 @@ from tests.servers.proxy import Say
 from worker import clock
 from worker.context import Context
 from worker.settings import Settings
-from worker.settings.sections import DeleteSettings
+from worker.settings.section_models import DeleteSettings
 from worker.storage.errors import NotDeleted
 from zot_artifact_client.contract import (
     DeleteRequest,
