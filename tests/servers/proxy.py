@@ -94,7 +94,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Then:
-    """Let the server do its work, do something behind its back, and only then pass on its answer."""
+    """Let the server do its work, change what it did, and only then pass on its answer."""
 
     do: Callable[[], object]
 

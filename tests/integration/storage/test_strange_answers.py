@@ -536,7 +536,9 @@ class TestAcceptedAndNotDone:
     """A store answers that it has done what it was asked for, and has not."""
 
     @pytest.mark.parametrize("conditional", [False, True], ids=["any", "version"])
-    def test_delete(self, through: Callable[..., tuple[Store, Store]], cloud: str, conditional: bool) -> None:
+    def test_a_delete_that_deletes_nothing(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, conditional: bool
+    ) -> None:
         """No delete says that it deleted an object which the store still has; it fails transiently."""
         accepted = {"s3": Say(204), "gcs": Say(204), "azure": Say(202)}[cloud]
         direct, faulty = through(lambda request: accepted if _of("app", "DELETE")(request) else None)
