@@ -51,29 +51,18 @@ class Zot:
 
     def __call__(self, *arguments: object, within: float = WITHIN) -> Finished:
         command, environment, directory = [*map(str, arguments)], self.environment, self.home.parent
-        if any(name.startswith("PYTHON") for name in self.settings):  # Python reads it when it starts
-            return run(command, environment, directory, within)
-        return run_in_fork(command, environment, directory, within)
+        return run_in_fork(["worker.cli", *command], environment, directory, within)
 
     def with_settings(self, **settings: str) -> "Zot":
         """Return the same with other settings in the environment."""
         return Zot(self.home, self.settings | {f"ZOT_{name.upper()}": value for name, value in settings.items()})
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str], directory: Path, within: float) -> Finished:
-    """Run a command in a new process and return how it ended."""
-    command = [*COMMAND, *arguments]
-    done = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=within, check=False
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
-
-
 def run_in_fork(arguments: Sequence[str], environment: Mapping[str, str], directory: Path, within: float) -> Finished:
-    """Run a command in a fork of the fork server, with nothing to read, and return how it ended."""
+    """Run a module with its arguments in a fork of the fork server, with nothing to read, and return how it ended."""
     with open(os.devnull, "rb") as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # noqa: PTH123
         streams = (nothing.fileno(), out.fileno(), err.fileno())
-        process = Fork(["worker.cli", *arguments], cwd=directory, env=environment, streams=streams)
+        process = Fork(arguments, cwd=directory, env=environment, streams=streams)
         try:
             status = process.wait(within)
         except subprocess.TimeoutExpired:

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.acceptance.commands import Zot
-from worker.embedded.up_subprocess import running
+from tests.acceptance.forked_up import running
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 
 from tests.acceptance.commands import COMMAND, Zot
+from tests.acceptance.forked_up import running
 from tests.waiting import WITHIN
 from worker.cli import run
 from worker.cli.session import opened
-from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UploadRequest
 

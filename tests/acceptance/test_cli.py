@@ -13,10 +13,10 @@ import pytest
 from celery import Celery
 
 from tests.acceptance.commands import COMMAND, Zot
+from tests.acceptance.forked_up import running
 from tests.servers import RcloneS3
 from tests.servers.process import free_port
 from tests.waiting import WITHIN
-from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient, JobFailed
 
 BUCKET = "artifacts"

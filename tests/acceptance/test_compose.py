@@ -15,9 +15,11 @@ import pytest
 import redis
 import yaml
 
+from tests.acceptance.commands import run_in_fork
+from tests.servers.forks import Fork
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.valkey import find_valkey
-from tests.waiting import until
+from tests.waiting import WITHIN, until
 from worker.embedded.parent_death import die_with_parent
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.broker_urls import redis_client
@@ -36,6 +38,8 @@ OPTIONS = {  # containers have addresses of their own; these processes share one
     "sweeper": lambda _: ["--hostname", "celery@sweeper"],
     "beat": lambda _: ["--pidfile="],
 }
+MODULES = {"celery": "celery", "zot-artifacts": "worker.cli"}
+"""What the programs of the image run. Forks run it here, for each start of Python would import everything again."""
 DIRECTORY = re.compile(r"(?<![\w.])/(data|tmp)\b")
 VARIABLE = re.compile(r"\$\{(\w+)(?::[-?]([^}]*))?\}")
 
@@ -80,6 +84,9 @@ class Stack:
             command = ["sh", "-c", *command]
         if name in {"worker", "sweeper"}:
             command += ["--node", f"celery@{name}"]
+        if command[0] in MODULES:
+            ours = [MODULES[command[0]], *command[1:]]
+            return run_in_fork(ours, self.environment(name), self.home, WITHIN).status == 0
         return self.run(name, *command).returncode == 0
 
 
@@ -89,15 +96,21 @@ def started(stack: Stack, name: str) -> Iterator[None]:
     command = [*map(stack.local, service["command"]), *OPTIONS.get(name, lambda _: [])(stack.ports)]
     if name == "broker":
         command[-1] = command[-1].rstrip() + f" --port {stack.ports['broker']} --dir {stack.home}/tmp"
-    with (stack.home / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=stack.environment(name), cwd=stack.home, stdout=log, stderr=log,
-            preexec_fn=lambda: die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no lock is held here
-        )  # fmt: skip
+    process: Fork | subprocess.Popen[bytes]
+    with (stack.home / f"{name}.log").open("wb") as log, Path(os.devnull).open("rb") as nothing:
+        if command[0] in MODULES:
+            command[0] = MODULES[command[0]]
+            streams = (nothing.fileno(), log.fileno(), log.fileno())
+            process = Fork(command, cwd=stack.home, env=stack.environment(name), streams=streams)
+        else:
+            process = subprocess.Popen(
+                command, env=stack.environment(name), cwd=stack.home, stdout=log, stderr=log,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no lock is held here
+            )  # fmt: skip
     try:
         yield
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         process.wait()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.commands import Zot
+from tests.acceptance.forked_up import running
 from tests.waiting import WITHIN
-from worker.embedded.up_subprocess import running
 from zot_artifact_client import ArtifactClient
 
 

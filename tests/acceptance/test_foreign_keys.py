@@ -10,8 +10,8 @@ import boto3
 import pytest
 
 from tests.acceptance.commands import Zot
+from tests.acceptance.forked_up import running
 from tests.servers import Ministack
-from worker.embedded.up_subprocess import running
 
 KEYS = {"folder/": b"", "a//b": b"two slashes", "back\\slash": b"a backslash", "dot.": b"a dot at the end"}
 STORES = ("old", "new")

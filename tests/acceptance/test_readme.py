@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.commands import Zot
+from tests.acceptance.forked_up import running
 from tests.servers.process import REPOSITORY
-from worker.embedded.up_subprocess import running
 
 README = (REPOSITORY / "README.md").read_text()
 

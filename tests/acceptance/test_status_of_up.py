@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.commands import Zot
+from tests.acceptance.forked_up import running
 from tests.waiting import until
-from worker.embedded.up_subprocess import running
 
 
 @pytest.mark.slow

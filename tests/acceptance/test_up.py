@@ -15,11 +15,12 @@ import redis
 import urllib3
 
 from tests.acceptance.commands import Zot
+from tests.acceptance.forked_up import running
 from tests.servers.process import REPOSITORY
 from tests.waiting import WITHIN, until
-from worker.embedded import valkey
+from worker.embedded import up_subprocess, valkey
 from worker.embedded.processes import Children, Program
-from worker.embedded.up_subprocess import Up, UpFailed, running, still_there
+from worker.embedded.up_subprocess import Up, UpFailed, still_there
 from zot_artifact_client import ArtifactClient
 
 LEAN = ("--no-beat", "--no-flower")
@@ -35,6 +36,11 @@ def up_of(zot: Zot, *options: str) -> AbstractContextManager[Up]:
     return running(zot.home, *options, **zot.settings)
 
 
+def started_up_of(zot: Zot, *options: str) -> AbstractContextManager[Up]:
+    """Run `up` as its users do: each program is a Python of its own, as the list of processes shows."""
+    return up_subprocess.running(zot.home, *options, **zot.settings)
+
+
 def command_lines(pids: set[int]) -> str:
     return "\n".join(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in pids)
 
@@ -42,7 +48,7 @@ def command_lines(pids: set[int]) -> str:
 @pytest.mark.slow
 def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(zot: Zot) -> None:
     """Broker, worker, beat, Flower and gateway run; each asks for a secret, kept for its owner's eyes alone."""
-    with up_of(zot, "--gateway") as up:
+    with started_up_of(zot, "--gateway") as up:
         secrets = [zot.home / "run" / name for name in ("broker-password", "flower-password", "broker-url")]
         assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
         broker, flower, url = (path.read_text().strip() for path in secrets)
@@ -94,7 +100,7 @@ def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
     zot = zot.with_settings(sweep__recover__every="2s", sweep__recover__after="2s")
     source = zot.home.parent / "app.tgz"
     source.write_bytes(os.urandom(100_000))
-    with up_of(zot, *LEAN) as up:
+    with started_up_of(zot, *LEAN) as up:
         ports = (zot.home / "run" / "broker-port").read_text()
         assert zot("upload", source, "releases/app.tgz").status == 0
         family = up.family()

@@ -1,5 +1,6 @@
 """Work in a process of its own that is killed at each of its steps."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ def killed_at(number: int, work: Callable[[], Any], at: Sequence[tuple[Any, Sequ
     """
     child = os.fork()
     if child == 0:
+        gc.disable()  # a collection would copy all that this process shares with its parent
         passed = 0
 
         def step(plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ import runpy
 import select
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import alembic.runtime.migration
@@ -101,12 +102,25 @@ def _become(request: dict, stdin: int, stdout: int, stderr: int, report: int) ->
     os.write(report, os.getpid().to_bytes(4))
     for number, stream in enumerate((stdin, stdout, stderr)):
         os.dup2(stream, number)
-    os.closerange(_FIRST_OTHER, _MOST)
-    os.chdir(request["directory"])
+    enter(request["arguments"], request["environment"], request["directory"])
+
+
+def enter(arguments: Sequence[str], environment: Mapping[str, str], directory: str, kept: Sequence[int] = ()) -> None:
+    """Give this fork what Python reads when it starts, and close all files but the streams and the kept ones."""
+    first = _FIRST_OTHER
+    for descriptor in (*sorted(kept), _MOST):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.chdir(directory)
     os.environ.clear()
-    os.environ.update(request["environment"])
-    sys.path[0] = request["directory"]
-    sys.argv[:] = request["arguments"]
+    os.environ.update(environment)
+    sys.path[0] = directory
+    sys.argv[:] = arguments
+    coded = environment.get("PYTHONIOENCODING")
+    # Those that were made at the start are of files of another kind.
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding=coded, closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding=coded, closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding=coded, errors="backslashreplace", closefd=False)
     random.seed()
     for module in IN_SHARED_MEMORY:
         importlib.reload(module)

@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,15 @@ class Fork:
         if status is None:
             raise subprocess.TimeoutExpired([*self._arguments], timeout or 0)
         return status
+
+    def send_signal(self, how: int) -> None:
+        """Send the process a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, how)
+
+    def kill(self) -> None:
+        """End the process as a power cut would."""
+        self.send_signal(signal.SIGKILL)
 
     def _await(self, timeout: float | None) -> int | None:
         if self._status is None and select.select([self._report], [], [], timeout)[0]:

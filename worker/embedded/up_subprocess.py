@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from worker.embedded.parent_death import die_with_parent
 
@@ -74,12 +74,31 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no lock is held here
         )
+    assert process.stdout is not None
     try:
-        yield Up(process, _await_ready(process, home / "up.log"))
+        yield Up(process, await_ready(process.stdout, home / "up.log"))
     finally:
         Up(process, {}).stop()
-        if process.stdout:
-            process.stdout.close()
+        process.stdout.close()
+
+
+def await_ready(stdout: IO[bytes], log: Path) -> dict[str, Any]:
+    """Return the document that `up` prints once it is ready.
+
+    Raises:
+        UpFailed: it is not ready in time; the message has the end of its log.
+    """
+    line = b""
+    if select.select([stdout], [], [], READY_WITHIN)[0]:
+        line = stdout.readline()
+    try:
+        document: dict[str, Any] = json.loads(line)
+    except ValueError:
+        tail = " ".join(log.read_text(errors="replace")[-1500:].split())
+        raise UpFailed(f"`up` was not ready within {READY_WITHIN:.0f} s: {tail}") from None
+    if not document.get("ready"):
+        raise UpFailed(document.get("error", {}).get("message", "`up` is not ready"))
+    return document
 
 
 def descendants(pid: int) -> set[int]:
@@ -111,18 +130,3 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _await_ready(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = b""
-    if select.select([process.stdout], [], [], READY_WITHIN)[0]:
-        line = process.stdout.readline()
-    try:
-        document: dict[str, Any] = json.loads(line)
-    except ValueError:
-        tail = " ".join(log.read_text(errors="replace")[-1500:].split())
-        raise UpFailed(f"`up` was not ready within {READY_WITHIN:.0f} s: {tail}") from None
-    if not document.get("ready"):
-        raise UpFailed(document.get("error", {}).get("message", "`up` is not ready"))
-    return document

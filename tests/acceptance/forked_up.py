@@ -1,0 +1,47 @@
+"""Run `zot-artifacts up` with all that it starts in forks, for tests that are about something beside it.
+
+A start of `up` with two workers takes eight seconds of processor time, and most of them are imports; as forks, one.
+Tests of what only a start of Python shows use worker/embedded/up_subprocess.py.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from tests.servers.forks import Fork
+from tests.servers.process import REPOSITORY
+from worker.embedded.up_subprocess import Up, await_ready
+
+FORKING = "tests.servers.forking"
+
+
+@contextmanager
+def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
+    """Run `up` on a data directory as `up_subprocess.running` does; it is stopped at the end of the block.
+
+    Raises:
+        UpFailed: it is not ready in time.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reading, writing = os.pipe()
+    log = os.open(home / "up.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        process = Fork(
+            [FORKING, "worker.cli", "up", "--json", *options],
+            cwd=Path.cwd(),
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ZOT_HOME": str(home), **environment},
+            streams=(nothing, writing, log),
+        )
+    finally:
+        for descriptor in (nothing, writing, log):
+            os.close(descriptor)
+    up = Up(cast("subprocess.Popen[bytes]", process), {})  # a fork has what it uses of that
+    try:
+        with os.fdopen(reading, "rb") as stdout:
+            yield Up(up.process, await_ready(stdout, home / "up.log"))
+    finally:
+        up.stop()

@@ -1,0 +1,75 @@
+"""Run a module of Python that starts other ones, such as `up`: they become forks as well, and stay its own children.
+
+A fork of the fork server runs it as `tests.servers.forking MODULE ARGUMENTS`. Only the imports of the children are
+there already: their sessions, signals, streams and ends are those that the module asks for. In a list of processes
+they have the command line of the fork server.
+"""
+
+import atexit
+import gc
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tests.servers.fork_server import enter
+
+HAVE_THREADS = frozenset({"celery"})
+"""The modules that start processes beside threads of their own: what one of these forks needs an `exec`."""
+_Popen = subprocess.Popen
+
+
+class ForkingPopen(_Popen):  # type: ignore[type-arg]
+    """`subprocess.Popen`, in which `python -m MODULE` is a fork of this process and never an `exec`."""
+
+    def __init__(self, args: Sequence[str], **options: Any) -> None:
+        if not isinstance(args, str) and [*map(str, args[:2])] == [sys.executable, "-m"]:
+            module, prepare = [*map(str, args[2:])], options.get("preexec_fn")
+            environment, kept = options.get("env") or dict(os.environ), options.get("pass_fds", ())
+            options["preexec_fn"] = lambda: _run_as_child(module, environment, kept, prepare)
+        super().__init__(args, **options)
+
+
+def _run_as_child(
+    arguments: Sequence[str], environment: Mapping[str, str], kept: Sequence[int], prepare: Callable[[], None] | None
+) -> NoReturn:
+    """Run a module where `Popen` would run a program, and end with its status.
+
+    The streams and the working directory are those of the child already. Nothing of the parent's is on the way out:
+    an exception would run the `finally` blocks of its frames.
+    """
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if prepare:
+            prepare()
+        gc.enable()  # Popen has switched it off
+        atexit._clear()
+        enter(arguments, environment, str(Path.cwd()), kept)
+        if arguments[0] in HAVE_THREADS:
+            subprocess.Popen = _Popen  # type: ignore[misc]
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - as Python does at the end of a program
+        traceback.print_exc()
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    del sys.argv[0]
+    subprocess.Popen = ForkingPopen  # type: ignore[misc]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
