@@ -5,9 +5,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
+from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import WITHIN
 from worker.storage.cloud import small_reads
 from worker.storage.cloud.plain_reads import PlainReads, whole_object
@@ -20,12 +22,20 @@ PLAIN = f'HTTP/1.1 200 OK\r\nETag: "v1"\r\nContent-Length: {len(BODY)}\r\nX-Amz-
 OBJECT = RealObject("bucket", "a b", "bucket/a b")
 
 
+def reads_at(url: str) -> PlainReads:
+    return PlainReads(
+        lambda _real: Place(f"{url}/bucket", lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN),
+        lambda answer: whole_object(answer, "x-amz-meta-sha256", lambda tag: str(tag or "").strip('"')),
+        (),
+    )
+
+
 @contextmanager
 def serving(answers: Callable[[int], list[bytes]]) -> Iterator[tuple[PlainReads, list[bytes]]]:
     """Yield the reads of a store that gives the pieces of `answers` to each request by number, and its connections."""
     requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/bucket"
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
 
         def serve(connection: socket.socket) -> None:
             with connection, suppress(OSError):  # the other end may close it before it has read all
@@ -43,11 +53,7 @@ def serving(answers: Callable[[int], list[bytes]]) -> Iterator[tuple[PlainReads,
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
-        reads = PlainReads(
-            lambda _real: Place(url, lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN),
-            lambda answer: whole_object(answer, "x-amz-meta-sha256", lambda tag: str(tag or "").strip('"')),
-            (),
-        )
+        reads = reads_at(url)
         yield reads, requests
         reads.close()
 
@@ -100,6 +106,21 @@ def test_an_announced_end_of_the_connection_is_believed() -> None:
     with serving(lambda _: [closing + BODY]) as (reads, _):
         assert reads.read(OBJECT, len(BODY)) is not None
         assert not reads._places.get("bucket").free  # type: ignore[union-attr]
+
+
+def test_a_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over TLS the same bytes come from a server of the right authority, and no request goes to another one."""
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    with serving(lambda _: [PLAIN[:20], PLAIN[20:], BODY]) as (plain, requests):
+        port = int(plain._places.get("bucket").url.split(":")[2].split("/")[0])  # type: ignore[union-attr]
+        with TlsProxy(port, ours.context()) as tls:
+            for authority, seen in ((ours, BODY), (other, None)):
+                monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.path))
+                reads = reads_at(f"https://127.0.0.1:{tls.port}")
+                found = reads.read(OBJECT, len(BODY))
+                assert (bytes(found.data) if found else None) == seen
+                reads.close()
+        assert len(requests) == 1
 
 
 def test_a_slow_answer_is_left_to_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
