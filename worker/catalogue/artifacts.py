@@ -405,7 +405,7 @@ class Artifacts:
     def finish_copies(self, finished: Sequence["FinishedCopy"], *, now: datetime) -> None:
         """Record that copies are complete, in one transaction; see `finish_copy`."""
         if finished:
-            with self._database.write() as connection:
+            with self._database.write_then_flush() as connection:
                 finish_copies(connection, finished, now)
 
     def ensure_copies(self, wanted: Sequence[tuple[Artifact, str]]) -> None:

@@ -148,6 +148,17 @@ class Database:
         """
         return self._transaction("write", self._begin_write, {}, durable=durable)
 
+    @contextmanager
+    def write_then_flush(self) -> Iterator[Connection]:
+        """Do as `write`, but wait for the disk after the transaction: SQLite's own wait is inside its lock for writers.
+
+        Others see the change a moment before it is durable. So it is for what is told after this returns, and not for
+        what a reader may tell.
+        """
+        with self.write(durable=False) as connection:
+            yield connection
+        self.flush()
+
     def read(self) -> AbstractContextManager[Connection]:
         """Begin a transaction that sees one state and changes nothing."""
         return self._transaction("read", self._dialect.begin_read, self._dialect.READING)

@@ -177,7 +177,7 @@ class Ledger:
             LostLease: another worker has the lease.
         """
         values = {"state": JobState.QUEUED, "lease_until": None, "due_at": due, "crashes": 0}
-        with self._database.write() as connection:
+        with self._database.write_then_flush() as connection:
             found = _FIND.first(connection, job=id_)
             kept = {"error": dict(why) | last_cause(found.error), "attempts": found.attempts - 1}
             _change(connection, id_, fence, values | kept | {"put_off_since": since})
@@ -386,7 +386,7 @@ class Ledger:
             connection.execute(sa.update(jobs).where(jobs.c.id == first).values(fence=jobs.c.fence))
 
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
-        with self._database.write() as connection:
+        with self._database.write_then_flush() as connection:
             _change(connection, id_, fence, values)
 
 

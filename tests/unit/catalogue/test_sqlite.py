@@ -200,6 +200,22 @@ def test_the_end_of_a_job_waits_for_the_disk_after_its_commit(url, monkeypatch):
         assert waits.count("flush") == 2
 
 
+def test_heartbeats_retries_and_copies_wait_for_the_disk_after_their_commit(url, monkeypatch):
+    """What a job records while it runs is durable before it goes on, and makes no other job wait for the disk."""
+    with closing(Catalogue(url)) as catalogue:
+        artifact, now = stored(catalogue), clock.now()
+        fence = begin(catalogue, "one").record.fence
+        waits = waits_of(catalogue, monkeypatch)
+        catalogue.ledger.renew("one", fence, until=now + timedelta(seconds=30), progress=None)
+        catalogue.artifacts.finish_copy(artifact, "dr", tag="2", evidence={}, now=now)
+        catalogue.ledger.retry("one", fence, {"type": "Timeout"}, due=now)
+        assert waits == ["no wait", "flush"] * 3
+        fence = begin(catalogue, "one").record.fence
+        waits.clear()
+        catalogue.ledger.snooze("one", fence, {"type": "Snooze"}, since=now, due=now)
+        assert waits == ["no wait", "flush"]
+
+
 def test_an_end_that_the_disk_did_not_confirm_is_not_told(url, monkeypatch):
     """The job is delivered again, its end is found, and it is made durable before anything is told of it."""
     with closing(Catalogue(url)) as catalogue:
