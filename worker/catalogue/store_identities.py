@@ -41,6 +41,13 @@ class StoreIdentities:
         known = {**self._files.others(name), **self._recorded()}
         return {other: marker for other, marker in known.items() if other != name and other in self._names}
 
+    def renamed_to(self, name: str) -> str | None:
+        """Return the configured store that is the very place of one that is not configured; None if none is."""
+        recorded = self._recorded()
+        marker = recorded.get(name)
+        same = (other for other in self._names - {name} if marker is not None and recorded.get(other) == marker)
+        return min(same, default=None)
+
     def way_out(self, name: str) -> str:
         return f"`zot-artifacts stores accept {name}`"
 

@@ -18,7 +18,7 @@ from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import Check, OpenBreaker, broker_checks, open_breakers
 from worker.cli.session import Session, open_session
-from worker.cli.stores import bad_copies, unconfigured
+from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.settings.model import Settings, load_settings
 from worker.settings.private_data_directory import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
@@ -129,8 +129,7 @@ def _catalogue(session: Session) -> Iterator[Check]:
     for name, states in unconfigured(session).items():
         copies = ", ".join(f"{count} {state}" for state, count in states.items())
         detail = f"not configured, and the catalogue has copies in it: {copies}"
-        way_out = f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
-        yield Check(f"store {name}", "bad", detail, way_out)
+        yield Check(f"store {name}", "bad", detail, way_out_of_unconfigured(session, name))
     yield from _copies(session)
     for stop in session.catalogue.repairs.untrusted().values():
         way_out = f"find out what is wrong with it, then `zot-artifacts stores trust {stop.store}`"

@@ -153,6 +153,15 @@ def unconfigured(session: Session) -> dict[str, dict[str, int]]:
     return session.catalogue.store_records.unconfigured(session.settings.stores)
 
 
+def way_out_of_unconfigured(session: Session, name: str) -> str:
+    """Return what to do about a store that has copies in the catalogue and is not in the settings."""
+    settings = session.settings
+    identities = session.catalogue.store_identities(settings.stores, settings.broker_file.parent)
+    if renamed := identities.renamed_to(name):
+        return f"`{renamed}` in the settings is this very store: name it `{name}` again"
+    return f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
+
+
 def _rows(session: Session) -> list[dict[str, Any]]:
     counts = session.catalogue.artifacts.count_by_state()
     with ThreadPoolExecutor(max_workers=8) as pool:  # a store that does not answer must not delay the others
@@ -161,7 +170,7 @@ def _rows(session: Session) -> list[dict[str, Any]]:
     rows = []
     for name in [*session.stores, *unconfigured(session)]:
         configured = name in session.settings.stores
-        error = errors[name] if configured else "not configured: add it to `stores`, or `zot-artifacts stores forget`"
+        error = errors[name] if configured else f"not configured: {way_out_of_unconfigured(session, name)}"
         rows.append(
             {
                 "store": name,

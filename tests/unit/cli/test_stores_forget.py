@@ -49,6 +49,18 @@ def test_a_store_that_left_the_configuration_is_shown(zot) -> None:
     assert "stores forget old" in checks["store old"]["way_out"]
 
 
+def test_a_store_that_was_renamed_is_told_by_its_new_name(zot, catalogue: Catalogue, tmp_path: Path) -> None:
+    """To forget it would forget copies that are there: `stores` and `doctor` say which store has its old name."""
+    zot("doctor")  # records the id of each store
+    identities = catalogue.store_identities(("primary", "dr"), tmp_path / "home" / "run")
+    identities.put("old", str(identities.get("dr")))
+    way_out = "`dr` in the settings is this very store: name it `old` again"
+    [old] = [each for each in zot("stores")[1]["stores"] if each["store"] == "old"]
+    assert old["error"] == f"not configured: {way_out}"
+    checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
+    assert checks["store old"]["way_out"] == way_out
+
+
 def test_forgetting_keeps_the_last_good_copy(zot) -> None:
     """A dry run changes nothing; without --allow-last the only good copy of an artifact stays, and the status is 1."""
     status, document, _ = zot("stores", "forget", "old", "--dry-run")
