@@ -11,6 +11,7 @@ from tests.conformance.bodies import source
 from tests.conformance.kinds import KINDS
 from tests.conformance.targets import Target
 from worker.storage import Capabilities, Condition, Digest, ObjectStat, Store
+from worker.storage.cloud.driver import MARKER
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -96,15 +97,35 @@ class BucketUnderTest:
         return self.store.delete_object(self.name, key)
 
 
+@pytest.fixture(scope="session")
+def empty_buckets(target: Target) -> Iterator[list[str]]:
+    """Return the bucket that a case left empty, for the next one: to make and delete one takes seven requests."""
+    names = list[str]()
+    yield names
+    for name in names:
+        delete_bucket(target, name)
+
+
 @pytest.fixture
-def bucket(target: Target) -> Iterator[BucketUnderTest]:
-    """Return an empty bucket; afterwards empty it, delete it, and fail if anything at all is left of it."""
-    bucket = f"b-{uuid.uuid4().hex[:12]}"
-    target.store.create_bucket(bucket)
-    yield BucketUnderTest(target.store, bucket)
-    for row in list(target.store.list_objects(bucket)):
-        target.store.delete_object(bucket, row.key)
-    target.store.delete_bucket(bucket)
+def bucket(target: Target, empty_buckets: list[str]) -> Iterator[BucketUnderTest]:
+    """Return an empty bucket; afterwards empty it, and fail if anything at all is left of the case."""
+    if not empty_buckets:
+        empty_buckets.append(f"b-{uuid.uuid4().hex[:12]}")
+        target.store.create_bucket(empty_buckets[0])
+    bucket = BucketUnderTest(target.store, empty_buckets.pop())
+    yield bucket
+    for row in list(target.store.list_objects(bucket.name)):
+        bucket.delete(row.key)
+    if not target.forgets:
+        delete_bucket(target, bucket.name)
     left = [unfinished.description for unfinished in target.store.iter_stale_uploads()]
-    assert [*left, *target.stale_files(bucket)] == []
-    assert not target.store.bucket_exists(bucket)
+    assert [*left, *(path for path in target.stale_files(bucket.name) if not path.endswith(MARKER))] == []
+    if target.forgets:
+        empty_buckets.append(bucket.name)
+
+
+def delete_bucket(target: Target, name: str) -> None:
+    """Delete a bucket that is empty, and expect that nothing is left of it."""
+    target.store.delete_bucket(name)
+    assert [*target.stale_files(name)] == []
+    assert not target.store.bucket_exists(name)

@@ -43,6 +43,7 @@ class Target:
         path_of: where an object's bytes lie as a file, where they do.
         stale_files: finds what should not be there, without asking the driver.
         open_upload: begins a multipart upload beside the driver's back, where the store has those.
+        forgets: whether a bucket that was emptied is as a new one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     path_of: Callable[[str, str], Path] | None = None
     stale_files: Callable[[str], Iterable[str]] = lambda _bucket: ()
     open_upload: Callable[[str, str], None] | None = None
+    forgets: bool = True
 
 
 def memory() -> Target:
@@ -232,7 +234,8 @@ def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target
         service.get_blob_client(*named(bucket, key)).stage_block("another-program", b"x")
 
     store = Store(open_driver(name, config), spool_dir=spool)
-    return Target(name, store, stale_files=stale_files, open_upload=open_upload)
+    forgets = False  # azurite keeps blocks of a blob that was deleted, and lists them when new ones were discarded
+    return Target(name, store, stale_files=stale_files, open_upload=open_upload, forgets=forgets)
 
 
 def azure_config(server: Azurite, **changes: object) -> AzureConfig:
